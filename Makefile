@@ -1,0 +1,61 @@
+# Every target sets up what it needs (.ci/setup, next to nothing when all is there), then runs it.
+#   make test ARGS='-k latency -x'              further arguments for pytest
+#   make test NETPOLL_GO_VERSIONS='1.24.11'     the Go versions services are built with, or "all"
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test test-all check bench clean
+
+PYTHON := .venv/bin/python
+PYTEST := $(PYTHON) -m pytest
+ARGS ?=
+
+# tests/conftest.py takes these from .tools/go-<version>/, where .ci/setup puts them.
+NETPOLL_GO_VERSIONS ?= 1.19 1.21.13 1.27.3
+export NETPOLL_GO_VERSIONS
+
+# .tools/go exists only where .ci/setup found no usable Go on the machine.
+export PATH := $(CURDIR)/.tools/go/bin:$(PATH)
+# Tests name the toolchain they build with: go.mod must not swap it for a downloaded one, and a
+# GOROOT from the user's shell would pair one version's compiler with another's library.
+export GOTOOLCHAIN := local
+unexport GOROOT
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## see a healthy Go service pass, and wasteful ones caught
+	@.ci/setup demo
+	@printf '\n--- example_project, healthy services: every test should pass\n\n'
+	@$(PYTEST) example_project $(ARGS)
+	@printf '\n--- example_project, wasteful services: these tests should fail\n\n'
+	@status=0; $(PYTEST) example_project --wasteful $(ARGS) || status=$$?; \
+	case $$status in \
+	1) printf '\ndemo: caught, as it should be.\n' ;; \
+	0) printf '\ndemo: the wasteful services passed; their waste went unnoticed.\n' >&2; exit 1 ;; \
+	*) printf '\ndemo: pytest stopped with exit code %s instead of judging the services.\n' $$status >&2; \
+	   exit $$status ;; \
+	esac
+
+test: ## run all tests, with the oldest, an older and the newest supported Go
+	@.ci/setup test
+	@$(PYTEST) tests $(ARGS)
+
+test-all: export NETPOLL_GO_VERSIONS = all
+test-all: ## run all tests, with every supported Go
+	@.ci/setup test
+	@$(PYTEST) tests $(ARGS)
+
+check: ## lint, formatting, types
+	@.ci/setup check
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy --strict
+
+bench: ## measure what measuring costs
+	@.ci/setup bench
+	@$(PYTHON) tests/bench/bench.py $(ARGS)
+
+clean: ## remove what set-up, tests and builds left behind
+	rm -rf .venv .tools .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find bpf example_project pytest_netpoll tests -name __pycache__ -prune -exec rm -rf {} +
