@@ -1,0 +1,725 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/*
+ * Counts the wakeups of Go's network poller from the kernel side.
+ *
+ * One raw tracepoint, sys_exit, sees everything: an epoll_pwait that returns n events runs through
+ * here before the runtime's netpollready does, so a goroutine found parked in a pollDesc now is one
+ * about to be woken; the next I/O syscall on that fd and direction says whether it was for nothing.
+ * The fork/exec/exit tracepoints follow a watched process's children.
+ *
+ * Written in BCC's dialect and kept to what BCC 0.18 compiles: no subprograms, no globals, no
+ * kernel headers (see stub/).
+ */
+#include <uapi/linux/ptrace.h>
+#include "netpoll.h"
+
+#ifndef __always_inline
+#define __always_inline inline __attribute__((always_inline))
+#endif
+
+#define EINTR 4
+#define EAGAIN 11
+#define EPOLLIN 0x001u
+#define EPOLLOUT 0x004u
+#define EPOLLERR 0x008u
+#define EPOLLHUP 0x010u
+#define EPOLLRDHUP 0x2000u
+#define EPOLLET 0x80000000u
+#define EPOLL_CTL_ADD 1
+#define EPOLL_CTL_DEL 2
+#define SOL_SOCKET 1
+#define SO_ERROR 4
+
+/* The mask that netpollopen registers every pollDesc with, in all versions. */
+#define GO_EVENTS (EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET)
+
+/* pollDesc.rg and .wg: 0 nobody, 1 readiness stored, 2 about to park, else the parked *g. */
+#define PD_READY 1
+#define PD_WAIT 2
+#define PD_WORDS 6
+#define PD_FD 1
+#define PD_FDSEQ 2
+
+/* A loop over all 128 events is too complex for the verifier; batches with tail calls are not. */
+#define BATCH 8
+
+#ifdef NETPOLL_AARCH64
+#define EVENT_WORDS 4		/* u32 events, padding, u64 data */
+#define EVENT_DATA 2
+#else
+#define EVENT_WORDS 3		/* packed on x86-64 */
+#define EVENT_DATA 1
+#endif
+
+BPF_ARRAY(homes, u64, TGID_HOMES);	/* tgid << 32 | owner; 0 = not watched */
+BPF_ARRAY(roles, u32, SYSCALLS);
+BPF_ARRAY(layouts, struct layout, LAYOUTS);
+BPF_ARRAY(epochs, u32, 1);
+BPF_ARRAY(targets, struct target, MAX_PROCESSES);
+BPF_ARRAY(waits, struct wait, MAX_PROCESSES * MAX_FDS * 2);
+BPF_PERCPU_ARRAY(counts, struct counters, MAX_PROCESSES * BANKS);
+BPF_ARRAY(latencies, struct histogram, MAX_PROCESSES * BANKS);
+BPF_STACK_TRACE(stacks, 4096);
+BPF_HASH(offenders, struct offender, u64, 16384);
+BPF_QUEUE(free_slots, u32, MAX_PROCESSES);
+
+struct args {
+	u64 arg[4];
+	u32 nr;
+};
+
+/* A poll whose events do not fit one batch; continued by tail calls on the same CPU. */
+struct drain {
+	u64 now;
+	u64 events;
+	u32 owner;
+	u32 next;
+	u32 n;
+	u32 found;
+};
+BPF_PERCPU_ARRAY(drains, struct drain, 1);
+BPF_PROG_ARRAY(continuations, 1);
+
+static __always_inline int read_args(u64 regs, struct args *a)
+{
+#ifdef NETPOLL_AARCH64
+	/* x0 holds the result by now; the kernel keeps the argument in orig_x0. */
+	u64 x[3];
+	struct { u64 orig_x0; s32 nr; } tail;
+
+	if (bpf_probe_read_kernel(x, sizeof(x), (void *)(regs + offsetof(struct pt_regs, regs[1]))))
+		return -1;
+	if (bpf_probe_read_kernel(&tail, 12, (void *)(regs + offsetof(struct pt_regs, orig_x0))))
+		return -1;
+	a->arg[0] = tail.orig_x0;
+	a->arg[1] = x[0];
+	a->arg[2] = x[1];
+	a->arg[3] = x[2];
+	a->nr = tail.nr;
+#else
+	/* r10 r9 r8 ax cx dx si di orig_ax stand in a row. */
+	u64 r[9];
+
+	if (bpf_probe_read_kernel(r, sizeof(r), (void *)(regs + offsetof(struct pt_regs, r10))))
+		return -1;
+	a->arg[0] = r[7];
+	a->arg[1] = r[6];
+	a->arg[2] = r[5];
+	a->arg[3] = r[0];
+	a->nr = r[8];
+#endif
+	return 0;
+}
+
+static __always_inline u32 current_epoch(void)
+{
+	int zero = 0;
+	u32 *epoch = epochs.lookup(&zero);
+
+	return epoch ? *epoch : 0;
+}
+
+static __always_inline struct target *target_of(u32 owner)
+{
+	int key = SLOT(owner);
+
+	return targets.lookup(&key);
+}
+
+static __always_inline struct counters *counters_of(u32 owner, u32 epoch)
+{
+	int key = BANK(owner, epoch);
+
+	return counts.lookup(&key);
+}
+
+static __always_inline struct wait *wait_of(u32 owner, u64 fd, int direction)
+{
+	int key = (SLOT(owner) * MAX_FDS + fd) * 2 + direction;
+	struct wait *w = fd < MAX_FDS ? waits.lookup(&key) : 0;
+
+	if (w && w->owner != owner) {
+		/* Left by the slot's former process. */
+		w->woken_at = 0;
+		w->flags = 0;
+		w->owner = owner;
+	}
+	return w;
+}
+
+/* Where the wakeup that is pending in w counts, or NULL when its bank has been reused. */
+static __always_inline struct counters *counters_of_wakeup(struct wait *w)
+{
+	return current_epoch() - w->epoch < BANKS - 1 ? counters_of(w->owner, w->epoch) : 0;
+}
+
+static __always_inline u32 bucket_of(u64 ns)
+{
+	u32 shift = 0;
+	u64 v;
+
+	if (ns >> LATENCY_BITS)
+		ns = (1ULL << LATENCY_BITS) - 1;
+	if (ns < 16)
+		return ns;
+	v = ns;
+	if (v >> 32) { v >>= 32; shift += 32; }
+	if (v >> 16) { v >>= 16; shift += 16; }
+	if (v >> 8) { v >>= 8; shift += 8; }
+	if (v >> 4) { v >>= 4; shift += 4; }
+	if (v >> 2) { v >>= 2; shift += 2; }
+	if (v >> 1) { shift += 1; }
+	return (shift - 3) * 16 + ((ns >> (shift - 4)) & 15);
+}
+
+/* The syscall that follows a wakeup has returned. Returns the counters that the wakeup is in. */
+static __always_inline struct counters *resolve_wakeup(struct wait *w, long ret)
+{
+	u64 latency = bpf_ktime_get_ns() - w->woken_at;
+	int key = BANK(w->owner, w->epoch);
+	struct counters *c = counters_of_wakeup(w);
+	u32 bucket = bucket_of(latency);
+	struct histogram *h;
+
+	w->woken_at = 0;
+	if (!c)
+		return 0;
+	if (latency > c->latency_max)
+		c->latency_max = latency;
+	h = latencies.lookup(&key);
+	if (h && bucket < LATENCY_BUCKETS)
+		__sync_fetch_and_add(&h->buckets[bucket], 1);
+	if (ret == -EAGAIN)
+		c->spurious_wakeups++;
+	else
+		c->productive_wakeups++;
+	return c;
+}
+
+/* Will the wait that follows this EAGAIN return at once? Only now can it be known: a Read or Write
+ * begins by dropping a readiness stored before it. */
+static __always_inline int readiness_is_stored(struct wait *w, int direction)
+{
+	struct target *t = target_of(w->owner);
+	u64 waiter = 0;
+
+	if (!(w->flags & WAIT_STORED) || !t)
+		return 0;
+	bpf_probe_read_user(&waiter, sizeof(waiter), (void *)(w->pd + (t->layout.waiters + direction) * 8));
+	return waiter == PD_READY;
+}
+
+/* An I/O syscall on fd has returned. */
+static __always_inline void io_returned(void *ctx, u32 owner, u32 nr, u32 fd, int direction, long ret)
+{
+	struct wait *w = wait_of(owner, fd, direction);
+	struct offender o = {};
+	struct counters *c = 0;
+	u64 one = 1, *count;
+
+	if (!w)
+		return;
+	if (w->woken_at) {
+		o.epoch = w->epoch;
+		o.offence = SPURIOUS;
+		c = resolve_wakeup(w, ret);
+		w->flags = ret == -EAGAIN ? WAIT_TRIED : 0;
+		if (ret != -EAGAIN)
+			return;
+	} else if (ret != -EAGAIN) {
+		if (w->flags & (WAIT_TRIED | WAIT_ARMED))
+			w->flags &= WAIT_STORED;
+		return;
+	} else {
+		if (w->flags & WAIT_ARMED) {
+			o.epoch = current_epoch();
+			o.offence = STALE;
+			c = counters_of(owner, o.epoch);
+			if (c)
+				c->stale_retries++;
+		}
+		w->flags = WAIT_TRIED | (readiness_is_stored(w, direction) ? WAIT_ARMED : 0);
+	}
+	if (!c)
+		return;
+	/* Somebody was woken for nothing: keep whose line it was. */
+	o.owner = owner;
+	o.fd = fd;
+	o.syscall = nr;
+	o.direction = direction;
+	o.stack = stacks.get_stackid(ctx, BPF_F_USER_STACK);
+	count = offenders.lookup(&o);
+	if (count)
+		__sync_fetch_and_add(count, 1);
+	else if (o.stack < 0 || offenders.insert(&o, &one))
+		c->lost_stacks++;
+}
+
+static __always_inline void abandon(u32 owner, u64 fd, int direction)
+{
+	struct wait *w = wait_of(owner, fd, direction);
+
+	if (!w)
+		return;
+	if (w->woken_at) {
+		struct counters *c = counters_of_wakeup(w);
+
+		if (c)
+			c->abandoned_wakeups++;
+		w->woken_at = 0;
+	}
+	w->flags = 0;
+}
+
+/* One direction of one event: whom will netpollready find? */
+static __always_inline void event_in_direction(struct counters *c, u32 owner, u32 epoch, u64 fd, int direction,
+					       u64 pd, u64 waiter, u64 now)
+{
+	struct wait *w = wait_of(owner, fd, direction);
+
+	if (waiter > PD_WAIT) {
+		c->wakeups++;
+		if (!w) {
+			c->lost_fds++;
+			return;
+		}
+		if (w->woken_at) {
+			struct counters *was = counters_of_wakeup(w);
+
+			if (was)
+				was->abandoned_wakeups++;
+		}
+		w->woken_at = now;
+		w->g = waiter;
+		w->pd = pd;
+		w->epoch = epoch;
+		w->flags = 0;
+		return;
+	}
+	if (waiter == PD_READY)
+		c->duplicate_events++;
+	else if (waiter == PD_WAIT)
+		c->parking_events++;
+	else
+		c->unclaimed_events++;
+	if (w && !(w->flags & WAIT_STORED)) {
+		w->pd = pd;
+		w->flags |= WAIT_STORED | (w->flags & WAIT_TRIED ? WAIT_ARMED : 0);
+	}
+}
+
+static __always_inline u64 unpack(u64 data, const struct layout *l)
+{
+#ifdef NETPOLL_AARCH64
+	return data >> (l->right & 63) << (l->left & 63);
+#else
+	return (s64)data >> (l->right & 63) << (l->left & 63);
+#endif
+}
+
+/* Returns whether the event is a pollDesc's and not the runtime's own wake-up. */
+static __always_inline int drain_event(struct counters *c, struct target *t, u32 owner, u32 epoch, u32 events,
+				       u64 data, u64 now)
+{
+	u64 pd[PD_WORDS];
+	u64 address, rg, wg;
+
+	if (data == t->break_data)
+		return 0;
+	c->events++;
+	address = unpack(data, &t->layout);
+	if (bpf_probe_read_user(pd, sizeof(pd), (void *)address)) {
+		c->lost_memory++;
+		return 1;
+	}
+	rg = t->layout.waiters == 3 ? pd[3] : pd[4];
+	wg = t->layout.waiters == 3 ? pd[4] : pd[5];
+	/* The fd was closed and its pollDesc reused after the event: the runtime drops it. */
+	if ((data ^ pd[PD_FDSEQ]) & ((1ULL << (t->layout.tag_bits & 63)) - 1)) {
+		c->unclaimed_events++;
+		return 1;
+	}
+	if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+		event_in_direction(c, owner, epoch, pd[PD_FD], DIR_READ, address, rg, now);
+	if (events & (EPOLLOUT | EPOLLHUP | EPOLLERR))
+		event_in_direction(c, owner, epoch, pd[PD_FD], DIR_WRITE, address, wg, now);
+	return 1;
+}
+
+static __always_inline void drain_batch(void *ctx, struct drain *d)
+{
+	u32 batch[BATCH * EVENT_WORDS];
+	u32 owner = d->owner;
+	u32 epoch = current_epoch();
+	u32 left = d->n - d->next;
+	struct counters *c = counters_of(owner, epoch);
+	struct target *t = target_of(owner);
+	int i;
+
+	if (!c || !t)
+		return;
+	/* The runtime's buffer holds 128 events, so a whole batch can always be read. */
+	if (bpf_probe_read_user(batch, sizeof(batch), (void *)(d->events + d->next * EVENT_WORDS * 4))) {
+		c->lost_memory++;
+		return;
+	}
+	for (i = 0; i < BATCH; i++) {
+		u32 *e = &batch[i * EVENT_WORDS];
+		u64 data = (u64)e[EVENT_DATA + 1] << 32 | e[EVENT_DATA];
+
+		if (i >= left)
+			break;
+		d->found += drain_event(c, t, owner, epoch, e[0], data, d->now);
+	}
+	if (left > BATCH) {
+		d->next += BATCH;
+		continuations.call(ctx, 0);
+		c->lost_memory++;	/* reached only when the tail call was refused */
+		return;
+	}
+	if (d->found == 0)
+		c->break_polls++;
+}
+
+int drain_events(struct bpf_raw_tracepoint_args *ctx)
+{
+	int zero = 0;
+	struct drain *d = drains.lookup(&zero);
+
+	if (d)
+		drain_batch(ctx, d);
+	return 0;
+}
+
+static __always_inline s64 timeout_of(const struct args *a, u32 role)
+{
+	s64 ts[2];
+
+	if (!(role & ROLE_POLL_TIMESPEC))
+		return (s32)a->arg[3];
+	if (!a->arg[3] || bpf_probe_read_user(ts, sizeof(ts), (void *)a->arg[3]))
+		return -1;
+	return ts[0] | ts[1];
+}
+
+static __always_inline void poll_returned(void *ctx, u32 owner, struct target *t, const struct args *a, u32 role,
+					  long ret)
+{
+	struct counters *c = counters_of(owner, current_epoch());
+	s64 timeout;
+	int zero = 0;
+	struct drain *d;
+
+	if (!c)
+		return;
+	timeout = timeout_of(a, role);
+	c->polls++;
+	if (timeout == 0)
+		c->nonblocking_polls++;
+	else if (timeout < 0)
+		c->blocking_polls++;
+	else
+		c->timed_polls++;
+	if (ret == 0) {
+		if (timeout == 0)
+			c->empty_polls++;
+		else if (timeout > 0)
+			c->timeout_polls++;
+		return;
+	}
+	if (ret < 0) {
+		if (ret == -EINTR)
+			c->interrupted_polls++;
+		return;
+	}
+	d = drains.lookup(&zero);
+	if (!d)
+		return;
+	d->now = bpf_ktime_get_ns();
+	d->events = a->arg[1];
+	d->owner = owner;
+	d->next = 0;
+	d->n = ret;
+	d->found = 0;
+	continuations.call(ctx, 0);
+	c->lost_memory++;	/* reached only when the tail call was refused */
+}
+
+/* Does this registration decode to a pollDesc that holds its fd and on which nobody waits yet? An event
+ * may have come already. */
+static __always_inline int proves(u64 data, u64 fd, const struct layout *l)
+{
+	u64 pd[PD_WORDS];
+
+	if (bpf_probe_read_user(pd, sizeof(pd), (void *)unpack(data, l)) || pd[PD_FD] != fd)
+		return 0;
+	if ((data ^ pd[PD_FDSEQ]) & ((1ULL << (l->tag_bits & 63)) - 1))
+		return 0;
+	return l->waiters == 3 ? (pd[3] | pd[4]) <= PD_READY : (pd[4] | pd[5]) <= PD_READY;
+}
+
+static __always_inline void note_candidate(struct target *t, s32 epfd, u64 fd, u64 data)
+{
+	struct candidate *c = 0;
+	int i;
+
+#pragma clang loop unroll(full)
+	for (i = 0; i < CANDIDATES; i++)
+		if (t->candidates[i].epfd == epfd)
+			c = &t->candidates[i];
+	if (!c)
+		c = &t->candidates[t->candidates_seen++ & (CANDIDATES - 1)];
+	c->data = data;
+	c->fd = fd;
+	c->epfd = epfd;
+	c->unproven = 0;
+}
+
+/* Does the candidate's data lead to its fd? */
+static __always_inline int has_own_wakeup(const struct candidate *c)
+{
+	u64 fd = 0;
+
+	return !c->data || (!bpf_probe_read_user(&fd, sizeof(fd), (void *)c->data) && fd == c->fd);
+}
+
+/* Proves the layout in the kernel, at the first registration: no event is missed, and a service
+ * that opens its first socket late, or a child that has just been exec'ed, is calibrated too. */
+static __always_inline void calibrate(struct target *t, s32 epfd, u64 fd, u32 events, u64 data)
+{
+	struct candidate *c = 0;
+	int i;
+
+	if (events == EPOLLIN) {
+		note_candidate(t, epfd, fd, data);
+		return;
+	}
+	if (events != GO_EVENTS)
+		return;
+#pragma clang loop unroll(full)
+	for (i = 0; i < CANDIDATES; i++)
+		if (t->candidates[i].epfd == epfd)
+			c = &t->candidates[i];
+	if (!c || !has_own_wakeup(c))
+		return;
+#pragma clang loop unroll(disable)
+	for (i = 0; i < LAYOUTS; i++) {
+		int key = i;
+		struct layout *l = layouts.lookup(&key);
+
+		if (l && proves(data, fd, l)) {
+			t->layout = *l;
+			t->break_data = c->data;
+			t->unproven = c->unproven;
+			t->proven++;
+			t->kept = 1;
+			t->epfd = epfd;
+			return;
+		}
+	}
+	c->unproven++;
+}
+
+static __always_inline void ctl_returned(u32 owner, struct target *t, const struct args *a, long ret)
+{
+	u32 event[EVENT_WORDS];
+	s32 epfd = a->arg[0];
+	u32 op = a->arg[1];
+	u64 fd = (u32)a->arg[2];
+	int direction;
+	u64 data;
+
+	if (ret)
+		return;
+	if (epfd == t->epfd) {
+		/* The runtime registers after open and removes before close, in the same thread, so this
+		 * is where an fd's life begins and ends: close itself could race with the fd's reuse. */
+#pragma clang loop unroll(disable)
+		for (direction = DIR_READ; direction <= DIR_WRITE; direction++)
+			abandon(owner, fd, direction);
+	}
+	if (op != EPOLL_CTL_ADD)
+		return;
+	if (bpf_probe_read_user(event, sizeof(event), (void *)a->arg[3]))
+		return;
+	data = (u64)event[EVENT_DATA + 1] << 32 | event[EVENT_DATA];
+	if (t->epfd == NO_EPFD) {
+		calibrate(t, epfd, fd, event[0], data);
+	} else if (epfd != t->epfd) {
+		return;
+	} else if (proves(data, fd, &t->layout)) {
+		t->proven++;
+	} else {
+		t->unproven++;
+	}
+}
+
+RAW_TRACEPOINT_PROBE(sys_exit)
+{
+	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	long ret = ctx->args[1];
+	int home = tgid & (TGID_HOMES - 1);
+	u64 *watched = homes.lookup(&home);
+	struct target *t;
+	struct args a;
+	u32 owner, *role;
+	int nr, direction;
+
+	if (!watched || *watched >> 32 != tgid)
+		return 0;
+	owner = (u32)*watched;
+	if (read_args(ctx->args[0], &a))
+		return 0;
+	nr = a.nr;
+	role = roles.lookup(&nr);
+	if (!role || !*role)
+		return 0;
+	if (*role & (ROLE_POLL | ROLE_CTL)) {
+		t = target_of(owner);
+		if (!t)
+			return 0;
+		if (*role & ROLE_CTL)
+			ctl_returned(owner, t, &a, ret);
+		else if ((s32)a.arg[0] == t->epfd)
+			poll_returned(ctx, owner, t, &a, *role, ret);
+		return 0;
+	}
+	if (*role & ROLE_SOCKOPT && (a.arg[1] != SOL_SOCKET || a.arg[2] != SO_ERROR))
+		return 0;
+	/* The index of the fd argument is data; comparisons, because the verifier refuses a
+	 * variable offset into the stack. */
+#pragma clang loop unroll(disable)
+	for (direction = DIR_READ; direction <= DIR_WRITE; direction++) {
+		u32 arg = *role >> (direction * 4) & 0xf;
+
+		if (arg)
+			io_returned(ctx, owner, nr, arg == 1 ? a.arg[0] : arg == 2 ? a.arg[1] : a.arg[2], direction, ret);
+	}
+	return 0;
+}
+
+#ifdef TASK_TGID_OFFSET
+static __always_inline u64 *home_of(u32 tgid)
+{
+	int home = tgid & (TGID_HOMES - 1);
+
+	return homes.lookup(&home);
+}
+
+static __always_inline u32 owner_of(u32 tgid)
+{
+	u64 *home = home_of(tgid);
+
+	return home && *home >> 32 == tgid ? (u32)*home : 0;
+}
+
+/* Whatever the slot's waits still hold is the former owner's from here on. */
+static __always_inline void settle(u64 *home, u32 tgid, u32 slot)
+{
+	*home = (u64)tgid << 32 | (u32)(bpf_ktime_get_ns() >> 10) << SLOT_BITS | (slot + 1);
+}
+
+static __always_inline void forget_calibration(struct target *t)
+{
+	__builtin_memset(&t->layout, 0, sizeof(t->layout));
+	__builtin_memset(t->candidates, 0, sizeof(t->candidates));
+	t->epfd = NO_EPFD;
+	t->proven = 0;
+	t->unproven = 0;
+	t->candidates[0].epfd = NO_EPFD;
+	t->candidates[1].epfd = NO_EPFD;
+	t->candidates[2].epfd = NO_EPFD;
+	t->candidates[3].epfd = NO_EPFD;
+}
+
+/* A watched process forks: its child is watched too. */
+RAW_TRACEPOINT_PROBE(sched_process_fork)
+{
+	u32 parent = bpf_get_current_pid_tgid() >> 32;
+	u32 owner = owner_of(parent);
+	struct target *p, *t;
+	struct counters *c;
+	u32 child = 0, slot;
+	u64 *home;
+	int key;
+
+	if (!owner)
+		return 0;
+	bpf_probe_read_kernel(&child, sizeof(child), (void *)(ctx->args[1] + TASK_TGID_OFFSET));
+	if (child == parent)
+		return 0;
+	p = target_of(owner);
+	home = home_of(child);
+	if (!p || !home)
+		return 0;
+	if (*home || free_slots.pop(&slot)) {
+		c = counters_of(owner, current_epoch());
+		if (c)
+			c->lost_processes++;
+		__sync_fetch_and_add(&p->lost_children, 1);
+		p->kept = 1;
+		return 0;
+	}
+	key = slot;
+	t = targets.lookup(&key);
+	if (!t)
+		return 0;
+	/* Until it execs, the child shares the parent's memory but polls nothing itself. */
+	__builtin_memset(t, 0, sizeof(*t));
+	t->tgid = child;
+	t->root = p->root;
+	forget_calibration(t);
+	settle(home, child, slot);
+	return 0;
+}
+
+/* A new program: nothing of the old one's calibration holds. */
+RAW_TRACEPOINT_PROBE(sched_process_exec)
+{
+	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	u32 owner = owner_of(tgid);
+	u64 *home = home_of(tgid);
+	struct target *t;
+
+	if (!owner || !home)
+		return 0;
+	t = target_of(owner);
+	if (!t)
+		return 0;
+	forget_calibration(t);
+	t->execs++;
+	settle(home, tgid, SLOT(owner));
+	return 0;
+}
+
+RAW_TRACEPOINT_PROBE(sched_process_exit)
+{
+	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	u32 owner = owner_of(tgid);
+	u64 *home = home_of(tgid);
+	u32 slot = SLOT(owner);
+	u64 signal = 0;
+	u32 live = 0;
+	struct target *t;
+
+	if (!owner || !home)
+		return 0;
+	/* The process ends with its last thread. The main one may go before, as it does when another
+	 * thread execs. */
+	if (bpf_probe_read_kernel(&signal, sizeof(signal), (void *)(ctx->args[0] + TASK_SIGNAL_OFFSET)) ||
+	    bpf_probe_read_kernel(&live, sizeof(live), (void *)(signal + SIGNAL_LIVE_OFFSET)) || live)
+		return 0;
+	t = target_of(owner);
+	if (!t)
+		return 0;
+	*home = 0;
+	t->exited = 1;
+	/* A child that never polled left no numbers behind; a process that did keeps its slot
+	 * until the agent has read them. */
+	if (!t->kept) {
+		t->tgid = 0;
+		free_slots.push(&slot, 0);
+	}
+	return 0;
+}
+#endif

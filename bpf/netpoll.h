@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/*
+ * What the probe and the agent share: sizes, and the layout of every map value.
+ * The agent mirrors the structs in agent/maps.py and passes the sizes as -D.
+ */
+#ifndef NETPOLL_H
+#define NETPOLL_H
+
+#ifndef MAX_PROCESSES
+#define MAX_PROCESSES 32
+#endif
+#ifndef MAX_FDS
+#define MAX_FDS 16384
+#endif
+
+/* Direct-mapped by the low bits of the tgid: an array lookup is inlined by the JIT, and this one is
+ * paid by every syscall of the whole machine. Two watched tgids that share a home are refused. */
+#define TGID_HOMES 65536
+
+/* Windows are cut by epochs. A bank holds what belongs to one epoch; a wakeup that is resolved
+ * after the cut still counts in the epoch that woke it, so a window's sums never leak. */
+#define BANKS 8
+
+/* An owner is a process in a slot: slot + 1 in the low bits, and above them a number that differs
+ * from that of the slot's former processes. */
+#define SLOT_BITS 12
+#define SLOT(owner) (((owner) & ((1 << SLOT_BITS) - 1)) - 1)
+#define BANK(owner, epoch) (SLOT(owner) * BANKS + ((epoch) & (BANKS - 1)))
+
+#define SYSCALLS 512
+#define LAYOUTS 3
+
+/* Log-linear: 16 buckets an octave up to 2^40 ns (18 minutes); error below 3.2 %. */
+#define LATENCY_BITS 40
+#define LATENCY_BUCKETS 592
+
+#define NO_EPFD (-1)
+
+enum direction { DIR_READ = 0, DIR_WRITE = 1 };
+
+/* What a syscall means to us; filled by the agent from its per-machine table. */
+#define ROLE_READ_ARG(role) ((role) & 0xf)		/* 1 + index of the fd read from, 0 = none */
+#define ROLE_WRITE_ARG(role) (((role) >> 4) & 0xf)	/* 1 + index of the fd written to */
+#define ROLE_POLL 0x100		/* arg0 epoll fd, arg1 events, arg3 timeout in ms */
+#define ROLE_POLL_TIMESPEC 0x200 /* epoll_pwait2: arg3 points to a timespec or is NULL */
+#define ROLE_CTL 0x400		/* arg0 epoll fd, arg1 op, arg2 fd, arg3 event */
+#define ROLE_SOCKOPT 0x800	/* resolves only as getsockopt(SOL_SOCKET, SO_ERROR) */
+
+/* How a pollDesc is packed into epoll_event.data, and where its waiters are. */
+struct layout {
+	u8 right;	/* (s64)data >> right << left = address of the pollDesc */
+	u8 left;
+	u8 tag_bits;	/* low bits of data that must equal pollDesc.fdseq; 0 = no tag */
+	u8 waiters;	/* word index of rg; wg follows */
+};
+
+/* An epoll instance that may be the runtime's: an fd was registered there as the runtime does its own
+ * wake-up fd, with data that is 0 or the address of a variable that holds the fd. The runtime sets that
+ * variable only afterwards, so this is left to be proven with the first pollDesc. */
+struct candidate {
+	u64 data;
+	u64 fd;
+	s32 epfd;	/* or NO_EPFD */
+	u32 unproven;	/* edge-triggered registrations that looked like Go's and did not decode */
+};
+#define CANDIDATES 4
+
+/* One watched process. layout is all zero until calibration has proved one. */
+struct target {
+	u32 tgid;
+	u32 root;	/* tgid of the process the agent was told to watch */
+	s32 epfd;	/* the runtime's epoll instance, or NO_EPFD */
+	struct layout layout;
+	u64 break_data;	/* of the runtime's own wake-up fd */
+	u32 proven;	/* registrations that decoded to a pollDesc holding their fd */
+	u32 unproven;	/* those on epfd that did not */
+	u32 execs;
+	u32 exited;
+	u32 kept;	/* its banks may hold numbers: the slot is the agent's to free */
+	u32 lost_children;	/* forked and not watched, for want of a slot */
+	u32 candidates_seen;
+	u32 unused;
+	struct candidate candidates[CANDIDATES];
+};
+
+struct counters {
+	u64 wakeups;
+	u64 productive_wakeups;
+	u64 spurious_wakeups;
+	u64 abandoned_wakeups;
+	u64 stale_retries;
+	u64 events;
+	u64 unclaimed_events;
+	u64 duplicate_events;
+	u64 parking_events;
+	u64 polls;
+	u64 blocking_polls;
+	u64 timed_polls;
+	u64 nonblocking_polls;
+	u64 empty_polls;
+	u64 timeout_polls;
+	u64 break_polls;
+	u64 interrupted_polls;
+	u64 lost_fds;		/* wakeups on an fd >= MAX_FDS */
+	u64 lost_memory;	/* events or pollDescs that could not be read */
+	u64 lost_processes;	/* children that found no free slot */
+	u64 lost_stacks;	/* spurious wakeups counted, whose stack was not kept */
+	u64 latency_max;
+};
+
+struct histogram {
+	u32 buckets[LATENCY_BUCKETS];
+};
+
+/* State of one direction of one fd of one process. */
+struct wait {
+	u64 woken_at;	/* ns; 0 = no wakeup pending */
+	u64 g;		/* the goroutine woken: address of its runtime.g */
+	u64 pd;		/* its pollDesc */
+	u32 epoch;	/* when it was woken */
+	u32 owner;
+	u32 flags;
+	u32 unused;
+};
+
+#define WAIT_TRIED 1	/* the last syscall got EAGAIN */
+#define WAIT_STORED 2	/* an event was stored in the pollDesc since */
+#define WAIT_ARMED 4	/* tried, and a readiness is stored: the wait returns at once */
+
+enum offence { SPURIOUS = 0, STALE = 1 };
+
+struct offender {
+	u32 owner;
+	u32 epoch;
+	s32 stack;
+	u32 fd;
+	u16 syscall;
+	u8 direction;
+	u8 offence;
+};
+
+#endif

@@ -1,0 +1,264 @@
+"""The privileged side: loads the BPF program and answers questions about windows.
+
+Run as `python3 -I agent --sources DIR …` by the system's Python, which alone can import BCC. Speaks
+JSON, one message a line, on stdin and stdout; stderr is for humans. Ends, and with it everything in
+the kernel, when stdin closes. It never writes a file and never starts a program.
+
+    → {"id": 1, "do": "watch", "pid": 4242}
+    ← {"id": 1, "ok": {…}}   or   {"id": 1, "error": {"what": …, "fix": …}}
+
+The first line is {"ready": {…}} or {"failed": {"what": …, "fix": …}}.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import signal
+import sys
+import time
+
+PROTOCOL = 1
+
+
+class BadMessage(Exception):
+    """A message that is not understood; the text says what is wrong with it."""
+
+
+def load_bcc():
+    """The bcc module. Raises ImportError with what is wrong: `bcc` on PyPI is another package."""
+    import bcc
+
+    if not hasattr(bcc, "BPF"):
+        raise ImportError(
+            "%s is not BCC but an unrelated package of that name" % getattr(bcc, "__file__", "bcc")
+        )
+    return bcc
+
+
+def install_command():
+    """The command that installs BCC on this distribution."""
+    release = {}
+    try:
+        with open("/etc/os-release") as f:
+            for line in f:
+                name, _, value = line.strip().partition("=")
+                release[name] = value.strip('"')
+    except OSError:
+        pass
+    family = " ".join((release.get("ID", ""), release.get("ID_LIKE", "")))
+    if "debian" in family or "ubuntu" in family:
+        return "sudo apt-get install python3-bpfcc"
+    if "fedora" in family or "rhel" in family:
+        return "sudo dnf install python3-bcc"
+    if "arch" in family:
+        return "sudo pacman -S python-bcc"
+    return "install your distribution's Python bindings of BCC"
+
+
+class Agent:
+    def __init__(self, kernel):
+        import watch
+        import windows
+
+        self._watch = watch
+        self._kernel = kernel
+        self._windows = windows.Windows(kernel)
+        self._processes = watch.Processes(kernel, self._windows)
+        self._cpu_at_open = {}  # window -> {pid: (used, waited)}
+
+    def watch(self, pid):
+        self._processes.watch(pid)
+        return self._state(pid)
+
+    def unwatch(self, pid):
+        self._processes.unwatch(pid)
+        return {}
+
+    def status(self, pid):
+        self._refresh()
+        return self._state(pid)
+
+    def open(self):
+        self._refresh()
+        self._processes.reap()
+        cpu = {p.pid: p.sample_cpu() for slot, p in self._live()}
+        window = self._windows.open(self._processes.slots())
+        self._cpu_at_open[window] = cpu
+        return {"window": window}
+
+    def close(self, window, settle_ms):
+        if window not in self._cpu_at_open:
+            raise BadMessage("window %r is not open" % window)
+        self._processes.refresh()
+        closed = self._windows.close(window, self._processes.slots())
+        # Children forked since: they ran in the window, if only for its last moment.
+        self._processes.refresh()
+        cpu = self._cpu_at_open.pop(window)
+        for _, process in self._live():
+            process.sample_cpu()
+        self._windows.settled(closed.end - 1, self._processes.slots(), settle_ms / 1000)
+        services = {}
+        for root in sorted(self._processes.roots()):
+            services[root] = [self._process(p, cpu, closed) for p in self._processes.of(root)]
+        if not self._windows.any_open:
+            self._kernel.offenders.clear()
+            self._kernel.stacks.clear()
+        self._processes.reap()
+        return {"duration_ns": closed.closed - closed.opened, "services": services}
+
+    def _live(self):
+        return [(p.slot, p) for root in self._processes.roots() for p in self._processes.of(root)]
+
+    def _refresh(self):
+        self._processes.refresh()
+        self._processes.adopt()
+        for _, process in self._live():
+            self._processes.calibrate(process)
+
+    def _state(self, root):
+        return {"processes": [self._about(p) for p in self._processes.of(root)]}
+
+    @staticmethod
+    def _about(process):
+        return {
+            "pid": process.pid,
+            "executable": process.executable,
+            "exited": process.exited,
+            "unwatched": process.unwatched,
+            "calibration": process.calibration(),
+        }
+
+    def _process(self, process, cpu_at_open, window):
+        import proc
+
+        bank = self._windows.sum(process.slot, window)
+        latency_max = bank.counters.pop("latency_max")
+        used, waited = cpu_at_open.get(process.pid, (0, 0))
+        offenders = []
+        if bank.counters["spurious_wakeups"] or bank.counters["stale_retries"]:
+            offenders = self._watch.offenders(
+                self._kernel, process, window.first, window.end, proc.sockets(process.pid)
+            )
+        about = self._about(process)
+        about.update(
+            counters=bank.counters,
+            histogram=bank.histogram,
+            latency_max_ns=latency_max,
+            cpu_ns=process.cpu[0] - used,
+            run_delay_ns=max(0, process.cpu[1] - waited),
+            offenders=offenders,
+        )
+        return about
+
+
+# command -> its arguments, all of which must be there, as integers.
+COMMANDS = {
+    "watch": ("pid",),
+    "unwatch": ("pid",),
+    "status": ("pid",),
+    "open": (),
+    "close": ("window", "settle_ms"),
+}
+
+
+def parse(line):
+    """(id, command, arguments). Raises BadMessage."""
+    try:
+        message = json.loads(line)
+    except ValueError as error:
+        raise BadMessage("not JSON: %s" % error) from error
+    if not isinstance(message, dict):
+        raise BadMessage("not an object")
+    arguments = COMMANDS.get(message.get("do")) if isinstance(message.get("do"), str) else None
+    if arguments is None:
+        raise BadMessage("unknown command %r" % message.get("do"))
+    values = {}
+    for name in arguments:
+        value = message.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
+            raise BadMessage("%s needs %s, a whole number" % (message["do"], name))
+        values[name] = value
+    return message.get("id"), message["do"], values
+
+
+def serve(agent, lines, send):
+    """Answers until the lines end."""
+    import watch
+
+    for line in lines:
+        identity = None
+        try:
+            identity, command, arguments = parse(line)
+            send({"id": identity, "ok": getattr(agent, command)(**arguments)})
+        except BadMessage as error:
+            send({"id": identity, "error": {"what": "the agent refused a message: %s" % error}})
+        except watch.Refused as error:
+            send({"id": identity, "error": {"what": str(error), "fix": error.fix}})
+
+
+def resident_bytes():
+    with open("/proc/self/statm") as f:
+        return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="agent")
+    parser.add_argument("--sources", required=True)
+    parser.add_argument("--max-processes", type=int, required=True)
+    parser.add_argument("--max-fds", type=int, required=True)
+    options = parser.parse_args()
+
+    # The protocol keeps stdout for itself: BCC and LLVM may print.
+    wire = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    # Ctrl-C is pytest's to handle; the agent ends when its stdin does.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def send(message):
+        wire.write(json.dumps(message, separators=(",", ":")) + "\n")
+        wire.flush()
+
+    started = time.monotonic()
+    try:
+        bcc = load_bcc()
+    except ImportError as error:
+        send(
+            {
+                "failed": {
+                    "what": "BCC's Python module cannot be imported by %s: %s" % (sys.executable, error),
+                    "fix": install_command(),
+                }
+            }
+        )
+        return 1
+    import kernel
+
+    try:
+        loaded = kernel.Kernel(bcc, options.sources, options.max_processes, options.max_fds)
+    except kernel.LoadFailed as error:
+        send({"failed": {"what": "the BPF program could not be loaded: %s" % error, "fix": None}})
+        return 1
+    agent = Agent(loaded)
+    send(
+        {
+            "ready": {
+                "protocol": PROTOCOL,
+                "bcc": bcc.__version__,
+                "python": platform.python_version(),
+                "kernel": platform.release(),
+                "machine": platform.machine(),
+                "follows_children": loaded.follows_children,
+                "startup_seconds": time.monotonic() - started,
+                "resident_bytes": resident_bytes(),
+            }
+        }
+    )
+    with contextlib.suppress(BrokenPipeError):
+        serve(agent, sys.stdin, send)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

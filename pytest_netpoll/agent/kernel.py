@@ -1,0 +1,130 @@
+"""The BPF program in the kernel: compile, load, attach; typed access to its maps."""
+
+import contextlib
+import ctypes
+import os
+import resource
+import time
+
+import btf
+import layouts
+import machine
+
+SLOT_BITS = 12  # bpf/netpoll.h
+
+
+def slot_of(owner):
+    return (owner & (1 << SLOT_BITS) - 1) - 1
+
+
+class LoadFailed(Exception):
+    """The program could not be compiled, loaded or attached; the details went to stderr."""
+
+
+class Kernel:
+    """Everything is attached on return. Raises LoadFailed.
+
+    bcc: the imported bcc module.
+    sources: the directory that holds netpoll.c, netpoll.h and stub/.
+    """
+
+    def __init__(self, bcc, sources, max_processes, max_fds):
+        name = machine.current()
+        if name not in machine.NUMBERS:
+            raise LoadFailed(
+                "this machine (%s) has no table of syscalls; known are %s"
+                % (name, ", ".join(sorted(machine.NUMBERS)))
+            )
+        if max_processes >= 1 << SLOT_BITS:
+            raise LoadFailed("%d processes are more than %d" % (max_processes, (1 << SLOT_BITS) - 1))
+        self.signed = name == "x86_64"
+        self.max_processes = max_processes
+        self.max_fds = max_fds
+        offsets = btf.task_offsets()
+        self.follows_children = offsets is not None
+        started = time.monotonic()
+        # Before 5.11 maps are charged to this limit, and the default is far too small.
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        os.environ["BCC_KERNEL_SOURCE"] = os.path.join(sources, "stub")
+        flags = ["-I" + sources, "-DMAX_PROCESSES=%d" % max_processes, "-DMAX_FDS=%d" % max_fds]
+        flags += machine.DEFINES[name]
+        if self.follows_children:
+            flags += ["-D%s=%d" % item for item in sorted(offsets.items())]
+        with open(os.path.join(sources, "netpoll.c"), "rb") as f:
+            text = f.read()
+        cwd = os.getcwd()
+        try:
+            # Probes named RAW_TRACEPOINT_PROBE attach themselves as BCC loads them, so sys_exit is
+            # live before its tables are filled; nothing is watched until then.
+            self.bpf = bcc.BPF(text=text, cflags=flags)
+            drain = self.bpf.load_func(b"drain_events", bcc.BPF.RAW_TRACEPOINT)
+        except Exception as error:  # BCC raises bare Exception
+            raise LoadFailed(str(error)) from error
+        finally:
+            os.chdir(cwd)
+        table = self.bpf.get_table
+        self.homes = table(b"homes")
+        self.targets = table(b"targets")
+        self.epochs = table(b"epochs")
+        self.counts = table(b"counts")
+        self.latencies = table(b"latencies")
+        self.stacks = table(b"stacks")
+        self.offenders = table(b"offenders")
+        self.free_slots = table(b"free_slots")
+        table(b"continuations")[ctypes.c_int(0)] = ctypes.c_int(drain.fd)
+        self._fill(table(b"roles"), table(b"layouts"), name)
+        self.seconds = time.monotonic() - started
+
+    def _fill(self, roles, layout_table, name):
+        for number, role in machine.roles(name).items():
+            roles[ctypes.c_int(number)] = ctypes.c_uint32(role)
+        for i, layout in enumerate(layouts.LAYOUTS):
+            layout_table[ctypes.c_int(i)] = self.layout_value(layout, layout_table.Leaf)
+        for slot in range(self.max_processes):
+            self.free_slots.push(ctypes.c_uint32(slot))
+
+    @staticmethod
+    def layout_value(layout, leaf):
+        return leaf(right=layout.right, left=layout.left, tag_bits=layout.tag_bits, waiters=layout.waiters)
+
+    def set_epoch(self, epoch):
+        self.epochs[ctypes.c_int(0)] = ctypes.c_uint32(epoch)
+
+    def take_slot(self):
+        """A free slot's number, or None."""
+        try:
+            return self.free_slots.pop().value
+        except KeyError:
+            return None
+
+    def give_slot(self, slot):
+        self.targets[ctypes.c_int(slot)] = self.targets.Leaf()
+        self.free_slots.push(ctypes.c_uint32(slot))
+
+    def home(self, tgid):
+        """(tgid, owner) that lives where this tgid would; (0, 0) when nobody does."""
+        value = self.homes[ctypes.c_int(tgid & 0xFFFF)].value
+        return value >> 32, value & 0xFFFFFFFF
+
+    def settle(self, tgid, slot):
+        """Starts watching. The caller has filled the slot's target."""
+        # The number above the slot tells what the slot's former processes left behind.
+        owner = (time.monotonic_ns() >> 10) << SLOT_BITS & 0xFFFFFFFF | slot + 1
+        self.homes[ctypes.c_int(tgid & 0xFFFF)] = ctypes.c_uint64(tgid << 32 | owner)
+
+    def evict(self, tgid):
+        if self.home(tgid)[0] == tgid:
+            self.homes[ctypes.c_int(tgid & 0xFFFF)] = ctypes.c_uint64(0)
+
+    def target(self, slot):
+        return self.targets[ctypes.c_int(slot)]
+
+    def set_target(self, slot, target):
+        self.targets[ctypes.c_int(slot)] = target
+
+    def new_target(self, tgid, root):
+        target = self.targets.Leaf(tgid=tgid, root=root, epfd=-1, kept=1)
+        for candidate in target.candidates:
+            candidate.epfd = -1
+        return target

@@ -1,0 +1,127 @@
+"""What differs between machines: syscall numbers and what each syscall means to the poller.
+
+Numbers are from the kernel's syscall tables (x86-64: syscall_64.tbl; arm64: asm-generic/unistd.h).
+"""
+
+import platform
+
+READ = 0
+WRITE = 4
+
+# bpf/netpoll.h: ROLE_*
+POLL = 0x100
+POLL_TIMESPEC = 0x200
+CTL = 0x400
+SOCKOPT = 0x800
+
+
+def reads(arg):
+    return (arg + 1) << READ
+
+
+def writes(arg):
+    return (arg + 1) << WRITE
+
+
+# Every syscall that Go's net, os and internal/poll issue on a pollable descriptor, by the direction
+# whose readiness they consume. Those without a wakeup behind them cost one array lookup.
+ROLES = {
+    "read": reads(0),
+    "readv": reads(0),
+    "pread64": reads(0),
+    "preadv": reads(0),
+    "recvfrom": reads(0),
+    "recvmsg": reads(0),
+    "recvmmsg": reads(0),
+    "accept": reads(0),
+    "accept4": reads(0),
+    "write": writes(0),
+    "writev": writes(0),
+    "pwrite64": writes(0),
+    "pwritev": writes(0),
+    "sendto": writes(0),
+    "sendmsg": writes(0),
+    "sendmmsg": writes(0),
+    "connect": writes(0),
+    "getsockopt": writes(0) | SOCKOPT,
+    "splice": reads(0) | writes(2),
+    "copy_file_range": reads(0) | writes(2),
+    "sendfile": reads(1) | writes(0),
+    "epoll_wait": POLL,
+    "epoll_pwait": POLL,
+    "epoll_pwait2": POLL | POLL_TIMESPEC,
+    "epoll_ctl": CTL,
+}
+
+# Raw (fd-less) syscalls of a machine are simply absent from its table: arm64 has no epoll_wait.
+NUMBERS = {
+    "x86_64": {
+        "read": 0,
+        "write": 1,
+        "pread64": 17,
+        "pwrite64": 18,
+        "readv": 19,
+        "writev": 20,
+        "sendfile": 40,
+        "connect": 42,
+        "accept": 43,
+        "sendto": 44,
+        "recvfrom": 45,
+        "sendmsg": 46,
+        "recvmsg": 47,
+        "getsockopt": 55,
+        "epoll_wait": 232,
+        "epoll_ctl": 233,
+        "splice": 275,
+        "epoll_pwait": 281,
+        "accept4": 288,
+        "preadv": 295,
+        "pwritev": 296,
+        "recvmmsg": 299,
+        "sendmmsg": 307,
+        "copy_file_range": 326,
+        "epoll_pwait2": 441,
+    },
+    "aarch64": {
+        "epoll_ctl": 21,
+        "epoll_pwait": 22,
+        "read": 63,
+        "write": 64,
+        "readv": 65,
+        "writev": 66,
+        "pread64": 67,
+        "pwrite64": 68,
+        "preadv": 69,
+        "pwritev": 70,
+        "sendfile": 71,
+        "splice": 76,
+        "accept": 202,
+        "connect": 203,
+        "sendto": 206,
+        "recvfrom": 207,
+        "getsockopt": 209,
+        "sendmsg": 211,
+        "recvmsg": 212,
+        "accept4": 242,
+        "recvmmsg": 243,
+        "sendmmsg": 269,
+        "copy_file_range": 285,
+        "epoll_pwait2": 441,
+    },
+}
+
+# struct epoll_event is packed on x86-64 only; the C side chooses by the same define.
+DEFINES = {"x86_64": [], "aarch64": ["-DNETPOLL_AARCH64"]}
+
+
+def current():
+    return platform.machine()
+
+
+def roles(machine):
+    """Syscall number -> role, for the machine. KeyError when there is no table for it."""
+    return {number: ROLES[name] for name, number in NUMBERS[machine].items()}
+
+
+def names(machine):
+    return {number: name for name, number in NUMBERS[machine].items()}

@@ -1,0 +1,210 @@
+"""What /proc tells of a process. Every function answers None or empty when the process is gone."""
+
+import os
+import re
+import time
+from collections import namedtuple
+
+Registration = namedtuple("Registration", "fd events data")
+
+_TFD = re.compile(r"^tfd:\s*(\d+)\s+events:\s*([0-9a-f]+)\s+data:\s*([0-9a-f]+)", re.M)
+
+
+def alive(pid):
+    try:
+        with open("/proc/%d/stat" % pid) as f:
+            return f.read().rpartition(")")[2].split()[0] not in "ZX"
+    except (OSError, IndexError):
+        return False
+
+
+def start_time(pid):
+    """Clock ticks since boot at which the process started: tells a reused pid."""
+    try:
+        with open("/proc/%d/stat" % pid) as f:
+            return int(f.read().rpartition(")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def owner(pid):
+    try:
+        return os.stat("/proc/%d" % pid).st_uid
+    except OSError:
+        return None
+
+
+def executable(pid):
+    try:
+        return os.readlink("/proc/%d/exe" % pid)
+    except OSError:
+        return None
+
+
+def is_64_bit(pid):
+    """Whether the program is a 64-bit ELF; None when it cannot be read."""
+    try:
+        with open("/proc/%d/exe" % pid, "rb") as f:
+            head = f.read(5)
+    except OSError:
+        return None
+    return head[:4] == b"\x7fELF" and head[4:] == b"\x02"
+
+
+def descendants(pid):
+    """All live children, grandchildren, … of the process; needs no order."""
+    parents = {}
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open("/proc/%s/stat" % name) as f:
+                parents.setdefault(int(f.read().rpartition(")")[2].split()[1]), []).append(int(name))
+        except (OSError, IndexError, ValueError):
+            continue
+    found, queue = [], [pid]
+    while queue:
+        children = parents.get(queue.pop(), [])
+        found += children
+        queue += children
+    return found
+
+
+def cpu_times(pid):
+    """(CPU ns used, ns spent runnable but waiting), or None.
+
+    The time used is that of the process's own clock, which keeps what ended threads used; the
+    time spent waiting is known of live threads only, and may therefore shrink.
+    """
+    try:
+        # clock_getcpuclockid(3), which Python does not have; CPUCLOCK_SCHED counts in ns.
+        used = time.clock_gettime_ns(~pid << 3 | 2)
+        tids = os.listdir("/proc/%d/task" % pid)
+    except OSError:
+        return None
+    waited = 0
+    for tid in tids:
+        try:
+            with open("/proc/%d/task/%s/schedstat" % (pid, tid)) as f:
+                waited += int(f.read().split()[1])
+        except (OSError, ValueError, IndexError):
+            continue
+    return used, waited
+
+
+def epoll_instances(pid):
+    """{epoll fd: [Registration]} of all the process's epoll instances."""
+    instances = {}
+    base = "/proc/%d" % pid
+    try:
+        fds = os.listdir(base + "/fd")
+    except OSError:
+        return instances
+    for fd in fds:
+        try:
+            if os.readlink("%s/fd/%s" % (base, fd)) != "anon_inode:[eventpoll]":
+                continue
+            with open("%s/fdinfo/%s" % (base, fd)) as f:
+                text = f.read()
+        except OSError:
+            continue
+        instances[int(fd)] = [
+            Registration(int(tfd), int(events, 16), int(data, 16)) for tfd, events, data in _TFD.findall(text)
+        ]
+    return instances
+
+
+class Memory:
+    """Reads a process's memory; a read of what is not there gives None."""
+
+    def __init__(self, pid):
+        self._file = open("/proc/%d/mem" % pid, "rb", buffering=0)  # noqa: SIM115
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+    def read(self, address, size):
+        try:
+            data = os.pread(self._file.fileno(), size, address)
+        except (OSError, OverflowError):
+            return None
+        return data if len(data) == size else None
+
+
+def mappings(pid):
+    """[(start, end, file offset, path)] of the executable, file-backed mappings."""
+    found = []
+    try:
+        with open("/proc/%d/maps" % pid) as f:
+            lines = f.readlines()
+    except OSError:
+        return found
+    for line in lines:
+        fields = line.rstrip("\n").split(None, 5)
+        if len(fields) < 6 or "x" not in fields[1]:
+            continue
+        start, _, end = fields[0].partition("-")
+        found.append((int(start, 16), int(end, 16), int(fields[2], 16), fields[5]))
+    return found
+
+
+def _socket_address(text, v6):
+    host, _, port = text.partition(":")
+    if v6:
+        words = [bytes.fromhex(host[i : i + 8])[::-1] for i in range(0, 32, 8)]
+        raw = b"".join(words)
+        if raw[:12] == b"\0" * 10 + b"\xff\xff":
+            return "%d.%d.%d.%d:%d" % ((*tuple(raw[12:]), int(port, 16)))
+        groups = [raw[i : i + 2].hex().lstrip("0") or "0" for i in range(0, 16, 2)]
+        return "[%s]:%d" % (":".join(groups), int(port, 16))
+    return "%d.%d.%d.%d:%d" % ((*tuple(bytes.fromhex(host)[::-1]), int(port, 16)))
+
+
+def sockets(pid):
+    """{inode: (type, local, peer)} of the process's network namespace.
+
+    type: tcp, listener, udp or unix; addresses "host:port", peer None where there is none.
+    """
+    table = {}
+    for name, v6 in (("tcp", False), ("tcp6", True), ("udp", False), ("udp6", True)):
+        try:
+            with open("/proc/%d/net/%s" % (pid, name)) as f:
+                lines = f.readlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            local, peer, state, inode = fields[1], fields[2], fields[3], fields[9]
+            kind = "listener" if state == "0A" else name[:3]
+            connected = int(peer.partition(":")[2], 16) != 0
+            table[int(inode)] = (
+                kind,
+                _socket_address(local, v6),
+                _socket_address(peer, v6) if connected else None,
+            )
+    try:
+        with open("/proc/%d/net/unix" % pid) as f:
+            for line in f.readlines()[1:]:
+                fields = line.split()
+                table[int(fields[6])] = ("unix", fields[7] if len(fields) > 7 else "", None)
+    except OSError:
+        pass
+    return table
+
+
+def fd_kind(pid, fd, table):
+    """(type, local, peer) of an fd: tcp, listener, udp, unix, pipe, other; closed when it is gone."""
+    try:
+        link = os.readlink("/proc/%d/fd/%d" % (pid, fd))
+    except OSError:
+        return ("closed", None, None)
+    if link.startswith("socket:["):
+        return table.get(int(link[8:-1]), ("socket", None, None))
+    if link.startswith("pipe:["):
+        return ("pipe", None, None)
+    if link.startswith("anon_inode:"):
+        return (link[11:].strip("[]"), None, None)
+    return ("file", link, None)

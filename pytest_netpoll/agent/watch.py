@@ -1,0 +1,267 @@
+"""Which processes are watched, whose children they are, and what calibration proved of each."""
+
+import ctypes
+import time
+
+import calibrate
+import layouts
+import machine
+import proc
+from kernel import slot_of
+
+
+class Refused(Exception):
+    """The process cannot be watched; the message says why."""
+
+    def __init__(self, what, fix=None):
+        super().__init__(what)
+        self.fix = fix
+
+
+class Process:
+    def __init__(self, slot, pid, root):
+        self.slot = slot
+        self.pid = pid
+        self.root = root
+        self.executable = proc.executable(pid)
+        self.mappings = proc.mappings(pid)
+        self.execs = 0
+        self.exited = False
+        self.epfd = -1
+        self.layout = None
+        self.proven = 0
+        self.unproven = 0
+        self.why_not = None  # what calibration from outside saw, when it failed
+        self.unwatched = 0  # children forked and not watched
+        self.cpu = (0, 0)  # last known, ns
+
+    def calibration(self):
+        """JSON: what has been proven of the process's poller."""
+        return {
+            "layout": self.layout and self.layout.name,
+            "epfd": self.epfd,
+            "proven": self.proven,
+            "unproven": self.unproven,
+            "why_not": self.why_not if self.layout is None else None,
+        }
+
+    def sample_cpu(self):
+        self.cpu = proc.cpu_times(self.pid) or self.cpu
+        return self.cpu
+
+
+class Processes:
+    """Mirrors the kernel's targets."""
+
+    def __init__(self, kernel, windows):
+        self._kernel = kernel
+        self._windows = windows
+        self._by_slot = {}
+
+    def of(self, root):
+        return [p for p in self._by_slot.values() if p.root == root]
+
+    def slots(self):
+        return list(self._by_slot)
+
+    def roots(self):
+        return {p.root for p in self._by_slot.values()}
+
+    def watch(self, pid):
+        """Watches the process and all its descendants. Raises Refused."""
+        if not proc.alive(pid):
+            raise Refused("process %d does not run" % pid)
+        self.refresh()
+        try:
+            # The root first: what it forks from here on is followed in the kernel.
+            self._admit(pid, pid)
+            self._admit_descendants(pid)
+        except Refused:
+            self.unwatch(pid)
+            raise
+        for process in self.of(pid):
+            self.calibrate(process)
+
+    def _admit_descendants(self, root):
+        """Those forked before we watched, or when there was no slot; again until nothing new appears."""
+        while True:
+            known = {p.pid for p in self._by_slot.values() if not p.exited}
+            new = [child for child in proc.descendants(root) if child not in known and proc.alive(child)]
+            if not new:
+                return
+            for child in new:
+                self._admit(child, root)
+            self.refresh()
+
+    def adopt(self):
+        """Watches children that could not be before, for there may be room now."""
+        if self._windows.any_open:
+            return  # that window was without them: nothing may hide it
+        for root in self.roots():
+            processes = self.of(root)
+            if not any(p.unwatched for p in processes) and self._kernel.follows_children:
+                continue
+            try:
+                self._admit_descendants(root)
+            except Refused:
+                continue
+            for process in processes:
+                target = self._kernel.target(process.slot)
+                if target.tgid == process.pid and target.lost_children == process.unwatched:
+                    target.lost_children = process.unwatched = 0
+                    self._kernel.set_target(process.slot, target)
+
+    def unwatch(self, root):
+        for process in self.of(root):
+            self._kernel.evict(process.pid)
+            process.exited = True
+        self.reap()
+
+    def refresh(self):
+        """Learns what the kernel did since: children forked, programs exec'ed, layouts proven."""
+        for slot in range(self._kernel.max_processes):
+            target = self._kernel.target(slot)
+            if not target.tgid:
+                self._by_slot.pop(slot, None)
+                continue
+            process = self._by_slot.get(slot)
+            if process is None or process.pid != target.tgid:
+                process = self._by_slot[slot] = Process(slot, target.tgid, target.root)
+            if target.execs != process.execs:
+                process.execs = target.execs
+                process.executable = proc.executable(process.pid) or process.executable
+                process.mappings = proc.mappings(process.pid) or process.mappings
+            process.exited = bool(target.exited)
+            process.epfd = target.epfd
+            process.layout = self._named(target.layout)
+            process.proven = target.proven
+            process.unproven = target.unproven
+            if process.epfd < 0:
+                process.unproven = sum(candidate.unproven for candidate in target.candidates)
+            process.unwatched = target.lost_children
+            # Where children cannot be followed, nor exits seen, by the kernel.
+            if not process.exited and not proc.alive(process.pid):
+                self._kernel.evict(process.pid)
+                process.exited = True
+
+    def reap(self):
+        """Frees the slots of processes that are gone, once no window can ask for them."""
+        if self._windows.any_open:
+            return
+        for slot, process in list(self._by_slot.items()):
+            if process.exited:
+                del self._by_slot[slot]
+                self._windows.wipe(slot)
+                self._kernel.give_slot(slot)
+
+    def calibrate(self, process):
+        """Proves the layout from outside, for what was registered before we watched."""
+        if process.layout is not None or process.exited:
+            return
+        if proc.is_64_bit(process.pid) is False:
+            process.why_not = "it is a 32-bit program, only 64-bit ones can be measured"
+            return
+        for attempt in range(5):
+            try:
+                found = calibrate.calibrate(process.pid, self._kernel.signed)
+            except calibrate.Unreadable as error:
+                process.why_not = str(error)
+                return
+            process.why_not = found.strange
+            if not self._teach(process, found):
+                # A connection that closes between the two reads looks like a contradiction.
+                if found.strange is None:
+                    return
+                time.sleep(0.005 * attempt)
+
+    def _teach(self, process, found):
+        """Tells the kernel what was found. Returns whether to look again, for what came in between."""
+        target = self._kernel.target(process.slot)
+        if target.tgid != process.pid or target.epfd >= 0:
+            return False
+        if found.layout is not None:
+            target.layout = self._kernel.layout_value(found.layout, type(target.layout))
+            target.break_data = found.break_data
+            target.epfd = found.epfd
+            target.proven = found.registered
+            target.kept = 1
+        else:
+            known = {candidate.epfd for candidate in target.candidates}
+            new = [item for item in found.candidates.items() if item[0] not in known]
+            if not new:
+                return False
+            for epfd, wakeup in new:
+                candidate = target.candidates[target.candidates_seen % len(target.candidates)]
+                candidate.epfd, candidate.fd, candidate.data = epfd, wakeup.fd, wakeup.data
+                candidate.unproven = 0
+                target.candidates_seen += 1
+        self._kernel.set_target(process.slot, target)
+        process.layout = found.layout
+        process.epfd = found.epfd
+        process.proven = found.registered
+        return found.layout is None
+
+    def _admit(self, pid, root):
+        home, _ = self._kernel.home(pid)
+        if home == pid:
+            return
+        if home and proc.alive(home):
+            raise Refused("process %d cannot be watched beside process %d" % (pid, home), "start it again")
+        slot = self._kernel.take_slot()
+        if slot is None:
+            raise Refused(
+                "%d processes are watched already" % self._kernel.max_processes,
+                "--netpoll-max-processes=%d" % (2 * self._kernel.max_processes),
+            )
+        self._windows.wipe(slot)
+        self._kernel.set_target(slot, self._kernel.new_target(pid, root))
+        # Looked at only once the kernel would tell of an exec: pytest's child may be in the middle of
+        # its own, with nothing mapped yet.
+        self._kernel.settle(pid, slot)
+        self._by_slot[slot] = Process(slot, pid, root)
+
+    @staticmethod
+    def _named(value):
+        fields = (value.right, value.left, value.tag_bits, value.waiters)
+        for layout in layouts.LAYOUTS:
+            if fields == tuple(layout)[1:]:
+                return layout
+        return None
+
+
+def offenders(kernel, process, first, end, table):
+    """The stacks of the process's vain wakeups in the epochs, as JSON.
+
+    table: proc.sockets of the process.
+    """
+    found = []
+    names = machine.names(machine.current())
+    for key, count in kernel.offenders.items():
+        if slot_of(key.owner) != process.slot or not first <= key.epoch < end:
+            continue
+        kind, local, peer = proc.fd_kind(process.pid, key.fd, table)
+        found.append(
+            {
+                "offence": "stale" if key.offence else "spurious",
+                "count": count.value,
+                "direction": "write" if key.direction else "read",
+                "syscall": names.get(key.syscall, str(key.syscall)),
+                "fd": key.fd,
+                "fd_type": kind,
+                "local": local,
+                "peer": peer,
+                "stack": stack(kernel, process, key.stack),
+            }
+        )
+    return found
+
+
+def stack(kernel, process, stack_id):
+    """[[file, offset in the file]], innermost first: what addr2line can be asked on any machine."""
+    frames = []
+    for address in kernel.stacks.walk(ctypes.c_int(stack_id).value):
+        for start, stop, offset, path in process.mappings:
+            if start <= address < stop:
+                frames.append([path, address - start + offset])
+                break
+    return frames

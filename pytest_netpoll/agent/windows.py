@@ -1,0 +1,139 @@
+"""Windows over the kernel's counters: cut by epochs, read from banks.
+
+Every cut (a window opens or closes) starts a new epoch, so windows may nest and the sums stay
+exact: a window is the sum over the epochs between its two cuts.
+"""
+
+import ctypes
+import time
+
+BANKS = 8  # bpf/netpoll.h
+
+
+class Bank:
+    """What one process did in one epoch."""
+
+    def __init__(self, counters, histogram):
+        self.counters = counters  # {name: int}
+        self.histogram = histogram  # {bucket: int}
+
+    def add(self, other):
+        for name, value in other.counters.items():
+            if name == "latency_max":
+                self.counters[name] = max(self.counters.get(name, 0), value)
+            else:
+                self.counters[name] = self.counters.get(name, 0) + value
+        for bucket, count in other.histogram.items():
+            self.histogram[bucket] = self.histogram.get(bucket, 0) + count
+
+    @property
+    def pending(self):
+        """Wakeups not resolved; one on an fd beyond the table never will be."""
+        c = self.counters
+        resolved = c["productive_wakeups"] + c["spurious_wakeups"] + c["abandoned_wakeups"]
+        return c["wakeups"] - resolved - c["lost_fds"]
+
+
+class Window:
+    """Open since the epoch `first`.
+
+    past: what each slot did in those of its epochs that have no bank any more.
+    """
+
+    def __init__(self, first):
+        self.first = first
+        self.opened = time.monotonic_ns()
+        self.closed = None
+        self.end = None
+        self.past = {}  # slot -> Bank
+
+
+class Windows:
+    def __init__(self, kernel):
+        self._kernel = kernel
+        self._epoch = BANKS
+        self._open = {}  # number -> Window
+        self._next = 1
+        self._names = [field[0] for field in kernel.counts.sLeaf._fields_]
+        kernel.set_epoch(self._epoch)
+
+    @property
+    def any_open(self):
+        return bool(self._open)
+
+    @property
+    def epoch(self):
+        return self._epoch
+
+    def open(self, slots):
+        self._cut(slots)
+        number = self._next
+        self._next += 1
+        self._open[number] = Window(self._epoch)
+        return number
+
+    def close(self, number, slots):
+        """The Window, ended. KeyError when there is no such window."""
+        window = self._open[number]
+        # Still among the open ones: this cut may take a bank that it needs.
+        self._cut(slots)
+        del self._open[number]
+        window.closed = time.monotonic_ns()
+        window.end = self._epoch
+        return window
+
+    def settled(self, epoch, slots, seconds):
+        """Waits until the wakeups of the epoch are resolved, at most so many seconds."""
+        deadline = time.monotonic() + seconds
+        while True:
+            if not any(self.read(slot, epoch).pending > 0 for slot in slots):
+                return
+            if time.monotonic() >= deadline:
+                return
+            time.sleep(0.001)
+
+    def sum(self, slot, window):
+        """What the slot's process did in the closed window."""
+        total = Bank({}, {})
+        if slot in window.past:
+            total.add(window.past[slot])
+        for epoch in range(max(window.first, self._epoch - BANKS + 1), window.end):
+            total.add(self.read(slot, epoch))
+        return total
+
+    def read(self, slot, epoch):
+        key = ctypes.c_int(slot * BANKS + epoch % BANKS)
+        counters = {}
+        cpus = self._kernel.counts[key]
+        for name in self._names:
+            values = [getattr(cpu, name) for cpu in cpus]
+            counters[name] = max(values) if name == "latency_max" else sum(values)
+        buckets = self._kernel.latencies[key].buckets
+        return Bank(counters, {i: n for i, n in enumerate(buckets) if n})
+
+    def wipe(self, slot):
+        """The slot has a new process: nothing of the former one may be read as its own."""
+        for bank in range(BANKS):
+            self._clear(slot, bank)
+        for window in self._open.values():
+            window.past.pop(slot, None)
+
+    def _cut(self, slots):
+        # The kernel has stopped writing to the bank that the next epoch takes over: it drops what
+        # was woken BANKS - 1 epochs ago.
+        following = self._epoch + 1
+        evicted = following - BANKS
+        in_need = [window for window in self._open.values() if window.first <= evicted]
+        for slot in slots:
+            if in_need:
+                bank = self.read(slot, evicted)
+                for window in in_need:
+                    window.past.setdefault(slot, Bank({}, {})).add(bank)
+            self._clear(slot, following % BANKS)
+        self._epoch = following
+        self._kernel.set_epoch(following)
+
+    def _clear(self, slot, bank):
+        key = ctypes.c_int(slot * BANKS + bank)
+        self._kernel.counts[key] = self._kernel.counts.Leaf()
+        self._kernel.latencies[key] = self._kernel.latencies.Leaf()
