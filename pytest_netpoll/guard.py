@@ -1,0 +1,184 @@
+"""Ends services, also those of a pytest that was killed before it could.
+
+Run as a script this file is the guardian: a process beside pytest that is told every service and,
+once pytest is gone, ends those still left. It imports the standard library only and starts with
+`-I -S`, so that nothing in the user's environment can break it or slow it down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+GUARDIAN_GRACE = 1.0  # seconds between SIGTERM and SIGKILL when pytest is already gone
+KILL_PATIENCE = 2.0  # seconds for the kernel to carry out a SIGKILL
+
+
+class Stat(NamedTuple):
+    """What /proc/PID/stat says; `start` is in clock ticks since boot."""
+
+    state: str
+    parent: int
+    session: int
+    start: int
+
+
+def stat(pid: int) -> Stat | None:
+    """The process as the kernel sees it (zombies too), None when there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The name in parentheses may itself hold spaces and parentheses: cut at the last one.
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return Stat(fields[0].decode(), int(fields[1]), int(fields[3]), int(fields[19]))
+
+
+def family(known: Mapping[int, int]) -> dict[int, int]:
+    """The living processes that belong to `known`; both are {pid: start time}.
+
+    These are the known processes, all their descendants, and all of the sessions they lead: a
+    child stays in the session when its parent dies. A number that the kernel gave to another
+    process since (the start time differs) counts for nothing.
+    """
+    # Called every few ms: Path objects for all of /proc would be most of its cost.
+    pids = (int(name) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208
+    table = {pid: entry for pid in pids if (entry := stat(pid))}
+    reused = {pid for pid, start in known.items() if pid in table and table[pid].start != start}
+    roots = known.keys() - reused
+    children: dict[int, list[int]] = {}
+    for pid, entry in table.items():
+        children.setdefault(entry.parent, []).append(pid)
+    found: set[int] = set()
+    todo = [pid for pid, entry in table.items() if pid in roots or entry.session in roots]
+    while todo:
+        pid = todo.pop()
+        if pid not in found:
+            found.add(pid)
+            todo += children.get(pid, ())
+    return {pid: table[pid].start for pid in found if table[pid].state not in "ZX"}
+
+
+def end(leaders: Mapping[int, int], grace: float) -> set[int]:
+    """End the families of `leaders` ({pid: start time}, session leaders).
+
+    SIGTERM to all, then SIGKILL to those left after `grace` seconds. Returns the pids that even
+    SIGKILL did not end: another user's, or stuck in the kernel.
+    """
+    known = dict(leaders)
+    for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, KILL_PATIENCE)):
+        alive = family(known)
+        # Once only: what a service starts in order to shut down cleanly must not be hit by it.
+        _send(number, leaders, alive)
+        deadline = time.monotonic() + patience
+        delay = 0.002
+        while alive:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(delay)
+            delay = min(delay * 1.5, 0.05)
+            # Remembered, for a descendant in a session of its own is lost with its parent.
+            known |= alive
+            alive = family(known)
+            if number == signal.SIGKILL:
+                _send(number, leaders, alive)
+        if not alive:
+            return set()
+    return set(alive)
+
+
+def _send(number: int, leaders: Iterable[int], alive: Iterable[int]) -> None:
+    grouped = set()
+    for pid in alive:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            group = os.getpgid(pid)
+            if group not in leaders:
+                os.kill(pid, number)
+            elif group not in grouped:
+                # The whole group in one call: a child being forked right now does not slip through.
+                grouped.add(group)
+                os.killpg(group, number)
+
+
+class Guardian:
+    """The side in pytest: keeps the guardian process told of what must not outlive us."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._leaders: dict[int, int] = {}
+
+    def add(self, pid: int, start: int) -> None:
+        self._leaders[pid] = start
+        self._tell(f"+{pid} {start}\n")
+
+    def remove(self, pid: int) -> None:
+        if self._leaders.pop(pid, None) is not None:
+            self._tell(f"-{pid}\n")
+
+    def close(self) -> None:
+        """Let the guardian go; it ends first what was added and not removed."""
+        if self._process is not None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            self._process.wait()
+            self._process = None
+
+    def _tell(self, text: str) -> None:
+        for _ in range(2):
+            if self._process is None:
+                self._process = _start_guardian()
+                text = "".join(f"+{pid} {start}\n" for pid, start in self._leaders.items())
+            assert self._process.stdin is not None
+            try:
+                self._process.stdin.write(text.encode())
+                return
+            except BrokenPipeError:  # somebody killed it: start another one
+                self._process.wait()
+                self._process = None
+
+
+def _start_guardian() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", __file__, str(os.getpid())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        bufsize=0,
+        start_new_session=True,  # Ctrl-C in the terminal must reach pytest, not its guardian
+    )
+
+
+def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # it ends with pytest, and only then
+    poller = select.poll()
+    poller.register(0, select.POLLIN)
+    # The pipe alone is not enough: a process that pytest forked without exec holds its other end too.
+    with contextlib.suppress(OSError):
+        poller.register(os.pidfd_open(int(sys.argv[1])), select.POLLIN)
+    leaders: dict[int, int] = {}
+    rest = b""
+    while 0 in dict(poller.poll()):
+        data = os.read(0, 4096)
+        if not data:
+            break
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            if line.startswith(b"+"):
+                pid, start = line[1:].split()
+                leaders[int(pid)] = int(start)
+            else:
+                leaders.pop(int(line[1:]), None)
+    end(leaders, GUARDIAN_GRACE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""\
+netpoll(max_<metric>=..., min_<metric>=..., service="name"): measure the Go services during the test
+and fail it when a limit is broken. Times are "5ms", "250us", "1.5s" or a timedelta; max_spurious is a
+number in 0..1 or "5%". Without limits it only measures and reports. service= restricts the limits to
+one service; the marker may be repeated. Of markers on the test, its class, its module and the ini
+option netpoll_limits the closest wins, limit by limit.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from pytest_netpoll import units
+from pytest_netpoll.errors import UsageError
+from pytest_netpoll.metrics import METRICS, Metric
+
+Kind: TypeAlias = Literal["max", "min"]
+
+# Over fewer wakeups a percentile or a share is noise.
+MIN_WAKEUPS = 10
+
+_KINDS: tuple[Kind, ...] = ("max", "min")
+_LIMITS: Mapping[str, tuple[Kind, Metric]] = {
+    f"{kind}_{name}": (kind, metric) for name, metric in METRICS.items() for kind in _KINDS
+}
+_DEFAULTS_WHERE = "ini option netpoll_limits"
+
+
+def help_text() -> str:
+    """The marker's text for `pytest --markers`, with the metrics there are."""
+    description = " ".join(__doc__.split())
+    return f"{description} Metrics: {', '.join(METRICS)}."
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One bound on one metric.
+
+    value: in the metric's canonical unit (times in ns, or s where the metric says so). text: as the
+    user wrote it. service: the only service it binds, None for all. implied: nobody wrote it.
+    """
+
+    kind: Kind
+    metric: str
+    value: int | float
+    text: str
+    service: str | None = None
+    implied: bool = False
+
+    @property
+    def name(self) -> str:
+        """As in the marker: "max_spurious"."""
+        return f"{self.kind}_{self.metric}"
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.text}"
+
+    def allows(self, value: int | float) -> bool:
+        return value <= self.value if self.kind == "max" else value >= self.value
+
+
+_IMPLIED_MIN_WAKEUPS = Limit("min", "wakeups", MIN_WAKEUPS, str(MIN_WAKEUPS), implied=True)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """All limits on one test, none of them contradictory.
+
+    limits: as written, at most one per service and name. services: those that a service= named,
+    also where it came without limits.
+    """
+
+    limits: tuple[Limit, ...] = ()
+    services: tuple[str, ...] = ()
+
+    def for_service(self, name: str | None) -> tuple[Limit, ...]:
+        """What binds this service: its own limits over the general ones, and the implied min_wakeups.
+
+        None gives the general limits alone.
+        """
+        binding = {limit.name: limit for limit in self.limits if limit.service is None}
+        if name is not None:
+            binding |= {limit.name: limit for limit in self.limits if limit.service == name}
+        if any(METRICS[limit.metric].needs_wakeups for limit in binding.values()):
+            binding.setdefault("min_wakeups", _IMPLIED_MIN_WAKEUPS)
+        return tuple(binding.values())
+
+    def binds(self, name: str) -> bool:
+        """Whether the test is about this service at all: a marker for others leaves it out."""
+        return not self.services or name in self.services or bool(self.for_service(name))
+
+    def as_json(self) -> dict[str, int | float]:
+        """{"max_spurious": 0.05, "min_wakeups": 10, "server:max_latency_p99": 5000000}."""
+        general = self.for_service(None)
+        result = {limit.name: _plain(limit.value) for limit in general}
+        for service in self.services:
+            for limit in self.for_service(service):
+                if limit not in general:
+                    result[f"{service}:{limit.name}"] = _plain(limit.value)
+        return result
+
+
+def _plain(value: int | float) -> int | float:
+    return int(value) if value == int(value) else value
+
+
+def resolve(
+    marks: Sequence[tuple[Sequence[object], Mapping[str, object]]],
+    where: str,
+    defaults: Mapping[str, str] | None = None,
+) -> Limits:
+    """Merge the markers of one test, closest first, each as (args, kwargs), over the ini defaults.
+
+    where: the test's name for messages. UsageError on anything the user has to correct.
+    """
+    chosen: dict[tuple[str | None, str], Limit] = {}
+    services: dict[str, None] = {}
+    for args, kwargs in marks:
+        service = _read_service(args, kwargs, where)
+        if service is not None:
+            services[service] = None
+        given = {name: value for name, value in kwargs.items() if name != "service"}
+        for limit in _read_limits(given, service, where):
+            chosen.setdefault((service, limit.name), limit)
+    for limit in _read_limits(defaults or {}, None, _DEFAULTS_WHERE):
+        chosen.setdefault((None, limit.name), limit)
+    limits = Limits(tuple(chosen.values()), tuple(services))
+    for name in (None, *limits.services):
+        _reject_contradictions(limits.for_service(name), where)
+    return limits
+
+
+def _read_service(args: Sequence[object], kwargs: Mapping[str, object], where: str) -> str | None:
+    if args:
+        raise UsageError(
+            f"{where}: @pytest.mark.netpoll takes no positional arguments, got {args[0]!r}",
+            fix="name the limit, such as max_spurious=0.05",
+        )
+    if "service" not in kwargs:
+        return None
+    service = kwargs["service"]
+    if not isinstance(service, str) or not service:
+        raise UsageError(
+            f"{where}: @pytest.mark.netpoll: service={service!r} is not a name",
+            fix='write the name of one service, such as service="server"',
+        )
+    return service
+
+
+def _read_limits(given: Mapping[str, object], service: str | None, where: str) -> Iterator[Limit]:
+    for name, value in given.items():
+        if name not in _LIMITS:
+            raise UsageError(f"{where}: {_unknown(name)}", fix="see the metrics in: pytest --markers")
+        kind, metric = _LIMITS[name]
+        try:
+            parsed = units.parse(value, metric.unit)
+        except ValueError as error:
+            raise UsageError(f"{where}: bad limit {name}={value!r}", why=str(error)) from None
+        yield Limit(kind, metric.name, parsed, str(value).strip(), service)
+
+
+def _unknown(name: str) -> str:
+    if name in METRICS:
+        return f"unknown limit {name!r}, did you mean 'max_{name}'?"
+    if name == "service":
+        return "'service' is not a limit: a default binds all services"
+    # Bare metric names are candidates too: 'latncy_p99' lacks the prefix and a letter.
+    wanted = {
+        **{known: known for known in (*_LIMITS, "service")},
+        **{bare: f"max_{bare}" for bare in METRICS},
+    }
+    close = difflib.get_close_matches(name, wanted, n=1)
+    return f"unknown limit {name!r}" + (f", did you mean {wanted[close[0]]!r}?" if close else "")
+
+
+def _reject_contradictions(limits: Iterable[Limit], where: str) -> None:
+    by_name = {limit.name: limit for limit in limits}
+    for limit in by_name.values():
+        lower = by_name.get(f"min_{limit.metric}")
+        if limit.kind == "max" and lower is not None and lower.value > limit.value:
+            implied = " (implied by the limits on spurious or latency)" if lower.implied else ""
+            raise UsageError(f"{where}: no value can satisfy both {limit} and {lower}{implied}")

@@ -1,0 +1,344 @@
+"""The metric table, and the numbers it describes: Snapshot (as counted) and Measurement (as read).
+
+`python -m pytest_netpoll.metrics` prints the table as Markdown.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Literal, TypeAlias
+
+from pytest_netpoll import units
+
+Value: TypeAlias = int | float | None
+
+# The kernel's latency histogram: 16 linear buckets in every octave, exact below 16 ns.
+# bpf/ uses the same constants; a change here is a change of the protocol.
+_SUB_BITS = 4
+_SUB_BUCKETS = 1 << _SUB_BITS
+_MAX_BITS = 40
+BUCKETS = (_MAX_BITS - _SUB_BITS + 1) * _SUB_BUCKETS
+
+
+def bucket_of(ns: int) -> int:
+    """The index, 0 <= index < BUCKETS, of a latency in ns; longer than 2**40-1 ns (18 min) is clamped."""
+    ns = min(ns, (1 << _MAX_BITS) - 1)
+    if ns < _SUB_BUCKETS:
+        return ns
+    shift = ns.bit_length() - 1 - _SUB_BITS
+    return (shift + 1) * _SUB_BUCKETS + (ns >> shift) % _SUB_BUCKETS
+
+
+def bucket_bounds(index: int) -> tuple[int, int]:
+    """The half-open range (low, high_exclusive) of ns that a bucket holds."""
+    if not 0 <= index < BUCKETS:
+        raise ValueError(f"bucket {index} is not in 0..{BUCKETS - 1}")
+    octave, sub = divmod(index, _SUB_BUCKETS)
+    if octave == 0:
+        return sub, sub + 1
+    low = (_SUB_BUCKETS + sub) << (octave - 1)
+    return low, low + (1 << (octave - 1))
+
+
+def percentile(histogram: Mapping[int, int], q: float) -> float | None:
+    """The nearest-rank quantile `q` (0 < q <= 1) in ns, None for no samples.
+
+    histogram: bucket index -> count. The answer is the middle of the bucket's integers, at most
+    3.2 % off (and exact below 32 ns, where a bucket holds one integer).
+    """
+    if not 0 < q <= 1:
+        raise ValueError(f"quantile {q} is not in 0..1")
+    # In floats 0.07 * 100 is 7.000000000000001, whose ceiling is one rank too far.
+    rank = math.ceil(Fraction(str(q)) * sum(histogram.values()))
+    seen = 0
+    for index in sorted(histogram):
+        seen += histogram[index]
+        if 0 < rank <= seen:
+            low, high = bucket_bounds(index)
+            return (low + high - 1) / 2
+    return None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the kernel counted in one window, for one process or for a sum of them.
+
+    counters: by metric name; an absent one was not measured.
+    histogram: wake-to-run latencies, bucket index -> count.
+    """
+
+    counters: Mapping[str, int] = field(default_factory=dict)
+    histogram: Mapping[int, int] = field(default_factory=dict)
+    latency_max_ns: int = 0
+    cpu_ns: int | None = None
+    run_delay_ns: int | None = None
+
+    def __add__(self, other: Snapshot) -> Snapshot:
+        """The sum over two processes; what either did not measure, the sum does not know."""
+        if not isinstance(other, Snapshot):
+            return NotImplemented
+        return Snapshot(
+            counters={
+                name: count + other.counters[name]
+                for name, count in self.counters.items()
+                if name in other.counters
+            },
+            histogram=dict(Counter(self.histogram) + Counter(other.histogram)),
+            latency_max_ns=max(self.latency_max_ns, other.latency_max_ns),
+            cpu_ns=_sum(self.cpu_ns, other.cpu_ns),
+            run_delay_ns=_sum(self.run_delay_ns, other.run_delay_ns),
+        )
+
+    @classmethod
+    def from_json(cls, message: object) -> Snapshot:
+        """Read an agent's message; ValueError says which field is wrong.
+
+        {"counters": {name: int}, "histogram": {"index": int}, "latency_max_ns": int,
+        "cpu_ns": int|null, "run_delay_ns": int|null}; other fields are not ours to judge.
+        Optional counters may be absent or null.
+        """
+        if not isinstance(message, Mapping):
+            raise ValueError(f"snapshot: expected an object, got {message!r}")
+        raw_counters = _object(message, "counters")
+        # An unknown name may be a misspelt optional counter, which would silently read as not measured.
+        for name in raw_counters:
+            if name not in COUNTERS and name not in OPTIONAL_COUNTERS:
+                raise ValueError(f"counters: unknown counter {name!r}")
+        counters = {name: _natural(raw_counters.get(name), f"counters.{name}") for name in COUNTERS}
+        for name in OPTIONAL_COUNTERS:
+            if raw_counters.get(name) is not None:
+                counters[name] = _natural(raw_counters[name], f"counters.{name}")
+        histogram = {}
+        for key, count in _object(message, "histogram").items():
+            index = int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() else -1
+            if not 0 <= index < BUCKETS:
+                raise ValueError(f"histogram: {key!r} is not a bucket in 0..{BUCKETS - 1}")
+            histogram[index] = _natural(count, f"histogram.{key}")
+        return cls(
+            counters=counters,
+            histogram=histogram,
+            latency_max_ns=_natural(message.get("latency_max_ns"), "latency_max_ns"),
+            cpu_ns=_optional_natural(message.get("cpu_ns"), "cpu_ns"),
+            run_delay_ns=_optional_natural(message.get("run_delay_ns"), "run_delay_ns"),
+        )
+
+
+def _sum(a: int | None, b: int | None) -> int | None:
+    return None if a is None or b is None else a + b
+
+
+def _object(message: Mapping[str, object], name: str) -> Mapping[str, object]:
+    value = message.get(name)
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name}: expected an object, got {value!r}")
+    return value
+
+
+def _natural(value: object, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{name}: expected an integer >= 0, got {value!r}")
+    return value
+
+
+def _optional_natural(value: object, name: str) -> int | None:
+    return None if value is None else _natural(value, name)
+
+
+# Why a metric may be None.
+_NOT_REPORTED = "the probe did not report it"
+_NO_RESOLVED = "no wakeup was resolved in the window"
+_NO_READY_CALLS = "ready calls were not counted: use --netpoll-goready=on"
+_NO_SCHEDSTAT = "/proc/PID/schedstat could not be read"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the table.
+
+    source: "counter" is kept by the kernel, "proc" read from /proc, "derived" computed from those.
+    absent: why the metric can be None, with the remedy where there is one.
+    read: computes it from a snapshot, in the canonical value of `unit`.
+    """
+
+    name: str
+    unit: units.Unit
+    meaning: str
+    source: Literal["counter", "derived", "proc"]
+    read: Callable[[Snapshot], Value] = field(repr=False, compare=False)
+    absent: str = _NOT_REPORTED
+
+    @property
+    def needs_wakeups(self) -> bool:
+        """Whether it is a statistic over wakeups, which says nothing over a few of them."""
+        return self.name == "spurious" or self.name.startswith("latency_")
+
+    def format(self, value: Value, digits: int | None = None) -> str:
+        """`value` for people: 15,000 · 4.8 % · 1.03 · 1.2 ms; an en dash for None."""
+        return units.show(value, self.unit, digits)
+
+
+def _counter(name: str, meaning: str, absent: str = _NOT_REPORTED) -> Metric:
+    return Metric(name, "count", meaning, "counter", lambda snapshot: snapshot.counters.get(name), absent)
+
+
+def _pending(snapshot: Snapshot) -> int | None:
+    counters = snapshot.counters
+    if "wakeups" not in counters:
+        return None
+    resolved = ("productive_wakeups", "spurious_wakeups", "abandoned_wakeups")
+    return counters["wakeups"] - sum(counters.get(name, 0) for name in resolved)
+
+
+def _spurious(snapshot: Snapshot) -> float | None:
+    spurious = snapshot.counters.get("spurious_wakeups", 0)
+    resolved = spurious + snapshot.counters.get("productive_wakeups", 0)
+    return spurious / resolved if resolved else None
+
+
+def _per_event(*names: str) -> Callable[[Snapshot], float | None]:
+    def read(snapshot: Snapshot) -> float | None:
+        counters = snapshot.counters
+        if not counters.get("events") or any(name not in counters for name in names):
+            return None
+        return sum(counters[name] for name in names) / counters["events"]
+
+    return read
+
+
+def _latency_max(snapshot: Snapshot) -> int | None:
+    occupied = [index for index, count in snapshot.histogram.items() if count]
+    if not occupied:
+        return None
+    # The kernel stores the histogram and the maximum one after the other: a sample that landed in
+    # between must not make the maximum smaller than what the histogram proves.
+    return max(snapshot.latency_max_ns, bucket_bounds(max(occupied))[0])
+
+
+def _latency(suffix: str, q: float, who: str) -> Metric:
+    def read(snapshot: Snapshot) -> float | None:
+        middle, longest = percentile(snapshot.histogram, q), _latency_max(snapshot)
+        # The middle of the last bucket may lie beyond the longest latency seen.
+        return None if middle is None or longest is None else min(middle, longest)
+
+    return Metric(
+        f"latency_{suffix}", "ns", f"wake-to-run time not exceeded by {who}", "derived", read, _NO_RESOLVED
+    )
+
+
+def _seconds(nanoseconds: int | None) -> float | None:
+    return None if nanoseconds is None else nanoseconds / 1e9
+
+
+_TABLE = (
+    _counter("wakeups", "a readiness event found a goroutine parked on that fd and direction"),
+    _counter("productive_wakeups", "its next I/O syscall there did not return EAGAIN"),
+    _counter("spurious_wakeups", "its next I/O syscall there returned EAGAIN"),
+    _counter("abandoned_wakeups", "the fd was closed, or woken again, before any such syscall"),
+    Metric("pending_wakeups", "count", "not resolved when the window closed", "derived", _pending),
+    Metric("spurious", "share", "spurious / (spurious + productive)", "derived", _spurious, _NO_RESOLVED),
+    _counter("stale_retries", "EAGAIN, no wakeup since, EAGAIN again: a stored readiness was stale"),
+    _counter("events", "epoll events for pollDescs (the runtime's own wake-up fd apart)"),
+    _counter("unclaimed_events", "event directions that found nobody waiting"),
+    _counter("duplicate_events", "event directions that found a readiness already stored"),
+    _counter("parking_events", "event directions that found a goroutine about to park"),
+    _counter("polls", "returns of epoll_wait, epoll_pwait, epoll_pwait2 on the runtime's epoll instance"),
+    _counter("blocking_polls", "polls with a timeout < 0"),
+    _counter("timed_polls", "polls with a timeout > 0"),
+    _counter("nonblocking_polls", "polls with a timeout of 0"),
+    _counter("empty_polls", "non-blocking polls with no event"),
+    _counter("timeout_polls", "timed polls with no event"),
+    _counter("break_polls", "the runtime's own wake-up fd was the only event"),
+    _counter("interrupted_polls", "polls ended by a signal (EINTR)"),
+    Metric(
+        "polls_per_event", "ratio", "polls / events", "derived", _per_event("polls"), "there was no event"
+    ),
+    _latency("p50", 0.5, "half the wakeups"),
+    _latency("p90", 0.9, "90 % of the wakeups"),
+    _latency("p99", 0.99, "99 % of the wakeups"),
+    _latency("p999", 0.999, "99.9 % of the wakeups"),
+    Metric(
+        "latency_max",
+        "ns",
+        "the longest wake-to-run time, from the poll's return to the resolving syscall's",
+        "derived",
+        _latency_max,
+        _NO_RESOLVED,
+    ),
+    _counter("ready_calls", "goroutine wakeups through runtime.ready, not the network's", _NO_READY_CALLS),
+    _counter(
+        "deadline_wakeups", "of those, the poller's own for expired deadlines and closed fds", _NO_READY_CALLS
+    ),
+    Metric(
+        "wakeups_per_event",
+        "ratio",
+        "(wakeups + ready_calls) / events",
+        "derived",
+        _per_event("wakeups", "ready_calls"),
+        f"there was no event, or {_NO_READY_CALLS}",
+    ),
+    Metric("cpu_seconds", "s", "CPU time used", "proc", lambda s: _seconds(s.cpu_ns), _NO_SCHEDSTAT),
+    Metric(
+        "run_delay_seconds",
+        "s",
+        "time spent runnable but waiting for a CPU",
+        "proc",
+        lambda s: _seconds(s.run_delay_ns),
+        _NO_SCHEDSTAT,
+    ),
+    _counter("lost", "what the probe could not record; not 0 = the numbers are not exact"),
+)
+
+METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _TABLE}
+
+# Of the kernel's counters: those that need a probe on runtime.ready, and those always there.
+OPTIONAL_COUNTERS = ("ready_calls", "deadline_wakeups")
+COUNTERS = tuple(m.name for m in _TABLE if m.source == "counter" and m.name not in OPTIONAL_COUNTERS)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One service in one window. Every metric of the table is also an attribute.
+
+    service: its name. pid: of its main process; the snapshot sums over all of them.
+    offenders, slowest: the goroutines woken in vain, and woken latest, worst first.
+    unmeasured: why the numbers cannot be trusted, None if they can.
+    """
+
+    service: str
+    pid: int | None
+    executable: str | None
+    go_version: str | None
+    window_seconds: float
+    snapshot: Snapshot = field(default_factory=Snapshot)
+    offenders: tuple[Any, ...] = ()
+    slowest: tuple[Any, ...] = ()
+    unmeasured: str | None = None
+
+    def __getattr__(self, name: str) -> Value:
+        metric = METRICS.get(name)
+        if metric is not None:
+            return metric.read(self.snapshot)
+        close = difflib.get_close_matches(name, METRICS, n=1)
+        hint = f", did you mean {close[0]!r}?" if close else ""
+        raise AttributeError(f"no metric {name!r}{hint}", name=name, obj=self)
+
+    @property
+    def metrics(self) -> dict[str, Value]:
+        """Every metric of the table, in its order; None where it was not measured."""
+        return {name: metric.read(self.snapshot) for name, metric in METRICS.items()}
+
+
+def markdown_table() -> str:
+    """The metric table for the README."""
+    names = {"share": "ratio 0–1"}  # noqa: RUF001 - an en dash is right in a range
+    rows = [f"| `{m.name}` | {names.get(m.unit, m.unit)} | {m.meaning} |" for m in _TABLE]
+    return "\n".join(["| metric | unit | meaning |", "|---|---|---|", *rows])
+
+
+if __name__ == "__main__":
+    print(markdown_table())

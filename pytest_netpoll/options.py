@@ -1,0 +1,263 @@
+"""Command line and ini options: one table, read into a frozen Config (command line > ini > default)."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import pytest
+
+from pytest_netpoll.errors import UsageError
+
+
+@dataclass(frozen=True)
+class OptionSpec:
+    """One option, under one name in Config, on the command line and in the ini file.
+
+    name: the field of Config. cli, ini: None where the option is not to be had there.
+    parse: text -> value; ValueError with what is wrong. A Path it returns is taken relative to where
+    the option was written: the current directory, or that of the ini file.
+    repeatable: given any number of times (a list of lines in the ini file); `collect` makes one
+    value of the parsed ones, ValueError where they clash.
+    """
+
+    name: str
+    cli: str | None
+    ini: str | None
+    help: str
+    parse: Callable[[str], object]
+    default: object = None
+    choices: tuple[str, ...] = ()
+    metavar: str | None = None
+    repeatable: bool = False
+    collect: Callable[[Sequence[Any]], object] = tuple
+
+    @property
+    def dest(self) -> str:
+        # Not the bare name: pytest's namespace is shared with all plugins.
+        return f"netpoll_{self.name}"
+
+
+def _choice(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"{text!r} is not one of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise ValueError("a file name is missing")
+    return Path(text).expanduser()
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise ValueError(f"{text!r} is not an integer > 0")
+    return int(text)
+
+
+def _limit(line: str) -> tuple[str, str]:
+    name, equals, value = (part.strip() for part in line.partition("="))
+    if not (name and equals and value):
+        raise ValueError(f'{line!r} is not a limit: write "max_spurious = 0.05"')
+    return name, value
+
+
+def _unique_limits(pairs: Sequence[tuple[str, str]]) -> Mapping[str, str]:
+    limits = dict(pairs)
+    if len(limits) < len(pairs):
+        raise ValueError("a limit is given twice")
+    return limits
+
+
+def _one_of(name: str, cli: str, help: str, *choices: str) -> OptionSpec:
+    """An option with choices, the first of which is the default."""
+    ini = cli.lstrip("-").replace("-", "_")
+    return OptionSpec(name, cli, ini, help, _choice(*choices), default=choices[0], choices=choices)
+
+
+OPTIONS: tuple[OptionSpec, ...] = (
+    _one_of(
+        "mode",
+        "--netpoll",
+        "gate: a broken limit fails the test; report: it is only reported; off: nothing is measured",
+        "gate",
+        "report",
+        "off",
+    ),
+    _one_of(
+        "unmeasured",
+        "--netpoll-unmeasured",
+        "what becomes of a test that could not be measured",
+        "fail",
+        "skip",
+    ),
+    OptionSpec(
+        "json",
+        "--netpoll-json",
+        "netpoll_json",
+        "write all measurements to FILE as JSON",
+        _path,
+        metavar="FILE",
+    ),
+    OptionSpec(
+        "html",
+        "--netpoll-html",
+        "netpoll_html",
+        "write a report to FILE as HTML",
+        _path,
+        metavar="FILE",
+    ),
+    _one_of(
+        "goready",
+        "--netpoll-goready",
+        "count goroutine wakeups through runtime.ready; auto: where that is cheap and permitted",
+        "auto",
+        "on",
+        "off",
+    ),
+    _one_of(
+        "sudo",
+        "--netpoll-sudo",
+        "start the eBPF agent through 'sudo -n' where pytest is not root",
+        "auto",
+        "never",
+    ),
+    OptionSpec(
+        "max_fds",
+        "--netpoll-max-fds",
+        "netpoll_max_fds",
+        "highest file descriptor number + 1 that a service may use",
+        _positive,
+        default=16384,
+        metavar="N",
+    ),
+    OptionSpec(
+        "max_processes",
+        "--netpoll-max-processes",
+        "netpoll_max_processes",
+        "processes watched at once, forked children included",
+        _positive,
+        default=16,
+        metavar="N",
+    ),
+    OptionSpec(
+        "python",
+        "--netpoll-python",
+        "netpoll_python",
+        "the system's Python that can import bcc (default: searched)",
+        _path,
+        metavar="PATH",
+    ),
+    OptionSpec(
+        "limits",
+        None,
+        "netpoll_limits",
+        "default limits of all marked tests, one a line: max_spurious = 0.05",
+        _limit,
+        default=MappingProxyType({}),
+        repeatable=True,
+        collect=_unique_limits,
+    ),
+)
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Register every option of the table; for pytest_addoption."""
+    group = parser.getgroup("netpoll", "Go network poller (pytest-netpoll)")
+    for spec in OPTIONS:
+        help = f"{spec.help} (default: {spec.default})" if spec.default else spec.help
+        if spec.cli is not None:
+            attributes: dict[str, Any] = {"metavar": spec.metavar} if spec.metavar else {}
+            if spec.choices:
+                attributes["choices"] = spec.choices
+            group.addoption(
+                spec.cli,
+                dest=spec.dest,
+                # None tells "not given" from "the default was given", which must win over the ini.
+                default=None,
+                action="append" if spec.repeatable else "store",
+                type=_checked(spec.parse),
+                help=help,
+                **attributes,
+            )
+        if spec.ini is not None:
+            if spec.repeatable:
+                parser.addini(spec.ini, help=help, type="linelist", default=[])
+            else:
+                parser.addini(spec.ini, help=help, type="string", default="")
+
+
+def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        try:
+            parse(text)
+        except ValueError as error:
+            # argparse drops the text of a ValueError.
+            raise argparse.ArgumentTypeError(str(error)) from None
+        # The text, not the value: xdist sends the options to its workers and can serialise no Path.
+        return text
+
+    return check
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the user chose. Paths are absolute; limits are name -> text, as in the ini file."""
+
+    mode: Literal["gate", "report", "off"]
+    unmeasured: Literal["fail", "skip"]
+    json: Path | None
+    html: Path | None
+    goready: Literal["auto", "on", "off"]
+    sudo: Literal["auto", "never"]
+    max_fds: int
+    max_processes: int
+    python: Path | None
+    limits: Mapping[str, str]
+
+    @classmethod
+    def default(cls) -> Config:
+        """Nothing chosen."""
+        values: dict[str, Any] = {spec.name: spec.default for spec in OPTIONS}
+        return cls(**values)
+
+    @classmethod
+    def from_pytest(cls, config: pytest.Config) -> Config:
+        """Read the options of `add_options`; UsageError names the ini option that is wrong."""
+        values: dict[str, Any] = {spec.name: _read(spec, config) for spec in OPTIONS}
+        return cls(**values)
+
+
+def _read(spec: OptionSpec, config: pytest.Config) -> object:
+    given = config.getoption(spec.dest, None) if spec.cli is not None else None
+    if given is not None:
+        return _parse(spec, given, config.invocation_params.dir)
+    if spec.ini is None:
+        return spec.default
+    try:
+        given = config.getini(spec.ini)
+        if not given:
+            return spec.default
+        base = config.rootpath if config.inipath is None else config.inipath.parent
+        return _parse(spec, given, base)
+    # TypeError: how pytest 9.0 complains of a TOML value of the wrong type.
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"ini option {spec.ini}: {error}") from None
+
+
+def _parse(spec: OptionSpec, given: str | list[str], base: Path) -> object:
+    if isinstance(given, list):
+        return spec.collect([_absolute(spec.parse(text), base) for text in given])
+    return _absolute(spec.parse(given.strip()), base)
+
+
+def _absolute(value: object, base: Path) -> object:
+    return base / value if isinstance(value, Path) else value

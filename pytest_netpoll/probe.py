@@ -1,0 +1,250 @@
+"""Talks to the agent: starts it with the privileges BPF needs, and gives every message a deadline."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import queue
+import shlex
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from pytest_netpoll.errors import UnmeasuredError
+
+HERE = Path(__file__).parent
+AGENT = HERE / "agent"
+SYSTEM_PYTHON = Path("/usr/bin/python3")
+PROTOCOL = 1
+
+# Seconds. Compiling takes under one on an idle machine; a CI machine is not idle.
+START_DEADLINE = 60.0
+ANSWER_DEADLINE = 10.0
+STOP_DEADLINE = 5.0
+# How long close() waits for the wakeups that are still on their way to their syscall.
+SETTLE_MS = 20
+
+_STDERR_LINES = 15
+
+
+def bpf_sources() -> Path:
+    """The directory of netpoll.c: inside the installed package, or beside it in a checkout."""
+    for directory in (HERE / "bpf", HERE.parent / "bpf"):
+        if (directory / "netpoll.c").is_file():
+            return directory
+    raise UnmeasuredError(
+        "the BPF program is missing from the installation",
+        why=f"there is no {HERE / 'bpf' / 'netpoll.c'}",
+        fix="pip install --force-reinstall pytest-netpoll",
+    )
+
+
+def command(
+    python: Path | None, sudo: Literal["auto", "never"], max_processes: int, max_fds: int
+) -> list[str]:
+    """The agent's command line. UnmeasuredError when it cannot be had with the privileges at hand."""
+    interpreter = python or SYSTEM_PYTHON
+    if not os.access(interpreter, os.X_OK):
+        raise UnmeasuredError(
+            f"there is no Python at {interpreter}",
+            why="the agent needs the system's Python, for which the distribution packages BCC",
+            fix="install it, or name it with --netpoll-python=PATH",
+        )
+    # -I: nothing of the user's environment or working directory is imported as root.
+    agent = [str(interpreter), "-I", "-B", str(AGENT), "--sources", str(bpf_sources())]
+    agent += ["--max-processes", str(max_processes), "--max-fds", str(max_fds)]
+    if os.geteuid() == 0:
+        return agent
+    if sudo == "never":
+        raise UnmeasuredError(
+            "eBPF needs root", why="pytest is not root and --netpoll-sudo=never is set", fix="sudo pytest …"
+        )
+    if shutil.which("sudo") is None:
+        raise UnmeasuredError(
+            "eBPF needs root", why="pytest is not root and there is no sudo", fix="run pytest as root"
+        )
+    return ["sudo", "-n", "--", *agent]
+
+
+class Probe:
+    """One agent process. Not reusable: when it fails, `failed` says so and a new one is needed.
+
+    All methods raise UnmeasuredError, with the agent's own words where it left any.
+    """
+
+    def __init__(self, argv: list[str]) -> None:
+        self.environment: Mapping[str, Any] = {}
+        self.failed: UnmeasuredError | None = None
+        self._argv = argv
+        self._ids = itertools.count(1)
+        self._lock = threading.Lock()
+        self._ready = False
+        # A file rather than a pipe: nobody has to drain it, and it outlives the agent.
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop()
+        try:
+            self._process = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                # Ctrl-C in the terminal is for pytest, which then closes the agent's stdin.
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise UnmeasuredError(
+                "the eBPF agent could not be started", why=f"{argv[0]}: {error.strerror}"
+            ) from None
+        self._started = time.monotonic()
+        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        threading.Thread(target=self._read, name="netpoll-agent", daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait_ready(self) -> None:
+        """Returns when the BPF program is compiled and attached."""
+        with self._lock:
+            self._wait_ready()
+
+    def watch(self, pid: int) -> Mapping[str, Any]:
+        """Starts watching the process and its descendants: {"processes": [{"pid", "calibration", …}]}."""
+        return self._ask("watch", pid=pid)
+
+    def unwatch(self, pid: int) -> None:
+        self._ask("unwatch", pid=pid)
+
+    def open(self) -> int:
+        """Opens a window over everything watched; returns its number."""
+        window = self._ask("open").get("window")
+        if not isinstance(window, int):
+            raise self._fail("the eBPF agent answered nonsense", why=f"window {window!r}")
+        return window
+
+    def close(self, window: int) -> Mapping[str, Any]:
+        """{"duration_ns", "services": {root pid: [process]}}; see agent/__main__.py for a process."""
+        return self._ask("close", window=window, settle_ms=SETTLE_MS)
+
+    def stop(self) -> None:
+        """Ends the agent, and with it everything it has in the kernel."""
+        with contextlib.suppress(OSError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+        try:
+            self._process.wait(STOP_DEADLINE)
+        except subprocess.TimeoutExpired:
+            self._kill()
+        self._stderr.close()
+
+    def _ask(self, do: str, **arguments: int) -> Mapping[str, Any]:
+        with self._lock:
+            self._wait_ready()
+            identity = next(self._ids)
+            message = json.dumps({"id": identity, "do": do, **arguments})
+            try:
+                assert self._process.stdin is not None
+                self._process.stdin.write(message.encode() + b"\n")
+                self._process.stdin.flush()
+            except OSError:
+                raise self._ended() from None
+            answer = self._receive(ANSWER_DEADLINE, f"answer {do!r}")
+            if answer.get("id") != identity:
+                raise self._fail("the eBPF agent answered out of turn", why=f"to {do!r}: {answer!r:.200}")
+            if "error" in answer:
+                error = answer["error"]
+                raise UnmeasuredError(str(error.get("what")), fix=error.get("fix"))
+            result = answer.get("ok")
+            if not isinstance(result, dict):
+                raise self._fail("the eBPF agent answered nonsense", why=f"to {do!r}: {answer!r:.200}")
+            return result
+
+    def _wait_ready(self) -> None:
+        if self.failed is not None:
+            raise self.failed
+        if self._ready:
+            return
+        spent = time.monotonic() - self._started
+        first = self._receive(max(1.0, START_DEADLINE - spent), "start")
+        if "failed" in first:
+            failed = first["failed"]
+            raise self._fail(str(failed.get("what")), fix=failed.get("fix"), detail=self._said())
+        ready = first.get("ready")
+        if not isinstance(ready, dict) or ready.get("protocol") != PROTOCOL:
+            raise self._fail("the eBPF agent speaks another protocol", why=f"{first!r:.200}")
+        self.environment = ready
+        self._ready = True
+
+    def _receive(self, seconds: float, what: str) -> dict[str, Any]:
+        try:
+            line = self._lines.get(timeout=seconds)
+        except queue.Empty:
+            raise self._fail(
+                f"the eBPF agent did not {what} within {seconds:.0f} s",
+                why="it hangs, or the machine is overloaded",
+                fix=f"try it by hand: {shlex.join(self._argv)}",
+                detail=self._said(),
+            ) from None
+        if line is None:
+            raise self._ended()
+        try:
+            message = json.loads(line)
+        except ValueError:
+            message = None
+        if not isinstance(message, dict):
+            raise self._fail("the eBPF agent answered nonsense", why=f"{line!r:.200}")
+        return message
+
+    def _ended(self) -> UnmeasuredError:
+        try:
+            status: object = self._process.wait(STOP_DEADLINE)
+        except subprocess.TimeoutExpired:
+            status = "none yet"
+        said = self._said()
+        if self._argv[0] == "sudo" and "password is required" in said:
+            return self._fail(
+                "eBPF needs root",
+                why="pytest is not root and sudo asks for a password",
+                fix="sudo -v, then pytest again in the same terminal; or run pytest as root",
+            )
+        return self._fail("the eBPF agent ended", why=f"exit status {status}", detail=said)
+
+    def _fail(
+        self, what: str, *, why: str | None = None, fix: str | None = None, detail: str | None = None
+    ) -> UnmeasuredError:
+        """Notes that this agent is of no more use."""
+        self.failed = UnmeasuredError(what, why=why, fix=fix, detail=detail)
+        self._kill()
+        return self.failed
+
+    def _kill(self) -> None:
+        # Under sudo it is not ours to kill; it ends by itself when its stdin closes.
+        with contextlib.suppress(OSError):
+            self._process.kill()
+        with contextlib.suppress(OSError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_DEADLINE)
+
+    def _said(self) -> str:
+        """The end of the agent's stderr."""
+        try:
+            size = os.fstat(self._stderr.fileno()).st_size
+            text = os.pread(self._stderr.fileno(), 64 << 10, max(0, size - (64 << 10)))
+        except (OSError, ValueError):
+            return ""
+        return "\n".join(text.decode(errors="replace").splitlines()[-_STDERR_LINES:])
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as stdout:
+            for line in stdout:
+                self._lines.put(line)
+        self._lines.put(None)

@@ -1,0 +1,219 @@
+"""The one representation of a measured test: plain JSON, from which every report is rendered.
+
+Records are plain because under pytest-xdist they travel from the workers to the controller, and
+because saved files are rendered and compared without the test run. Times are in ns unless the name
+says otherwise, metrics in their canonical units (see units.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias, TypedDict, cast
+
+from pytest_netpoll.marker import Limits
+from pytest_netpoll.metrics import Measurement
+from pytest_netpoll.verdict import Breach, Verdict
+
+Outcome: TypeAlias = Literal["passed", "failed", "unmeasured"]
+
+# A TypedDict in two halves: keys of the "Extra" half may be absent from a file, as in one written
+# before they were invented. `build` sets all of them.
+
+
+class Frame(TypedDict):
+    """One line of Go; innermost first in a stack. None where the binary does not tell."""
+
+    function: str | None
+    file: str | None
+    line: int | None
+
+
+class _OffenderExtra(TypedDict, total=False):
+    offence: Literal["spurious", "stale"]
+    local: str | None
+    peer: str | None
+
+
+class Offender(_OffenderExtra):
+    """A place that was woken in vain (spurious), or tried again for nothing (stale).
+
+    share: 0-1, of all such of the service. stack: starts at the user's own code.
+    """
+
+    count: int
+    share: float | None
+    direction: str
+    syscall: str | None
+    fd_type: str | None
+    stack: list[Frame]
+
+
+class _SlowWakeupExtra(TypedDict, total=False):
+    goroutine: int | None
+    syscall: str | None
+    local: str | None
+    peer: str | None
+
+
+class SlowWakeup(_SlowWakeupExtra):
+    """One of the wakeups that took longest to run."""
+
+    latency_ns: int | float
+    direction: str
+    fd_type: str | None
+    stack: list[Frame]
+
+
+class _BreachExtra(TypedDict, total=False):
+    kind: Literal["max", "min"]
+    text: str
+
+
+class BreachRecord(_BreachExtra):
+    """A broken limit; `text` says it in one line for people."""
+
+    service: str
+    metric: str
+    measured: int | float
+    limit: int | float
+
+
+class _ServiceExtra(TypedDict, total=False):
+    unmeasured: str | None
+    histogram: dict[str, int]
+    timeline: list[Any]
+
+
+class ServiceRecord(_ServiceExtra):
+    """One service in the window.
+
+    metrics: every metric of the table, None where it was not measured. unmeasured: why none of them
+    can be trusted, or None. histogram: bucket (see metrics.bucket_bounds) -> latencies in it.
+    """
+
+    name: str
+    pid: int | None
+    executable: str | None
+    go_version: str | None
+    metrics: dict[str, int | float | None]
+    offenders: list[Offender]
+    slowest: list[SlowWakeup]
+
+
+class _TestExtra(TypedDict, total=False):
+    file: str
+    line: int
+    error: str | None
+    xfail: str | None
+    diagnosis: list[str]
+
+
+class TestRecord(_TestExtra):
+    """One test, an element of "tests" in the JSON report.
+
+    reason: a line for each cause, None if passed. breaches: also those that report mode let pass.
+    file: relative to the root directory. line: of the test, from 1. error: the one line of a failure
+    that is the test's own; it is then the reason, too. xfail: why pytest expected the failure, None
+    where it did not. diagnosis: sentences on the likely cause.
+    """
+
+    nodeid: str
+    outcome: Outcome
+    reason: str | None
+    window_seconds: float
+    limits: dict[str, int | float]
+    breaches: list[BreachRecord]
+    services: list[ServiceRecord]
+
+
+def build(
+    nodeid: str,
+    location: tuple[str, int],
+    verdict: Verdict | None,
+    limits: Limits,
+    measurements: Sequence[Measurement],
+    window_seconds: float,
+    error: str | None = None,
+    xfail: str | None = None,
+) -> TestRecord:
+    """The record of one test.
+
+    location: (file relative to the root directory, line from 1). error: how the test failed by
+    itself, its first line counts; broken limits are then listed, but are not the reason. Without
+    error and verdict nothing is known, which is not passed: unmeasured.
+    """
+    outcome: Outcome
+    reason: str | None
+    own_error = None if error is None else _first_line(error)
+    if own_error is not None:
+        outcome, reason = "failed", own_error
+    elif verdict is not None:
+        outcome, reason = verdict.outcome, verdict.reason
+    else:
+        outcome, reason = "unmeasured", "the measurement was not completed"
+    record: TestRecord = {
+        "nodeid": nodeid,
+        "file": location[0],
+        "line": location[1],
+        "outcome": outcome,
+        "reason": reason,
+        "error": own_error,
+        "xfail": xfail,
+        "window_seconds": window_seconds,
+        "limits": limits.as_json(),
+        "breaches": [_breach(breach) for breach in (verdict.breaches if verdict else ())],
+        "diagnosis": [],
+        "services": [_service(measurement) for measurement in measurements],
+    }
+    return cast("TestRecord", plain(record))
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "the test failed")
+
+
+def _breach(breach: Breach) -> BreachRecord:
+    return {
+        "service": breach.service,
+        "metric": breach.metric,
+        "kind": breach.kind,
+        "measured": breach.measured,
+        "limit": breach.limit,
+        "text": str(breach),
+    }
+
+
+def _service(measurement: Measurement) -> ServiceRecord:
+    return {
+        "name": measurement.service,
+        "pid": measurement.pid,
+        "executable": measurement.executable,
+        "go_version": measurement.go_version,
+        "unmeasured": measurement.unmeasured,
+        "metrics": measurement.metrics,
+        "offenders": list(measurement.offenders),
+        "slowest": list(measurement.slowest),
+        "histogram": {
+            str(bucket): count for bucket, count in sorted(measurement.snapshot.histogram.items()) if count
+        },
+        "timeline": [],
+    }
+
+
+def plain(value: object) -> Any:
+    """A copy of `value` that JSON and execnet can carry: no tuples, no NaN, no lone surrogates.
+
+    Surrogates come from file names that are not UTF-8. What is of no JSON type becomes its text.
+    """
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if value is None or isinstance(value, int):  # bool is an int
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {plain(str(key)): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return plain(str(value))

@@ -1,0 +1,292 @@
+"""What pytest's terminal shows: a line in the header, a table of all tests, a section for each failure."""
+
+from __future__ import annotations
+
+import textwrap
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from pytest_netpoll.metrics import METRICS
+from pytest_netpoll.options import Config
+from pytest_netpoll.report import words
+from pytest_netpoll.report.record import Frame, ServiceRecord, TestRecord
+
+MOST_PASSED = 40  # tests in the table
+MOST_OTHERS = 200
+SECTION_LINES = 24
+MOST_OFFENDERS = 3
+MOST_FRAMES = 6
+
+_SERVICE_CELLS = 16
+_JOINER = "\u2060"
+_TEST_CELLS = 20  # what a test's name gets before less important columns do
+_DROPPED_FIRST = ("latency_p50", "cpu_seconds", "polls_per_event", "wakeups", "latency_p99")
+_VERDICTS = {"passed": "passed", "failed": "FAILED", "unmeasured": "unmeasured"}
+
+# The numbers of one service: a row's name, the metric it leads with, and its parts.
+_NUMBERS: tuple[tuple[str, str | None, Mapping[str, str]], ...] = (
+    (
+        "wakeups",
+        "wakeups",
+        {
+            "productive_wakeups": "productive",
+            "spurious_wakeups": "spurious",
+            "abandoned_wakeups": "abandoned",
+            "pending_wakeups": "pending",
+            "stale_retries": "stale retries",
+        },
+    ),
+    (
+        "events",
+        "events",
+        {
+            "unclaimed_events": "unclaimed",
+            "duplicate_events": "duplicate",
+            "parking_events": "to parking goroutines",
+        },
+    ),
+    (
+        "polls",
+        "polls",
+        {
+            "polls_per_event": "per event",
+            "blocking_polls": "blocking",
+            "timed_polls": "timed",
+            "nonblocking_polls": "non-blocking",
+            "empty_polls": "empty",
+            "timeout_polls": "timed out",
+            "break_polls": "woken by the runtime itself",
+            "interrupted_polls": "interrupted",
+        },
+    ),
+    (
+        "latency",
+        None,
+        {f"latency_{name}": name for name in ("p50", "p90", "p99", "max")},
+    ),
+    (
+        "ready calls",
+        "ready_calls",
+        {"deadline_wakeups": "by deadlines", "wakeups_per_event": "wakeups per event"},
+    ),
+    ("CPU", "cpu_seconds", {"run_delay_seconds": "waiting for a CPU"}),
+    ("lost", "lost", {}),
+)
+
+
+def header_line(config: Config, *details: str) -> str:
+    """ "netpoll: gate, unmeasured tests fail; eBPF through BCC of /usr/bin/python3"."""
+    if config.mode == "off":
+        return "netpoll: off"
+    fate = "fail" if config.unmeasured == "fail" else "are skipped"
+    return "; ".join([f"netpoll: {config.mode}, unmeasured tests {fate}", *details])
+
+
+def summary_table(
+    records: Sequence[TestRecord], width: int, environment: Mapping[str, Any] | None = None
+) -> str | None:
+    """A row for each test and service, the bad ones first, not wider than `width` >= 60 columns.
+
+    None without records. environment: as in the JSON report; of it "kernel" and "bcc" are shown.
+    """
+    if not records:
+        return None
+    shown, notes = words.select(records, MOST_OTHERS, MOST_PASSED)
+    lines = [_table(words.rows(shown), width), *notes]
+    environment_line = words.environment_line(records, environment or {})
+    if environment_line:
+        lines += ["", *_wrap(environment_line, width)]
+    return "\n".join(lines)
+
+
+def _table(rows: Sequence[tuple[TestRecord, ServiceRecord | None]], width: int) -> str:
+    names = [record["nodeid"] for record, _ in rows]
+    services = [words.one_line(service["name"]) if service else "" for _, service in rows]
+    columns = {
+        heading: [words.show(service, metric) for _, service in rows]
+        for metric, heading in words.COLUMNS.items()
+    }
+    if len(set(services) - {""}) > 1:
+        columns = {"service": [cut(name, _SERVICE_CELLS) for name in services], **columns}
+    columns["verdict"] = [_verdict(record, service) for record, service in rows]
+    wanted = min(max(map(_cells, names)), _TEST_CELLS)
+    for metric in _DROPPED_FIRST:
+        if _room(columns, width) < wanted:
+            del columns[words.COLUMNS[metric]]
+    room = max(_room(columns, width), 1)
+    table = {"test": [shorten(name, room) for name in names], **columns}
+    left = ("test", "service", "verdict")
+    # The headings as a row: tabulate's own take two columns more than they need.
+    cells = [[heading, "-" * _width(heading, column), *column] for heading, column in table.items()]
+    return _tabulate(
+        list(zip(*cells, strict=True)), ["left" if heading in left else "right" for heading in table]
+    )
+
+
+def _tabulate(rows: Sequence[Sequence[str]], align: Sequence[str]) -> str:
+    # tabulate knows of wide characters only where wcwidth is installed. With a word joiner, which is
+    # of no width, after each of them it comes to the same padding either way.
+    padded = [["".join(char + _JOINER * (_cells(char) - 1) for char in cell) for cell in row] for row in rows]
+    table = tabulate(padded, tablefmt="plain", disable_numparse=True, colalign=align)
+    return "\n".join(line.rstrip() for line in table.replace(_JOINER, "").splitlines())
+
+
+def _room(columns: Mapping[str, Sequence[str]], width: int) -> int:
+    """What the other columns leave for the test, with two blanks before each."""
+    return width - sum(_width(heading, cells) + 2 for heading, cells in columns.items())
+
+
+def _width(heading: str, cells: Sequence[str]) -> int:
+    return max(map(_cells, [heading, *cells]))
+
+
+def _verdict(record: TestRecord, service: ServiceRecord | None) -> str:
+    if words.expected(record):
+        return "xfailed"
+    outcome = words.outcome_of(record, service)
+    broken = service is not None and any(
+        breach["service"] == service["name"] for breach in record["breaches"]
+    )
+    # In report mode.
+    return "would fail" if broken and outcome == "passed" else _VERDICTS[outcome]
+
+
+def failure_section(record: TestRecord, width: int) -> str:
+    """Why the test failed or is unmeasured, at most SECTION_LINES lines; empty if there is nothing to say.
+
+    The broken limits, the numbers of the services they belong to, and the lines of Go behind them.
+    """
+    screen = _Screen(width)
+    for reason in words.reasons(record):
+        what, fix = words.split_remedy(reason)
+        screen.add(_wrap(what, width) + (_wrap(f"to mend: {fix}", width, "  ") if fix else []))
+    if record["outcome"] == "unmeasured":
+        screen.add(
+            _wrap("What is not measured does not pass; --netpoll-unmeasured=skip skips it instead.", width)
+        )
+    for sentence in record.get("diagnosis", []):
+        screen.add(_wrap(words.one_line(sentence), width))
+    for service in _concerned(record):
+        screen.add(_numbers(service, width))
+        blocks = [
+            (words.offender_text(service, offender), offender["stack"])
+            for offender in words.offenders_of(record, service)
+        ]
+        blocks += [(words.slow_text(wakeup), wakeup["stack"]) for wakeup in words.slowest_of(record, service)]
+        for text, stack in blocks[:MOST_OFFENDERS]:
+            head = _wrap(f"{text} at" if stack else f"{text}, no stack", width, "  ")
+            screen.add(head + _frames(stack, width), at_least=len(head) + 1)
+        screen.left_out += len(blocks[MOST_OFFENDERS:])
+    return screen.text()
+
+
+class _Screen:
+    """Lines, as many as fit; counts the blocks that did not."""
+
+    def __init__(self, width: int) -> None:
+        self.left_out = 0
+        self._lines: list[str] = []
+        self._width = width
+
+    def add(self, block: list[str], at_least: int | None = None) -> None:
+        """at_least: so many lines of the block are better than none of it."""
+        room = SECTION_LINES - 1 - len(self._lines)
+        if len(block) <= room or (at_least is not None and at_least <= room):
+            self._lines += block[:room]
+        else:
+            self.left_out += 1
+
+    def text(self) -> str:
+        more = [f"… {self.left_out:,} more in --netpoll-json=FILE"] if self.left_out else []
+        return "\n".join([*self._lines, *more])
+
+
+def _concerned(record: TestRecord) -> list[ServiceRecord]:
+    """The services with broken limits, or all where it is not a limit that failed the test."""
+    broken = {breach["service"] for breach in record["breaches"]}
+    return [service for service in record["services"] if not broken or service["name"] in broken]
+
+
+def _numbers(service: ServiceRecord, width: int) -> list[str]:
+    """What was counted, without the zeros: a number that is 0 explains nothing."""
+    metrics = service["metrics"]
+    rows = []
+    for name, total, parts in _NUMBERS:
+        detail = ", ".join(
+            f"{METRICS[metric].format(metrics[metric])} {part}"
+            for metric, part in parts.items()
+            if metrics.get(metric)
+        )
+        if detail or (total is not None and metrics.get(total)):
+            rows.append([name, METRICS[total].format(metrics.get(total)) if total else "", detail])
+    if not rows:
+        return []
+    used = sum(max(map(_cells, column)) + 2 for column in list(zip(*rows, strict=True))[:2])
+    rows = [[name, total, "\n".join(_wrap(detail, width - 2 - used))] for name, total, detail in rows]
+    table = _tabulate(rows, ["left", "right", "left"])
+    title = f"{service['name']} (pid {service['pid']}, {service['go_version'] or 'unknown Go'}):"
+    return [words.one_line(title), *(f"  {line}" for line in table.splitlines())]
+
+
+def _frames(stack: Sequence[Frame], width: int) -> list[str]:
+    """ "    server/fault_dup.go:33  main.(*watcher).run", one a line."""
+    shown = stack[:MOST_FRAMES]
+    # A third for the function, whose end names it: main.(*watcher).run.
+    most = max(width * 2 // 3 - 4, 1)
+    locations = [cut(words.frame_location(frame), most) for frame in shown]
+    column = max(map(_cells, locations), default=0)
+    return [
+        f"    {location}{' ' * (column - _cells(location))}  "
+        f"{cut(words.one_line(frame['function'] or '?'), max(width - column - 6, 1))}"
+        for location, frame in zip(locations, shown, strict=True)
+    ]
+
+
+def _wrap(text: str, width: int, indent: str = "") -> list[str]:
+    # Long words are paths and commands: whole they can be copied.
+    return textwrap.wrap(
+        text,
+        max(width, 20),
+        initial_indent=indent,
+        subsequent_indent=f"{indent}  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def shorten(nodeid: str, cells: int) -> str:
+    """At most `cells` wide; of a test the name survives longest, and of a long name both ends."""
+    nodeid = words.one_line(nodeid)
+    if _cells(nodeid) <= cells:
+        return nodeid
+    # Parameters may hold "::" themselves: [::1].
+    test, bracket, parameters = nodeid.partition("::")[2].partition("[")
+    name = (test.rpartition("::")[2] + bracket + parameters) or nodeid
+    if _cells(name) < cells:
+        return cut(nodeid, cells)
+    if bracket and cells >= 8:
+        # The start says which test it is, the end which of its parameters.
+        end = cut(name, cells - cells // 2)
+        return _head(name, cells - _cells(end)) + end
+    return cut(name, cells)
+
+
+def cut(text: str, cells: int) -> str:
+    """`text`, or "…" and its end, at most `cells` wide."""
+    if _cells(text) <= cells:
+        return text
+    return "…" + _head(text[::-1], cells - 1)[::-1]
+
+
+def _head(text: str, cells: int) -> str:
+    while _cells(text) > cells:
+        text = text[: min(cells, len(text) - 1)]
+    return text
+
+
+def _cells(text: str) -> int:
+    """Columns of a terminal that `text` takes: Chinese and Japanese take two each."""
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)

@@ -1,0 +1,203 @@
+"""What the reports share: the order of the tests, the columns, and how a record is put in words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pytest_netpoll import units
+from pytest_netpoll.metrics import METRICS
+from pytest_netpoll.report.record import (
+    BreachRecord,
+    Frame,
+    Offender,
+    Outcome,
+    ServiceRecord,
+    SlowWakeup,
+    TestRecord,
+)
+
+# The columns of a table of tests: metric -> heading.
+COLUMNS: Mapping[str, str] = {
+    "wakeups": "wakeups",
+    "spurious": "spurious",
+    "latency_p50": "p50",
+    "latency_p99": "p99",
+    "polls_per_event": "polls/ev",
+    "cpu_seconds": "CPU",
+}
+
+# Broken limits that offenders explain, with the offence that does.
+_EXPLAINED_BY = {"spurious": "spurious", "spurious_wakeups": "spurious", "stale_retries": "stale"}
+# offence -> (the metric that is its total, what to call it, what happened there)
+_OFFENCES = {
+    "spurious": ("spurious_wakeups", "spurious wakeups", "woken in vain"),
+    "stale": ("stale_retries", "stale retries", "tried again for nothing"),
+}
+_REMEDY = re.compile(r"(?P<what>.*?) \(to mend: (?P<fix>.*)\)")
+_RANK: Mapping[Outcome, int] = {"failed": 0, "unmeasured": 1, "passed": 2}
+
+
+def one_line(text: str) -> str:
+    """Socket names and paths may hold anything, even what would steer a terminal."""
+    return "".join(char if char.isprintable() else " " for char in text).strip()
+
+
+def count_outcomes(records: Iterable[TestRecord]) -> dict[Outcome, int]:
+    """Without those that pytest.mark.xfail expected."""
+    counts: dict[Outcome, int] = {"failed": 0, "unmeasured": 0, "passed": 0}
+    for record in records:
+        if not expected(record):
+            counts[record["outcome"]] += 1
+    return counts
+
+
+def expected(record: TestRecord) -> bool:
+    """Whether it is bad, and pytest was told that it would be: nothing to alarm anybody about."""
+    return record.get("xfail") is not None and record["outcome"] != "passed"
+
+
+def worst_first(records: Iterable[TestRecord]) -> list[TestRecord]:
+    """Failed, unmeasured, those whose broken limits report mode let pass, the others; else in run order."""
+    return sorted(
+        records, key=lambda record: (expected(record), _RANK[record["outcome"]], not record["breaches"])
+    )
+
+
+def select(
+    records: Iterable[TestRecord], most_bad: int, most_good: int
+) -> tuple[list[TestRecord], list[str]]:
+    """The tests to list, worst first, and a line for each kind of those left out."""
+    ordered = worst_first(records)
+    shown: list[TestRecord] = []
+    notes: list[str] = []
+    for outcomes, most, what in (
+        (("failed", "unmeasured"), most_bad, "failed or were not measured"),
+        (("passed",), most_good, "passed"),
+    ):
+        group = [record for record in ordered if record["outcome"] in outcomes]
+        shown += group[:most]
+        if len(group) > most:
+            notes.append(f"… and {len(group) - most:,} more that {what}")
+    return shown, notes
+
+
+def rows(records: Iterable[TestRecord]) -> list[tuple[TestRecord, ServiceRecord | None]]:
+    """A row for each test and service; one for a test without services, too."""
+    found: list[tuple[TestRecord, ServiceRecord | None]] = []
+    for record in records:
+        found += [(record, service) for service in record["services"]] or [(record, None)]
+    return found
+
+
+def trusted(service: ServiceRecord) -> bool:
+    """Whether its numbers are exact."""
+    return service.get("unmeasured") is None and not service["metrics"].get("lost")
+
+
+def outcome_of(record: TestRecord, service: ServiceRecord | None) -> Outcome:
+    """Of one row: a service does not fail for what another one did."""
+    if record["outcome"] != "failed" or service is None or record.get("error") is not None:
+        return record["outcome"]
+    if any(breach["service"] == service["name"] for breach in record["breaches"]):
+        return "failed"
+    return "passed" if trusted(service) else "unmeasured"
+
+
+def show(service: ServiceRecord | None, metric: str) -> str:
+    """A number for people; an en dash where it is unknown or not to be trusted."""
+    if service is None or not trusted(service):
+        return units.NOT_MEASURED
+    return METRICS[metric].format(service["metrics"].get(metric))
+
+
+def environment_line(records: Iterable[TestRecord], environment: Mapping[str, Any]) -> str:
+    """ "kernel 6.8.0, bcc 0.29.1, go1.26.6", of what is known."""
+    known = [f"{name} {environment[name]}" for name in ("kernel", "bcc") if environment.get(name)]
+    versions = {service["go_version"] for record in records for service in record["services"]}
+    return one_line(", ".join([*known, *sorted(version for version in versions if version)]))
+
+
+def breach_text(breach: BreachRecord) -> str:
+    """ "server: spurious 50.0 % (1,999 of 3,998 wakeups) > max 5.0 %"."""
+    return breach.get("text") or (
+        f"{breach['service']}: {breach['metric']} {breach['measured']}, limit {breach['limit']}"
+    )
+
+
+def reasons(record: TestRecord) -> list[str]:
+    """A line for each broken limit and for each thing not measured; not the test's own error."""
+    own = record.get("error") is not None
+    given = [] if own else (record["reason"] or "").splitlines()
+    return [one_line(text) for text in dict.fromkeys([*map(breach_text, record["breaches"]), *given])]
+
+
+def split_remedy(reason: str) -> tuple[str, str | None]:
+    """(what is wrong, what mends it) of a NetpollError's reason."""
+    match = _REMEDY.fullmatch(reason)
+    return (match["what"], match["fix"]) if match else (reason, None)
+
+
+def offenders_of(record: TestRecord, service: ServiceRecord) -> list[Offender]:
+    """The offenders that explain its broken limits, worst first."""
+    wanted = {
+        _EXPLAINED_BY.get(breach["metric"])
+        for breach in record["breaches"]
+        if breach["service"] == service["name"]
+    }
+    return [offender for offender in service["offenders"] if offender.get("offence", "spurious") in wanted]
+
+
+def slowest_of(record: TestRecord, service: ServiceRecord) -> list[SlowWakeup]:
+    """The latest wakeups, where a latency limit of the service is broken."""
+    broken = any(
+        breach["service"] == service["name"] and breach["metric"].startswith("latency_")
+        for breach in record["breaches"]
+    )
+    return service["slowest"] if broken else []
+
+
+def offender_text(service: ServiceRecord, offender: Offender) -> str:
+    """ "499 of 500 (99.8 %) spurious wakeups (read on tcp a ← b), woken in vain"."""
+    metric, name, happened = _OFFENCES[offender.get("offence", "spurious")]
+    count, total = offender["count"], service["metrics"].get(metric)
+    amount = units.show(count, "count")
+    if total and count <= total:
+        amount += f" of {units.show(total, 'count')} ({units.show(count / total, 'share')})"
+    return f"{amount} {name} ({_where(offender)}), {happened}"
+
+
+def slow_text(wakeup: SlowWakeup) -> str:
+    """ "12.3 ms to run (read on tcp a ← b, goroutine 18), woken late"."""
+    goroutine = wakeup.get("goroutine")
+    who = "" if goroutine is None else f", goroutine {goroutine}"
+    return f"{units.show(wakeup['latency_ns'], 'ns')} to run ({_where(wakeup)}{who}), woken late"
+
+
+def _where(wakeup: Offender | SlowWakeup) -> str:
+    arrow = "→" if wakeup["direction"] == "write" else "←"
+    ends = f" {arrow} ".join(end for end in (wakeup.get("local"), wakeup.get("peer")) if end)
+    what = f"{wakeup.get('syscall') or wakeup['direction']} on {wakeup['fd_type'] or 'a descriptor'}"
+    return one_line(f"{what} {ends}")
+
+
+def frame_location(frame: Frame) -> str:
+    """ "server/fault_dup.go:33"."""
+    file = one_line(frame["file"] or "?")
+    return f"{file}:{frame['line']}" if frame["line"] else file
+
+
+def first_offender(record: TestRecord) -> str | None:
+    """The worst place on one line, with the line of Go; None where no offender explains the failure."""
+    for service in record["services"]:
+        for offender in offenders_of(record, service)[:1]:
+            return offender_text(service, offender) + place(offender["stack"])
+    return None
+
+
+def place(stack: Sequence[Frame]) -> str:
+    """ " at server/fault_dup.go:33 main.(*watcher).run"; empty without a stack."""
+    if not stack:
+        return ""
+    return f" at {frame_location(stack[0])} {one_line(stack[0]['function'] or '')}".rstrip()

@@ -1,0 +1,443 @@
+"""Builds, launches, watches over and stops the services under test."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from . import guard
+from .errors import NetpollError, ServiceError, UsageError
+from .output import Output, Pipe
+from .readiness import LOOPBACK, Address, Ready, checked, find_listener, wait_until_ready
+from .spec import (
+    Argument,
+    Spec,
+    check_combination,
+    checked_directory,
+    checked_pid,
+    checked_timeout,
+    process_name,
+    words,
+)
+from .toolchain import Builder, Say, go_version_of, package_name
+
+STOP_GRACE = 5.0  # seconds between SIGTERM and SIGKILL
+PORT_RETRIES = 3  # other ports tried when a stranger was faster on the free one
+
+
+class Service:
+    """A service under test. Made by the `go_service` fixture.
+
+    name: unique among the services that run at the same time.
+    """
+
+    def __init__(self, name: str, spec: Spec, factory: ServiceFactory) -> None:
+        self.name = name
+        self._spec = spec
+        self._factory = factory
+        self._output = Output()
+        self._run_begin = 0  # where in the output the present run begins
+        self._pipe: Pipe | None = None
+        self._popen: subprocess.Popen[bytes] | None = None
+        self._process: psutil.Process | None = None
+        self._leader: dict[int, int] = {}
+        self._free_port: int | None = None
+        self._address: Address | None = None
+        self._executable = ""
+        self._go_version: str | None = None
+        self._stopped = True
+
+    def __repr__(self) -> str:
+        return f"<Service {self.name} pid={self._process.pid if self._process else None}>"
+
+    @property
+    def pid(self) -> int:
+        """Changes with every restart."""
+        if self._process is None:
+            raise ServiceError(f"service {self.name!r} has no process", why="it was never started")
+        return self._process.pid
+
+    @property
+    def address(self) -> Address:
+        """(host, port) to connect to.
+
+        The {port} it was given, else the first TCP port that it listens on; ServiceError while
+        there is none.
+        """
+        if self._address is None:
+            why = "it does not listen on any TCP port"
+            try:
+                self.locate()
+            except PermissionError as error:
+                why = str(error)
+            if self._address is None:
+                raise ServiceError(
+                    f"the port of service {self.name!r} is not known",
+                    why=why,
+                    fix=None if self.attached else "put {port} into its arguments or environment",
+                    detail=self.tail(),
+                )
+        return self._address
+
+    @property
+    def port(self) -> int:
+        return self.address[1]
+
+    @property
+    def url(self) -> str:
+        host, port = self.address
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    @property
+    def log(self) -> str:
+        """What it printed so far, over all restarts; of very much output the start and the end."""
+        self._catch_up()
+        return self._output.text()
+
+    @property
+    def executable(self) -> str:
+        """The path of the running program; "" where it is hidden from us, as another user's is."""
+        self._inspect()
+        return self._executable
+
+    @property
+    def go_version(self) -> str | None:
+        """Such as "go1.26.8"; None when the program is not a Go binary."""
+        self._inspect()
+        return self._go_version
+
+    @property
+    def attached(self) -> bool:
+        """Whether somebody else started it (`pid=`) and will stop it."""
+        return self._spec.pid is not None
+
+    @property
+    def running(self) -> bool:
+        if self._process is None or (self._stopped and self.attached):
+            return False
+        if self._popen is not None:
+            return self._popen.poll() is None
+        try:
+            return self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` ended it, or it was never started; a crashed service is not stopped."""
+        return self._stopped
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status, -N for signal N; None while it runs, and for attached processes."""
+        return None if self._popen is None else self._popen.poll()
+
+    def tail(self, lines: int = 20) -> str:
+        """The last lines of the output."""
+        self._catch_up()
+        return self._output.tail(lines)
+
+    def check_alive(self, when: str = "") -> None:
+        """ServiceError with the end of the output when the service is not running.
+
+        when: added to the message, such as "before it was ready".
+        """
+        if self.running:
+            return
+        why = "it was stopped" if self._stopped else _ending(self.returncode)
+        raise ServiceError(
+            f"service {self.name!r} ended" + (f" {when}" if when else ""),
+            why=why,
+            detail=self.tail() or "(it printed nothing)",
+        )
+
+    def restart(self) -> None:
+        """Stop it and start it again: the same port, another pid; returns when it is ready."""
+        if self.attached:
+            raise UsageError(
+                f"service {self.name!r} cannot be restarted",
+                why="it was given as pid= and belongs to somebody else",
+            )
+        self.stop()
+        self.start()
+
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL after a grace period, to it and all its descendants; attached ones live on.
+
+        Stopping twice is fine. ServiceError when even SIGKILL does not end it.
+        """
+        if self._stopped:
+            return
+        self._inspect()
+        survivors = set() if self.attached else guard.end(self._leader, STOP_GRACE)
+        if not survivors:
+            if self._popen is not None:
+                self._popen.wait()
+            self._catch_up()
+            self._factory.guardian.remove(self.pid)
+        self._stopped = True
+        self._factory.stopped(self)
+        if survivors:
+            raise ServiceError(
+                f"service {self.name!r} could not be stopped",
+                why=f"SIGKILL did not end {', '.join(map(str, sorted(survivors)))}",
+                fix=f"sudo kill -9 {' '.join(map(str, sorted(survivors)))}",
+            )
+
+    # For the factory and for readiness checks.
+
+    @property
+    def expected_port(self) -> int | None:
+        """What {port} stands for, None where there is no {port}."""
+        return self._free_port
+
+    def output_of_this_run(self) -> str:
+        self._catch_up()
+        return self._output.text(self._run_begin)
+
+    def locate(self) -> bool:
+        """Whether it listens for TCP (on its {port} if it has one); `address` then is the real one.
+
+        Raises PermissionError where that cannot be seen.
+        """
+        if self._process is None:
+            return False
+        found = find_listener(self.pid, self._free_port)
+        if found is not None:
+            self._address = found
+        return found is not None
+
+    def start(self) -> None:
+        """Start it and wait until it is ready; on an error nothing of it is left running."""
+        # A port it had before, it gets again: clients know it.
+        retries = PORT_RETRIES if self._spec.wants_port and self._free_port is None else 0
+        while True:
+            if self._spec.wants_port and self._free_port is None:
+                self._free_port = self._factory.free_port()
+            try:
+                self._spawn()
+                wait_until_ready(self, self._spec.ready, self._spec.timeout, self._factory.say)
+                self._inspect()
+                return
+            except BaseException as error:
+                again = retries > 0 and isinstance(error, ServiceError) and self._lost_its_port()
+                with contextlib.suppress(NetpollError):
+                    self.stop()
+                if not again:
+                    raise
+                retries -= 1
+                self._free_port = None
+
+    def _lost_its_port(self) -> bool:
+        return self.returncode is not None and "address already in use" in self.output_of_this_run().lower()
+
+    def _spawn(self) -> None:
+        self._address = (LOOPBACK, self._free_port) if self._free_port is not None else None
+        if self._spec.pid is None:
+            self._launch()
+        else:
+            self._attach(self._spec.pid)
+        self._stopped = False
+        self._factory.spawned(self)
+        self._inspect()
+
+    def _attach(self, pid: int) -> None:
+        try:
+            self._process = psutil.Process(pid)
+        except psutil.NoSuchProcess:
+            raise ServiceError(
+                f"cannot watch process {pid}",
+                why="there is no such process",
+                fix="give the pid of a running one",
+            ) from None
+
+    def _launch(self) -> None:
+        argv, env = self._spec.with_port(self._free_port)
+        if self._popen is not None:
+            self._output.add(b"[started again by pytest-netpoll]\n")
+        self._run_begin = self._output.size
+        pipe = Pipe(self._output)
+        try:
+            self._popen = subprocess.Popen(
+                argv,
+                env=env,
+                cwd=self._spec.cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=pipe.write_end,
+                stderr=pipe.write_end,
+                # Its own session: signals for the tests' terminal stay away, ours reach all of it.
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise ServiceError(
+                f"cannot start service {self.name!r}",
+                why=f"{argv[0]}: {error.strerror}",
+                fix=f"run it by hand: cd {self._spec.cwd} && {shlex.join(argv)}",
+            ) from None
+        finally:
+            pipe.close_write_end()
+        self._pipe = pipe
+        stat = guard.stat(self._popen.pid)
+        assert stat is not None  # a child not waited for stays in /proc, at least as a zombie
+        self._leader = {self._popen.pid: stat.start}
+        self._factory.guardian.add(self._popen.pid, stat.start)
+        self._process = psutil.Process(self._popen.pid)
+
+    def _catch_up(self) -> None:
+        if self._pipe is not None:
+            self._pipe.catch_up()
+
+    def _inspect(self) -> None:
+        """Note what the process runs now: a shell or a wrapper may have become the service meanwhile."""
+        if self._process is None or not self.running:
+            return
+        with contextlib.suppress(psutil.Error):
+            path = self._process.exe()
+            if path and path != self._executable:
+                self._executable = path
+                # Not by the path: a newer build may be there, the link keeps the one that runs.
+                self._go_version = go_version_of(f"/proc/{self.pid}/exe")
+
+
+class ServiceFactory:
+    """What the `go_service` fixture returns: call it to get a running, ready Service.
+
+    rootdir: where relative packages, commands and `cwd` start.
+    cache_dir: keeps the built executables; may be shared between concurrent sessions.
+    on_spawn: called with every new process at once, long before it is ready (each restart too).
+    on_exit: called when a service was stopped, or failed to get ready.
+    say: told what takes longer than a second.
+    services: those spawned and not stopped, crashed ones included, in the order they were made.
+    """
+
+    def __init__(
+        self,
+        *,
+        rootdir: Path,
+        cache_dir: Path,
+        on_spawn: Callable[[Service], None] | None = None,
+        on_exit: Callable[[Service], None] | None = None,
+        say: Say | None = None,
+    ) -> None:
+        self.services: list[Service] = []
+        self.guardian = guard.Guardian()
+        self.say = say
+        self._rootdir = rootdir.absolute()
+        self._on_spawn = on_spawn
+        self._on_exit = on_exit
+        self._builder = Builder(cache_dir, say)
+        self._ports: set[int] = set()
+
+    def __call__(
+        self,
+        package: Argument | None = None,
+        *,
+        command: Argument | Sequence[object] | None = None,
+        pid: int | None = None,
+        name: str | None = None,
+        args: str | Sequence[object] = (),
+        env: Mapping[str, object] | None = None,
+        cwd: Argument | None = None,
+        ready: Ready = "tcp",
+        go: str | None = None,
+        build_flags: str | Sequence[object] = (),
+        timeout: float = 30,
+    ) -> Service:
+        """Build a Go package, or take a command, or the pid of a running process; return it when ready.
+
+        package: directory (from `cwd` or rootdir), or import path.
+        command: the program and its arguments; a str is split as a shell would.
+        name: default: that of the program.
+        args, env: appended, added; {port} in them (and in `command`) becomes one free port.
+        ready: "tcp", "http:/path" (any status below 500), a regex on the output, a callable that
+            takes the Service, or None.
+        go: version ("1.21.13"), or path of a go binary or GOROOT, for `package`.
+        timeout: seconds until it must be ready.
+        Raises UsageError for wrong arguments, ServiceError when it cannot be built or is not ready.
+        """
+        directory = checked_directory(self._rootdir, cwd)
+        check_combination(
+            {"package": package, "command": command, "pid": pid},
+            for_packages={"go": go, "build_flags": build_flags},
+            for_launches={"args": args, "env": env, "cwd": cwd},
+        )
+        ready, timeout = checked(ready), checked_timeout(timeout)
+        if pid is not None:
+            spec = Spec(ready, timeout, pid=checked_pid(pid))
+            default_name = process_name(pid)
+        else:
+            own = {key: str(value) for key, value in (env or {}).items()}
+            if package is not None:
+                target, flags = os.fspath(package), words(build_flags, "build_flags")
+                program = self._builder.build(target, base=directory, go=go, flags=flags, env=own)
+                head, default_name = [str(program)], package_name(target, directory)
+            else:
+                head = words(command, "command")
+                if not head:
+                    raise UsageError("go_service: command= is empty")
+                default_name = Path(head[0]).name
+            spec = Spec(ready, timeout, (*head, *words(args, "args")), own, directory)
+        service = Service(self._unique(name or default_name), spec, self)
+        service.start()
+        return service
+
+    def stop_all(self) -> None:
+        """Stop all services, the youngest first; raises the first error after having tried all."""
+        errors = []
+        for service in reversed(self.services.copy()):
+            try:
+                service.stop()
+            except NetpollError as error:
+                errors.append(error)
+        self.guardian.close()
+        if errors:
+            raise errors[0]
+
+    # For Service.
+
+    def spawned(self, service: Service) -> None:
+        self.services.append(service)
+        if self._on_spawn is not None:
+            self._on_spawn(service)
+
+    def stopped(self, service: Service) -> None:
+        self.services.remove(service)
+        if self._on_exit is not None:
+            self._on_exit(service)
+
+    def free_port(self) -> int:
+        """A TCP port of 127.0.0.1 that nobody uses, and that no other service of ours was given."""
+        while True:
+            with socket.socket() as probe:
+                probe.bind((LOOPBACK, 0))
+                port: int = probe.getsockname()[1]
+            if port not in self._ports:
+                self._ports.add(port)
+                return port
+
+    def _unique(self, name: str) -> str:
+        taken = {service.name for service in self.services}
+        candidate, number = name, 1
+        while candidate in taken:
+            number += 1
+            candidate = f"{name}-{number}"
+        return candidate
+
+
+def _ending(returncode: int | None) -> str:
+    if returncode is None:
+        return "the process is gone"
+    if returncode >= 0:
+        return f"exit status {returncode}"
+    try:
+        return f"killed by {signal.Signals(-returncode).name}"
+    except ValueError:
+        return f"killed by signal {-returncode}"

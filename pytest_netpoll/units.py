@@ -1,0 +1,143 @@
+"""Quantities as users write and read them: "5ms", "5%", 15,000.
+
+The canonical value of a quantity depends on its unit: "ns" nanoseconds, "s" seconds, "share" a
+fraction in 0..1, "ratio" any number >= 0, "count" an integer >= 0.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import timedelta
+from fractions import Fraction
+from typing import Literal
+
+Unit = Literal["count", "ratio", "share", "ns", "s"]
+
+NOT_MEASURED = "–"  # noqa: RUF001 - an en dash, so that it cannot be read as a minus sign
+
+_NANOSECONDS = {
+    "ns": 1,
+    "us": 10**3,
+    "\u00b5s": 10**3,  # the micro sign of keyboards
+    "\u03bcs": 10**3,  # the Greek letter, which Go takes as well
+    "ms": 10**6,
+    "s": 10**9,
+    "m": 60 * 10**9,
+}
+_NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
+_TIME = re.compile(rf"({_NUMBER})\s*({'|'.join(_NANOSECONDS)})")
+_PLAIN = re.compile(_NUMBER)
+_PERCENT = re.compile(rf"({_NUMBER})\s*%")
+_INTEGER = re.compile(r"[0-9]+")
+_EXAMPLE = '"5ms", "250us", "1.5s" or a timedelta'
+
+
+def parse(value: object, unit: Unit) -> int | float:
+    """The canonical value of `value`; ValueError says what is wrong with it and what to write.
+
+    Numbers may also come as text, because that is all an ini file has.
+    """
+    if isinstance(value, bool):
+        raise ValueError(f"{value} is not a number")
+    if isinstance(value, str):
+        value = value.strip()
+    try:
+        if unit == "count":
+            return _parse_count(value)
+        if unit == "ns":
+            return parse_time(value)
+        if unit == "s":
+            return _parse_seconds(value)
+        if unit == "share":
+            return _parse_share(value)
+        return _parse_number(value, "a number >= 0, such as 1.5")
+    except OverflowError:
+        raise ValueError(f"{value!r} is too large") from None
+
+
+def parse_time(value: object) -> float:
+    """Nanoseconds of "5ms", "250us", "1.5s", "1m" or a timedelta; a bare number has no unit: ValueError."""
+    if isinstance(value, timedelta):
+        if value < timedelta(0):
+            raise ValueError(f"{value} is negative")
+        return float(value // timedelta(microseconds=1) * 1000)
+    if isinstance(value, str):
+        match = _TIME.fullmatch(value.strip())
+        if match:
+            # Fraction, so that "1.1ms" is 1100000 and not 1100000.0000000002.
+            return float(Fraction(match[1]) * _NANOSECONDS[match[2]])
+        if _PLAIN.fullmatch(value.strip()):
+            raise ValueError(f'{value!r} has no unit: write "{value.strip()}ms"')
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        raise ValueError(f'{value!r} has no unit: write "{value}ms"')
+    raise ValueError(f"{value!r} is not a time: write {_EXAMPLE}")
+
+
+def _parse_seconds(value: object) -> float:
+    if isinstance(value, (int, float)) or (isinstance(value, str) and _PLAIN.fullmatch(value)):
+        return _parse_number(value, "seconds")
+    return parse_time(value) / 1e9
+
+
+def _parse_count(value: object) -> int:
+    if isinstance(value, str) and _INTEGER.fullmatch(value):
+        return int(value)
+    if not isinstance(value, int):
+        raise ValueError(f"{value!r} is not a count: write an integer >= 0")
+    if value < 0:
+        raise ValueError(f"{value} is negative")
+    return value
+
+
+def _parse_share(value: object) -> float:
+    wanted = 'a number in 0..1 or a percentage such as "5%"'
+    percent = _PERCENT.fullmatch(value) if isinstance(value, str) else None
+    share = float(Fraction(percent[1]) / 100) if percent else _parse_number(value, wanted)
+    if share > 1:
+        raise ValueError(f"{value!r} is out of range: write {wanted}")
+    return share
+
+
+def _parse_number(value: object, wanted: str) -> float:
+    if isinstance(value, str) and not _PLAIN.fullmatch(value):
+        raise ValueError(f"{value!r} is not {wanted}")
+    if not isinstance(value, (str, int, float)):
+        raise ValueError(f"{value!r} is not {wanted}")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is not finite")
+    if number < 0:
+        raise ValueError(f"{value!r} is negative")
+    return number
+
+
+def show(value: int | float | None, unit: Unit, digits: int | None = None) -> str:
+    """`value` for people: 15,000 · 4.8 % · 1.03 · 1.2 ms · 0.34 s; an en dash for None.
+
+    digits: after the decimal point, where the unit's usual number hides what matters.
+    """
+    if value is None:
+        return NOT_MEASURED
+    if unit == "count":
+        return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits or 0}f}"
+    if unit == "share":
+        return f"{value * 100:.{1 if digits is None else digits}f} %"
+    if unit == "ratio":
+        return f"{value:,.{2 if digits is None else digits}f}"
+    if unit == "s":
+        return f"{value:,.{2 if digits is None else digits}f} s"
+    return _show_nanoseconds(value, digits)
+
+
+def _show_nanoseconds(value: int | float, digits: int | None) -> str:
+    text = f"{value:.{digits or 0}f}"
+    if float(text) < 1000:
+        return f"{text} ns"
+    digits = 1 if digits is None else digits
+    for scale, name in ((1e3, "µs"), (1e6, "ms")):
+        text = f"{value / scale:.{digits}f}"
+        # Compared after rounding: 999.96 µs is "1.0 ms", not "1000.0 µs".
+        if float(text) < 1000:
+            return f"{text} {name}"
+    return f"{value / 1e9:,.{digits}f} s"

@@ -1,0 +1,150 @@
+"""From what was measured and what was demanded to whether the test may pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pytest_netpoll.marker import Kind, Limit, Limits
+from pytest_netpoll.metrics import METRICS, Measurement
+
+
+@dataclass(frozen=True)
+class Breach:
+    """A broken limit. measured, limit: in the metric's canonical unit. detail: what stands behind it."""
+
+    service: str
+    metric: str
+    kind: Kind
+    measured: int | float
+    limit: int | float
+    detail: str = ""
+
+    def __str__(self) -> str:
+        measured, limit = self._values()
+        detail = f" ({self.detail})" if self.detail else ""
+        sign = ">" if self.kind == "max" else "<"
+        return f"{self.service}: {self.metric} {measured}{detail} {sign} {self.kind} {limit}"
+
+    def _values(self) -> tuple[str, str]:
+        """Both values, with as many digits as it takes to tell them apart: not "5.0 % > max 5.0 %"."""
+        show = METRICS[self.metric].format
+        for digits in (None, *range(2, 10)):
+            measured, limit = show(self.measured, digits), show(self.limit, digits)
+            if measured != limit:
+                return measured, limit
+        return repr(self.measured), repr(self.limit)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """outcome: in report mode a broken limit still passes. reason: a line for each cause, None if passed.
+
+    breaches: every broken limit, also those that report mode lets pass.
+    """
+
+    outcome: Literal["passed", "failed", "unmeasured"]
+    reason: str | None = None
+    breaches: tuple[Breach, ...] = ()
+
+
+def judge(
+    measurements: Sequence[Measurement],
+    limits: Limits,
+    mode: Literal["gate", "report", "off"] = "gate",
+) -> Verdict:
+    """Hold every measurement against its limits. What was not measured does not pass.
+
+    A certain breach of one service outweighs that another could not be measured. In report mode
+    limits decide nothing, neither by being broken nor by being impossible to check.
+    """
+    if mode == "off":
+        return Verdict("passed")
+    breaches: list[Breach] = []
+    unmeasured = _missing_services(measurements, limits)
+    undecided: list[str] = []
+    if limits.limits and not measurements and not unmeasured:
+        undecided.append("no Go service ran during the test; use the go_service fixture")
+    for measurement in measurements:
+        if not limits.binds(measurement.service):
+            continue
+        distrust = _distrust(measurement)
+        if distrust is not None:
+            unmeasured.append(f"{measurement.service}: {distrust}")
+            continue
+        for finding in _check(measurement, limits.for_service(measurement.service)):
+            if isinstance(finding, Breach):
+                breaches.append(finding)
+            else:
+                undecided.append(f"{measurement.service}: {finding}")
+    broken = tuple(breaches)
+    if mode == "report":
+        return _verdict("unmeasured", unmeasured, broken) if unmeasured else Verdict("passed", None, broken)
+    reasons = [*map(str, broken), *unmeasured, *undecided]
+    if broken:
+        return _verdict("failed", reasons, broken)
+    return _verdict("unmeasured", reasons, broken) if reasons else Verdict("passed")
+
+
+def _verdict(
+    outcome: Literal["failed", "unmeasured"], reasons: Sequence[str], breaches: tuple[Breach, ...]
+) -> Verdict:
+    return Verdict(outcome, "\n".join(dict.fromkeys(reasons)), breaches)
+
+
+def _missing_services(measurements: Sequence[Measurement], limits: Limits) -> list[str]:
+    measured = list(dict.fromkeys(measurement.service for measurement in measurements))
+    there = f"measured: {', '.join(measured)}" if measured else "no Go service ran during the test"
+    return [
+        f"no service named {name!r} was measured ({there})"
+        for name in limits.services
+        if name not in measured
+    ]
+
+
+def _distrust(measurement: Measurement) -> str | None:
+    """Why no number of this measurement may decide anything."""
+    if measurement.unmeasured is not None:
+        return measurement.unmeasured
+    lost = measurement.snapshot.counters.get("lost")
+    if lost:
+        return (
+            f"the probe lost {METRICS['lost'].format(lost)} records, so the numbers are not exact: "
+            "raise --netpoll-max-fds or --netpoll-max-processes"
+        )
+    return None
+
+
+def _check(measurement: Measurement, limits: Sequence[Limit]) -> list[Breach | str]:
+    """The broken limits, and in words what keeps the others from being checked."""
+    findings: list[Breach | str] = []
+    values = measurement.metrics
+    wakeups = values["wakeups"]
+    minimum = next((limit for limit in limits if limit.name == "min_wakeups"), None)
+    statistics = [limit.metric for limit in limits if METRICS[limit.metric].needs_wakeups]
+    # With statistics limited, too few wakeups is no fault of the service: there is nothing to judge.
+    if statistics and minimum is not None and wakeups is not None and not minimum.allows(wakeups):
+        show = METRICS["wakeups"].format
+        findings.append(
+            f"only {show(wakeups)} wakeups; {statistics[0]} needs at least {show(minimum.value)}: "
+            "send more traffic, or set min_wakeups="
+        )
+        limits = [limit for limit in limits if limit is not minimum and limit.metric not in statistics]
+    for limit in limits:
+        metric, value = METRICS[limit.metric], values[limit.metric]
+        if value is None:
+            findings.append(f"{metric.name} was not measured: {metric.absent}")
+        elif not limit.allows(value):
+            detail = _detail(measurement, metric.name)
+            findings.append(Breach(measurement.service, metric.name, limit.kind, value, limit.value, detail))
+    return findings
+
+
+def _detail(measurement: Measurement, metric: str) -> str:
+    if metric != "spurious":
+        return ""
+    show = METRICS["wakeups"].format
+    spurious = measurement.snapshot.counters["spurious_wakeups"]
+    resolved = spurious + measurement.snapshot.counters["productive_wakeups"]
+    return f"{show(spurious)} of {show(resolved)} wakeups"
