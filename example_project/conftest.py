@@ -1,0 +1,56 @@
+"""The service under test, once for each fault; with --wasteful as its developers broke it."""
+
+import socket
+import time
+
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--wasteful",
+        action="store_true",
+        help="run the service with each test's fault switched on, to see it caught",
+    )
+
+
+@pytest.fixture(scope="session")
+def launch(go_service, pytestconfig):
+    """launch("dup") is the service that has this fault, or had it: without --wasteful it is mended."""
+    services = {}
+
+    def launch(fault):
+        wanted = fault if pytestconfig.getoption("--wasteful") else "none"
+        if wanted not in services:
+            args = ["-addr", "127.0.0.1:{port}", "-fault", wanted]
+            services[wanted] = go_service("./server", args=args, name=wanted)
+        return services[wanted]
+
+    return launch
+
+
+@pytest.fixture
+def ping():
+    """ping(server, 50) sends 50 messages over one connection, each after the answer to the one before."""
+
+    def ping(server, count, *, pause=0.0):
+        with socket.create_connection(server.address, timeout=10) as connection:
+            for _ in range(count):
+                connection.sendall(b"ping")
+                assert receive(connection, 4) == b"ping"
+                time.sleep(pause)
+
+    return ping
+
+
+def receive(connection, size):
+    data = b""
+    while len(data) < size and (more := connection.recv(size - len(data))):
+        data += more
+    return data
+
+
+@pytest.fixture(name="receive")
+def receive_fixture():
+    """receive(connection, 4) waits for so many bytes."""
+    return receive

@@ -1,0 +1,109 @@
+// Command server answers whatever bytes it gets with the same bytes, and can be
+// told to do so in one of the ways that wake goroutines for nothing, or late.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"sort"
+	"strings"
+)
+
+// A fault replaces a part of the healthy service; what it leaves nil stays healthy.
+type fault struct {
+	start  func()                 // runs beside the service
+	serve  func(*net.TCPListener) // instead of serve
+	handle func(*net.TCPConn)     // instead of echo
+}
+
+var faults = map[string]fault{
+	"none":      {},
+	"dup":       {handle: echoWatched},
+	"herd":      {serve: servePreforked},
+	"tickers":   {start: startTickers},
+	"starve":    {start: startRehash},
+	"busy-poll": {start: stopGracefully, handle: echoUntilStopped},
+	"stale":     {handle: echoDrained},
+	"broadcast": {start: startSubscribers, handle: echoAnnounced},
+}
+
+var waiters = flag.Int("waiters", 1000, "subscribers woken by each message of -fault=broadcast")
+
+func main() {
+	addr := flag.String("addr", "127.0.0.1:7000", "address of the echo service")
+	web := flag.String("http", "", "address of the HTTP endpoint; empty for none")
+	name := flag.String("fault", "none", "one of "+strings.Join(faultNames(), ", "))
+	flag.Parse()
+	f, known := faults[*name]
+	if !known {
+		log.Fatalf("unknown -fault=%s: choose one of %s", *name, strings.Join(faultNames(), ", "))
+	}
+	if isWorker() {
+		serve(inheritedListener(), echo)
+		return
+	}
+
+	listener, err := net.Listen("tcp", *addr)
+	if err != nil {
+		log.Fatal(err)
+	}
+	if f.start != nil {
+		f.start()
+	}
+	if *web != "" {
+		go serveHTTP(*web)
+	}
+	fmt.Println("ready on", listener.Addr())
+	switch {
+	case f.serve != nil:
+		f.serve(listener.(*net.TCPListener))
+	case f.handle != nil:
+		serve(listener.(*net.TCPListener), f.handle)
+	default:
+		serve(listener.(*net.TCPListener), echo)
+	}
+}
+
+func faultNames() []string {
+	var names []string
+	for name := range faults {
+		names = append(names, name)
+	}
+	sort.Strings(names)
+	return names
+}
+
+func serve(listener *net.TCPListener, handle func(*net.TCPConn)) {
+	for {
+		conn, err := listener.AcceptTCP()
+		if err != nil {
+			log.Fatal(err)
+		}
+		go handle(conn)
+	}
+}
+
+// echo parks in Read, is woken once a message, and finds it there.
+func echo(conn *net.TCPConn) {
+	defer conn.Close()
+	buf := make([]byte, 4096)
+	for {
+		n, err := conn.Read(buf)
+		if err != nil {
+			return
+		}
+		if _, err := conn.Write(buf[:n]); err != nil {
+			return
+		}
+	}
+}
+
+func serveHTTP(addr string) {
+	http.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello\n") })
+	http.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
+	log.Fatal(http.ListenAndServe(addr, nil))
+}

@@ -1,0 +1,55 @@
+"""What the service promises beyond right answers: it wakes up for work, and in time."""
+
+import socket
+import time
+
+import pytest
+
+
+@pytest.fixture
+def server(launch, request):
+    """The service with the fault that the test is about; see server/fault_*.go."""
+    return launch(request.node.get_closest_marker("fault").args[0])
+
+
+@pytest.mark.fault("dup")
+@pytest.mark.netpoll(max_spurious="5%")
+def test_a_message_wakes_its_reader_and_nobody_else(server, ping):
+    ping(server, 200)
+
+
+@pytest.mark.fault("herd")
+@pytest.mark.netpoll(max_spurious_wakeups=0)
+def test_a_connection_wakes_one_acceptor(server, ping):
+    for _ in range(50):
+        ping(server, 1, pause=0.005)
+
+
+@pytest.mark.fault("tickers")
+@pytest.mark.netpoll(max_polls_per_event=20)
+def test_an_almost_idle_service_sleeps(server, ping):
+    ping(server, 10, pause=0.1)
+
+
+@pytest.mark.fault("busy-poll")
+@pytest.mark.netpoll(max_polls_per_event=20)
+def test_an_open_connection_costs_nothing_while_it_is_silent(server, ping):
+    ping(server, 10, pause=0.1)
+
+
+@pytest.mark.fault("stale")
+@pytest.mark.netpoll(max_stale_retries=5)
+def test_a_message_in_two_pieces_is_read_without_vain_retries(server, receive):
+    with socket.create_connection(server.address, timeout=10) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(50):
+            connection.sendall(b"pi")
+            time.sleep(0.001)
+            connection.sendall(b"ng")
+            assert receive(connection, 4) == b"ping"
+
+
+@pytest.mark.fault("starve")
+@pytest.mark.netpoll(max_latency_p50="5ms")
+def test_a_message_is_read_soon_after_it_came(server, ping):
+    ping(server, 60)
