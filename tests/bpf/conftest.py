@@ -1,0 +1,171 @@
+"""Real Go services, really measured: `launch` one of services/, `measure` what it does."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_netpoll.metrics import Measurement
+from pytest_netpoll.options import Config
+from pytest_netpoll.service import Service, ServiceFactory
+from pytest_netpoll.symbols import Symbolizer
+from pytest_netpoll.toolchain import Builder
+from pytest_netpoll.window import Meter
+
+SERVICES = Path(__file__).parent / "services"
+
+# Long enough for a goroutine to be parked again: what comes sooner may find it running.
+SPACED = 0.001
+
+
+@pytest.fixture(scope="session")
+def meter() -> Iterator[Meter]:
+    meter = Meter(Config.default(), Symbolizer(SERVICES))
+    meter.start()
+    yield meter
+    meter.stop()
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("built")
+
+
+@pytest.fixture(scope="session")
+def built(cache_dir: Path) -> Callable[..., str]:
+    """built("echo", go=path, flags=[…], env={…}) is the executable of tests/bpf/services/echo."""
+
+    def built(name: str, go: str | None = None, flags: Sequence[str] = (), env: Any = None) -> str:
+        builder = Builder(cache_dir, None)
+        return str(builder.build(f"./{name}", base=SERVICES, go=go, flags=list(flags), env=env or {}))
+
+    return built
+
+
+@pytest.fixture(scope="session")
+def session_factory(cache_dir: Path, meter: Meter) -> Iterator[ServiceFactory]:
+    factory = ServiceFactory(
+        rootdir=SERVICES,
+        cache_dir=cache_dir,
+        on_spawn=meter.watch,
+        on_exit=meter.unwatch,
+    )
+    yield factory
+    factory.stop_all()
+
+
+@pytest.fixture
+def factory(session_factory: ServiceFactory) -> Iterator[ServiceFactory]:
+    """Go services and others; those of the test end with it."""
+    yield session_factory
+    for service in reversed(session_factory.services.copy()):
+        service.stop()
+
+
+@pytest.fixture
+def launch(factory: ServiceFactory) -> Callable[..., Service]:
+    """launch("echo", "-cpu", "1", go=path, build_flags=[…]) is tests/bpf/services/echo, running."""
+
+    def launch(name: str, *args: object, **options: object) -> Service:
+        return factory(f"./{name}", args=["-addr", "127.0.0.1:{port}", *args], **options)
+
+    return launch
+
+
+class Stretch:
+    """What `measure` gives: stretch(service) is the service's measurement, once the block has ended."""
+
+    def __init__(self) -> None:
+        self.measurements: dict[str, Measurement] = {}
+
+    def unmeasured(self, service: Service) -> str:
+        """Why the service could not be measured."""
+        reason = self.measurements[service.name].unmeasured
+        assert reason is not None, self.measurements[service.name]
+        return reason
+
+    def __call__(self, service: Service) -> Measurement:
+        measurement = self.measurements[service.name]
+        assert measurement.unmeasured is None, measurement.unmeasured
+        return measurement
+
+
+@pytest.fixture
+def measure(
+    meter: Meter, factory: ServiceFactory
+) -> Callable[[], contextlib.AbstractContextManager[Stretch]]:
+    """with measure() as stretch: …; the laws that always hold are checked for every service in it."""
+
+    @contextlib.contextmanager
+    def measure() -> Iterator[Stretch]:
+        window = meter.open()
+        stretch = Stretch()
+        try:
+            yield stretch
+        finally:
+            for m in meter.close(window, factory.services):
+                stretch.measurements[m.service] = m
+                assert_laws(m)
+
+    return measure
+
+
+def assert_laws(m: Measurement) -> None:
+    resolved = m.productive_wakeups + m.spurious_wakeups
+    assert m.wakeups == resolved + m.abandoned_wakeups + m.pending_wakeups
+    assert m.pending_wakeups >= 0
+    assert m.polls == m.blocking_polls + m.timed_polls + m.nonblocking_polls
+    assert sum(m.snapshot.histogram.values()) == resolved
+    assert m.empty_polls <= m.nonblocking_polls
+    assert m.timeout_polls <= m.timed_polls
+    # Each event has one direction or two, and each direction found one state of its pollDesc.
+    directions = m.wakeups + m.unclaimed_events + m.duplicate_events + m.parking_events
+    assert m.events <= directions <= 2 * m.events
+    if resolved:
+        assert 0 < m.latency_p50 <= m.latency_p90 <= m.latency_p99 <= m.latency_p999 <= m.latency_max
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[..., socket.socket]]:
+    """connect(service.address) is a connection without Nagle's delay; closed with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def connect(address: tuple[str, int] | str) -> socket.socket:
+            family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+            connection = stack.enter_context(socket.socket(family))
+            connection.settimeout(20)
+            connection.connect(address)
+            if family == socket.AF_INET:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # Accepted, and its reader parked, before anything is counted.
+            ping(connection)
+            time.sleep(0.02)
+            return connection
+
+        yield connect
+
+
+def ping(connection: socket.socket, message: bytes = b"ping") -> None:
+    connection.sendall(message)
+    answer = b""
+    while len(answer) < len(message) and (more := connection.recv(len(message) - len(answer))):
+        answer += more
+    assert answer == message
+
+
+@pytest.fixture
+def spaced_pings() -> Callable[[socket.socket, int], None]:
+    """Pings, each with the reader parked again: exactly one wakeup each."""
+
+    def spaced_pings(connection: socket.socket, count: int) -> None:
+        for _ in range(count):
+            ping(connection)
+            time.sleep(SPACED)
+
+    return spaced_pings

@@ -1,0 +1,82 @@
+// Go's own echo on -addr, and on -foreign an echo with an epoll loop of its own, as
+// gnet or a cgo library has: edge-triggered with the runtime's very mask, the data
+// its own. True numbers: each spaced ping to -addr = one productive read wakeup; pings
+// to -foreign = none, no events and no polls of the runtime's, though each makes
+// its loop read, and read again to EAGAIN.
+package main
+
+import (
+	"flag"
+	"net"
+	"runtime"
+	"syscall"
+
+	"services/kit"
+)
+
+const edgeTriggered = 1 << 31 // syscall.EPOLLET is negative
+
+func main() {
+	addr := flag.String("addr", "127.0.0.1:0", "address")
+	foreign := flag.String("foreign", "127.0.0.1:0", "address of the other loop's echo")
+	flag.Parse()
+	go loop(listen(*foreign))
+	kit.Serve(kit.Listen(*addr), kit.Echo)
+}
+
+func listen(addr string) int {
+	a, err := net.ResolveTCPAddr("tcp4", addr)
+	kit.Must(err)
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_NONBLOCK|syscall.SOCK_CLOEXEC, 0)
+	kit.Must(err)
+	kit.Must(syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1))
+	sa := &syscall.SockaddrInet4{Port: a.Port}
+	copy(sa.Addr[:], a.IP.To4())
+	kit.Must(syscall.Bind(fd, sa))
+	kit.Must(syscall.Listen(fd, 128))
+	return fd
+}
+
+func loop(listener int) {
+	runtime.LockOSThread()
+	ep, err := syscall.EpollCreate1(syscall.EPOLL_CLOEXEC)
+	kit.Must(err)
+	add := func(fd int) {
+		kit.Must(syscall.EpollCtl(ep, syscall.EPOLL_CTL_ADD, fd, &syscall.EpollEvent{
+			Events: syscall.EPOLLIN | syscall.EPOLLOUT | syscall.EPOLLRDHUP | edgeTriggered,
+			Fd:     int32(fd), Pad: 0x5ca1ab1e, // the data: nothing that could be an address
+		}))
+	}
+	add(listener)
+	events, buf := make([]syscall.EpollEvent, 64), make([]byte, 64<<10)
+	for {
+		n, err := syscall.EpollWait(ep, events, -1)
+		if err != syscall.EINTR {
+			kit.Must(err)
+		}
+		for i := 0; i < n; i++ {
+			fd := int(events[i].Fd)
+			if fd == listener {
+				for {
+					c, _, err := syscall.Accept4(fd, syscall.SOCK_NONBLOCK|syscall.SOCK_CLOEXEC)
+					if err != nil {
+						break
+					}
+					add(c)
+				}
+				continue
+			}
+			for {
+				n, err := syscall.Read(fd, buf)
+				if err == syscall.EAGAIN {
+					break
+				}
+				if n <= 0 {
+					syscall.Close(fd)
+					break
+				}
+				syscall.Write(fd, buf[:n])
+			}
+		}
+	}
+}

@@ -1,0 +1,31 @@
+// An echo that listens late: until -after has passed, or SIGUSR1 came, it prints only
+// "waiting" and has no pollDesc that a calibration could prove itself on (without
+// -after not even an epoll instance: it needs a timer or an fd). True numbers: before,
+// nothing at all; after, as echo.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"services/kit"
+)
+
+func main() {
+	addr := flag.String("addr", "127.0.0.1:0", "address")
+	after := flag.Duration("after", 0, "when to listen; 0 waits for SIGUSR1")
+	flag.Parse()
+	wake := make(chan os.Signal, 1)
+	signal.Notify(wake, syscall.SIGUSR1)
+	fmt.Println("waiting")
+	if *after > 0 {
+		time.Sleep(*after)
+	} else {
+		<-wake
+	}
+	kit.Serve(kit.Listen(*addr), kit.Echo)
+}

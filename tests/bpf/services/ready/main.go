@@ -1,0 +1,81 @@
+// One message wakes N goroutines, and is echoed when all of them have run. True
+// numbers: each spaced message = one productive read wakeup and N ready calls
+// (runtime.ready), each for a goroutine parked on a channel of its own (-via chan)
+// or all on one sync.Cond (-via cond). A few a second more are the runtime's own.
+package main
+
+import (
+	"flag"
+	"log"
+	"net"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"services/kit"
+)
+
+func main() {
+	addr := flag.String("addr", "127.0.0.1:0", "address")
+	via := flag.String("via", "chan", "chan or cond")
+	n := flag.Int("n", 100, "goroutines to wake")
+	flag.Parse()
+	var left int64
+	var wake func()
+	switch *via {
+	case "chan":
+		channels := make([]chan int, *n)
+		for i := range channels {
+			c := make(chan int)
+			channels[i] = c
+			go func() {
+				for range c {
+					atomic.AddInt64(&left, -1)
+				}
+			}()
+		}
+		wake = func() {
+			for _, c := range channels {
+				c <- 0
+			}
+		}
+	case "cond":
+		// Readers of a lock: the woken would else wake one another to get it.
+		var lock sync.RWMutex
+		cond, seq := sync.NewCond(lock.RLocker()), 0
+		for i := 0; i < *n; i++ {
+			go func() {
+				lock.RLock()
+				for seen := 0; ; seen = seq {
+					for seen == seq {
+						cond.Wait()
+					}
+					atomic.AddInt64(&left, -1)
+				}
+			}()
+		}
+		wake = func() {
+			lock.Lock()
+			seq++
+			lock.Unlock()
+			cond.Broadcast()
+		}
+	default:
+		log.Fatal("unknown -via=", *via)
+	}
+	kit.Serve(kit.Listen(*addr), func(c net.Conn) {
+		buf := make([]byte, 64<<10)
+		for {
+			k, err := c.Read(buf)
+			if err != nil {
+				return
+			}
+			atomic.StoreInt64(&left, int64(*n))
+			wake()
+			for atomic.LoadInt64(&left) > 0 {
+				runtime.Gosched() // parking would cost a ready call more, sometimes
+			}
+			c.Write(buf[:k])
+		}
+	})
+}

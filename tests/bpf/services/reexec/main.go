@@ -1,0 +1,34 @@
+// An echo that replaces itself: on SIGUSR1 a thread that is not the main one execs the
+// program anew, as a service does that updates itself. The main thread then ends before
+// the process does. True numbers: as echo, before and after; the pid stays.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"syscall"
+
+	"services/kit"
+)
+
+func main() {
+	addr := flag.String("addr", "127.0.0.1:0", "address")
+	flag.Parse()
+	runtime.LockOSThread() // the main goroutine on the main thread, so the other is not
+	l := kit.Listen(*addr)
+	go kit.Serve(l, kit.Echo)
+	usr1 := make(chan os.Signal, 1)
+	signal.Notify(usr1, syscall.SIGUSR1)
+	done := make(chan bool)
+	go func() {
+		<-usr1
+		fmt.Println("exec in thread", syscall.Gettid(), "of", syscall.Getpid())
+		exe, err := os.Executable()
+		kit.Must(err)
+		kit.Must(syscall.Exec(exe, os.Args, os.Environ()))
+	}()
+	<-done
+}

@@ -1,0 +1,110 @@
+"""The numbers, on services whose true numbers are known, on every generation of Go."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+
+import pytest
+
+PINGS = 500
+
+
+def test_every_spaced_ping_is_one_productive_wakeup(launch, measure, connect, spaced_pings, go_toolchain):
+    server = launch("echo", go=str(go_toolchain.go))
+    connection = connect(server.address)
+    with measure() as stretch:
+        spaced_pings(connection, PINGS)
+    m = stretch(server)
+    assert m.productive_wakeups == pytest.approx(PINGS, rel=0.01)
+    assert (m.spurious_wakeups, m.abandoned_wakeups, m.stale_retries, m.lost) == (0, 0, 0, 0)
+    assert m.spurious == 0
+
+
+def test_half_of_the_wakeups_of_a_duplicated_connection_are_spurious(
+    launch, measure, connect, spaced_pings, go_toolchain
+):
+    server = launch("dup", go=str(go_toolchain.go))
+    connection = connect(server.address)
+    with measure() as stretch:
+        spaced_pings(connection, PINGS)
+    m = stretch(server)
+    assert m.wakeups == pytest.approx(2 * PINGS, rel=0.02)
+    assert 0.45 <= m.spurious <= 0.55
+
+
+def test_a_storm_of_connections_wakes_nobody_in_vain(launch, measure, go_toolchain):
+    server = launch("echo", go=str(go_toolchain.go))
+    with measure() as stretch:
+        storm(server.address, 1000)
+    m = stretch(server)
+    assert m.productive_wakeups > 500
+    assert m.spurious < 0.02
+    assert m.lost == 0
+
+
+def test_a_stripped_service_is_measured_and_its_lines_are_named(
+    launch, measure, connect, spaced_pings, go_toolchain
+):
+    server = launch("dup", go=str(go_toolchain.go), build_flags=["-ldflags=-s -w"])
+    assert_dup_is_caught(server, measure, connect, spaced_pings)
+
+
+# Another build of the whole standard library each, hence with one toolchain only.
+@pytest.mark.parametrize("flag", ["-buildmode=pie", "-trimpath"])
+def test_the_way_it_is_built_does_not_matter(launch, measure, connect, spaced_pings, newest_go, flag):
+    server = launch("dup", go=str(newest_go.go), build_flags=[flag])
+    assert_dup_is_caught(server, measure, connect, spaced_pings)
+
+
+def assert_dup_is_caught(server, measure, connect, spaced_pings):
+    connection = connect(server.address)
+    with measure() as stretch:
+        spaced_pings(connection, 200)
+    m = stretch(server)
+    assert 0.45 <= m.spurious <= 0.55
+    assert sum(offender["share"] for offender in m.offenders) == pytest.approx(1)
+    # Either reader may be the one that comes too late; both read in the same line.
+    for offender in m.offenders:
+        assert (offender["direction"], offender["syscall"]) == ("read", "read")
+        assert offender["stack"][0]["function"] == "services/kit.Echo"
+        assert offender["stack"][0]["file"].endswith("kit/kit.go")
+        assert offender["stack"][0]["line"] == 68
+
+
+def test_a_spliced_echo_leaves_hardly_a_wakeup_unresolved(
+    launch, measure, connect, spaced_pings, go_toolchain
+):
+    server = launch("spliceecho", go=str(go_toolchain.go))
+    connection = connect(server.address)
+    with measure() as stretch:
+        spaced_pings(connection, PINGS)
+    m = stretch(server)
+    assert m.productive_wakeups == pytest.approx(PINGS, rel=0.01)
+    assert m.abandoned_wakeups + m.pending_wakeups <= 0.01 * m.wakeups
+
+
+def storm(address: tuple[str, int], count: int) -> None:
+    """So many connections at once, each of which pings three times; from a few threads."""
+
+    def client(connections: int) -> None:
+        with contextlib.ExitStack() as stack:
+            opened = []
+            for _ in range(connections):
+                connection = stack.enter_context(socket.create_connection(address, timeout=20))
+                connection.settimeout(20)
+                opened.append(connection)
+            for _ in range(3):
+                for connection in opened:
+                    connection.sendall(b"ping")
+                for connection in opened:
+                    assert connection.recv(4, socket.MSG_WAITALL) == b"ping"
+
+    threads = [threading.Thread(target=client, args=[count // 8]) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    time.sleep(0.05)

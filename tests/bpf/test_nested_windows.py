@@ -1,0 +1,139 @@
+"""Windows inside windows, windows that overlap, and very many of them: each counts exactly its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import psutil
+import pytest
+
+# The kernel keeps the counts of the last 8 cuts (BANKS); each window is two.
+MORE_THAN_THE_BANKS_HOLD = 12
+
+
+@pytest.fixture
+def pinged(launch, connect, newest_go):
+    """(service, its connection)"""
+    server = launch("echo", go=str(newest_go.go))
+    return server, connect(server.address)
+
+
+@pytest.mark.parametrize("inner_windows", [1, 3, 4, 5, MORE_THAN_THE_BANKS_HOLD])
+def test_a_window_counts_what_the_windows_inside_it_count(pinged, measure, spaced_pings, inner_windows):
+    server, connection = pinged
+    inner = []
+    with measure() as outer:
+        for i in range(inner_windows):
+            with measure() as stretch:
+                spaced_pings(connection, 10 + i)
+            inner.append(stretch(server))
+    m = outer(server)
+    pings = sum(10 + i for i in range(inner_windows))
+    assert m.productive_wakeups == pytest.approx(pings, rel=0.01)
+    for name in ("wakeups", "productive_wakeups", "spurious_wakeups", "abandoned_wakeups"):
+        assert getattr(m, name) == sum(getattr(i, name) for i in inner), name
+    assert m.snapshot.latency_max_ns == max(i.snapshot.latency_max_ns for i in inner)
+    assert m.pending_wakeups == 0
+
+
+def test_what_happens_between_the_inner_windows_is_the_outer_ones_alone(pinged, measure, spaced_pings):
+    server, connection = pinged
+    with measure() as outer:
+        for _ in range(MORE_THAN_THE_BANKS_HOLD):
+            spaced_pings(connection, 3)
+            with measure() as inner:
+                spaced_pings(connection, 2)
+            assert inner(server).wakeups == 2
+            spaced_pings(connection, 1)
+    assert outer(server).wakeups == 6 * MORE_THAN_THE_BANKS_HOLD
+
+
+def test_windows_four_deep_each_count_from_their_own_opening(pinged, measure, spaced_pings):
+    server, connection = pinged
+    with measure() as first:
+        spaced_pings(connection, 1)
+        with measure() as second:
+            spaced_pings(connection, 20)
+            with measure() as third:
+                spaced_pings(connection, 300)
+                with measure() as fourth:
+                    spaced_pings(connection, 400)
+            spaced_pings(connection, 50)
+        spaced_pings(connection, 6)
+    counted = [stretch(server).wakeups for stretch in (first, second, third, fourth)]
+    assert counted == [pytest.approx(n, rel=0.01) for n in (777, 770, 700, 400)]
+
+
+@pytest.mark.parametrize("windows_between", [0, MORE_THAN_THE_BANKS_HOLD])
+def test_windows_may_overlap(pinged, meter, measure, spaced_pings, windows_between):
+    server, connection = pinged
+    a = meter.open()
+    spaced_pings(connection, 20)
+    b = meter.open()
+    for _ in range(windows_between):
+        with measure():
+            pass
+    spaced_pings(connection, 30)
+    (measured_a,) = meter.close(a, [server])
+    spaced_pings(connection, 70)
+    (measured_b,) = meter.close(b, [server])
+    assert (measured_a.wakeups, measured_b.wakeups) == (50, 100)
+    assert measured_a.unmeasured is None
+    assert measured_b.unmeasured is None
+
+
+def test_a_thousand_windows_under_traffic_lose_and_leak_nothing(launch, meter, connect, newest_go):
+    server = launch("echo", go=str(newest_go.go))
+    agent = psutil.Process(meter._probe.pid)
+    connection = connect(server.address)
+    pings, stop = 0, threading.Event()
+
+    def traffic():
+        nonlocal pings
+        while not stop.is_set():
+            connection.sendall(b"ping")
+            assert connection.recv(4) == b"ping"
+            pings += 1
+            time.sleep(0.001)
+
+    client = threading.Thread(target=traffic)
+    inner = []
+
+    def windows(count):
+        for _ in range(count):
+            window = meter.open()
+            (m,) = meter.close(window, [server])
+            inner.append(m)
+
+    outer = meter.open()
+    client.start()
+    try:
+        windows(100)  # the allocator has what it wants
+        before, fds = agent.memory_info().rss, agent.num_fds()
+        windows(900)
+        after = agent.memory_info().rss
+    finally:
+        stop.set()
+        client.join()
+    (m,) = meter.close(outer, [server])
+    assert m.unmeasured is None
+    assert m.wakeups == pytest.approx(pings, rel=0.02)
+    assert m.wakeups == m.productive_wakeups + m.abandoned_wakeups + m.pending_wakeups
+    # A wakeup woken in one window may be resolved in the next: it counts once, where it was woken.
+    assert 0 < sum(i.wakeups for i in inner) <= m.wakeups
+    assert all(i.pending_wakeups <= 1 and i.spurious_wakeups == 0 for i in inner)
+    assert sum(i.productive_wakeups for i in inner) <= m.productive_wakeups
+    assert agent.num_fds() == fds
+    assert after - before < 2 << 20
+
+
+def test_nothing_of_a_closed_window_is_kept(pinged, measure, spaced_pings):
+    server, connection = pinged
+    with measure() as busy:
+        spaced_pings(connection, 50)
+    with measure() as quiet:
+        time.sleep(0.01)
+    assert busy(server).wakeups == 50
+    assert quiet(server).wakeups == 0
+    assert quiet(server).latency_max is None

@@ -1,0 +1,115 @@
+"""What every test can count on: pytester, the `bpf` marker, and Go toolchains.
+
+- Tests in `tests/bpf/`, and others marked `bpf`, skip where BPF cannot be used. With
+  NETPOLL_REQUIRE_BPF=1, as in CI, they run there and fail by themselves.
+- A test that asks for the fixture `go_toolchain` runs once per Go version. `.ci/setup test` puts the
+  versions into `.tools/go-<version>/`; NETPOLL_GO_VERSIONS ("1.21.13 1.27.3") picks among them.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+ROOT = Path(__file__).parents[1]
+SYSTEM_PYTHON = "/usr/bin/python3"  # distributions build BCC's binding for this one only
+
+
+def _succeeds(*command: str) -> bool:
+    try:
+        return (
+            subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=30,
+            ).returncode
+            == 0
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+@functools.cache
+def why_no_bpf() -> str | None:
+    """Why BPF cannot be used here; None where it can."""
+    # By name, since the "bcc" of PyPI is another package.
+    if not _succeeds(SYSTEM_PYTHON, "-I", "-c", "from bcc import BPF"):
+        return f"{SYSTEM_PYTHON} has no BCC: install python3-bpfcc (Fedora: python3-bcc)"
+    if os.geteuid() != 0 and not _succeeds("sudo", "-n", "true"):
+        return "BPF needs root: run as root, or run `sudo -v` first"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    required = os.environ.get("NETPOLL_REQUIRE_BPF", "0") not in ("", "0")
+    for item in items:
+        if Path(__file__).with_name("bpf") in item.path.parents:
+            item.add_marker("bpf")
+        if item.get_closest_marker("bpf") and not required and (reason := why_no_bpf()):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+class Toolchain(NamedTuple):
+    version: str  # "1.21.13", or "1.19" for the patch release a distribution happens to have
+    go: Path
+
+
+def wanted_versions() -> list[str]:
+    """The versions NETPOLL_GO_VERSIONS names; empty for all that are there."""
+    wanted = os.environ.get("NETPOLL_GO_VERSIONS", "all").replace(",", " ").split()
+    return [] if "all" in wanted else wanted
+
+
+def go_toolchains() -> list[Toolchain]:
+    """The Go toolchains to build services with, oldest first; the one on PATH where `.tools` has none."""
+    wanted = wanted_versions()
+    executables = ROOT.glob(".tools/go-*/bin/go")
+    found = [Toolchain(go.parents[1].name.removeprefix("go-"), go) for go in executables]
+    if wanted:
+        found = [toolchain for toolchain in found if toolchain.version in wanted]
+    elif not found and (go := shutil.which("go")):
+        found = [Toolchain(_version(go), Path(go))]
+    return sorted(found, key=lambda toolchain: [int(part) for part in re.findall(r"\d+", toolchain.version)])
+
+
+def _version(go: str) -> str:
+    output = subprocess.run([go, "version"], capture_output=True, text=True, timeout=30).stdout
+    match = re.search(r"\bgo(\d\S*)", output)
+    return match[1] if match else "unknown"
+
+
+def _toolchain_params() -> Iterator[Any]:
+    found = go_toolchains()
+    for toolchain in found:
+        yield pytest.param(toolchain, id=f"go{toolchain.version}")
+    # What was asked for and is absent shows as skipped, not as nothing.
+    for version in sorted(set(wanted_versions()) - {toolchain.version for toolchain in found}):
+        skip = pytest.mark.skip(reason=f"Go {version} is not in .tools: see .ci/setup")
+        yield pytest.param(None, id=f"go{version}", marks=skip)
+
+
+@pytest.fixture(scope="session", params=_toolchain_params())
+def go_toolchain(request: pytest.FixtureRequest) -> Toolchain:
+    toolchain: Toolchain = request.param
+    return toolchain
+
+
+@pytest.fixture(scope="session")
+def newest_go() -> Toolchain:
+    """For tests of what does not depend on the Go version."""
+    found = go_toolchains()
+    if not found:
+        pytest.skip("no Go toolchain: run .ci/setup test")
+    return found[-1]

@@ -1,0 +1,69 @@
+"""A user's project, run by a pytest of its own."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SERVICES = Path(__file__).parents[1] / "bpf" / "services"
+
+IMPORTS = "import pytest, os, signal, time\nnetpoll = pytest.mark.netpoll\n"
+
+CONFTEST = """
+import socket, time
+import pytest
+
+SERVICES = {services!r}
+
+@pytest.fixture(scope="session")
+def start(go_service):
+    return lambda program, **options: go_service(
+        f"{{SERVICES}}/{{program}}", args=["-addr", "127.0.0.1:{{port}}"], **options)
+
+@pytest.fixture(scope="session")
+def echo(start):
+    return start("echo")
+
+@pytest.fixture(scope="session")
+def dup(start):
+    return start("dup")
+
+@pytest.fixture
+def ping():
+    def ping(service, count=50, pause=0.001):
+        with socket.create_connection(service.address, timeout=10) as connection:
+            for _ in range(count):
+                connection.sendall(b"ping")
+                assert connection.recv(4) == b"ping"
+                time.sleep(pause)
+    return ping
+"""
+
+
+# Asked before pytester moves HOME, and with it Go's cache: the standard library is compiled once.
+GOCACHE = subprocess.run(["go", "env", "GOCACHE"], capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pytest.RunResult]:
+    """run(source, "--option") runs pytest on a test file with the fixtures echo, dup, start and ping.
+
+    Never may it end in an internal error or show a traceback of the plugin's own.
+    """
+    monkeypatch.setenv("GOCACHE", GOCACHE)
+    pytester.makeconftest(CONFTEST.format(services=str(SERVICES)))
+
+    def run(source: str, *args: str) -> pytest.RunResult:
+        pytester.makepyfile(
+            test_it=f"import pytest, os, signal, time\nnetpoll = pytest.mark.netpoll\n{source}"
+        )
+        result = pytester.runpytest_subprocess("-p", "no:xdist", *args, timeout=120)
+        text = result.stdout.str() + result.stderr.str()
+        assert "INTERNALERROR" not in text
+        assert "pytest_netpoll/" not in text, "a traceback of ours"
+        return result
+
+    return run

@@ -1,0 +1,223 @@
+"""Broken limits, unmeasured tests, and tests that fail by themselves; with real services and real eBPF."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pytest_netpoll.metrics import METRICS
+
+pytestmark = pytest.mark.bpf
+
+
+def test_a_healthy_service_passes_and_a_wasteful_one_fails_with_its_line(run):
+    result = run(
+        """
+@netpoll(max_spurious=0.05)
+def test_healthy(echo, ping): ping(echo)
+
+@netpoll(max_spurious=0.05)
+def test_wasteful(dup, ping): ping(dup)
+"""
+    )
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*_ test_wasteful _*",
+            "dup: spurious * % (* of * wakeups) > max 5.0 %",
+            "*spurious wakeups (read on *), woken in vain at",
+            "*kit.go:*services/kit.Echo*",
+            "*test_wasteful*FAILED",
+            "*test_healthy*0.0 %*passed",
+        ]
+    )
+
+
+def test_xfail_works(run):
+    result = run(
+        """
+@pytest.mark.xfail(strict=True)
+@netpoll(max_spurious=0.05)
+def test_wasteful(dup, ping): ping(dup)
+"""
+    )
+    result.assert_outcomes(xfailed=1)
+
+
+def test_a_test_that_fails_by_itself_keeps_its_failure_and_shows_what_the_service_printed(run):
+    result = run("@netpoll(max_spurious=0)\ndef test_it(dup, ping): ping(dup); assert 1 == 2, 'mine'")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*AssertionError: mine*", "*output of service dup*", "ready on *"])
+    result.stdout.fnmatch_lines(["FAILED test_it.py::test_it - AssertionError: mine*"])
+
+
+def test_a_skip_stays_a_skip(run):
+    run("@netpoll(max_spurious=0)\ndef test_it(echo): pytest.skip('no')").assert_outcomes(skipped=1)
+
+
+def test_report_mode_fails_nothing_and_off_measures_nothing(run):
+    source = "@netpoll(max_spurious=0.05)\ndef test_it(dup, ping): ping(dup)"
+    result = run(source, "--netpoll=report")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*test_it*would fail"])
+    result = run(source, "--netpoll=off")
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("*wakeups*")
+
+
+def test_too_few_wakeups_are_unmeasured_which_fails_or_skips(run):
+    source = "@netpoll(max_spurious=0.05)\ndef test_it(echo, ping): ping(echo, 2)"
+    result = run(source, "-v")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*test_it UNMEASURED*", "unmeasured: echo: only ? wakeups; *"])
+    result = run(source, "--netpoll-unmeasured=skip", "-rs")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED*test_it.py:3: unmeasured: echo: only ? wakeups*"])
+
+
+def test_a_metric_that_nobody_counted_is_unmeasured(run):
+    result = run("@netpoll(max_ready_calls=1)\ndef test_it(echo, ping): ping(echo)", "--netpoll-goready=off")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["unmeasured: echo: ready_calls was not measured: *--netpoll-goready=on*"])
+
+
+def test_a_program_that_is_not_go_is_unmeasured(run):
+    result = run(
+        """
+@netpoll(max_spurious=0.05)
+def test_it(go_service):
+    server = go_service(command="python3 -m http.server --bind 127.0.0.1 {port}")
+"""
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["unmeasured: python3: * is not a Go program*"])
+
+
+def test_a_service_that_dies_during_the_test_is_unmeasured_and_its_last_words_are_shown(run):
+    result = run(
+        """
+@netpoll(max_spurious=0.05)
+def test_it(start, ping):
+    doomed = start("echo", name="doomed")
+    ping(doomed)
+    os.kill(doomed.pid, signal.SIGQUIT)
+    time.sleep(0.5)
+"""
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["unmeasured: doomed: *'doomed' ended during the test*", "*output of service doomed*", "*0x*"]
+    )
+
+
+def test_without_a_service_limits_are_unmeasured(run):
+    result = run("@netpoll(max_spurious=0.05)\ndef test_it(): pass")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["unmeasured: no Go service ran during the test; use the *"])
+
+
+def test_limits_may_be_one_services_own(run):
+    result = run(
+        """
+@netpoll(max_spurious=0.05, service="echo")
+def test_good(echo, dup, ping): ping(echo); ping(dup)
+
+@netpoll(max_spurious=0.05, service="nobody")
+def test_unknown(echo, ping): ping(echo)
+"""
+    )
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["unmeasured: no service named 'nobody' was measured*"])
+
+
+def test_a_service_of_other_tests_is_not_judged(run):
+    result = run(
+        """
+@netpoll(max_spurious=0.05)
+def test_dup_runs_but_is_anothers(request, echo, ping):
+    ping(request.getfixturevalue("dup"))
+    ping(echo)
+
+@netpoll(max_spurious=0.05)
+def test_echo(echo, ping): ping(echo)
+"""
+    )
+    # The first made the service itself, so it is about it; the second is not.
+    result.assert_outcomes(failed=1, passed=1)
+
+
+def test_a_stretch_can_be_measured(run):
+    result = run(
+        """
+def test_it(echo, ping, netpoll):
+    with netpoll.measure() as outer:
+        ping(echo, 20)
+        with netpoll.measure() as inner:
+            ping(echo, 30)
+    assert 30 <= inner[echo].wakeups <= 32
+    assert 50 <= outer["echo"].wakeups <= 54
+    assert inner[echo].spurious_wakeups == 0
+
+def test_open(echo, netpoll):
+    with netpoll.measure() as window:
+        window[echo]
+
+def test_unknown(echo, netpoll):
+    with netpoll.measure() as window: pass
+    window["other"]
+"""
+    )
+    result.assert_outcomes(passed=1, failed=2)
+    result.stdout.fnmatch_lines(["*the window is still open*", "*no service 'other' was measured*"])
+
+
+def test_the_json_report_and_junit_carry_the_numbers(run, pytester):
+    result = run(
+        """
+@netpoll(max_spurious=0.05, max_latency_p99="5s")
+def test_wasteful(dup, ping): ping(dup, 100)
+
+@netpoll()
+def test_healthy(echo, ping): ping(echo, 100)
+""",
+        "--netpoll-json=out/report.json",
+        "--junitxml=junit.xml",
+        "-q",
+    )
+    assert result.ret == 1
+    report = json.loads((pytester.path / "out/report.json").read_text())
+    assert report["schema"] == "pytest-netpoll/1"
+    assert report["environment"]["bcc"]
+    healthy, wasteful = report["tests"]
+    assert (healthy["nodeid"], healthy["outcome"]) == ("test_it.py::test_healthy", "passed")
+    assert wasteful["outcome"] == "failed"
+    assert wasteful["limits"] == {"max_spurious": 0.05, "max_latency_p99": 5_000_000_000, "min_wakeups": 10}
+    [breach] = wasteful["breaches"]
+    assert (breach["service"], breach["metric"], breach["limit"]) == ("dup", "spurious", 0.05)
+    for test in report["tests"]:
+        [service] = test["services"]
+        assert list(service["metrics"]) == list(METRICS)
+        assert service["pid"] > 0
+        assert service["go_version"].startswith("go1.")
+    assert healthy["services"][0]["metrics"]["productive_wakeups"] == pytest.approx(101, abs=3)
+    assert breach["measured"] == wasteful["services"][0]["metrics"]["spurious"]
+    offender = wasteful["services"][0]["offenders"][0]
+    assert (offender["direction"], offender["syscall"]) == ("read", "read")
+    assert offender["stack"][0]["function"] == "services/kit.Echo"
+    junit = (pytester.path / "junit.xml").read_text()
+    assert f'name="netpoll.dup.spurious" value="{breach["measured"]}"' in junit
+
+
+def test_a_report_that_cannot_be_written_is_said_and_is_no_success(run):
+    result = run("@netpoll()\ndef test_it(echo, ping): ping(echo)", "--netpoll-json=/proc/no/report.json")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*report could not be written to /proc/no/report.json*"])
+
+
+def test_the_step_summary_is_written_when_tests_fail(run, pytester, monkeypatch):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(pytester.path / "summary.md"))
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    result = run("@netpoll(max_spurious=0.05)\ndef test_it(dup, ping): ping(dup)")
+    assert "test_it.py::test_it" in (pytester.path / "summary.md").read_text()
+    result.stdout.fnmatch_lines(["::error file=test_it.py,line=*::*spurious*"])

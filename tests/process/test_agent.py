@@ -1,0 +1,126 @@
+"""The agent as a process: what it answers, what it does not die of, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from pytest_netpoll import probe
+from pytest_netpoll.errors import UnmeasuredError
+
+pytestmark = pytest.mark.bpf
+
+
+def command() -> list[str]:
+    return probe.command(None, "auto", max_processes=4, max_fds=64)
+
+
+@contextlib.contextmanager
+def running() -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "ready" in json.loads(process.stdout.readline())
+        yield process
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def agent() -> Iterator[subprocess.Popen[str]]:
+    """One for all tests that it must survive."""
+    with running() as process:
+        yield process
+
+
+def ask(agent: subprocess.Popen[str], line: str) -> dict[str, Any]:
+    assert agent.stdin is not None
+    assert agent.stdout is not None
+    agent.stdin.write(line + "\n")
+    agent.stdin.flush()
+    answer: dict[str, Any] = json.loads(agent.stdout.readline())
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("", "not JSON"),
+        ("{", "not JSON"),
+        ("[1]", "not an object"),
+        ('{"id": 1}', "unknown command None"),
+        ('{"id": 1, "do": ["watch"]}', "unknown command"),
+        ('{"id": 1, "do": "__init__"}', "unknown command"),
+        ('{"id": 1, "do": "watch"}', "watch needs pid"),
+        ('{"id": 1, "do": "watch", "pid": "1"}', "watch needs pid"),
+        ('{"id": 1, "do": "watch", "pid": true}', "watch needs pid"),
+        ('{"id": 1, "do": "watch", "pid": -1}', "watch needs pid"),
+        ('{"id": 1, "do": "close", "window": 7, "settle_ms": 1}', "window 7 is not open"),
+        ("x" * 1_000_000, "not JSON"),
+    ],
+    ids=range(12),
+)
+def test_a_message_it_does_not_understand_is_refused_and_it_lives_on(agent, line, complaint):
+    answer = ask(agent, line)
+    assert complaint in str(answer["error"])
+    assert "processes" in ask(agent, '{"id": 2, "do": "status", "pid": 1}')["ok"]
+
+
+def test_a_process_that_does_not_run_is_refused(agent):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    answer = ask(agent, json.dumps({"id": 1, "do": "watch", "pid": gone.pid}))
+    assert answer["error"] == {"what": f"process {gone.pid} does not run", "fix": None}
+
+
+def test_it_ends_when_its_stdin_closes():
+    with running() as agent:
+        assert agent.stdin is not None
+        agent.stdin.close()
+        assert agent.wait(10) == 0
+
+
+def test_it_ignores_ctrl_c_which_is_pytests(agent):
+    agent.send_signal(signal.SIGINT)
+    assert "ok" in ask(agent, '{"id": 1, "do": "status", "pid": 1}')
+
+
+def test_windows_do_not_grow_it(agent):
+    process = psutil.Process(agent.pid)
+    before: dict[str, int] = {}
+    for number in range(300):
+        opened = ask(agent, '{"id": 1, "do": "open"}')["ok"]
+        ask(agent, json.dumps({"id": 2, "do": "close", **opened, "settle_ms": 0}))
+        if number == 100:
+            before = {"fds": process.num_fds(), "rss": process.memory_info().rss}
+    assert process.num_fds() == before["fds"]
+    assert process.memory_info().rss < before["rss"] + (2 << 20)
+
+
+def test_an_agent_that_hangs_is_given_up_after_its_deadline(monkeypatch):
+    monkeypatch.setattr(probe, "ANSWER_DEADLINE", 0.3)
+    hanging = probe.Probe(command())
+    hanging.wait_ready()
+    os.kill(hanging.pid, signal.SIGSTOP)
+    started = time.monotonic()
+    with pytest.raises(UnmeasuredError, match="did not answer 'open'"):
+        hanging.open()
+    assert time.monotonic() - started < 10
+    with pytest.raises(UnmeasuredError):
+        hanging.open()
+    hanging.stop()
+    assert not psutil.pid_exists(hanging.pid)
+
+
+def test_an_agent_that_answers_nonsense_is_not_believed():
+    liar = probe.Probe(["sh", "-c", 'echo \'{"ready": {"protocol": 999}}\'; cat'])
+    with pytest.raises(UnmeasuredError, match="another protocol"):
+        liar.wait_ready()
+    liar.stop()

@@ -1,0 +1,263 @@
+"""Go packages become running services, or errors that show what the compiler said."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pytest_netpoll import toolchain
+from pytest_netpoll.errors import ServiceError
+from pytest_netpoll.service import ServiceFactory
+
+Write = Callable[..., Path]
+
+IMPORTS = 'import ("fmt"; "os"; "net")'
+LISTEN = """
+	fmt.Println("environment", os.Getenv("MODE"))
+	listener, err := net.Listen("tcp", os.Args[1])
+	if err != nil { panic(err) }
+	for { listener.Accept() }
+"""
+
+SLEEP = "time.Sleep(time.Hour)"
+
+needs_go = pytest.mark.skipif(shutil.which("go") is None, reason="there is no go on PATH")
+
+
+@needs_go
+def test_a_package_is_built_and_listens_on_its_port(go_service: ServiceFactory, go_package: Write) -> None:
+    go_package(LISTEN, imports=IMPORTS)
+    server = go_service("./server", args=["127.0.0.1:{port}"], env={"MODE": "{port}"})
+    assert server.name == "server"
+    assert server.url == f"http://127.0.0.1:{server.port}"
+    assert Path(server.executable).name == "server"
+    assert f"environment {server.port}\n" in server.log
+    reported = subprocess.run(["go", "version", server.executable], capture_output=True, text=True).stdout
+    assert server.go_version is not None
+    assert server.go_version in reported.split()
+
+
+@needs_go
+@pytest.mark.parametrize("spelling", ["./cmd/echo", "cmd/echo", "example.com/fixture/cmd/echo", "absolute"])
+def test_a_package_may_be_a_directory_or_an_import_path(
+    go_service: ServiceFactory, go_package: Write, spelling: str
+) -> None:
+    package = go_package(LISTEN, directory="cmd/echo", imports=IMPORTS)
+    server = go_service(str(package) if spelling == "absolute" else spelling, args=["127.0.0.1:{port}"])
+    assert server.name == "echo"
+
+
+@needs_go
+def test_a_module_below_rootdir_builds_in_its_own_directory(
+    go_service: ServiceFactory, go_package: Write, tmp_path: Path
+) -> None:
+    package = go_package(LISTEN, directory="services/one", imports=IMPORTS)
+    (tmp_path / "go.mod").rename(package / "go.mod")
+    assert go_service("services/one", args=["127.0.0.1:{port}"]).name == "one"
+
+
+@needs_go
+def test_a_package_that_does_not_build_shows_the_compilers_message(
+    go_service: ServiceFactory, go_package: Write
+) -> None:
+    go_package("undefinedFunction()")
+    with pytest.raises(ServiceError, match=r"cannot build \./server") as failure:
+        go_service("./server")
+    assert "undefined: undefinedFunction" in str(failure.value.detail)
+    assert "server/main.go:" in str(failure.value.detail)
+
+
+@needs_go
+def test_a_package_that_is_no_program_is_named_as_such(go_service: ServiceFactory, go_package: Write) -> None:
+    package = go_package("")
+    (package / "main.go").write_text("package library\n")
+    with pytest.raises(ServiceError, match="package main"):
+        go_service("./server")
+
+
+def test_a_directory_that_is_not_there_is_named(go_service: ServiceFactory, tmp_path: Path) -> None:
+    with pytest.raises(ServiceError, match=str(tmp_path / "nowhere")):
+        go_service("./nowhere")
+
+
+@needs_go
+def test_within_a_session_a_package_is_built_once(
+    go_service: ServiceFactory, go_package: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builds = []
+    run = toolchain._run
+
+    def counted(command: list[str], *rest: object) -> tuple[int, str]:
+        builds.append(command)
+        return run(command, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(toolchain, "_run", counted)
+    go_package(SLEEP, imports='import "time"')
+    first = go_service("./server", ready=None, env={"MODE": "a"})
+    second = go_service("./server", ready=None, env={"MODE": "b"})
+    assert len(builds) == 1
+    assert first.executable == second.executable
+    tagged = go_service("./server", ready=None, build_flags=["-tags", "other"])
+    assert len(builds) == 2
+    assert tagged.executable != first.executable
+
+
+@needs_go
+def test_two_sessions_may_build_into_one_cache_at_the_same_time(go_package: Write, tmp_path: Path) -> None:
+    go_package(SLEEP, imports='import "time"')
+    factories = [ServiceFactory(rootdir=tmp_path, cache_dir=tmp_path / "cache") for _ in range(3)]
+    failures = []
+
+    def launch(factory: ServiceFactory) -> None:
+        try:
+            factory("./server", ready=None).check_alive()
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=launch, args=[factory]) for factory in factories]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for factory in factories:
+        factory.stop_all()
+    assert failures == []
+    assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()] == ["server"]
+
+
+@needs_go
+def test_a_long_build_is_announced_and_a_short_one_is_not(
+    go_package: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    factory = ServiceFactory(rootdir=tmp_path, cache_dir=tmp_path / "cache", say=said.append)
+    go_package(SLEEP, imports='import "time"')
+    monkeypatch.setattr(toolchain, "QUIET_SECONDS", 60)
+    factory("./server", ready=None)
+    assert said == []
+    monkeypatch.setattr(toolchain, "QUIET_SECONDS", 0)
+    factory("./server", ready=None, build_flags=["-tags=other"])
+    factory.stop_all()
+    assert said == ["building ./server"]
+
+
+def test_a_missing_go_says_how_to_get_one(
+    go_service: ServiceFactory, go_package: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    go_package("")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ServiceError, match="no `go` on PATH") as failure:
+        go_service("./server")
+    assert "https://go.dev/dl" in str(failure.value.fix)
+
+
+def _fake_go(path: Path, version: str, body: str = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'#!/bin/sh\n{body}\necho "go version {version} linux/amd64"\n')
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("spec", ["1.21.13", "go1.21.13"])
+def test_a_version_is_found_under_its_name_on_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str
+) -> None:
+    command = _fake_go(tmp_path / "go1.21.13", "go1.21.13")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    tool = toolchain.find_go(spec)
+    assert tool.path == str(command)
+    assert tool.env["GOTOOLCHAIN"] == "local"
+
+
+def test_a_version_is_asked_of_the_go_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go = _fake_go(tmp_path / "go", "${GOTOOLCHAIN}")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tool = toolchain.find_go("1.22.1")
+    assert (tool.path, tool.env["GOTOOLCHAIN"]) == (str(go), "go1.22.1")
+
+
+def test_an_unknown_version_names_everything_that_was_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fake_go(tmp_path / "go", "go1.20.1")  # before 1.21 a go ignores GOTOOLCHAIN
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ServiceError, match=r"no Go toolchain '1\.99\.9'") as failure:
+        toolchain.find_go("1.99.9")
+    assert str(failure.value.detail).splitlines() == [
+        "go1.99.9 on PATH: not found",
+        f"{tmp_path}/sdk/go1.99.9/bin/go: not found",
+        "GOTOOLCHAIN=go1.99.9 go: it is go1.20.1",
+    ]
+    assert "golang.org/dl/go1.99.9@latest" in str(failure.value.fix)
+
+
+def test_a_toolchain_may_be_a_binary_or_a_goroot(tmp_path: Path) -> None:
+    go = _fake_go(tmp_path / "goroot" / "bin" / "go", "go1.25.0")
+    assert toolchain.find_go(str(go)).path == str(go)
+    assert toolchain.find_go(str(tmp_path / "goroot")).path == str(go)
+    assert toolchain.find_go("./goroot", base=tmp_path).path == str(go)
+
+
+def test_a_path_to_something_else_is_no_toolchain(tmp_path: Path) -> None:
+    other = _fake_go(tmp_path / "go", "", body="echo hello; exit 0")
+    with pytest.raises(ServiceError, match="no Go toolchain") as failure:
+        toolchain.find_go(str(other))
+    assert "not a go command" in str(failure.value.detail)
+
+
+@needs_go
+def test_a_toolchain_that_was_asked_for_is_not_switched_by_go_mod(
+    go_service: ServiceFactory, go_package: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_package(SLEEP, imports='import "time"')
+    (tmp_path / "go.mod").write_text("module example.com/fixture\n\ngo 1.99.0\n")
+    monkeypatch.setenv("GOTOOLCHAIN", "auto")
+    with pytest.raises(ServiceError) as failure:
+        go_service("./server", go=shutil.which("go"))
+    assert "1.99.0" in str(failure.value.detail)
+    assert "GOTOOLCHAIN=local" in str(failure.value.detail)
+
+
+def _elf_with_pointer_format(version: bytes) -> bytes:
+    """What Go before 1.18 linked: .go.buildinfo holds the address of a Go string."""
+    base, info, header, text = 0x400000, 0x100, 0x140, 0x180
+    names = b"\0.go.buildinfo\0.shstrtab\0"
+    size = 0x200 + len(names)
+    body = bytearray(0x200) + names
+    body[0x00:0x40] = (
+        b"\x7fELF\2\1\1"
+        + bytes(9)
+        + struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, 0, 64, size, 0, 64, 56, 1, 64, 3, 2)
+    )
+    body[0x40:0x78] = struct.pack("<IIQQQQQQ", 1, 6, 0, base, base, size, size, 0x1000)
+    body[info : info + 32] = b"\xff Go buildinf:\x08\x00" + struct.pack("<QQ", base + header, 0)
+    body[header : header + 16] = struct.pack("<QQ", base + text, len(version))
+    body[text : text + len(version)] = version
+    section = struct.Struct("<IIQQQQIIQQ")
+    body += section.pack(*[0] * 10)
+    body += section.pack(1, 1, 2, base + info, info, 32, 0, 0, 16, 0)
+    body += section.pack(15, 3, 0, 0, 0x200, len(names), 0, 0, 1, 0)
+    return bytes(body)
+
+
+def test_the_go_version_is_read_in_the_old_format_too(tmp_path: Path) -> None:
+    path = tmp_path / "old"
+    path.write_bytes(_elf_with_pointer_format(b"go1.17.13"))
+    assert toolchain.go_version_of(str(path)) == "go1.17.13"
+
+
+@pytest.mark.parametrize("content", [b"", b"#!/bin/sh\n", b"\x7fELF", b"\x7fELF\2\1\1" + bytes(200)])
+def test_what_is_not_gos_has_no_go_version(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "other"
+    path.write_bytes(content)
+    assert toolchain.go_version_of(str(path)) is None
+    assert toolchain.go_version_of("/bin/sh") is None
+    assert toolchain.go_version_of(str(tmp_path / "missing")) is None

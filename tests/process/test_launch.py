@@ -1,0 +1,236 @@
+"""Commands and running processes become services: ports, names, environment, restarts, callbacks."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pytest_netpoll.errors import ServiceError, UsageError
+from pytest_netpoll.service import Service, ServiceFactory
+
+Nasty = Callable[..., list[str]]
+
+
+def test_a_port_is_the_same_everywhere_in_a_service_and_can_be_connected_to(
+    go_service: ServiceFactory, nasty: Nasty
+) -> None:
+    server = go_service(
+        command=nasty("environment:PORT", "listen:{port}"), args=["sleep"], env={"PORT": "at {port}"}
+    )
+    assert server.address == ("127.0.0.1", server.port)
+    assert server.log == f"PORT=at {server.port}\n"
+    socket.create_connection(server.address).close()
+
+
+def test_a_command_may_be_one_string(go_service: ServiceFactory) -> None:
+    server = go_service(command="sh -c 'echo \"two  words {port}\"; sleep 60'", ready=None)
+    assert server.name == "sh"
+    assert server.running
+
+
+def test_without_a_placeholder_the_port_is_the_one_it_listens_on(
+    go_service: ServiceFactory, nasty: Nasty
+) -> None:
+    server = go_service(command=nasty("listen_everywhere:0", "sleep"))
+    assert server.address == ("127.0.0.1", server.port)
+    socket.create_connection(server.address).close()
+
+
+def test_the_port_may_be_one_of_a_child(go_service: ServiceFactory, nasty: Nasty) -> None:
+    server = go_service(command=nasty("listen_in_child:{port}", "sleep"))
+    socket.create_connection(server.address).close()
+
+
+def test_a_port_nobody_knows_is_an_error_that_says_what_to_do(
+    go_service: ServiceFactory, nasty: Nasty
+) -> None:
+    server = go_service(command=nasty("sleep"), ready=None)
+    with pytest.raises(ServiceError, match="does not listen") as failure:
+        _ = server.port
+    assert "{port}" in str(failure.value.fix)
+
+
+def test_a_service_runs_in_rootdir_or_in_cwd(
+    go_service: ServiceFactory, nasty: Nasty, tmp_path: Path
+) -> None:
+    (tmp_path / "sub").mkdir()
+    ready = re.compile("/")
+    assert go_service(command=nasty("show_directory", "sleep"), ready=ready).log == f"{tmp_path}\n"
+    assert go_service(command=nasty("show_directory", "sleep"), ready=ready, cwd="sub").log == (
+        f"{tmp_path}/sub\n"
+    )
+
+
+def test_names_are_unique_among_running_services(go_service: ServiceFactory, nasty: Nasty) -> None:
+    first, second, third = (go_service(command=nasty("sleep"), ready=None, name="api") for _ in range(3))
+    assert [service.name for service in go_service.services] == ["api", "api-2", "api-3"]
+    second.stop()
+    assert go_service.services == [first, third]
+    assert go_service(command=nasty("sleep"), ready=None, name="api").name == "api-2"
+
+
+def test_a_restart_keeps_the_port_and_changes_the_pid(go_service: ServiceFactory, nasty: Nasty) -> None:
+    server = go_service(command=nasty("listen:{port}", "sleep"))
+    pid, port = server.pid, server.port
+    server.restart()
+    assert server.port == port
+    assert server.pid != pid
+    assert not psutil.pid_exists(pid)
+    socket.create_connection(server.address).close()
+
+
+def test_a_crashed_and_a_stopped_service_can_be_restarted(
+    go_service: ServiceFactory, nasty: Nasty, ends: Callable[..., bool]
+) -> None:
+    server = go_service(command=nasty("listen:{port}", "sleep"))
+    os.kill(server.pid, 9)
+    assert ends(server.pid)
+    server.restart()
+    assert server.running
+    server.stop()
+    server.restart()
+    assert server.running
+    assert go_service.services == [server]
+
+
+def test_the_watcher_is_told_of_every_process_before_it_is_ready(tmp_path: Path, nasty: Nasty) -> None:
+    seen: list[str] = []
+
+    def on_spawn(service: Service) -> None:
+        seen.append(f"spawn {service.pid}")
+
+    def on_ready(service: Service) -> bool:
+        seen.append(f"ready {service.pid}")
+        return True
+
+    def on_exit(service: Service) -> None:
+        seen.append(f"exit {service.pid}, running: {service.running}")
+
+    factory = ServiceFactory(rootdir=tmp_path, cache_dir=tmp_path, on_spawn=on_spawn, on_exit=on_exit)
+    server = factory(command=nasty("sleep"), ready=on_ready)
+    first = server.pid
+    server.restart()
+    second = server.pid
+    factory.stop_all()
+    assert seen == [
+        *(f"spawn {first}", f"ready {first}", f"exit {first}, running: False"),
+        *(f"spawn {second}", f"ready {second}", f"exit {second}, running: False"),
+    ]
+
+
+def test_a_watcher_that_fails_leaves_no_process(tmp_path: Path, nasty: Nasty) -> None:
+    pids = []
+
+    def on_spawn(service: Service) -> None:
+        pids.append(service.pid)
+        raise KeyError("mine")
+
+    factory = ServiceFactory(rootdir=tmp_path, cache_dir=tmp_path, on_spawn=on_spawn)
+    with pytest.raises(KeyError, match="mine"):
+        factory(command=nasty("sleep"))
+    assert not psutil.pid_exists(pids[0])
+    factory.stop_all()
+
+
+def test_a_lost_race_for_a_port_is_run_again_on_another(
+    go_service: ServiceFactory, nasty: Nasty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free_port = go_service.free_port
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        taken = stranger.getsockname()[1]
+        ports = iter([taken, taken])
+        monkeypatch.setattr(go_service, "free_port", lambda: next(ports, None) or free_port())
+        server = go_service(command=nasty("listen:{port}", "sleep"))
+        assert server.port != taken
+        socket.create_connection(server.address).close()
+
+
+def test_a_port_that_is_always_taken_is_an_error_in_the_end(
+    go_service: ServiceFactory, nasty: Nasty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        monkeypatch.setattr(go_service, "free_port", lambda: stranger.getsockname()[1])
+        with pytest.raises(ServiceError, match="ended before it was ready: exit status 1") as failure:
+            go_service(command=nasty("listen:{port}", "sleep"))
+    assert "Address already in use" in str(failure.value.detail)
+    assert go_service.services == []
+
+
+def test_a_running_process_is_watched_and_left_alone(go_service: ServiceFactory, nasty: Nasty) -> None:
+    with subprocess.Popen(nasty("listen:0", "sleep")) as stranger:
+        server = go_service(pid=stranger.pid)
+        assert (server.pid, server.attached, server.returncode, server.log) == (stranger.pid, True, None, "")
+        assert server.executable == psutil.Process(stranger.pid).exe()
+        socket.create_connection(server.address).close()
+        with pytest.raises(UsageError, match="cannot be restarted"):
+            server.restart()
+        go_service.stop_all()
+        assert stranger.poll() is None
+        assert not server.running
+        stranger.kill()
+
+
+def test_a_watched_process_that_ends_is_noticed(go_service: ServiceFactory, nasty: Nasty) -> None:
+    with subprocess.Popen(nasty("sleep")) as stranger:
+        server = go_service(pid=stranger.pid, ready=None)
+        server.check_alive()
+        stranger.kill()
+        stranger.wait()
+        with pytest.raises(ServiceError, match="the process is gone"):
+            server.check_alive()
+
+
+def test_a_pid_that_nobody_has_is_an_error(go_service: ServiceFactory) -> None:
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    with pytest.raises(ServiceError, match="no such process"):
+        go_service(pid=gone.pid)
+
+
+def test_a_command_that_is_not_there_is_named(go_service: ServiceFactory) -> None:
+    with pytest.raises(ServiceError, match="no-such-command: No such file") as failure:
+        go_service(command=["./no-such-command", "-v"])
+    assert "./no-such-command -v" in str(failure.value.fix)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "exactly one of package, command, pid: got none"),
+        ({"package": "./a", "command": "b"}, "got package and command"),
+        ({"command": "true", "go": "1.25.1", "build_flags": ["-race"]}, "go, build_flags cannot go together"),
+        ({"pid": 1, "args": ["-v"]}, "args cannot go together with pid"),
+        ({"pid": -1}, "pid= must be"),
+        ({"pid": "12"}, "pid= must be"),
+        ({"command": ""}, "command= is empty"),
+        ({"command": "sh -c 'open"}, "cannot split"),
+        ({"command": 7}, "must be a list or a str"),
+        ({"command": "true", "args": {"-v": 1}}, "must be a list or a str"),
+        ({"command": "true", "cwd": "nowhere"}, "no directory"),
+        ({"command": "true", "timeout": 0}, "timeout="),
+        ({"command": "true", "timeout": "30s"}, "timeout="),
+        ({"command": "true", "ready": "udp"}, "ready=: 'udp'"),
+        ({"command": "true", "ready": 7}, "ready=: a int"),
+        ({"command": "true", "ready": re.compile(b"x")}, "regex for bytes"),
+    ],
+)
+def test_wrong_arguments_are_usage_errors_and_run_nothing(
+    go_service: ServiceFactory, arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        go_service(**arguments)  # type: ignore[arg-type]
+    assert go_service.services == []
+
+
+def test_the_url_answers(go_service: ServiceFactory) -> None:
+    server = go_service(command=[sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "{port}"])
+    assert urllib.request.urlopen(server.url, timeout=5).status == 200

@@ -1,0 +1,138 @@
+"""What a user gets from the wheel, as opposed to what the checkout offers."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from email import message_from_string
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+OFFLINE = "connection broken by"  # pip's words for an index that it cannot reach
+
+
+def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    # PYTHON* and PYTEST_* of the surrounding run must not reach into an environment that stands alone.
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYTEST_"))}
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the sdist and that from the checkout: what the sdist lacks, the wheel lacks."""
+    out = tmp_path_factory.mktemp("dist")
+    built = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, ROOT, cwd=out)
+    assert built.returncode == 0, built.stdout
+    (wheel,) = out.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def names(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def metadata_file(wheel: Path, name: str) -> str:
+    with zipfile.ZipFile(wheel) as archive:
+        (path,) = (path for path in archive.namelist() if path.endswith(f".dist-info/{name}"))
+        return archive.read(path).decode()
+
+
+def files_below(folder: Path) -> set[str]:
+    return {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def test_wheel_holds_the_bpf_sources_and_their_header_stubs(names: set[str]) -> None:
+    expected = {f"pytest_netpoll/bpf/{name}" for name in files_below(ROOT / "bpf")}
+    assert any(name.endswith(".c") for name in expected)
+    assert any(name.endswith(".h") for name in expected)
+    assert expected <= names
+
+
+def test_wheel_holds_the_agent_and_the_typing_marker(names: set[str]) -> None:
+    assert {"pytest_netpoll/agent/__main__.py", "pytest_netpoll/py.typed"} <= names
+
+
+def test_wheel_holds_the_package_the_bpf_sources_and_nothing_else(names: set[str]) -> None:
+    content = {name for name in names if ".dist-info/" not in name}
+    package = {f"pytest_netpoll/{name}" for name in files_below(ROOT / "pytest_netpoll")}
+    bpf = {f"pytest_netpoll/bpf/{name}" for name in files_below(ROOT / "bpf")}
+    assert content == package | bpf
+
+
+@pytest.mark.parametrize("stray", ["__pycache__", ".pyc", ".o", ".so", ".orig", ".rej", ".swp", "~", ".log"])
+def test_wheel_holds_no_leftovers(names: set[str], stray: str) -> None:
+    assert not [name for name in names if name.endswith(stray) or f"{stray}/" in name]
+
+
+def test_wheel_registers_the_plugin_with_pytest(wheel: Path) -> None:
+    entry_points = configparser.ConfigParser()
+    entry_points.read_string(metadata_file(wheel, "entry_points.txt"))
+    assert dict(entry_points["pytest11"]) == {"netpoll": "pytest_netpoll.plugin"}
+
+
+def test_wheel_does_not_require_the_unrelated_bcc_of_pypi(wheel: Path) -> None:
+    metadata = message_from_string(metadata_file(wheel, "METADATA"))
+    assert not [line for line in metadata.get_all("Requires-Dist", []) if line.startswith("bcc")]
+
+
+def test_wheel_carries_its_licence(names: set[str]) -> None:
+    assert [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an empty virtual environment with the wheel and what it declares to need."""
+    home = tmp_path_factory.mktemp("installed") / "venv"
+    venv.create(home, with_pip=True)
+    python = home / "bin" / "python"
+    pip = run(python, "-m", "pip", "install", "--retries", "1", wheel, cwd=home)
+    if pip.returncode and OFFLINE in pip.stdout:
+        pytest.skip("pip cannot reach a package index for the dependencies")
+    assert pip.returncode == 0, pip.stdout
+    return python
+
+
+def test_installed_plugin_is_found_by_pytest(installed: Path, tmp_path: Path) -> None:
+    markers = run(installed, "-m", "pytest", "--markers", cwd=tmp_path)
+    assert markers.returncode == 0, markers.stdout
+    assert "@pytest.mark.netpoll" in markers.stdout
+
+
+def test_installed_plugin_leaves_tests_without_the_marker_alone(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "test_plain.py").write_text("def test_plain(): pass\n")
+    result = run(installed, "-m", "pytest", "-q", cwd=tmp_path)
+    assert result.returncode == 0, result.stdout
+    assert "1 passed" in result.stdout
+
+
+def test_installed_plugin_comes_from_the_wheel_with_its_bpf_sources(installed: Path, tmp_path: Path) -> None:
+    program = (
+        "import pathlib, pytest_netpoll; package = pathlib.Path(pytest_netpoll.__file__).parent;"
+        "print(package); print(*(path.name for path in (package / 'bpf').iterdir()))"
+    )
+    result = run(installed, "-c", program, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout
+    package, bpf = result.stdout.splitlines()
+    assert Path(package).is_relative_to(installed.parents[1])
+    assert "netpoll.c" in bpf.split()

@@ -1,0 +1,220 @@
+"""A stopped service is gone with everything that it started; so are those of a pytest that was killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pytest_netpoll import guard, service
+from pytest_netpoll.errors import ServiceError
+from pytest_netpoll.service import Service, ServiceFactory
+
+Nasty = Callable[..., list[str]]
+Ends = Callable[..., bool]
+
+CHILD = re.compile(r"child (\d+)\n")
+
+
+@pytest.fixture
+def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "STOP_GRACE", 0.3)
+
+
+def _child_of(server: Service) -> int:
+    match = CHILD.search(server.log)
+    assert match is not None
+    return int(match[1])
+
+
+def test_a_service_is_asked_to_end_before_it_is_killed(go_service: ServiceFactory, nasty: Nasty) -> None:
+    server = go_service(command=nasty("end_cleanly_on_sigterm", "listen:{port}", "sleep"))
+    server.stop()
+    assert server.log == "clean\n"
+    assert server.returncode == 7
+
+
+@pytest.mark.usefixtures("short_grace")
+def test_a_service_that_ignores_sigterm_is_killed(go_service: ServiceFactory, nasty: Nasty) -> None:
+    server = go_service(command=nasty("ignore_sigterm", "listen:{port}", "sleep"))
+    server.stop()
+    assert server.returncode == -signal.SIGKILL
+
+
+def test_stopping_leaves_no_zombie_and_can_be_repeated(go_service: ServiceFactory, nasty: Nasty) -> None:
+    server = go_service(command=nasty("sleep"), ready=None)
+    server.stop()
+    assert not psutil.pid_exists(server.pid)
+    assert not server.running
+    server.stop()
+    with pytest.raises(ServiceError, match="it was stopped"):
+        server.check_alive()
+
+
+@pytest.mark.usefixtures("short_grace")
+@pytest.mark.parametrize("kind", ["fork_child", "fork_child_with_own_session"])
+def test_children_that_ignore_sigterm_go_too(
+    go_service: ServiceFactory, nasty: Nasty, ends: Ends, kind: str
+) -> None:
+    command = nasty(f"{kind}:ignore_sigterm+environment:UP+sleep", "sleep")
+    server = go_service(command=command, ready=re.compile("UP="))
+    child = _child_of(server)
+    server.stop()
+    assert ends(child, seconds=0.5)
+
+
+@pytest.mark.usefixtures("short_grace")
+def test_children_of_a_service_that_crashed_go_with_stop(
+    go_service: ServiceFactory, nasty: Nasty, ends: Ends
+) -> None:
+    command = nasty("fork_child:ignore_sigterm+environment:UP+sleep", "sleep")
+    server = go_service(command=command, ready=re.compile("UP="))
+    child = _child_of(server)
+    os.kill(server.pid, signal.SIGKILL)
+    assert ends(server.pid)
+    assert psutil.pid_exists(child)
+    server.stop()
+    assert ends(child, seconds=0.5)
+
+
+def test_a_pid_that_was_given_to_another_process_is_left_alone(nasty: Nasty) -> None:
+    with subprocess.Popen(nasty("sleep"), start_new_session=True) as stranger:
+        found = guard.stat(stranger.pid)
+        assert found is not None
+        assert guard.end({stranger.pid: found.start - 1}, 0.1) == set()
+        assert stranger.poll() is None
+        assert guard.end({stranger.pid: found.start}, 5) == set()
+
+
+def test_all_are_stopped_though_one_refuses(
+    go_service: ServiceFactory, nasty: Nasty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (go_service(command=nasty("sleep"), ready=None) for _ in range(2))
+    end = guard.end
+    monkeypatch.setattr(guard, "end", lambda leaders, grace: end(leaders, grace) or {*leaders} - {first.pid})
+    with pytest.raises(ServiceError, match=f"SIGKILL did not end {second.pid}"):
+        go_service.stop_all()
+    assert not first.running
+
+
+# The rest is about a pytest that dies: a process that launches a service and waits to be killed.
+
+Launched = tuple[subprocess.Popen[str], list[int]]  # the pids of service, child and guardian
+Launch = Callable[..., Launched]
+
+LAUNCHER = """
+import os, re, sys, time
+from pathlib import Path
+from pytest_netpoll.service import ServiceFactory
+
+factory = ServiceFactory(rootdir=Path.cwd(), cache_dir=Path.cwd())
+server = factory(command=sys.argv[2:], ready=re.compile("UP="))
+child = re.search(r"child (\\d+)", server.log)[1]
+if sys.argv[1] == "fork" and os.fork() == 0:
+    os.close(1)
+    time.sleep(3600)
+print(server.pid, child, factory.guardian._process.pid, flush=True)
+if sys.argv[1] != "exit":
+    time.sleep(3600)
+"""
+
+
+@pytest.fixture
+def launcher(nasty: Nasty, tmp_path: Path) -> Iterator[Launch]:
+    started = []
+
+    def launch(mode: str, kind: str) -> Launched:
+        command = nasty("ignore_sigterm", f"{kind}:ignore_sigterm+environment:UP+sleep", "sleep")
+        process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCHER, mode, *command],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(Path(service.__file__).parents[1])},
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        assert process.stdout is not None
+        return process, [int(pid) for pid in process.stdout.readline().split()]
+
+    yield launch
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its forks too
+        process.communicate()
+
+
+@pytest.mark.parametrize("kind", ["fork_child", "fork_child_with_own_session"])
+def test_nothing_survives_a_killed_pytest(launcher: Launch, ends: Ends, kind: str) -> None:
+    process, pids = launcher("wait", kind)
+    assert all(psutil.pid_exists(pid) for pid in pids)
+    process.kill()
+    assert ends(*pids, seconds=3)
+
+
+def test_nothing_survives_a_pytest_that_forgot_to_stop(launcher: Launch, ends: Ends) -> None:
+    process, pids = launcher("exit", "fork_child")
+    assert process.wait(10) == 0
+    assert ends(*pids, seconds=3)
+
+
+def test_a_fork_of_pytest_that_lives_on_does_not_keep_services_alive(launcher: Launch, ends: Ends) -> None:
+    process, pids = launcher("fork", "fork_child")
+    process.kill()
+    assert ends(*pids, seconds=3)
+
+
+def test_ctrl_c_does_not_reach_services_or_the_guardian(launcher: Launch) -> None:
+    process, pids = launcher("wait", "fork_child")
+    assert all(os.getsid(pid) != os.getsid(process.pid) for pid in pids)
+    os.killpg(process.pid, signal.SIGSTOP)  # pytest itself stays, so that its end is not the cause
+    os.kill(pids[2], signal.SIGINT)
+    os.kill(pids[2], signal.SIGTERM)
+    time.sleep(0.2)
+    assert all(psutil.pid_exists(pid) for pid in pids)
+
+
+def test_a_guardian_that_was_killed_is_replaced(go_service: ServiceFactory, nasty: Nasty) -> None:
+    go_service(command=nasty("sleep"), ready=None)
+    first = go_service.guardian._process
+    assert first is not None
+    first.kill()
+    first.wait()
+    go_service(command=nasty("sleep"), ready=None)
+    second = go_service.guardian._process
+    assert second is not None
+    assert second.pid != first.pid
+    assert second.poll() is None
+
+
+def test_the_guardian_ends_with_the_session_and_touches_nothing_that_was_stopped(
+    go_service: ServiceFactory, nasty: Nasty, ends: Ends
+) -> None:
+    go_service(command=nasty("sleep"), ready=None)
+    guardian = go_service.guardian._process
+    assert guardian is not None
+    begin = time.monotonic()
+    go_service.stop_all()
+    assert ends(guardian.pid, seconds=0)
+    assert time.monotonic() - begin < guard.GUARDIAN_GRACE + service.STOP_GRACE
+
+
+def test_services_do_not_hold_the_guardians_pipe(go_service: ServiceFactory, nasty: Nasty) -> None:
+    go_service(command=nasty("sleep"), ready=None)
+    server = go_service(command=nasty("sleep"), ready=None)
+    process = go_service.guardian._process
+    assert process is not None
+    assert process.stdin is not None
+    pipe = os.fstat(process.stdin.fileno()).st_ino
+    descriptors = list(Path(f"/proc/{server.pid}/fd").iterdir())
+    assert descriptors
+    assert f"pipe:[{pipe}]" not in [str(path.readlink()) for path in descriptors]

@@ -1,0 +1,388 @@
+"""The reports for people: terminal, step summary, annotations."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_netpoll.errors import NetpollError, UnmeasuredError
+from pytest_netpoll.marker import resolve
+from pytest_netpoll.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
+from pytest_netpoll.options import Config
+from pytest_netpoll.report import record, summary, terminal, words
+from pytest_netpoll.verdict import judge
+
+HEALTHY = {"wakeups": 200, "productive_wakeups": 200, "events": 200, "polls": 210}
+WASTEFUL = {
+    "wakeups": 1000,
+    "productive_wakeups": 499,
+    "spurious_wakeups": 500,
+    "abandoned_wakeups": 1,
+    "stale_retries": 7,
+    "events": 1000,
+    "polls": 1200,
+    "blocking_polls": 1000,
+    "nonblocking_polls": 200,
+}
+ENVIRONMENT = {"kernel": "6.8.0", "bcc": "0.29.1", "python": "3.12.3"}
+
+
+def measured(counts: Mapping[str, int], name: str = "server", **more: Any) -> Measurement:
+    counters = {**dict.fromkeys(COUNTERS, 0), **counts}
+    snapshot = Snapshot(counters, {bucket_of(10_000): 200}, 10_000, 340_000_000, 12_000_000)
+    return Measurement(name, 42, "/srv/server", "go1.26.6", 1.0, snapshot, **more)
+
+
+def offender(count: int = 499, frames: int = 1, **more: Any) -> dict[str, Any]:
+    return {
+        "offence": "spurious",
+        "count": count,
+        "share": count / 500,
+        "direction": "read",
+        "syscall": "read",
+        "fd_type": "tcp",
+        "local": "127.0.0.1:7777",
+        "peer": "127.0.0.1:5012",
+        "stack": [
+            {"function": "main.(*watcher).run", "file": "server/fault_dup.go", "line": 33 + i}
+            for i in range(frames)
+        ],
+        **more,
+    }
+
+
+def built(
+    *measurements: Measurement,
+    nodeid: str = "tests/test_echo.py::test_echo",
+    error: str | None = None,
+    mode: Any = "gate",
+    **limits: object,
+) -> record.TestRecord:
+    demanded = resolve([((), limits)], nodeid)
+    verdict = judge(measurements, demanded, mode)
+    return record.build(nodeid, ("tests/test_echo.py", 7), verdict, demanded, measurements, 1.0, error)
+
+
+def passed(nodeid: str = "tests/test_echo.py::test_ok", name: str = "server") -> record.TestRecord:
+    return built(measured(HEALTHY, name), nodeid=nodeid, max_spurious=0.05)
+
+
+def wasteful(*offenders: dict[str, Any], **changes: Any) -> record.TestRecord:
+    return built(measured(WASTEFUL, offenders=offenders), **{"max_spurious": 0.05, **changes})
+
+
+def gone(nodeid: str = "tests/test_echo.py::test_gone") -> record.TestRecord:
+    reason = UnmeasuredError("eBPF needs root", why="pytest is not root", fix="sudo -v").reason
+    return built(replace(measured({}), unmeasured=reason), nodeid=nodeid, max_spurious=0.05)
+
+
+def cells(line: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in line)
+
+
+def table(*records: record.TestRecord, width: int = 80) -> str:
+    text = terminal.summary_table(records, width, ENVIRONMENT)
+    assert text is not None
+    assert all(cells(line) <= width for line in text.splitlines())
+    return text
+
+
+def test_the_header_says_what_is_going_to_happen() -> None:
+    config = Config.default()
+    assert terminal.header_line(config, "eBPF through BCC") == (
+        "netpoll: gate, unmeasured tests fail; eBPF through BCC"
+    )
+    assert terminal.header_line(replace(config, mode="off"), "eBPF through BCC") == "netpoll: off"
+    skipping = replace(config, mode="report", unmeasured="skip")
+    assert terminal.header_line(skipping) == "netpoll: report, unmeasured tests are skipped"
+
+
+def test_without_records_there_is_no_table() -> None:
+    assert terminal.summary_table([], 80) is None
+
+
+def test_the_table_shows_the_main_numbers_with_the_bad_tests_first() -> None:
+    text = table(passed(), gone(), wasteful())
+    rows = text.splitlines()
+    assert rows[0].split() == ["test", "wakeups", "spurious", "p99", "polls/ev", "CPU", "verdict"]
+    assert re.match(r"\S*test_echo +1,000 +50.1 % +10.0 µs +1.20 +0.34 s +FAILED$", rows[2])
+    assert re.match(r"\S*test_gone +– +– +– +– +– +unmeasured$", rows[3])  # noqa: RUF001
+    assert re.match(r"\S*test_ok +200 +0.0 % .* passed$", rows[4])
+    assert rows[5:] == ["", "kernel 6.8.0, bcc 0.29.1, go1.26.6"]
+
+
+def test_numbers_that_are_not_exact_are_not_shown() -> None:
+    text = table(built(measured({**HEALTHY, "lost": 3}), max_spurious=0.05))
+    assert "unmeasured" in text
+    assert "200" not in text
+
+
+def test_several_services_have_a_row_each_and_a_column() -> None:
+    both = built(measured(WASTEFUL, "front"), measured(HEALTHY, "back"), max_spurious=0.05)
+    rows = table(both).splitlines()
+    assert "service" in rows[0]
+    assert re.search(r" front .* FAILED$", rows[2])
+    assert re.search(r" back .* passed$", rows[3])
+    assert "service" not in table(passed(), wasteful())
+
+
+def test_a_test_without_services_has_a_row() -> None:
+    assert re.search(r"test_echo .* unmeasured$", table(built(max_polls=1)), re.MULTILINE)
+    assert re.search(r"test_echo .* passed$", table(built()), re.MULTILINE)
+
+
+def test_a_broken_limit_that_report_mode_lets_pass_is_visible_and_above_the_passed() -> None:
+    rows = table(passed(), wasteful(mode="report")).splitlines()
+    assert rows[2].endswith("would fail")
+    assert rows[3].endswith("passed")
+
+
+def test_the_table_of_thousands_of_tests_stays_short_and_names_every_bad_one() -> None:
+    many = [passed(f"tests/test_many.py::test_many[{i}]") for i in range(1000)]
+    text = table(*many[:500], wasteful(), *many[500:], gone())
+    assert "test_echo" in text
+    assert "test_gone" in text
+    assert "test_many[39]" in text
+    assert "test_many[40]" not in text
+    assert "… and 960 more that passed" in text
+    assert len(text.splitlines()) == 2 + 2 + 40 + 1 + 2
+
+
+def test_thousands_of_bad_tests_do_not_flood_the_terminal() -> None:
+    text = table(*(wasteful(nodeid=f"t.py::test[{i}]") for i in range(3000)))
+    assert "… and 2,800 more that failed or were not measured" in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize(
+    "nodeid",
+    [
+        "tests/integration/very/deep/down/in/the/tree/test_echo.py::TestEcho::test_echo",
+        "tests/test_echo.py::test_echo_with_a_name_so_long_that_nobody_would_want_to_type_it_ever",
+        "tests/test_echo.py::test_echo[" + "x" * 200 + "-last]",
+        "tests/test_echo.py::test_echo[::1|a\\nb]",
+        "tests/test_エコー.py::test_エコーサーバーは誰も無駄に起こさない[引数]",
+        "doc/index.md",
+        "",
+    ],
+)
+def test_the_table_fits_whatever_a_test_is_called(nodeid: str, width: int) -> None:
+    text = table(
+        passed(nodeid), built(measured(WASTEFUL, "数" * 30), nodeid=nodeid, max_spurious=0), width=width
+    )
+    verdicts = {
+        cells(line.partition(word)[0])
+        for line in text.splitlines()
+        for word in ("verdict", "FAILED", "passed")
+        if word in line
+    }
+    assert len(verdicts) == 1  # in one column
+
+
+@pytest.mark.parametrize(
+    ("nodeid", "width", "short"),
+    [
+        ("a/test_x.py::test_x", 19, "a/test_x.py::test_x"),
+        ("a/test_x.py::test_x", 18, "…test_x.py::test_x"),
+        ("a/test_x.py::TestX::test_x", 7, "…test_x"),
+        ("a/test_x.py::test_echo[a::b]", 16, "…test_echo[a::b]"),
+        ("a/test_x.py::test_echo[first-second-third]", 16, "test_ech…-third]"),
+        ("a/test_x.py", 7, "…t_x.py"),
+        ("test\x1b[31m\n", 80, "test [31m"),
+    ],
+)
+def test_of_a_long_nodeid_the_tests_name_survives(nodeid: str, width: int, short: str) -> None:
+    assert terminal.shorten(nodeid, width) == short
+
+
+def test_a_failure_names_limit_numbers_and_line_of_go() -> None:
+    text = terminal.failure_section(wasteful(offender(499, 2)), 100)
+    assert text.splitlines() == [
+        "server: spurious 50.1 % (500 of 999 wakeups) > max 5.0 %",
+        "server (pid 42, go1.26.6):",
+        "  wakeups   1,000  499 productive, 500 spurious, 1 abandoned, 7 stale retries",
+        "  events    1,000",
+        "  polls     1,200  1.20 per event, 1,000 blocking, 200 non-blocking",
+        "  latency          10.0 µs p50, 10.0 µs p90, 10.0 µs p99, 10.0 µs max",
+        "  CPU      0.34 s  0.01 s waiting for a CPU",
+        "  499 of 500 (99.8 %) spurious wakeups (read on tcp 127.0.0.1:7777 ← 127.0.0.1:5012), woken in vain",
+        "    at",
+        "    server/fault_dup.go:33  main.(*watcher).run",
+        "    server/fault_dup.go:34  main.(*watcher).run",
+    ]
+
+
+def test_offenders_are_shown_only_for_limits_they_explain() -> None:
+    stale = offender(7, offence="stale", syscall="accept4", fd_type="tcp listener", peer=None)
+    vain = offender(499)
+    section = terminal.failure_section
+    assert "fault_dup" not in section(wasteful(vain, max_spurious=1, max_polls=1), 80)
+    text = section(wasteful(vain, stale, max_spurious=1, max_stale_retries=0), 120)
+    assert "7 of 7 (100.0 %) stale retries (accept4 on tcp listener 127.0.0.1:7777), tried again" in text
+    assert "woken in vain" not in text
+    assert "woken in vain" in section(wasteful(vain, stale, max_spurious=1, max_spurious_wakeups=0), 120)
+
+
+def test_the_latest_wakeups_are_shown_for_a_latency_limit() -> None:
+    late = {
+        "latency_ns": 12_300_000,
+        "goroutine": 18,
+        "direction": "write",
+        "fd_type": "tcp",
+        "local": "a",
+        "peer": "b",
+        "stack": [{"function": "main.reply", "file": "server/main.go", "line": 5}],
+    }
+    slow = measured(HEALTHY, slowest=(late,))
+    text = terminal.failure_section(built(slow, max_latency_p99="1us"), 100)
+    assert "12.3 ms to run (write on tcp a → b, goroutine 18), woken late at\n    server/main.go:5" in text
+    assert "woken late" not in terminal.failure_section(built(slow, max_polls=1), 100)
+
+
+def test_a_failure_is_at_most_a_screenful_and_tells_what_it_left_out() -> None:
+    deep = terminal.failure_section(wasteful(*(offender(100 - i, 20) for i in range(9))), 80)
+    assert len(deep.splitlines()) == terminal.SECTION_LINES
+    assert deep.endswith("… 7 more in --netpoll-json=FILE")
+    shallow = terminal.failure_section(wasteful(*(offender(100 - i) for i in range(9))), 80)
+    assert shallow.count("woken in vain") == terminal.MOST_OFFENDERS
+    assert shallow.endswith("… 6 more in --netpoll-json=FILE")
+    limits: dict[str, Any] = {f"max_{name}": 0 for name in METRICS if METRICS[name].unit == "count"}
+    services = [measured(WASTEFUL, f"s{i}") for i in range(20)]
+    broad = terminal.failure_section(built(*services, **limits), 80)
+    assert len(broad.splitlines()) <= terminal.SECTION_LINES
+
+
+def test_only_the_services_that_failed_are_described() -> None:
+    both = built(measured(WASTEFUL, "front"), measured(HEALTHY, "back"), max_spurious=0.05)
+    text = terminal.failure_section(both, 80)
+    assert "front (pid" in text
+    assert "back" not in text
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_stacks_fit_and_keep_the_ends_of_files_and_functions(width: int) -> None:
+    frame = {
+        "function": "example.org/" + "x" * 90 + ".Run",
+        "file": "/src/" + "y" * 90 + "/main.go",
+        "line": 3,
+    }
+    text = terminal.failure_section(wasteful(offender(stack=[frame])), width)
+    (line,) = [line for line in text.splitlines() if "main.go:3" in line]
+    assert len(line) <= width
+    assert line.endswith("x.Run")
+
+
+def test_what_the_binary_does_not_tell_is_no_obstacle() -> None:
+    nowhere = offender(stack=[], syscall=None, fd_type=None, local=None, peer=None)
+    text = terminal.failure_section(wasteful(nowhere), 120)
+    assert "spurious wakeups (read on a descriptor), woken in vain, no stack" in text
+    unknown = offender(stack=[{"function": None, "file": None, "line": None}])
+    assert "    ?  ?" in terminal.failure_section(wasteful(unknown), 120)
+    assert summary.annotations([wasteful(nowhere), wasteful(unknown)])
+
+
+def test_an_unmeasured_test_says_why_and_what_mends_it() -> None:
+    lines = terminal.failure_section(gone(), 80).splitlines()
+    assert lines[:2] == ["server: eBPF needs root: pytest is not root", "  to mend: sudo -v"]
+    assert "--netpoll-unmeasured=skip" in lines[2]
+
+
+def test_a_test_that_failed_by_itself_gets_the_numbers_without_its_error_again() -> None:
+    text = terminal.failure_section(built(measured(HEALTHY), error="assert 1 == 2"), 80)
+    assert "assert" not in text
+    assert "200 productive" in text
+    assert terminal.failure_section(built(error="assert 1 == 2"), 80) == ""
+    assert re.search(r"test_echo .* FAILED$", table(built(measured(HEALTHY), error="x")), re.MULTILINE)
+
+
+def test_names_cannot_steer_the_terminal() -> None:
+    evil = offender(peer="@\x1b[2J\n::error::x")
+    reason = built(replace(measured({}), unmeasured="\x1b[2J"))
+    assert "\x1b" not in terminal.failure_section(reason, 80)
+    for text in (terminal.failure_section(wasteful(evil), 200), *summary.annotations([wasteful(evil)])):
+        assert "\x1b" not in text
+        assert not any(line.startswith("::error::x") for line in text.splitlines())
+
+
+def markdown_cells(line: str) -> list[str]:
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def test_the_step_summary_lists_the_bad_tests_then_all_in_a_table() -> None:
+    text = summary.markdown([passed(), wasteful(offender()), gone()], ENVIRONMENT)
+    lines = text.splitlines()
+    assert lines[2] == "❌ 1 failed, ❔ 1 unmeasured, ✅ 1 passed"
+    assert lines[4:9] == [
+        "- ❌ `tests/test_echo.py::test_echo`",
+        "  - server: spurious 50.1 % (500 of 999 wakeups) > max 5.0 %",
+        "  - 499 of 500 (99.8 %) spurious wakeups (read on tcp 127.0.0.1:7777 ← 127.0.0.1:5012), "
+        "woken in vain at server/fault_dup.go:33 main.(\\*watcher).run",
+        "- ❔ `tests/test_echo.py::test_gone`",
+        "  - server: eBPF needs root: pytest is not root (to mend: sudo -v)",
+    ]
+    rows = [markdown_cells(line) for line in lines if line.startswith("|")]
+    assert [row[0] for row in rows] == ["", "---", "❌", "❔", "✅"]
+    assert {len(row) for row in rows} == {3 + len(words.COLUMNS)}
+    assert rows[2][1:5] == ["`tests/test_echo.py::test_echo`", "`server`", "1,000", "50.1 %"]
+    assert lines[-1] == "kernel 6.8.0, bcc 0.29.1, go1.26.6"
+
+
+@pytest.mark.parametrize("nodeid", ["t.py::t[a|b]", "t.py::t[||]", "t.py::t[\\|]", "t.py::t[`|``]", "`"])
+def test_no_nodeid_breaks_the_markdown_table(nodeid: str) -> None:
+    text = summary.markdown([passed(nodeid, name="a|b")], {})
+    (row,) = [markdown_cells(line) for line in text.splitlines() if line.startswith("| ✅")]
+    assert len(row) == 3 + len(words.COLUMNS)
+    code = row[1].replace("\\|", "|")
+    fence = re.match("`+", code)
+    assert fence is not None
+    assert code.endswith(fence[0])
+    inside = code[len(fence[0]) : -len(fence[0])]
+    assert fence[0] not in re.findall("`+", inside)  # which would end the code
+    assert inside.strip() == nodeid
+
+
+def test_markdown_shows_text_as_it_is() -> None:
+    odd = built(measured({}, unmeasured="<nil> *a* _b_ c_d [e](f)"))
+    assert "server: \\<nil> \\*a\\* \\_b\\_ c_d \\[e\\](f)" in summary.markdown([odd], {})
+
+
+def test_a_summary_without_tests_says_so() -> None:
+    assert "No test was measured." in summary.markdown([], {})
+
+
+def test_the_step_summary_of_thousands_of_tests_is_below_githubs_limit() -> None:
+    text = summary.markdown([wasteful(*[offender()] * 9, nodeid="x" * 500)] * 3000 + [passed()] * 3000, {})
+    assert len(text.encode()) < 1 << 20
+    assert "… and 2,800 more that failed or were not measured" in text
+    assert "… and 2,960 more that passed" in text
+
+
+def test_the_step_summary_is_appended_to_what_others_wrote(tmp_path: Path) -> None:
+    path = tmp_path / "summary.md"
+    path.write_text("before\n")
+    summary.append(path, "## ✅\udcff\n")
+    assert path.read_text(encoding="utf-8") == "before\n## ✅\\udcff\n"
+    with pytest.raises(NetpollError, match="step summary could not be written"):
+        summary.append(tmp_path / "no" / "such", "x")
+
+
+def test_annotations_mark_failed_and_unmeasured_tests_on_one_line_each() -> None:
+    first, second = summary.annotations([passed(), gone("a.py::t[1,2]"), wasteful(offender())])
+    assert first.startswith(
+        "::error file=tests/test_echo.py,line=7,title=netpoll%3A tests/test_echo.py%3A%3Atest_echo::"
+        "server: spurious 50.1 %25 (500 of 999 wakeups) > max 5.0 %25%0A499 of 500"
+    )
+    assert first.endswith("at server/fault_dup.go:33 main.(*watcher).run")
+    assert "title=netpoll%3A a.py%3A%3At[1%2C2]::server: eBPF needs root" in second
+    assert "\n" not in first + second
+
+
+def test_a_tests_own_error_is_annotated_before_what_else_was_found() -> None:
+    (line,) = summary.annotations([wasteful(error="assert 1 == 2")])
+    assert "::assert 1 == 2%0Aserver: spurious" in line

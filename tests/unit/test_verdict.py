@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+import pytest
+
+from pytest_netpoll.marker import Limits, resolve
+from pytest_netpoll.metrics import COUNTERS, Measurement, Snapshot, bucket_of
+from pytest_netpoll.verdict import Breach, Verdict, judge
+
+HALF_SPURIOUS = {"wakeups": 3998, "productive_wakeups": 1999, "spurious_wakeups": 1999, "events": 3998}
+HEALTHY = {"wakeups": 200, "productive_wakeups": 200, "events": 200, "polls": 210}
+
+
+def measured(
+    counts: Mapping[str, int], *, service: str = "server", latency: int | None = None
+) -> Measurement:
+    histogram = {} if latency is None else {bucket_of(latency): 1}
+    snapshot = Snapshot({**dict.fromkeys(COUNTERS, 0), **counts}, histogram, latency or 0)
+    return Measurement(service, 42, "/srv/server", "go1.26.6", 1.0, snapshot)
+
+
+def limits(*marks: Mapping[str, object]) -> Limits:
+    return resolve([((), mark) for mark in marks], "test_echo")
+
+
+def test_limits_that_hold_pass() -> None:
+    demanded = limits({"max_spurious": 0, "max_latency_p99": "5ms", "min_wakeups": 200, "max_polls": 210})
+    assert judge([measured(HEALTHY, latency=5_000_000)], demanded) == Verdict("passed")
+
+
+@pytest.mark.parametrize(
+    ("mark", "measurement", "line"),
+    [
+        (
+            {"max_spurious": 0.05},
+            measured(HALF_SPURIOUS),
+            "server: spurious 50.0 % (1,999 of 3,998 wakeups) > max 5.0 %",
+        ),
+        (
+            {"max_latency_p99": "5ms"},
+            measured(HEALTHY, latency=12_300_000),
+            "server: latency_p99 12.3 ms > max 5.0 ms",
+        ),
+        ({"min_wakeups": 100}, measured({"wakeups": 3}), "server: wakeups 3 < min 100"),
+        ({"max_polls_per_event": 1}, measured(HEALTHY), "server: polls_per_event 1.05 > max 1.00"),
+        ({"min_events": 15000}, measured(HEALTHY), "server: events 200 < min 15,000"),
+    ],
+)
+def test_a_broken_limit_fails_with_one_line(
+    mark: Mapping[str, object], measurement: Measurement, line: str
+) -> None:
+    verdict = judge([measurement], limits(mark))
+    assert (verdict.outcome, verdict.reason) == ("failed", line)
+    assert [str(breach) for breach in verdict.breaches] == [line]
+
+
+@pytest.mark.parametrize(
+    ("measured", "limit", "line"),
+    [
+        (0.0504, 0.05, "a: spurious 5.04 % > max 5.00 %"),
+        (0.0004, 0, "a: spurious 0.04 % > max 0.00 %"),
+        (0.05 + 1e-15, 0.05, "a: spurious 0.050000000000001 > max 0.05"),
+    ],
+)
+def test_a_breach_shows_enough_digits_to_see_it(measured: float, limit: float, line: str) -> None:
+    assert str(Breach("a", "spurious", "max", measured, limit)) == line
+
+
+def test_every_broken_limit_of_every_service_has_its_line() -> None:
+    verdict = judge(
+        [measured(HEALTHY, service="a"), measured(HEALTHY, service="b")],
+        limits({"max_polls": 1, "max_events": 1}),
+    )
+    assert [(breach.service, breach.metric) for breach in verdict.breaches] == [
+        ("a", "polls"),
+        ("a", "events"),
+        ("b", "polls"),
+        ("b", "events"),
+    ]
+    assert verdict.reason is not None
+    assert len(verdict.reason.splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("mark", "measurements", "reason"),
+    [
+        ({"max_polls": 1}, [], "no Go service ran during the test; use the go_service fixture"),
+        (
+            {"service": "x", "max_polls": 1},
+            [],
+            "no service named 'x' was measured (no Go service ran during the test)",
+        ),
+        (
+            {"service": "x"},
+            [measured(HEALTHY, service="a"), measured(HEALTHY, service="b")],
+            "no service named 'x' was measured (measured: a, b)",
+        ),
+        (
+            {"max_spurious": 0.05},
+            [measured({"wakeups": 3, "spurious_wakeups": 3})],
+            "server: only 3 wakeups; spurious needs at least 10: send more traffic, or set min_wakeups=",
+        ),
+        (
+            {"max_latency_p50": "1ms", "min_wakeups": 100},
+            [measured({"wakeups": 50}, latency=10**9)],
+            "server: only 50 wakeups; latency_p50 needs at least 100: send more traffic, or set min_wakeups=",
+        ),
+        (
+            {"max_spurious": 0.05, "min_wakeups": 0},
+            [measured({})],
+            "server: spurious was not measured: no wakeup was resolved in the window",
+        ),
+        (
+            {"max_ready_calls": 5},
+            [measured(HEALTHY)],
+            "server: ready_calls was not measured: ready calls were not counted: use --netpoll-goready=on",
+        ),
+        (
+            {"max_cpu_seconds": 5},
+            [measured(HEALTHY)],
+            "server: cpu_seconds was not measured: /proc/PID/schedstat could not be read",
+        ),
+        (
+            {},
+            [replace(measured(HEALTHY), unmeasured="the service is gone")],
+            "server: the service is gone",
+        ),
+        (
+            {},
+            [measured({"lost": 1200})],
+            "server: the probe lost 1,200 records, so the numbers are not exact: "
+            "raise --netpoll-max-fds or --netpoll-max-processes",
+        ),
+    ],
+)
+def test_what_was_not_measured_does_not_pass(
+    mark: Mapping[str, object], measurements: list[Measurement], reason: str
+) -> None:
+    assert judge(measurements, limits(mark)) == Verdict("unmeasured", reason)
+
+
+def test_a_bare_marker_without_services_has_nothing_to_measure() -> None:
+    assert judge([], limits({})) == Verdict("passed")
+
+
+def test_a_breach_in_numbers_that_cannot_be_trusted_does_not_count() -> None:
+    verdict = judge([measured(HALF_SPURIOUS | {"lost": 1})], limits({"max_spurious": 0.05}))
+    assert (verdict.outcome, verdict.breaches) == ("unmeasured", ())
+
+
+def test_a_certain_breach_outweighs_a_service_that_was_not_measured() -> None:
+    gone = replace(measured(HEALTHY, service="b"), unmeasured="the service is gone")
+    verdict = judge([gone, measured(HEALTHY, service="a")], limits({"max_polls": 1}))
+    assert verdict.outcome == "failed"
+    assert verdict.reason == "a: polls 210 > max 1\nb: the service is gone"
+    assert [breach.service for breach in verdict.breaches] == ["a"]
+
+
+def test_counts_are_judged_also_over_few_wakeups() -> None:
+    verdict = judge([measured({"wakeups": 3, "polls": 9})], limits({"max_spurious": 0.05, "max_polls": 8}))
+    assert verdict.outcome == "failed"
+    assert [breach.metric for breach in verdict.breaches] == ["polls"]
+
+
+def test_few_wakeups_are_judged_where_the_minimum_allows_them() -> None:
+    few = measured({"wakeups": 3, "productive_wakeups": 1, "spurious_wakeups": 2})
+    assert judge([few], limits({"max_spurious": 0.05, "min_wakeups": 3})).outcome == "failed"
+
+
+def test_a_limit_for_one_service_does_not_bind_the_others() -> None:
+    healthy, sick = measured(HEALTHY, service="a"), measured(HALF_SPURIOUS, service="b")
+    gone = replace(sick, unmeasured="the service is gone")
+    demanded = limits({"service": "a", "max_spurious": 0.05})
+    assert judge([healthy, sick], demanded).outcome == "passed"
+    assert judge([healthy, gone], demanded).outcome == "passed"
+
+
+def test_a_services_own_limit_is_judged_instead_of_the_general_one() -> None:
+    demanded = limits({"max_spurious": 0.05}, {"service": "b", "max_spurious": 0.6})
+    healthy, sick = measured(HEALTHY, service="a"), measured(HALF_SPURIOUS, service="b")
+    assert judge([healthy, sick], demanded).outcome == "passed"
+
+
+def test_report_mode_passes_broken_limits_and_still_lists_them() -> None:
+    verdict = judge([measured(HALF_SPURIOUS)], limits({"max_spurious": 0.05}), "report")
+    assert (verdict.outcome, verdict.reason) == ("passed", None)
+    assert [breach.metric for breach in verdict.breaches] == ["spurious"]
+
+
+@pytest.mark.parametrize("measurements", [[], [measured({"wakeups": 3})]])
+def test_report_mode_passes_limits_that_could_not_be_checked(measurements: list[Measurement]) -> None:
+    assert judge(measurements, limits({"max_spurious": 0.05}), "report") == Verdict("passed")
+
+
+@pytest.mark.parametrize(
+    ("mode", "outcome"), [("gate", "unmeasured"), ("report", "unmeasured"), ("off", "passed")]
+)
+def test_distrust_counts_wherever_something_is_measured(
+    mode: Literal["gate", "report", "off"], outcome: str
+) -> None:
+    assert judge([measured({"lost": 1})], limits({}), mode).outcome == outcome
