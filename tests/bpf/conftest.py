@@ -20,8 +20,9 @@ from pytest_netpoll.window import Meter
 
 SERVICES = Path(__file__).parent / "services"
 
-# Long enough for a goroutine to be parked again: what comes sooner may find it running.
+# Long enough, mostly, for a goroutine to be parked again: what comes sooner may find it running.
 SPACED = 0.001
+PATIENCE = 0.1  # s, for a service to fall asleep
 
 
 @pytest.fixture(scope="session")
@@ -160,12 +161,37 @@ def ping(connection: socket.socket, message: bytes = b"ping") -> None:
 
 
 @pytest.fixture
-def spaced_pings() -> Callable[[socket.socket, int], None]:
+def spaced_pings(session_factory: ServiceFactory) -> Callable[[socket.socket, int], None]:
     """Pings, each with the reader parked again: exactly one wakeup each."""
 
     def spaced_pings(connection: socket.socket, count: int) -> None:
         for _ in range(count):
             ping(connection)
             time.sleep(SPACED)
+            for service in session_factory.services:
+                fall_asleep(service.pid)
 
     return spaced_pings
+
+
+def fall_asleep(pid: int) -> None:
+    """Returns when all threads of the process and its children sleep: who was about to park is parked.
+
+    On a busy machine a time alone does not tell. A service with work of its own never sleeps for long;
+    it is not waited for.
+    """
+    deadline = time.monotonic() + PATIENCE
+    quiet = 0
+    # Twice: a goroutine may have passed from a thread not yet looked at to one that was.
+    while quiet < 2 and time.monotonic() < deadline:
+        quiet = quiet + 1 if thread_states(pid) <= {"S"} else 0
+
+
+def thread_states(pid: int) -> set[str]:
+    states = set()
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(OSError):
+            states.add((task / "stat").read_text().rpartition(")")[2].split()[0])
+            for child in (task / "children").read_text().split():
+                states |= thread_states(int(child))
+    return states

@@ -199,8 +199,9 @@ def test_a_service_that_replaces_itself_from_another_thread_stays_watched(
         spaced_pings(again, 50)
     assert "exec in thread" in service.log
     m = stretch(service)
-    # Two accepts, one end (of the probe), 81 pings.
-    assert m.productive_wakeups == pytest.approx(84, abs=2)
+    # 80 spaced pings. Two accepts, the end of the connection that saw it listening and connect()'s
+    # own ping may each have been there before somebody waited for it.
+    assert 80 <= m.productive_wakeups <= 84
     assert (m.spurious_wakeups, m.lost) == (0, 0)
     with measure() as stretch:
         spaced_pings(again, 50)
