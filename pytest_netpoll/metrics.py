@@ -306,6 +306,7 @@ class Measurement:
 
     service: its name. pid: of its main process; the snapshot sums over all of them.
     offenders, slowest: the goroutines woken in vain, and woken latest, worst first.
+    timeline: the window in intervals. All three as in the record (report/record.py).
     unmeasured: why the numbers cannot be trusted, None if they can.
     """
 
@@ -317,6 +318,7 @@ class Measurement:
     snapshot: Snapshot = field(default_factory=Snapshot)
     offenders: tuple[Any, ...] = ()
     slowest: tuple[Any, ...] = ()
+    timeline: tuple[Any, ...] = ()
     unmeasured: str | None = None
 
     def __getattr__(self, name: str) -> Value:

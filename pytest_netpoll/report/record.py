@@ -30,13 +30,14 @@ class Frame(TypedDict):
 
 
 class _OffenderExtra(TypedDict, total=False):
-    offence: Literal["spurious", "stale"]
+    offence: Literal["spurious", "stale", "unclaimed"]
     local: str | None
     peer: str | None
 
 
 class Offender(_OffenderExtra):
-    """A place that was woken in vain (spurious), or tried again for nothing (stale).
+    """A place that was woken in vain (spurious), tried again for nothing (stale), or a descriptor whose
+    events found nobody waiting (unclaimed: it has neither syscall nor stack).
 
     share: 0-1, of all such of the service. stack: starts at the user's own code.
     """
@@ -54,15 +55,40 @@ class _SlowWakeupExtra(TypedDict, total=False):
     syscall: str | None
     local: str | None
     peer: str | None
+    at_ms: float | None
 
 
 class SlowWakeup(_SlowWakeupExtra):
-    """One of the wakeups that took longest to run."""
+    """One of the wakeups that took longest to run.
+
+    goroutine: its id, as in a traceback; None where the version of Go is unknown. at_ms: when it ran at
+    last, since the window opened. stack: of the reader, starts at the user's own code.
+    """
 
     latency_ns: int | float
     direction: str
     fd_type: str | None
     stack: list[Frame]
+
+
+class TimelinePoint(TypedDict):
+    """What the service's processes did in one interval, which ends with the sample.
+
+    t_ms: its end, since the window opened; it begins where the one before ends, the first with the
+    window. Intervals are 100 ms, longer in windows of over a minute; the last ends with the window. The
+    counts add up to the metrics of that name. threads: alive at the sample; threads_running: of them on
+    a CPU or waiting for one, a mean where intervals were put together. run_delay_ns: waited for a CPU,
+    over all threads.
+    """
+
+    t_ms: float
+    wakeups: int
+    productive: int
+    spurious: int
+    polls: int
+    threads: int
+    threads_running: float
+    run_delay_ns: int
 
 
 class _BreachExtra(TypedDict, total=False):
@@ -82,14 +108,16 @@ class BreachRecord(_BreachExtra):
 class _ServiceExtra(TypedDict, total=False):
     unmeasured: str | None
     histogram: dict[str, int]
-    timeline: list[Any]
+    timeline: list[TimelinePoint]
+    columns: dict[str, int | float | str | None]
 
 
 class ServiceRecord(_ServiceExtra):
     """One service in the window.
 
     metrics: every metric of the table, None where it was not measured. unmeasured: why none of them
-    can be trusted, or None. histogram: bucket (see metrics.bucket_bounds) -> latencies in it.
+    can be trusted, or None. histogram: bucket (see metrics.bucket_bounds) -> latencies in it. timeline:
+    in order of time. columns: heading -> value, what the hook pytest_netpoll_columns adds to the tables.
     """
 
     name: str
@@ -115,7 +143,8 @@ class TestRecord(_TestExtra):
     reason: a line for each cause, None if passed. breaches: also those that report mode let pass.
     file: relative to the root directory. line: of the test, from 1. error: the one line of a failure
     that is the test's own; it is then the reason, too. xfail: why pytest expected the failure, None
-    where it did not. diagnosis: sentences on the likely cause.
+    where it did not. diagnosis: a sentence or two for each pathology recognised in a service: what was
+    seen, what causes it, what mends it.
     """
 
     nodeid: str
@@ -197,7 +226,8 @@ def _service(measurement: Measurement) -> ServiceRecord:
         "histogram": {
             str(bucket): count for bucket, count in sorted(measurement.snapshot.histogram.items()) if count
         },
-        "timeline": [],
+        "timeline": list(measurement.timeline),
+        "columns": {},
     }
 
 
