@@ -59,6 +59,7 @@ BPF_ARRAY(targets, struct target, MAX_PROCESSES);
 BPF_ARRAY(waits, struct wait, MAX_PROCESSES * MAX_FDS * 2);
 BPF_PERCPU_ARRAY(counts, struct counters, MAX_PROCESSES * BANKS);
 BPF_ARRAY(latencies, struct histogram, MAX_PROCESSES * BANKS);
+BPF_PERCPU_ARRAY(slowest, struct slowest, MAX_PROCESSES * BANKS);
 BPF_STACK_TRACE(stacks, 4096);
 BPF_HASH(offenders, struct offender, u64, 16384);
 BPF_QUEUE(free_slots, u32, MAX_PROCESSES);
@@ -172,8 +173,49 @@ static __always_inline u32 bucket_of(u64 ns)
 	return (shift - 3) * 16 + ((ns >> (shift - 4)) & 15);
 }
 
+/* Keeps the wakeup where it is one of the bank's slowest so far. Nearly all end at the comparison. */
+static __always_inline void keep_if_slow(void *ctx, struct counters *c, struct wait *w, u64 latency, u32 nr,
+					 u32 fd, int direction)
+{
+	int key = BANK(w->owner, w->epoch);
+	struct slow_wakeup *free = 0;
+	u64 floor = ~0ULL, least = ~0ULL;
+	struct slowest *s;
+	int i;
+
+	if (latency <= c->slow_floor)
+		return;
+	s = slowest.lookup(&key);
+	if (!s)
+		return;
+#pragma clang loop unroll(full)
+	for (i = 0; i < SLOWEST; i++) {
+		u64 kept = s->kept[i].latency;
+
+		if (kept < least) {
+			floor = least;
+			least = kept;
+			free = &s->kept[i];
+		} else if (kept < floor) {
+			floor = kept;
+		}
+	}
+	if (!free)
+		return;
+	free->latency = latency;
+	free->at = w->woken_at + latency;
+	free->syscall = nr;
+	free->fd = fd;
+	free->direction = direction;
+	free->stack = stacks.get_stackid(ctx, BPF_F_USER_STACK);
+	if (bpf_probe_read_user(free->goid, sizeof(free->goid), (void *)(w->g + GOID_OFFSET)))
+		__builtin_memset(free->goid, 0, sizeof(free->goid));
+	c->slow_floor = floor < latency ? floor : latency;
+}
+
 /* The syscall that follows a wakeup has returned. Returns the counters that the wakeup is in. */
-static __always_inline struct counters *resolve_wakeup(struct wait *w, long ret)
+static __always_inline struct counters *resolve_wakeup(void *ctx, struct wait *w, u32 nr, u32 fd, int direction,
+						       long ret)
 {
 	u64 latency = bpf_ktime_get_ns() - w->woken_at;
 	int key = BANK(w->owner, w->epoch);
@@ -181,6 +223,8 @@ static __always_inline struct counters *resolve_wakeup(struct wait *w, long ret)
 	u32 bucket = bucket_of(latency);
 	struct histogram *h;
 
+	if (c)
+		keep_if_slow(ctx, c, w, latency, nr, fd, direction);
 	w->woken_at = 0;
 	if (!c)
 		return 0;
@@ -222,7 +266,7 @@ static __always_inline void io_returned(void *ctx, u32 owner, u32 nr, u32 fd, in
 	if (w->woken_at) {
 		o.epoch = w->epoch;
 		o.offence = SPURIOUS;
-		c = resolve_wakeup(w, ret);
+		c = resolve_wakeup(ctx, w, nr, fd, direction, ret);
 		w->flags = ret == -EAGAIN ? WAIT_TRIED : 0;
 		if (ret != -EAGAIN)
 			return;

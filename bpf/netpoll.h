@@ -34,6 +34,12 @@
 #define LATENCY_BITS 40
 #define LATENCY_BUCKETS 592
 
+/* So many of the wakeups that took longest are kept, of each bank on each CPU. */
+#define SLOWEST 8
+/* The words of a runtime.g in which goid may be; which it is the agent decides by the version of Go. */
+#define GOID_OFFSET 152
+#define GOID_WORDS 2
+
 #define NO_EPFD (-1)
 
 enum direction { DIR_READ = 0, DIR_WRITE = 1 };
@@ -106,6 +112,7 @@ struct counters {
 	u64 lost_processes;	/* children that found no free slot */
 	u64 lost_stacks;	/* spurious wakeups counted, whose stack was not kept */
 	u64 latency_max;
+	u64 slow_floor;		/* what a wakeup must take longer than to be among the slowest; no counter */
 };
 
 struct histogram {
@@ -126,6 +133,21 @@ struct wait {
 #define WAIT_TRIED 1	/* the last syscall got EAGAIN */
 #define WAIT_STORED 2	/* an event was stored in the pollDesc since */
 #define WAIT_ARMED 4	/* tried, and a readiness is stored: the wait returns at once */
+
+struct slow_wakeup {
+	u64 latency;	/* ns; 0 = free */
+	u64 at;		/* when it was resolved */
+	u64 goid[GOID_WORDS];
+	s32 stack;
+	u32 fd;
+	u16 syscall;
+	u8 direction;
+	u8 unused[5];
+};
+
+struct slowest {
+	struct slow_wakeup kept[SLOWEST];
+};
 
 enum offence { SPURIOUS = 0, STALE = 1 };
 

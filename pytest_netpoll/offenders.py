@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pytest_netpoll.symbols import Symbolizer, trim
+from pytest_netpoll.symbols import Symbolizer
 
 # Of a connection per client the place in the code matters, not each of a thousand peers.
 Place = tuple[str, str, str, str, tuple[tuple[str, int], ...]]
@@ -37,10 +37,7 @@ def collect(raw: Sequence[Mapping[str, Any]], symbolizer: Symbolizer) -> tuple[d
                 "fd_type": fd_type,
                 "local": _common(entry["local"] for entry in entries),
                 "peer": _common(entry["peer"] for entry in entries),
-                "stack": [
-                    {"function": f.function, "file": f.file, "line": f.line}
-                    for f in trim(symbolizer.stack(stack))
-                ],
+                "stack": symbolizer.lines(stack),
             }
         )
     return tuple(sorted(merged, key=lambda offender: -offender["count"]))

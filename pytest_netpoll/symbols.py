@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 from collections.abc import Sequence
@@ -64,6 +65,10 @@ class Symbolizer:
             lines = self._program(path).lines(offset - (depth > 0))
             frames += [Frame(line.function, self._relative(line), line.line) for line in lines]
         return tuple(frames)
+
+    def lines(self, raw: Sequence[tuple[str, int]]) -> list[dict[str, str | int]]:
+        """The stack as in the reports: trimmed, [{"function", "file", "line"}]."""
+        return [dataclasses.asdict(frame) for frame in trim(self.stack(raw))]
 
     def _program(self, path: str) -> _Program:
         # A service that was built anew and restarted has other lines under the same name.

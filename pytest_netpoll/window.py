@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-from pytest_netpoll import offenders, probe
+from pytest_netpoll import offenders, probe, slowest, timeline
 from pytest_netpoll.errors import ServiceError, UnmeasuredError
 from pytest_netpoll.metrics import Measurement, Snapshot
 from pytest_netpoll.options import Config
@@ -128,11 +128,18 @@ class Meter:
     ) -> Measurement:
         roots = [pid for pid, of in self._roots.items() if of is service]
         processes = [p for pid in roots for p in (answer or {"services": {}})["services"].get(str(pid), [])]
-        snapshot, raw = Snapshot(), []
+        snapshot, vain, late = Snapshot(), [], []
+        intervals: list[Sequence[Sequence[Any]]] = []
         try:
             if processes:
                 snapshot = reduce(operator.add, map(_snapshot, processes))
-                raw = [offender for process in processes for offender in process["offenders"]]
+                vain = [offender for process in processes for offender in process["offenders"]]
+                late = [
+                    {**wakeup, "go_version": _version(process)}
+                    for process in processes
+                    for wakeup in process["slowest"]
+                ]
+                intervals = [(answer or {})["timelines"].get(str(pid), []) for pid in roots]
             unmeasured = failed.reason if failed is not None else self._distrust(service, roots, processes)
         except (ValueError, KeyError, TypeError) as error:
             unmeasured = f"the eBPF agent answered nonsense: {error!r}"
@@ -143,7 +150,9 @@ class Meter:
             go_version=service.go_version,
             window_seconds=seconds,
             snapshot=snapshot,
-            offenders=offenders.collect(raw, self._symbolizer),
+            offenders=offenders.collect(vain, self._symbolizer),
+            slowest=slowest.collect(late, self._symbolizer),
+            timeline=timeline.collect(intervals),
             unmeasured=unmeasured,
         )
 

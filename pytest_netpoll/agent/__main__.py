@@ -58,15 +58,20 @@ def install_command():
 
 
 class Agent:
-    def __init__(self, kernel):
+    def __init__(self, kernel, timers):
+        import timeline
         import watch
         import windows
 
+        self._timeline = timeline
         self._watch = watch
         self._kernel = kernel
+        self._timers = timers
         self._windows = windows.Windows(kernel)
         self._processes = watch.Processes(kernel, self._windows)
-        self._cpu_at_open = {}  # window -> {pid: (used, waited)}
+        self._at_open = {}  # window -> {pid: (CPU ns used, ns waited)}
+        self._timelines = {}  # window -> Timeline
+        self._sampling = None  # the timer, while a window is open
 
     def watch(self, pid):
         self._processes.watch(pid)
@@ -83,38 +88,75 @@ class Agent:
     def open(self):
         self._refresh()
         self._processes.reap()
-        cpu = {p.pid: p.sample_cpu() for slot, p in self._live()}
+        self._sample()
         window = self._windows.open(self._processes.slots())
-        self._cpu_at_open[window] = cpu
+        self._at_open[window] = {p.pid: (p.cpu, p.waited) for p in self._live()}
+        self._timelines[window] = self._timeline.Timeline(self._states(window))
+        if self._sampling is None:
+            self._sampling = self._timers.every(self._timeline.PERIOD, self._tick)
         return {"window": window}
 
     def close(self, window, settle_ms):
-        if window not in self._cpu_at_open:
+        if window not in self._at_open:
             raise BadMessage("window %r is not open" % window)
         self._processes.refresh()
         closed = self._windows.close(window, self._processes.slots())
         # Children forked since: they ran in the window, if only for its last moment.
         self._processes.refresh()
-        cpu = self._cpu_at_open.pop(window)
-        for _, process in self._live():
-            process.sample_cpu()
+        self._sample()
         self._windows.settled(closed.end - 1, self._processes.slots(), settle_ms / 1000)
+        at_open, timeline = self._at_open.pop(window), self._timelines.pop(window)
+        banks = {p.slot: self._windows.sum(p.slot, closed) for p in self._live()}
+        timeline.add(
+            closed.closed - closed.opened,
+            self._by_root(lambda p, names: [banks[p.slot].counters[name] for name in names]),
+        )
         services = {}
         for root in sorted(self._processes.roots()):
-            services[root] = [self._process(p, cpu, closed) for p in self._processes.of(root)]
+            services[root] = [
+                self._process(p, at_open, closed, banks[p.slot]) for p in self._processes.of(root)
+            ]
         if not self._windows.any_open:
+            self._timers.cancel(self._sampling)
+            self._sampling = None
             self._kernel.offenders.clear()
             self._kernel.stacks.clear()
         self._processes.reap()
-        return {"duration_ns": closed.closed - closed.opened, "services": services}
+        return {
+            "duration_ns": closed.closed - closed.opened,
+            "services": services,
+            "timelines": {root: timeline.of(root) for root in services},
+        }
+
+    def _tick(self):
+        self._processes.refresh()
+        self._sample()
+        for window, timeline in self._timelines.items():
+            timeline.add(self._windows.age(window), self._states(window))
+
+    def _sample(self):
+        for process in self._live():
+            process.sample()
+
+    def _states(self, window):
+        return self._by_root(lambda p, names: self._windows.so_far(p.slot, window, names))
+
+    def _by_root(self, counters):
+        """{root: timeline.State}, summed over its processes. counters: (process, names) -> [int]."""
+        names = ("wakeups", "productive_wakeups", "spurious_wakeups", "polls")
+        states = {}
+        for root in self._processes.roots():
+            rows = [(*counters(p, names), p.waited, p.threads, p.running) for p in self._processes.of(root)]
+            states[root] = self._timeline.total(rows)
+        return states
 
     def _live(self):
-        return [(p.slot, p) for root in self._processes.roots() for p in self._processes.of(root)]
+        return [p for root in self._processes.roots() for p in self._processes.of(root)]
 
     def _refresh(self):
         self._processes.refresh()
         self._processes.adopt()
-        for _, process in self._live():
+        for process in self._live():
             self._processes.calibrate(process)
 
     def _state(self, root):
@@ -130,25 +172,25 @@ class Agent:
             "calibration": process.calibration(),
         }
 
-    def _process(self, process, cpu_at_open, window):
+    def _process(self, process, at_open, window, bank):
         import proc
 
-        bank = self._windows.sum(process.slot, window)
         latency_max = bank.counters.pop("latency_max")
-        used, waited = cpu_at_open.get(process.pid, (0, 0))
-        offenders = []
+        used, waited = at_open.get(process.pid, (0, 0))
+        vain = []
         if bank.counters["spurious_wakeups"] or bank.counters["stale_retries"]:
-            offenders = self._watch.offenders(
-                self._kernel, process, window.first, window.end, proc.sockets(process.pid)
-            )
+            vain = self._watch.vain(self._kernel, process, window)
+        fds = {key.fd for key, _ in vain} | {wakeup.fd for wakeup in bank.slowest}
+        descriptors = proc.descriptors(process.pid, fds)
         about = self._about(process)
         about.update(
             counters=bank.counters,
             histogram=bank.histogram,
             latency_max_ns=latency_max,
-            cpu_ns=process.cpu[0] - used,
-            run_delay_ns=max(0, process.cpu[1] - waited),
-            offenders=offenders,
+            cpu_ns=process.cpu - used,
+            run_delay_ns=process.waited - waited,
+            offenders=self._watch.offenders(self._kernel, process, vain, descriptors),
+            slowest=self._watch.slowest(self._kernel, process, bank.slowest, window, descriptors),
         )
         return about
 
@@ -234,13 +276,15 @@ def main():
         )
         return 1
     import kernel
+    import sampler
 
     try:
         loaded = kernel.Kernel(bcc, options.sources, options.max_processes, options.max_fds)
     except kernel.LoadFailed as error:
         send({"failed": {"what": "the BPF program could not be loaded: %s" % error, "fix": None}})
         return 1
-    agent = Agent(loaded)
+    timers = sampler.Timers()
+    agent = Agent(loaded, timers)
     send(
         {
             "ready": {
@@ -256,7 +300,7 @@ def main():
         }
     )
     with contextlib.suppress(BrokenPipeError):
-        serve(agent, sys.stdin, send)
+        serve(agent, timers.lines(sys.stdin.fileno()), send)
     return 0
 
 

@@ -69,6 +69,7 @@ class Kernel:
         self.epochs = table(b"epochs")
         self.counts = table(b"counts")
         self.latencies = table(b"latencies")
+        self.slowest = table(b"slowest")
         self.stacks = table(b"stacks")
         self.offenders = table(b"offenders")
         self.free_slots = table(b"free_slots")

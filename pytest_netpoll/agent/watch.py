@@ -33,7 +33,12 @@ class Process:
         self.unproven = 0
         self.why_not = None  # what calibration from outside saw, when it failed
         self.unwatched = 0  # children forked and not watched
-        self.cpu = (0, 0)  # last known, ns
+        # As of the last sample.
+        self.cpu = 0  # ns used
+        self.waited = 0  # ns runnable but waiting for a CPU, over all threads there were
+        self.threads = 0
+        self.running = 0  # of the threads: on a CPU, or waiting for one
+        self._waited = {}  # tid -> ns
 
     def calibration(self):
         """JSON: what has been proven of the process's poller."""
@@ -45,9 +50,15 @@ class Process:
             "why_not": self.why_not if self.layout is None else None,
         }
 
-    def sample_cpu(self):
-        self.cpu = proc.cpu_times(self.pid) or self.cpu
-        return self.cpu
+    def sample(self):
+        """Takes stock of its CPU time and its threads. An ended one keeps what it used."""
+        self.cpu = proc.cpu_time(self.pid) or self.cpu
+        threads = proc.threads(self.pid)
+        # Thread by thread: what one waited would be lost with its end, and the sum would shrink.
+        self.waited += sum(waited - self._waited.get(tid, 0) for tid, (_, waited) in threads.items())
+        self._waited = {tid: waited for tid, (_, waited) in threads.items()}
+        self.threads = len(threads)
+        self.running = sum(state == "R" for state, _ in threads.values())
 
 
 class Processes:
@@ -229,37 +240,60 @@ class Processes:
         return None
 
 
-def offenders(kernel, process, first, end, table):
-    """The stacks of the process's vain wakeups in the epochs, as JSON.
+def vain(kernel, process, window):
+    """The vain wakeups of the process in the window: [(key, count)] of the map of offenders."""
+    return [
+        (key, count.value)
+        for key, count in kernel.offenders.items()
+        if slot_of(key.owner) == process.slot and window.first <= key.epoch < window.end
+    ]
 
-    table: proc.sockets of the process.
-    """
-    found = []
-    names = machine.names(machine.current())
-    for key, count in kernel.offenders.items():
-        if slot_of(key.owner) != process.slot or not first <= key.epoch < end:
-            continue
-        kind, local, peer = proc.fd_kind(process.pid, key.fd, table)
-        found.append(
-            {
-                "offence": "stale" if key.offence else "spurious",
-                "count": count.value,
-                "direction": "write" if key.direction else "read",
-                "syscall": names.get(key.syscall, str(key.syscall)),
-                "fd": key.fd,
-                "fd_type": kind,
-                "local": local,
-                "peer": peer,
-                "stack": stack(kernel, process, key.stack),
-            }
-        )
-    return found
+
+def offenders(kernel, process, found, descriptors):
+    """JSON of what `vain` found. descriptors: proc.descriptors of the fds in it."""
+    return [
+        {
+            "offence": "stale" if key.offence else "spurious",
+            "count": count,
+            **_place(kernel, process, key, descriptors),
+        }
+        for key, count in found
+    ]
+
+
+def slowest(kernel, process, found, window, descriptors):
+    """JSON of windows.SlowWakeups. descriptors: proc.descriptors of the fds in them."""
+    return [
+        {
+            "latency_ns": wakeup.latency,
+            "at_ns": max(0, wakeup.at - window.opened),
+            "goid": wakeup.goid,
+            **_place(kernel, process, wakeup, descriptors),
+        }
+        for wakeup in found
+    ]
+
+
+def _place(kernel, process, entry, descriptors):
+    kind, local, peer = descriptors[entry.fd]
+    return {
+        "direction": "write" if entry.direction else "read",
+        "syscall": machine.names(machine.current()).get(entry.syscall, str(entry.syscall)),
+        "fd": entry.fd,
+        "fd_type": kind,
+        "local": local,
+        "peer": peer,
+        "stack": stack(kernel, process, entry.stack),
+    }
 
 
 def stack(kernel, process, stack_id):
     """[[file, offset in the file]], innermost first: what addr2line can be asked on any machine."""
     frames = []
-    for address in kernel.stacks.walk(ctypes.c_int(stack_id).value):
+    number = ctypes.c_int(stack_id).value
+    if number < 0:
+        return frames
+    for address in kernel.stacks.walk(number):
         for start, stop, offset, path in process.mappings:
             if start <= address < stop:
                 frames.append([path, address - start + offset])

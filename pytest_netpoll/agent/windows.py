@@ -6,16 +6,23 @@ exact: a window is the sum over the epochs between its two cuts.
 
 import ctypes
 import time
+from collections import namedtuple
 
 BANKS = 8  # bpf/netpoll.h
+SLOWEST = 8
+
+# One of the wakeups that took longest. latency: ns. at: when it was resolved, on the monotonic clock, ns.
+# goid: the words of its g that may hold the goroutine's id. stack: its id; negative where it was lost.
+SlowWakeup = namedtuple("SlowWakeup", "latency at goid stack fd syscall direction")
 
 
 class Bank:
-    """What one process did in one epoch."""
+    """What one process did in one epoch, or in several."""
 
-    def __init__(self, counters, histogram):
+    def __init__(self, counters, histogram, slowest=()):
         self.counters = counters  # {name: int}
         self.histogram = histogram  # {bucket: int}
+        self.slowest = list(slowest)  # SlowWakeups, the slowest first
 
     def add(self, other):
         for name, value in other.counters.items():
@@ -25,13 +32,13 @@ class Bank:
                 self.counters[name] = self.counters.get(name, 0) + value
         for bucket, count in other.histogram.items():
             self.histogram[bucket] = self.histogram.get(bucket, 0) + count
+        self.slowest = sorted(self.slowest + other.slowest, reverse=True)[:SLOWEST]
 
-    @property
-    def pending(self):
-        """Wakeups not resolved; one on an fd beyond the table never will be."""
-        c = self.counters
-        resolved = c["productive_wakeups"] + c["spurious_wakeups"] + c["abandoned_wakeups"]
-        return c["wakeups"] - resolved - c["lost_fds"]
+
+def pending(counters):
+    """Wakeups not resolved; one on an fd beyond the table never will be."""
+    resolved = counters["productive_wakeups"] + counters["spurious_wakeups"] + counters["abandoned_wakeups"]
+    return counters["wakeups"] - resolved - counters["lost_fds"]
 
 
 class Window:
@@ -54,7 +61,7 @@ class Windows:
         self._epoch = BANKS
         self._open = {}  # number -> Window
         self._next = 1
-        self._names = [field[0] for field in kernel.counts.sLeaf._fields_]
+        self._names = [field[0] for field in kernel.counts.sLeaf._fields_ if field[0] != "slow_floor"]
         kernel.set_epoch(self._epoch)
 
     @property
@@ -72,6 +79,10 @@ class Windows:
         self._open[number] = Window(self._epoch)
         return number
 
+    def age(self, number):
+        """ns since the open window's beginning."""
+        return time.monotonic_ns() - self._open[number].opened
+
     def close(self, number, slots):
         """The Window, ended. KeyError when there is no such window."""
         window = self._open[number]
@@ -86,7 +97,7 @@ class Windows:
         """Waits until the wakeups of the epoch are resolved, at most so many seconds."""
         deadline = time.monotonic() + seconds
         while True:
-            if not any(self.read(slot, epoch).pending > 0 for slot in slots):
+            if not any(pending(self.counters(slot, epoch)) > 0 for slot in slots):
                 return
             if time.monotonic() >= deadline:
                 return
@@ -101,15 +112,43 @@ class Windows:
             total.add(self.read(slot, epoch))
         return total
 
+    def so_far(self, slot, number, names):
+        """[int]: these counters of the slot's process, since the open window's beginning."""
+        window = self._open[number]
+        past = window.past.get(slot)
+        totals = [past.counters[name] if past else 0 for name in names]
+        for epoch in range(max(window.first, self._epoch - BANKS + 1), self._epoch + 1):
+            counters = self.counters(slot, epoch)
+            totals = [totals[i] + counters[name] for i, name in enumerate(names)]
+        return totals
+
     def read(self, slot, epoch):
-        key = ctypes.c_int(slot * BANKS + epoch % BANKS)
+        counters = self.counters(slot, epoch)
+        if not counters["wakeups"]:
+            return Bank(counters, {})
+        key = self._key(slot, epoch)
+        buckets = self._kernel.latencies[key].buckets
+        return Bank(counters, {i: n for i, n in enumerate(buckets) if n}, self._slowest(key))
+
+    def counters(self, slot, epoch):
+        """{name: int}"""
         counters = {}
-        cpus = self._kernel.counts[key]
+        cpus = self._kernel.counts[self._key(slot, epoch)]
         for name in self._names:
             values = [getattr(cpu, name) for cpu in cpus]
             counters[name] = max(values) if name == "latency_max" else sum(values)
-        buckets = self._kernel.latencies[key].buckets
-        return Bank(counters, {i: n for i, n in enumerate(buckets) if n})
+        return counters
+
+    def _slowest(self, key):
+        kept = [entry for cpu in self._kernel.slowest[key] for entry in cpu.kept if entry.latency]
+        return sorted(
+            (SlowWakeup(e.latency, e.at, tuple(e.goid), e.stack, e.fd, e.syscall, e.direction) for e in kept),
+            reverse=True,
+        )[:SLOWEST]
+
+    @staticmethod
+    def _key(slot, epoch):
+        return ctypes.c_int(slot * BANKS + epoch % BANKS)
 
     def wipe(self, slot):
         """The slot has a new process: nothing of the former one may be read as its own."""
@@ -137,3 +176,4 @@ class Windows:
         key = ctypes.c_int(slot * BANKS + bank)
         self._kernel.counts[key] = self._kernel.counts.Leaf()
         self._kernel.latencies[key] = self._kernel.latencies.Leaf()
+        self._kernel.slowest[key] = self._kernel.slowest.Leaf()

@@ -117,6 +117,15 @@ def measure(
     return measure
 
 
+# metric -> the part of the timeline that adds up to it
+TIMELINE = {
+    "wakeups": "wakeups",
+    "productive_wakeups": "productive",
+    "spurious_wakeups": "spurious",
+    "polls": "polls",
+}
+
+
 def assert_laws(m: Measurement) -> None:
     resolved = m.productive_wakeups + m.spurious_wakeups
     assert m.wakeups == resolved + m.abandoned_wakeups + m.pending_wakeups
@@ -128,7 +137,12 @@ def assert_laws(m: Measurement) -> None:
     # Each event has one direction or two, and each direction found one state of its pollDesc.
     directions = m.wakeups + m.unclaimed_events + m.duplicate_events + m.parking_events
     assert m.events <= directions <= 2 * m.events
+    assert len(m.slowest) == min(8, resolved)
+    for total, part in TIMELINE.items():
+        assert getattr(m, total) == sum(point[part] for point in m.timeline)
+    assert m.run_delay_seconds == pytest.approx(sum(point["run_delay_ns"] for point in m.timeline) / 1e9)
     if resolved:
+        assert m.slowest[0]["latency_ns"] == m.latency_max
         assert 0 < m.latency_p50 <= m.latency_p90 <= m.latency_p99 <= m.latency_p999 <= m.latency_max
 
 
@@ -195,3 +209,17 @@ def thread_states(pid: int) -> set[str]:
             for child in (task / "children").read_text().split():
                 states |= thread_states(int(child))
     return states
+
+
+@pytest.fixture
+def command() -> Callable[..., list[str]]:
+    """command(connection, 100, answers=2) sends a command of services/hog; the words it is answered with."""
+
+    def command(connection: socket.socket, number: int, answers: int = 1) -> list[str]:
+        connection.sendall(b"%d\n" % number)
+        answer = b""
+        while answer.count(b"\n") < answers and (more := connection.recv(100)):
+            answer += more
+        return answer.decode().split()
+
+    return command

@@ -1,0 +1,70 @@
+"""Timers for a process that otherwise waits for the next line of its stdin."""
+
+import os
+import select
+import time
+
+# A timer takes at most so large a part of the time, by being called less often than asked for.
+MOST_TIME = 1 / 20
+
+_CHUNK = 64 << 10
+
+
+class Timer:
+    """Made by Timers.every."""
+
+    def __init__(self, period, call):
+        self.due = time.monotonic() + period
+        self._period = period
+        self._call = call
+
+    def run(self):
+        begun = time.monotonic()
+        self._call()
+        ended = time.monotonic()
+        # From when it was due, so that periods do not stretch; those that were missed are not made up for.
+        self.due = max(self.due + self._period, ended, begun + (ended - begun) / MOST_TIME)
+
+
+class Timers:
+    """Functions that are called again and again, all in the one thread, while it waits in `lines`."""
+
+    def __init__(self):
+        self._timers = []
+
+    def every(self, period, call):
+        """Calls it every `period` seconds, until the Timer that this returns is cancelled."""
+        timer = Timer(period, call)
+        self._timers.append(timer)
+        return timer
+
+    def cancel(self, timer):
+        self._timers.remove(timer)
+
+    def lines(self, fd):
+        """The lines that come from the file descriptor, as text, until its end."""
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        rest = b""
+        while True:
+            if not poller.poll(self._milliseconds_left()):
+                self._run_due()
+                continue
+            data = os.read(fd, _CHUNK)
+            if not data:
+                return
+            # Joined only once a line ends: a long one comes in many pieces.
+            *ended, rest = (rest + data).split(b"\n")
+            for line in ended:
+                yield line.decode(errors="replace")
+
+    def _milliseconds_left(self):
+        if not self._timers:
+            return None
+        # Rounded up: woken too early it would only wait again.
+        return max(0, int((min(timer.due for timer in self._timers) - time.monotonic()) * 1000) + 1)
+
+    def _run_due(self):
+        now = time.monotonic()
+        for timer in [timer for timer in self._timers if timer.due <= now]:
+            timer.run()

@@ -1,0 +1,50 @@
+// On one P (-cpu 1) a command "N" holds that P for N ms, in a system call that the scheduler is not told
+// of, after it has been answered; "0" is answered with the goroutine's id. True numbers: whoever is
+// woken meanwhile is late by what is left of the N ms, once sysmon has polled (every 10 ms or so).
+// -spin: uses the CPU meanwhile, instead of sleeping. Needs GODEBUG=asyncpreemptoff=1.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"net"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"services/kit"
+)
+
+var spin = flag.Bool("spin", false, "use the CPU meanwhile")
+
+func main() {
+	addr := flag.String("addr", "127.0.0.1:0", "address")
+	cpu := flag.Int("cpu", 1, "GOMAXPROCS")
+	flag.Parse()
+	runtime.GOMAXPROCS(*cpu)
+	kit.Commands(kit.Listen(*addr), func(c net.Conn, n int) string {
+		if n == 0 {
+			return id()
+		}
+		fmt.Fprintln(c, "holding")
+		hold(time.Duration(n) * time.Millisecond)
+		return "done"
+	})
+}
+
+// id is 18 of "goroutine 18 [running]:…".
+func id() string {
+	buf := make([]byte, 64)
+	return strings.Fields(string(buf[:runtime.Stack(buf, false)]))[1]
+}
+
+func hold(d time.Duration) {
+	for end := time.Now().Add(d); time.Now().Before(end); {
+		if !*spin {
+			left := syscall.NsecToTimespec(int64(time.Until(end)))
+			syscall.RawSyscall(syscall.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&left)), 0, 0)
+		}
+	}
+}

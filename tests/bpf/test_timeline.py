@@ -1,0 +1,48 @@
+"""The window in intervals: what happened when, and what the threads were doing."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import pytest
+
+
+def between(m, begin, end):
+    """The points of that part of the window, in s."""
+    return [point for point in m.timeline if begin * 1000 < point["t_ms"] <= end * 1000]
+
+
+def test_a_burst_is_where_it_was(launch, measure, connect, spaced_pings):
+    server = launch("echo")
+    connection = connect(server.address)
+    with measure() as stretch:
+        opened = time.monotonic()
+        time.sleep(0.5)
+        begin = time.monotonic() - opened
+        spaced_pings(connection, 50)
+        end = time.monotonic() - opened
+        time.sleep(0.5)
+    m = stretch(server)
+    times = [point["t_ms"] for point in m.timeline]
+    assert times == sorted(times)
+    assert len(times) >= 5
+    assert times[-1] == pytest.approx(m.window_seconds * 1000, abs=0.1)
+    assert sum(point["productive"] for point in m.timeline) >= 50
+    # An interval may begin before the burst, or end after it.
+    assert not any(point["wakeups"] for point in between(m, 0, begin - 0.01))
+    assert not any(point["wakeups"] for point in between(m, end + 0.2, 10))
+
+
+def test_the_threads_that_run_are_told_from_those_that_wait(factory, measure, command):
+    idle, busy = (
+        factory("./hog", name=name, args=["-addr", "127.0.0.1:{port}", "-spin"], ready="tcp")
+        for name in ("idle", "busy")
+    )
+    with measure() as stretch, socket.create_connection(busy.address) as connection:
+        command(connection, 600, answers=2)
+    idle_points, busy_points = stretch(idle).timeline, stretch(busy).timeline
+    assert all(point["threads"] > 1 for point in (*idle_points, *busy_points))
+    assert max(point["threads_running"] for point in idle_points) == 0
+    running = [point["threads_running"] for point in busy_points]
+    assert 1 <= sorted(running)[len(running) // 2] <= 2

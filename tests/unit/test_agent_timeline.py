@@ -1,0 +1,125 @@
+"""The agent's timers, and the intervals that one of them takes; the modules that need no kernel."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import os
+import time
+
+import pytest
+
+from pytest_netpoll import probe, slowest
+from pytest_netpoll.timeline import collect
+
+
+@pytest.fixture
+def agent(monkeypatch):
+    """agent("timeline") is the agent's module of that name, which is in no package."""
+    monkeypatch.syspath_prepend(str(probe.AGENT))
+    return importlib.import_module
+
+
+def test_timers_run_between_the_lines_and_lines_come_whole(agent):
+    timers = agent("sampler").Timers()
+    reader, writer = os.pipe()
+    ticks = []
+
+    def tick():
+        ticks.append(time.monotonic())
+        # A line in two pieces, and two in one.
+        os.write(writer, {2: b"a\nb", 4: b"c\nd\n"}.get(len(ticks), b""))
+        if len(ticks) == 6:
+            os.close(writer)
+
+    timers.every(0.01, tick)
+    assert list(timers.lines(reader)) == ["a", "bc", "d"]
+    assert len(ticks) == 6
+    assert ticks[-1] - ticks[0] >= 0.045
+
+
+def test_a_timer_that_takes_long_is_called_less_often(agent):
+    timers = agent("sampler").Timers()
+    reader, writer = os.pipe()
+    begun = time.monotonic()
+    calls = []
+
+    def slow():
+        calls.append(time.sleep(0.01))
+        if time.monotonic() - begun > 0.5:
+            os.close(writer)
+
+    timer = timers.every(0.01, slow)
+    assert list(timers.lines(reader)) == []
+    assert 1 <= len(calls) <= 4
+    timers.cancel(timer)
+
+
+def test_without_timers_lines_are_waited_for(agent):
+    reader, writer = os.pipe()
+    os.write(writer, b"x\n\ny\nrest")
+    os.close(writer)
+    assert list(agent("sampler").Timers().lines(reader)) == ["x", "", "y"]
+
+
+def test_a_long_window_keeps_few_points_and_their_sums(agent):
+    module = agent("timeline")
+    state = module.State(0, 0, 0, 0, 0, 3, 1)
+    timeline = module.Timeline({7: state})
+    samples = 5000
+    for i in range(1, samples + 1):
+        timeline.add(i * 10**8, {7: module.State(2 * i, i, i, 3 * i, 10 * i, 3, i % 2)})
+    rows = timeline.of(7)
+    assert 300 <= len(rows) <= module.MOST_POINTS
+    assert [sum(row[i] for row in rows) for i in (1, 2, 3, 4)] == [10000, 5000, 5000, 15000]
+    assert sum(row[7] for row in rows) == 50000
+    assert rows[-1][0] == samples * 100
+    times = [row[0] for row in rows]
+    steps = {round(b - a) for a, b in itertools.pairwise(times[:-1])}
+    assert steps == {1600}
+    assert all(row[5] == 3 and row[6] == pytest.approx(0.5, abs=0.1) for row in rows[:-1])
+
+
+def test_a_service_that_comes_later_is_counted_from_its_beginning(agent):
+    module = agent("timeline")
+    timeline = module.Timeline({})
+    timeline.add(100, {})
+    timeline.add(200, {7: module.State(5, 4, 1, 9, 0, 2, 1)})
+    assert timeline.of(7) == [[0.0, 5, 4, 1, 9, 2, 1.0, 0]]
+
+
+def test_two_processes_that_were_the_service_are_put_together_by_time():
+    points = collect([[[100.0, 1, 1, 0, 2, 4, 1, 7]], [[100.0, 2, 1, 1, 3, 5, 0.5, 1], [200.0] + [0] * 7]])
+    assert points[0] == {
+        "t_ms": 100.0,
+        "wakeups": 3,
+        "productive": 2,
+        "spurious": 1,
+        "polls": 5,
+        "threads": 9,
+        "threads_running": 1.5,
+        "run_delay_ns": 8,
+    }
+    assert [point["t_ms"] for point in points] == [100.0, 200.0]
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("go1.19", 11),
+        ("go1.22.10", 11),
+        ("go1.23.9", 22),
+        ("go1.24rc1", 22),
+        ("go1.27.3", 11),
+        ("go1.28", None),
+        ("go1.190", None),
+        ("devel", None),
+        ("", None),
+    ],
+)
+def test_a_goroutine_is_named_only_where_its_place_is_known(version, expected):
+    assert slowest.goroutine([11, 22], version) == expected
+
+
+def test_a_goroutine_that_could_not_be_read_has_no_name():
+    assert slowest.goroutine([0, 0], "go1.27.3") is None
