@@ -54,8 +54,9 @@ class Process:
         """Takes stock of its CPU time and its threads. An ended one keeps what it used."""
         self.cpu = proc.cpu_time(self.pid) or self.cpu
         threads = proc.threads(self.pid)
-        # Thread by thread: what one waited would be lost with its end, and the sum would shrink.
-        self.waited += sum(waited - self._waited.get(tid, 0) for tid, (_, waited) in threads.items())
+        # Thread by thread: what one waited would be lost with its end, and the sum would shrink. A thread
+        # that execs takes over the main one's id, with less on its account.
+        self.waited += sum(max(0, waited - self._waited.get(tid, 0)) for tid, (_, waited) in threads.items())
         self._waited = {tid: waited for tid, (_, waited) in threads.items()}
         self.threads = len(threads)
         self.running = sum(state == "R" for state, _ in threads.values())
