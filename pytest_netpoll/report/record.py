@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypedDict, cast
 
+from pytest_netpoll.diagnosis import diagnose
 from pytest_netpoll.marker import Limits
 from pytest_netpoll.metrics import Measurement
 from pytest_netpoll.verdict import Breach, Verdict
@@ -192,7 +193,7 @@ def build(
         "window_seconds": window_seconds,
         "limits": limits.as_json(),
         "breaches": [_breach(breach) for breach in (verdict.breaches if verdict else ())],
-        "diagnosis": [],
+        "diagnosis": [text for measurement in measurements for text in diagnose(measurement)],
         "services": [_service(measurement) for measurement in measurements],
     }
     return cast("TestRecord", plain(record))

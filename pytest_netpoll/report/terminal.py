@@ -157,9 +157,11 @@ def _verdict(record: TestRecord, service: ServiceRecord | None) -> str:
 def failure_section(record: TestRecord, width: int) -> str:
     """Why the test failed or is unmeasured, at most SECTION_LINES lines; empty if there is nothing to say.
 
-    The broken limits, the numbers of the services they belong to, and the lines of Go behind them.
+    The broken limits, the numbers of the services they belong to, the lines of Go behind them, and at
+    the end, for which room is kept, the likely causes.
     """
-    screen = _Screen(width)
+    concerned = _concerned(record)
+    screen = _Screen(_causes(record, concerned, width))
     for reason in words.reasons(record):
         what, fix = words.split_remedy(reason)
         screen.add(_wrap(what, width) + (_wrap(f"to mend: {fix}", width, "  ") if fix else []))
@@ -167,15 +169,16 @@ def failure_section(record: TestRecord, width: int) -> str:
         screen.add(
             _wrap("What is not measured does not pass; --netpoll-unmeasured=skip skips it instead.", width)
         )
-    for sentence in record.get("diagnosis", []):
-        screen.add(_wrap(words.one_line(sentence), width))
-    for service in _concerned(record):
+    for service in concerned:
         screen.add(_numbers(service, width))
         blocks = [
             (words.offender_text(service, offender), offender["stack"])
             for offender in words.offenders_of(record, service)
         ]
-        blocks += [(words.slow_text(wakeup), wakeup["stack"]) for wakeup in words.slowest_of(record, service)]
+        blocks += [
+            (words.slow_text(service, wakeup), wakeup["stack"])
+            for wakeup in words.slowest_of(record, service)
+        ]
         for text, stack in blocks[:MOST_OFFENDERS]:
             head = _wrap(f"{text} at" if stack else f"{text}, no stack", width, "  ")
             screen.add(head + _frames(stack, width), at_least=len(head) + 1)
@@ -183,17 +186,28 @@ def failure_section(record: TestRecord, width: int) -> str:
     return screen.text()
 
 
-class _Screen:
-    """Lines, as many as fit; counts the blocks that did not."""
+def _causes(record: TestRecord, services: Sequence[ServiceRecord], width: int) -> list[str]:
+    """The diagnosis, as far as it fits beside the rest; of another service's troubles the reports tell."""
+    names = tuple(f"{service['name']}: " for service in services)
+    lines: list[str] = []
+    for text in record.get("diagnosis", []):
+        block = _wrap(words.one_line(text), width)
+        if text.startswith(names) and len(lines) + len(block) <= SECTION_LINES // 2:
+            lines += block
+    return lines
 
-    def __init__(self, width: int) -> None:
+
+class _Screen:
+    """Lines, as many as fit before those at the end; counts the blocks that did not."""
+
+    def __init__(self, end: list[str]) -> None:
         self.left_out = 0
         self._lines: list[str] = []
-        self._width = width
+        self._end = end
 
     def add(self, block: list[str], at_least: int | None = None) -> None:
         """at_least: so many lines of the block are better than none of it."""
-        room = SECTION_LINES - 1 - len(self._lines)
+        room = SECTION_LINES - 1 - len(self._end) - len(self._lines)
         if len(block) <= room or (at_least is not None and at_least <= room):
             self._lines += block[:room]
         else:
@@ -201,7 +215,7 @@ class _Screen:
 
     def text(self) -> str:
         more = [f"… {self.left_out:,} more in --netpoll-json=FILE"] if self.left_out else []
-        return "\n".join([*self._lines, *more])
+        return "\n".join([*self._lines, *more, *self._end])
 
 
 def _concerned(record: TestRecord) -> list[ServiceRecord]:

@@ -29,11 +29,17 @@ COLUMNS: Mapping[str, str] = {
 }
 
 # Broken limits that offenders explain, with the offence that does.
-_EXPLAINED_BY = {"spurious": "spurious", "spurious_wakeups": "spurious", "stale_retries": "stale"}
+_EXPLAINED_BY = {
+    "spurious": "spurious",
+    "spurious_wakeups": "spurious",
+    "stale_retries": "stale",
+    "unclaimed_events": "unclaimed",
+}
 # offence -> (the metric that is its total, what to call it, what happened there)
 _OFFENCES = {
     "spurious": ("spurious_wakeups", "spurious wakeups", "woken in vain"),
     "stale": ("stale_retries", "stale retries", "tried again for nothing"),
+    "unclaimed": ("unclaimed_events", "unclaimed events", "found nobody waiting"),
 }
 _REMEDY = re.compile(r"(?P<what>.*?) \(to mend: (?P<fix>.*)\)")
 _RANK: Mapping[Outcome, int] = {"failed": 0, "unmeasured": 1, "passed": 2}
@@ -168,11 +174,26 @@ def offender_text(service: ServiceRecord, offender: Offender) -> str:
     return f"{amount} {name} ({_where(offender)}), {happened}"
 
 
-def slow_text(wakeup: SlowWakeup) -> str:
-    """ "12.3 ms to run (read on tcp a ← b, goroutine 18), woken late"."""
+def slow_text(service: ServiceRecord, wakeup: SlowWakeup) -> str:
+    """ "12.3 ms to run (read on tcp a ← b, goroutine 18; 1 of 5 threads running), woken late"."""
     goroutine = wakeup.get("goroutine")
     who = "" if goroutine is None else f", goroutine {goroutine}"
-    return f"{units.show(wakeup['latency_ns'], 'ns')} to run ({_where(wakeup)}{who}), woken late"
+    threads = _threads_at(service, wakeup.get("at_ms"))
+    return f"{units.show(wakeup['latency_ns'], 'ns')} to run ({_where(wakeup)}{who}{threads}), woken late"
+
+
+def _threads_at(service: ServiceRecord, at_ms: float | None) -> str:
+    """What the service's threads were doing in the interval in which a late wakeup ran at last."""
+    if at_ms is None:
+        return ""
+    begin = 0.0
+    for point in service.get("timeline", []):
+        if point["t_ms"] >= at_ms:
+            running = f"{point['threads_running']:g} of {point['threads']} threads running"
+            waited, passed = point["run_delay_ns"], (point["t_ms"] - begin) * 1e6
+            return f"; {running}, {units.show(waited, 'ns')} of {units.show(passed, 'ns')} waiting for a CPU"
+        begin = point["t_ms"]
+    return ""
 
 
 def _where(wakeup: Offender | SlowWakeup) -> str:

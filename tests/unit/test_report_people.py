@@ -215,6 +215,9 @@ def test_a_failure_names_limit_numbers_and_line_of_go() -> None:
         "    at",
         "    server/fault_dup.go:33  main.(*watcher).run",
         "    server/fault_dup.go:34  main.(*watcher).run",
+        "server: 500 of 999 wakeups found nothing to read or write: what woke them had been taken by another",
+        "  reader of the same socket. Typically a connection was duplicated (File, FileConn, an inherited",
+        "  descriptor) and both ends are read. To mend it, let one goroutine read, and close the duplicate.",
     ]
 
 
@@ -245,13 +248,31 @@ def test_the_latest_wakeups_are_shown_for_a_latency_limit() -> None:
     assert "woken late" not in terminal.failure_section(built(slow, max_polls=1), 100)
 
 
+def test_of_a_late_wakeup_it_is_said_what_the_threads_did_meanwhile() -> None:
+    late = {"latency_ns": 9_000_000, "at_ms": 150.0, "direction": "read", "fd_type": "tcp", "stack": []}
+    points = [
+        {"t_ms": 100.0 * (i + 1), "threads": 5, "threads_running": i, "run_delay_ns": i * 7_000_000}
+        for i in range(3)
+    ]
+    slow = measured(HEALTHY, slowest=(late,), timeline=tuple(points))
+    text = terminal.failure_section(built(slow, max_latency_p99="1us"), 200)
+    assert "(read on tcp; 1 of 5 threads running, 7.0 ms of 100.0 ms waiting for a CPU), woken late" in text
+
+
+def test_the_diagnosis_of_a_service_within_its_limits_is_left_to_the_reports() -> None:
+    both = built(measured(WASTEFUL, "front"), measured(HEALTHY, "back"), max_polls=205, service="back")
+    assert len(both["diagnosis"]) == 1
+    assert "front" not in terminal.failure_section(both, 80)
+
+
 def test_a_failure_is_at_most_a_screenful_and_tells_what_it_left_out() -> None:
     deep = terminal.failure_section(wasteful(*(offender(100 - i, 20) for i in range(9))), 80)
     assert len(deep.splitlines()) == terminal.SECTION_LINES
-    assert deep.endswith("… 7 more in --netpoll-json=FILE")
+    assert "\n… 7 more in --netpoll-json=FILE\nserver: 500 of 999 wakeups found" in deep
+    assert deep.endswith("close the duplicate.")  # the diagnosis is worth more than a third stack
     shallow = terminal.failure_section(wasteful(*(offender(100 - i) for i in range(9))), 80)
     assert shallow.count("woken in vain") == terminal.MOST_OFFENDERS
-    assert shallow.endswith("… 6 more in --netpoll-json=FILE")
+    assert "… 6 more in --netpoll-json=FILE\n" in shallow
     limits: dict[str, Any] = {f"max_{name}": 0 for name in METRICS if METRICS[name].unit == "count"}
     services = [measured(WASTEFUL, f"s{i}") for i in range(20)]
     broad = terminal.failure_section(built(*services, **limits), 80)

@@ -1,0 +1,140 @@
+"""What is said of each fault of example_project, really measured, and that of healthy services nothing is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pytest_netpoll.diagnosis import diagnose
+
+SERVER = Path(__file__).parents[2] / "example_project" / "server"
+
+
+@pytest.fixture
+def launch_fault(factory):
+    return lambda fault: factory(str(SERVER), args=["-addr", "127.0.0.1:{port}", "-fault", fault], name=fault)
+
+
+def ping(server, count, pause=0.0):
+    with socket.create_connection(server.address, timeout=20) as connection:
+        for _ in range(count):
+            connection.sendall(b"ping")
+            assert receive(connection) == b"ping"
+            time.sleep(pause)
+
+
+def ping_in_pieces(server, count):
+    with socket.create_connection(server.address, timeout=20) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(count):
+            connection.sendall(b"pi")
+            time.sleep(0.001)
+            connection.sendall(b"ng")
+            assert receive(connection) == b"ping"
+
+
+def receive(connection):
+    data = b""
+    while len(data) < 4 and (more := connection.recv(4)):
+        data += more
+    return data
+
+
+# fault -> (what the client does, what is said)
+FAULTS = {
+    "dup": (lambda s: ping(s, 100), ["wakeups found nothing to read or write", "both ends are read"]),
+    "tickers": (lambda s: ping(s, 10, 0.05), ["blocking polls ended by a timer", "share one slow ticker"]),
+    "busy-poll": (lambda s: ping(s, 10, 0.05), ["blocking polls ended by a timer", "without a deadline"]),
+    "stale": (lambda s: ping_in_pieces(s, 30), ["retries got EAGAIN again", "drains the socket"]),
+    "starve": (lambda s: ping(s, 20), ["ran more than 5.0 ms late", "CPU-bound", "GOMAXPROCS"]),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_recognised_and_no_other(launch_fault, measure, fault):
+    act, said = FAULTS[fault]
+    server = launch_fault(fault)
+    with measure() as stretch:
+        act(server)
+    texts = unhurried(stretch(server))
+    assert len(texts) == 1, texts
+    assert texts[0].startswith(f"{fault}: ")
+    for phrase in said:
+        assert phrase in texts[0]
+
+
+def test_a_shared_listener_is_recognised(launch_fault, measure):
+    server = launch_fault("herd")
+    # Several at once: on a busy machine a worker may come too late to its poll for one, and is spared.
+    for _ in range(10):
+        with measure() as stretch:
+            for _ in range(30):
+                with contextlib.ExitStack() as stack:
+                    for _ in range(3):
+                        stack.enter_context(socket.create_connection(server.address, timeout=20))
+                    time.sleep(0.003)
+        m = stretch(server)
+        if m.spurious > 0.1:
+            break
+    [text] = unhurried(m)
+    assert f"{m.spurious_wakeups} of {m.spurious_wakeups} spurious wakeups found no connection" in text
+    assert "SO_REUSEPORT" in text
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_of_a_healthy_service_nothing_is_said(launch_fault, measure, fault):
+    server = launch_fault("none")
+    with measure() as stretch:
+        FAULTS[fault][0](server)
+    m = stretch(server)
+    assert m.wakeups >= 10
+    assert unhurried(m) == []
+
+
+# Goes before everybody on its CPU, for 30 ms of every 35.
+HOG = """
+import os, time
+os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+while True:
+    end = time.monotonic() + 0.03
+    while time.monotonic() < end: pass
+    time.sleep(0.005)
+"""
+
+
+def test_a_machine_short_of_cpu_is_told_from_a_service_that_starves_itself(factory, built, measure):
+    on_cpu = ["taskset", "-c", str(min(os.sched_getaffinity(0)))]
+    server = factory(command=[*on_cpu, built("echo"), "-addr", "127.0.0.1:{port}"], name="echo")
+    hog = subprocess.Popen([*on_cpu, sys.executable, "-c", HOG])
+    try:
+        with contextlib.ExitStack() as stack:
+            clients = [
+                stack.enter_context(socket.create_connection(server.address, timeout=20)) for _ in range(300)
+            ]
+            # A batch of readers becomes runnable at once, and the CPU is lost before all have run.
+            with measure() as stretch:
+                for _ in range(20):
+                    for client in clients:
+                        client.sendall(b"ping")
+                    for client in clients:
+                        assert receive(client) == b"ping"
+    finally:
+        hog.kill()
+        hog.wait()
+    m = stretch(server)
+    [text] = diagnose(m)
+    assert "the machine is short of CPU: other processes have it" in text
+    assert "CPU-bound" not in text
+    assert m.run_delay_seconds > m.cpu_seconds
+
+
+def unhurried(m):
+    """The diagnosis, apart from what a busy machine that runs the tests may add."""
+    return [text for text in diagnose(m) if ": the machine is short of CPU" not in text]
