@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from pytest_netpoll import __version__, hookspecs, marker
+from pytest_netpoll import __version__, extensions, hookspecs, marker
 from pytest_netpoll.attribution import Presence, Roster, used_by
 from pytest_netpoll.errors import NetpollError, UsageError
 from pytest_netpoll.fixtures import GoService, Netpoll
@@ -36,6 +36,7 @@ class Judged(NamedTuple):
     limits: Limits
     measurements: list[Measurement]
     verdict: Verdict
+    columns: list[extensions.Columns]
 
 
 SESSION = pytest.StashKey["Session"]()
@@ -156,12 +157,23 @@ class Session:
         finally:
             # Also of a test that fails by itself: its numbers may tell why.
             measurements = self.meter.close(window, presence.concerned(item, limits))
-            verdict = judge(measurements, limits, self.options.mode)
-            item.stash[JUDGED] = Judged(limits, measurements, verdict)
-            for measurement in measurements:
-                item.ihook.pytest_netpoll_measured(item=item, measurement=measurement)
+            verdict = self._judge(item, limits, measurements)
         enforce(item, verdict, self.options)
         return result
+
+    def _judge(self, item: pytest.Item, limits: Limits, measurements: list[Measurement]) -> Verdict:
+        __tracebackhide__ = True
+        # Even if a user's hook fails, what was measured is reported.
+        verdict = judge(measurements, limits, self.options.mode)
+        item.stash[JUDGED] = Judged(limits, measurements, verdict, [])
+        for measurement in measurements:
+            item.ihook.pytest_netpoll_measured(item=item, measurement=measurement)
+        with plain_failures():
+            further = extensions.breaches(item, measurements, limits)
+            columns = extensions.columns(item, measurements)
+        verdict = judge(measurements, limits, self.options.mode, further)
+        item.stash[JUDGED] = Judged(limits, measurements, verdict, columns)
+        return verdict
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -191,7 +203,7 @@ class Session:
             return  # it stopped half-way, by its own decision
         if ours:
             assert enforced is not None
-            judged = (judged or Judged(Limits(), [], enforced.verdict))._replace(verdict=enforced.verdict)
+            judged = (judged or Judged(Limits(), [], enforced.verdict, []))._replace(verdict=enforced.verdict)
         if judged is None:
             return
         made = _record(item, judged, None if ours else error, getattr(report, "wasxfail", None))
@@ -291,6 +303,7 @@ def _record(
         verdict=judged.verdict,
         limits=judged.limits,
         measurements=judged.measurements,
+        columns=judged.columns,
         window_seconds=max((m.window_seconds for m in judged.measurements), default=0.0),
         error=None if error is None else f"{type(error).__name__}: {error}",
         xfail=xfail,

@@ -12,7 +12,10 @@ from pytest_netpoll.metrics import METRICS, Measurement
 
 @dataclass(frozen=True)
 class Breach:
-    """A broken limit. measured, limit: in the metric's canonical unit. detail: what stands behind it."""
+    """A broken limit. measured, limit: in the metric's canonical unit. detail: what stands behind it.
+
+    metric: one of the table, or any name, whose values then are plain numbers.
+    """
 
     service: str
     metric: str
@@ -29,12 +32,16 @@ class Breach:
 
     def _values(self) -> tuple[str, str]:
         """Both values, with as many digits as it takes to tell them apart: not "5.0 % > max 5.0 %"."""
-        show = METRICS[self.metric].format
+        show = METRICS[self.metric].format if self.metric in METRICS else _plain
         for digits in (None, *range(2, 10)):
             measured, limit = show(self.measured, digits), show(self.limit, digits)
             if measured != limit:
                 return measured, limit
         return repr(self.measured), repr(self.limit)
+
+
+def _plain(value: int | float | None, digits: int | None = None) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.{2 if digits is None else digits}f}"
 
 
 @dataclass(frozen=True)
@@ -53,11 +60,13 @@ def judge(
     measurements: Sequence[Measurement],
     limits: Limits,
     mode: Literal["gate", "report", "off"] = "gate",
+    further: Sequence[Breach] = (),
 ) -> Verdict:
     """Hold every measurement against its limits. What was not measured does not pass.
 
     A certain breach of one service outweighs that another could not be measured. In report mode
-    limits decide nothing, neither by being broken nor by being impossible to check.
+    limits decide nothing, neither by being broken nor by being impossible to check. further: broken
+    limits that others have found.
     """
     if mode == "off":
         return Verdict("passed")
@@ -69,16 +78,16 @@ def judge(
     for measurement in measurements:
         if not limits.binds(measurement.service):
             continue
-        distrust = _distrust(measurement)
-        if distrust is not None:
-            unmeasured.append(f"{measurement.service}: {distrust}")
+        doubt = distrust(measurement)
+        if doubt is not None:
+            unmeasured.append(f"{measurement.service}: {doubt}")
             continue
         for finding in _check(measurement, limits.for_service(measurement.service)):
             if isinstance(finding, Breach):
                 breaches.append(finding)
             else:
                 undecided.append(f"{measurement.service}: {finding}")
-    broken = tuple(breaches)
+    broken = (*breaches, *further)
     if mode == "report":
         return _verdict("unmeasured", unmeasured, broken) if unmeasured else Verdict("passed", None, broken)
     reasons = [*map(str, broken), *unmeasured, *undecided]
@@ -103,7 +112,7 @@ def _missing_services(measurements: Sequence[Measurement], limits: Limits) -> li
     ]
 
 
-def _distrust(measurement: Measurement) -> str | None:
+def distrust(measurement: Measurement) -> str | None:
     """Why no number of this measurement may decide anything."""
     if measurement.unmeasured is not None:
         return measurement.unmeasured

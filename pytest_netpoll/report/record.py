@@ -166,12 +166,14 @@ def build(
     window_seconds: float,
     error: str | None = None,
     xfail: str | None = None,
+    columns: Sequence[Mapping[str, int | float | str | None]] = (),
 ) -> TestRecord:
     """The record of one test.
 
     location: (file relative to the root directory, line from 1). error: how the test failed by
     itself, its first line counts; broken limits are then listed, but are not the reason. Without
-    error and verdict nothing is known, which is not passed: unmeasured.
+    error and verdict nothing is known, which is not passed: unmeasured. columns: of each measurement,
+    or of none.
     """
     outcome: Outcome
     reason: str | None
@@ -194,7 +196,10 @@ def build(
         "limits": limits.as_json(),
         "breaches": [_breach(breach) for breach in (verdict.breaches if verdict else ())],
         "diagnosis": [text for measurement in measurements for text in diagnose(measurement)],
-        "services": [_service(measurement) for measurement in measurements],
+        "services": [
+            _service(measurement, own)
+            for measurement, own in zip(measurements, columns or [{}] * len(measurements), strict=True)
+        ],
     }
     return cast("TestRecord", plain(record))
 
@@ -214,7 +219,7 @@ def _breach(breach: Breach) -> BreachRecord:
     }
 
 
-def _service(measurement: Measurement) -> ServiceRecord:
+def _service(measurement: Measurement, columns: Mapping[str, int | float | str | None]) -> ServiceRecord:
     return {
         "name": measurement.service,
         "pid": measurement.pid,
@@ -228,7 +233,7 @@ def _service(measurement: Measurement) -> ServiceRecord:
             str(bucket): count for bucket, count in sorted(measurement.snapshot.histogram.items()) if count
         },
         "timeline": list(measurement.timeline),
-        "columns": {},
+        "columns": dict(columns),
     }
 
 

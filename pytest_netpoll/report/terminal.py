@@ -95,27 +95,33 @@ def summary_table(
     if not records:
         return None
     shown, notes = words.select(records, MOST_OTHERS, MOST_PASSED)
-    lines = [_table(words.rows(shown), width), *notes]
+    lines = [_table(shown, width), *notes]
     environment_line = words.environment_line(records, environment or {})
     if environment_line:
         lines += ["", *_wrap(environment_line, width)]
     return "\n".join(lines)
 
 
-def _table(rows: Sequence[tuple[TestRecord, ServiceRecord | None]], width: int) -> str:
+def _table(records: Sequence[TestRecord], width: int) -> str:
+    rows = words.rows(records)
     names = [record["nodeid"] for record, _ in rows]
     services = [words.one_line(service["name"]) if service else "" for _, service in rows]
     columns = {
         heading: [words.show(service, metric) for _, service in rows]
         for metric, heading in words.COLUMNS.items()
     }
+    own = {
+        words.one_line(heading): [words.show_own(service, heading) for _, service in rows]
+        for heading in words.own_columns(records)
+    }
+    columns = {**columns, **own}
     if len(set(services) - {""}) > 1:
         columns = {"service": [cut(name, _SERVICE_CELLS) for name in services], **columns}
     columns["verdict"] = [_verdict(record, service) for record, service in rows]
     wanted = min(max(map(_cells, names)), _TEST_CELLS)
-    for metric in _DROPPED_FIRST:
+    for heading in [*(words.COLUMNS[metric] for metric in _DROPPED_FIRST), *reversed(own)]:
         if _room(columns, width) < wanted:
-            del columns[words.COLUMNS[metric]]
+            columns.pop(heading, None)
     room = max(_room(columns, width), 1)
     table = {"test": [shorten(name, room) for name in names], **columns}
     left = ("test", "service", "verdict")

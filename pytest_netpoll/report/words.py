@@ -118,6 +118,22 @@ def show(service: ServiceRecord | None, metric: str) -> str:
     return METRICS[metric].format(service["metrics"].get(metric))
 
 
+def own_columns(records: Iterable[TestRecord]) -> list[str]:
+    """The headings of the columns that users' hooks added, in the order in which they first came."""
+    headings = (heading for _, service in rows(records) if service for heading in service.get("columns", {}))
+    return list(dict.fromkeys(headings))
+
+
+def show_own(service: ServiceRecord | None, heading: str) -> str:
+    """The value in a column that users' hooks added."""
+    value = None if service is None else service.get("columns", {}).get(heading)
+    if value is None:
+        return units.NOT_MEASURED
+    if isinstance(value, str):
+        return one_line(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
+
+
 def environment_line(records: Iterable[TestRecord], environment: Mapping[str, Any]) -> str:
     """ "kernel 6.8.0, bcc 0.29.1, go1.26.6", of what is known."""
     known = [f"{name} {environment[name]}" for name in ("kernel", "bcc") if environment.get(name)]

@@ -1,0 +1,132 @@
+"""Hooks for users: the README's example, and what happens when a hook is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.bpf
+
+
+@pytest.fixture
+def conftest(run, pytester):  # noqa: ARG001 - run has made the file
+    """conftest(source) adds to the project's conftest.py."""
+
+    def conftest(source: str) -> None:
+        path = pytester.path / "conftest.py"
+        path.write_text(f"{path.read_text()}\n{source}")
+
+    return conftest
+
+
+def test_the_readmes_example_adds_a_limit_and_a_column(run, conftest, pytester):
+    section = (ROOT / "README.md").read_text().partition("\n## Hooks\n")[2].partition("\n## ")[0]
+    [example] = re.findall(r"```python\n(.*?)```", section, re.S)
+    conftest(example)
+    result = run(
+        f"""
+@netpoll()
+def test_wasteful(go_service, ping):
+    args = ["-addr", "127.0.0.1:{{port}}", "-fault", "tickers"]
+    ping(go_service("{ROOT}/example_project/server", name="busy", args=args), 10, 0.05)
+
+@netpoll()
+def test_healthy(echo, ping): ping(echo, 10, 0.05)
+""",
+        "--netpoll-json=report.json",
+    )
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "busy: polls a second *,*** > max 1,000",
+            "*- netpoll -*",
+            "busy (pid *",
+            "test *wakeups/s  verdict",
+            "*test_wasteful * FAILED",
+            "*test_healthy * passed",
+        ]
+    )
+    healthy, wasteful = json.loads((pytester.path / "report.json").read_text())["tests"]
+    [service] = healthy["services"]
+    assert service["columns"] == {
+        "wakeups/s": round(service["metrics"]["wakeups"] / healthy["window_seconds"])
+    }
+    [breach] = wasteful["breaches"]
+    assert (breach["metric"], breach["limit"]) == ("polls a second", 1000)
+    assert breach["measured"] == round(
+        wasteful["services"][0]["metrics"]["polls"] / wasteful["window_seconds"]
+    )
+
+
+def test_report_mode_lets_breaches_of_hooks_pass_and_xfail_expects_them(run, conftest):
+    conftest(
+        """
+from pytest_netpoll.verdict import Breach
+def pytest_netpoll_breaches(item, measurement, limits):
+    assert limits.as_json() == {"max_spurious": 0.9, "min_wakeups": 10}
+    return [Breach(measurement.service, "wakeups", "max", measurement.wakeups, 1)]
+"""
+    )
+    source = "@netpoll(max_spurious=0.9)\ndef test_it(echo, ping): ping(echo)"
+    result = run(source, "--netpoll=report")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*test_it*would fail"])
+    run(f"@pytest.mark.xfail(strict=True)\n{source}").assert_outcomes(xfailed=1)
+
+
+def test_hooks_are_not_asked_for_numbers_that_cannot_be_trusted(run, conftest):
+    conftest(
+        """
+from pytest_netpoll import hookspecs
+def pytest_netpoll_measured(item, measurement): print("asked: measured", measurement.unmeasured)
+def pytest_netpoll_breaches(item, measurement): print("asked: breaches")
+def pytest_netpoll_columns(item, measurement): print("asked: columns")
+"""
+    )
+    result = run(
+        """
+@netpoll(max_spurious=0.05)
+def test_it(go_service): go_service(command="python3 -m http.server --bind 127.0.0.1 {port}")
+"""
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*asked: measured * is not a Go program"])
+    result.stdout.no_fnmatch_line("*asked: breaches*")
+    result.stdout.no_fnmatch_line("*asked: columns*")
+
+
+@pytest.mark.parametrize(
+    ("hook", "complaint"),
+    [
+        ("breaches(): return ['too slow']", "pytest_netpoll_breaches must return Breaches: *too slow*"),
+        ("breaches(): return 7", "pytest_netpoll_breaches must return Breaches: one returned 7"),
+        ("columns(): return ['x']", "pytest_netpoll_columns must return headings and values: *"),
+        ("columns(): return {'x': [1]}", "pytest_netpoll_columns must return headings and values: *"),
+    ],
+    ids=range(4),
+)
+def test_a_hook_that_returns_nonsense_fails_the_test_in_words(run, conftest, hook, complaint):
+    conftest(f"def pytest_netpoll_{hook}")
+    result = run("@netpoll()\ndef test_it(echo, ping): ping(echo)")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([complaint, "  to mend: return *"])
+
+
+def test_a_hook_that_raises_is_shown_and_the_numbers_too(run, conftest):
+    conftest("def pytest_netpoll_columns(measurement): raise RuntimeError('mine')")
+    result = run("@netpoll()\ndef test_it(echo, ping): ping(echo)")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "E   RuntimeError: mine",
+            "conftest.py:*: RuntimeError",
+            "*- netpoll -*",
+            "echo (pid *",
+            "test_it*FAILED",
+        ]
+    )
