@@ -161,6 +161,26 @@ def ping(connection: socket.socket, message: bytes = b"ping") -> None:
 
 
 @pytest.fixture
+def commands() -> Iterator[Callable[[Service], Callable[[int], str]]]:
+    """command = commands(service); command(20) has one that takes commands do its thing 20 times."""
+    with contextlib.ExitStack() as stack:
+
+        def commands(service: Service) -> Callable[[int], str]:
+            connection = stack.enter_context(socket.create_connection(service.address, timeout=60))
+            wire = stack.enter_context(connection.makefile("rw"))
+
+            def command(n: int) -> str:
+                wire.write(f"{n}\n")
+                wire.flush()
+                return wire.readline().strip()
+
+            time.sleep(0.02)  # accepted, and its reader parked
+            return command
+
+        yield commands
+
+
+@pytest.fixture
 def spaced_pings(session_factory: ServiceFactory) -> Callable[[socket.socket, int], None]:
     """Pings, each with the reader parked again: exactly one wakeup each."""
 
