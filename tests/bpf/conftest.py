@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -67,6 +68,22 @@ def factory(session_factory: ServiceFactory) -> Iterator[ServiceFactory]:
     yield session_factory
     for service in reversed(session_factory.services.copy()):
         service.stop()
+
+
+@pytest.fixture
+def new_meter(factory: ServiceFactory) -> Iterator[Callable[..., Meter]]:
+    """new_meter(max_fds=64): a meter with an agent of its own; no meter is told of services by itself."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(setattr, factory, "_on_spawn", factory._on_spawn)
+        stack.callback(setattr, factory, "_on_exit", factory._on_exit)
+        factory._on_spawn = factory._on_exit = None
+
+        def new_meter(**options: object) -> Meter:
+            meter = Meter(dataclasses.replace(Config.default(), **options), Symbolizer(SERVICES))
+            stack.callback(meter.stop)
+            return meter
+
+        yield new_meter
 
 
 @pytest.fixture

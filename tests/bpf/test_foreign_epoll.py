@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import shutil
@@ -14,9 +13,6 @@ import time
 import pytest
 
 from pytest_netpoll import probe
-from pytest_netpoll.options import Config
-from pytest_netpoll.symbols import Symbolizer
-from pytest_netpoll.window import Meter
 
 PINGS = 200
 
@@ -30,24 +26,6 @@ def foreign(launch, factory):
         return launch("foreign", "-foreign", "{}:{}".format(*address), *args, **options), address
 
     return foreign
-
-
-@pytest.fixture
-def new_meter(factory):
-    """new_meter(): a meter with an agent of its own; the usual one is told nothing in this test."""
-    meters = []
-    told = factory._on_spawn, factory._on_exit
-    factory._on_spawn = factory._on_exit = None
-
-    def new_meter(**options):
-        meter = Meter(dataclasses.replace(Config.default(), **options), Symbolizer(factory._rootdir))
-        meters.append(meter)
-        return meter
-
-    yield new_meter
-    factory._on_spawn, factory._on_exit = told
-    for meter in meters:
-        meter.stop()
 
 
 @pytest.mark.parametrize("args", [(), ("-mimic",)], ids=["plain", "mimic"])
@@ -183,9 +161,9 @@ def test_an_unknown_layout_is_unmeasured_with_the_go_version_and_what_was_seen(
     if watched == "from its start":
         factory._on_spawn = meter.watch
     service = launch("echo", go=str(go_toolchain.go))
+    connection = connect(service.address)
     if watched == "later":
         meter.watch(service)
-    connection = connect(service.address)
     window = meter.open()
     spaced_pings(connection, 20)
     (m,) = meter.close(window, [service])
