@@ -4,8 +4,8 @@
 
 The first run downloads what it needs, from Debian's archive (stripped binaries, Go 1.19) and through the
 Go module proxy (newest releases), into .tools/wild; nothing is installed into the system. Needs root, BCC,
-wrk, and apt-get for the Debian rows. Exit status 1 when a row is not exact: unmeasured, or more than 1 % of
-its wakeups unresolved.
+wrk and dnsperf, and apt-get for the Debian rows. Exit status 1 when a row is not exact: unmeasured, or more
+than 1 % of its wakeups unresolved.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from pytest_netpoll.errors import NetpollError
+from pytest_netpoll.errors import NetpollError, ServiceError
 from pytest_netpoll.metrics import METRICS, Measurement
 from pytest_netpoll.options import Config
 from pytest_netpoll.readiness import Ready
@@ -103,8 +104,10 @@ class Row:
     files: dict[str, str] = field(default_factory=dict)
 
 
-def wrk(target: str, connections: int = 64) -> tuple[Fetch, str]:
-    return system("wrk"), f"-t2 -c{connections} -d{{seconds}} {target}"
+def wrk(target: str, connections: int = 64, *, keep: bool = True) -> tuple[Fetch, str]:
+    """keep: its connections; else a new one for each request."""
+    close = "" if keep else "-H 'Connection: close' "
+    return system("wrk"), f"-t2 -c{connections} -d{{seconds}} {close}{target}"
 
 
 URL = "http://127.0.0.1:{port}"
@@ -191,23 +194,23 @@ ROWS = (
         "-conf {dir}/Corefile",
         [
             (
-                module("github.com/tantalor93/dnspyre/v3", "v3.11.2"),
-                "-s 127.0.0.1:{port} -d {seconds}s -c 16 --no-distribution wild.test",
+                system("dnsperf"),
+                "-s 127.0.0.1 -p {port} -d {dir}/queries -l {seconds} -c 16",
             )
         ],
-        files={"Corefile": ".:{port} {\n    bind 127.0.0.1\n    whoami\n}\n"},
+        files={"Corefile": ".:{port} {\n    bind 127.0.0.1\n    whoami\n}\n", "queries": "wild.test A\n"},
     ),
     Row(
         "fasthttp-prefork",
         own("fasthttp-prefork"),
         "-addr 127.0.0.1:{port}",
-        [wrk(URL + "/")],
+        [wrk(URL + "/", keep=False)],
     ),
     Row(
         "fasthttp-reuseport",
         own("fasthttp-prefork"),
         "-addr 127.0.0.1:{port} -reuseport",
-        [wrk(URL + "/")],
+        [wrk(URL + "/", keep=False)],
     ),
     Row("gnet", own("gnet"), "-http 127.0.0.1:{port} -addr 127.0.0.1:{port2}", [wrk(URL, 8), wrk(URL2)]),
     Row(
@@ -227,7 +230,11 @@ def newest_go() -> str:
 def run(*command: str, **options: object) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)  # type: ignore[call-overload]
     if done.returncode:
-        sys.exit(f"wild: {' '.join(command)}\n{done.stdout[-2000:]}\nwild: exit status {done.returncode}")
+        raise ServiceError(
+            f"cannot have {command[-1]}",
+            why=f"{shlex.join(command)} ended with exit status {done.returncode}",
+            detail=done.stdout[-2000:],
+        )
 
 
 def measure(row: Row, seconds: int, meter: Meter, factory: ServiceFactory) -> Measurement:
@@ -254,7 +261,7 @@ def measure(row: Row, seconds: int, meter: Meter, factory: ServiceFactory) -> Me
         try:
             time.sleep(1)  # its own beginnings, such as an election, are over
             window = meter.open()
-            load(seconds, [[program, *filled(arguments).split()] for program, arguments in loads])
+            load(seconds, [[program, *shlex.split(filled(arguments))] for program, arguments in loads])
             time.sleep(0.2)
             (measurement,) = meter.close(window, [service])
         finally:
