@@ -178,7 +178,7 @@ def ping(connection: socket.socket, message: bytes = b"ping") -> None:
 
 
 @pytest.fixture
-def commands() -> Iterator[Callable[[Service], Callable[[int], str]]]:
+def commands(parked: Callable[[], None]) -> Iterator[Callable[[Service], Callable[[int], str]]]:
     """command = commands(service); command(20) has one that takes commands do its thing 20 times."""
     with contextlib.ExitStack() as stack:
 
@@ -191,22 +191,32 @@ def commands() -> Iterator[Callable[[Service], Callable[[int], str]]]:
                 wire.flush()
                 return wire.readline().strip()
 
-            time.sleep(0.02)  # accepted, and its reader parked
+            parked()  # its reader
             return command
 
         yield commands
 
 
 @pytest.fixture
-def spaced_pings(session_factory: ServiceFactory) -> Callable[[socket.socket, int], None]:
+def parked(session_factory: ServiceFactory) -> Callable[[], None]:
+    """parked() returns when all goroutines that were about to park have done so."""
+
+    def parked() -> None:
+        time.sleep(SPACED)
+        for service in session_factory.services:
+            fall_asleep(service.pid)
+
+    return parked
+
+
+@pytest.fixture
+def spaced_pings(parked: Callable[[], None]) -> Callable[[socket.socket, int], None]:
     """Pings, each with the reader parked again: exactly one wakeup each."""
 
     def spaced_pings(connection: socket.socket, count: int) -> None:
         for _ in range(count):
             ping(connection)
-            time.sleep(SPACED)
-            for service in session_factory.services:
-                fall_asleep(service.pid)
+            parked()
 
     return spaced_pings
 

@@ -13,9 +13,6 @@ import pytest
 
 N = 200
 
-# Between two messages, for the reader of the next one to be parked.
-SPACED = 0.002
-
 
 def assert_resolved(m):
     """What holds wherever every wakeup is followed by a syscall."""
@@ -34,7 +31,7 @@ def unverified(*protocols):
 
 
 @pytest.mark.parametrize("via", ["readfrom", "readmsg"])
-def test_every_spaced_datagram_is_one_wakeup(launch, measure, newest_go, via):
+def test_every_spaced_datagram_is_one_wakeup(launch, measure, parked, newest_go, via):
     service = launch("udp", "-via", via, go=str(newest_go.go))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.connect(service.address)
@@ -43,7 +40,7 @@ def test_every_spaced_datagram_is_one_wakeup(launch, measure, newest_go, via):
             for _ in range(N):
                 client.send(b"ping")
                 assert client.recv(16) == b"ping"
-                time.sleep(SPACED)
+                parked()
     m = stretch(service)
     assert m.wakeups == pytest.approx(N, rel=0.01)
     assert_resolved(m)
@@ -86,14 +83,14 @@ def test_every_spaced_ping_over_tls_is_one_wakeup(launch, measure, spaced_pings,
     assert_resolved(m)
 
 
-def test_every_spaced_request_is_one_wakeup(launch, measure, go_toolchain):
+def test_every_spaced_request_is_one_wakeup(launch, measure, parked, go_toolchain):
     service = launch("http", go=str(go_toolchain.go))
     with contextlib.closing(http.client.HTTPConnection(*service.address, timeout=20)) as client:
         get(client)
         with measure() as stretch:
             for _ in range(N):
                 assert get(client) == b"hello\n"
-                time.sleep(SPACED)
+                parked()
     m = stretch(service)
     assert m.wakeups == pytest.approx(N, rel=0.01)
     # The background read and the one that follows it both get EAGAIN: no retry, and not stale.
@@ -105,15 +102,15 @@ def get(client):
     return client.getresponse().read()
 
 
-def test_every_spaced_request_over_http2_is_one_wakeup(launch, measure, go_toolchain):
+def test_every_spaced_request_over_http2_is_one_wakeup(launch, measure, parked, go_toolchain):
     service = launch("http", "-tls", go=str(go_toolchain.go))
     with Http2(service.address) as client:
         client.get("/")
-        time.sleep(0.02)
+        parked()
         with measure() as stretch:
             for _ in range(N):
                 assert client.get("/") == b"hello\n"
-                time.sleep(SPACED)
+                parked()
     m = stretch(service)
     assert m.wakeups == pytest.approx(N, rel=0.01)
     assert_resolved(m)
@@ -173,7 +170,7 @@ class Http2:
         return head[3], head[4], int.from_bytes(head[5:9], "big"), payload
 
 
-def test_sendfile_answers_for_the_wakeups_of_its_target(launch, measure, go_toolchain):
+def test_sendfile_answers_for_the_wakeups_of_its_target(launch, measure, parked, go_toolchain):
     requests, size = 20, 16 << 20  # more than the buffers of both sockets hold
     service = launch("sendfile", "-size", size, go=str(go_toolchain.go))
     with contextlib.closing(http.client.HTTPConnection(*service.address, timeout=20)) as client:
@@ -181,7 +178,7 @@ def test_sendfile_answers_for_the_wakeups_of_its_target(launch, measure, go_tool
         with measure() as stretch:
             for _ in range(requests):
                 assert len(get(client)) == size
-                time.sleep(SPACED)
+                parked()
     m = stretch(service)
     assert m.wakeups >= 2 * requests  # each request, and each time there was room again
     assert m.abandoned_wakeups + m.pending_wakeups <= 0.01 * m.wakeups
@@ -219,17 +216,19 @@ def test_a_writer_that_waits_for_room_is_woken_productively(launch, measure, con
     assert (m.spurious_wakeups, m.lost) == (0, 0)
 
 
-def test_every_spaced_connection_wakes_the_listener_once_and_its_end_the_reader(launch, measure, newest_go):
+def test_every_spaced_connection_wakes_the_listener_once_and_its_end_the_reader(
+    launch, measure, parked, newest_go
+):
     service = launch("echo", go=str(newest_go.go))
-    time.sleep(0.02)  # what made it ready is over
+    parked()
     with contextlib.ExitStack() as connections:
         with measure() as begins:
             for _ in range(N):
                 connections.enter_context(socket.create_connection(service.address, timeout=20))
-                time.sleep(SPACED)
+                parked()
         with measure() as ends:
             connections.close()
-            time.sleep(0.02)
+            parked()
     for stretch in begins, ends:
         m = stretch(service)
         assert m.wakeups == pytest.approx(N, rel=0.01)

@@ -55,13 +55,18 @@ def crowd():
         yield crowd
 
 
-def ping_all(connections):
-    """One ping on each, all at once; then for as long as it takes them to be parked again."""
-    for connection in connections:
-        connection.sendall(b"ping")
-    for connection in connections:
-        assert connection.recv(4, socket.MSG_WAITALL) == b"ping"
-    time.sleep(0.05)
+@pytest.fixture
+def ping_all(parked):
+    """ping_all(connections): one ping on each, all at once; their readers are parked again."""
+
+    def ping_all(connections):
+        for connection in connections:
+            connection.sendall(b"ping")
+        for connection in connections:
+            assert connection.recv(4, socket.MSG_WAITALL) == b"ping"
+        parked()
+
+    return ping_all
 
 
 def assert_healthy(m):
@@ -71,7 +76,7 @@ def assert_healthy(m):
 
 @pytest.mark.usefixtures("many_descriptors")
 def test_a_thousand_active_among_ten_thousand_idle_connections_are_counted_exactly(
-    launch, measure, meter, crowd, newest_go
+    launch, measure, meter, crowd, ping_all, newest_go
 ):
     service = launch("echo", go=str(newest_go.go))
     crowd(service, IDLE)
@@ -88,7 +93,7 @@ def test_a_thousand_active_among_ten_thousand_idle_connections_are_counted_exact
     assert agent.memory_info().rss - before < 2 << 20
 
 
-def test_polls_of_128_events_lose_none(launch, measure, crowd, newest_go):
+def test_polls_of_128_events_lose_none(launch, measure, crowd, ping_all, newest_go):
     service = launch("echo", go=str(newest_go.go))
     active = crowd(service, ACTIVE)
     ping_all(active)
@@ -108,7 +113,7 @@ def test_polls_of_128_events_lose_none(launch, measure, crowd, newest_go):
     assert 64 < m.events / with_events <= 128
 
 
-def test_the_pings_of_a_hundred_threads_are_counted_exactly(launch, measure, crowd, newest_go):
+def test_the_pings_of_a_hundred_threads_are_counted_exactly(launch, measure, crowd, ping_all, newest_go):
     service = launch("echo", "-locked", go=str(newest_go.go))
     active = crowd(service, 100)
     ping_all(active)
@@ -175,7 +180,9 @@ def test_descriptors_that_are_used_again_at_once_are_never_misattributed(launch,
     assert_healthy(m)
 
 
-def test_descriptors_beyond_the_table_make_a_service_unmeasured(launch, crowd, new_meter, newest_go):
+def test_descriptors_beyond_the_table_make_a_service_unmeasured(
+    launch, crowd, new_meter, ping_all, newest_go
+):
     meter = new_meter(max_fds=64)
     service = launch("echo", go=str(newest_go.go))
     meter.watch(service)

@@ -66,7 +66,7 @@ func wake(c *net.UnixConn, peer net.Conn, read func()) (fd uintptr) {
 		read()
 		close(done)
 	}()
-	time.Sleep(2 * time.Millisecond)
+	time.Sleep(5 * time.Millisecond) // for it to park
 	peer.Write([]byte("x"))
 	<-done
 	return fd
