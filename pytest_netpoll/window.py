@@ -177,7 +177,8 @@ class Meter:
                 count = calibration["proven"] + calibration["unproven"]
                 return (
                     f"{calibration['unproven']} of {count} descriptors of process {process['pid']} "
-                    f"({_version(process)}) did not decode as pollDescs"
+                    f"({_version(process)}) did not decode as pollDescs; a newer pytest-netpoll may know "
+                    "them (pip install --upgrade pytest-netpoll)"
                 )
         go = [p for p in processes if _is_go(p)]
         for process in go:

@@ -37,7 +37,12 @@ def calibrate(pid, signed):
                 if all(_proves(memory, layout, r, signed) for r in descriptors):
                     return Calibration(epfd, layout, wakeup.data, len(descriptors), {}, None)
             strange.append("%d descriptors on epoll fd %d" % (len(descriptors), epfd))
-    seen = "no known layout of pollDesc fits %s" % " and ".join(strange) if strange else None
+    seen = None
+    if strange:
+        seen = (
+            "no known layout of pollDesc fits %s; a newer pytest-netpoll may know it "
+            "(pip install --upgrade pytest-netpoll)" % " and ".join(strange)
+        )
     return Calibration(-1, None, 0, 0, candidates, seen)
 
 

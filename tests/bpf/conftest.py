@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -67,6 +68,22 @@ def factory(session_factory: ServiceFactory) -> Iterator[ServiceFactory]:
     yield session_factory
     for service in reversed(session_factory.services.copy()):
         service.stop()
+
+
+@pytest.fixture
+def new_meter(factory: ServiceFactory) -> Iterator[Callable[..., Meter]]:
+    """new_meter(max_fds=64): a meter with an agent of its own; no meter is told of services by itself."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(setattr, factory, "_on_spawn", factory._on_spawn)
+        stack.callback(setattr, factory, "_on_exit", factory._on_exit)
+        factory._on_spawn = factory._on_exit = None
+
+        def new_meter(**options: object) -> Meter:
+            meter = Meter(dataclasses.replace(Config.default(), **options), Symbolizer(SERVICES))
+            stack.callback(meter.stop)
+            return meter
+
+        yield new_meter
 
 
 @pytest.fixture
@@ -175,15 +192,45 @@ def ping(connection: socket.socket, message: bytes = b"ping") -> None:
 
 
 @pytest.fixture
-def spaced_pings(session_factory: ServiceFactory) -> Callable[[socket.socket, int], None]:
+def commands(parked: Callable[[], None]) -> Iterator[Callable[[Service], Callable[[int], str]]]:
+    """command = commands(service); command(20) has one that takes commands do its thing 20 times."""
+    with contextlib.ExitStack() as stack:
+
+        def commands(service: Service) -> Callable[[int], str]:
+            connection = stack.enter_context(socket.create_connection(service.address, timeout=60))
+            wire = stack.enter_context(connection.makefile("rw"))
+
+            def command(n: int) -> str:
+                wire.write(f"{n}\n")
+                wire.flush()
+                return wire.readline().strip()
+
+            parked()  # its reader
+            return command
+
+        yield commands
+
+
+@pytest.fixture
+def parked(session_factory: ServiceFactory) -> Callable[[], None]:
+    """parked() returns when all goroutines that were about to park have done so."""
+
+    def parked() -> None:
+        time.sleep(SPACED)
+        for service in session_factory.services:
+            fall_asleep(service.pid)
+
+    return parked
+
+
+@pytest.fixture
+def spaced_pings(parked: Callable[[], None]) -> Callable[[socket.socket, int], None]:
     """Pings, each with the reader parked again: exactly one wakeup each."""
 
     def spaced_pings(connection: socket.socket, count: int) -> None:
         for _ in range(count):
             ping(connection)
-            time.sleep(SPACED)
-            for service in session_factory.services:
-                fall_asleep(service.pid)
+            parked()
 
     return spaced_pings
 

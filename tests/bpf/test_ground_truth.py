@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import socket
 import threading
 import time
 
 import pytest
+from elftools.elf.elffile import ELFFile
 
 PINGS = 500
 
@@ -53,10 +55,34 @@ def test_a_stripped_service_is_measured_and_its_lines_are_named(
 
 
 # Another build of the whole standard library each, hence with one toolchain only.
-@pytest.mark.parametrize("flag", ["-buildmode=pie", "-trimpath"])
-def test_the_way_it_is_built_does_not_matter(launch, measure, connect, spaced_pings, newest_go, flag):
-    server = launch("dup", go=str(newest_go.go), build_flags=[flag])
+@pytest.mark.parametrize(
+    ("flags", "cgo"),
+    [
+        (["-buildmode=pie"], None),
+        (["-trimpath"], None),
+        (["-ldflags=-linkmode=external"], True),
+        (["-ldflags=-linkmode=external -extldflags=-static"], True),
+        (["-buildmode=pie", "-ldflags=-linkmode=external -s -w"], True),
+        (["-race"], True),
+        ([], False),
+    ],
+    ids=["pie", "trimpath", "cgo", "cgo-static", "cgo-pie-stripped", "race", "static"],
+)
+def test_the_way_it_is_built_does_not_matter(launch, measure, connect, spaced_pings, newest_go, flags, cgo):
+    if cgo and not (shutil.which("gcc") or shutil.which("clang")):
+        pytest.skip("cgo needs a C compiler: apt-get install gcc libc6-dev")
+    env = {} if cgo is None else {"CGO_ENABLED": str(int(cgo))}
+    server = launch("dup", go=str(newest_go.go), build_flags=flags, env=env)
+    if cgo is not None:
+        assert links_libc(server.executable) == (cgo and "-static" not in flags[0])
     assert_dup_is_caught(server, measure, connect, spaced_pings)
+
+
+def links_libc(executable):
+    """Whether it is linked to the system's C library at run time."""
+    with open(executable, "rb") as file:
+        dynamic = ELFFile(file).get_section_by_name(".dynamic")
+        return dynamic is not None and any(tag.entry.d_tag == "DT_NEEDED" for tag in dynamic.iter_tags())
 
 
 def assert_dup_is_caught(server, measure, connect, spaced_pings):
@@ -71,7 +97,7 @@ def assert_dup_is_caught(server, measure, connect, spaced_pings):
         assert (offender["direction"], offender["syscall"]) == ("read", "read")
         assert offender["stack"][0]["function"] == "services/kit.Echo"
         assert offender["stack"][0]["file"].endswith("kit/kit.go")
-        assert offender["stack"][0]["line"] == 68
+        assert offender["stack"][0]["line"] == 61
 
 
 def test_a_spliced_echo_leaves_hardly_a_wakeup_unresolved(

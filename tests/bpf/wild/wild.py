@@ -4,8 +4,8 @@
 
 The first run downloads what it needs, from Debian's archive (stripped binaries, Go 1.19) and through the
 Go module proxy (newest releases), into .tools/wild; nothing is installed into the system. Needs root, BCC,
-wrk, and apt-get for the Debian rows. Exit status 1 when a row is not exact: unmeasured, or more than 1 % of
-its wakeups unresolved.
+wrk and dnsperf, and apt-get for the Debian rows. Exit status 1 when a row is not exact: unmeasured, or more
+than 1 % of its wakeups unresolved.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from pytest_netpoll.errors import NetpollError
+from pytest_netpoll.errors import NetpollError, ServiceError
 from pytest_netpoll.metrics import METRICS, Measurement
 from pytest_netpoll.options import Config
 from pytest_netpoll.readiness import Ready
@@ -89,7 +90,7 @@ def own(directory: str) -> Fetch:
 
 @dataclass(frozen=True)
 class Row:
-    """A server, and the commands that load it together.
+    """A server, and the commands that load it together; under: what that load is, in a few words.
 
     In args, load and files: {port} is the port of readiness, {port2} and {port3} are others, {dir} is a
     directory that goes away, {seconds} the length of the load. setup: commands run before.
@@ -99,12 +100,15 @@ class Row:
     server: Fetch
     args: str
     load: Sequence[tuple[Fetch, str]]
+    under: str
     ready: Ready = "tcp"
     files: dict[str, str] = field(default_factory=dict)
 
 
-def wrk(target: str, connections: int = 64) -> tuple[Fetch, str]:
-    return system("wrk"), f"-t2 -c{connections} -d{{seconds}} {target}"
+def wrk(target: str, connections: int = 64, *, keep: bool = True) -> tuple[Fetch, str]:
+    """keep: its connections; else a new one for each request."""
+    close = "" if keep else "-H 'Connection: close' "
+    return system("wrk"), f"-t2 -c{connections} -d{{seconds}} {close}{target}"
 
 
 URL = "http://127.0.0.1:{port}"
@@ -131,6 +135,7 @@ http://127.0.0.1:{port2} {
 CADDY = {"Caddyfile": CADDYFILE, "small.txt": "ok\n", "large.bin": "x" * (1 << 20)}
 CADDY_LOAD = (wrk(URL + "/small.txt"), wrk(URL2 + "/large.bin", 16))
 NATS_BENCH = module("github.com/nats-io/nats.go/examples/nats-bench", "v1.55.0")
+NATS_UNDER = "nats-bench, 8 publishers, 8 subscribers"
 NATS_LOAD = ((NATS_BENCH, "-s nats://127.0.0.1:{port} -np 8 -ns 8 -n 4000000 -ms 128 wild"),)
 PROMETHEUS = "global:\n  scrape_interval: 1s\nscrape_configs:\n- job_name: self\n  static_configs:\n  - targets: ['127.0.0.1:{port}']\n"
 
@@ -143,6 +148,7 @@ ROWS = (
             (debian("etcd-client", "usr/bin/etcdctl"), "--endpoints 127.0.0.1:{port} check perf --load m"),
             wrk(URL + "/health", 8),
         ],
+        under="etcdctl check perf, and wrk",
         ready="http:/health",
     ),
     Row(
@@ -150,6 +156,7 @@ ROWS = (
         debian("prometheus", "usr/bin/prometheus"),
         "--config.file {dir}/prometheus.yml --storage.tsdb.path {dir}/data --web.listen-address 127.0.0.1:{port}",
         [wrk(URL + "/metrics", 16), wrk(URL + "/api/v1/query?query=up", 16)],
+        under="wrk on /metrics, and on a query",
         ready="http:/-/ready",
         files={"prometheus.yml": PROMETHEUS},
     ),
@@ -158,14 +165,22 @@ ROWS = (
         debian("caddy", "usr/bin/caddy"),
         "run --config {dir}/Caddyfile --adapter caddyfile",
         CADDY_LOAD,
+        under="wrk through its proxy, and on a file of 1 MB",
         files=CADDY,
     ),
-    Row("nats-2.9", debian("nats-server", "usr/sbin/nats-server"), "-a 127.0.0.1 -p {port}", NATS_LOAD),
+    Row(
+        "nats-2.9",
+        debian("nats-server", "usr/sbin/nats-server"),
+        "-a 127.0.0.1 -p {port}",
+        NATS_LOAD,
+        under=NATS_UNDER,
+    ),
     Row(
         "caddy-2.11",
         module("github.com/caddyserver/caddy/v2/cmd/caddy", "v2.11.9"),
         "run --config {dir}/Caddyfile --adapter caddyfile",
         CADDY_LOAD,
+        under="wrk through its proxy, and on a file of 1 MB",
         files=CADDY,
     ),
     Row(
@@ -173,6 +188,7 @@ ROWS = (
         module("github.com/nats-io/nats-server/v2", "v2.15.2"),
         "-a 127.0.0.1 -p {port}",
         NATS_LOAD,
+        under=NATS_UNDER,
     ),
     Row(
         "grpc-1.85",
@@ -184,6 +200,7 @@ ROWS = (
                 "-port {port} -d {seconds} -w 0 -c 8 -r 4 -test_name wild",
             )
         ],
+        under="its benchmark's client, 8 connections",
     ),
     Row(
         "coredns-1.15",
@@ -191,30 +208,40 @@ ROWS = (
         "-conf {dir}/Corefile",
         [
             (
-                module("github.com/tantalor93/dnspyre/v3", "v3.11.2"),
-                "-s 127.0.0.1:{port} -d {seconds}s -c 16 --no-distribution wild.test",
+                system("dnsperf"),
+                "-s 127.0.0.1 -p {port} -d {dir}/queries -l {seconds} -c 16",
             )
         ],
-        files={"Corefile": ".:{port} {\n    bind 127.0.0.1\n    whoami\n}\n"},
+        under="dnsperf, 16 clients over UDP",
+        files={"Corefile": ".:{port} {\n    bind 127.0.0.1\n    whoami\n}\n", "queries": "wild.test A\n"},
     ),
     Row(
         "fasthttp-prefork",
         own("fasthttp-prefork"),
         "-addr 127.0.0.1:{port}",
-        [wrk(URL + "/")],
+        [wrk(URL + "/", keep=False)],
+        under="wrk, a connection per request",
     ),
     Row(
         "fasthttp-reuseport",
         own("fasthttp-prefork"),
         "-addr 127.0.0.1:{port} -reuseport",
-        [wrk(URL + "/")],
+        [wrk(URL + "/", keep=False)],
+        under="wrk, a connection per request",
     ),
-    Row("gnet", own("gnet"), "-http 127.0.0.1:{port} -addr 127.0.0.1:{port2}", [wrk(URL, 8), wrk(URL2)]),
+    Row(
+        "gnet",
+        own("gnet"),
+        "-http 127.0.0.1:{port} -addr 127.0.0.1:{port2}",
+        [wrk(URL, 8), wrk(URL2)],
+        under="wrk on net/http, and on its own loop",
+    ),
     Row(
         "cloudwego",
         own("cloudwego"),
         "-http 127.0.0.1:{port} -addr 127.0.0.1:{port2}",
         [wrk(URL, 8), wrk(URL2)],
+        under="wrk on net/http, and on its own loop",
     ),
 )
 
@@ -227,7 +254,11 @@ def newest_go() -> str:
 def run(*command: str, **options: object) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)  # type: ignore[call-overload]
     if done.returncode:
-        sys.exit(f"wild: {' '.join(command)}\n{done.stdout[-2000:]}\nwild: exit status {done.returncode}")
+        raise ServiceError(
+            f"cannot have {command[-1]}",
+            why=f"{shlex.join(command)} ended with exit status {done.returncode}",
+            detail=done.stdout[-2000:],
+        )
 
 
 def measure(row: Row, seconds: int, meter: Meter, factory: ServiceFactory) -> Measurement:
@@ -254,7 +285,7 @@ def measure(row: Row, seconds: int, meter: Meter, factory: ServiceFactory) -> Me
         try:
             time.sleep(1)  # its own beginnings, such as an election, are over
             window = meter.open()
-            load(seconds, [[program, *filled(arguments).split()] for program, arguments in loads])
+            load(seconds, [[program, *shlex.split(filled(arguments))] for program, arguments in loads])
             time.sleep(0.2)
             (measurement,) = meter.close(window, [service])
         finally:
@@ -287,11 +318,12 @@ def unresolved(m: Measurement) -> float:
     return (m.abandoned_wakeups + m.pending_wakeups) / m.wakeups if m.wakeups else 0.0
 
 
-def cells(m: Measurement) -> list[str]:
+def cells(row: Row, m: Measurement) -> list[str]:
     shown = {name: METRICS[name].format(m.metrics[name]) for name in COLUMNS}
     return [
-        m.service,
+        row.name,
         (m.go_version or "?").removeprefix("go"),
+        row.under,
         shown["wakeups"],
         shown["spurious"],
         f"{100 * unresolved(m):.3f} %",
@@ -304,6 +336,7 @@ def cells(m: Measurement) -> list[str]:
 HEADERS = (
     "server",
     "Go",
+    "load",
     "wakeups",
     "spurious",
     "abandoned + pending",
@@ -348,7 +381,7 @@ def main() -> int:
                 print(f"wild: {row.name}: {error}", file=sys.stderr)
                 bad = 1
                 continue
-            table.append(cells(m))
+            table.append(cells(row, m))
             if m.unmeasured or unresolved(m) > UNRESOLVED:
                 bad = 1
                 print(f"wild: {row.name}: {m.unmeasured or 'too much is unresolved'}", file=sys.stderr)

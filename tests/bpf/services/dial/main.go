@@ -3,11 +3,13 @@
 // (connect, resolved by getsockopt) and one productive read wakeup, each missing
 // where the other side was quicker than the park (a target that answers after some
 // milliseconds makes the reads exactly N); nothing spurious. The command itself is one read wakeup more.
+// With -together all N dial at once: a target that does not accept for a while makes all connects park.
 package main
 
 import (
 	"flag"
 	"net"
+	"sync"
 
 	"services/kit"
 )
@@ -15,17 +17,32 @@ import (
 func main() {
 	addr := flag.String("addr", "127.0.0.1:0", "address")
 	target := flag.String("target", "", "an echo service")
+	together := flag.Bool("together", false, "dial all at once")
 	flag.Parse()
 	kit.Commands(kit.Listen(*addr), func(_ net.Conn, n int) string {
-		buf := make([]byte, 1)
+		var dials sync.WaitGroup
 		for i := 0; i < n; i++ {
-			c, err := net.Dial("tcp", *target)
-			kit.Must(err)
-			c.Write(buf)
-			_, err = c.Read(buf)
-			kit.Must(err)
-			c.Close()
+			if *together {
+				dials.Add(1)
+				go func() {
+					defer dials.Done()
+					dial(*target)
+				}()
+				continue
+			}
+			dial(*target)
 		}
+		dials.Wait()
 		return "done"
 	})
+}
+
+func dial(target string) {
+	buf := make([]byte, 1)
+	c, err := net.Dial("tcp", target)
+	kit.Must(err)
+	defer c.Close()
+	c.Write(buf)
+	_, err = c.Read(buf)
+	kit.Must(err)
 }

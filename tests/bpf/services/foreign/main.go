@@ -1,12 +1,16 @@
 // Go's own echo on -addr, and on -foreign an echo with an epoll loop of its own, as
 // gnet or a cgo library has: edge-triggered with the runtime's very mask, the data
-// its own. True numbers: each spaced ping to -addr = one productive read wakeup; pings
-// to -foreign = none, no events and no polls of the runtime's, though each makes
-// its loop read, and read again to EAGAIN.
+// its own; with -mimic a wake-up fd too, registered as the runtime does its own. Its loop is
+// there before the runtime's. True numbers: each spaced ping to -addr = one productive read
+// wakeup; pings to -foreign = none, no events and no polls of the runtime's, though each makes
+// its loop read, and read again to EAGAIN. With -only the program never listens through Go: it
+// has no pollDesc, and no numbers.
 package main
 
 import (
 	"flag"
+	"fmt"
+	"log"
 	"net"
 	"runtime"
 	"syscall"
@@ -19,8 +23,16 @@ const edgeTriggered = 1 << 31 // syscall.EPOLLET is negative
 func main() {
 	addr := flag.String("addr", "127.0.0.1:0", "address")
 	foreign := flag.String("foreign", "127.0.0.1:0", "address of the other loop's echo")
+	mimic := flag.Bool("mimic", false, "have a wake-up fd as the runtime has one")
+	only := flag.Bool("only", false, "listen on -foreign only")
 	flag.Parse()
-	go loop(listen(*foreign))
+	running := make(chan bool)
+	go loop(listen(*foreign), *mimic, running)
+	<-running
+	if *only {
+		fmt.Println("ready on", *foreign)
+		select {}
+	}
 	kit.Serve(kit.Listen(*addr), kit.Echo)
 }
 
@@ -37,10 +49,18 @@ func listen(addr string) int {
 	return fd
 }
 
-func loop(listener int) {
+func loop(listener int, mimic bool, running chan<- bool) {
 	runtime.LockOSThread()
 	ep, err := syscall.EpollCreate1(syscall.EPOLL_CLOEXEC)
 	kit.Must(err)
+	if mimic {
+		wakeup, _, errno := syscall.Syscall(syscall.SYS_EVENTFD2, 0, syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
+		if errno != 0 {
+			log.Fatal(errno)
+		}
+		// Data 0, as Go 1.27 has it.
+		kit.Must(syscall.EpollCtl(ep, syscall.EPOLL_CTL_ADD, int(wakeup), &syscall.EpollEvent{Events: syscall.EPOLLIN}))
+	}
 	add := func(fd int) {
 		kit.Must(syscall.EpollCtl(ep, syscall.EPOLL_CTL_ADD, fd, &syscall.EpollEvent{
 			Events: syscall.EPOLLIN | syscall.EPOLLOUT | syscall.EPOLLRDHUP | edgeTriggered,
@@ -48,6 +68,7 @@ func loop(listener int) {
 		}))
 	}
 	add(listener)
+	close(running)
 	events, buf := make([]syscall.EpollEvent, 64), make([]byte, 64<<10)
 	for {
 		n, err := syscall.EpollWait(ep, events, -1)

@@ -12,6 +12,7 @@ import (
 	"net/http"
 
 	"services/kit"
+	"services/kit/selfsigned"
 )
 
 func main() {
@@ -21,7 +22,7 @@ func main() {
 	http.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello\n") })
 	l := kit.Listen(*addr)
 	if *secure {
-		s := http.Server{TLSConfig: kit.TLS("h2", "http/1.1")}
+		s := http.Server{TLSConfig: selfsigned.TLS("h2", "http/1.1")}
 		log.Fatal(s.ServeTLS(l, "", ""))
 	}
 	log.Fatal(http.Serve(l, nil))

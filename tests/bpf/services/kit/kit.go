@@ -12,17 +12,10 @@ package kit
 
 import (
 	"bufio"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"log"
-	"math/big"
 	"net"
 	"strconv"
-	"time"
 )
 
 // Must ends the service on an error: a half-working one has no true numbers.
@@ -88,22 +81,4 @@ func Commands(l net.Listener, do func(c net.Conn, n int) string) {
 			fmt.Fprintln(c, do(c, n))
 		}
 	})
-}
-
-// TLS is a configuration with a certificate made on the spot.
-func TLS(protocols ...string) *tls.Config {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	Must(err)
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1),
-		NotAfter:     time.Now().Add(24 * time.Hour),
-		DNSNames:     []string{"localhost"},
-		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	Must(err)
-	return &tls.Config{
-		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
-		NextProtos:   protocols,
-	}
 }

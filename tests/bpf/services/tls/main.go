@@ -9,11 +9,12 @@ import (
 	"net"
 
 	"services/kit"
+	"services/kit/selfsigned"
 )
 
 func main() {
 	addr := flag.String("addr", "127.0.0.1:0", "address")
 	flag.Parse()
-	config := kit.TLS()
+	config := selfsigned.TLS()
 	kit.Serve(kit.Listen(*addr), func(c net.Conn) { kit.Echo(tls.Server(c, config)) })
 }

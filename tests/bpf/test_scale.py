@@ -1,0 +1,207 @@
+"""Sizes at which a table could fill up: the numbers stay exact, or say that they are not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import socket
+import struct
+import threading
+import time
+
+import psutil
+import pytest
+
+IDLE, ACTIVE = 10_000, 1_000
+
+# s; a minute of it makes about as many events as ten of a busy service.
+SOAK = float(os.environ.get("NETPOLL_SOAK_SECONDS", "4"))
+
+
+@pytest.fixture
+def many_descriptors():
+    """Ours, and with them those of the services started in the test."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 16_384
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), max(hard, wanted)))
+    except (ValueError, OSError):
+        pytest.skip(f"so many descriptors are not allowed here: ulimit -n {hard}")
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture
+def crowd():
+    """crowd(service, 1000) is so many connections, accepted; nothing is left of them, no TIME_WAIT either."""
+    with contextlib.ExitStack() as stack:
+
+        def crowd(service, count):
+            process = psutil.Process(service.pid)
+            before = process.num_fds()
+            connections = []
+            for _ in range(count):
+                connection = stack.enter_context(socket.create_connection(service.address, timeout=30))
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                connections.append(connection)
+            deadline = time.monotonic() + 30
+            while process.num_fds() < before + count:
+                assert time.monotonic() < deadline, "they were not accepted"
+                time.sleep(0.05)
+            return connections
+
+        yield crowd
+
+
+@pytest.fixture
+def ping_all(parked):
+    """ping_all(connections): one ping on each, all at once; their readers are parked again."""
+
+    def ping_all(connections):
+        for connection in connections:
+            connection.sendall(b"ping")
+        for connection in connections:
+            assert connection.recv(4, socket.MSG_WAITALL) == b"ping"
+        parked()
+
+    return ping_all
+
+
+def assert_healthy(m):
+    assert (m.spurious_wakeups, m.lost) == (0, 0)
+    assert m.abandoned_wakeups + m.pending_wakeups <= 0.01 * m.wakeups
+
+
+@pytest.mark.usefixtures("many_descriptors")
+def test_a_thousand_active_among_ten_thousand_idle_connections_are_counted_exactly(
+    launch, measure, meter, crowd, ping_all, newest_go
+):
+    service = launch("echo", go=str(newest_go.go))
+    crowd(service, IDLE)
+    active = crowd(service, ACTIVE)
+    ping_all(active)
+    agent = psutil.Process(meter.agent_pid)
+    before = agent.memory_info().rss
+    with measure() as stretch:
+        for _ in range(10):
+            ping_all(active)
+    m = stretch(service)
+    assert m.productive_wakeups == pytest.approx(10 * ACTIVE, rel=0.01)
+    assert_healthy(m)
+    assert agent.memory_info().rss - before < 2 << 20
+
+
+def test_polls_of_128_events_lose_none(launch, measure, crowd, ping_all, newest_go):
+    service = launch("echo", go=str(newest_go.go))
+    active = crowd(service, ACTIVE)
+    ping_all(active)
+    with measure() as stretch:
+        # While it is stopped, events gather.
+        os.kill(service.pid, signal.SIGSTOP)
+        for connection in active:
+            connection.sendall(b"ping")
+        os.kill(service.pid, signal.SIGCONT)
+        for connection in active:
+            assert connection.recv(4, socket.MSG_WAITALL) == b"ping"
+        time.sleep(0.05)
+    m = stretch(service)
+    assert m.productive_wakeups == ACTIVE
+    assert_healthy(m)
+    with_events = m.polls - m.empty_polls - m.timeout_polls - m.break_polls - m.interrupted_polls
+    assert 64 < m.events / with_events <= 128
+
+
+def test_the_pings_of_a_hundred_threads_are_counted_exactly(launch, measure, crowd, ping_all, newest_go):
+    service = launch("echo", "-locked", go=str(newest_go.go))
+    active = crowd(service, 100)
+    ping_all(active)
+    assert psutil.Process(service.pid).num_threads() >= 100
+    with measure() as stretch:
+        for _ in range(10):
+            ping_all(active)
+    m = stretch(service)
+    assert m.productive_wakeups == pytest.approx(1000, rel=0.01)
+    assert_healthy(m)
+
+
+def test_a_soak_neither_loses_nor_leaks(launch, measure, meter, commands, newest_go):
+    echo, dup = (launch(name, go=str(newest_go.go)) for name in ("echo", "dup"))
+    loads = [launch("load", "-target", f"127.0.0.1:{s.port}", go=str(newest_go.go)) for s in (echo, dup)]
+    run = [commands(load) for load in loads]
+    agent = psutil.Process(meter.agent_pid)
+
+    def window():
+        with measure() as stretch:
+            for command in run:
+                assert command(50) == "done"
+        for service in (echo, loads[0]):
+            m = stretch(service)
+            assert m.wakeups > 0
+            assert m.productive_wakeups <= 50 * 32 + 1
+            assert_healthy(m)
+        m = stretch(dup)
+        assert m.spurious_wakeups > 0
+        assert m.lost == 0
+        assert sum(offender["count"] for offender in m.offenders) == m.spurious_wakeups + m.stale_retries
+
+    for _ in range(5):
+        window()  # the allocator has what it wants
+    before, fds = agent.memory_info().rss, agent.num_fds()
+    ends = time.monotonic() + SOAK
+    while time.monotonic() < ends:
+        window()
+    assert agent.memory_info().rss - before < 2 << 20
+    assert agent.num_fds() == fds
+
+
+def test_descriptors_that_are_used_again_at_once_are_never_misattributed(launch, measure, newest_go):
+    service = launch("echo", go=str(newest_go.go))
+    each, threads = 200, 8
+
+    def client():
+        for _ in range(each):
+            with socket.create_connection(service.address, timeout=20) as connection:
+                for _ in range(2):
+                    connection.sendall(b"ping")
+                    assert connection.recv(4, socket.MSG_WAITALL) == b"ping"
+
+    clients = [threading.Thread(target=client) for _ in range(threads)]
+    with measure() as stretch:
+        for thread in clients:
+            thread.start()
+        for thread in clients:
+            thread.join()
+        time.sleep(0.05)
+    m = stretch(service)
+    # Accepting, two pings and the end of each, less what was there before somebody waited for it.
+    assert each * threads <= m.productive_wakeups <= 4 * each * threads
+    assert_healthy(m)
+
+
+def test_descriptors_beyond_the_table_make_a_service_unmeasured(
+    launch, crowd, new_meter, ping_all, newest_go
+):
+    meter = new_meter(max_fds=64)
+    service = launch("echo", go=str(newest_go.go))
+    meter.watch(service)
+    few = crowd(service, 40)
+    window = meter.open()
+    ping_all(few)
+    (m,) = meter.close(window, [service])
+    assert m.unmeasured is None
+    assert m.productive_wakeups == 40
+    many = crowd(service, 40)
+    window = meter.open()
+    ping_all(many)
+    (m,) = meter.close(window, [service])
+    assert m.unmeasured is not None
+    assert "raise --netpoll-max-fds" in m.unmeasured
+    assert 0 < m.lost < 40
+    # What fits is still measured.
+    window = meter.open()
+    ping_all(few)
+    (m,) = meter.close(window, [service])
+    assert m.unmeasured is None
+    assert m.productive_wakeups == 40
