@@ -32,10 +32,12 @@ def test_timers_run_between_the_lines_and_lines_come_whole(agent):
         if len(ticks) == 6:
             os.close(writer)
 
+    begun = time.monotonic()
     timers.every(0.01, tick)
     assert list(timers.lines(reader)) == ["a", "bc", "d"]
     assert len(ticks) == 6
-    assert ticks[-1] - ticks[0] >= 0.045
+    # Not from the first one, which may come late where the machine is busy: the others then follow sooner.
+    assert ticks[-1] - begun >= 0.06
 
 
 def test_a_timer_that_takes_long_is_called_less_often(agent):
