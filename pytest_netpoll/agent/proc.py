@@ -177,6 +177,16 @@ def _socket_address(text, v6):
     return "%d.%d.%d.%d:%d" % ((*tuple(bytes.fromhex(host)[::-1]), int(port, 16)))
 
 
+def _table(pid, name):
+    """The lines of /proc/PID/net/NAME below its heading, one at a time."""
+    try:
+        with open("/proc/%d/net/%s" % (pid, name)) as f:
+            next(f, None)
+            yield from f
+    except OSError:
+        return
+
+
 def sockets(pid, inodes):
     """{inode: (type, local, peer)} of those sockets, in the process's network namespace.
 
@@ -186,13 +196,8 @@ def sockets(pid, inodes):
     if not inodes:
         return table
     for name, v6 in (("tcp", False), ("tcp6", True), ("udp", False), ("udp6", True)):
-        try:
-            with open("/proc/%d/net/%s" % (pid, name)) as f:
-                lines = f.readlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            # There may be thousands, left by load tests.
+        # There may be thousands, left by load tests: never all of them in memory.
+        for line in _table(pid, name):
             fields = line.split(None, 10)
             local, peer, state, inode = fields[1], fields[2], fields[3], fields[9]
             if int(inode) not in inodes:
@@ -204,14 +209,10 @@ def sockets(pid, inodes):
                 _socket_address(local, v6),
                 _socket_address(peer, v6) if connected else None,
             )
-    try:
-        with open("/proc/%d/net/unix" % pid) as f:
-            for line in f.readlines()[1:]:
-                fields = line.split()
-                if int(fields[6]) in inodes:
-                    table[int(fields[6])] = ("unix", fields[7] if len(fields) > 7 else "", None)
-    except OSError:
-        pass
+    for line in _table(pid, "unix"):
+        fields = line.split()
+        if int(fields[6]) in inodes:
+            table[int(fields[6])] = ("unix", fields[7] if len(fields) > 7 else "", None)
     return table
 
 
