@@ -20,6 +20,7 @@ from pytest_netpoll.metrics import Measurement
 from pytest_netpoll.options import Config, add_options
 from pytest_netpoll.outcome import ENFORCED, enforce, plain_failures, usage_errors
 from pytest_netpoll.probe import SYSTEM_PYTHON
+from pytest_netpoll.progress import Progress
 from pytest_netpoll.report import json as json_report
 from pytest_netpoll.report import junit, record, summary, terminal
 from pytest_netpoll.service import Service, ServiceFactory
@@ -85,7 +86,9 @@ class Session:
 
     def __init__(self, config: pytest.Config, options: Config) -> None:
         self.options = options
-        self.meter = Meter(options, Symbolizer(config.rootpath))
+        self._progress = Progress(config)
+        config.pluginmanager.register(self._progress, "netpoll-progress")
+        self.meter = Meter(options, Symbolizer(config.rootpath), self._progress.say)
         self.roster = Roster()
         self._config = config
         self._factories: list[ServiceFactory] = []
@@ -98,7 +101,7 @@ class Session:
             cache_dir=build_dir,
             on_spawn=self._spawned,
             on_exit=self._ended,
-            say=self._say,
+            say=self._progress.say,
         )
         self._factories.append(factory)
         return factory
@@ -112,16 +115,6 @@ class Session:
         self.roster.leave(service)
         if self.options.mode != "off":
             self.meter.unwatch(service)
-
-    def _say(self, text: str) -> None:
-        """A line for who waits, on a line of its own."""
-        reporter = self._config.pluginmanager.getplugin("terminalreporter")
-        capture = self._config.pluginmanager.getplugin("capturemanager")
-        if reporter is None:
-            return
-        with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
-            reporter.ensure_newline()
-            reporter.write_line(f"netpoll: {text}")
 
     def pytest_report_header(self) -> str:
         python = self.options.python or SYSTEM_PYTHON

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from pytest_netpoll.errors import UnmeasuredError
+from pytest_netpoll.toolchain import QUIET_SECONDS, Say
 
 HERE = Path(__file__).parent
 AGENT = HERE / "agent"
@@ -76,10 +77,12 @@ def command(
 class Probe:
     """One agent process. Not reusable: when it fails, `failed` says so and a new one is needed.
 
-    All methods raise UnmeasuredError, with the agent's own words where it left any.
+    All methods raise UnmeasuredError, with the agent's own words where it left any. say: told what takes
+    longer than a second.
     """
 
-    def __init__(self, argv: list[str]) -> None:
+    def __init__(self, argv: list[str], say: Say | None = None) -> None:
+        self._say = say
         self.environment: Mapping[str, Any] = {}
         self.failed: UnmeasuredError | None = None
         self._argv = argv
@@ -183,7 +186,7 @@ class Probe:
 
     def _receive(self, seconds: float, what: str) -> dict[str, Any]:
         try:
-            line = self._lines.get(timeout=seconds)
+            line = self._next_line(seconds, what)
         except queue.Empty:
             raise self._fail(
                 f"the eBPF agent did not {what} within {seconds:.0f} s",
@@ -200,6 +203,15 @@ class Probe:
         if not isinstance(message, dict):
             raise self._fail("the eBPF agent answered nonsense", why=f"{line!r:.200}")
         return message
+
+    def _next_line(self, seconds: float, what: str) -> bytes | None:
+        """None at the end of its output; raises queue.Empty after so many seconds."""
+        if self._say is not None and seconds > QUIET_SECONDS:
+            with contextlib.suppress(queue.Empty):
+                return self._lines.get(timeout=QUIET_SECONDS)
+            self._say(f"waiting for the eBPF agent to {what}")
+            seconds -= QUIET_SECONDS
+        return self._lines.get(timeout=seconds)
 
     def _ended(self) -> UnmeasuredError:
         try:

@@ -16,7 +16,7 @@ from pytest_netpoll.metrics import Measurement, Snapshot
 from pytest_netpoll.options import Config
 from pytest_netpoll.service import Service
 from pytest_netpoll.symbols import Symbolizer
-from pytest_netpoll.toolchain import go_version_of
+from pytest_netpoll.toolchain import Say, go_version_of
 
 # What the agent counts as lost, and what mends it.
 LOSSES = {
@@ -45,8 +45,10 @@ class Meter:
     Nothing here raises because measuring is impossible: the reason becomes the measurements'.
     """
 
-    def __init__(self, config: Config, symbolizer: Symbolizer) -> None:
+    def __init__(self, config: Config, symbolizer: Symbolizer, say: Say | None = None) -> None:
+        """say: told what takes longer than a second."""
         self._config = config
+        self._say = say
         self._symbolizer = symbolizer
         self._probe: probe.Probe | None = None
         self._refused: UnmeasuredError | None = None
@@ -72,7 +74,7 @@ class Meter:
         config = self._config
         try:
             argv = probe.command(config.python, config.sudo, config.max_processes, config.max_fds)
-            self._probe = probe.Probe(argv)
+            self._probe = probe.Probe(argv, self._say)
         except UnmeasuredError as error:
             self._refused = error
 

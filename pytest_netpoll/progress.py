@@ -1,0 +1,46 @@
+"""Tells who waits what is waited for, without garbling pytest's own line of progress."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+
+
+class Progress:
+    """Writes lines of its own between pytest's. Knows which test's result is still to come."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._running: tuple[str, Any] | None = None
+
+    def say(self, text: str) -> None:
+        """A line for who waits; nothing where there is no terminal, as in a pytest-xdist worker."""
+        reporter = self._config.pluginmanager.getplugin("terminalreporter")
+        capture = self._config.pluginmanager.getplugin("capturemanager")
+        if reporter is None:
+            return
+        writer = self._config.get_terminal_writer()
+        with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+            reporter.ensure_newline()
+            # With -q it knows of no line that dots stand on.
+            if writer.width_of_current_line:
+                writer.line()
+            reporter.write(f"netpoll: {text}")
+            if self._running is not None:
+                # On a new line the test is named again, and what becomes of it follows there.
+                reporter.pytest_runtest_logstart(*self._running)
+            if reporter.currentfspath is None:  # with -q, or between tests: nothing was named
+                writer.line()
+            reporter.flush()
+
+    def pytest_runtest_logstart(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
+        self._running = nodeid, location
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or report.outcome != "passed":
+            self._running = None
+
+    def pytest_runtest_logfinish(self) -> None:
+        self._running = None

@@ -1,0 +1,107 @@
+"""What is said while something takes long, on a real terminal, between pytest's own lines."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import sys
+
+import pytest
+
+from pytest_netpoll import probe
+
+CONFTEST = """
+import sys, pytest
+LATE = '''
+import socket, sys, time
+time.sleep(1.5)
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+time.sleep(60)
+'''
+@pytest.fixture
+def late(go_service):
+    return go_service(command=[sys.executable, "-c", LATE, "{port}"], name="late")
+"""
+
+TESTS = """
+def test_1(): pass
+def test_2(late): pass
+def test_3(): pass
+"""
+
+
+@pytest.fixture
+def on_terminal(pytester):
+    """on_terminal("-q") is what pytest writes on a terminal, line by line, without colours."""
+    pytester.makeconftest(CONFTEST)
+    pytester.makepyfile(test_it=TESTS)
+
+    def on_terminal(*args: str) -> list[str]:
+        command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "--netpoll=off", *args]
+        pid, terminal = pty.fork()
+        if pid == 0:
+            os.execvpe(command[0], command, {**os.environ, "TERM": "xterm", "COLUMNS": "80"})
+        output = b""
+        # At the end of a terminal's other side Linux gives EIO.
+        try:
+            while data := os.read(terminal, 4096):
+                output += data
+        except OSError:
+            pass
+        os.close(terminal)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, output.decode()
+        text = re.sub(r"\x1b\[[0-9;]*[mK]|\x1b\][^\a\x1b]*(\a|\x1b\\)", "", output.decode())
+        return [line.rstrip() for line in text.replace("\r\n", "\n").split("\n")]
+
+    return on_terminal
+
+
+@pytest.mark.parametrize(
+    ("args", "before", "after"),
+    [
+        ((), ["test_it.py ."], "test_it.py .."),
+        (("-q",), ["."], ".."),
+        (("-v",), ["test_it.py::test_1 PASSED", "test_it.py::test_2"], "test_it.py::test_2 PASSED"),
+        (("-s",), ["test_it.py ."], "test_it.py .."),
+    ],
+    ids=["default", "-q", "-v", "-s"],
+)
+def test_waiting_is_said_on_a_line_of_its_own_and_progress_goes_on_after_it(on_terminal, args, before, after):
+    lines = [re.sub(r" +\[ *\d+%\]", "", line) for line in on_terminal(*args)]
+    said = next(i for i, line in enumerate(lines) if line.startswith("netpoll: waiting"))
+    assert lines[said].startswith("netpoll: waiting for late: ")
+    assert lines[said - len(before) : said] == before
+    assert lines[said + 1] == after
+    assert lines.count(lines[said]) == 1
+
+
+AGENT = """
+import json, sys, time
+time.sleep({start})
+print(json.dumps({{"ready": {{"protocol": {protocol}}}}}), flush=True)
+for line in sys.stdin:
+    time.sleep({answer})
+    print(json.dumps({{"id": json.loads(line)["id"], "ok": {{"window": 1}}}}), flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("start", "answer", "expected"),
+    [
+        (1.5, 0, ["waiting for the eBPF agent to start"]),
+        (0, 1.5, ["waiting for the eBPF agent to answer 'open'"]),
+        (0, 0, []),
+    ],
+)
+def test_a_slow_agent_is_waited_for_aloud(start, answer, expected):
+    said: list[str] = []
+    code = AGENT.format(start=start, answer=answer, protocol=probe.PROTOCOL)
+    agent = probe.Probe([sys.executable, "-c", code], said.append)
+    try:
+        agent.wait_ready()
+        agent.open()
+    finally:
+        agent.stop()
+    # A machine so busy that Python itself takes a second to start is waited for, too.
+    assert [text for text in said if text in expected] == expected
