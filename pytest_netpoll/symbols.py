@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import subprocess
 from collections.abc import Sequence
@@ -53,6 +52,7 @@ class Symbolizer:
     def __init__(self, rootdir: Path) -> None:
         self._rootdir = rootdir
         self._programs: dict[tuple[str, int, int], _Program] = {}
+        self._trimmed: dict[tuple[object, ...], tuple[Frame, ...]] = {}
 
     def stack(self, raw: Sequence[tuple[str, int]]) -> tuple[Frame, ...]:
         """The frames of one stack, innermost first: [(file, offset in the file)] as the agent gives them.
@@ -68,7 +68,12 @@ class Symbolizer:
 
     def lines(self, raw: Sequence[tuple[str, int]]) -> list[dict[str, str | int]]:
         """The stack as in the reports: trimmed, [{"function", "file", "line"}]."""
-        return [dataclasses.asdict(frame) for frame in trim(self.stack(raw))]
+        # The same few readers, window after window.
+        programs = tuple(self._program(path) for path in dict.fromkeys(path for path, _ in raw))
+        key = programs, tuple(raw)
+        if key not in self._trimmed:
+            self._trimmed[key] = trim(self.stack(raw))
+        return [{"function": f.function, "file": f.file, "line": f.line} for f in self._trimmed[key]]
 
     def _program(self, path: str) -> _Program:
         # A service that was built anew and restarted has other lines under the same name.

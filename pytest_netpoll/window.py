@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import operator
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -254,8 +256,23 @@ def _snapshot(process: Mapping[str, Any]) -> Snapshot:
 
 
 def _is_go(process: Mapping[str, Any]) -> bool:
-    return go_version_of(process["executable"] or "") is not None
+    return _go_version(process) is not None
 
 
 def _version(process: Mapping[str, Any]) -> str:
-    return go_version_of(process["executable"] or "") or "not Go"
+    return _go_version(process) or "not Go"
+
+
+def _go_version(process: Mapping[str, Any]) -> str | None:
+    path = process["executable"] or ""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - a path from the kernel
+    except OSError:
+        return go_version_of(path)
+    return _version_of_file(path, status.st_ino, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _version_of_file(path: str, _inode: int, _mtime: int) -> str | None:
+    """Asked for with every window; a program built anew under the same name is another file."""
+    return go_version_of(path)

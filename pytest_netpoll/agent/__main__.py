@@ -181,7 +181,7 @@ class Agent:
         if bank.counters["spurious_wakeups"] or bank.counters["stale_retries"]:
             vain = self._watch.vain(self._kernel, process, window)
         fds = {key.fd for key, _ in vain} | {wakeup.fd for wakeup in bank.slowest}
-        descriptors = proc.descriptors(process.pid, fds)
+        descriptors = proc.descriptors(process.pid, fds, process.sockets)
         about = self._about(process)
         about.update(
             counters=bank.counters,

@@ -193,11 +193,12 @@ def sockets(pid, inodes):
     type: tcp, listener, udp or unix; addresses "host:port", peer None where there is none.
     """
     table = {}
-    if not inodes:
-        return table
     for name, v6 in (("tcp", False), ("tcp6", True), ("udp", False), ("udp6", True)):
         # There may be thousands, left by load tests: never all of them in memory.
         for line in _table(pid, name):
+            # The kernel makes the lines as they are read.
+            if len(table) == len(inodes):
+                return table
             fields = line.split(None, 10)
             local, peer, state, inode = fields[1], fields[2], fields[3], fields[9]
             if int(inode) not in inodes:
@@ -216,16 +217,25 @@ def sockets(pid, inodes):
     return table
 
 
-def descriptors(pid, fds):
-    """{fd: (type, local, peer)}: tcp, listener, udp, unix, pipe, other; closed when it is gone."""
+def descriptors(pid, fds, known):
+    """{fd: (type, local, peer)}: tcp, listener, udp, unix, pipe, other; closed when it is gone.
+
+    known: {inode: the same}, of connections looked up before; they are looked up once.
+    """
     links = {}
     for fd in fds:
         try:
             links[fd] = os.readlink("/proc/%d/fd/%d" % (pid, fd))
         except OSError:
             links[fd] = None
-    table = sockets(pid, {int(link[8:-1]) for link in links.values() if link and link.startswith("socket:[")})
-    return {fd: _kind(link, table) for fd, link in links.items()}
+    inodes = {int(link[8:-1]) for link in links.values() if link and link.startswith("socket:[")}
+    # Finding them is most of what a window costs: the kernel goes through all sockets there are.
+    found = sockets(pid, inodes - known.keys()) if inodes - known.keys() else {}
+    found.update((inode, known[inode]) for inode in inodes & known.keys())
+    known.clear()
+    # Nothing changes any more for these. A number is given to another socket only after 2**32 of them.
+    known.update((inode, entry) for inode, entry in found.items() if entry[2] or entry[0] == "listener")
+    return {fd: _kind(link, found) for fd, link in links.items()}
 
 
 def _kind(link, table):

@@ -39,6 +39,7 @@ class Process:
         self.threads = 0
         self.running = 0  # of the threads: on a CPU, or waiting for one
         self._waited = {}  # tid -> ns
+        self.sockets = {}  # inode -> (type, local, peer) of those asked for last
 
     def calibration(self):
         """JSON: what has been proven of the process's poller."""
@@ -294,7 +295,10 @@ def stack(kernel, process, stack_id):
     number = ctypes.c_int(stack_id).value
     if number < 0:
         return frames
-    for address in kernel.stacks.walk(number):
+    # At once: BCC's walk() asks the kernel for the whole stack again for every frame.
+    for address in kernel.stacks[ctypes.c_int(number)].ip:
+        if not address:
+            break
         for start, stop, offset, path in process.mappings:
             if start <= address < stop:
                 frames.append([path, address - start + offset])

@@ -31,14 +31,13 @@ class Frame(TypedDict):
 
 
 class _OffenderExtra(TypedDict, total=False):
-    offence: Literal["spurious", "stale", "unclaimed"]
+    offence: Literal["spurious", "stale"]
     local: str | None
     peer: str | None
 
 
 class Offender(_OffenderExtra):
-    """A place that was woken in vain (spurious), tried again for nothing (stale), or a descriptor whose
-    events found nobody waiting (unclaimed: it has neither syscall nor stack).
+    """A place that was woken in vain (spurious), or tried again for nothing (stale).
 
     share: 0-1, of all such of the service. stack: starts at the user's own code.
     """

@@ -29,17 +29,11 @@ COLUMNS: Mapping[str, str] = {
 }
 
 # Broken limits that offenders explain, with the offence that does.
-_EXPLAINED_BY = {
-    "spurious": "spurious",
-    "spurious_wakeups": "spurious",
-    "stale_retries": "stale",
-    "unclaimed_events": "unclaimed",
-}
+_EXPLAINED_BY = {"spurious": "spurious", "spurious_wakeups": "spurious", "stale_retries": "stale"}
 # offence -> (the metric that is its total, what to call it, what happened there)
 _OFFENCES = {
     "spurious": ("spurious_wakeups", "spurious wakeups", "woken in vain"),
     "stale": ("stale_retries", "stale retries", "tried again for nothing"),
-    "unclaimed": ("unclaimed_events", "unclaimed events", "found nobody waiting"),
 }
 _REMEDY = re.compile(r"(?P<what>.*?) \(to mend: (?P<fix>.*)\)")
 _RANK: Mapping[Outcome, int] = {"failed": 0, "unmeasured": 1, "passed": 2}
