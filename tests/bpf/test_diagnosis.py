@@ -118,17 +118,21 @@ def test_a_machine_short_of_cpu_is_told_from_a_service_that_starves_itself(facto
             clients = [
                 stack.enter_context(socket.create_connection(server.address, timeout=20)) for _ in range(300)
             ]
-            # A batch of readers becomes runnable at once, and the CPU is lost before all have run.
-            with measure() as stretch:
-                for _ in range(20):
-                    for client in clients:
-                        client.sendall(b"ping")
-                    for client in clients:
-                        assert receive(client) == b"ping"
+            # A batch of readers becomes runnable at once, and the CPU is lost before all have run; how often
+            # depends on what else runs.
+            for _ in range(5):
+                with measure() as stretch:
+                    for _ in range(20):
+                        for client in clients:
+                            client.sendall(b"ping")
+                        for client in clients:
+                            assert receive(client) == b"ping"
+                m = stretch(server)
+                if diagnose(m):
+                    break
     finally:
         hog.kill()
         hog.wait()
-    m = stretch(server)
     [text] = diagnose(m)
     assert "the machine is short of CPU: other processes have it" in text
     assert "CPU-bound" not in text
