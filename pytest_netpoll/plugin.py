@@ -13,13 +13,14 @@ import pytest
 
 from pytest_netpoll import __version__, extensions, hookspecs, marker
 from pytest_netpoll.attribution import Presence, Roster, used_by
-from pytest_netpoll.errors import NetpollError, UsageError
+from pytest_netpoll.errors import NetpollError
 from pytest_netpoll.fixtures import GoService, Netpoll
 from pytest_netpoll.marker import Limits
 from pytest_netpoll.metrics import Measurement
 from pytest_netpoll.options import Config, add_options
 from pytest_netpoll.outcome import ENFORCED, enforce, plain_failures, usage_errors
 from pytest_netpoll.probe import SYSTEM_PYTHON
+from pytest_netpoll.report import html as html_report
 from pytest_netpoll.report import json as json_report
 from pytest_netpoll.report import junit, record, summary, terminal
 from pytest_netpoll.service import Service, ServiceFactory
@@ -57,7 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
     with usage_errors():
         options = Config.from_pytest(config)
         if options.html is not None:
-            raise UsageError("--netpoll-html is not written yet", fix="use --netpoll-json=FILE")
+            html_report.require()
         marker.resolve([], "", options.limits)
     session = Session(config, options)
     config.stash[SESSION] = session
@@ -248,10 +249,13 @@ class Session:
             self._write_reports(session)
 
     def _write_reports(self, session: pytest.Session) -> None:
-        if self.options.json is not None:
+        asked = [(json_report.write, self.options.json), (html_report.write, self.options.html)]
+        for write, path in asked:
+            if path is None:
+                continue
             try:
-                json_report.write(self.options.json, self.environment, self._records)
-                self._written.append(f"netpoll: wrote {self.options.json}")
+                write(path, self.environment, self._records)
+                self._written.append(f"netpoll: wrote {path}")
             except NetpollError as error:
                 # The tests' own results stay; but who asked for a report must not take it for written.
                 self._written.append(f"netpoll: {error}")
