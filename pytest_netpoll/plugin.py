@@ -122,6 +122,9 @@ class Session:
             return
         with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
             reporter.ensure_newline()
+            # Of which it knows nothing under -q.
+            if self._config.get_terminal_writer().width_of_current_line:
+                reporter.write_line("")
             reporter.write_line(f"netpoll: {text}")
 
     def pytest_report_header(self) -> str:
@@ -247,6 +250,9 @@ class Session:
         # A pytest-xdist worker's records are its controller's to report.
         if not hasattr(self._config, "workerinput") and not self._only_collects:
             self._write_reports(session)
+            if not self._has_terminal:
+                # Annotations are for whoever reads the output, not for pytest's own reporter.
+                print(*self._written, sep="\n", end="\n" if self._written else "")
 
     def _write_reports(self, session: pytest.Session) -> None:
         asked = [(json_report.write, self.options.json), (html_report.write, self.options.html)]
@@ -268,7 +274,13 @@ class Session:
             except NetpollError as error:  # nobody asked for it: no reason to fail
                 self._written.append(f"netpoll: {error}")
         if os.environ.get("GITHUB_ACTIONS") == "true":
-            self._written += summary.annotations(self._records)
+            self._written += summary.annotations(self._records, self._place_in_repository())
+
+    def _place_in_repository(self) -> Path:
+        """Of pytest's root directory: GitHub knows files by their path in the repository."""
+        workspace = Path(os.environ.get("GITHUB_WORKSPACE") or self._config.rootpath)
+        root = self._config.rootpath
+        return root.relative_to(workspace) if root.is_relative_to(workspace) else Path()
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -284,8 +296,12 @@ class Session:
     def _only_collects(self) -> bool:
         return bool(self._config.option.collectonly)
 
+    @property
+    def _has_terminal(self) -> bool:
+        return bool(self._config.pluginmanager.hasplugin("terminalreporter"))
+
     def _width(self) -> int:
-        if not self._config.pluginmanager.hasplugin("terminalreporter"):
+        if not self._has_terminal:
             return 80
         return max(60, self._config.get_terminal_writer().fullwidth)
 
