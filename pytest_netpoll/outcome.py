@@ -44,7 +44,6 @@ def plain_failures() -> Iterator[None]:
 
 def enforce(node: pytest.Item, verdict: Verdict, options: Config) -> None:
     """Ends the test as the verdict demands: what was not measured has not passed."""
-    __tracebackhide__ = True
     if verdict.outcome == "passed":
         return
     reason = verdict.reason or verdict.outcome

@@ -13,7 +13,7 @@ import pytest
 
 from pytest_netpoll import __version__, extensions, hookspecs, marker
 from pytest_netpoll.attribution import Presence, Roster, used_by
-from pytest_netpoll.errors import NetpollError, UsageError
+from pytest_netpoll.errors import NetpollError
 from pytest_netpoll.fixtures import GoService, Netpoll
 from pytest_netpoll.marker import Limits
 from pytest_netpoll.metrics import Measurement
@@ -21,6 +21,7 @@ from pytest_netpoll.options import Config, add_options
 from pytest_netpoll.outcome import ENFORCED, enforce, plain_failures, usage_errors
 from pytest_netpoll.probe import SYSTEM_PYTHON
 from pytest_netpoll.progress import Progress
+from pytest_netpoll.report import html as html_report
 from pytest_netpoll.report import json as json_report
 from pytest_netpoll.report import junit, record, summary, terminal
 from pytest_netpoll.service import Service, ServiceFactory
@@ -58,7 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
     with usage_errors():
         options = Config.from_pytest(config)
         if options.html is not None:
-            raise UsageError("--netpoll-html is not written yet", fix="use --netpoll-json=FILE")
+            html_report.require()
         marker.resolve([], "", options.limits)
     session = Session(config, options)
     config.stash[SESSION] = session
@@ -239,12 +240,18 @@ class Session:
         # A pytest-xdist worker's records are its controller's to report.
         if not hasattr(self._config, "workerinput") and not self._only_collects:
             self._write_reports(session)
+            if not self._has_terminal:
+                # Annotations are for whoever reads the output, not for pytest's own reporter.
+                print(*self._written, sep="\n", end="\n" if self._written else "")
 
     def _write_reports(self, session: pytest.Session) -> None:
-        if self.options.json is not None:
+        asked = [(json_report.write, self.options.json), (html_report.write, self.options.html)]
+        for write, path in asked:
+            if path is None:
+                continue
             try:
-                json_report.write(self.options.json, self.environment, self._records)
-                self._written.append(f"netpoll: wrote {self.options.json}")
+                write(path, self.environment, self._records)
+                self._written.append(f"netpoll: wrote {path}")
             except NetpollError as error:
                 # The tests' own results stay; but who asked for a report must not take it for written.
                 self._written.append(f"netpoll: {error}")
@@ -257,7 +264,13 @@ class Session:
             except NetpollError as error:  # nobody asked for it: no reason to fail
                 self._written.append(f"netpoll: {error}")
         if os.environ.get("GITHUB_ACTIONS") == "true":
-            self._written += summary.annotations(self._records)
+            self._written += summary.annotations(self._records, self._place_in_repository())
+
+    def _place_in_repository(self) -> Path:
+        """Of pytest's root directory: GitHub knows files by their path in the repository."""
+        workspace = Path(os.environ.get("GITHUB_WORKSPACE") or self._config.rootpath)
+        root = self._config.rootpath
+        return root.relative_to(workspace) if root.is_relative_to(workspace) else Path()
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -273,8 +286,12 @@ class Session:
     def _only_collects(self) -> bool:
         return bool(self._config.option.collectonly)
 
+    @property
+    def _has_terminal(self) -> bool:
+        return bool(self._config.pluginmanager.hasplugin("terminalreporter"))
+
     def _width(self) -> int:
-        if not self._config.pluginmanager.hasplugin("terminalreporter"):
+        if not self._has_terminal:
             return 80
         return max(60, self._config.get_terminal_writer().fullwidth)
 

@@ -46,19 +46,22 @@ def append(path: Path, text: str) -> None:
     files.append(path, text, "the step summary")
 
 
-def annotations(records: Iterable[TestRecord]) -> list[str]:
-    """Workflow commands, one a line for the log, that mark the tests that failed or are unmeasured."""
-    return [_annotation(record) for record in words.worst_first(records) if _alarming(record)]
+def annotations(records: Iterable[TestRecord], root: Path = Path()) -> list[str]:
+    """Workflow commands, one a line for the log, that mark the tests that failed or are unmeasured.
+
+    root: what the files of the records are relative to, as a path in the repository.
+    """
+    return [_annotation(record, root) for record in words.worst_first(records) if _alarming(record)]
 
 
 def _alarming(record: TestRecord) -> bool:
     return record["outcome"] != "passed" and not words.expected(record)
 
 
-def _annotation(record: TestRecord) -> str:
+def _annotation(record: TestRecord, root: Path) -> str:
     properties: dict[str, object] = {}
     if record.get("file"):
-        properties["file"] = record["file"]
+        properties["file"] = root / record["file"]
         if record.get("line"):
             properties["line"] = record["line"]
     properties["title"] = f"netpoll: {record['nodeid']}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from xml.etree import ElementTree
 
 import pytest
 
@@ -215,9 +216,77 @@ def test_a_report_that_cannot_be_written_is_said_and_is_no_success(run):
     result.stdout.fnmatch_lines(["*report could not be written to /proc/no/report.json*"])
 
 
-def test_the_step_summary_is_written_when_tests_fail(run, pytester, monkeypatch):
+@pytest.mark.parametrize("options", [(), ("-q",), ("-p", "no:terminal")], ids=" ".join)
+def test_github_gets_a_step_summary_and_annotations_when_tests_fail(run, pytester, monkeypatch, options):
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(pytester.path / "summary.md"))
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    result = run("@netpoll(max_spurious=0.05)\ndef test_it(dup, ping): ping(dup)")
-    assert "test_it.py::test_it" in (pytester.path / "summary.md").read_text()
-    result.stdout.fnmatch_lines(["::error file=test_it.py,line=*::*spurious*"])
+    # pytest's root is not the repository's.
+    monkeypatch.setenv("GITHUB_WORKSPACE", str(pytester.path.parent))
+    result = run("@netpoll(max_spurious=0.05)\ndef test_it(dup, ping): ping(dup)", *options)
+    assert result.ret == 1
+    assert "| ❌ | `test_it.py::test_it` |" in (pytester.path / "summary.md").read_text()
+    file = f"{pytester.path.name}/test_it.py"
+    result.stdout.fnmatch_lines([f"::error file={file},line=3,title=*::dup: spurious *"])
+
+
+def test_junit_has_each_number_once_however_the_test_ended(run, pytester):
+    run(
+        """
+@netpoll(max_spurious=0.05)
+def test_wasteful(dup, ping): ping(dup)
+
+@netpoll(max_spurious=0.05)
+def test_unmeasured(echo): pass
+
+@pytest.mark.xfail
+@netpoll(max_polls=1)
+def test_expected(echo, ping): ping(echo)
+
+@netpoll()
+@pytest.mark.parametrize("text", ["\x1b<&"], ids=["\x1b<&"])
+def test_healthy(echo, ping, text): ping(echo)
+""",
+        "--junitxml=junit.xml",
+    )
+    root = ElementTree.parse(pytester.path / "junit.xml").getroot()
+    (suite,) = root.findall("testsuite")
+    assert {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")} == {
+        "tests": "4",
+        "failures": "2",
+        "errors": "0",
+        "skipped": "1",
+    }
+    outcomes = []
+    for case in suite.findall("testcase"):
+        (properties,) = case.findall("properties")
+        assert case[0] is properties  # where the schema wants it
+        names = [entry.get("name") for entry in properties]
+        assert len(set(names)) == len(names) > 1
+        outcomes.append((properties[0].get("name"), properties[0].get("value")))
+    assert outcomes == [("netpoll.outcome", how) for how in ("failed", "unmeasured", "failed", "passed")]
+
+
+@pytest.mark.parametrize("options", [(), ("-q",), ("-v",)], ids=["plain", "-q", "-v"])
+def test_the_terminal_is_readable_at_80_columns_without_colour(run, monkeypatch, options):
+    monkeypatch.setenv("COLUMNS", "80")
+    result = run(
+        """
+@netpoll(max_spurious=0.05, max_polls=1, max_events=1, max_latency_p99="1us", max_latency_p50="1us")
+def test_first_builds(dup, ping): ping(dup, 100)
+
+@netpoll()
+def test_second_builds(echo, ping): ping(echo)
+""",
+        "--color=no",
+        *options,
+    )
+    lines = result.outlines
+    assert "\x1b" not in "".join(lines)
+    assert [line for line in lines if len(line) > 80 and "netpoll: building" not in line] == []
+    # What is said of builds that take long stands on lines of its own.
+    building = [line for line in lines if "building" in line]
+    assert all(line.startswith("netpoll: building ") for line in building)
+    begin = next(i for i, line in enumerate(lines) if line.startswith("____"))
+    end = next(i for i, line in enumerate(lines) if i > begin and line.startswith("===="))
+    assert end - begin <= 40
+    assert not any("hidden" in line for line in lines)

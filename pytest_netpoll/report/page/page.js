@@ -1,0 +1,391 @@
+"use strict";
+(() => {
+  const byId = (id) => document.getElementById(id);
+  const table = byId("tests");
+  if (table === null) return;
+
+  const unpacked = {};
+  // The text of a compressed script element; each is unpacked once, when it is first needed.
+  const unpack = (id) => {
+    unpacked[id] ??= (async () => {
+      const bytes = Uint8Array.from(atob(byId(id).textContent), (char) => char.charCodeAt(0));
+      const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+      return new Response(stream).text();
+    })();
+    return unpacked[id];
+  };
+
+  let details;
+  const loadDetails = () => (details ??= unpack("details").then(JSON.parse));
+
+  let library;
+  const loadLibrary = () => {
+    library ??= unpack("library").then((text) => {
+      const script = document.createElement("script");
+      script.textContent = text;
+      document.head.append(script);
+    });
+    return library;
+  };
+
+  const element = (name, attributes = {}, ...children) => {
+    const made = document.createElement(name);
+    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+    made.append(...children);
+    return made;
+  };
+
+  // --- charts ---
+
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+
+  const layout = (more) => ({
+    autosize: true,
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("text") },
+    margin: { l: 56, r: 12, t: 8, b: 40 },
+    legend: { orientation: "h", x: 0, y: -0.16, yanchor: "top", traceorder: "normal", itemclick: false, itemdoubleclick: false },
+    dragmode: false,
+    hovermode: "x",
+    hoverlabel: { bgcolor: colour("raised"), bordercolor: colour("line"), font: { color: colour("text") } },
+    bargap: 0,
+    ...more,
+  });
+
+  const axis = (more) => ({
+    fixedrange: true,
+    automargin: true,
+    gridcolor: colour("line"),
+    linecolor: colour("line"),
+    zeroline: false,
+    ...more,
+  });
+
+  const nanoseconds = (value) => {
+    const [scale, unit] = [[1e9, "s"], [1e6, "ms"], [1e3, "µs"], [1, "ns"]].find(([size]) => value >= size);
+    return `${value / scale} ${unit}`;
+  };
+
+  const latency = ({ bars, marks, limits }) => {
+    const most = Math.max(...bars.map(([, , count]) => count));
+    // A line through all counts; x is the latency. The y axis begins below 1, so that 1 is visible.
+    const line = (name, [label, value, text], style) => ({
+      type: "scatter",
+      mode: "lines",
+      name: `${name}${label} ${text}`,
+      x: [value, value],
+      y: [0.6, most * 1.4],
+      line: style,
+      hoverinfo: "name",
+      hoverlabel: { namelength: -1 },
+    });
+    const values = [...bars.flatMap(([low, high]) => [low, high]), ...[...marks, ...limits].map((mark) => mark[1])];
+    const from = Math.max(0, Math.log10(Math.min(...values)) - 0.15); // nothing is below 1 ns
+    const to = Math.log10(Math.max(...values)) + 0.15;
+    const ticks = [];
+    for (let power = Math.floor(from); power <= to; power++) {
+      for (const step of to - from < 2.5 ? [1, 2, 5] : [1]) ticks.push(step * 10 ** power);
+    }
+    const dashes = ["solid", "dash", "dot"];
+    return {
+      traces: [
+        {
+          type: "bar",
+          name: "wakeups",
+          showlegend: false,
+          x: bars.map(([low, high]) => (low + high) / 2),
+          width: bars.map(([low, high]) => high - low),
+          y: bars.map(([, , count]) => count),
+          customdata: bars.map(([, , , range]) => range),
+          hovertemplate: "%{customdata}: %{y:,} wakeups<extra></extra>",
+          marker: { color: colour("productive"), line: { color: colour("back"), width: 1 } },
+        },
+        ...marks.map((mark, i) => line("", mark, { color: colour("text"), width: 1.5, dash: dashes[i % 3] })),
+        ...limits.map((limit) => line("", limit, { color: colour("bad"), width: 2.5, dash: "longdash" })),
+      ],
+      layout: layout({
+        xaxis: axis({
+          type: "log",
+          range: [from, to],
+          tickvals: ticks,
+          ticktext: ticks.map(nanoseconds),
+        }),
+        yaxis: axis({
+          type: "log",
+          title: { text: "wakeups", standoff: 6 },
+          range: [Math.log10(0.6), Math.log10(most * 1.6)],
+          dtick: most > 100 ? 1 : "D2",
+          tickformat: ",d",
+        }),
+        hovermode: "closest",
+      }),
+    };
+  };
+
+  const NAMES = { threads_running: "threads running", delay: "ms waiting" };
+  const COLOURS = { threads_running: "other" };
+  const PANELS = [
+    { title: "wakeups", fields: ["productive", "spurious", "other"] },
+    { title: "polls", fields: ["polls"] },
+    { title: "threads running, or ready to", fields: ["threads_running"] },
+    { title: "ms waiting for a CPU, over all threads", fields: ["delay"] },
+  ];
+
+  // Adds what the chart shows but the record does not hold.
+  const completed = (line) => ({
+    ...line,
+    other: line.wakeups.map((all, i) => Math.max(0, all - line.productive[i] - line.spurious[i])),
+    delay: line.run_delay_ns.map((ns) => ns / 1e6),
+    starts_ms: [0, ...line.ends_ms.slice(0, -1)],
+  });
+
+  const timeline = (given) => {
+    const line = completed(given);
+    const shown = (field) => line[field].some((value) => value > 0);
+    const panels = PANELS.filter(({ fields }, i) => i < 2 || fields.some(shown));
+    const gap = 0.12;
+    const height = (1 - gap * (panels.length - 1)) / panels.length;
+    const width = line.ends_ms.map((end, i) => (end - line.starts_ms[i]) / 1000);
+    const seconds = line.ends_ms.map((end, i) => (end + line.starts_ms[i]) / 2000);
+    const traces = [];
+    const axes = {};
+    const titles = [];
+    panels.forEach(({ title, fields }, i) => {
+      const suffix = i === 0 ? "" : i + 1;
+      const top = 1 - i * (height + gap);
+      axes[`yaxis${suffix}`] = axis({
+        domain: [Math.max(0, top - height), top],
+        rangemode: "tozero",
+        nticks: 4,
+      });
+      // Above its panel: beside it there is not always room.
+      titles.push({ text: title, x: 0, xref: "paper", y: top, yref: "paper", yanchor: "bottom", showarrow: false });
+      for (const field of fields) {
+        if (field === "other" && !shown(field)) continue;
+        traces.push({
+          type: "bar",
+          name: NAMES[field] ?? field,
+          showlegend: i === 0,
+          x: seconds,
+          width,
+          y: line[field],
+          yaxis: `y${suffix}`,
+          hovertemplate: "%{y:,}",
+          marker: {
+            color: colour(COLOURS[field] ?? field),
+            line: { width: 0 },
+            pattern: field === "spurious" ? { shape: "/", size: 6, fillmode: "overlay", fgcolor: colour("back") } : {},
+          },
+        });
+      }
+    });
+    return {
+      traces,
+      layout: layout({
+        ...axes,
+        annotations: titles,
+        margin: { l: 56, r: 12, t: 20, b: 40 },
+        barmode: "stack",
+        hovermode: "x unified",
+        xaxis: axis({
+          anchor: `y${panels.length === 1 ? "" : panels.length}`,
+          ticksuffix: " s",
+          range: [0, line.ends_ms.at(-1) / 1000],
+          hoverformat: ".2f",
+        }),
+      }),
+    };
+  };
+
+  const CHARTS = {
+    latency: {
+      caption: () => "Latency: from the poll's return to the goroutine's I/O",
+      describe: ({ marks, limits }) => [...marks, ...limits].map(([name, , text]) => `${name} ${text}`).join(", "),
+      build: latency,
+      figures: ({ bars }) => [["latency", "wakeups"], ...bars.map(([, , count, range]) => [range, count])],
+    },
+    timeline: {
+      caption: ({ step_ms }) => `Wakeups and polls in every ${step_ms} ms`,
+      describe: (line) => {
+        const sum = (field) => line[field].reduce((all, value) => all + value, 0);
+        const seconds = line.ends_ms.at(-1) / 1000;
+        return `${sum("productive")} productive and ${sum("spurious")} spurious wakeups, ${sum("polls")} polls in ${seconds} s`;
+      },
+      build: timeline,
+      figures: (line) => {
+        const fields = Object.keys(line).filter((field) => Array.isArray(line[field]));
+        return [fields, ...line.ends_ms.map((_, i) => fields.map((field) => line[field][i]))];
+      },
+    },
+  };
+
+  const drawn = new Map(); // place of a chart -> what to draw there
+  const draw = (place, more = {}) => {
+    const { kind, data } = drawn.get(place);
+    const { traces, layout } = CHARTS[kind].build(data);
+    return Plotly.react(place, traces, { ...layout, ...more }, { displayModeBar: false, responsive: true });
+  };
+
+  // Only what comes into sight is drawn: a thousand tests may be open.
+  const waiting = new Map();
+  const drawFirst = async (place) => {
+    drawn.set(place, waiting.get(place));
+    waiting.delete(place);
+    sight.unobserve(place);
+    await loadLibrary();
+    await draw(place);
+    place.dataset.drawn = "";
+  };
+  const sight = new IntersectionObserver(
+    (entries) => {
+      for (const { target, isIntersecting } of entries) if (isIntersecting && waiting.has(target)) drawFirst(target);
+    },
+    { rootMargin: "300px" },
+  );
+
+  const figure = (kind, data) => {
+    const { caption, describe, figures } = CHARTS[kind];
+    const place = element("div", { class: "chart", role: "img", "aria-label": describe(data) });
+    const numbers = element("details", {}, element("summary", {}, "as a table"));
+    numbers.addEventListener(
+      "toggle",
+      () => {
+        const [head, ...rows] = figures(data);
+        const line = (cell, values) => element("tr", {}, ...values.map((value) => element(cell, {}, `${value}`)));
+        const made = element("table", {}, line("th", head), ...rows.map((row) => line("td", row)));
+        numbers.append(element("div", { class: "figures", tabindex: 0 }, made));
+      },
+      { once: true },
+    );
+    waiting.set(place, { kind, data });
+    sight.observe(place);
+    return element("figure", {}, element("figcaption", {}, caption(data)), place, numbers);
+  };
+
+  const redraw = (more) => drawn.forEach((_, place) => window.Plotly && draw(place, more));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw());
+  addEventListener("beforeprint", () => {
+    document.documentElement.dataset.print = "";
+    for (const [place, what] of window.Plotly ? waiting : []) drawn.set(place, what);
+    redraw({ autosize: false, width: 660, height: 300 });
+  });
+  addEventListener("afterprint", () => {
+    delete document.documentElement.dataset.print;
+    redraw({ width: undefined, height: undefined });
+  });
+
+  // --- the table ---
+
+  const tests = [...table.tBodies].map((body) => ({
+    body,
+    button: body.querySelector("button"),
+    name: body.querySelector(".folder").textContent + body.querySelector(".name").textContent,
+    text: body.querySelector(".test").textContent.toLowerCase(),
+    status: body.dataset.status,
+    number: Number(body.dataset.number),
+  }));
+
+  const setOpen = async (test, open) => {
+    test.button.setAttribute("aria-expanded", open);
+    let row = test.body.rows[1];
+    if (row === undefined && open) {
+      const { html, charts } = (await loadDetails())[test.number];
+      if (test.body.rows[1] !== undefined) return; // opened twice while unpacking
+      const cell = element("td", { colspan: table.tHead.rows[0].cells.length });
+      cell.innerHTML = html;
+      for (const place of cell.querySelectorAll(".charts")) {
+        const data = charts[place.dataset.service];
+        for (const kind of Object.keys(CHARTS)) if (data[kind] !== null) place.append(figure(kind, data[kind]));
+      }
+      row = element("tr", { class: "detail", id: `test-${test.number}` }, cell);
+      test.body.append(row);
+      test.button.setAttribute("aria-controls", row.id);
+    }
+    if (row !== undefined) row.hidden = test.button.getAttribute("aria-expanded") !== "true";
+  };
+
+  table.addEventListener("click", (event) => {
+    const test = tests.find(({ body }) => body.rows[0].contains(event.target));
+    if (test === undefined || getSelection().toString()) return;
+    const open = test.button.getAttribute("aria-expanded") !== "true";
+    setOpen(test, open);
+    history.replaceState(null, "", `#${open ? encodeURIComponent(test.name) : ""}`);
+  });
+
+  const search = byId("search");
+  const boxes = [...document.querySelectorAll("[name=outcome]")];
+  const filter = () => {
+    const wanted = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const statuses = new Set(boxes.filter((box) => box.checked).map((box) => box.value));
+    let shown = 0;
+    for (const { body, text, status } of tests) {
+      const fits = statuses.has(status) && wanted.every((word) => text.includes(word));
+      body.hidden = !fits;
+      shown += fits;
+    }
+    const [some, all] = [shown, tests.length].map((count) => count.toLocaleString("en"));
+    byId("shown").textContent = `${shown < tests.length ? `${some} of ` : ""}${all} test${tests.length === 1 ? "" : "s"}`;
+    byId("none").hidden = shown > 0;
+    byId("open").textContent = shown > MOST_OPENED ? `Open the first ${MOST_OPENED}` : "Open all";
+  };
+  byId("tools").addEventListener("submit", (event) => event.preventDefault());
+  byId("tools").addEventListener("input", filter);
+  byId("reset").addEventListener("click", () => {
+    search.value = "";
+    for (const box of boxes) box.checked = true;
+    filter();
+    search.focus();
+  });
+  addEventListener("keydown", (event) => {
+    if (event.key !== "/" || event.target.matches("input") || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    search.focus();
+  });
+
+  // What a column sorts by; of several services the largest number counts.
+  const key = (column) => {
+    if (column === "outcome") return ({ number }) => number;
+    if (column === "name") return ({ name }) => name;
+    return ({ body }) => {
+      const cell = body.rows[0].cells[Number(column) + 2];
+      const values = [...cell.querySelectorAll("[data-value]")].map((span) => span.dataset.value).filter(Boolean);
+      return values.length ? Math.max(...values.map(Number)) : null;
+    };
+  };
+  table.tHead.addEventListener("click", ({ target }) => {
+    const button = target.closest("button");
+    if (button === null) return;
+    const heading = button.closest("th");
+    const before = heading.getAttribute("aria-sort");
+    // Of numbers the large ones are of interest.
+    const first = heading.classList.contains("number") ? "descending" : "ascending";
+    const order = before === null ? first : before === "ascending" ? "descending" : "ascending";
+    for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+    heading.setAttribute("aria-sort", order);
+    const of = key(button.dataset.sort);
+    const sign = order === "ascending" ? 1 : -1;
+    const sorted = tests
+      .map((test) => [of(test), test])
+      .sort(([a, one], [b, two]) => {
+        // What was not measured is last in either order.
+        if (a === null || b === null) return (a === null) - (b === null) || one.number - two.number;
+        return sign * (typeof a === "string" ? a.localeCompare(b) : a - b) || one.number - two.number;
+      });
+    tests.splice(0, tests.length, ...sorted.map(([, test]) => test));
+    table.append(...tests.map(({ body }) => body));
+  });
+
+  // More at once would keep the browser busy for minutes.
+  const MOST_OPENED = 100;
+  byId("open").addEventListener("click", () => {
+    for (const test of tests.filter(({ body }) => !body.hidden).slice(0, MOST_OPENED)) setOpen(test, true);
+  });
+  byId("close").addEventListener("click", () => {
+    for (const test of tests) setOpen(test, false);
+  });
+
+  filter(); // a browser that goes back fills the form as it was
+  const linked = tests.find(({ name }) => `#${encodeURIComponent(name)}` === location.hash);
+  if (linked !== undefined) setOpen(linked, true).then(() => linked.body.scrollIntoView());
+})();
