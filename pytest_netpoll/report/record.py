@@ -31,14 +31,15 @@ class Frame(TypedDict):
 
 
 class _OffenderExtra(TypedDict, total=False):
-    offence: Literal["spurious", "stale", "unclaimed"]
+    offence: Literal["spurious", "stale", "unclaimed", "ready"]
     local: str | None
     peer: str | None
 
 
 class Offender(_OffenderExtra):
     """A place that was woken in vain (spurious), tried again for nothing (stale), or a descriptor whose
-    events found nobody waiting (unclaimed: it has neither syscall nor stack).
+    events found nobody waiting (unclaimed: it has neither syscall nor stack); or one that wakes goroutines
+    by runtime.ready (ready: it has no descriptor, and its count is estimated from a sample).
 
     share: 0-1, of all such of the service. stack: starts at the user's own code.
     """
