@@ -113,6 +113,8 @@ struct counters {
 	u64 lost_stacks;	/* spurious wakeups counted, whose stack was not kept */
 	u64 latency_max;
 	u64 slow_floor;		/* what a wakeup must take longer than to be among the slowest; no counter */
+	u64 ready_calls;	/* these two by goready.c */
+	u64 deadline_wakeups;
 };
 
 struct histogram {
@@ -149,7 +151,9 @@ struct slowest {
 	struct slow_wakeup kept[SLOWEST];
 };
 
-enum offence { SPURIOUS = 0, STALE = 1 };
+/* READY is no offence but a place that wakes: its fd, syscall and direction are 0. */
+enum offence { SPURIOUS = 0, STALE = 1, READY = 2 };
+#define NO_STACK (-1)
 
 struct offender {
 	u32 owner;

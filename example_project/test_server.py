@@ -37,6 +37,18 @@ def test_an_open_connection_costs_nothing_while_it_is_silent(server, ping):
     ping(server, 10, pause=0.1)
 
 
+@pytest.mark.fault("busy-poll")
+@pytest.mark.netpoll(max_deadline_wakeups=20)
+def test_no_reader_gives_up_while_its_client_is_silent(server, ping):
+    ping(server, 10, pause=0.1)
+
+
+@pytest.mark.fault("broadcast")
+@pytest.mark.netpoll(max_wakeups_per_event=3)
+def test_a_message_is_told_to_whom_it_concerns(server, ping):
+    ping(server, 50, pause=0.002)
+
+
 @pytest.mark.fault("stale")
 @pytest.mark.netpoll(max_stale_retries=5)
 def test_a_message_in_two_pieces_is_read_without_vain_retries(server, receive):

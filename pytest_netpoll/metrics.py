@@ -77,6 +77,7 @@ class Snapshot:
     latency_max_ns: int = 0
     cpu_ns: int | None = None
     run_delay_ns: int | None = None
+    runq_max: int | None = None
 
     def __add__(self, other: Snapshot) -> Snapshot:
         """The sum over two processes; what either did not measure, the sum does not know."""
@@ -92,6 +93,7 @@ class Snapshot:
             latency_max_ns=max(self.latency_max_ns, other.latency_max_ns),
             cpu_ns=_sum(self.cpu_ns, other.cpu_ns),
             run_delay_ns=_sum(self.run_delay_ns, other.run_delay_ns),
+            runq_max=_longest(self.runq_max, other.runq_max),
         )
 
     @classmethod
@@ -99,7 +101,8 @@ class Snapshot:
         """Read an agent's message; ValueError says which field is wrong.
 
         {"counters": {name: int}, "histogram": {"index": int}, "latency_max_ns": int,
-        "cpu_ns": int|null, "run_delay_ns": int|null}; other fields are not ours to judge.
+        "cpu_ns": int|null, "run_delay_ns": int|null, "runq_max": int|null}; other fields are not ours
+        to judge.
         Optional counters may be absent or null.
         """
         if not isinstance(message, Mapping):
@@ -125,11 +128,16 @@ class Snapshot:
             latency_max_ns=_natural(message.get("latency_max_ns"), "latency_max_ns"),
             cpu_ns=_optional_natural(message.get("cpu_ns"), "cpu_ns"),
             run_delay_ns=_optional_natural(message.get("run_delay_ns"), "run_delay_ns"),
+            runq_max=_optional_natural(message.get("runq_max"), "runq_max"),
         )
 
 
 def _sum(a: int | None, b: int | None) -> int | None:
     return None if a is None or b is None else a + b
+
+
+def _longest(a: int | None, b: int | None) -> int | None:
+    return None if a is None or b is None else max(a, b)
 
 
 def _object(message: Mapping[str, object], name: str) -> Mapping[str, object]:
@@ -153,6 +161,7 @@ def _optional_natural(value: object, name: str) -> int | None:
 _NOT_REPORTED = "the probe did not report it"
 _NO_RESOLVED = "no wakeup was resolved in the window"
 _NO_READY_CALLS = "ready calls were not counted: use --netpoll-goready=on"
+_NO_SCHEDULER = "the Go scheduler's counters were not found in the service's memory"
 _NO_SCHEDSTAT = "/proc/PID/schedstat could not be read"
 
 
@@ -160,7 +169,8 @@ _NO_SCHEDSTAT = "/proc/PID/schedstat could not be read"
 class Metric:
     """One row of the table.
 
-    source: "counter" is kept by the kernel, "proc" read from /proc, "derived" computed from those.
+    source: "counter" is kept by the kernel, "memory" by the Go runtime and read from the process's memory,
+    "proc" read from /proc, "derived" computed from those.
     absent: why the metric can be None, with the remedy where there is one.
     read: computes it from a snapshot, in the canonical value of `unit`.
     """
@@ -168,7 +178,7 @@ class Metric:
     name: str
     unit: units.Unit
     meaning: str
-    source: Literal["counter", "derived", "proc"]
+    source: Literal["counter", "derived", "memory", "proc"]
     read: Callable[[Snapshot], Value] = field(repr=False, compare=False)
     absent: str = _NOT_REPORTED
 
@@ -281,6 +291,30 @@ _TABLE = (
         _per_event("wakeups", "ready_calls"),
         f"there was no event, or {_NO_READY_CALLS}",
     ),
+    Metric(
+        "dispatches",
+        "count",
+        "time slices the Go scheduler gave to goroutines (p.schedtick)",
+        "memory",
+        lambda s: s.counters.get("dispatches"),
+        _NO_SCHEDULER,
+    ),
+    Metric(
+        "dispatches_per_event",
+        "ratio",
+        "dispatches / events",
+        "derived",
+        _per_event("dispatches"),
+        f"there was no event, or {_NO_SCHEDULER}",
+    ),
+    Metric(
+        "runq_max",
+        "count",
+        "most goroutines seen waiting in a process's run queues, looked at every 10 ms",
+        "memory",
+        lambda s: s.runq_max,
+        _NO_SCHEDULER,
+    ),
     Metric("cpu_seconds", "s", "CPU time used", "proc", lambda s: _seconds(s.cpu_ns), _NO_SCHEDSTAT),
     Metric(
         "run_delay_seconds",
@@ -295,8 +329,11 @@ _TABLE = (
 
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _TABLE}
 
-# Of the kernel's counters: those that need a probe on runtime.ready, and those always there.
-OPTIONAL_COUNTERS = ("ready_calls", "deadline_wakeups")
+# Those that need a probe on runtime.ready: limits on them are what its callers' stacks are kept for.
+READY_METRICS = ("ready_calls", "deadline_wakeups", "wakeups_per_event")
+
+# Of the counters: those that a program may give no way to count, and those always there.
+OPTIONAL_COUNTERS = ("ready_calls", "deadline_wakeups", "dispatches")
 COUNTERS = tuple(m.name for m in _TABLE if m.source == "counter" and m.name not in OPTIONAL_COUNTERS)
 
 
@@ -308,6 +345,7 @@ class Measurement:
     offenders, slowest: the goroutines woken in vain, and woken latest, worst first.
     timeline: the window in intervals. All three as in the record (report/record.py).
     unmeasured: why the numbers cannot be trusted, None if they can.
+    absent: metric -> why it is None this time, where more is known than the table tells.
     """
 
     service: str
@@ -320,6 +358,7 @@ class Measurement:
     slowest: tuple[Any, ...] = ()
     timeline: tuple[Any, ...] = ()
     unmeasured: str | None = None
+    absent: Mapping[str, str] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Value:
         metric = METRICS.get(name)

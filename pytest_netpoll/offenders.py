@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pytest_netpoll.symbols import Symbolizer
+from pytest_netpoll.symbols import Frame, Symbolizer, trim
 
 # Of a connection per client the place in the code matters, not each of a thousand peers.
-Place = tuple[str, str, str, str, tuple[tuple[str, int], ...]]
+Place = tuple[str, str, str, str, tuple[Frame, ...]]
+
+# The inner end of every ready call; the closure goes by other names in each version of Go.
+_IN_COMMON = re.compile(
+    r"runtime\.(ready|goready|netpollgoready|readyWithTime|systemstack)"
+    r"|(runtime|_|sync|internal/\S+)\.(\S+\.)?goready\.func1"
+)
 
 
 def collect(raw: Sequence[Mapping[str, Any]], symbolizer: Symbolizer) -> tuple[dict[str, Any], ...]:
     """Offenders as in the JSON report, the worst first.
 
     raw: [{"offence", "count", "direction", "syscall", "fd_type", "local", "peer", "stack": [[file,
-    offset]]}] over all processes of a service. share: of all vain wakeups (or retries) of its kind.
+    offset]]}] over all processes of a service. share: of all vain wakeups (retries, ready calls) of its kind.
     """
     places: dict[Place, list[Mapping[str, Any]]] = defaultdict(list)
     totals: dict[str, int] = defaultdict(int)
     for entry in raw:
-        stack = tuple((str(path), int(offset)) for path, offset in entry["stack"])
+        frames = symbolizer.stack([(str(path), int(offset)) for path, offset in entry["stack"]])
+        stack = trim(_callers(frames) if entry["offence"] == "ready" else frames)
         places[entry["offence"], entry["direction"], entry["syscall"], entry["fd_type"], stack].append(entry)
         totals[entry["offence"]] += entry["count"]
     merged = []
@@ -37,10 +46,22 @@ def collect(raw: Sequence[Mapping[str, Any]], symbolizer: Symbolizer) -> tuple[d
                 "fd_type": fd_type,
                 "local": _common(entry["local"] for entry in entries),
                 "peer": _common(entry["peer"] for entry in entries),
-                "stack": symbolizer.lines(stack),
+                "stack": [dataclasses.asdict(frame) for frame in stack],
             }
         )
     return tuple(sorted(merged, key=lambda offender: -offender["count"]))
+
+
+def _callers(frames: Sequence[Frame]) -> Sequence[Frame]:
+    """Of a ready call's stack what tells it from others.
+
+    Nobody calls the scheduler, which finds a timer expired: below it the stack is that of a goroutine
+    that happened to park before.
+    """
+    names = [frame.function for frame in frames]
+    if "runtime.schedule" in names:
+        frames = frames[: names.index("runtime.schedule")]
+    return [frame for frame in frames if not _IN_COMMON.fullmatch(frame.function)] or frames
 
 
 def _common(values: Any) -> str | None:

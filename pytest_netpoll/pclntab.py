@@ -85,6 +85,20 @@ class PcLineTable:
         except (struct.error, IndexError, ValueError):
             return ()
 
+    def entries(self, names: Iterable[str]) -> dict[str, int]:
+        """The link-time addresses of functions, by name; without those that are not there."""
+        wanted = {}
+        for name in names:
+            at = self._data.find(b"\0" + name.encode() + b"\0", self._names, self._units)
+            if at >= 0:
+                wanted[at + 1 - self._names] = name
+        found = {}
+        for start, place in struct.iter_unpack("<II", self._table()):
+            at = struct.unpack_from("<i", self._data, self._functions + place + 4)[0]
+            if at in wanted:
+                found[wanted[at]] = self._text + start
+        return found
+
     def _find(self) -> None:
         for magic in (_MAGIC_120, _MAGIC_118):
             at = self._data.find(magic)

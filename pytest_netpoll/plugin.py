@@ -16,7 +16,7 @@ from pytest_netpoll.attribution import Presence, Roster, used_by
 from pytest_netpoll.errors import NetpollError
 from pytest_netpoll.fixtures import GoService, Netpoll
 from pytest_netpoll.marker import Limits
-from pytest_netpoll.metrics import Measurement
+from pytest_netpoll.metrics import READY_METRICS, Measurement
 from pytest_netpoll.options import Config, add_options
 from pytest_netpoll.outcome import ENFORCED, enforce, plain_failures, usage_errors
 from pytest_netpoll.probe import SYSTEM_PYTHON
@@ -24,6 +24,7 @@ from pytest_netpoll.progress import Progress
 from pytest_netpoll.report import html as html_report
 from pytest_netpoll.report import json as json_report
 from pytest_netpoll.report import junit, record, summary, terminal
+from pytest_netpoll.report.attached import attached
 from pytest_netpoll.service import Service, ServiceFactory
 from pytest_netpoll.symbols import Symbolizer
 from pytest_netpoll.verdict import Verdict, judge
@@ -145,7 +146,7 @@ class Session:
         if limits is None or self.options.mode == "off":
             return (yield)
         presence = Presence(self.roster)
-        window = self.meter.open()
+        window = self.meter.open(wakers=any(limit.metric in READY_METRICS for limit in limits.limits))
         try:
             result = yield
         finally:
@@ -280,6 +281,7 @@ class Session:
             "python": platform.python_version(),
             "cpus": os.cpu_count(),
             **self.meter.environment,
+            "attached": attached(self._records),
         }
 
     @property

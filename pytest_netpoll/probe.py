@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -124,9 +124,33 @@ class Probe:
     def unwatch(self, pid: int) -> None:
         self._ask("unwatch", pid=pid)
 
-    def open(self) -> int:
-        """Opens a window over everything watched; returns its number."""
-        window = self._ask("open").get("window")
+    def programs(self) -> Sequence[Mapping[str, Any]]:
+        """All watched processes: [{"pid", "executable", "goready", "scheduler", …}].
+
+        goready, scheduler: whether attach or learn was called for the program that it runs.
+        """
+        processes = self._ask("programs").get("processes")
+        if not isinstance(processes, list):
+            raise self._fail("the eBPF agent answered nonsense", why=f"processes {processes!r:.200}")
+        return processes
+
+    def attach(self, pid: int, ready: int, deadline: int | None) -> None:
+        """Counts ready calls in all processes of this one's program, until the last service with it ends.
+
+        ready, deadline: offsets in the program's file.
+        """
+        self._ask("attach", pid=pid, ready=ready, deadline=deadline or 0)
+
+    def learn(self, pid: int, layout: Mapping[str, int]) -> None:
+        """Reads the scheduler's counters in all processes of this one's program."""
+        self._ask("learn", pid=pid, **layout)
+
+    def open(self, ready_stacks: int = 0) -> int:
+        """Opens a window over everything watched; returns its number.
+
+        ready_stacks: the stack of one ready call in so many is kept, of none for 0.
+        """
+        window = self._ask("open", ready_stacks=ready_stacks).get("window")
         if not isinstance(window, int):
             raise self._fail("the eBPF agent answered nonsense", why=f"window {window!r}")
         return window

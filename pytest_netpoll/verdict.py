@@ -143,17 +143,25 @@ def _check(measurement: Measurement, limits: Sequence[Limit]) -> list[Breach | s
     for limit in limits:
         metric, value = METRICS[limit.metric], values[limit.metric]
         if value is None:
-            findings.append(f"{metric.name} was not measured: {metric.absent}")
+            why = measurement.absent.get(metric.name, metric.absent)
+            findings.append(f"{metric.name} was not measured: {why}")
         elif not limit.allows(value):
             detail = _detail(measurement, metric.name)
             findings.append(Breach(measurement.service, metric.name, limit.kind, value, limit.value, detail))
     return findings
 
 
+_WAKEUPS = {"wakeups": "wakeups", "ready_calls": "ready calls"}
+
+
 def _detail(measurement: Measurement, metric: str) -> str:
+    show = METRICS["wakeups"].format
+    if metric == "wakeups_per_event":
+        counters = measurement.snapshot.counters
+        made = " and ".join(f"{show(counters[name])} {words}" for name, words in _WAKEUPS.items())
+        return f"{made} for {show(counters['events'])} events"
     if metric != "spurious":
         return ""
-    show = METRICS["wakeups"].format
     spurious = measurement.snapshot.counters["spurious_wakeups"]
     resolved = spurious + measurement.snapshot.counters["productive_wakeups"]
     return f"{show(spurious)} of {show(resolved)} wakeups"

@@ -14,8 +14,9 @@ from typing import Any
 
 from pytest_netpoll import offenders, probe, slowest, timeline
 from pytest_netpoll.errors import ServiceError, UnmeasuredError
-from pytest_netpoll.metrics import Measurement, Snapshot
+from pytest_netpoll.metrics import OPTIONAL_COUNTERS, Measurement, Snapshot
 from pytest_netpoll.options import Config
+from pytest_netpoll.programs import Programs
 from pytest_netpoll.service import Service
 from pytest_netpoll.symbols import Symbolizer
 from pytest_netpoll.toolchain import Say, go_version_of
@@ -26,6 +27,9 @@ LOSSES = {
     "lost_processes": "child processes beyond the table: raise --netpoll-max-processes",
     "lost_memory": "events whose memory could not be read",
 }
+
+# The stack of one ready call in so many is kept, where that is asked for: a stack takes 2 µs, the probe 1.
+READY_STACKS = 16
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Meter:
         self._config = config
         self._say = say
         self._symbolizer = symbolizer
+        self._programs = Programs(count_ready=config.goready != "off")
         self._probe: probe.Probe | None = None
         self._refused: UnmeasuredError | None = None
         # The processes that are, or during an open window were, a service: root pid -> service.
@@ -95,17 +100,26 @@ class Meter:
         self._gone.add(service.pid)
         self._forget()
 
-    def open(self) -> Window:
-        """Opens a window over all services that run."""
+    def open(self, wakers: bool = False) -> Window:
+        """Opens a window over all services that run.
+
+        wakers: whether who makes ready calls may matter; looked at always with --netpoll-goready=on.
+        """
         self._revive()
         self._open += 1
         failed, number = self._refused, 0
         if self._probe is not None:
             try:
-                number = self._probe.open()
+                self._programs.prepare(self._probe, self._probe.programs())
+                number = self._probe.open(self._ready_stacks(wakers))
             except UnmeasuredError as error:
                 failed = error
         return Window(self._probe, number, failed, time.monotonic())
+
+    def _ready_stacks(self, wakers: bool) -> int:
+        if self._config.goready == "on" or (wakers and self._config.goready == "auto"):
+            return READY_STACKS
+        return 0
 
     def close(self, window: Window, services: Sequence[Service]) -> list[Measurement]:
         """Closes a window: one measurement for each of the services, in their order."""
@@ -134,8 +148,10 @@ class Meter:
         processes = [p for pid in roots for p in (answer or {"services": {}})["services"].get(str(pid), [])]
         snapshot, vain, late = Snapshot(), [], []
         intervals: list[Sequence[Sequence[Any]]] = []
+        absent: dict[str, str] = {}
         try:
             if processes:
+                absent = self._absent(processes)
                 snapshot = reduce(operator.add, map(_snapshot, processes))
                 vain = [offender for process in processes for offender in process["offenders"]]
                 late = [
@@ -145,6 +161,8 @@ class Meter:
                 ]
                 intervals = [(answer or {})["timelines"].get(str(pid), []) for pid in roots]
             unmeasured = failed.reason if failed is not None else self._distrust(service, roots, processes)
+            if unmeasured is None and self._config.goready == "on" and "ready_calls" in absent:
+                unmeasured = f"ready calls were not counted: {absent['ready_calls']}"
         except (ValueError, KeyError, TypeError) as error:
             unmeasured = f"the eBPF agent answered nonsense: {error!r}"
         return Measurement(
@@ -158,7 +176,24 @@ class Meter:
             slowest=slowest.collect(late, self._symbolizer),
             timeline=timeline.collect(intervals),
             unmeasured=unmeasured,
+            absent=absent,
         )
+
+    def _absent(self, processes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+        """Metric -> why the process that it is not known of does not tell."""
+        why: dict[str, str] = {}
+        for process in filter(_runs_goroutines, processes):
+            if self._programs.count_ready and process["ready_calls"] is None:
+                reason = self._programs.why_no_ready_calls(process)
+                why |= {"ready_calls": reason, "wakeups_per_event": reason}
+            if self._programs.count_ready and process["deadline_wakeups"] is None:
+                why["deadline_wakeups"] = self._programs.why_no_deadlines(process)
+            if process["dispatches"] is None:
+                reason = self._programs.why_no_scheduler(process)
+                why |= {"dispatches": reason, "dispatches_per_event": reason}
+            if process["runq_max"] is None:
+                why["runq_max"] = self._programs.why_no_scheduler(process)
+        return why
 
     def _distrust(
         self, service: Service, roots: Sequence[int], processes: Sequence[Mapping[str, Any]]
@@ -215,7 +250,7 @@ class Meter:
         if self._probe is None:
             return
         try:
-            self._probe.watch(pid)
+            self._programs.prepare(self._probe, self._probe.watch(pid)["processes"])
         except UnmeasuredError as error:
             self._not_watched[pid] = error
 
@@ -252,11 +287,22 @@ def _snapshot(process: Mapping[str, Any]) -> Snapshot:
     counters = dict(process["counters"])
     counters["lost"] = sum(counters.pop(name) for name in LOSSES)
     counters.pop("lost_stacks")
-    return Snapshot.from_json({**process, "counters": counters})
+    optional = {name: process[name] for name in OPTIONAL_COUNTERS}
+    runq_max = process["runq_max"]
+    if not _runs_goroutines(process):
+        # It readies no goroutines: for the service's sum that is nothing, not something unknown.
+        optional = {name: count or 0 for name, count in optional.items()}
+        runq_max = runq_max or 0
+    return Snapshot.from_json({**process, "counters": counters | optional, "runq_max": runq_max})
 
 
 def _is_go(process: Mapping[str, Any]) -> bool:
     return _go_version(process) is not None
+
+
+def _runs_goroutines(process: Mapping[str, Any]) -> bool:
+    """Also of a program that cannot be read, such as one that was deleted."""
+    return _is_go(process) or process["calibration"]["layout"] is not None
 
 
 def _version(process: Mapping[str, Any]) -> str:

@@ -59,10 +59,14 @@ def install_command():
 
 class Agent:
     def __init__(self, kernel, timers):
+        import goready
+        import scheduler
         import timeline
         import watch
         import windows
 
+        self._goready = goready
+        self._scheduler = scheduler
         self._timeline = timeline
         self._watch = watch
         self._kernel = kernel
@@ -71,7 +75,9 @@ class Agent:
         self._processes = watch.Processes(kernel, self._windows)
         self._at_open = {}  # window -> {pid: (CPU ns used, ns waited)}
         self._timelines = {}  # window -> Timeline
-        self._sampling = None  # the timer, while a window is open
+        self._probes = goready.Probes(kernel)
+        self._schedulers = scheduler.Schedulers()
+        self._sampling = []  # timers, while a window is open
 
     def watch(self, pid):
         self._processes.watch(pid)
@@ -79,21 +85,51 @@ class Agent:
 
     def unwatch(self, pid):
         self._processes.unwatch(pid)
+        self._probes.release(self._live())
         return {}
 
     def status(self, pid):
         self._refresh()
         return self._state(pid)
 
-    def open(self):
+    def programs(self):
+        """All processes, and what is known of the programs that they run."""
+        self._processes.refresh()
+        return {"processes": [self._about(p) for p in self._live()]}
+
+    def attach(self, pid, ready, deadline):
+        try:
+            self._probes.attach(self._find(pid), ready, deadline)
+        except self._goready.BadPlace as error:
+            raise self._watch.Refused(str(error)) from error
+        return {}
+
+    def learn(self, pid, **layout):
+        if not self._schedulers.learn(self._find(pid), self._scheduler.Layout(**layout)):
+            raise self._watch.Refused("the memory of process %d does not hold the scheduler's counters" % pid)
+        return {}
+
+    def _find(self, pid):
+        self._processes.refresh()
+        for process in self._live():
+            if process.pid == pid and not process.exited:
+                return process
+        raise self._watch.Refused("process %d is not watched" % pid)
+
+    def open(self, ready_stacks):
         self._refresh()
         self._processes.reap()
         self._sample()
         window = self._windows.open(self._processes.slots())
         self._at_open[window] = {p.pid: (p.cpu, p.waited) for p in self._live()}
         self._timelines[window] = self._timeline.Timeline(self._states(window))
-        if self._sampling is None:
-            self._sampling = self._timers.every(self._timeline.PERIOD, self._tick)
+        self._probes.open(window, ready_stacks)
+        self._schedulers.open(window, self._live())
+        if not self._sampling:
+            self._sampling = [
+                self._timers.every(self._timeline.PERIOD, self._tick),
+                self._timers.every(self._scheduler.PERIOD, self._sample_schedulers),
+            ]
         return {"window": window}
 
     def close(self, window, settle_ms):
@@ -104,6 +140,8 @@ class Agent:
         # Children forked since: they ran in the window, if only for its last moment.
         self._processes.refresh()
         self._sample()
+        scheduled = self._schedulers.close(window, self._live())
+        with_stacks = self._probes.close(window)
         self._windows.settled(closed.end - 1, self._processes.slots(), settle_ms / 1000)
         at_open, timeline = self._at_open.pop(window), self._timelines.pop(window)
         banks = {p.slot: self._windows.sum(p.slot, closed) for p in self._live()}
@@ -114,11 +152,13 @@ class Agent:
         services = {}
         for root in sorted(self._processes.roots()):
             services[root] = [
-                self._process(p, at_open, closed, banks[p.slot]) for p in self._processes.of(root)
+                self._process(p, at_open, closed, banks[p.slot], scheduled[p.pid], with_stacks)
+                for p in self._processes.of(root)
             ]
         if not self._windows.any_open:
-            self._timers.cancel(self._sampling)
-            self._sampling = None
+            for timer in self._sampling:
+                self._timers.cancel(timer)
+            self._sampling = []
             self._kernel.offenders.clear()
             self._kernel.stacks.clear()
         self._processes.reap()
@@ -137,6 +177,9 @@ class Agent:
     def _sample(self):
         for process in self._live():
             process.sample()
+
+    def _sample_schedulers(self):
+        self._schedulers.sample(self._live())
 
     def _states(self, window):
         return self._by_root(lambda p, names: self._windows.so_far(p.slot, window, names))
@@ -162,24 +205,25 @@ class Agent:
     def _state(self, root):
         return {"processes": [self._about(p) for p in self._processes.of(root)]}
 
-    @staticmethod
-    def _about(process):
+    def _about(self, process):
         return {
             "pid": process.pid,
             "executable": process.executable,
             "exited": process.exited,
             "unwatched": process.unwatched,
             "calibration": process.calibration(),
+            "goready": self._probes.of(process) is not None,
+            "scheduler": self._schedulers.knows(process),
         }
 
-    def _process(self, process, at_open, window, bank):
+    def _process(self, process, at_open, window, bank, scheduled, with_stacks):
         import proc
 
         latency_max = bank.counters.pop("latency_max")
         used, waited = at_open.get(process.pid, (0, 0))
         vain = []
         if bank.counters["spurious_wakeups"] or bank.counters["stale_retries"]:
-            vain = self._watch.vain(self._kernel, process, window)
+            vain = self._watch.kept(self._kernel, process, window, "spurious", "stale")
         fds = {key.fd for key, _ in vain} | {wakeup.fd for wakeup in bank.slowest}
         descriptors = proc.descriptors(process.pid, fds, process.sockets)
         about = self._about(process)
@@ -191,7 +235,13 @@ class Agent:
             run_delay_ns=process.waited - waited,
             offenders=self._watch.offenders(self._kernel, process, vain, descriptors),
             slowest=self._watch.slowest(self._kernel, process, bank.slowest, window, descriptors),
+            dispatches=scheduled.dispatches,
+            runq_max=scheduled.runq_max,
+            **self._probes.counted(process, window, bank.counters),
         )
+        if with_stacks and about["ready_calls"]:
+            found = self._watch.kept(self._kernel, process, window, "ready")
+            about["offenders"] += self._watch.wakers(self._kernel, process, found)
         return about
 
 
@@ -200,7 +250,10 @@ COMMANDS = {
     "watch": ("pid",),
     "unwatch": ("pid",),
     "status": ("pid",),
-    "open": (),
+    "programs": (),
+    "attach": ("pid", "ready", "deadline"),
+    "learn": ("pid", "allp", "runqsize", "number", "status", "schedtick", "runqhead"),
+    "open": ("ready_stacks",),
     "close": ("window", "settle_ms"),
 }
 

@@ -11,6 +11,7 @@ import layouts
 import machine
 
 SLOT_BITS = 12  # bpf/netpoll.h
+SOURCES = ("netpoll.c", "goready.c")
 
 
 def slot_of(owner):
@@ -25,7 +26,7 @@ class Kernel:
     """Everything is attached on return. Raises LoadFailed.
 
     bcc: the imported bcc module.
-    sources: the directory that holds netpoll.c, netpoll.h and stub/.
+    sources: the directory that holds SOURCES, netpoll.h and stub/.
     """
 
     def __init__(self, bcc, sources, max_processes, max_fds):
@@ -51,8 +52,10 @@ class Kernel:
         flags += machine.DEFINES[name]
         if self.follows_children:
             flags += ["-D%s=%d" % item for item in sorted(offsets.items())]
-        with open(os.path.join(sources, "netpoll.c"), "rb") as f:
-            text = f.read()
+        text = b""
+        for source in SOURCES:
+            with open(os.path.join(sources, source), "rb") as f:
+                text += f.read()
         cwd = os.getcwd()
         try:
             # Probes named RAW_TRACEPOINT_PROBE attach themselves as BCC loads them, so sys_exit is
@@ -73,6 +76,7 @@ class Kernel:
         self.stacks = table(b"stacks")
         self.offenders = table(b"offenders")
         self.free_slots = table(b"free_slots")
+        self._ready_sampling = table(b"ready_sampling")
         table(b"continuations")[ctypes.c_int(0)] = ctypes.c_int(drain.fd)
         self._fill(table(b"roles"), table(b"layouts"), name)
         self.seconds = time.monotonic() - started
@@ -91,6 +95,25 @@ class Kernel:
 
     def set_epoch(self, epoch):
         self.epochs[ctypes.c_int(0)] = ctypes.c_uint32(epoch)
+
+    def sample_ready_stacks(self, every):
+        """Keeps the stack of one ready call in `every`, of none for 0."""
+        self._ready_sampling[ctypes.c_int(0)] = ctypes.c_uint32(every)
+
+    def attach_uprobe(self, path, address, function):
+        """Runs the BPF function wherever the program's file is executed at the link-time address.
+
+        Returns the file descriptor that keeps it attached. Raises LoadFailed.
+        """
+        try:
+            self.bpf.attach_uprobe(name=path, addr=address, fn_name=function, pid=-1)
+        except Exception as error:  # BCC raises bare Exception
+            raise LoadFailed(str(error)) from error
+        # Ours from here on: BCC knows a probe by its place only, and the next one at the same place may
+        # come before this one is gone.
+        ((event, fd),) = self.bpf.uprobe_fds.items()
+        self.bpf._del_uprobe_fd(event)
+        return fd
 
     def take_slot(self):
         """A free slot's number, or None."""

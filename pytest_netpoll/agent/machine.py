@@ -125,3 +125,21 @@ def roles(machine):
 
 def names(machine):
     return {number: name for name, number in NUMBERS[machine].items()}
+
+
+# Of the breakpoint that a uprobe puts in the place of an instruction.
+BREAKPOINT_SIZE = {"x86_64": 1, "aarch64": 4}.get(current(), 1)
+
+
+def emulated(code):
+    """Does the code begin with an instruction that the kernel emulates at a uprobe, not single-steps?
+
+    Of those only what a function begins with: on x86-64 `push` and a conditional jump (arch/x86/kernel/
+    uprobes.c), on arm64 a conditional branch (arch/arm64/kernel/probes/simulate-insn.c).
+    """
+    if current() == "aarch64":
+        return len(code) >= 4 and int.from_bytes(code[:4], "little") & 0xFF000010 == 0x54000000
+    if len(code) < 2:
+        return False
+    near = code[0] == 0x0F and code[1] & 0xF0 == 0x80
+    return near or code[0] & 0xF0 == 0x70 or code[0] & 0xF8 == 0x50

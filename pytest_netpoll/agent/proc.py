@@ -41,6 +41,15 @@ def executable(pid):
         return None
 
 
+def program(pid):
+    """(device, inode) of the program's file, however it is called or mounted; None when it is gone."""
+    try:
+        status = os.stat("/proc/%d/exe" % pid)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def is_64_bit(pid):
     """Whether the program is a 64-bit ELF; None when it cannot be read."""
     try:

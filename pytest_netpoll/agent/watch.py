@@ -24,6 +24,8 @@ class Process:
         self.pid = pid
         self.root = root
         self.executable = proc.executable(pid)
+        self.program = proc.program(pid)
+        self.since = time.monotonic_ns()
         self.mappings = proc.mappings(pid)
         self.execs = 0
         self.exited = False
@@ -143,6 +145,7 @@ class Processes:
             if target.execs != process.execs:
                 process.execs = target.execs
                 process.executable = proc.executable(process.pid) or process.executable
+                process.program = proc.program(process.pid) or process.program
                 process.mappings = proc.mappings(process.pid) or process.mappings
             process.exited = bool(target.exited)
             process.epfd = target.epfd
@@ -242,22 +245,44 @@ class Processes:
         return None
 
 
-def vain(kernel, process, window):
-    """The vain wakeups of the process in the window: [(key, count)] of the map of offenders."""
+OFFENCES = ("spurious", "stale", "ready")  # bpf/netpoll.h: enum offence
+
+
+def kept(kernel, process, window, *offences):
+    """What was kept of the process in the window: [(key, count)] of the map of offenders."""
     return [
         (key, count.value)
         for key, count in kernel.offenders.items()
-        if slot_of(key.owner) == process.slot and window.first <= key.epoch < window.end
+        if slot_of(key.owner) == process.slot
+        and window.first <= key.epoch < window.end
+        and OFFENCES[key.offence] in offences
     ]
 
 
 def offenders(kernel, process, found, descriptors):
-    """JSON of what `vain` found. descriptors: proc.descriptors of the fds in it."""
+    """JSON of the vain wakeups in what `kept` found. descriptors: proc.descriptors of the fds in it."""
     return [
         {
-            "offence": "stale" if key.offence else "spurious",
+            "offence": OFFENCES[key.offence],
             "count": count,
             **_place(kernel, process, key, descriptors),
+        }
+        for key, count in found
+    ]
+
+
+def wakers(kernel, process, found):
+    """JSON of the ready calls in what `kept` found; their counts are estimates."""
+    return [
+        {
+            "offence": "ready",
+            "count": count,
+            "direction": "",
+            "syscall": None,
+            "fd_type": None,
+            "local": None,
+            "peer": None,
+            "stack": stack(kernel, process, key.stack),
         }
         for key, count in found
     ]

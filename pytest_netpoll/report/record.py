@@ -31,13 +31,14 @@ class Frame(TypedDict):
 
 
 class _OffenderExtra(TypedDict, total=False):
-    offence: Literal["spurious", "stale"]
+    offence: Literal["spurious", "stale", "ready"]
     local: str | None
     peer: str | None
 
 
 class Offender(_OffenderExtra):
-    """A place that was woken in vain (spurious), or tried again for nothing (stale).
+    """A place that was woken in vain (spurious), tried again for nothing (stale), or that wakes goroutines
+    by runtime.ready (ready: it has no descriptor, and its count is estimated from a sample).
 
     share: 0-1, of all such of the service. stack: starts at the user's own code.
     """

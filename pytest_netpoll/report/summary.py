@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_netpoll.report import files, words
+from pytest_netpoll.report import attached, files, words
 from pytest_netpoll.report.record import TestRecord
 
 # GitHub drops a summary of more than 1 MiB.
@@ -35,9 +35,9 @@ def markdown(records: Sequence[TestRecord], environment: Mapping[str, Any]) -> s
         lines += [*_table(shown), ""]
     for note in notes:
         lines += [_text(note), ""]
-    environment_line = words.environment_line(records, environment)
-    if environment_line:
-        lines += [_text(environment_line), ""]
+    for line in (words.environment_line(records, environment), attached.line(environment)):
+        if line:
+            lines += [_text(line), ""]
     return "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from pytest_netpoll.metrics import METRICS
 from pytest_netpoll.options import Config
-from pytest_netpoll.report import words
+from pytest_netpoll.report import attached, words
 from pytest_netpoll.report.record import Frame, ServiceRecord, TestRecord
 
 MOST_PASSED = 40  # tests in the table
@@ -72,6 +72,7 @@ _NUMBERS: tuple[tuple[str, str | None, Mapping[str, str]], ...] = (
         "ready_calls",
         {"deadline_wakeups": "by deadlines", "wakeups_per_event": "wakeups per event"},
     ),
+    ("dispatches", "dispatches", {"dispatches_per_event": "per event", "runq_max": "longest run queue"}),
     ("CPU", "cpu_seconds", {"run_delay_seconds": "waiting for a CPU"}),
     ("lost", "lost", {}),
 )
@@ -90,15 +91,17 @@ def summary_table(
 ) -> str | None:
     """A row for each test and service, the bad ones first, not wider than `width` >= 60 columns.
 
-    None without records. environment: as in the JSON report; of it "kernel" and "bcc" are shown.
+    None without records. environment: as in the JSON report; of it "kernel", "bcc" and "attached" are shown.
     """
     if not records:
         return None
     shown, notes = words.select(records, MOST_OTHERS, MOST_PASSED)
     lines = [_table(shown, width), *notes]
-    environment_line = words.environment_line(records, environment or {})
-    if environment_line:
-        lines += ["", *_wrap(environment_line, width)]
+    environment_lines = [words.environment_line(records, environment or {}), attached.line(environment or {})]
+    if any(environment_lines):
+        lines.append("")
+    for line in filter(None, environment_lines):
+        lines += _wrap(line, width)
     return "\n".join(lines)
 
 
@@ -185,6 +188,13 @@ def failure_section(record: TestRecord, width: int) -> str:
             (words.slow_text(service, wakeup), wakeup["stack"])
             for wakeup in words.slowest_of(record, service)
         ]
+        blocks += [
+            (words.offender_text(service, waker), waker["stack"])
+            for waker in words.wakers_of(record, service)
+        ]
+        caution = attached.caution(record, service)
+        if caution is not None:
+            screen.add(_wrap(caution, width, "  "))
         for text, stack in blocks[:MOST_OFFENDERS]:
             head = _wrap(f"{text} at" if stack else f"{text}, no stack", width, "  ")
             screen.add(head + _frames(stack, width), at_least=len(head) + 1)

@@ -59,7 +59,7 @@ def test_table_has_every_metric_of_the_contract_in_its_order() -> None:
         polls blocking_polls timed_polls nonblocking_polls
         empty_polls timeout_polls break_polls interrupted_polls polls_per_event
         latency_p50 latency_p90 latency_p99 latency_p999 latency_max
-        ready_calls deadline_wakeups wakeups_per_event
+        ready_calls deadline_wakeups wakeups_per_event dispatches dispatches_per_event runq_max
         cpu_seconds run_delay_seconds lost
     """
     assert list(METRICS) == contract.split()

@@ -1,12 +1,12 @@
 // One message wakes N goroutines, and is echoed when all of them have run. True
 // numbers: each spaced message = one productive read wakeup and N ready calls
 // (runtime.ready), each for a goroutine parked on a channel of its own (-via chan)
-// or all on one sync.Cond (-via cond). A few a second more are the runtime's own.
+// or all on one sync.Cond (-via cond); -via both wakes N in each way, one after the
+// other. A few a second more are the runtime's own.
 package main
 
 import (
 	"flag"
-	"log"
 	"net"
 	"runtime"
 	"sync"
@@ -17,13 +17,12 @@ import (
 
 func main() {
 	addr := flag.String("addr", "127.0.0.1:0", "address")
-	via := flag.String("via", "chan", "chan or cond")
+	via := flag.String("via", "chan", "chan, cond or both")
 	n := flag.Int("n", 100, "goroutines to wake")
 	flag.Parse()
 	var left int64
-	var wake func()
-	switch *via {
-	case "chan":
+	var wakes []func()
+	if *via != "cond" {
 		channels := make([]chan int, *n)
 		for i := range channels {
 			c := make(chan int)
@@ -34,12 +33,13 @@ func main() {
 				}
 			}()
 		}
-		wake = func() {
+		wakes = append(wakes, func() {
 			for _, c := range channels {
 				c <- 0
 			}
-		}
-	case "cond":
+		})
+	}
+	if *via != "chan" {
 		// Readers of a lock: the woken would else wake one another to get it.
 		var lock sync.RWMutex
 		cond, seq := sync.NewCond(lock.RLocker()), 0
@@ -54,14 +54,12 @@ func main() {
 				}
 			}()
 		}
-		wake = func() {
+		wakes = append(wakes, func() {
 			lock.Lock()
 			seq++
 			lock.Unlock()
 			cond.Broadcast()
-		}
-	default:
-		log.Fatal("unknown -via=", *via)
+		})
 	}
 	kit.Serve(kit.Listen(*addr), func(c net.Conn) {
 		buf := make([]byte, 64<<10)
@@ -70,10 +68,12 @@ func main() {
 			if err != nil {
 				return
 			}
-			atomic.StoreInt64(&left, int64(*n))
-			wake()
-			for atomic.LoadInt64(&left) > 0 {
-				runtime.Gosched() // parking would cost a ready call more, sometimes
+			for _, wake := range wakes {
+				atomic.StoreInt64(&left, int64(*n))
+				wake()
+				for atomic.LoadInt64(&left) > 0 {
+					runtime.Gosched() // parking would cost a ready call more, sometimes
+				}
 			}
 			c.Write(buf[:k])
 		}

@@ -1,0 +1,136 @@
+"""Probes on the goready path of the watched programs: where pytest's side found a place, once it is proven.
+
+A probe belongs to the program's file. It sees every process of it, forked or exec'ed later, from its
+first instruction on; the BPF program tells the watched ones from others.
+"""
+
+import os
+import threading
+import time
+
+import elf
+import machine
+import proc
+from kernel import LoadFailed
+
+# The BPF functions, in the order in which `attach` takes their places.
+READY = b"ready_called"
+DEADLINE = b"deadline_woke"
+
+# So much before and behind the place must be in memory what it is in the file.
+_AROUND = 16
+
+
+class BadPlace(Exception):
+    """No probe can be placed there; the message says why."""
+
+
+class Attached:
+    """The probes on one program. at: since when, monotonic ns. fds: what keeps them there."""
+
+    def __init__(self, fds, deadlines):
+        self.at = time.monotonic_ns()
+        self.fds = fds
+        self.deadlines = deadlines
+
+
+class Probes:
+    def __init__(self, kernel):
+        self._kernel = kernel
+        self._by_program = {}  # (device, inode) -> Attached
+        self._detaching = []  # threads
+        self._stacks_of_one_in = {}  # window -> ready calls, 0 for no stacks
+
+    def attach(self, process, ready, deadline):
+        """Counts in all processes that run this one's program. Raises BadPlace.
+
+        ready, deadline: offsets in the file; no deadline is counted where that is 0.
+        """
+        if process.program not in self._by_program:
+            self._by_program[process.program] = self._attach(process, ready, deadline)
+
+    def of(self, process):
+        """Attached, or None."""
+        return self._by_program.get(process.program)
+
+    def open(self, window, stacks_of_one_in):
+        """From here on the stack of one ready call in so many is kept, of none for 0."""
+        self._stacks_of_one_in[window] = stacks_of_one_in
+        self._kernel.sample_ready_stacks(max(self._stacks_of_one_in.values()))
+
+    def close(self, window):
+        """Whether stacks were kept for it."""
+        stacks_of_one_in = self._stacks_of_one_in.pop(window)
+        self._kernel.sample_ready_stacks(max(self._stacks_of_one_in.values(), default=0))
+        return bool(stacks_of_one_in)
+
+    def counted(self, process, window, counters):
+        """Takes from the bank's counters what they hold of the goready path; None where that is not all."""
+        ready_calls, deadline_wakeups = counters.pop("ready_calls"), counters.pop("deadline_wakeups")
+        if process.program is None:  # it came and went: all that can be said is what was counted
+            return {"ready_calls": ready_calls, "deadline_wakeups": deadline_wakeups}
+        attached = self.of(process)
+        # A process that came into the window later was attached as soon as it was watched.
+        counts = attached is not None and (attached.at <= window.opened or process.since >= window.opened)
+        return {
+            "ready_calls": ready_calls if counts else None,
+            "deadline_wakeups": deadline_wakeups if counts and attached.deadlines else None,
+        }
+
+    def release(self, processes):
+        """Detaches from what none of these processes, all that are watched, runs."""
+        needed = {process.program for process in processes}
+        for program in self._by_program.keys() - needed:
+            # The kernel takes its time, a tenth of a second for each; nobody need wait for it.
+            thread = threading.Thread(target=self._detach, args=(self._by_program.pop(program).fds,))
+            thread.start()
+            self._detaching.append(thread)
+
+    @staticmethod
+    def _detach(fds):
+        for fd in fds:
+            os.close(fd)
+
+    def _attach(self, process, ready, deadline):
+        # By the process's own name for it: the file may have been replaced, or be in another namespace.
+        path = "/proc/%d/exe" % process.pid
+        places = [(READY, ready)] + ([(DEADLINE, deadline)] if deadline else [])
+        addresses = [(function, prove(process.pid, path, offset)) for function, offset in places]
+        # One that is still there would count a second time.
+        while self._detaching:
+            self._detaching.pop().join()
+        fds = []
+        try:
+            for function, address in addresses:
+                fds.append(self._kernel.attach_uprobe(path.encode(), address, function))
+        except LoadFailed as error:
+            self._detach(fds)
+            raise BadPlace("the kernel refuses a uprobe: %s" % error) from error
+        return Attached(fds, bool(deadline))
+
+
+def prove(pid, path, offset):
+    """The link-time address of a place in the file, if the process runs just that. Raises BadPlace."""
+    own = proc.executable(pid)
+    mapped = [
+        start + offset - at
+        for start, end, at, name in proc.mappings(pid)
+        if name == own and at <= offset < at + end - start
+    ]
+    try:
+        with open(path, "rb") as f:
+            code = os.pread(f.fileno(), 2 * _AROUND, offset - _AROUND) if offset >= _AROUND else b""
+            address = elf.address_of(f, offset)
+        with proc.Memory(pid) as memory:
+            live = memory.read(mapped[0] - _AROUND, 2 * _AROUND) if mapped else None
+    except (OSError, ValueError) as error:
+        raise BadPlace("its program cannot be read: %s" % error) from error
+    if address is None or live is None:
+        raise BadPlace("nothing executable is mapped at offset %#x" % offset)
+    if not machine.emulated(code[_AROUND:]):
+        raise BadPlace("the instruction at offset %#x is not one that the kernel emulates" % offset)
+    breakpoint = machine.BREAKPOINT_SIZE
+    for part in (slice(_AROUND), slice(_AROUND + breakpoint, None)):
+        if live[part] != code[part]:
+            raise BadPlace("the memory at offset %#x is not what the program's file holds" % offset)
+    return address

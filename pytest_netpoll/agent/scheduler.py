@@ -1,0 +1,123 @@
+"""The Go scheduler's own counters, read from a process's memory: nothing in the process is slowed down."""
+
+import struct
+from collections import namedtuple
+
+import elf
+import proc
+
+# Link-time addresses of runtime.allp and of the length of the global run queue; the rest are offsets in
+# runtime.p (number: of its id).
+Layout = namedtuple("Layout", "allp runqsize number status schedtick runqhead")
+
+# What runs in a process: {p.id: p.schedtick}, and the goroutines that wait in its run queues.
+State = namedtuple("State", "ticks runnable")
+
+# Of one process in one window; None where that is not known.
+Scheduled = namedtuple("Scheduled", "dispatches runq_max")
+
+# Seconds between two looks at the run queues, while a window is open.
+PERIOD = 0.01
+
+_SLICE = struct.Struct("<QQQ")
+_MOST_PS = 4096
+_LAST_STATUS = 4  # _Pdead
+_RUNQ = 256  # a p's run queue holds so many
+
+
+class Schedulers:
+    """Knows where the counters are, by program, and what they were."""
+
+    def __init__(self):
+        self._layouts = {}  # (device, inode) -> Layout
+        self._at_open = {}  # window -> {pid: State or None}
+        self._longest = {}  # window -> {pid: goroutines in the run queues}
+
+    def learn(self, process, layout):
+        """Reads the counters of the program from now on. Returns whether the live process bears it out."""
+        self._layouts[process.program] = layout
+        if self.read(process) is None:
+            del self._layouts[process.program]
+            return False
+        return True
+
+    def knows(self, process):
+        return process.program in self._layouts
+
+    def read(self, process):
+        """State, or None where the memory does not hold what it should."""
+        layout = self._layouts.get(process.program)
+        bias = None if layout is None or process.exited else _bias(process)
+        if bias is None:
+            return None
+        try:
+            with proc.Memory(process.pid) as memory:
+                return _read(memory, layout, bias)
+        except (OSError, struct.error, TypeError):  # TypeError: a read of what is not there gave None
+            return None
+
+    def open(self, window, processes):
+        states = {process.pid: self.read(process) for process in processes}
+        self._at_open[window] = states
+        self._longest[window] = {pid: state.runnable for pid, state in states.items() if state}
+
+    def sample(self, processes):
+        for process in processes:
+            self._note(process.pid, self.read(process))
+
+    def close(self, window, processes):
+        """{pid: Scheduled}."""
+        at_open = self._at_open.pop(window)
+        dispatches = {}
+        for process in processes:
+            # A process that has come since, as a p that has, began with 0.
+            before, after = at_open.get(process.pid, State({}, 0)), self.read(process)
+            self._note(process.pid, after)
+            known = before is not None and after is not None
+            dispatches[process.pid] = _dispatches(before, after) if known else None
+        longest = self._longest.pop(window)
+        return {pid: Scheduled(count, longest.get(pid)) for pid, count in dispatches.items()}
+
+    def _note(self, pid, state):
+        if state is not None:
+            for longest in self._longest.values():
+                longest[pid] = max(longest.get(pid, 0), state.runnable)
+
+
+def _dispatches(before, after):
+    # The counters are 32 bits wide.
+    return sum((tick - before.ticks.get(p, 0)) & 0xFFFFFFFF for p, tick in after.ticks.items())
+
+
+def _bias(process):
+    """How far from its link-time addresses the program is loaded."""
+    own = [m for m in process.mappings if m[3] == process.executable]
+    try:
+        with open("/proc/%d/exe" % process.pid, "rb") as f:
+            address = elf.address_of(f, own[0][2])
+    except (OSError, ValueError, IndexError):
+        return None
+    return None if address is None else own[0][0] - address
+
+
+def _read(memory, layout, bias):
+    start, length, capacity = _SLICE.unpack(memory.read(bias + layout.allp, _SLICE.size))
+    if not 0 < length <= capacity <= _MOST_PS:
+        return None
+    (runnable,) = struct.unpack("<i", memory.read(bias + layout.runqsize, 4))
+    if runnable < 0:
+        return None
+    ticks = {}
+    for number, p in enumerate(struct.unpack("<%dQ" % length, memory.read(start, 8 * length))):
+        words = memory.read(p, layout.runqhead + 8)
+        (identity,) = struct.unpack_from("<i", words, layout.number)
+        (status,) = struct.unpack_from("<I", words, layout.status)
+        if identity != number or status > _LAST_STATUS:
+            return None
+        (ticks[number],) = struct.unpack_from("<I", words, layout.schedtick)
+        head, tail = struct.unpack_from("<II", words, layout.runqhead)
+        waiting = (tail - head) & 0xFFFFFFFF
+        if waiting > _RUNQ:
+            return None
+        runnable += waiting
+    return State(ticks, runnable)

@@ -1,0 +1,97 @@
+"""What can be counted of each watched program beyond its wakeups: ready calls, the scheduler's counters."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+from pytest_netpoll import goready, scheduler
+from pytest_netpoll.errors import UnmeasuredError
+from pytest_netpoll.probe import Probe
+from pytest_netpoll.toolchain import go_version_of
+
+T = TypeVar("T")
+Key = tuple[str, int, int]  # path, inode, time: a program that is built anew is another one
+
+_LATE = "process {pid} began to run {executable} only during the test"
+
+
+class Programs:
+    """Asks the agent for what each program allows, and remembers why not.
+
+    count_ready: whether ready calls are wanted, which are not free.
+    """
+
+    def __init__(self, count_ready: bool) -> None:
+        self.count_ready = count_ready
+        self._sites: dict[Key, goready.Sites | UnmeasuredError] = {}
+        self._layouts: dict[Key, Mapping[str, int] | UnmeasuredError] = {}
+        # By the agent, last time; by (subject, program).
+        self._refusals: dict[tuple[str, Key], UnmeasuredError] = {}
+
+    def prepare(self, agent: Probe, processes: Iterable[Mapping[str, Any]]) -> None:
+        """processes: as the agent tells of them. What cannot be had is remembered, not raised."""
+        for process in processes:
+            pid, path = process["pid"], process["executable"]
+            if process["exited"] or not path or go_version_of(path) is None:
+                continue
+            if self.count_ready and not process["goready"]:
+                self._ask("goready", path, partial(self._attach, agent, pid))
+            if not process["scheduler"]:
+                self._ask("scheduler", path, partial(self._learn, agent, pid))
+
+    def why_no_ready_calls(self, process: Mapping[str, Any]) -> str:
+        return self._why("goready", process)
+
+    def why_no_deadlines(self, process: Mapping[str, Any]) -> str:
+        if process["ready_calls"] is None:
+            return self._why("goready", process)
+        return f"{goready.DEADLINE} is not there in {go_version_of(process['executable'])}"
+
+    def why_no_scheduler(self, process: Mapping[str, Any]) -> str:
+        if process["exited"]:
+            return f"process {process['pid']} has ended, and its memory with it"
+        return self._why("scheduler", process)
+
+    def _why(self, subject: str, process: Mapping[str, Any]) -> str:
+        if go_version_of(process["executable"] or "") is None:
+            return f"the program of process {process['pid']}, {process['executable']}, cannot be read"
+        refusal = self._refusals.get((subject, _key(process["executable"])))
+        return refusal.reason if refusal is not None else _LATE.format_map(process)
+
+    def _ask(self, subject: str, path: str, ask: Callable[[Key], None]) -> None:
+        key = _key(path)
+        self._refusals.pop((subject, key), None)
+        try:
+            ask(key)
+        except UnmeasuredError as error:
+            self._refusals[subject, key] = error
+
+    def _attach(self, agent: Probe, pid: int, key: Key) -> None:
+        sites = _remembered(self._sites, key, goready.find_sites)
+        agent.attach(pid, sites.ready, sites.deadline)
+
+    def _learn(self, agent: Probe, pid: int, key: Key) -> None:
+        agent.learn(pid, _remembered(self._layouts, key, scheduler.find_layout))
+
+
+def _key(path: str) -> Key:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - a path from the kernel
+    except OSError:
+        return path, 0, 0
+    return path, status.st_ino, status.st_mtime_ns
+
+
+def _remembered(known: dict[Key, T | UnmeasuredError], key: Key, find: Callable[[str], T]) -> T:
+    if key not in known:
+        try:
+            known[key] = find(key[0])
+        except UnmeasuredError as error:
+            known[key] = error
+    found = known[key]
+    if isinstance(found, UnmeasuredError):
+        raise found
+    return found

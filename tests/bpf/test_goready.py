@@ -1,0 +1,252 @@
+"""The wakeups that do not come from the network: counted, and who makes them is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pytest_netpoll.goready import find_sites
+from pytest_netpoll.options import Config
+from pytest_netpoll.symbols import Symbolizer
+from pytest_netpoll.window import Meter
+
+MESSAGES = 100
+WOKEN = 50
+
+BREAKPOINT = b"\xcc"
+
+
+def assert_ground_truth(m, messages=MESSAGES, per_message=WOKEN):
+    assert m.ready_calls == pytest.approx(per_message * messages, rel=0.02)
+    assert m.wakeups_per_event == pytest.approx(per_message + 1, rel=0.02)
+
+
+@pytest.mark.parametrize("via", ["chan", "cond"])
+def test_a_message_that_wakes_n_goroutines_is_n_plus_1_wakeups(
+    launch, measure, connect, spaced_pings, go_toolchain, via
+):
+    server = launch("ready", "-via", via, "-n", WOKEN, go=str(go_toolchain.go))
+    connection = connect(server.address)
+    with measure() as stretch:
+        spaced_pings(connection, MESSAGES)
+    assert_ground_truth(stretch(server))
+
+
+# cgo: the program is put together by the system's linker, which has a say in where things are.
+@pytest.mark.parametrize(
+    "flags",
+    [["-ldflags=-s -w"], ["-buildmode=pie", "-ldflags=-s -w"], ["-ldflags=-linkmode=external"]],
+    ids=["stripped", "stripped-pie", "cgo"],
+)
+def test_ready_calls_are_found_however_the_program_is_built(
+    launch, measure, connect, spaced_pings, newest_go, flags
+):
+    server = launch("ready", "-n", WOKEN, go=str(newest_go.go), build_flags=flags)
+    connection = connect(server.address)
+    with measure() as stretch:
+        spaced_pings(connection, MESSAGES)
+    m = stretch(server)
+    assert_ground_truth(m)
+    stripped = "-ldflags=-s -w" in flags
+    assert (m.dispatches is None) == stripped
+    assert (m.runq_max is None) == stripped
+    if stripped:
+        assert "the program is stripped (to mend: build the service with" in m.absent["dispatches"]
+
+
+def command(address, number):
+    """Sends "N" to a kit.Commands service, returns its answer."""
+    with socket.create_connection(address, timeout=60) as connection:
+        connection.sendall(b"%d\n" % number)
+        return connection.makefile().readline().strip()
+
+
+def test_an_expired_deadline_is_a_ready_call_of_the_pollers_own(launch, measure, go_toolchain):
+    server = launch("deadline", go=str(go_toolchain.go))
+    with measure() as stretch:
+        assert command(server.address, 100) == "100"
+    m = stretch(server)
+    assert m.ready_calls == pytest.approx(100, abs=2)
+    if go_toolchain.version.startswith("1.19"):
+        # It was inlined, and its callers serve others, too.
+        assert m.deadline_wakeups is None
+        assert "runtime.netpollgoready is not there in go1.19" in m.absent["deadline_wakeups"]
+    else:
+        assert m.deadline_wakeups == pytest.approx(100, abs=2)
+
+
+@pytest.mark.parametrize("via", ["chan", "cond"])
+def test_the_line_that_wakes_is_named(meter, launch, connect, spaced_pings, go_toolchain, via):
+    server = launch("ready", "-via", via, "-n", WOKEN, go=str(go_toolchain.go))
+    (waker, *others) = wakers(meter, server, connect(server.address), spaced_pings)
+    assert waker["share"] > 0.98
+    assert waker["stack"][0]["file"] == "ready/main.go"
+    assert waker["stack"][0]["line"] == line_of("c <- 0" if via == "chan" else "cond.Broadcast()")
+    assert sum(other["share"] for other in others) < 0.02
+
+
+def test_the_shares_of_two_wakers_are_those_of_their_calls(meter, launch, connect, spaced_pings, newest_go):
+    server = launch("ready", "-via", "both", "-n", 100, go=str(newest_go.go))
+    found = wakers(meter, server, connect(server.address), spaced_pings)
+    # Of 20 000 calls one in 16 was looked at: 0.5, six standard deviations wide.
+    shares = {waker["stack"][0]["line"]: waker["share"] for waker in found}
+    for code in ("c <- 0", "cond.Broadcast()"):
+        assert shares[line_of(code)] == pytest.approx(0.5, abs=0.09)
+    assert sum(waker["count"] for waker in found) == pytest.approx(20_000, rel=0.2)
+
+
+def wakers(meter, server, connection, pings):
+    window = meter.open(wakers=True)
+    pings(connection, MESSAGES)
+    (m,) = meter.close(window, [server])
+    assert m.unmeasured is None
+    assert all(offender["offence"] == "ready" for offender in m.offenders)
+    return m.offenders
+
+
+def line_of(code):
+    source = Path(__file__).parent / "services" / "ready" / "main.go"
+    return 1 + [line.strip() for line in source.read_text().splitlines()].index(code)
+
+
+def test_stacks_are_kept_only_while_they_are_asked_for(launch, measure, connect, spaced_pings, newest_go):
+    server = launch("ready", "-n", WOKEN, go=str(newest_go.go))
+    connection = connect(server.address)
+    with measure() as stretch:
+        spaced_pings(connection, 5)
+    assert stretch(server).ready_calls >= 5 * WOKEN
+    assert stretch(server).offenders == ()
+
+
+def test_children_are_counted_whenever_they_come(factory, built, measure, connect, spaced_pings, tmp_path):
+    """Those of the shell, which is no Go program: one before the window opens, one in it."""
+    program, go_on = built("ready"), tmp_path / "go-on"
+    os.mkfifo(go_on)
+    ports = [free_port(), free_port()]
+    first, second = (f"{program} -n {WOKEN} -addr 127.0.0.1:{port}" for port in ports)
+    script = f"{first} & read _ <{go_on}; {second} & wait"
+    server = factory(command=["/bin/sh", "-c", script], ready=lambda _: listens(ports[0]), name="children")
+    old = connect(("127.0.0.1", ports[0]))
+    with measure() as stretch:
+        spaced_pings(old, MESSAGES)
+        go_on.write_text("\n")
+        patiently(lambda: listens(ports[1]))
+        new = connect(("127.0.0.1", ports[1]))
+        spaced_pings(new, MESSAGES)
+    # connect() pings once; starting takes the runtime a few.
+    assert stretch(server).ready_calls == pytest.approx((2 * MESSAGES + 1) * WOKEN, rel=0.02)
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def listens(port):
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
+
+
+def patiently(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "in vain"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def meter_with():
+    """meter_with(goready="on") is a meter with an agent of its own."""
+    meters = []
+
+    def meter_with(**options):
+        meters.append(Meter(dataclasses.replace(Config.default(), **options), Symbolizer(Path.cwd())))
+        return meters[-1]
+
+    yield meter_with
+    for meter in meters:
+        meter.stop()
+
+
+@pytest.mark.parametrize("goready", ["auto", "on"])
+def test_what_cannot_be_counted_is_unmeasured_only_with_on(
+    meter_with, factory, built, connect, spaced_pings, tmp_path, monkeypatch, goready
+):
+    meter = meter_with(goready=goready)
+    monkeypatch.setattr(factory, "_on_spawn", meter.watch)
+    monkeypatch.setattr(factory, "_on_exit", meter.unwatch)
+    # A program that is deleted while it runs cannot be read any more.
+    program = tmp_path / "deleted"
+    run = f"{program} -n {WOKEN} -addr 127.0.0.1:{{port}}"
+    script = f"cp {built('ready')} {program}; {run} & sleep 1; rm {program}; wait"
+    server = factory(command=["/bin/sh", "-c", script])
+    patiently(lambda: not program.exists())
+    connection = connect(server.address)
+    window = meter.open(wakers=True)
+    spaced_pings(connection, 20)
+    (m,) = meter.close(window, [server])
+    assert m.ready_calls is None
+    if goready == "on":
+        assert f"{program} (deleted), cannot be read" in m.unmeasured
+    else:
+        assert m.unmeasured is None
+        assert m.productive_wakeups == pytest.approx(20, abs=1)
+        assert f"{program} (deleted), cannot be read" in m.absent["ready_calls"]
+
+
+def test_probes_are_there_while_a_service_is_watched_and_no_longer(launch, newest_go):
+    server = launch("ready", go=str(newest_go.go))
+    site = find_sites(server.executable).ready
+    # Of the same file, but nobody's service.
+    with psutil.Popen([server.executable, "-addr", "127.0.0.1:0"]) as bystander:
+        try:
+            patiently(lambda: byte_at(bystander.pid, site) == BREAKPOINT)
+            server.stop()
+            patiently(lambda: byte_at(bystander.pid, site) == b"\x55")
+        finally:
+            bystander.kill()
+
+
+def byte_at(pid, offset):
+    """Of the process's memory, where that offset of its program's file is executed."""
+    exe = str(Path(f"/proc/{pid}/exe").readlink())
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        addresses, mode, at, _, _, *path = line.split()
+        start, end = (int(part, 16) for part in addresses.split("-"))
+        within = offset - int(at, 16)
+        if path == [exe] and "x" in mode and 0 <= within < end - start:
+            with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+                memory.seek(start + within)
+                return memory.read(1)
+    return None
+
+
+def test_a_busy_service_survives_probes_that_come_and_go(meter, launch, go_toolchain):
+    """Under garbage collection, with stacks that move."""
+    server = launch("crowd", "-for", "3s", go=str(go_toolchain.go))
+    answers = []
+    load = threading.Thread(target=lambda: answers.append(command(server.address, 8)))
+    load.start()
+    cycles = counted = 0
+    while load.is_alive():
+        meter.unwatch(server)
+        meter.watch(server)
+        window = meter.open(wakers=True)
+        time.sleep(0.05)
+        (m,) = meter.close(window, [server])
+        cycles += 1
+        counted += m.ready_calls or 0
+    load.join()
+    assert answers == ["8"]
+    assert cycles > 5
+    assert counted > 1000
+    assert command(server.address, 1) == "1"
+    server.check_alive("after all")

@@ -1,0 +1,47 @@
+"""The Go scheduler's own counters, read from the process's memory."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+PINGS = 300
+
+
+def test_a_ping_is_one_time_slice(launch, measure, connect, spaced_pings, go_toolchain):
+    server = launch("echo", go=str(go_toolchain.go))
+    connection = connect(server.address)
+    with measure() as stretch:
+        spaced_pings(connection, PINGS)
+    m = stretch(server)
+    # The runtime's own goroutines run now and then.
+    assert m.dispatches == pytest.approx(PINGS, rel=0.05)
+    assert m.dispatches_per_event == pytest.approx(1, rel=0.05)
+
+
+def test_the_run_queue_is_as_long_as_goroutines_wait_in_it(launch, measure, go_toolchain):
+    server = launch("crowd", "-alone", "-cpu", "1", "-for", "300ms", go=str(go_toolchain.go))
+    with measure() as stretch, socket.create_connection(server.address, timeout=60) as connection:
+        connection.sendall(b"200\n")
+        assert connection.makefile().readline() == "200\n"
+    assert stretch(server).runq_max == pytest.approx(200, rel=0.05)
+
+
+def test_an_idle_services_run_queue_is_empty(launch, measure, connect, newest_go):
+    server = launch("echo", go=str(newest_go.go))
+    connect(server.address)
+    with measure() as stretch:
+        pass
+    assert stretch(server).runq_max == 0
+
+
+def test_an_expired_deadline_takes_no_time_slice_of_its_own(launch, measure, newest_go):
+    """Who is readied runs next, in the time slice of whoever readied it: not a dispatch, but a ready call."""
+    server = launch("deadline", go=str(newest_go.go))
+    with measure() as stretch, socket.create_connection(server.address, timeout=60) as connection:
+        connection.sendall(b"100\n")
+        assert connection.makefile().readline() == "100\n"
+    m = stretch(server)
+    assert m.ready_calls == pytest.approx(100, abs=2)
+    assert m.dispatches < 50
