@@ -102,6 +102,16 @@ def test_the_shares_of_two_wakers_are_those_of_their_calls(meter, launch, connec
     assert sum(waker["count"] for waker in found) == pytest.approx(20_000, rel=0.2)
 
 
+def test_whoever_parked_before_a_timer_expired_is_not_its_waker(meter, launch, go_toolchain):
+    server = launch("deadline", go=str(go_toolchain.go))
+    window = meter.open(wakers=True)
+    assert command(server.address, 50) == "50"
+    (m,) = meter.close(window, [server])
+    deadlines = [o for o in m.offenders if o["stack"][0]["function"] == "runtime.netpolldeadlineimpl"]
+    assert sum(o["share"] for o in deadlines) > 0.9
+    assert not any("main." in frame["function"] for o in deadlines for frame in o["stack"])
+
+
 def wakers(meter, server, connection, pings):
     window = meter.open(wakers=True)
     pings(connection, MESSAGES)
