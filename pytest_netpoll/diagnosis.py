@@ -146,7 +146,7 @@ _PATHOLOGIES: Sequence[Callable[[Measurement], str | None]] = (
 
 def _vain_wakeups(m: Measurement) -> tuple[float, float]:
     """(spurious wakeups, those of them in accept)."""
-    vain = [offender for offender in m.offenders if offender["offence"] == "spurious"]
+    vain = [offender for offender in m.offenders if offender.get("offence", "spurious") == "spurious"]
     accepts = sum(offender["count"] for offender in vain if offender["syscall"] in _ACCEPTS)
     return _number(m, "spurious_wakeups"), accepts
 

@@ -120,7 +120,7 @@ class Session:
 
     def pytest_report_header(self) -> str:
         python = self.options.python or SYSTEM_PYTHON
-        return terminal.header_line(self.options, f"eBPF on sys_exit through BCC of {python}")
+        return terminal.header_line(self.options, f"eBPF through BCC of {python}")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"crypto/sha256"
 	"flag"
 	"net"
 	"runtime"
@@ -15,6 +16,7 @@ func main() {
 	addr := flag.String("addr", "127.0.0.1:0", "address")
 	cpu := flag.Int("cpu", 0, "GOMAXPROCS; 0 leaves it")
 	delay := flag.Duration("delay", 0, "before each answer, for whoever waits for it to park")
+	work := flag.Int("work", 0, "checksums of a KiB to compute for each message")
 	locked := flag.Bool("locked", false, "each connection on a thread of its own")
 	flag.Parse()
 	runtime.GOMAXPROCS(*cpu)
@@ -22,13 +24,16 @@ func main() {
 		if *locked {
 			runtime.LockOSThread()
 		}
-		if *delay == 0 {
+		if *delay == 0 && *work == 0 {
 			kit.Echo(c)
 		}
 		for buf := make([]byte, 64<<10); ; {
 			n, err := c.Read(buf)
 			if err != nil {
 				return
+			}
+			for i := 0; i < *work; i++ {
+				sha256.Sum256(buf[:1024])
 			}
 			time.Sleep(*delay)
 			c.Write(buf[:n])
