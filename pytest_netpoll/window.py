@@ -25,6 +25,9 @@ LOSSES = {
     "lost_memory": "events whose memory could not be read",
 }
 
+# What comes of reading an answer that is not what it should be.
+_NONSENSE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+
 
 @dataclass(frozen=True)
 class Window:
@@ -101,6 +104,9 @@ class Meter:
                 number = self._probe.open()
             except UnmeasuredError as error:
                 failed = error
+            except BaseException:  # Ctrl-C, pytest-timeout: nobody will close it
+                self._open -= 1
+                raise
         return Window(self._probe, number, failed, time.monotonic())
 
     def close(self, window: Window, services: Sequence[Service]) -> list[Measurement]:
@@ -114,6 +120,9 @@ class Meter:
                 seconds = answer["duration_ns"] / 1e9
             except UnmeasuredError as error:
                 failed = error
+            except BaseException:
+                self._open -= 1
+                raise
         measurements = [self._measure(service, answer, failed, seconds) for service in services]
         self._open -= 1
         self._forget()
@@ -126,23 +135,33 @@ class Meter:
         failed: UnmeasuredError | None,
         seconds: float,
     ) -> Measurement:
+        try:
+            return self._read(service, answer, failed, seconds)
+        except _NONSENSE as error:
+            nonsense = UnmeasuredError("the eBPF agent answered nonsense", why=repr(error))
+            return self._read(service, None, failed or nonsense, seconds)
+
+    def _read(
+        self,
+        service: Service,
+        answer: Mapping[str, Any] | None,
+        failed: UnmeasuredError | None,
+        seconds: float,
+    ) -> Measurement:
         roots = [pid for pid, of in self._roots.items() if of is service]
         processes = [p for pid in roots for p in (answer or {"services": {}})["services"].get(str(pid), [])]
         snapshot, vain, late = Snapshot(), [], []
         intervals: list[Sequence[Sequence[Any]]] = []
-        try:
-            if processes:
-                snapshot = reduce(operator.add, map(_snapshot, processes))
-                vain = [offender for process in processes for offender in process["offenders"]]
-                late = [
-                    {**wakeup, "go_version": _version(process)}
-                    for process in processes
-                    for wakeup in process["slowest"]
-                ]
-                intervals = [(answer or {})["timelines"].get(str(pid), []) for pid in roots]
-            unmeasured = failed.reason if failed is not None else self._distrust(service, roots, processes)
-        except (ValueError, KeyError, TypeError) as error:
-            unmeasured = f"the eBPF agent answered nonsense: {error!r}"
+        if processes:
+            snapshot = reduce(operator.add, map(_snapshot, processes))
+            vain = [offender for process in processes for offender in process["offenders"]]
+            late = [
+                {**wakeup, "go_version": _version(process)}
+                for process in processes
+                for wakeup in process["slowest"]
+            ]
+            intervals = [(answer or {})["timelines"].get(str(pid), []) for pid in roots]
+        unmeasured = failed.reason if failed is not None else self._distrust(service, roots, processes)
         return Measurement(
             service=service.name,
             pid=roots[-1] if roots else None,

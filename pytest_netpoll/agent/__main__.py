@@ -209,7 +209,7 @@ def parse(line):
     """(id, command, arguments). Raises BadMessage."""
     try:
         message = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadMessage("not JSON: %s" % error) from error
     if not isinstance(message, dict):
         raise BadMessage("not an object")
@@ -255,6 +255,8 @@ def main():
     # The protocol keeps stdout for itself: BCC and LLVM may print.
     wire = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    # What is not UTF-8 is not JSON either, and no reason to end.
+    sys.stdin.reconfigure(errors="replace")
     # Ctrl-C is pytest's to handle; the agent ends when its stdin does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
