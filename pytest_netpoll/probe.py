@@ -10,7 +10,6 @@ import queue
 import shlex
 import shutil
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -86,8 +85,9 @@ class Probe:
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
         self._ready = False
-        # A file rather than a pipe: nobody has to drain it, and it outlives the agent.
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop()
+        # A file rather than a pipe: nobody has to drain it, and it outlives the agent. In memory, for
+        # /tmp may be full, or not be there.
+        self._stderr: IO[bytes] = open(os.memfd_create("netpoll-agent"), "r+b", 0)  # noqa: SIM115
         try:
             self._process = subprocess.Popen(
                 argv,
@@ -138,6 +138,8 @@ class Probe:
 
     def stop(self) -> None:
         """Ends the agent, and with it everything it has in the kernel."""
+        if not self._ready:
+            self._kill()  # it does not listen yet
         with contextlib.suppress(OSError):
             assert self._process.stdin is not None
             self._process.stdin.close()
@@ -194,7 +196,7 @@ class Probe:
             line = self._lines.get(timeout=seconds)
         except queue.Empty:
             raise self._fail(
-                f"the eBPF agent did not {what} within {seconds:.0f} s",
+                f"the eBPF agent did not {what} within {seconds:.3g} s",
                 why="it hangs, or the machine is overloaded",
                 fix=f"try it by hand: {shlex.join(self._argv)}",
                 detail=self._said(),

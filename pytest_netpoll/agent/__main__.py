@@ -69,7 +69,7 @@ class Agent:
         self._timers = timers
         self._windows = windows.Windows(kernel)
         self._processes = watch.Processes(kernel, self._windows)
-        self._at_open = {}  # window -> {pid: (CPU ns used, ns waited)}
+        self._at_open = {}  # window -> {slot: (CPU ns used, ns waited)}
         self._timelines = {}  # window -> Timeline
         self._sampling = None  # the timer, while a window is open
 
@@ -90,7 +90,8 @@ class Agent:
         self._processes.reap()
         self._sample()
         window = self._windows.open(self._processes.slots())
-        self._at_open[window] = {p.pid: (p.cpu, p.waited) for p in self._live()}
+        # By slot: a pid may be given to another process of the service before the window closes.
+        self._at_open[window] = {p.slot: (p.cpu, p.waited) for p in self._live()}
         self._timelines[window] = self._timeline.Timeline(self._states(window))
         if self._sampling is None:
             self._sampling = self._timers.every(self._timeline.PERIOD, self._tick)
@@ -176,7 +177,7 @@ class Agent:
         import proc
 
         latency_max = bank.counters.pop("latency_max")
-        used, waited = at_open.get(process.pid, (0, 0))
+        used, waited = at_open.get(process.slot, (0, 0))
         vain = []
         if bank.counters["spurious_wakeups"] or bank.counters["stale_retries"]:
             vain = self._watch.vain(self._kernel, process, window)

@@ -1,4 +1,4 @@
-"""Beside the plugins and the options that projects have: every test's numbers once, and nothing left running."""
+"""Beside the plugins and options that projects have: every test's numbers once, nothing left running."""
 
 from __future__ import annotations
 
