@@ -12,9 +12,7 @@ import struct
 from dataclasses import dataclass
 from typing import IO
 
-from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
-
+from pytest_netpoll.elf import read_elf
 from pytest_netpoll.errors import UnmeasuredError
 from pytest_netpoll.pclntab import PcLineTable, load_segments
 from pytest_netpoll.symtab import addresses
@@ -45,7 +43,7 @@ def find_sites(path: str) -> Sites:
     """UnmeasuredError where there is no cheap place, or where the program cannot be read."""
     try:
         with open(path, "rb") as file:
-            machine = ELFFile(file)["e_machine"]
+            machine = read_elf(file)["e_machine"]
             segments = load_segments(file)
             entries = _entries(path, file)
             sites: dict[str, int] = {}
@@ -56,7 +54,9 @@ def find_sites(path: str) -> Sites:
                 place = cheap_place(file.read(_LONGEST_PROLOGUE), machine)
                 if place is not None:
                     sites[name] = offset + place
-    except (OSError, ELFError, ValueError, StopIteration) as error:
+    except UnmeasuredError:
+        raise
+    except Exception as error:  # a damaged file breaks pyelftools in any way
         raise UnmeasuredError(
             f"ready calls of {path} cannot be counted", why=f"its program cannot be read: {error}"
         ) from None
@@ -90,4 +90,4 @@ def _entries(path: str, file: IO[bytes]) -> dict[str, int]:
         # Also in stripped programs, and faster than the symbols.
         return PcLineTable(path).entries((READY, DEADLINE))
     except ValueError:
-        return addresses(ELFFile(file), (READY, DEADLINE))
+        return addresses(read_elf(file), (READY, DEADLINE))

@@ -10,6 +10,10 @@ from typing import Any
 
 from pytest_netpoll.symbols import Frame, Symbolizer, trim
 
+# Of an entry's fields: those that are texts, and those that may be None besides.
+_TEXTS = ("offence", "direction")
+_OPTIONAL_TEXTS = ("syscall", "fd_type", "local", "peer")
+
 # Of a connection per client the place in the code matters, not each of a thousand peers.
 Place = tuple[str, str, str, str, tuple[Frame, ...]]
 
@@ -25,10 +29,12 @@ def collect(raw: Sequence[Mapping[str, Any]], symbolizer: Symbolizer) -> tuple[d
 
     raw: [{"offence", "count", "direction", "syscall", "fd_type", "local", "peer", "stack": [[file,
     offset]]}] over all processes of a service. share: of all vain wakeups (retries, ready calls) of its kind.
+    Raises ValueError, KeyError or TypeError where `raw` is something else.
     """
     places: dict[Place, list[Mapping[str, Any]]] = defaultdict(list)
     totals: dict[str, int] = defaultdict(int)
     for entry in raw:
+        _check(entry)
         frames = symbolizer.stack([(str(path), int(offset)) for path, offset in entry["stack"]])
         stack = trim(_callers(frames) if entry["offence"] == "ready" else frames)
         places[entry["offence"], entry["direction"], entry["syscall"], entry["fd_type"], stack].append(entry)
@@ -62,6 +68,14 @@ def _callers(frames: Sequence[Frame]) -> Sequence[Frame]:
     if "runtime.schedule" in names:
         frames = frames[: names.index("runtime.schedule")]
     return [frame for frame in frames if not _IN_COMMON.fullmatch(frame.function)] or frames
+
+
+def _check(entry: Mapping[str, Any]) -> None:
+    count = entry["count"]
+    texts = [entry[name] for name in _TEXTS]
+    texts += [entry[name] for name in _OPTIONAL_TEXTS if entry[name] is not None]
+    if not isinstance(count, int) or count <= 0 or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"offender {dict(entry)!r:.200}")
 
 
 def _common(values: Any) -> str | None:

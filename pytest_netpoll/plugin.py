@@ -13,7 +13,7 @@ import pytest
 
 from pytest_netpoll import __version__, extensions, hookspecs, marker
 from pytest_netpoll.attribution import Presence, Roster, used_by
-from pytest_netpoll.errors import NetpollError
+from pytest_netpoll.errors import NetpollError, UsageError
 from pytest_netpoll.fixtures import GoService, Netpoll
 from pytest_netpoll.marker import Limits
 from pytest_netpoll.metrics import READY_METRICS, Measurement
@@ -45,6 +45,7 @@ class Judged(NamedTuple):
 SESSION = pytest.StashKey["Session"]()
 LIMITS = pytest.StashKey[Limits]()
 JUDGED = pytest.StashKey["Judged | None"]()
+SUBTEST = pytest.StashKey["BaseException | None"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -96,6 +97,7 @@ class Session:
         self._factories: list[ServiceFactory] = []
         self._records: list[record.TestRecord] = []
         self._written: list[str] = []
+        self._workers_environment: dict[str, Any] = {}
 
     def make_factory(self, build_dir: Path) -> ServiceFactory:
         factory = ServiceFactory(
@@ -124,25 +126,45 @@ class Session:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        for item in items:
-            marks = [(mark.args, mark.kwargs) for mark in item.iter_markers(MARKER)]
-            if marks:
-                with usage_errors():
-                    item.stash[LIMITS] = marker.resolve(marks, item.nodeid, self.options.limits)
+        self._resolve_limits(items)
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        if self.options.mode == "off" or self._only_collects:
+        # Again, for the markers that conftest.py files gave to tests meanwhile.
+        self._resolve_limits(session.items)
+        if self.options.mode == "off" or self._measures_nothing:
             return
         if any(LIMITS in item.stash or "netpoll" in _fixtures(item) for item in session.items):
             # It compiles while the services are being built.
             self.meter.start()
+
+    def _resolve_limits(self, items: list[pytest.Item]) -> None:
+        try:
+            for item in items:
+                marks = [(mark.args, mark.kwargs) for mark in item.iter_markers(MARKER)]
+                if marks:
+                    item.stash[LIMITS] = marker.resolve(marks, item.nodeid, self.options.limits)
+        except UsageError as error:
+            output = getattr(self._config, "workeroutput", None)
+            if output is None:
+                raise pytest.UsageError(str(error)) from None
+            # Raised in a pytest-xdist worker it would be an internal error: the controller says it.
+            output["netpoll_usage_error"] = str(error)
+            items.clear()
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """A pytest-xdist worker has ended; one that crashed left no output."""
+        complaint = getattr(node, "workeroutput", {}).get("netpoll_usage_error")
+        if complaint is not None:
+            raise pytest.UsageError(complaint)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
         __tracebackhide__ = True
         limits = item.stash.get(LIMITS, None)
         # A test that is run again, as by pytest-rerunfailures, begins anew.
-        item.stash[JUDGED] = item.stash[ENFORCED] = None
+        item.stash[JUDGED] = item.stash[ENFORCED] = item.stash[SUBTEST] = None
         if limits is None or self.options.mode == "off":
             return (yield)
         presence = Presence(self.roster)
@@ -189,6 +211,9 @@ class Session:
         judged = item.stash.get(JUDGED, None)
         enforced = item.stash.get(ENFORCED, None)
         error = call.excinfo.value if call.excinfo is not None else None
+        if judged is None and report.failed:
+            # Of a subtest, as long as the test runs; pytest fails the test only where it counts it.
+            item.stash[SUBTEST] = error
         ours = enforced is not None and error is enforced.exception
         if ours and report.skipped and not hasattr(report, "wasxfail"):
             # Not the line of this plugin that raised it.
@@ -201,12 +226,17 @@ class Session:
             judged = (judged or Judged(Limits(), [], enforced.verdict, []))._replace(verdict=enforced.verdict)
         if judged is None:
             return
-        made = _record(item, judged, None if ours else error, getattr(report, "wasxfail", None))
-        # Travels with the report, also from a pytest-xdist worker to its controller.
+        own = None if ours else error or item.stash[SUBTEST]
+        made = _record(item, judged, own, getattr(report, "wasxfail", None))
+        # Travels with the report, also from a pytest-xdist worker to its controller, which has no
+        # agent to ask.
         report.netpoll = made  # type: ignore[attr-defined]
+        report.netpoll_environment = record.plain(self.meter.environment)  # type: ignore[attr-defined]
         properties = junit.properties(made)
-        report.user_properties += properties
-        item.user_properties += properties  # for the teardown's report, where --junitxml looks
+        # The item's for the teardown's report, where --junitxml looks; a test that is run again has
+        # those of its last run there.
+        for kept in (report.user_properties, item.user_properties):
+            kept[:] = [*(pair for pair in kept if not pair[0].startswith("netpoll.")), *properties]
         if made["outcome"] != "passed":
             report.sections.append(("netpoll", terminal.failure_section(made, self._width())))
 
@@ -219,8 +249,10 @@ class Session:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         made = getattr(report, "netpoll", None)
-        if made is not None:
+        # "rerun": pytest-rerunfailures runs it again, and what it comes to then is the test's result.
+        if made is not None and getattr(report, "outcome", None) != "rerun":
             self._records.append(made)
+            self._workers_environment = getattr(report, "netpoll_environment", {})
 
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
         made = getattr(report, "netpoll", None)
@@ -239,7 +271,7 @@ class Session:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         # A pytest-xdist worker's records are its controller's to report.
-        if not hasattr(self._config, "workerinput") and not self._only_collects:
+        if not hasattr(self._config, "workerinput") and not self._measures_nothing:
             self._write_reports(session)
             if not self._has_terminal:
                 # Annotations are for whoever reads the output, not for pytest's own reporter.
@@ -280,13 +312,13 @@ class Session:
             "plugin": __version__,
             "python": platform.python_version(),
             "cpus": os.cpu_count(),
-            **self.meter.environment,
+            **(self.meter.environment or self._workers_environment),
             "attached": attached(self._records),
         }
 
     @property
-    def _only_collects(self) -> bool:
-        return bool(self._config.option.collectonly)
+    def _measures_nothing(self) -> bool:
+        return bool(self._config.option.collectonly or self._config.option.setuponly)
 
     @property
     def _has_terminal(self) -> bool:

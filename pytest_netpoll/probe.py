@@ -10,7 +10,6 @@ import queue
 import shlex
 import shutil
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -89,8 +88,9 @@ class Probe:
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
         self._ready = False
-        # A file rather than a pipe: nobody has to drain it, and it outlives the agent.
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop()
+        # A file rather than a pipe: nobody has to drain it, and it outlives the agent. In memory, for
+        # /tmp may be full, or not be there.
+        self._stderr: IO[bytes] = open(os.memfd_create("netpoll-agent"), "r+b", 0)  # noqa: SIM115
         try:
             self._process = subprocess.Popen(
                 argv,
@@ -157,10 +157,16 @@ class Probe:
 
     def close(self, window: int) -> Mapping[str, Any]:
         """{"duration_ns", "services": {root pid: [process]}}; see agent/__main__.py for a process."""
-        return self._ask("close", window=window, settle_ms=SETTLE_MS)
+        answer = self._ask("close", window=window, settle_ms=SETTLE_MS)
+        services = answer.get("services")
+        if not isinstance(answer.get("duration_ns"), int) or not isinstance(services, dict):
+            raise self._fail("the eBPF agent answered nonsense", why=f"to 'close': {answer!r:.200}")
+        return answer
 
     def stop(self) -> None:
         """Ends the agent, and with it everything it has in the kernel."""
+        if not self._ready:
+            self._kill()  # it does not listen yet
         with contextlib.suppress(OSError):
             assert self._process.stdin is not None
             self._process.stdin.close()
@@ -179,14 +185,19 @@ class Probe:
                 assert self._process.stdin is not None
                 self._process.stdin.write(message.encode() + b"\n")
                 self._process.stdin.flush()
+                answer = self._receive(ANSWER_DEADLINE, f"answer {do!r}")
             except OSError:
                 raise self._ended() from None
-            answer = self._receive(ANSWER_DEADLINE, f"answer {do!r}")
+            except UnmeasuredError:
+                raise
+            except BaseException:
+                # Ctrl-C, pytest-timeout: the answer that is on its way would be taken for the next one's.
+                self._fail("the eBPF agent was given up", why=f"pytest was interrupted in {do!r}")
+                raise
             if answer.get("id") != identity:
                 raise self._fail("the eBPF agent answered out of turn", why=f"to {do!r}: {answer!r:.200}")
             if "error" in answer:
-                error = answer["error"]
-                raise UnmeasuredError(str(error.get("what")), fix=error.get("fix"))
+                raise UnmeasuredError(**_complaint(answer["error"]))
             result = answer.get("ok")
             if not isinstance(result, dict):
                 raise self._fail("the eBPF agent answered nonsense", why=f"to {do!r}: {answer!r:.200}")
@@ -200,8 +211,7 @@ class Probe:
         spent = time.monotonic() - self._started
         first = self._receive(max(1.0, START_DEADLINE - spent), "start")
         if "failed" in first:
-            failed = first["failed"]
-            raise self._fail(str(failed.get("what")), fix=failed.get("fix"), detail=self._said())
+            raise self._fail(**_complaint(first["failed"]), detail=self._said())
         ready = first.get("ready")
         if not isinstance(ready, dict) or ready.get("protocol") != PROTOCOL:
             raise self._fail("the eBPF agent speaks another protocol", why=f"{first!r:.200}")
@@ -213,7 +223,7 @@ class Probe:
             line = self._next_line(seconds, what)
         except queue.Empty:
             raise self._fail(
-                f"the eBPF agent did not {what} within {seconds:.0f} s",
+                f"the eBPF agent did not {what} within {seconds:.3g} s",
                 why="it hangs, or the machine is overloaded",
                 fix=f"try it by hand: {shlex.join(self._argv)}",
                 detail=self._said(),
@@ -222,7 +232,7 @@ class Probe:
             raise self._ended()
         try:
             message = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict):
             raise self._fail("the eBPF agent answered nonsense", why=f"{line!r:.200}")
@@ -284,3 +294,11 @@ class Probe:
             for line in stdout:
                 self._lines.put(line)
         self._lines.put(None)
+
+
+def _complaint(said: object) -> dict[str, str]:
+    """What the agent says failed, and what mends it, as arguments of an error."""
+    if not isinstance(said, dict) or not isinstance(said.get("what"), str):
+        return {"what": "the eBPF agent failed", "why": f"{said!r:.200}"}
+    fix = said.get("fix")
+    return {"what": said["what"]} | ({"fix": fix} if isinstance(fix, str) else {})

@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from elftools.common.exceptions import DWARFError, ELFError
-from elftools.elf.elffile import ELFFile
-
+from pytest_netpoll.elf import read_elf
 from pytest_netpoll.errors import UnmeasuredError
 from pytest_netpoll.symtab import addresses
 
@@ -22,7 +20,7 @@ def find_layout(path: str) -> Mapping[str, int]:
     what = f"the scheduler of {path} is unknown"
     try:
         with open(path, "rb") as file:
-            elf = ELFFile(file)
+            elf = read_elf(file)
             if elf.get_section_by_name(".symtab") is None or not elf.has_dwarf_info():
                 raise UnmeasuredError(what, why="the program is stripped", fix=_FIX)
             structs, symbols = _structs(elf), addresses(elf, ("runtime.allp", "runtime.sched"))
@@ -39,10 +37,12 @@ def find_layout(path: str) -> Mapping[str, int]:
                 "number": p["id"],
                 **{name: p[name] for name in ("status", "schedtick", "runqhead")},
             }
-    except (OSError, ELFError, DWARFError, ValueError) as error:
-        raise UnmeasuredError(what, why=f"its program cannot be read: {error}") from None
+    except UnmeasuredError:
+        raise
     except KeyError as error:
         raise UnmeasuredError(what, why=f"its debug information has no {error.args[0]}", fix=_FIX) from None
+    except Exception as error:  # a damaged file breaks pyelftools in any way
+        raise UnmeasuredError(what, why=f"its program cannot be read: {error}") from None
 
 
 def _structs(elf: Any) -> dict[str, dict[str, int]]:

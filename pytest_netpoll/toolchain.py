@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
+from .elf import read_elf
 from .errors import ServiceError
 
 Say = Callable[[str], None]
@@ -254,11 +254,11 @@ def go_version_of(path: str) -> str | None:
     """The version of Go that built the executable ("go1.26.8"), None where it is not Go's or unreadable."""
     try:
         with open(path, "rb") as file:
-            version = _embedded_version(ELFFile(file))
-    except (OSError, ELFError, ValueError, IndexError):
+            version = _embedded_version(read_elf(file))
+    except Exception:  # whatever comes of a damaged file
         return None
     # Experiments switched on follow the version: "go1.26.8 X:greenteagc".
-    return version.partition(" X:")[0] or None
+    return version.partition(" X:")[0] or None if version.isprintable() else None
 
 
 def _embedded_version(elf: ELFFile) -> str:

@@ -31,6 +31,9 @@ LOSSES = {
 # The stack of one ready call in so many is kept, where that is asked for: a stack takes 2 µs, the probe 1.
 READY_STACKS = 16
 
+# What comes of reading an answer that is not what it should be.
+_NONSENSE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+
 
 @dataclass(frozen=True)
 class Window:
@@ -114,6 +117,9 @@ class Meter:
                 number = self._probe.open(self._ready_stacks(wakers))
             except UnmeasuredError as error:
                 failed = error
+            except BaseException:  # Ctrl-C, pytest-timeout: nobody will close it
+                self._open -= 1
+                raise
         return Window(self._probe, number, failed, time.monotonic())
 
     def _ready_stacks(self, wakers: bool) -> int:
@@ -132,6 +138,9 @@ class Meter:
                 seconds = answer["duration_ns"] / 1e9
             except UnmeasuredError as error:
                 failed = error
+            except BaseException:
+                self._open -= 1
+                raise
         measurements = [self._measure(service, answer, failed, seconds) for service in services]
         self._open -= 1
         self._forget()
@@ -144,27 +153,37 @@ class Meter:
         failed: UnmeasuredError | None,
         seconds: float,
     ) -> Measurement:
+        try:
+            return self._read(service, answer, failed, seconds)
+        except _NONSENSE as error:
+            nonsense = UnmeasuredError("the eBPF agent answered nonsense", why=repr(error))
+            return self._read(service, None, failed or nonsense, seconds)
+
+    def _read(
+        self,
+        service: Service,
+        answer: Mapping[str, Any] | None,
+        failed: UnmeasuredError | None,
+        seconds: float,
+    ) -> Measurement:
         roots = [pid for pid, of in self._roots.items() if of is service]
         processes = [p for pid in roots for p in (answer or {"services": {}})["services"].get(str(pid), [])]
         snapshot, vain, late = Snapshot(), [], []
         intervals: list[Sequence[Sequence[Any]]] = []
         absent: dict[str, str] = {}
-        try:
-            if processes:
-                absent = self._absent(processes)
-                snapshot = reduce(operator.add, map(_snapshot, processes))
-                vain = [offender for process in processes for offender in process["offenders"]]
-                late = [
-                    {**wakeup, "go_version": _version(process)}
-                    for process in processes
-                    for wakeup in process["slowest"]
-                ]
-                intervals = [(answer or {})["timelines"].get(str(pid), []) for pid in roots]
-            unmeasured = failed.reason if failed is not None else self._distrust(service, roots, processes)
-            if unmeasured is None and self._config.goready == "on" and "ready_calls" in absent:
-                unmeasured = f"ready calls were not counted: {absent['ready_calls']}"
-        except (ValueError, KeyError, TypeError) as error:
-            unmeasured = f"the eBPF agent answered nonsense: {error!r}"
+        if processes:
+            absent = self._absent(processes)
+            snapshot = reduce(operator.add, map(_snapshot, processes))
+            vain = [offender for process in processes for offender in process["offenders"]]
+            late = [
+                {**wakeup, "go_version": _version(process)}
+                for process in processes
+                for wakeup in process["slowest"]
+            ]
+            intervals = [(answer or {})["timelines"].get(str(pid), []) for pid in roots]
+        unmeasured = failed.reason if failed is not None else self._distrust(service, roots, processes)
+        if unmeasured is None and self._config.goready == "on" and "ready_calls" in absent:
+            unmeasured = f"ready calls were not counted: {absent['ready_calls']}"
         return Measurement(
             service=service.name,
             pid=roots[-1] if roots else None,

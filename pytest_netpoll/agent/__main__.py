@@ -73,7 +73,7 @@ class Agent:
         self._timers = timers
         self._windows = windows.Windows(kernel)
         self._processes = watch.Processes(kernel, self._windows)
-        self._at_open = {}  # window -> {pid: (CPU ns used, ns waited)}
+        self._at_open = {}  # window -> {slot: (CPU ns used, ns waited)}
         self._timelines = {}  # window -> Timeline
         self._probes = goready.Probes(kernel)
         self._schedulers = scheduler.Schedulers()
@@ -121,7 +121,8 @@ class Agent:
         self._processes.reap()
         self._sample()
         window = self._windows.open(self._processes.slots())
-        self._at_open[window] = {p.pid: (p.cpu, p.waited) for p in self._live()}
+        # By slot: a pid may be given to another process of the service before the window closes.
+        self._at_open[window] = {p.slot: (p.cpu, p.waited) for p in self._live()}
         self._timelines[window] = self._timeline.Timeline(self._states(window))
         self._probes.open(window, ready_stacks)
         self._schedulers.open(window, self._live())
@@ -220,7 +221,7 @@ class Agent:
         import proc
 
         latency_max = bank.counters.pop("latency_max")
-        used, waited = at_open.get(process.pid, (0, 0))
+        used, waited = at_open.get(process.slot, (0, 0))
         vain = []
         if bank.counters["spurious_wakeups"] or bank.counters["stale_retries"]:
             vain = self._watch.kept(self._kernel, process, window, "spurious", "stale")
@@ -262,7 +263,7 @@ def parse(line):
     """(id, command, arguments). Raises BadMessage."""
     try:
         message = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadMessage("not JSON: %s" % error) from error
     if not isinstance(message, dict):
         raise BadMessage("not an object")

@@ -55,6 +55,9 @@ class Process:
 
     def sample(self):
         """Takes stock of its CPU time and its threads. An ended one keeps what it used."""
+        if self.exited:
+            self.threads = self.running = 0
+            return  # its pid may be another's by now
         self.cpu = proc.cpu_time(self.pid) or self.cpu
         threads = proc.threads(self.pid)
         # Thread by thread: what one waited would be lost with its end, and the sum would shrink. A thread

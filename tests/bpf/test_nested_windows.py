@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
+import socket
 import threading
 import time
 
@@ -83,15 +86,38 @@ def test_windows_may_overlap(pinged, meter, measure, spaced_pings, windows_betwe
     assert measured_b.unmeasured is None
 
 
-def test_a_thousand_windows_under_traffic_lose_and_leak_nothing(launch, meter, connect, newest_go):
+@pytest.fixture
+def many_connections():
+    """many_connections(address, 5000): so many, all open until the test ends."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+
+        def open_them(address, count):
+            if hard != resource.RLIM_INFINITY and hard < count + 500:
+                pytest.skip(f"no more than {hard} descriptors are allowed here")
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count + 500), hard))
+            return [stack.enter_context(socket.create_connection(address, timeout=20)) for _ in range(count)]
+
+        yield open_them
+
+
+def test_a_thousand_windows_over_5000_connections_in_use_lose_and_leak_nothing(
+    launch, meter, many_connections, newest_go
+):
     server = launch("echo", go=str(newest_go.go))
     agent = psutil.Process(meter._probe.pid)
-    connection = connect(server.address)
+    connections = many_connections(server.address, 5000)
+    for connection in connections[-1], connections[0]:
+        connection.sendall(b"ping")
+        assert connection.recv(4) == b"ping"  # all are accepted
+    time.sleep(0.5)  # and their readers parked
     pings, stop = 0, threading.Event()
 
     def traffic():
         nonlocal pings
         while not stop.is_set():
+            connection = connections[pings * 7 % len(connections)]
             connection.sendall(b"ping")
             assert connection.recv(4) == b"ping"
             pings += 1

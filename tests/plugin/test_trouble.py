@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
+PYTEST = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:asyncio"]
+IMPORTS = "import pytest, time\nfrom conftest import SERVICES\nnetpoll = pytest.mark.netpoll\n"
 MEASURED = "@netpoll(max_spurious=0.05)\ndef test_it(echo, ping): ping(echo)"
 
 
@@ -70,22 +78,41 @@ def test_a_python_that_is_not_there_is_named(run):
 
 
 @pytest.mark.bpf
-def test_an_agent_killed_during_a_test_spoils_that_test_only(run):
+def test_an_agent_that_dies_or_hangs_during_a_test_spoils_that_test_only(run):
     result = run(
         """
+from pytest_netpoll import probe
+
+def agent():
+    import psutil
+    family = psutil.Process().children()
+    return next(p for p in family if "pytest_netpoll/agent" in " ".join(p.cmdline()))
+
 @netpoll(max_spurious=0.05)
 def test_killed(echo, ping):
-    import psutil
-    for child in psutil.Process().children():
-        if "pytest_netpoll/agent" in " ".join(child.cmdline()): child.kill()
+    agent().kill()
     ping(echo)
 
 @netpoll(max_spurious=0.05)
-def test_next(echo, ping): ping(echo)
+def test_after_killed(echo, ping): ping(echo)
+
+@netpoll(max_spurious=0.05)
+def test_hanging(echo, ping, monkeypatch):
+    monkeypatch.setattr(probe, "ANSWER_DEADLINE", 0.5)
+    agent().suspend()
+    ping(echo)
+
+@netpoll(max_spurious=0.05)
+def test_after_hanging(echo, ping): ping(echo)
 """
     )
-    result.assert_outcomes(failed=1, passed=1)
-    result.stdout.fnmatch_lines(["unmeasured: echo: the eBPF agent ended: exit status -9*"])
+    result.assert_outcomes(failed=2, passed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "unmeasured: echo: the eBPF agent ended: exit status -9*",
+            "unmeasured: echo: the eBPF agent did not answer 'close' within *",
+        ]
+    )
 
 
 @pytest.mark.bpf
@@ -101,15 +128,18 @@ def test_it(echo, netpoll):
         time.sleep(60)
 """
     )
-    with subprocess.Popen([sys.executable, "-m", "pytest", "-p", "no:xdist"], cwd=pytester.path) as process:
+    with subprocess.Popen(PYTEST, cwd=pytester.path) as process:
         running = pytester.path / "running"
         wait_for(lambda: running.exists() and running.read_text())
         family = psutil.Process(process.pid).children(recursive=True)
         assert len(family) >= 3, "the service, its guardian and the agent"
+        (agent,) = (p for p in family if "pytest_netpoll/agent" in " ".join(p.cmdline()))
+        programs = programs_held_by(agent.pid)
+        assert len(programs) >= 2, "sys_exit and its tail call"
         process.send_signal(signal.SIGKILL)
-    gone, alive = psutil.wait_procs(family, timeout=5)
-    left = [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-    assert left == [], gone
+    assert left_of(family) == []
+    held = set().union(*map(programs_held_by, psutil.pids()))
+    assert not programs & held
 
 
 @pytest.mark.bpf
@@ -125,8 +155,7 @@ def test_it(echo):
     time.sleep(60)
 """
     )
-    command = [sys.executable, "-m", "pytest", "-p", "no:xdist"]
-    with subprocess.Popen(command, cwd=pytester.path, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(PYTEST, cwd=pytester.path, stdout=subprocess.PIPE, text=True) as process:
         wait_for(lambda: (pytester.path / "running").exists())
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
@@ -134,8 +163,149 @@ def test_it(echo):
     assert process.returncode == pytest.ExitCode.INTERRUPTED
     assert "KeyboardInterrupt" in output
     assert "INTERNALERROR" not in output
-    _, alive = psutil.wait_procs(family, timeout=5)
-    assert [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
+    assert left_of(family) == []
+
+
+# What pytest is doing -> the test file in which it does it for a minute; "running" tells that it began.
+PHASES = {
+    "collection": "time.sleep(60)",
+    "build": """
+def test_it(go_service): go_service(SERVICES + "/echo", go="./slow-go")
+""",
+    "start": """
+def test_it(go_service): go_service(command=["sh", "-c", "touch running; exec sleep 60"], timeout=60)
+""",
+    "agent start": """
+@netpoll(max_spurious=0)
+def test_it(go_service): go_service(command="sleep 60", ready=None)
+""",
+    "setup": """
+@pytest.fixture
+def slow(echo): open("running", "w").close(); time.sleep(60)
+@netpoll(max_spurious=0)
+def test_it(slow): pass
+""",
+    "teardown": """
+@pytest.fixture
+def slow(echo):
+    yield
+    open("running", "w").close(); time.sleep(60)
+@netpoll(max_spurious=0)
+def test_it(slow, echo, ping): ping(echo)
+""",
+}
+
+
+@pytest.mark.bpf
+@pytest.mark.usefixtures("run")
+@pytest.mark.parametrize("phase", PHASES)
+def test_ctrl_c_ends_everything_whatever_pytest_is_doing(pytester, phase):
+    source = PHASES[phase]
+    if phase == "collection":
+        source = f"open('running', 'w').close(); {source}"
+    pytester.makepyfile(test_it=f"{IMPORTS}{source}")
+    options = []
+    for name in ("slow-go", "slow-python"):
+        program = pytester.path / name
+        program.write_text(
+            '#!/bin/sh\nif [ "$1" = version ]; then echo go version go1.26.0 linux/amd64; exit; fi\n'
+            f"touch {pytester.path}/running; exec sleep 60\n"
+        )
+        program.chmod(0o755)
+    if phase == "agent start":
+        options = ["--netpoll-python=./slow-python"]
+    with subprocess.Popen(
+        [*PYTEST, *options], cwd=pytester.path, stdout=subprocess.PIPE, text=True
+    ) as process:
+        wait_for(lambda: (pytester.path / "running").exists())
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == pytest.ExitCode.INTERRUPTED
+    assert "KeyboardInterrupt" in output
+    assert "INTERNALERROR" not in output
+    assert "Traceback" not in output
+    assert left_of(family) == []
+
+
+@pytest.mark.bpf
+@pytest.mark.usefixtures("run")
+def test_two_runs_at_once_count_each_its_own(pytester):
+    pytester.makepyfile(
+        test_it="""
+import os, pytest, time
+
+@pytest.mark.netpoll(max_spurious=0.05)
+def test_it(echo, ping):
+    count = int(os.environ["PINGS"])
+    open(f"{count}.running", "w").close()
+    while not all(os.path.exists(f"{n}.running") for n in (60, 90)): time.sleep(0.001)
+    ping(echo, count)
+"""
+    )
+    runs = {
+        count: subprocess.Popen(
+            [*PYTEST, f"--netpoll-json={count}.json"],
+            cwd=pytester.path,
+            env=os.environ | {"PINGS": str(count)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for count in (60, 90)
+    }
+    for count, process in runs.items():
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+        (test,) = json.loads((pytester.path / f"{count}.json").read_text())["tests"]
+        assert test["services"][0]["metrics"]["wakeups"] == pytest.approx(count + 1, rel=0.05)
+
+
+@pytest.fixture
+def in_namespace(pytester):
+    """in_namespace("mount …") is pytest on MEASURED, in a mount namespace of its own where that was done."""
+    pytester.makepyfile(test_it=f"{IMPORTS}{MEASURED}")
+
+    def in_namespace(script, **environment):
+        done = subprocess.run(
+            ["unshare", "-m", "sh", "-ec", f'{script}; cd "$PWD"; exec "$@"', "sh", *PYTEST, "-s"],
+            cwd=pytester.path,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert "INTERNALERROR" not in done.stdout
+        assert "Traceback" not in done.stdout + done.stderr
+        return done
+
+    return in_namespace
+
+
+needs_mount = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="it mounts")
+
+
+@pytest.mark.bpf
+@needs_mount
+@pytest.mark.usefixtures("run")
+def test_a_read_only_checkout_is_no_hindrance(in_namespace, pytester):
+    here = shlex.quote(str(pytester.path))
+    done = in_namespace(f"mount --bind {here} {here}; mount -o remount,ro,bind {here}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+    assert not (pytester.path / ".pytest_cache").exists()
+
+
+@pytest.mark.bpf
+@needs_mount
+@pytest.mark.usefixtures("run")
+def test_a_full_disk_for_temporary_files_is_told_by_the_compiler_that_needs_it(in_namespace, tmp_path):
+    full = tmp_path / "full"
+    full.mkdir()
+    fill = f"mount -t tmpfs -o size=64k tmpfs {full}; dd if=/dev/zero of={full}/all 2>/dev/null || true"
+    done = in_namespace(fill, TMPDIR=str(full), GOTMPDIR=str(full))
+    assert done.returncode == 1
+    assert re.search(r"cannot build .*/echo: go build ended with exit status", done.stdout), done.stdout
+    assert "no space left on device" in done.stdout
 
 
 def test_collecting_starts_nothing(run):
@@ -148,3 +318,20 @@ def wait_for(condition, seconds=60):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def left_of(family):
+    """Those of the processes that do not end."""
+    _, alive = psutil.wait_procs(family, timeout=5)
+    return [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def programs_held_by(pid):
+    """The numbers of the BPF programs that the process has open."""
+    found = set()
+    for path in Path(f"/proc/{pid}/fdinfo").glob("*"):
+        try:
+            found |= set(re.findall(r"^prog_id:\s*(\d+)", path.read_text(), re.MULTILINE))
+        except OSError:
+            continue
+    return found

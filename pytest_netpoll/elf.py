@@ -1,0 +1,34 @@
+"""Opens ELF files that may be damaged."""
+
+from __future__ import annotations
+
+import os
+from typing import IO
+
+from elftools.elf.elffile import ELFFile
+
+
+def read_elf(file: IO[bytes]) -> ELFFile:
+    """The file, whose tables lie inside it. ValueError says what is wrong.
+
+    Reading on may still raise anything (struct.error, KeyError, zlib.error …): pyelftools believes what
+    the file says. What it must not believe is a size, or it counts for hours.
+    """
+    try:
+        elf = ELFFile(file)
+        size = os.fstat(file.fileno()).st_size
+        tables = (
+            ("sections", elf["e_shoff"], elf.num_sections(), elf["e_shentsize"]),
+            ("segments", elf["e_phoff"], elf.num_segments(), elf["e_phentsize"]),
+        )
+        for what, start, count, each in tables:
+            if count and (each == 0 or start + count * each > size):
+                raise ValueError(f"there is no room for {count} {what}")
+        for number, section in enumerate(elf.iter_sections()):
+            if section["sh_type"] != "SHT_NOBITS" and section["sh_offset"] + section["sh_size"] > size:
+                raise ValueError(f"there is no room for section {number}")
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"not an ELF file: {error!r}") from error
+    return elf

@@ -1,0 +1,60 @@
+"""A pid that the kernel gives to another process is not the former one's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pytest_netpoll import service
+
+LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
+
+
+@pytest.fixture
+def start_with_pid(monkeypatch):
+    """start_with_pid(server, pid) starts a stopped service as the process of that number."""
+
+    class Popen(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            for _ in range(500):  # others on this machine start processes, too
+                LAST_PID.write_text(str(wanted - 1))
+                super().__init__(*args, **kwargs)
+                if self.pid == wanted:
+                    return
+                self.kill()
+                self.wait()
+
+    wanted = 0
+
+    def start(server, pid):
+        nonlocal wanted
+        wanted = pid
+        with monkeypatch.context() as patch:
+            patch.setattr(service.subprocess, "Popen", Popen)
+            server.start()
+        assert server.pid == pid
+
+    return start
+
+
+@pytest.mark.skipif(not os.access(LAST_PID, os.W_OK), reason="pids cannot be chosen here")
+def test_a_service_that_gets_its_former_pid_in_the_window_counts_once(
+    launch, measure, connect, spaced_pings, start_with_pid, newest_go
+):
+    server = launch("echo", go=str(newest_go.go))
+    spaced_pings(connect(server.address), 1000)  # CPU time that is not the window's
+    with measure() as stretch:
+        spaced_pings(connect(server.address), 50)
+        server.stop()
+        start_with_pid(server, server.pid)
+        spaced_pings(connect(server.address), 70)
+    m = stretch(server)
+    # Each connection: its accept, its own first ping, and the end of the one that was open.
+    assert m.productive_wakeups == pytest.approx(50 + 70 + 4, abs=3)
+    assert 0 < m.cpu_seconds < 1
+    with measure() as stretch:
+        spaced_pings(connect(server.address), 30)
+    assert stretch(server).wakeups == pytest.approx(30 + 2, abs=1)

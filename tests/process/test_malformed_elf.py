@@ -1,0 +1,150 @@
+"""A damaged executable has no Go version and no lines: never a crash, never a wait without end."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from pytest_netpoll.pclntab import PcLineTable
+from pytest_netpoll.symbols import Symbolizer
+from pytest_netpoll.toolchain import go_version_of
+
+# Of an undamaged one both take well under a second; nothing is said about a loaded machine's pace, only
+# that it ends.
+LONGEST = 60.0
+EXAMPLES = 100
+
+Mutate = Callable[[bytes], Path]
+
+
+@pytest.fixture(scope="module")
+def program(newest_go: Any, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    directory = tmp_path_factory.mktemp("elf")
+    (directory / "main.go").write_text("package main\n\nfunc main() { println(1) }\n")
+    command = [str(newest_go.go), "build", "-ldflags=-s -w", "-o", "small", "main.go"]
+    subprocess.run(command, cwd=directory, check=True)
+    return (directory / "small").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Mutate:
+    path = tmp_path_factory.mktemp("damaged") / "program"
+
+    def write(data: bytes) -> Path:
+        path.write_bytes(data)
+        return path
+
+    return write
+
+
+def regions(program: bytes) -> list[tuple[int, int]]:
+    """(start, length) of what is worth damaging: headers, build info, the header and body of pclntab."""
+    sections, count = struct.unpack_from("<Q", program, 40)[0], struct.unpack_from("<H", program, 60)[0]
+    table = program.index(b"\xf1\xff\xff\xff\0\0")
+    functions = table + struct.unpack_from("<Q", program, table + 64)[0]
+    return [
+        (0, 64),
+        (64, 56 * struct.unpack_from("<H", program, 56)[0]),
+        (sections, 64 * count),
+        (program.index(b"\xff Go buildinf:"), 64),
+        (table, 72),
+        (functions, 4096),
+        (functions + struct.unpack_from("<I", program, functions + 4)[0], 4096),
+    ]
+
+
+INTERESTING = st.one_of(
+    st.binary(min_size=1, max_size=8),
+    st.sampled_from([0, 1, 7, 8, 0x7FFF, 0xFFFF, 2**31, 2**32 - 1, 2**40, 2**63, 2**64 - 1]).flatmap(
+        lambda number: st.sampled_from([2, 4, 8]).map(
+            lambda size: (number & (1 << 8 * size) - 1).to_bytes(size, "little")
+        )
+    ),
+)
+
+
+def look_at(path: Path) -> None:
+    started = time.monotonic()
+    version = go_version_of(str(path))
+    assert version is None or version.isprintable()
+    said = f"{path}: "
+    try:
+        table = PcLineTable(str(path))
+    except ValueError as error:
+        said = str(error)
+    else:
+        code = next((s for s in table.segments if not s.writable), None)
+        for offset in range(0, code.size, max(1, code.size // 20)) if code else ():
+            for call in table.lines(code.address + offset):
+                assert isinstance(call.function, str)
+    assert said.startswith(f"{path}: ")
+    (frame, *_) = Symbolizer(path.parent).stack([(str(path), 0x1000)])
+    assert frame.function
+    assert time.monotonic() - started < LONGEST
+
+
+def test_the_undamaged_one_is_read(program: bytes, written: Mutate) -> None:
+    path = str(written(program))
+    version = go_version_of(path)
+    assert version is not None
+    assert version.startswith("go1.")
+    table = PcLineTable(path)
+    code = next(s for s in table.segments if not s.writable)
+    offsets = range(0x1000, code.size, 4096)
+    calls = itertools.chain.from_iterable(table.lines(code.address + offset) for offset in offsets)
+    assert any(call.function.startswith("runtime.") and call.line > 0 for call in calls)
+
+
+def test_a_damaged_one_is_told(program: bytes, written: Mutate, monkeypatch: pytest.MonkeyPatch) -> None:
+    # It starts a program for each address.
+    monkeypatch.setattr("pytest_netpoll.symbols._Program._addr2line", lambda *_: ())
+    places = regions(program)
+
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],  # to make one smaller takes longer than to look at what was drawn
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    @given(st.data())
+    def damage(data: st.DataObject) -> None:
+        image = bytearray(program)
+        for _ in range(data.draw(st.integers(1, 4))):
+            start, length = data.draw(st.sampled_from(places))
+            at = start + data.draw(st.integers(0, length - 1))
+            bytes_there = data.draw(INTERESTING)
+            image[at : at + len(bytes_there)] = bytes_there
+        look_at(written(bytes(image)))
+
+    damage()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.2, 0.7, 0.99])
+def test_half_a_program_is_told(
+    program: bytes, written: Mutate, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    monkeypatch.setattr("pytest_netpoll.symbols._Program._addr2line", lambda *_: ())
+    path = written(program[: int(len(program) * share)])
+    assert go_version_of(str(path)) is None
+    look_at(path)
+
+
+def test_sections_that_repeat_one_header_for_ever_are_refused(program: bytes, written: Mutate) -> None:
+    image = bytearray(program)
+    sections = struct.unpack_from("<Q", image, 40)[0]
+    struct.pack_into("<HH", image, 58, 0, 0)  # the size of a header, and their number: see the first's size
+    struct.pack_into("<Q", image, sections + 32, 1 << 60)
+    path = written(bytes(image))
+    assert go_version_of(str(path)) is None
+    with pytest.raises(ValueError, match="not an ELF file"):
+        PcLineTable(str(path))
