@@ -174,6 +174,7 @@ class Metric:
     "proc" read from /proc, "derived" computed from those.
     absent: why the metric can be None, with the remedy where there is one.
     read: computes it from a snapshot, in the canonical value of `unit`.
+    tail: of a percentile the share of wakeups beyond it, on which it rests; None for other metrics.
     more_is_worse: False where more of it is neither good nor bad, so that it cannot regress.
     """
 
@@ -184,6 +185,7 @@ class Metric:
     read: Callable[[Snapshot], Value] = field(repr=False, compare=False)
     absent: str = _NOT_REPORTED
     more_is_worse: bool = True
+    tail: float | None = None
 
     @property
     def is_time(self) -> bool:
@@ -246,9 +248,8 @@ def _latency(suffix: str, q: float, who: str) -> Metric:
         # The middle of the last bucket may lie beyond the longest latency seen.
         return None if middle is None or longest is None else min(middle, longest)
 
-    return Metric(
-        f"latency_{suffix}", "ns", f"wake-to-run time not exceeded by {who}", "derived", read, _NO_RESOLVED
-    )
+    meaning = f"wake-to-run time not exceeded by {who}"
+    return Metric(f"latency_{suffix}", "ns", meaning, "derived", read, _NO_RESOLVED, tail=round(1 - q, 6))
 
 
 def _seconds(nanoseconds: int | None) -> float | None:
@@ -296,6 +297,7 @@ _TABLE = (
         "derived",
         _latency_max,
         _NO_RESOLVED,
+        tail=0.0,
     ),
     _counter("ready_calls", "goroutine wakeups through runtime.ready, not the network's", _NO_READY_CALLS),
     _counter(

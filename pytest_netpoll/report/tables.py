@@ -9,10 +9,17 @@ from pytest_netpoll import units
 from pytest_netpoll.metrics import METRICS, spread
 from pytest_netpoll.report import words
 from pytest_netpoll.report.record import ComparisonRecord, ServiceRecord, TestRecord
-from pytest_netpoll.report.terminal import MOST_OTHERS, layout
+from pytest_netpoll.report.terminal import MOST_OTHERS, layout, shorten
 
 _COMPARED = ("spurious", "polls_per_event", "latency_p99", "cpu_seconds")
-_SIDE_BY_SIDE = ("spurious", "polls_per_event", "latency_p50", "latency_p99", "cpu_seconds")
+# metric -> digits: two of a second hide what one test costs.
+_SIDE_BY_SIDE = {
+    "spurious": None,
+    "polls_per_event": None,
+    "latency_p50": None,
+    "latency_p99": None,
+    "cpu_seconds": 3,
+}
 _SPREAD = ("spurious", "polls_per_event", "latency_p50", "latency_p99")
 _DROPPED_FIRST = ("CPU", "p50", "polls/ev", "p99")
 _OUTCOMES = {"passed": "passed", "regressed": "WORSE", "unmeasured": "unmeasured", "new": "no baseline"}
@@ -42,9 +49,17 @@ def comparison_table(records: Sequence[TestRecord], width: int) -> str:
         :MOST_OTHERS
     ]
     rows = _rows(ordered)
-    columns = {words.COLUMNS[metric]: [_then_and_now(row, metric) for row in rows] for metric in _COMPARED}
+    worse = {found["metric"] for record in ordered for found in _comparison(record)["regressions"]}
+    columns = {
+        words.COLUMNS.get(metric, metric): [_then_and_now(row, metric) for row in rows]
+        for metric in METRICS
+        if metric in _COMPARED or metric in worse
+    }
     columns["verdict"] = [_outcome(row) for row in rows]
-    lines = [_table(rows, columns, width)] if rows else []
+    # What got worse stays, however narrow the terminal.
+    needed = {words.COLUMNS.get(metric, metric) for metric in worse}
+    dropped_first = [heading for heading in _DROPPED_FIRST if heading not in needed]
+    lines = [_table(rows, columns, width, dropped_first)] if rows else []
     notes: dict[str, list[str]] = {}
     for record in ordered:
         for note in _comparison(record)["notes"]:
@@ -57,21 +72,31 @@ def comparison_table(records: Sequence[TestRecord], width: int) -> str:
 
 
 def toolchain_table(records: Sequence[TestRecord], width: int) -> str:
-    """A row for each test, toolchain and service, those of one test together."""
-    rows = [row for row in _rows(records) if row[0].get("toolchain")]
-    names = [_without_toolchain(record) for record, _ in rows]
-    # In order of the first appearance, though pytest runs all of one toolchain before the next.
-    order = {name: index for index, name in reversed(list(enumerate(names)))}
-    rows = [row for _, row in sorted(zip(names, rows, strict=True), key=lambda pair: order[pair[0]])]
-    columns = {"go": [words.one_line(record.get("toolchain") or "") for record, _ in rows]}
-    columns |= {
-        words.COLUMNS[metric]: [words.show(service, metric) for _, service in rows]
-        for metric in _SIDE_BY_SIDE
+    """The tests, and below each of them a row for every toolchain (and service)."""
+    groups: dict[str, list[Row]] = {}
+    for row in _rows(records):
+        if row[0].get("toolchain"):
+            groups.setdefault(_without_toolchain(row[0]), []).append(row)
+    # Of one test together, though pytest runs all tests of one toolchain before the next.
+    rows = [row for group in groups.values() for row in group]
+    columns = {
+        words.COLUMNS[metric]: [words.show(service, metric, digits) for _, service in rows]
+        for metric, digits in _SIDE_BY_SIDE.items()
     }
     rates = [record.get("requests_per_second") for record, _ in rows]
     if any(rate is not None for rate in rates):
         columns["req/s"] = [units.show(rate, "count") for rate in rates]
-    return _table(rows, columns, width, [_without_toolchain(record) for record, _ in rows])
+    services = [words.one_line(service["name"]) for _, service in rows]
+    if any(len({service["name"] for _, service in group}) > 1 for group in groups.values()):
+        columns = {"service": services, **columns}
+    labels = [words.one_line(record.get("toolchain") or "") for record, _ in rows]
+    table = layout(labels, columns, width - 2, _DROPPED_FIRST, "go")
+    head, rule, *lines = [f"  {line}" for line in table.splitlines()]
+    shown = [head, rule]
+    for name, group in groups.items():
+        shown += [shorten(name, width), *lines[: len(group)]]
+        lines = lines[len(group) :]
+    return "\n".join(shown)
 
 
 def _spread_table(rows: Sequence[Row], width: int) -> str:
@@ -84,12 +109,15 @@ def _spread_table(rows: Sequence[Row], width: int) -> str:
 
 
 def _table(
-    rows: Sequence[Row], columns: Mapping[str, Sequence[str]], width: int, names: Sequence[str] | None = None
+    rows: Sequence[Row],
+    columns: Mapping[str, Sequence[str]],
+    width: int,
+    dropped_first: Sequence[str] = _DROPPED_FIRST,
 ) -> str:
     services = [words.one_line(service["name"]) for _, service in rows]
     if len(set(services)) > 1:
         columns = {"service": services, **columns}
-    return layout(names or [record["nodeid"] for record, _ in rows], columns, width, _DROPPED_FIRST)
+    return layout([record["nodeid"] for record, _ in rows], columns, width, dropped_first)
 
 
 def _rows(records: Iterable[TestRecord]) -> list[Row]:

@@ -126,11 +126,16 @@ def _table(records: Sequence[TestRecord], width: int) -> str:
 
 
 def layout(
-    names: Sequence[str], columns: Mapping[str, Sequence[str]], width: int, dropped_first: Sequence[str]
+    names: Sequence[str],
+    columns: Mapping[str, Sequence[str]],
+    width: int,
+    dropped_first: Sequence[str],
+    first: str = "test",
 ) -> str:
     """A table of tests, not wider than `width`: heading -> cells, the names shortened.
 
     dropped_first: headings of columns that are left out, in this order, before names become too short.
+    first: the heading of the names.
     """
     columns = dict(columns)
     wanted = min(max(map(_cells, names)), _TEST_CELLS)
@@ -138,8 +143,8 @@ def layout(
         if _room(columns, width) < wanted:
             columns.pop(heading, None)
     room = max(_room(columns, width), 1)
-    table = {"test": [shorten(name, room) for name in names], **columns}
-    left = ("test", "service", "go", "verdict")
+    table = {first: [shorten(name, room) for name in names], **columns}
+    left = (first, "service", "verdict")
     # The headings as a row: tabulate's own take two columns more than they need.
     cells = [[heading, "-" * _width(heading, column), *column] for heading, column in table.items()]
     return _tabulate(

@@ -111,11 +111,11 @@ def outcome_of(record: TestRecord, service: ServiceRecord | None) -> Outcome:
     return "passed" if trusted(service) else "unmeasured"
 
 
-def show(service: ServiceRecord | None, metric: str) -> str:
+def show(service: ServiceRecord | None, metric: str, digits: int | None = None) -> str:
     """A number for people; an en dash where it is unknown or not to be trusted."""
     if service is None or not trusted(service):
         return units.NOT_MEASURED
-    return METRICS[metric].format(service["metrics"].get(metric))
+    return METRICS[metric].format(service["metrics"].get(metric), digits)
 
 
 def own_columns(records: Iterable[TestRecord]) -> list[str]:
