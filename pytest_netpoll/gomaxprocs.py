@@ -51,7 +51,10 @@ def _place(path: str, identity: tuple[int, int, int]) -> tuple[int, bool] | None
         # Not pyelftools' symbols: an object for each of some ten thousand takes a second.
         for found, _, _, _, address, _ in _SYMBOL.iter_unpack(symbols.data()) if name else ():
             if found == name:
-                return address, elf["e_type"] == "ET_DYN"
+                relocatable = elf["e_type"] == "ET_DYN"
+                # Go links these at 4 MiB as well: what counts is how far behind the start it lies.
+                start = min(segment["p_vaddr"] for segment in elf.iter_segments("PT_LOAD"))
+                return address - (start if relocatable else 0), relocatable
     return None
 
 

@@ -214,7 +214,9 @@ class Session:
             # Also of a test that fails by itself: its numbers may tell why.
             measurements = median_of(trial.windows[:runs])
             requests = trial.requests_per_second(runs)
-            verdict = self._judge(item, Judged(limits, measurements, Verdict("passed"), [], comparison, requests))
+            verdict = self._judge(
+                item, Judged(limits, measurements, Verdict("passed"), [], comparison, requests)
+            )
         enforce(item, verdict, self.options)
         return result
 

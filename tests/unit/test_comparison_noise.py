@@ -47,7 +47,7 @@ class Machine:
         if noise.random() < 0.1:
             factor *= noise.uniform(2, 5)
         latencies = [latency * factor for latency in noise.choices(POOL, k=WAKEUPS)]
-        counters = {name: WAKEUPS for name in ("wakeups", "productive_wakeups", "events", "polls")}
+        counters = dict.fromkeys(("wakeups", "productive_wakeups", "events", "polls"), WAKEUPS)
         histogram = Counter(bucket_of(int(latency)) for latency in latencies)
         snapshot = Snapshot({**dict.fromkeys(COUNTERS, 0), **counters}, histogram, int(max(latencies)))
         return Measurement("server", 1, "/srv", "go1.26.8", 0.2, snapshot, gomaxprocs=2)
