@@ -30,7 +30,7 @@ def launch(go_service, pytestconfig):
 
 
 @pytest.fixture
-def ping():
+def ping(record_property):
     """ping(server, 50) sends 50 messages over one connection, each after the answer to the one before."""
 
     def ping(server, count, *, pause=0.0):
@@ -39,6 +39,7 @@ def ping():
                 connection.sendall(b"ping")
                 assert receive(connection, 4) == b"ping"
                 time.sleep(pause)
+        record_property("requests", count)  # pytest-netpoll makes requests a second of it
 
     return ping
 

@@ -1,8 +1,9 @@
 """\
-netpoll(max_<metric>=..., min_<metric>=..., service="name"): measure the Go services during the test
+netpoll(max_<metric>=..., min_<metric>=..., service="name", runs=1): measure the Go services during the test
 and fail it when a limit is broken. Times are "5ms", "250us", "1.5s" or a timedelta; max_spurious is a
 number in 0..1 or "5%". Without limits it only measures and reports. service= restricts the limits to
-one service; the marker may be repeated. Of markers on the test, its class, its module and the ini
+one service; the marker may be repeated. runs= repeats the test's call, each in a window of its own,
+and judges each metric's median. Of markers on the test, its class, its module and the ini
 option netpoll_limits the closest wins, limit by limit.
 """
 
@@ -70,11 +71,12 @@ class Limits:
     """All limits on one test, none of them contradictory.
 
     limits: as written, at most one per service and name. services: those that a service= named,
-    also where it came without limits.
+    also where it came without limits. runs: windows that the limits are judged over, >= 1.
     """
 
     limits: tuple[Limit, ...] = ()
     services: tuple[str, ...] = ()
+    runs: int = 1
 
     def for_service(self, name: str | None) -> tuple[Limit, ...]:
         """What binds this service: its own limits over the general ones, and the implied min_wakeups.
@@ -118,16 +120,18 @@ def resolve(
     """
     chosen: dict[tuple[str | None, str], Limit] = {}
     services: dict[str, None] = {}
+    runs: list[int] = []
     for args, kwargs in marks:
         service = _read_service(args, kwargs, where)
         if service is not None:
             services[service] = None
-        given = {name: value for name, value in kwargs.items() if name != "service"}
-        for limit in _read_limits(given, service, where):
+        runs += _read_runs(kwargs, where)
+        for limit in _read_limits(_without(kwargs, "service", "runs"), service, where):
             chosen.setdefault((service, limit.name), limit)
-    for limit in _read_limits(defaults or {}, None, _DEFAULTS_WHERE):
+    runs += _read_runs(defaults or {}, _DEFAULTS_WHERE)
+    for limit in _read_limits(_without(defaults or {}, "runs"), None, _DEFAULTS_WHERE):
         chosen.setdefault((None, limit.name), limit)
-    limits = Limits(tuple(chosen.values()), tuple(services))
+    limits = Limits(tuple(chosen.values()), tuple(services), runs[0] if runs else 1)
     for name in (None, *limits.services):
         _reject_contradictions(limits.for_service(name), where)
     return limits
@@ -150,6 +154,25 @@ def _read_service(args: Sequence[object], kwargs: Mapping[str, object], where: s
     return service
 
 
+def _read_runs(given: Mapping[str, object], where: str) -> list[int]:
+    """The one that is given, if any."""
+    if "runs" not in given:
+        return []
+    runs = given["runs"]
+    # As text it comes from the ini file.
+    number = int(runs) if isinstance(runs, str) and runs.isascii() and runs.isdecimal() else runs
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise UsageError(
+            f"{where}: @pytest.mark.netpoll: runs={runs!r} is not an integer > 0",
+            fix="write how often to run the test, such as runs=5",
+        )
+    return [number]
+
+
+def _without(given: Mapping[str, object], *names: str) -> dict[str, object]:
+    return {name: value for name, value in given.items() if name not in names}
+
+
 def _read_limits(given: Mapping[str, object], service: str | None, where: str) -> Iterator[Limit]:
     for name, value in given.items():
         if name not in _LIMITS:
@@ -169,7 +192,7 @@ def _unknown(name: str) -> str:
         return "'service' is not a limit: a default binds all services"
     # Bare metric names are candidates too: 'latncy_p99' lacks the prefix and a letter.
     wanted = {
-        **{known: known for known in (*_LIMITS, "service")},
+        **{known: known for known in (*_LIMITS, "service", "runs")},
         **{bare: f"max_{bare}" for bare in METRICS},
     }
     close = difflib.get_close_matches(name, wanted, n=1)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import difflib
 import math
+import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal, TypeAlias
@@ -173,6 +174,8 @@ class Metric:
     "proc" read from /proc, "derived" computed from those.
     absent: why the metric can be None, with the remedy where there is one.
     read: computes it from a snapshot, in the canonical value of `unit`.
+    tail: of a percentile the share of wakeups beyond it, on which it rests; None for other metrics.
+    more_is_worse: False where more of it is neither good nor bad, so that it cannot regress.
     """
 
     name: str
@@ -181,6 +184,13 @@ class Metric:
     source: Literal["counter", "derived", "memory", "proc"]
     read: Callable[[Snapshot], Value] = field(repr=False, compare=False)
     absent: str = _NOT_REPORTED
+    more_is_worse: bool = True
+    tail: float | None = None
+
+    @property
+    def is_time(self) -> bool:
+        """Whether it depends on the machine, and on what else the machine does, as no count does."""
+        return self.unit in ("ns", "s")
 
     @property
     def needs_wakeups(self) -> bool:
@@ -192,8 +202,11 @@ class Metric:
         return units.show(value, self.unit, digits)
 
 
-def _counter(name: str, meaning: str, absent: str = _NOT_REPORTED) -> Metric:
-    return Metric(name, "count", meaning, "counter", lambda snapshot: snapshot.counters.get(name), absent)
+def _counter(name: str, meaning: str, absent: str = _NOT_REPORTED, more_is_worse: bool = True) -> Metric:
+    def read(snapshot: Snapshot) -> int | None:
+        return snapshot.counters.get(name)
+
+    return Metric(name, "count", meaning, "counter", read, absent, more_is_worse)
 
 
 def _pending(snapshot: Snapshot) -> int | None:
@@ -235,9 +248,8 @@ def _latency(suffix: str, q: float, who: str) -> Metric:
         # The middle of the last bucket may lie beyond the longest latency seen.
         return None if middle is None or longest is None else min(middle, longest)
 
-    return Metric(
-        f"latency_{suffix}", "ns", f"wake-to-run time not exceeded by {who}", "derived", read, _NO_RESOLVED
-    )
+    meaning = f"wake-to-run time not exceeded by {who}"
+    return Metric(f"latency_{suffix}", "ns", meaning, "derived", read, _NO_RESOLVED, tail=round(1 - q, 6))
 
 
 def _seconds(nanoseconds: int | None) -> float | None:
@@ -246,10 +258,17 @@ def _seconds(nanoseconds: int | None) -> float | None:
 
 _TABLE = (
     _counter("wakeups", "a readiness event found a goroutine parked on that fd and direction"),
-    _counter("productive_wakeups", "its next I/O syscall there did not return EAGAIN"),
+    _counter("productive_wakeups", "its next I/O syscall there did not return EAGAIN", more_is_worse=False),
     _counter("spurious_wakeups", "its next I/O syscall there returned EAGAIN"),
     _counter("abandoned_wakeups", "the fd was closed, or woken again, before any such syscall"),
-    Metric("pending_wakeups", "count", "not resolved when the window closed", "derived", _pending),
+    Metric(
+        "pending_wakeups",
+        "count",
+        "not resolved when the window closed",
+        "derived",
+        _pending,
+        more_is_worse=False,
+    ),
     Metric("spurious", "share", "spurious / (spurious + productive)", "derived", _spurious, _NO_RESOLVED),
     _counter("stale_retries", "EAGAIN, no wakeup since, EAGAIN again: a stored readiness was stale"),
     _counter("events", "epoll events for pollDescs (the runtime's own wake-up fd apart)"),
@@ -278,6 +297,7 @@ _TABLE = (
         "derived",
         _latency_max,
         _NO_RESOLVED,
+        tail=0.0,
     ),
     _counter("ready_calls", "goroutine wakeups through runtime.ready, not the network's", _NO_READY_CALLS),
     _counter(
@@ -346,6 +366,8 @@ class Measurement:
     timeline: the window in intervals. All three as in the record (report/record.py).
     unmeasured: why the numbers cannot be trusted, None if they can.
     absent: metric -> why it is None this time, where more is known than the table tells.
+    gomaxprocs: threads that run Go at once; None where it is not known.
+    runs: the windows of a repeated test, in order: each metric is then their median. Empty for one window.
     """
 
     service: str
@@ -359,11 +381,13 @@ class Measurement:
     timeline: tuple[Any, ...] = ()
     unmeasured: str | None = None
     absent: Mapping[str, str] = field(default_factory=dict)
+    gomaxprocs: int | None = None
+    runs: tuple[Measurement, ...] = ()
 
     def __getattr__(self, name: str) -> Value:
         metric = METRICS.get(name)
         if metric is not None:
-            return metric.read(self.snapshot)
+            return _median(self.each(name)) if self.runs else metric.read(self.snapshot)
         close = difflib.get_close_matches(name, METRICS, n=1)
         hint = f", did you mean {close[0]!r}?" if close else ""
         raise AttributeError(f"no metric {name!r}{hint}", name=name, obj=self)
@@ -371,7 +395,29 @@ class Measurement:
     @property
     def metrics(self) -> dict[str, Value]:
         """Every metric of the table, in its order; None where it was not measured."""
-        return {name: metric.read(self.snapshot) for name, metric in METRICS.items()}
+        return {name: getattr(self, name) for name in METRICS}
+
+    def each(self, name: str) -> list[Value]:
+        """The metric in each of the runs."""
+        return [METRICS[name].read(run.snapshot) for run in self.runs]
+
+
+def _median(values: Sequence[Value]) -> Value:
+    """None where it was not measured in one of the runs. Of an even number the middle of the middle two."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    middle = statistics.median(known)
+    # Counts stay counts where they can: the median of 2 and 4 is 3, not 3.0.
+    return int(middle) if all(isinstance(v, int) for v in known) and middle == int(middle) else middle
+
+
+def spread(metric: Metric, values: Sequence[Value]) -> str:
+    """The least and the most for people: "5.1 µs to 6.3 µs"; one of them where they look alike."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return metric.format(None)
+    return " to ".join(dict.fromkeys((metric.format(min(known)), metric.format(max(known)))))
 
 
 def markdown_table() -> str:

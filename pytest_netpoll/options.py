@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,9 @@ from typing import Any, Literal
 
 import pytest
 
+from pytest_netpoll import tolerance
 from pytest_netpoll.errors import UsageError
+from pytest_netpoll.tolerance import Tolerance
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,26 @@ def _positive(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and int(text) > 0):
         raise ValueError(f"{text!r} is not an integer > 0")
     return int(text)
+
+
+def _natural(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise ValueError(f"{text!r} is not an integer >= 0")
+    return int(text)
+
+
+def _baseline_name(text: str) -> str:
+    if not re.fullmatch(r"\w[\w.+-]*", text):
+        raise ValueError(
+            f"{text!r} is not the name of a baseline, such as main (its file is .netpoll/main.json)"
+        )
+    return text
+
+
+def _toolchain(text: str) -> str | Path:
+    if not text:
+        raise ValueError('a toolchain is missing: give a version such as "1.21.13", or a GOROOT')
+    return _path(text) if os.sep in text else text
 
 
 def _limit(line: str) -> tuple[str, str]:
@@ -114,6 +138,60 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "write a report to FILE as HTML",
         _path,
         metavar="FILE",
+    ),
+    OptionSpec(
+        "save",
+        "--netpoll-save",
+        "netpoll_save",
+        "write each test's metrics to the baseline .netpoll/NAME.json, to be committed",
+        _baseline_name,
+        metavar="NAME",
+    ),
+    OptionSpec(
+        "compare",
+        "--netpoll-compare",
+        "netpoll_compare",
+        "show each test's metrics now against those of the baseline NAME",
+        _baseline_name,
+        metavar="NAME",
+    ),
+    OptionSpec(
+        "compare_fail",
+        "--netpoll-compare-fail",
+        "netpoll_compare_fail",
+        "fail tests that got worse than the baseline by more: spurious:+0.02,latency_p99:+5ms",
+        tolerance.parse_list,
+        default=(),
+        metavar="METRIC:TOLERANCE[,...]",
+        repeatable=True,
+        collect=tolerance.join,
+    ),
+    _one_of(
+        "compare_latencies",
+        "--netpoll-compare-latencies",
+        "auto: compare times only where Go, kernel, machine, GOMAXPROCS and plugin are the baseline's",
+        "auto",
+        "always",
+    ),
+    OptionSpec(
+        "reruns",
+        "--netpoll-reruns",
+        "netpoll_reruns",
+        "measure so often again before a time fails for its baseline, and for a baseline that is saved",
+        _natural,
+        default=2,
+        metavar="N",
+    ),
+    OptionSpec(
+        "go",
+        "--netpoll-go",
+        "netpoll_go",
+        "build services with this Go: a version, a command, or the path of a GOROOT; given several times, "
+        "run each marked test with each",
+        _toolchain,
+        default=(),
+        metavar="TOOLCHAIN",
+        repeatable=True,
     ),
     _one_of(
         "goready",
@@ -216,6 +294,12 @@ class Config:
     unmeasured: Literal["fail", "skip"]
     json: Path | None
     html: Path | None
+    save: str | None
+    compare: str | None
+    compare_fail: tuple[Tolerance, ...]
+    compare_latencies: Literal["auto", "always"]
+    reruns: int
+    go: tuple[str | Path, ...]
     goready: Literal["auto", "on", "off"]
     sudo: Literal["auto", "never"]
     max_fds: int

@@ -12,25 +12,31 @@ from typing import Any, NamedTuple
 import pytest
 
 from pytest_netpoll import __version__, extensions, hookspecs, marker
-from pytest_netpoll.attribution import Presence, Roster, used_by
+from pytest_netpoll.attribution import Roster, used_by
+from pytest_netpoll.comparison import Baseline, Comparison, Rules, compare, confirmed, samples_of, settle
 from pytest_netpoll.errors import NetpollError, UsageError
 from pytest_netpoll.fixtures import GoService, Netpoll
 from pytest_netpoll.marker import Limits
-from pytest_netpoll.metrics import READY_METRICS, Measurement
+from pytest_netpoll.metrics import Measurement
 from pytest_netpoll.options import Config, add_options
 from pytest_netpoll.outcome import ENFORCED, enforce, plain_failures, usage_errors
 from pytest_netpoll.probe import SYSTEM_PYTHON
 from pytest_netpoll.progress import Progress
+from pytest_netpoll.repeat import Trial, is_repeated
+from pytest_netpoll.report import baseline as baseline_file
 from pytest_netpoll.report import html as html_report
 from pytest_netpoll.report import json as json_report
-from pytest_netpoll.report import junit, record, summary, terminal
+from pytest_netpoll.report import junit, record, summary, tables, terminal
 from pytest_netpoll.report.attached import attached
+from pytest_netpoll.runs import median_of
 from pytest_netpoll.service import Service, ServiceFactory
 from pytest_netpoll.symbols import Symbolizer
+from pytest_netpoll.toolchains import Toolchain, resolve
 from pytest_netpoll.verdict import Verdict, judge
 from pytest_netpoll.window import Meter
 
 MARKER = "netpoll"
+TOOLCHAIN = "netpoll_toolchain"  # the fixture
 
 
 class Judged(NamedTuple):
@@ -40,6 +46,8 @@ class Judged(NamedTuple):
     measurements: list[Measurement]
     verdict: Verdict
     columns: list[extensions.Columns]
+    comparison: Comparison | None = None
+    requests_per_second: float | None = None
 
 
 SESSION = pytest.StashKey["Session"]()
@@ -62,6 +70,11 @@ def pytest_configure(config: pytest.Config) -> None:
         options = Config.from_pytest(config)
         if options.html is not None:
             html_report.require()
+        # In the ini file tolerances may wait for a comparison; who types them means them.
+        if options.compare is None and config.getoption("netpoll_compare_fail", None):
+            raise UsageError(
+                "--netpoll-compare-fail has nothing to compare with", fix="add --netpoll-compare=NAME"
+            )
         marker.resolve([], "", options.limits)
     session = Session(config, options)
     config.stash[SESSION] = session
@@ -69,9 +82,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def go_service(request: pytest.FixtureRequest) -> Iterator[GoService]:
+def netpoll_toolchain(request: pytest.FixtureRequest) -> str | None:
+    """Which --netpoll-go builds the services of this test ("go1.21.13"); None without that option.
+
+    With several of them it is parametrised: all that depends on go_service is made once for each.
+    """
+    toolchains = request.config.stash[SESSION].toolchains
+    chosen: str | None = getattr(request, "param", next(iter(toolchains), None))
+    return chosen
+
+
+@pytest.fixture(scope="session")
+def go_service(request: pytest.FixtureRequest, netpoll_toolchain: str | None) -> Iterator[GoService]:
     """Builds and launches Go services: go_service("./server", args=["-addr", "127.0.0.1:{port}"])."""
-    factory = request.config.stash[SESSION].make_factory(_build_dir(request))
+    factory = request.config.stash[SESSION].make_factory(_build_dir(request), netpoll_toolchain)
     yield GoService(factory)
     with plain_failures():
         factory.stop_all()
@@ -93,19 +117,39 @@ class Session:
         config.pluginmanager.register(self._progress, "netpoll-progress")
         self.meter = Meter(options, Symbolizer(config.rootpath), self._progress.say)
         self.roster = Roster()
+        self.toolchains: dict[str, Toolchain] = {}
+        self._baseline: Baseline | None = None
         self._config = config
         self._factories: list[ServiceFactory] = []
         self._records: list[record.TestRecord] = []
         self._written: list[str] = []
         self._workers_environment: dict[str, Any] = {}
 
-    def make_factory(self, build_dir: Path) -> ServiceFactory:
+    def pytest_sessionstart(self) -> None:
+        # Not before: --help and --markers have to work whatever the ini file says.
+        with usage_errors():
+            found = resolve(self.options.go, self._progress.say)
+            self.toolchains = {toolchain.label: toolchain for toolchain in found}
+            if self.options.compare is not None and self.options.mode != "off" and not self._measures_nothing:
+                self._baseline = self._load_baseline(self.options.compare)
+
+    def _load_baseline(self, name: str) -> Baseline:
+        try:
+            return baseline_file.load(self._config.rootpath, name)
+        except NetpollError as error:
+            missing = not baseline_file.path_of(self._config.rootpath, name).exists()
+            if missing and self.options.save == name:
+                return Baseline(name)  # this run makes it
+            raise UsageError(error.what, why=error.why, fix=error.fix) from None
+
+    def make_factory(self, build_dir: Path, toolchain: str | None = None) -> ServiceFactory:
         factory = ServiceFactory(
             rootdir=self._config.rootpath,
             cache_dir=build_dir,
             on_spawn=self._spawned,
             on_exit=self._ended,
             say=self._progress.say,
+            go=self.toolchains[toolchain].tool if toolchain is not None else None,
         )
         self._factories.append(factory)
         return factory
@@ -123,6 +167,17 @@ class Session:
     def pytest_report_header(self) -> str:
         python = self.options.python or SYSTEM_PYTHON
         return terminal.header_line(self.options, f"eBPF through BCC of {python}")
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Runs what is measured once with each toolchain, where there are several."""
+        marked = any(metafunc.definition.iter_markers(MARKER))
+        if len(self.toolchains) > 1 and (marked or "netpoll" in metafunc.fixturenames):
+            if TOOLCHAIN not in metafunc.fixturenames:
+                # It may still ask for go_service, by request.getfixturevalue.
+                metafunc.fixturenames.append(TOOLCHAIN)
+            metafunc.parametrize(
+                TOOLCHAIN, list(self.toolchains), indirect=True, scope="session", ids=list(self.toolchains)
+            )
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -163,34 +218,63 @@ class Session:
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
         __tracebackhide__ = True
         limits = item.stash.get(LIMITS, None)
+        if is_repeated(item):
+            return (yield)
         # A test that is run again, as by pytest-rerunfailures, begins anew.
         item.stash[JUDGED] = item.stash[ENFORCED] = item.stash[SUBTEST] = None
         if limits is None or self.options.mode == "off":
             return (yield)
-        presence = Presence(self.roster)
-        window = self.meter.open(wakers=any(limit.metric in READY_METRICS for limit in limits.limits))
+        trial = Trial(item, limits, self.meter, self.roster)
+        runs = self._runs(limits)
+        comparison = None
         try:
-            result = yield
+            with trial.window():
+                result = yield
+            trial.again(runs - 1)
+            comparison = self._compare(item, trial, limits, runs)
         finally:
             # Also of a test that fails by itself: its numbers may tell why.
-            measurements = self.meter.close(window, presence.concerned(item, limits))
-            verdict = self._judge(item, limits, measurements)
+            measurements = median_of(trial.windows[:runs])
+            requests = trial.requests_per_second(runs)
+            verdict = self._judge(
+                item, Judged(limits, measurements, Verdict("passed"), [], comparison, requests)
+            )
         enforce(item, verdict, self.options)
         return result
 
-    def _judge(self, item: pytest.Item, limits: Limits, measurements: list[Measurement]) -> Verdict:
+    def _judge(self, item: pytest.Item, judged: Judged) -> Verdict:
         __tracebackhide__ = True
+        limits, measurements, mode = judged.limits, judged.measurements, self.options.mode
         # Even if a user's hook fails, what was measured is reported.
-        verdict = judge(measurements, limits, self.options.mode)
-        item.stash[JUDGED] = Judged(limits, measurements, verdict, [])
+        verdict = settle(judge(measurements, limits, mode), judged.comparison, mode)
+        item.stash[JUDGED] = judged._replace(verdict=verdict)
         for measurement in measurements:
             item.ihook.pytest_netpoll_measured(item=item, measurement=measurement)
         with plain_failures():
             further = extensions.breaches(item, measurements, limits)
             columns = extensions.columns(item, measurements)
-        verdict = judge(measurements, limits, self.options.mode, further)
-        item.stash[JUDGED] = Judged(limits, measurements, verdict, columns)
+        verdict = settle(judge(measurements, limits, mode, further), judged.comparison, mode)
+        item.stash[JUDGED] = judged._replace(verdict=verdict, columns=columns)
         return verdict
+
+    def _runs(self, limits: Limits) -> int:
+        """Windows of a test. What is compared with from now on must not be a single lucky one."""
+        return limits.runs if self.options.save is None else max(limits.runs, 1 + self.options.reruns)
+
+    def _compare(self, item: pytest.Item, trial: Trial, limits: Limits, runs: int) -> Comparison | None:
+        """Against the baseline. A time that got worse is measured again: it may be the machine's fault."""
+        if self._baseline is None or trial.failed:
+            return None
+        rules = Rules(self.options.compare_fail, self.options.compare_latencies)
+        comparison = compare(
+            item.nodeid,
+            samples_of(median_of(trial.windows), limits),
+            self.environment,
+            self._baseline,
+            rules,
+            limits.as_json(),
+        )
+        return confirmed(comparison, self.options.reruns, lambda: samples_of(trial.again(runs), limits))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -265,6 +349,9 @@ class Session:
         if table is not None:
             terminalreporter.section("netpoll")
             terminalreporter.write_line(table)
+        for title, table in tables.further_tables(self._records, self._width()):
+            terminalreporter.section(title)
+            terminalreporter.write_line(table)
         for line in self._written:
             terminalreporter.write_line(line)
 
@@ -280,16 +367,12 @@ class Session:
     def _write_reports(self, session: pytest.Session) -> None:
         asked = [(json_report.write, self.options.json), (html_report.write, self.options.html)]
         for write, path in asked:
-            if path is None:
-                continue
-            try:
-                write(path, self.environment, self._records)
-                self._written.append(f"netpoll: wrote {path}")
-            except NetpollError as error:
-                # The tests' own results stay; but who asked for a report must not take it for written.
-                self._written.append(f"netpoll: {error}")
-                if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
-                    session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            if path is not None:
+                with self._report_asked_for(session):
+                    write(path, self.environment, self._records)
+                    self._written.append(f"netpoll: wrote {path}")
+        if self.options.save is not None:
+            self._save_baseline(session, self.options.save)
         step_summary = os.environ.get("GITHUB_STEP_SUMMARY")
         if step_summary and self._records:
             try:
@@ -305,14 +388,39 @@ class Session:
         root = self._config.rootpath
         return root.relative_to(workspace) if root.is_relative_to(workspace) else Path()
 
+    def _save_baseline(self, session: pytest.Session, name: str) -> None:
+        path = baseline_file.path_of(self._config.rootpath, name)
+        if not self._records:
+            self._written.append(f"netpoll: no test was measured, {path} stays as it is")
+            return
+        with self._report_asked_for(session):
+            left_out = baseline_file.write(path, self.environment, self._records)
+            self._written.append(f"netpoll: wrote {path}")
+            for nodeid in left_out:
+                self._written.append(f"netpoll: {nodeid} is not in it: it failed by itself or is unmeasured")
+
+    @contextlib.contextmanager
+    def _report_asked_for(self, session: pytest.Session) -> Iterator[None]:
+        """The tests' own results stay; but who asked for a report must not take it for written."""
+        try:
+            yield
+        except NetpollError as error:
+            self._written.append(f"netpoll: {error}")
+            if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
     @property
     def environment(self) -> dict[str, Any]:
         """Where this was measured, as in the JSON report."""
+        agent = dict(self.meter.environment or self._workers_environment)
         return {
             "plugin": __version__,
             "python": platform.python_version(),
+            "agent_python": agent.pop("python", None),
             "cpus": os.cpu_count(),
-            **(self.meter.environment or self._workers_environment),
+            "arch": platform.machine(),
+            "kernel": platform.release(),
+            **agent,
             "attached": attached(self._records),
         }
 
@@ -351,7 +459,16 @@ def _record(
         window_seconds=max((m.window_seconds for m in judged.measurements), default=0.0),
         error=None if error is None else f"{type(error).__name__}: {error}",
         xfail=xfail,
+        comparison=judged.comparison,
+        toolchain=_toolchain_of(item),
+        requests_per_second=judged.requests_per_second,
     )
+
+
+def _toolchain_of(item: pytest.Item) -> str | None:
+    """Which of several --netpoll-go the test runs with."""
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get(TOOLCHAIN) if callspec is not None else None
 
 
 def _fixtures(item: pytest.Item) -> list[str]:

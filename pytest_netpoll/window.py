@@ -196,6 +196,7 @@ class Meter:
             timeline=timeline.collect(intervals),
             unmeasured=unmeasured,
             absent=absent,
+            gomaxprocs=service.gomaxprocs,
         )
 
     def _absent(self, processes: Sequence[Mapping[str, Any]]) -> dict[str, str]:

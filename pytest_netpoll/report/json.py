@@ -44,8 +44,12 @@ def _dump(value: object) -> str:
 
 def load(path: Path) -> Report:
     """Read a report. NetpollError says what is wrong with the file, down to the field."""
-    what = f"the netpoll report {path} could not be read"
-    fix = f"write it anew: pytest --netpoll-json={path}"
+    what, fix = f"the netpoll report {path} could not be read", f"write it anew: pytest --netpoll-json={path}"
+    return cast("Report", read(path, {SCHEMA: Report}, what, fix))
+
+
+def read(path: Path, schemas: Mapping[str, Any], what: str, fix: str) -> dict[str, Any]:
+    """Read a JSON file whose "schema" names its type, one of `schemas`. NetpollError(what, fix) if not."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except OSError as error:
@@ -53,12 +57,14 @@ def load(path: Path) -> Report:
     except (ValueError, RecursionError) as error:
         raise NetpollError(what, why=f"it is not JSON: {error}", fix=fix) from None
     schema = report.get("schema") if isinstance(report, dict) else None
-    if schema != SCHEMA:
-        raise NetpollError(what, why=f'its "schema" is {schema!r}, not {SCHEMA!r}', fix=fix)
-    wrong = _wrong(report, Report, "")
+    if not isinstance(schema, str) or schema not in schemas:
+        raise NetpollError(
+            what, why=f'its "schema" is {schema!r}, not {" or ".join(map(repr, schemas))}', fix=fix
+        )
+    wrong = _wrong(report, schemas[schema], "")
     if wrong is not None:
         raise NetpollError(what, why=wrong, fix=fix)
-    return cast("Report", report)
+    return cast("dict[str, Any]", report)
 
 
 def _refuse(constant: str) -> None:

@@ -11,9 +11,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypedDict, cast
 
+from pytest_netpoll.comparison import Comparison, Regression
 from pytest_netpoll.diagnosis import diagnose
 from pytest_netpoll.marker import Limits
-from pytest_netpoll.metrics import Measurement
+from pytest_netpoll.metrics import METRICS, Measurement
 from pytest_netpoll.verdict import Breach, Verdict
 
 Outcome: TypeAlias = Literal["passed", "failed", "unmeasured"]
@@ -106,8 +107,43 @@ class BreachRecord(_BreachExtra):
     limit: int | float
 
 
+class RegressionRecord(TypedDict):
+    """What got worse than its baseline; `text` says it in one line. again: as measured again."""
+
+    service: str
+    metric: str
+    measured: int | float
+    baseline: int | float
+    tolerance: str
+    again: list[int | float]
+    text: str
+
+
+class ComparedService(TypedDict):
+    """metrics: then, as far as the baseline knows them."""
+
+    name: str
+    metrics: dict[str, int | float | None]
+
+
+class ComparisonRecord(TypedDict):
+    """A test against a baseline; "new" is one that the baseline does not know.
+
+    notes: a line for each thing that was not compared or not confirmed. measured: how often the test was.
+    """
+
+    baseline: str
+    outcome: Literal["passed", "regressed", "unmeasured", "new"]
+    regressions: list[RegressionRecord]
+    notes: list[str]
+    measured: int
+    services: list[ComparedService]
+
+
 class _ServiceExtra(TypedDict, total=False):
     unmeasured: str | None
+    gomaxprocs: int | None
+    runs: dict[str, list[int | float | None]]
     histogram: dict[str, int]
     timeline: list[TimelinePoint]
     columns: dict[str, int | float | str | None]
@@ -117,7 +153,8 @@ class ServiceRecord(_ServiceExtra):
     """One service in the window.
 
     metrics: every metric of the table, None where it was not measured. unmeasured: why none of them
-    can be trusted, or None. histogram: bucket (see metrics.bucket_bounds) -> latencies in it. timeline:
+    can be trusted, or None. runs: each metric in each of several runs, whose medians `metrics` then are;
+    empty for a single run. histogram: bucket (see metrics.bucket_bounds) -> latencies in it. timeline:
     in order of time. columns: heading -> value, what the hook pytest_netpoll_columns adds to the tables.
     """
 
@@ -136,6 +173,9 @@ class _TestExtra(TypedDict, total=False):
     error: str | None
     xfail: str | None
     diagnosis: list[str]
+    comparison: ComparisonRecord | None
+    toolchain: str | None
+    requests_per_second: float | None
 
 
 class TestRecord(_TestExtra):
@@ -145,7 +185,8 @@ class TestRecord(_TestExtra):
     file: relative to the root directory. line: of the test, from 1. error: the one line of a failure
     that is the test's own; it is then the reason, too. xfail: why pytest expected the failure, None
     where it did not. diagnosis: a sentence or two for each pathology recognised in a service: what was
-    seen, what causes it, what mends it.
+    seen, what causes it, what mends it. toolchain: which of several Go toolchains, as in the nodeid.
+    requests_per_second: of what the test reported with record_property("requests", n).
     """
 
     nodeid: str
@@ -167,6 +208,9 @@ def build(
     error: str | None = None,
     xfail: str | None = None,
     columns: Sequence[Mapping[str, int | float | str | None]] = (),
+    comparison: Comparison | None = None,
+    toolchain: str | None = None,
+    requests_per_second: float | None = None,
 ) -> TestRecord:
     """The record of one test.
 
@@ -196,6 +240,9 @@ def build(
         "limits": limits.as_json(),
         "breaches": [_breach(breach) for breach in (verdict.breaches if verdict else ())],
         "diagnosis": [text for measurement in measurements for text in diagnose(measurement)],
+        "comparison": None if comparison is None else comparison_record(comparison),
+        "toolchain": toolchain,
+        "requests_per_second": requests_per_second,
         "services": [
             _service(measurement, own)
             for measurement, own in zip(measurements, columns or [{}] * len(measurements), strict=True)
@@ -219,6 +266,31 @@ def _breach(breach: Breach) -> BreachRecord:
     }
 
 
+def comparison_record(comparison: Comparison) -> ComparisonRecord:
+    return {
+        "baseline": comparison.baseline,
+        "outcome": comparison.outcome,
+        "regressions": [_regression(regression) for regression in comparison.regressions],
+        "notes": list(comparison.notes),
+        "measured": comparison.measured,
+        "services": [
+            {"name": name, "metrics": dict(sample.metrics)} for name, sample in comparison.then.items()
+        ],
+    }
+
+
+def _regression(regression: Regression) -> RegressionRecord:
+    return {
+        "service": regression.service,
+        "metric": regression.metric,
+        "measured": regression.measured,
+        "baseline": regression.baseline,
+        "tolerance": regression.tolerance.text,
+        "again": list(regression.again),
+        "text": str(regression),
+    }
+
+
 def _service(measurement: Measurement, columns: Mapping[str, int | float | str | None]) -> ServiceRecord:
     return {
         "name": measurement.service,
@@ -226,9 +298,11 @@ def _service(measurement: Measurement, columns: Mapping[str, int | float | str |
         "executable": measurement.executable,
         "go_version": measurement.go_version,
         "unmeasured": measurement.unmeasured,
+        "gomaxprocs": measurement.gomaxprocs,
         "metrics": measurement.metrics,
         "offenders": list(measurement.offenders),
         "slowest": list(measurement.slowest),
+        "runs": {name: measurement.each(name) for name in METRICS} if measurement.runs else {},
         "histogram": {
             str(bucket): count for bucket, count in sorted(measurement.snapshot.histogram.items()) if count
         },

@@ -121,13 +121,30 @@ def _table(records: Sequence[TestRecord], width: int) -> str:
     if len(set(services) - {""}) > 1:
         columns = {"service": [cut(name, _SERVICE_CELLS) for name in services], **columns}
     columns["verdict"] = [_verdict(record, service) for record, service in rows]
+    dropped_first = [*(words.COLUMNS[metric] for metric in _DROPPED_FIRST), *reversed(own)]
+    return layout(names, columns, width, dropped_first)
+
+
+def layout(
+    names: Sequence[str],
+    columns: Mapping[str, Sequence[str]],
+    width: int,
+    dropped_first: Sequence[str],
+    first: str = "test",
+) -> str:
+    """A table of tests, not wider than `width`: heading -> cells, the names shortened.
+
+    dropped_first: headings of columns that are left out, in this order, before names become too short.
+    first: the heading of the names.
+    """
+    columns = dict(columns)
     wanted = min(max(map(_cells, names)), _TEST_CELLS)
-    for heading in [*(words.COLUMNS[metric] for metric in _DROPPED_FIRST), *reversed(own)]:
+    for heading in dropped_first:
         if _room(columns, width) < wanted:
             columns.pop(heading, None)
     room = max(_room(columns, width), 1)
-    table = {"test": [shorten(name, room) for name in names], **columns}
-    left = ("test", "service", "verdict")
+    table = {first: [shorten(name, room) for name in names], **columns}
+    left = (first, "service", "verdict")
     # The headings as a row: tabulate's own take two columns more than they need.
     cells = [[heading, "-" * _width(heading, column), *column] for heading, column in table.items()]
     return _tabulate(
@@ -156,9 +173,7 @@ def _verdict(record: TestRecord, service: ServiceRecord | None) -> str:
     if words.expected(record):
         return "xfailed"
     outcome = words.outcome_of(record, service)
-    broken = service is not None and any(
-        breach["service"] == service["name"] for breach in record["breaches"]
-    )
+    broken = service is not None and words.broken(record, service)
     # In report mode.
     return "would fail" if broken and outcome == "passed" else _VERDICTS[outcome]
 
@@ -236,13 +251,13 @@ class _Screen:
 
 def _concerned(record: TestRecord) -> list[ServiceRecord]:
     """The services with broken limits, or all where it is not a limit that failed the test."""
-    broken = {breach["service"] for breach in record["breaches"]}
+    broken = {fault["service"] for fault in words.broken(record)}
     return [service for service in record["services"] if not broken or service["name"] in broken]
 
 
 def _numbers(service: ServiceRecord, width: int) -> list[str]:
     """What was counted, without the zeros: a number that is 0 explains nothing."""
-    metrics = service["metrics"]
+    metrics, runs = service["metrics"], words.runs_of(service)
     rows = []
     for name, total, parts in _NUMBERS:
         detail = ", ".join(
@@ -257,7 +272,8 @@ def _numbers(service: ServiceRecord, width: int) -> list[str]:
     used = sum(max(map(_cells, column)) + 2 for column in list(zip(*rows, strict=True))[:2])
     rows = [[name, total, "\n".join(_wrap(detail, width - 2 - used))] for name, total, detail in rows]
     table = _tabulate(rows, ["left", "right", "left"])
-    title = f"{service['name']} (pid {service['pid']}, {service['go_version'] or 'unknown Go'}):"
+    median = f", median of {runs} runs" if runs > 1 else ""
+    title = f"{service['name']} (pid {service['pid']}, {service['go_version'] or 'unknown Go'}{median}):"
     return [words.one_line(title), *(f"  {line}" for line in table.splitlines())]
 
 

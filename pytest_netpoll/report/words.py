@@ -13,6 +13,7 @@ from pytest_netpoll.report.record import (
     Frame,
     Offender,
     Outcome,
+    RegressionRecord,
     ServiceRecord,
     SlowWakeup,
     TestRecord,
@@ -66,7 +67,7 @@ def expected(record: TestRecord) -> bool:
 def worst_first(records: Iterable[TestRecord]) -> list[TestRecord]:
     """Failed, unmeasured, those whose broken limits report mode let pass, the others; else in run order."""
     return sorted(
-        records, key=lambda record: (expected(record), _RANK[record["outcome"]], not record["breaches"])
+        records, key=lambda record: (expected(record), _RANK[record["outcome"]], not broken(record))
     )
 
 
@@ -105,16 +106,16 @@ def outcome_of(record: TestRecord, service: ServiceRecord | None) -> Outcome:
     """Of one row: a service does not fail for what another one did."""
     if record["outcome"] != "failed" or service is None or record.get("error") is not None:
         return record["outcome"]
-    if any(breach["service"] == service["name"] for breach in record["breaches"]):
+    if broken(record, service):
         return "failed"
     return "passed" if trusted(service) else "unmeasured"
 
 
-def show(service: ServiceRecord | None, metric: str) -> str:
+def show(service: ServiceRecord | None, metric: str, digits: int | None = None) -> str:
     """A number for people; an en dash where it is unknown or not to be trusted."""
     if service is None or not trusted(service):
         return units.NOT_MEASURED
-    return METRICS[metric].format(service["metrics"].get(metric))
+    return METRICS[metric].format(service["metrics"].get(metric), digits)
 
 
 def own_columns(records: Iterable[TestRecord]) -> list[str]:
@@ -133,6 +134,11 @@ def show_own(service: ServiceRecord | None, heading: str) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
 
 
+def runs_of(service: ServiceRecord) -> int:
+    """How many windows its numbers are the medians of."""
+    return max(map(len, service.get("runs", {}).values()), default=1)
+
+
 def environment_line(records: Iterable[TestRecord], environment: Mapping[str, Any]) -> str:
     """ "kernel 6.8.0, bcc 0.29.1, go1.26.6", of what is known."""
     known = [f"{name} {environment[name]}" for name in ("kernel", "bcc") if environment.get(name)]
@@ -140,8 +146,21 @@ def environment_line(records: Iterable[TestRecord], environment: Mapping[str, An
     return one_line(", ".join([*known, *sorted(version for version in versions if version)]))
 
 
-def breach_text(breach: BreachRecord) -> str:
+def regressions(record: TestRecord) -> list[RegressionRecord]:
+    comparison = record.get("comparison")
+    return comparison["regressions"] if comparison is not None else []
+
+
+def broken(record: TestRecord, service: ServiceRecord | None = None) -> list[BreachRecord | RegressionRecord]:
+    """The broken limits, and what got worse than its baseline; only those of `service` where it is given."""
+    found: list[BreachRecord | RegressionRecord] = [*record["breaches"], *regressions(record)]
+    return [fault for fault in found if service is None or fault["service"] == service["name"]]
+
+
+def breach_text(breach: BreachRecord | RegressionRecord) -> str:
     """ "server: spurious 50.0 % (1,999 of 3,998 wakeups) > max 5.0 %"."""
+    if "baseline" in breach:
+        return breach["text"]
     return breach.get("text") or (
         f"{breach['service']}: {breach['metric']} {breach['measured']}, limit {breach['limit']}"
     )
@@ -151,7 +170,7 @@ def reasons(record: TestRecord) -> list[str]:
     """A line for each broken limit and for each thing not measured; not the test's own error."""
     own = record.get("error") is not None
     given = [] if own else (record["reason"] or "").splitlines()
-    return [one_line(text) for text in dict.fromkeys([*map(breach_text, record["breaches"]), *given])]
+    return [one_line(text) for text in dict.fromkeys([*map(breach_text, broken(record)), *given])]
 
 
 def split_remedy(reason: str) -> tuple[str, str | None]:
@@ -162,11 +181,7 @@ def split_remedy(reason: str) -> tuple[str, str | None]:
 
 def offenders_of(record: TestRecord, service: ServiceRecord) -> list[Offender]:
     """The offenders that explain its broken limits, worst first."""
-    wanted = {
-        _EXPLAINED_BY.get(breach["metric"])
-        for breach in record["breaches"]
-        if breach["service"] == service["name"]
-    }
+    wanted = {_EXPLAINED_BY.get(fault["metric"]) for fault in broken(record, service)}
     return [offender for offender in service["offenders"] if offender.get("offence", "spurious") in wanted]
 
 
@@ -178,11 +193,8 @@ def wakers_of(record: TestRecord, service: ServiceRecord) -> list[Offender]:
 
 def slowest_of(record: TestRecord, service: ServiceRecord) -> list[SlowWakeup]:
     """The latest wakeups, where a latency limit of the service is broken."""
-    broken = any(
-        breach["service"] == service["name"] and breach["metric"].startswith("latency_")
-        for breach in record["breaches"]
-    )
-    return service["slowest"] if broken else []
+    late = any(fault["metric"].startswith("latency_") for fault in broken(record, service))
+    return service["slowest"] if late else []
 
 
 def offender_text(service: ServiceRecord, offender: Offender) -> str:

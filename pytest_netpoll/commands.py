@@ -1,0 +1,23 @@
+"""The subcommands of `python -m pytest_netpoll`, each imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """module: has main(arguments) -> exit code."""
+
+    module: str
+    help: str
+
+    def run(self, arguments: Sequence[str]) -> int:
+        main: Callable[[Sequence[str]], int] = importlib.import_module(self.module).main
+        return main(arguments)
+
+
+COMMANDS = {
+    "compare": Command("pytest_netpoll.compare", "compare two saved reports or baselines"),
+}

@@ -1,0 +1,121 @@
+"""`python -m pytest_netpoll compare A B`: what --netpoll-compare does, on two saved files.
+
+Exit codes: 0 nothing got worse by more than is tolerated, 1 something did, 2 wrong arguments or files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pytest_netpoll import tolerance
+from pytest_netpoll.comparison import Baseline, Comparison, Rules, Sample, compare
+from pytest_netpoll.errors import UsageError
+from pytest_netpoll.metrics import METRICS
+from pytest_netpoll.report import baseline, tables
+from pytest_netpoll.report.record import ServiceRecord, TestRecord, comparison_record
+from pytest_netpoll.tolerance import Tolerance
+
+PASSED, REGRESSED = 0, 1
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints the table, then a line for each thing that got worse."""
+    options = _parser().parse_args(arguments)
+    then, _ = baseline.load_any(options.then)
+    now, records = baseline.load_any(options.now)
+    rules = Rules(_joined(options.fail), options.latencies)
+    compared = [_compared(nodeid, now, then, rules, records.get(nodeid)) for nodeid in sorted(now.tests)]
+    width = max(60, shutil.get_terminal_size().columns)
+    print(tables.comparison_table(compared, width) if compared else f"{options.now} holds no tests")
+    gone = sorted(then.tests.keys() - now.tests.keys())
+    for nodeid in gone:
+        print(f"{nodeid}: is in {then.name} only")
+    comparisons = [comparison for record in compared if (comparison := record.get("comparison"))]
+    worse = [
+        f"{record['nodeid']}: {line}" for record in compared for line in (record["reason"] or "").splitlines()
+    ]
+    if worse:
+        print("\n" + "\n".join(worse))
+    bad = any(comparison["outcome"] in ("regressed", "unmeasured") for comparison in comparisons)
+    return REGRESSED if bad else PASSED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pytest_netpoll compare",
+        description="Compare two files of --netpoll-json or --netpoll-save, test by test.",
+        epilog="Exit codes: 0 nothing got worse by more than is tolerated; 1 something did, or what --fail "
+        "names was not measured; 2 wrong arguments, or a file that cannot be read.",
+    )
+    parser.add_argument("then", type=Path, metavar="A", help="the file to compare with")
+    parser.add_argument("now", type=Path, metavar="B", help="the newer file")
+    parser.add_argument(
+        "--fail",
+        type=_tolerances,
+        action="append",
+        default=[],
+        metavar="METRIC:TOLERANCE[,...]",
+        help="what must not get worse by more, as with --netpoll-compare-fail",
+    )
+    parser.add_argument(
+        "--latencies",
+        choices=("auto", "always"),
+        default="auto",
+        help="auto: compare times only where the environments are the same",
+    )
+    return parser
+
+
+def _tolerances(text: str) -> tuple[Tolerance, ...]:
+    try:
+        return tolerance.parse_list(text)
+    except ValueError as error:
+        # argparse drops the text of a ValueError.
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _joined(lists: Sequence[Sequence[Tolerance]]) -> tuple[Tolerance, ...]:
+    try:
+        return tolerance.join(lists)
+    except ValueError as error:
+        raise UsageError(f"--fail: {error}") from None
+
+
+def _compared(
+    nodeid: str, now: Baseline, then: Baseline, rules: Rules, record: TestRecord | None
+) -> TestRecord:
+    """The test's record, with its comparison; made up where the newer file is a baseline."""
+    samples = now.tests[nodeid]
+    limits = record["limits"] if record is not None else {}
+    comparison = compare(nodeid, samples, now.environment, then, rules, limits)
+    return {
+        "nodeid": nodeid,
+        "outcome": "failed" if comparison.regressions else "passed",
+        "reason": "\n".join(_lines(comparison)) or None,
+        "window_seconds": 0.0,
+        "limits": dict(limits),
+        "breaches": [],
+        "services": [_service(name, sample) for name, sample in samples.items()],
+        "comparison": comparison_record(comparison),
+    }
+
+
+def _lines(comparison: Comparison) -> list[str]:
+    return [*map(str, comparison.regressions), *comparison.unmeasured]
+
+
+def _service(name: str, sample: Sample) -> ServiceRecord:
+    metrics: Mapping[str, int | float | None] = sample.metrics
+    return {
+        "name": name,
+        "pid": None,
+        "executable": None,
+        "go_version": sample.go_version,
+        "unmeasured": sample.unmeasured,
+        "metrics": {metric: metrics.get(metric) for metric in METRICS},
+        "offenders": [],
+        "slowest": [],
+    }

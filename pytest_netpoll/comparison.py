@@ -1,0 +1,269 @@
+"""Now against then: what got worse than a baseline by more than is tolerated."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from pytest_netpoll.marker import MIN_WAKEUPS, Limits
+from pytest_netpoll.metrics import METRICS, Measurement, Metric, Value
+from pytest_netpoll.tolerance import Tolerance
+from pytest_netpoll.verdict import Verdict
+
+# What of the environment decides whether times can be compared, besides each service's own.
+ENVIRONMENT_KEYS = ("kernel", "arch", "plugin")
+# Wakeups beyond a percentile. Over fewer it jumps between windows of one and the same service: with 200
+# wakeups a p99 is one of the two slowest, which is worse than its baseline every tenth time.
+_IN_TAIL = 10
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one service measured in one test, now or then. metrics: in their canonical units."""
+
+    metrics: Mapping[str, Value]
+    go_version: str | None = None
+    gomaxprocs: int | None = None
+    unmeasured: str | None = None
+
+    @classmethod
+    def of(cls, measurement: Measurement) -> Sample:
+        return cls(
+            measurement.metrics, measurement.go_version, measurement.gomaxprocs, measurement.unmeasured
+        )
+
+
+Samples: TypeAlias = Mapping[str, Sample]  # by service
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What was measured once. name: as users call it. tests: by nodeid."""
+
+    name: str
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    tests: Mapping[str, Samples] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What must not get worse, and where times are compared: auto refuses in another environment."""
+
+    tolerances: Sequence[Tolerance] = ()
+    latencies: Literal["auto", "always"] = "auto"
+
+
+@dataclass(frozen=True)
+class Regression:
+    """measured, baseline: in the metric's canonical unit. again: what measuring again gave.
+
+    metric: the one that was compared, which for too few wakeups is not the tolerance's own.
+    """
+
+    service: str
+    metric: str
+    measured: int | float
+    baseline: int | float
+    tolerance: Tolerance
+    source: str
+    again: tuple[int | float, ...] = ()
+
+    @property
+    def limit(self) -> float:
+        return self.tolerance.limit(self.baseline)
+
+    def __str__(self) -> str:
+        measured, baseline = self._values()
+        show = METRICS[self.metric].format
+        again = f" (again {', '.join(map(show, self.again))})" if self.again else ""
+        asked = self.tolerance.metric
+        instead = "" if asked == self.metric else f" (too few wakeups for {asked})"
+        return (
+            f"{self.service}: {self.metric} {measured}{again} > {baseline} {self.tolerance.text} "
+            f"of baseline {self.source}{instead}"
+        )
+
+    def _values(self) -> tuple[str, str]:
+        """Both, with as many digits as it takes to tell them apart."""
+        show = METRICS[self.metric].format
+        for digits in (None, *range(2, 10)):
+            measured, baseline = show(self.measured, digits), show(self.baseline, digits)
+            if measured != baseline:
+                return measured, baseline
+        return repr(self.measured), repr(self.baseline)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Of one test.
+
+    outcome: "new" where the baseline does not know the test. then: the baseline's numbers.
+    unmeasured: what was to be compared and was not measured now, a line each.
+    notes: what was not compared for another reason, and what measuring again did not confirm.
+    measured: how often the test was measured, once and again.
+    """
+
+    baseline: str
+    known: bool
+    then: Samples
+    regressions: tuple[Regression, ...] = ()
+    unmeasured: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    measured: int = 1
+
+    @property
+    def outcome(self) -> Literal["passed", "regressed", "unmeasured", "new"]:
+        if self.regressions:
+            return "regressed"
+        if self.unmeasured:
+            return "unmeasured"
+        return "passed" if self.known else "new"
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether a regression rests on a time, which on a shared machine may be a lie."""
+        return any(METRICS[regression.metric].is_time for regression in self.regressions)
+
+    def confirm(self, again: Samples) -> Comparison:
+        """After one more measurement: a time that was worse only once did not get worse."""
+        kept: list[Regression] = []
+        notes = list(self.notes)
+        for regression in self.regressions:
+            metric = METRICS[regression.metric]
+            if not metric.is_time:
+                kept.append(regression)
+                continue
+            sample = again.get(regression.service)
+            value = sample.metrics.get(metric.name) if sample and sample.unmeasured is None else None
+            if value is None or value > regression.limit:
+                # Not to be measured is no proof that all is well.
+                more = () if value is None else (value,)
+                kept.append(dataclasses.replace(regression, again=(*regression.again, *more)))
+            else:
+                notes.append(
+                    f"{regression.service}: {metric.name} {metric.format(regression.measured)} was not "
+                    f"confirmed: {metric.format(value)} when measured again"
+                )
+        return dataclasses.replace(
+            self, regressions=tuple(kept), notes=tuple(notes), measured=self.measured + 1
+        )
+
+
+def compare(
+    nodeid: str,
+    now: Samples,
+    environment: Mapping[str, Any],
+    baseline: Baseline,
+    rules: Rules,
+    limits: Mapping[str, int | float] | None = None,
+) -> Comparison:
+    """One test against its baseline. environment: today's, as in the JSON report. limits: as there."""
+    then = baseline.tests.get(nodeid)
+    if then is None:
+        return Comparison(baseline.name, False, {}, notes=(f"no baseline {baseline.name} for this test",))
+    regressions: list[Regression] = []
+    unmeasured: list[str] = []
+    notes: list[str] = []
+    minimum = (limits or {}).get("min_wakeups", MIN_WAKEUPS)
+    for service, sample in now.items():
+        if service not in then:
+            notes.append(f"{service}: baseline {baseline.name} does not know this service")
+            continue
+        if sample.unmeasured is not None:
+            if rules.tolerances:
+                unmeasured.append(f"{service}: {sample.unmeasured}")
+            continue
+        before = then[service]
+        differences = _differences(environment, sample, baseline.environment, before)
+        refused = rules.latencies == "auto" and bool(differences)
+        if refused and (not rules.tolerances or any(METRICS[t.metric].is_time for t in rules.tolerances)):
+            notes.append(
+                f"{service}: times were not compared: {', '.join(differences)} "
+                "(--netpoll-compare-latencies=always compares them all the same)"
+            )
+        for tolerance in rules.tolerances:
+            metric = METRICS[tolerance.metric]
+            if metric.is_time and refused:
+                continue
+            steady = _steady(metric, sample, before)
+            if steady is not metric:
+                notes.append(
+                    f"{service}: {steady.name} was compared instead of {metric.name}, "
+                    f"which needs {_IN_TAIL} wakeups beyond it: send more traffic"
+                )
+                metric = steady
+            value, old = sample.metrics.get(metric.name), before.metrics.get(metric.name)
+            name = f"{service}: {metric.name}"
+            few = _too_few(sample, minimum) if metric.needs_wakeups else None
+            few_then = _too_few(before, minimum) if metric.needs_wakeups else None
+            if old is None or few_then is not None:
+                notes.append(f"{name} has no baseline: {few_then or 'it was not measured then'}")
+            elif value is None or few is not None:
+                unmeasured.append(f"{name} cannot be compared: {few or metric.absent}")
+            elif value > tolerance.limit(old):
+                regressions.append(Regression(service, metric.name, value, old, tolerance, baseline.name))
+    return Comparison(
+        baseline.name, True, then, tuple(regressions), tuple(unmeasured), tuple(dict.fromkeys(notes))
+    )
+
+
+def confirmed(comparison: Comparison, reruns: int, measure: Callable[[], Samples]) -> Comparison:
+    """What of it is still true after having measured again, at most so often."""
+    for _ in range(reruns):
+        if not comparison.doubtful:
+            break
+        comparison = comparison.confirm(measure())
+    return comparison
+
+
+def settle(
+    verdict: Verdict, comparison: Comparison | None, mode: Literal["gate", "report", "off"]
+) -> Verdict:
+    """The verdict on limits and baseline together: a regression is as bad as a broken limit."""
+    if comparison is None or mode != "gate":
+        return verdict
+    lines = [*map(str, comparison.regressions), *comparison.unmeasured]
+    if not lines:
+        return verdict
+    reason = "\n".join(dict.fromkeys([*(verdict.reason or "").splitlines(), *lines]))
+    failed = verdict.outcome == "failed" or bool(comparison.regressions)
+    return Verdict("failed" if failed else "unmeasured", reason, verdict.breaches)
+
+
+def samples_of(measurements: Iterable[Measurement], limits: Limits) -> Samples:
+    """Of the services that the test is about."""
+    return {m.service: Sample.of(m) for m in measurements if limits.binds(m.service)}
+
+
+def _steady(metric: Metric, *samples: Sample) -> Metric:
+    """The metric itself, or the highest percentile below it that rests on enough wakeups in all samples."""
+    if metric.tail is None:
+        return metric
+    fewest = min(sample.metrics.get("wakeups") or 0 for sample in samples)
+    lower = {m.tail: m for m in METRICS.values() if m.tail is not None and m.tail >= metric.tail}
+    steady = [tail for tail in lower if tail * fewest >= _IN_TAIL]
+    return lower[min(steady, default=max(lower))]
+
+
+def _too_few(sample: Sample, minimum: int | float) -> str | None:
+    wakeups = sample.metrics.get("wakeups")
+    if wakeups is None or wakeups >= minimum:
+        return None
+    show = METRICS["wakeups"].format
+    return f"only {show(wakeups)} wakeups, it takes {show(minimum)}"
+
+
+def _differences(
+    environment: Mapping[str, Any], sample: Sample, before: Mapping[str, Any], old: Sample
+) -> list[str]:
+    """What is not as it was: "kernel 6.1.0 then, 6.8.0 now"."""
+    pairs = {key: (before.get(key), environment.get(key)) for key in ENVIRONMENT_KEYS}
+    pairs["Go"] = (old.go_version, sample.go_version)
+    pairs["GOMAXPROCS"] = (old.gomaxprocs, sample.gomaxprocs)
+    return [
+        f"{key} {'unknown' if then is None else then} then, {'unknown' if now is None else now} now"
+        for key, (then, now) in pairs.items()
+        if then != now
+    ]

@@ -1,0 +1,154 @@
+"""The tables below the summary: now against a baseline, toolchains side by side, the spread over runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from pytest_netpoll import units
+from pytest_netpoll.metrics import METRICS, spread
+from pytest_netpoll.report import words
+from pytest_netpoll.report.record import ComparisonRecord, ServiceRecord, TestRecord
+from pytest_netpoll.report.terminal import MOST_OTHERS, layout, shorten
+
+_COMPARED = ("spurious", "polls_per_event", "latency_p99", "cpu_seconds")
+# metric -> digits: two of a second hide what one test costs.
+_SIDE_BY_SIDE = {
+    "spurious": None,
+    "polls_per_event": None,
+    "latency_p50": None,
+    "latency_p99": None,
+    "cpu_seconds": 3,
+}
+_SPREAD = ("spurious", "polls_per_event", "latency_p50", "latency_p99")
+_DROPPED_FIRST = ("CPU", "p50", "polls/ev", "p99")
+_OUTCOMES = {"passed": "passed", "regressed": "WORSE", "unmeasured": "unmeasured", "new": "no baseline"}
+
+Row = tuple[TestRecord, ServiceRecord]
+
+
+def further_tables(records: Sequence[TestRecord], width: int) -> list[tuple[str, str]]:
+    """(title, table) for what there is to show; tables are not wider than `width`."""
+    found: list[tuple[str, str]] = []
+    compared = [record for record in records if record.get("comparison") is not None]
+    if compared:
+        name = _comparison(compared[0])["baseline"]
+        found.append((f"netpoll: baseline {words.one_line(name)} → now", comparison_table(compared, width)))
+    if len({record["toolchain"] for record in records if record.get("toolchain")}) > 1:
+        found.append(("netpoll: toolchains", toolchain_table(records, width)))
+    repeated = [row for row in _rows(records) if words.runs_of(row[1]) > 1]
+    if repeated:
+        found.append(("netpoll: least and most over the runs", _spread_table(repeated, width)))
+    return found
+
+
+def comparison_table(records: Sequence[TestRecord], width: int) -> str:
+    """ "0.0 % → 49.6 %" for each test and service, those that got worse first, and notes below."""
+    rank = list(_OUTCOMES)
+    ordered = sorted(records, key=lambda record: -(rank.index(_comparison(record)["outcome"]) in (1, 2)))[
+        :MOST_OTHERS
+    ]
+    rows = _rows(ordered)
+    worse = {found["metric"] for record in ordered for found in _comparison(record)["regressions"]}
+    columns = {
+        words.COLUMNS.get(metric, metric): [_then_and_now(row, metric) for row in rows]
+        for metric in METRICS
+        if metric in _COMPARED or metric in worse
+    }
+    columns["verdict"] = [_outcome(row) for row in rows]
+    # What got worse stays, however narrow the terminal.
+    needed = {words.COLUMNS.get(metric, metric) for metric in worse}
+    dropped_first = [heading for heading in _DROPPED_FIRST if heading not in needed]
+    lines = [_table(rows, columns, width, dropped_first)] if rows else []
+    notes: dict[str, list[str]] = {}
+    for record in ordered:
+        for note in _comparison(record)["notes"]:
+            notes.setdefault(note, []).append(record["nodeid"])
+    for note, nodeids in notes.items():
+        # The same for many tests: said once.
+        where = nodeids[0] if len(nodeids) == 1 else f"{len(nodeids):,} tests"
+        lines.append(words.one_line(f"{where}: {note}"))
+    return "\n".join(lines)
+
+
+def toolchain_table(records: Sequence[TestRecord], width: int) -> str:
+    """The tests, and below each of them a row for every toolchain (and service)."""
+    groups: dict[str, list[Row]] = {}
+    for row in _rows(records):
+        if row[0].get("toolchain"):
+            groups.setdefault(_without_toolchain(row[0]), []).append(row)
+    # Of one test together, though pytest runs all tests of one toolchain before the next.
+    rows = [row for group in groups.values() for row in group]
+    columns = {
+        words.COLUMNS[metric]: [words.show(service, metric, digits) for _, service in rows]
+        for metric, digits in _SIDE_BY_SIDE.items()
+    }
+    rates = [record.get("requests_per_second") for record, _ in rows]
+    if any(rate is not None for rate in rates):
+        columns["req/s"] = [units.show(rate, "count") for rate in rates]
+    services = [words.one_line(service["name"]) for _, service in rows]
+    if any(len({service["name"] for _, service in group}) > 1 for group in groups.values()):
+        columns = {"service": services, **columns}
+    labels = [words.one_line(record.get("toolchain") or "") for record, _ in rows]
+    table = layout(labels, columns, width - 2, _DROPPED_FIRST, "go")
+    head, rule, *lines = [f"  {line}" for line in table.splitlines()]
+    shown = [head, rule]
+    for name, group in groups.items():
+        shown += [shorten(name, width), *lines[: len(group)]]
+        lines = lines[len(group) :]
+    return "\n".join(shown)
+
+
+def _spread_table(rows: Sequence[Row], width: int) -> str:
+    columns = {"runs": [str(words.runs_of(service)) for _, service in rows]}
+    for metric in _SPREAD:
+        columns[words.COLUMNS[metric]] = [
+            spread(METRICS[metric], service["runs"].get(metric, [])) for _, service in rows
+        ]
+    return _table(rows, columns, width)
+
+
+def _table(
+    rows: Sequence[Row],
+    columns: Mapping[str, Sequence[str]],
+    width: int,
+    dropped_first: Sequence[str] = _DROPPED_FIRST,
+) -> str:
+    services = [words.one_line(service["name"]) for _, service in rows]
+    if len(set(services)) > 1:
+        columns = {"service": services, **columns}
+    return layout([record["nodeid"] for record, _ in rows], columns, width, dropped_first)
+
+
+def _rows(records: Iterable[TestRecord]) -> list[Row]:
+    return [(record, service) for record in records for service in record["services"]]
+
+
+def _comparison(record: TestRecord) -> ComparisonRecord:
+    comparison = record.get("comparison")
+    assert comparison is not None
+    return comparison
+
+
+def _then_and_now(row: Row, metric: str) -> str:
+    record, service = row
+    now = words.show(service, metric)
+    for before in _comparison(record)["services"]:
+        if before["name"] == service["name"]:
+            return f"{METRICS[metric].format(before['metrics'].get(metric))} → {now}"
+    return now
+
+
+def _outcome(row: Row) -> str:
+    record, service = row
+    comparison = _comparison(record)
+    regressed = any(found["service"] == service["name"] for found in comparison["regressions"])
+    if comparison["outcome"] == "regressed" and not regressed:
+        return "passed"
+    return _OUTCOMES[comparison["outcome"]]
+
+
+def _without_toolchain(record: TestRecord) -> str:
+    """The nodeid as it is without --netpoll-go."""
+    label = re.escape(record.get("toolchain") or "")
+    return re.sub(rf"(?<=\[){label}-|-{label}(?=[-\]])|\[{label}\]$", "", record["nodeid"], count=1)

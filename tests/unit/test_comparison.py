@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_netpoll import __main__ as command_line
+from pytest_netpoll import tolerance
+from pytest_netpoll.comparison import Baseline, Rules, Sample, compare, confirmed, settle
+from pytest_netpoll.marker import Limits, resolve
+from pytest_netpoll.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
+from pytest_netpoll.report import baseline, record, tables
+from pytest_netpoll.report import json as json_report
+from pytest_netpoll.runs import median_of
+from pytest_netpoll.verdict import Breach, Verdict, judge
+
+HERE = {"kernel": "6.8.0", "arch": "x86_64", "plugin": "1"}
+PLENTY: Mapping[str, Any] = {
+    "wakeups": 2000,
+    "spurious": 0.01,
+    "polls_per_event": 1.0,
+    "latency_p99": 10_000.0,
+}
+
+
+def sample(**metrics: Any) -> Sample:
+    return Sample({**PLENTY, **metrics}, "go1.26.8", 2)
+
+
+def compared(now: Sample, then: Sample, tolerated: str, *, environment: Any = HERE, **rules: Any) -> Any:
+    known = Baseline("main", environment, {"t": {"server": then}})
+    return compare("t", {"server": now}, HERE, known, Rules(tolerance.parse_list(tolerated), **rules))
+
+
+@pytest.mark.parametrize(
+    ("tolerated", "now", "line"),
+    [
+        ("spurious:+0.02", {"spurious": 0.04}, "server: spurious 4.0 % > 1.0 % +0.02 of baseline main"),
+        (
+            "latency_p99:+25%",
+            {"latency_p99": 12_600.0},
+            "server: latency_p99 12.6 µs > 10.0 µs +25% of baseline main",
+        ),
+        (
+            "latency_p99:+2us",
+            {"latency_p99": 12_100.0},
+            "server: latency_p99 12.1 µs > 10.0 µs +2us of baseline main",
+        ),
+        (
+            "polls_per_event:0%",
+            {"polls_per_event": 1.0004},
+            "server: polls_per_event 1.0004 > 1.0000 +0% of baseline main",
+        ),
+    ],
+)
+def test_what_got_worse_by_more_than_is_tolerated_has_one_line(
+    tolerated: str, now: Mapping[str, Any], line: str
+) -> None:
+    comparison = compared(sample(**now), sample(), tolerated)
+    assert (comparison.outcome, [str(r) for r in comparison.regressions]) == ("regressed", [line])
+    assert settle(Verdict("passed"), comparison, "gate") == Verdict("failed", line)
+    assert settle(Verdict("passed"), comparison, "report") == Verdict("passed")
+
+
+@pytest.mark.parametrize("now", [{"spurious": 0.03}, {"spurious": 0.0}, {}])
+def test_what_is_tolerated_and_improvements_pass(now: Mapping[str, Any]) -> None:
+    assert compared(sample(**now), sample(), "spurious:+0.02").outcome == "passed"
+
+
+def test_a_regression_comes_after_the_broken_limits() -> None:
+    comparison = compared(sample(spurious=0.5), sample(), "spurious:+0.02")
+    broken = Verdict("failed", "a limit", (Breach("server", "polls", "max", 2, 1),))
+    verdict = settle(broken, comparison, "gate")
+    assert verdict.reason == f"a limit\n{comparison.regressions[0]}"
+    assert settle(Verdict("unmeasured", "other: gone"), comparison, "gate").outcome == "failed"
+
+
+def test_in_another_environment_counts_compare_and_times_do_not() -> None:
+    worse, tolerated = sample(spurious=0.5, latency_p99=90_000.0), "spurious:+0.02,latency_p99:+25%"
+    elsewhere = {**HERE, "kernel": "5.4.0"}
+    comparison = compared(worse, sample(), tolerated, environment=elsewhere)
+    assert [r.metric for r in comparison.regressions] == ["spurious"]
+    assert "kernel 5.4.0 then, 6.8.0 now" in comparison.notes[0]
+    always = compared(worse, sample(), tolerated, environment=elsewhere, latencies="always")
+    assert [r.metric for r in always.regressions] == ["spurious", "latency_p99"]
+
+
+@pytest.mark.parametrize("change", [{"go_version": "go1.19.8"}, {"gomaxprocs": 8}])
+def test_another_go_or_gomaxprocs_is_another_environment(change: Mapping[str, Any]) -> None:
+    then = replace(sample(), **change)
+    comparison = compared(sample(latency_p99=90_000.0), then, "latency_p99:+25%")
+    assert comparison.outcome == "passed"
+    assert "times were not compared" in comparison.notes[0]
+
+
+def test_what_was_measured_then_and_not_now_is_unmeasured() -> None:
+    for now in (sample(spurious=None), sample(wakeups=3), replace(sample(), unmeasured="gone")):
+        comparison = compared(now, sample(), "spurious:+0.02")
+        assert comparison.outcome == "unmeasured"
+        assert settle(Verdict("passed"), comparison, "gate").outcome == "unmeasured"
+
+
+def test_what_has_no_baseline_passes_and_says_so() -> None:
+    assert compared(sample(), sample(spurious=None), "spurious:+0.02").notes == (
+        "server: spurious has no baseline: it was not measured then",
+    )
+    new = compare("other", {"server": sample()}, HERE, Baseline("main", HERE, {}), Rules())
+    assert (new.outcome, new.notes) == ("new", ("no baseline main for this test",))
+
+
+def test_a_percentile_that_rests_on_few_wakeups_gives_way_to_a_lower_one() -> None:
+    few = {"wakeups": 200, "latency_p50": 5_000.0, "latency_p90": 8_000.0}
+    then = sample(**few)
+    tail = compared(sample(**{**few, "latency_p99": 90_000.0}), then, "latency_p99:+25%")
+    assert tail.outcome == "passed"
+    assert "latency_p90 was compared instead of latency_p99" in tail.notes[0]
+    slower = compared(sample(**{**few, "latency_p90": 16_000.0}), then, "latency_p99:+25%")
+    assert [r.metric for r in slower.regressions] == ["latency_p90"]
+    assert str(slower.regressions[0]).endswith("(too few wakeups for latency_p99)")
+    tiny = {"wakeups": 12, "latency_p50": 5_000.0}
+    assert compared(
+        sample(**{**tiny, "latency_p50": 9_000.0}), sample(**tiny), "latency_max:+25%"
+    ).regressions
+
+
+def test_a_time_is_measured_again_and_a_count_is_not() -> None:
+    comparison = compared(
+        sample(latency_p99=20_000.0, spurious=0.5), sample(), "latency_p99:+25%,spurious:+0.02"
+    )
+    calls = iter([sample(latency_p99=30_000.0), sample(latency_p99=11_000.0)])
+    after = confirmed(comparison, 2, lambda: {"server": next(calls)})
+    assert [r.metric for r in after.regressions] == ["spurious"]
+    assert after.measured == 3
+    assert "latency_p99 20.0 µs was not confirmed: 11.0 µs when measured again" in after.notes[-1]
+    kept = confirmed(comparison, 2, lambda: {"server": sample(latency_p99=30_000.0)})
+    assert "latency_p99 20.0 µs (again 30.0 µs, 30.0 µs) > 10.0 µs" in str(kept.regressions[0])
+    assert confirmed(comparison, 2, dict).outcome == "regressed", "not measured is no proof that all is well"
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("spurious", "'spurious' is not a tolerance"),
+        ("spurios:+0.02", "unknown metric 'spurios', did you mean 'spurious'?"),
+        ("polls:-5%", "improvements never fail, write polls:+5%"),
+        ("spurious:+2%", "spurious is a share already: write +0.02 for 2% of all wakeups"),
+        ("latency_p99:+5", "5' has no unit"),
+        ("productive_wakeups:+5", "productive_wakeups cannot get worse"),
+        ("polls:+x%", "'x' is not a number"),
+    ],
+)
+def test_a_wrong_tolerance_says_what_is_wrong(text: str, error: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(error)):
+        tolerance.parse(text)
+
+
+def test_tolerances_are_relative_or_in_the_metrics_unit() -> None:
+    parsed = tolerance.parse_list("latency_p99:+25%, latency_p50:+1ms,polls:3,polls_per_event:0.5")
+    assert [t.limit(100) for t in parsed] == [125, 1_000_100, 103, 100.5]
+    with pytest.raises(ValueError, match="polls is given twice"):
+        tolerance.join([tolerance.parse_list("polls:1"), tolerance.parse_list("polls:2")])
+
+
+def window(wakeups: int, latency: int = 10_000, **more: Any) -> Measurement:
+    counters = {**dict.fromkeys(COUNTERS, 0), "wakeups": wakeups, "productive_wakeups": wakeups}
+    snapshot = Snapshot(counters, {bucket_of(latency): wakeups} if wakeups else {}, latency)
+    return Measurement("server", 1, "/srv", "go1.26.8", 1.0, snapshot, gomaxprocs=2, **more)
+
+
+def test_the_median_of_runs_is_each_metrics_own() -> None:
+    [merged] = median_of([[window(20, 50_000)], [window(100, 5_000)], [window(30, 20_000)]])
+    assert (merged.wakeups, merged.latency_max) == (30, 20_000)
+    assert merged.each("wakeups") == [20, 100, 30]
+    assert sum(merged.snapshot.histogram.values()) == 150
+    [even] = median_of([[window(20)], [window(31)]])
+    assert even.wakeups == 25.5
+    [none] = median_of([[window(20)], [window(0)]])
+    assert none.latency_p50 is None, "in one run it was not measured"
+
+
+def test_a_run_that_says_nothing_leaves_the_test_unmeasured() -> None:
+    limits = resolve([((), {"max_spurious": 0.05})], "t")
+    for poor in (window(3), window(30, unmeasured="gone")):
+        merged = median_of([[window(30)], [poor], [window(30)]])
+        assert judge(merged, limits).outcome == "unmeasured"
+    merged = median_of([[window(30)], []])
+    assert merged[0].unmeasured is not None
+
+
+def test_a_breach_over_runs_shows_their_spread() -> None:
+    merged = median_of([[window(20)], [window(40)], [window(30)]])
+    verdict = judge(merged, resolve([((), {"max_wakeups": 1})], "t"))
+    assert verdict.reason == "server: wakeups 30 (median of 3 runs, 20 to 40) > max 1"
+
+
+def test_the_closest_runs_wins_and_the_ini_gives_the_default() -> None:
+    assert resolve([((), {"runs": 3}), ((), {"runs": 5})], "t").runs == 3
+    assert resolve([((), {})], "t", {"runs": "4"}).runs == 4
+    assert resolve([], "t").runs == 1
+
+
+def made(nodeid: str, *windows: Measurement, **more: Any) -> record.TestRecord:
+    measured = median_of([[w] for w in windows])
+    return record.build(nodeid, ("t.py", 1), Verdict("passed"), Limits(), measured, 1.0, **more)
+
+
+def test_a_baseline_file_is_the_same_bytes_in_any_order_and_holds_only_what_can_be_trusted(
+    tmp_path: Path,
+) -> None:
+    records = [
+        made("b", window(20)),
+        made("a", window(20, 12_345)),
+        made("failed", window(20), error="mine"),
+        made("gone", window(20, unmeasured="gone")),
+    ]
+    path = baseline.path_of(tmp_path, "main")
+    assert path == tmp_path / ".netpoll" / "main.json"
+    assert baseline.write(path, HERE, records) == ["failed", "gone"]
+    first = path.read_bytes()
+    baseline.write(path, {**HERE, "bcc": "0.29"}, records[::-1])
+    assert path.read_bytes() == first
+    loaded = baseline.load(tmp_path, "main")
+    assert list(loaded.tests) == ["a", "b"]
+    assert loaded.environment == HERE
+    assert loaded.tests["a"]["server"].metrics["wakeups"] == 20
+    assert "ready_calls" not in loaded.tests["a"]["server"].metrics, "it was not measured"
+
+
+@pytest.fixture
+def reports(tmp_path: Path) -> tuple[str, str]:
+    """Two saved files of the same test, the second slower: a baseline and a JSON report."""
+    then, now = tmp_path / "then.json", tmp_path / "now.json"
+    baseline.write(then, HERE, [made("t", window(2000, 10_000)), made("gone", window(20))])
+    json_report.write(now, HERE, [made("t", window(2000, 20_000)), made("new", window(20))])
+    return str(then), str(now)
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ([], 0),
+        (["--fail", "latency_p99:+25%"], 1),
+        (["--fail", "latency_p99:+150%", "--fail", "spurious:+0"], 0),
+        (["--fail", "polls:+1", "--fail", "polls:+2"], 2),
+    ],
+)
+def test_two_files_are_compared_offline(
+    reports: tuple[str, str], capsys: pytest.CaptureFixture[str], options: list[str], code: int
+) -> None:
+    assert command_line.main(["compare", *reports, *options]) == code
+    out, err = capsys.readouterr()
+    if code == 2:
+        assert "polls is given twice" in err
+        return
+    assert "10.0 µs → 20.0 µs" in out
+    assert "new: no baseline then.json for this test" in out
+    assert "gone: is in then.json only" in out
+    assert ("t: server: latency_p99 20.0 µs > 10.0 µs +25% of baseline then.json" in out) == (code == 1)
+
+
+def test_the_other_way_round_it_improved(reports: tuple[str, str]) -> None:
+    assert command_line.main(["compare", *reversed(reports), "--fail", "latency_p99:+25%"]) == 0
+
+
+def test_what_cannot_be_read_and_unknown_commands_are_usage_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.json").write_text(json.dumps({"schema": "other"}))
+    for arguments in (["compare", "no", "no"], ["compare", *[str(tmp_path / "x.json")] * 2], ["compar"], []):
+        assert command_line.main(arguments) == 2
+        assert "Traceback" not in capsys.readouterr().err
+
+
+def test_toolchains_of_a_test_stand_together() -> None:
+    records = [
+        made(f"t.py::{test}", window(20), toolchain=go)
+        for go in ("go1.19.8", "go1.21")
+        for test in (f"test_a[x-{go}]", f"test_b[{go}]")
+    ]
+    _, _, *lines = [line.split()[0] for line in tables.toolchain_table(records, 80).splitlines()]
+    assert lines == [
+        "t.py::test_a[x]",
+        "go1.19.8",
+        "go1.21",
+        "t.py::test_b",
+        "go1.19.8",
+        "go1.21",
+    ]
+
+
+def test_every_metric_that_can_regress_can_be_tolerated() -> None:
+    for metric in METRICS.values():
+        if metric.more_is_worse and metric.unit != "share":
+            assert tolerance.parse(f"{metric.name}:+10%").limit(100) == pytest.approx(110)
