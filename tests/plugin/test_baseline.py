@@ -86,16 +86,16 @@ def test_new(server, ping): ping(server)
 
 @pytest.mark.bpf
 def test_a_slower_service_fails_after_it_was_measured_again(run, pytester, monkeypatch):
-    """Four goroutines before each reader instead of one: four times the latency."""
-    tolerated = "--netpoll-compare-fail=latency_p50:+100%"
+    """Eight goroutines before each reader instead of one: eight times the latency, also on a busy machine."""
+    tolerated = "--netpoll-compare-fail=latency_p50:+200%"
     monkeypatch.setenv("SPIN", "1")
     run(CROWDED, "--netpoll-save=main").assert_outcomes(passed=1)
     run(CROWDED, "--netpoll-compare=main", tolerated).assert_outcomes(passed=1)
-    monkeypatch.setenv("SPIN", "4")
+    monkeypatch.setenv("SPIN", "8")
     result = run(CROWDED, "--netpoll-compare=main", tolerated, "--netpoll-json=now.json")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
-        ["crowd: latency_p50 * ms (again * ms, * ms) > * ms +100% of baseline main", "*test_it * → *WORSE"]
+        ["crowd: latency_p50 * ms (again * ms, * ms) > * ms +200% of baseline main", "*test_it * → *WORSE"]
     )
     [test] = json.loads((pytester.path / "now.json").read_text())["tests"]
     assert test["comparison"]["measured"] == 3
