@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import operator
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, Protocol
 
 from pytest_netpoll import offenders, probe, slowest, timeline
 from pytest_netpoll.errors import ServiceError, UnmeasuredError
 from pytest_netpoll.metrics import Measurement, Snapshot
 from pytest_netpoll.options import Config
-from pytest_netpoll.service import Service
 from pytest_netpoll.symbols import Symbolizer
 from pytest_netpoll.toolchain import go_version_of
 
@@ -24,6 +24,22 @@ LOSSES = {
     "lost_processes": "child processes beyond the table: raise --netpoll-max-processes",
     "lost_memory": "events whose memory could not be read",
 }
+
+
+class Watched(Protocol):
+    """What a Meter needs to know of whom it measures: a Service, or another group of processes."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def executable(self) -> str: ...
+    @property
+    def go_version(self) -> str | None: ...
+    @property
+    def stopped(self) -> bool: ...
+    def check_alive(self, when: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -51,7 +67,7 @@ class Meter:
         self._probe: probe.Probe | None = None
         self._refused: UnmeasuredError | None = None
         # The processes that are, or during an open window were, a service: root pid -> service.
-        self._roots: dict[int, Service] = {}
+        self._roots: dict[int, Watched] = {}
         self._not_watched: dict[int, UnmeasuredError] = {}
         self._gone: set[int] = set()
         self._open = 0
@@ -80,16 +96,18 @@ class Meter:
         if self._probe is not None:
             self._probe.stop()
 
-    def watch(self, service: Service) -> None:
-        """Called with every new process of a service, as early as possible."""
-        self._roots[service.pid] = service
-        self._gone.discard(service.pid)
-        self._watch(service.pid)
+    def watch(self, service: Watched, pid: int | None = None) -> None:
+        """Called with every new process of a service, as early as possible. pid: default the service's."""
+        pid = service.pid if pid is None else pid
+        self._roots[pid] = service
+        self._gone.discard(pid)
+        self._watch(pid)
 
-    def unwatch(self, service: Service) -> None:
+    def unwatch(self, service: Watched, pid: int | None = None) -> None:
         """The process has ended or is no longer ours; open windows still count what it did."""
-        self._gone.add(service.pid)
-        self._forget()
+        self._gone.add(service.pid if pid is None else pid)
+        if not self._open:
+            self._forget(self._gone)
 
     def open(self) -> Window:
         """Opens a window over all services that run."""
@@ -103,25 +121,56 @@ class Meter:
                 failed = error
         return Window(self._probe, number, failed, time.monotonic())
 
-    def close(self, window: Window, services: Sequence[Service]) -> list[Measurement]:
+    def close(self, window: Window, services: Sequence[Watched]) -> list[Measurement]:
         """Closes a window: one measurement for each of the services, in their order."""
+        measurements, _ = self._end(window, services, lambda agent: agent.close(window.number))
+        self._open -= 1
+        if not self._open:
+            self._forget(self._gone)
+        return measurements
+
+    def lap(
+        self, window: Window, services: Sequence[Watched], patience: float
+    ) -> tuple[list[Measurement], Window]:
+        """Closes a window and opens the next one with the same cut: nothing is missed or counted twice.
+
+        patience: seconds to wait for wakeups on their way to their syscall; the next window counts
+        meanwhile. Of processes that have ended nothing is kept, so that it can go on for hours.
+        """
+        gone = set(self._gone)
+        settle_ms = round(patience * 1000)
+        measurements, answer = self._end(window, services, lambda agent: agent.lap(window.number, settle_ms))
+        if answer is None:
+            self._open -= 1
+            return measurements, self.open()
+        if self._open == 1:
+            for pid in self._roots.keys() - self._not_watched.keys():
+                if all(process["exited"] for process in answer["services"].get(str(pid), ())):
+                    gone.add(pid)
+            self._forget(gone)
+        return measurements, dataclasses.replace(window, opened=time.monotonic())
+
+    def _end(
+        self,
+        window: Window,
+        services: Sequence[Watched],
+        ask: Callable[[probe.Probe], Mapping[str, Any]],
+    ) -> tuple[list[Measurement], Mapping[str, Any] | None]:
+        """The measurements, and the agent's answer they are made of, None where there is none."""
         seconds = time.monotonic() - window.opened
         answer: Mapping[str, Any] | None = None
         failed = window.failed
         if window.agent is not None and failed is None:
             try:
-                answer = window.agent.close(window.number)
+                answer = ask(window.agent)
                 seconds = answer["duration_ns"] / 1e9
             except UnmeasuredError as error:
                 failed = error
-        measurements = [self._measure(service, answer, failed, seconds) for service in services]
-        self._open -= 1
-        self._forget()
-        return measurements
+        return [self._measure(service, answer, failed, seconds) for service in services], answer
 
     def _measure(
         self,
-        service: Service,
+        service: Watched,
         answer: Mapping[str, Any] | None,
         failed: UnmeasuredError | None,
         seconds: float,
@@ -157,7 +206,7 @@ class Meter:
         )
 
     def _distrust(
-        self, service: Service, roots: Sequence[int], processes: Sequence[Mapping[str, Any]]
+        self, service: Watched, roots: Sequence[int], processes: Sequence[Mapping[str, Any]]
     ) -> str | None:
         """Why the numbers of this service mean nothing, None when they are exact."""
         for pid in roots:
@@ -231,17 +280,15 @@ class Meter:
         # One that never got ready would not a second time either, and costs its deadline each time.
         return bool(self.environment)
 
-    def _forget(self) -> None:
-        if self._open:
-            return
-        for pid in self._gone & self._roots.keys():
+    def _forget(self, gone: set[int]) -> None:
+        for pid in gone & self._roots.keys():
             del self._roots[pid]
             if self._probe is not None and self._probe.failed is None and pid not in self._not_watched:
                 # A failure is noted in the probe; the next window starts a new agent.
                 with contextlib.suppress(UnmeasuredError):
                     self._probe.unwatch(pid)
             self._not_watched.pop(pid, None)
-        self._gone.clear()
+        self._gone = self._gone - gone
 
 
 def _snapshot(process: Mapping[str, Any]) -> Snapshot:
