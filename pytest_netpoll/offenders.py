@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from pytest_netpoll.symbols import Symbolizer
@@ -41,6 +42,22 @@ def collect(raw: Sequence[Mapping[str, Any]], symbolizer: Symbolizer) -> tuple[d
             }
         )
     return tuple(sorted(merged, key=lambda offender: -offender["count"]))
+
+
+def total(laps: Iterable[Sequence[Mapping[str, Any]]]) -> tuple[dict[str, Any], ...]:
+    """The offenders of several windows together, as `collect` gives those of one."""
+    merged: dict[str, dict[str, Any]] = {}
+    totals: dict[str, int] = defaultdict(int)
+    for offender in chain.from_iterable(laps):
+        totals[offender["offence"]] += offender["count"]
+        place = repr([offender[name] for name in ("offence", "direction", "syscall", "fd_type", "stack")])
+        known = merged.setdefault(place, {**offender, "count": 0})
+        known["count"] += offender["count"]
+        for end in ("local", "peer"):
+            known[end] = _common((known[end], offender[end]))
+    for known in merged.values():
+        known["share"] = known["count"] / totals[known["offence"]]
+    return tuple(sorted(merged.values(), key=lambda offender: -offender["count"]))
 
 
 def _common(values: Any) -> str | None:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from pytest_netpoll import checks
 from pytest_netpoll.errors import UnmeasuredError
 
 HERE = Path(__file__).parent
@@ -46,10 +47,8 @@ def bpf_sources() -> Path:
     )
 
 
-def command(
-    python: Path | None, sudo: Literal["auto", "never"], max_processes: int, max_fds: int
-) -> list[str]:
-    """The agent's command line. UnmeasuredError when it cannot be had with the privileges at hand."""
+def agent_command(python: Path | None, max_processes: int, max_fds: int) -> list[str]:
+    """The agent's command line as root would type it. UnmeasuredError without the Python it needs."""
     interpreter = python or SYSTEM_PYTHON
     if not os.access(interpreter, os.X_OK):
         raise UnmeasuredError(
@@ -59,7 +58,14 @@ def command(
         )
     # -I: nothing of the user's environment or working directory is imported as root.
     agent = [str(interpreter), "-I", "-B", str(AGENT), "--sources", str(bpf_sources())]
-    agent += ["--max-processes", str(max_processes), "--max-fds", str(max_fds)]
+    return [*agent, "--max-processes", str(max_processes), "--max-fds", str(max_fds)]
+
+
+def command(
+    python: Path | None, sudo: Literal["auto", "never"], max_processes: int, max_fds: int
+) -> list[str]:
+    """The agent's command line. UnmeasuredError when it cannot be had with the privileges at hand."""
+    agent = agent_command(python, max_processes, max_fds)
     if os.geteuid() == 0:
         return agent
     if sudo == "never":
@@ -99,7 +105,9 @@ class Probe:
             )
         except OSError as error:
             raise UnmeasuredError(
-                "the eBPF agent could not be started", why=f"{argv[0]}: {error.strerror}"
+                "the eBPF agent could not be started",
+                why=f"{argv[0]}: {error.strerror}",
+                fix=checks.DOCTOR,
             ) from None
         self._started = time.monotonic()
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -223,7 +231,8 @@ class Probe:
         self, what: str, *, why: str | None = None, fix: str | None = None, detail: str | None = None
     ) -> UnmeasuredError:
         """Notes that this agent is of no more use."""
-        self.failed = UnmeasuredError(what, why=why, fix=fix, detail=detail)
+        # Looked for only where the message knows none: the cause is the machine's then.
+        self.failed = UnmeasuredError(what, why=why, fix=fix or checks.remedy(), detail=detail)
         self._kill()
         return self.failed
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Protocol
 
-from pytest_netpoll import offenders, probe, slowest, timeline
+from pytest_netpoll import checks, guard, offenders, probe, slowest, timeline
 from pytest_netpoll.errors import ServiceError, UnmeasuredError
 from pytest_netpoll.metrics import Measurement, Snapshot
 from pytest_netpoll.options import Config
@@ -96,16 +96,20 @@ class Meter:
         if self._probe is not None:
             self._probe.stop()
 
-    def watch(self, service: Watched, pid: int | None = None) -> None:
-        """Called with every new process of a service, as early as possible. pid: default the service's."""
-        pid = service.pid if pid is None else pid
-        self._roots[pid] = service
-        self._gone.discard(pid)
-        self._watch(pid)
+    def watch(self, service: Watched) -> None:
+        """Called with every new process of a service, as early as possible."""
+        self._admit(service, service.pid)
 
-    def unwatch(self, service: Watched, pid: int | None = None) -> None:
+    def follow(self, service: Watched, pid: int) -> None:
+        """Watches one process more of a service; one that has ended before that is of no account."""
+        self._admit(service, pid)
+        stat = guard.stat(pid)
+        if pid in self._not_watched and (stat is None or stat.state in "ZX"):
+            del self._not_watched[pid], self._roots[pid]
+
+    def unwatch(self, service: Watched) -> None:
         """The process has ended or is no longer ours; open windows still count what it did."""
-        self._gone.add(service.pid if pid is None else pid)
+        self._gone.add(service.pid)
         if not self._open:
             self._forget(self._gone)
 
@@ -233,7 +237,8 @@ class Meter:
         for process in go:
             why_not = process["calibration"]["why_not"]
             if why_not:
-                return f"the poller of process {process['pid']} ({_version(process)}) is unknown: {why_not}"
+                where = f"process {process['pid']} ({_version(process)})"
+                return f"the poller of {where} is unknown: {why_not} (to mend: {checks.DOCTOR})"
         unwatched = sum(p["unwatched"] for p in processes)
         if unwatched:
             return f"{unwatched} not watched: {LOSSES['lost_processes']}"
@@ -253,6 +258,11 @@ class Meter:
             if lost:
                 return f"{lost} lost, so the numbers are not exact: {what}"
         return None
+
+    def _admit(self, service: Watched, pid: int) -> None:
+        self._roots[pid] = service
+        self._gone.discard(pid)
+        self._watch(pid)
 
     def _watch(self, pid: int) -> None:
         self._not_watched.pop(pid, None)

@@ -295,7 +295,7 @@ def _place(kernel, process, entry, descriptors):
 
 def forget_offenders(kernel, end):
     """Those of the epochs before `end`. The stacks stay, for later ones may be the same."""
-    for key in [key for key in kernel.offenders.keys() if key.epoch < end]:
+    for key in [key for key in kernel.offenders if key.epoch < end]:
         del kernel.offenders[key]
 
 

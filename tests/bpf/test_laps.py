@@ -1,4 +1,4 @@
-"""Windows that follow one another without a gap, as `watch` cuts them: together they count everything once."""
+"""Windows that follow one another without a gap, as `watch` cuts them: each event counts exactly once."""
 
 from __future__ import annotations
 
