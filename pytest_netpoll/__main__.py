@@ -1,47 +1,42 @@
-"""python -m pytest_netpoll COMMAND …: what is done outside a test run."""
+"""`python -m pytest_netpoll COMMAND …`"""
 
 from __future__ import annotations
 
-import importlib
+import errno
+import os
 import sys
 from collections.abc import Sequence
 
-from pytest_netpoll.errors import NetpollError, UsageError
+from pytest_netpoll.commands import COMMANDS
+from pytest_netpoll.errors import NetpollError
 
-# command -> (the module whose main(argv) it is, imported when asked for; what it does)
-COMMANDS = {
-    "doctor": ("pytest_netpoll.doctor", "check whether this machine can measure, and say what mends it"),
-    "watch": ("pytest_netpoll.watch", "watch a running Go process, or a command, live"),
-}
-
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The exit status: 1 where the command failed, 2 where it was not understood."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] in (["-h"], ["--help"]):
-        print(usage())
-        return OK
-    if not arguments or arguments[0] not in COMMANDS:
-        given = f"unknown command {arguments[0]!r}\n\n" if arguments else ""
-        print(given + usage(), file=sys.stderr)
-        return USAGE
-    module, _ = COMMANDS[arguments[0]]
+def main(arguments: Sequence[str]) -> int:
+    """The exit code: the command's own, 2 for wrong arguments and for files that cannot be read."""
+    command = COMMANDS.get(arguments[0]) if arguments else None
+    if command is None:
+        asked_for_help = list(arguments[:1]) in (["-h"], ["--help"])
+        stream = sys.stdout if asked_for_help else sys.stderr
+        print("usage: python -m pytest_netpoll COMMAND [...]\n", file=stream)
+        for name, known in COMMANDS.items():
+            print(f"  {name:<10} {known.help}", file=stream)
+        return 0 if asked_for_help else USAGE_ERROR
     try:
-        status: int = importlib.import_module(module).main(arguments[1:])
+        return command.run(arguments[1:])
     except KeyboardInterrupt:
         return INTERRUPTED
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        # Nobody reads any more: `| head`, a closed terminal. Python would complain again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except NetpollError as error:
-        print(f"pytest_netpoll {arguments[0]}: {error}", file=sys.stderr)
-        return USAGE if isinstance(error, UsageError) else FAILED
-    return status
-
-
-def usage() -> str:
-    lines = [f"  {name:8} {what}" for name, (_, what) in COMMANDS.items()]
-    return "\n".join(["usage: python -m pytest_netpoll COMMAND …", "", *lines])
+        print(error, file=sys.stderr)
+        return USAGE_ERROR
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -208,8 +208,8 @@ def test_the_table_names_what_was_seen_and_what_mends_it_and_fits_the_terminal()
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "usage: python -m pytest_netpoll COMMAND"),
-        (["docter"], "unknown command 'docter'"),
+        ([], "usage: python -m pytest_netpoll COMMAND [...]"),
+        (["docter"], "usage: python -m pytest_netpoll COMMAND [...]"),
         (["doctor", "--netpoll-max-fds=none"], "'none' is not an integer > 0"),
     ],
 )

@@ -1,0 +1,26 @@
+"""The subcommands of `python -m pytest_netpoll`, each imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """module: has main(arguments) -> exit code."""
+
+    module: str
+    help: str
+
+    def run(self, arguments: Sequence[str]) -> int:
+        main: Callable[[Sequence[str]], int] = importlib.import_module(self.module).main
+        return main(arguments)
+
+
+COMMANDS = {
+    "doctor": Command(
+        "pytest_netpoll.doctor", "check whether this machine can measure, and say what mends it"
+    ),
+    "watch": Command("pytest_netpoll.watch", "watch a running Go process, or a command, live"),
+}
