@@ -50,9 +50,11 @@ def total(laps: Iterable[Sequence[Mapping[str, Any]]]) -> tuple[dict[str, Any], 
     totals: dict[str, int] = defaultdict(int)
     for offender in chain.from_iterable(laps):
         totals[offender["offence"]] += offender["count"]
-        place = repr([offender[name] for name in ("offence", "direction", "syscall", "fd_type", "stack")])
+        place = repr([offender[name] for name in ("offence", "direction", "syscall", "stack")])
         known = merged.setdefault(place, {**offender, "count": 0})
         known["count"] += offender["count"]
+        # Of a connection that was closed before anybody looked, the kind is not known any more.
+        known["fd_type"] = _common({known["fd_type"], offender["fd_type"]} - {"closed"} or {"closed"})
         for end in ("local", "peer"):
             known[end] = _common((known[end], offender[end]))
     for known in merged.values():

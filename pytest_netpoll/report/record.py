@@ -206,7 +206,7 @@ def build(
 
 def service(measurement: Measurement) -> ServiceRecord:
     """The record of one service alone, as in the JSON report."""
-    return cast("ServiceRecord", plain(_service(measurement)))
+    return cast("ServiceRecord", plain(_service(measurement, {})))
 
 
 def _first_line(text: str) -> str:

@@ -60,7 +60,7 @@ def scraped(launch, connect, spaced_pings, newest_go):
         process.send_signal(signal.SIGINT)
         summary = process.stdout.read()
         process.wait(20)
-    yield text, url, summary
+    return text, url, summary
 
 
 def value(text: str, name: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -63,6 +64,18 @@ def test_the_bcc_of_pypi_is_told_from_bcc(run, tmp_path):
     result.stdout.fnmatch_lines(["*is not BCC but an unrelated package of that name*"])
 
 
+@pytest.mark.bpf
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes capabilities away from root")
+@pytest.mark.usefixtures("run")
+def test_a_container_without_the_capabilities_is_told_what_the_doctor_would_say(pytester):
+    pytester.makepyfile(test_it=f"from pytest import mark\nnetpoll = mark.netpoll\n{MEASURED}")
+    under = ("setpriv", "--bounding-set", "-bpf,-perfmon,-sys_admin")
+    result = pytester.run(*under, sys.executable, "-m", "pytest", "-p", "no:xdist", timeout=120)
+    result.stdout.fnmatch_lines(
+        ["unmeasured: echo: the BPF program could not be loaded: * (to mend: docker run --cap-add BPF *"]
+    )
+
+
 def test_a_python_that_is_not_there_is_named(run):
     result = run(MEASURED, "--netpoll-python=/no/python")
     result.assert_outcomes(failed=1)
@@ -85,7 +98,9 @@ def test_next(echo, ping): ping(echo)
 """
     )
     result.assert_outcomes(failed=1, passed=1)
-    result.stdout.fnmatch_lines(["unmeasured: echo: the eBPF agent ended: exit status -9*"])
+    result.stdout.fnmatch_lines(
+        ["unmeasured: echo: the eBPF agent ended: exit status -9 (to mend: python -m pytest_netpoll doctor)"]
+    )
 
 
 @pytest.mark.bpf
