@@ -106,6 +106,7 @@ SERVICE = SimpleNamespace(
     pid=4242,
     executable="/bin/true",
     go_version=None,
+    gomaxprocs=None,
     stopped=False,
     attached=False,
     check_alive=lambda _: None,
