@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Sequence
 
 from pytest_netpoll.commands import COMMANDS
 from pytest_netpoll.errors import NetpollError
 
-USAGE_ERROR = 2
+FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -23,6 +25,14 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if asked_for_help else USAGE_ERROR
     try:
         return command.run(arguments[1:])
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        # Nobody reads any more: `| head`, a closed terminal. Python would complain again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except NetpollError as error:
         print(error, file=sys.stderr)
         return USAGE_ERROR

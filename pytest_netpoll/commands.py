@@ -20,4 +20,8 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "compare": Command("pytest_netpoll.compare", "compare two saved reports or baselines"),
+    "doctor": Command(
+        "pytest_netpoll.doctor", "check whether this machine can measure, and say what mends it"
+    ),
+    "watch": Command("pytest_netpoll.watch", "watch a running Go process, or a command, live"),
 }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from pytest_netpoll.symbols import Frame, Symbolizer, trim
@@ -76,6 +77,24 @@ def _check(entry: Mapping[str, Any]) -> None:
     texts += [entry[name] for name in _OPTIONAL_TEXTS if entry[name] is not None]
     if not isinstance(count, int) or count <= 0 or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"offender {dict(entry)!r:.200}")
+
+
+def total(laps: Iterable[Sequence[Mapping[str, Any]]]) -> tuple[dict[str, Any], ...]:
+    """The offenders of several windows together, as `collect` gives those of one."""
+    merged: dict[str, dict[str, Any]] = {}
+    totals: dict[str, int] = defaultdict(int)
+    for offender in chain.from_iterable(laps):
+        totals[offender["offence"]] += offender["count"]
+        place = repr([offender[name] for name in ("offence", "direction", "syscall", "stack")])
+        known = merged.setdefault(place, {**offender, "count": 0})
+        known["count"] += offender["count"]
+        # Of a connection that was closed before anybody looked, the kind is not known any more.
+        known["fd_type"] = _common({known["fd_type"], offender["fd_type"]} - {"closed"} or {"closed"})
+        for end in ("local", "peer"):
+            known[end] = _common((known[end], offender[end]))
+    for known in merged.values():
+        known["share"] = known["count"] / totals[known["offence"]]
+    return tuple(sorted(merged.values(), key=lambda offender: -offender["count"]))
 
 
 def _common(values: Any) -> str | None:

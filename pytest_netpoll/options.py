@@ -247,30 +247,50 @@ OPTIONS: tuple[OptionSpec, ...] = (
 )
 
 
+# Of the table: what `python -m pytest_netpoll` takes, too.
+AGENT_OPTIONS = ("goready", "sudo", "max_fds", "max_processes", "python")
+
+
 def add_options(parser: pytest.Parser) -> None:
     """Register every option of the table; for pytest_addoption."""
     group = parser.getgroup("netpoll", "Go network poller (pytest-netpoll)")
     for spec in OPTIONS:
-        help = f"{spec.help} (default: {spec.default})" if spec.default else spec.help
+        help = _help(spec)
         if spec.cli is not None:
-            attributes: dict[str, Any] = {"metavar": spec.metavar} if spec.metavar else {}
-            if spec.choices:
-                attributes["choices"] = spec.choices
-            group.addoption(
-                spec.cli,
-                dest=spec.dest,
-                # None tells "not given" from "the default was given", which must win over the ini.
-                default=None,
-                action="append" if spec.repeatable else "store",
-                type=_checked(spec.parse),
-                help=help,
-                **attributes,
-            )
+            group.addoption(spec.cli, **_attributes(spec))
         if spec.ini is not None:
             if spec.repeatable:
                 parser.addini(spec.ini, help=help, type="linelist", default=[])
             else:
                 parser.addini(spec.ini, help=help, type="string", default="")
+
+
+def add_agent_options(parser: argparse.ArgumentParser) -> None:
+    """AGENT_OPTIONS, for commands outside pytest; read them with Config.from_arguments."""
+    group = parser.add_argument_group("the eBPF agent")
+    for spec in OPTIONS:
+        if spec.name in AGENT_OPTIONS and spec.cli is not None:
+            group.add_argument(spec.cli, **_attributes(spec))
+
+
+def _help(spec: OptionSpec) -> str:
+    return f"{spec.help} (default: {spec.default})" if spec.default else spec.help
+
+
+def _attributes(spec: OptionSpec) -> dict[str, Any]:
+    attributes: dict[str, Any] = {
+        "dest": spec.dest,
+        # None tells "not given" from "the default was given", which must win over the ini.
+        "default": None,
+        "action": "append" if spec.repeatable else "store",
+        "type": _checked(spec.parse),
+        "help": _help(spec),
+    }
+    if spec.metavar:
+        attributes["metavar"] = spec.metavar
+    if spec.choices:
+        attributes["choices"] = spec.choices
+    return attributes
 
 
 def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
@@ -317,6 +337,16 @@ class Config:
     def from_pytest(cls, config: pytest.Config) -> Config:
         """Read the options of `add_options`; UsageError names the ini option that is wrong."""
         values: dict[str, Any] = {spec.name: _read(spec, config) for spec in OPTIONS}
+        return cls(**values)
+
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace) -> Config:
+        """Read the options of `add_agent_options`; the others are as if not chosen."""
+        values: dict[str, Any] = {spec.name: spec.default for spec in OPTIONS}
+        for spec in OPTIONS:
+            given = getattr(arguments, spec.dest, None)
+            if given is not None:
+                values[spec.name] = _parse(spec, given, Path.cwd())
         return cls(**values)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from pytest_netpoll import checks
 from pytest_netpoll.errors import UnmeasuredError
 from pytest_netpoll.toolchain import QUIET_SECONDS, Say
 
@@ -46,10 +47,8 @@ def bpf_sources() -> Path:
     )
 
 
-def command(
-    python: Path | None, sudo: Literal["auto", "never"], max_processes: int, max_fds: int
-) -> list[str]:
-    """The agent's command line. UnmeasuredError when it cannot be had with the privileges at hand."""
+def agent_command(python: Path | None, max_processes: int, max_fds: int) -> list[str]:
+    """The agent's command line as root would type it. UnmeasuredError without the Python it needs."""
     interpreter = python or SYSTEM_PYTHON
     if not os.access(interpreter, os.X_OK):
         raise UnmeasuredError(
@@ -59,7 +58,14 @@ def command(
         )
     # -I: nothing of the user's environment or working directory is imported as root.
     agent = [str(interpreter), "-I", "-B", str(AGENT), "--sources", str(bpf_sources())]
-    agent += ["--max-processes", str(max_processes), "--max-fds", str(max_fds)]
+    return [*agent, "--max-processes", str(max_processes), "--max-fds", str(max_fds)]
+
+
+def command(
+    python: Path | None, sudo: Literal["auto", "never"], max_processes: int, max_fds: int
+) -> list[str]:
+    """The agent's command line. UnmeasuredError when it cannot be had with the privileges at hand."""
+    agent = agent_command(python, max_processes, max_fds)
     if os.geteuid() == 0:
         return agent
     if sudo == "never":
@@ -102,7 +108,9 @@ class Probe:
             )
         except OSError as error:
             raise UnmeasuredError(
-                "the eBPF agent could not be started", why=f"{argv[0]}: {error.strerror}"
+                "the eBPF agent could not be started",
+                why=f"{argv[0]}: {error.strerror}",
+                fix=checks.DOCTOR,
             ) from None
         self._started = time.monotonic()
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -157,11 +165,11 @@ class Probe:
 
     def close(self, window: int) -> Mapping[str, Any]:
         """{"duration_ns", "services": {root pid: [process]}}; see agent/__main__.py for a process."""
-        answer = self._ask("close", window=window, settle_ms=SETTLE_MS)
-        services = answer.get("services")
-        if not isinstance(answer.get("duration_ns"), int) or not isinstance(services, dict):
-            raise self._fail("the eBPF agent answered nonsense", why=f"to 'close': {answer!r:.200}")
-        return answer
+        return self._measured("close", window, SETTLE_MS)
+
+    def lap(self, window: int, settle_ms: int) -> Mapping[str, Any]:
+        """As `close`, and opens the window anew with the same cut."""
+        return self._measured("lap", window, settle_ms)
 
     def stop(self) -> None:
         """Ends the agent, and with it everything it has in the kernel."""
@@ -175,6 +183,13 @@ class Probe:
         except subprocess.TimeoutExpired:
             self._kill()
         self._stderr.close()
+
+    def _measured(self, do: str, window: int, settle_ms: int) -> Mapping[str, Any]:
+        answer = self._ask(do, window=window, settle_ms=settle_ms)
+        services = answer.get("services")
+        if not isinstance(answer.get("duration_ns"), int) or not isinstance(services, dict):
+            raise self._fail("the eBPF agent answered nonsense", why=f"to {do!r}: {answer!r:.200}")
+        return answer
 
     def _ask(self, do: str, **arguments: int) -> Mapping[str, Any]:
         with self._lock:
@@ -265,7 +280,8 @@ class Probe:
         self, what: str, *, why: str | None = None, fix: str | None = None, detail: str | None = None
     ) -> UnmeasuredError:
         """Notes that this agent is of no more use."""
-        self.failed = UnmeasuredError(what, why=why, fix=fix, detail=detail)
+        # Looked for only where the message knows none: the cause is the machine's then.
+        self.failed = UnmeasuredError(what, why=why, fix=fix or checks.remedy(), detail=detail)
         self._kill()
         return self.failed
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import operator
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, Protocol
 
-from pytest_netpoll import offenders, probe, slowest, timeline
+from pytest_netpoll import checks, guard, offenders, probe, slowest, timeline
 from pytest_netpoll.errors import ServiceError, UnmeasuredError
 from pytest_netpoll.metrics import OPTIONAL_COUNTERS, Measurement, Snapshot
 from pytest_netpoll.options import Config
 from pytest_netpoll.programs import Programs
-from pytest_netpoll.service import Service
 from pytest_netpoll.symbols import Symbolizer
 from pytest_netpoll.toolchain import Say, go_version_of
 
@@ -33,6 +33,24 @@ READY_STACKS = 16
 
 # What comes of reading an answer that is not what it should be.
 _NONSENSE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+
+
+class Watched(Protocol):
+    """What a Meter needs to know of whom it measures: a Service, or another group of processes."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def executable(self) -> str: ...
+    @property
+    def go_version(self) -> str | None: ...
+    @property
+    def gomaxprocs(self) -> int | None: ...
+    @property
+    def stopped(self) -> bool: ...
+    def check_alive(self, when: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +81,7 @@ class Meter:
         self._probe: probe.Probe | None = None
         self._refused: UnmeasuredError | None = None
         # The processes that are, or during an open window were, a service: root pid -> service.
-        self._roots: dict[int, Service] = {}
+        self._roots: dict[int, Watched] = {}
         self._not_watched: dict[int, UnmeasuredError] = {}
         self._gone: set[int] = set()
         self._open = 0
@@ -92,16 +110,22 @@ class Meter:
         if self._probe is not None:
             self._probe.stop()
 
-    def watch(self, service: Service) -> None:
+    def watch(self, service: Watched) -> None:
         """Called with every new process of a service, as early as possible."""
-        self._roots[service.pid] = service
-        self._gone.discard(service.pid)
-        self._watch(service.pid)
+        self._admit(service, service.pid)
 
-    def unwatch(self, service: Service) -> None:
+    def follow(self, service: Watched, pid: int) -> None:
+        """Watches one process more of a service; one that has ended before that is of no account."""
+        self._admit(service, pid)
+        stat = guard.stat(pid)
+        if pid in self._not_watched and (stat is None or stat.state in "ZX"):
+            del self._not_watched[pid], self._roots[pid]
+
+    def unwatch(self, service: Watched) -> None:
         """The process has ended or is no longer ours; open windows still count what it did."""
         self._gone.add(service.pid)
-        self._forget()
+        if not self._open:
+            self._forget(self._gone)
 
     def open(self, wakers: bool = False) -> Window:
         """Opens a window over all services that run.
@@ -127,28 +151,65 @@ class Meter:
             return READY_STACKS
         return 0
 
-    def close(self, window: Window, services: Sequence[Service]) -> list[Measurement]:
+    def close(self, window: Window, services: Sequence[Watched]) -> list[Measurement]:
         """Closes a window: one measurement for each of the services, in their order."""
+        measurements, _ = self._end(window, services, lambda agent: agent.close(window.number))
+        self._open -= 1
+        if not self._open:
+            self._forget(self._gone)
+        return measurements
+
+    def lap(
+        self, window: Window, services: Sequence[Watched], patience: float
+    ) -> tuple[list[Measurement], Window]:
+        """Closes a window and opens the next one with the same cut: nothing is missed or counted twice.
+
+        patience: seconds to wait for wakeups on their way to their syscall; the next window counts
+        meanwhile. Of processes that have ended nothing is kept, so that it can go on for hours.
+        """
+        gone = set(self._gone)
+        settle_ms = round(patience * 1000)
+
+        def ask(agent: probe.Probe) -> Mapping[str, Any]:
+            # Of those that came since, before the cut: the next window is to have all their ready calls.
+            self._programs.prepare(agent, agent.programs())
+            return agent.lap(window.number, settle_ms)
+
+        measurements, answer = self._end(window, services, ask)
+        if answer is None:
+            self._open -= 1
+            return measurements, self.open()
+        if self._open == 1:
+            for pid in self._roots.keys() - self._not_watched.keys():
+                if all(process["exited"] for process in answer["services"].get(str(pid), ())):
+                    gone.add(pid)
+            self._forget(gone)
+        return measurements, dataclasses.replace(window, opened=time.monotonic())
+
+    def _end(
+        self,
+        window: Window,
+        services: Sequence[Watched],
+        ask: Callable[[probe.Probe], Mapping[str, Any]],
+    ) -> tuple[list[Measurement], Mapping[str, Any] | None]:
+        """The measurements, and the agent's answer they are made of, None where there is none."""
         seconds = time.monotonic() - window.opened
         answer: Mapping[str, Any] | None = None
         failed = window.failed
         if window.agent is not None and failed is None:
             try:
-                answer = window.agent.close(window.number)
+                answer = ask(window.agent)
                 seconds = answer["duration_ns"] / 1e9
             except UnmeasuredError as error:
                 failed = error
             except BaseException:
                 self._open -= 1
                 raise
-        measurements = [self._measure(service, answer, failed, seconds) for service in services]
-        self._open -= 1
-        self._forget()
-        return measurements
+        return [self._measure(service, answer, failed, seconds) for service in services], answer
 
     def _measure(
         self,
-        service: Service,
+        service: Watched,
         answer: Mapping[str, Any] | None,
         failed: UnmeasuredError | None,
         seconds: float,
@@ -161,7 +222,7 @@ class Meter:
 
     def _read(
         self,
-        service: Service,
+        service: Watched,
         answer: Mapping[str, Any] | None,
         failed: UnmeasuredError | None,
         seconds: float,
@@ -216,7 +277,7 @@ class Meter:
         return why
 
     def _distrust(
-        self, service: Service, roots: Sequence[int], processes: Sequence[Mapping[str, Any]]
+        self, service: Watched, roots: Sequence[int], processes: Sequence[Mapping[str, Any]]
     ) -> str | None:
         """Why the numbers of this service mean nothing, None when they are exact."""
         for pid in roots:
@@ -243,7 +304,8 @@ class Meter:
         for process in go:
             why_not = process["calibration"]["why_not"]
             if why_not:
-                return f"the poller of process {process['pid']} ({_version(process)}) is unknown: {why_not}"
+                where = f"process {process['pid']} ({_version(process)})"
+                return f"the poller of {where} is unknown: {why_not} (to mend: {checks.DOCTOR})"
         unwatched = sum(p["unwatched"] for p in processes)
         if unwatched:
             return f"{unwatched} not watched: {LOSSES['lost_processes']}"
@@ -263,6 +325,11 @@ class Meter:
             if lost:
                 return f"{lost} lost, so the numbers are not exact: {what}"
         return None
+
+    def _admit(self, service: Watched, pid: int) -> None:
+        self._roots[pid] = service
+        self._gone.discard(pid)
+        self._watch(pid)
 
     def _watch(self, pid: int) -> None:
         self._not_watched.pop(pid, None)
@@ -290,17 +357,15 @@ class Meter:
         # One that never got ready would not a second time either, and costs its deadline each time.
         return bool(self.environment)
 
-    def _forget(self) -> None:
-        if self._open:
-            return
-        for pid in self._gone & self._roots.keys():
+    def _forget(self, gone: set[int]) -> None:
+        for pid in gone & self._roots.keys():
             del self._roots[pid]
             if self._probe is not None and self._probe.failed is None and pid not in self._not_watched:
                 # A failure is noted in the probe; the next window starts a new agent.
                 with contextlib.suppress(UnmeasuredError):
                     self._probe.unwatch(pid)
             self._not_watched.pop(pid, None)
-        self._gone.clear()
+        self._gone = self._gone - gone
 
 
 def _snapshot(process: Mapping[str, Any]) -> Snapshot:

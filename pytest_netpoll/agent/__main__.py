@@ -26,12 +26,16 @@ class BadMessage(Exception):
     """A message that is not understood; the text says what is wrong with it."""
 
 
+class Unrelated(ImportError):
+    """The `bcc` of PyPI, which is about crystal lattices."""
+
+
 def load_bcc():
-    """The bcc module. Raises ImportError with what is wrong: `bcc` on PyPI is another package."""
+    """The bcc module. Raises ImportError with what is wrong."""
     import bcc
 
     if not hasattr(bcc, "BPF"):
-        raise ImportError(
+        raise Unrelated(
             "%s is not BCC but an unrelated package of that name" % getattr(bcc, "__file__", "bcc")
         )
     return bcc
@@ -134,17 +138,48 @@ class Agent:
         return {"window": window}
 
     def close(self, window, settle_ms):
+        answer, _ = self._end(window, settle_ms, self._windows.close)
+        del self._at_open[window], self._timelines[window]
+        self._schedulers.close(window)
+        self._probes.close(window)
+        if not self._windows.any_open:
+            for timer in self._sampling:
+                self._timers.cancel(timer)
+            self._sampling = []
+            self._kernel.offenders.clear()
+            self._kernel.stacks.clear()
+        self._processes.reap()
+        return answer
+
+    def lap(self, window, settle_ms):
+        """Ends the window and opens the next one, of the same number, at the same cut."""
+        self._refresh()
+        # What has ended before the cut cannot count in the new window: for whom watches for hours.
+        ended = [p for p in self._live() if p.exited]
+        answer, cut = self._end(window, settle_ms, self._windows.lap)
+        self._timelines[window] = self._timeline.Timeline(self._states(window))
+        if len(self._at_open) == 1:
+            self._watch.forget_offenders(self._kernel, cut)
+            self._processes.free(ended)
+            # Their slots may become those of others during the new window.
+            slots = set(self._processes.slots())
+            self._at_open[window] = {s: times for s, times in self._at_open[window].items() if s in slots}
+        return answer
+
+    def _end(self, window, settle_ms, cut):
+        """(the answer, the first epoch after the window). cut: ends the window; CPU time counts anew."""
         if window not in self._at_open:
             raise BadMessage("window %r is not open" % window)
         self._processes.refresh()
-        closed = self._windows.close(window, self._processes.slots())
+        closed = cut(window, self._processes.slots())
         # Children forked since: they ran in the window, if only for its last moment.
         self._processes.refresh()
         self._sample()
-        scheduled = self._schedulers.close(window, self._live())
-        with_stacks = self._probes.close(window)
+        scheduled = self._schedulers.lap(window, self._live())
+        with_stacks = self._probes.keeps_stacks(window)
+        at_open, timeline = self._at_open[window], self._timelines[window]
+        self._at_open[window] = {p.slot: (p.cpu, p.waited) for p in self._live()}
         self._windows.settled(closed.end - 1, self._processes.slots(), settle_ms / 1000)
-        at_open, timeline = self._at_open.pop(window), self._timelines.pop(window)
         banks = {p.slot: self._windows.sum(p.slot, closed) for p in self._live()}
         timeline.add(
             closed.closed - closed.opened,
@@ -156,18 +191,12 @@ class Agent:
                 self._process(p, at_open, closed, banks[p.slot], scheduled[p.pid], with_stacks)
                 for p in self._processes.of(root)
             ]
-        if not self._windows.any_open:
-            for timer in self._sampling:
-                self._timers.cancel(timer)
-            self._sampling = []
-            self._kernel.offenders.clear()
-            self._kernel.stacks.clear()
-        self._processes.reap()
-        return {
+        answer = {
             "duration_ns": closed.closed - closed.opened,
             "services": services,
             "timelines": {root: timeline.of(root) for root in services},
         }
+        return answer, closed.end
 
     def _tick(self):
         self._processes.refresh()
@@ -256,6 +285,7 @@ COMMANDS = {
     "learn": ("pid", "allp", "runqsize", "number", "status", "schedtick", "runqhead"),
     "open": ("ready_stacks",),
     "close": ("window", "settle_ms"),
+    "lap": ("window", "settle_ms"),
 }
 
 
@@ -304,6 +334,7 @@ def main():
     parser.add_argument("--sources", required=True)
     parser.add_argument("--max-processes", type=int, required=True)
     parser.add_argument("--max-fds", type=int, required=True)
+    parser.add_argument("--about", action="store_true", help="only say which BCC there is; needs no root")
     options = parser.parse_args()
 
     # The protocol keeps stdout for itself: BCC and LLVM may print.
@@ -320,15 +351,16 @@ def main():
     try:
         bcc = load_bcc()
     except ImportError as error:
-        send(
-            {
-                "failed": {
-                    "what": "BCC's Python module cannot be imported by %s: %s" % (sys.executable, error),
-                    "fix": install_command(),
-                }
-            }
-        )
+        what = "BCC's Python module cannot be imported by %s: %s" % (sys.executable, error)
+        fix = install_command()
+        if isinstance(error, Unrelated):
+            fix = "sudo %s -m pip uninstall bcc; %s" % (sys.executable, fix)
+        send({"failed": {"what": what, "fix": fix}})
         return 1
+    about = {"bcc": bcc.__version__, "bcc_file": bcc.__file__, "python": platform.python_version()}
+    if options.about:
+        send({"about": about})
+        return 0
     import kernel
     import sampler
 

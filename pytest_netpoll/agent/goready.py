@@ -58,11 +58,13 @@ class Probes:
         self._stacks_of_one_in[window] = stacks_of_one_in
         self._kernel.sample_ready_stacks(max(self._stacks_of_one_in.values()))
 
+    def keeps_stacks(self, window):
+        """Whether stacks are kept for it."""
+        return bool(self._stacks_of_one_in[window])
+
     def close(self, window):
-        """Whether stacks were kept for it."""
-        stacks_of_one_in = self._stacks_of_one_in.pop(window)
+        del self._stacks_of_one_in[window]
         self._kernel.sample_ready_stacks(max(self._stacks_of_one_in.values(), default=0))
-        return bool(stacks_of_one_in)
 
     def counted(self, process, window, counters):
         """Takes from the bank's counters what they hold of the goready path; None where that is not all."""

@@ -57,26 +57,32 @@ class Schedulers:
             return None
 
     def open(self, window, processes):
-        states = {process.pid: self.read(process) for process in processes}
-        self._at_open[window] = states
-        self._longest[window] = {pid: state.runnable for pid, state in states.items() if state}
+        self._begin(window, {process.pid: self.read(process) for process in processes})
 
     def sample(self, processes):
         for process in processes:
             self._note(process.pid, self.read(process))
 
-    def close(self, window, processes):
-        """{pid: Scheduled}."""
-        at_open = self._at_open.pop(window)
-        dispatches = {}
+    def lap(self, window, processes):
+        """{pid: Scheduled} of the window, which begins anew with what was read."""
+        at_open, now, dispatches = self._at_open[window], {}, {}
         for process in processes:
             # A process that has come since, as a p that has, began with 0.
             before, after = at_open.get(process.pid, State({}, 0)), self.read(process)
             self._note(process.pid, after)
             known = before is not None and after is not None
             dispatches[process.pid] = _dispatches(before, after) if known else None
-        longest = self._longest.pop(window)
+            now[process.pid] = after
+        longest = self._longest[window]
+        self._begin(window, now)
         return {pid: Scheduled(count, longest.get(pid)) for pid, count in dispatches.items()}
+
+    def close(self, window):
+        del self._at_open[window], self._longest[window]
+
+    def _begin(self, window, states):
+        self._at_open[window] = states
+        self._longest[window] = {pid: state.runnable for pid, state in states.items() if state}
 
     def _note(self, pid, state):
         if state is not None:

@@ -165,13 +165,18 @@ class Processes:
 
     def reap(self):
         """Frees the slots of processes that are gone, once no window can ask for them."""
-        if self._windows.any_open:
-            return
-        for slot, process in list(self._by_slot.items()):
-            if process.exited:
-                del self._by_slot[slot]
-                self._windows.wipe(slot)
-                self._kernel.give_slot(slot)
+        if not self._windows.any_open:
+            self.free([process for process in self._by_slot.values() if process.exited])
+
+    def free(self, ended):
+        """Frees the slots of these processes, which no window will ask for."""
+        for process in ended:
+            # The kernel may have given the slot of one that never polled to another.
+            if self._by_slot.get(process.slot) is not process:
+                continue
+            del self._by_slot[process.slot]
+            self._windows.wipe(process.slot)
+            self._kernel.give_slot(process.slot)
 
     def calibrate(self, process):
         """Proves the layout from outside, for what was registered before we watched."""
@@ -315,6 +320,12 @@ def _place(kernel, process, entry, descriptors):
         "peer": peer,
         "stack": stack(kernel, process, entry.stack),
     }
+
+
+def forget_offenders(kernel, end):
+    """Those of the epochs before `end`. The stacks stay, for later ones may be the same."""
+    for key in [key for key in kernel.offenders if key.epoch < end]:
+        del kernel.offenders[key]
 
 
 def stack(kernel, process, stack_id):

@@ -93,6 +93,12 @@ class Windows:
         window.end = self._epoch
         return window
 
+    def lap(self, number, slots):
+        """The Window, ended; another one of that number begins with the same cut."""
+        window = self.close(number, slots)
+        self._open[number] = Window(self._epoch)
+        return window
+
     def settled(self, epoch, slots, seconds):
         """Waits until the wakeups of the epoch are resolved, at most so many seconds."""
         deadline = time.monotonic() + seconds

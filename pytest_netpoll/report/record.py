@@ -251,6 +251,11 @@ def build(
     return cast("TestRecord", plain(record))
 
 
+def service(measurement: Measurement) -> ServiceRecord:
+    """The record of one service alone, as in the JSON report."""
+    return cast("ServiceRecord", plain(_service(measurement, {})))
+
+
 def _first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "the test failed")
 

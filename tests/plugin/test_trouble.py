@@ -71,6 +71,18 @@ def test_the_bcc_of_pypi_is_told_from_bcc(run, tmp_path):
     result.stdout.fnmatch_lines(["*is not BCC but an unrelated package of that name*"])
 
 
+@pytest.mark.bpf
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes capabilities away from root")
+@pytest.mark.usefixtures("run")
+def test_a_container_without_the_capabilities_is_told_what_the_doctor_would_say(pytester):
+    pytester.makepyfile(test_it=f"from pytest import mark\nnetpoll = mark.netpoll\n{MEASURED}")
+    under = ("setpriv", "--bounding-set", "-bpf,-perfmon,-sys_admin")
+    result = pytester.run(*under, sys.executable, "-m", "pytest", "-p", "no:xdist", timeout=120)
+    result.stdout.fnmatch_lines(
+        ["unmeasured: echo: the BPF program could not be loaded: * (to mend: docker run --cap-add BPF *"]
+    )
+
+
 def test_a_python_that_is_not_there_is_named(run):
     result = run(MEASURED, "--netpoll-python=/no/python")
     result.assert_outcomes(failed=1)
@@ -109,7 +121,7 @@ def test_after_hanging(echo, ping): ping(echo)
     result.assert_outcomes(failed=2, passed=2)
     result.stdout.fnmatch_lines(
         [
-            "unmeasured: echo: the eBPF agent ended: exit status -9*",
+            "unmeasured: echo: the eBPF agent ended: exit status -9 (to mend: python *pytest_netpoll doctor)",
             "unmeasured: echo: the eBPF agent did not answer 'close' within *",
         ]
     )

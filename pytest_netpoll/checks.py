@@ -1,0 +1,170 @@
+"""Whether this machine can measure: what is looked at, what was seen, and what mends it.
+
+`doctor` shows all findings. Where the probe cannot load and its own message names no remedy, that of
+the finding behind it stands in the error: what makes a test unmeasured and what the doctor says are
+one text.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pytest_netpoll.errors import NetpollError
+
+# The next command where no better one is known.
+DOCTOR = "python -m pytest_netpoll doctor"
+
+Status = Literal["ok", "warn", "fail"]
+
+OLDEST_KERNEL = (5, 8)
+MACHINES = ("x86_64", "aarch64")
+BTF = Path("/sys/kernel/btf/vmlinux")
+LOCKDOWN = Path("/sys/kernel/security/lockdown")
+JIT = Path("/proc/sys/net/core/bpf_jit_enable")
+TRACEFS = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
+STATUS = Path("/proc/self/status")
+
+# linux/capability.h. SYS_ADMIN contains BPF and PERFMON, which are of Linux 5.8.
+CAPABILITIES = {"SYS_PTRACE": 19, "SYS_ADMIN": 21, "PERFMON": 38, "BPF": 39}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check saw.
+
+    status: with "warn" measuring works, if in a restricted way; with "fail" it does not.
+    fix: the command, or the thing to do, that mends it; None where nothing is to mend.
+    detail: lines that help, such as a compiler's.
+    """
+
+    status: Status
+    seen: str
+    fix: str | None = None
+    detail: str | None = None
+
+    @classmethod
+    def of(cls, error: NetpollError) -> Finding:
+        """That something failed, in the words a test would be reported with."""
+        seen = error.what if error.why is None else f"{error.what}: {error.why}"
+        return cls("fail", seen, error.fix, error.detail)
+
+
+def kernel() -> Finding:
+    """Raw tracepoints with user memory came by 5.8, with CAP_BPF; syscalls are numbered by machine."""
+    system, release, machine = platform.system(), platform.release(), platform.machine()
+    seen = f"{system} {release} on {machine}"
+    version = re.match(r"(\d+)\.(\d+)", release)
+    if system != "Linux":
+        return Finding("fail", seen, "run the tests on Linux, in a virtual machine or on a CI machine")
+    if version is None or (int(version[1]), int(version[2])) < OLDEST_KERNEL:
+        return Finding("fail", f"{seen}, older than 5.8", "run the tests on Linux 5.8 or newer")
+    if machine not in MACHINES:
+        return Finding("fail", f"{seen}, a machine that is not known", f"use {' or '.join(MACHINES)}")
+    return Finding("ok", seen)
+
+
+def btf() -> Finding:
+    """Where the kernel does not describe its types, children are found only when a window opens."""
+    if BTF.is_file():
+        return Finding("ok", f"{BTF}: children of a service are followed from their first moment")
+    return Finding(
+        "warn",
+        f"no {BTF}: children of a service are found only when a window opens",
+        "use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as those of distributions are",
+    )
+
+
+def jit() -> Finding:
+    """Interpreted, the probe costs every syscall of the machine several times as much."""
+    value = _read(JIT)
+    if value is None:
+        return Finding("ok", "not to be seen here; the kernel's default is on")
+    if value == "0":
+        return Finding(
+            "warn",
+            "off: the probe is interpreted, which is slow",
+            "sudo sysctl net.core.bpf_jit_enable=1",
+        )
+    return Finding("ok", "on")
+
+
+def lockdown() -> Finding:
+    """In its strictest mode the kernel hides its memory from BPF: no syscall's arguments can be read."""
+    value = _read(LOCKDOWN)
+    mode = re.search(r"\[(\w+)\]", value or "")
+    if mode is None:
+        return Finding("ok", "none")
+    if mode[1] == "confidentiality":
+        return Finding(
+            "fail",
+            "confidentiality: BPF programs may not read the kernel's memory",
+            "boot with lockdown=integrity, or without lockdown= (Secure Boot may demand it)",
+        )
+    return Finding("ok", mode[1])
+
+
+def privileges() -> Finding:
+    """Of this process: a container's root may lack what BPF needs. Whether sudo helps, the agent shows."""
+    uid = os.geteuid()
+    held = capabilities()
+    names = ", ".join(f"CAP_{name}" for name in sorted(held)) or "no capability for BPF"
+    if uid != 0:
+        return Finding("ok", f"uid {uid}, {names}: the agent is started through sudo")
+    missing = [name for name in ("BPF", "PERFMON", "SYS_PTRACE") if name not in held]
+    if "SYS_ADMIN" in held:
+        missing = [name for name in missing if name == "SYS_PTRACE"]
+    if missing:
+        return Finding(
+            "fail",
+            f"root without {', '.join(f'CAP_{name}' for name in missing)}, as in a container",
+            f"docker run {' '.join(f'--cap-add {name}' for name in missing)} …",
+        )
+    return Finding("ok", f"root, {names}")
+
+
+def capabilities() -> set[str]:
+    """Those of CAPABILITIES that are effective in this process."""
+    match = re.search(r"^CapEff:\s*([0-9a-f]+)$", _read(STATUS) or "", re.MULTILINE)
+    bits = int(match[1], 16) if match else 0
+    return {name for name, bit in CAPABILITIES.items() if bits >> bit & 1}
+
+
+def tracefs() -> Finding:
+    """Not needed: raw tracepoints are found without it. Seen for whoever looks into a machine."""
+    for path in TRACEFS:
+        if (path / "events").is_dir():
+            return Finding("ok", f"{path} (not needed)")
+    return Finding("ok", "not mounted, or not to be seen without root (not needed)")
+
+
+# What can be known without loading anything; in the order of the doctor's table.
+CHECKS: dict[str, Callable[[], Finding]] = {
+    "kernel": kernel,
+    "BTF": btf,
+    "BPF JIT": jit,
+    "lockdown": lockdown,
+    "privileges": privileges,
+    "tracefs": tracefs,
+}
+
+
+def remedy() -> str:
+    """What mends a probe that does not load and says no more: the first check that fails tells."""
+    for name, check in CHECKS.items():
+        finding = check()
+        if finding.status == "fail":
+            return f"{finding.fix} ({name}: {finding.seen})"
+    return DOCTOR
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
