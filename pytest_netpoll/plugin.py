@@ -370,7 +370,7 @@ class Session:
             if path is not None:
                 with self._report_asked_for(session):
                     write(path, self.environment, self._records)
-                    self._written.append(f"netpoll: wrote {path}")
+                    self._say_written(path)
         if self.options.save is not None:
             self._save_baseline(session, self.options.save)
         step_summary = os.environ.get("GITHUB_STEP_SUMMARY")
@@ -395,7 +395,7 @@ class Session:
             return
         with self._report_asked_for(session):
             left_out = baseline_file.write(path, self.environment, self._records)
-            self._written.append(f"netpoll: wrote {path}")
+            self._say_written(path)
             for nodeid in left_out:
                 self._written.append(f"netpoll: {nodeid} is not in it: it failed by itself or is unmeasured")
 
@@ -408,6 +408,10 @@ class Session:
             self._written.append(f"netpoll: {error}")
             if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _say_written(self, path: Path) -> None:
+        if self._has_terminal:  # who has none asked for silence
+            self._written.append(f"netpoll: wrote {path}")
 
     @property
     def environment(self) -> dict[str, Any]:

@@ -80,6 +80,10 @@ PROCESS = {
     "latency_max_ns": 9000,
     "cpu_ns": 1_000_000,
     "run_delay_ns": 1000,
+    "ready_calls": 5,
+    "deadline_wakeups": 1,
+    "dispatches": 20,
+    "runq_max": 2,
     "slowest": [],
     "offenders": [
         {
@@ -97,7 +101,7 @@ PROCESS = {
 }
 PROCESS["counters"].pop("lost")  # type: ignore[attr-defined]
 ANSWER = {
-    "id": 2,
+    "id": 3,
     "ok": {"duration_ns": 1_000_000, "services": {"4242": [PROCESS]}, "timelines": {"4242": []}},
 }
 
@@ -124,7 +128,8 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[byt
         liar._ready = True
         meter._probe, meter._roots[4242] = liar, SERVICE  # type: ignore[assignment]
         meters.append(liar)
-        liar._lines.put(b'{"id": 1, "ok": {"window": 1}}')
+        liar._lines.put(b'{"id": 1, "ok": {"processes": []}}')
+        liar._lines.put(b'{"id": 2, "ok": {"window": 1}}')
         window = meter.open()
         liar._lines.put(line)
         return meter, window  # type: ignore[return-value]
