@@ -8,9 +8,9 @@ import os
 import threading
 import time
 
-import elf
 import machine
 import proc
+import uprobe
 from kernel import LoadFailed
 
 # The BPF functions, in the order in which `attach` takes their places.
@@ -94,17 +94,20 @@ class Probes:
             os.close(fd)
 
     def _attach(self, process, ready, deadline):
+        if uprobe.crashed():
+            raise BadPlace("this kernel has had an oops since it booted (see dmesg), and may hang at uprobes")
         # By the process's own name for it: the file may have been replaced, or be in another namespace.
         path = "/proc/%d/exe" % process.pid
         places = [(READY, ready)] + ([(DEADLINE, deadline)] if deadline else [])
-        addresses = [(function, prove(process.pid, path, offset)) for function, offset in places]
+        for _, offset in places:
+            prove(process.pid, path, offset)
         # One that is still there would count a second time.
         while self._detaching:
             self._detaching.pop().join()
         fds = []
         try:
-            for function, address in addresses:
-                fds.append(self._kernel.attach_uprobe(path.encode(), address, function))
+            for function, offset in places:
+                fds.append(self._kernel.attach_uprobe(path.encode(), offset, function))
         except LoadFailed as error:
             self._detach(fds)
             raise BadPlace("the kernel refuses a uprobe: %s" % error) from error
@@ -112,7 +115,7 @@ class Probes:
 
 
 def prove(pid, path, offset):
-    """The link-time address of a place in the file, if the process runs just that. Raises BadPlace."""
+    """Raises BadPlace unless the process runs what the file holds there, and a probe is cheap."""
     own = proc.executable(pid)
     mapped = [
         start + offset - at
@@ -122,12 +125,11 @@ def prove(pid, path, offset):
     try:
         with open(path, "rb") as f:
             code = os.pread(f.fileno(), 2 * _AROUND, offset - _AROUND) if offset >= _AROUND else b""
-            address = elf.address_of(f, offset)
         with proc.Memory(pid) as memory:
             live = memory.read(mapped[0] - _AROUND, 2 * _AROUND) if mapped else None
     except (OSError, ValueError) as error:
         raise BadPlace("its program cannot be read: %s" % error) from error
-    if address is None or live is None:
+    if live is None:
         raise BadPlace("nothing executable is mapped at offset %#x" % offset)
     if not machine.emulated(code[_AROUND:]):
         raise BadPlace("the instruction at offset %#x is not one that the kernel emulates" % offset)
@@ -135,4 +137,3 @@ def prove(pid, path, offset):
     for part in (slice(_AROUND), slice(_AROUND + breakpoint, None)):
         if live[part] != code[part]:
             raise BadPlace("the memory at offset %#x is not what the program's file holds" % offset)
-    return address

@@ -9,6 +9,7 @@ import time
 import btf
 import layouts
 import machine
+import uprobe
 
 SLOT_BITS = 12  # bpf/netpoll.h
 SOURCES = ("netpoll.c", "goready.c")
@@ -38,6 +39,7 @@ class Kernel:
             )
         if max_processes >= 1 << SLOT_BITS:
             raise LoadFailed("%d processes are more than %d" % (max_processes, (1 << SLOT_BITS) - 1))
+        self._bcc = bcc
         self.signed = name == "x86_64"
         self.max_processes = max_processes
         self.max_fds = max_fds
@@ -100,20 +102,16 @@ class Kernel:
         """Keeps the stack of one ready call in `every`, of none for 0."""
         self._ready_sampling[ctypes.c_int(0)] = ctypes.c_uint32(every)
 
-    def attach_uprobe(self, path, address, function):
-        """Runs the BPF function wherever the program's file is executed at the link-time address.
+    def attach_uprobe(self, path, offset, function):
+        """Runs the BPF function wherever the program's file is executed at the offset.
 
         Returns the file descriptor that keeps it attached. Raises LoadFailed.
         """
         try:
-            self.bpf.attach_uprobe(name=path, addr=address, fn_name=function, pid=-1)
+            program = self.bpf.load_func(function, self._bcc.BPF.KPROBE)
+            return uprobe.attach(path, offset, program.fd)
         except Exception as error:  # BCC raises bare Exception
             raise LoadFailed(str(error)) from error
-        # Ours from here on: BCC knows a probe by its place only, and the next one at the same place may
-        # come before this one is gone.
-        ((event, fd),) = self.bpf.uprobe_fds.items()
-        self.bpf._del_uprobe_fd(event)
-        return fd
 
     def take_slot(self):
         """A free slot's number, or None."""
