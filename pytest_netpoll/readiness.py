@@ -10,10 +10,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import psutil
-
 from . import guard
 from .errors import NetpollError, ServiceError, UsageError
+from .listeners import listeners_of
 from .toolchain import QUIET_SECONDS, Say
 
 if TYPE_CHECKING:
@@ -104,16 +103,9 @@ def _listeners(pid: int) -> list[Address]:
     start = guard.stat(pid)
     for member in sorted(guard.family({pid: start.start}), key=lambda p: p != pid) if start else ():
         try:
-            process = psutil.Process(member)
-            # Renamed in psutil 6.
-            connections = getattr(process, "net_connections", None) or process.connections
-            sockets = sorted(connections(kind="tcp"), key=lambda c: c.fd)
-        except psutil.AccessDenied:
+            found += [(_dialled(listener.host), listener.port) for listener in listeners_of(member)]
+        except PermissionError:
             denied = True
-        except psutil.Error:
-            continue
-        else:
-            found += [(_dialled(c.laddr.ip), c.laddr.port) for c in sockets if c.status == psutil.CONN_LISTEN]
     if denied and not found:
         raise PermissionError(f"the sockets of process {pid} are not for this user to see")
     return found

@@ -281,7 +281,7 @@ def main():
     try:
         loaded = kernel.Kernel(bcc, options.sources, options.max_processes, options.max_fds)
     except kernel.LoadFailed as error:
-        send({"failed": {"what": "the BPF program could not be loaded: %s" % error, "fix": None}})
+        send({"failed": {"what": "the BPF program could not be loaded: %s" % error, "fix": error.fix}})
         return 1
     timers = sampler.Timers()
     agent = Agent(loaded, timers)

@@ -9,6 +9,7 @@ import time
 import btf
 import layouts
 import machine
+import namespaces
 
 SLOT_BITS = 12  # bpf/netpoll.h
 
@@ -19,6 +20,10 @@ def slot_of(owner):
 
 class LoadFailed(Exception):
     """The program could not be compiled, loaded or attached; the details went to stderr."""
+
+    def __init__(self, what, fix=None):
+        super().__init__(what)
+        self.fix = fix
 
 
 class Kernel:
@@ -40,8 +45,9 @@ class Kernel:
         self.signed = name == "x86_64"
         self.max_processes = max_processes
         self.max_fds = max_fds
-        offsets = btf.task_offsets()
+        offsets = btf.offsets_of(btf.TASK_MEMBERS)
         self.follows_children = offsets is not None
+        self._translator = None
         started = time.monotonic()
         # Before 5.11 maps are charged to this limit, and the default is far too small.
         with contextlib.suppress(OSError, ValueError):
@@ -51,6 +57,8 @@ class Kernel:
         flags += machine.DEFINES[name]
         if self.follows_children:
             flags += ["-D%s=%d" % item for item in sorted(offsets.items())]
+        if not namespaces.in_initial_pids():
+            flags += self._translation()
         with open(os.path.join(sources, "netpoll.c"), "rb") as f:
             text = f.read()
         cwd = os.getcwd()
@@ -75,7 +83,28 @@ class Kernel:
         self.free_slots = table(b"free_slots")
         table(b"continuations")[ctypes.c_int(0)] = ctypes.c_int(drain.fd)
         self._fill(table(b"roles"), table(b"layouts"), name)
+        if not namespaces.in_initial_pids():
+            self._translator = namespaces.Translator(self.bpf)
         self.seconds = time.monotonic() - started
+
+    @staticmethod
+    def _translation():
+        if not namespaces.proc_is_ours():
+            raise LoadFailed(
+                "the agent's pid namespace is not the one that /proc shows",
+                "mount -t proc proc /proc; or run pytest in the host's (docker run --pid=host)",
+            )
+        offsets = btf.offsets_of(btf.PID_MEMBERS)
+        if offsets is None:
+            raise LoadFailed(
+                "the agent is in a pid namespace of its own, and this kernel has no BTF to see through it",
+                "run pytest in the host's pid namespace (docker run --pid=host)",
+            )
+        return namespaces.defines(offsets)
+
+    def tgid_of(self, pid):
+        """What the kernel calls the process, 0 when there is none: BPF knows no pid namespaces."""
+        return pid if self._translator is None else self._translator.tgid(pid)
 
     def _fill(self, roles, layout_table, name):
         for number, role in machine.roles(name).items():
@@ -124,8 +153,8 @@ class Kernel:
     def set_target(self, slot, target):
         self.targets[ctypes.c_int(slot)] = target
 
-    def new_target(self, tgid, root):
-        target = self.targets.Leaf(tgid=tgid, root=root, epfd=-1, kept=1)
+    def new_target(self, tgid, pid, root):
+        target = self.targets.Leaf(tgid=tgid, local=pid, root=root, epfd=-1, kept=1)
         for candidate in target.candidates:
             candidate.epfd = -1
         return target
