@@ -19,7 +19,7 @@ from pytest_netpoll.marker import Limits
 from pytest_netpoll.metrics import Measurement
 from pytest_netpoll.options import Config, add_options
 from pytest_netpoll.outcome import ENFORCED, enforce, plain_failures, usage_errors
-from pytest_netpoll.probe import SYSTEM_PYTHON
+from pytest_netpoll.privilege import SYSTEM_PYTHON
 from pytest_netpoll.report import json as json_report
 from pytest_netpoll.report import junit, record, summary, terminal
 from pytest_netpoll.service import Service, ServiceFactory

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-from pytest_netpoll import offenders, probe, slowest, timeline
+from pytest_netpoll import offenders, privilege, probe, slowest, timeline
 from pytest_netpoll.errors import ServiceError, UnmeasuredError
 from pytest_netpoll.metrics import Measurement, Snapshot
 from pytest_netpoll.options import Config
@@ -71,8 +71,9 @@ class Meter:
             return
         config = self._config
         try:
-            argv = probe.command(config.python, config.sudo, config.max_processes, config.max_fds)
-            self._probe = probe.Probe(argv)
+            argv = privilege.command(config.python, config.sudo, config.agent)
+            load = {"max_processes": config.max_processes, "max_fds": config.max_fds}
+            self._probe = probe.Probe(argv, load, config.agent)
         except UnmeasuredError as error:
             self._refused = error
 
@@ -171,6 +172,12 @@ class Meter:
         if not processes:
             return f"service {service.name!r} was not watched when the window opened"
         proven = [p for p in processes if p["calibration"]["layout"]]
+        for process in proven:
+            if process["foreign"]:
+                return (
+                    f"process {process['pid']} of the service became another user's, of whom pytest is told "
+                    "nothing (to mend: run pytest as root)"
+                )
         for process in processes:
             calibration = process["calibration"]
             if calibration["unproven"] and _is_go(process):
@@ -181,7 +188,10 @@ class Meter:
                     "them (pip install --upgrade pytest-netpoll)"
                 )
         go = [p for p in processes if _is_go(p)]
-        for process in go:
+        for process in processes:
+            # One that cannot be looked into may be Go for all that is known.
+            if process not in go and process["executable"] is not None:
+                continue
             why_not = process["calibration"]["why_not"]
             if why_not:
                 return f"the poller of process {process['pid']} ({_version(process)}) is unknown: {why_not}"

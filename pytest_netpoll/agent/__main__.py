@@ -1,16 +1,18 @@
 """The privileged side: loads the BPF program and answers questions about windows.
 
-Run as `python3 -I agent --sources DIR …` by the system's Python, which alone can import BCC. Speaks
-JSON, one message a line, on stdin and stdout; stderr is for humans. Ends, and with it everything in
-the kernel, when stdin closes. It never writes a file and never starts a program.
+Run as `python3 -I agent` by the system's Python, which alone can import BCC. Speaks JSON, one message a
+line, on stdin and stdout; stderr is for humans. Ends, and with it everything in the kernel, when stdin
+closes. It never writes a file and never starts a program. Once the program is loaded it gives up its
+privileges, and it tells a user of that user's own processes only.
 
+    → {"id": 0, "do": "load", "max_processes": 16, "max_fds": 16384}
+    ← {"ready": {…}}   or   {"failed": {"what": …, "fix": …}}
     → {"id": 1, "do": "watch", "pid": 4242}
     ← {"id": 1, "ok": {…}}   or   {"id": 1, "error": {"what": …, "fix": …}}
 
-The first line is {"ready": {…}} or {"failed": {"what": …, "fix": …}}.
+Nothing is on the command line, so that a line in sudoers can allow exactly this and nothing else.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -19,7 +21,13 @@ import signal
 import sys
 import time
 
-PROTOCOL = 1
+PROTOCOL = 2
+# Says that the files need not be root's alone: for whoever may do as root what they like anyway.
+UNVERIFIED = "--unverified"
+HERE = os.path.dirname(os.path.abspath(__file__))
+MAX_SETTLE_MS = 1000
+WAIT_BYTES = 40  # one struct wait of bpf/netpoll.h
+MAX_TABLE_BYTES = 1 << 30  # kernel memory that a user other than root may take
 
 
 class BadMessage(Exception):
@@ -58,7 +66,7 @@ def install_command():
 
 
 class Agent:
-    def __init__(self, kernel, timers):
+    def __init__(self, kernel, timers, may_watch):
         import timeline
         import watch
         import windows
@@ -68,7 +76,7 @@ class Agent:
         self._kernel = kernel
         self._timers = timers
         self._windows = windows.Windows(kernel)
-        self._processes = watch.Processes(kernel, self._windows)
+        self._processes = watch.Processes(kernel, self._windows, may_watch)
         self._at_open = {}  # window -> {pid: (CPU ns used, ns waited)}
         self._timelines = {}  # window -> Timeline
         self._sampling = None  # the timer, while a window is open
@@ -104,9 +112,12 @@ class Agent:
         # Children forked since: they ran in the window, if only for its last moment.
         self._processes.refresh()
         self._sample()
-        self._windows.settled(closed.end - 1, self._processes.slots(), settle_ms / 1000)
+        self._windows.settled(closed.end - 1, self._processes.slots(), min(settle_ms, MAX_SETTLE_MS) / 1000)
         at_open, timeline = self._at_open.pop(window), self._timelines.pop(window)
         banks = {p.slot: self._windows.sum(p.slot, closed) for p in self._live()}
+        for process in self._live():
+            if process.foreign:
+                banks[process.slot].forget()
         timeline.add(
             closed.closed - closed.opened,
             self._by_root(lambda p, names: [banks[p.slot].counters[name] for name in names]),
@@ -169,6 +180,7 @@ class Agent:
             "executable": process.executable,
             "exited": process.exited,
             "unwatched": process.unwatched,
+            "foreign": process.foreign,
             "calibration": process.calibration(),
         }
 
@@ -197,6 +209,7 @@ class Agent:
 
 # command -> its arguments, all of which must be there, as integers.
 COMMANDS = {
+    "load": ("max_processes", "max_fds"),
     "watch": ("pid",),
     "unwatch": ("pid",),
     "status": ("pid",),
@@ -233,6 +246,8 @@ def serve(agent, lines, send):
         identity = None
         try:
             identity, command, arguments = parse(line)
+            if command == "load":
+                raise BadMessage("everything is loaded already")
             send({"id": identity, "ok": getattr(agent, command)(**arguments)})
         except BadMessage as error:
             send({"id": identity, "error": {"what": "the agent refused a message: %s" % error}})
@@ -245,13 +260,81 @@ def resident_bytes():
         return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def main():
-    parser = argparse.ArgumentParser(prog="agent")
-    parser.add_argument("--sources", required=True)
-    parser.add_argument("--max-processes", type=int, required=True)
-    parser.add_argument("--max-fds", type=int, required=True)
-    options = parser.parse_args()
+def sources():
+    """The directory of netpoll.c: beside the agent, or beside the package in a checkout."""
+    parent = os.path.dirname(HERE)
+    installed = os.path.join(parent, "bpf")
+    return installed if os.path.isdir(installed) else os.path.join(os.path.dirname(parent), "bpf")
 
+
+class Unable(Exception):
+    """The agent cannot do its work; the message says why."""
+
+    def __init__(self, what, fix=None):
+        super().__init__(what)
+        self.fix = fix
+
+
+def verify():
+    """Raises Unable unless nobody but root can change what runs here."""
+    import trust
+
+    for path in (HERE, sources()):
+        reason = trust.distrust(path)
+        if reason is not None:
+            raise Unable(
+                "the agent refuses to run as root where others can change it: %s" % reason,
+                "remove it and install it again: python -m pytest_netpoll install-agent",
+            )
+
+
+def load(user, timers, max_processes, max_fds):
+    """(Agent, what to say of it) with the program in the kernel and privileges given up. Raises Unable."""
+    import privileges
+
+    started = time.monotonic()
+    problem = privileges.why_not()
+    if problem is not None:
+        raise Unable(*problem)
+    if not user.is_root and 2 * max_processes * max_fds * WAIT_BYTES > MAX_TABLE_BYTES:
+        raise Unable(
+            "%d processes of %d descriptors take more than 1 GiB of kernel memory" % (max_processes, max_fds),
+            "lower --netpoll-max-processes or --netpoll-max-fds, or run pytest as root",
+        )
+    try:
+        bcc = load_bcc()
+    except ImportError as error:
+        what = "BCC's Python module cannot be imported by %s: %s" % (sys.executable, error)
+        raise Unable(what, install_command()) from error
+    import kernel
+
+    try:
+        loaded = kernel.Kernel(bcc, sources(), max_processes, max_fds)
+    except kernel.LoadFailed as error:
+        raise Unable("the BPF program could not be loaded: %s" % error, error.fix) from error
+    kept = privileges.drop(user, loaded.works)
+    agent = Agent(loaded, timers, lambda pid: user.is_root or privileges.owns(user, pid))
+    return agent, {
+        "protocol": PROTOCOL,
+        "bcc": bcc.__version__,
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "capabilities": kept,
+        "follows_children": loaded.follows_children,
+        "startup_seconds": time.monotonic() - started,
+        "resident_bytes": resident_bytes(),
+    }
+
+
+def main():
+    import privileges
+
+    user = privileges.invoker(os.environ)
+    # Nothing here is the user's to say: neither what BCC compiles and how, nor from where.
+    os.environ.clear()
+    os.environ["PATH"] = os.defpath
+    os.chdir("/")
     # The protocol keeps stdout for itself: BCC and LLVM may print.
     wire = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -262,45 +345,23 @@ def main():
         wire.write(json.dumps(message, separators=(",", ":")) + "\n")
         wire.flush()
 
-    started = time.monotonic()
-    try:
-        bcc = load_bcc()
-    except ImportError as error:
-        send(
-            {
-                "failed": {
-                    "what": "BCC's Python module cannot be imported by %s: %s" % (sys.executable, error),
-                    "fix": install_command(),
-                }
-            }
-        )
-        return 1
-    import kernel
     import sampler
 
-    try:
-        loaded = kernel.Kernel(bcc, options.sources, options.max_processes, options.max_fds)
-    except kernel.LoadFailed as error:
-        send({"failed": {"what": "the BPF program could not be loaded: %s" % error, "fix": error.fix}})
-        return 1
     timers = sampler.Timers()
-    agent = Agent(loaded, timers)
-    send(
-        {
-            "ready": {
-                "protocol": PROTOCOL,
-                "bcc": bcc.__version__,
-                "python": platform.python_version(),
-                "kernel": platform.release(),
-                "machine": platform.machine(),
-                "follows_children": loaded.follows_children,
-                "startup_seconds": time.monotonic() - started,
-                "resident_bytes": resident_bytes(),
-            }
-        }
-    )
+    lines = timers.lines(sys.stdin.fileno())
     with contextlib.suppress(BrokenPipeError):
-        serve(agent, timers.lines(sys.stdin.fileno()), send)
+        try:
+            if sys.argv[1:] != [UNVERIFIED]:
+                verify()
+            _, command, arguments = parse(next(lines, ""))
+            if command != "load":
+                raise BadMessage("the first is load, not %s" % command)
+            agent, ready = load(user, timers, **arguments)
+        except (Unable, BadMessage) as error:
+            send({"failed": {"what": str(error), "fix": getattr(error, "fix", None)}})
+            return 1
+        send({"ready": ready})
+        serve(agent, lines, send)
     return 0
 
 

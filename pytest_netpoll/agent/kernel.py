@@ -118,6 +118,14 @@ class Kernel:
     def layout_value(layout, leaf):
         return leaf(right=layout.right, left=layout.left, tag_bits=layout.tag_bits, waiters=layout.waiters)
 
+    def works(self):
+        """Whether this process may use the maps."""
+        try:
+            self.home(0)
+        except KeyError:
+            return False
+        return True
+
     def set_epoch(self, epoch):
         self.epochs[ctypes.c_int(0)] = ctypes.c_uint32(epoch)
 

@@ -17,7 +17,7 @@ def in_initial_pids():
 
 
 def in_initial_users():
-    """Whether capabilities here are worth something to the kernel, as they are not in a rootless container."""
+    """Whether capabilities here count in the kernel at large; in a rootless container they do not."""
     with open("/proc/self/uid_map") as f:
         return f.read().split() == WHOLE_USER_NAMESPACE
 

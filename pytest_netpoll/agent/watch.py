@@ -41,6 +41,7 @@ class Process:
         self.unproven = 0
         self.why_not = None  # what calibration from outside saw, when it failed
         self.unwatched = 0  # children forked and not watched
+        self.foreign = False  # became another user's, such as root's: nothing of it is told
         # As of the last sample.
         self.cpu = 0  # ns used
         self.waited = 0  # ns runnable but waiting for a CPU, over all threads there were
@@ -79,11 +80,15 @@ class Process:
 
 
 class Processes:
-    """Mirrors the kernel's targets."""
+    """Mirrors the kernel's targets.
 
-    def __init__(self, kernel, windows):
+    may_watch: tells whether a process is for the user we serve to watch.
+    """
+
+    def __init__(self, kernel, windows, may_watch):
         self._kernel = kernel
         self._windows = windows
+        self._may_watch = may_watch  # pid -> bool
         self._by_slot = {}
 
     def of(self, root):
@@ -153,12 +158,14 @@ class Processes:
                 self._by_slot.pop(slot, None)
                 continue
             process = self._by_slot.get(slot)
+            known = process is not None and process.tgid == target.tgid
             if process is None or process.tgid != target.tgid:
                 pid = target.local or target.tgid
                 process = self._by_slot[slot] = Process(slot, target.tgid, pid, target.root)
             if target.execs != process.execs:
                 process.execs = target.execs
                 process.look()
+                known = False
             process.exited = bool(target.exited)
             process.epfd = target.epfd
             process.layout = self._named(target.layout)
@@ -167,6 +174,9 @@ class Processes:
             if process.epfd < 0:
                 process.unproven = sum(candidate.unproven for candidate in target.candidates)
             process.unwatched = target.lost_children
+            if not known and not self._may_watch(process.pid) and proc.alive(process.pid):
+                self._kernel.evict(process.tgid)
+                process.foreign = True
             # Where children cannot be followed, nor exits seen, by the kernel.
             if not process.exited and not proc.alive(process.pid):
                 self._kernel.evict(process.tgid)
@@ -184,7 +194,7 @@ class Processes:
 
     def calibrate(self, process):
         """Proves the layout from outside, for what was registered before we watched."""
-        if process.layout is not None or process.exited:
+        if process.layout is not None or process.exited or process.foreign:
             return
         if proc.is_64_bit(process.pid) is False:
             process.why_not = "it is a 32-bit program, only 64-bit ones can be measured"
@@ -255,6 +265,12 @@ class Processes:
         # its own, with nothing mapped yet.
         self._kernel.settle(tgid, slot)
         self._by_slot[slot] = Process(slot, tgid, pid, root)
+        # Asked of the process that is watched now: another one may have had the number before.
+        if not self._may_watch(pid):
+            raise Refused(
+                "process %d is not this user's, or runs with more rights than its user has" % pid,
+                "run pytest as root",
+            )
 
     def _refuse_a_second_root(self, pid, root):
         """A process counts for one service only."""

@@ -132,7 +132,7 @@ def test_a_service_in_namespaces_of_its_own_is_watched_by_its_pid(
 def test_a_part_of_a_service_is_not_counted_twice(contained, factory, meter):
     whole, process = contained("echo")
     part = factory(pid=process.pid)
-    of_whole, of_part = meter.close(meter.open(), [whole, part])
+    _, of_part = meter.close(meter.open(), [whole, part])
     assert of_part.unmeasured is not None
     assert f"watched already, as a child of process {whole.pid}" in of_part.unmeasured
 
@@ -193,7 +193,7 @@ def test_nobody_is_counted_for_another(echo, prefork, late): pings(echo.address,
 
 @pytest.fixture
 def run_inside(tmp_path, built, newest_go):
-    """run_inside("--mount-proc"): pytest and its agent in a pid namespace; the JSON report's services by test."""
+    """run_inside("--mount-proc"): pytest and its agent in a pid namespace; gives its results by test."""
     programs = {name: built(name, str(newest_go.go)) for name in ("echo", "prefork")}
     (tmp_path / "test_inside.py").write_text(INSIDE.format(services=str(SERVICES), **programs))
 
