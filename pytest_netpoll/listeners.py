@@ -54,6 +54,19 @@ def network_namespace(pid: int | str = "self") -> int | None:
         return None
 
 
+def outer_address(pid: int) -> str | None:
+    """The first IPv4 address, the loopback's apart, of the process's network namespace; None without one."""
+    candidate = None
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/net/fib_trie") as file:
+        for line in file:
+            mark, _, text = line.strip().partition(" ")
+            if mark == "|--":
+                candidate = text
+            elif text == "host LOCAL" and candidate and not candidate.startswith("127."):
+                return candidate
+    return None
+
+
 def _bound(pid: int) -> dict[str, tuple[str, int]]:
     """{inode: (host, port)} of all listening TCP sockets in the process's network namespace."""
     table = {}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from . import guard
 from .errors import NetpollError, ServiceError, UsageError
-from .listeners import listeners_of
+from .listeners import listeners_of, network_namespace, outer_address
 from .toolchain import QUIET_SECONDS, Say
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _listeners(pid: int) -> list[Address]:
     start = guard.stat(pid)
     for member in sorted(guard.family({pid: start.start}), key=lambda p: p != pid) if start else ():
         try:
-            found += [(_dialled(listener.host), listener.port) for listener in listeners_of(member)]
+            found += [(_dialled(listener.host, member), listener.port) for listener in listeners_of(member)]
         except PermissionError:
             denied = True
     if denied and not found:
@@ -111,8 +111,11 @@ def _listeners(pid: int) -> list[Address]:
     return found
 
 
-def _dialled(host: str) -> str:
-    return LOOPBACK if host in ("0.0.0.0", "::") else host.removeprefix("::ffff:")
+def _dialled(host: str, pid: int) -> str:
+    if host not in ("0.0.0.0", "::"):
+        return host.removeprefix("::ffff:")
+    # Our loopback does not lead into another network namespace; a container's own address does.
+    return LOOPBACK if network_namespace(pid) == network_namespace() else outer_address(pid) or LOOPBACK
 
 
 def _holds(service: Service, ready: Ready) -> bool:

@@ -118,12 +118,14 @@ def test_a_service_in_namespaces_of_its_own_is_counted_from_outside(contained, m
     assert (m.spurious_wakeups, m.lost) == (0, 0)
 
 
-def test_a_service_in_namespaces_of_its_own_is_watched_by_its_pid(
-    foreign_container, factory, measure, inside
+@pytest.mark.parametrize("known", ["pid", "port", "process"])
+def test_a_service_in_namespaces_of_its_own_is_found_and_watched(
+    foreign_container, factory, measure, inside, known
 ):
-    process = foreign_container("echo", 7)
-    service = factory(pid=process.pid)
-    assert (service.go_version is not None, service.port) == (True, 7)
+    port = factory.free_port()
+    process = foreign_container("echo", port)
+    service = factory(**{known: {"pid": process.pid, "port": port, "process": process.exe()}[known]})
+    assert (service.pid, service.go_version is not None, service.port) == (process.pid, True, port)
     with measure() as stretch:
         inside(process, PINGS.format(port=service.port, count=100))
     assert stretch(service).productive_wakeups == pytest.approx(102, abs=2)
