@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pytest_netpoll import privilege
 from pytest_netpoll.listeners import listeners_of
 
 pytestmark = pytest.mark.skipif(
@@ -224,3 +225,18 @@ def test_pytest_and_agent_inside_a_pid_namespace_count_exactly(run_inside, netns
     assert wakeups("test_prefork", "prefork") == pytest.approx(4 * 23, abs=4)
     assert wakeups("test_late", "sh") == pytest.approx(63, abs=2)
     assert wakeups("test_nobody_is_counted_for_another", "echo") == pytest.approx(33, abs=2)
+
+
+def test_a_pid_namespace_that_proc_does_not_show_is_unmeasured():
+    """As after `unshare --pid --fork`, without a /proc of its own."""
+    load = json.dumps({"id": 0, "do": "load", "max_processes": 4, "max_fds": 64})
+    agent = subprocess.run(
+        ["unshare", "--pid", "--fork", "--kill-child", *privilege.command(None, "auto")],
+        input=load + "\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    failed = json.loads(agent.stdout.splitlines()[0])["failed"]
+    assert "the agent's pid namespace is not the one that /proc shows" in failed["what"]
+    assert failed["fix"] == "mount -t proc proc /proc; or run pytest in the host's (docker run --pid=host)"

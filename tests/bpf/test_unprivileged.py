@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -400,6 +401,35 @@ def test_root_in_a_container_needs_two_capabilities_added(user, tmp_path, added)
         assert run.returncode == 1
         assert "the agent lacks CAP_BPF and CAP_PERFMON" in test["reason"]
         assert "--cap-add BPF --cap-add PERFMON" in test["reason"]
+
+
+def test_a_pods_test_container_measures_the_service_of_another_one(user, tmp_path):
+    """example_project/ci/kubernetes-job.yaml: one pid namespace, two users, the capabilities it asks for."""
+    manifest = (ROOT / "example_project" / "ci" / "kubernetes-job.yaml").read_text()
+    (added,) = re.findall(r"add: \[(.*)\]", manifest)
+    (name,) = re.findall(r"go_service\(process=(.*)\)", manifest)
+    source = f"""
+@pytest.mark.netpoll
+def test_it(go_service): pings(go_service(process={name.replace("/server", f"{user.home}/server")}).address)
+"""
+    (tmp_path / "test_it.py").write_text(IMPORTS + source)
+    shutil.copy(user.home / "echo", user.home / "server")
+    bounds = "-all,+" + added.lower().replace(", ", ",+")
+    script = f"""
+ip link set lo up
+setpriv --reuid={user.uid} --regid={user.gid} --clear-groups --bounding-set=-all {user.home}/server &
+exec setpriv --bounding-set={bounds} {sys.executable} -m pytest -p no:cacheprovider --netpoll-json=report.json
+"""
+    run = subprocess.run(
+        ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--net", "sh", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stdout
+    (test,) = json.loads((tmp_path / "report.json").read_text())["tests"]
+    assert wakeups({"test_it": test}) == pytest.approx(103, abs=2)
 
 
 def test_root_in_a_user_namespace_is_not_root_enough(user):
