@@ -642,6 +642,49 @@ RAW_TRACEPOINT_PROBE(sys_exit)
 	return 0;
 }
 
+#ifdef PID_NAMESPACE_INODE
+/* The agent lives in a pid namespace where processes have other numbers than here. It asks for the one
+ * that counts here by waiting for the process, which is in vain and goes unnoticed by it. */
+BPF_ARRAY(asked, struct identity, 1);
+BPF_ARRAY(agent_level, u32, 1);
+
+#define UPID_SIZE 16
+
+RAW_TRACEPOINT_PROBE(sched_process_wait)
+{
+	struct bpf_pidns_info waiting = {};
+	struct identity *answer;
+	int zero = 0;
+
+	if (bpf_get_ns_current_pid_tgid(PID_NAMESPACE_DEVICE, PID_NAMESPACE_INODE, &waiting, sizeof(waiting)) ||
+	    waiting.tgid != AGENT_PID)
+		return 0;
+	answer = asked.lookup(&zero);
+	if (!answer)
+		return 0;
+	bpf_probe_read_kernel(&answer->tgid, sizeof(u32), (void *)(ctx->args[0] + PID_NUMBERS_OFFSET));
+	bpf_probe_read_kernel(&answer->level, sizeof(u32), (void *)(ctx->args[0] + PID_LEVEL_OFFSET));
+	return 0;
+}
+
+/* The number by which the agent knows a process. */
+static __always_inline u32 local_number(u64 task)
+{
+	int zero = 0;
+	u32 *level = agent_level.lookup(&zero);
+	u32 number = 0;
+	u64 pid = 0;
+
+	if (!level)
+		return 0;
+	bpf_probe_read_kernel(&pid, sizeof(pid), (void *)(task + TASK_THREAD_PID_OFFSET));
+	bpf_probe_read_kernel(&number, sizeof(number), (void *)(pid + PID_NUMBERS_OFFSET + *level * UPID_SIZE));
+	return number;
+}
+#else
+#define local_number(task) 0
+#endif
+
 #ifdef TASK_TGID_OFFSET
 static __always_inline u64 *home_of(u32 tgid)
 {
@@ -712,6 +755,7 @@ RAW_TRACEPOINT_PROBE(sched_process_fork)
 	__builtin_memset(t, 0, sizeof(*t));
 	t->tgid = child;
 	t->root = p->root;
+	t->local = local_number(ctx->args[1]);
 	forget_calibration(t);
 	settle(home, child, slot);
 	return 0;

@@ -85,7 +85,7 @@ struct target {
 	u32 kept;	/* its banks may hold numbers: the slot is the agent's to free */
 	u32 lost_children;	/* forked and not watched, for want of a slot */
 	u32 candidates_seen;
-	u32 unused;
+	u32 local;	/* its number in the agent's pid namespace, where that is not the initial one */
 	struct candidate candidates[CANDIDATES];
 };
 
@@ -115,6 +115,12 @@ struct counters {
 	u64 slow_floor;		/* what a wakeup must take longer than to be among the slowest; no counter */
 	u64 ready_calls;	/* these two by goready.c */
 	u64 deadline_wakeups;
+};
+
+/* A process by its numbers. */
+struct identity {
+	u32 tgid;	/* in the initial pid namespace, whose numbers are used all over here */
+	u32 level;	/* of its own pid namespace: the initial one has 0 */
 };
 
 struct histogram {

@@ -8,20 +8,20 @@ import sys
 from collections.abc import Sequence
 
 from pytest_netpoll.commands import COMMANDS
-from pytest_netpoll.errors import NetpollError
+from pytest_netpoll.errors import NetpollError, UsageError
 
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit code: the command's own, 2 for wrong arguments and for files that cannot be read."""
+    """The exit code: the command's own, 1 where it failed, 2 for wrong arguments and unreadable files."""
     command = COMMANDS.get(arguments[0]) if arguments else None
     if command is None:
         asked_for_help = list(arguments[:1]) in (["-h"], ["--help"])
         stream = sys.stdout if asked_for_help else sys.stderr
         print("usage: python -m pytest_netpoll COMMAND [...]\n", file=stream)
         for name, known in COMMANDS.items():
-            print(f"  {name:<10} {known.help}", file=stream)
+            print(f"  {name:<13} {known.help}", file=stream)
         return 0 if asked_for_help else USAGE_ERROR
     try:
         return command.run(arguments[1:])
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
         return FAILED
     except NetpollError as error:
         print(error, file=sys.stderr)
-        return USAGE_ERROR
+        return USAGE_ERROR if isinstance(error, UsageError) else FAILED
 
 
 if __name__ == "__main__":

@@ -23,5 +23,8 @@ COMMANDS = {
     "doctor": Command(
         "pytest_netpoll.doctor", "check whether this machine can measure, and say what mends it"
     ),
+    "install-agent": Command(
+        "pytest_netpoll.install", "put a copy of the agent where sudo may start it, for users without root"
+    ),
     "watch": Command("pytest_netpoll.watch", "watch a running Go process, or a command, live"),
 }

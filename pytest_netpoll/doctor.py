@@ -24,7 +24,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from pytest_netpoll import checks, probe
+from pytest_netpoll import checks, privilege, probe
 from pytest_netpoll.checks import Finding
 from pytest_netpoll.errors import NetpollError
 from pytest_netpoll.options import Config, add_agent_options
@@ -116,8 +116,9 @@ def _deadline(seconds: float) -> Iterator[None]:
 
 def bcc(config: Config) -> Finding:
     """Asks the agent which BCC it would load: nobody else can tell, and it needs no root for that."""
-    command = [*probe.agent_command(config.python, config.max_processes, config.max_fds), "--about"]
-    run = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    command = privilege.own_command(config.python)
+    message = json.dumps({"id": 0, "do": "about"}) + "\n"
+    run = subprocess.run(command, input=message, capture_output=True, text=True, check=False)
     try:
         answer = json.loads(run.stdout)
     except ValueError:

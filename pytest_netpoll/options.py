@@ -235,6 +235,14 @@ OPTIONS: tuple[OptionSpec, ...] = (
         metavar="PATH",
     ),
     OptionSpec(
+        "agent",
+        "--netpoll-agent",
+        "netpoll_agent",
+        "where install-agent put the agent that sudo starts (default: /usr/local/lib/pytest-netpoll)",
+        _path,
+        metavar="DIR",
+    ),
+    OptionSpec(
         "limits",
         None,
         "netpoll_limits",
@@ -325,6 +333,7 @@ class Config:
     max_fds: int
     max_processes: int
     python: Path | None
+    agent: Path | None
     limits: Mapping[str, str]
 
     @classmethod

@@ -20,7 +20,7 @@ from pytest_netpoll.marker import Limits
 from pytest_netpoll.metrics import Measurement
 from pytest_netpoll.options import Config, add_options
 from pytest_netpoll.outcome import ENFORCED, enforce, plain_failures, usage_errors
-from pytest_netpoll.probe import SYSTEM_PYTHON
+from pytest_netpoll.privilege import SYSTEM_PYTHON
 from pytest_netpoll.progress import Progress
 from pytest_netpoll.repeat import Trial, is_repeated
 from pytest_netpoll.report import baseline as baseline_file

@@ -1,4 +1,4 @@
-"""Talks to the agent: starts it with the privileges BPF needs, and gives every message a deadline."""
+"""Talks to the agent: starts it, and gives every message a deadline."""
 
 from __future__ import annotations
 
@@ -8,22 +8,20 @@ import json
 import os
 import queue
 import shlex
-import shutil
 import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal
+from types import MappingProxyType
+from typing import IO, Any
 
 from pytest_netpoll import checks
 from pytest_netpoll.errors import UnmeasuredError
+from pytest_netpoll.privilege import why_sudo_refused
 from pytest_netpoll.toolchain import QUIET_SECONDS, Say
 
-HERE = Path(__file__).parent
-AGENT = HERE / "agent"
-SYSTEM_PYTHON = Path("/usr/bin/python3")
-PROTOCOL = 1
+PROTOCOL = 2
 
 # Seconds. Compiling takes under one on an idle machine; a CI machine is not idle.
 START_DEADLINE = 60.0
@@ -35,62 +33,26 @@ SETTLE_MS = 20
 _STDERR_LINES = 15
 
 
-def bpf_sources() -> Path:
-    """The directory of netpoll.c: inside the installed package, or beside it in a checkout."""
-    for directory in (HERE / "bpf", HERE.parent / "bpf"):
-        if (directory / "netpoll.c").is_file():
-            return directory
-    raise UnmeasuredError(
-        "the BPF program is missing from the installation",
-        why=f"there is no {HERE / 'bpf' / 'netpoll.c'}",
-        fix="pip install --force-reinstall pytest-netpoll",
-    )
-
-
-def agent_command(python: Path | None, max_processes: int, max_fds: int) -> list[str]:
-    """The agent's command line as root would type it. UnmeasuredError without the Python it needs."""
-    interpreter = python or SYSTEM_PYTHON
-    if not os.access(interpreter, os.X_OK):
-        raise UnmeasuredError(
-            f"there is no Python at {interpreter}",
-            why="the agent needs the system's Python, for which the distribution packages BCC",
-            fix="install it, or name it with --netpoll-python=PATH",
-        )
-    # -I: nothing of the user's environment or working directory is imported as root.
-    agent = [str(interpreter), "-I", "-B", str(AGENT), "--sources", str(bpf_sources())]
-    return [*agent, "--max-processes", str(max_processes), "--max-fds", str(max_fds)]
-
-
-def command(
-    python: Path | None, sudo: Literal["auto", "never"], max_processes: int, max_fds: int
-) -> list[str]:
-    """The agent's command line. UnmeasuredError when it cannot be had with the privileges at hand."""
-    agent = agent_command(python, max_processes, max_fds)
-    if os.geteuid() == 0:
-        return agent
-    if sudo == "never":
-        raise UnmeasuredError(
-            "eBPF needs root", why="pytest is not root and --netpoll-sudo=never is set", fix="sudo pytest …"
-        )
-    if shutil.which("sudo") is None:
-        raise UnmeasuredError(
-            "eBPF needs root", why="pytest is not root and there is no sudo", fix="run pytest as root"
-        )
-    return ["sudo", "-n", "--", *agent]
-
-
 class Probe:
     """One agent process. Not reusable: when it fails, `failed` says so and a new one is needed.
 
-    All methods raise UnmeasuredError, with the agent's own words where it left any. say: told what takes
-    longer than a second.
+    argv: from privilege.command. load: what the agent is to load the program for, as in its first message.
+    installed: where the agent for sudo is looked for. say: told what takes longer than a second.
+    All methods raise UnmeasuredError, with the agent's own words where it left any.
     """
 
-    def __init__(self, argv: list[str], say: Say | None = None) -> None:
+    def __init__(
+        self,
+        argv: list[str],
+        load: Mapping[str, int] = MappingProxyType({}),
+        installed: Path | None = None,
+        say: Say | None = None,
+    ) -> None:
         self._say = say
         self.environment: Mapping[str, Any] = {}
         self.failed: UnmeasuredError | None = None
         self._argv = argv
+        self._installed = installed
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
         self._ready = False
@@ -103,6 +65,8 @@ class Probe:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
+                # Those of a sudo around pytest, where the agent's own would speak for whom it serves.
+                env={name: value for name, value in os.environ.items() if not name.startswith("SUDO_")},
                 # Ctrl-C in the terminal is for pytest, which then closes the agent's stdin.
                 start_new_session=True,
             )
@@ -115,6 +79,8 @@ class Probe:
         self._started = time.monotonic()
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         threading.Thread(target=self._read, name="netpoll-agent", daemon=True).start()
+        with contextlib.suppress(OSError):  # it has ended: whoever waits for it will hear why
+            self._send({"id": 0, "do": "load", **load})
 
     @property
     def pid(self) -> int:
@@ -195,11 +161,8 @@ class Probe:
         with self._lock:
             self._wait_ready()
             identity = next(self._ids)
-            message = json.dumps({"id": identity, "do": do, **arguments})
             try:
-                assert self._process.stdin is not None
-                self._process.stdin.write(message.encode() + b"\n")
-                self._process.stdin.flush()
+                self._send({"id": identity, "do": do, **arguments})
                 answer = self._receive(ANSWER_DEADLINE, f"answer {do!r}")
             except OSError:
                 raise self._ended() from None
@@ -217,6 +180,11 @@ class Probe:
             if not isinstance(result, dict):
                 raise self._fail("the eBPF agent answered nonsense", why=f"to {do!r}: {answer!r:.200}")
             return result
+
+    def _send(self, message: Mapping[str, object]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(message).encode() + b"\n")
+        self._process.stdin.flush()
 
     def _wait_ready(self) -> None:
         if self.failed is not None:
@@ -269,11 +237,8 @@ class Probe:
             status = "none yet"
         said = self._said()
         if self._argv[0] == "sudo" and "password is required" in said:
-            return self._fail(
-                "eBPF needs root",
-                why="pytest is not root and sudo asks for a password",
-                fix="sudo -v, then pytest again in the same terminal; or run pytest as root",
-            )
+            refused = why_sudo_refused(self._argv, self._installed)
+            return self._fail(refused.what, why=refused.why, fix=refused.fix)
         return self._fail("the eBPF agent ended", why=f"exit status {status}", detail=said)
 
     def _fail(

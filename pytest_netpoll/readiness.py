@@ -10,10 +10,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import psutil
-
 from . import guard
 from .errors import NetpollError, ServiceError, UsageError
+from .listeners import listeners_of, network_namespace, outer_address
 from .toolchain import QUIET_SECONDS, Say
 
 if TYPE_CHECKING:
@@ -104,23 +103,19 @@ def _listeners(pid: int) -> list[Address]:
     start = guard.stat(pid)
     for member in sorted(guard.family({pid: start.start}), key=lambda p: p != pid) if start else ():
         try:
-            process = psutil.Process(member)
-            # Renamed in psutil 6.
-            connections = getattr(process, "net_connections", None) or process.connections
-            sockets = sorted(connections(kind="tcp"), key=lambda c: c.fd)
-        except psutil.AccessDenied:
+            found += [(_dialled(listener.host, member), listener.port) for listener in listeners_of(member)]
+        except PermissionError:
             denied = True
-        except psutil.Error:
-            continue
-        else:
-            found += [(_dialled(c.laddr.ip), c.laddr.port) for c in sockets if c.status == psutil.CONN_LISTEN]
     if denied and not found:
         raise PermissionError(f"the sockets of process {pid} are not for this user to see")
     return found
 
 
-def _dialled(host: str) -> str:
-    return LOOPBACK if host in ("0.0.0.0", "::") else host.removeprefix("::ffff:")
+def _dialled(host: str, pid: int) -> str:
+    if host not in ("0.0.0.0", "::"):
+        return host.removeprefix("::ffff:")
+    # Our loopback does not lead into another network namespace; a container's own address does.
+    return LOOPBACK if network_namespace(pid) == network_namespace() else outer_address(pid) or LOOPBACK
 
 
 def _holds(service: Service, ready: Ready) -> bool:

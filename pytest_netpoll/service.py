@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from . import guard
+from .attach import by_name, by_port, find
 from .errors import NetpollError, ServiceError, UsageError
 from .gomaxprocs import gomaxprocs_of
 from .output import Output, Pipe
@@ -50,7 +51,7 @@ class Service:
         self._popen: subprocess.Popen[bytes] | None = None
         self._process: psutil.Process | None = None
         self._leader: dict[int, int] = {}
-        self._free_port: int | None = None
+        self._free_port = spec.port
         self._address: Address | None = None
         self._executable = ""
         self._go_version: str | None = None
@@ -173,7 +174,7 @@ class Service:
         if self.attached:
             raise UsageError(
                 f"service {self.name!r} cannot be restarted",
-                why="it was given as pid= and belongs to somebody else",
+                why="it ran before and belongs to somebody else",
             )
         self.stop()
         self.start()
@@ -362,8 +363,10 @@ class ServiceFactory:
         go: str | None = None,
         build_flags: str | Sequence[object] = (),
         timeout: float = 30,
+        port: int | None = None,
+        process: str | None = None,
     ) -> Service:
-        """Build a Go package, or take a command, or the pid of a running process; return it when ready.
+        """Build a Go package, or take a command, or find a running process; return it when ready.
 
         package: directory (from `cwd` or rootdir), or import path.
         command: the program and its arguments; a str is split as a shell would.
@@ -373,17 +376,22 @@ class ServiceFactory:
             takes the Service, or None.
         go: version ("1.21.13"), or path of a go binary or GOROOT, for `package`; over --netpoll-go.
         timeout: seconds until it must be ready.
+        pid, port, process: of a process that runs already, or will soon: its number, the TCP port it
+            listens on, the name or path of its program. It is watched with its children, and left running.
         Raises UsageError for wrong arguments, ServiceError when it cannot be built or is not ready.
         """
         directory = checked_directory(self._rootdir, cwd)
         check_combination(
-            {"package": package, "command": command, "pid": pid},
+            {"package": package, "command": command, "pid": pid, "port": port, "process": process},
             for_packages={"go": go, "build_flags": build_flags},
             for_launches={"args": args, "env": env, "cwd": cwd},
         )
         ready, timeout = checked(ready), checked_timeout(timeout)
+        if port is not None or process is not None:
+            search = by_port(port) if port is not None else by_name(process)
+            pid = find(search, 0 if ready is None else timeout, self.say)
         if pid is not None:
-            spec = Spec(ready, timeout, pid=checked_pid(pid))
+            spec = Spec(ready, timeout, pid=checked_pid(pid), port=port)
             default_name = process_name(pid)
         else:
             own = {key: str(value) for key, value in (env or {}).items()}

@@ -13,12 +13,18 @@ import psutil
 from .errors import UsageError
 from .readiness import Ready
 
+# What says that the process runs already.
+ATTACHED = ("pid", "port", "process")
+
 Argument = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What to start and how to tell that it is up; `pid` alone for a process that runs already."""
+    """What to start and how to tell that it is up; `pid` for a process that runs already.
+
+    port: the one it is known to listen on.
+    """
 
     ready: Ready
     timeout: float
@@ -26,6 +32,7 @@ class Spec:
     env: Mapping[str, str] | None = None
     cwd: Path | None = None
     pid: int | None = None
+    port: int | None = None
 
     @property
     def wants_port(self) -> bool:
@@ -52,7 +59,7 @@ def check_combination(
         )
     # An argument without effect is a mistake about what is tested.
     others = {} if given == ["package"] else dict(for_packages)
-    others |= for_launches if given == ["pid"] else {}
+    others |= for_launches if given[0] in ATTACHED else {}
     if idle := [name for name, value in others.items() if value]:
         raise UsageError(f"go_service: {', '.join(idle)} cannot go together with {given[0]}")
 

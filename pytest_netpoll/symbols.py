@@ -80,7 +80,8 @@ class Symbolizer:
             status = os.stat(path)  # noqa: PTH116 - a path from the kernel, asked for with every frame
             key = path, status.st_ino, status.st_mtime_ns
         except OSError:
-            key = path, 0, 0
+            # Gone, as a container's files are with its last process: then it is the one known by that name.
+            key = next((key for key in reversed(self._programs) if key[0] == path), (path, 0, 0))
         if key not in self._programs:
             self._programs[key] = _Program(path)
         return self._programs[key]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Protocol
 
-from pytest_netpoll import checks, guard, offenders, probe, slowest, timeline
+from pytest_netpoll import checks, guard, offenders, privilege, probe, slowest, timeline
 from pytest_netpoll.errors import ServiceError, UnmeasuredError
 from pytest_netpoll.metrics import OPTIONAL_COUNTERS, Measurement, Snapshot
 from pytest_netpoll.options import Config
@@ -101,8 +101,13 @@ class Meter:
             return
         config = self._config
         try:
-            argv = probe.command(config.python, config.sudo, config.max_processes, config.max_fds)
-            self._probe = probe.Probe(argv, self._say)
+            argv = privilege.command(config.python, config.sudo, config.agent)
+            load = {
+                "max_processes": config.max_processes,
+                "max_fds": config.max_fds,
+                "uprobes": int(config.goready != "off"),
+            }
+            self._probe = probe.Probe(argv, load, config.agent, self._say)
         except UnmeasuredError as error:
             self._refused = error
 
@@ -291,6 +296,12 @@ class Meter:
         if not processes:
             return f"service {service.name!r} was not watched when the window opened"
         proven = [p for p in processes if p["calibration"]["layout"]]
+        for process in proven:
+            if process["foreign"]:
+                return (
+                    f"process {process['pid']} of the service became another user's, of whom pytest is told "
+                    "nothing (to mend: run pytest as root)"
+                )
         for process in processes:
             calibration = process["calibration"]
             if calibration["unproven"] and _is_go(process):
@@ -301,7 +312,10 @@ class Meter:
                     "them (pip install --upgrade pytest-netpoll)"
                 )
         go = [p for p in processes if _is_go(p)]
-        for process in go:
+        for process in processes:
+            # One that cannot be looked into may be Go for all that is known.
+            if process not in go and process["executable"] is not None:
+                continue
             why_not = process["calibration"]["why_not"]
             if why_not:
                 where = f"process {process['pid']} ({_version(process)})"

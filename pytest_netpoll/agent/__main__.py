@@ -1,16 +1,18 @@
 """The privileged side: loads the BPF program and answers questions about windows.
 
-Run as `python3 -I agent --sources DIR …` by the system's Python, which alone can import BCC. Speaks
-JSON, one message a line, on stdin and stdout; stderr is for humans. Ends, and with it everything in
-the kernel, when stdin closes. It never writes a file and never starts a program.
+Run as `python3 -I agent` by the system's Python, which alone can import BCC. Speaks JSON, one message a
+line, on stdin and stdout; stderr is for humans. Ends, and with it everything in the kernel, when stdin
+closes. It never writes a file and never starts a program. Once the program is loaded it gives up its
+privileges, and it tells a user of that user's own processes only.
 
+    → {"id": 0, "do": "load", "max_processes": 16, "max_fds": 16384, "uprobes": 1}
+    ← {"ready": {…}}   or   {"failed": {"what": …, "fix": …}}
     → {"id": 1, "do": "watch", "pid": 4242}
     ← {"id": 1, "ok": {…}}   or   {"id": 1, "error": {"what": …, "fix": …}}
 
-The first line is {"ready": {…}} or {"failed": {"what": …, "fix": …}}.
+Nothing is on the command line, so that a line in sudoers can allow exactly this and nothing else.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -19,7 +21,13 @@ import signal
 import sys
 import time
 
-PROTOCOL = 1
+PROTOCOL = 2
+# Says that the files need not be root's alone: for whoever may do as root what they like anyway.
+UNVERIFIED = "--unverified"
+HERE = os.path.dirname(os.path.abspath(__file__))
+MAX_SETTLE_MS = 1000
+WAIT_BYTES = 40  # one struct wait of bpf/netpoll.h
+MAX_TABLE_BYTES = 1 << 30  # kernel memory that a user other than root may take
 
 
 class BadMessage(Exception):
@@ -62,7 +70,7 @@ def install_command():
 
 
 class Agent:
-    def __init__(self, kernel, timers):
+    def __init__(self, kernel, timers, may_watch, may_probe):
         import goready
         import scheduler
         import timeline
@@ -76,10 +84,10 @@ class Agent:
         self._kernel = kernel
         self._timers = timers
         self._windows = windows.Windows(kernel)
-        self._processes = watch.Processes(kernel, self._windows)
+        self._processes = watch.Processes(kernel, self._windows, may_watch)
         self._at_open = {}  # window -> {slot: (CPU ns used, ns waited)}
         self._timelines = {}  # window -> Timeline
-        self._probes = goready.Probes(kernel)
+        self._probes = goready.Probes(kernel, may_probe)
         self._schedulers = scheduler.Schedulers()
         self._sampling = []  # timers, while a window is open
 
@@ -116,7 +124,7 @@ class Agent:
     def _find(self, pid):
         self._processes.refresh()
         for process in self._live():
-            if process.pid == pid and not process.exited:
+            if process.pid == pid and not process.exited and not process.foreign:
                 return process
         raise self._watch.Refused("process %d is not watched" % pid)
 
@@ -179,8 +187,11 @@ class Agent:
         with_stacks = self._probes.keeps_stacks(window)
         at_open, timeline = self._at_open[window], self._timelines[window]
         self._at_open[window] = {p.slot: (p.cpu, p.waited) for p in self._live()}
-        self._windows.settled(closed.end - 1, self._processes.slots(), settle_ms / 1000)
+        self._windows.settled(closed.end - 1, self._processes.slots(), min(settle_ms, MAX_SETTLE_MS) / 1000)
         banks = {p.slot: self._windows.sum(p.slot, closed) for p in self._live()}
+        for process in self._live():
+            if process.foreign:
+                banks[process.slot].forget()
         timeline.add(
             closed.closed - closed.opened,
             self._by_root(lambda p, names: [banks[p.slot].counters[name] for name in names]),
@@ -241,6 +252,7 @@ class Agent:
             "executable": process.executable,
             "exited": process.exited,
             "unwatched": process.unwatched,
+            "foreign": process.foreign,
             "calibration": process.calibration(),
             "goready": self._probes.of(process) is not None,
             "scheduler": self._schedulers.knows(process),
@@ -277,6 +289,8 @@ class Agent:
 
 # command -> its arguments, all of which must be there, as integers.
 COMMANDS = {
+    "about": (),
+    "load": ("max_processes", "max_fds", "uprobes"),
     "watch": ("pid",),
     "unwatch": ("pid",),
     "status": ("pid",),
@@ -287,6 +301,8 @@ COMMANDS = {
     "close": ("window", "settle_ms"),
     "lap": ("window", "settle_ms"),
 }
+# What only the first message can be; about asks for nothing but which BCC there is.
+FIRST = ("about", "load")
 
 
 def parse(line):
@@ -317,6 +333,8 @@ def serve(agent, lines, send):
         identity = None
         try:
             identity, command, arguments = parse(line)
+            if command in FIRST:
+                raise BadMessage("everything is loaded already")
             send({"id": identity, "ok": getattr(agent, command)(**arguments)})
         except BadMessage as error:
             send({"id": identity, "error": {"what": "the agent refused a message: %s" % error}})
@@ -329,14 +347,103 @@ def resident_bytes():
         return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def main():
-    parser = argparse.ArgumentParser(prog="agent")
-    parser.add_argument("--sources", required=True)
-    parser.add_argument("--max-processes", type=int, required=True)
-    parser.add_argument("--max-fds", type=int, required=True)
-    parser.add_argument("--about", action="store_true", help="only say which BCC there is; needs no root")
-    options = parser.parse_args()
+def sources():
+    """The directory of netpoll.c: beside the agent, or beside the package in a checkout."""
+    parent = os.path.dirname(HERE)
+    installed = os.path.join(parent, "bpf")
+    return installed if os.path.isdir(installed) else os.path.join(os.path.dirname(parent), "bpf")
 
+
+class Unable(Exception):
+    """The agent cannot do its work; the message says why."""
+
+    def __init__(self, what, fix=None):
+        super().__init__(what)
+        self.fix = fix
+
+
+def verify():
+    """Raises Unable unless nobody but root can change what runs here."""
+    import trust
+
+    for path in (HERE, sources()):
+        reason = trust.distrust(path)
+        if reason is not None:
+            raise Unable(
+                "the agent refuses to run as root where others can change it: %s" % reason,
+                "remove it and install it again: python -m pytest_netpoll install-agent",
+            )
+
+
+def import_bcc():
+    """The bcc module. Raises Unable."""
+    try:
+        return load_bcc()
+    except ImportError as error:
+        what = "BCC's Python module cannot be imported by %s: %s" % (sys.executable, error)
+        fix = install_command()
+        if isinstance(error, Unrelated):
+            fix = "sudo %s -m pip uninstall bcc; %s" % (sys.executable, fix)
+        raise Unable(what, fix) from error
+
+
+def about():
+    """Which BCC there is; needs no privileges. Raises Unable."""
+    bcc = import_bcc()
+    return {"bcc": bcc.__version__, "bcc_file": bcc.__file__, "python": platform.python_version()}
+
+
+def load(user, timers, max_processes, max_fds, uprobes):
+    """(Agent, what to say of it) with the program in the kernel and privileges given up. Raises Unable.
+
+    uprobes: whether probes are to be placed in programs later, which takes a privilege more.
+    """
+    import privileges
+
+    started = time.monotonic()
+    problem = privileges.why_not()
+    if problem is not None:
+        raise Unable(*problem)
+    if not user.is_root and 2 * max_processes * max_fds * WAIT_BYTES > MAX_TABLE_BYTES:
+        raise Unable(
+            "%d processes of %d descriptors take more than 1 GiB of kernel memory" % (max_processes, max_fds),
+            "lower --netpoll-max-processes or --netpoll-max-fds, or run pytest as root",
+        )
+    bcc = import_bcc()
+    import kernel
+
+    try:
+        loaded = kernel.Kernel(bcc, sources(), max_processes, max_fds)
+    except kernel.LoadFailed as error:
+        raise Unable("the BPF program could not be loaded: %s" % error, error.fix) from error
+    kept = privileges.drop(user, loaded.works, privileges.probing() if uprobes else ())
+    agent = Agent(
+        loaded,
+        timers,
+        lambda pid: user.is_root or privileges.owns(user, pid),
+        lambda program: user.is_root or program.st_uid == user.uid,
+    )
+    return agent, {
+        "protocol": PROTOCOL,
+        "bcc": bcc.__version__,
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "capabilities": kept,
+        "follows_children": loaded.follows_children,
+        "startup_seconds": time.monotonic() - started,
+        "resident_bytes": resident_bytes(),
+    }
+
+
+def main():
+    import privileges
+
+    user = privileges.invoker(os.environ)
+    # Nothing here is the user's to say: neither what BCC compiles and how, nor from where.
+    os.environ.clear()
+    os.environ["PATH"] = os.defpath
+    os.chdir("/")
     # The protocol keeps stdout for itself: BCC and LLVM may print.
     wire = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -347,46 +454,26 @@ def main():
         wire.write(json.dumps(message, separators=(",", ":")) + "\n")
         wire.flush()
 
-    started = time.monotonic()
-    try:
-        bcc = load_bcc()
-    except ImportError as error:
-        what = "BCC's Python module cannot be imported by %s: %s" % (sys.executable, error)
-        fix = install_command()
-        if isinstance(error, Unrelated):
-            fix = "sudo %s -m pip uninstall bcc; %s" % (sys.executable, fix)
-        send({"failed": {"what": what, "fix": fix}})
-        return 1
-    about = {"bcc": bcc.__version__, "bcc_file": bcc.__file__, "python": platform.python_version()}
-    if options.about:
-        send({"about": about})
-        return 0
-    import kernel
     import sampler
 
-    try:
-        loaded = kernel.Kernel(bcc, options.sources, options.max_processes, options.max_fds)
-    except kernel.LoadFailed as error:
-        send({"failed": {"what": "the BPF program could not be loaded: %s" % error, "fix": None}})
-        return 1
     timers = sampler.Timers()
-    agent = Agent(loaded, timers)
-    send(
-        {
-            "ready": {
-                "protocol": PROTOCOL,
-                "bcc": bcc.__version__,
-                "python": platform.python_version(),
-                "kernel": platform.release(),
-                "machine": platform.machine(),
-                "follows_children": loaded.follows_children,
-                "startup_seconds": time.monotonic() - started,
-                "resident_bytes": resident_bytes(),
-            }
-        }
-    )
+    lines = timers.lines(sys.stdin.fileno())
     with contextlib.suppress(BrokenPipeError):
-        serve(agent, timers.lines(sys.stdin.fileno()), send)
+        try:
+            if sys.argv[1:] != [UNVERIFIED]:
+                verify()
+            _, command, arguments = parse(next(lines, ""))
+            if command not in FIRST:
+                raise BadMessage("the first is load, not %s" % command)
+            if command == "about":
+                send({"about": about()})
+                return 0
+            agent, ready = load(user, timers, **arguments)
+        except (Unable, BadMessage) as error:
+            send({"failed": {"what": str(error), "fix": getattr(error, "fix", None)}})
+            return 1
+        send({"ready": ready})
+        serve(agent, lines, send)
     return 0
 
 

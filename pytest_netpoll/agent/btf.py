@@ -48,20 +48,26 @@ def _offset_of(strings, name):
     return None if at < 0 else at + 1
 
 
-# What the C calls them -> where they are.
+# What the C calls them -> where they are. The first are needed to follow children, the others in a pid
+# namespace of the agent's own.
 TASK_MEMBERS = {
     "TASK_TGID_OFFSET": ("task_struct", "tgid"),
     "TASK_SIGNAL_OFFSET": ("task_struct", "signal"),
     "SIGNAL_LIVE_OFFSET": ("signal_struct", "live"),
 }
+PID_MEMBERS = {
+    "TASK_THREAD_PID_OFFSET": ("task_struct", "thread_pid"),
+    "PID_NUMBERS_OFFSET": ("pid", "numbers"),
+    "PID_LEVEL_OFFSET": ("pid", "level"),
+}
 
 
-def task_offsets(path="/sys/kernel/btf/vmlinux"):
-    """Byte offset of each of TASK_MEMBERS, or None when the kernel does not tell."""
+def offsets_of(members, path="/sys/kernel/btf/vmlinux"):
+    """Byte offset of each of the members, or None when the kernel does not tell."""
     try:
         with open(path, "rb") as f:
             blob = f.read()
-        offsets = {name: member_offset(blob, *member) for name, member in TASK_MEMBERS.items()}
+        offsets = {name: member_offset(blob, *member) for name, member in members.items()}
     except (OSError, ValueError):
         return None
     return None if None in offsets.values() else offsets

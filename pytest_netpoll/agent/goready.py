@@ -11,11 +11,10 @@ import time
 import machine
 import proc
 import uprobe
-from kernel import LoadFailed
+from kernel import UPROBES, LoadFailed
 
-# The BPF functions, in the order in which `attach` takes their places.
-READY = b"ready_called"
-DEADLINE = b"deadline_woke"
+# In the order in which `attach` takes their places.
+READY, DEADLINE = UPROBES
 
 # So much before and behind the place must be in memory what it is in the file.
 _AROUND = 16
@@ -35,8 +34,11 @@ class Attached:
 
 
 class Probes:
-    def __init__(self, kernel):
+    """may_probe: tells from the status of a program's file whether probes in it are for the user we serve."""
+
+    def __init__(self, kernel, may_probe):
         self._kernel = kernel
+        self._may_probe = may_probe
         self._by_program = {}  # (device, inode) -> Attached
         self._detaching = []  # threads
         self._stacks_of_one_in = {}  # window -> ready calls, 0 for no stacks
@@ -97,7 +99,23 @@ class Probes:
         if uprobe.crashed():
             raise BadPlace("this kernel has had an oops since it booted (see dmesg), and may hang at uprobes")
         # By the process's own name for it: the file may have been replaced, or be in another namespace.
-        path = "/proc/%d/exe" % process.pid
+        try:
+            fd = os.open("/proc/%d/exe" % process.pid, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise BadPlace("its program cannot be read: %s" % error) from error
+        try:
+            status = os.fstat(fd)
+            # A probe is in all processes of the file; in the wrong place it would break others' of them.
+            if not self._may_probe(status):
+                raise BadPlace("its program is not this user's (to mend: run pytest as root)")
+            if (status.st_dev, status.st_ino) != process.program:
+                raise BadPlace("it runs another program by now")
+            # The file that was looked at, whatever the process runs meanwhile.
+            return self._attach_to(process, "/proc/self/fd/%d" % fd, ready, deadline)
+        finally:
+            os.close(fd)
+
+    def _attach_to(self, process, path, ready, deadline):
         places = [(READY, ready)] + ([(DEADLINE, deadline)] if deadline else [])
         for _, offset in places:
             prove(process.pid, path, offset)

@@ -9,10 +9,12 @@ import time
 import btf
 import layouts
 import machine
+import namespaces
 import uprobe
 
 SLOT_BITS = 12  # bpf/netpoll.h
 SOURCES = ("netpoll.c", "goready.c")
+UPROBES = (b"ready_called", b"deadline_woke")
 
 
 def slot_of(owner):
@@ -21,6 +23,10 @@ def slot_of(owner):
 
 class LoadFailed(Exception):
     """The program could not be compiled, loaded or attached; the details went to stderr."""
+
+    def __init__(self, what, fix=None):
+        super().__init__(what)
+        self.fix = fix
 
 
 class Kernel:
@@ -43,8 +49,9 @@ class Kernel:
         self.signed = name == "x86_64"
         self.max_processes = max_processes
         self.max_fds = max_fds
-        offsets = btf.task_offsets()
+        offsets = btf.offsets_of(btf.TASK_MEMBERS)
         self.follows_children = offsets is not None
+        self._translator = None
         started = time.monotonic()
         # Before 5.11 maps are charged to this limit, and the default is far too small.
         with contextlib.suppress(OSError, ValueError):
@@ -54,6 +61,8 @@ class Kernel:
         flags += machine.DEFINES[name]
         if self.follows_children:
             flags += ["-D%s=%d" % item for item in sorted(offsets.items())]
+        if not namespaces.in_initial_pids():
+            flags += self._translation()
         text = b""
         for source in SOURCES:
             with open(os.path.join(sources, source), "rb") as f:
@@ -64,6 +73,9 @@ class Kernel:
             # live before its tables are filled; nothing is watched until then.
             self.bpf = bcc.BPF(text=text, cflags=flags)
             drain = self.bpf.load_func(b"drain_events", bcc.BPF.RAW_TRACEPOINT)
+            # Now, while we may: those of uprobes are attached only when a program is known.
+            for function in UPROBES:
+                self.bpf.load_func(function, bcc.BPF.KPROBE)
         except Exception as error:  # BCC raises bare Exception
             raise LoadFailed(str(error)) from error
         finally:
@@ -81,7 +93,28 @@ class Kernel:
         self._ready_sampling = table(b"ready_sampling")
         table(b"continuations")[ctypes.c_int(0)] = ctypes.c_int(drain.fd)
         self._fill(table(b"roles"), table(b"layouts"), name)
+        if not namespaces.in_initial_pids():
+            self._translator = namespaces.Translator(self.bpf)
         self.seconds = time.monotonic() - started
+
+    @staticmethod
+    def _translation():
+        if not namespaces.proc_is_ours():
+            raise LoadFailed(
+                "the agent's pid namespace is not the one that /proc shows",
+                "mount -t proc proc /proc; or run pytest in the host's (docker run --pid=host)",
+            )
+        offsets = btf.offsets_of(btf.PID_MEMBERS)
+        if offsets is None:
+            raise LoadFailed(
+                "the agent is in a pid namespace of its own, and this kernel has no BTF to see through it",
+                "run pytest in the host's pid namespace (docker run --pid=host)",
+            )
+        return namespaces.defines(offsets)
+
+    def tgid_of(self, pid):
+        """What the kernel calls the process, 0 when there is none: BPF knows no pid namespaces."""
+        return pid if self._translator is None else self._translator.tgid(pid)
 
     def _fill(self, roles, layout_table, name):
         for number, role in machine.roles(name).items():
@@ -94,6 +127,14 @@ class Kernel:
     @staticmethod
     def layout_value(layout, leaf):
         return leaf(right=layout.right, left=layout.left, tag_bits=layout.tag_bits, waiters=layout.waiters)
+
+    def works(self):
+        """Whether this process may use the maps."""
+        try:
+            self.home(0)
+        except KeyError:
+            return False
+        return True
 
     def set_epoch(self, epoch):
         self.epochs[ctypes.c_int(0)] = ctypes.c_uint32(epoch)
@@ -145,8 +186,8 @@ class Kernel:
     def set_target(self, slot, target):
         self.targets[ctypes.c_int(slot)] = target
 
-    def new_target(self, tgid, root):
-        target = self.targets.Leaf(tgid=tgid, root=root, epfd=-1, kept=1)
+    def new_target(self, tgid, pid, root):
+        target = self.targets.Leaf(tgid=tgid, local=pid, root=root, epfd=-1, kept=1)
         for candidate in target.candidates:
             candidate.epfd = -1
         return target

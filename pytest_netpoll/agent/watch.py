@@ -6,6 +6,7 @@ import time
 import calibrate
 import layouts
 import machine
+import namespaces
 import proc
 from kernel import slot_of
 
@@ -19,14 +20,21 @@ class Refused(Exception):
 
 
 class Process:
-    def __init__(self, slot, pid, root):
+    """One watched process.
+
+    tgid: what BPF calls it; pid and root (that of the process it descends from): what we do.
+    """
+
+    def __init__(self, slot, tgid, pid, root):
         self.slot = slot
+        self.tgid = tgid
         self.pid = pid
         self.root = root
-        self.executable = proc.executable(pid)
-        self.program = proc.program(pid)
+        self.executable = None
+        self.program = None  # (device, inode)
+        self.mappings = []
         self.since = time.monotonic_ns()
-        self.mappings = proc.mappings(pid)
+        self.look()
         self.execs = 0
         self.exited = False
         self.epfd = -1
@@ -35,6 +43,7 @@ class Process:
         self.unproven = 0
         self.why_not = None  # what calibration from outside saw, when it failed
         self.unwatched = 0  # children forked and not watched
+        self.foreign = False  # became another user's, such as root's: nothing of it is told
         # As of the last sample.
         self.cpu = 0  # ns used
         self.waited = 0  # ns runnable but waiting for a CPU, over all threads there were
@@ -42,6 +51,15 @@ class Process:
         self.running = 0  # of the threads: on a CPU, or waiting for one
         self._waited = {}  # tid -> ns
         self.sockets = {}  # inode -> (type, local, peer) of those asked for last
+
+    def look(self):
+        """Notes what it runs, by paths that are good for us; of one that is gone the last ones known."""
+        path = proc.executable(self.pid)
+        root = namespaces.root_of(self.pid, path) if path else ""
+        self.executable = root + path if path else self.executable
+        found = [(start, end, offset, root + name) for start, end, offset, name in proc.mappings(self.pid)]
+        self.mappings = found or self.mappings
+        self.program = proc.program(self.pid) or self.program
 
     def calibration(self):
         """JSON: what has been proven of the process's poller."""
@@ -69,11 +87,15 @@ class Process:
 
 
 class Processes:
-    """Mirrors the kernel's targets."""
+    """Mirrors the kernel's targets.
 
-    def __init__(self, kernel, windows):
+    may_watch: tells whether a process is for the user we serve to watch.
+    """
+
+    def __init__(self, kernel, windows, may_watch):
         self._kernel = kernel
         self._windows = windows
+        self._may_watch = may_watch  # pid -> bool
         self._by_slot = {}
 
     def of(self, root):
@@ -125,13 +147,13 @@ class Processes:
                 continue
             for process in processes:
                 target = self._kernel.target(process.slot)
-                if target.tgid == process.pid and target.lost_children == process.unwatched:
+                if target.tgid == process.tgid and target.lost_children == process.unwatched:
                     target.lost_children = process.unwatched = 0
                     self._kernel.set_target(process.slot, target)
 
     def unwatch(self, root):
         for process in self.of(root):
-            self._kernel.evict(process.pid)
+            self._kernel.evict(process.tgid)
             process.exited = True
         self.reap()
 
@@ -143,13 +165,14 @@ class Processes:
                 self._by_slot.pop(slot, None)
                 continue
             process = self._by_slot.get(slot)
-            if process is None or process.pid != target.tgid:
-                process = self._by_slot[slot] = Process(slot, target.tgid, target.root)
+            known = process is not None and process.tgid == target.tgid
+            if process is None or process.tgid != target.tgid:
+                pid = target.local or target.tgid
+                process = self._by_slot[slot] = Process(slot, target.tgid, pid, target.root)
             if target.execs != process.execs:
                 process.execs = target.execs
-                process.executable = proc.executable(process.pid) or process.executable
-                process.program = proc.program(process.pid) or process.program
-                process.mappings = proc.mappings(process.pid) or process.mappings
+                process.look()
+                known = False
             process.exited = bool(target.exited)
             process.epfd = target.epfd
             process.layout = self._named(target.layout)
@@ -158,9 +181,12 @@ class Processes:
             if process.epfd < 0:
                 process.unproven = sum(candidate.unproven for candidate in target.candidates)
             process.unwatched = target.lost_children
+            if not known and not self._may_watch(process.pid) and proc.alive(process.pid):
+                self._kernel.evict(process.tgid)
+                process.foreign = True
             # Where children cannot be followed, nor exits seen, by the kernel.
             if not process.exited and not proc.alive(process.pid):
-                self._kernel.evict(process.pid)
+                self._kernel.evict(process.tgid)
                 process.exited = True
 
     def reap(self):
@@ -180,7 +206,7 @@ class Processes:
 
     def calibrate(self, process):
         """Proves the layout from outside, for what was registered before we watched."""
-        if process.layout is not None or process.exited:
+        if process.layout is not None or process.exited or process.foreign:
             return
         if proc.is_64_bit(process.pid) is False:
             process.why_not = "it is a 32-bit program, only 64-bit ones can be measured"
@@ -201,7 +227,7 @@ class Processes:
     def _teach(self, process, found):
         """Tells the kernel what was found. Returns whether to look again, for what came in between."""
         target = self._kernel.target(process.slot)
-        if target.tgid != process.pid or target.epfd >= 0:
+        if target.tgid != process.tgid or target.epfd >= 0:
             return False
         if found.layout is not None:
             target.layout = self._kernel.layout_value(found.layout, type(target.layout))
@@ -226,11 +252,19 @@ class Processes:
         return found.layout is None
 
     def _admit(self, pid, root):
-        home, _ = self._kernel.home(pid)
-        if home == pid:
+        tgid = self._kernel.tgid_of(pid)
+        if not tgid:
+            raise Refused("process %d does not run" % pid)
+        home, _ = self._kernel.home(tgid)
+        if home == tgid:
+            self._refuse_a_second_root(pid, root)
             return
-        if home and proc.alive(home):
-            raise Refused("process %d cannot be watched beside process %d" % (pid, home), "start it again")
+        # In a pid namespace what lives there has another number, by which its life cannot be told.
+        neighbour = next((p.pid for p in self._by_slot.values() if p.tgid == home), home)
+        if home and proc.alive(neighbour):
+            raise Refused(
+                "process %d cannot be watched beside process %d" % (pid, neighbour), "start it again"
+            )
         slot = self._kernel.take_slot()
         if slot is None:
             raise Refused(
@@ -238,11 +272,26 @@ class Processes:
                 "--netpoll-max-processes=%d" % (2 * self._kernel.max_processes),
             )
         self._windows.wipe(slot)
-        self._kernel.set_target(slot, self._kernel.new_target(pid, root))
+        self._kernel.set_target(slot, self._kernel.new_target(tgid, pid, root))
         # Looked at only once the kernel would tell of an exec: pytest's child may be in the middle of
         # its own, with nothing mapped yet.
-        self._kernel.settle(pid, slot)
-        self._by_slot[slot] = Process(slot, pid, root)
+        self._kernel.settle(tgid, slot)
+        self._by_slot[slot] = Process(slot, tgid, pid, root)
+        # Asked of the process that is watched now: another one may have had the number before.
+        if not self._may_watch(pid):
+            raise Refused(
+                "process %d is not this user's, or runs with more rights than its user has" % pid,
+                "run pytest as root",
+            )
+
+    def _refuse_a_second_root(self, pid, root):
+        """A process counts for one service only."""
+        other = next((p.root for p in self._by_slot.values() if p.pid == pid and not p.exited), root)
+        if pid == root != other:
+            raise Refused(
+                "process %d is watched already, as a child of process %d" % (pid, other),
+                "limit the service that process %d is" % other,
+            )
 
     @staticmethod
     def _named(value):

@@ -34,6 +34,11 @@ class Bank:
             self.histogram[bucket] = self.histogram.get(bucket, 0) + count
         self.slowest = sorted(self.slowest + other.slowest, reverse=True)[:SLOWEST]
 
+    def forget(self):
+        self.counters = dict.fromkeys(self.counters, 0)
+        self.histogram = {}
+        self.slowest = []
+
 
 def pending(counters):
     """Wakeups not resolved; one on an fd beyond the table never will be."""

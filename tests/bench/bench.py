@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 from tabulate import tabulate
 
-from pytest_netpoll import probe
+from pytest_netpoll import privilege
 from pytest_netpoll.options import Config
 from pytest_netpoll.service import Service, ServiceFactory
 from pytest_netpoll.symbols import Symbolizer
@@ -43,9 +43,9 @@ sys.stdin.read()
 @contextmanager
 def floor() -> Iterator[None]:
     """An empty raw tracepoint on sys_exit."""
-    stub = str(probe.bpf_sources() / "stub")
+    stub = str(privilege.bpf_sources() / "stub")
     with subprocess.Popen(
-        [str(probe.SYSTEM_PYTHON), "-I", "-c", FLOOR, stub],
+        [str(privilege.SYSTEM_PYTHON), "-I", "-c", FLOOR, stub],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as process:

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from pytest_netpoll import probe
+from pytest_netpoll import privilege
 
 PINGS = 200
 
@@ -143,13 +143,14 @@ def test_an_idle_service_is_measured_and_has_polls_but_no_wakeups(launch, measur
 @pytest.fixture
 def agent_of_another_time(tmp_path, monkeypatch):
     """An agent to which Go's pollDesc is unknown, as that of a Go to come will be."""
-    agent = shutil.copytree(probe.AGENT, tmp_path / "agent", ignore=shutil.ignore_patterns("__pycache__"))
+    agent = shutil.copytree(privilege.AGENT, tmp_path / "agent", ignore=shutil.ignore_patterns("__pycache__"))
     layouts = agent / "layouts.py"
     text = layouts.read_text()
     begin, end = text.index("LAYOUTS = ("), text.index("\n)\n", text.index("LAYOUTS = ("))
     unlike = "LAYOUTS = (\n" + '    Layout("go2", 12, 0, 12, 4),\n' * 3
     layouts.write_text(text[:begin] + unlike.rstrip("\n") + text[end:])
-    monkeypatch.setattr(probe, "AGENT", agent)
+    shutil.copytree(privilege.bpf_sources(), tmp_path / "bpf")
+    monkeypatch.setattr(privilege, "AGENT", agent)
 
 
 @pytest.mark.usefixtures("agent_of_another_time")

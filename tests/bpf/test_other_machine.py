@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 
-from pytest_netpoll import probe
+from pytest_netpoll import privilege
 
 # Loads what an arm64 machine would; nothing is watched, and it goes away at once.
 LOAD = """
@@ -29,12 +29,12 @@ _Static_assert(EVENT_WORDS * 4 == 16 && EVENT_DATA * 4 == 8, "struct epoll_event
 
 
 def test_the_program_for_arm64_compiles_and_passes_the_verifier(tmp_path):
-    sources = shutil.copytree(probe.bpf_sources(), tmp_path / "bpf")
+    sources = shutil.copytree(privilege.bpf_sources(), tmp_path / "bpf")
     with (sources / "netpoll.c").open("a") as file:
         file.write(FACTS)
     sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
     done = subprocess.run(
-        [*sudo, "/usr/bin/python3", "-I", "-B", "-c", LOAD, probe.AGENT, sources],
+        [*sudo, "/usr/bin/python3", "-I", "-B", "-c", LOAD, privilege.AGENT, sources],
         capture_output=True,
         text=True,
         timeout=120,

@@ -97,7 +97,7 @@ for line in sys.stdin:
 def test_a_slow_agent_is_waited_for_aloud(start, answer, expected):
     said: list[str] = []
     code = AGENT.format(start=start, answer=answer, protocol=probe.PROTOCOL)
-    agent = probe.Probe([sys.executable, "-c", code], said.append)
+    agent = probe.Probe([sys.executable, "-c", code], say=said.append)
     try:
         agent.wait_ready()
         agent.open()

@@ -14,21 +14,23 @@ from typing import Any
 import psutil
 import pytest
 
-from pytest_netpoll import probe
+from pytest_netpoll import privilege, probe
 from pytest_netpoll.errors import UnmeasuredError
 
 pytestmark = pytest.mark.bpf
 
 
+SIZES = {"max_processes": 4, "max_fds": 64, "uprobes": 0}
+
+
 def command() -> list[str]:
-    return probe.command(None, "auto", max_processes=4, max_fds=64)
+    return privilege.command(None, "auto")
 
 
 @contextlib.contextmanager
 def running() -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert "ready" in json.loads(process.stdout.readline())
+        assert "ready" in ask(process, json.dumps({"id": 0, "do": "load", **SIZES}))
         yield process
         process.kill()
 
@@ -63,9 +65,10 @@ def ask(agent: subprocess.Popen[str], line: str) -> dict[str, Any]:
         ('{"id": 1, "do": "watch", "pid": true}', "watch needs pid"),
         ('{"id": 1, "do": "watch", "pid": -1}', "watch needs pid"),
         ('{"id": 1, "do": "close", "window": 7, "settle_ms": 1}', "window 7 is not open"),
+        ('{"id": 1, "do": "load", "max_processes": 4, "max_fds": 64, "uprobes": 0}', "loaded already"),
         ("x" * 1_000_000, "not JSON"),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_a_message_it_does_not_understand_is_refused_and_it_lives_on(agent, line, complaint):
     answer = ask(agent, line)
@@ -106,7 +109,7 @@ def test_windows_do_not_grow_it(agent):
 
 def test_an_agent_that_hangs_is_given_up_after_its_deadline(monkeypatch):
     monkeypatch.setattr(probe, "ANSWER_DEADLINE", 0.3)
-    hanging = probe.Probe(command())
+    hanging = probe.Probe(command(), SIZES)
     hanging.wait_ready()
     os.kill(hanging.pid, signal.SIGSTOP)
     started = time.monotonic()

@@ -9,14 +9,14 @@ import time
 
 import pytest
 
-from pytest_netpoll import probe, slowest
+from pytest_netpoll import privilege, slowest
 from pytest_netpoll.timeline import collect
 
 
 @pytest.fixture
 def agent(monkeypatch):
     """agent("timeline") is the agent's module of that name, which is in no package."""
-    monkeypatch.syspath_prepend(str(probe.AGENT))
+    monkeypatch.syspath_prepend(str(privilege.AGENT))
     return importlib.import_module
 
 

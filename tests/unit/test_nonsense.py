@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pytest_netpoll import probe
+from pytest_netpoll import privilege, probe
 from pytest_netpoll.errors import UnmeasuredError
 from pytest_netpoll.marker import Limits
 from pytest_netpoll.metrics import COUNTERS, METRICS
@@ -38,7 +38,7 @@ SETTINGS = settings(
 @pytest.fixture(scope="module")
 def agent() -> Any:
     """The agent's module: its top imports the standard library only."""
-    spec = importlib.util.spec_from_file_location("netpoll_agent", probe.AGENT / "__main__.py")
+    spec = importlib.util.spec_from_file_location("netpoll_agent", privilege.AGENT / "__main__.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -74,6 +74,7 @@ PROCESS = {
     "executable": "/bin/true",
     "exited": False,
     "unwatched": 0,
+    "foreign": False,
     "calibration": {"layout": "go1.25", "epfd": 4, "proven": 3, "unproven": 0, "why_not": None},
     "counters": {**dict.fromkeys(COUNTERS, 7), **dict.fromkeys(LOSSES, 0), "lost_stacks": 0},
     "histogram": {"130": 14},

@@ -1,0 +1,54 @@
+"""Whether files are root's alone: what sudo starts for a user must not be the user's to change.
+
+The agent asks this of itself, and pytest of the agent before it starts it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+
+def distrust(path: str) -> str | None:
+    """Why the file, or the directory with all in it, is not root's alone; None where it is.
+
+    Above it, whoever can write to a directory can put another one in its place: all of them count.
+    """
+    return distrust_place(path) or _distrust_content(path)
+
+
+def distrust_place(path: str) -> str | None:
+    """The same of the file or the directory and of all above it, whatever it holds."""
+    path = os.path.abspath(path)
+    above = [path]
+    while above[0] != "/":
+        above.insert(0, os.path.dirname(above[0]))
+    for name in above:
+        reason = _distrust_one(name)
+        if reason is not None:
+            return reason
+    return None
+
+
+def _distrust_content(path: str) -> str | None:
+    for directory, directories, files in os.walk(path):
+        for name in (*directories, *files):
+            reason = _distrust_one(os.path.join(directory, name))
+            if reason is not None:
+                return reason
+    return None
+
+
+def _distrust_one(path: str) -> str | None:
+    try:
+        status = os.lstat(path)
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    if stat.S_ISLNK(status.st_mode):
+        return f"{path} is a symbolic link"
+    if status.st_uid != 0:
+        return f"{path} belongs to user {status.st_uid}, not to root"
+    # With an access control list, the group's bits are the most that it grants to anybody.
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"{path} can be written to by others than root (mode {stat.S_IMODE(status.st_mode):o})"
+    return None

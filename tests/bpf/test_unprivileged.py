@@ -1,0 +1,481 @@
+"""pytest as an ordinary user: a real one, with a real sudo and a line of the test's own in sudoers."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import pwd
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pytest_netpoll import install, privilege
+
+ROOT = Path(__file__).parents[2]
+NOBODY = 65534
+REQUIRED = ("pytest", "pluggy", "iniconfig", "packaging", "pygments", "psutil", "pyelftools", "tabulate")
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("useradd") or not shutil.which("setpriv"),
+    reason="becoming an ordinary user takes root, and useradd and setpriv",
+)
+needs_sudo = pytest.mark.skipif(
+    not shutil.which("sudo"), reason="there is no sudo: .ci/setup test installs it where it may"
+)
+
+
+class User:
+    """An ordinary user with a virtual environment, a home, and a Go service to test."""
+
+    def __init__(self, name: str, home: Path, python: Path) -> None:
+        entry = pwd.getpwnam(name)
+        self.name, self.uid, self.gid = name, entry.pw_uid, entry.pw_gid
+        self.home = home
+        self.python = python
+
+    def run(
+        self, *command: object, capabilities: str = "", **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.become(*command, capabilities=capabilities),
+            **{"cwd": self.home, "env": self.environment, "capture_output": True, "text": True, **options},
+            timeout=120,
+            check=False,
+        )
+
+    def become(self, *command: object, capabilities: str = "") -> list[str]:
+        """The command line that runs this one as the user; capabilities: ambient ones, "+bpf,+perfmon"."""
+        become = ["setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups"]
+        if capabilities:
+            become += [f"--inh-caps={capabilities}", f"--ambient-caps={capabilities}"]
+        # setpriv itself still has root's capabilities when it looks for the program; env has not.
+        return [*become, "env", *map(str, command)]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"PATH": os.environ["PATH"], "HOME": str(self.home), "LANG": "C.UTF-8"}
+
+    def pytest(self, source: str, *options: str, capabilities: str = "") -> Any:
+        """Runs pytest on the source; (its result, {test: as in the JSON report})."""
+        (self.home / "test_it.py").write_text(IMPORTS + source)
+        result = self.run(*self.pytest_command, *options, capabilities=capabilities)
+        report = self.home / "report.json"
+        assert "INTERNALERROR" not in result.stdout + result.stderr, result.stdout
+        tests = json.loads(report.read_text())["tests"] if report.exists() else []
+        report.unlink(missing_ok=True)
+        return result, {test["nodeid"].partition("::")[2]: test for test in tests}
+
+    @property
+    def pytest_command(self) -> list[str]:
+        command = [str(self.python), "-m", "pytest", "-q", "-p", "pytest_netpoll.plugin"]
+        return [*command, "-p", "no:cacheprovider", "--netpoll-json=report.json"]
+
+
+IMPORTS = '''
+import os, socket, time
+from pathlib import Path
+import psutil, pytest
+
+def pings(address, count=100):
+    with socket.create_connection(address, timeout=20) as c:
+        c.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for i in range(count + 1):
+            c.sendall(b"ping")
+            assert c.recv(4) == b"ping"
+            time.sleep(0.02 if i == 0 else 0.001)
+
+@pytest.fixture(scope="session")
+def echo(go_service):
+    return go_service(command=["./echo", "-addr", "127.0.0.1:{port}"])
+
+@pytest.fixture
+def agent():
+    """{name: value} of the agent's /proc/PID/status."""
+    (process,) = (p for p in psutil.Process().children(recursive=True)
+                  if p.cmdline()[1:3] == ["-I", "-B"] and p.cmdline()[0].endswith("python3"))
+    return dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
+'''
+
+MEASURED = "@pytest.mark.netpoll\ndef test_it(echo): pings(echo.address)\n"
+
+
+@pytest.fixture(scope="module")
+def user(built, newest_go):
+    name = f"netpoll{os.getpid()}"
+    subprocess.run(["useradd", "--system", "--no-create-home", name], check=True)
+    home = Path(tempfile.mkdtemp(prefix="netpoll-user-"))
+    try:
+        home.chmod(0o755)
+        shutil.copy(built("echo", str(newest_go.go)), home / "echo")
+        user = User(name, home, home / "venv" / "bin" / "python")
+        make_venv(user)
+        shutil.chown(home, user.uid, user.gid)
+        yield user
+    finally:
+        shutil.rmtree(home)
+        for process in psutil.process_iter(["username"]):
+            if process.info["username"] == name:
+                process.kill()
+        subprocess.run(["userdel", name], check=True, capture_output=True)
+
+
+def make_venv(user: User) -> None:
+    """A virtual environment of a Python that the user can run, with copies of what the plugin needs."""
+    for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
+        version = "import sys, venv; sys.exit(sys.version_info < (3, 10))"
+        if user.run(python, "-c", version, cwd="/").returncode == 0:
+            break
+    else:
+        pytest.skip("this machine has no Python of 3.10 or newer that everybody may run")
+    subprocess.run([python, "-m", "venv", "--without-pip", user.home / "venv"], check=True)
+    (site,) = (user.home / "venv" / "lib").glob("python*/site-packages")
+    for distribution in REQUIRED:
+        for file in importlib.metadata.files(distribution) or ():
+            if file.suffix in (".py", ".so") or file.parent.suffix == ".dist-info":
+                target = site / file
+                if target.is_relative_to(site) and ".." not in file.parts:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(str(file.locate()), target)
+    shutil.copytree(ROOT / "pytest_netpoll", site / "pytest_netpoll")
+    shutil.copytree(ROOT / "bpf", site / "pytest_netpoll" / "bpf")
+    tried = user.run(user.python, "-c", "import pytest, psutil, elftools, tabulate", cwd="/")
+    if tried.returncode:
+        pytest.skip(f"the tests' packages do not work with {python}: {tried.stderr}")
+
+
+@pytest.fixture
+def installed(user):
+    """The directory of an agent that is installed for the user, with its line in sudoers."""
+    prefix = Path(f"/usr/local/lib/netpoll-test-{os.getpid()}")
+    sudoers = Path(f"/etc/sudoers.d/netpoll-test-{os.getpid()}")
+    try:
+        options = ["--prefix", str(prefix), "--user", user.name, "--sudoers", str(sudoers)]
+        assert install.main(options) == 0
+        yield prefix
+    finally:
+        shutil.rmtree(prefix, ignore_errors=True)
+        sudoers.unlink(missing_ok=True)
+
+
+def wakeups(tests):
+    (service,) = tests["test_it"]["services"]
+    return service["metrics"]["productive_wakeups"]
+
+
+@needs_sudo
+@pytest.mark.parametrize(
+    ("goready", "capabilities", "counted"), [("off", 0, False), ("on", 1 << 38, True)], ids=["off", "on"]
+)
+def test_the_installed_agent_measures_and_keeps_what_uprobes_take(
+    user, installed, goready, capabilities, counted
+):
+    """CAP_PERFMON, and without uprobes nothing."""
+    source = "@pytest.mark.netpoll\ndef test_it(echo, agent):\n    pings(echo.address)\n" + "".join(
+        f"    assert agent[{name!r}].split() == {value!r}\n"
+        for name, value in {
+            "Uid": [str(user.uid)] * 4,
+            "Gid": [str(user.gid)] * 4,
+            "CapPrm": [f"{capabilities:016x}"],
+            "CapEff": [f"{capabilities:016x}"],
+            "CapBnd": ["0" * 16],
+            "NoNewPrivs": ["1"],
+        }.items()
+    )
+    result, tests = user.pytest(source, f"--netpoll-agent={installed}", f"--netpoll-goready={goready}")
+    assert result.returncode == 0, result.stdout
+    assert wakeups(tests) == pytest.approx(103, abs=2)
+    (service,) = tests["test_it"]["services"]
+    assert (service["metrics"]["ready_calls"] is not None) == counted
+    assert not agents(installed)
+
+
+@needs_sudo
+def test_a_killed_pytest_takes_the_agent_behind_sudo_with_it(user, installed):
+    source = "def test_it(echo, netpoll):\n    with netpoll.measure():\n"
+    source += "        Path('running').touch(); time.sleep(60)\n"
+    (user.home / "test_it.py").write_text(IMPORTS + source)
+    command = user.become(*user.pytest_command, "-s", f"--netpoll-agent={installed}")
+    with subprocess.Popen(command, cwd=user.home, env=user.environment, stdout=subprocess.DEVNULL) as process:
+        patiently((user.home / "running").exists)
+        assert agents(installed)
+        os.kill(process.pid, signal.SIGKILL)
+    patiently(lambda: not agents(installed), 5)
+
+
+@needs_sudo
+@pytest.mark.parametrize("uid", [NOBODY, 0], ids=["nobody", "root"])
+def test_another_users_process_is_refused(user, installed, uid):
+    command = [user.home / "echo", "-addr", "127.0.0.1:0"]
+    with subprocess.Popen(command, user=uid, stdout=subprocess.DEVNULL) as other:
+        source = f"@pytest.mark.netpoll\ndef test_it(go_service): go_service(pid={other.pid}, ready=None)\n"
+        result, tests = user.pytest(source, f"--netpoll-agent={installed}")
+        other.kill()
+    assert result.returncode == 1
+    assert tests["test_it"]["outcome"] == "unmeasured"
+    assert f"process {other.pid} is not this user's" in tests["test_it"]["reason"]
+    assert "run pytest as root" in tests["test_it"]["reason"]
+
+
+@needs_sudo
+def test_a_child_that_becomes_root_is_not_told_of(user, installed):
+    """It runs the same service from a file with the setuid bit."""
+    if os.statvfs(user.home).f_flag & os.ST_NOSUID:
+        pytest.skip(f"{user.home} does not honour the setuid bit")
+    raised = user.home / "raised"
+    shutil.copy(user.home / "echo", raised)
+    raised.chmod(0o4755)
+    source = """
+@pytest.mark.netpoll
+def test_it(go_service):
+    script = "./raised -addr 127.0.0.1:{port} & wait"
+    service = go_service(command=["sh", "-c", script], ready=None)
+    time.sleep(0.3)
+    pings(service.address, 10)
+"""
+    try:
+        _, tests = user.pytest(source, f"--netpoll-agent={installed}")
+    finally:
+        raised.unlink()
+        for process in psutil.process_iter(["exe"]):
+            if process.info["exe"] and process.info["exe"].startswith(str(raised)):
+                process.kill()
+    (service,) = tests["test_it"]["services"]
+    assert tests["test_it"]["outcome"] == "unmeasured"
+    assert service["metrics"]["wakeups"] in (0, None)
+
+
+@needs_sudo
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda agent, _: (agent / "proc.py").chmod(0o666),
+        lambda agent, _: agent.chmod(0o775),
+        lambda agent, _: agent.parent.chmod(0o777),
+        lambda agent, user: os.chown(agent / "proc.py", user.uid, 0),
+        lambda agent, user: os.chown(agent.parent / "bpf" / "netpoll.c", user.uid, 0),
+        lambda agent, _: agent.rename(agent.parent / "moved") and agent.symlink_to("moved"),
+    ],
+    ids=["file writable", "directory writable", "writable above", "file", "bpf file", "link"],
+)
+def test_an_installed_agent_that_others_can_change_is_used_by_nobody(user, installed, spoil):
+    spoil(installed / "agent", user)
+    # Not by pytest …
+    result, tests = user.pytest(MEASURED, f"--netpoll-agent={installed}")
+    assert result.returncode == 1
+    assert f"installed in {installed} is not safe to start with sudo" in tests["test_it"]["reason"]
+    # … and were it started all the same, not by itself.
+    first = start(user, *privilege.agent_command(privilege.SYSTEM_PYTHON, installed / "agent"))
+    assert "refuses to run as root where others can change it" in first["failed"]["what"]
+
+
+@needs_sudo
+def test_an_installed_agent_of_another_version_is_not_used(user, installed):
+    with open(installed / "agent" / "proc.py", "a") as file:
+        file.write("# changed\n")
+    result, tests = user.pytest(MEASURED, f"--netpoll-agent={installed}")
+    assert result.returncode == 1
+    reason = tests["test_it"]["reason"]
+    assert "is of another version, and sudo asks for a password" in reason
+    assert f"install-agent --prefix {installed}" in reason
+
+
+@needs_sudo
+@pytest.mark.usefixtures("installed")
+def test_without_an_installed_agent_a_user_with_full_sudo_measures(user):
+    sudoers = Path(f"/etc/sudoers.d/netpoll-test-{os.getpid()}")
+    sudoers.write_text(f"{user.name} ALL=(root) NOPASSWD: ALL\n")
+    result, tests = user.pytest(MEASURED, "--netpoll-agent=/nowhere")
+    assert result.returncode == 0, result.stdout
+    assert wakeups(tests) == pytest.approx(103, abs=2)
+
+
+@needs_sudo
+def test_a_user_without_sudo_is_told_what_to_install(user):
+    result, tests = user.pytest(MEASURED, "--netpoll-agent=/nowhere")
+    assert result.returncode == 1
+    assert "eBPF needs root: pytest is not root and sudo asks for a password" in tests["test_it"]["reason"]
+    assert "install-agent --prefix /nowhere --sudoers" in tests["test_it"]["reason"]
+
+
+@needs_sudo
+def test_the_line_in_sudoers_allows_the_agent_and_nothing_else(user, installed):
+    python, agent = str(privilege.SYSTEM_PYTHON), str(installed / "agent")
+    for command in (
+        [python],
+        [python, "-c", "print('ready')"],
+        [python, "-I", "-B", agent, "--unverified"],
+        [python, "-B", agent],
+        [python, "-I", "-B", f"{agent}/../agent"],
+        [python, "-I", "-B", str(user.home)],
+        ["sh"],
+    ):
+        run = user.run("sudo", "-n", "--", *command, input="")
+        assert (run.returncode, run.stdout) == (1, ""), command
+        assert "password is required" in run.stderr, command
+    # Sudo compares arguments joined by spaces: these it lets pass, and Python does not understand them.
+    for command in ([python, f"-I -B {agent}"], [python, "-I", f"-B {agent}"], [python, "-I -B", agent]):
+        run = user.run("sudo", "-n", "--", *command, input="")
+        assert run.returncode != 0, command
+        assert "ready" not in run.stdout, command
+
+
+@needs_sudo
+def test_what_a_user_asks_of_the_agent_is_checked(user, installed):
+    agent = privilege.agent_command(privilege.SYSTEM_PYTHON, installed / "agent")
+    for message, complaint in (
+        ({"do": "watch", "pid": 1}, "the first is load"),
+        (
+            {"do": "load", "max_processes": 4000, "max_fds": 1 << 30, "uprobes": 0},
+            "more than 1 GiB of kernel memory",
+        ),
+        ({"do": "load", "max_processes": "4"}, "load needs max_processes, a whole number"),
+    ):
+        assert complaint in start(user, *agent, message=message)["failed"]["what"]
+
+
+def test_ambient_capabilities_do_instead_of_root(user):
+    source = MEASURED + "def test_agent(agent, netpoll):\n    with netpoll.measure(): pass\n"
+    result, tests = user.pytest(source, "--netpoll-sudo=never", capabilities="+bpf,+perfmon")
+    assert wakeups(tests) == pytest.approx(103, abs=2), result.stdout
+
+
+def test_half_of_the_capabilities_are_not_enough(user):
+    result, tests = user.pytest(MEASURED, "--netpoll-sudo=never", capabilities="+bpf")
+    assert result.returncode == 1
+    assert "pytest is neither root nor has CAP_BPF and CAP_PERFMON" in tests["test_it"]["reason"]
+
+
+def test_the_capabilities_of_the_agents_python_do_too(user):
+    """setcap on a copy that only this user's group may run."""
+    setcap = shutil.which("setcap") or "/usr/sbin/setcap"
+    if not Path(setcap).exists():
+        pytest.skip("there is no setcap")
+    python = user.home / "python3"
+    shutil.copy(os.path.realpath(privilege.SYSTEM_PYTHON), python)
+    try:
+        os.chown(python, 0, user.gid)
+        python.chmod(0o750)
+        subprocess.run([setcap, "cap_bpf,cap_perfmon+ep", python], check=True)
+        result, tests = user.pytest(MEASURED, "--netpoll-sudo=never", f"--netpoll-python={python}")
+    finally:
+        python.unlink()
+    assert wakeups(tests) == pytest.approx(103, abs=2), result.stdout
+
+
+# What docker gives without being asked (containerd's default set), by hand: there is no Docker here.
+DOCKER = """
+    chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw sys_chroot mknod
+    audit_write setfcap
+"""
+
+
+@pytest.mark.parametrize("added", [("bpf", "perfmon"), ()])
+def test_root_in_a_container_needs_two_capabilities_added(user, tmp_path, added):
+    """Root with Docker's own capabilities in pid, network and mount namespaces, and what --cap-add adds."""
+    (tmp_path / "test_it.py").write_text(IMPORTS.replace("./echo", f"{user.home}/echo") + MEASURED)
+    bounds = ",".join(["-all", *(f"+{name}" for name in (*DOCKER.split(), *added))])
+    inside = ["setpriv", f"--bounding-set={bounds}", sys.executable, "-m", "pytest", "-q"]
+    inside += ["-p", "no:cacheprovider", "--netpoll-json=report.json"]
+    wall = [
+        "unshare",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        "--net",
+        "sh",
+        "-c",
+        'ip link set lo up; exec "$@"',
+        "sh",
+    ]
+    run = subprocess.run(
+        [*wall, *inside],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    (test,) = json.loads((tmp_path / "report.json").read_text())["tests"]
+    if added:
+        assert run.returncode == 0, run.stdout
+        assert wakeups({"test_it": test}) == pytest.approx(103, abs=2)
+    else:
+        assert run.returncode == 1
+        assert "the agent lacks CAP_BPF and CAP_PERFMON" in test["reason"]
+        assert "--cap-add BPF --cap-add PERFMON" in test["reason"]
+
+
+def test_a_pods_test_container_measures_the_service_of_another_one(user, tmp_path):
+    """example_project/ci/kubernetes-job.yaml: one pid namespace, two users, the capabilities it asks for."""
+    manifest = (ROOT / "example_project" / "ci" / "kubernetes-job.yaml").read_text()
+    (added,) = re.findall(r"add: \[(.*)\]", manifest)
+    (name,) = re.findall(r"go_service\(process=(.*)\)", manifest)
+    source = f"""
+@pytest.mark.netpoll
+def test_it(go_service): pings(go_service(process={name.replace("/server", f"{user.home}/server")}).address)
+"""
+    (tmp_path / "test_it.py").write_text(IMPORTS + source)
+    shutil.copy(user.home / "echo", user.home / "server")
+    bounds = "-all,+" + added.lower().replace(", ", ",+")
+    script = f"""
+ip link set lo up
+setpriv --reuid={user.uid} --regid={user.gid} --clear-groups --bounding-set=-all {user.home}/server &
+exec setpriv --bounding-set={bounds} {sys.executable} -m pytest -p no:cacheprovider --netpoll-json=report.json
+"""
+    run = subprocess.run(
+        ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--net", "sh", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stdout
+    (test,) = json.loads((tmp_path / "report.json").read_text())["tests"]
+    assert wakeups({"test_it": test}) == pytest.approx(103, abs=2)
+
+
+def test_root_in_a_user_namespace_is_not_root_enough(user):
+    """As in a rootless container."""
+    agent = [*privilege.agent_command(privilege.SYSTEM_PYTHON, privilege.AGENT), privilege.UNVERIFIED]
+    shutil.copytree(ROOT / "pytest_netpoll", user.home / "readable", dirs_exist_ok=True)
+    agent[-2] = str(user.home / "readable" / "agent")
+    run = user.run("unshare", "--user", "--map-root-user", *agent, input=load())
+    if "unshare failed" in run.stderr:
+        pytest.skip("ordinary users may not make user namespaces here")
+    failed = json.loads(run.stdout.splitlines()[0])["failed"]
+    assert "root in a user namespace only" in failed["what"]
+
+
+def load(message=None):
+    message = message or {"do": "load", "max_processes": 4, "max_fds": 64, "uprobes": 0}
+    return json.dumps({"id": 0, **message}) + "\n"
+
+
+def start(user, *agent, message=None):
+    """The first answer of an agent that the user starts through sudo."""
+    run = user.run("sudo", "-n", "--", *agent, input=load(message))
+    return json.loads(run.stdout.splitlines()[0])
+
+
+def agents(prefix):
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if str(prefix / "agent") in (process.info["cmdline"] or ()):
+            found.append(process)
+    return found
+
+
+def patiently(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "in vain"
+        time.sleep(0.05)
