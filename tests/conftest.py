@@ -52,12 +52,24 @@ def why_no_bpf() -> str | None:
     return None
 
 
+def why_no_uprobes() -> str | None:
+    """Why no uprobe can be attached here; None where one can."""
+    # As the agent sees it: attaching could hang for ever.
+    tainted = Path("/proc/sys/kernel/tainted")
+    if tainted.exists() and int(tainted.read_text()) & 1 << 7:
+        return "this kernel has had an oops since it booted (see dmesg), and may hang at uprobes: reboot"
+    return None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     required = os.environ.get("NETPOLL_REQUIRE_BPF", "0") not in ("", "0")
     for item in items:
         if Path(__file__).with_name("bpf") in item.path.parents:
             item.add_marker("bpf")
         if item.get_closest_marker("bpf") and not required and (reason := why_no_bpf()):
+            item.add_marker(pytest.mark.skip(reason=reason))
+        # Also where BPF is required: a broken machine says nothing about the code.
+        if item.get_closest_marker("uprobes") and (reason := why_no_uprobes()):
             item.add_marker(pytest.mark.skip(reason=reason))
 
 

@@ -17,6 +17,8 @@ from pytest_netpoll.options import Config
 from pytest_netpoll.symbols import Symbolizer
 from pytest_netpoll.window import Meter
 
+pytestmark = pytest.mark.uprobes
+
 MESSAGES = 100
 WOKEN = 50
 

@@ -36,6 +36,7 @@ def test_an_idle_services_run_queue_is_empty(launch, measure, connect, newest_go
     assert stretch(server).runq_max == 0
 
 
+@pytest.mark.uprobes
 def test_an_expired_deadline_takes_no_time_slice_of_its_own(launch, measure, newest_go):
     """Who is readied runs next, in the time slice of whoever readied it: not a dispatch, but a ready call."""
     server = launch("deadline", go=str(newest_go.go))

@@ -174,7 +174,11 @@ def wakeups(tests):
 
 @needs_sudo
 @pytest.mark.parametrize(
-    ("goready", "capabilities", "counted"), [("off", 0, False), ("on", 1 << 38, True)], ids=["off", "on"]
+    ("goready", "capabilities", "counted"),
+    [
+        pytest.param("off", 0, False, id="off"),
+        pytest.param("on", 1 << 38, True, id="on", marks=pytest.mark.uprobes),
+    ],
 )
 def test_the_installed_agent_measures_and_keeps_what_uprobes_take(
     user, installed, goready, capabilities, counted

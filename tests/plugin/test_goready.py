@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-pytestmark = pytest.mark.bpf
+pytestmark = [pytest.mark.bpf, pytest.mark.uprobes]
 
 WAKES = """
 @pytest.fixture(scope="session")
