@@ -170,7 +170,7 @@ def test_columns_of_hooks_stand_beside_the_others_also_where_a_service_has_none(
 
 
 def test_records_of_an_older_file_are_rendered() -> None:
-    old = built(measured(offenders=({"count": 1, "share": None, "direction": "read", "syscall": None,
+    old = built(measured(offenders=({"offence": "spurious", "count": 1, "share": None, "direction": "read", "syscall": None,
                                      "fd_type": None, "stack": ()},)), max_spurious=0.05)  # fmt: skip
     for extra in ("file", "line", "error", "xfail", "diagnosis"):
         del old[extra]
