@@ -300,6 +300,8 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
         name = f"{prefix}{key}".replace("_", " ")
         if isinstance(item, Mapping):
             yield from _flat(item, f"{name}: ")
+        elif isinstance(item, (list, tuple)) and any(isinstance(part, Mapping) for part in item):
+            yield from _flat({f"{number}": part for number, part in enumerate(item, 1)}, f"{name} ")
         elif isinstance(item, (list, tuple)):
             yield name, ", ".join(map(str, item)) or units.NOT_MEASURED
         else:
