@@ -424,8 +424,6 @@ class Session:
             "agent_python": agent.pop("python", None),
             "cpus": os.cpu_count(),
             "cpus_usable": len(os.sched_getaffinity(0)),
-            # What services inherit, unless go_service(env=...) says otherwise.
-            "gomaxprocs": os.environ.get("GOMAXPROCS"),
             "go_versions": sorted({s["go_version"] for s in services if s["go_version"]}),
             "arch": platform.machine(),
             "kernel": platform.release(),
