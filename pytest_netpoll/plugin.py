@@ -416,12 +416,15 @@ class Session:
     @property
     def environment(self) -> dict[str, Any]:
         """Where this was measured, as in the JSON report."""
+        services = [service for made in self._records for service in made["services"]]
         agent = dict(self.meter.environment or self._workers_environment)
         return {
             "plugin": __version__,
             "python": platform.python_version(),
             "agent_python": agent.pop("python", None),
             "cpus": os.cpu_count(),
+            "cpus_usable": len(os.sched_getaffinity(0)),
+            "go_versions": sorted({s["go_version"] for s in services if s["go_version"]}),
             "arch": platform.machine(),
             "kernel": platform.release(),
             **agent,

@@ -65,10 +65,7 @@ def write(path: Path, environment: Mapping[str, Any], records: Iterable[TestReco
 def render(environment: Mapping[str, Any], records: Iterable[TestRecord]) -> str:
     """The page; of the environment all is shown. Tests come worst first, then by name."""
     tests = words.worst_first(sorted(records, key=lambda record: record["nodeid"]))
-    # Also of the columns that hooks add, which not all services need to have.
-    added = dict.fromkeys(
-        heading for test in tests for service in test["services"] for heading in service.get("columns", {})
-    )
+    added = words.own_columns(tests)
     templates = _templates()
     test_template = templates.get_template("test.html")
     details = [
@@ -84,7 +81,7 @@ def render(environment: Mapping[str, Any], records: Iterable[TestRecord]) -> str
     return templates.get_template("page.html").render(
         written=datetime.datetime.now().astimezone(),
         counts={status: statuses.count(status) for status in STATUSES if status in statuses},
-        rows=[_row(number, test, list(added)) for number, test in enumerate(tests)],
+        rows=[_row(number, test, added) for number, test in enumerate(tests)],
         columns=[
             *((metric, heading, METRICS[metric].meaning) for metric, heading in words.COLUMNS.items()),
             *(("added", heading, "") for heading in added),
@@ -186,9 +183,7 @@ def _cell(service: ServiceRecord, metric: str) -> _Cell:
 
 def _added(service: ServiceRecord, heading: str) -> _Cell:
     value = service.get("columns", {}).get(heading)
-    if isinstance(value, (int, float)):
-        return _Cell(units.show(value, "count" if isinstance(value, int) else "ratio"), repr(value))
-    return _Cell(units.NOT_MEASURED if value is None else words.one_line(value), "")
+    return _Cell(words.show_own(service, heading), repr(value) if isinstance(value, (int, float)) else "")
 
 
 class _Limit(NamedTuple):
@@ -305,6 +300,8 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
         name = f"{prefix}{key}".replace("_", " ")
         if isinstance(item, Mapping):
             yield from _flat(item, f"{name}: ")
+        elif isinstance(item, (list, tuple)) and any(isinstance(part, Mapping) for part in item):
+            yield from _flat({f"{number}": part for number, part in enumerate(item, 1)}, f"{name} ")
         elif isinstance(item, (list, tuple)):
             yield name, ", ".join(map(str, item)) or units.NOT_MEASURED
         else:

@@ -149,6 +149,7 @@ def test_healthy(echo, ping, text): ping(echo, 100)
     detail = page.unfold(row)
     assert "dup: spurious" in detail.find_element(By.CSS_SELECTOR, ".cause").text
     assert "services/kit.Echo" in detail.find_element(By.CSS_SELECTOR, ".stack li").text
+    assert "GOMAXPROCS" in detail.find_element(By.CSS_SELECTOR, "h3 .quiet").text
     assert "✗ broken" in detail.find_element(By.CSS_SELECTOR, ".limits").text
     chart = detail.find_elements(By.CSS_SELECTOR, ".chart")[0]
     assert page.draw(chart) > 0

@@ -189,7 +189,11 @@ def test_healthy(echo, ping): ping(echo, 100)
     assert result.ret == 1
     report = json.loads((pytester.path / "out/report.json").read_text())
     assert report["schema"] == "pytest-netpoll/1"
-    assert report["environment"]["bcc"]
+    environment = report["environment"]
+    for known in ("plugin", "python", "agent_python", "kernel", "machine", "bcc", "cpus", "cpus_usable"):
+        assert environment[known], known
+    assert environment["go_versions"] == [report["tests"][0]["services"][0]["go_version"]]
+    assert environment["attached"][0]["cost"]
     healthy, wasteful = report["tests"]
     assert (healthy["nodeid"], healthy["outcome"]) == ("test_it.py::test_healthy", "passed")
     assert wasteful["outcome"] == "failed"

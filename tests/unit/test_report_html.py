@@ -8,7 +8,7 @@ import importlib.util
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -143,6 +143,17 @@ def test_the_latency_chart_has_every_latency_and_the_limits() -> None:
     assert "latency_p99" in METRICS
 
 
+def test_every_kind_of_offender_and_late_wakeups_are_shown_with_their_stacks() -> None:
+    where = {"direction": "read", "syscall": "read", "fd_type": "tcp", "local": "a", "peer": "b"}
+    stack = ({"function": "main.(*watcher).run", "file": "server/fault_dup.go", "line": 33},)
+    kinds = get_args(get_type_hints(record.Offender)["offence"])
+    offenders = tuple({"offence": kind, "count": 9, "share": 0.9, **where, "stack": stack} for kind in kinds)
+    late = {"latency_ns": 12_300_000, "goroutine": 18, "at_ms": 5.0, **where, "stack": stack}
+    (detail,) = details(built(measured(offenders=offenders, slowest=(late,)), max_latency_p99="1us"))
+    assert detail["html"].count("server/fault_dup.go:33") == len(kinds) + 1
+    assert "12.3 ms to run (read on tcp a ← b, goroutine 18" in text(detail["html"])
+
+
 def test_what_was_not_measured_is_not_drawn() -> None:
     (gone,) = details(built(measured(unmeasured="gone")))
     assert gone["charts"] == [{"latency": None, "timeline": None}]
@@ -170,8 +181,9 @@ def test_columns_of_hooks_stand_beside_the_others_also_where_a_service_has_none(
 
 
 def test_records_of_an_older_file_are_rendered() -> None:
-    old = built(measured(offenders=({"count": 1, "share": None, "direction": "read", "syscall": None,
-                                     "fd_type": None, "stack": ()},)), max_spurious=0.05)  # fmt: skip
+    nowhere = dict.fromkeys(("share", "syscall", "fd_type"))
+    offender = {"offence": "spurious", "count": 1, "direction": "read", **nowhere, "stack": ()}
+    old = built(measured(offenders=(offender,)), max_spurious=0.05)
     for extra in ("file", "line", "error", "xfail", "diagnosis"):
         del old[extra]
     for extra in ("unmeasured", "histogram", "timeline", "columns"):
