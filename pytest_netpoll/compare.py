@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pytest_netpoll import tolerance
 from pytest_netpoll.comparison import Baseline, Comparison, Rules, Sample, compare
-from pytest_netpoll.errors import UsageError
+from pytest_netpoll.errors import NetpollError, UsageError
 from pytest_netpoll.metrics import METRICS
 from pytest_netpoll.report import baseline, tables
 from pytest_netpoll.report.record import ServiceRecord, TestRecord, comparison_record
@@ -24,8 +24,12 @@ PASSED, REGRESSED = 0, 1
 def main(arguments: Sequence[str]) -> int:
     """Prints the table, then a line for each thing that got worse."""
     options = _parser().parse_args(arguments)
-    then, _ = baseline.load_any(options.then)
-    now, records = baseline.load_any(options.now)
+    try:
+        then, _ = baseline.load_any(options.then)
+        now, records = baseline.load_any(options.now)
+    except NetpollError as error:
+        # Exit code 2: a 1 would say that something got worse.
+        raise UsageError(error.what, why=error.why, fix=error.fix) from None
     rules = Rules(_joined(options.fail), options.latencies)
     compared = [_compared(nodeid, now, then, rules, records.get(nodeid)) for nodeid in sorted(now.tests)]
     width = max(60, shutil.get_terminal_size().columns)
