@@ -121,6 +121,8 @@ class Meter:
 
     def follow(self, service: Watched, pid: int) -> None:
         """Watches one process more of a service; one that has ended before that is of no account."""
+        if self._counts_already(service, pid):
+            return
         self._admit(service, pid)
         stat = guard.stat(pid)
         if pid in self._not_watched and (stat is None or stat.state in "ZX"):
@@ -339,6 +341,14 @@ class Meter:
             if lost:
                 return f"{lost} lost, so the numbers are not exact: {what}"
         return None
+
+    def _counts_already(self, service: Watched, pid: int) -> bool:
+        """Whether the kernel followed it from a process of this service, the only one there is."""
+        if self._probe is None or self._probe.failed is not None or set(self._roots.values()) != {service}:
+            return False
+        with contextlib.suppress(UnmeasuredError):
+            return any(p["pid"] == pid and not p["exited"] for p in self._probe.programs())
+        return False
 
     def _admit(self, service: Watched, pid: int) -> None:
         self._roots[pid] = service

@@ -201,7 +201,7 @@ def test_a_proxy_that_splices_is_woken_by_both_of_its_sides(
 def test_a_writer_that_waits_for_room_is_woken_productively(launch, measure, connect, newest_go):
     service = launch("echo", go=str(newest_go.go))
     connection = connect(service.address)
-    size = 32 << 20
+    size = 128 << 20
     sender = threading.Thread(target=connection.sendall, args=[bytes(size)])
     with measure() as stretch:
         sender.start()
