@@ -416,7 +416,7 @@ def load(user, timers, max_processes, max_fds, uprobes):
         loaded = kernel.Kernel(bcc, sources(), max_processes, max_fds)
     except kernel.LoadFailed as error:
         raise Unable("the BPF program could not be loaded: %s" % error, error.fix) from error
-    kept = privileges.drop(user, loaded.works, privileges.probing() if uprobes else ())
+    kept = privileges.drop(user, loaded.works, privileges.PROBING if uprobes else ())
     agent = Agent(
         loaded,
         timers,

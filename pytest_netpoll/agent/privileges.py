@@ -10,6 +10,8 @@ import namespaces
 
 # linux/capability.h
 CAPABILITIES = {"DAC_READ_SEARCH": 2, "SYS_PTRACE": 19, "SYS_ADMIN": 21, "PERFMON": 38, "BPF": 39}
+# What placing a uprobe takes. CAP_PERFMON did for some years; a probe amid an instruction breaks the program.
+PROBING = ("SYS_ADMIN",)
 LOADING = ("BPF", "PERFMON")  # SYS_ADMIN stands for both, as it did alone before 5.8
 YAMA = "/proc/sys/kernel/yama/ptrace_scope"
 
@@ -36,11 +38,6 @@ def permitted():
         line = next(line for line in f if line.startswith("CapPrm:"))
     bits = int(line.split()[1], 16)
     return {name for name, bit in CAPABILITIES.items() if bits >> bit & 1}
-
-
-def probing():
-    """The names of what placing a uprobe takes, of a BPF program that is loaded."""
-    return {"PERFMON"} & permitted() or {"SYS_ADMIN"}  # which stood for it before 5.8
 
 
 def why_not():
