@@ -78,6 +78,7 @@ def test_waiting_is_said_on_a_line_of_its_own_and_progress_goes_on_after_it(on_t
 
 AGENT = """
 import json, sys, time
+sys.stdin.readline()  # what to load
 time.sleep({start})
 print(json.dumps({{"ready": {{"protocol": {protocol}}}}}), flush=True)
 for line in sys.stdin:
