@@ -74,12 +74,12 @@ def test_the_bcc_of_pypi_is_told_from_bcc(run, tmp_path):
 @pytest.mark.bpf
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes capabilities away from root")
 @pytest.mark.usefixtures("run")
-def test_a_container_without_the_capabilities_is_told_what_the_doctor_would_say(pytester):
+def test_a_container_without_the_capabilities_is_told_which_to_add(pytester):
     pytester.makepyfile(test_it=f"from pytest import mark\nnetpoll = mark.netpoll\n{MEASURED}")
     under = ("setpriv", "--bounding-set", "-bpf,-perfmon,-sys_admin")
     result = pytester.run(*under, sys.executable, "-m", "pytest", "-p", "no:xdist", timeout=120)
     result.stdout.fnmatch_lines(
-        ["unmeasured: echo: the BPF program could not be loaded: * (to mend: docker run --cap-add BPF *"]
+        ["unmeasured: echo: the agent lacks CAP_BPF and CAP_PERFMON (to mend: *--cap-add BPF --cap-add *"]
     )
 
 

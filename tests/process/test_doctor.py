@@ -81,14 +81,15 @@ def test_a_python_that_cannot_run_the_agent_is_quoted(tmp_path):
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes capabilities away from root")
 @pytest.mark.bpf
 def test_root_of_a_container_without_the_capabilities_is_told_which():
-    """And so is the agent's failure explained, whose own words are "Operation not permitted"."""
+    """By the agent, too, which looks at its own before it tries."""
     under = ("setpriv", "--bounding-set", "-bpf,-perfmon,-sys_admin")
     status, findings = run(under=under)
     assert status == 1
     assert findings["privileges"]["status"] == "fail"
     assert findings["privileges"]["fix"] == "docker run --cap-add BPF --cap-add PERFMON …"
     assert findings["agent"]["status"] == "fail"
-    assert "--cap-add BPF --cap-add PERFMON" in findings["agent"]["fix"]
+    assert findings["agent"]["seen"] == "the agent lacks CAP_BPF and CAP_PERFMON"
+    assert findings["agent"]["fix"].endswith("--cap-add BPF --cap-add PERFMON")
     assert findings["Go"]["status"] == "ok"
 
 
