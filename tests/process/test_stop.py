@@ -217,9 +217,7 @@ def test_services_do_not_hold_the_guardians_pipe(go_service: ServiceFactory, nas
     pipe = os.fstat(process.stdin.fileno()).st_ino
     targets = []
     for path in Path(f"/proc/{server.pid}/fd").iterdir():
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # it still starts, and closes what it has read
+        with contextlib.suppress(FileNotFoundError):  # it still starts, and closes what it has read
             targets.append(str(path.readlink()))
     assert targets
     assert f"pipe:[{pipe}]" not in targets
