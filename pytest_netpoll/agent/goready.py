@@ -97,7 +97,10 @@ class Probes:
 
     def _attach(self, process, ready, deadline):
         if uprobe.crashed():
-            raise BadPlace("this kernel has had an oops since it booted (see dmesg), and may hang at uprobes")
+            raise BadPlace(
+                "this kernel has had an oops since it booted (see dmesg) and may hang at uprobes "
+                "(to mend: reboot)"
+            )
         # By the process's own name for it: the file may have been replaced, or be in another namespace.
         try:
             fd = os.open("/proc/%d/exe" % process.pid, os.O_RDONLY | os.O_CLOEXEC)

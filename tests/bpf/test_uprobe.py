@@ -1,0 +1,23 @@
+"""That the kernel understands how the agent asks for a uprobe, as far as one can tell without one."""
+
+from __future__ import annotations
+
+import errno
+import runpy
+
+import pytest
+
+from pytest_netpoll import privilege
+
+
+@pytest.fixture(scope="module")
+def attach():
+    return runpy.run_path(str(privilege.AGENT / "uprobe.py"))["attach"]
+
+
+# Refused for what the path names: the kernel knew what was asked for, and found the path.
+@pytest.mark.parametrize(("name", "refusal"), [("missing", errno.ENOENT), (".", errno.EINVAL)])
+def test_a_file_that_can_have_no_uprobe_is_refused_for_what_it_is(attach, tmp_path, name, refusal):
+    with pytest.raises(OSError, match=r"\[Errno \d+\]") as refused:
+        attach(str(tmp_path / name).encode(), 4096, -1)
+    assert refused.value.errno == refusal
