@@ -99,7 +99,7 @@ class Probe:
         self._ask("unwatch", pid=pid)
 
     def programs(self) -> Sequence[Mapping[str, Any]]:
-        """All watched processes: [{"pid", "executable", "goready", "scheduler", …}].
+        """All watched processes: [{"pid", "root", "executable", "goready", "scheduler", …}].
 
         goready, scheduler: whether attach or learn was called for the program that it runs.
         """

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
 from pytest_netpoll import goready, scheduler
+from pytest_netpoll.elf import Key, key_of
 from pytest_netpoll.errors import UnmeasuredError
 from pytest_netpoll.probe import Probe
-from pytest_netpoll.toolchain import go_version_of
+from pytest_netpoll.toolchain import go_version_of_program
 
 T = TypeVar("T")
-Key = tuple[str, int, int]  # path, inode, time: a program that is built anew is another one
 
 _LATE = "process {pid} began to run {executable} only during the test"
 
@@ -35,7 +34,7 @@ class Programs:
         """processes: as the agent tells of them. What cannot be had is remembered, not raised."""
         for process in processes:
             pid, path = process["pid"], process["executable"]
-            if process["exited"] or not path or go_version_of(path) is None:
+            if process["exited"] or not path or go_version_of_program(path) is None:
                 continue
             if self.count_ready and not process["goready"]:
                 self._ask("goready", path, partial(self._attach, agent, pid))
@@ -48,7 +47,7 @@ class Programs:
     def why_no_deadlines(self, process: Mapping[str, Any]) -> str:
         if process["ready_calls"] is None:
             return self._why("goready", process)
-        return f"{goready.DEADLINE} is not there in {go_version_of(process['executable'])}"
+        return f"{goready.DEADLINE} is not there in {go_version_of_program(process['executable'])}"
 
     def why_no_scheduler(self, process: Mapping[str, Any]) -> str:
         if process["exited"]:
@@ -56,13 +55,13 @@ class Programs:
         return self._why("scheduler", process)
 
     def _why(self, subject: str, process: Mapping[str, Any]) -> str:
-        if go_version_of(process["executable"] or "") is None:
+        if go_version_of_program(process["executable"] or "") is None:
             return f"the program of process {process['pid']}, {process['executable']}, cannot be read"
-        refusal = self._refusals.get((subject, _key(process["executable"])))
+        refusal = self._refusals.get((subject, key_of(process["executable"])))
         return refusal.reason if refusal is not None else _LATE.format_map(process)
 
     def _ask(self, subject: str, path: str, ask: Callable[[Key], None]) -> None:
-        key = _key(path)
+        key = key_of(path)
         self._refusals.pop((subject, key), None)
         try:
             ask(key)
@@ -75,14 +74,6 @@ class Programs:
 
     def _learn(self, agent: Probe, pid: int, key: Key) -> None:
         agent.learn(pid, _remembered(self._layouts, key, scheduler.find_layout))
-
-
-def _key(path: str) -> Key:
-    try:
-        status = os.stat(path)  # noqa: PTH116 - a path from the kernel
-    except OSError:
-        return path, 0, 0
-    return path, status.st_ino, status.st_mtime_ns
 
 
 def _remembered(known: dict[Key, T | UnmeasuredError], key: Key, find: Callable[[str], T]) -> T:

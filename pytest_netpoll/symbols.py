@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_netpoll.elf import key_of
 from pytest_netpoll.errors import NetpollError
 from pytest_netpoll.pclntab import Line, PcLineTable, Segment, load_segments
 from pytest_netpoll.toolchain import find_go
@@ -76,12 +77,10 @@ class Symbolizer:
 
     def _program(self, path: str) -> _Program:
         # A service that was built anew and restarted has other lines under the same name.
-        try:
-            status = os.stat(path)  # noqa: PTH116 - a path from the kernel, asked for with every frame
-            key = path, status.st_ino, status.st_mtime_ns
-        except OSError:
+        key = key_of(path)
+        if key == (path, 0, 0):
             # Gone, as a container's files are with its last process: then it is the one known by that name.
-            key = next((key for key in reversed(self._programs) if key[0] == path), (path, 0, 0))
+            key = next((known for known in reversed(self._programs) if known[0] == path), key)
         if key not in self._programs:
             self._programs[key] = _Program(path)
         return self._programs[key]

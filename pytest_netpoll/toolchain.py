@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import functools
 import hashlib
 import os
 import re
@@ -18,7 +19,7 @@ from typing import Literal
 
 from elftools.elf.elffile import ELFFile
 
-from .elf import read_elf
+from .elf import key_of, read_elf
 from .errors import ServiceError
 
 Say = Callable[[str], None]
@@ -298,6 +299,16 @@ def _run(
 def _is_elf(path: Path) -> bool:
     with open(path, "rb") as file:
         return file.read(4) == b"\x7fELF"
+
+
+def go_version_of_program(path: str) -> str | None:
+    """The same as go_version_of, remembered: it is asked for with every window."""
+    return _version_by_key(*key_of(path))
+
+
+@functools.lru_cache(maxsize=64)
+def _version_by_key(path: str, _inode: int, _time: int) -> str | None:
+    return go_version_of(path)
 
 
 def go_version_of(path: str) -> str | None:

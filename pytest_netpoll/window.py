@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import operator
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from pytest_netpoll.metrics import OPTIONAL_COUNTERS, Measurement, Snapshot
 from pytest_netpoll.options import Config
 from pytest_netpoll.programs import Programs
 from pytest_netpoll.symbols import Symbolizer
-from pytest_netpoll.toolchain import Say, go_version_of
+from pytest_netpoll.toolchain import Say, go_version_of_program
 
 # What the agent counts as lost, and what mends it.
 LOSSES = {
@@ -343,11 +341,13 @@ class Meter:
         return None
 
     def _counts_already(self, service: Watched, pid: int) -> bool:
-        """Whether the kernel followed it from a process of this service, the only one there is."""
-        if self._probe is None or self._probe.failed is not None or set(self._roots.values()) != {service}:
+        """Whether the kernel followed it from another process of the service."""
+        if self._probe is None or self._probe.failed is not None:
             return False
         with contextlib.suppress(UnmeasuredError):
-            return any(p["pid"] == pid and not p["exited"] for p in self._probe.programs())
+            for process in self._probe.programs():
+                if process["pid"] == pid and not process["exited"]:
+                    return self._roots.get(process["root"]) is service
         return False
 
     def _admit(self, service: Watched, pid: int) -> None:
@@ -419,15 +419,4 @@ def _version(process: Mapping[str, Any]) -> str:
 
 
 def _go_version(process: Mapping[str, Any]) -> str | None:
-    path = process["executable"] or ""
-    try:
-        status = os.stat(path)  # noqa: PTH116 - a path from the kernel
-    except OSError:
-        return go_version_of(path)
-    return _version_of_file(path, status.st_ino, status.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=64)
-def _version_of_file(path: str, _inode: int, _mtime: int) -> str | None:
-    """Asked for with every window; a program built anew under the same name is another file."""
-    return go_version_of(path)
+    return go_version_of_program(process["executable"] or "")

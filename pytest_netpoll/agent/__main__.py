@@ -249,6 +249,7 @@ class Agent:
     def _about(self, process):
         return {
             "pid": process.pid,
+            "root": process.root,
             "executable": process.executable,
             "exited": process.exited,
             "unwatched": process.unwatched,
