@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
  * What the probe and the agent share: sizes, and the layout of every map value.
- * The agent mirrors the structs in agent/maps.py and passes the sizes as -D.
+ * The agent reads the structs as BCC describes them, and passes the sizes as -D.
  */
 #ifndef NETPOLL_H
 #define NETPOLL_H
