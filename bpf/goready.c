@@ -26,7 +26,8 @@ static __always_inline void keep_waker(void *ctx, u32 owner, u32 epoch, u64 call
 	int zero = 0;
 	u32 *every = ready_sampling.lookup(&zero);
 	struct offender o = {};
-	u64 weight = 1, *count;
+	struct blame first = {}, *b;
+	u64 weight = 1;
 
 	if (!every || !*every)
 		return;
@@ -42,11 +43,9 @@ static __always_inline void keep_waker(void *ctx, u32 owner, u32 epoch, u64 call
 	o.stack = stacks.get_stackid(ctx, BPF_F_USER_STACK);
 	if (o.stack < 0)
 		o.stack = NO_STACK;	/* counted all the same: the shares stay true */
-	count = offenders.lookup(&o);
-	if (count)
-		__sync_fetch_and_add(count, weight);
-	else
-		offenders.insert(&o, &weight);
+	b = offenders.lookup_or_try_init(&o, &first);
+	if (b)
+		__sync_fetch_and_add(&b->count, weight);
 }
 
 /* At runtime.ready. A uprobe's program may be preempted by another on its CPU, hence the atomic adds. */

@@ -29,6 +29,9 @@
 #define EPOLL_CTL_DEL 2
 #define SOL_SOCKET 1
 #define SO_ERROR 4
+#define AF_INET6 10
+#define S_IFMT 0170000
+#define S_IFSOCK 0140000
 
 /* The mask that netpollopen registers every pollDesc with, in all versions. */
 #define GO_EVENTS (EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET)
@@ -61,7 +64,9 @@ BPF_PERCPU_ARRAY(counts, struct counters, MAX_PROCESSES * BANKS);
 BPF_ARRAY(latencies, struct histogram, MAX_PROCESSES * BANKS);
 BPF_PERCPU_ARRAY(slowest, struct slowest, MAX_PROCESSES * BANKS);
 BPF_STACK_TRACE(stacks, 4096);
-BPF_HASH(offenders, struct offender, u64, 16384);
+BPF_HASH(offenders, struct offender, struct blame, 16384);
+BPF_PERCPU_ARRAY(first_blame, struct blame, 1);	/* in the making: too large for the stack */
+BPF_ARRAY(unclaimed_kept, u32, 1);	/* whether it is kept where events found nobody */
 BPF_QUEUE(free_slots, u32, MAX_PROCESSES);
 
 struct args {
@@ -173,13 +178,91 @@ static __always_inline u32 bucket_of(u64 ns)
 	return (shift - 3) * 16 + ((ns >> (shift - 4)) & 15);
 }
 
+#ifdef TASK_FILES_OFFSET
+static __always_inline u64 kernel_word(u64 address)
+{
+	u64 word = 0;
+
+	bpf_probe_read_kernel(&word, sizeof(word), (void *)address);
+	return word;
+}
+
+/* The current process's struct file. */
+static __always_inline u64 file_of(u32 fd)
+{
+	u64 files = kernel_word(bpf_get_current_task() + TASK_FILES_OFFSET);
+	u64 table = kernel_word(files + FILES_FDT_OFFSET);
+
+	return kernel_word(kernel_word(table + FDT_FD_OFFSET) + (u64)fd * 8);
+}
+
+static __always_inline u32 inode_of(u64 file)
+{
+	return kernel_word(kernel_word(file + FILE_INODE_OFFSET) + INODE_INO_OFFSET);
+}
+
+#define READ_MEMBER(member, from) bpf_probe_read_kernel(&(member), sizeof(member), (void *)(from))
+
+static __always_inline void describe(u64 file, struct endpoint *e)
+{
+	u64 socket = kernel_word(file + FILE_PRIVATE_OFFSET), sk;
+
+	e->inode = inode_of(file);
+	READ_MEMBER(e->mode, kernel_word(file + FILE_INODE_OFFSET) + INODE_MODE_OFFSET);
+	if ((e->mode & S_IFMT) != S_IFSOCK)
+		return;
+	sk = kernel_word(socket + SOCKET_SK_OFFSET);
+	READ_MEMBER(e->type, socket + SOCKET_TYPE_OFFSET);
+	READ_MEMBER(e->family, sk + SOCK_FAMILY_OFFSET);
+	READ_MEMBER(e->state, sk + SOCK_STATE_OFFSET);
+	READ_MEMBER(e->port, sk + SOCK_PORT_OFFSET);
+	READ_MEMBER(e->peer_port, sk + SOCK_PEER_PORT_OFFSET);
+	if (e->family == AF_INET6) {
+		READ_MEMBER(e->address, sk + SOCK_ADDRESS6_OFFSET);
+		READ_MEMBER(e->peer_address, sk + SOCK_PEER_ADDRESS6_OFFSET);
+	} else {
+		bpf_probe_read_kernel(e->address, 4, (void *)(sk + SOCK_ADDRESS_OFFSET));
+		bpf_probe_read_kernel(e->peer_address, 4, (void *)(sk + SOCK_PEER_ADDRESS_OFFSET));
+	}
+}
+#else
+#define file_of(fd) 0
+#define inode_of(file) 0
+#define describe(file, e)
+#endif
+
+/* Keeps whose fault it was. */
+static __always_inline void accuse(struct counters *c, struct offender *o)
+{
+	struct blame *b = offenders.lookup(o);
+	u64 file = file_of(o->fd);
+	struct blame *first;
+	int zero = 0;
+
+	if (!b) {
+		first = first_blame.lookup(&zero);
+		if (!first)
+			return;
+		__builtin_memset(first, 0, sizeof(*first));
+		describe(file, &first->end);
+		b = offenders.lookup_or_try_init(o, first);
+		if (!b) {
+			c->lost_offenders++;
+			return;
+		}
+	} else if (b->end.inode != inode_of(file)) {
+		b->end.several = 1;
+	}
+	__sync_fetch_and_add(&b->count, 1);
+}
+
 /* Keeps the wakeup where it is one of the bank's slowest so far. Nearly all end at the comparison. */
 static __always_inline void keep_if_slow(void *ctx, struct counters *c, struct wait *w, u64 latency, u32 nr,
 					 u32 fd, int direction)
 {
 	int key = BANK(w->owner, w->epoch);
-	struct slow_wakeup *free = 0;
-	u64 floor = ~0ULL, least = ~0ULL;
+	struct slow_wakeup *kept;
+	u64 least = ~0ULL;
 	struct slowest *s;
 	int i;
 
@@ -188,29 +271,27 @@ static __always_inline void keep_if_slow(void *ctx, struct counters *c, struct w
 	s = slowest.lookup(&key);
 	if (!s)
 		return;
+	kept = &s->kept[s->least & (SLOWEST - 1)];
+	kept->latency = latency;
+	kept->at = w->woken_at + latency;
+	kept->syscall = nr;
+	kept->fd = fd;
+	kept->direction = direction;
+	kept->stack = stacks.get_stackid(ctx, BPF_F_USER_STACK);
+	__builtin_memset(&kept->end, 0, sizeof(kept->end));
+	describe(file_of(fd), &kept->end);
+	if (bpf_probe_read_user(kept->goid, sizeof(kept->goid), (void *)(w->g + GOID_OFFSET)))
+		__builtin_memset(kept->goid, 0, sizeof(kept->goid));
+	/* Which makes room for the next is noted in memory: as one of eight pointers here, it would have the
+	 * verifier walk eight times through all that follows. */
 #pragma clang loop unroll(full)
 	for (i = 0; i < SLOWEST; i++) {
-		u64 kept = s->kept[i].latency;
-
-		if (kept < least) {
-			floor = least;
-			least = kept;
-			free = &s->kept[i];
-		} else if (kept < floor) {
-			floor = kept;
+		if (s->kept[i].latency < least) {
+			least = s->kept[i].latency;
+			s->least = i;
 		}
 	}
-	if (!free)
-		return;
-	free->latency = latency;
-	free->at = w->woken_at + latency;
-	free->syscall = nr;
-	free->fd = fd;
-	free->direction = direction;
-	free->stack = stacks.get_stackid(ctx, BPF_F_USER_STACK);
-	if (bpf_probe_read_user(free->goid, sizeof(free->goid), (void *)(w->g + GOID_OFFSET)))
-		__builtin_memset(free->goid, 0, sizeof(free->goid));
-	c->slow_floor = floor < latency ? floor : latency;
+	c->slow_floor = least;
 }
 
 /* The syscall that follows a wakeup has returned. Returns the counters that the wakeup is in. */
@@ -259,7 +340,6 @@ static __always_inline void io_returned(void *ctx, u32 owner, u32 nr, u32 fd, in
 	struct wait *w = wait_of(owner, fd, direction);
 	struct offender o = {};
 	struct counters *c = 0;
-	u64 one = 1, *count;
 
 	if (!w)
 		return;
@@ -292,11 +372,9 @@ static __always_inline void io_returned(void *ctx, u32 owner, u32 nr, u32 fd, in
 	o.syscall = nr;
 	o.direction = direction;
 	o.stack = stacks.get_stackid(ctx, BPF_F_USER_STACK);
-	count = offenders.lookup(&o);
-	if (count)
-		__sync_fetch_and_add(count, 1);
-	else if (o.stack < 0 || offenders.insert(&o, &one))
-		c->lost_stacks++;
+	if (o.stack < 0)
+		o.stack = NO_STACK;
+	accuse(c, &o);
 }
 
 static __always_inline void abandon(u32 owner, u64 fd, int direction)
@@ -313,6 +391,22 @@ static __always_inline void abandon(u32 owner, u64 fd, int direction)
 		w->woken_at = 0;
 	}
 	w->flags = 0;
+}
+
+static __always_inline void found_nobody(struct counters *c, u32 owner, u32 epoch, u32 fd, int direction)
+{
+	int zero = 0;
+	u32 *kept = unclaimed_kept.lookup(&zero);
+
+	c->unclaimed_events++;
+	if (kept && *kept) {
+		struct offender o = {
+			.owner = owner, .epoch = epoch, .stack = NO_STACK, .fd = fd,
+			.direction = direction, .offence = UNCLAIMED,
+		};
+
+		accuse(c, &o);
+	}
 }
 
 /* One direction of one event: whom will netpollready find? */
@@ -345,7 +439,7 @@ static __always_inline void event_in_direction(struct counters *c, u32 owner, u3
 	else if (waiter == PD_WAIT)
 		c->parking_events++;
 	else
-		c->unclaimed_events++;
+		found_nobody(c, owner, epoch, fd, direction);
 	if (w && !(w->flags & WAIT_STORED)) {
 		w->pd = pd;
 		w->flags |= WAIT_STORED | (w->flags & WAIT_TRIED ? WAIT_ARMED : 0);

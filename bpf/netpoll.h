@@ -110,7 +110,7 @@ struct counters {
 	u64 lost_fds;		/* wakeups on an fd >= MAX_FDS */
 	u64 lost_memory;	/* events or pollDescs that could not be read */
 	u64 lost_processes;	/* children that found no free slot */
-	u64 lost_stacks;	/* spurious wakeups counted, whose stack was not kept */
+	u64 lost_offenders;	/* counted, but by whom was not kept */
 	u64 latency_max;
 	u64 slow_floor;		/* what a wakeup must take longer than to be among the slowest; no counter */
 	u64 ready_calls;	/* these two by goready.c */
@@ -142,12 +142,27 @@ struct wait {
 #define WAIT_STORED 2	/* an event was stored in the pollDesc since */
 #define WAIT_ARMED 4	/* tried, and a readiness is stored: the wait returns at once */
 
+/* What a descriptor was when somebody was woken for it in vain, or late: by the window's end it may be closed. */
+struct endpoint {
+	u32 inode;	/* its number; 0 = nothing is known */
+	u16 mode;	/* the inode's */
+	u16 type;	/* of a socket, as all that follows */
+	u16 family;
+	u16 port;
+	u16 peer_port;	/* in network order; 0 = not connected */
+	u8 state;
+	u8 several;	/* the descriptor has been this and something else */
+	u8 address[16];	/* of IPv4 in the first four */
+	u8 peer_address[16];
+};
+
 struct slow_wakeup {
 	u64 latency;	/* ns; 0 = free */
 	u64 at;		/* when it was resolved */
 	u64 goid[GOID_WORDS];
 	s32 stack;
 	u32 fd;
+	struct endpoint end;
 	u16 syscall;
 	u8 direction;
 	u8 unused[5];
@@ -155,10 +170,12 @@ struct slow_wakeup {
 
 struct slowest {
 	struct slow_wakeup kept[SLOWEST];
+	u64 least;	/* which of them is the first to go */
 };
 
-/* READY is no offence but a place that wakes: its fd, syscall and direction are 0. */
-enum offence { SPURIOUS = 0, STALE = 1, READY = 2 };
+/* READY is no offence but a place that wakes: its fd, syscall and direction are 0. UNCLAIMED is an event that
+ * found nobody, and so has neither a syscall nor a stack. */
+enum offence { SPURIOUS = 0, STALE = 1, READY = 2, UNCLAIMED = 3 };
 #define NO_STACK (-1)
 
 struct offender {
@@ -169,6 +186,11 @@ struct offender {
 	u16 syscall;
 	u8 direction;
 	u8 offence;
+};
+
+struct blame {
+	u64 count;
+	struct endpoint end;
 };
 
 #endif

@@ -101,9 +101,8 @@ class Snapshot:
     def from_json(cls, message: object) -> Snapshot:
         """Read an agent's message; ValueError says which field is wrong.
 
-        {"counters": {name: int}, "histogram": {"index": int}, "latency_max_ns": int,
-        "cpu_ns": int|null, "run_delay_ns": int|null, "runq_max": int|null}; other fields are not ours
-        to judge.
+        {"counters": {name: int}, "histogram": {"index": int}, "latency_max_ns": int, "runq_max": int|null};
+        other fields are not ours to judge. Of a process's times nothing is in it.
         Optional counters may be absent or null.
         """
         if not isinstance(message, Mapping):
@@ -127,8 +126,6 @@ class Snapshot:
             counters=counters,
             histogram=histogram,
             latency_max_ns=_natural(message.get("latency_max_ns"), "latency_max_ns"),
-            cpu_ns=_optional_natural(message.get("cpu_ns"), "cpu_ns"),
-            run_delay_ns=_optional_natural(message.get("run_delay_ns"), "run_delay_ns"),
             runq_max=_optional_natural(message.get("runq_max"), "runq_max"),
         )
 

@@ -119,12 +119,13 @@ class Probe:
         """Reads the scheduler's counters in all processes of this one's program."""
         self._ask("learn", pid=pid, **layout)
 
-    def open(self, ready_stacks: int = 0) -> int:
+    def open(self, ready_stacks: int = 0, unclaimed: bool = False) -> int:
         """Opens a window over everything watched; returns its number.
 
-        ready_stacks: the stack of one ready call in so many is kept, of none for 0.
+        ready_stacks: the stack of one ready call in so many is kept, of none for 0. unclaimed: whether it is
+        kept on which descriptors events found nobody.
         """
-        window = self._ask("open", ready_stacks=ready_stacks).get("window")
+        window = self._ask("open", ready_stacks=ready_stacks, unclaimed=int(unclaimed)).get("window")
         if not isinstance(window, int):
             raise self._fail("the eBPF agent answered nonsense", why=f"window {window!r}")
         return window

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_netpoll.attribution import Presence, Roster
 from pytest_netpoll.marker import Limits
-from pytest_netpoll.metrics import READY_METRICS, Measurement
+from pytest_netpoll.metrics import Measurement
 from pytest_netpoll.runs import median_of
 from pytest_netpoll.window import Meter
 
@@ -45,8 +45,7 @@ class Trial:
         """Measures the block, also one that fails: its numbers may tell why."""
         presence = Presence(self._roster)
         reported = len(self._item.user_properties)
-        wakers = any(limit.metric in READY_METRICS for limit in self._limits.limits)
-        window = self._meter.open(wakers=wakers)
+        window = self._meter.open(limited={limit.metric for limit in self._limits.limits})
         try:
             yield
         finally:

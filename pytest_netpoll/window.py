@@ -6,14 +6,14 @@ import contextlib
 import dataclasses
 import operator
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Protocol
 
 from pytest_netpoll import checks, guard, offenders, privilege, probe, slowest, timeline
 from pytest_netpoll.errors import ServiceError, UnmeasuredError
-from pytest_netpoll.metrics import OPTIONAL_COUNTERS, Measurement, Snapshot
+from pytest_netpoll.metrics import OPTIONAL_COUNTERS, READY_METRICS, Measurement, Snapshot
 from pytest_netpoll.options import Config
 from pytest_netpoll.programs import Programs
 from pytest_netpoll.symbols import Symbolizer
@@ -132,18 +132,20 @@ class Meter:
         if not self._open:
             self._forget(self._gone)
 
-    def open(self, wakers: bool = False) -> Window:
+    def open(self, limited: Collection[str] = ()) -> Window:
         """Opens a window over all services that run.
 
-        wakers: whether who makes ready calls may matter; looked at always with --netpoll-goready=on.
+        limited: the metrics that are to be judged. Some of what would explain them is kept only if it may
+        be wanted: who makes ready calls (kept always with --netpoll-goready=on), where events found nobody.
         """
         self._revive()
+        self._retry()
         self._open += 1
         failed, number = self._refused, 0
         if self._probe is not None:
             try:
                 self._programs.prepare(self._probe, self._probe.programs())
-                number = self._probe.open(self._ready_stacks(wakers))
+                number = self._probe.open(self._ready_stacks(limited), "unclaimed_events" in limited)
             except UnmeasuredError as error:
                 failed = error
             except BaseException:  # Ctrl-C, pytest-timeout: nobody will close it
@@ -151,10 +153,9 @@ class Meter:
                 raise
         return Window(self._probe, number, failed, time.monotonic())
 
-    def _ready_stacks(self, wakers: bool) -> int:
-        if self._config.goready == "on" or (wakers and self._config.goready == "auto"):
-            return READY_STACKS
-        return 0
+    def _ready_stacks(self, limited: Collection[str]) -> int:
+        wanted = self._config.goready == "auto" and any(metric in limited for metric in READY_METRICS)
+        return READY_STACKS if wanted or self._config.goready == "on" else 0
 
     def close(self, window: Window, services: Sequence[Watched]) -> list[Measurement]:
         """Closes a window: one measurement for each of the services, in their order."""
@@ -234,19 +235,21 @@ class Meter:
     ) -> Measurement:
         roots = [pid for pid, of in self._roots.items() if of is service]
         processes = [p for pid in roots for p in (answer or {"services": {}})["services"].get(str(pid), [])]
-        snapshot, vain, late = Snapshot(), [], []
+        snapshot = Snapshot()
+        vain: list[Mapping[str, Any]] = []
+        late: list[Mapping[str, Any]] = []
         intervals: list[Sequence[Sequence[Any]]] = []
         absent: dict[str, str] = {}
-        if processes:
+        if answer is not None and processes:
             absent = self._absent(processes)
-            snapshot = reduce(operator.add, map(_snapshot, processes))
+            snapshot = _with_times(reduce(operator.add, map(_snapshot, processes)), answer["times"], roots)
             vain = [offender for process in processes for offender in process["offenders"]]
             late = [
                 {**wakeup, "go_version": _version(process)}
                 for process in processes
                 for wakeup in process["slowest"]
             ]
-            intervals = [(answer or {})["timelines"].get(str(pid), []) for pid in roots]
+            intervals = [answer["timelines"].get(str(pid), []) for pid in roots]
         unmeasured = failed.reason if failed is not None else self._distrust(service, roots, processes)
         if unmeasured is None and self._config.goready == "on" and "ready_calls" in absent:
             unmeasured = f"ready calls were not counted: {absent['ready_calls']}"
@@ -377,6 +380,13 @@ class Meter:
             if pid not in self._gone:
                 self._watch(pid)
 
+    def _retry(self) -> None:
+        """Watches those that could not be before: there may be room now."""
+        if self._open or self._probe is None or self._probe.failed is not None:
+            return  # an open window was without them: nothing may hide it
+        for pid in self._not_watched.keys() - self._gone:
+            self._watch(pid)
+
     def _was_ready(self) -> bool:
         # One that never got ready would not a second time either, and costs its deadline each time.
         return bool(self.environment)
@@ -395,7 +405,7 @@ class Meter:
 def _snapshot(process: Mapping[str, Any]) -> Snapshot:
     counters = dict(process["counters"])
     counters["lost"] = sum(counters.pop(name) for name in LOSSES)
-    counters.pop("lost_stacks")
+    counters.pop("lost_offenders")
     optional = {name: process[name] for name in OPTIONAL_COUNTERS}
     runq_max = process["runq_max"]
     if not _runs_goroutines(process):
@@ -403,6 +413,15 @@ def _snapshot(process: Mapping[str, Any]) -> Snapshot:
         optional = {name: count or 0 for name, count in optional.items()}
         runq_max = runq_max or 0
     return Snapshot.from_json({**process, "counters": counters | optional, "runq_max": runq_max})
+
+
+def _with_times(snapshot: Snapshot, times: Mapping[str, Mapping[str, Any]], roots: Sequence[int]) -> Snapshot:
+    """Of all processes there were in the window, also those that ended and of which nothing else is known."""
+    found = [times[str(pid)] for pid in roots if str(pid) in times]
+    used, waited = (sum(int(entry[name]) for entry in found) for name in ("cpu_ns", "run_delay_ns"))
+    if used < 0 or waited < 0:
+        raise ValueError(f"times {times!r:.200}")
+    return dataclasses.replace(snapshot, cpu_ns=used, run_delay_ns=waited)
 
 
 def _is_go(process: Mapping[str, Any]) -> bool:

@@ -72,12 +72,14 @@ def install_command():
 class Agent:
     def __init__(self, kernel, timers, may_watch, may_probe):
         import goready
+        import offenders
         import scheduler
         import timeline
         import watch
         import windows
 
         self._goready = goready
+        self._offenders = offenders
         self._scheduler = scheduler
         self._timeline = timeline
         self._watch = watch
@@ -85,8 +87,9 @@ class Agent:
         self._timers = timers
         self._windows = windows.Windows(kernel)
         self._processes = watch.Processes(kernel, self._windows, may_watch)
-        self._at_open = {}  # window -> {slot: (CPU ns used, ns waited)}
+        self._at_open = {}  # window -> {root: (CPU ns used, ns waited)}
         self._timelines = {}  # window -> Timeline
+        self._keep_unclaimed = {}  # window -> whether it is to tell where events found nobody
         self._probes = goready.Probes(kernel, may_probe)
         self._schedulers = scheduler.Schedulers()
         self._sampling = []  # timers, while a window is open
@@ -128,15 +131,16 @@ class Agent:
                 return process
         raise self._watch.Refused("process %d is not watched" % pid)
 
-    def open(self, ready_stacks):
+    def open(self, ready_stacks, unclaimed):
         self._refresh()
         self._processes.reap()
         self._sample()
         window = self._windows.open(self._processes.slots())
-        # By slot: a pid may be given to another process of the service before the window closes.
-        self._at_open[window] = {p.slot: (p.cpu, p.waited) for p in self._live()}
+        self._at_open[window] = self._times()
         self._timelines[window] = self._timeline.Timeline(self._states(window))
         self._probes.open(window, ready_stacks)
+        self._keep_unclaimed[window] = unclaimed
+        self._kernel.keep_unclaimed(any(self._keep_unclaimed.values()))
         self._schedulers.open(window, self._live())
         if not self._sampling:
             self._sampling = [
@@ -150,6 +154,8 @@ class Agent:
         del self._at_open[window], self._timelines[window]
         self._schedulers.close(window)
         self._probes.close(window)
+        del self._keep_unclaimed[window]
+        self._kernel.keep_unclaimed(any(self._keep_unclaimed.values()))
         if not self._windows.any_open:
             for timer in self._sampling:
                 self._timers.cancel(timer)
@@ -167,11 +173,8 @@ class Agent:
         answer, cut = self._end(window, settle_ms, self._windows.lap)
         self._timelines[window] = self._timeline.Timeline(self._states(window))
         if len(self._at_open) == 1:
-            self._watch.forget_offenders(self._kernel, cut)
+            self._offenders.forget(self._kernel, cut)
             self._processes.free(ended)
-            # Their slots may become those of others during the new window.
-            slots = set(self._processes.slots())
-            self._at_open[window] = {s: times for s, times in self._at_open[window].items() if s in slots}
         return answer
 
     def _end(self, window, settle_ms, cut):
@@ -184,9 +187,9 @@ class Agent:
         self._processes.refresh()
         self._sample()
         scheduled = self._schedulers.lap(window, self._live())
-        with_stacks = self._probes.keeps_stacks(window)
+        kept = self._kept(window)
         at_open, timeline = self._at_open[window], self._timelines[window]
-        self._at_open[window] = {p.slot: (p.cpu, p.waited) for p in self._live()}
+        at_close = self._at_open[window] = self._times()
         self._windows.settled(closed.end - 1, self._processes.slots(), min(settle_ms, MAX_SETTLE_MS) / 1000)
         banks = {p.slot: self._windows.sum(p.slot, closed) for p in self._live()}
         for process in self._live():
@@ -199,13 +202,14 @@ class Agent:
         services = {}
         for root in sorted(self._processes.roots()):
             services[root] = [
-                self._process(p, at_open, closed, banks[p.slot], scheduled[p.pid], with_stacks)
+                self._process(p, closed, banks[p.slot], scheduled[p.pid], kept)
                 for p in self._processes.of(root)
             ]
         answer = {
             "duration_ns": closed.closed - closed.opened,
             "services": services,
             "timelines": {root: timeline.of(root) for root in services},
+            "times": {root: _passed(at_open.get(root, (0, 0)), at_close[root]) for root in services},
         }
         return answer, closed.end
 
@@ -230,9 +234,13 @@ class Agent:
         names = ("wakeups", "productive_wakeups", "spurious_wakeups", "polls")
         states = {}
         for root in self._processes.roots():
-            rows = [(*counters(p, names), p.waited, p.threads, p.running) for p in self._processes.of(root)]
-            states[root] = self._timeline.total(rows)
+            rows = [(*counters(p, names), 0, p.threads, p.running) for p in self._processes.of(root)]
+            _, waited = self._processes.times(root)
+            states[root] = self._timeline.total(rows)._replace(run_delay=waited)
         return states
+
+    def _times(self):
+        return {root: self._processes.times(root) for root in self._processes.roots()}
 
     def _live(self):
         return [p for root in self._processes.roots() for p in self._processes.of(root)]
@@ -259,33 +267,37 @@ class Agent:
             "scheduler": self._schedulers.knows(process),
         }
 
-    def _process(self, process, at_open, window, bank, scheduled, with_stacks):
-        import proc
+    def _kept(self, window):
+        """{counter: the offence that it is the total of}, as far as the window is to tell whose they were."""
+        kept = {"spurious_wakeups": "spurious", "stale_retries": "stale"}
+        if self._keep_unclaimed[window]:
+            kept["unclaimed_events"] = "unclaimed"
+        if self._probes.keeps_stacks(window):
+            kept["ready_calls"] = "ready"
+        return kept
 
+    def _process(self, process, window, bank, scheduled, kept):
         latency_max = bank.counters.pop("latency_max")
-        used, waited = at_open.get(process.slot, (0, 0))
-        vain = []
-        if bank.counters["spurious_wakeups"] or bank.counters["stale_retries"]:
-            vain = self._watch.kept(self._kernel, process, window, "spurious", "stale")
-        fds = {key.fd for key, _ in vain} | {wakeup.fd for wakeup in bank.slowest}
-        descriptors = proc.descriptors(process.pid, fds, process.sockets)
+        # Going through the map takes its time: not where there is nothing of the process in it.
+        offences = [offence for counter, offence in kept.items() if bank.counters[counter]]
+        offenders = self._offenders.kept(self._kernel, process, window, offences) if offences else []
         about = self._about(process)
         about.update(
             counters=bank.counters,
             histogram=bank.histogram,
             latency_max_ns=latency_max,
-            cpu_ns=process.cpu - used,
-            run_delay_ns=process.waited - waited,
-            offenders=self._watch.offenders(self._kernel, process, vain, descriptors),
-            slowest=self._watch.slowest(self._kernel, process, bank.slowest, window, descriptors),
+            offenders=offenders,
+            slowest=self._offenders.slowest(self._kernel, process, bank.slowest, window),
             dispatches=scheduled.dispatches,
             runq_max=scheduled.runq_max,
             **self._probes.counted(process, window, bank.counters),
         )
-        if with_stacks and about["ready_calls"]:
-            found = self._watch.kept(self._kernel, process, window, "ready")
-            about["offenders"] += self._watch.wakers(self._kernel, process, found)
         return about
+
+
+def _passed(before, after):
+    """JSON of what was used between two Processes.times."""
+    return {"cpu_ns": after[0] - before[0], "run_delay_ns": after[1] - before[1]}
 
 
 # command -> its arguments, all of which must be there, as integers.
@@ -298,7 +310,7 @@ COMMANDS = {
     "programs": (),
     "attach": ("pid", "ready", "deadline"),
     "learn": ("pid", "allp", "runqsize", "number", "status", "schedtick", "runqhead"),
-    "open": ("ready_stacks",),
+    "open": ("ready_stacks", "unclaimed"),
     "close": ("window", "settle_ms"),
     "lap": ("window", "settle_ms"),
 }

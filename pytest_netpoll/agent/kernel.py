@@ -49,8 +49,8 @@ class Kernel:
         self.signed = name == "x86_64"
         self.max_processes = max_processes
         self.max_fds = max_fds
-        offsets = btf.offsets_of(btf.TASK_MEMBERS)
-        self.follows_children = offsets is not None
+        tasks, files, pids = btf.offsets_of(btf.TASK_MEMBERS, btf.FILE_MEMBERS, btf.PID_MEMBERS)
+        self.follows_children = tasks is not None
         self._translator = None
         started = time.monotonic()
         # Before 5.11 maps are charged to this limit, and the default is far too small.
@@ -59,10 +59,9 @@ class Kernel:
         os.environ["BCC_KERNEL_SOURCE"] = os.path.join(sources, "stub")
         flags = ["-I" + sources, "-DMAX_PROCESSES=%d" % max_processes, "-DMAX_FDS=%d" % max_fds]
         flags += machine.DEFINES[name]
-        if self.follows_children:
-            flags += ["-D%s=%d" % item for item in sorted(offsets.items())]
+        flags += ["-D%s=%d" % item for item in sorted({**(tasks or {}), **(files or {})}.items())]
         if not namespaces.in_initial_pids():
-            flags += self._translation()
+            flags += self._translation(pids)
         text = b""
         for source in SOURCES:
             with open(os.path.join(sources, source), "rb") as f:
@@ -90,6 +89,7 @@ class Kernel:
         self.stacks = table(b"stacks")
         self.offenders = table(b"offenders")
         self.free_slots = table(b"free_slots")
+        self._unclaimed_kept = table(b"unclaimed_kept")
         self._ready_sampling = table(b"ready_sampling")
         table(b"continuations")[ctypes.c_int(0)] = ctypes.c_int(drain.fd)
         self._fill(table(b"roles"), table(b"layouts"), name)
@@ -98,13 +98,12 @@ class Kernel:
         self.seconds = time.monotonic() - started
 
     @staticmethod
-    def _translation():
+    def _translation(offsets):
         if not namespaces.proc_is_ours():
             raise LoadFailed(
                 "the agent's pid namespace is not the one that /proc shows",
                 "mount -t proc proc /proc; or run pytest in the host's (docker run --pid=host)",
             )
-        offsets = btf.offsets_of(btf.PID_MEMBERS)
         if offsets is None:
             raise LoadFailed(
                 "the agent is in a pid namespace of its own, and this kernel has no BTF to see through it",
@@ -138,6 +137,10 @@ class Kernel:
 
     def set_epoch(self, epoch):
         self.epochs[ctypes.c_int(0)] = ctypes.c_uint32(epoch)
+
+    def keep_unclaimed(self, keep):
+        """Whether it is kept on which descriptors events found nobody."""
+        self._unclaimed_kept[ctypes.c_int(0)] = ctypes.c_uint32(keep)
 
     def sample_ready_stacks(self, every):
         """Keeps the stack of one ready call in `every`, of none for 0."""

@@ -174,86 +174,25 @@ def mappings(pid):
     return found
 
 
-def _socket_address(text, v6):
-    host, _, port = text.partition(":")
-    if v6:
-        words = [bytes.fromhex(host[i : i + 8])[::-1] for i in range(0, 32, 8)]
-        raw = b"".join(words)
-        if raw[:12] == b"\0" * 10 + b"\xff\xff":
-            return "%d.%d.%d.%d:%d" % ((*tuple(raw[12:]), int(port, 16)))
-        groups = [raw[i : i + 2].hex().lstrip("0") or "0" for i in range(0, 16, 2)]
-        return "[%s]:%d" % (":".join(groups), int(port, 16))
-    return "%d.%d.%d.%d:%d" % ((*tuple(bytes.fromhex(host)[::-1]), int(port, 16)))
-
-
-def _table(pid, name):
-    """The lines of /proc/PID/net/NAME below its heading, one at a time."""
+def link(pid, fd):
+    """What the descriptor is, such as "socket:[4711]" or a path; None when it is closed."""
     try:
-        with open("/proc/%d/net/%s" % (pid, name)) as f:
-            next(f, None)
-            yield from f
+        return os.readlink("/proc/%d/fd/%d" % (pid, fd))
     except OSError:
-        return
+        return None
 
 
-def sockets(pid, inodes):
-    """{inode: (type, local, peer)} of those sockets, in the process's network namespace.
-
-    type: tcp, listener, udp or unix; addresses "host:port", peer None where there is none.
-    """
-    table = {}
-    for name, v6 in (("tcp", False), ("tcp6", True), ("udp", False), ("udp6", True)):
-        # There may be thousands, left by load tests: never all of them in memory.
-        for line in _table(pid, name):
-            # The kernel makes the lines as they are read.
-            if len(table) == len(inodes):
-                return table
-            fields = line.split(None, 10)
-            local, peer, state, inode = fields[1], fields[2], fields[3], fields[9]
-            if int(inode) not in inodes:
-                continue
-            kind = "listener" if state == "0A" else name[:3]
-            connected = int(peer.partition(":")[2], 16) != 0
-            table[int(inode)] = (
-                kind,
-                _socket_address(local, v6),
-                _socket_address(peer, v6) if connected else None,
-            )
-    for line in _table(pid, "unix"):
-        fields = line.split()
-        if int(fields[6]) in inodes:
-            table[int(fields[6])] = ("unix", fields[7] if len(fields) > 7 else "", None)
-    return table
-
-
-def descriptors(pid, fds, known):
-    """{fd: (type, local, peer)}: tcp, listener, udp, unix, pipe, other; closed when it is gone.
-
-    known: {inode: the same}, of connections looked up before; they are looked up once.
-    """
-    links = {}
-    for fd in fds:
-        try:
-            links[fd] = os.readlink("/proc/%d/fd/%d" % (pid, fd))
-        except OSError:
-            links[fd] = None
-    inodes = {int(link[8:-1]) for link in links.values() if link and link.startswith("socket:[")}
-    # Finding them is most of what a window costs: the kernel goes through all sockets there are.
-    found = sockets(pid, inodes - known.keys()) if inodes - known.keys() else {}
-    found.update((inode, known[inode]) for inode in inodes & known.keys())
-    known.clear()
-    # Nothing changes any more for these. A number is given to another socket only after 2**32 of them.
-    known.update((inode, entry) for inode, entry in found.items() if entry[2] or entry[0] == "listener")
-    return {fd: _kind(link, found) for fd, link in links.items()}
-
-
-def _kind(link, table):
-    if link is None:
-        return ("closed", None, None)
-    if link.startswith("socket:["):
-        return table.get(int(link[8:-1]), ("socket", None, None))
-    if link.startswith("pipe:["):
-        return ("pipe", None, None)
-    if link.startswith("anon_inode:"):
-        return (link[11:].strip("[]"), None, None)
-    return ("file", link, None)
+def unix_paths(pid, inodes):
+    """{inode: path} of unix sockets in the process's network namespace; "" of those without a path."""
+    paths = {}
+    try:
+        with open("/proc/%d/net/unix" % pid) as f:
+            next(f, None)
+            # There may be thousands: never all of them in memory.
+            for line in f:
+                fields = line.rstrip("\n").split(None, 7)
+                if int(fields[6]) in inodes:
+                    paths[int(fields[6])] = fields[7] if len(fields) > 7 else ""
+    except (OSError, ValueError, IndexError):
+        pass
+    return paths

@@ -1,14 +1,11 @@
 """Which processes are watched, whose children they are, and what calibration proved of each."""
 
-import ctypes
 import time
 
 import calibrate
 import layouts
-import machine
 import namespaces
 import proc
-from kernel import slot_of
 
 
 class Refused(Exception):
@@ -50,7 +47,6 @@ class Process:
         self.threads = 0
         self.running = 0  # of the threads: on a CPU, or waiting for one
         self._waited = {}  # tid -> ns
-        self.sockets = {}  # inode -> (type, local, peer) of those asked for last
 
     def look(self):
         """Notes what it runs, by paths that are good for us; of one that is gone the last ones known."""
@@ -97,6 +93,7 @@ class Processes:
         self._windows = windows
         self._may_watch = may_watch  # pid -> bool
         self._by_slot = {}
+        self._past = {}  # root -> (cpu, waited) of those of its processes that are not here any more
 
     def of(self, root):
         return [p for p in self._by_slot.values() if p.root == root]
@@ -106,6 +103,20 @@ class Processes:
 
     def roots(self):
         return {p.root for p in self._by_slot.values()}
+
+    def times(self, root):
+        """(ns of CPU used, ns waited for one) by all its processes there were, as of the last sample."""
+        cpu, waited = self._past.get(root, (0, 0))
+        processes = self.of(root)
+        return cpu + sum(p.cpu for p in processes), waited + sum(p.waited for p in processes)
+
+    def _drop(self, process):
+        """Keeps no more of the process than what it used."""
+        del self._by_slot[process.slot]
+        cpu, waited = self._past.get(process.root, (0, 0))
+        self._past[process.root] = cpu + process.cpu, waited + process.waited
+        if not self.of(process.root):
+            del self._past[process.root]
 
     def watch(self, pid):
         """Watches the process and all its descendants. Raises Refused."""
@@ -161,12 +172,14 @@ class Processes:
         """Learns what the kernel did since: children forked, programs exec'ed, layouts proven."""
         for slot in range(self._kernel.max_processes):
             target = self._kernel.target(slot)
-            if not target.tgid:
-                self._by_slot.pop(slot, None)
-                continue
             process = self._by_slot.get(slot)
-            known = process is not None and process.tgid == target.tgid
-            if process is None or process.tgid != target.tgid:
+            if process is not None and process.tgid != target.tgid:
+                self._drop(process)
+                process = None
+            if not target.tgid:
+                continue
+            known = process is not None
+            if process is None:
                 pid = target.local or target.tgid
                 process = self._by_slot[slot] = Process(slot, target.tgid, pid, target.root)
             if target.execs != process.execs:
@@ -200,7 +213,7 @@ class Processes:
             # The kernel may have given the slot of one that never polled to another.
             if self._by_slot.get(process.slot) is not process:
                 continue
-            del self._by_slot[process.slot]
+            self._drop(process)
             self._windows.wipe(process.slot)
             self._kernel.give_slot(process.slot)
 
@@ -300,95 +313,3 @@ class Processes:
             if fields == tuple(layout)[1:]:
                 return layout
         return None
-
-
-OFFENCES = ("spurious", "stale", "ready")  # bpf/netpoll.h: enum offence
-
-
-def kept(kernel, process, window, *offences):
-    """What was kept of the process in the window: [(key, count)] of the map of offenders."""
-    return [
-        (key, count.value)
-        for key, count in kernel.offenders.items()
-        if slot_of(key.owner) == process.slot
-        and window.first <= key.epoch < window.end
-        and OFFENCES[key.offence] in offences
-    ]
-
-
-def offenders(kernel, process, found, descriptors):
-    """JSON of the vain wakeups in what `kept` found. descriptors: proc.descriptors of the fds in it."""
-    return [
-        {
-            "offence": OFFENCES[key.offence],
-            "count": count,
-            **_place(kernel, process, key, descriptors),
-        }
-        for key, count in found
-    ]
-
-
-def wakers(kernel, process, found):
-    """JSON of the ready calls in what `kept` found; their counts are estimates."""
-    return [
-        {
-            "offence": "ready",
-            "count": count,
-            "direction": "",
-            "syscall": None,
-            "fd_type": None,
-            "local": None,
-            "peer": None,
-            "stack": stack(kernel, process, key.stack),
-        }
-        for key, count in found
-    ]
-
-
-def slowest(kernel, process, found, window, descriptors):
-    """JSON of windows.SlowWakeups. descriptors: proc.descriptors of the fds in them."""
-    return [
-        {
-            "latency_ns": wakeup.latency,
-            "at_ns": max(0, wakeup.at - window.opened),
-            "goid": wakeup.goid,
-            **_place(kernel, process, wakeup, descriptors),
-        }
-        for wakeup in found
-    ]
-
-
-def _place(kernel, process, entry, descriptors):
-    kind, local, peer = descriptors[entry.fd]
-    return {
-        "direction": "write" if entry.direction else "read",
-        "syscall": machine.names(machine.current()).get(entry.syscall, str(entry.syscall)),
-        "fd": entry.fd,
-        "fd_type": kind,
-        "local": local,
-        "peer": peer,
-        "stack": stack(kernel, process, entry.stack),
-    }
-
-
-def forget_offenders(kernel, end):
-    """Those of the epochs before `end`. The stacks stay, for later ones may be the same."""
-    for key in [key for key in kernel.offenders if key.epoch < end]:
-        del kernel.offenders[key]
-
-
-def stack(kernel, process, stack_id):
-    """[[file, offset in the file]], innermost first: what addr2line can be asked on any machine."""
-    frames = []
-    number = ctypes.c_int(stack_id).value
-    if number < 0:
-        return frames
-    # At once: BCC's walk() asks the kernel for the whole stack again for every frame.
-    for address in kernel.stacks[ctypes.c_int(number)].ip:
-        if not address:
-            break
-        for start, stop, offset, path in process.mappings:
-            if start <= address < stop:
-                frames.append([path, address - start + offset])
-                break
-    return frames

@@ -8,12 +8,15 @@ import ctypes
 import time
 from collections import namedtuple
 
+import endpoint
+
 BANKS = 8  # bpf/netpoll.h
 SLOWEST = 8
 
 # One of the wakeups that took longest. latency: ns. at: when it was resolved, on the monotonic clock, ns.
 # goid: the words of its g that may hold the goroutine's id. stack: its id; negative where it was lost.
-SlowWakeup = namedtuple("SlowWakeup", "latency at goid stack fd syscall direction")
+# end: an endpoint.Endpoint.
+SlowWakeup = namedtuple("SlowWakeup", "latency at goid stack fd syscall direction end")
 
 
 class Bank:
@@ -153,7 +156,19 @@ class Windows:
     def _slowest(self, key):
         kept = [entry for cpu in self._kernel.slowest[key] for entry in cpu.kept if entry.latency]
         return sorted(
-            (SlowWakeup(e.latency, e.at, tuple(e.goid), e.stack, e.fd, e.syscall, e.direction) for e in kept),
+            (
+                SlowWakeup(
+                    e.latency,
+                    e.at,
+                    tuple(e.goid),
+                    e.stack,
+                    e.fd,
+                    e.syscall,
+                    e.direction,
+                    endpoint.copy(e.end),
+                )
+                for e in kept
+            ),
             reverse=True,
         )[:SLOWEST]
 

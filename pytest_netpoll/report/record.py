@@ -32,14 +32,15 @@ class Frame(TypedDict):
 
 
 class _OffenderExtra(TypedDict, total=False):
-    offence: Literal["spurious", "stale", "ready"]
+    offence: Literal["spurious", "stale", "ready", "unclaimed"]
     local: str | None
     peer: str | None
 
 
 class Offender(_OffenderExtra):
     """A place that was woken in vain (spurious), tried again for nothing (stale), or that wakes goroutines
-    by runtime.ready (ready: it has no descriptor, and its count is estimated from a sample).
+    by runtime.ready (ready: it has no descriptor, and its count is estimated from a sample); or a descriptor
+    whose events found nobody waiting (unclaimed: no code is concerned, so there is no stack).
 
     share: 0-1, of all such of the service. stack: starts at the user's own code.
     """

@@ -12,7 +12,7 @@ from tabulate import tabulate
 from pytest_netpoll.metrics import METRICS
 from pytest_netpoll.options import Config
 from pytest_netpoll.report import attached, words
-from pytest_netpoll.report.record import Frame, ServiceRecord, TestRecord
+from pytest_netpoll.report.record import Frame, Offender, ServiceRecord, SlowWakeup, TestRecord
 
 MOST_PASSED = 40  # tests in the table
 MOST_OTHERS = 200
@@ -195,24 +195,17 @@ def failure_section(record: TestRecord, width: int) -> str:
         )
     for service in concerned:
         screen.add(_numbers(service, width))
-        blocks = [
-            (words.offender_text(service, offender), offender["stack"])
-            for offender in words.offenders_of(record, service)
-        ]
-        blocks += [
-            (words.slow_text(service, wakeup), wakeup["stack"])
-            for wakeup in words.slowest_of(record, service)
-        ]
-        blocks += [
-            (words.offender_text(service, waker), waker["stack"])
-            for waker in words.wakers_of(record, service)
+        blocks: list[tuple[str, Offender | SlowWakeup]] = [
+            *((words.offender_text(service, o), o) for o in words.offenders_of(record, service)),
+            *((words.slow_text(service, wakeup), wakeup) for wakeup in words.slowest_of(record, service)),
+            *((words.offender_text(service, o), o) for o in words.wakers_of(record, service)),
         ]
         caution = attached.caution(record, service)
         if caution is not None:
             screen.add(_wrap(caution, width, "  "))
-        for text, stack in blocks[:MOST_OFFENDERS]:
-            head = _wrap(f"{text} at" if stack else f"{text}, no stack", width, "  ")
-            screen.add(head + _frames(stack, width), at_least=len(head) + 1)
+        for text, entry in blocks[:MOST_OFFENDERS]:
+            head = _wrap(text + words.lead_in(entry), width, "  ")
+            screen.add(head + _frames(entry["stack"], width), at_least=len(head) + 1)
         screen.left_out += len(blocks[MOST_OFFENDERS:])
     return screen.text()
 

@@ -34,12 +34,14 @@ _EXPLAINED_BY = {
     "spurious": "spurious",
     "spurious_wakeups": "spurious",
     "stale_retries": "stale",
+    "unclaimed_events": "unclaimed",
     **dict.fromkeys(READY_METRICS, "ready"),
 }
 # offence -> (the metric that is its total, what to call it, what happened there)
 _OFFENCES = {
     "spurious": ("spurious_wakeups", "spurious wakeups", "woken in vain"),
     "stale": ("stale_retries", "stale retries", "tried again for nothing"),
+    "unclaimed": ("unclaimed_events", "unclaimed events", "nobody waiting"),
 }
 _REMEDY = re.compile(r"(?P<what>.*?) \(to mend: (?P<fix>.*)\)")
 _RANK: Mapping[Outcome, int] = {"failed": 0, "unmeasured": 1, "passed": 2}
@@ -208,6 +210,13 @@ def offender_text(service: ServiceRecord, offender: Offender) -> str:
     if total and count <= total:
         amount += f" of {units.show(total, 'count')} ({units.show(count / total, 'share')})"
     return f"{amount} {name} ({_where(offender)}), {happened}"
+
+
+def lead_in(entry: Offender | SlowWakeup) -> str:
+    """What joins its text and its stack: " at", or that there is none where there should be one."""
+    if entry["stack"]:
+        return " at"
+    return "" if entry.get("offence") == "unclaimed" else ", no stack"
 
 
 def _waker_text(service: ServiceRecord, waker: Offender) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import socket
 import threading
 import time
@@ -106,7 +107,7 @@ def test_the_shares_of_two_wakers_are_those_of_their_calls(meter, launch, connec
 
 def test_whoever_parked_before_a_timer_expired_is_not_its_waker(meter, launch, go_toolchain):
     server = launch("deadline", go=str(go_toolchain.go))
-    window = meter.open(wakers=True)
+    window = meter.open(limited=["ready_calls"])
     assert command(server.address, 50) == "50"
     (m,) = meter.close(window, [server])
     deadlines = [o for o in m.offenders if o["stack"][0]["function"] == "runtime.netpolldeadlineimpl"]
@@ -115,7 +116,7 @@ def test_whoever_parked_before_a_timer_expired_is_not_its_waker(meter, launch, g
 
 
 def wakers(meter, server, connection, pings):
-    window = meter.open(wakers=True)
+    window = meter.open(limited=["ready_calls"])
     pings(connection, MESSAGES)
     (m,) = meter.close(window, [server])
     assert m.unmeasured is None
@@ -192,17 +193,16 @@ def meter_with():
 def test_what_cannot_be_counted_is_unmeasured_only_with_on(
     meter_with, factory, built, connect, spaced_pings, tmp_path, monkeypatch, goready
 ):
+    # A program that is deleted while it runs cannot be read any more; nobody looks before.
+    monkeypatch.setattr(factory, "_on_spawn", None)
+    monkeypatch.setattr(factory, "_on_exit", None)
+    program = shutil.copy(built("ready"), tmp_path / "deleted")
+    server = factory(command=[str(program), "-n", str(WOKEN), "-addr", "127.0.0.1:{port}"])
+    program.unlink()
     meter = meter_with(goready=goready)
-    monkeypatch.setattr(factory, "_on_spawn", meter.watch)
-    monkeypatch.setattr(factory, "_on_exit", meter.unwatch)
-    # A program that is deleted while it runs cannot be read any more.
-    program = tmp_path / "deleted"
-    run = f"{program} -n {WOKEN} -addr 127.0.0.1:{{port}}"
-    script = f"cp {built('ready')} {program}; {run} & sleep 1; rm {program}; wait"
-    server = factory(command=["/bin/sh", "-c", script])
-    patiently(lambda: not program.exists())
+    meter.watch(server)
     connection = connect(server.address)
-    window = meter.open(wakers=True)
+    window = meter.open(limited=["ready_calls"])
     spaced_pings(connection, 20)
     (m,) = meter.close(window, [server])
     assert m.ready_calls is None
@@ -251,7 +251,7 @@ def test_a_busy_service_survives_probes_that_come_and_go(meter, launch, go_toolc
     while load.is_alive():
         meter.unwatch(server)
         meter.watch(server)
-        window = meter.open(wakers=True)
+        window = meter.open(limited=["ready_calls"])
         time.sleep(0.05)
         (m,) = meter.close(window, [server])
         cycles += 1

@@ -119,7 +119,8 @@ def user(built, newest_go):
         shutil.copy(built("echo", str(newest_go.go)), home / "echo")
         user = User(name, home, home / "venv" / "bin" / "python")
         make_venv(user)
-        shutil.chown(home, user.uid, user.gid)
+        for own in home, home / "echo":
+            shutil.chown(own, user.uid, user.gid)
         yield user
     finally:
         shutil.rmtree(home)

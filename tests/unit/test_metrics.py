@@ -46,8 +46,7 @@ def message(**changes: Any) -> dict[str, Any]:
         "counters": counters(wakeups=3),
         "histogram": {"16": 3},
         "latency_max_ns": 16,
-        "cpu_ns": 5,
-        "run_delay_ns": None,
+        "runq_max": None,
     }
     return {**full, **changes}
 
@@ -226,7 +225,8 @@ def test_a_sum_knows_only_what_both_sides_measured() -> None:
 
 
 def test_an_agents_message_becomes_a_snapshot() -> None:
-    assert Snapshot.from_json(message(pid=42)) == Snapshot(counters(wakeups=3), {16: 3}, 16, 5, None)
+    expected = Snapshot(counters(wakeups=3), {16: 3}, 16, runq_max=5)
+    assert Snapshot.from_json(message(pid=42, runq_max=5)) == expected
 
 
 def test_optional_counters_may_be_absent_or_null_or_there() -> None:
@@ -255,8 +255,8 @@ def test_optional_counters_may_be_absent_or_null_or_there() -> None:
         (message(histogram={"²": 1}), "'²' is not a bucket"),
         (message(histogram={"3": 1.5}), "histogram.3: expected an integer >= 0, got 1.5"),
         (message(latency_max_ns=None), "latency_max_ns: expected an integer"),
-        (message(cpu_ns="1"), "cpu_ns: expected an integer"),
-        (message(run_delay_ns=-1), "run_delay_ns: expected an integer"),
+        (message(runq_max="1"), "runq_max: expected an integer"),
+        (message(runq_max=-1), "runq_max: expected an integer"),
     ],
 )
 def test_a_malformed_message_is_a_value_error_that_names_the_field(bad: object, complaint: str) -> None:

@@ -76,11 +76,9 @@ PROCESS = {
     "unwatched": 0,
     "foreign": False,
     "calibration": {"layout": "go1.25", "epfd": 4, "proven": 3, "unproven": 0, "why_not": None},
-    "counters": {**dict.fromkeys(COUNTERS, 7), **dict.fromkeys(LOSSES, 0), "lost_stacks": 0},
+    "counters": {**dict.fromkeys(COUNTERS, 7), **dict.fromkeys(LOSSES, 0), "lost_offenders": 0},
     "histogram": {"130": 14},
     "latency_max_ns": 9000,
-    "cpu_ns": 1_000_000,
-    "run_delay_ns": 1000,
     "ready_calls": 5,
     "deadline_wakeups": 1,
     "dispatches": 20,
@@ -92,7 +90,6 @@ PROCESS = {
             "count": 7,
             "direction": "read",
             "syscall": "read",
-            "fd": 5,
             "fd_type": "tcp",
             "local": "127.0.0.1:80",
             "peer": None,
@@ -103,7 +100,12 @@ PROCESS = {
 PROCESS["counters"].pop("lost")  # type: ignore[attr-defined]
 ANSWER = {
     "id": 3,
-    "ok": {"duration_ns": 1_000_000, "services": {"4242": [PROCESS]}, "timelines": {"4242": []}},
+    "ok": {
+        "duration_ns": 1_000_000,
+        "services": {"4242": [PROCESS]},
+        "timelines": {"4242": []},
+        "times": {"4242": {"cpu_ns": 1_000_000, "run_delay_ns": 1000}},
+    },
 }
 
 SERVICE = SimpleNamespace(

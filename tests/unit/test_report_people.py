@@ -232,6 +232,14 @@ def test_offenders_are_shown_only_for_limits_they_explain() -> None:
     assert "woken in vain" in section(wasteful(vain, stale, max_spurious=1, max_spurious_wakeups=0), 120)
 
 
+def test_where_events_found_nobody_is_said_without_a_stack() -> None:
+    nobody = offender(3, offence="unclaimed", syscall=None, stack=[])
+    idle = measured({**HEALTHY, "unclaimed_events": 9}, offenders=(nobody,))
+    text = terminal.failure_section(built(idle, max_unclaimed_events=0), 120)
+    ends = "127.0.0.1:7777 ← 127.0.0.1:5012"
+    assert text.endswith(f"  3 of 9 (33.3 %) unclaimed events (read on tcp {ends}), nobody waiting")
+
+
 def test_the_latest_wakeups_are_shown_for_a_latency_limit() -> None:
     late = {
         "latency_ns": 12_300_000,

@@ -1,0 +1,123 @@
+"""Which descriptor somebody was woken for, in vain or late, and on which nobody waited: known as it happens,
+so that a connection closed since is still named."""
+
+from __future__ import annotations
+
+import collections
+import socket
+import time
+
+import pytest
+
+PINGS = 20
+
+
+def address(name):
+    host, port = name[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+@pytest.fixture
+def spurious(measure, spaced_pings):
+    """spurious(dup, address, …): the measurement of a stretch in which these connected in turn."""
+
+    def spurious(service, *ends):
+        with measure() as stretch:
+            for family, end in ends:
+                with socket.socket(family) as connection:
+                    connection.settimeout(20)
+                    connection.connect(end)
+                    names = address(connection.getpeername()), address(connection.getsockname())
+                    spaced_pings(connection, PINGS)
+            # Closed, and its descriptor gone, before anybody looks.
+        m = stretch(service)
+        assert m.spurious_wakeups >= PINGS * len(ends) * 0.9
+        assert sum(offender["count"] for offender in m.offenders) == m.spurious_wakeups + m.stale_retries
+        return m, names
+
+    return spurious
+
+
+@pytest.mark.parametrize(
+    ("listen", "family", "host"),
+    [
+        ("127.0.0.1", socket.AF_INET, "127.0.0.1"),
+        ("[::1]", socket.AF_INET6, "::1"),
+        ("", socket.AF_INET, "127.0.0.1"),  # IPv4 on a socket of IPv6
+    ],
+    ids=["ipv4", "ipv6", "mapped"],
+)
+def test_a_connection_is_named_though_it_was_closed_before_the_window(
+    factory, spurious, newest_go, listen, family, host
+):
+    service = factory("./dup", args=["-addr", listen + ":{port}"], ready=None, go=str(newest_go.go))
+    wait_for(family, (host, service.port))
+    m, (local, peer) = spurious(service, (family, (host, service.port)))
+    for offender in m.offenders:
+        assert (offender["fd_type"], offender["local"], offender["peer"]) == ("tcp", local, peer)
+
+
+def wait_for(family, end):
+    for _ in range(400):
+        with socket.socket(family) as probe:
+            if probe.connect_ex(end) == 0:
+                return
+        time.sleep(0.02)
+    raise AssertionError(f"nobody listens on {end}")
+
+
+def test_of_a_descriptor_that_was_two_connections_neither_is_blamed_for_both(launch, spurious, newest_go):
+    service = launch("dup", go=str(newest_go.go))
+    end = (socket.AF_INET, service.address)
+    m, _ = spurious(service, end, end)
+    assert {offender["fd_type"] for offender in m.offenders} == {"tcp"}
+    assert {offender["peer"] for offender in m.offenders} == {None}
+
+
+def test_late_readers_of_other_kinds_are_named(launch, measure, connect, spaced_pings, newest_go, tmp_path):
+    path = str(tmp_path / "socket")
+    service = launch("unix", "-path", path, go=str(newest_go.go))
+    with measure() as stretch:
+        spaced_pings(connect(path), PINGS)
+    kinds = {(wakeup["fd_type"], wakeup["local"], wakeup["peer"]) for wakeup in stretch(service).slowest}
+    assert kinds <= {("unix", path, None)}
+
+
+def test_a_listener_is_told_from_its_connections(launch, measure, connect, parked, spaced_pings, newest_go):
+    service = launch("echo", go=str(newest_go.go))
+    parked()
+    with measure() as stretch:
+        spaced_pings(connect(service.address), 5)
+    kinds = {wakeup["fd_type"]: wakeup for wakeup in stretch(service).slowest}
+    assert kinds.keys() == {"listener", "tcp"}
+    assert (kinds["listener"]["local"], kinds["listener"]["peer"]) == (address(service.address), None)
+    assert kinds["tcp"]["peer"] is not None
+
+
+def test_datagrams_that_are_sent_are_events_nobody_waits_for_and_the_socket_is_named(
+    launch, meter, parked, newest_go
+):
+    service = launch("udp", go=str(newest_go.go))
+    found = {}
+    for limited in ([], ["unclaimed_events"]):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.connect(service.address)
+            client.settimeout(20)
+            window = meter.open(limited=limited)
+            for _ in range(PINGS):
+                client.send(b"ping")
+                assert client.recv(16) == b"ping"
+                parked()
+            [m] = meter.close(window, [service])
+        assert m.unmeasured is None
+        assert m.unclaimed_events >= PINGS
+        found[tuple(limited)] = m
+    asked, unasked = found["unclaimed_events",], found[()]
+    assert unasked.offenders == ()
+    counts = collections.Counter()
+    for offender in asked.offenders:
+        assert (offender["offence"], offender["syscall"], offender["stack"]) == ("unclaimed", None, [])
+        assert (offender["fd_type"], offender["local"]) == ("udp", address(service.address))
+        counts[offender["direction"]] += offender["count"]
+    assert sum(counts.values()) == asked.unclaimed_events
+    assert counts["write"] >= PINGS
