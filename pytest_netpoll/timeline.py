@@ -6,7 +6,21 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 # The columns of the agent's rows, after their end in ms.
-_NAMES = ("wakeups", "productive", "spurious", "polls", "threads", "threads_running", "run_delay_ns")
+_NAMES = (
+    "wakeups",
+    "productive",
+    "spurious",
+    "polls",
+    "blocking_polls",
+    "timed_polls",
+    "nonblocking_polls",
+    "empty_polls",
+    "timeout_polls",
+    "break_polls",
+    "run_delay_ns",
+    "threads",
+    "threads_running",
+)
 
 
 def collect(services: Iterable[Sequence[Sequence[Any]]]) -> tuple[dict[str, Any], ...]:

@@ -230,13 +230,18 @@ class Agent:
         return self._by_root(lambda p, names: self._windows.so_far(p.slot, window, names))
 
     def _by_root(self, counters):
-        """{root: timeline.State}, summed over its processes. counters: (process, names) -> [int]."""
-        names = ("wakeups", "productive_wakeups", "spurious_wakeups", "polls")
+        """{root: timeline.State}. counters: (process, names) -> [int]."""
+        names = self._timeline.COUNTERS
         states = {}
         for root in self._processes.roots():
-            rows = [(*counters(p, names), 0, p.threads, p.running) for p in self._processes.of(root)]
+            processes = self._processes.of(root)
             _, waited = self._processes.times(root)
-            states[root] = self._timeline.total(rows)._replace(run_delay=waited)
+            states[root] = self._timeline.total(
+                [counters(p, names) for p in processes],
+                waited,
+                sum(p.threads for p in processes),
+                sum(p.running for p in processes),
+            )
         return states
 
     def _times(self):

@@ -6,15 +6,31 @@ from collections import namedtuple
 PERIOD = 0.1  # s
 MOST_POINTS = 600
 
-# Of one service at one moment. The counts only grow; threads are those alive, running those of them on
-# a CPU or waiting for one.
-State = namedtuple("State", "wakeups productive spurious polls run_delay threads running")
-NOTHING = State(0, 0, 0, 0, 0, 0, 0)
+# The kernel's counters that are in it, in this order.
+COUNTERS = (
+    "wakeups",
+    "productive_wakeups",
+    "spurious_wakeups",
+    "polls",
+    "blocking_polls",
+    "timed_polls",
+    "nonblocking_polls",
+    "empty_polls",
+    "timeout_polls",
+    "break_polls",
+)
+
+# Of one service at one moment. What only grows comes first, run_delay in ns; threads are those alive,
+# running those of them on a CPU or waiting for one.
+State = namedtuple("State", (*COUNTERS, "run_delay", "threads", "running"))
+NOTHING = State(*[0] * len(State._fields))
+_GROWING = len(COUNTERS) + 1
 
 
-def total(states):
-    """The State of all of them together."""
-    return State(*[sum(state[i] for state in states) for i in range(len(State._fields))])
+def total(counters, run_delay, threads, running):
+    """The State of several processes together. counters: a row of each; the others are sums already."""
+    sums = [sum(row[i] for row in counters) for i in range(len(COUNTERS))]
+    return State(*sums, run_delay, threads, running)
 
 
 class Point:
@@ -31,7 +47,7 @@ class Point:
     def extend(self, later):
         for root, new in later.services.items():
             old = self.services.get(root, NOTHING)
-            counts = map(operator.add, old[:5], new[:5])
+            counts = map(operator.add, old[:_GROWING], new[:_GROWING])
             # running is a sum, in the end divided by the samples.
             self.services[root] = State(*counts, max(old.threads, new.threads), old.running + new.running)
         self.t = later.t
@@ -51,7 +67,7 @@ class Timeline:
         services = {}
         for root, state in states.items():
             before = self._last.get(root, NOTHING)
-            counts = map(operator.sub, state[:5], before[:5])
+            counts = map(operator.sub, state[:_GROWING], before[:_GROWING])
             services[root] = State(*counts, state.threads, state.running)
         self._last = states
         point = Point(t, services)
@@ -69,11 +85,11 @@ class Timeline:
         self._stride *= 2
 
     def of(self, root):
-        """JSON: [[t ms, wakeups, productive, spurious, polls, threads, running, run delay ns]]."""
+        """JSON: [[t ms, *COUNTERS, run delay ns, threads, running]]."""
         rows = []
         for point in self._points:
             state = point.services.get(root)
             if state is not None:
                 running = round(state.running / point.samples, 2)
-                rows.append([round(point.t / 1e6, 1), *state[:4], state.threads, running, state.run_delay])
+                rows.append([round(point.t / 1e6, 1), *state[:-1], running])
         return rows

@@ -74,7 +74,16 @@ class SlowWakeup(_SlowWakeupExtra):
     stack: list[Frame]
 
 
-class TimelinePoint(TypedDict):
+class _TimelineExtra(TypedDict, total=False):
+    blocking_polls: int
+    timed_polls: int
+    nonblocking_polls: int
+    empty_polls: int
+    timeout_polls: int
+    break_polls: int
+
+
+class TimelinePoint(_TimelineExtra):
     """What the service's processes did in one interval, which ends with the sample.
 
     t_ms: its end, since the window opened; it begins where the one before ends, the first with the

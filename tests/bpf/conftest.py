@@ -139,7 +139,18 @@ TIMELINE = {
     "wakeups": "wakeups",
     "productive_wakeups": "productive",
     "spurious_wakeups": "spurious",
-    "polls": "polls",
+    **{
+        name: name
+        for name in (
+            "polls",
+            "blocking_polls",
+            "timed_polls",
+            "nonblocking_polls",
+            "empty_polls",
+            "timeout_polls",
+            "break_polls",
+        )
+    },
 }
 
 

@@ -66,43 +66,37 @@ def test_without_timers_lines_are_waited_for(agent):
 
 def test_a_long_window_keeps_few_points_and_their_sums(agent):
     module = agent("timeline")
-    state = module.State(0, 0, 0, 0, 0, 3, 1)
-    timeline = module.Timeline({7: state})
+    timeline = module.Timeline({7: module.NOTHING._replace(threads=3, running=1)})
     samples = 5000
     for i in range(1, samples + 1):
-        timeline.add(i * 10**8, {7: module.State(2 * i, i, i, 3 * i, 10 * i, 3, i % 2)})
+        counts = range(i, 11 * i, i)
+        timeline.add(i * 10**8, {7: module.total([counts], run_delay=11 * i, threads=3, running=i % 2)})
     rows = timeline.of(7)
     assert 300 <= len(rows) <= module.MOST_POINTS
-    assert [sum(row[i] for row in rows) for i in (1, 2, 3, 4)] == [10000, 5000, 5000, 15000]
-    assert sum(row[7] for row in rows) == 50000
+    assert [sum(row[i] for row in rows) for i in range(1, 12)] == [samples * i for i in range(1, 12)]
     assert rows[-1][0] == samples * 100
     times = [row[0] for row in rows]
     steps = {round(b - a) for a, b in itertools.pairwise(times[:-1])}
     assert steps == {1600}
-    assert all(row[5] == 3 and row[6] == pytest.approx(0.5, abs=0.1) for row in rows[:-1])
+    assert all(row[12] == 3 and row[13] == pytest.approx(0.5, abs=0.1) for row in rows[:-1])
 
 
 def test_a_service_that_comes_later_is_counted_from_its_beginning(agent):
     module = agent("timeline")
     timeline = module.Timeline({})
     timeline.add(100, {})
-    timeline.add(200, {7: module.State(5, 4, 1, 9, 0, 2, 1)})
-    assert timeline.of(7) == [[0.0, 5, 4, 1, 9, 2, 1.0, 0]]
+    timeline.add(200, {7: module.total([range(1, 11), [1] * 10], run_delay=4, threads=2, running=1)})
+    assert timeline.of(7) == [[0.0, *range(2, 12), 4, 2, 1.0]]
 
 
 def test_two_processes_that_were_the_service_are_put_together_by_time():
-    points = collect([[[100.0, 1, 1, 0, 2, 4, 1, 7]], [[100.0, 2, 1, 1, 3, 5, 0.5, 1], [200.0] + [0] * 7]])
-    assert points[0] == {
-        "t_ms": 100.0,
-        "wakeups": 3,
-        "productive": 2,
-        "spurious": 1,
-        "polls": 5,
-        "threads": 9,
-        "threads_running": 1.5,
-        "run_delay_ns": 8,
-    }
+    counts = [1, 1, 0, 2, 1, 1, 0, 0, 1, 0]
+    first = [[100.0, *counts, 7, 4, 1]]
+    second = [[100.0, *counts, 1, 5, 0.5], [200.0] + [0] * 13]
+    points = collect([first, second])
     assert [point["t_ms"] for point in points] == [100.0, 200.0]
+    assert [points[0][name] for name in ("wakeups", "spurious", "polls", "timeout_polls")] == [2, 0, 4, 2]
+    assert points[0].items() >= {"threads": 9, "threads_running": 1.5, "run_delay_ns": 8}.items()
 
 
 @pytest.mark.parametrize(
