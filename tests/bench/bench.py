@@ -1,142 +1,200 @@
 """What measuring costs: `make bench`.
 
-Requests a second of the example service (small HTTP responses, CPU saturated by wrk) with nothing attached,
-with an empty raw tracepoint on sys_exit (the floor of this method), and with ours. The three take turns in
-each round, and only ratios within a round count: these machines are noisy.
+A small HTTP service, saturated and at half load, and single operations of a process, each with one thing or
+another attached: nothing, the floor of our method, ours, and others that trace Go's waiting for the network.
+All take turns in each round, and only what was measured in the same round is compared: machines are noisy.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import datetime
 import os
+import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-from tabulate import tabulate
+import load
+import tables
+from rows import ROWS, Row, RowError
+from tables import BASE, Sample
 
-from pytest_netpoll import privilege
-from pytest_netpoll.options import Config
+from pytest_netpoll.errors import NetpollError
 from pytest_netpoll.service import Service, ServiceFactory
-from pytest_netpoll.symbols import Symbolizer
-from pytest_netpoll.window import Meter
 
-ROOT = Path(__file__).parents[2]
-
-FLOOR = """
-import os, sys
-os.environ["BCC_KERNEL_SOURCE"] = sys.argv[1]
-from bcc import BPF
-bpf = BPF(text=b"RAW_TRACEPOINT_PROBE(sys_exit) { return 0; }")
-print("ready", flush=True)
-sys.stdin.read()
-"""
+HERE = Path(__file__).parent
+TAINTED = Path("/proc/sys/kernel/tainted")
 
 
-@contextmanager
-def floor() -> Iterator[None]:
-    """An empty raw tracepoint on sys_exit."""
-    stub = str(privilege.bpf_sources() / "stub")
-    with subprocess.Popen(
-        [str(privilege.SYSTEM_PYTHON), "-I", "-c", FLOOR, stub],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        if not process.stdout.readline():
-            sys.exit("bench: the floor's probe did not load")
-        yield
-        process.stdin.close()
+@dataclass(frozen=True)
+class Stage:
+    """server: gets the load. watched: runs single operations, and is attached to as the server is.
+    unwatched: the same of another program, to which nothing is attached. scratch: a directory.
+    """
+
+    server: Service
+    watched: Service
+    unwatched: Service
+    scratch: Path
 
 
-@contextmanager
-def ours(service: Service, figures: dict[str, list[float]]) -> Iterator[None]:
-    """Our probe, with a window open."""
-    meter = Meter(Config.default(), Symbolizer(ROOT))
-    started = time.monotonic()
-    meter.start()
-    meter.watch(service)
-    figures["agent ready, calibrated (s)"].append(time.monotonic() - started)
-    for _ in range(20):
-        started = time.monotonic()
-        meter.close(meter.open(), [])
-        figures["opening and closing a window (ms)"].append((time.monotonic() - started) * 1e3)
-    window = meter.open()
-    yield
-    [measurement] = meter.close(window, [service])
-    if measurement.unmeasured or not measurement.wakeups:
-        sys.exit(f"bench: not measured: {measurement.unmeasured}")
-    figures["wakeups unresolved (%)"].append(
-        100 * (measurement.abandoned_wakeups + measurement.pending_wakeups) / measurement.wakeups
-    )
-    figures["agent memory, resident (MiB)"].append(psutil.Process(meter.agent_pid).memory_info().rss / 2**20)
-    meter.stop()
-
-
-def requests_per_second(url: str, seconds: int) -> float:
-    output = subprocess.run(
-        ["wrk", "-t2", "-c64", f"-d{seconds}s", url], capture_output=True, text=True, check=True
-    ).stdout
-    found = re.search(r"Requests/sec:\s*([\d.]+)", output)
-    if found is None:
-        sys.exit(f"bench: wrk said\n{output}")
-    return float(found[1])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--seconds", type=int, default=2)
-    options = parser.parse_args()
-    figures: dict[str, list[float]] = {
-        "agent ready, calibrated (s)": [],
-        "opening and closing a window (ms)": [],
-        "agent memory, resident (MiB)": [],
-        "wakeups unresolved (%)": [],
-    }
-    with tempfile.TemporaryDirectory() as cache:
-        factory = ServiceFactory(rootdir=ROOT / "example_project", cache_dir=Path(cache))
-        web = f"127.0.0.1:{factory.free_port()}"
-        service = factory("./server", args=["-addr", "127.0.0.1:{port}", "-http", web])
-        attached: dict[str, Callable[[], AbstractContextManager[None]]] = {
-            "nothing": nullcontext,
-            "empty raw tracepoint": floor,
-            "pytest-netpoll": lambda: ours(service, figures),
-        }
-        rates: dict[str, list[float]] = {name: [] for name in attached}
-        names = list(attached)
+@contextlib.contextmanager
+def stage() -> Iterator[Stage]:
+    with tempfile.TemporaryDirectory() as directory:
+        scratch = Path(directory)
+        factory = ServiceFactory(rootdir=HERE, cache_dir=scratch)
+        listen = ("-addr", "127.0.0.1:{port}")
+        one_cpu = {"GOMAXPROCS": "1"}
         try:
-            requests_per_second(f"http://{web}/", 1)
-            for number in range(options.rounds):
-                # Each takes each place in turn: the first of a round may find a cooler machine.
-                turn = number % len(names)
-                for name in names[turn:] + names[:turn]:
-                    with attached[name]():
-                        rates[name].append(requests_per_second(f"http://{web}/", options.seconds))
+            server = factory("./server", args=listen)
+            # What is attached to a program's file is not to concern it, hence a file of its own.
+            stranger = shutil.copy(server.executable, scratch / "stranger")
+            yield Stage(
+                server,
+                factory("./server", name="watched", args=listen, env=one_cpu),
+                factory(command=[stranger, *listen], env=one_cpu),
+                scratch,
+            )
         finally:
             factory.stop_all()
-    rows = []
-    for name, values in rates.items():
-        kept = [value / base for value, base in zip(values, rates["nothing"], strict=True)]
-        rows.append([name, f"{statistics.median(values):,.0f}", f"{statistics.median(kept):.3f}"])
-    print(f"{options.rounds} rounds of {options.seconds} s, {os.cpu_count()} CPUs, {os.uname().release}\n")
-    print(tabulate(rows, ["attached", "requests/s", "kept (median of rounds)"], disable_numparse=True))
-    print()
-    summary = [
-        [name, f"{statistics.median(values):.2f}", f"{max(values):.2f}"]
-        for name, values in figures.items()
-        if values
+
+
+def turn(row: Row, stage: Stage, seconds: int, half_rate: float) -> Sample:
+    services = (stage.server, stage.watched)
+    started = time.monotonic()
+    with row.attach(services) as attached:
+        figures = {"ready (s)": time.monotonic() - started} if row.kind != "base" else {}
+        saturated = load.saturate(stage.server, seconds)
+        half = load.offer(stage.server, half_rate, seconds, stage.scratch)
+        watched, unwatched = load.micro(stage.watched), load.micro(stage.unwatched)
+        if (memory := attached.memory()) is not None:
+            figures["memory, resident (MiB)"] = memory
+    return Sample(saturated, half, watched, unwatched, attached.seen, figures | attached.figures)
+
+
+def measure(
+    stage: Stage, names: list[str], rounds: int, seconds: int, half_rate: float
+) -> tuple[dict[str, dict[int, Sample]], dict[str, str]]:
+    """The samples by row and round, and why a row has none, or no more."""
+    results: dict[str, dict[int, Sample]] = {name: {} for name in names}
+    failures: dict[str, str] = {}
+    taint = TAINTED.read_text()
+    for number in range(rounds):
+        # Each takes each place in turn, with each neighbour before it: what one leaves behind in the machine
+        # is not always the same other's.
+        place = number // 2 % len(names)
+        order = names[place:] + names[:place]
+        for name in order if number % 2 == 0 else reversed(order):
+            if name in failures:
+                continue
+            say(f"round {number + 1} of {rounds}: {name}")
+            try:
+                results[name][number] = turn(ROWS[name], stage, seconds, half_rate)
+            except RowError as error:
+                failures[name] = str(error)
+                say(f"{name}: {error}")
+            if TAINTED.read_text() != taint:
+                sys.exit(f"bench: the kernel complained while {name} was attached; see dmesg")
+    return results, failures
+
+
+def saturated_rate(stage: Stage, seconds: int) -> float:
+    load.saturate(stage.server, 1)
+    return statistics.median(load.saturate(stage.server, seconds).rate for _ in range(3))
+
+
+def machine(stage: Stage) -> str:
+    """Where and by what it was measured, a line each."""
+    cpu = re.search(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.M)
+    overflow = Path("/sys/devices/system/cpu/vulnerabilities/spec_rstack_overflow")
+    tools = {
+        "wrk": ("wrk", "-v"),
+        "fortio": (load.fortio(), "version"),
+        "bpftrace": ("bpftrace", "--version"),
+        "perf": ("perf", "--version"),
+        "strace": ("strace", "-V"),
+    }
+    return "\n".join(
+        [
+            f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC",
+            f"{os.cpu_count()} CPUs, {cpu[1] if cpu else platform.machine()}, Linux {platform.release()}",
+            f"spec_rstack_overflow: {overflow.read_text().strip() if overflow.exists() else 'unknown'}",
+            f"{stage.server.go_version}; {', '.join(version(name, tools[name]) for name in tools)}",
+        ]
+    )
+
+
+def version(name: str, command: tuple[str, ...]) -> str:
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    except FileNotFoundError:
+        return f"no {name}"
+    found = re.search(r"\d+\.\d+[\w.+~-]*", said.stdout + said.stderr)
+    return f"{name} {found[0] if found else '?'}"
+
+
+def report(results: tables.Results, failures: Mapping[str, str], half_rate: float) -> str:
+    parts = [
+        f"Saturated (`{' '.join(load.WRK)}`):",
+        tables.of_load(results, failures, lambda sample: sample.saturated),
+        f"Half load (`fortio {' '.join(load.FORTIO)} -qps={half_rate:.0f}`):",
+        tables.of_load(results, failures, lambda sample: sample.half),
+        "\n".join(f"- {line}" for line in tables.verdicts(results)),
+        "Single operations of a process that is watched (`server/micro.go`, GOMAXPROCS=1), and what each row "
+        "adds to them:",
+        tables.of_operations(results, lambda sample: sample.watched),
+        "The same of a process of another program, which nobody watches:",
+        tables.of_operations(results, lambda sample: sample.unwatched),
+        "What they take besides:",
+        tables.of_figures(results),
+        "That they were at work:",
+        tables.of_proofs(results, failures),
     ]
-    print(tabulate(summary, ["", "median", "max"], disable_numparse=True))
+    return "\n\n".join(filter(None, parts))
+
+
+def say(text: str) -> None:
+    print(f"bench: {text}", file=sys.stderr)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    # 18: each of the rows takes each place twice, with another one before it.
+    parser.add_argument("--rounds", type=int, default=18, help="default: %(default)s")
+    parser.add_argument(
+        "--seconds", type=int, default=1, help="of each load in each turn; default: %(default)s"
+    )
+    parser.add_argument(
+        "--only", action="append", choices=[name for name in ROWS if name != BASE], help="besides nothing"
+    )
+    options = parser.parse_args()
+    names = [name for name in ROWS if name == BASE or not options.only or name in options.only]
+    with stage() as on:
+        half_rate = saturated_rate(on, options.seconds) / 2
+        say(f"half load is {half_rate:,.0f} requests a second")
+        results, failures = measure(on, names, options.rounds, options.seconds, half_rate)
+        print(machine(on))
+    print(f"{options.rounds} rounds, {options.seconds} s each load; medians (and quartiles) of the rounds\n")
+    print(report(results, failures, half_rate))
+    # A peer may be missing; that ours is would be no news but a fault.
+    return int(any(ROWS[name].kind != "peer" for name in failures))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        sys.exit(main())
+    except NetpollError as error:
+        sys.exit(f"bench: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell would say it
