@@ -324,7 +324,9 @@ FIRST = ("about", "load")
 
 
 def parse(line):
-    """(id, command, arguments). Raises BadMessage."""
+    """(id, command, arguments). line: of Timers.lines. Raises BadMessage."""
+    if line is None:
+        raise BadMessage("it is too long")
     try:
         message = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -66,14 +66,34 @@ def ask(agent: subprocess.Popen[str], line: str) -> dict[str, Any]:
         ('{"id": 1, "do": "watch", "pid": -1}', "watch needs pid"),
         ('{"id": 1, "do": "close", "window": 7, "settle_ms": 1}', "window 7 is not open"),
         ('{"id": 1, "do": "load", "max_processes": 4, "max_fds": 64, "uprobes": 0}', "loaded already"),
-        ("x" * 1_000_000, "not JSON"),
+        ("x" * (64 << 10), "not JSON"),
+        ("x" * ((64 << 10) + 1), "too long"),
+        ("x" * 1_000_000, "too long"),
+        ('{"id": 1, "do": "status", "pid": 1}' + " " * 1_000_000, "too long"),
     ],
-    ids=range(13),
+    ids=range(16),
 )
 def test_a_message_it_does_not_understand_is_refused_and_it_lives_on(agent, line, complaint):
     answer = ask(agent, line)
     assert complaint in str(answer["error"])
     assert "processes" in ask(agent, '{"id": 2, "do": "status", "pid": 1}')["ok"]
+
+
+def test_a_message_without_end_does_not_grow_it(agent):
+    process = psutil.Process(agent.pid)
+    before = process.memory_info().rss
+    for _ in range(64):
+        agent.stdin.write("x" * (1 << 20))
+    # It has read all but what the pipe holds.
+    assert process.memory_info().rss < before + (4 << 20)
+    assert "too long" in str(ask(agent, "")["error"])
+    assert "ok" in ask(agent, '{"id": 2, "do": "programs"}')
+
+
+def test_it_is_not_started_by_a_message_that_is_too_long():
+    run = subprocess.run(command(), input="x" * 1_000_000 + "\n", capture_output=True, text=True, timeout=60)
+    assert "too long" in json.loads(run.stdout)["failed"]["what"]
+    assert (run.returncode, run.stderr) == (1, "")
 
 
 def test_a_process_that_does_not_run_is_refused(agent):
