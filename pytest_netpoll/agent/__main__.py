@@ -96,16 +96,12 @@ class Agent:
 
     def watch(self, pid):
         self._processes.watch(pid)
-        return self._state(pid)
+        return {"processes": [self._about(p) for p in self._processes.of(pid)]}
 
     def unwatch(self, pid):
         self._processes.unwatch(pid)
         self._probes.release(self._live())
         return {}
-
-    def status(self, pid):
-        self._refresh()
-        return self._state(pid)
 
     def programs(self):
         """All processes, and what is known of the programs that they run."""
@@ -256,9 +252,6 @@ class Agent:
         for process in self._live():
             self._processes.calibrate(process)
 
-    def _state(self, root):
-        return {"processes": [self._about(p) for p in self._processes.of(root)]}
-
     def _about(self, process):
         return {
             "pid": process.pid,
@@ -311,7 +304,6 @@ COMMANDS = {
     "load": ("max_processes", "max_fds", "uprobes"),
     "watch": ("pid",),
     "unwatch": ("pid",),
-    "status": ("pid",),
     "programs": (),
     "attach": ("pid", "ready", "deadline"),
     "learn": ("pid", "allp", "runqsize", "number", "status", "schedtick", "runqhead"),

@@ -69,14 +69,14 @@ def ask(agent: subprocess.Popen[str], line: str) -> dict[str, Any]:
         ("x" * (64 << 10), "not JSON"),
         ("x" * ((64 << 10) + 1), "too long"),
         ("x" * 1_000_000, "too long"),
-        ('{"id": 1, "do": "status", "pid": 1}' + " " * 1_000_000, "too long"),
+        ('{"id": 1, "do": "programs"}' + " " * 1_000_000, "too long"),
     ],
     ids=range(16),
 )
 def test_a_message_it_does_not_understand_is_refused_and_it_lives_on(agent, line, complaint):
     answer = ask(agent, line)
     assert complaint in str(answer["error"])
-    assert "processes" in ask(agent, '{"id": 2, "do": "status", "pid": 1}')["ok"]
+    assert "processes" in ask(agent, '{"id": 2, "do": "programs"}')["ok"]
 
 
 def test_a_message_without_end_does_not_grow_it(agent):
@@ -112,7 +112,7 @@ def test_it_ends_when_its_stdin_closes():
 
 def test_it_ignores_ctrl_c_which_is_pytests(agent):
     agent.send_signal(signal.SIGINT)
-    assert "ok" in ask(agent, '{"id": 1, "do": "status", "pid": 1}')
+    assert "ok" in ask(agent, '{"id": 1, "do": "programs"}')
 
 
 def test_windows_do_not_grow_it(agent):
