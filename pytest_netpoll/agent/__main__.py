@@ -2,8 +2,8 @@
 
 Run as `python3 -I agent` by the system's Python, which alone can import BCC. Speaks JSON, one message a
 line, on stdin and stdout; stderr is for humans. Ends, and with it everything in the kernel, when stdin
-closes. It never writes a file and never starts a program. Once the program is loaded it gives up its
-privileges, and it tells a user of that user's own processes only.
+closes, while it compiles too. It never writes a file and never starts a program. Once the program is loaded
+it gives up its privileges, and it tells a user of that user's own processes only.
 
     → {"id": 0, "do": "load", "max_processes": 16, "max_fds": 16384, "uprobes": 1}
     ← {"ready": {…}}   or   {"failed": {"what": …, "fix": …}}
@@ -422,10 +422,13 @@ def load(user, timers, max_processes, max_fds, uprobes):
             "lower --netpoll-max-processes or --netpoll-max-fds, or run pytest as root",
         )
     bcc = import_bcc()
+    import hangup
     import kernel
 
     try:
-        loaded = kernel.Kernel(bcc, sources(), max_processes, max_fds)
+        # A second on an idle machine, many on a busy one; whoever started us may be killed meanwhile.
+        with hangup.ends_with(sys.stdin.fileno()):
+            loaded = kernel.Kernel(bcc, sources(), max_processes, max_fds)
     except kernel.LoadFailed as error:
         raise Unable("the BPF program could not be loaded: %s" % error, error.fix) from error
     kept = privileges.drop(user, loaded.works, privileges.PROBING if uprobes else ())

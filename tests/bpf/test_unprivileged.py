@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -214,7 +215,18 @@ def test_a_killed_pytest_takes_the_agent_behind_sudo_with_it(user, installed):
         patiently((user.home / "running").exists)
         assert agents(installed)
         os.kill(process.pid, signal.SIGKILL)
-    patiently(lambda: not agents(installed), 5)
+    patiently(lambda: not agents(installed), 3)
+
+
+@needs_sudo
+def test_an_agent_behind_sudo_loads_nothing_for_a_pytest_that_was_killed_meanwhile(user, installed):
+    (user.home / "test_it.py").write_text(IMPORTS + MEASURED)
+    command = user.become(*user.pytest_command, f"--netpoll-agent={installed}")
+    with subprocess.Popen(command, cwd=user.home, env=user.environment, stdout=subprocess.DEVNULL) as process:
+        patiently(lambda: "libbcc" in seen_of_agents(installed, "maps"), step=0.005)
+        os.kill(process.pid, signal.SIGKILL)
+    while agents(installed):
+        assert "prog_id" not in seen_of_agents(installed, "fdinfo/*")
 
 
 @needs_sudo
@@ -479,8 +491,18 @@ def agents(prefix):
     return found
 
 
-def patiently(condition, seconds=60):
+def seen_of_agents(prefix, files):
+    """What these files of their directories in /proc hold."""
+    text = ""
+    for process in agents(prefix):
+        for path in Path(f"/proc/{process.pid}").glob(files):
+            with contextlib.suppress(OSError):
+                text += path.read_text()
+    return text
+
+
+def patiently(condition, seconds=60, step=0.05):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "in vain"
-        time.sleep(0.05)
+        time.sleep(step)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -108,6 +109,20 @@ def test_it_ends_when_its_stdin_closes():
         assert agent.stdin is not None
         agent.stdin.close()
         assert agent.wait(10) == 0
+
+
+def test_while_it_compiles_it_ends_with_its_stdin_too_and_loads_nothing():
+    with subprocess.Popen(command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as agent:
+        assert agent.stdin is not None
+        assert agent.stdout is not None
+        agent.stdin.write(json.dumps({"id": 0, "do": "load", **SIZES}) + "\n")
+        agent.stdin.flush()
+        while "libbcc" not in Path(f"/proc/{agent.pid}/maps").read_text():
+            assert agent.poll() is None
+            time.sleep(0.005)
+        agent.stdin.close()
+        assert agent.stdout.read() == "", "not even that it is ready"
+        assert agent.wait(10) == 3
 
 
 def test_it_ignores_ctrl_c_which_is_pytests(agent):
