@@ -179,13 +179,13 @@ def wakeups(tests):
     ("goready", "capabilities", "counted"),
     [
         pytest.param("off", 0, False, id="off"),
-        pytest.param("on", 1 << 21, True, id="on", marks=pytest.mark.uprobes),
+        pytest.param("auto", 1 << 21, True, id="auto", marks=pytest.mark.uprobes),
     ],
 )
 def test_the_installed_agent_measures_and_keeps_what_uprobes_take(
     user, installed, goready, capabilities, counted
 ):
-    """CAP_SYS_ADMIN, and without uprobes nothing."""
+    """CAP_SYS_ADMIN, and without uprobes nothing; either way it is closed to the user that it became."""
     source = "@pytest.mark.netpoll\ndef test_it(echo, agent):\n    pings(echo.address)\n" + "".join(
         f"    assert agent[{name!r}].split() == {value!r}\n"
         for name, value in {
@@ -197,6 +197,11 @@ def test_the_installed_agent_measures_and_keeps_what_uprobes_take(
             "NoNewPrivs": ["1"],
         }.items()
     )
+    source += """
+    for part in ("mem", "maps", "environ", "fd/0"):
+        with pytest.raises(PermissionError):
+            open(f"/proc/{agent['Pid'].strip()}/{part}", "rb")
+"""
     result, tests = user.pytest(source, f"--netpoll-agent={installed}", f"--netpoll-goready={goready}")
     assert result.returncode == 0, result.stdout
     assert wakeups(tests) == pytest.approx(103, abs=2)
