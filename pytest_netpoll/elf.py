@@ -14,7 +14,7 @@ def key_of(path: str) -> Key:
     """Path, inode, time: a program built anew under the same name is another one. Zeros: it is gone."""
     try:
         status = os.stat(path)  # noqa: PTH116 - a path from the kernel, asked for with every window and frame
-    except OSError:
+    except (OSError, ValueError):  # ValueError: it is no path at all
         return path, 0, 0
     return path, status.st_ino, status.st_mtime_ns
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from typing import NamedTuple
 
 GUARDIAN_GRACE = 1.0  # seconds between SIGTERM and SIGKILL when pytest is already gone
 KILL_PATIENCE = 2.0  # seconds for the kernel to carry out a SIGKILL
+
+READY = b"ready\n"  # what the guardian says when it watches
 
 
 class Stat(NamedTuple):
@@ -107,6 +110,14 @@ def _send(number: int, leaders: Iterable[int], alive: Iterable[int]) -> None:
                 os.killpg(group, number)
 
 
+class NoGuardian(Exception):
+    """There is no guardian; the message says why. said: what it printed instead of doing its work."""
+
+    def __init__(self, why: str, said: str = "") -> None:
+        super().__init__(why)
+        self.said = said
+
+
 class Guardian:
     """The side in pytest: keeps the guardian process told of what must not outlive us."""
 
@@ -114,13 +125,30 @@ class Guardian:
         self._process: subprocess.Popen[bytes] | None = None
         self._leaders: dict[int, int] = {}
 
+    def start(self) -> None:
+        """Returns when it watches; called before what it is to end is started. Raises NoGuardian."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        self._process = _start_guardian()
+        # Those of one that somebody killed are the next one's.
+        text = "".join(f"+{pid} {start}\n" for pid, start in self._leaders.items())
+        if not self._write(text):
+            raise NoGuardian("it was killed at once")
+
     def add(self, pid: int, start: int) -> None:
+        """Raises NoGuardian: then nobody else will end it."""
         self._leaders[pid] = start
-        self._tell(f"+{pid} {start}\n")
+        try:
+            self._tell(f"+{pid} {start}\n")
+        except NoGuardian:
+            del self._leaders[pid]
+            raise
 
     def remove(self, pid: int) -> None:
         if self._leaders.pop(pid, None) is not None:
-            self._tell(f"-{pid}\n")
+            # Whoever is added next will say so; this one has ended.
+            with contextlib.suppress(NoGuardian):
+                self._tell(f"-{pid}\n")
 
     def close(self) -> None:
         """Let the guardian go; it ends first what was added and not removed."""
@@ -131,29 +159,47 @@ class Guardian:
             self._process = None
 
     def _tell(self, text: str) -> None:
-        for _ in range(2):
-            if self._process is None:
-                self._process = _start_guardian()
-                text = "".join(f"+{pid} {start}\n" for pid, start in self._leaders.items())
-            assert self._process.stdin is not None
-            try:
-                self._process.stdin.write(text.encode())
-                return
-            except BrokenPipeError:  # somebody killed it: start another one
-                self._process.wait()
-                self._process = None
+        if not self._write(text):
+            self.start()
+
+    def _write(self, text: str) -> bool:
+        """Whether there was one to hear it."""
+        if self._process is None:
+            return False
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(text.encode())
+        except BrokenPipeError:  # somebody killed it
+            self._process.wait()
+            return False
+        return True
 
 
 def _start_guardian() -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__, str(os.getpid())],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd="/",
-        bufsize=0,
-        start_new_session=True,  # Ctrl-C in the terminal must reach pytest, not its guardian
-    )
+    command = [sys.executable, "-I", "-S", __file__, str(os.getpid())]
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd="/",
+            bufsize=0,
+            start_new_session=True,  # Ctrl-C in the terminal must reach pytest, not its guardian
+        )
+    except OSError as error:
+        raise NoGuardian(f"{command[0]}: {error.strerror}") from None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process.stdout as stdout, process.stderr as stderr:
+        # Waited for, since a pipe takes what it is told also for one that cannot run.
+        if stdout.readline() == READY:
+            return process
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(KILL_PATIENCE)
+        process.kill()
+        said = stderr.read().decode(errors="replace")
+    raise NoGuardian(f"{shlex.join(command)} ended with exit status {process.wait()}", said)
 
 
 def main() -> None:
@@ -164,6 +210,7 @@ def main() -> None:
     # The pipe alone is not enough: a process that pytest forked without exec holds its other end too.
     with contextlib.suppress(OSError):
         poller.register(os.pidfd_open(int(sys.argv[1])), select.POLLIN)
+    os.write(1, READY)
     leaders: dict[int, int] = {}
     rest = b""
     while 0 in dict(poller.poll()):

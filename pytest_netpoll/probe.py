@@ -14,11 +14,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any
+from typing import IO, Any, TypeVar, cast
 
 from pytest_netpoll import checks
+from pytest_netpoll.answers import Closed, Opened, Process, Processes
 from pytest_netpoll.errors import UnmeasuredError
 from pytest_netpoll.privilege import why_sudo_refused
+from pytest_netpoll.schema import wrong
 from pytest_netpoll.toolchain import QUIET_SECONDS, Say
 
 PROTOCOL = 2
@@ -31,6 +33,9 @@ STOP_DEADLINE = 5.0
 SETTLE_MS = 20
 
 _STDERR_LINES = 15
+_NONSENSE = "the eBPF agent answered nonsense"
+
+Answer = TypeVar("Answer")
 
 
 class Probe:
@@ -91,33 +96,27 @@ class Probe:
         with self._lock:
             self._wait_ready()
 
-    def watch(self, pid: int) -> Mapping[str, Any]:
-        """Starts watching the process and its descendants: {"processes": [{"pid", "calibration", …}]}."""
-        return self._ask("watch", pid=pid)
+    def watch(self, pid: int) -> Sequence[Process]:
+        """Starts watching the process and its descendants, which it returns."""
+        return self._ask("watch", Processes, pid=pid)["processes"]
 
     def unwatch(self, pid: int) -> None:
-        self._ask("unwatch", pid=pid)
+        self._ask("unwatch", dict[str, Any], pid=pid)
 
-    def programs(self) -> Sequence[Mapping[str, Any]]:
-        """All watched processes: [{"pid", "root", "executable", "goready", "scheduler", …}].
-
-        goready, scheduler: whether attach or learn was called for the program that it runs.
-        """
-        processes = self._ask("programs").get("processes")
-        if not isinstance(processes, list):
-            raise self._fail("the eBPF agent answered nonsense", why=f"processes {processes!r:.200}")
-        return processes
+    def programs(self) -> Sequence[Process]:
+        """All watched processes."""
+        return self._ask("programs", Processes)["processes"]
 
     def attach(self, pid: int, ready: int, deadline: int | None) -> None:
         """Counts ready calls in all processes of this one's program, until the last service with it ends.
 
         ready, deadline: offsets in the program's file.
         """
-        self._ask("attach", pid=pid, ready=ready, deadline=deadline or 0)
+        self._ask("attach", dict[str, Any], pid=pid, ready=ready, deadline=deadline or 0)
 
     def learn(self, pid: int, layout: Mapping[str, int]) -> None:
         """Reads the scheduler's counters in all processes of this one's program."""
-        self._ask("learn", pid=pid, **layout)
+        self._ask("learn", dict[str, Any], pid=pid, **layout)
 
     def open(self, ready_stacks: int = 0, unclaimed: bool = False) -> int:
         """Opens a window over everything watched; returns its number.
@@ -125,18 +124,15 @@ class Probe:
         ready_stacks: the stack of one ready call in so many is kept, of none for 0. unclaimed: whether it is
         kept on which descriptors events found nobody.
         """
-        window = self._ask("open", ready_stacks=ready_stacks, unclaimed=int(unclaimed)).get("window")
-        if not isinstance(window, int):
-            raise self._fail("the eBPF agent answered nonsense", why=f"window {window!r}")
-        return window
+        return self._ask("open", Opened, ready_stacks=ready_stacks, unclaimed=int(unclaimed))["window"]
 
-    def close(self, window: int) -> Mapping[str, Any]:
-        """{"duration_ns", "services": {root pid: [process]}}; see agent/__main__.py for a process."""
-        return self._measured("close", window, SETTLE_MS)
+    def close(self, window: int) -> Closed:
+        """Closes a window; what was done in it."""
+        return self._ask("close", Closed, window=window, settle_ms=SETTLE_MS)
 
-    def lap(self, window: int, settle_ms: int) -> Mapping[str, Any]:
+    def lap(self, window: int, settle_ms: int) -> Closed:
         """As `close`, and opens the window anew with the same cut."""
-        return self._measured("lap", window, settle_ms)
+        return self._ask("lap", Closed, window=window, settle_ms=settle_ms)
 
     def stop(self) -> None:
         """Ends the agent, and with it everything it has in the kernel."""
@@ -151,14 +147,8 @@ class Probe:
             self._kill()
         self._stderr.close()
 
-    def _measured(self, do: str, window: int, settle_ms: int) -> Mapping[str, Any]:
-        answer = self._ask(do, window=window, settle_ms=settle_ms)
-        services = answer.get("services")
-        if not isinstance(answer.get("duration_ns"), int) or not isinstance(services, dict):
-            raise self._fail("the eBPF agent answered nonsense", why=f"to {do!r}: {answer!r:.200}")
-        return answer
-
-    def _ask(self, do: str, **arguments: int) -> Mapping[str, Any]:
+    def _ask(self, do: str, wanted: type[Answer], **arguments: int) -> Answer:
+        """The answer, which is of the type `wanted`."""
         with self._lock:
             self._wait_ready()
             identity = next(self._ids)
@@ -177,10 +167,10 @@ class Probe:
                 raise self._fail("the eBPF agent answered out of turn", why=f"to {do!r}: {answer!r:.200}")
             if "error" in answer:
                 raise UnmeasuredError(**_complaint(answer["error"]))
-            result = answer.get("ok")
-            if not isinstance(result, dict):
-                raise self._fail("the eBPF agent answered nonsense", why=f"to {do!r}: {answer!r:.200}")
-            return result
+            complaint = wrong(answer.get("ok"), wanted, "ok")
+            if complaint is not None:
+                raise self._fail(_NONSENSE, why=f"to {do!r}: {complaint}")
+            return cast("Answer", answer["ok"])
 
     def _send(self, message: Mapping[str, object]) -> None:
         assert self._process.stdin is not None
@@ -215,11 +205,11 @@ class Probe:
         if line is None:
             raise self._ended()
         try:
-            message = json.loads(line)
+            message = json.loads(line, parse_int=_int64)
         except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict):
-            raise self._fail("the eBPF agent answered nonsense", why=f"{line!r:.200}")
+            raise self._fail(_NONSENSE, why=f"{line!r:.200}")
         return message
 
     def _next_line(self, seconds: float, what: str) -> bytes | None:
@@ -276,6 +266,14 @@ class Probe:
             for line in stdout:
                 self._lines.put(line)
         self._lines.put(None)
+
+
+def _int64(text: str) -> int:
+    """A number that the kernel may have counted; others are too large to reckon with."""
+    number = int(text)
+    if not -1 << 63 <= number < 1 << 64:
+        raise ValueError(f"{text:.30} is beyond 64 bits")
+    return number
 
 
 def _complaint(said: object) -> dict[str, str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pytest_netpoll import goready, scheduler
+from pytest_netpoll.answers import Measured, Process
 from pytest_netpoll.elf import Key, key_of
 from pytest_netpoll.errors import UnmeasuredError
 from pytest_netpoll.probe import Probe
@@ -30,8 +31,8 @@ class Programs:
         # By the agent, last time; by (subject, program).
         self._refusals: dict[tuple[str, Key], UnmeasuredError] = {}
 
-    def prepare(self, agent: Probe, processes: Iterable[Mapping[str, Any]]) -> None:
-        """processes: as the agent tells of them. What cannot be had is remembered, not raised."""
+    def prepare(self, agent: Probe, processes: Iterable[Process]) -> None:
+        """What cannot be had of these is remembered, not raised."""
         for process in processes:
             pid, path = process["pid"], process["executable"]
             if process["exited"] or not path or go_version_of_program(path) is None:
@@ -41,23 +42,24 @@ class Programs:
             if not process["scheduler"]:
                 self._ask("scheduler", path, partial(self._learn, agent, pid))
 
-    def why_no_ready_calls(self, process: Mapping[str, Any]) -> str:
+    def why_no_ready_calls(self, process: Measured) -> str:
         return self._why("goready", process)
 
-    def why_no_deadlines(self, process: Mapping[str, Any]) -> str:
+    def why_no_deadlines(self, process: Measured) -> str:
         if process["ready_calls"] is None:
             return self._why("goready", process)
-        return f"{goready.DEADLINE} is not there in {go_version_of_program(process['executable'])}"
+        return f"{goready.DEADLINE} is not there in {go_version_of_program(process['executable'] or '')}"
 
-    def why_no_scheduler(self, process: Mapping[str, Any]) -> str:
+    def why_no_scheduler(self, process: Measured) -> str:
         if process["exited"]:
             return f"process {process['pid']} has ended, and its memory with it"
         return self._why("scheduler", process)
 
-    def _why(self, subject: str, process: Mapping[str, Any]) -> str:
-        if go_version_of_program(process["executable"] or "") is None:
+    def _why(self, subject: str, process: Measured) -> str:
+        path = process["executable"] or ""
+        if go_version_of_program(path) is None:
             return f"the program of process {process['pid']}, {process['executable']}, cannot be read"
-        refusal = self._refusals.get((subject, key_of(process["executable"])))
+        refusal = self._refusals.get((subject, key_of(path)))
         return refusal.reason if refusal is not None else _LATE.format_map(process)
 
     def _ask(self, subject: str, path: str, ask: Callable[[Key], None]) -> None:

@@ -270,6 +270,17 @@ class Service:
             ) from None
 
     def _launch(self) -> None:
+        try:
+            self._factory.guardian.start()
+            self._launch_guarded()
+        except guard.NoGuardian as error:
+            raise ServiceError(
+                f"cannot start service {self.name!r}",
+                why=f"the process that would end it if pytest were killed cannot be started: {error}",
+                detail=error.said,
+            ) from None
+
+    def _launch_guarded(self) -> None:
         argv, env = self._spec.with_port(self._free_port)
         if self._popen is not None:
             self._output.add(b"[started again by pytest-netpoll]\n")
@@ -298,8 +309,13 @@ class Service:
         stat = guard.stat(self._popen.pid)
         assert stat is not None  # a child not waited for stays in /proc, at least as a zombie
         self._leader = {self._popen.pid: stat.start}
-        self._factory.guardian.add(self._popen.pid, stat.start)
-        self._process = psutil.Process(self._popen.pid)
+        try:
+            self._factory.guardian.add(self._popen.pid, stat.start)
+            self._process = psutil.Process(self._popen.pid)
+        except BaseException:  # Ctrl-C, too: nobody knows of it yet who would stop it
+            guard.end(self._leader, grace=0)
+            self._popen.wait()
+            raise
 
     def _catch_up(self) -> None:
         if self._pipe is not None:

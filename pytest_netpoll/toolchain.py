@@ -76,6 +76,9 @@ def find_go(spec: str | None = None, *, base: Path | None = None, say: Say | Non
     wanted = None
     if os.sep in spec:
         path = (base or Path()) / Path(spec).expanduser()
+        if (path / "src" / "runtime").is_dir():
+            # A go command that is a link takes the GOROOT that it leads to, and nobody would notice.
+            pinned["GOROOT"] = os.path.realpath(path)
         path = path / "bin" / "go" if path.is_dir() else path
         candidates.append((str(path), GoTool(str(path), pinned) if path.exists() else None))
     elif match := _VERSION.fullmatch(spec):

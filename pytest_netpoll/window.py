@@ -12,6 +12,7 @@ from functools import reduce
 from typing import Any, Protocol
 
 from pytest_netpoll import checks, guard, offenders, privilege, probe, slowest, timeline
+from pytest_netpoll.answers import Closed, Measured, Times
 from pytest_netpoll.errors import ServiceError, UnmeasuredError
 from pytest_netpoll.metrics import OPTIONAL_COUNTERS, READY_METRICS, Measurement, Snapshot
 from pytest_netpoll.options import Config
@@ -29,7 +30,7 @@ LOSSES = {
 # The stack of one ready call in so many is kept, where that is asked for: a stack takes 2 µs, the probe 1.
 READY_STACKS = 16
 
-# What comes of reading an answer that is not what it should be.
+# What comes of reading numbers that cannot be, in an answer that is otherwise what it should be.
 _NONSENSE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 
 
@@ -176,7 +177,7 @@ class Meter:
         gone = set(self._gone)
         settle_ms = round(patience * 1000)
 
-        def ask(agent: probe.Probe) -> Mapping[str, Any]:
+        def ask(agent: probe.Probe) -> Closed:
             # Of those that came since, before the cut: the next window is to have all their ready calls.
             self._programs.prepare(agent, agent.programs())
             return agent.lap(window.number, settle_ms)
@@ -196,11 +197,11 @@ class Meter:
         self,
         window: Window,
         services: Sequence[Watched],
-        ask: Callable[[probe.Probe], Mapping[str, Any]],
-    ) -> tuple[list[Measurement], Mapping[str, Any] | None]:
+        ask: Callable[[probe.Probe], Closed],
+    ) -> tuple[list[Measurement], Closed | None]:
         """The measurements, and the agent's answer they are made of, None where there is none."""
         seconds = time.monotonic() - window.opened
-        answer: Mapping[str, Any] | None = None
+        answer: Closed | None = None
         failed = window.failed
         if window.agent is not None and failed is None:
             try:
@@ -216,7 +217,7 @@ class Meter:
     def _measure(
         self,
         service: Watched,
-        answer: Mapping[str, Any] | None,
+        answer: Closed | None,
         failed: UnmeasuredError | None,
         seconds: float,
     ) -> Measurement:
@@ -229,17 +230,18 @@ class Meter:
     def _read(
         self,
         service: Watched,
-        answer: Mapping[str, Any] | None,
+        answer: Closed | None,
         failed: UnmeasuredError | None,
         seconds: float,
     ) -> Measurement:
         roots = [pid for pid, of in self._roots.items() if of is service]
-        processes = [p for pid in roots for p in (answer or {"services": {}})["services"].get(str(pid), [])]
-        snapshot = Snapshot()
-        vain: list[Mapping[str, Any]] = []
-        late: list[Mapping[str, Any]] = []
+        processes: list[Measured] = []
+        snapshot, vain, late = Snapshot(), [], []
         intervals: list[Sequence[Sequence[Any]]] = []
         absent: dict[str, str] = {}
+        if answer is not None:
+            processes = [process for pid in roots for process in answer["services"].get(str(pid), [])]
+            intervals = [answer["timelines"].get(str(pid), []) for pid in roots]
         if answer is not None and processes:
             absent = self._absent(processes)
             snapshot = _with_times(reduce(operator.add, map(_snapshot, processes)), answer["times"], roots)
@@ -249,7 +251,6 @@ class Meter:
                 for process in processes
                 for wakeup in process["slowest"]
             ]
-            intervals = [answer["timelines"].get(str(pid), []) for pid in roots]
         unmeasured = failed.reason if failed is not None else self._distrust(service, roots, processes)
         if unmeasured is None and self._config.goready == "on" and "ready_calls" in absent:
             unmeasured = f"ready calls were not counted: {absent['ready_calls']}"
@@ -268,7 +269,7 @@ class Meter:
             gomaxprocs=service.gomaxprocs,
         )
 
-    def _absent(self, processes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    def _absent(self, processes: Sequence[Measured]) -> dict[str, str]:
         """Metric -> why the process that it is not known of does not tell."""
         why: dict[str, str] = {}
         for process in filter(_runs_goroutines, processes):
@@ -284,9 +285,7 @@ class Meter:
                 why["runq_max"] = self._programs.why_no_scheduler(process)
         return why
 
-    def _distrust(
-        self, service: Watched, roots: Sequence[int], processes: Sequence[Mapping[str, Any]]
-    ) -> str | None:
+    def _distrust(self, service: Watched, roots: Sequence[int], processes: Sequence[Measured]) -> str | None:
         """Why the numbers of this service mean nothing, None when they are exact."""
         for pid in roots:
             if pid in self._not_watched:
@@ -336,7 +335,7 @@ class Meter:
         )
 
     @staticmethod
-    def _losses(processes: Sequence[Mapping[str, Any]]) -> str | None:
+    def _losses(processes: Sequence[Measured]) -> str | None:
         for name, what in LOSSES.items():
             lost = sum(p["counters"][name] for p in processes)
             if lost:
@@ -364,7 +363,7 @@ class Meter:
         if self._probe is None:
             return
         try:
-            self._programs.prepare(self._probe, self._probe.watch(pid)["processes"])
+            self._programs.prepare(self._probe, self._probe.watch(pid))
         except UnmeasuredError as error:
             self._not_watched[pid] = error
 
@@ -402,40 +401,41 @@ class Meter:
         self._gone = self._gone - gone
 
 
-def _snapshot(process: Mapping[str, Any]) -> Snapshot:
+def _snapshot(process: Measured) -> Snapshot:
+    told: Mapping[str, Any] = {**process}
     counters = dict(process["counters"])
     counters["lost"] = sum(counters.pop(name) for name in LOSSES)
     counters.pop("lost_offenders")
-    optional = {name: process[name] for name in OPTIONAL_COUNTERS}
+    optional = {name: told[name] for name in OPTIONAL_COUNTERS}
     runq_max = process["runq_max"]
     if not _runs_goroutines(process):
         # It readies no goroutines: for the service's sum that is nothing, not something unknown.
         optional = {name: count or 0 for name, count in optional.items()}
         runq_max = runq_max or 0
-    return Snapshot.from_json({**process, "counters": counters | optional, "runq_max": runq_max})
+    return Snapshot.from_json({**told, "counters": counters | optional, "runq_max": runq_max})
 
 
-def _with_times(snapshot: Snapshot, times: Mapping[str, Mapping[str, Any]], roots: Sequence[int]) -> Snapshot:
+def _with_times(snapshot: Snapshot, times: Mapping[str, Times], roots: Sequence[int]) -> Snapshot:
     """Of all processes there were in the window, also those that ended and of which nothing else is known."""
     found = [times[str(pid)] for pid in roots if str(pid) in times]
-    used, waited = (sum(int(entry[name]) for entry in found) for name in ("cpu_ns", "run_delay_ns"))
+    used, waited = sum(entry["cpu_ns"] for entry in found), sum(entry["run_delay_ns"] for entry in found)
     if used < 0 or waited < 0:
         raise ValueError(f"times {times!r:.200}")
     return dataclasses.replace(snapshot, cpu_ns=used, run_delay_ns=waited)
 
 
-def _is_go(process: Mapping[str, Any]) -> bool:
+def _is_go(process: Measured) -> bool:
     return _go_version(process) is not None
 
 
-def _runs_goroutines(process: Mapping[str, Any]) -> bool:
+def _runs_goroutines(process: Measured) -> bool:
     """Also of a program that cannot be read, such as one that was deleted."""
     return _is_go(process) or process["calibration"]["layout"] is not None
 
 
-def _version(process: Mapping[str, Any]) -> str:
+def _version(process: Measured) -> str:
     return _go_version(process) or "not Go"
 
 
-def _go_version(process: Mapping[str, Any]) -> str | None:
+def _go_version(process: Measured) -> str | None:
     return go_version_of_program(process["executable"] or "")

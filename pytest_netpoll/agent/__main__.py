@@ -2,8 +2,8 @@
 
 Run as `python3 -I agent` by the system's Python, which alone can import BCC. Speaks JSON, one message a
 line, on stdin and stdout; stderr is for humans. Ends, and with it everything in the kernel, when stdin
-closes. It never writes a file and never starts a program. Once the program is loaded it gives up its
-privileges, and it tells a user of that user's own processes only.
+closes, while it compiles too. It never writes a file and never starts a program. Once the program is loaded
+it gives up its privileges, and it tells a user of that user's own processes only.
 
     → {"id": 0, "do": "load", "max_processes": 16, "max_fds": 16384, "uprobes": 1}
     ← {"ready": {…}}   or   {"failed": {"what": …, "fix": …}}
@@ -96,16 +96,12 @@ class Agent:
 
     def watch(self, pid):
         self._processes.watch(pid)
-        return self._state(pid)
+        return {"processes": [self._about(p) for p in self._processes.of(pid)]}
 
     def unwatch(self, pid):
         self._processes.unwatch(pid)
         self._probes.release(self._live())
         return {}
-
-    def status(self, pid):
-        self._refresh()
-        return self._state(pid)
 
     def programs(self):
         """All processes, and what is known of the programs that they run."""
@@ -256,9 +252,6 @@ class Agent:
         for process in self._live():
             self._processes.calibrate(process)
 
-    def _state(self, root):
-        return {"processes": [self._about(p) for p in self._processes.of(root)]}
-
     def _about(self, process):
         return {
             "pid": process.pid,
@@ -311,7 +304,6 @@ COMMANDS = {
     "load": ("max_processes", "max_fds", "uprobes"),
     "watch": ("pid",),
     "unwatch": ("pid",),
-    "status": ("pid",),
     "programs": (),
     "attach": ("pid", "ready", "deadline"),
     "learn": ("pid", "allp", "runqsize", "number", "status", "schedtick", "runqhead"),
@@ -324,7 +316,9 @@ FIRST = ("about", "load")
 
 
 def parse(line):
-    """(id, command, arguments). Raises BadMessage."""
+    """(id, command, arguments). line: of Timers.lines. Raises BadMessage."""
+    if line is None:
+        raise BadMessage("it is too long")
     try:
         message = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -428,10 +422,13 @@ def load(user, timers, max_processes, max_fds, uprobes):
             "lower --netpoll-max-processes or --netpoll-max-fds, or run pytest as root",
         )
     bcc = import_bcc()
+    import hangup
     import kernel
 
     try:
-        loaded = kernel.Kernel(bcc, sources(), max_processes, max_fds)
+        # A second on an idle machine, many on a busy one; whoever started us may be killed meanwhile.
+        with hangup.ends_with(sys.stdin.fileno()):
+            loaded = kernel.Kernel(bcc, sources(), max_processes, max_fds)
     except kernel.LoadFailed as error:
         raise Unable("the BPF program could not be loaded: %s" % error, error.fix) from error
     kept = privileges.drop(user, loaded.works, privileges.PROBING if uprobes else ())

@@ -7,6 +7,9 @@ import time
 # A timer takes at most so large a part of the time, by being called less often than asked for.
 MOST_TIME = 1 / 20
 
+# Bytes. No message is nearly as long; what does not end must not fill the memory.
+LONGEST_LINE = 64 << 10
+
 _CHUNK = 64 << 10
 
 
@@ -42,10 +45,13 @@ class Timers:
         self._timers.remove(timer)
 
     def lines(self, fd):
-        """The lines that come from the file descriptor, as text, until its end."""
+        """The lines that come from the file descriptor, as text, until its end.
+
+        One that is longer than LONGEST_LINE is dropped as it comes; None stands for it.
+        """
         poller = select.poll()
         poller.register(fd, select.POLLIN)
-        rest = b""
+        rest, dropping = b"", False
         while True:
             if not poller.poll(self._milliseconds_left()):
                 self._run_due()
@@ -53,10 +59,13 @@ class Timers:
             data = os.read(fd, _CHUNK)
             if not data:
                 return
-            # Joined only once a line ends: a long one comes in many pieces.
             *ended, rest = (rest + data).split(b"\n")
             for line in ended:
-                yield line.decode(errors="replace")
+                too_long = dropping or len(line) > LONGEST_LINE
+                dropping = False
+                yield None if too_long else line.decode(errors="replace")
+            if len(rest) > LONGEST_LINE:
+                rest, dropping = b"", True
 
     def _milliseconds_left(self):
         if not self._timers:

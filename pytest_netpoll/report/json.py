@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, TypedDict, cast
 
 from pytest_netpoll.errors import NetpollError
 from pytest_netpoll.report import files
 from pytest_netpoll.report.record import TestRecord, plain
+from pytest_netpoll.schema import wrong
 
 SCHEMA = "pytest-netpoll/1"
 
@@ -61,62 +60,11 @@ def read(path: Path, schemas: Mapping[str, Any], what: str, fix: str) -> dict[st
         raise NetpollError(
             what, why=f'its "schema" is {schema!r}, not {" or ".join(map(repr, schemas))}', fix=fix
         )
-    wrong = _wrong(report, schemas[schema], "")
-    if wrong is not None:
-        raise NetpollError(what, why=wrong, fix=fix)
+    complaint = wrong(report, schemas[schema])
+    if complaint is not None:
+        raise NetpollError(what, why=complaint, fix=fix)
     return cast("dict[str, Any]", report)
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not a number in JSON")
-
-
-def _wrong(value: object, wanted: Any, where: str) -> str | None:
-    """What keeps `value` from being of the type, with its place in the file: the types are the schema."""
-    if wanted is Any:
-        return None
-    origin, arguments = get_origin(wanted), get_args(wanted)
-    if origin in (Union, types.UnionType):
-        complaints = [_wrong(value, option, where) for option in arguments]
-        return None if None in complaints else complaints[0]
-    if origin is Literal:
-        return None if value in arguments else _complaint(where, " or ".join(map(repr, arguments)), value)
-    kind = dict if is_typeddict(wanted) else origin or wanted
-    # JSON's true is no number, though Python's is; and 1 is a float, too.
-    accepted = (int, float) if kind is float else kind
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        return _complaint(where, _KINDS.get(kind, "null"), value)
-    if isinstance(value, list):
-        parts = [(item, arguments[0], f"{where}[{index}]") for index, item in enumerate(value)]
-    elif is_typeddict(wanted):
-        assert isinstance(value, dict)
-        hints = _fields(wanted)
-        missing = sorted(wanted.__required_keys__ - value.keys())
-        if missing:
-            return f"{where or 'the file'} has no {missing[0]!r}"
-        parts = [(value[key], hints[key], f"{where}.{key}".lstrip(".")) for key in hints if key in value]
-    elif isinstance(value, dict):
-        parts = [(item, arguments[1], f"{where}.{key}") for key, item in value.items()]
-    else:
-        return None
-    found = (_wrong(*part) for part in parts)
-    return next((complaint for complaint in found if complaint is not None), None)
-
-
-@functools.cache  # slow, and asked for every frame of every stack
-def _fields(wanted: Any) -> dict[str, Any]:
-    return get_type_hints(wanted)
-
-
-_KINDS = {
-    dict: "an object",
-    list: "a list",
-    str: "a text",
-    int: "an integer",
-    float: "a number",
-    bool: "true or false",
-}
-
-
-def _complaint(where: str, wanted: str, value: object) -> str:
-    return f"{where}: expected {wanted}, got {value!r:.60}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -178,13 +179,13 @@ def wakeups(tests):
     ("goready", "capabilities", "counted"),
     [
         pytest.param("off", 0, False, id="off"),
-        pytest.param("on", 1 << 21, True, id="on", marks=pytest.mark.uprobes),
+        pytest.param("auto", 1 << 21, True, id="auto", marks=pytest.mark.uprobes),
     ],
 )
 def test_the_installed_agent_measures_and_keeps_what_uprobes_take(
     user, installed, goready, capabilities, counted
 ):
-    """CAP_SYS_ADMIN, and without uprobes nothing."""
+    """CAP_SYS_ADMIN, and without uprobes nothing; either way it is closed to the user that it became."""
     source = "@pytest.mark.netpoll\ndef test_it(echo, agent):\n    pings(echo.address)\n" + "".join(
         f"    assert agent[{name!r}].split() == {value!r}\n"
         for name, value in {
@@ -196,6 +197,11 @@ def test_the_installed_agent_measures_and_keeps_what_uprobes_take(
             "NoNewPrivs": ["1"],
         }.items()
     )
+    source += """
+    for part in ("mem", "maps", "environ", "fd/0"):
+        with pytest.raises(PermissionError):
+            open(f"/proc/{agent['Pid'].strip()}/{part}", "rb")
+"""
     result, tests = user.pytest(source, f"--netpoll-agent={installed}", f"--netpoll-goready={goready}")
     assert result.returncode == 0, result.stdout
     assert wakeups(tests) == pytest.approx(103, abs=2)
@@ -214,7 +220,18 @@ def test_a_killed_pytest_takes_the_agent_behind_sudo_with_it(user, installed):
         patiently((user.home / "running").exists)
         assert agents(installed)
         os.kill(process.pid, signal.SIGKILL)
-    patiently(lambda: not agents(installed), 5)
+    patiently(lambda: not agents(installed), 3)
+
+
+@needs_sudo
+def test_an_agent_behind_sudo_loads_nothing_for_a_pytest_that_was_killed_meanwhile(user, installed):
+    (user.home / "test_it.py").write_text(IMPORTS + MEASURED)
+    command = user.become(*user.pytest_command, f"--netpoll-agent={installed}")
+    with subprocess.Popen(command, cwd=user.home, env=user.environment, stdout=subprocess.DEVNULL) as process:
+        patiently(lambda: "libbcc" in seen_of_agents(installed, "maps"), step=0.005)
+        os.kill(process.pid, signal.SIGKILL)
+    while agents(installed):
+        assert "prog_id" not in seen_of_agents(installed, "fdinfo/*")
 
 
 @needs_sudo
@@ -479,8 +496,18 @@ def agents(prefix):
     return found
 
 
-def patiently(condition, seconds=60):
+def seen_of_agents(prefix, files):
+    """What these files of their directories in /proc hold."""
+    text = ""
+    for process in agents(prefix):
+        for path in Path(f"/proc/{process.pid}").glob(files):
+            with contextlib.suppress(OSError):
+                text += path.read_text()
+    return text
+
+
+def patiently(condition, seconds=60, step=0.05):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "in vain"
-        time.sleep(0.05)
+        time.sleep(step)

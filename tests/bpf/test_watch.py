@@ -22,7 +22,6 @@ import pytest
 from pytest_netpoll import __main__, doctor
 from pytest_netpoll.metrics import METRICS
 
-PROMTOOL = shutil.which("promtool")
 WATCH = [sys.executable, "-m", "pytest_netpoll", "watch"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,16 @@ import pytest
 TOOLS = sorted((Path(__file__).parents[2] / ".tools").glob("go-*/bin/go"))
 
 
-def goroots(count: int) -> list[str]:
-    """Of the oldest and the newest."""
+def goroots(count: int) -> list[Path]:
+    """Of the newest and the oldest."""
     if len(TOOLS) < count:
         pytest.skip("no Go toolchains: run .ci/setup test")
-    return [str(go.parents[1]) for go in (TOOLS[0], TOOLS[-1])][:count]
+    return [go.parents[1] for go in (TOOLS[-1], TOOLS[0])][:count]
 
 
 @pytest.mark.bpf
 def test_each_marked_test_runs_once_per_toolchain_with_services_built_by_it(run, pytester):
-    old, new = goroots(2)
+    new, old = goroots(2)
     result = run(
         """
 made = []
@@ -74,19 +75,65 @@ def test_made(): assert len(made) == 2, made
 
 
 def test_a_single_toolchain_builds_everything_and_parametrises_nothing(run):
-    [old] = goroots(1)
+    [go] = goroots(1)
     result = run(
         """
 @netpoll()
 def test_it(echo, netpoll_toolchain): assert echo.go_version == netpoll_toolchain
 def test_plain(echo): assert echo.go_version
 """,
-        f"--netpoll-go={old}",
+        f"--netpoll-go={go}",
         "--netpoll=off",
         "-v",
     )
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(["test_it.py::test_it PASSED*"])
+
+
+@pytest.fixture
+def patched(tmp_path) -> Path:
+    """The newest GOROOT with a poller that looks ten times before it waits; all else in it are links."""
+    [original] = goroots(1)
+    root = tmp_path / "patched"
+    for place, apart in ((".", "src"), ("src", "runtime"), ("src/runtime", "netpoll_epoll.go")):
+        (root / place).mkdir()
+        for entry in (original / place).iterdir():
+            if entry.name != apart:
+                (root / place / entry.name).symlink_to(entry)
+    poller = Path("src/runtime/netpoll_epoll.go")
+    source, changed = re.subn(
+        r"n, errno := (.*EpollWait\(.*), waitms\)\n",
+        r"""n, errno := \1, 0)
+	for i := 0; i < 9 && n == 0 && waitms != 0; i++ {
+		n, errno = \1, 0)
+	}
+	if n == 0 && waitms != 0 {
+		n, errno = \1, waitms)
+	}
+""",
+        (original / poller).read_text(),
+    )
+    assert changed == 1, "Go has another poller by now"
+    (root / poller).write_text(source)
+    return root
+
+
+@pytest.mark.bpf
+def test_a_patched_runtime_is_built_in_and_measured_beside_the_original(run, pytester, patched):
+    [original] = goroots(1)
+    result = run(
+        "@netpoll()\ndef test_it(echo, ping): ping(echo)",
+        f"--netpoll-go={original}",
+        f"--netpoll-go={patched}",
+        "--netpoll-json=now.json",
+    )
+    result.assert_outcomes(passed=2)
+    empty = {}
+    for test in json.loads((pytester.path / "now.json").read_text())["tests"]:
+        metrics = test["services"][0]["metrics"]
+        assert metrics["blocking_polls"] >= 50, "one a ping"
+        empty[test["toolchain"].endswith("-patched")] = metrics["empty_polls"] / metrics["blocking_polls"]
+    assert empty[True] - empty[False] == pytest.approx(10, rel=0.1)
 
 
 def test_an_unknown_toolchain_is_a_usage_error_that_says_what_was_tried(run):
@@ -100,7 +147,7 @@ def test_an_unknown_toolchain_is_a_usage_error_that_says_what_was_tried(run):
 
 
 def test_a_toolchain_given_twice_is_a_usage_error(run):
-    [old] = goroots(1)
-    result = run("def test_it(): pass", f"--netpoll-go={old}", f"--netpoll-go={old}")
+    [go] = goroots(1)
+    result = run("def test_it(): pass", f"--netpoll-go={go}", f"--netpoll-go={go}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*--netpoll-go names go1.* 2 times*"])

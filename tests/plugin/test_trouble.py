@@ -333,8 +333,8 @@ def wait_for(condition, seconds=60):
 
 
 def left_of(family):
-    """Those of the processes that do not end."""
-    _, alive = psutil.wait_procs(family, timeout=5)
+    """Those of the processes that do not end within 3 s."""
+    _, alive = psutil.wait_procs(family, timeout=3)
     return [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -66,14 +67,34 @@ def ask(agent: subprocess.Popen[str], line: str) -> dict[str, Any]:
         ('{"id": 1, "do": "watch", "pid": -1}', "watch needs pid"),
         ('{"id": 1, "do": "close", "window": 7, "settle_ms": 1}', "window 7 is not open"),
         ('{"id": 1, "do": "load", "max_processes": 4, "max_fds": 64, "uprobes": 0}', "loaded already"),
-        ("x" * 1_000_000, "not JSON"),
+        ("x" * (64 << 10), "not JSON"),
+        ("x" * ((64 << 10) + 1), "too long"),
+        ("x" * 1_000_000, "too long"),
+        ('{"id": 1, "do": "programs"}' + " " * 1_000_000, "too long"),
     ],
-    ids=range(13),
+    ids=range(16),
 )
 def test_a_message_it_does_not_understand_is_refused_and_it_lives_on(agent, line, complaint):
     answer = ask(agent, line)
     assert complaint in str(answer["error"])
-    assert "processes" in ask(agent, '{"id": 2, "do": "status", "pid": 1}')["ok"]
+    assert "processes" in ask(agent, '{"id": 2, "do": "programs"}')["ok"]
+
+
+def test_a_message_without_end_does_not_grow_it(agent):
+    process = psutil.Process(agent.pid)
+    before = process.memory_info().rss
+    for _ in range(64):
+        agent.stdin.write("x" * (1 << 20))
+    # It has read all but what the pipe holds.
+    assert process.memory_info().rss < before + (4 << 20)
+    assert "too long" in str(ask(agent, "")["error"])
+    assert "ok" in ask(agent, '{"id": 2, "do": "programs"}')
+
+
+def test_it_is_not_started_by_a_message_that_is_too_long():
+    run = subprocess.run(command(), input="x" * 1_000_000 + "\n", capture_output=True, text=True, timeout=60)
+    assert "too long" in json.loads(run.stdout)["failed"]["what"]
+    assert (run.returncode, run.stderr) == (1, "")
 
 
 def test_a_process_that_does_not_run_is_refused(agent):
@@ -90,9 +111,23 @@ def test_it_ends_when_its_stdin_closes():
         assert agent.wait(10) == 0
 
 
+def test_while_it_compiles_it_ends_with_its_stdin_too_and_loads_nothing():
+    with subprocess.Popen(command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as agent:
+        assert agent.stdin is not None
+        assert agent.stdout is not None
+        agent.stdin.write(json.dumps({"id": 0, "do": "load", **SIZES}) + "\n")
+        agent.stdin.flush()
+        while "libbcc" not in Path(f"/proc/{agent.pid}/maps").read_text():
+            assert agent.poll() is None
+            time.sleep(0.005)
+        agent.stdin.close()
+        assert agent.stdout.read() == "", "not even that it is ready"
+        assert agent.wait(10) == 3
+
+
 def test_it_ignores_ctrl_c_which_is_pytests(agent):
     agent.send_signal(signal.SIGINT)
-    assert "ok" in ask(agent, '{"id": 1, "do": "status", "pid": 1}')
+    assert "ok" in ask(agent, '{"id": 1, "do": "programs"}')
 
 
 def test_windows_do_not_grow_it(agent):

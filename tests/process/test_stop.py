@@ -196,6 +196,52 @@ def test_a_guardian_that_was_killed_is_replaced(go_service: ServiceFactory, nast
     assert second.poll() is None
 
 
+@pytest.mark.parametrize(
+    ("python", "why"),
+    [
+        ("/nowhere/python", "/nowhere/python: No such file or directory"),
+        ("/bin/false", "/bin/false -I -S .* ended with exit status 1"),
+        ("/bin/cat", "/bin/cat -I -S .* ended with exit status 1\n\n/bin/cat: invalid option"),
+    ],
+    ids=["absent", "ends", "ends and says why"],
+)
+def test_without_a_guardian_no_service_is_started_and_it_is_said_why(
+    go_service: ServiceFactory, nasty: Nasty, monkeypatch: pytest.MonkeyPatch, python: str, why: str
+) -> None:
+    command = nasty("sleep")
+    monkeypatch.setattr(sys, "executable", python)
+    before = psutil.Process().children(recursive=True)
+    with pytest.raises(ServiceError, match=f"the process that would end it .* cannot be started: {why}"):
+        go_service(command=command, ready=None)
+    assert psutil.Process().children(recursive=True) == before
+    assert go_service.services == []
+
+
+def test_a_service_is_ended_whose_guardian_was_killed_and_cannot_be_replaced(
+    go_service: ServiceFactory, nasty: Nasty, monkeypatch: pytest.MonkeyPatch, ends: Ends
+) -> None:
+    first = go_service(command=nasty("sleep"), ready=None)
+    guardian = go_service.guardian._process
+    assert guardian is not None
+    command = nasty("sleep")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    stat, started = guard.stat, []
+
+    def killing(pid: int) -> guard.Stat | None:
+        started.append(pid)
+        guardian.kill()
+        guardian.wait()
+        return stat(pid)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(guard, "stat", killing)
+        with pytest.raises(ServiceError, match="exit status 1"):
+            go_service(command=command, ready=None)
+    assert ends(started[0], seconds=0)
+    first.stop()
+    assert not first.running
+
+
 def test_the_guardian_ends_with_the_session_and_touches_nothing_that_was_stopped(
     go_service: ServiceFactory, nasty: Nasty, ends: Ends
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
@@ -14,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pytest_netpoll import privilege, probe
+from pytest_netpoll import privilege, probe, schema
 from pytest_netpoll.errors import UnmeasuredError
 from pytest_netpoll.marker import Limits
-from pytest_netpoll.metrics import COUNTERS, METRICS
+from pytest_netpoll.metrics import COUNTERS, METRICS, Measurement
 from pytest_netpoll.options import Config
 from pytest_netpoll.report import json as json_report
 from pytest_netpoll.report import record, terminal
@@ -69,44 +68,68 @@ def test_the_agent_refuses_what_is_nested_too_deep(agent: Any) -> None:
         agent.parse("[" * 1_000_000)
 
 
-PROCESS = {
+ABOUT: dict[str, Any] = {
     "pid": 4242,
+    "root": 4242,
     "executable": "/bin/true",
     "exited": False,
     "unwatched": 0,
     "foreign": False,
     "calibration": {"layout": "go1.25", "epfd": 4, "proven": 3, "unproven": 0, "why_not": None},
-    "counters": {**dict.fromkeys(COUNTERS, 7), **dict.fromkeys(LOSSES, 0), "lost_offenders": 0},
+    "goready": True,
+    "scheduler": False,
+}
+WAKEUP = {
+    "direction": "read",
+    "syscall": "read",
+    "fd_type": "tcp",
+    "local": "127.0.0.1:80",
+    "peer": None,
+    "stack": [["/bin/true", 4096]],
+}
+MEASURED = {
+    **ABOUT,
+    "counters": {
+        **{name: 7 for name in COUNTERS if name != "lost"},
+        **dict.fromkeys(LOSSES, 0),
+        "lost_offenders": 0,
+    },
     "histogram": {"130": 14},
     "latency_max_ns": 9000,
     "ready_calls": 5,
     "deadline_wakeups": 1,
     "dispatches": 20,
     "runq_max": 2,
-    "slowest": [],
-    "offenders": [
-        {
-            "offence": "spurious",
-            "count": 7,
-            "direction": "read",
-            "syscall": "read",
-            "fd_type": "tcp",
-            "local": "127.0.0.1:80",
-            "peer": None,
-            "stack": [["/bin/true", 4096]],
-        }
-    ],
+    "slowest": [{**WAKEUP, "latency_ns": 9000, "at_ns": 5000, "goid": [18, 0]}],
+    "offenders": [{**WAKEUP, "offence": "spurious", "count": 7}],
 }
-PROCESS["counters"].pop("lost")  # type: ignore[attr-defined]
-ANSWER = {
-    "id": 3,
-    "ok": {
-        "duration_ns": 1_000_000,
-        "services": {"4242": [PROCESS]},
-        "timelines": {"4242": []},
-        "times": {"4242": {"cpu_ns": 1_000_000, "run_delay_ns": 1000}},
-    },
+PROCESSES = {"processes": [ABOUT]}
+CLOSED = {
+    "duration_ns": 1_000_000,
+    "services": {"4242": [MEASURED]},
+    "timelines": {"4242": [[1.0, *range(11), 3, 0.5]]},
+    "times": {"4242": {"cpu_ns": 1_000_000, "run_delay_ns": 1000}},
 }
+# Two processes are watched, of which one is gone after a lap of the window: what is asked, what is answered.
+TALK = (
+    ("watch", PROCESSES),
+    ("programs", PROCESSES),
+    ("watch", PROCESSES),
+    ("programs", PROCESSES),
+    ("open", {"window": 1}),
+    ("programs", PROCESSES),
+    ("lap", CLOSED),
+    ("unwatch", {}),
+    ("close", CLOSED),
+)
+ANSWERS: list[Any] = [{"id": number, "ok": said} for number, (_, said) in enumerate(TALK, 1)]
+
+
+def right_answers() -> list[Any]:
+    """Each of its own parts, to be changed."""
+    answers: list[Any] = json.loads(json.dumps(ANSWERS))
+    return answers
+
 
 SERVICE = SimpleNamespace(
     name="server",
@@ -121,41 +144,46 @@ SERVICE = SimpleNamespace(
 
 
 @pytest.fixture(scope="module")
-def answered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[bytes], Meter]]:
-    """answered(line) is a Meter whose window is open, and whose agent will say the line when it closes."""
-    meters = []
+def told(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[bytes]], list[Measurement]]:
+    """told(lines) are the measurements of a meter whose agent says the lines, whatever it is asked.
 
-    def answered(line: bytes) -> Meter:
+    All of them can be reported.
+    """
+
+    def told(lines: list[bytes]) -> list[Measurement]:
         meter = Meter(Config.default(), Symbolizer(tmp_path_factory.getbasetemp()))
-        liar = probe.Probe(["sh", "-c", "cat > /dev/null"])
+        liar = meter._probe = probe.Probe(["sh", "-c", "cat > /dev/null"])
         liar._ready = True
-        meter._probe, meter._roots[4242] = liar, SERVICE  # type: ignore[assignment]
-        meters.append(liar)
-        liar._lines.put(b'{"id": 1, "ok": {"processes": []}}')
-        liar._lines.put(b'{"id": 2, "ok": {"window": 1}}')
-        window = meter.open()
-        liar._lines.put(line)
-        return meter, window  # type: ignore[return-value]
+        for line in (*lines, b"no more"):
+            liar._lines.put(line)
+        try:
+            meter.watch(SERVICE)
+            meter.follow(SERVICE, 4243)
+            window = meter.open()
+            measurements, window = meter.lap(window, [SERVICE], 0)
+            measurements += meter.close(window, [SERVICE])
+        finally:
+            meter.stop()
+        assert meter._open == 0
+        for measurement in measurements:
+            assert_reported(measurement)
+        return measurements
 
-    yield answered
-    for liar in meters:
-        liar.stop()
+    return told
 
 
-def closed(answered: Any, line: bytes) -> str | None:
-    """What a window that ends with this answer comes to: why it is unmeasured. All of it can be reported."""
-    meter, window = answered(line)
-    (measurement,) = meter.close(window, [SERVICE])
-    meter.stop()
+def assert_reported(measurement: Measurement) -> None:
     verdict = judge([measurement], Limits(), "gate")
     made = record.build("t.py::test", ("t.py", 1), verdict, Limits(), [measurement], 1.0)
     report = {"schema": json_report.SCHEMA, "environment": {}, "tests": [made]}
-    assert json_report._wrong(json.loads(json.dumps(report)), json_report.Report, "") is None
-    assert terminal.summary_table([made], 80, {})
+    assert schema.wrong(json.loads(json.dumps(report)), json_report.Report) is None
+    terminal.summary_table([made], 80, {})
     terminal.failure_section(made, 80)
     assert list(measurement.metrics) == list(METRICS)
-    assert meter._open == 0
-    return measurement.unmeasured
+
+
+def encoded(answers: list[Any]) -> list[bytes]:
+    return [json.dumps(answer).encode() for answer in answers]
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -165,17 +193,19 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(item, (*path, key))
 
 
-def test_the_right_answer_is_measured(answered: Any) -> None:
-    reason = closed(answered, json.dumps(ANSWER).encode())
-    assert reason is None
+def test_the_right_answers_are_measured(told: Any) -> None:
+    measurements = told(encoded(ANSWERS))
+    assert [measurement.unmeasured for measurement in measurements] == [None, None]
+    assert [measurement.wakeups for measurement in measurements] == [7, 7]
 
 
 @SETTINGS
 @given(st.data())
-def test_a_wrong_answer_is_unmeasured_or_at_least_reported(answered: Any, data: st.DataObject) -> None:
-    answer = copy.deepcopy(ANSWER)
-    *path, last = data.draw(st.sampled_from([place for place in places(ANSWER) if place]))
-    holder: Any = answer
+def test_a_wrong_answer_is_unmeasured_or_at_least_reported(told: Any, data: st.DataObject) -> None:
+    answers = right_answers()
+    number = data.draw(st.integers(0, len(answers) - 1))
+    *path, last = data.draw(st.sampled_from([place for place in places(answers[number]) if place]))
+    holder = answers[number]
     for key in path:
         holder = holder[key]
     if data.draw(st.booleans()):
@@ -183,13 +213,45 @@ def test_a_wrong_answer_is_unmeasured_or_at_least_reported(answered: Any, data: 
     else:
         # Any text will do for what offence it was: there may be more kinds of them.
         holder[last] = data.draw(JSON.filter(lambda value: last != "offence" or not isinstance(value, str)))
-    closed(answered, json.dumps(answer).encode())
+    told(encoded(answers))
 
 
-@settings(SETTINGS, max_examples=40)
-@given(line=st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
-def test_an_answer_that_is_none_is_unmeasured(answered: Any, line: bytes) -> None:
-    assert closed(answered, line) is not None
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        ({}, "ok has no 'processes'"),
+        ({"processes": {}}, "ok.processes: expected a list, got {}"),
+        ({"processes": [4242]}, "ok.processes[0]: expected an object, got 4242"),
+        ({"processes": [{**ABOUT, "executable": 7}]}, "ok.processes[0].executable: expected a text, got 7"),
+        ({"processes": [{**ABOUT, "pid": True}]}, "ok.processes[0].pid: expected an integer, got True"),
+    ],
+    ids=range(5),
+)
+@pytest.mark.parametrize("number", [n for n, (asked, _) in enumerate(TALK) if asked in ("watch", "programs")])
+def test_what_is_told_of_processes_is_checked(told: Any, wrong: Any, complaint: str, number: int) -> None:
+    answers = right_answers()
+    answers[number]["ok"] = wrong
+    reason = f"the eBPF agent answered nonsense: to {TALK[number][0]!r}: {complaint}"
+    assert told(encoded(answers))[-1].unmeasured.startswith(reason)
+
+
+def test_a_number_beyond_64_bits_is_nonsense(told: Any) -> None:
+    answers = right_answers()
+    answers[-1]["ok"]["duration_ns"] = 10**400
+    lap, end = told(encoded(answers))
+    assert lap.unmeasured is None
+    assert end.unmeasured.startswith("the eBPF agent answered nonsense")
+
+
+@settings(SETTINGS, max_examples=80)
+@given(
+    number=st.integers(0, len(ANSWERS) - 1),
+    line=st.binary() | JSON.map(lambda value: json.dumps(value).encode()),
+)
+def test_an_answer_that_is_none_is_unmeasured(told: Any, number: int, line: bytes) -> None:
+    lines = encoded(ANSWERS)
+    lines[number] = line
+    assert told(lines)[-1].unmeasured is not None
 
 
 @pytest.mark.parametrize(

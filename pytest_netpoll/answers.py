@@ -1,0 +1,105 @@
+"""What the agent answers, as types: the probe passes on nothing else. agent/__main__.py makes them.
+
+Times are in ns. Numbers are not checked beyond their kind: who reads a count knows what it can be.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+
+class Calibration(TypedDict):
+    """What is proven of a process's poller. why_not: what was seen instead, None where nothing was."""
+
+    layout: str | None
+    epfd: int
+    proven: int
+    unproven: int
+    why_not: str | None
+
+
+class Process(TypedDict):
+    """A watched process.
+
+    root: the watched one it descends from. executable: a path that is good here, None where it is hidden.
+    unwatched: children that there was no room for. foreign: it became another user's.
+    goready, scheduler: whether attach or learn was called for the program that it runs.
+    """
+
+    pid: int
+    root: int
+    executable: str | None
+    exited: bool
+    unwatched: int
+    foreign: bool
+    calibration: Calibration
+    goready: bool
+    scheduler: bool
+
+
+class Wakeup(TypedDict):
+    """Where a goroutine was woken. stack: [file, offset in it], innermost first."""
+
+    direction: str
+    syscall: str | None
+    fd_type: str | None
+    local: str | None
+    peer: str | None
+    stack: list[list[Any]]
+
+
+class Offender(Wakeup):
+    """offence: one of agent/offenders.py; for "ready" the count is an estimate."""
+
+    offence: str
+    count: int
+
+
+class SlowWakeup(Wakeup):
+    """at_ns: since the window opened. goid: the words of its g that may hold the goroutine's id."""
+
+    latency_ns: int
+    at_ns: int
+    goid: list[int]
+
+
+class Measured(Process):
+    """A process in a window. None of the optional counters: not counted."""
+
+    counters: dict[str, int]
+    histogram: dict[str, int]
+    latency_max_ns: int
+    ready_calls: int | None
+    deadline_wakeups: int | None
+    dispatches: int | None
+    runq_max: int | None
+    offenders: list[Offender]
+    slowest: list[SlowWakeup]
+
+
+class Times(TypedDict):
+    """Of all that descended from a root in the window: CPU time used, and waited for."""
+
+    cpu_ns: int
+    run_delay_ns: int
+
+
+class Processes(TypedDict):
+    """To watch: those of that root; to programs: all."""
+
+    processes: list[Process]
+
+
+class Opened(TypedDict):
+    """To open."""
+
+    window: int
+
+
+class Closed(TypedDict):
+    """To close and lap, by the root's pid. timelines: rows of agent/timeline.py."""
+
+    duration_ns: int
+    services: dict[str, list[Measured]]
+    timelines: dict[str, list[list[float]]]
+    times: dict[str, Times]
