@@ -11,7 +11,9 @@ import shlex
 import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, TypeVar, cast
@@ -81,6 +83,7 @@ class Probe:
                 why=f"{argv[0]}: {error.strerror}",
                 fix=checks.DOCTOR,
             ) from None
+        os.register_at_fork(after_in_child=partial(_let_go, weakref.ref(self)))
         self._started = time.monotonic()
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         threading.Thread(target=self._read, name="netpoll-agent", daemon=True).start()
@@ -266,6 +269,13 @@ class Probe:
             for line in stdout:
                 self._lines.put(line)
         self._lines.put(None)
+
+
+def _let_go(probe: weakref.ref[Probe]) -> None:
+    """In a process that pytest forked without exec: it must not keep the agent when pytest is killed."""
+    if (alive := probe()) is not None and alive._process.stdin is not None:
+        with contextlib.suppress(OSError):
+            alive._process.stdin.close()
 
 
 def _int64(text: str) -> int:

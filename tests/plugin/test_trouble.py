@@ -156,6 +156,34 @@ def test_it(echo, netpoll):
 
 @pytest.mark.bpf
 @pytest.mark.usefixtures("run")
+def test_a_child_that_pytest_forked_does_not_keep_the_agent(pytester):
+    pytester.makepyfile(
+        test_it="""
+import os, time
+
+def test_it(echo, netpoll):
+    with netpoll.measure():
+        child = os.fork()
+        if child:
+            open("running", "w").write(str(child))
+        time.sleep(60)
+"""
+    )
+    with subprocess.Popen(PYTEST, cwd=pytester.path) as process:
+        running = pytester.path / "running"
+        wait_for(lambda: running.exists() and running.read_text())
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGKILL)
+    (child,) = (p for p in family if p.pid == int(running.read_text()))
+    try:
+        assert left_of([p for p in family if p != child]) == []
+        assert child.is_running()
+    finally:
+        child.kill()
+
+
+@pytest.mark.bpf
+@pytest.mark.usefixtures("run")
 def test_ctrl_c_ends_everything(pytester):
     pytester.makepyfile(
         test_it="""
