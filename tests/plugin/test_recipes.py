@@ -1,0 +1,126 @@
+"""The README's recipes as they stand there: a healthy service passes, one with a fault is caught."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.bpf
+
+# What the recipe for HTTP asks for. With -hogs there is one thread, and so many goroutines that never rest.
+HTTP_SERVICE = """
+package main
+
+import (
+	"flag"
+	"log"
+	"net/http"
+	"runtime"
+)
+
+func main() {
+	addr := flag.String("addr", "", "address")
+	hogs := flag.Int("hogs", 0, "goroutines that never rest")
+	flag.Parse()
+	if *hogs > 0 {
+		runtime.GOMAXPROCS(1)
+	}
+	for i := 0; i < *hogs; i++ {
+		go func() {
+			for {
+			}
+		}()
+	}
+	http.HandleFunc("/healthz", func(http.ResponseWriter, *http.Request) {})
+	http.HandleFunc("/", func(http.ResponseWriter, *http.Request) {})
+	log.Fatal(http.ListenAndServe(*addr, nil))
+}
+"""
+
+
+@pytest.fixture
+def http_service(pytester):
+    (pytester.path / "go.mod").write_text("module example.com/shop\n\ngo 1.19\n")
+    (pytester.path / "server").mkdir()
+    (pytester.path / "server" / "main.go").write_text(HTTP_SERVICE)
+
+
+@pytest.fixture
+def tcp_service(pytester):
+    shutil.copy(ROOT / "example_project" / "go.mod", pytester.path)
+    shutil.copytree(ROOT / "example_project" / "server", pytester.path / "server")
+
+
+@pytest.fixture
+def follow(run, pytester):  # noqa: ARG001 - run has found Go's cache
+    """follow(recipe, *flags) runs what the README has under that heading, with further flags for ./server.
+
+    Returns the result, and the measured tests as in the JSON report, by name.
+    """
+
+    def follow(recipe, *flags):
+        section = (ROOT / "README.md").read_text().partition(f"\n### {recipe}\n")[2].partition("\n### ")[0]
+        files = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", section, re.S))
+        assert set(files) > {"conftest.py"}
+        address = '"127.0.0.1:{port}"'
+        assert address in files["conftest.py"]
+        command = ", ".join([address, *map(repr, flags)])
+        for name, source in files.items():
+            (pytester.path / name).write_text(source.replace(address, command))
+        result = pytester.runpytest_subprocess("--netpoll-json=report.json", timeout=120)
+        report = json.loads((pytester.path / "report.json").read_text())
+        return result, {test["nodeid"].rpartition("::")[2]: test for test in report["tests"]}
+
+    return follow
+
+
+def metrics_of(test):
+    [service] = test["services"]
+    return service["metrics"]
+
+
+@pytest.mark.usefixtures("http_service")
+def test_the_recipe_for_http_passes_and_keeps_its_connection(follow):
+    result, tests = follow("An HTTP service")
+    result.assert_outcomes(passed=1)
+    metrics = metrics_of(tests["test_requests_on_a_kept_connection"])
+    # A connection of its own for each request would be two events for each.
+    assert metrics["events"] < 150
+
+
+@pytest.mark.usefixtures("http_service")
+def test_the_recipe_for_http_catches_a_service_that_reads_late(follow):
+    result, tests = follow("An HTTP service", "-hogs=2")
+    result.assert_outcomes(failed=1)
+    [breach] = tests["test_requests_on_a_kept_connection"]["breaches"]
+    assert breach["metric"] == "latency_p90"
+
+
+@pytest.mark.usefixtures("tcp_service")
+def test_the_recipe_for_tcp_passes_with_a_wakeup_for_each_message(follow):
+    result, tests = follow("A TCP service")
+    result.assert_outcomes(passed=2)
+    metrics = metrics_of(tests["test_a_message_wakes_one_reader"])
+    # At most those, the accept and the end; on a busy machine some find their reader awake.
+    assert 50 < metrics["wakeups"] <= 102
+
+
+@pytest.mark.usefixtures("tcp_service")
+def test_the_recipe_for_tcp_catches_a_second_reader(follow):
+    result, tests = follow("A TCP service", "-fault=dup")
+    result.assert_outcomes(passed=1, failed=1)
+    broken = {breach["metric"] for breach in tests["test_a_message_wakes_one_reader"]["breaches"]}
+    assert "spurious" in broken
+
+
+@pytest.mark.usefixtures("tcp_service")
+def test_the_recipe_for_tcp_catches_readers_that_wake_up_without_messages(follow):
+    result, _ = follow("A TCP service", "-fault=busy-poll")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["FAILED *test_silent_connections_cost_nothing*"])
