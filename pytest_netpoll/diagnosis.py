@@ -70,7 +70,8 @@ def _second_reader(m: Measurement) -> str | None:
 
 def _stale_readiness(m: Measurement) -> str | None:
     retries = _number(m, "stale_retries")
-    if not _matters(retries, m):
+    # A second reader takes also what was stored for the first.
+    if not _matters(retries, m) or _second_reader(m) is not None:
         return None
     return (
         f"{_count(retries)} retries got EAGAIN again, beside {_count(_wakeups(m))} wakeups: the wait ended "

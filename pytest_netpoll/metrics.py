@@ -372,14 +372,15 @@ class Measurement:
     executable: str | None
     go_version: str | None
     window_seconds: float
-    snapshot: Snapshot = field(default_factory=Snapshot)
-    offenders: tuple[Any, ...] = ()
-    slowest: tuple[Any, ...] = ()
-    timeline: tuple[Any, ...] = ()
+    # Without the large ones: pytest shows what an assertion is about.
+    snapshot: Snapshot = field(default_factory=Snapshot, repr=False)
+    offenders: tuple[Any, ...] = field(default=(), repr=False)
+    slowest: tuple[Any, ...] = field(default=(), repr=False)
+    timeline: tuple[Any, ...] = field(default=(), repr=False)
     unmeasured: str | None = None
-    absent: Mapping[str, str] = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict, repr=False)
     gomaxprocs: int | None = None
-    runs: tuple[Measurement, ...] = ()
+    runs: tuple[Measurement, ...] = field(default=(), repr=False)
 
     def __getattr__(self, name: str) -> Value:
         metric = METRICS.get(name)

@@ -131,7 +131,8 @@ class Probes:
                 fds.append(self._kernel.attach_uprobe(path.encode(), offset, function))
         except LoadFailed as error:
             self._detach(fds)
-            raise BadPlace("the kernel refuses a uprobe: %s" % error) from error
+            remedy = " (to mend: %s)" % error.fix if error.fix else ""
+            raise BadPlace("the kernel refuses a uprobe: %s%s" % (error, remedy)) from error
         return Attached(fds, bool(deadline))
 
 

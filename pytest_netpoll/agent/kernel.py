@@ -154,6 +154,9 @@ class Kernel:
         try:
             program = self.bpf.load_func(function, self._bcc.BPF.KPROBE)
             return uprobe.attach(path, offset, program.fd)
+        except PermissionError as error:
+            fix = "run pytest as root, or give it CAP_SYS_ADMIN (docker run --cap-add SYS_ADMIN)"
+            raise LoadFailed(str(error), fix) from error
         except Exception as error:  # BCC raises bare Exception
             raise LoadFailed(str(error)) from error
 

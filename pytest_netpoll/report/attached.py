@@ -25,7 +25,8 @@ class Attached(TypedDict):
 
 def attached(records: Iterable[TestRecord]) -> list[Attached]:
     """Nothing where no service was measured."""
-    services = [service for record in records for service in record["services"]]
+    counted = (service for record in records for service in record["services"])
+    services = [service for service in counted if service["metrics"].get("polls") is not None]
     probes = {
         "raw tracepoint sys_exit": (services, _SYS_EXIT_COST),
         "uprobes on runtime.ready": (list(filter(under_uprobes, services)), _READY_COST),

@@ -371,10 +371,18 @@ def test_ambient_capabilities_do_instead_of_root(user):
     assert wakeups(tests) == pytest.approx(103, abs=2), result.stdout
 
 
+def test_who_lacks_the_capability_for_uprobes_is_told_which(user):
+    result, tests = user.pytest(MEASURED, "--netpoll-goready=on", capabilities="+bpf,+perfmon")
+    assert tests["test_it"]["outcome"] == "unmeasured", result.stdout
+    assert "CAP_SYS_ADMIN (docker run --cap-add SYS_ADMIN)" in tests["test_it"]["reason"]
+    assert "runtime.ready" not in result.stdout.partition("attached:")[2]
+
+
 def test_half_of_the_capabilities_are_not_enough(user):
     result, tests = user.pytest(MEASURED, "--netpoll-sudo=never", capabilities="+bpf")
     assert result.returncode == 1
     assert "pytest is neither root nor has CAP_BPF and CAP_PERFMON" in tests["test_it"]["reason"]
+    assert "attached:" not in result.stdout
 
 
 def test_the_capabilities_of_the_agents_python_do_too(user):

@@ -82,6 +82,11 @@ def test_acceptors_and_readers_in_vain_are_different_troubles() -> None:
     assert "accept" in accepting
 
 
+def test_a_second_reader_explains_retries_too() -> None:
+    [text] = diagnose(measurement(**DUP, stale_retries=60, offenders=(vain(90),)))
+    assert "another reader of the same socket" in text
+
+
 def test_timers_are_counted_with_the_polls_they_ended() -> None:
     [text] = diagnose(measurement(**TICKERS, break_polls=50))
     assert "950 of 1,000 blocking polls ended by a timer, 950 a second, for 10 events" in text
