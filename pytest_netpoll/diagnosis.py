@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from pytest_netpoll import units
 from pytest_netpoll.metrics import Measurement, bucket_bounds
+from pytest_netpoll.runs import middle
 
 # Fewer, or a smaller part of the wakeups, may be chance.
 LEAST_VAIN = 5
@@ -36,10 +37,13 @@ _ACCEPTS = ("accept", "accept4")
 def diagnose(measurement: Measurement) -> list[str]:
     """A text for each pathology: "server: what was seen: its cause. Typically … To mend it, …".
 
-    Empty for a healthy service, and where the numbers cannot be trusted.
+    Empty for a healthy service, and where the numbers cannot be trusted. Of several runs the one is
+    diagnosed whose offenders, slowest wakeups and timeline are kept: they go with its numbers only.
     """
     if measurement.unmeasured is not None or measurement.lost:
         return []
+    if measurement.runs:
+        measurement = middle(measurement.runs)
     found = (recognise(measurement) for recognise in _PATHOLOGIES)
     return [f"{measurement.service}: {text}" for text in found if text is not None]
 

@@ -24,12 +24,19 @@ _IN_COMMON = re.compile(
     r"|(runtime|_|sync|internal/\S+)\.(\S+\.)?goready\.func1"
 )
 
+# offence -> the counter of all of them, kept or not. Ready calls are not here: those kept are a sample.
+_COUNTERS = {"spurious": "spurious_wakeups", "stale": "stale_retries", "unclaimed": "unclaimed_events"}
 
-def collect(raw: Sequence[Mapping[str, Any]], symbolizer: Symbolizer) -> tuple[dict[str, Any], ...]:
+
+def collect(
+    raw: Sequence[Mapping[str, Any]], symbolizer: Symbolizer, counters: Mapping[str, int]
+) -> tuple[dict[str, Any], ...]:
     """Offenders as in the JSON report, the worst first.
 
     raw: [{"offence", "count", "direction", "syscall", "fd_type", "local", "peer", "stack": [[file,
-    offset]]}] over all processes of a service. share: of all vain wakeups (retries, ready calls) of its kind.
+    offset]]}] over all processes of a service. counters: the service's. share: of all vain wakeups
+    (retries, unclaimed events) that were counted, so that shares add up to less than 1 where the kernel's
+    table of offenders had no room; of ready calls, of those in the sample.
     Raises ValueError, KeyError or TypeError where `raw` is something else.
     """
     places: dict[Place, list[Mapping[str, Any]]] = defaultdict(list)
@@ -40,6 +47,7 @@ def collect(raw: Sequence[Mapping[str, Any]], symbolizer: Symbolizer) -> tuple[d
         stack = trim(_callers(frames) if entry["offence"] == "ready" else frames)
         places[entry["offence"], entry["direction"], entry["syscall"], entry["fd_type"], stack].append(entry)
         totals[entry["offence"]] += entry["count"]
+    totals = _all(totals, counters)
     merged = []
     for (offence, direction, syscall, fd_type, stack), entries in places.items():
         count = sum(entry["count"] for entry in entries)
@@ -57,6 +65,14 @@ def collect(raw: Sequence[Mapping[str, Any]], symbolizer: Symbolizer) -> tuple[d
             }
         )
     return tuple(sorted(merged, key=lambda offender: -offender["count"]))
+
+
+def _all(kept: Mapping[str, int], counters: Mapping[str, int]) -> dict[str, int]:
+    """Offence -> how many there were. kept: of them, what `raw` tells of."""
+    # A wakeup that is resolved while the counters are read may be among the offenders alone.
+    return {
+        offence: max(count, counters.get(_COUNTERS.get(offence, ""), 0)) for offence, count in kept.items()
+    }
 
 
 def _callers(frames: Sequence[Frame]) -> Sequence[Frame]:
@@ -79,8 +95,10 @@ def _check(entry: Mapping[str, Any]) -> None:
         raise ValueError(f"offender {dict(entry)!r:.200}")
 
 
-def total(laps: Iterable[Sequence[Mapping[str, Any]]]) -> tuple[dict[str, Any], ...]:
-    """The offenders of several windows together, as `collect` gives those of one."""
+def total(
+    laps: Iterable[Sequence[Mapping[str, Any]]], counters: Mapping[str, int]
+) -> tuple[dict[str, Any], ...]:
+    """The offenders of several windows together, as `collect` gives those of one. counters: their sums."""
     merged: dict[str, dict[str, Any]] = {}
     totals: dict[str, int] = defaultdict(int)
     for offender in chain.from_iterable(laps):
@@ -92,6 +110,7 @@ def total(laps: Iterable[Sequence[Mapping[str, Any]]]) -> tuple[dict[str, Any], 
         known["fd_type"] = _common({known["fd_type"], offender["fd_type"]} - {"closed"} or {"closed"})
         for end in ("local", "peer"):
             known[end] = _common((known[end], offender[end]))
+    totals = _all(totals, counters)
     for known in merged.values():
         known["share"] = known["count"] / totals[known["offence"]]
     return tuple(sorted(merged.values(), key=lambda offender: -offender["count"]))

@@ -33,10 +33,11 @@ class Run:
         if before is None or before.unmeasured is not None:
             self._total = measurement
         elif measurement.unmeasured is None:
+            snapshot = before.snapshot + measurement.snapshot
             self._total = dataclasses.replace(
                 measurement,
                 window_seconds=before.window_seconds + measurement.window_seconds,
-                snapshot=before.snapshot + measurement.snapshot,
-                offenders=offenders.total([before.offenders, measurement.offenders]),
+                snapshot=snapshot,
+                offenders=offenders.total([before.offenders, measurement.offenders], snapshot.counters),
                 absent={**before.absent, **measurement.absent},
             )

@@ -25,10 +25,15 @@ def median_of(windows: Sequence[Sequence[Measurement]]) -> list[Measurement]:
     return [_merge(runs, len(windows)) for runs in found.values()]
 
 
-def _merge(runs: Sequence[Measurement], expected: int) -> Measurement:
+def middle(runs: Sequence[Measurement]) -> Measurement:
+    """The run with the middle number of spurious wakeups."""
     by_waste = sorted(runs, key=lambda run: run.snapshot.counters.get("spurious_wakeups", 0))
+    return by_waste[(len(runs) - 1) // 2]
+
+
+def _merge(runs: Sequence[Measurement], expected: int) -> Measurement:
     return replace(
-        by_waste[(len(runs) - 1) // 2],
+        middle(runs),
         pid=runs[-1].pid,
         snapshot=reduce(operator.add, (run.snapshot for run in runs)),
         unmeasured=_distrust(runs, expected),

@@ -261,7 +261,7 @@ class Meter:
             go_version=service.go_version,
             window_seconds=seconds,
             snapshot=snapshot,
-            offenders=offenders.collect(vain, self._symbolizer),
+            offenders=offenders.collect(vain, self._symbolizer, snapshot.counters),
             slowest=slowest.collect(late, self._symbolizer),
             timeline=timeline.collect(intervals),
             unmeasured=unmeasured,
@@ -405,7 +405,7 @@ def _snapshot(process: Measured) -> Snapshot:
     told: Mapping[str, Any] = {**process}
     counters = dict(process["counters"])
     counters["lost"] = sum(counters.pop(name) for name in LOSSES)
-    counters.pop("lost_offenders")
+    counters.pop("lost_offenders")  # the shares tell it: they are over all that was counted
     optional = {name: told[name] for name in OPTIONAL_COUNTERS}
     runq_max = process["runq_max"]
     if not _runs_goroutines(process):

@@ -42,7 +42,9 @@ class Offender(_OffenderExtra):
     by runtime.ready (ready: it has no descriptor, and its count is estimated from a sample); or a descriptor
     whose events found nobody waiting (unclaimed: no code is concerned, so there is no stack).
 
-    share: 0-1, of all such of the service. stack: starts at the user's own code.
+    share: 0-1, of all such that were counted in the service; of ready calls, of those in the sample. Where
+    the kernel had no room for all of them, shares add up to less than 1. stack: starts at the user's own
+    code; empty where the kernel had no room for it.
     """
 
     count: int

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_netpoll.report import attached, files, words
-from pytest_netpoll.report.record import TestRecord
+from pytest_netpoll.report.record import ServiceRecord, TestRecord
 
 # GitHub drops a summary of more than 1 MiB.
 MOST_PASSED = 40
@@ -33,6 +33,10 @@ def markdown(records: Sequence[TestRecord], environment: Mapping[str, Any]) -> s
         lines.append("")
     if shown:
         lines += [*_table(shown), ""]
+    if any(
+        _spread(record, service, metric) for record, service in words.rows(shown) for metric in words.COLUMNS
+    ):
+        lines += ["In brackets: the least and the most over the runs, of which the median is judged.", ""]
     for note in notes:
         lines += [_text(note), ""]
     for line in (words.environment_line(records, environment), attached.line(environment)):
@@ -90,11 +94,20 @@ def _table(records: Sequence[TestRecord]) -> list[str]:
             _XFAILED if words.expected(record) else _ICONS[words.outcome_of(record, service)],
             _code(record["nodeid"]),
             _code(service["name"]) if service else "",
-            *(words.show(service, metric) for metric in words.COLUMNS),
+            *(words.show(service, metric) + _spread(record, service, metric) for metric in words.COLUMNS),
         ]
         for record, service in words.rows(records)
     ]
     return [f"| {' | '.join(map(_cell, row))} |" for row in [headings, align, *rows]]
+
+
+def _spread(record: TestRecord, service: ServiceRecord | None, metric: str) -> str:
+    """ " (5.1 µs to 6.3 µs)", of what a limit was judged by over several runs, where they differ."""
+    if service is None or not words.trusted(service):
+        return ""
+    judged = words.runs_of(service) > 1 and metric in words.judged(record, service)
+    spread = words.spread_of(service, metric) if judged else ""
+    return f" ({spread})" if " to " in spread else ""
 
 
 def _cell(text: str) -> str:

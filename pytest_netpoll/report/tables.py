@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pytest_netpoll import units
-from pytest_netpoll.metrics import METRICS, spread
+from pytest_netpoll.metrics import METRICS
 from pytest_netpoll.report import words
 from pytest_netpoll.report.record import ComparisonRecord, ServiceRecord, TestRecord
 from pytest_netpoll.report.terminal import MOST_OTHERS, layout, shorten
@@ -76,7 +75,7 @@ def toolchain_table(records: Sequence[TestRecord], width: int) -> str:
     groups: dict[str, list[Row]] = {}
     for row in _rows(records):
         if row[0].get("toolchain"):
-            groups.setdefault(_without_toolchain(row[0]), []).append(row)
+            groups.setdefault(words.without_toolchain(row[0]), []).append(row)
     # Of one test together, though pytest runs all tests of one toolchain before the next.
     rows = [row for group in groups.values() for row in group]
     columns = {
@@ -102,10 +101,21 @@ def toolchain_table(records: Sequence[TestRecord], width: int) -> str:
 def _spread_table(rows: Sequence[Row], width: int) -> str:
     columns = {"runs": [str(words.runs_of(service)) for _, service in rows]}
     for metric in _SPREAD:
-        columns[words.COLUMNS[metric]] = [
-            spread(METRICS[metric], service["runs"].get(metric, [])) for _, service in rows
-        ]
-    return _table(rows, columns, width)
+        columns[words.COLUMNS[metric]] = [words.spread_of(service, metric) for _, service in rows]
+    others = [", ".join(_other_limits(row)) for row in rows]
+    if any(others):
+        columns["other limits"] = others
+    # What no limit is about goes first.
+    judged = {words.COLUMNS.get(metric) for row in rows for metric in words.judged(*row)}
+    dropped_first = sorted((*_DROPPED_FIRST, "spurious"), key=judged.__contains__)
+    return _table(rows, columns, width, [*dropped_first[:-1], "other limits", dropped_first[-1]])
+
+
+def _other_limits(row: Row) -> Iterator[str]:
+    """ "stale_retries 3 to 5" of what limits are about and has no column."""
+    for metric in words.judged(*row):
+        if metric not in _SPREAD:
+            yield f"{metric} {words.spread_of(row[1], metric)}"
 
 
 def _table(
@@ -146,9 +156,3 @@ def _outcome(row: Row) -> str:
     if comparison["outcome"] == "regressed" and not regressed:
         return "passed"
     return _OUTCOMES[comparison["outcome"]]
-
-
-def _without_toolchain(record: TestRecord) -> str:
-    """The nodeid as it is without --netpoll-go."""
-    label = re.escape(record.get("toolchain") or "")
-    return re.sub(rf"(?<=\[){label}-|-{label}(?=[-\]])|\[{label}\]$", "", record["nodeid"], count=1)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pytest_netpoll import units
-from pytest_netpoll.metrics import METRICS, READY_METRICS
+from pytest_netpoll.metrics import METRICS, READY_METRICS, spread
 from pytest_netpoll.report.record import (
     BreachRecord,
     Frame,
@@ -43,13 +43,16 @@ _OFFENCES = {
     "stale": ("stale_retries", "stale retries", "tried again for nothing"),
     "unclaimed": ("unclaimed_events", "unclaimed events", "nobody waiting"),
 }
+_LIMITS = {f"{kind}_{metric}": (kind, metric) for kind in ("max", "min") for metric in METRICS}
 _REMEDY = re.compile(r"(?P<what>.*?) \(to mend: (?P<fix>.*)\)")
 _RANK: Mapping[Outcome, int] = {"failed": 0, "unmeasured": 1, "passed": 2}
 
 
 def one_line(text: str) -> str:
     """Socket names and paths may hold anything, even what would steer a terminal."""
-    return "".join(char if char.isprintable() else " " for char in text).strip()
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else " " for char in text)
+    return text.strip()
 
 
 def count_outcomes(records: Iterable[TestRecord]) -> dict[Outcome, int]:
@@ -141,6 +144,36 @@ def runs_of(service: ServiceRecord) -> int:
     return max(map(len, service.get("runs", {}).values()), default=1)
 
 
+def spread_of(service: ServiceRecord, metric: str) -> str:
+    """ "5.1 µs to 6.3 µs", the least and the most over the runs."""
+    return spread(METRICS[metric], service.get("runs", {}).get(metric, []))
+
+
+def limits_of(record: TestRecord, service: ServiceRecord) -> dict[tuple[str, str], int | float]:
+    """("max", "spurious") -> 0.05, of the limits that bind the service."""
+    # The service's own limits come over the general ones.
+    return {
+        _LIMITS[name]: value
+        for prefix in ("", f"{service['name']}:")
+        for key, value in record["limits"].items()
+        if (name := key.removeprefix(prefix)) in _LIMITS
+    }
+
+
+def judged(record: TestRecord, service: ServiceRecord) -> list[str]:
+    """The metrics that the service's limits are about, without the least number of wakeups: it only says
+    whether there is anything to judge, and most limits imply it.
+    """
+    limits = limits_of(record, service).keys() - {("min", "wakeups")}
+    return [metric for metric in METRICS if {("max", metric), ("min", metric)} & limits]
+
+
+def without_toolchain(record: TestRecord) -> str:
+    """The nodeid as it is without --netpoll-go."""
+    label = re.escape(record.get("toolchain") or "")
+    return re.sub(rf"(?<=\[){label}-|-{label}(?=[-\]])|\[{label}\]$", "", record["nodeid"], count=1)
+
+
 def environment_line(records: Iterable[TestRecord], environment: Mapping[str, Any]) -> str:
     """ "kernel 6.8.0, bcc 0.29.1, go1.26.6", of what is known."""
     known = [f"{name} {environment[name]}" for name in ("kernel", "bcc") if environment.get(name)]
@@ -193,6 +226,18 @@ def wakers_of(record: TestRecord, service: ServiceRecord) -> list[Offender]:
     return [o for o in service["offenders"] if o.get("offence") == "ready" and o not in explaining]
 
 
+def not_kept(service: ServiceRecord) -> list[str]:
+    """A line for each kind of offender of which the list of them is not complete."""
+    lines = []
+    for offence, (_, name, _) in _OFFENCES.items():
+        shares = [o["share"] or 0 for o in service["offenders"] if o.get("offence", "spurious") == offence]
+        missing = 1 - sum(shares)
+        if any(shares) and missing >= 0.0005:  # which is shown as 0.1 %
+            share = units.show(missing, "share")
+            lines.append(f"{share} of the {name} not listed: the kernel's table of them had no more room")
+    return lines
+
+
 def slowest_of(record: TestRecord, service: ServiceRecord) -> list[SlowWakeup]:
     """The latest wakeups, where a latency limit of the service is broken."""
     late = any(fault["metric"].startswith("latency_") for fault in broken(record, service))
@@ -205,11 +250,15 @@ def offender_text(service: ServiceRecord, offender: Offender) -> str:
     if offence == "ready":
         return _waker_text(service, offender)
     metric, name, happened = _OFFENCES[offence]
-    count, total = offender["count"], service["metrics"].get(metric)
+    count, total, where = offender["count"], service["metrics"].get(metric), ""
+    if runs_of(service) > 1:
+        # The metric is a median over the runs, of one of which the offenders are.
+        total = round(count / offender["share"]) if offender["share"] else None
+        where = " in one run"
     amount = units.show(count, "count")
     if total and count <= total:
         amount += f" of {units.show(total, 'count')} ({units.show(count / total, 'share')})"
-    return f"{amount} {name} ({_where(offender)}), {happened}"
+    return f"{amount} {name}{where} ({_where(offender)}), {happened}"
 
 
 def lead_in(entry: Offender | SlowWakeup) -> str:

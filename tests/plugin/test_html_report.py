@@ -1,4 +1,8 @@
-"""--netpoll-html, looked at in a real browser that is told to do what a person would, by keyboard."""
+"""--netpoll-html, looked at in a real browser that is told to do what a person would, by keyboard.
+
+One browser serves all tests, and a page is loaded once for all that is asked of it: unpacking plotly.js,
+which each page does for its first chart, takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +57,7 @@ class Page:
         return self.driver.execute_script(f"return {expression}")
 
     def until(self, condition: Callable[[], Any]) -> Any:
-        return WebDriverWait(self.driver, PATIENCE).until(lambda _: condition())
+        return WebDriverWait(self.driver, PATIENCE, poll_frequency=0.02).until(lambda _: condition())
 
     def names(self) -> list[str]:
         """Of the tests in the table that are shown, in order."""
@@ -90,8 +94,15 @@ class Page:
         """The numbers behind a chart, for those who cannot see it."""
         table = chart.find_element(By.XPATH, "following-sibling::details")
         table.find_element(By.TAG_NAME, "summary").send_keys(Keys.ENTER)
-        rows = self.until(lambda: table.find_elements(By.CSS_SELECTOR, "tr"))
-        return [[cell.text for cell in row.find_elements(By.CSS_SELECTOR, "th, td")] for row in rows]
+        self.until(lambda: table.find_elements(By.CSS_SELECTOR, "tr"))
+        return self.cells(table)
+
+    def cells(self, place: WebElement) -> list[list[str]]:
+        """What is to be read in the rows of the first table in a place."""
+        rows = "[...arguments[0].querySelector('table').rows]"
+        script = f"return {rows}.map((row) => [...row.cells].map((cell) => cell.innerText.trim()))"
+        cells: list[list[str]] = self.driver.execute_script(script, place)
+        return cells
 
     def assert_in_order(self) -> None:
         """Nothing was complained of, or fetched from anywhere."""
@@ -99,23 +110,33 @@ class Page:
         assert self.js("performance.getEntriesByType('resource').length") == 0
 
 
-@pytest.fixture
-def page(tmp_path: Path) -> Iterator[Page]:
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     chromedriver = shutil.which("chromedriver")
     if browser is None or chromedriver is None:
         pytest.skip("no Chromium with its chromedriver: .ci/setup test installs them where it can")
     options = webdriver.ChromeOptions()
     options.binary_location = browser
-    for flag in [*FLAGS, f"--user-data-dir={tmp_path / 'browser'}"]:
+    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"]:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     # Its path is given, or selenium would look for a driver to download.
     driver = webdriver.Chrome(options, webdriver.ChromeService(chromedriver))
     try:
-        yield Page(driver)
+        yield driver
     finally:
         driver.quit()
+
+
+@pytest.fixture
+def page(driver: webdriver.Chrome) -> Iterator[Page]:
+    """Of a browser that remembers nothing of the tests before."""
+    yield Page(driver)
+    driver.get("about:blank")
+    driver.get_log("browser")
+    driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 @pytest.mark.bpf
@@ -126,8 +147,8 @@ def test_the_report_of_a_real_run_names_the_culprit(run, pytester, page):
 def test_wasteful(dup, ping): ping(dup, 200)
 
 @pytest.mark.parametrize("text", ["</script><script>document.title='mine'</script>", "<b>&lt;"])
-@netpoll(max_latency_p99="5s")
-def test_healthy(echo, ping, text): ping(echo, 100)
+@netpoll(max_latency_p99="5s", runs=3)
+def test_healthy(dup, ping, text): ping(dup, 20)
 """,
         "--netpoll-html=out/report.html",
         "--netpoll-json=report.json",
@@ -164,9 +185,22 @@ def test_healthy(echo, ping, text): ping(echo, 100)
 
     # Nothing that a test is called becomes a part of the page.
     page.search("")
-    assert "test_healthy[</script><script>document.title='mine'</script>]" in page.names()
+    evil = "test_healthy[</script><script>document.title='mine'</script>]"
+    assert evil in page.names()
     assert "test_healthy[<b>&lt;]" in page.names()
     assert page.driver.title.startswith("1 failed")
+
+    # Of several runs each value is there.
+    page.search("title=")
+    detail = page.unfold(page.first())
+    heading, *rows = page.cells(detail.find_element(By.CSS_SELECTOR, ":has(> .runs)"))
+    assert heading[-3:] == ["run 1", "run 2", "run 3"]
+    (service,) = [t["services"][0] for t in tests if t["nodeid"].endswith(evil)]
+    (shown,) = [row[1:] for row in rows if row[0] == "wakeups"]
+    runs = service["runs"]["wakeups"]
+    assert [number for number in shown if number] == list(
+        map(str, [sorted(runs)[1], min(runs), max(runs), *runs])
+    )
     page.assert_in_order()
 
 
@@ -225,48 +259,89 @@ def record(number: int, outcome: str = "passed", **changes: Any) -> Any:
     }
 
 
-@pytest.fixture
-def written(tmp_path: Path) -> Callable[[int], Path]:
-    """written(3000) is a report of so many tests, the last of which failed."""
+RUNS = {name: [1, 2, 3] for name in METRICS}
+COMPARISON = {
+    "baseline": "main",
+    "outcome": "regressed",
+    "regressions": [
+        {
+            "service": "server",
+            "metric": "latency_p99",
+            "measured": 20_000.0,
+            "baseline": 10_000.0,
+            "tolerance": "+25%",
+            "again": [21_000.0, 22_000.0],
+            "text": "server: latency_p99 20.0 µs > 10.0 µs +25% of baseline main",
+        }
+    ],
+    "notes": ["server: times were not compared: kernel 2.4.0 then, 6.8.0 now"],
+    "measured": 3,
+    "services": [{"name": "server", "metrics": dict.fromkeys(METRICS, 2)}],
+}
 
-    def written(count: int) -> Path:
-        records = [record(number) for number in range(count - 1)]
-        records.append(record(count - 1, "failed", error="assert 1 == 2", reason="assert 1 == 2"))
-        html.write(tmp_path / "report.html", {"kernel": "6.8.0"}, records)
-        return tmp_path / "report.html"
 
-    return written
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of one test with two toolchains, of which one made it worse, and of another test."""
+    bad = record(0, "failed", toolchain="go1.21.13", comparison=COMPARISON, requests_per_second=100.0)
+    bad["services"][0] |= {"runs": RUNS}
+    good = record(0, toolchain="go1.9", comparison={**COMPARISON, "outcome": "passed", "regressions": []})
+    # Nothing to draw, which takes its time.
+    good["services"][0] |= {"histogram": {}, "timeline": []}
+    other = record(1, "failed", error="assert 1 == 2", reason="assert 1 == 2")
+    other["services"] = []
+    for made in (bad, good):
+        made["nodeid"] = f"tests/test_few.py::test_few[{made['toolchain']}]"
+    path = tmp_path_factory.mktemp("few") / "report.html"
+    html.write(path, {"kernel": "6.8.0"}, [bad, good, other])
+    return path
 
 
-def test_thousands_of_tests_are_searched_filtered_sorted_and_drawn(written, page):
-    many = written(3000)
-    assert many.stat().st_size < 8 << 20
+def test_thousands_of_tests_are_searched_filtered_and_sorted(tmp_path, page):
+    many = tmp_path / "report.html"
+    html.write(many, {}, [record(n, "failed" if n == 1234 else "passed") for n in range(2000)])
+    assert many.stat().st_size < 6 << 20
     page.open(many)
-    assert len(page.names()) == 3000
-    assert page.one("#shown").text == "3,000 tests"
+    assert len(page.names()) == 2000
+    assert page.one("#shown").text == "2,000 tests"
     # Each is drawn only when it is looked at.
     assert page.all(".chart") == []
     assert page.js("window.Plotly") is None
 
-    page.search("many[1234]")
-    assert page.names() == ["TestMany::test_many[1234]"]
     page.search("no such test")
     assert page.names() == []
-    page.one("#reset").send_keys(Keys.ENTER)
-    assert len(page.names()) == 3000
-
-    page.one("[name=outcome][value=passed]").send_keys(Keys.SPACE)
-    assert page.names() == ["TestMany::test_many[2999]"]
-    page.one("[name=outcome][value=passed]").send_keys(Keys.SPACE)
-
+    # A page that lays out few of them answers at once.
+    page.search("many[123")
+    # The worst is on top.
+    first, *others = page.names()
+    assert first == "TestMany::test_many[1234]"
+    assert len(others) == 10
     heading = page.one("th.c-wakeups")
     heading.find_element(By.TAG_NAME, "button").send_keys(Keys.ENTER)
     assert heading.get_attribute("aria-sort") == "descending"
-    assert page.names()[:2] == ["TestMany::test_many[2999]", "TestMany::test_many[2998]"]
+    assert page.names()[:2] == ["TestMany::test_many[1239]", "TestMany::test_many[1238]"]
     heading.find_element(By.TAG_NAME, "button").send_keys(Keys.ENTER)
-    assert page.names()[:2] == ["TestMany::test_many[0]", "TestMany::test_many[1]"]
+    assert page.names()[:2] == ["TestMany::test_many[123]", "TestMany::test_many[1230]"]
+    page.one("[name=outcome][value=passed]").send_keys(Keys.SPACE)
+    assert page.names() == ["TestMany::test_many[1234]"]
 
-    latency, timeline = page.unfold(page.first()).find_elements(By.CSS_SELECTOR, ".chart")
+    page.search("no such test")
+    page.one("#reset").send_keys(Keys.ENTER)
+    assert len(page.names()) == 2000
+    page.one("#open").send_keys(Keys.ENTER)
+    page.until(lambda: len(page.all(".detail")) == 100)
+    page.assert_in_order()
+
+
+def test_the_page_fits_a_telephone_and_follows_the_dark_theme(few, page):
+    page.driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": False},
+    )
+    page.open(few)
+    page.search("go1.21")
+    detail = page.unfold(page.first())
+    latency, timeline = detail.find_elements(By.CSS_SELECTOR, ".chart")
     assert page.draw(latency) > 0
     # Of 20 points each: productive, the spurious ones there were, others, polls, threads, waiting.
     assert page.draw(timeline) > 100
@@ -274,20 +349,6 @@ def test_thousands_of_tests_are_searched_filtered_sorted_and_drawn(written, page
     head, *rows = page.figures(timeline)
     assert len(rows) == 20
     assert dict(zip(head, rows[3], strict=True))["spurious"] == "3"
-    page.one("#open").send_keys(Keys.ENTER)
-    page.until(lambda: len(page.all(".detail")) == 100)
-    page.assert_in_order()
-
-
-def test_the_page_fits_a_telephone_and_follows_the_dark_theme(written, page):
-    page.driver.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": False},
-    )
-    page.open(written(1))
-    detail = page.unfold(page.first())
-    charts = detail.find_elements(By.CSS_SELECTOR, ".chart")
-    assert all(map(page.draw, charts))
     assert page.js("document.documentElement.scrollWidth") <= 390
 
     ink = "getComputedStyle(document.querySelector('.chart .xtick text')).fill"
@@ -300,7 +361,49 @@ def test_the_page_fits_a_telephone_and_follows_the_dark_theme(written, page):
     page.assert_in_order()
 
 
-def test_a_link_to_a_test_opens_it(written, page):
-    page.driver.get(written(3).as_uri() + "#tests%2Ftest_many.py%3A%3ATestMany%3A%3Atest_many%5B2%5D")
-    assert "assert 1 == 2" in page.until(lambda: page.all(".detail"))[0].text
+def test_toolchains_and_what_got_worse_are_told_apart_and_filtered(few, page):
+    page.open(few)
+    toolchains = (
+        "[...document.querySelectorAll('tbody:not([hidden]) td.c-toolchain')].map((e) => e.innerText)"
+    )
+    assert sorted(page.names()) == ["TestMany::test_many[1]", "test_few", "test_few"]
+    button = page.one("th.c-toolchain button")
+    button.send_keys(Keys.ENTER)
+    assert page.js(toolchains) == ["go1.9", "go1.21.13", "–"]  # noqa: RUF001
+    button.send_keys(Keys.ENTER)
+    assert page.js(toolchains) == ["go1.21.13", "go1.9", "–"]  # noqa: RUF001
+    assert [mark.text for mark in page.all(".against")] == ["got worse"]
+    assert [cell.text for cell in page.all(".number .worse")] == ["20.0 µs"]
+
+    page.one("[name=toolchain][value='go1.21.13']").send_keys(Keys.SPACE)
+    assert page.js(toolchains) == ["go1.9", "–"]  # noqa: RUF001
+    page.one("[name=baseline][value='']").send_keys(Keys.SPACE)
+    assert page.js(toolchains) == ["go1.9"]
+    page.search("go1.21")
+    assert page.names() == []
+    page.one("#reset").send_keys(Keys.ENTER)
+    page.one("[name=baseline][value=passed]").send_keys(Keys.SPACE)
+    assert page.js(toolchains) == ["go1.21.13", "–"]  # noqa: RUF001
     page.assert_in_order()
+
+
+def test_a_link_to_a_test_opens_it_even_if_it_is_filtered_out(few, page):
+    page.driver.get(few.as_uri() + "#tests%2Ftest_few.py%3A%3Atest_few%5Bgo1.9%5D")
+    (good,) = page.until(lambda: page.all(".detail"))
+    heading, *rows = page.cells(good.find_element(By.CSS_SELECTOR, ":has(> .siblings)"))
+    assert heading[:2] == ["Go", "outcome"]
+    assert [row[:2] for row in rows] == [["go1.9", "✓ passed"], ["go1.21.13", "✗ failed"]]
+
+    page.one("[name=outcome][value=failed]").send_keys(Keys.SPACE)
+    good.find_element(By.CSS_SELECTOR, ".siblings a").send_keys(Keys.ENTER)
+    _, bad = page.until(lambda: len(page.all(".detail")) == 2 and sorted(page.all(".detail"), key=worse))
+    heading, *rows = page.cells(bad.find_element(By.CSS_SELECTOR, ":has(> .compared)"))
+    assert heading[:4] == ["metric", "then", "now", "change"]
+    (row,) = [row for row in rows if row[0] == "latency_p99"]
+    assert row[-1] == "✗ worse: +25% allowed, again 21.0 µs, 22.0 µs"
+    assert "times were not compared: kernel 2.4.0 then" in bad.text
+    page.assert_in_order()
+
+
+def worse(detail: WebElement) -> bool:
+    return "✗ worse" in detail.text

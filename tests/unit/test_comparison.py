@@ -297,3 +297,17 @@ def test_every_metric_that_can_regress_can_be_tolerated() -> None:
     for metric in METRICS.values():
         if metric.more_is_worse and metric.unit != "share":
             assert tolerance.parse(f"{metric.name}:+10%").limit(100) == pytest.approx(110)
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_the_spread_of_what_is_limited_stays_in_the_table_of_runs(width: int) -> None:
+    [repeated] = median_of([[window(20)], [window(30)], [window(40)]])
+    demanded = resolve([((), {"max_productive_wakeups": 90, "max_latency_p99": "5ms", "runs": 3})], "t")
+    made = record.build("t.py::test", ("t.py", 1), Verdict("passed"), demanded, [repeated], 1.0)
+    [(title, table)] = tables.further_tables([made], width)
+    assert title == "netpoll: least and most over the runs"
+    head, _, row = table.splitlines()
+    assert head.endswith("other limits")
+    assert row.endswith("productive_wakeups 20 to 40")
+    assert "other limits" not in tables.further_tables([{**made, "limits": {"max_spurious": 1}}], width)[0][1]
+    assert max(map(len, table.splitlines())) <= width

@@ -8,6 +8,7 @@ import pytest
 
 from pytest_netpoll.diagnosis import diagnose
 from pytest_netpoll.metrics import COUNTERS, Measurement, Snapshot, bucket_of
+from pytest_netpoll.runs import median_of
 
 MS = 1_000_000
 
@@ -132,3 +133,15 @@ def test_lateness_without_its_cause_in_the_numbers_is_not_explained(
     late: dict[int, int], cpu: float, waited: float
 ) -> None:
     assert diagnose(measurement(late, cpu, waited)) == []
+
+
+def test_of_several_runs_one_is_diagnosed_with_its_own_numbers() -> None:
+    seldom = measurement(**{**TICKERS, "timeout_polls": 150, "blocking_polls": 100, "timed_polls": 150})
+    assert diagnose(seldom) == []
+    assert diagnose(*median_of([[seldom]] * 4)) == []
+    herds = [
+        [measurement(productive_wakeups=100, spurious_wakeups=n, offenders=(vain(n, "accept4"),))]
+        for n in (20, 90, 60)
+    ]
+    [accepting] = diagnose(*median_of(herds))
+    assert accepting.startswith("s: 60 of 60 spurious wakeups found no connection to accept")

@@ -1,8 +1,13 @@
-"""Offenders of several windows, put together."""
+"""Offenders put together: the stacks of one window, and several windows."""
 
 from __future__ import annotations
 
+import pytest
+
 from pytest_netpoll import offenders
+from pytest_netpoll.symbols import Symbolizer
+
+COUNTERS = {"spurious_wakeups": 65, "stale_retries": 5}
 
 
 def lap(count, fd_type="tcp", line=39, offence="spurious", peer="a:1"):
@@ -20,7 +25,7 @@ def lap(count, fd_type="tcp", line=39, offence="spurious", peer="a:1"):
 
 
 def test_the_same_place_is_one_offender_and_the_worst_comes_first():
-    total = offenders.total([[lap(10), lap(30, line=50)], [lap(25)], [lap(5, offence="stale")]])
+    total = offenders.total([[lap(10), lap(30, line=50)], [lap(25)], [lap(5, offence="stale")]], COUNTERS)
     assert [(o["offence"], o["stack"][0]["line"], o["count"]) for o in total] == [
         ("spurious", 39, 35),
         ("spurious", 50, 30),
@@ -30,13 +35,33 @@ def test_the_same_place_is_one_offender_and_the_worst_comes_first():
 
 
 def test_a_descriptor_closed_meanwhile_does_not_split_a_place():
-    (total,) = offenders.total([[lap(1, "closed", peer=None)], [lap(2)], [lap(3, "closed", peer=None)]])
+    (total,) = offenders.total([[lap(1, "closed", peer=None)], [lap(2)], [lap(3, "closed", peer=None)]], {})
     assert (total["count"], total["fd_type"], total["local"], total["peer"]) == (6, "tcp", "b:2", None)
-    (total,) = offenders.total([[lap(1, "closed")], [lap(2, "closed")]])
+    (total,) = offenders.total([[lap(1, "closed")], [lap(2, "closed")]], {})
     assert total["fd_type"] == "closed"
 
 
 def test_the_laps_themselves_stay_as_they_are():
     first = lap(10)
-    offenders.total([[first], [lap(1)]])
+    offenders.total([[first], [lap(1)]], COUNTERS)
     assert first == lap(10)
+
+
+def test_what_was_counted_and_not_kept_is_missing_in_the_shares():
+    laps = [[lap(10), lap(30, line=50)], [lap(25), lap(5, offence="ready")]]
+    total = offenders.total(laps, {"spurious_wakeups": 100, "ready_calls": 1000})
+    # Of ready calls a sample is kept, which has no total to compare with.
+    assert [o["share"] for o in total] == [0.35, 0.3, 1.0]
+
+
+def test_of_one_window_too(tmp_path):
+    entry = {name: value for name, value in lap(30).items() if name != "share"}
+    raw = [{**entry, "stack": []}, {**entry, "count": 3, "offence": "stale", "stack": []}]
+    found = offenders.collect(raw, Symbolizer(tmp_path), {"spurious_wakeups": 40, "stale_retries": 4})
+    assert [o["share"] for o in found] == [0.75, 0.75]
+
+
+@pytest.mark.parametrize("counters", [{}, {"spurious_wakeups": 64}])
+def test_no_share_is_more_than_all(counters):
+    """Between the reading of the counters and that of the offenders a wakeup may be resolved."""
+    assert [o["share"] for o in offenders.total([[lap(65)]], counters)] == [1.0]

@@ -15,7 +15,8 @@ import pytest
 from pytest_netpoll.errors import NetpollError, UsageError
 from pytest_netpoll.marker import resolve
 from pytest_netpoll.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
-from pytest_netpoll.report import html, record
+from pytest_netpoll.report import html, html_details, record
+from pytest_netpoll.runs import median_of
 from pytest_netpoll.verdict import judge
 
 EVIL = "</script><script>alert(1)</script>\"'<b>&\x1b[31m"
@@ -55,8 +56,33 @@ def rows(*records: Any) -> list[tuple[str, str]]:
     """(status, name) of each row."""
     page = html.render({}, records)
     return re.findall(
-        r'<tbody data-number="\d+" data-status="([^"]*)">.*?class="name">([^<]*)<', page, re.DOTALL
+        r'<tbody data-number="\d+" data-outcome="([^"]*)".*?class="name">([^<]*)<', page, re.DOTALL
     )
+
+
+def compared(outcome: str = "passed", *notes: str, **then: Any) -> Any:
+    """The comparison of a test of "server" with a baseline that knows these metrics."""
+    services = [{"name": "server", "metrics": then}]
+    about = {"baseline": "main", "outcome": outcome, "regressions": [], "notes": list(notes), "measured": 1}
+    return {**about, "services": services}
+
+
+def worse(metric: str, measured: Any, baseline: Any, tolerance: str, *again: Any) -> Any:
+    text = f"server: {metric} {measured} > {baseline} {tolerance} of baseline main"
+    numbers = {"measured": measured, "baseline": baseline, "again": list(again)}
+    return {"service": "server", "metric": metric, "tolerance": tolerance, "text": text, **numbers}
+
+
+def cells(fragment: str, table: str) -> list[list[str]]:
+    """The texts of a table's rows, heading first; table: what its class attribute begins with."""
+    rows = fragment.partition(f'<table class="{table}')[2].partition("</table>")[0].split("<tr")[1:]
+    return [[text(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)] for row in rows]
+
+
+def choices(page: str) -> dict[str, list[str]]:
+    """Of each filter its boxes' values."""
+    filters = re.findall(r'<fieldset class="filter" name="([^"]*)">(.*?)</fieldset>', page, re.DOTALL)
+    return {name: re.findall(r'value="([^"]*)"', boxes) for name, boxes in filters}
 
 
 def text(fragment: str) -> str:
@@ -79,8 +105,13 @@ def test_nothing_that_a_test_or_a_service_says_becomes_html() -> None:
         xfail=EVIL,
     )
     evil["services"][0]["columns"] = {EVIL: EVIL}
-    page = html.render({EVIL: {EVIL: [EVIL]}}, [evil])
-    (detail,) = details(evil)
+    evil["toolchain"] = EVIL
+    evil["comparison"] = {**compared(spurious=0.0), "baseline": EVIL, "notes": [EVIL, f"{EVIL}: {EVIL}"]}
+    evil["comparison"]["services"][0]["name"] = EVIL
+    other = {**evil, "toolchain": "go1.26.6", "nodeid": f"t.py::test[go1.26.6-{EVIL}]"}
+    other["comparison"] = {**evil["comparison"], "outcome": "new"}
+    page = html.render({EVIL: {EVIL: [EVIL]}}, [evil, other])
+    detail, _ = details(evil, other)
     for part in (page, detail["html"]):
         assert "<b>" not in part
         assert "alert(1)</script>" not in part
@@ -154,6 +185,167 @@ def test_every_kind_of_offender_and_late_wakeups_are_shown_with_their_stacks() -
     assert "12.3 ms to run (read on tcp a ← b, goroutine 18" in text(detail["html"])
 
 
+def test_offenders_that_were_not_kept_are_told_of() -> None:
+    where = dict.fromkeys(("direction", "syscall", "fd_type"), "read")
+    offenders = [
+        {"offence": "spurious", "count": 9, "share": share, **where, "stack": ()} for share in (0.5, 0.3)
+    ]
+    (detail,) = details(built(measured(offenders=offenders)))
+    assert "20.0 % of the spurious wakeups not listed" in text(detail["html"])
+    (detail,) = details(built(measured(offenders=[{**offenders[0], "share": 0.99999}])))
+    assert "not listed" not in detail["html"]
+
+
+def test_the_runs_are_shown_with_median_least_most_and_each_value() -> None:
+    windows = [[measured(histogram={bucket_of(ns): 200})] for ns in (10_000, 40_000, 20_000)]
+    limits = {"max_latency_p99": "25us", "max_stale_retries": 3, "max_polls": 1000}
+    (detail,) = details(built(*median_of(windows), **limits))
+    heading, *shown = cells(detail["html"], "numbers runs")
+    assert heading[:4] == ["metric", "median", "least", "most"]
+    assert heading[5:] == ["run 1", "run 2", "run 3"]
+    by_metric = {row[0]: row[1:4] + row[5:] for row in shown}
+    p99 = [METRICS["latency_p99"].format(run.latency_p99) for (run,) in windows]
+    assert by_metric["latency_p99"] == [p99[2], p99[0], p99[1], *p99]
+    assert by_metric["stale_retries"] == ["0"] * 6
+    # Also of those that nobody has a limit on.
+    everything = {row[0]: row for row in cells(detail["html"].partition("All metrics")[2], "numbers")}
+    p90 = [METRICS["latency_p90"].format(run.latency_p90) for (run,) in windows]
+    assert everything["latency_p90"] == ["latency_p90", p90[2], *p90]
+    assert "in each of 3 runs" in text(detail["html"])
+
+    single = details(built(measured(), max_polls=300))[0]["html"]
+    assert "run 1" not in single
+    assert "strip" not in single
+
+
+def test_the_strip_of_the_runs_shows_a_limit_that_is_near_and_stays_within_its_width() -> None:
+    windows = [[measured(histogram={bucket_of(ns): 200})] for ns in (10_000, 40_000, 20_000)]
+    (detail,) = details(built(*median_of(windows), max_latency_p99="60us", max_latency_p50="9s"))
+    strips = dict(re.findall(r"<code>(\w+)</code>.*?(<svg.*?</svg>)", detail["html"], re.DOTALL))
+    dots = [float(x) for x in re.findall(r'cx="([^"]*)"', strips["latency_p99"])]
+    limit = float(re.findall(r'"limit" d="M([^ ]*) ', strips["latency_p99"])[0])
+    median = float(re.findall(r'"median" d="M([^ ]*) ', strips["latency_p99"])[0])
+    assert 0 < dots[0] < dots[2] == median < dots[1] < limit < html_details.STRIP
+    assert "limit" not in strips["latency_p50"]
+    assert max(map(float, re.findall(r'cx="([^"]*)"', strips["latency_p50"]))) < html_details.STRIP
+
+
+def test_a_run_without_a_number_leaves_a_gap() -> None:
+    windows = [[measured(histogram={})], [measured(), measured("other")]]
+    (detail,) = details(built(*median_of(windows)))
+    assert "p99" in detail["html"]
+    sometimes = built(*median_of([[measured(histogram={})], [measured()]]), max_latency_p99="1s")
+    shown = {row[0]: row for row in cells(details(sometimes)[0]["html"], "numbers runs")}
+    assert shown["latency_p99"][5:] == ["–", METRICS["latency_p99"].format(measured().latency_p99)]  # noqa: RUF001
+
+
+def test_then_and_now_stand_side_by_side_with_what_got_worse_and_how_that_was_confirmed() -> None:
+    test = built(measured(), max_stale_retries=7)
+    test["comparison"] = compared("regressed", "server: times were not compared", spurious=0.0, wakeups=100)
+    test["comparison"]["services"][0]["metrics"] |= {"latency_p99": 1.5e6, "polls": 210, "stale_retries": 0}
+    test["comparison"]["regressions"] = [worse("latency_p99", 3.0e6, 1.5e6, "+25%", 2.9e6, 2.8e6)]
+    (detail,) = details(test)
+    shown = {row[0]: row[1:] for row in cells(detail["html"], "numbers compared")}
+    now = METRICS["latency_p99"].format(measured().latency_p99)
+    assert shown["latency_p99"][:2] == ["1.5 ms", now]
+    assert shown["latency_p99"][3] == "✗ worse: +25% allowed, again 2.9 ms, 2.8 ms"
+    assert shown["wakeups"] == ["100", "200", "+100 %", ""]
+    assert shown["spurious"] == ["0.0 %", "25.0 %", "+25.0 points", ""]
+    assert shown["stale_retries"] == ["0", "0", "±0 %", ""]
+    assert "Against baseline main" in detail["html"]
+    assert '<p class="quiet">times were not compared</p>' in detail["html"]
+    everything = {row[0]: row for row in cells(detail["html"].partition("All metrics")[2], "numbers")}
+    assert everything["polls"] == ["polls", "210", "210", "±0 %"]
+
+    page = html.render({}, [test])
+    assert "against baseline main" in page
+    assert f'class="worse" title="worse than 1.5 ms">{now}<' in page
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "change"),
+    [
+        (200, 100, "\u221250 %"),
+        (100, 149, "+49 %"),
+        (1000, 1001, "±0 %"),
+        (1000, 999, "±0 %"),
+        (0, 12, "+12"),
+        (3, 30, "10 times"),
+        (0, 0, "±0 %"),
+        (None, 5, ""),
+        (5, None, ""),
+    ],
+)
+def test_a_change_is_told_in_percent_as_long_as_that_says_something(then: Any, now: Any, change: str) -> None:
+    assert html_details.change(METRICS["polls"], then, now) == change
+
+
+def test_tests_are_filtered_by_how_they_compare() -> None:
+    tests = [
+        {**built(measured(), nodeid=f"{name}::t"), "comparison": compared(name)}
+        for name in ("passed", "new", "regressed", "unmeasured")
+    ]
+    page = html.render({}, [*tests, built(measured(), nodeid="z::not_compared")])
+    assert choices(page)["baseline"] == ["regressed", "unmeasured", "new", "passed", ""]
+    assert 'data-outcome="passed" data-baseline="regressed"' in page
+    shown = {
+        row.partition('"')[0]: re.findall('class="against">([^<]*)<', row)
+        for row in page.partition("<tbody")[2].split('data-baseline="')[1:]
+    }
+    assert shown == {
+        **{outcome: [] for outcome in ("passed", "unmeasured", "")},
+        "regressed": ["got worse"],
+        "new": ["no baseline"],
+    }
+    plain = html.render({}, [built(measured())])
+    assert "data-baseline" not in plain.partition("<body>")[2]
+    assert list(choices(plain)) == ["outcome"]
+
+
+def test_what_got_worse_in_report_mode_would_fail() -> None:
+    test = built(measured(), mode="report")
+    test["comparison"] = {**compared("regressed"), "regressions": [worse("polls", 210, 100, "+10%")]}
+    assert rows(test) == [("would fail", "test")]
+
+
+def toolchains(*labels: str, **more: Any) -> list[Any]:
+    return [
+        {**built(measured(), nodeid=f"t.py::test[{label}]"), "toolchain": label, **more} for label in labels
+    ]
+
+
+def test_toolchains_are_told_apart_filtered_and_sorted_oldest_first() -> None:
+    tests = toolchains("go1.21.13", "go1.9", "go1.21.13-patched")
+    page = html.render({}, tests)
+    assert choices(page)["toolchain"] == ["go1.9", "go1.21.13", "go1.21.13-patched"]
+    found = re.findall(r'<td class="c-toolchain"><span data-value="(\d)">([^<]*)<', page)
+    assert sorted(found) == [("0", "go1.9"), ("1", "go1.21.13"), ("2", "go1.21.13-patched")]
+    # The name is the same, and each of them is found by its nodeid.
+    assert rows(*tests) == [("passed", "test")] * 3
+    attributes = re.findall(r'<tbody[^>]* data-toolchain="([^"]*)" data-nodeid="([^"]*)"', page)
+    assert attributes[-1] == ("go1.9", "t.py::test[go1.9]")
+    # A test that was not run with each of them is filtered on its own.
+    assert choices(html.render({}, [*tests, built(measured())]))["toolchain"][-1] == ""
+    assert "toolchain" not in choices(html.render({}, toolchains("go1.9")))
+
+
+def test_each_test_shows_how_it_fared_with_the_other_toolchains_and_links_to_it() -> None:
+    tests = [
+        *toolchains("go1.21.13", "go1.9", requests_per_second=4727.3),
+        built(measured(), nodeid="z::other"),
+    ]
+    tests[0]["breaches"], tests[0]["outcome"] = [], "failed"
+    first, second, other = details(*tests)
+    heading, *shown = cells(first["html"], "numbers siblings")
+    assert heading == ["Go", "outcome", "spurious", "polls/ev", "p50", "p99", "CPU", "req/s"]
+    assert [row[:2] for row in shown] == [["go1.9", "✓ passed"], ["go1.21.13", "✗ failed"]]
+    assert {row[-1] for row in shown} == {"4,727"}
+    assert re.findall('href="([^"]*)"', first["html"]) == ["#t.py%3A%3Atest%5Bgo1.9%5D"]
+    assert re.findall('href="([^"]*)"', second["html"]) == ["#t.py%3A%3Atest%5Bgo1.21.13%5D"]
+    assert "siblings" not in other["html"]
+    assert "4,727 requests a second" in text(first["html"])
+
+
 def test_what_was_not_measured_is_not_drawn() -> None:
     (gone,) = details(built(measured(unmeasured="gone")))
     assert gone["charts"] == [{"latency": None, "timeline": None}]
@@ -184,9 +376,10 @@ def test_records_of_an_older_file_are_rendered() -> None:
     nowhere = dict.fromkeys(("share", "syscall", "fd_type"))
     offender = {"offence": "spurious", "count": 1, "direction": "read", **nowhere, "stack": ()}
     old = built(measured(offenders=(offender,)), max_spurious=0.05)
-    for extra in ("file", "line", "error", "xfail", "diagnosis"):
+    for extra in ("file", "line", "error", "xfail", "diagnosis", "comparison", "toolchain"):
         del old[extra]
-    for extra in ("unmeasured", "histogram", "timeline", "columns"):
+    del old["requests_per_second"]
+    for extra in ("unmeasured", "histogram", "timeline", "columns", "runs", "gomaxprocs"):
         old["services"][0].pop(extra, None)
     (detail,) = details(old)
     assert "1 of 50 (2.0 %) spurious wakeups (read on a descriptor), woken in vain" in text(detail["html"])

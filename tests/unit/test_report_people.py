@@ -16,6 +16,7 @@ from pytest_netpoll.marker import resolve
 from pytest_netpoll.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
 from pytest_netpoll.options import Config
 from pytest_netpoll.report import record, summary, terminal, words
+from pytest_netpoll.runs import median_of
 from pytest_netpoll.verdict import judge
 
 HEALTHY = {"wakeups": 200, "productive_wakeups": 200, "events": 200, "polls": 210}
@@ -240,6 +241,15 @@ def test_where_events_found_nobody_is_said_without_a_stack() -> None:
     assert text.endswith(f"  3 of 9 (33.3 %) unclaimed events (read on tcp {ends}), nobody waiting")
 
 
+def test_offenders_of_one_of_several_runs_are_told_as_such() -> None:
+    windows = [
+        [measured({**WASTEFUL, "spurious_wakeups": n}, offenders=(offender(n - 2, share=(n - 2) / n),))]
+        for n in (100, 200, 300, 400)
+    ]
+    text = terminal.failure_section(built(*median_of(windows), max_spurious=0.05), 120)
+    assert "198 of 200 (99.0 %) spurious wakeups in one run (read on tcp" in text
+
+
 def test_the_latest_wakeups_are_shown_for_a_latency_limit() -> None:
     late = {
         "latency_ns": 12_300_000,
@@ -360,6 +370,17 @@ def test_the_step_summary_lists_the_bad_tests_then_all_in_a_table() -> None:
     assert {len(row) for row in rows} == {3 + len(words.COLUMNS)}
     assert rows[2][1:5] == ["`tests/test_echo.py::test_echo`", "`server`", "1,000", "50.1 %"]
     assert lines[-1] == "kernel 6.8.0, bcc 0.29.1, go1.26.6"
+
+
+def test_the_step_summary_shows_the_spread_of_what_is_judged_over_runs() -> None:
+    windows = [[measured({**HEALTHY, "polls": 210 + i, "wakeups": 200 + i})] for i in range(3)]
+    text = summary.markdown([built(*median_of(windows), max_polls_per_event=2, runs=3)], {})
+    (row,) = [markdown_cells(line) for line in text.splitlines() if line.startswith("| ✅")]
+    shown = dict(zip(words.COLUMNS, row[3:], strict=True))
+    assert shown["polls_per_event"] == "1.05 (1.05 to 1.06)"
+    assert shown["wakeups"] == "201", "no limit is judged by it"
+    assert "In brackets: the least and the most over the runs" in text
+    assert "In brackets" not in summary.markdown([passed()], {})
 
 
 @pytest.mark.parametrize("nodeid", ["t.py::t[a|b]", "t.py::t[||]", "t.py::t[\\|]", "t.py::t[`|``]", "`"])

@@ -280,9 +280,9 @@
   const tests = [...table.tBodies].map((body) => ({
     body,
     button: body.querySelector("button"),
-    name: body.querySelector(".folder").textContent + body.querySelector(".name").textContent,
-    text: body.querySelector(".test").textContent.toLowerCase(),
-    status: body.dataset.status,
+    // Where there are several toolchains, the name is shown without that.
+    name: body.dataset.nodeid ?? body.querySelector(".folder").textContent + body.querySelector(".name").textContent,
+    text: `${body.querySelector(".test").textContent} ${body.dataset.toolchain ?? ""}`.toLowerCase(),
     number: Number(body.dataset.number),
   }));
 
@@ -305,6 +305,16 @@
     if (row !== undefined) row.hidden = test.button.getAttribute("aria-expanded") !== "true";
   };
 
+  // A test by its link, which is shown even if a filter hides it.
+  const openLinked = async () => {
+    const linked = tests.find(({ name }) => `#${encodeURIComponent(name)}` === location.hash);
+    if (linked === undefined) return;
+    if (linked.body.hidden) showAll();
+    await setOpen(linked, true);
+    linked.body.scrollIntoView();
+  };
+  addEventListener("hashchange", openLinked);
+
   table.addEventListener("click", (event) => {
     const test = tests.find(({ body }) => body.rows[0].contains(event.target));
     if (test === undefined || getSelection().toString()) return;
@@ -314,13 +324,14 @@
   });
 
   const search = byId("search");
-  const boxes = [...document.querySelectorAll("[name=outcome]")];
+  const boxes = [...document.querySelectorAll("#tools [type=checkbox]")];
   const filter = () => {
     const wanted = search.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const statuses = new Set(boxes.filter((box) => box.checked).map((box) => box.value));
+    const refused = boxes.filter((box) => !box.checked);
     let shown = 0;
-    for (const { body, text, status } of tests) {
-      const fits = statuses.has(status) && wanted.every((word) => text.includes(word));
+    for (const { body, text } of tests) {
+      const fits =
+        wanted.every((word) => text.includes(word)) && !refused.some(({ name, value }) => body.dataset[name] === value);
       body.hidden = !fits;
       shown += fits;
     }
@@ -331,10 +342,13 @@
   };
   byId("tools").addEventListener("submit", (event) => event.preventDefault());
   byId("tools").addEventListener("input", filter);
-  byId("reset").addEventListener("click", () => {
+  const showAll = () => {
     search.value = "";
     for (const box of boxes) box.checked = true;
     filter();
+  };
+  byId("reset").addEventListener("click", () => {
+    showAll();
     search.focus();
   });
   addEventListener("keydown", (event) => {
@@ -344,11 +358,11 @@
   });
 
   // What a column sorts by; of several services the largest number counts.
-  const key = (column) => {
-    if (column === "outcome") return ({ number }) => number;
-    if (column === "name") return ({ name }) => name;
+  const key = (heading, by) => {
+    if (by === "outcome") return ({ number }) => number;
+    if (by === "name") return ({ name }) => name;
     return ({ body }) => {
-      const cell = body.rows[0].cells[Number(column) + 2];
+      const cell = body.rows[0].cells[heading.cellIndex];
       const values = [...cell.querySelectorAll("[data-value]")].map((span) => span.dataset.value).filter(Boolean);
       return values.length ? Math.max(...values.map(Number)) : null;
     };
@@ -363,7 +377,7 @@
     const order = before === null ? first : before === "ascending" ? "descending" : "ascending";
     for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
     heading.setAttribute("aria-sort", order);
-    const of = key(button.dataset.sort);
+    const of = key(heading, button.dataset.sort);
     const sign = order === "ascending" ? 1 : -1;
     const sorted = tests
       .map((test) => [of(test), test])
@@ -386,6 +400,5 @@
   });
 
   filter(); // a browser that goes back fills the form as it was
-  const linked = tests.find(({ name }) => `#${encodeURIComponent(name)}` === location.hash);
-  if (linked !== undefined) setOpen(linked, true).then(() => linked.body.scrollIntoView());
+  openLinked();
 })();
