@@ -71,7 +71,9 @@ def test_of_a_descriptor_that_was_two_connections_neither_is_blamed_for_both(lau
     end = (socket.AF_INET, service.address)
     m, _ = spurious(service, end, end)
     assert {offender["fd_type"] for offender in m.offenders} == {"tcp"}
-    assert {offender["peer"] for offender in m.offenders} == {None}
+    # Of a reader that came too late on one of them only, that one is named.
+    named = [offender["count"] for offender in m.offenders if offender["peer"] is not None]
+    assert sum(named) <= m.spurious_wakeups / 2
 
 
 def test_late_readers_of_other_kinds_are_named(launch, measure, connect, spaced_pings, newest_go, tmp_path):
