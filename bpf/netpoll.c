@@ -86,6 +86,33 @@ struct drain {
 BPF_PERCPU_ARRAY(drains, struct drain, 1);
 BPF_PROG_ARRAY(continuations, 1);
 
+#ifdef TYPED_ARGS
+/* The verifier knows what regs points to, so no call is needed, which is dear where returns are guarded against
+ * speculation. Assembler, because BCC makes a call of what C dereferences. */
+#define LOAD(value, size, regs, member) \
+	asm volatile("%0 = *(" #size " *)(%1 + %2)" : "=r"(value) : "r"(regs), "i"(offsetof(struct pt_regs, member)))
+
+static __always_inline int read_args(u64 regs, struct args *a)
+{
+#ifdef NETPOLL_AARCH64
+	LOAD(a->arg[0], u64, regs, orig_x0);
+	LOAD(a->arg[1], u64, regs, regs[1]);
+	LOAD(a->arg[2], u64, regs, regs[2]);
+	LOAD(a->arg[3], u64, regs, regs[3]);
+	LOAD(a->nr, u32, regs, syscallno);
+#else
+	u64 nr;
+
+	LOAD(a->arg[0], u64, regs, di);
+	LOAD(a->arg[1], u64, regs, si);
+	LOAD(a->arg[2], u64, regs, dx);
+	LOAD(a->arg[3], u64, regs, r10);
+	LOAD(nr, u64, regs, orig_ax);
+	a->nr = nr;
+#endif
+	return 0;
+}
+#else
 static __always_inline int read_args(u64 regs, struct args *a)
 {
 #ifdef NETPOLL_AARCH64
@@ -116,6 +143,7 @@ static __always_inline int read_args(u64 regs, struct args *a)
 #endif
 	return 0;
 }
+#endif
 
 static __always_inline u32 current_epoch(void)
 {
@@ -692,7 +720,8 @@ static __always_inline void ctl_returned(u32 owner, struct target *t, const stru
 	}
 }
 
-RAW_TRACEPOINT_PROBE(sys_exit)
+/* At sys_exit; loaded by the agent, with types where the kernel has them. */
+int syscall_returned(struct bpf_raw_tracepoint_args *ctx)
 {
 	u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	long ret = ctx->args[1];

@@ -446,6 +446,7 @@ def load(user, timers, max_processes, max_fds, uprobes):
         "machine": platform.machine(),
         "capabilities": kept,
         "follows_children": loaded.follows_children,
+        "typed": loaded.typed,
         "startup_seconds": time.monotonic() - started,
         "resident_bytes": resident_bytes(),
     }

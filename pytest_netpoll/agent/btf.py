@@ -3,67 +3,84 @@
 import struct
 
 WORDS = struct.Struct("=III")  # how a type begins, and each member of a struct or union
-STRUCT, UNION = 4, 5
+STRUCT, UNION, TYPEDEF = 4, 5, 8
+_NOTHING = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, 0, 0, 1) + b"\0"
 
 # Bytes that follow a type's beginning, by kind: fixed, and for each of its entries.
 _FIXED = {1: 4, 3: 12, 14: 4, 17: 4}
 _PER_ENTRY = {STRUCT: 12, UNION: 12, 6: 8, 13: 8, 15: 12, 19: 12}
 
 
-def member_offsets(btf, wanted):
-    """{(struct, member): byte offset} of those that are there, members of nameless inner structs too.
+class Types:
+    """What the blob tells. Raises ValueError when it is not BTF."""
 
-    wanted: pairs of names. Raises ValueError when the blob is not BTF.
-    """
-    try:
-        magic, _, _, header = struct.unpack_from("=HBBI", btf, 0)
-        if magic != 0xEB9F:
-            raise ValueError("not BTF")
-        type_off, type_len, str_off, str_len = struct.unpack_from("=IIII", btf, 8)
-        strings = btf[header + str_off : header + str_off + str_len]
-        names = {_offset_of(strings, name) for name, _ in wanted}
-        types, structs = [None], {}  # where each type is, by its number; by its name
-        at, end = header + type_off, header + type_off + type_len
-        while at < end:
-            types.append(at)
-            name, info, _ = WORDS.unpack_from(btf, at)
-            kind = info >> 24 & 0x1F
-            if kind == STRUCT and name in names:
-                structs.setdefault(name, at)
-            at += WORDS.size + _FIXED.get(kind, 0) + _PER_ENTRY.get(kind, 0) * (info & 0xFFFF)
-        found = {}
-        for name, member in wanted:
-            place = structs.get(_offset_of(strings, name))
-            offset = None
-            if place is not None:
-                offset = _in_struct(btf, types, place, _offset_of(strings, member))
-            if offset is not None:
-                found[name, member] = offset
-        return found
-    except (struct.error, IndexError) as error:
-        raise ValueError("not BTF") from error
+    def __init__(self, blob):
+        self._blob = blob
+        self._at = [None]  # where each type is, by its number
+        self._numbers = {}  # (kind, where its name is) -> number of the first of that name
+        try:
+            magic, _, _, header = struct.unpack_from("=HBBI", blob, 0)
+            if magic != 0xEB9F:
+                raise ValueError("not BTF")
+            type_off, type_len, str_off, str_len = struct.unpack_from("=IIII", blob, 8)
+            self._strings = blob[header + str_off : header + str_off + str_len]
+            at, end = header + type_off, header + type_off + type_len
+            while at < end:
+                name, info, _ = WORDS.unpack_from(blob, at)
+                kind = info >> 24 & 0x1F
+                if kind in (STRUCT, TYPEDEF):
+                    self._numbers.setdefault((kind, name), len(self._at))
+                self._at.append(at)
+                at += WORDS.size + _FIXED.get(kind, 0) + _PER_ENTRY.get(kind, 0) * (info & 0xFFFF)
+        except struct.error as error:
+            raise ValueError("not BTF") from error
 
+    def typedef(self, name):
+        """Its number, or None."""
+        return self._numbers.get((TYPEDEF, self._name(name)))
 
-def _in_struct(btf, types, at, wanted, depth=8):
-    """Byte offset of the member in the struct or union there, or None."""
-    _, info, _ = WORDS.unpack_from(btf, at)
-    if info >> 24 & 0x1F not in (STRUCT, UNION) or not depth:
+    def offsets(self, members):
+        """{what: byte offset} of {what: (struct, member)}, or None when not all are there.
+
+        Members of nameless inner structs count as the outer one's.
+        """
+        found = {what: self._offset(*pair) for what, pair in members.items()}
+        return None if None in found.values() else found
+
+    def _offset(self, struct_name, member):
+        number = self._numbers.get((STRUCT, self._name(struct_name)))
+        wanted = self._name(member)
+        return None if number is None or wanted is None else self._inside(number, wanted)
+
+    def _inside(self, number, wanted, depth=8):
+        at = self._at[number]
+        _, info, _ = WORDS.unpack_from(self._blob, at)
+        if info >> 24 & 0x1F not in (STRUCT, UNION) or not depth:
+            return None
+        for i in range(info & 0xFFFF):
+            name, kind, offset = WORDS.unpack_from(self._blob, at + WORDS.size * (i + 1))
+            # With bitfields, their sizes stand above.
+            offset = (offset & 0xFFFFFF if info >> 31 else offset) // 8
+            if name == wanted:
+                return offset
+            if name == 0:
+                inner = self._inside(kind, wanted, depth - 1)
+                if inner is not None:
+                    return offset + inner
         return None
-    for i in range(info & 0xFFFF):
-        name, kind, offset = WORDS.unpack_from(btf, at + WORDS.size * (i + 1))
-        offset = (offset & 0xFFFFFF if info >> 31 else offset) // 8  # with bitfields, their sizes stand above
-        if name == wanted:
-            return offset
-        if name == 0:
-            inner = _in_struct(btf, types, types[kind], wanted, depth - 1)
-            if inner is not None:
-                return offset + inner
-    return None
+
+    def _name(self, name):
+        at = self._strings.find(b"\0" + name.encode() + b"\0")
+        return None if at < 0 else at + 1
 
 
-def _offset_of(strings, name):
-    at = strings.find(b"\0" + name.encode() + b"\0")
-    return None if at < 0 else at + 1
+def kernels(path="/sys/kernel/btf/vmlinux"):
+    """The running kernel's Types; those of one that tells nothing are empty."""
+    try:
+        with open(path, "rb") as f:
+            return Types(f.read())
+    except (OSError, ValueError):
+        return Types(_NOTHING)
 
 
 # What the C calls them -> where they are. Each group is of use only as a whole.
@@ -99,16 +116,3 @@ FILE_MEMBERS = {
     "SOCK_ADDRESS6_OFFSET": ("sock_common", "skc_v6_rcv_saddr"),
     "SOCK_PEER_ADDRESS6_OFFSET": ("sock_common", "skc_v6_daddr"),
 }
-
-
-def offsets_of(*groups, path="/sys/kernel/btf/vmlinux"):
-    """For each group {its C name: byte offset}, or None where the kernel does not tell all of it."""
-    try:
-        with open(path, "rb") as f:
-            found = member_offsets(f.read(), {pair for group in groups for pair in group.values()})
-    except (OSError, ValueError):
-        found = {}
-    return [
-        {name: found[pair] for name, pair in group.items()} if found.keys() >= set(group.values()) else None
-        for group in groups
-    ]

@@ -10,10 +10,12 @@ import btf
 import layouts
 import machine
 import namespaces
+import tracing
 import uprobe
 
 SLOT_BITS = 12  # bpf/netpoll.h
 SOURCES = ("netpoll.c", "goready.c")
+AT_SYS_EXIT = (b"syscall_returned", b"drain_events")
 UPROBES = (b"ready_called", b"deadline_woke")
 
 
@@ -49,8 +51,10 @@ class Kernel:
         self.signed = name == "x86_64"
         self.max_processes = max_processes
         self.max_fds = max_fds
-        tasks, files, pids = btf.offsets_of(btf.TASK_MEMBERS, btf.FILE_MEMBERS, btf.PID_MEMBERS)
+        types = btf.kernels()
+        tasks, files = types.offsets(btf.TASK_MEMBERS), types.offsets(btf.FILE_MEMBERS)
         self.follows_children = tasks is not None
+        self.typed = False  # whether sys_exit's arguments are
         self._translator = None
         started = time.monotonic()
         # Before 5.11 maps are charged to this limit, and the default is far too small.
@@ -61,24 +65,8 @@ class Kernel:
         flags += machine.DEFINES[name]
         flags += ["-D%s=%d" % item for item in sorted({**(tasks or {}), **(files or {})}.items())]
         if not namespaces.in_initial_pids():
-            flags += self._translation(pids)
-        text = b""
-        for source in SOURCES:
-            with open(os.path.join(sources, source), "rb") as f:
-                text += f.read()
-        cwd = os.getcwd()
-        try:
-            # Probes named RAW_TRACEPOINT_PROBE attach themselves as BCC loads them, so sys_exit is
-            # live before its tables are filled; nothing is watched until then.
-            self.bpf = bcc.BPF(text=text, cflags=flags)
-            drain = self.bpf.load_func(b"drain_events", bcc.BPF.RAW_TRACEPOINT)
-            # Now, while we may: those of uprobes are attached only when a program is known.
-            for function in UPROBES:
-                self.bpf.load_func(function, bcc.BPF.KPROBE)
-        except Exception as error:  # BCC raises bare Exception
-            raise LoadFailed(str(error)) from error
-        finally:
-            os.chdir(cwd)
+            flags += self._translation(types.offsets(btf.PID_MEMBERS))
+        programs = self._load(sources, flags, types.typedef("btf_trace_sys_exit"))
         table = self.bpf.get_table
         self.homes = table(b"homes")
         self.targets = table(b"targets")
@@ -91,11 +79,63 @@ class Kernel:
         self.free_slots = table(b"free_slots")
         self._unclaimed_kept = table(b"unclaimed_kept")
         self._ready_sampling = table(b"ready_sampling")
-        table(b"continuations")[ctypes.c_int(0)] = ctypes.c_int(drain.fd)
+        table(b"continuations")[ctypes.c_int(0)] = ctypes.c_int(programs[b"drain_events"])
         self._fill(table(b"roles"), table(b"layouts"), name)
+        self._attach(programs[b"syscall_returned"])
         if not namespaces.in_initial_pids():
             self._translator = namespaces.Translator(self.bpf)
         self.seconds = time.monotonic() - started
+
+    def _load(self, sources, flags, tracepoint):
+        """{name: file descriptor} of the programs for sys_exit.
+
+        The others BCC attaches as it loads them; they do nothing while nobody is watched.
+        tracepoint: its type's number, None where the kernel has none.
+        """
+        text = b""
+        for source in SOURCES:
+            with open(os.path.join(sources, source), "rb") as f:
+                text += f.read()
+        cwd = os.getcwd()
+        try:
+            if tracepoint is not None:
+                # Kernels and BCCs differ in what they take; then it is done as it always could be.
+                with contextlib.suppress(Exception):
+                    return self._load_typed(text, flags, tracepoint)
+            self.bpf = self._bcc.BPF(text=text, cflags=flags)
+            self._load_uprobes()
+            return {name: self.bpf.load_func(name, self._bcc.BPF.RAW_TRACEPOINT).fd for name in AT_SYS_EXIT}
+        except Exception as error:  # BCC raises bare Exception
+            raise LoadFailed(str(error)) from error
+        finally:
+            os.chdir(cwd)
+
+    def _load_typed(self, text, flags, tracepoint):
+        self.bpf = self._bcc.BPF(text=text, cflags=[*flags, "-DTYPED_ARGS"])
+        try:
+            self._load_uprobes()
+            programs = {
+                name: tracing.load(name, self.bpf.dump_func(name), tracepoint) for name in AT_SYS_EXIT
+            }
+        except Exception:
+            self.bpf.cleanup()
+            raise
+        self.typed = True
+        return programs
+
+    def _load_uprobes(self):
+        # Now, while we may: they are attached only when a program is known.
+        for function in UPROBES:
+            self.bpf.load_func(function, self._bcc.BPF.KPROBE)
+
+    def _attach(self, program):
+        try:
+            if self.typed:
+                self._link = tracing.attach(program)
+            else:
+                self.bpf.attach_raw_tracepoint(tp=b"sys_exit", fn_name=b"syscall_returned")
+        except Exception as error:  # BCC raises bare Exception
+            raise LoadFailed(str(error)) from error
 
     @staticmethod
     def _translation(offsets):

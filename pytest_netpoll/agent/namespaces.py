@@ -45,7 +45,7 @@ def root_of(pid, path):
 
 
 def defines(offsets):
-    """What the C needs in order to translate for us. offsets: btf.offsets_of(btf.PID_MEMBERS)."""
+    """What the C needs in order to translate for us. offsets: of btf.PID_MEMBERS."""
     here = os.stat("/proc/self/ns/pid")
     flags = ["-D%s=%d" % item for item in sorted(offsets.items())]
     flags += ["-DPID_NAMESPACE_DEVICE=%d" % here.st_dev, "-DPID_NAMESPACE_INODE=%dU" % here.st_ino]

@@ -230,13 +230,11 @@ def test_pytest_and_agent_inside_a_pid_namespace_count_exactly(run_inside, netns
 def test_a_pid_namespace_that_proc_does_not_show_is_unmeasured():
     """As after `unshare --pid --fork`, without a /proc of its own."""
     load = json.dumps({"id": 0, "do": "load", "max_processes": 4, "max_fds": 64, "uprobes": 0})
-    agent = subprocess.run(
-        ["unshare", "--pid", "--fork", "--kill-child", *privilege.command(None, "auto")],
-        input=load + "\n",
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    failed = json.loads(agent.stdout.splitlines()[0])["failed"]
+    command = ["unshare", "--pid", "--fork", "--kill-child", *privilege.command(None, "auto")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as agent:
+        # Its stdin stays open: it ends with that, whatever it is at.
+        agent.stdin.write(load + "\n")
+        agent.stdin.flush()
+        failed = json.loads(agent.stdout.readline())["failed"]
     assert "the agent's pid namespace is not the one that /proc shows" in failed["what"]
     assert failed["fix"] == "mount -t proc proc /proc; or run pytest in the host's (docker run --pid=host)"
