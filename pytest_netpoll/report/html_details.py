@@ -27,7 +27,17 @@ STRIP = 120
 # Quarters of an octave: the kernel's buckets are so narrow that a few hundred wakeups look like noise.
 _BUCKETS_A_BAR = 4
 # Of a timeline's points, what the page draws.
-_SERIES = ("wakeups", "productive", "spurious", "polls", "threads_running", "run_delay_ns")
+_SERIES = (
+    "wakeups",
+    "productive",
+    "spurious",
+    "polls",
+    "empty_polls",
+    "timeout_polls",
+    "break_polls",
+    "threads_running",
+    "run_delay_ns",
+)
 
 
 class Details(NamedTuple):
@@ -317,5 +327,6 @@ def _timeline(service: ServiceRecord) -> dict[str, Any] | None:
         # Of most of them: the last one ends with the window.
         "step_ms": round(statistics.median(map(operator.sub, ends, [0, *ends[:-1]]))),
         "ends_ms": ends,
-        **{name: [series[name] for series in points] for name in _SERIES},
+        # Files from before polls were split have no classes of them.
+        **{name: [series.get(name, 0) for series in points] for name in _SERIES},
     }

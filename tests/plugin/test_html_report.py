@@ -224,6 +224,8 @@ POINTS = [
         "productive": 20,
         "spurious": i % 10,
         "polls": 40,
+        "empty_polls": 12,
+        "timeout_polls": i,
         "threads": 9,
         "threads_running": 1.5,
         "run_delay_ns": 2_000_000,

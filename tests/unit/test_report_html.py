@@ -356,11 +356,13 @@ def test_what_was_not_measured_is_not_drawn() -> None:
 
 def test_the_timeline_keeps_every_interval() -> None:
     names = ("wakeups", "productive", "spurious", "polls", "threads", "threads_running", "run_delay_ns")
-    points = tuple({"t_ms": end, **dict.fromkeys(names, 2)} for end in (100.0, 200.0, 300.0, 320.5))
-    (detail,) = details(built(measured(timeline=points)))
+    points = [{"t_ms": end, **dict.fromkeys(names, 2)} for end in (100.0, 200.0, 300.0, 320.5)]
+    points[1] |= {"timeout_polls": 1}  # the others are of a file from before polls were split
+    (detail,) = details(built(measured(timeline=tuple(points))))
     line = detail["charts"][0]["timeline"]
     assert (line["step_ms"], line["ends_ms"]) == (100, [100, 200, 300, 320.5])
     assert line["polls"] == [2, 2, 2, 2]
+    assert line["timeout_polls"] == [0, 1, 0, 0]
 
 
 def test_columns_of_hooks_stand_beside_the_others_also_where_a_service_has_none() -> None:

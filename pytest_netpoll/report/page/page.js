@@ -123,19 +123,39 @@
     };
   };
 
-  const NAMES = { threads_running: "threads running", delay: "ms waiting" };
-  const COLOURS = { threads_running: "other" };
+  const NAMES = {
+    eventful_polls: "polls with events",
+    empty_polls: "non-blocking, no event",
+    timeout_polls: "ended by a timer",
+    break_polls: "woken by the runtime itself",
+    threads_running: "threads running",
+    delay: "ms waiting",
+  };
+  const COLOURS = {
+    eventful_polls: "polls",
+    empty_polls: "other",
+    timeout_polls: "timers",
+    break_polls: "breaks",
+    threads_running: "other",
+    delay: "other",
+  };
   const PANELS = [
     { title: "wakeups", fields: ["productive", "spurious", "other"] },
-    { title: "polls", fields: ["polls"] },
+    { title: "polls", fields: ["eventful_polls", "empty_polls", "timeout_polls", "break_polls"] },
     { title: "threads running, or ready to", fields: ["threads_running"] },
     { title: "ms waiting for a CPU, over all threads", fields: ["delay"] },
   ];
+
+  // Not worth a place in the legend where there are none.
+  const OPTIONAL = new Set(["other", "empty_polls", "timeout_polls", "break_polls"]);
 
   // Adds what the chart shows but the record does not hold.
   const completed = (line) => ({
     ...line,
     other: line.wakeups.map((all, i) => Math.max(0, all - line.productive[i] - line.spurious[i])),
+    eventful_polls: line.polls.map((all, i) =>
+      Math.max(0, all - line.empty_polls[i] - line.timeout_polls[i] - line.break_polls[i]),
+    ),
     delay: line.run_delay_ns.map((ns) => ns / 1e6),
     starts_ms: [0, ...line.ends_ms.slice(0, -1)],
   });
@@ -162,11 +182,11 @@
       // Above its panel: beside it there is not always room.
       titles.push({ text: title, x: 0, xref: "paper", y: top, yref: "paper", yanchor: "bottom", showarrow: false });
       for (const field of fields) {
-        if (field === "other" && !shown(field)) continue;
+        if (OPTIONAL.has(field) && !shown(field)) continue;
         traces.push({
           type: "bar",
           name: NAMES[field] ?? field,
-          showlegend: i === 0,
+          showlegend: i < 2,
           x: seconds,
           width,
           y: line[field],
