@@ -150,7 +150,7 @@ def report(results: tables.Results, failures: Mapping[str, str], half_rate: floa
         tables.of_load(results, failures, lambda sample: sample.half),
         "\n".join(f"- {line}" for line in tables.verdicts(results)),
         "Single operations of a process that is watched (`server/micro.go`, GOMAXPROCS=1), and what each row "
-        "adds to them:",
+        "adds:",
         tables.of_operations(results, lambda sample: sample.watched),
         "The same of a process of another program, which nobody watches:",
         tables.of_operations(results, lambda sample: sample.unwatched),
