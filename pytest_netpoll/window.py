@@ -27,7 +27,7 @@ LOSSES = {
     "lost_memory": "events whose memory could not be read",
 }
 
-# The stack of one ready call in so many is kept, where that is asked for: a stack takes 2 µs, the probe 1.
+# The stack of one ready call in so many is kept, where that is asked for: it takes several times the probe.
 READY_STACKS = 16
 
 # What comes of reading numbers that cannot be, in an answer that is otherwise what it should be.

@@ -234,7 +234,9 @@ def not_kept(service: ServiceRecord) -> list[str]:
         missing = 1 - sum(shares)
         if any(shares) and missing >= 0.0005:  # which is shown as 0.1 %
             share = units.show(missing, "share")
-            lines.append(f"{share} of the {name} not listed: the kernel's table of them had no more room")
+            # Of an event for a descriptor that was closed meanwhile nobody knows whose it was.
+            or_closed = " or it was closed" if offence == "unclaimed" else ""
+            lines.append(f"{share} of the {name} not listed: the kernel's table had no more room{or_closed}")
     return lines
 
 

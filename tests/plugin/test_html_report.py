@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import urllib.parse
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -360,6 +362,21 @@ def test_the_page_fits_a_telephone_and_follows_the_dark_theme(few, page):
     )
     page.until(lambda: page.js(ink) != light)
     assert page.js("getComputedStyle(document.body).backgroundColor") != bright
+    page.assert_in_order()
+
+
+@pytest.mark.parametrize("write", [str, partial(urllib.parse.quote, safe="")], ids=["typed", "quoted"])
+def test_a_link_opens_the_test_that_it_names(few, page, write):
+    page.open(few)
+    page.search("no such test")
+    page.driver.execute_script(
+        "location.hash = arguments[0]", write("tests/test_few.py::test_few[go1.21.13]")
+    )
+    page.until(lambda: page.all(".detail"))
+    opened = page.js(
+        "document.querySelector('.detail').closest('tbody').querySelector('.c-toolchain').innerText"
+    )
+    assert opened == "go1.21.13"
     page.assert_in_order()
 
 
