@@ -15,7 +15,7 @@ import uprobe
 
 SLOT_BITS = 12  # bpf/netpoll.h
 SOURCES = ("netpoll.c", "goready.c")
-AT_SYS_EXIT = (b"syscall_returned", b"drain_events")
+AT_SYS_EXIT, DRAIN = b"syscall_returned", b"drain_events"
 UPROBES = (b"ready_called", b"deadline_woke")
 
 
@@ -66,7 +66,7 @@ class Kernel:
         flags += ["-D%s=%d" % item for item in sorted({**(tasks or {}), **(files or {})}.items())]
         if not namespaces.in_initial_pids():
             flags += self._translation(types.offsets(btf.PID_MEMBERS))
-        programs = self._load(sources, flags, types.typedef("btf_trace_sys_exit"))
+        self._load(sources, flags, types.typedef("btf_trace_sys_exit"))
         table = self.bpf.get_table
         self.homes = table(b"homes")
         self.targets = table(b"targets")
@@ -79,18 +79,15 @@ class Kernel:
         self.free_slots = table(b"free_slots")
         self._unclaimed_kept = table(b"unclaimed_kept")
         self._ready_sampling = table(b"ready_sampling")
-        table(b"continuations")[ctypes.c_int(0)] = ctypes.c_int(programs[b"drain_events"])
         self._fill(table(b"roles"), table(b"layouts"), name)
-        self._attach(programs[b"syscall_returned"])
         if not namespaces.in_initial_pids():
             self._translator = namespaces.Translator(self.bpf)
         self.seconds = time.monotonic() - started
 
     def _load(self, sources, flags, tracepoint):
-        """{name: file descriptor} of the programs for sys_exit.
+        """Attaches everything at once: it does nothing while nobody is watched.
 
-        The others BCC attaches as it loads them; they do nothing while nobody is watched.
-        tracepoint: its type's number, None where the kernel has none.
+        tracepoint: the number of sys_exit's type, None where the kernel has none.
         """
         text = b""
         for source in SOURCES:
@@ -101,10 +98,9 @@ class Kernel:
             if tracepoint is not None:
                 # Kernels and BCCs differ in what they take; then it is done as it always could be.
                 with contextlib.suppress(Exception):
-                    return self._load_typed(text, flags, tracepoint)
-            self.bpf = self._bcc.BPF(text=text, cflags=flags)
-            self._load_uprobes()
-            return {name: self.bpf.load_func(name, self._bcc.BPF.RAW_TRACEPOINT).fd for name in AT_SYS_EXIT}
+                    self._load_typed(text, flags, tracepoint)
+                    return
+            self._load_untyped(text, flags)
         except Exception as error:  # BCC raises bare Exception
             raise LoadFailed(str(error)) from error
         finally:
@@ -114,28 +110,29 @@ class Kernel:
         self.bpf = self._bcc.BPF(text=text, cflags=[*flags, "-DTYPED_ARGS"])
         try:
             self._load_uprobes()
-            programs = {
-                name: tracing.load(name, self.bpf.dump_func(name), tracepoint) for name in AT_SYS_EXIT
-            }
+            entry, drain = (
+                tracing.load(name, self.bpf.dump_func(name), tracepoint) for name in (AT_SYS_EXIT, DRAIN)
+            )
+            self._continue_with(drain)
+            self._link = tracing.attach(entry)
         except Exception:
             self.bpf.cleanup()
             raise
         self.typed = True
-        return programs
+
+    def _load_untyped(self, text, flags):
+        self.bpf = self._bcc.BPF(text=text, cflags=flags)
+        self._load_uprobes()
+        self._continue_with(self.bpf.load_func(DRAIN, self._bcc.BPF.RAW_TRACEPOINT).fd)
+        self.bpf.attach_raw_tracepoint(tp=b"sys_exit", fn_name=AT_SYS_EXIT)
+
+    def _continue_with(self, program):
+        self.bpf.get_table(b"continuations")[ctypes.c_int(0)] = ctypes.c_int(program)
 
     def _load_uprobes(self):
         # Now, while we may: they are attached only when a program is known.
         for function in UPROBES:
             self.bpf.load_func(function, self._bcc.BPF.KPROBE)
-
-    def _attach(self, program):
-        try:
-            if self.typed:
-                self._link = tracing.attach(program)
-            else:
-                self.bpf.attach_raw_tracepoint(tp=b"sys_exit", fn_name=b"syscall_returned")
-        except Exception as error:  # BCC raises bare Exception
-            raise LoadFailed(str(error)) from error
 
     @staticmethod
     def _translation(offsets):

@@ -1,4 +1,4 @@
-"""A kernel without BTF: less is known of descriptors and children; the counts are the same."""
+"""Kernels that tell less of themselves, or take less: the counts are the same."""
 
 from __future__ import annotations
 
@@ -11,44 +11,51 @@ from pytest_netpoll import privilege
 
 PINGS = 200
 
-BLIND = """
-def kernels(path=None):
-    return Types(_NOTHING)
-"""
+BLIND = {"btf.py": "def kernels(path=None): return Types(_NOTHING)"}
+REFUSED = {"tracing.py": "def attach(program): raise OSError(22, 'Invalid argument')"}
 
 
 @pytest.fixture
-def blind_meter(new_meter, tmp_path, monkeypatch):
-    """A meter whose agent finds no BTF."""
+def lacking(new_meter, tmp_path, monkeypatch):
+    """lacking(REFUSED) is a meter whose agent has these lines at the end of its modules."""
     agent = shutil.copytree(privilege.AGENT, tmp_path / "agent", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(privilege.bpf_sources(), tmp_path / "bpf")
-    with (agent / "btf.py").open("a") as file:
-        file.write(BLIND)
     command = privilege.command
     monkeypatch.setattr(
         privilege,
         "command",
         lambda *given: [str(agent) if word == str(privilege.AGENT) else word for word in command(*given)],
     )
-    return new_meter()
+
+    def lacking(lines):
+        for module, line in lines.items():
+            with (agent / module).open("a") as file:
+                file.write(f"\n{line}\n")
+        return new_meter()
+
+    return lacking
 
 
+@pytest.mark.parametrize(
+    ("lines", "kind", "follows"),
+    [pytest.param(BLIND, "socket", False, id="no BTF"), pytest.param(REFUSED, "tcp", True, id="refused")],
+)
 def test_wakeups_are_counted_the_same_and_the_line_is_named(
-    blind_meter, launch, connect, spaced_pings, newest_go
+    lacking, launch, connect, spaced_pings, newest_go, lines, kind, follows
 ):
+    meter = lacking(lines)
     server = launch("dup", go=str(newest_go.go))
-    blind_meter.watch(server)
+    meter.watch(server)
     connection = connect(server.address)
-    window = blind_meter.open()
+    window = meter.open()
     spaced_pings(connection, PINGS)
-    [m] = blind_meter.close(window, [server])
+    [m] = meter.close(window, [server])
     assert m.unmeasured is None
-    assert blind_meter.environment["follows_children"] is False
-    assert blind_meter.environment["typed"] is False
+    assert (meter.environment["typed"], meter.environment["follows_children"]) == (False, follows)
     assert m.productive_wakeups == pytest.approx(PINGS, rel=0.01)
     assert 0.45 <= m.spurious <= 0.55
     for offender in m.offenders:
-        assert (offender["fd_type"], offender["peer"]) == ("socket", None)
+        assert offender["fd_type"] == kind
         assert offender["stack"][0]["function"] == "services/kit.Echo"
 
 
