@@ -40,9 +40,7 @@ static __always_inline void keep_waker(void *ctx, u32 owner, u32 epoch, u64 call
 	o.owner = owner;
 	o.epoch = epoch;
 	o.offence = READY;
-	o.stack = stacks.get_stackid(ctx, BPF_F_USER_STACK);
-	if (o.stack < 0)
-		o.stack = NO_STACK;	/* counted all the same: the shares stay true */
+	o.stack = stack_of(ctx);	/* where there is none, counted all the same: the shares stay true */
 	b = offenders.lookup_or_try_init(&o, &first);
 	if (b)
 		__sync_fetch_and_add(&b->count, weight);

@@ -19,6 +19,7 @@
 
 #define EINTR 4
 #define EAGAIN 11
+#define EEXIST 17
 #define EPOLLIN 0x001u
 #define EPOLLOUT 0x004u
 #define EPOLLERR 0x008u
@@ -63,10 +64,11 @@ BPF_ARRAY(waits, struct wait, MAX_PROCESSES * MAX_FDS * 2);
 BPF_PERCPU_ARRAY(counts, struct counters, MAX_PROCESSES * BANKS);
 BPF_ARRAY(latencies, struct histogram, MAX_PROCESSES * BANKS);
 BPF_PERCPU_ARRAY(slowest, struct slowest, MAX_PROCESSES * BANKS);
-BPF_STACK_TRACE(stacks, 4096);
+BPF_STACK_TRACE(stacks, STACKS);
+BPF_STACK_TRACE(more_stacks, STACKS);
 BPF_HASH(offenders, struct offender, struct blame, 16384);
 BPF_PERCPU_ARRAY(first_blame, struct blame, 1);	/* in the making: too large for the stack */
-BPF_ARRAY(unclaimed_kept, u32, 1);	/* whether it is kept where events found nobody */
+BPF_ARRAY(keeping, u32, 1);	/* KEEP_… */
 BPF_QUEUE(free_slots, u32, MAX_PROCESSES);
 
 struct args {
@@ -206,6 +208,28 @@ static __always_inline u32 bucket_of(u64 ns)
 	return (shift - 3) * 16 + ((ns >> (shift - 4)) & 15);
 }
 
+static __always_inline int keeps(u32 what)
+{
+	int zero = 0;
+	u32 *kept = keeping.lookup(&zero);
+
+	return kept && *kept & what;
+}
+
+/* Where the user's stack is kept: below STACKS in the first map. */
+static __always_inline s32 stack_of(void *ctx)
+{
+	s32 id = stacks.get_stackid(ctx, BPF_F_USER_STACK);
+
+	/* The place that its hash gives it is another one's: there is a second map for those. */
+	if (id == -EEXIST) {
+		id = more_stacks.get_stackid(ctx, BPF_F_USER_STACK);
+		if (id >= 0)
+			return id + STACKS;
+	}
+	return id < 0 ? NO_STACK : id;
+}
+
 #ifdef TASK_FILES_OFFSET
 static __always_inline u64 kernel_word(u64 address)
 {
@@ -294,7 +318,7 @@ static __always_inline void keep_if_slow(void *ctx, struct counters *c, struct w
 	struct slowest *s;
 	int i;
 
-	if (latency <= c->slow_floor)
+	if (latency <= c->slow_floor || !keeps(KEEP_CULPRITS))
 		return;
 	s = slowest.lookup(&key);
 	if (!s)
@@ -305,7 +329,7 @@ static __always_inline void keep_if_slow(void *ctx, struct counters *c, struct w
 	kept->syscall = nr;
 	kept->fd = fd;
 	kept->direction = direction;
-	kept->stack = stacks.get_stackid(ctx, BPF_F_USER_STACK);
+	kept->stack = stack_of(ctx);
 	__builtin_memset(&kept->end, 0, sizeof(kept->end));
 	describe(file_of(fd), &kept->end);
 	if (bpf_probe_read_user(kept->goid, sizeof(kept->goid), (void *)(w->g + GOID_OFFSET)))
@@ -392,16 +416,14 @@ static __always_inline void io_returned(void *ctx, u32 owner, u32 nr, u32 fd, in
 		}
 		w->flags = WAIT_TRIED | (readiness_is_stored(w, direction) ? WAIT_ARMED : 0);
 	}
-	if (!c)
+	if (!c || !keeps(KEEP_CULPRITS))
 		return;
 	/* Somebody was woken for nothing: keep whose line it was. */
 	o.owner = owner;
 	o.fd = fd;
 	o.syscall = nr;
 	o.direction = direction;
-	o.stack = stacks.get_stackid(ctx, BPF_F_USER_STACK);
-	if (o.stack < 0)
-		o.stack = NO_STACK;
+	o.stack = stack_of(ctx);
 	accuse(c, &o);
 }
 
@@ -423,11 +445,8 @@ static __always_inline void abandon(u32 owner, u64 fd, int direction)
 
 static __always_inline void found_nobody(struct counters *c, u32 owner, u32 epoch, u32 fd, int direction)
 {
-	int zero = 0;
-	u32 *kept = unclaimed_kept.lookup(&zero);
-
 	c->unclaimed_events++;
-	if (kept && *kept) {
+	if (keeps(KEEP_UNCLAIMED)) {
 		struct offender o = {
 			.owner = owner, .epoch = epoch, .stack = NO_STACK, .fd = fd,
 			.direction = direction, .offence = UNCLAIMED,

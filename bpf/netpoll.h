@@ -27,6 +27,12 @@
 #define SLOT(owner) (((owner) & ((1 << SLOT_BITS) - 1)) - 1)
 #define BANK(owner, epoch) (SLOT(owner) * BANKS + ((epoch) & (BANKS - 1)))
 
+#define STACKS 4096
+
+/* What is kept beside the counts, and only while somebody may ask for it. */
+#define KEEP_CULPRITS 1		/* who was woken in vain, and who latest */
+#define KEEP_UNCLAIMED 2	/* where events found nobody */
+
 #define SYSCALLS 512
 #define LAYOUTS 3
 

@@ -131,12 +131,12 @@ class Agent:
         self._refresh()
         self._processes.reap()
         self._sample()
+        self._kernel.keep(True, unclaimed or any(self._keep_unclaimed.values()))
         window = self._windows.open(self._processes.slots())
         self._at_open[window] = self._times()
-        self._timelines[window] = self._timeline.Timeline(self._states(window))
+        self._timelines[window] = self._timeline.Timeline(self._beginning())
         self._probes.open(window, ready_stacks)
         self._keep_unclaimed[window] = unclaimed
-        self._kernel.keep_unclaimed(any(self._keep_unclaimed.values()))
         self._schedulers.open(window, self._live())
         if not self._sampling:
             self._sampling = [
@@ -151,13 +151,12 @@ class Agent:
         self._schedulers.close(window)
         self._probes.close(window)
         del self._keep_unclaimed[window]
-        self._kernel.keep_unclaimed(any(self._keep_unclaimed.values()))
+        self._kernel.keep(self._windows.any_open, any(self._keep_unclaimed.values()))
         if not self._windows.any_open:
             for timer in self._sampling:
                 self._timers.cancel(timer)
             self._sampling = []
-            self._kernel.offenders.clear()
-            self._kernel.stacks.clear()
+            self._kernel.forget_culprits()
         self._processes.reap()
         return answer
 
@@ -167,7 +166,7 @@ class Agent:
         # What has ended before the cut cannot count in the new window: for whom watches for hours.
         ended = [p for p in self._live() if p.exited]
         answer, cut = self._end(window, settle_ms, self._windows.lap)
-        self._timelines[window] = self._timeline.Timeline(self._states(window))
+        self._timelines[window] = self._timeline.Timeline(self._beginning())
         if len(self._at_open) == 1:
             self._offenders.forget(self._kernel, cut)
             self._processes.free(ended)
@@ -221,6 +220,10 @@ class Agent:
 
     def _sample_schedulers(self):
         self._schedulers.sample(self._live())
+
+    def _beginning(self):
+        """What a window begins with: it has counted nothing, whatever was since its cut."""
+        return self._by_root(lambda _, names: [0] * len(names))
 
     def _states(self, window):
         return self._by_root(lambda p, names: self._windows.so_far(p.slot, window, names))

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import itertools
 import os
 import resource
 import time
@@ -13,7 +14,11 @@ import namespaces
 import tracing
 import uprobe
 
-SLOT_BITS = 12  # bpf/netpoll.h
+# bpf/netpoll.h
+SLOT_BITS = 12
+STACKS = 4096
+KEEP_CULPRITS, KEEP_UNCLAIMED = 1, 2
+
 SOURCES = ("netpoll.c", "goready.c")
 AT_SYS_EXIT, DRAIN = b"syscall_returned", b"drain_events"
 UPROBES = (b"ready_called", b"deadline_woke")
@@ -74,10 +79,10 @@ class Kernel:
         self.counts = table(b"counts")
         self.latencies = table(b"latencies")
         self.slowest = table(b"slowest")
-        self.stacks = table(b"stacks")
+        self._stacks = (table(b"stacks"), table(b"more_stacks"))
         self.offenders = table(b"offenders")
         self.free_slots = table(b"free_slots")
-        self._unclaimed_kept = table(b"unclaimed_kept")
+        self._keeping = table(b"keeping")
         self._ready_sampling = table(b"ready_sampling")
         self._fill(table(b"roles"), table(b"layouts"), name)
         if not namespaces.in_initial_pids():
@@ -175,9 +180,42 @@ class Kernel:
     def set_epoch(self, epoch):
         self.epochs[ctypes.c_int(0)] = ctypes.c_uint32(epoch)
 
-    def keep_unclaimed(self, keep):
-        """Whether it is kept on which descriptors events found nobody."""
-        self._unclaimed_kept[ctypes.c_int(0)] = ctypes.c_uint32(keep)
+    def keep(self, culprits, unclaimed):
+        """Whether it is kept who was woken in vain or latest; on which descriptors events found nobody."""
+        flags = (KEEP_CULPRITS if culprits else 0) | (KEEP_UNCLAIMED if unclaimed else 0)
+        self._keeping[ctypes.c_int(0)] = ctypes.c_uint32(flags)
+
+    def forget_culprits(self):
+        self.offenders.clear()
+        self._free_stacks(lambda _: True)
+
+    def make_room_for_stacks(self, still_wanted):
+        """Forgets all others where a quarter of the room is taken. still_wanted: stack ids.
+
+        One that is kept at this very moment may be lost.
+        """
+        taken = sum(len(table) for table in self._stacks)
+        if taken > STACKS * len(self._stacks) // 4:
+            self._free_stacks(lambda number: number not in still_wanted)
+
+    def _free_stacks(self, unwanted):
+        # One by one: what BCC calls clear() does nothing to them.
+        for i, table in enumerate(self._stacks):
+            for place in [key.value for key in table.keys()]:  # noqa: SIM118 - a table of BCC's
+                if unwanted(i * STACKS + place):
+                    with contextlib.suppress(KeyError):
+                        del table[ctypes.c_int(place)]
+
+    def stack(self, number):
+        """Addresses, innermost first; empty where it was not kept."""
+        table, place = divmod(ctypes.c_int(number).value, STACKS)
+        if table not in range(len(self._stacks)):
+            return []
+        try:
+            # At once: BCC's walk() asks the kernel for the whole stack again for every frame.
+            return list(itertools.takewhile(bool, self._stacks[table][ctypes.c_int(place)].ip))
+        except KeyError:
+            return []
 
     def sample_ready_stacks(self, every):
         """Keeps the stack of one ready call in `every`, of none for 0."""

@@ -1,7 +1,5 @@
 """Who was woken in vain or late, as the kernel kept it: places in the program, and the connections."""
 
-import ctypes
-
 import endpoint
 import machine
 from kernel import slot_of
@@ -57,16 +55,10 @@ def _place(kernel, process, entry, end):
     }
 
 
-def _stack(kernel, process, stack_id):
+def _stack(kernel, process, number):
     """[[file, offset in the file]], innermost first: what addr2line can be asked on any machine."""
     frames = []
-    number = ctypes.c_int(stack_id).value
-    if number < 0:
-        return frames
-    # At once: BCC's walk() asks the kernel for the whole stack again for every frame.
-    for address in kernel.stacks[ctypes.c_int(number)].ip:
-        if not address:
-            break
+    for address in kernel.stack(number):
         for start, stop, offset, path in process.mappings:
             if start <= address < stop:
                 frames.append([path, address - start + offset])
@@ -75,6 +67,9 @@ def _stack(kernel, process, stack_id):
 
 
 def forget(kernel, end):
-    """Those of the epochs before `end`. The stacks stay, for later ones may be the same."""
-    for key in [key for key in kernel.offenders if key.epoch < end]:
-        del kernel.offenders[key]
+    """Those of the epochs before `end`. Their stacks stay while there is room: later ones may be the same."""
+    kept = list(kernel.offenders.keys())
+    for key in kept:
+        if key.epoch < end:
+            del kernel.offenders[key]
+    kernel.make_room_for_stacks({key.stack for key in kept if key.epoch >= end})

@@ -62,6 +62,18 @@ def test_offenders_are_those_of_their_lap_alone(launch, meter, connect, spaced_p
     meter.close(window, [server])
 
 
+def test_stacks_of_former_laps_make_room(launch, meter, connect, spaced_pings, newest_go):
+    server = launch("paths", go=str(newest_go.go))
+    connection = connect(server.address)
+    window = meter.open()
+    for _ in range(8):  # each has other stacks
+        spaced_pings(connection, 500)
+        (m,), window = meter.lap(window, [server], PATIENCE)
+        lost = sum(offender["count"] for offender in m.offenders if not offender["stack"])
+        assert lost <= 0.15 * m.spurious_wakeups
+    meter.close(window, [server])
+
+
 def test_processes_that_ended_leave_their_room_to_others(cache_dir, newest_go):
     """More of them, one after the other, than can be watched at once."""
     config = Config(**{**vars(Config.default()), "max_processes": 3})

@@ -125,18 +125,18 @@ def test_datagrams_that_are_sent_are_events_nobody_waits_for_and_the_socket_is_n
     assert counts["write"] >= PINGS
 
 
-def test_what_is_left_of_a_stack_that_found_no_room_is_its_count(
-    launch, measure, connect, spaced_pings, newest_go
-):
+def test_hardly_a_stack_finds_no_room_window_after_window(launch, measure, connect, spaced_pings, newest_go):
+    """Some have one place in the kernel's map, by their hash; but none from former windows has one."""
     service = launch("paths", go=str(newest_go.go))
     connection = connect(service.address)
-    with measure() as stretch:
-        spaced_pings(connection, 500)
-    m = stretch(service)
-    assert 0.45 <= m.spurious <= 0.55
-    [lost] = [offender for offender in m.offenders if not offender["stack"]]
-    assert 0 < lost["count"] < 0.5 * m.spurious_wakeups
-    assert len(m.offenders) > 300
-    for offender in m.offenders:
-        assert offender["share"] == offender["count"] / m.spurious_wakeups
-    assert sum(offender["count"] for offender in m.offenders) == m.spurious_wakeups
+    for _ in range(3):
+        with measure() as stretch:
+            spaced_pings(connection, 500)
+        m = stretch(service)
+        assert 0.45 <= m.spurious <= 0.55
+        assert sum(offender["count"] for offender in m.offenders) == m.spurious_wakeups
+        assert len(m.offenders) > 300
+        for offender in m.offenders:
+            assert offender["share"] == offender["count"] / m.spurious_wakeups
+            # Those without one are a place together.
+            assert offender["stack"] or offender["share"] < 0.02
