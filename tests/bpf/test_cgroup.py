@@ -36,10 +36,19 @@ def cgroup():
     for pid in members(path):
         os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + 10
-    while members(path) and time.monotonic() < deadline:
-        time.sleep(0.02)
     for directory in (*path.glob("*/"), path):
-        directory.rmdir()
+        remove(directory, deadline)
+
+
+def remove(directory: Path, deadline: float) -> None:
+    """Who is dying keeps it busy, also when it is among its processes no more."""
+    while True:
+        try:
+            return directory.rmdir()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
 
 
 def members(path: Path) -> list[int]:
