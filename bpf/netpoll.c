@@ -258,9 +258,10 @@ static __always_inline u32 inode_of(u64 file)
 static __always_inline void describe(u64 file, struct endpoint *e)
 {
 	u64 socket = kernel_word(file + FILE_PRIVATE_OFFSET), sk;
+	u64 inode = kernel_word(file + FILE_INODE_OFFSET);
 
-	e->inode = inode_of(file);
-	READ_MEMBER(e->mode, kernel_word(file + FILE_INODE_OFFSET) + INODE_MODE_OFFSET);
+	e->inode = kernel_word(inode + INODE_INO_OFFSET);
+	READ_MEMBER(e->mode, inode + INODE_MODE_OFFSET);
 	if ((e->mode & S_IFMT) != S_IFSOCK)
 		return;
 	sk = kernel_word(socket + SOCKET_SK_OFFSET);

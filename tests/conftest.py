@@ -9,9 +9,9 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import re
-import runpy
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -56,7 +56,10 @@ def why_no_bpf() -> str | None:
 @functools.cache
 def why_no_uprobes() -> str | None:
     """Why no uprobe can be attached here, by the agent's own rule; None where one can: trying could hang."""
-    if runpy.run_path(str(ROOT / "pytest_netpoll" / "agent" / "uprobe.py"))["crashed"]():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "pytest_netpoll" / "agent"))
+        crashed = importlib.import_module("uprobe").crashed()
+    if crashed:
         return "this kernel has had an oops since it booted (see dmesg), and may hang at uprobes: reboot"
     return None
 

@@ -5,9 +5,9 @@ call, which else is most of what a watched syscall costs.
 """
 
 import ctypes
-import os
-import platform
 import struct
+
+import syscall
 
 _BPF = {"x86_64": 321, "aarch64": 280}  # from the kernel's tables of syscalls
 
@@ -51,9 +51,4 @@ def attach(program):
 
 
 def _bpf(command, attr):
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = libc.syscall(_BPF[platform.machine()], command, attr, len(attr))
-    if fd < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return fd
+    return syscall.call(_BPF, command, attr, len(attr))

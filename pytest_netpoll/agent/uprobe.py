@@ -7,8 +7,9 @@ outlives us. Closing such a one has crashed a kernel (6.18).
 import ctypes
 import fcntl
 import os
-import platform
 import struct
+
+import syscall
 
 PMU = "/sys/bus/event_source/devices/uprobe/type"
 TAINTED = "/proc/sys/kernel/tainted"
@@ -40,12 +41,8 @@ def attach(path, offset, program):
         kind = int(f.read())
     name = ctypes.create_string_buffer(path)
     attr = _ATTR.pack(kind, _ATTR.size, 0, 1, 0, 0, 0, 1, 0, ctypes.addressof(name), offset)
-    libc = ctypes.CDLL(None, use_errno=True)
     # Of every process; the kernel wants a CPU named then, but traps on all of them.
-    fd = libc.syscall(_PERF_EVENT_OPEN[platform.machine()], attr, -1, 0, -1, _FD_CLOEXEC)
-    if fd < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    fd = syscall.call(_PERF_EVENT_OPEN, attr, -1, 0, -1, _FD_CLOEXEC)
     try:
         fcntl.ioctl(fd, _IOC_SET_BPF, program)
         fcntl.ioctl(fd, _IOC_ENABLE, 0)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import errno
-import runpy
+import importlib
 
 import pytest
 
 from pytest_netpoll import privilege
 
 
-@pytest.fixture(scope="module")
-def attach():
-    return runpy.run_path(str(privilege.AGENT / "uprobe.py"))["attach"]
+@pytest.fixture
+def attach(monkeypatch):
+    monkeypatch.syspath_prepend(str(privilege.AGENT))
+    return importlib.import_module("uprobe").attach
 
 
 # Refused for what the path names: the kernel knew what was asked for, and found the path.
