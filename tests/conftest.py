@@ -13,6 +13,7 @@ import importlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,13 @@ def why_no_uprobes() -> str | None:
     if crashed:
         return "this kernel has had an oops since it booted (see dmesg), and may hang at uprobes: reboot"
     return None
+
+
+def pytest_configure() -> None:
+    # What a shell without job control runs in the background ignores Ctrl-C, and so do its children: those
+    # that tests interrupt would never end.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
