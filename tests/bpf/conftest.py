@@ -18,12 +18,9 @@ from pytest_netpoll.service import Service, ServiceFactory
 from pytest_netpoll.symbols import Symbolizer
 from pytest_netpoll.toolchain import Builder
 from pytest_netpoll.window import Meter
+from tests.asleep import fall_asleep
 
 SERVICES = Path(__file__).parent / "services"
-
-# Long enough, mostly, for a goroutine to be parked again: what comes sooner may find it running.
-SPACED = 0.001
-PATIENCE = 0.1  # s, for a service to fall asleep
 
 
 @pytest.fixture(scope="session")
@@ -226,12 +223,7 @@ def commands(parked: Callable[[], None]) -> Iterator[Callable[[Service], Callabl
 def parked(session_factory: ServiceFactory) -> Callable[[], None]:
     """parked() returns when all goroutines that were about to park have done so."""
 
-    def parked() -> None:
-        time.sleep(SPACED)
-        for service in session_factory.services:
-            fall_asleep(service.pid)
-
-    return parked
+    return lambda: fall_asleep(*(service.pid for service in session_factory.services))
 
 
 @pytest.fixture
@@ -244,29 +236,6 @@ def spaced_pings(parked: Callable[[], None]) -> Callable[[socket.socket, int], N
             parked()
 
     return spaced_pings
-
-
-def fall_asleep(pid: int) -> None:
-    """Returns when all threads of the process and its children sleep: who was about to park is parked.
-
-    On a busy machine a time alone does not tell. A service with work of its own never sleeps for long;
-    it is not waited for.
-    """
-    deadline = time.monotonic() + PATIENCE
-    quiet = 0
-    # Twice: a goroutine may have passed from a thread not yet looked at to one that was.
-    while quiet < 2 and time.monotonic() < deadline:
-        quiet = quiet + 1 if thread_states(pid) <= {"S"} else 0
-
-
-def thread_states(pid: int) -> set[str]:
-    states = set()
-    for task in Path(f"/proc/{pid}/task").glob("*"):
-        with contextlib.suppress(OSError):
-            states.add((task / "stat").read_text().rpartition(")")[2].split()[0])
-            for child in (task / "children").read_text().split():
-                states |= thread_states(int(child))
-    return states
 
 
 @pytest.fixture

@@ -100,9 +100,9 @@ def test_polls_of_128_events_lose_none(launch, measure, crowd, ping_all, newest_
     active = crowd(service, ACTIVE)
     ping_all(active)
     with measure() as stretch:
-        # While it is stopped, events gather. The signal is only sent when kill() returns: the last thread stops later.
+        # While it is stopped, events gather.
         os.kill(service.pid, signal.SIGSTOP)
-        os.waitid(os.P_PID, service.pid, os.WSTOPPED)
+        os.waitid(os.P_PID, service.pid, os.WSTOPPED)  # the last thread stops after kill() returned
         for connection in active:
             connection.sendall(b"ping")
         os.kill(service.pid, signal.SIGCONT)

@@ -9,13 +9,17 @@ from pathlib import Path
 
 import pytest
 
-SERVICES = Path(__file__).parents[1] / "bpf" / "services"
+ROOT = Path(__file__).parents[2]
+SERVICES = ROOT / "tests" / "bpf" / "services"
 
 IMPORTS = "import pytest, os, signal, time\nnetpoll = pytest.mark.netpoll\n"
 
 CONFTEST = """
-import socket, time
+import socket, sys, time
 import pytest
+
+sys.path.append({root!r})
+from tests.asleep import fall_asleep
 
 SERVICES = {services!r}
 
@@ -34,12 +38,14 @@ def dup(start):
 
 @pytest.fixture
 def ping():
-    def ping(service, count=50, pause=0.001):
+    def ping(service, count=50, pause=0.0):
         with socket.create_connection(service.address, timeout=10) as connection:
             for _ in range(count):
                 connection.sendall(b"ping")
                 assert connection.recv(4) == b"ping"
+                fall_asleep(service.pid)
                 time.sleep(pause)
+        fall_asleep(service.pid)
     return ping
 """
 
@@ -60,7 +66,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[
     traceback of the plugin's own.
     """
     monkeypatch.setenv("GOCACHE", GOCACHE)
-    pytester.makeconftest(CONFTEST.format(services=str(SERVICES)))
+    pytester.makeconftest(CONFTEST.format(root=str(ROOT), services=str(SERVICES)))
 
     def run(source: str, *args: str, plugins: Sequence[str] = ()) -> pytest.RunResult:
         pytester.makepyfile(

@@ -1,0 +1,55 @@
+"""Whether the goroutines of a service have parked, seen from outside of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+# s. Long enough, mostly, for a goroutine to be parked again: what comes sooner may find it running.
+SPACED = 0.001
+# s of CPU that a process may use before it counts as one that never sleeps.
+OWN_WORK = 0.1
+DEADLINE = 20  # s
+
+
+def fall_asleep(*pids: int) -> None:
+    """Returns when all threads of the processes and their children sleep: who was about to park is parked.
+
+    On a busy machine a time alone does not tell: a thread that was about to park may wait for a CPU. A
+    service with work of its own never sleeps for long; it is not waited for.
+    """
+    time.sleep(SPACED)
+    deadline = time.monotonic() + DEADLINE
+    for pid in pids:
+        states, began = _look_at(pid)
+        used = began
+        asleep = 0
+        # Twice: a goroutine may have passed from a thread not yet looked at to one that was.
+        while used - began < OWN_WORK:
+            asleep = 0 if states & {"R", "D"} else asleep + 1
+            if asleep == 2:
+                break
+            assert time.monotonic() < deadline, f"{pid} gets no CPU"
+            states, used = _look_at(pid)
+
+
+def _look_at(pid: int) -> tuple[set[str], float]:
+    """The states of the threads of the process and its descendants, and the CPU seconds used by them."""
+    states, used = set(), 0.0
+    with contextlib.suppress(OSError):
+        used = sum(map(int, _stat(Path(f"/proc/{pid}"))[11:15])) / os.sysconf("SC_CLK_TCK")
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(OSError):
+            states.add(_stat(task)[0])
+            for child in (task / "children").read_text().split():
+                of_child, by_child = _look_at(int(child))
+                states |= of_child
+                used += by_child
+    return states, used
+
+
+def _stat(directory: Path) -> list[str]:
+    """What /proc tells of the process or thread, from its state on: its name may contain anything."""
+    return (directory / "stat").read_text().rpartition(")")[2].split()
