@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import socket
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from pytest_netpoll.service import Service, ServiceFactory
 from pytest_netpoll.symbols import Symbolizer
 from pytest_netpoll.toolchain import Builder
 from pytest_netpoll.window import Meter
-from tests.asleep import fall_asleep
+from tests.waiting import fall_asleep
 
 SERVICES = Path(__file__).parent / "services"
 
@@ -87,7 +87,8 @@ def new_meter(factory: ServiceFactory) -> Iterator[Callable[..., Meter]]:
 def launch(factory: ServiceFactory) -> Callable[..., Service]:
     """launch("echo", "-cpu", "1", go=path, build_flags=[…]) is tests/bpf/services/echo, running."""
 
-    def launch(name: str, *args: object, **options: object) -> Service:
+    def launch(name: str, *args: object, **options: Any) -> Service:
+        options.setdefault("ready", re.compile("ready on"))  # all of it: it listens earlier
         return factory(f"./{name}", args=["-addr", "127.0.0.1:{port}", *args], **options)
 
     return launch
@@ -172,7 +173,7 @@ def assert_laws(m: Measurement) -> None:
 
 
 @pytest.fixture
-def connect() -> Iterator[Callable[..., socket.socket]]:
+def connect(parked: Callable[[], None]) -> Iterator[Callable[..., socket.socket]]:
     """connect(service.address) is a connection without Nagle's delay; closed with the test."""
     with contextlib.ExitStack() as stack:
 
@@ -185,7 +186,7 @@ def connect() -> Iterator[Callable[..., socket.socket]]:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             # Accepted, and its reader parked, before anything is counted.
             ping(connection)
-            time.sleep(0.02)
+            parked()
             return connection
 
         yield connect
@@ -245,7 +246,8 @@ def command() -> Callable[..., list[str]]:
     def command(connection: socket.socket, number: int, answers: int = 1) -> list[str]:
         connection.sendall(b"%d\n" % number)
         answer = b""
-        while answer.count(b"\n") < answers and (more := connection.recv(100)):
+        # Byte by byte: what comes after is the next to be read.
+        while answer.count(b"\n") < answers and (more := connection.recv(1)):
             answer += more
         return answer.decode().split()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from pytest_netpoll import doctor
 from pytest_netpoll.cgroup import Cgroup
 from pytest_netpoll.errors import UsageError
 from pytest_netpoll.toolchain import Builder
+from tests.waiting import patiently
 
 
 @pytest.fixture
@@ -73,15 +75,16 @@ def start(path: Path, script: str) -> subprocess.Popen[bytes]:
 
 
 def counters(path: Path) -> list[psutil.Process]:
-    processes = [psutil.Process(pid) for pid in members(path)]
-    return [process for process in processes if process.name() == "selftest"]
+    found = []
+    for pid in members(path):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            process = psutil.Process(pid)
+            if process.name() == "selftest":
+                found.append(process)
+    return found
 
 
-def wait_for(condition, seconds: float = 30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+GO_PROCESS = r"selftest \d+ \(go1"
 
 
 def test_every_go_process_of_it_counts_and_the_others_are_named(cgroup, counting):
@@ -91,16 +94,18 @@ def test_every_go_process_of_it_counts_and_the_others_are_named(cgroup, counting
     """
     (cgroup / "below").mkdir()
     shells = [start(cgroup, f"{counting} 20 & sleep 1000")]
-    wait_for(lambda: len(counters(cgroup)) == 1)
+    patiently(lambda: len(counters(cgroup)) == 1)
     command = [sys.executable, "-m", "pytest_netpoll", "watch", "--cgroup", cgroup, "--interval", "200ms"]
     with subprocess.Popen([*map(str, command), "--json"], stdout=subprocess.PIPE, text=True) as watch:
         assert watch.stdout is not None
         json.loads(watch.stdout.readline())
         shells.append(start(cgroup, f"{counting} 30 & sleep 0.5"))
         shells.append(start(cgroup / "below", f"exec {counting} 40"))
-        wait_for(lambda: len(counters(cgroup)) == 3)
-        time.sleep(1.5)  # the shell has ended, its child has not
-        assert shells[1].poll() == 0
+        assert shells[1].wait(30) == 0  # the shell has ended, its child has not
+        # They have their connections after they began to listen to the signal.
+        patiently(lambda: sum(bool(p.net_connections()) for p in counters(cgroup)) == 3)
+        while len(re.findall(GO_PROCESS, json.loads(watch.stdout.readline())["who"])) < 3:
+            pass
         for process in counters(cgroup):
             process.send_signal(signal.SIGUSR1)
         total, seen = 0, []
@@ -117,7 +122,7 @@ def test_every_go_process_of_it_counts_and_the_others_are_named(cgroup, counting
     assert 90 <= metrics["productive_wakeups"] <= 93
     assert metrics["wakeups"] == metrics["productive_wakeups"]
     go, _, others = line["who"].partition("; not Go: ")
-    assert len(re.findall(r"selftest \d+ \(go1", go)) == 3
+    assert len(re.findall(GO_PROCESS, go)) == 3
     assert re.fullmatch(r"((sh|sleep) \d+(, )?){1,2}\)", others)
     for shell in shells:
         shell.kill()

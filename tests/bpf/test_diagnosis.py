@@ -50,8 +50,8 @@ def receive(connection):
 # fault -> (what the client does, what is said)
 FAULTS = {
     "dup": (lambda s: ping(s, 100), ["wakeups found nothing to read or write", "both ends are read"]),
-    "tickers": (lambda s: ping(s, 10, 0.05), ["blocking polls ended by a timer", "share one slow ticker"]),
-    "busy-poll": (lambda s: ping(s, 10, 0.05), ["blocking polls ended by a timer", "without a deadline"]),
+    "tickers": (lambda s: ping(s, 15, 0.05), ["blocking polls ended by a timer", "share one slow ticker"]),
+    "busy-poll": (lambda s: ping(s, 15, 0.05), ["blocking polls ended by a timer", "without a deadline"]),
     "stale": (lambda s: ping_in_pieces(s, 30), ["retries got EAGAIN again", "drains the socket"]),
     # With time for the reader to park again, which takes it a turn of its own.
     "starve": (lambda s: ping(s, 20, 0.2), ["ran more than 5.0 ms late", "CPU-bound", "GOMAXPROCS"]),
@@ -82,7 +82,7 @@ def test_a_shared_listener_is_recognised(launch_fault, measure):
                         stack.enter_context(socket.create_connection(server.address, timeout=20))
                     time.sleep(0.003)
         m = stretch(server)
-        if m.spurious > 0.1:
+        if (m.spurious or 0) > 0.1:
             break
     [text] = unhurried(m)
     assert f"{m.spurious_wakeups} of {m.spurious_wakeups} spurious wakeups found no connection" in text

@@ -117,10 +117,11 @@ def test_a_poller_without_descriptors_is_unmeasured_until_it_has_one(
     launch, measure, connect, spaced_pings, newest_go
 ):
     # Its timer made the runtime open its epoll instance, with nothing in it to prove a layout on.
-    service = launch("late", "-after", "2s", go=str(newest_go.go), ready=re.compile("waiting"))
+    service = launch("late", "-after", "1h", go=str(newest_go.go), ready=re.compile("waiting"))
     with measure() as before:
         pass
     assert service.go_version in before.unmeasured(service)
+    os.kill(service.pid, signal.SIGUSR1)
     connect_when_listening(service)
     connection = connect(service.address)
     with measure() as stretch:

@@ -215,7 +215,9 @@ def test_a_writer_that_waits_for_room_is_woken_productively(launch, measure, con
     m = stretch(service)
     assert m.productive_wakeups > 10
     assert m.abandoned_wakeups + m.pending_wakeups <= max(1, 0.01 * m.wakeups)
-    assert (m.spurious_wakeups, m.lost) == (0, 0)
+    # An event may be on its way to the poller while the running reader takes what it tells of.
+    assert m.spurious_wakeups <= 1
+    assert m.lost == 0
 
 
 def test_every_spaced_connection_wakes_the_listener_once_and_its_end_the_reader(
@@ -248,11 +250,11 @@ def test_dialling_wakes_at_most_once_and_each_answer_once(launch, measure, comma
     assert_resolved(m)
 
 
-def test_every_connect_that_had_to_wait_is_one_wakeup(launch, measure, commands, go_toolchain):
+def test_every_connect_that_had_to_wait_is_one_wakeup(launch, measure, commands, parked, go_toolchain):
     with Unhurried() as target:
         service = launch("dial", "-together", "-target", target.address, go=str(go_toolchain.go))
         command = commands(service)
-        accepting = threading.Thread(target=target.answer, args=[20])
+        accepting = threading.Thread(target=target.answer, args=[20, parked])
         with measure() as stretch:
             accepting.start()
             assert command(20) == "done"
@@ -279,15 +281,17 @@ class Unhurried:
     def __exit__(self, *_):
         self._stack.close()
 
-    def answer(self, clients):
+    def answer(self, clients, parked):
         time.sleep(0.3)
         self._listener.listen(128)
         self._stack.enter_context(self._listener.accept()[0])  # the one that filled the backlog
         connections = [self._stack.enter_context(self._listener.accept()[0]) for _ in range(clients)]
-        time.sleep(0.05)
         for connection in connections:
             connection.settimeout(20)
-            connection.sendall(connection.recv(1))
+        asked = [connection.recv(1) for connection in connections]
+        parked()
+        for connection, byte in zip(connections, asked, strict=True):
+            connection.sendall(byte)
 
 
 def test_deadlines_that_fire_are_no_wakeups_of_the_network(launch, measure, commands, go_toolchain):

@@ -18,7 +18,7 @@ def address(name):
 
 
 @pytest.fixture
-def spurious(measure, spaced_pings):
+def spurious(measure, spaced_pings, parked):
     """spurious(dup, address, …): the measurement of a stretch in which these connected in turn."""
 
     def spurious(service, *ends):
@@ -29,7 +29,7 @@ def spurious(measure, spaced_pings):
                     connection.connect(end)
                     names = address(connection.getpeername()), address(connection.getsockname())
                     spaced_pings(connection, PINGS)
-            # Closed, and its descriptor gone, before anybody looks.
+                parked()  # closed, and its descriptor gone, before anybody looks, or connects
         m = stretch(service)
         assert m.spurious_wakeups >= PINGS * len(ends) * 0.9
         assert sum(offender["count"] for offender in m.offenders) == m.spurious_wakeups + m.stale_retries

@@ -15,14 +15,7 @@ import pytest
 from pytest_netpoll.options import Config
 from pytest_netpoll.symbols import Symbolizer
 from pytest_netpoll.window import Meter
-
-
-def patiently(condition, seconds=10):
-    deadline = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "in vain"
-        time.sleep(0.005)
-    return result
+from tests.waiting import patiently
 
 
 def alive(process):
@@ -155,17 +148,11 @@ def test_a_child_that_dies_in_the_window_keeps_its_numbers(two_stage, measure, c
     assert alive(first)
 
 
-def test_many_short_lived_children_find_a_slot_each(launch, measure, go_toolchain):
+def test_many_short_lived_children_find_a_slot_each(launch, measure, commands, go_toolchain):
     service = launch("forker", go=str(go_toolchain.go))
-    with (
-        socket.create_connection(service.address, timeout=30) as connection,
-        connection.makefile("rw") as wire,
-    ):
-        time.sleep(0.02)
-        with measure() as stretch:
-            wire.write("200\n")
-            wire.flush()
-            assert wire.readline() == "done\n"
+    command = commands(service)
+    with measure() as stretch:
+        assert command(200) == "done"
     m = stretch(service)
     assert (m.wakeups, m.productive_wakeups, m.lost) == (1, 1, 0)
 

@@ -54,7 +54,7 @@ def scraped(launch, connect, spaced_pings, newest_go):
             process.stdout.readline()
         spaced_pings(connection, 100)
         text, deadline = "", time.monotonic() + 20
-        while value(text, "netpoll_wakeups_total") < 190 and time.monotonic() < deadline:
+        while value(text, "netpoll_wakeups_total") < 196 and time.monotonic() < deadline:
             time.sleep(0.1)
             text = urllib.request.urlopen(url, timeout=10).read().decode()
         process.send_signal(signal.SIGINT)

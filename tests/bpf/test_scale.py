@@ -34,7 +34,7 @@ def many_descriptors():
 
 
 @pytest.fixture
-def crowd():
+def crowd(parked):
     """crowd(service, 1000) is so many connections, accepted; nothing is left of them, no TIME_WAIT either."""
     with contextlib.ExitStack() as stack:
 
@@ -50,6 +50,7 @@ def crowd():
             while process.num_fds() < before + count:
                 assert time.monotonic() < deadline, "they were not accepted"
                 time.sleep(0.05)
+            parked()
             return connections
 
         yield crowd
@@ -129,7 +130,7 @@ def test_the_pings_of_a_hundred_threads_are_counted_exactly(launch, measure, cro
     assert_healthy(m)
 
 
-def test_a_soak_neither_loses_nor_leaks(launch, measure, meter, commands, newest_go):
+def test_a_soak_neither_loses_nor_leaks(launch, measure, meter, commands, parked, newest_go):
     echo, dup = (launch(name, go=str(newest_go.go)) for name in ("echo", "dup"))
     loads = [launch("load", "-target", f"127.0.0.1:{s.port}", go=str(newest_go.go)) for s in (echo, dup)]
     run = [commands(load) for load in loads]
@@ -139,6 +140,7 @@ def test_a_soak_neither_loses_nor_leaks(launch, measure, meter, commands, newest
         with measure() as stretch:
             for command in run:
                 assert command(50) == "done"
+            parked()  # also those who come late to what another one read
         for service in (echo, loads[0]):
             m = stretch(service)
             assert m.wakeups > 0

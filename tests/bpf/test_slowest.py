@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-HOLDS_MS = (120, 90, 60)
+# Far more than a busy machine keeps anybody waiting.
+HOLDS_MS = (600, 450, 300)
 
 KIT = Path(__file__).parent / "services" / "kit" / "kit.go"
 SCAN_LINE = 1 + next(i for i, line in enumerate(KIT.read_text().splitlines()) if "lines.Scan()" in line)
@@ -25,7 +26,10 @@ def hog(factory, go_toolchain):
 
 
 def test_a_late_reader_is_named_with_its_goroutine_its_connection_and_its_line(hog, measure, command):
-    with socket.create_connection(hog.address) as holder, socket.create_connection(hog.address) as late:
+    with (
+        socket.create_connection(hog.address, timeout=20) as holder,
+        socket.create_connection(hog.address, timeout=20) as late,
+    ):
         command(holder, 0)
         [goroutine] = command(late, 0)
         to, peer = ("{}:{}".format(*end) for end in (late.getpeername(), late.getsockname()))
@@ -58,15 +62,18 @@ def test_a_late_reader_is_named_with_its_goroutine_its_connection_and_its_line(h
 
 
 def test_the_slowest_of_nested_windows_are_each_ones_own(hog, measure, command):
-    with socket.create_connection(hog.address) as holder, socket.create_connection(hog.address) as late:
+    with (
+        socket.create_connection(hog.address, timeout=20) as holder,
+        socket.create_connection(hog.address, timeout=20) as late,
+    ):
         command(late, 0)
         with measure() as outer:
-            command(holder, 120)
+            command(holder, HOLDS_MS[0])
             command(late, 0)
             assert holder.recv(100) == b"done\n"
             for _ in range(10):  # more than there are banks
                 with measure() as inner:
                     command(late, 0)
     # What is slow on a noisy machine, too, has to be the whole of it there.
-    assert outer(hog).slowest[0]["latency_ns"] > 40e6
+    assert outer(hog).slowest[0]["latency_ns"] > HOLDS_MS[0] * 1e6 / 3
     assert len(inner(hog).slowest) == 1

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import psutil
 import pytest
 
 from pytest_netpoll import install, privilege
+from tests.waiting import patiently
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -68,7 +68,7 @@ class User:
 
     def pytest(self, source: str, *options: str, capabilities: str = "") -> Any:
         """Runs pytest on the source; (its result, {test: as in the JSON report})."""
-        (self.home / "test_it.py").write_text(IMPORTS + source)
+        write(self.home, source)
         result = self.run(*self.pytest_command, *options, capabilities=capabilities)
         report = self.home / "report.json"
         assert "INTERNALERROR" not in result.stdout + result.stderr, result.stdout
@@ -83,17 +83,24 @@ class User:
 
 
 IMPORTS = '''
-import os, socket, time
+import contextlib, os, socket, time
 from pathlib import Path
 import psutil, pytest
+from waiting import fall_asleep, patiently
 
-def pings(address, count=100):
-    with socket.create_connection(address, timeout=20) as c:
+def connects(address):
+    with contextlib.suppress(ConnectionRefusedError), socket.create_connection(address, timeout=20):
+        return True
+
+def pings(service, count=100):
+    with socket.create_connection(service.address, timeout=20) as c:
         c.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for i in range(count + 1):
+        fall_asleep(service.pid)
+        for _ in range(count + 1):
             c.sendall(b"ping")
             assert c.recv(4) == b"ping"
-            time.sleep(0.02 if i == 0 else 0.001)
+            fall_asleep(service.pid)
+    fall_asleep(service.pid)
 
 @pytest.fixture(scope="session")
 def echo(go_service):
@@ -107,7 +114,14 @@ def agent():
     return dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
 '''
 
-MEASURED = "@pytest.mark.netpoll\ndef test_it(echo): pings(echo.address)\n"
+
+def write(directory: Path, source: str, echo: str = "./echo") -> None:
+    """test_it.py, with what it imports of ours: the user may not read our checkout."""
+    shutil.copy(ROOT / "tests" / "waiting.py", directory)
+    (directory / "test_it.py").write_text(IMPORTS.replace("./echo", echo) + source)
+
+
+MEASURED = "@pytest.mark.netpoll\ndef test_it(echo): pings(echo)\n"
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +200,7 @@ def test_the_installed_agent_measures_and_keeps_what_uprobes_take(
     user, installed, goready, capabilities, counted
 ):
     """CAP_SYS_ADMIN, and without uprobes nothing; either way it is closed to the user that it became."""
-    source = "@pytest.mark.netpoll\ndef test_it(echo, agent):\n    pings(echo.address)\n" + "".join(
+    source = "@pytest.mark.netpoll\ndef test_it(echo, agent):\n    pings(echo)\n" + "".join(
         f"    assert agent[{name!r}].split() == {value!r}\n"
         for name, value in {
             "Uid": [str(user.uid)] * 4,
@@ -214,18 +228,18 @@ def test_the_installed_agent_measures_and_keeps_what_uprobes_take(
 def test_a_killed_pytest_takes_the_agent_behind_sudo_with_it(user, installed):
     source = "def test_it(echo, netpoll):\n    with netpoll.measure():\n"
     source += "        Path('running').touch(); time.sleep(60)\n"
-    (user.home / "test_it.py").write_text(IMPORTS + source)
+    write(user.home, source)
     command = user.become(*user.pytest_command, "-s", f"--netpoll-agent={installed}")
     with subprocess.Popen(command, cwd=user.home, env=user.environment, stdout=subprocess.DEVNULL) as process:
         patiently((user.home / "running").exists)
         assert agents(installed)
         os.kill(process.pid, signal.SIGKILL)
-    patiently(lambda: not agents(installed), 3)
+    patiently(lambda: not agents(installed))
 
 
 @needs_sudo
 def test_an_agent_behind_sudo_loads_nothing_for_a_pytest_that_was_killed_meanwhile(user, installed):
-    (user.home / "test_it.py").write_text(IMPORTS + MEASURED)
+    write(user.home, MEASURED)
     command = user.become(*user.pytest_command, f"--netpoll-agent={installed}")
     with subprocess.Popen(command, cwd=user.home, env=user.environment, stdout=subprocess.DEVNULL) as process:
         patiently(lambda: "libbcc" in seen_of_agents(installed, "maps"), step=0.005)
@@ -261,8 +275,8 @@ def test_a_child_that_becomes_root_is_not_told_of(user, installed):
 def test_it(go_service):
     script = "./raised -addr 127.0.0.1:{port} & wait"
     service = go_service(command=["sh", "-c", script], ready=None)
-    time.sleep(0.3)
-    pings(service.address, 10)
+    patiently(lambda: connects(service.address))
+    pings(service, 10)
 """
     try:
         _, tests = user.pytest(source, f"--netpoll-agent={installed}")
@@ -412,7 +426,7 @@ DOCKER = """
 @pytest.mark.parametrize("added", [("bpf", "perfmon"), ()])
 def test_root_in_a_container_needs_two_capabilities_added(user, tmp_path, added):
     """Root with Docker's own capabilities in pid, network and mount namespaces, and what --cap-add adds."""
-    (tmp_path / "test_it.py").write_text(IMPORTS.replace("./echo", f"{user.home}/echo") + MEASURED)
+    write(tmp_path, MEASURED, echo=f"{user.home}/echo")
     bounds = ",".join(["-all", *(f"+{name}" for name in (*DOCKER.split(), *added))])
     inside = ["setpriv", f"--bounding-set={bounds}", sys.executable, "-m", "pytest", "-q"]
     inside += ["-p", "no:cacheprovider", "--netpoll-json=report.json"]
@@ -451,9 +465,9 @@ def test_a_pods_test_container_measures_the_service_of_another_one(user, tmp_pat
     (name,) = re.findall(r"go_service\(process=(.*)\)", manifest)
     source = f"""
 @pytest.mark.netpoll
-def test_it(go_service): pings(go_service(process={name.replace("/server", f"{user.home}/server")}).address)
+def test_it(go_service): pings(go_service(process={name.replace("/server", f"{user.home}/server")}))
 """
-    (tmp_path / "test_it.py").write_text(IMPORTS + source)
+    write(tmp_path, source)
     shutil.copy(user.home / "echo", user.home / "server")
     bounds = "-all,+" + added.lower().replace(", ", ",+")
     script = f"""
@@ -512,10 +526,3 @@ def seen_of_agents(prefix, files):
             with contextlib.suppress(OSError):
                 text += path.read_text()
     return text
-
-
-def patiently(condition, seconds=60, step=0.05):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "in vain"
-        time.sleep(step)

@@ -19,7 +19,7 @@ import socket, sys, time
 import pytest
 
 sys.path.append({root!r})
-from tests.asleep import fall_asleep
+from tests.waiting import fall_asleep
 
 SERVICES = {services!r}
 

@@ -17,15 +17,18 @@ import (
 
 func main() {
 	addr := flag.String("addr", "127.0.0.1:0", "address")
-	after := flag.Duration("after", 0, "when to listen; 0 waits for SIGUSR1")
+	after := flag.Duration("after", 0, "when to listen at the latest; 0 waits for SIGUSR1, without a timer")
 	flag.Parse()
 	wake := make(chan os.Signal, 1)
 	signal.Notify(wake, syscall.SIGUSR1)
 	fmt.Println("waiting")
+	var passed <-chan time.Time
 	if *after > 0 {
-		time.Sleep(*after)
-	} else {
-		<-wake
+		passed = time.After(*after)
+	}
+	select {
+	case <-wake:
+	case <-passed:
 	}
 	kit.Serve(kit.Listen(*addr), kit.Echo)
 }

@@ -14,7 +14,7 @@ import (
 
 func main() {
 	addr := flag.String("addr", "127.0.0.1:0", "address")
-	gap := flag.Duration("gap", 2*time.Millisecond, "pause after each message, for the reader to park")
+	gap := flag.Duration("gap", 2*time.Millisecond, "pause after each message")
 	flag.Parse()
 	r, w, err := os.Pipe()
 	kit.Must(err)
@@ -26,6 +26,7 @@ func main() {
 	}()
 	kit.Commands(kit.Listen(*addr), func(_ net.Conn, n int) string {
 		for i := 0; i < n; i++ {
+			kit.Parked(2) // its reader, and who accepts
 			w.Write([]byte("message"))
 			time.Sleep(*gap)
 		}

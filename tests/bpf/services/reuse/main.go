@@ -11,7 +11,6 @@ import (
 	"net"
 	"os"
 	"strconv"
-	"time"
 
 	"services/kit"
 )
@@ -66,7 +65,7 @@ func wake(c *net.UnixConn, peer net.Conn, read func()) (fd uintptr) {
 		read()
 		close(done)
 	}()
-	time.Sleep(5 * time.Millisecond) // for it to park
+	kit.Parked(2) // it, and who accepts
 	peer.Write([]byte("x"))
 	<-done
 	return fd

@@ -1,17 +1,30 @@
-"""Whether the goroutines of a service have parked, seen from outside of it."""
+"""What tests wait for, instead of for some time."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 # s. Long enough, mostly, for a goroutine to be parked again: what comes sooner may find it running.
 SPACED = 0.001
 # s of CPU that a process may use before it counts as one that never sleeps.
 OWN_WORK = 0.1
 DEADLINE = 20  # s
+
+
+def patiently(condition: Callable[[], T], seconds: float = 60, step: float = 0.01) -> T:
+    """What the condition returns once that is true."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, "in vain"
+        time.sleep(step)
+    return result
 
 
 def fall_asleep(*pids: int) -> None:
