@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import struct
 from pathlib import Path
 
 import psutil
-from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
 
-_VARIABLE = b"runtime.gomaxprocs"
-_SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym
+from pytest_netpoll.elf import key_of, read_elf
+from pytest_netpoll.symtab import addresses
+
+_VARIABLE = "runtime.gomaxprocs"
 _MOST = 1 << 20
 
 
@@ -21,9 +20,9 @@ def gomaxprocs_of(pid: int) -> int | None:
 
     None where neither can be seen, as of another user's process.
     """
-    with contextlib.suppress(OSError, ELFError, ValueError):
-        status = Path(f"/proc/{pid}/exe").stat()
-        place = _place(f"/proc/{pid}/exe", (status.st_dev, status.st_ino, status.st_mtime_ns))
+    # OverflowError: a damaged program's address.
+    with contextlib.suppress(OSError, ValueError, OverflowError):
+        place = _place_by_key(*key_of(f"/proc/{pid}/exe"))
         if place is not None:
             address, relocatable = place
             with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
@@ -38,24 +37,27 @@ def gomaxprocs_of(pid: int) -> int | None:
     return None
 
 
-# Of a running process it is asked for in every window; the identity tells one build from the next.
+# Of a running process it is asked for in every window.
 @functools.lru_cache(maxsize=64)
-def _place(path: str, identity: tuple[int, int, int]) -> tuple[int, bool] | None:  # noqa: ARG001
-    """The variable's address and whether it is relative to where the program was loaded."""
-    with open(path, "rb") as file:
-        elf = ELFFile(file)
-        symbols, names = elf.get_section_by_name(".symtab"), elf.get_section_by_name(".strtab")
-        if symbols is None or names is None or elf.elfclass != 64 or not elf.little_endian:
-            return None
-        name = names.data().find(b"\0" + _VARIABLE + b"\0") + 1
-        # Not pyelftools' symbols: an object for each of some ten thousand takes a second.
-        for found, _, _, _, address, _ in _SYMBOL.iter_unpack(symbols.data()) if name else ():
-            if found == name:
-                relocatable = elf["e_type"] == "ET_DYN"
-                # Go links these at 4 MiB as well: what counts is how far behind the start it lies.
-                start = min(segment["p_vaddr"] for segment in elf.iter_segments("PT_LOAD"))
-                return address - (start if relocatable else 0), relocatable
-    return None
+def _place_by_key(path: str, _inode: int, _time: int) -> tuple[int, bool] | None:
+    return place_of(path)
+
+
+def place_of(path: str) -> tuple[int, bool] | None:
+    """The variable's address and whether it is relative to where the program was loaded.
+
+    None where the program does not tell: it is stripped, damaged, not Go's, or unreadable.
+    """
+    try:
+        with open(path, "rb") as file:
+            elf = read_elf(file)
+            address = addresses(elf, (_VARIABLE,))[_VARIABLE]
+            if elf["e_type"] != "ET_DYN":
+                return address, False
+            # Go links these at 4 MiB as well: what counts is how far behind the start it lies.
+            return address - min(segment["p_vaddr"] for segment in elf.iter_segments("PT_LOAD")), True
+    except Exception:  # whatever comes of a damaged file
+        return None
 
 
 def _base(pid: int) -> int:

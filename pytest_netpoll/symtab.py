@@ -11,7 +11,12 @@ _SYMBOL = struct.Struct("<IBBHQQ")
 
 
 def addresses(elf: ELFFile, names: Iterable[str]) -> dict[str, int]:
-    """Link-time address of each symbol; without those that are not there. ValueError: stripped."""
+    """Link-time address of each symbol; without those that are not there. ValueError: stripped.
+
+    Of a damaged file struct.error and others, as from read_elf's.
+    """
+    if elf.elfclass != 64 or not elf.little_endian:
+        raise ValueError("not a 64-bit little-endian program")
     section = elf.get_section_by_name(".symtab")
     if section is None:
         raise ValueError("it has no symbols")

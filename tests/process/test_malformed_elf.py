@@ -1,7 +1,9 @@
-"""A damaged executable has no Go version and no lines: never a crash, never a wait without end."""
+"""A damaged executable tells less, and it is said what: never a crash, never a wait without end."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import struct
 import subprocess
@@ -11,10 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from elftools.elf.elffile import ELFFile
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from pytest_netpoll.errors import UnmeasuredError
+from pytest_netpoll.gomaxprocs import gomaxprocs_of, place_of
+from pytest_netpoll.goready import find_sites
 from pytest_netpoll.pclntab import PcLineTable
+from pytest_netpoll.scheduler import find_layout
 from pytest_netpoll.symbols import Symbolizer
 from pytest_netpoll.toolchain import go_version_of
 
@@ -23,14 +30,25 @@ from pytest_netpoll.toolchain import go_version_of
 LONGEST = 60.0
 EXAMPLES = 100
 
+MAIN = """package main
+
+import "time"
+
+func main() {
+	println(1)
+	time.Sleep(time.Hour)
+}
+"""
+
 Mutate = Callable[[bytes], Path]
 
 
 @pytest.fixture(scope="module")
 def program(newest_go: Any, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     directory = tmp_path_factory.mktemp("elf")
-    (directory / "main.go").write_text("package main\n\nfunc main() { println(1) }\n")
-    command = [str(newest_go.go), "build", "-ldflags=-s -w", "-o", "small", "main.go"]
+    (directory / "main.go").write_text(MAIN)
+    # What is damaged inside something compressed is found by its checksum already.
+    command = [str(newest_go.go), "build", "-ldflags=-compressdwarf=false", "-o", "small", "main.go"]
     subprocess.run(command, cwd=directory, check=True)
     return (directory / "small").read_bytes()
 
@@ -41,13 +59,23 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Mutate:
 
     def write(data: bytes) -> Path:
         path.write_bytes(data)
+        path.chmod(0o755)
         return path
 
     return write
 
 
+def section(program: bytes, name: str) -> tuple[int, int]:
+    """(start, length)"""
+    found = ELFFile(io.BytesIO(program)).get_section_by_name(name)
+    return found["sh_offset"], found["sh_size"]
+
+
 def regions(program: bytes) -> list[tuple[int, int]]:
-    """(start, length) of what is worth damaging: headers, build info, the header and body of pclntab."""
+    """(start, length) of what is worth damaging.
+
+    Headers, build info, the header and body of pclntab, symbols, the description of runtime.schedt.
+    """
     sections, count = struct.unpack_from("<Q", program, 40)[0], struct.unpack_from("<H", program, 60)[0]
     table = program.index(b"\xf1\xff\xff\xff\0\0")
     functions = table + struct.unpack_from("<Q", program, table + 64)[0]
@@ -59,6 +87,10 @@ def regions(program: bytes) -> list[tuple[int, int]]:
         (table, 72),
         (functions, 4096),
         (functions + struct.unpack_from("<I", program, functions + 4)[0], 4096),
+        section(program, ".symtab"),
+        section(program, ".debug_abbrev"),
+        (section(program, ".debug_info")[0], 32),
+        (program.index(b"runtime.schedt\0", section(program, ".debug_info")[0]) - 4, 1024),
     ]
 
 
@@ -87,6 +119,10 @@ def look_at(path: Path) -> None:
             for call in table.lines(code.address + offset):
                 assert isinstance(call.function, str)
     assert said.startswith(f"{path}: ")
+    place_of(str(path))
+    for find in (find_sites, find_layout):
+        with contextlib.suppress(UnmeasuredError):
+            find(str(path))
     (frame, *_) = Symbolizer(path.parent).stack([(str(path), 0x1000)])
     assert frame.function
     assert time.monotonic() - started < LONGEST
@@ -102,6 +138,9 @@ def test_the_undamaged_one_is_read(program: bytes, written: Mutate) -> None:
     offsets = range(0x1000, code.size, 4096)
     calls = itertools.chain.from_iterable(table.lines(code.address + offset) for offset in offsets)
     assert any(call.function.startswith("runtime.") and call.line > 0 for call in calls)
+    assert place_of(path) is not None
+    assert find_sites(path).ready > 0
+    assert find_layout(path)["allp"] > 0
 
 
 def test_a_damaged_one_is_told(program: bytes, written: Mutate, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,12 +178,39 @@ def test_half_a_program_is_told(
     look_at(path)
 
 
-def test_sections_that_repeat_one_header_for_ever_are_refused(program: bytes, written: Mutate) -> None:
+def with_endless_sections(program: bytes) -> bytes:
     image = bytearray(program)
     sections = struct.unpack_from("<Q", image, 40)[0]
     struct.pack_into("<HH", image, 58, 0, 0)  # the size of a header, and their number: see the first's size
     struct.pack_into("<Q", image, sections + 32, 1 << 60)
-    path = written(bytes(image))
+    return bytes(image)
+
+
+def with_half_a_symbol(program: bytes) -> bytes:
+    image, (start, size) = bytearray(program), section(program, ".symtab")
+    header = program.index(struct.pack("<QQ", start, size)) - 24
+    struct.pack_into("<Q", image, header + 32, size - 12)
+    struct.pack_into("<Q", image, header + 56, 12)  # the size of a symbol
+    return bytes(image)
+
+
+def test_sections_that_repeat_one_header_for_ever_are_refused(program: bytes, written: Mutate) -> None:
+    path = written(with_endless_sections(program))
     assert go_version_of(str(path)) is None
-    with pytest.raises(ValueError, match="not an ELF file"):
+    with pytest.raises(ValueError, match="not an ELF file|there is no room"):
         PcLineTable(str(path))
+
+
+# The kernel runs them: it looks at no section.
+@pytest.mark.parametrize("damaged", [with_endless_sections, with_half_a_symbol])
+def test_of_a_damaged_program_that_runs_gomaxprocs_is_what_its_environment_says(
+    program: bytes, written: Mutate, damaged: Callable[[bytes], bytes]
+) -> None:
+    command = [str(written(damaged(program)))]
+    with subprocess.Popen(command, env={"GOMAXPROCS": "3"}, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        try:
+            assert process.stderr.read(1) == b"1"
+            assert gomaxprocs_of(process.pid) == 3
+        finally:
+            process.kill()
