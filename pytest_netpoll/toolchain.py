@@ -19,6 +19,7 @@ from typing import Literal
 
 from elftools.elf.elffile import ELFFile
 
+from . import guard
 from .elf import key_of, read_elf
 from .errors import ServiceError
 
@@ -288,13 +289,16 @@ def _run(
         return 127, str(error)
     with process:
         try:
-            output, _ = process.communicate(timeout=QUIET_SECONDS)
-        except subprocess.TimeoutExpired:
-            if say is not None:
-                say(activity)
-            output, _ = process.communicate()
-        except BaseException:
-            process.kill()
+            try:
+                output, _ = process.communicate(timeout=QUIET_SECONDS)
+            except subprocess.TimeoutExpired:
+                if say is not None:
+                    say(activity)
+                output, _ = process.communicate()
+        except BaseException:  # Ctrl-C, pytest-timeout
+            # Not yet waited for: the number is still its own. With it end the compilers that it started.
+            if process.returncode is None and (stat := guard.stat(process.pid)) is not None:
+                guard.end({process.pid: stat.start}, grace=0)
             raise
     return process.returncode, output
 

@@ -207,6 +207,7 @@ def test_it(echo):
 
 
 # What pytest is doing -> the test file in which it does it for a minute; "running" tells that it began.
+# The build is a long one, of which pytest has said that it is waited for.
 PHASES = {
     "collection": "time.sleep(60)",
     "build": """
@@ -245,22 +246,28 @@ def test_ctrl_c_ends_everything_whatever_pytest_is_doing(pytester, phase):
         source = f"open('running', 'w').close(); {source}"
     pytester.makepyfile(test_it=f"{IMPORTS}{source}")
     options = []
-    for name in ("slow-go", "slow-python"):
+    # As go does, one waits for a child that works.
+    for name, works in (("slow-go", "sleep 60 & {}; wait"), ("slow-python", "{}; exec sleep 60")):
         program = pytester.path / name
         program.write_text(
             '#!/bin/sh\nif [ "$1" = version ]; then echo go version go1.26.0 linux/amd64; exit; fi\n'
-            f"touch {pytester.path}/running; exec sleep 60\n"
+            f"{works.format(f'touch {pytester.path}/running')}\n"
         )
         program.chmod(0o755)
     if phase == "agent start":
         options = ["--netpoll-python=./slow-python"]
-    with subprocess.Popen(
-        [*PYTEST, *options], cwd=pytester.path, stdout=subprocess.PIPE, text=True
-    ) as process:
+    said = pytester.path / "said"
+    with (
+        said.open("w") as out,
+        subprocess.Popen([*PYTEST, *options], cwd=pytester.path, stdout=out) as process,
+    ):
         wait_for(lambda: (pytester.path / "running").exists())
+        if phase == "build":
+            wait_for(lambda: "netpoll: building " in said.read_text())
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=60)
+        process.wait(timeout=60)
+    output = said.read_text()
     assert process.returncode == pytest.ExitCode.INTERRUPTED
     assert "KeyboardInterrupt" in output
     assert "INTERNALERROR" not in output
