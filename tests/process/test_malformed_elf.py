@@ -197,7 +197,7 @@ def with_half_a_symbol(program: bytes) -> bytes:
 def test_sections_that_repeat_one_header_for_ever_are_refused(program: bytes, written: Mutate) -> None:
     path = written(with_endless_sections(program))
     assert go_version_of(str(path)) is None
-    with pytest.raises(ValueError, match="not an ELF file|there is no room"):
+    with pytest.raises(ValueError, match=r"not an ELF file|there is no room"):
         PcLineTable(str(path))
 
 

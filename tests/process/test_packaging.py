@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import venv
 import zipfile
 from email import message_from_string
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -136,3 +138,30 @@ def test_installed_plugin_comes_from_the_wheel_with_its_bpf_sources(installed: P
     package, bpf = result.stdout.splitlines()
     assert Path(package).is_relative_to(installed.parents[1])
     assert "netpoll.c" in bpf.split()
+
+
+@pytest.mark.bpf
+def test_installed_plugin_measures_a_service(installed: Path, tmp_path: Path, newest_go: Any) -> None:
+    build = run(newest_go.go, "build", "-o", tmp_path / "echo", "./echo", cwd=ROOT / "tests/bpf/services")
+    assert build.returncode == 0, build.stdout
+    (tmp_path / "test_it.py").write_text(
+        """
+import socket, time
+import pytest
+
+@pytest.mark.netpoll(max_spurious=0.05)
+def test_it(go_service):
+    server = go_service(command=["./echo", "-addr", "127.0.0.1:{port}"])
+    with socket.create_connection(server.address, timeout=10) as connection:
+        for _ in range(50):
+            connection.sendall(b"ping")
+            assert connection.recv(4) == b"ping"
+            time.sleep(0.002)  # its reader parks
+"""
+    )
+    result = run(installed, "-m", "pytest", "--netpoll-json=report.json", cwd=tmp_path)
+    assert result.returncode == 0, result.stdout
+    report = json.loads((tmp_path / "report.json").read_text())
+    metrics = report["tests"][0]["services"][0]["metrics"]
+    assert metrics["wakeups"] == pytest.approx(51, abs=5), "one for each message, one for the connection"
+    assert (metrics["spurious_wakeups"], metrics["lost"]) == (0, 0)
