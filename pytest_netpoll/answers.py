@@ -9,13 +9,18 @@ from typing import Any, TypedDict
 
 
 class Calibration(TypedDict):
-    """What is proven of a process's poller. why_not: what was seen instead, None where nothing was."""
+    """What is proven of a process's poller.
+
+    why_not: what was seen instead, None where nothing was. others: descriptors registered with epoll, of
+    which nothing looks like Go's.
+    """
 
     layout: str | None
     epfd: int
     proven: int
     unproven: int
     why_not: str | None
+    others: int
 
 
 class Process(TypedDict):

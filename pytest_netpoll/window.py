@@ -329,10 +329,17 @@ class Meter:
             return self._losses(processes)
         if not go:
             return f"{service.executable or service.name} is not a Go program"
-        return (
+        reason = (
             f"no descriptor of service {service.name!r} is registered with the Go runtime's network poller "
             f"({_version(go[0])}): it never waited for the network"
         )
+        others = sum(process["calibration"]["others"] for process in go)
+        if others:
+            reason += (
+                f" by it, or in an unknown way: {others} descriptors are registered with epoll as no known "
+                "Go does it; a newer pytest-netpoll may know it (pip install --upgrade pytest-netpoll)"
+            )
+        return reason
 
     @staticmethod
     def _losses(processes: Sequence[Measured]) -> str | None:

@@ -9,7 +9,8 @@ import proc
 # registered: how many pollDescs proved it.
 # candidates: {epfd: proc.Registration of the wake-up fd} of the instances that may be the runtime's.
 # strange: registrations like Go's that no layout decodes, in words; None where there are none.
-Calibration = namedtuple("Calibration", "epfd layout break_data registered candidates strange")
+# others: where nothing is proven, how many registrations there are beside those wake-up fds.
+Calibration = namedtuple("Calibration", "epfd layout break_data registered candidates strange others")
 
 
 class Unreadable(Exception):
@@ -25,17 +26,20 @@ def calibrate(pid, signed):
     with memory:
         candidates = {}
         strange = []
+        others = 0
         for epfd, registrations in proc.epoll_instances(pid).items():
             wakeup = _own_wakeup(memory, registrations)
             if wakeup is None:
+                others += len(registrations)
                 continue
+            others += len(registrations) - 1
             candidates[epfd] = wakeup
             descriptors = [r for r in registrations if r.events == layouts.GO_EVENTS]
             if not descriptors:
                 continue
             for layout in layouts.LAYOUTS:
                 if all(_proves(memory, layout, r, signed) for r in descriptors):
-                    return Calibration(epfd, layout, wakeup.data, len(descriptors), {}, None)
+                    return Calibration(epfd, layout, wakeup.data, len(descriptors), {}, None, 0)
             strange.append("%d descriptors on epoll fd %d" % (len(descriptors), epfd))
     seen = None
     if strange:
@@ -43,7 +47,7 @@ def calibrate(pid, signed):
             "no known layout of pollDesc fits %s; a newer pytest-netpoll may know it "
             "(pip install --upgrade pytest-netpoll)" % " and ".join(strange)
         )
-    return Calibration(-1, None, 0, 0, candidates, seen)
+    return Calibration(-1, None, 0, 0, candidates, seen, others)
 
 
 def _own_wakeup(memory, registrations):

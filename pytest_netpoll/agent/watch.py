@@ -39,6 +39,7 @@ class Process:
         self.proven = 0
         self.unproven = 0
         self.why_not = None  # what calibration from outside saw, when it failed
+        self.others = 0  # registrations that it saw, beside what may be the runtime's own, when it failed
         self.unwatched = 0  # children forked and not watched
         self.foreign = False  # became another user's, such as root's: nothing of it is told
         # As of the last sample.
@@ -65,6 +66,7 @@ class Process:
             "proven": self.proven,
             "unproven": self.unproven,
             "why_not": self.why_not if self.layout is None else None,
+            "others": self.others if self.layout is None else 0,
         }
 
     def sample(self):
@@ -231,6 +233,7 @@ class Processes:
                 process.why_not = str(error)
                 return
             process.why_not = found.strange
+            process.others = found.others
             if not self._teach(process, found):
                 # A connection that closes between the two reads looks like a contradiction.
                 if found.strange is None:

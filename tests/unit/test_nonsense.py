@@ -75,7 +75,7 @@ ABOUT: dict[str, Any] = {
     "exited": False,
     "unwatched": 0,
     "foreign": False,
-    "calibration": {"layout": "go1.25", "epfd": 4, "proven": 3, "unproven": 0, "why_not": None},
+    "calibration": {"layout": "go1.25", "epfd": 4, "proven": 3, "unproven": 0, "why_not": None, "others": 0},
     "goready": True,
     "scheduler": False,
 }
