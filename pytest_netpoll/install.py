@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import getpass
 import os
 import re
@@ -102,9 +103,13 @@ def install(prefix: Path) -> None:
     try:
         new = Path(tempfile.mkdtemp(prefix=".new-", dir=prefix))
         try:
-            for source, name in ((AGENT, "agent"), (bpf_sources(), "bpf")):
+            sources = {"agent": AGENT, "bpf": bpf_sources()}
+            # All of it first: where the disk is full, what was there before stays.
+            for name, source in sources.items():
                 _copy(source, new / name)
-                shutil.rmtree(prefix / name, ignore_errors=True)
+            for name in sources:
+                with contextlib.suppress(FileNotFoundError):
+                    (prefix / name).rename(new / f"old-{name}")
                 (new / name).rename(prefix / name)
         finally:
             shutil.rmtree(new, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.metadata
 import json
 import os
@@ -312,6 +313,30 @@ def test_an_installed_agent_that_others_can_change_is_used_by_nobody(user, insta
     # … and were it started all the same, not by itself.
     first = start(user, *privilege.agent_command(privilege.SYSTEM_PYTHON, installed / "agent"))
     assert "refuses to run as root where others can change it" in first["failed"]["what"]
+
+
+@needs_sudo
+def test_where_the_disk_is_full_the_agent_that_was_installed_stays(installed, monkeypatch):
+    def contents():
+        return {path: path.read_bytes() for path in installed.rglob("*") if path.is_file()}
+
+    (installed / "agent" / "proc.py").write_text("# of an earlier version\n")
+    before = contents()
+    copy = install._copy
+
+    def full(source, target):
+        if source.name == "bpf":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        copy(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(install, "_copy", full)
+        with pytest.raises(install.InstallError, match="No space left on device"):
+            install.install(installed)
+    assert contents() == before
+    install.install(installed)
+    assert privilege.is_usable(installed)
+    assert sorted(path.name for path in installed.iterdir()) == ["agent", "bpf"]
 
 
 @needs_sudo
