@@ -15,13 +15,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 GUARDIAN_GRACE = 1.0  # seconds between SIGTERM and SIGKILL when pytest is already gone
 KILL_PATIENCE = 2.0  # seconds for the kernel to carry out a SIGKILL
 
 READY = b"ready\n"  # what the guardian says when it watches
+
+# In a service's environment, with a value of its own: what is left of it in a session of its own when its
+# parent is gone, as a daemon is, is known by nothing else.
+MARK = "PYTEST_NETPOLL_SERVICE"
 
 
 class Stat(NamedTuple):
@@ -44,18 +48,20 @@ def stat(pid: int) -> Stat | None:
     return Stat(fields[0].decode(), int(fields[1]), int(fields[3]), int(fields[19]))
 
 
-def family(known: Mapping[int, int]) -> dict[int, int]:
+def family(known: Mapping[int, int], marks: Collection[str] = ()) -> dict[int, int]:
     """The living processes that belong to `known`; both are {pid: start time}.
 
-    These are the known processes, all their descendants, and all of the sessions they lead: a
-    child stays in the session when its parent dies. A number that the kernel gave to another
-    process since (the start time differs) counts for nothing.
+    These are the known processes, all of the sessions they lead (a child stays in the session when its
+    parent dies), all that have one of the marks in their environment, and all descendants of these. A number
+    that the kernel gave to another process since (the start time differs) counts for nothing.
     """
     # Called every few ms: Path objects for all of /proc would be most of its cost.
     pids = (int(name) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208
     table = {pid: entry for pid in pids if (entry := stat(pid))}
     reused = {pid for pid, start in known.items() if pid in table and table[pid].start != start}
     roots = known.keys() - reused
+    wanted, oldest = [mark.encode() for mark in marks], min(known.values(), default=0)
+    roots |= {pid for pid, entry in table.items() if entry.start >= oldest and _bears(pid, wanted)}
     children: dict[int, list[int]] = {}
     for pid, entry in table.items():
         children.setdefault(entry.parent, []).append(pid)
@@ -69,15 +75,24 @@ def family(known: Mapping[int, int]) -> dict[int, int]:
     return {pid: table[pid].start for pid in found if table[pid].state not in "ZX"}
 
 
-def end(leaders: Mapping[int, int], grace: float) -> set[int]:
-    """End the families of `leaders` ({pid: start time}, session leaders).
+def _bears(pid: int, marks: Sequence[bytes]) -> bool:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            environment = file.read() if marks else b""
+    except OSError:  # another user's
+        return False
+    return any(mark in environment for mark in marks)
+
+
+def end(leaders: Mapping[int, int], grace: float, marks: Collection[str] = ()) -> set[int]:
+    """End the families of `leaders` ({pid: start time}, session leaders) and of what bears their marks.
 
     SIGTERM to all, then SIGKILL to those left after `grace` seconds. Returns the pids that even
     SIGKILL did not end: another user's, or stuck in the kernel.
     """
     known = dict(leaders)
     for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, KILL_PATIENCE)):
-        alive = family(known)
+        alive = family(known, marks)
         # Once only: what a service starts in order to shut down cleanly must not be hit by it.
         _send(number, leaders, alive)
         deadline = time.monotonic() + patience
@@ -89,7 +104,7 @@ def end(leaders: Mapping[int, int], grace: float) -> set[int]:
             delay = min(delay * 1.5, 0.05)
             # Remembered, for a descendant in a session of its own is lost with its parent.
             known |= alive
-            alive = family(known)
+            alive = family(known, marks)
             if number == signal.SIGKILL:
                 _send(number, leaders, alive)
         if not alive:
@@ -123,7 +138,7 @@ class Guardian:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        self._leaders: dict[int, int] = {}
+        self._leaders: dict[int, tuple[int, str]] = {}
 
     def start(self) -> None:
         """Returns when it watches; called before what it is to end is started. Raises NoGuardian."""
@@ -131,15 +146,15 @@ class Guardian:
             return
         self._process = _start_guardian()
         # Those of one that somebody killed are the next one's.
-        text = "".join(f"+{pid} {start}\n" for pid, start in self._leaders.items())
+        text = "".join(f"+{pid} {start} {mark}\n" for pid, (start, mark) in self._leaders.items())
         if not self._write(text):
             raise NoGuardian("it was killed at once")
 
-    def add(self, pid: int, start: int) -> None:
+    def add(self, pid: int, start: int, mark: str) -> None:
         """Raises NoGuardian: then nobody else will end it."""
-        self._leaders[pid] = start
+        self._leaders[pid] = start, mark
         try:
-            self._tell(f"+{pid} {start}\n")
+            self._tell(f"+{pid} {start} {mark}\n")
         except NoGuardian:
             del self._leaders[pid]
             raise
@@ -212,6 +227,7 @@ def main() -> None:
         poller.register(os.pidfd_open(int(sys.argv[1])), select.POLLIN)
     os.write(1, READY)
     leaders: dict[int, int] = {}
+    marks: dict[int, str] = {}
     rest = b""
     while 0 in dict(poller.poll()):
         data = os.read(0, 4096)
@@ -220,11 +236,12 @@ def main() -> None:
         *lines, rest = (rest + data).split(b"\n")
         for line in lines:
             if line.startswith(b"+"):
-                pid, start = line[1:].split()
-                leaders[int(pid)] = int(start)
+                pid, start, mark = line[1:].split()
+                leaders[int(pid)], marks[int(pid)] = int(start), mark.decode()
             else:
                 leaders.pop(int(line[1:]), None)
-    end(leaders, GUARDIAN_GRACE)
+                marks.pop(int(line[1:]), None)
+    end(leaders, GUARDIAN_GRACE, marks.values())
 
 
 if __name__ == "__main__":

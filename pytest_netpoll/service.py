@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shlex
 import signal
 import socket
@@ -51,6 +52,7 @@ class Service:
         self._popen: subprocess.Popen[bytes] | None = None
         self._process: psutil.Process | None = None
         self._leader: dict[int, int] = {}
+        self._mark = ""  # of the present run
         self._free_port = spec.port
         self._address: Address | None = None
         self._executable = ""
@@ -187,7 +189,7 @@ class Service:
         if self._stopped:
             return
         self._inspect()
-        survivors = set() if self.attached else guard.end(self._leader, STOP_GRACE)
+        survivors = set() if self.attached else guard.end(self._leader, STOP_GRACE, [self._mark])
         if not survivors:
             if self._popen is not None:
                 self._popen.wait()
@@ -285,11 +287,12 @@ class Service:
         if self._popen is not None:
             self._output.add(b"[started again by pytest-netpoll]\n")
         self._run_begin = self._output.size
+        self._mark = secrets.token_hex(8)
         pipe = Pipe(self._output)
         try:
             self._popen = subprocess.Popen(
                 argv,
-                env=env,
+                env=env | {guard.MARK: self._mark},
                 cwd=self._spec.cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=pipe.write_end,
@@ -310,10 +313,10 @@ class Service:
         assert stat is not None  # a child not waited for stays in /proc, at least as a zombie
         self._leader = {self._popen.pid: stat.start}
         try:
-            self._factory.guardian.add(self._popen.pid, stat.start)
+            self._factory.guardian.add(self._popen.pid, stat.start, self._mark)
             self._process = psutil.Process(self._popen.pid)
         except BaseException:  # Ctrl-C, too: nobody knows of it yet who would stop it
-            guard.end(self._leader, grace=0)
+            guard.end(self._leader, 0, [self._mark])
             self._popen.wait()
             raise
 

@@ -73,17 +73,32 @@ def test_children_that_ignore_sigterm_go_too(
 
 
 @pytest.mark.usefixtures("short_grace")
-def test_children_of_a_service_that_crashed_go_with_stop(
+@pytest.mark.parametrize("kind", ["fork_child", "fork_child_with_own_session"])
+def test_children_of_a_service_that_crashed_go_with_stop_and_no_others(
+    go_service: ServiceFactory, nasty: Nasty, ends: Ends, kind: str
+) -> None:
+    command = nasty(f"{kind}:ignore_sigterm+environment:UP+sleep", "sleep")
+    servers = [go_service(command=command, ready=re.compile("UP=")) for _ in range(2)]
+    children = [_child_of(server) for server in servers]
+    for server in servers:
+        os.kill(server.pid, signal.SIGKILL)
+        assert ends(server.pid)
+    for server, child in zip(servers, children, strict=True):
+        assert psutil.pid_exists(child)
+        server.stop()
+        assert ends(child, seconds=0.5)
+
+
+@pytest.mark.usefixtures("short_grace")
+def test_a_command_that_becomes_a_daemon_is_no_service_and_leaves_nothing(
     go_service: ServiceFactory, nasty: Nasty, ends: Ends
 ) -> None:
-    command = nasty("fork_child:ignore_sigterm+environment:UP+sleep", "sleep")
-    server = go_service(command=command, ready=re.compile("UP="))
-    child = _child_of(server)
-    os.kill(server.pid, signal.SIGKILL)
-    assert ends(server.pid)
-    assert psutil.pid_exists(child)
-    server.stop()
-    assert ends(child, seconds=0.5)
+    command = nasty("fork_child_with_own_session:ignore_sigterm+sleep")
+    with pytest.raises(ServiceError, match="ended before it was ready: exit status 0") as raised:
+        go_service(command=command)
+    found = re.search(r"child (\d+)", str(raised.value))
+    assert found is not None, raised.value
+    assert ends(int(found[1]), seconds=0.5)
 
 
 def test_a_pid_that_was_given_to_another_process_is_left_alone(nasty: Nasty) -> None:
@@ -100,7 +115,7 @@ def test_all_are_stopped_though_one_refuses(
 ) -> None:
     first, second = (go_service(command=nasty("sleep"), ready=None) for _ in range(2))
     end = guard.end
-    monkeypatch.setattr(guard, "end", lambda leaders, grace: end(leaders, grace) or {*leaders} - {first.pid})
+    monkeypatch.setattr(guard, "end", lambda leaders, *rest: end(leaders, *rest) or {*leaders} - {first.pid})
     with pytest.raises(ServiceError, match=f"SIGKILL did not end {second.pid}"):
         go_service.stop_all()
     assert not first.running
@@ -119,6 +134,8 @@ from pytest_netpoll.service import ServiceFactory
 factory = ServiceFactory(rootdir=Path.cwd(), cache_dir=Path.cwd())
 server = factory(command=sys.argv[2:], ready=re.compile("UP="))
 child = re.search(r"child (\\d+)", server.log)[1]
+if sys.argv[1] == "crash":
+    os.kill(server.pid, 9)
 if sys.argv[1] == "fork" and os.fork() == 0:
     os.close(1)
     time.sleep(3600)
@@ -154,11 +171,13 @@ def launcher(nasty: Nasty, tmp_path: Path) -> Iterator[Launch]:
 
 
 @pytest.mark.parametrize("kind", ["fork_child", "fork_child_with_own_session"])
-def test_nothing_survives_a_killed_pytest(launcher: Launch, ends: Ends, kind: str) -> None:
-    process, pids = launcher("wait", kind)
-    assert all(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids)
+@pytest.mark.parametrize("mode", ["wait", "crash"])
+def test_nothing_survives_a_killed_pytest(launcher: Launch, ends: Ends, mode: str, kind: str) -> None:
+    process, (server, *others) = launcher(mode, kind)
+    assert ends(server) if mode == "crash" else psutil.pid_exists(server)
+    assert all(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in others)
     process.kill()
-    assert ends(*pids, seconds=3)
+    assert ends(server, *others, seconds=3)
 
 
 def test_nothing_survives_a_pytest_that_forgot_to_stop(launcher: Launch, ends: Ends) -> None:
