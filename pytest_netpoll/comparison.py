@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from pytest_netpoll import units
 from pytest_netpoll.marker import MIN_WAKEUPS, Limits
 from pytest_netpoll.metrics import METRICS, Measurement, Metric, Value
 from pytest_netpoll.tolerance import Tolerance
@@ -75,8 +76,8 @@ class Regression:
         return self.tolerance.limit(self.baseline)
 
     def __str__(self) -> str:
-        measured, baseline = self._values()
         show = METRICS[self.metric].format
+        measured, baseline = units.show_apart(self.measured, self.baseline, show)
         again = f" (again {', '.join(map(show, self.again))})" if self.again else ""
         asked = self.tolerance.metric
         instead = "" if asked == self.metric else f" (too few wakeups for {asked})"
@@ -84,15 +85,6 @@ class Regression:
             f"{self.service}: {self.metric} {measured}{again} > {baseline} {self.tolerance.text} "
             f"of baseline {self.source}{instead}"
         )
-
-    def _values(self) -> tuple[str, str]:
-        """Both, with as many digits as it takes to tell them apart."""
-        show = METRICS[self.metric].format
-        for digits in (None, *range(2, 10)):
-            measured, baseline = show(self.measured, digits), show(self.baseline, digits)
-            if measured != baseline:
-                return measured, baseline
-        return repr(self.measured), repr(self.baseline)
 
 
 @dataclass(frozen=True)

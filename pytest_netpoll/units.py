@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from datetime import timedelta
 from fractions import Fraction
 from typing import Literal
@@ -128,6 +129,17 @@ def show(value: int | float | None, unit: Unit, digits: int | None = None) -> st
     if unit == "s":
         return f"{value:,.{2 if digits is None else digits}f} s"
     return _show_nanoseconds(value, digits)
+
+
+def show_apart(
+    one: int | float, other: int | float, show: Callable[[int | float, int | None], str]
+) -> tuple[str, str]:
+    """Both, with as many digits as it takes to tell them apart: not "5.0 % > max 5.0 %"."""
+    for digits in (None, *range(2, 10)):
+        shown = show(one, digits), show(other, digits)
+        if shown[0] != shown[1]:
+            return shown
+    return repr(one), repr(other)
 
 
 def _show_nanoseconds(value: int | float, digits: int | None) -> str:

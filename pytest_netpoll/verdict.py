@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pytest_netpoll import units
 from pytest_netpoll.marker import Kind, Limit, Limits
 from pytest_netpoll.metrics import METRICS, Measurement, spread
 
@@ -25,19 +26,11 @@ class Breach:
     detail: str = ""
 
     def __str__(self) -> str:
-        measured, limit = self._values()
+        show = METRICS[self.metric].format if self.metric in METRICS else _plain
+        measured, limit = units.show_apart(self.measured, self.limit, show)
         detail = f" ({self.detail})" if self.detail else ""
         sign = ">" if self.kind == "max" else "<"
         return f"{self.service}: {self.metric} {measured}{detail} {sign} {self.kind} {limit}"
-
-    def _values(self) -> tuple[str, str]:
-        """Both values, with as many digits as it takes to tell them apart: not "5.0 % > max 5.0 %"."""
-        show = METRICS[self.metric].format if self.metric in METRICS else _plain
-        for digits in (None, *range(2, 10)):
-            measured, limit = show(self.measured, digits), show(self.limit, digits)
-            if measured != limit:
-                return measured, limit
-        return repr(self.measured), repr(self.limit)
 
 
 def _plain(value: int | float | None, digits: int | None = None) -> str:

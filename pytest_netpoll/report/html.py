@@ -62,7 +62,7 @@ def render(environment: Mapping[str, Any], records: Iterable[TestRecord]) -> str
     ]
     library, library_hash = _library()
     script = (PAGE / "page.js").read_text(encoding="utf-8")
-    statuses = [html_table.status_of(test) for test in tests]
+    statuses = [words.status_of(test) for test in tests]
     return templates.get_template("page.html").render(
         written=datetime.datetime.now().astimezone(),
         counts={status: statuses.count(status) for status in html_table.STATUSES if status in statuses},

@@ -14,14 +14,6 @@ from pytest_netpoll.metrics import METRICS, Metric, Value, bucket_bounds
 from pytest_netpoll.report import html_table, words
 from pytest_netpoll.report.record import BreachRecord, RegressionRecord, ServiceRecord, TestRecord
 
-# Of one test under several toolchains: metric -> digits. Two of a second hide what one test costs.
-_SIDE_BY_SIDE = {
-    "spurious": None,
-    "polls_per_event": None,
-    "latency_p50": None,
-    "latency_p99": None,
-    "cpu_seconds": 3,
-}
 # px: how wide the strip is that a repeated test's runs are drawn on.
 STRIP = 120
 # Quarters of an octave: the kernel's buckets are so narrow that a few hundred wakeups look like noise.
@@ -111,13 +103,13 @@ def _siblings(tests: Iterable[TestRecord]) -> dict[str, list[_Sibling]]:
 def _sibling(number: int, test: TestRecord, service: ServiceRecord, with_requests: bool) -> _Sibling:
     numbers = [
         (words.COLUMNS[metric], words.show(service, metric, digits))
-        for metric, digits in _SIDE_BY_SIDE.items()
+        for metric, digits in words.SIDE_BY_SIDE.items()
     ]
     if with_requests:
         numbers.append(("req/s", units.show(test.get("requests_per_second"), "count")))
     # As the page itself makes it, with JavaScript's encodeURIComponent.
     link = urllib.parse.quote(words.one_line(test["nodeid"]), safe="!~*'()")
-    status = html_table.status_of(test)
+    status = words.status_of(test)
     return _Sibling(html_table.toolchain_of(test), number, link, service["name"], status, numbers)
 
 

@@ -30,14 +30,6 @@ _BASELINE: Mapping[str, tuple[str, str]] = {
 _REMARKABLE = ("regressed", "new")
 
 
-def status_of(record: TestRecord) -> str:
-    if words.expected(record):
-        return "xfailed"
-    # In report mode.
-    broken = bool(words.broken(record)) and record["outcome"] == "passed"
-    return "would fail" if broken else record["outcome"]
-
-
 def toolchain_of(record: TestRecord) -> str:
     """Of --netpoll-go; empty where the test is not of one of several."""
     return words.one_line(record.get("toolchain") or "")
@@ -72,7 +64,7 @@ class Filter(NamedTuple):
 
 def filters(tests: Sequence[TestRecord], toolchains: Sequence[str], baseline: str | None) -> list[Filter]:
     """Those between whose choices there is something to choose; the outcomes always."""
-    statuses = [status_of(test) for test in tests]
+    statuses = [words.status_of(test) for test in tests]
     compared = [_compared_with_baseline(test) for test in tests]
     labels = [toolchain_of(test) for test in tests]
     found = [
@@ -141,7 +133,7 @@ def row(number: int, record: TestRecord, own: Sequence[str]) -> Row:
     return Row(
         record["nodeid"],
         number,
-        status_of(record),
+        words.status_of(record),
         toolchain_of(record),
         baseline,
         _BASELINE[baseline][1] if baseline in _REMARKABLE else "",

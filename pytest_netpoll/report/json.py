@@ -41,12 +41,6 @@ def _dump(value: object) -> str:
     return json.dumps(value, allow_nan=False, ensure_ascii=False)
 
 
-def load(path: Path) -> Report:
-    """Read a report. NetpollError says what is wrong with the file, down to the field."""
-    what, fix = f"the netpoll report {path} could not be read", f"write it anew: pytest --netpoll-json={path}"
-    return cast("Report", read(path, {SCHEMA: Report}, what, fix))
-
-
 def read(path: Path, schemas: Mapping[str, Any], what: str, fix: str) -> dict[str, Any]:
     """Read a JSON file whose "schema" names its type, one of `schemas`. NetpollError(what, fix) if not."""
     try:

@@ -11,14 +11,6 @@ from pytest_netpoll.report.record import ComparisonRecord, ServiceRecord, TestRe
 from pytest_netpoll.report.terminal import MOST_OTHERS, layout, shorten
 
 _COMPARED = ("spurious", "polls_per_event", "latency_p99", "cpu_seconds")
-# metric -> digits: two of a second hide what one test costs.
-_SIDE_BY_SIDE = {
-    "spurious": None,
-    "polls_per_event": None,
-    "latency_p50": None,
-    "latency_p99": None,
-    "cpu_seconds": 3,
-}
 _SPREAD = ("spurious", "polls_per_event", "latency_p50", "latency_p99")
 _DROPPED_FIRST = ("CPU", "p50", "polls/ev", "p99")
 _OUTCOMES = {"passed": "passed", "regressed": "WORSE", "unmeasured": "unmeasured", "new": "no baseline"}
@@ -80,7 +72,7 @@ def toolchain_table(records: Sequence[TestRecord], width: int) -> str:
     rows = [row for group in groups.values() for row in group]
     columns = {
         words.COLUMNS[metric]: [words.show(service, metric, digits) for _, service in rows]
-        for metric, digits in _SIDE_BY_SIDE.items()
+        for metric, digits in words.SIDE_BY_SIDE.items()
     }
     rates = [record.get("requests_per_second") for record, _ in rows]
     if any(rate is not None for rate in rates):

@@ -24,7 +24,6 @@ _SERVICE_CELLS = 16
 _JOINER = "\u2060"
 _TEST_CELLS = 20  # what a test's name gets before less important columns do
 _DROPPED_FIRST = ("latency_p50", "cpu_seconds", "polls_per_event", "wakeups", "latency_p99")
-_VERDICTS = {"passed": "passed", "failed": "FAILED", "unmeasured": "unmeasured"}
 
 # The numbers of one service: a row's name, the metric it leads with, and its parts.
 _NUMBERS: tuple[tuple[str, str | None, Mapping[str, str]], ...] = (
@@ -170,12 +169,8 @@ def _width(heading: str, cells: Sequence[str]) -> int:
 
 
 def _verdict(record: TestRecord, service: ServiceRecord | None) -> str:
-    if words.expected(record):
-        return "xfailed"
-    outcome = words.outcome_of(record, service)
-    broken = service is not None and words.broken(record, service)
-    # In report mode.
-    return "would fail" if broken and outcome == "passed" else _VERDICTS[outcome]
+    status = words.status_of(record, service)
+    return "FAILED" if status == "failed" else status
 
 
 def failure_section(record: TestRecord, width: int) -> str:

@@ -28,6 +28,14 @@ COLUMNS: Mapping[str, str] = {
     "polls_per_event": "polls/ev",
     "cpu_seconds": "CPU",
 }
+# Of one test under several toolchains: metric -> digits. Two of a second hide what one test costs.
+SIDE_BY_SIDE: Mapping[str, int | None] = {
+    "spurious": None,
+    "polls_per_event": None,
+    "latency_p50": None,
+    "latency_p99": None,
+    "cpu_seconds": 3,
+}
 
 # Broken limits that offenders explain, with the offence that does.
 _EXPLAINED_BY = {
@@ -114,6 +122,17 @@ def outcome_of(record: TestRecord, service: ServiceRecord | None) -> Outcome:
     if broken(record, service):
         return "failed"
     return "passed" if trusted(service) else "unmeasured"
+
+
+def status_of(record: TestRecord, service: ServiceRecord | None = None) -> str:
+    """The outcome of a test, or of its row for one service, as people are told it.
+
+    "xfailed" where that was expected, "would fail" where report mode lets a broken limit pass.
+    """
+    if expected(record):
+        return "xfailed"
+    outcome = outcome_of(record, service)
+    return "would fail" if outcome == "passed" and broken(record, service) else outcome
 
 
 def show(service: ServiceRecord | None, metric: str, digits: int | None = None) -> str:
