@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 
 from pytest_netpoll.report.record import ServiceRecord, TestRecord
 
-_SYS_EXIT_COST = "a saturated service keeps 94 % of its throughput"
+_SYS_EXIT_COST = "a saturated service keeps 93 to 94 % of its throughput"
 _READY_COST = "about 0.6 µs a ready call"
 
 
