@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import psutil
 
-from .errors import ServiceError, UsageError
-from .listeners import listeners_of, network_namespace
-from .toolchain import QUIET_SECONDS, Say
+from pytest_netpoll.errors import ServiceError, UsageError
+from pytest_netpoll.listeners import listeners_of, network_namespace
+from pytest_netpoll.toolchain import QUIET_SECONDS, Say
 
 LOOK_AGAIN = 0.1  # seconds
 

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from . import guard
-from .errors import NetpollError, ServiceError, UsageError
-from .listeners import listeners_of, network_namespace, outer_address
-from .toolchain import QUIET_SECONDS, Say
+from pytest_netpoll import guard
+from pytest_netpoll.errors import NetpollError, ServiceError, UsageError
+from pytest_netpoll.listeners import listeners_of, network_namespace, outer_address
+from pytest_netpoll.toolchain import QUIET_SECONDS, Say
 
 if TYPE_CHECKING:
-    from .service import Service
+    from pytest_netpoll.service import Service
 
 Address = tuple[str, int]
 Ready = str | re.Pattern[str] | Callable[["Service"], bool] | None

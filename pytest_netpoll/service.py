@@ -14,13 +14,13 @@ from pathlib import Path
 
 import psutil
 
-from . import guard
-from .attach import by_name, by_port, find
-from .errors import NetpollError, ServiceError, UsageError
-from .gomaxprocs import gomaxprocs_of
-from .output import Output, Pipe
-from .readiness import LOOPBACK, Address, Ready, checked, find_listener, wait_until_ready
-from .spec import (
+from pytest_netpoll import guard
+from pytest_netpoll.attach import by_name, by_port, find
+from pytest_netpoll.errors import NetpollError, ServiceError, UsageError
+from pytest_netpoll.gomaxprocs import gomaxprocs_of
+from pytest_netpoll.output import Output, Pipe
+from pytest_netpoll.readiness import LOOPBACK, Address, Ready, checked, find_listener, wait_until_ready
+from pytest_netpoll.spec import (
     Argument,
     Spec,
     check_combination,
@@ -30,7 +30,7 @@ from .spec import (
     process_name,
     words,
 )
-from .toolchain import Builder, GoTool, Say, go_version_of, package_name
+from pytest_netpoll.toolchain import Builder, GoTool, Say, go_version_of, package_name
 
 STOP_GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 PORT_RETRIES = 3  # other ports tried when a stranger was faster on the free one

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from .errors import UsageError
-from .readiness import Ready
+from pytest_netpoll.errors import UsageError
+from pytest_netpoll.readiness import Ready
 
 # What says that the process runs already.
 ATTACHED = ("pid", "port", "process")

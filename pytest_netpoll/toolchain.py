@@ -19,9 +19,9 @@ from typing import Literal
 
 from elftools.elf.elffile import ELFFile
 
-from . import guard
-from .elf import key_of, read_elf
-from .errors import ServiceError
+from pytest_netpoll import guard
+from pytest_netpoll.elf import key_of, read_elf
+from pytest_netpoll.errors import ServiceError
 
 Say = Callable[[str], None]
 
