@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 GUARDIAN_GRACE = 1.0  # seconds between SIGTERM and SIGKILL when pytest is already gone
@@ -60,7 +60,8 @@ def family(known: Mapping[int, int], marks: Collection[str] = ()) -> dict[int, i
     table = {pid: entry for pid in pids if (entry := stat(pid))}
     reused = {pid for pid, start in known.items() if pid in table and table[pid].start != start}
     roots = known.keys() - reused
-    wanted, oldest = [mark.encode() for mark in marks], min(known.values(), default=0)
+    # In full: part of a variable, or an empty mark, is no reason to end a stranger.
+    wanted, oldest = {f"{MARK}={mark}".encode() for mark in marks if mark}, min(known.values(), default=0)
     roots |= {pid for pid, entry in table.items() if entry.start >= oldest and _bears(pid, wanted)}
     children: dict[int, list[int]] = {}
     for pid, entry in table.items():
@@ -75,13 +76,12 @@ def family(known: Mapping[int, int], marks: Collection[str] = ()) -> dict[int, i
     return {pid: table[pid].start for pid in found if table[pid].state not in "ZX"}
 
 
-def _bears(pid: int, marks: Sequence[bytes]) -> bool:
+def _bears(pid: int, marks: Collection[bytes]) -> bool:
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
-            environment = file.read() if marks else b""
+            return bool(marks) and any(variable in marks for variable in file.read().split(b"\0"))
     except OSError:  # another user's
         return False
-    return any(mark in environment for mark in marks)
 
 
 def end(leaders: Mapping[int, int], grace: float, marks: Collection[str] = ()) -> set[int]:

@@ -202,6 +202,10 @@ def test_ctrl_c_does_not_reach_services_or_the_guardian(launcher: Launch) -> Non
     assert all(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids)
 
 
+def test_a_service_without_a_mark_has_no_family_among_strangers() -> None:
+    assert guard.family({}, [""]) == {}
+
+
 def test_a_guardian_that_was_killed_is_replaced(go_service: ServiceFactory, nasty: Nasty) -> None:
     go_service(command=nasty("sleep"), ready=None)
     first = go_service.guardian._process
