@@ -1,17 +1,10 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
  * What the probe and the agent share: sizes, and the layout of every map value.
- * The agent reads the structs as BCC describes them, and passes the sizes as -D.
+ * The agent reads the structs as BCC describes them, and passes MAX_PROCESSES and MAX_FDS as -D.
  */
 #ifndef NETPOLL_H
 #define NETPOLL_H
-
-#ifndef MAX_PROCESSES
-#define MAX_PROCESSES 32
-#endif
-#ifndef MAX_FDS
-#define MAX_FDS 16384
-#endif
 
 /* Direct-mapped by the low bits of the tgid: an array lookup is inlined by the JIT, and this one is
  * paid by every syscall of the whole machine. Two watched tgids that share a home are refused. */

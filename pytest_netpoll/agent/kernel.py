@@ -61,7 +61,6 @@ class Kernel:
         self.follows_children = tasks is not None
         self.typed = False  # whether sys_exit's arguments are
         self._translator = None
-        started = time.monotonic()
         # Before 5.11 maps are charged to this limit, and the default is far too small.
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -87,7 +86,6 @@ class Kernel:
         self._fill(table(b"roles"), table(b"layouts"), name)
         if not namespaces.in_initial_pids():
             self._translator = namespaces.Translator(self.bpf)
-        self.seconds = time.monotonic() - started
 
     def _load(self, sources, flags, tracepoint):
         """Attaches everything at once: it does nothing while nobody is watched.

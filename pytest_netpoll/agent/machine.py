@@ -53,7 +53,7 @@ ROLES = {
     "epoll_ctl": CTL,
 }
 
-# Raw (fd-less) syscalls of a machine are simply absent from its table: arm64 has no epoll_wait.
+# What a machine does not have is not in its table: arm64 has no epoll_wait.
 NUMBERS = {
     "x86_64": {
         "read": 0,

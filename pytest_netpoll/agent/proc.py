@@ -18,22 +18,6 @@ def alive(pid):
         return False
 
 
-def start_time(pid):
-    """Clock ticks since boot at which the process started: tells a reused pid."""
-    try:
-        with open("/proc/%d/stat" % pid) as f:
-            return int(f.read().rpartition(")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
-        return None
-
-
-def owner(pid):
-    try:
-        return os.stat("/proc/%d" % pid).st_uid
-    except OSError:
-        return None
-
-
 def executable(pid):
     try:
         return os.readlink("/proc/%d/exe" % pid)

@@ -76,10 +76,6 @@ class Windows:
     def any_open(self):
         return bool(self._open)
 
-    @property
-    def epoch(self):
-        return self._epoch
-
     def open(self, slots):
         self._cut(slots)
         number = self._next
