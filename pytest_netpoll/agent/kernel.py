@@ -111,16 +111,18 @@ class Kernel:
 
     def _load_typed(self, text, flags, tracepoint):
         self.bpf = self._bcc.BPF(text=text, cflags=[*flags, "-DTYPED_ARGS"])
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.bpf.cleanup)
             self._load_uprobes()
-            entry, drain = (
-                tracing.load(name, self.bpf.dump_func(name), tracepoint) for name in (AT_SYS_EXIT, DRAIN)
-            )
+            programs = []
+            for name in (AT_SYS_EXIT, DRAIN):
+                programs.append(tracing.load(name, self.bpf.dump_func(name), tracepoint))
+                # Each keeps all the maps in the kernel, beside those that are made next.
+                undo.callback(os.close, programs[-1])
+            entry, drain = programs
             self._continue_with(drain)
             self._link = tracing.attach(entry)
-        except Exception:
-            self.bpf.cleanup()
-            raise
+            undo.pop_all()
         self.typed = True
 
     def _load_untyped(self, text, flags):

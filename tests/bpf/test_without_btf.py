@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from pytest_netpoll import privilege
 
 PINGS = 200
+RAW_TRACEPOINT, TRACING = "17", "26"  # of enum bpf_prog_type; the latter has typed arguments
 
 BLIND = {"btf.py": "def kernels(path=None): return Types(_NOTHING)"}
 REFUSED = {"tracing.py": "def attach(program): raise OSError(22, 'Invalid argument')"}
@@ -57,6 +59,19 @@ def test_wakeups_are_counted_the_same_and_the_line_is_named(
     for offender in m.offenders:
         assert offender["fd_type"] == kind
         assert offender["stack"][0]["function"] == "services/kit.Echo"
+
+
+def test_what_was_loaded_in_vain_is_gone_and_its_maps_with_it(lacking):
+    meter = lacking(REFUSED)
+    meter.close(meter.open(), [])
+    assert meter.environment["typed"] is False
+    kinds = {
+        kind
+        for path in Path(f"/proc/{meter.agent_pid}/fdinfo").iterdir()
+        for kind in re.findall(r"^prog_type:\s*(\d+)", path.read_text(), re.M)
+    }
+    assert RAW_TRACEPOINT in kinds, "the one in place of it"
+    assert TRACING not in kinds
 
 
 @pytest.mark.skipif(not Path("/sys/kernel/btf/vmlinux").exists(), reason="this kernel has no BTF")
