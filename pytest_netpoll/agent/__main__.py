@@ -26,8 +26,6 @@ PROTOCOL = 2
 UNVERIFIED = "--unverified"
 HERE = os.path.dirname(os.path.abspath(__file__))
 MAX_SETTLE_MS = 1000
-WAIT_BYTES = 40  # one struct wait of bpf/netpoll.h
-MAX_TABLE_BYTES = 1 << 30  # kernel memory that a user other than root may take
 
 
 class BadMessage(Exception):
@@ -419,15 +417,15 @@ def load(user, timers, max_processes, max_fds, uprobes):
     problem = privileges.why_not()
     if problem is not None:
         raise Unable(*problem)
-    if not user.is_root and 2 * max_processes * max_fds * WAIT_BYTES > MAX_TABLE_BYTES:
-        raise Unable(
-            "%d processes of %d descriptors take more than 1 GiB of kernel memory" % (max_processes, max_fds),
-            "lower --netpoll-max-processes or --netpoll-max-fds, or run pytest as root",
-        )
     bcc = import_bcc()
+    import footprint
     import hangup
     import kernel
 
+    if not user.is_root:
+        problem = footprint.too_large(max_processes, max_fds, len(bcc.utils.get_possible_cpus()))
+        if problem is not None:
+            raise Unable(*problem)
     try:
         # A second on an idle machine, many on a busy one; whoever started us may be killed meanwhile.
         with hangup.ends_with(sys.stdin.fileno()):

@@ -399,6 +399,11 @@ def test_what_a_user_asks_of_the_agent_is_checked(user, installed):
             {"do": "load", "max_processes": 4000, "max_fds": 1 << 30, "uprobes": 0},
             "more than 1 GiB of kernel memory",
         ),
+        # 0.98 GB of descriptors, and the counters of so many processes.
+        (
+            {"do": "load", "max_processes": 4095, "max_fds": 3000, "uprobes": 0},
+            "more than 1 GiB of kernel memory",
+        ),
         ({"do": "load", "max_processes": "4"}, "load needs max_processes, a whole number"),
     ):
         assert complaint in start(user, *agent, message=message)["failed"]["what"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -23,15 +25,17 @@ pytestmark = pytest.mark.bpf
 
 SIZES = {"max_processes": 4, "max_fds": 64, "uprobes": 0}
 
+HASH, PERCPU_ARRAY, QUEUE = 1, 6, 22  # of enum bpf_map_type
+
 
 def command() -> list[str]:
     return privilege.command(None, "auto")
 
 
 @contextlib.contextmanager
-def running() -> Iterator[subprocess.Popen[str]]:
+def running(**sizes: int) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert "ready" in ask(process, json.dumps({"id": 0, "do": "load", **SIZES}))
+        assert "ready" in ask(process, json.dumps({"id": 0, "do": "load", **SIZES, **sizes}))
         yield process
         process.kill()
 
@@ -140,6 +144,41 @@ def test_windows_do_not_grow_it(agent):
             before = {"fds": process.num_fds(), "rss": process.memory_info().rss}
     assert process.num_fds() == before["fds"]
     assert process.memory_info().rss < before["rss"] + (2 << 20)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="looks into an agent that is root's")
+def test_the_kernel_memory_that_it_reckons_with_is_what_its_maps_take(monkeypatch):
+    """More where there are more processes, and on more CPUs: of those that there may be, not that there are."""
+    monkeypatch.syspath_prepend(str(privilege.AGENT))
+    footprint = importlib.import_module("footprint")
+    sizes = {"max_processes": 516, "max_fds": 32}
+    with running() as few, running(**sizes) as many:
+        for cpus in (possible_cpus(), 100):
+            a, b = bytes_of_maps(few.pid, cpus), bytes_of_maps(many.pid, cpus)
+            reckoned = footprint.size(4, 64, cpus), footprint.size(**sizes, cpus=cpus)
+            assert b - a == reckoned[1] - reckoned[0]
+            assert 0.8 * reckoned[0] < a < reckoned[0]
+
+
+def possible_cpus() -> int:
+    *_, last = Path("/sys/devices/system/cpu/possible").read_text().strip().replace("-", ",").split(",")
+    return int(last) + 1
+
+
+def bytes_of_maps(pid: int, cpus: int) -> int:
+    """What they hold; of hashes with what the kernel adds to an entry, about."""
+    total = 0
+    for path in Path(f"/proc/{pid}/fdinfo").iterdir():
+        fields = dict(re.findall(r"^(\w+):\s*(\w+)", path.read_text(), re.M))
+        if "map_id" in fields:
+            each = -(-int(fields["value_size"]) // 8) * 8
+            kind = int(fields["map_type"])
+            if kind == HASH:
+                each += int(fields["key_size"]) + 48
+            elif kind == QUEUE:
+                each = int(fields["value_size"])
+            total += int(fields["max_entries"]) * each * (cpus if kind == PERCPU_ARRAY else 1)
+    return total
 
 
 def test_an_agent_that_hangs_is_given_up_after_its_deadline(monkeypatch):

@@ -1,0 +1,31 @@
+"""How much kernel memory the maps of bpf/netpoll.c take, which an ordinary user may not have without end."""
+
+from windows import BANKS
+
+MOST = 1 << 30  # bytes, for a user other than root
+
+# Bytes of each struct of bpf/netpoll.h.
+WAIT = 40
+TARGET = 152
+HISTOGRAM = 2368
+COUNTERS = 200
+SLOWEST = 776
+SLOT = 4  # in the queue of free ones
+OTHERS = 12 << 20  # maps that are always as large, most of it stacks
+
+
+def size(max_processes, max_fds, cpus):
+    """Bytes. cpus: those that there may ever be; some maps have everything once for each."""
+    bank = HISTOGRAM + cpus * (COUNTERS + SLOWEST)
+    return OTHERS + max_processes * (BANKS * bank + 2 * max_fds * WAIT + TARGET + SLOT)
+
+
+def too_large(max_processes, max_fds, cpus):
+    """(why that is too much for an ordinary user, what mends it), or None."""
+    if size(max_processes, max_fds, cpus) <= MOST:
+        return None
+    return (
+        "%d processes of %d descriptors take more than 1 GiB of kernel memory on a machine of %d CPUs"
+        % (max_processes, max_fds, cpus),
+        "lower --netpoll-max-processes or --netpoll-max-fds, or run pytest as root",
+    )
