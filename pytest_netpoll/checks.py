@@ -116,14 +116,19 @@ def privileges() -> Finding:
     names = ", ".join(f"CAP_{name}" for name in sorted(held)) or "no capability for BPF"
     if uid != 0:
         return Finding("ok", f"uid {uid}, {names}: the agent is started through sudo")
-    missing = [name for name in ("BPF", "PERFMON", "SYS_PTRACE") if name not in held]
-    if "SYS_ADMIN" in held:
-        missing = [name for name in missing if name == "SYS_PTRACE"]
-    if missing:
+    missing = [name for name in ("BPF", "PERFMON") if name not in held]
+    if missing and "SYS_ADMIN" not in held:
         return Finding(
             "fail",
             f"root without {', '.join(f'CAP_{name}' for name in missing)}, as in a container",
             f"docker run {' '.join(f'--cap-add {name}' for name in missing)} …",
+        )
+    if "SYS_PTRACE" not in held:
+        return Finding(
+            "warn",
+            f"root, {names}, without CAP_SYS_PTRACE, as in a container: processes that have more "
+            "capabilities than the agent cannot be looked into",
+            "docker run --cap-add SYS_PTRACE …, where there are such",
         )
     return Finding("ok", f"root, {names}")
 

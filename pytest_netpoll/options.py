@@ -256,7 +256,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
 
 
 # Of the table: what `python -m pytest_netpoll` takes, too.
-AGENT_OPTIONS = ("goready", "sudo", "max_fds", "max_processes", "python")
+AGENT_OPTIONS = ("goready", "sudo", "max_fds", "max_processes", "python", "agent")
 
 
 def add_options(parser: pytest.Parser) -> None:

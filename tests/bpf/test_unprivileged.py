@@ -226,6 +226,15 @@ def test_the_installed_agent_measures_and_keeps_what_uprobes_take(
 
 
 @needs_sudo
+def test_the_doctor_finds_an_agent_that_is_installed_elsewhere(user, installed):
+    command = [user.python, "-m", "pytest_netpoll", "doctor", "--json", f"--netpoll-agent={installed}"]
+    run = user.run(*command, env={**user.environment, "PATH": "/usr/bin:/bin"})
+    findings = {check["name"]: check for check in json.loads(run.stdout)["checks"]}
+    assert findings["agent"]["status"] == "ok", findings
+    assert run.returncode == 0, findings
+
+
+@needs_sudo
 def test_a_killed_pytest_takes_the_agent_behind_sudo_with_it(user, installed):
     source = "def test_it(echo, netpoll):\n    with netpoll.measure():\n"
     source += "        Path('running').touch(); time.sleep(60)\n"
@@ -453,31 +462,27 @@ DOCKER = """
 """
 
 
-@pytest.mark.parametrize("added", [("bpf", "perfmon"), ()])
-def test_root_in_a_container_needs_two_capabilities_added(user, tmp_path, added):
-    """Root with Docker's own capabilities in pid, network and mount namespaces, and what --cap-add adds."""
-    write(tmp_path, MEASURED, echo=f"{user.home}/echo")
+def in_container(directory, *arguments, added=(), env=None):
+    """Our Python run by root with Docker's own capabilities and those that --cap-add adds, in pid, network and
+    mount namespaces."""
     bounds = ",".join(["-all", *(f"+{name}" for name in (*DOCKER.split(), *added))])
-    inside = ["setpriv", f"--bounding-set={bounds}", sys.executable, "-m", "pytest", "-q"]
-    inside += ["-p", "no:cacheprovider", "--netpoll-json=report.json"]
-    wall = [
-        "unshare",
-        "--pid",
-        "--fork",
-        "--mount-proc",
-        "--net",
-        "sh",
-        "-c",
-        'ip link set lo up; exec "$@"',
-        "sh",
-    ]
-    run = subprocess.run(
-        [*wall, *inside],
-        cwd=tmp_path,
+    wall = ["unshare", "--pid", "--fork", "--mount-proc", "--net"]
+    wall += ["sh", "-c", 'ip link set lo up; exec "$@"', "sh", "setpriv", f"--bounding-set={bounds}"]
+    return subprocess.run(
+        [*wall, sys.executable, "-m", *arguments],
+        cwd=directory,
+        env={**os.environ, **(env or {})},
         capture_output=True,
         text=True,
         timeout=120,
     )
+
+
+@pytest.mark.parametrize("added", [("bpf", "perfmon"), ()])
+def test_root_in_a_container_needs_two_capabilities_added(user, tmp_path, added):
+    write(tmp_path, MEASURED, echo=f"{user.home}/echo")
+    options = ["-q", "-p", "no:cacheprovider", "--netpoll-json=report.json"]
+    run = in_container(tmp_path, "pytest", *options, added=added)
     (test,) = json.loads((tmp_path / "report.json").read_text())["tests"]
     if added:
         assert run.returncode == 0, run.stdout
@@ -486,6 +491,18 @@ def test_root_in_a_container_needs_two_capabilities_added(user, tmp_path, added)
         assert run.returncode == 1
         assert "the agent lacks CAP_BPF and CAP_PERFMON" in test["reason"]
         assert "--cap-add BPF --cap-add PERFMON" in test["reason"]
+
+
+def test_the_doctor_finds_that_container_fit_for_measuring(newest_go, tmp_path):
+    path = f"{newest_go.go.parent}:{os.environ['PATH']}"
+    run = in_container(
+        tmp_path, "pytest_netpoll", "doctor", "--json", added=("bpf", "perfmon"), env={"PATH": path}
+    )
+    report = json.loads(run.stdout)
+    findings = {check["name"]: check for check in report["checks"]}
+    assert (run.returncode, report["works"], report["proven"]) == (0, True, True), run.stdout
+    assert findings["privileges"]["status"] == "warn"
+    assert "CAP_SYS_PTRACE" in findings["privileges"]["seen"]
 
 
 def test_a_pods_test_container_measures_the_service_of_another_one(user, tmp_path):
