@@ -72,8 +72,7 @@ class Probe:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
-                # Those of a sudo around pytest, where the agent's own would speak for whom it serves.
-                env={name: value for name, value in os.environ.items() if not name.startswith("SUDO_")},
+                env=_environment(),
                 # Ctrl-C in the terminal is for pytest, which then closes the agent's stdin.
                 start_new_session=True,
             )
@@ -269,6 +268,15 @@ class Probe:
             for line in stdout:
                 self._lines.put(line)
         self._lines.put(None)
+
+
+def _environment() -> dict[str, str]:
+    """What the agent, or its sudo, is started with."""
+    # Those of a sudo around pytest, where the agent's own would speak for whom it serves.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SUDO_")}
+    # That sudo asks for a password is to be read in what it says. Of the locale no more: sudo passes it on to the
+    # agent, who reads file names by it.
+    return kept | {"LANGUAGE": "C"}
 
 
 def _let_go(probe: weakref.ref[Probe]) -> None:

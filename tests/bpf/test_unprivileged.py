@@ -67,10 +67,10 @@ class User:
     def environment(self) -> dict[str, str]:
         return {"PATH": os.environ["PATH"], "HOME": str(self.home), "LANG": "C.UTF-8"}
 
-    def pytest(self, source: str, *options: str, capabilities: str = "") -> Any:
-        """Runs pytest on the source; (its result, {test: as in the JSON report})."""
+    def pytest(self, source: str, *options: str, **how: Any) -> Any:
+        """Runs pytest on the source, as `run` does; (its result, {test: as in the JSON report})."""
         write(self.home, source)
-        result = self.run(*self.pytest_command, *options, capabilities=capabilities)
+        result = self.run(*self.pytest_command, *options, **how)
         report = self.home / "report.json"
         assert "INTERNALERROR" not in result.stdout + result.stderr, result.stdout
         tests = json.loads(report.read_text())["tests"] if report.exists() else []
@@ -370,8 +370,10 @@ def test_without_an_installed_agent_a_user_with_full_sudo_measures(user):
 
 
 @needs_sudo
-def test_a_user_without_sudo_is_told_what_to_install(user):
-    result, tests = user.pytest(MEASURED, "--netpoll-agent=/nowhere")
+@pytest.mark.parametrize("language", ["en", "de"])  # without its translations sudo speaks English in any case
+def test_a_user_without_sudo_is_told_what_to_install(user, language):
+    environment = {**user.environment, "LANGUAGE": language}
+    result, tests = user.pytest(MEASURED, "--netpoll-agent=/nowhere", env=environment)
     assert result.returncode == 1
     assert "eBPF needs root: pytest is not root and sudo asks for a password" in tests["test_it"]["reason"]
     assert "install-agent --prefix /nowhere --sudoers" in tests["test_it"]["reason"]
