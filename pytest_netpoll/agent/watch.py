@@ -212,10 +212,12 @@ class Processes:
     def free(self, ended):
         """Frees the slots of these processes, which no window will ask for."""
         for process in ended:
-            # The kernel may have given the slot of one that never polled to another.
             if self._by_slot.get(process.slot) is not process:
                 continue
             self._drop(process)
+            # The kernel itself frees the slot of one that never polled, and may have given it to another.
+            if self._kernel.target(process.slot).tgid != process.tgid:
+                continue
             self._windows.wipe(process.slot)
             self._kernel.give_slot(process.slot)
 

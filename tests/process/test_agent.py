@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pytest_netpoll import privilege, probe
+from pytest_netpoll import checks, privilege, probe
 from pytest_netpoll.errors import UnmeasuredError
 
 pytestmark = pytest.mark.bpf
@@ -106,6 +106,28 @@ def test_a_process_that_does_not_run_is_refused(agent):
     gone.wait()
     answer = ask(agent, json.dumps({"id": 1, "do": "watch", "pid": gone.pid}))
     assert answer["error"] == {"what": f"process {gone.pid} does not run", "fix": None}
+
+
+@pytest.mark.skipif(not checks.BTF.exists(), reason="children are not followed")
+def test_children_that_ended_without_a_poll_leave_one_place_each(ends):
+    """The kernel has freed theirs by itself, which the agent has not looked at since."""
+    script = "read _; sleep 60 & sleep 60 & wait"
+    with running() as agent:
+        for _ in range(2):
+            with subprocess.Popen(
+                ["sh", "-c", script], stdin=subprocess.PIPE, start_new_session=True
+            ) as service:
+                ask(agent, json.dumps({"id": 1, "do": "watch", "pid": service.pid}))
+                service.stdin.write(b"\n")
+                service.stdin.flush()
+                while len(psutil.Process(service.pid).children()) < 2:
+                    time.sleep(0.005)
+                watched = ask(agent, '{"id": 2, "do": "programs"}')["ok"]["processes"]
+                assert len(watched) == 3
+                os.killpg(service.pid, signal.SIGKILL)
+                assert ends(*(process["pid"] for process in watched))
+            assert ask(agent, json.dumps({"id": 3, "do": "unwatch", "pid": service.pid}))["ok"] == {}
+            assert ask(agent, '{"id": 4, "do": "programs"}')["ok"] == {"processes": []}
 
 
 def test_it_ends_when_its_stdin_closes():
