@@ -274,8 +274,8 @@ def _environment() -> dict[str, str]:
     """What the agent, or its sudo, is started with."""
     # Those of a sudo around pytest, where the agent's own would speak for whom it serves.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SUDO_")}
-    # That sudo asks for a password is to be read in what it says. Of the locale no more: sudo passes it on to the
-    # agent, who reads file names by it.
+    # That sudo asks for a password is to be read in what it says. No more of the locale than that: sudo
+    # passes it on to the agent, who reads file names by it.
     return kept | {"LANGUAGE": "C"}
 
 

@@ -298,7 +298,9 @@ class Meter:
         if not processes:
             return f"service {service.name!r} was not watched when the window opened"
         proven = [p for p in processes if p["calibration"]["layout"]]
-        for process in proven:
+        go = [p for p in processes if _is_go(p)]
+        # What became another user's may be the service, where there is nobody else.
+        for process in proven or go or processes:
             if process["foreign"]:
                 return (
                     f"process {process['pid']} of the service became another user's, of whom pytest is told "
@@ -313,7 +315,6 @@ class Meter:
                     f"({_version(process)}) did not decode as pollDescs; a newer pytest-netpoll may know "
                     "them (pip install --upgrade pytest-netpoll)"
                 )
-        go = [p for p in processes if _is_go(p)]
         for process in processes:
             # One that cannot be looked into may be Go for all that is known.
             if process not in go and process["executable"] is not None:

@@ -31,7 +31,6 @@ class Process:
         self.program = None  # (device, inode)
         self.mappings = []
         self.since = time.monotonic_ns()
-        self.look()
         self.execs = 0
         self.exited = False
         self.epfd = -1
@@ -58,6 +57,12 @@ class Process:
         self.mappings = found or self.mappings
         self.program = proc.program(self.pid) or self.program
 
+    def disown(self):
+        """It became another user's: of what it runs and uses nothing more is told."""
+        self.foreign = True
+        self.executable = self.program = None
+        self.mappings = []
+
     def calibration(self):
         """JSON: what has been proven of the process's poller."""
         return {
@@ -71,9 +76,9 @@ class Process:
 
     def sample(self):
         """Takes stock of its CPU time and its threads. An ended one keeps what it used."""
-        if self.exited:
+        if self.exited or self.foreign:
             self.threads = self.running = 0
-            return  # its pid may be another's by now
+            return  # the pid of one that exited may be another's by now
         self.cpu = proc.cpu_time(self.pid) or self.cpu
         threads = proc.threads(self.pid)
         # Thread by thread: what one waited would be lost with its end, and the sum would shrink. A thread
@@ -123,14 +128,14 @@ class Processes:
     def watch(self, pid):
         """Watches the process and all its descendants. Raises Refused."""
         if not proc.alive(pid):
-            raise Refused("process %d does not run" % pid)
+            raise _does_not_run(pid)
         self.refresh()
         try:
             # The root first: what it forks from here on is followed in the kernel.
             self._admit(pid, pid)
             self._admit_descendants(pid)
         except Refused:
-            self.unwatch(pid)
+            self._undo(self.of(pid))
             raise
         for process in self.of(pid):
             self.calibrate(process)
@@ -143,7 +148,11 @@ class Processes:
             if not new:
                 return
             for child in new:
-                self._admit(child, root)
+                try:
+                    self._admit(child, root)
+                except Refused:
+                    if proc.alive(child):
+                        raise
             self.refresh()
 
     def adopt(self):
@@ -186,9 +195,9 @@ class Processes:
                 process = self._by_slot[slot] = Process(slot, target.tgid, pid, target.root)
             if target.execs != process.execs:
                 process.execs = target.execs
-                process.look()
                 known = False
-            process.exited = bool(target.exited)
+            # One that is unwatched in a window does not come back, though it runs.
+            process.exited = process.exited or bool(target.exited)
             process.epfd = target.epfd
             process.layout = self._named(target.layout)
             process.proven = target.proven
@@ -196,13 +205,29 @@ class Processes:
             if process.epfd < 0:
                 process.unproven = sum(candidate.unproven for candidate in target.candidates)
             process.unwatched = target.lost_children
-            if not known and not self._may_watch(process.pid) and proc.alive(process.pid):
+            if not known and not process.exited and not self._look(process) and proc.alive(process.pid):
                 self._kernel.evict(process.tgid)
-                process.foreign = True
+                process.disown()
             # Where children cannot be followed, nor exits seen, by the kernel.
             if not process.exited and not proc.alive(process.pid):
                 self._kernel.evict(process.tgid)
                 process.exited = True
+
+    def _look(self, process):
+        """Notes what it runs. Returns whether that is for the user to know.
+
+        Asked before and after: meanwhile it may exec, or its pid become another's.
+        """
+        if not self._may_watch(process.pid):
+            return False
+        process.look()
+        return self._may_watch(process.pid)
+
+    def _undo(self, processes):
+        """As if they had never been watched; no window that is open tells of them."""
+        for process in processes:
+            self._kernel.evict(process.tgid)
+        self.free(processes)
 
     def reap(self):
         """Frees the slots of processes that are gone, once no window can ask for them."""
@@ -270,9 +295,11 @@ class Processes:
         return found.layout is None
 
     def _admit(self, pid, root):
+        if not self._may_watch(pid):
+            raise _not_for_this_user(pid)
         tgid = self._kernel.tgid_of(pid)
         if not tgid:
-            raise Refused("process %d does not run" % pid)
+            raise _does_not_run(pid)
         home, _ = self._kernel.home(tgid)
         if home == tgid:
             self._refuse_a_second_root(pid, root)
@@ -294,13 +321,11 @@ class Processes:
         # Looked at only once the kernel would tell of an exec: pytest's child may be in the middle of
         # its own, with nothing mapped yet.
         self._kernel.settle(tgid, slot)
-        self._by_slot[slot] = Process(slot, tgid, pid, root)
+        process = self._by_slot[slot] = Process(slot, tgid, pid, root)
         # Asked of the process that is watched now: another one may have had the number before.
-        if not self._may_watch(pid):
-            raise Refused(
-                "process %d is not this user's, or runs with more rights than its user has" % pid,
-                "run pytest as root",
-            )
+        if not self._look(process):
+            self._undo([process])
+            raise _not_for_this_user(pid)
 
     def _refuse_a_second_root(self, pid, root):
         """A process counts for one service only."""
@@ -318,3 +343,16 @@ class Processes:
             if fields == tuple(layout)[1:]:
                 return layout
         return None
+
+
+def _not_for_this_user(pid):
+    if not proc.alive(pid):
+        return _does_not_run(pid)
+    return Refused(
+        "process %d is not this user's, or runs with more rights than its user has" % pid,
+        "run pytest as root",
+    )
+
+
+def _does_not_run(pid):
+    return Refused("process %d does not run" % pid)

@@ -25,6 +25,7 @@ from tests.waiting import patiently
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
+LAYOUT = ("allp", "runqsize", "number", "status", "schedtick", "runqhead")  # of the message "learn"
 REQUIRED = ("pytest", "pluggy", "iniconfig", "packaging", "pygments", "psutil", "pyelftools", "tabulate")
 
 pytestmark = pytest.mark.skipif(
@@ -420,6 +421,47 @@ def test_what_a_user_asks_of_the_agent_is_checked(user, installed):
         assert complaint in start(user, *agent, message=message)["failed"]["what"]
 
 
+@needs_sudo
+def test_in_a_window_too_nothing_is_told_of_others_and_their_place_is_free_at_once(user, installed):
+    if os.statvfs(user.home).f_flag & os.ST_NOSUID:
+        pytest.skip(f"{user.home} does not honour the setuid bit")
+    raised = user.home / "sleep"
+    shutil.copy(os.path.realpath(shutil.which("sleep")), raised)
+    raised.chmod(0o4755)
+    command = user.become("sh", "-c", f"{raised} 60 & wait")
+    with running(user, installed, max_processes=2) as ask, subprocess.Popen(command) as family:
+        try:
+            patiently(lambda: [p for p in psutil.Process(family.pid).children() if p.uids().effective == 0])
+            window = ask("open", ready_stacks=0, unclaimed=0)["ok"]["window"]
+            # Another one's, one's own with a child that is root's, and all places for one's own.
+            for pid in (1, family.pid):
+                assert "not this user's" in ask("watch", pid=pid)["error"]["what"]
+            assert ask("programs")["ok"] == {"processes": []}
+            assert ask("learn", pid=1, **dict.fromkeys(LAYOUT, 8))["error"]
+            with contextlib.ExitStack() as stack:
+                for _ in range(2):
+                    assert "ok" in ask("watch", pid=stack.enter_context(asleep(user)))
+                answer = ask("close", window=window, settle_ms=0)["ok"]
+            assert {"1", str(family.pid)}.isdisjoint(answer["services"])
+        finally:
+            for process in psutil.Process(family.pid).children():
+                process.kill()
+            raised.unlink()
+
+
+@needs_sudo
+def test_what_is_unwatched_in_a_window_is_gone_with_it(user, installed):
+    with running(user, installed, max_processes=1) as ask, asleep(user) as pid:
+        window = ask("open", ready_stacks=0, unclaimed=0)["ok"]["window"]
+        ask("watch", pid=pid)
+        ask("unwatch", pid=pid)
+        (process,) = ask("programs")["ok"]["processes"]
+        assert process["exited"]
+        ask("close", window=window, settle_ms=0)
+        assert ask("programs")["ok"] == {"processes": []}
+        assert "ok" in ask("watch", pid=pid)
+
+
 def test_ambient_capabilities_do_instead_of_root(user):
     source = MEASURED + "def test_agent(agent, netpoll):\n    with netpoll.measure(): pass\n"
     result, tests = user.pytest(source, "--netpoll-sudo=never", capabilities="+bpf,+perfmon")
@@ -465,8 +507,7 @@ DOCKER = """
 
 
 def in_container(directory, *arguments, added=(), env=None):
-    """Our Python run by root with Docker's own capabilities and those that --cap-add adds, in pid, network and
-    mount namespaces."""
+    """Our Python run by root with Docker's own capabilities and what --cap-add adds, in its namespaces."""
     bounds = ",".join(["-all", *(f"+{name}" for name in (*DOCKER.split(), *added))])
     wall = ["unshare", "--pid", "--fork", "--mount-proc", "--net"]
     wall += ["sh", "-c", 'ip link set lo up; exec "$@"', "sh", "setpriv", f"--bounding-set={bounds}"]
@@ -557,6 +598,37 @@ def start(user, *agent, message=None):
     """The first answer of an agent that the user starts through sudo."""
     run = user.run("sudo", "-n", "--", *agent, input=load(message))
     return json.loads(run.stdout.splitlines()[0])
+
+
+@contextlib.contextmanager
+def running(user, installed, **sizes):
+    """ask("watch", pid=1) is what the installed agent answers the user."""
+    agent = privilege.agent_command(privilege.SYSTEM_PYTHON, installed / "agent")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = user.become("sudo", "-n", "--", *agent)
+    with subprocess.Popen(command, cwd=user.home, env=user.environment, **pipes) as process:
+
+        def ask(do, **arguments):
+            process.stdin.write(json.dumps({"id": 1, "do": do, **arguments}) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        try:
+            assert "ready" in ask("load", **{"max_processes": 4, "max_fds": 64, "uprobes": 0, **sizes})
+            yield ask
+        finally:
+            process.stdin.close()
+
+
+@contextlib.contextmanager
+def asleep(user):
+    """The pid of a process of the user's."""
+    with subprocess.Popen(user.become("sleep", "60")) as process:
+        try:
+            patiently(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n")
+            yield process.pid
+        finally:
+            process.kill()
 
 
 def agents(prefix):

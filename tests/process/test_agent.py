@@ -170,7 +170,7 @@ def test_windows_do_not_grow_it(agent):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="looks into an agent that is root's")
 def test_the_kernel_memory_that_it_reckons_with_is_what_its_maps_take(monkeypatch):
-    """More where there are more processes, and on more CPUs: of those that there may be, not that there are."""
+    """More where there are more processes, and on more CPUs, of those that there may ever be."""
     monkeypatch.syspath_prepend(str(privilege.AGENT))
     footprint = importlib.import_module("footprint")
     sizes = {"max_processes": 516, "max_fds": 32}
