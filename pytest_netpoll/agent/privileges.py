@@ -59,12 +59,13 @@ def why_not():
 def owns(user, pid):
     """Whether the process is wholly the user's: what ptrace(2) would ask for, but no capability may replace.
 
-    One that runs, or ran, with more rights than its user's is not: its directory in /proc is root's.
+    One that runs, or ran, with more rights than its user's is not: its files in /proc are root's, though the
+    directory is not.
     """
     try:
         with open("/proc/%d/status" % pid) as f:
             line = next(line for line in f if line.startswith("Uid:"))
-        return {*map(int, line.split()[1:]), os.stat("/proc/%d" % pid).st_uid} == {user.uid}
+            return {*map(int, line.split()[1:]), os.fstat(f.fileno()).st_uid} == {user.uid}
     except (OSError, StopIteration):
         return False
 

@@ -274,6 +274,19 @@ def test_another_users_process_is_refused(user, installed, uid):
 
 
 @needs_sudo
+def test_a_process_that_was_root_before_it_was_the_users_is_refused(user, installed):
+    """It may remember what only root may know."""
+    become = f"import os, time; os.setresuid({user.uid}, {user.uid}, {user.uid}); print('x'); time.sleep(60)"
+    command = ["/usr/bin/python3", "-u", "-c", become]
+    with running(user, installed) as ask, subprocess.Popen(command, stdout=subprocess.PIPE) as was_root:
+        was_root.stdout.read(1)
+        assert set(psutil.Process(was_root.pid).uids()) == {user.uid}
+        answer = ask("watch", pid=was_root.pid)
+        was_root.kill()
+    assert "not this user's" in answer["error"]["what"]
+
+
+@needs_sudo
 def test_a_child_that_becomes_root_is_not_told_of(user, installed):
     """It runs the same service from a file with the setuid bit."""
     if os.statvfs(user.home).f_flag & os.ST_NOSUID:
