@@ -284,6 +284,13 @@ def _let_go(probe: weakref.ref[Probe]) -> None:
     if (alive := probe()) is not None and alive._process.stdin is not None:
         with contextlib.suppress(OSError):
             alive._process.stdin.close()
+        # Nor would it hear an answer. As one that never got ready: no other agent is started in its place.
+        alive.environment = {}
+        alive.failed = UnmeasuredError(
+            "a test in a process that was forked from pytest's is not measured",
+            why="the eBPF agent answers the process only that started it",
+            fix="run it without --forked",
+        )
 
 
 def _int64(text: str) -> int:

@@ -183,6 +183,39 @@ def test_it(echo, netpoll):
 
 
 @pytest.mark.bpf
+def test_what_a_forked_process_measures_is_unmeasured_and_says_so_and_pytest_goes_on(run):
+    """As by pytest-forked, which runs each test in one; also where the agent has been heard already."""
+    result = run(
+        """
+def forked(service, netpoll):
+    child = os.fork()
+    if child:
+        assert os.waitpid(child, 0)[1] == 0
+        return open("said").read()
+    try:
+        with netpoll.measure() as window: pass
+        window[service]
+    except BaseException as error:
+        open("said", "w").write(str(error))
+        os._exit(0)
+    os._exit(1)
+
+REASON = "in a process that was forked from pytest's is not measured"
+
+def test_before(go_service, netpoll):
+    service = go_service(command="sleep 60", ready=None)
+    assert REASON in forked(service, netpoll)
+
+@netpoll(min_wakeups=40)
+def test_after(echo, ping, request):
+    ping(echo)
+    assert REASON in forked(echo, request.getfixturevalue("netpoll"))
+"""
+    )
+    result.assert_outcomes(passed=2)
+
+
+@pytest.mark.bpf
 @pytest.mark.usefixtures("run")
 def test_ctrl_c_ends_everything(pytester):
     pytester.makepyfile(
