@@ -8,6 +8,35 @@ from __future__ import annotations
 from typing import Any, TypedDict
 
 
+class About(TypedDict):
+    """Which BCC there is; bcc_file: where its module is."""
+
+    bcc: str
+    bcc_file: str
+    python: str
+
+
+class ToldAbout(TypedDict):
+    """To about."""
+
+    about: About
+
+
+class Ready(TypedDict):
+    """To load. capabilities: those that the agent keeps. typed: whether sys_exit's arguments are."""
+
+    protocol: int
+    bcc: str
+    python: str
+    kernel: str
+    machine: str
+    capabilities: list[str]
+    follows_children: bool
+    typed: bool
+    startup_seconds: float
+    resident_bytes: int
+
+
 class Calibration(TypedDict):
     """What is proven of a process's poller.
 

@@ -25,9 +25,11 @@ from typing import Any
 from tabulate import tabulate
 
 from pytest_netpoll import checks, privilege, probe
+from pytest_netpoll.answers import ToldAbout
 from pytest_netpoll.checks import Finding
 from pytest_netpoll.errors import NetpollError
 from pytest_netpoll.options import Config, add_agent_options
+from pytest_netpoll.schema import wrong
 from pytest_netpoll.service import ServiceFactory
 from pytest_netpoll.symbols import Symbolizer
 from pytest_netpoll.toolchain import find_go
@@ -125,8 +127,11 @@ def bcc(config: Config) -> Finding:
         return Finding(
             "fail", f"{command[0]} does not run the agent", checks.DOCTOR, run.stderr.strip() or None
         )
-    if "failed" in answer:
-        return Finding("fail", answer["failed"]["what"], answer["failed"]["fix"])
+    if isinstance(answer, dict) and "failed" in answer:
+        return Finding.of(NetpollError(**probe.complaint(answer["failed"])))
+    strange = wrong(answer, ToldAbout)
+    if strange is not None:
+        return Finding("fail", f"{probe.NONSENSE}: {strange}", checks.DOCTOR)
     about = answer["about"]
     seen = f"{about['bcc']} of Python {about['python']}, {Path(about['bcc_file']).parent}"
     unrelated = _unrelated_bcc()

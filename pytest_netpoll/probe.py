@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import IO, Any, TypeVar, cast
 
 from pytest_netpoll import checks
-from pytest_netpoll.answers import Closed, Opened, Process, Processes
+from pytest_netpoll.answers import Closed, Opened, Process, Processes, Ready
 from pytest_netpoll.errors import UnmeasuredError
 from pytest_netpoll.privilege import why_sudo_refused
 from pytest_netpoll.schema import wrong
@@ -35,7 +35,7 @@ STOP_DEADLINE = 5.0
 SETTLE_MS = 20
 
 _STDERR_LINES = 15
-_NONSENSE = "the eBPF agent answered nonsense"
+NONSENSE = "the eBPF agent answered nonsense"
 
 Answer = TypeVar("Answer")
 
@@ -168,10 +168,10 @@ class Probe:
             if answer.get("id") != identity:
                 raise self._fail("the eBPF agent answered out of turn", why=f"to {do!r}: {answer!r:.200}")
             if "error" in answer:
-                raise UnmeasuredError(**_complaint(answer["error"]))
-            complaint = wrong(answer.get("ok"), wanted, "ok")
-            if complaint is not None:
-                raise self._fail(_NONSENSE, why=f"to {do!r}: {complaint}")
+                raise UnmeasuredError(**complaint(answer["error"]))
+            strange = wrong(answer.get("ok"), wanted, "ok")
+            if strange is not None:
+                raise self._fail(NONSENSE, why=f"to {do!r}: {strange}")
             return cast("Answer", answer["ok"])
 
     def _send(self, message: Mapping[str, object]) -> None:
@@ -187,10 +187,13 @@ class Probe:
         spent = time.monotonic() - self._started
         first = self._receive(max(1.0, START_DEADLINE - spent), "start")
         if "failed" in first:
-            raise self._fail(**_complaint(first["failed"]), detail=self._said())
+            raise self._fail(**complaint(first["failed"]), detail=self._said())
         ready = first.get("ready")
         if not isinstance(ready, dict) or ready.get("protocol") != PROTOCOL:
             raise self._fail("the eBPF agent speaks another protocol", why=f"{first!r:.200}")
+        strange = wrong(ready, Ready, "ready")
+        if strange is not None:
+            raise self._fail(NONSENSE, why=strange)
         self.environment = ready
         self._ready = True
 
@@ -211,7 +214,7 @@ class Probe:
         except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict):
-            raise self._fail(_NONSENSE, why=f"{line!r:.200}")
+            raise self._fail(NONSENSE, why=f"{line!r:.200}")
         return message
 
     def _next_line(self, seconds: float, what: str) -> bytes | None:
@@ -301,7 +304,7 @@ def _int64(text: str) -> int:
     return number
 
 
-def _complaint(said: object) -> dict[str, str]:
+def complaint(said: object) -> dict[str, str]:
     """What the agent says failed, and what mends it, as arguments of an error."""
     if not isinstance(said, dict) or not isinstance(said.get("what"), str):
         return {"what": "the eBPF agent failed", "why": f"{said!r:.200}"}

@@ -76,11 +76,18 @@ def test_waiting_is_said_on_a_line_of_its_own_and_progress_goes_on_after_it(on_t
     assert lines.count(lines[said]) == 1
 
 
+READY = {
+    "protocol": probe.PROTOCOL,
+    **dict.fromkeys(("bcc", "python", "kernel", "machine"), ""),
+    "capabilities": [],
+    **dict.fromkeys(("follows_children", "typed"), True),
+    **dict.fromkeys(("startup_seconds", "resident_bytes"), 1),
+}
 AGENT = """
 import json, sys, time
 sys.stdin.readline()  # what to load
 time.sleep({start})
-print(json.dumps({{"ready": {{"protocol": {protocol}}}}}), flush=True)
+print(json.dumps({{"ready": {ready}}}), flush=True)
 for line in sys.stdin:
     time.sleep({answer})
     print(json.dumps({{"id": json.loads(line)["id"], "ok": {{"window": 1}}}}), flush=True)
@@ -97,7 +104,7 @@ for line in sys.stdin:
 )
 def test_a_slow_agent_is_waited_for_aloud(start, answer, expected):
     said: list[str] = []
-    code = AGENT.format(start=start, answer=answer, protocol=probe.PROTOCOL)
+    code = AGENT.format(start=start, answer=answer, ready=READY)
     agent = probe.Probe([sys.executable, "-c", code], say=said.append)
     try:
         agent.wait_ready()

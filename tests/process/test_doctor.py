@@ -78,6 +78,22 @@ def test_a_python_that_cannot_run_the_agent_is_quoted(tmp_path):
     assert findings["agent"]["fix"] == checks.DOCTOR
 
 
+@pytest.mark.parametrize(
+    ("answer", "seen"),
+    [
+        ("null", "the eBPF agent answered nonsense: it: expected an object, got None"),
+        ('{"about": {"bcc": "0.26.0"}}', "the eBPF agent answered nonsense: about has no 'bcc_file'"),
+        ('{"failed": 7}', "the eBPF agent failed: 7"),
+    ],
+    ids=range(3),
+)
+def test_an_agent_that_answers_nonsense_is_quoted(tmp_path, answer, seen):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho '{answer}'\n")
+    python.chmod(0o755)
+    assert doctor.bcc(Config.from_arguments(parsed(f"--netpoll-python={python}"))).seen == seen
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes capabilities away from root")
 @pytest.mark.bpf
 def test_root_of_a_container_without_the_capabilities_is_told_which():

@@ -258,13 +258,14 @@ def test_an_answer_that_is_none_is_unmeasured(told: Any, number: int, line: byte
     "first",
     [
         '{"ready": null}',
+        json.dumps({"ready": {"protocol": probe.PROTOCOL}}),
         '{"failed": null}',
         '{"failed": {"what": {"a": 1}, "fix": []}}',
         "[" * 100_000,
         "null",
         "",
     ],
-    ids=range(6),
+    ids=range(7),
 )
 def test_a_start_that_is_none_is_unmeasured(first: str, tmp_path: Path) -> None:
     (tmp_path / "first").write_text(f"{first}\n")
