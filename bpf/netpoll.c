@@ -60,6 +60,7 @@ BPF_ARRAY(roles, u32, SYSCALLS);
 BPF_ARRAY(layouts, struct layout, LAYOUTS);
 BPF_ARRAY(epochs, u32, 1);
 BPF_ARRAY(targets, struct target, MAX_PROCESSES);
+BPF_ARRAY(pollers, struct poller, MAX_PROCESSES);
 BPF_ARRAY(waits, struct wait, MAX_PROCESSES * MAX_FDS * 2);
 BPF_PERCPU_ARRAY(counts, struct counters, MAX_PROCESSES * BANKS);
 BPF_ARRAY(latencies, struct histogram, MAX_PROCESSES * BANKS);
@@ -160,6 +161,28 @@ static __always_inline struct target *target_of(u32 owner)
 	int key = SLOT(owner);
 
 	return targets.lookup(&key);
+}
+
+static __always_inline void forget(struct poller *p, u32 owner)
+{
+	__builtin_memset(p, 0, sizeof(*p));
+	p->epfd = NO_EPFD;
+	p->candidates[0].epfd = NO_EPFD;
+	p->candidates[1].epfd = NO_EPFD;
+	p->candidates[2].epfd = NO_EPFD;
+	p->candidates[3].epfd = NO_EPFD;
+	p->owner = owner;
+}
+
+static __always_inline struct poller *poller_of(u32 owner)
+{
+	int key = SLOT(owner);
+	struct poller *p = pollers.lookup(&key);
+
+	/* Left by the slot's former process, or by the program that this one ran before. */
+	if (p && p->owner != owner)
+		forget(p, owner);
+	return p;
 }
 
 static __always_inline struct counters *counters_of(u32 owner, u32 epoch)
@@ -378,12 +401,12 @@ static __always_inline struct counters *resolve_wakeup(void *ctx, struct wait *w
  * begins by dropping a readiness stored before it. */
 static __always_inline int readiness_is_stored(struct wait *w, int direction)
 {
-	struct target *t = target_of(w->owner);
+	struct poller *p = poller_of(w->owner);
 	u64 waiter = 0;
 
-	if (!(w->flags & WAIT_STORED) || !t)
+	if (!(w->flags & WAIT_STORED) || !p)
 		return 0;
-	bpf_probe_read_user(&waiter, sizeof(waiter), (void *)(w->pd + (t->layout.waiters + direction) * 8));
+	bpf_probe_read_user(&waiter, sizeof(waiter), (void *)(w->pd + (p->layout.waiters + direction) * 8));
 	return waiter == PD_READY;
 }
 
@@ -504,24 +527,24 @@ static __always_inline u64 unpack(u64 data, const struct layout *l)
 }
 
 /* Returns whether the event is a pollDesc's and not the runtime's own wake-up. */
-static __always_inline int drain_event(struct counters *c, struct target *t, u32 owner, u32 epoch, u32 events,
+static __always_inline int drain_event(struct counters *c, struct poller *p, u32 owner, u32 epoch, u32 events,
 				       u64 data, u64 now)
 {
 	u64 pd[PD_WORDS];
 	u64 address, rg, wg;
 
-	if (data == t->break_data)
+	if (data == p->break_data)
 		return 0;
 	c->events++;
-	address = unpack(data, &t->layout);
+	address = unpack(data, &p->layout);
 	if (bpf_probe_read_user(pd, sizeof(pd), (void *)address)) {
 		c->lost_memory++;
 		return 1;
 	}
-	rg = t->layout.waiters == 3 ? pd[3] : pd[4];
-	wg = t->layout.waiters == 3 ? pd[4] : pd[5];
+	rg = p->layout.waiters == 3 ? pd[3] : pd[4];
+	wg = p->layout.waiters == 3 ? pd[4] : pd[5];
 	/* The fd was closed and its pollDesc reused after the event: the runtime drops it. */
-	if ((data ^ pd[PD_FDSEQ]) & ((1ULL << (t->layout.tag_bits & 63)) - 1)) {
+	if ((data ^ pd[PD_FDSEQ]) & ((1ULL << (p->layout.tag_bits & 63)) - 1)) {
 		c->unclaimed_events++;
 		return 1;
 	}
@@ -539,10 +562,10 @@ static __always_inline void drain_batch(void *ctx, struct drain *d)
 	u32 epoch = current_epoch();
 	u32 left = d->n - d->next;
 	struct counters *c = counters_of(owner, epoch);
-	struct target *t = target_of(owner);
+	struct poller *p = poller_of(owner);
 	int i;
 
-	if (!c || !t)
+	if (!c || !p)
 		return;
 	/* The runtime's buffer holds 128 events, so a whole batch can always be read. */
 	if (bpf_probe_read_user(batch, sizeof(batch), (void *)(d->events + d->next * EVENT_WORDS * 4))) {
@@ -555,7 +578,7 @@ static __always_inline void drain_batch(void *ctx, struct drain *d)
 
 		if (i >= left)
 			break;
-		d->found += drain_event(c, t, owner, epoch, e[0], data, d->now);
+		d->found += drain_event(c, p, owner, epoch, e[0], data, d->now);
 	}
 	if (left > BATCH) {
 		d->next += BATCH;
@@ -588,16 +611,18 @@ static __always_inline s64 timeout_of(const struct args *a, u32 role)
 	return ts[0] | ts[1];
 }
 
-static __always_inline void poll_returned(void *ctx, u32 owner, struct target *t, const struct args *a, u32 role,
-					  long ret)
+static __always_inline void poll_returned(void *ctx, u32 owner, const struct args *a, u32 role, long ret)
 {
 	struct counters *c = counters_of(owner, current_epoch());
+	struct target *t = target_of(owner);
 	s64 timeout;
 	int zero = 0;
 	struct drain *d;
 
-	if (!c)
+	if (!c || !t)
 		return;
+	if (!t->kept)
+		t->kept = 1;
 	timeout = timeout_of(a, role);
 	c->polls++;
 	if (timeout == 0)
@@ -644,17 +669,17 @@ static __always_inline int proves(u64 data, u64 fd, const struct layout *l)
 	return l->waiters == 3 ? (pd[3] | pd[4]) <= PD_READY : (pd[4] | pd[5]) <= PD_READY;
 }
 
-static __always_inline void note_candidate(struct target *t, s32 epfd, u64 fd, u64 data)
+static __always_inline void note_candidate(struct poller *p, s32 epfd, u64 fd, u64 data)
 {
 	struct candidate *c = 0;
 	int i;
 
 #pragma clang loop unroll(full)
 	for (i = 0; i < CANDIDATES; i++)
-		if (t->candidates[i].epfd == epfd)
-			c = &t->candidates[i];
+		if (p->candidates[i].epfd == epfd)
+			c = &p->candidates[i];
 	if (!c)
-		c = &t->candidates[t->candidates_seen++ & (CANDIDATES - 1)];
+		c = &p->candidates[p->candidates_seen++ & (CANDIDATES - 1)];
 	c->data = data;
 	c->fd = fd;
 	c->epfd = epfd;
@@ -671,21 +696,21 @@ static __always_inline int has_own_wakeup(const struct candidate *c)
 
 /* Proves the layout in the kernel, at the first registration: no event is missed, and a service
  * that opens its first socket late, or a child that has just been exec'ed, is calibrated too. */
-static __always_inline void calibrate(struct target *t, s32 epfd, u64 fd, u32 events, u64 data)
+static __always_inline void calibrate(struct poller *p, s32 epfd, u64 fd, u32 events, u64 data)
 {
 	struct candidate *c = 0;
 	int i;
 
 	if (events == EPOLLIN) {
-		note_candidate(t, epfd, fd, data);
+		note_candidate(p, epfd, fd, data);
 		return;
 	}
 	if (events != GO_EVENTS)
 		return;
 #pragma clang loop unroll(full)
 	for (i = 0; i < CANDIDATES; i++)
-		if (t->candidates[i].epfd == epfd)
-			c = &t->candidates[i];
+		if (p->candidates[i].epfd == epfd)
+			c = &p->candidates[i];
 	if (!c || !has_own_wakeup(c))
 		return;
 #pragma clang loop unroll(disable)
@@ -694,19 +719,18 @@ static __always_inline void calibrate(struct target *t, s32 epfd, u64 fd, u32 ev
 		struct layout *l = layouts.lookup(&key);
 
 		if (l && proves(data, fd, l)) {
-			t->layout = *l;
-			t->break_data = c->data;
-			t->unproven = c->unproven;
-			t->proven++;
-			t->kept = 1;
-			t->epfd = epfd;
+			p->layout = *l;
+			p->break_data = c->data;
+			p->unproven = c->unproven;
+			p->proven++;
+			p->epfd = epfd;
 			return;
 		}
 	}
 	c->unproven++;
 }
 
-static __always_inline void ctl_returned(u32 owner, struct target *t, const struct args *a, long ret)
+static __always_inline void ctl_returned(u32 owner, struct poller *p, const struct args *a, long ret)
 {
 	u32 event[EVENT_WORDS];
 	s32 epfd = a->arg[0];
@@ -717,7 +741,7 @@ static __always_inline void ctl_returned(u32 owner, struct target *t, const stru
 
 	if (ret)
 		return;
-	if (epfd == t->epfd) {
+	if (epfd == p->epfd) {
 		/* The runtime registers after open and removes before close, in the same thread, so this
 		 * is where an fd's life begins and ends: close itself could race with the fd's reuse. */
 #pragma clang loop unroll(disable)
@@ -729,14 +753,14 @@ static __always_inline void ctl_returned(u32 owner, struct target *t, const stru
 	if (bpf_probe_read_user(event, sizeof(event), (void *)a->arg[3]))
 		return;
 	data = (u64)event[EVENT_DATA + 1] << 32 | event[EVENT_DATA];
-	if (t->epfd == NO_EPFD) {
-		calibrate(t, epfd, fd, event[0], data);
-	} else if (epfd != t->epfd) {
+	if (p->epfd == NO_EPFD) {
+		calibrate(p, epfd, fd, event[0], data);
+	} else if (epfd != p->epfd) {
 		return;
-	} else if (proves(data, fd, &t->layout)) {
-		t->proven++;
+	} else if (proves(data, fd, &p->layout)) {
+		p->proven++;
 	} else {
-		t->unproven++;
+		p->unproven++;
 	}
 }
 
@@ -747,7 +771,7 @@ int syscall_returned(struct bpf_raw_tracepoint_args *ctx)
 	long ret = ctx->args[1];
 	int home = tgid & (TGID_HOMES - 1);
 	u64 *watched = homes.lookup(&home);
-	struct target *t;
+	struct poller *p;
 	struct args a;
 	u32 owner, *role;
 	int nr, direction;
@@ -762,13 +786,13 @@ int syscall_returned(struct bpf_raw_tracepoint_args *ctx)
 	if (!role || !*role)
 		return 0;
 	if (*role & (ROLE_POLL | ROLE_CTL)) {
-		t = target_of(owner);
-		if (!t)
+		p = poller_of(owner);
+		if (!p)
 			return 0;
 		if (*role & ROLE_CTL)
-			ctl_returned(owner, t, &a, ret);
-		else if ((s32)a.arg[0] == t->epfd)
-			poll_returned(ctx, owner, t, &a, *role, ret);
+			ctl_returned(owner, p, &a, ret);
+		else if ((s32)a.arg[0] == p->epfd)
+			poll_returned(ctx, owner, &a, *role, ret);
 		return 0;
 	}
 	if (*role & ROLE_SOCKOPT && (a.arg[1] != SOL_SOCKET || a.arg[2] != SO_ERROR))
@@ -843,23 +867,11 @@ static __always_inline u32 owner_of(u32 tgid)
 	return home && *home >> 32 == tgid ? (u32)*home : 0;
 }
 
-/* Whatever the slot's waits still hold is the former owner's from here on. */
-static __always_inline void settle(u64 *home, u32 tgid, u32 slot)
+/* What the slot's waits and its poller still hold is the former owner's from here on. */
+static __always_inline void settle(u64 *home, struct target *t, u32 slot)
 {
-	*home = (u64)tgid << 32 | (u32)(bpf_ktime_get_ns() >> 10) << SLOT_BITS | (slot + 1);
-}
-
-static __always_inline void forget_calibration(struct target *t)
-{
-	__builtin_memset(&t->layout, 0, sizeof(t->layout));
-	__builtin_memset(t->candidates, 0, sizeof(t->candidates));
-	t->epfd = NO_EPFD;
-	t->proven = 0;
-	t->unproven = 0;
-	t->candidates[0].epfd = NO_EPFD;
-	t->candidates[1].epfd = NO_EPFD;
-	t->candidates[2].epfd = NO_EPFD;
-	t->candidates[3].epfd = NO_EPFD;
+	t->owner = (u32)(bpf_ktime_get_ns() >> 10) << SLOT_BITS | (slot + 1);
+	*home = (u64)t->tgid << 32 | t->owner;
 }
 
 /* A watched process forks: its child is watched too. */
@@ -899,8 +911,7 @@ RAW_TRACEPOINT_PROBE(sched_process_fork)
 	t->tgid = child;
 	t->root = p->root;
 	t->local = local_number(ctx->args[1]);
-	forget_calibration(t);
-	settle(home, child, slot);
+	settle(home, t, slot);
 	return 0;
 }
 
@@ -917,9 +928,7 @@ RAW_TRACEPOINT_PROBE(sched_process_exec)
 	t = target_of(owner);
 	if (!t)
 		return 0;
-	forget_calibration(t);
-	t->execs++;
-	settle(home, tgid, SLOT(owner));
+	settle(home, t, SLOT(owner));
 	return 0;
 }
 

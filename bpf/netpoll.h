@@ -70,21 +70,29 @@ struct candidate {
 };
 #define CANDIDATES 4
 
-/* One watched process. layout is all zero until calibration has proved one. */
+/* One watched process. The agent fills it in while nobody is watched there, and reads it from then on: it could
+ * not change one word without writing back the others, which the kernel may have changed meanwhile. */
 struct target {
 	u32 tgid;
 	u32 root;	/* tgid of the process the agent was told to watch */
+	u32 owner;	/* as which it lives in homes: another one with each program that it execs */
+	u32 exited;
+	u32 kept;	/* its banks may hold numbers: the slot is the agent's to free */
+	u32 lost_children;	/* forked and not watched, for want of a slot */
+	u32 local;	/* its number in the agent's pid namespace, where that is not the initial one */
+};
+
+/* What is known of a process's poller; the agent writes it too, once. layout is all zero until calibration has
+ * proved one. Of an owner that is not the slot's any more, it says nothing. */
+struct poller {
+	u32 owner;
 	s32 epfd;	/* the runtime's epoll instance, or NO_EPFD */
 	struct layout layout;
 	u64 break_data;	/* of the runtime's own wake-up fd */
 	u32 proven;	/* registrations that decoded to a pollDesc holding their fd */
 	u32 unproven;	/* those on epfd that did not */
-	u32 execs;
-	u32 exited;
-	u32 kept;	/* its banks may hold numbers: the slot is the agent's to free */
-	u32 lost_children;	/* forked and not watched, for want of a slot */
 	u32 candidates_seen;
-	u32 local;	/* its number in the agent's pid namespace, where that is not the initial one */
+	u32 unused;
 	struct candidate candidates[CANDIDATES];
 };
 

@@ -74,6 +74,7 @@ class Kernel:
         table = self.bpf.get_table
         self.homes = table(b"homes")
         self.targets = table(b"targets")
+        self.pollers = table(b"pollers")
         self.epochs = table(b"epochs")
         self.counts = table(b"counts")
         self.latencies = table(b"latencies")
@@ -251,11 +252,14 @@ class Kernel:
         value = self.homes[ctypes.c_int(tgid & 0xFFFF)].value
         return value >> 32, value & 0xFFFFFFFF
 
-    def settle(self, tgid, slot):
-        """Starts watching. The caller has filled the slot's target."""
+    def settle(self, slot, tgid, pid, root):
+        """Starts watching the process, in a slot that was taken for it. Returns its owner."""
         # The number above the slot tells what the slot's former processes left behind.
         owner = (time.monotonic_ns() >> 10) << SLOT_BITS & 0xFFFFFFFF | slot + 1
+        target = self.targets.Leaf(tgid=tgid, root=root, owner=owner, kept=1, local=pid)
+        self.targets[ctypes.c_int(slot)] = target
         self.homes[ctypes.c_int(tgid & 0xFFFF)] = ctypes.c_uint64(tgid << 32 | owner)
+        return owner
 
     def evict(self, tgid):
         if self.home(tgid)[0] == tgid:
@@ -264,11 +268,20 @@ class Kernel:
     def target(self, slot):
         return self.targets[ctypes.c_int(slot)]
 
-    def set_target(self, slot, target):
-        self.targets[ctypes.c_int(slot)] = target
-
-    def new_target(self, tgid, pid, root):
-        target = self.targets.Leaf(tgid=tgid, local=pid, root=root, epfd=-1, kept=1)
-        for candidate in target.candidates:
+    def poller(self, target):
+        """What is known of its poller: nothing, where what is there is a former owner's."""
+        poller = self.pollers[_slot(target)]
+        if poller.owner == target.owner:
+            return poller
+        poller = self.pollers.Leaf(owner=target.owner, epfd=-1)
+        for candidate in poller.candidates:
             candidate.epfd = -1
-        return target
+        return poller
+
+    def set_poller(self, poller):
+        """Of use only while the process has this owner, that is, until it execs."""
+        self.pollers[_slot(poller)] = poller
+
+
+def _slot(owned):
+    return ctypes.c_int(slot_of(owned.owner))

@@ -19,11 +19,13 @@ class Refused(Exception):
 class Process:
     """One watched process.
 
-    tgid: what BPF calls it; pid and root (that of the process it descends from): what we do.
+    tgid: what BPF calls it; pid and root (that of the process it descends from): what we do. owner: what BPF
+    calls it while it runs this program.
     """
 
-    def __init__(self, slot, tgid, pid, root):
+    def __init__(self, slot, owner, tgid, pid, root):
         self.slot = slot
+        self.owner = owner
         self.tgid = tgid
         self.pid = pid
         self.root = root
@@ -31,7 +33,6 @@ class Process:
         self.program = None  # (device, inode)
         self.mappings = []
         self.since = time.monotonic_ns()
-        self.execs = 0
         self.exited = False
         self.epfd = -1
         self.layout = None
@@ -40,6 +41,7 @@ class Process:
         self.why_not = None  # what calibration from outside saw, when it failed
         self.others = 0  # registrations that it saw, beside what may be the runtime's own, when it failed
         self.unwatched = 0  # children forked and not watched
+        self.adopted = 0  # of those, as many as are watched by now or have ended
         self.foreign = False  # became another user's, such as root's: nothing of it is told
         # As of the last sample.
         self.cpu = 0  # ns used
@@ -168,10 +170,8 @@ class Processes:
             except Refused:
                 continue
             for process in processes:
-                target = self._kernel.target(process.slot)
-                if target.tgid == process.tgid and target.lost_children == process.unwatched:
-                    target.lost_children = process.unwatched = 0
-                    self._kernel.set_target(process.slot, target)
+                process.adopted += process.unwatched
+                process.unwatched = 0
 
     def unwatch(self, root):
         for process in self.of(root):
@@ -187,24 +187,19 @@ class Processes:
             if process is not None and process.tgid != target.tgid:
                 self._drop(process)
                 process = None
-            if not target.tgid:
-                continue
+            if not target.tgid or not target.owner:
+                continue  # free, or being filled in at this moment
             known = process is not None
             if process is None:
                 pid = target.local or target.tgid
-                process = self._by_slot[slot] = Process(slot, target.tgid, pid, target.root)
-            if target.execs != process.execs:
-                process.execs = target.execs
+                process = self._by_slot[slot] = Process(slot, target.owner, target.tgid, pid, target.root)
+            if target.owner != process.owner:
+                process.owner = target.owner
                 known = False
             # One that is unwatched in a window does not come back, though it runs.
             process.exited = process.exited or bool(target.exited)
-            process.epfd = target.epfd
-            process.layout = self._named(target.layout)
-            process.proven = target.proven
-            process.unproven = target.unproven
-            if process.epfd < 0:
-                process.unproven = sum(candidate.unproven for candidate in target.candidates)
-            process.unwatched = target.lost_children
+            process.unwatched = target.lost_children - process.adopted
+            self._note(process, self._kernel.poller(target))
             if not known and not process.exited and not self._look(process) and proc.alive(process.pid):
                 self._kernel.evict(process.tgid)
                 process.disown()
@@ -212,6 +207,14 @@ class Processes:
             if not process.exited and not proc.alive(process.pid):
                 self._kernel.evict(process.tgid)
                 process.exited = True
+
+    def _note(self, process, poller):
+        process.epfd = poller.epfd
+        process.layout = self._named(poller.layout)
+        process.proven = poller.proven
+        process.unproven = poller.unproven
+        if process.epfd < 0:
+            process.unproven = sum(candidate.unproven for candidate in poller.candidates)
 
     def _look(self, process):
         """Notes what it runs. Returns whether that is for the user to know.
@@ -254,6 +257,9 @@ class Processes:
             process.why_not = "it is a 32-bit program, only 64-bit ones can be measured"
             return
         for attempt in range(5):
+            before = self._kernel.target(process.slot)
+            if before.tgid != process.tgid:
+                return
             try:
                 found = calibrate.calibrate(process.pid, self._kernel.signed)
             except calibrate.Unreadable as error:
@@ -261,38 +267,39 @@ class Processes:
                 return
             process.why_not = found.strange
             process.others = found.others
-            if not self._teach(process, found):
+            if not self._teach(process, found, before):
                 # A connection that closes between the two reads looks like a contradiction.
                 if found.strange is None:
                     return
                 time.sleep(0.005 * attempt)
 
-    def _teach(self, process, found):
-        """Tells the kernel what was found. Returns whether to look again, for what came in between."""
-        target = self._kernel.target(process.slot)
-        if target.tgid != process.tgid or target.epfd >= 0:
+    def _teach(self, process, found, target):
+        """Tells the kernel what was found. Returns whether to look again, for what came in between.
+
+        target: the process's, as it was before that was looked for.
+        """
+        poller = self._kernel.poller(target)
+        if poller.epfd >= 0:
             return False
         if found.layout is not None:
-            target.layout = self._kernel.layout_value(found.layout, type(target.layout))
-            target.break_data = found.break_data
-            target.epfd = found.epfd
-            target.proven = found.registered
-            target.kept = 1
+            poller.layout = self._kernel.layout_value(found.layout, type(poller.layout))
+            poller.break_data = found.break_data
+            poller.epfd = found.epfd
+            poller.proven = found.registered
         else:
-            known = {candidate.epfd for candidate in target.candidates}
+            known = {candidate.epfd for candidate in poller.candidates}
             new = [item for item in found.candidates.items() if item[0] not in known]
             if not new:
                 return False
             for epfd, wakeup in new:
-                candidate = target.candidates[target.candidates_seen % len(target.candidates)]
+                candidate = poller.candidates[poller.candidates_seen % len(poller.candidates)]
                 candidate.epfd, candidate.fd, candidate.data = epfd, wakeup.fd, wakeup.data
                 candidate.unproven = 0
-                target.candidates_seen += 1
-        self._kernel.set_target(process.slot, target)
-        process.layout = found.layout
-        process.epfd = found.epfd
-        process.proven = found.registered
-        return found.layout is None
+                poller.candidates_seen += 1
+        self._kernel.set_poller(poller)
+        self._note(process, poller)
+        # With its exec it became another owner's, who knows nothing of what was found.
+        return found.layout is None or self._kernel.target(process.slot).owner != target.owner
 
     def _admit(self, pid, root):
         if not self._may_watch(pid):
@@ -317,11 +324,10 @@ class Processes:
                 "--netpoll-max-processes=%d" % (2 * self._kernel.max_processes),
             )
         self._windows.wipe(slot)
-        self._kernel.set_target(slot, self._kernel.new_target(tgid, pid, root))
         # Looked at only once the kernel would tell of an exec: pytest's child may be in the middle of
         # its own, with nothing mapped yet.
-        self._kernel.settle(tgid, slot)
-        process = self._by_slot[slot] = Process(slot, tgid, pid, root)
+        owner = self._kernel.settle(slot, tgid, pid, root)
+        process = self._by_slot[slot] = Process(slot, owner, tgid, pid, root)
         # Asked of the process that is watched now: another one may have had the number before.
         if not self._look(process):
             self._undo([process])

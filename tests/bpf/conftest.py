@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
+import shutil
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pytest_netpoll import privilege
 from pytest_netpoll.metrics import Measurement
 from pytest_netpoll.options import Config
 from pytest_netpoll.service import Service, ServiceFactory
@@ -81,6 +83,29 @@ def new_meter(factory: ServiceFactory) -> Iterator[Callable[..., Meter]]:
             return meter
 
         yield new_meter
+
+
+@pytest.fixture
+def lacking(
+    new_meter: Callable[..., Meter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Mapping[str, str]], Meter]:
+    """lacking({"btf.py": "…"}) is a meter whose agent has these lines at the end of its modules."""
+    agent = shutil.copytree(privilege.AGENT, tmp_path / "agent", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(privilege.bpf_sources(), tmp_path / "bpf")
+    command = privilege.command
+    monkeypatch.setattr(
+        privilege,
+        "command",
+        lambda *given: [str(agent) if word == str(privilege.AGENT) else word for word in command(*given)],
+    )
+
+    def lacking(lines: Mapping[str, str]) -> Meter:
+        for module, line in lines.items():
+            with (agent / module).open("a") as file:
+                file.write(f"\n{line}\n")
+        return new_meter()
+
+    return lacking
 
 
 @pytest.fixture

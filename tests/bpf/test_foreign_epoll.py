@@ -101,12 +101,12 @@ def test_a_service_that_listens_late_is_measured_from_its_first_connection(
         assert (m.spurious_wakeups, m.abandoned_wakeups, m.lost) == (0, 0, 0)
 
 
-def connect_when_listening(service):
+def connect_when_listening(service, address=None):
     """Until it listens; the connection of the attempt is closed again."""
     deadline = time.monotonic() + 20
     while True:
         try:
-            socket.create_connection(service.address, timeout=5).close()
+            socket.create_connection(address or service.address, timeout=5).close()
             return
         except ConnectionRefusedError:
             assert time.monotonic() < deadline, "it never listened"
@@ -139,6 +139,41 @@ def test_an_idle_service_is_measured_and_has_polls_but_no_wakeups(launch, measur
     assert m.spurious is None
     assert m.polls > 100
     assert m.timeout_polls + m.empty_polls + m.break_polls + m.interrupted_polls == m.polls
+
+
+# The process execs between the look at it and the note of what was seen.
+OUTRUN = {
+    "calibrate.py": """
+import os, signal, time
+look = calibrate
+def calibrate(pid, signed):
+    found = look(pid, signed)
+    if found.layout is not None and os.readlink("/proc/%d/exe" % pid).endswith("reexec"):
+        os.kill(pid, signal.SIGUSR1)
+        while not os.readlink("/proc/%d/exe" % pid).endswith("late"):
+            time.sleep(0.001)
+    return found
+"""
+}
+
+
+def test_what_was_found_of_a_program_is_not_believed_of_the_one_that_took_its_place(
+    lacking, launch, built, factory, connect, spaced_pings, newest_go
+):
+    meter = lacking(OUTRUN)
+    port, late = factory.free_port(), built("late", str(newest_go.go))
+    # Its epoll instance has another number.
+    then = f"exec 3</dev/null; exec {late} -after 1s -addr 127.0.0.1:{port}"
+    service = launch("reexec", "-then", then, go=str(newest_go.go))
+    meter.watch(service)
+    address = ("127.0.0.1", port)
+    connect_when_listening(service, address)
+    connection = connect(address)
+    window = meter.open()
+    spaced_pings(connection, 50)
+    (m,) = meter.close(window, [service])
+    assert m.unmeasured is None
+    assert m.productive_wakeups == pytest.approx(50, abs=1)
 
 
 @pytest.fixture

@@ -3,39 +3,15 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
-
-from pytest_netpoll import privilege
 
 PINGS = 200
 RAW_TRACEPOINT, TRACING = "17", "26"  # of enum bpf_prog_type; the latter has typed arguments
 
 BLIND = {"btf.py": "def kernels(path=None): return Types(_NOTHING)"}
 REFUSED = {"tracing.py": "def attach(program): raise OSError(22, 'Invalid argument')"}
-
-
-@pytest.fixture
-def lacking(new_meter, tmp_path, monkeypatch):
-    """lacking(REFUSED) is a meter whose agent has these lines at the end of its modules."""
-    agent = shutil.copytree(privilege.AGENT, tmp_path / "agent", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(privilege.bpf_sources(), tmp_path / "bpf")
-    command = privilege.command
-    monkeypatch.setattr(
-        privilege,
-        "command",
-        lambda *given: [str(agent) if word == str(privilege.AGENT) else word for word in command(*given)],
-    )
-
-    def lacking(lines):
-        for module, line in lines.items():
-            with (agent / module).open("a") as file:
-                file.write(f"\n{line}\n")
-        return new_meter()
-
-    return lacking
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 // An echo that replaces itself: on SIGUSR1 a thread that is not the main one execs the
 // program anew, as a service does that updates itself. The main thread then ends before
-// the process does. True numbers: as echo, before and after; the pid stays.
+// the process does. True numbers: as echo, before and after; the pid stays. With -then it
+// becomes what the shell makes of that.
 package main
 
 import (
@@ -16,6 +17,7 @@ import (
 
 func main() {
 	addr := flag.String("addr", "127.0.0.1:0", "address")
+	then := flag.String("then", "", "script of the shell to run in its place")
 	flag.Parse()
 	runtime.LockOSThread() // the main goroutine on the main thread, so the other is not
 	l := kit.Listen(*addr)
@@ -26,6 +28,9 @@ func main() {
 	go func() {
 		<-usr1
 		fmt.Println("exec in thread", syscall.Gettid(), "of", syscall.Getpid())
+		if *then != "" {
+			kit.Must(syscall.Exec("/bin/sh", []string{"sh", "-c", *then}, os.Environ()))
+		}
 		exe, err := os.Executable()
 		kit.Must(err)
 		kit.Must(syscall.Exec(exe, os.Args, os.Environ()))
