@@ -10,15 +10,6 @@
 BPF_ARRAY(ready_sampling, u32, 1);	/* keep the stack of one ready call in so many; 0 = of none */
 #define READY_EXACT 256	/* and of as many from the first on */
 
-static __always_inline u32 current_owner(void)
-{
-	u32 tgid = bpf_get_current_pid_tgid() >> 32;
-	int home = tgid & (TGID_HOMES - 1);
-	u64 *watched = homes.lookup(&home);
-
-	return watched && *watched >> 32 == tgid ? (u32)*watched : 0;
-}
-
 /* Whose stack it is that makes the call. Taking it costs twice what the probe itself does, so after the
  * first calls (of a CPU, in an epoch) only some are looked at, and each stands for those that were not. */
 static __always_inline void keep_waker(void *ctx, u32 owner, u32 epoch, u64 calls)
@@ -49,7 +40,7 @@ static __always_inline void keep_waker(void *ctx, u32 owner, u32 epoch, u64 call
 /* At runtime.ready. A uprobe's program may be preempted by another on its CPU, hence the atomic adds. */
 int ready_called(struct pt_regs *ctx)
 {
-	u32 owner = current_owner(), epoch;
+	u32 owner = owner_of(bpf_get_current_pid_tgid() >> 32), epoch;
 	struct counters *c;
 
 	if (!owner)
@@ -66,7 +57,7 @@ int ready_called(struct pt_regs *ctx)
 /* At runtime.netpollgoready, which goes on to runtime.ready. */
 int deadline_woke(struct pt_regs *ctx)
 {
-	u32 owner = current_owner();
+	u32 owner = owner_of(bpf_get_current_pid_tgid() >> 32);
 	struct counters *c = owner ? counters_of(owner, current_epoch()) : 0;
 
 	if (c)

@@ -156,6 +156,21 @@ static __always_inline u32 current_epoch(void)
 	return epoch ? *epoch : 0;
 }
 
+static __always_inline u64 *home_of(u32 tgid)
+{
+	int home = tgid & (TGID_HOMES - 1);
+
+	return homes.lookup(&home);
+}
+
+/* 0: it is not watched. */
+static __always_inline u32 owner_of(u32 tgid)
+{
+	u64 *home = home_of(tgid);
+
+	return home && *home >> 32 == tgid ? (u32)*home : 0;
+}
+
 static __always_inline struct target *target_of(u32 owner)
 {
 	int key = SLOT(owner);
@@ -767,18 +782,14 @@ static __always_inline void ctl_returned(u32 owner, struct poller *p, const stru
 /* At sys_exit; loaded by the agent, with types where the kernel has them. */
 int syscall_returned(struct bpf_raw_tracepoint_args *ctx)
 {
-	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	u32 owner = owner_of(bpf_get_current_pid_tgid() >> 32), *role;
 	long ret = ctx->args[1];
-	int home = tgid & (TGID_HOMES - 1);
-	u64 *watched = homes.lookup(&home);
 	struct poller *p;
 	struct args a;
-	u32 owner, *role;
 	int nr, direction;
 
-	if (!watched || *watched >> 32 != tgid)
+	if (!owner)
 		return 0;
-	owner = (u32)*watched;
 	if (read_args(ctx->args[0], &a))
 		return 0;
 	nr = a.nr;
@@ -852,21 +863,6 @@ static __always_inline u32 local_number(u64 task)
 #define local_number(task) 0
 #endif
 
-#ifdef TASK_TGID_OFFSET
-static __always_inline u64 *home_of(u32 tgid)
-{
-	int home = tgid & (TGID_HOMES - 1);
-
-	return homes.lookup(&home);
-}
-
-static __always_inline u32 owner_of(u32 tgid)
-{
-	u64 *home = home_of(tgid);
-
-	return home && *home >> 32 == tgid ? (u32)*home : 0;
-}
-
 /* What the slot's waits and its poller still hold is the former owner's from here on. */
 static __always_inline void settle(u64 *home, struct target *t, u32 slot)
 {
@@ -874,6 +870,24 @@ static __always_inline void settle(u64 *home, struct target *t, u32 slot)
 	*home = (u64)t->tgid << 32 | t->owner;
 }
 
+/* A new program: nothing of the old one's calibration holds. */
+RAW_TRACEPOINT_PROBE(sched_process_exec)
+{
+	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	u32 owner = owner_of(tgid);
+	u64 *home = home_of(tgid);
+	struct target *t;
+
+	if (!owner || !home)
+		return 0;
+	t = target_of(owner);
+	if (!t)
+		return 0;
+	settle(home, t, SLOT(owner));
+	return 0;
+}
+
+#ifdef TASK_TGID_OFFSET
 /* A watched process forks: its child is watched too. */
 RAW_TRACEPOINT_PROBE(sched_process_fork)
 {
@@ -912,23 +926,6 @@ RAW_TRACEPOINT_PROBE(sched_process_fork)
 	t->root = p->root;
 	t->local = local_number(ctx->args[1]);
 	settle(home, t, slot);
-	return 0;
-}
-
-/* A new program: nothing of the old one's calibration holds. */
-RAW_TRACEPOINT_PROBE(sched_process_exec)
-{
-	u32 tgid = bpf_get_current_pid_tgid() >> 32;
-	u32 owner = owner_of(tgid);
-	u64 *home = home_of(tgid);
-	struct target *t;
-
-	if (!owner || !home)
-		return 0;
-	t = target_of(owner);
-	if (!t)
-		return 0;
-	settle(home, t, SLOT(owner));
 	return 0;
 }
 

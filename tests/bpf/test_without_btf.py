@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import signal
+import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -48,6 +53,39 @@ def test_what_was_loaded_in_vain_is_gone_and_its_maps_with_it(lacking):
     }
     assert RAW_TRACEPOINT in kinds, "the one in place of it"
     assert TRACING not in kinds
+
+
+def test_a_program_exec_ed_in_place_of_another_is_measured_as_itself(
+    lacking, launch, built, factory, connect, spaced_pings, newest_go
+):
+    meter = lacking(BLIND)
+    port = factory.free_port()
+    # Its epoll instance has another number.
+    then = f"exec 3</dev/null; exec {built('dup', str(newest_go.go))} -addr 127.0.0.1:{port}"
+    server = launch("reexec", "-then", then, go=str(newest_go.go))
+    meter.watch(server)
+    os.kill(server.pid, signal.SIGUSR1)
+    patiently(lambda: listens(port))
+    connection = connect(("127.0.0.1", port))
+    window = meter.open()
+    spaced_pings(connection, PINGS)
+    [m] = meter.close(window, [server])
+    assert m.unmeasured is None
+    assert m.productive_wakeups == pytest.approx(PINGS, rel=0.01)
+    assert m.offenders[0]["stack"][0]["function"] == "services/kit.Echo"
+
+
+def patiently(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "in vain"
+        time.sleep(0.01)
+
+
+def listens(port):
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+        return True
+    return False
 
 
 @pytest.mark.skipif(not Path("/sys/kernel/btf/vmlinux").exists(), reason="this kernel has no BTF")
