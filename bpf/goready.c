@@ -10,6 +10,23 @@
 BPF_ARRAY(ready_sampling, u32, 1);	/* keep the stack of one ready call in so many; 0 = of none */
 #define READY_EXACT 256	/* and of as many from the first on */
 
+/* In whose banks its calls count. A server may run program after program that never polls, each of which would
+ * keep its slot if it left numbers behind; so those are the server's. */
+static __always_inline u32 accountable(u32 owner)
+{
+	struct target *t = target_of(owner), *heir;
+	int slot;
+
+	if (!t || t->kept)
+		return owner;
+	slot = t->heir;
+	heir = targets.lookup(&slot);
+	if (heir && heir->kept && heir->root == t->root)
+		return slot + 1;
+	t->kept = 1;	/* the heir is long gone */
+	return owner;
+}
+
 /* Whose stack it is that makes the call. Taking it costs twice what the probe itself does, so after the
  * first calls (of a CPU, in an epoch) only some are looked at, and each stands for those that were not. */
 static __always_inline void keep_waker(void *ctx, u32 owner, u32 epoch, u64 calls)
@@ -46,7 +63,7 @@ int ready_called(struct pt_regs *ctx)
 	if (!owner)
 		return 0;
 	epoch = current_epoch();
-	c = counters_of(owner, epoch);
+	c = counters_of(accountable(owner), epoch);
 	if (!c)
 		return 0;
 	__sync_fetch_and_add(&c->ready_calls, 1);
@@ -58,7 +75,7 @@ int ready_called(struct pt_regs *ctx)
 int deadline_woke(struct pt_regs *ctx)
 {
 	u32 owner = owner_of(bpf_get_current_pid_tgid() >> 32);
-	struct counters *c = owner ? counters_of(owner, current_epoch()) : 0;
+	struct counters *c = owner ? counters_of(accountable(owner), current_epoch()) : 0;
 
 	if (c)
 		__sync_fetch_and_add(&c->deadline_wakeups, 1);

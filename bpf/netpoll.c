@@ -924,6 +924,7 @@ RAW_TRACEPOINT_PROBE(sched_process_fork)
 	__builtin_memset(t, 0, sizeof(*t));
 	t->tgid = child;
 	t->root = p->root;
+	t->heir = p->kept ? SLOT(owner) : p->heir;
 	t->local = local_number(ctx->args[1]);
 	settle(home, t, slot);
 	return 0;
@@ -951,8 +952,8 @@ RAW_TRACEPOINT_PROBE(sched_process_exit)
 		return 0;
 	*home = 0;
 	t->exited = 1;
-	/* A child that never polled left no numbers behind; a process that did keeps its slot
-	 * until the agent has read them. */
+	/* A child that never polled left no numbers behind: its ready calls went to its heir. A process that did
+	 * keeps its slot until the agent has read them. */
 	if (!t->kept) {
 		t->tgid = 0;
 		free_slots.push(&slot, 0);

@@ -78,8 +78,10 @@ struct target {
 	u32 owner;	/* as which it lives in homes: another one with each program that it execs */
 	u32 exited;
 	u32 kept;	/* its banks may hold numbers: the slot is the agent's to free */
+	u32 heir;	/* slot whose banks count what this one does while it is not kept: an ancestor's */
 	u32 lost_children;	/* forked and not watched, for want of a slot */
 	u32 local;	/* its number in the agent's pid namespace, where that is not the initial one */
+	u32 unused;
 };
 
 /* What is known of a process's poller; the agent writes it too, once. layout is all zero until calibration has

@@ -417,8 +417,9 @@ def _snapshot(process: Measured) -> Snapshot:
     optional = {name: told[name] for name in OPTIONAL_COUNTERS}
     runq_max = process["runq_max"]
     if not _runs_goroutines(process):
-        # It readies no goroutines: for the service's sum that is nothing, not something unknown.
-        optional = {name: count or 0 for name, count in optional.items()}
+        # It has no goroutines: for the service's sum that is nothing, not something unknown. What was counted
+        # is its children's.
+        optional = {name: counters.get(name, 0) for name in optional}
         runq_max = runq_max or 0
     return Snapshot.from_json({**told, "counters": counters | optional, "runq_max": runq_max})
 

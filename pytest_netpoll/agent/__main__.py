@@ -192,10 +192,12 @@ class Agent:
             closed.closed - closed.opened,
             self._by_root(lambda p, names: [banks[p.slot].counters[name] for name in names]),
         )
+        offences = [kept[name] for name in kept if any(bank.counters[name] for bank in banks.values())]
+        found = self._offenders.kept(self._kernel, closed, offences)
         services = {}
         for root in sorted(self._processes.roots()):
             services[root] = [
-                self._process(p, closed, banks[p.slot], scheduled[p.pid], kept)
+                self._process(p, closed, banks[p.slot], scheduled[p.pid], found)
                 for p in self._processes.of(root)
             ]
         answer = {
@@ -275,17 +277,14 @@ class Agent:
             kept["ready_calls"] = "ready"
         return kept
 
-    def _process(self, process, window, bank, scheduled, kept):
+    def _process(self, process, window, bank, scheduled, found):
         latency_max = bank.counters.pop("latency_max")
-        # Going through the map takes its time: not where there is nothing of the process in it.
-        offences = [offence for counter, offence in kept.items() if bank.counters[counter]]
-        offenders = self._offenders.kept(self._kernel, process, window, offences) if offences else []
         about = self._about(process)
         about.update(
             counters=bank.counters,
             histogram=bank.histogram,
             latency_max_ns=latency_max,
-            offenders=offenders,
+            offenders=self._offenders.culprits(self._kernel, process, found),
             slowest=self._offenders.slowest(self._kernel, process, bank.slowest, window),
             dispatches=scheduled.dispatches,
             runq_max=scheduled.runq_max,

@@ -69,8 +69,8 @@ class Probes:
         self._kernel.sample_ready_stacks(max(self._stacks_of_one_in.values(), default=0))
 
     def counted(self, process, window, counters):
-        """Takes from the bank's counters what they hold of the goready path; None where that is not all."""
-        ready_calls, deadline_wakeups = counters.pop("ready_calls"), counters.pop("deadline_wakeups")
+        """What the bank's counters hold of the goready path; None where the process did more than that."""
+        ready_calls, deadline_wakeups = counters["ready_calls"], counters["deadline_wakeups"]
         if process.program is None:  # it came and went: all that can be said is what was counted
             return {"ready_calls": ready_calls, "deadline_wakeups": deadline_wakeups}
         attached = self.of(process)

@@ -2,25 +2,29 @@
 
 import endpoint
 import machine
-from kernel import slot_of
 
 OFFENCES = ("spurious", "stale", "ready", "unclaimed")  # bpf/netpoll.h: enum offence
 
 
-def kept(kernel, process, window, offences):
-    """JSON of what was kept of the process in the window; the counts of "ready" are estimates."""
-    found = [
-        (key, blame.count, endpoint.copy(blame.end))
-        for key, blame in kernel.offenders.items()
-        if slot_of(key.owner) == process.slot
-        and window.first <= key.epoch < window.end
-        and OFFENCES[key.offence] in offences
-    ]
-    ends = endpoint.words(process.pid, {(key.fd, end) for key, _, end in found})
+def kept(kernel, window, offences):
+    """{owner: [(key, count, end)]} of what was kept of these offences in the window."""
+    found = {}
+    # Going through the map takes its time.
+    for key, blame in kernel.offenders.items() if offences else ():
+        if window.first <= key.epoch < window.end and OFFENCES[key.offence] in offences:
+            found.setdefault(key.owner, []).append((key, blame.count, endpoint.copy(blame.end)))
+    return found
+
+
+def culprits(kernel, process, found):
+    """JSON of what `kept` found of the process; the counts of "ready" are estimates."""
+    own = [] if process.foreign else [entry for owner in process.lives for entry in found.get(owner, ())]
+    ends = endpoint.words(process.pid, {(key.fd, end) for key, _, end in own})
     offenders = []
-    for key, count, end in found:
+    for key, count, end in own:
         offence = OFFENCES[key.offence]
-        entry = {"offence": offence, "count": count, **_place(kernel, process, key, ends[key.fd, end])}
+        place = _place(kernel, process.lives[key.owner], key, ends[key.fd, end])
+        entry = {"offence": offence, "count": count, **place}
         if offence == "ready":
             entry.update(direction="", syscall=None, fd_type=None)
         elif offence == "unclaimed":
@@ -37,13 +41,13 @@ def slowest(kernel, process, found, window):
             "latency_ns": wakeup.latency,
             "at_ns": max(0, wakeup.at - window.opened),
             "goid": wakeup.goid,
-            **_place(kernel, process, wakeup, ends[wakeup.fd, wakeup.end]),
+            **_place(kernel, process.mappings, wakeup, ends[wakeup.fd, wakeup.end]),
         }
         for wakeup in found
     ]
 
 
-def _place(kernel, process, entry, end):
+def _place(kernel, mappings, entry, end):
     kind, local, peer = end
     return {
         "direction": "write" if entry.direction else "read",
@@ -51,15 +55,15 @@ def _place(kernel, process, entry, end):
         "fd_type": kind,
         "local": local,
         "peer": peer,
-        "stack": _stack(kernel, process, entry.stack),
+        "stack": _stack(kernel, mappings, entry.stack),
     }
 
 
-def _stack(kernel, process, number):
+def _stack(kernel, mappings, number):
     """[[file, offset in the file]], innermost first: what addr2line can be asked on any machine."""
     frames = []
     for address in kernel.stack(number):
-        for start, stop, offset, path in process.mappings:
+        for start, stop, offset, path in mappings:
             if start <= address < stop:
                 frames.append([path, address - start + offset])
                 break

@@ -32,6 +32,7 @@ class Process:
         self.executable = None
         self.program = None  # (device, inode)
         self.mappings = []
+        self.lives = {}  # owner -> its mappings: of this program, and of those that it ran before
         self.since = time.monotonic_ns()
         self.exited = False
         self.epfd = -1
@@ -56,7 +57,7 @@ class Process:
         root = namespaces.root_of(self.pid, path) if path else ""
         self.executable = root + path if path else self.executable
         found = [(start, end, offset, root + name) for start, end, offset, name in proc.mappings(self.pid)]
-        self.mappings = found or self.mappings
+        self.mappings = self.lives[self.owner] = found or self.mappings
         self.program = proc.program(self.pid) or self.program
 
     def disown(self):

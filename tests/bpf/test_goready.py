@@ -158,6 +158,19 @@ def test_children_are_counted_whenever_they_come(factory, built, measure, connec
     assert stretch(server).ready_calls == pytest.approx((2 * MESSAGES + 1) * WOKEN, rel=0.02)
 
 
+def test_children_that_never_polled_count_for_their_parent_and_for_nobody_else(meter, launch, newest_go):
+    launch("prefork", "-n", "1", go=str(newest_go.go))  # has its program's probes attached
+    server = launch("forker", "-wake", "500", go=str(newest_go.go))
+    window = meter.open(limited=["ready_calls"])
+    assert command(server.address, 40) == "done"  # each slot that there is has had one of them
+    other = launch("prefork", "-n", "2", go=str(newest_go.go))
+    m, others = meter.close(window, [server, other])
+    assert (m.unmeasured, others.unmeasured) == (None, None)
+    assert m.ready_calls == pytest.approx(40 * 2 * 500, rel=0.05)
+    assert others.ready_calls < 500
+    assert sum(offender["count"] for offender in others.offenders) <= others.ready_calls
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
