@@ -197,7 +197,7 @@ class Agent:
         services = {}
         for root in sorted(self._processes.roots()):
             services[root] = [
-                self._process(p, closed, banks[p.slot], scheduled[p.pid], found)
+                self._process(p, closed, banks[p.slot], scheduled[p.owner], found)
                 for p in self._processes.of(root)
             ]
         answer = {

@@ -30,8 +30,9 @@ class Schedulers:
 
     def __init__(self):
         self._layouts = {}  # (device, inode) -> Layout
-        self._at_open = {}  # window -> {pid: State or None}
-        self._longest = {}  # window -> {pid: goroutines in the run queues}
+        # Of each process while it runs one program: an exec begins them anew, and a pid may be used anew.
+        self._at_open = {}  # window -> {owner: State or None}
+        self._longest = {}  # window -> {owner: goroutines in the run queues}
 
     def learn(self, process, layout):
         """Reads the counters of the program from now on. Returns whether the live process bears it out."""
@@ -57,37 +58,46 @@ class Schedulers:
             return None
 
     def open(self, window, processes):
-        self._begin(window, {process.pid: self.read(process) for process in processes})
+        self._begin(window, {process.owner: self.read(process) for process in processes})
 
     def sample(self, processes):
         for process in processes:
-            self._note(process.pid, self.read(process))
+            self._note(process, self.read(process))
 
     def lap(self, window, processes):
-        """{pid: Scheduled} of the window, which begins anew with what was read."""
-        at_open, now, dispatches = self._at_open[window], {}, {}
+        """{owner: Scheduled} of the window, which begins anew with what was read."""
+        longest, now, scheduled = self._longest[window], {}, {}
         for process in processes:
-            # A process that has come since, as a p that has, began with 0.
-            before, after = at_open.get(process.pid, State({}, 0)), self.read(process)
-            self._note(process.pid, after)
+            before, after = self._before(window, process), self.read(process)
+            self._note(process, after)
             known = before is not None and after is not None
-            dispatches[process.pid] = _dispatches(before, after) if known else None
-            now[process.pid] = after
-        longest = self._longest[window]
+            lengths = [longest[owner] for owner in process.lives if owner in longest]
+            scheduled[process.owner] = Scheduled(
+                _dispatches(before, after) if known else None, max(lengths, default=None)
+            )
+            now[process.owner] = after
         self._begin(window, now)
-        return {pid: Scheduled(count, longest.get(pid)) for pid, count in dispatches.items()}
+        return scheduled
+
+    def _before(self, window, process):
+        at_open = self._at_open[window]
+        if process.owner in at_open:
+            return at_open[process.owner]
+        if any(at_open.get(owner) for owner in process.lives):
+            return None  # with the program that it ran then, what that counted in the window is gone
+        return State({}, 0)  # a process that has come since, as a p that has, began with 0
 
     def close(self, window):
         del self._at_open[window], self._longest[window]
 
     def _begin(self, window, states):
         self._at_open[window] = states
-        self._longest[window] = {pid: state.runnable for pid, state in states.items() if state}
+        self._longest[window] = {owner: state.runnable for owner, state in states.items() if state}
 
-    def _note(self, pid, state):
+    def _note(self, process, state):
         if state is not None:
             for longest in self._longest.values():
-                longest[pid] = max(longest.get(pid, 0), state.runnable)
+                longest[process.owner] = max(longest.get(process.owner, 0), state.runnable)
 
 
 def _dispatches(before, after):

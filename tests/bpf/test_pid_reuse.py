@@ -55,6 +55,9 @@ def test_a_service_that_gets_its_former_pid_in_the_window_counts_once(
     # Each connection: its accept, its own first ping, and the end of the one that was open.
     assert m.productive_wakeups == pytest.approx(50 + 70 + 4, abs=3)
     assert 0 < m.cpu_seconds < 1
+    assert m.dispatches is None
+    assert "has ended, and its memory with it" in m.absent["dispatches"]
     with measure() as stretch:
         spaced_pings(connect(server.address), 30)
     assert stretch(server).wakeups == pytest.approx(30 + 2, abs=1)
+    assert stretch(server).dispatches == pytest.approx(30 + 2, abs=20)

@@ -190,9 +190,13 @@ def test_a_service_that_replaces_itself_from_another_thread_stays_watched(
     # own ping may each have been there before somebody waited for it.
     assert 80 <= m.productive_wakeups <= 84
     assert (m.spurious_wakeups, m.lost) == (0, 0)
+    # What the scheduler had counted before went with the program.
+    assert m.dispatches is None
+    assert "began to run" in m.absent["dispatches"]
     with measure() as stretch:
         spaced_pings(again, 50)
     assert stretch(service).productive_wakeups == pytest.approx(50, abs=2)
+    assert stretch(service).dispatches == pytest.approx(50, abs=20)
 
 
 def test_a_gateway_and_its_backend_have_numbers_of_their_own(
