@@ -866,7 +866,8 @@ static __always_inline u32 local_number(u64 task)
 /* What the slot's waits and its poller still hold is the former owner's from here on. */
 static __always_inline void settle(u64 *home, struct target *t, u32 slot)
 {
-	t->owner = (u32)(bpf_ktime_get_ns() >> 10) << SLOT_BITS | (slot + 1);
+	t->since = bpf_ktime_get_ns();
+	t->owner = (u32)(t->since >> 10) << SLOT_BITS | (slot + 1);
 	*home = (u64)t->tgid << 32 | t->owner;
 }
 

@@ -81,7 +81,7 @@ struct target {
 	u32 heir;	/* slot whose banks count what this one does while it is not kept: an ancestor's */
 	u32 lost_children;	/* forked and not watched, for want of a slot */
 	u32 local;	/* its number in the agent's pid namespace, where that is not the initial one */
-	u32 unused;
+	u64 since;	/* when it began to be this owner; monotonic ns */
 };
 
 /* What is known of a process's poller; the agent writes it too, once. layout is all zero until calibration has

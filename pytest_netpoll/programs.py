@@ -15,7 +15,10 @@ from pytest_netpoll.toolchain import go_version_of_program
 
 T = TypeVar("T")
 
-_LATE = "process {pid} began to run {executable} only during the test"
+_LATE = (
+    "process {pid} began to run {executable} while it was measured, and part of that was missed "
+    "(to mend: start it before, in a fixture)"
+)
 
 
 class Programs:

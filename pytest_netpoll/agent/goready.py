@@ -74,8 +74,8 @@ class Probes:
         if process.program is None:  # it came and went: all that can be said is what was counted
             return {"ready_calls": ready_calls, "deadline_wakeups": deadline_wakeups}
         attached = self.of(process)
-        # A process that came into the window later was attached as soon as it was watched.
-        counts = attached is not None and (attached.at <= window.opened or process.since >= window.opened)
+        # A program that is first seen in the window is attached only when its process has run for a moment.
+        counts = attached is not None and attached.at <= max(window.opened, process.since)
         return {
             "ready_calls": ready_calls if counts else None,
             "deadline_wakeups": deadline_wakeups if counts and attached.deadlines else None,

@@ -253,13 +253,14 @@ class Kernel:
         return value >> 32, value & 0xFFFFFFFF
 
     def settle(self, slot, tgid, pid, root):
-        """Starts watching the process, in a slot that was taken for it. Returns its owner."""
+        """Starts watching the process, in a slot that was taken for it. Returns its target."""
+        now = time.monotonic_ns()
         # The number above the slot tells what the slot's former processes left behind.
-        owner = (time.monotonic_ns() >> 10) << SLOT_BITS & 0xFFFFFFFF | slot + 1
-        target = self.targets.Leaf(tgid=tgid, root=root, owner=owner, kept=1, local=pid)
+        owner = (now >> 10) << SLOT_BITS & 0xFFFFFFFF | slot + 1
+        target = self.targets.Leaf(tgid=tgid, root=root, owner=owner, kept=1, local=pid, since=now)
         self.targets[ctypes.c_int(slot)] = target
         self.homes[ctypes.c_int(tgid & 0xFFFF)] = ctypes.c_uint64(tgid << 32 | owner)
-        return owner
+        return target
 
     def evict(self, tgid):
         if self.home(tgid)[0] == tgid:

@@ -20,20 +20,20 @@ class Process:
     """One watched process.
 
     tgid: what BPF calls it; pid and root (that of the process it descends from): what we do. owner: what BPF
-    calls it while it runs this program.
+    calls it while it runs this program, since: from when on (monotonic ns).
     """
 
-    def __init__(self, slot, owner, tgid, pid, root):
+    def __init__(self, slot, target):
         self.slot = slot
-        self.owner = owner
-        self.tgid = tgid
-        self.pid = pid
-        self.root = root
+        self.tgid = target.tgid
+        self.pid = target.local or target.tgid
+        self.root = target.root
+        self.owner = target.owner
+        self.since = target.since
         self.executable = None
         self.program = None  # (device, inode)
         self.mappings = []
         self.lives = {}  # owner -> its mappings: of this program, and of those that it ran before
-        self.since = time.monotonic_ns()
         self.exited = False
         self.epfd = -1
         self.layout = None
@@ -192,10 +192,9 @@ class Processes:
                 continue  # free, or being filled in at this moment
             known = process is not None
             if process is None:
-                pid = target.local or target.tgid
-                process = self._by_slot[slot] = Process(slot, target.owner, target.tgid, pid, target.root)
+                process = self._by_slot[slot] = Process(slot, target)
             if target.owner != process.owner:
-                process.owner = target.owner
+                process.owner, process.since = target.owner, target.since
                 known = False
             # One that is unwatched in a window does not come back, though it runs.
             process.exited = process.exited or bool(target.exited)
@@ -327,8 +326,7 @@ class Processes:
         self._windows.wipe(slot)
         # Looked at only once the kernel would tell of an exec: pytest's child may be in the middle of
         # its own, with nothing mapped yet.
-        owner = self._kernel.settle(slot, tgid, pid, root)
-        process = self._by_slot[slot] = Process(slot, owner, tgid, pid, root)
+        process = self._by_slot[slot] = Process(slot, self._kernel.settle(slot, tgid, pid, root))
         # Asked of the process that is watched now: another one may have had the number before.
         if not self._look(process):
             self._undo([process])

@@ -158,6 +158,22 @@ def test_children_are_counted_whenever_they_come(factory, built, measure, connec
     assert stretch(server).ready_calls == pytest.approx((2 * MESSAGES + 1) * WOKEN, rel=0.02)
 
 
+def test_what_a_new_program_did_before_its_probes_were_there_is_not_passed_over(
+    meter, launch, connect, spaced_pings, newest_go
+):
+    outer = meter.open()
+    server = launch("ready", "-n", WOKEN, go=str(newest_go.go))  # it readies some at its start
+    connection = connect(server.address)
+    inner = meter.open()
+    spaced_pings(connection, MESSAGES)
+    known, unknown = (meter.close(window, [server])[0] for window in (inner, outer))
+    assert_ground_truth(known)
+    assert unknown.unmeasured is None
+    assert (unknown.ready_calls, unknown.deadline_wakeups) == (None, None)
+    assert f"process {server.pid} began to run {server.executable} while" in unknown.absent["ready_calls"]
+    assert "in a fixture" in unknown.absent["ready_calls"]
+
+
 def test_children_that_never_polled_count_for_their_parent_and_for_nobody_else(meter, launch, newest_go):
     launch("prefork", "-n", "1", go=str(newest_go.go))  # has its program's probes attached
     server = launch("forker", "-wake", "500", go=str(newest_go.go))
