@@ -56,7 +56,8 @@ class Process(TypedDict):
     """A watched process.
 
     root: the watched one it descends from. executable: a path that is good here, None where it is hidden.
-    unwatched: children that there was no room for. foreign: it became another user's.
+    unwatched: children that there was no room for, or that the kernel did not tell of. foreign: it became
+    another user's.
     goready, scheduler: whether attach or learn was called for the program that it runs.
     """
 

@@ -325,7 +325,7 @@ class Meter:
                 return f"the poller of {where} is unknown: {why_not} (to mend: {checks.DOCTOR})"
         unwatched = sum(p["unwatched"] for p in processes)
         if unwatched:
-            return f"{unwatched} not watched: {LOSSES['lost_processes']}"
+            return f"{unwatched} not watched: {self._why_not_watched()}"
         if proven:
             return self._losses(processes)
         if not go:
@@ -341,6 +341,14 @@ class Meter:
                 "Go does it; a newer pytest-netpoll may know it (pip install --upgrade pytest-netpoll)"
             )
         return reason
+
+    def _why_not_watched(self) -> str:
+        if self.environment.get("follows_children", True):
+            return LOSSES["lost_processes"]
+        return (
+            "child processes that this kernel, which has no BTF, does not tell of (to mend: start them "
+            "before the test, in a fixture; where they were there, raise --netpoll-max-processes)"
+        )
 
     @staticmethod
     def _losses(processes: Sequence[Measured]) -> str | None:

@@ -178,6 +178,7 @@ class Agent:
         closed = cut(window, self._processes.slots())
         # Children forked since: they ran in the window, if only for its last moment.
         self._processes.refresh()
+        self._processes.miss_children()
         self._sample()
         scheduled = self._schedulers.lap(window, self._live())
         kept = self._kept(window)

@@ -174,6 +174,24 @@ class Processes:
                 process.adopted += process.unwatched
                 process.unwatched = 0
 
+    def miss_children(self):
+        """Counts as unwatched, until the next refresh, those that poll and whom nobody told of."""
+        if self._kernel.follows_children:
+            return
+        known = {p.pid for p in self._by_slot.values() if not p.exited}
+        for root in self.roots():
+            process = self.of(root)[0]
+            new = [child for child in proc.descendants(root) if child not in known]
+            process.unwatched += sum(self._polls(child) for child in new)
+
+    def _polls(self, pid):
+        """Whether a process that is not watched is a Go program that waits for the network."""
+        try:
+            found = calibrate.calibrate(pid, self._kernel.signed)
+        except calibrate.Unreadable:
+            return False  # most likely it has ended
+        return found.layout is not None or found.strange is not None
+
     def unwatch(self, root):
         for process in self.of(root):
             self._kernel.evict(process.tgid)

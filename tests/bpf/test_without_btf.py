@@ -75,6 +75,31 @@ def test_a_program_exec_ed_in_place_of_another_is_measured_as_itself(
     assert m.offenders[0]["stack"][0]["function"] == "services/kit.Echo"
 
 
+def test_children_that_come_while_nobody_tells_of_them_are_not_passed_over(
+    lacking, factory, built, connect, spaced_pings, newest_go, tmp_path
+):
+    meter = lacking(BLIND)
+    fifo, port, echo = tmp_path / "go", factory.free_port(), built("echo", str(newest_go.go))
+    os.mkfifo(fifo)
+    first, second = (f"{echo} -addr 127.0.0.1:{where} &" for where in ("{port}", port))
+    # The other one has no poller: of those a service may start what it likes.
+    script = f"{first} read go <{fifo}; sleep 100 & {second} wait; wait; wait"
+    server = factory(command=["/bin/sh", "-c", script])
+    meter.watch(server)
+    window = meter.open()
+    fifo.write_text("go\n")
+    patiently(lambda: listens(port))
+    connection = connect(("127.0.0.1", port))
+    [m] = meter.close(window, [server])
+    assert m.unmeasured is not None
+    assert m.unmeasured.startswith("1 not watched: child processes that this kernel, which has no BTF")
+    window = meter.open()
+    spaced_pings(connection, PINGS)
+    [m] = meter.close(window, [server])
+    assert m.unmeasured is None
+    assert m.productive_wakeups == pytest.approx(PINGS, rel=0.01)
+
+
 def patiently(condition, seconds=20):
     deadline = time.monotonic() + seconds
     while not condition():
