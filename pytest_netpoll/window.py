@@ -308,7 +308,7 @@ class Meter:
                 )
         for process in processes:
             calibration = process["calibration"]
-            if calibration["unproven"] and _is_go(process):
+            if calibration["unproven"] and _runs_goroutines(process):
                 count = calibration["proven"] + calibration["unproven"]
                 return (
                     f"{calibration['unproven']} of {count} descriptors of process {process['pid']} "

@@ -199,6 +199,16 @@ def test_the_right_answers_are_measured(told: Any) -> None:
     assert [measurement.wakeups for measurement in measurements] == [7, 7]
 
 
+def test_registrations_that_do_not_decode_count_also_in_a_program_that_cannot_be_read(told: Any) -> None:
+    answers = right_answers()
+    (closed,) = answers[-1]["ok"]["services"]["4242"]
+    closed["executable"] = "/bin/server (deleted)"
+    closed["calibration"]["unproven"] = 1
+    lap, last = told(encoded(answers))
+    assert lap.unmeasured is None
+    assert last.unmeasured.startswith("1 of 4 descriptors of process 4242")
+
+
 @SETTINGS
 @given(st.data())
 def test_a_wrong_answer_is_unmeasured_or_at_least_reported(told: Any, data: st.DataObject) -> None:
