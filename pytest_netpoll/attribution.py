@@ -9,6 +9,7 @@ import pytest
 
 from pytest_netpoll.marker import Limits
 from pytest_netpoll.service import Service, ServiceFactory
+from pytest_netpoll.window import Meter
 
 # A service in a client in a tuple is found; deeper lie other libraries' insides.
 _DEPTH = 3
@@ -76,8 +77,8 @@ def _services_in(values: Iterable[object], depth: int) -> Iterator[Service]:
 
 def _inside(value: object) -> Iterable[object]:
     kind = type(value)
-    # Who can make services, or asks pytest for fixtures, has not thereby used all of them.
-    if issubclass(kind, (type, ServiceFactory, pytest.FixtureRequest)):
+    # Who can make services, measures them, or asks pytest for fixtures, has not thereby used all of them.
+    if issubclass(kind, (type, ServiceFactory, Roster, Meter, pytest.FixtureRequest)):
         return ()
     if issubclass(kind, (list, tuple, set, frozenset)):
         assert isinstance(value, Iterable)

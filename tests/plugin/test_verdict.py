@@ -143,10 +143,13 @@ def test_dup_runs_but_is_anothers(request, echo, ping):
 
 @netpoll(max_spurious=0.05)
 def test_echo(echo, ping): ping(echo)
+
+@netpoll(max_spurious=0.05)
+def test_with_our_fixtures(echo, ping, netpoll, go_service, request): ping(echo)
 """
     )
-    # The first made the service itself, so it is about it; the second is not.
-    result.assert_outcomes(failed=1, passed=1)
+    # The first made the service itself, so it is about it; the others are not.
+    result.assert_outcomes(failed=1, passed=2)
 
 
 def test_a_stretch_can_be_measured(run):
