@@ -160,10 +160,12 @@ class Meter:
 
     def close(self, window: Window, services: Sequence[Watched]) -> list[Measurement]:
         """Closes a window: one measurement for each of the services, in their order."""
-        measurements, _ = self._end(window, services, lambda agent: agent.close(window.number))
-        self._open -= 1
-        if not self._open:
-            self._forget(self._gone)
+        try:
+            measurements, _ = self._end(window, services, lambda agent: agent.close(window.number))
+        finally:  # Ctrl-C, pytest-timeout: nobody will close it a second time
+            self._open -= 1
+            if not self._open:
+                self._forget(self._gone)
         return measurements
 
     def lap(
@@ -182,7 +184,11 @@ class Meter:
             self._programs.prepare(agent, agent.programs())
             return agent.lap(window.number, settle_ms)
 
-        measurements, answer = self._end(window, services, ask)
+        try:
+            measurements, answer = self._end(window, services, ask)
+        except BaseException:  # nobody will close it
+            self._open -= 1
+            raise
         if answer is None:
             self._open -= 1
             return measurements, self.open()
@@ -209,9 +215,6 @@ class Meter:
                 seconds = answer["duration_ns"] / 1e9
             except UnmeasuredError as error:
                 failed = error
-            except BaseException:
-                self._open -= 1
-                raise
         return [self._measure(service, answer, failed, seconds) for service in services], answer
 
     def _measure(

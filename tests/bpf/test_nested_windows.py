@@ -165,3 +165,30 @@ def test_nothing_of_a_closed_window_is_kept(pinged, measure, spaced_pings):
     assert busy(server).wakeups == 50
     assert quiet(server).wakeups == 0
     assert quiet(server).latency_max is None
+
+
+def test_a_window_whose_reading_is_interrupted_keeps_no_slot(
+    new_meter, launch, connect, spaced_pings, newest_go, monkeypatch
+):
+    """By pytest-timeout, say, while stacks are symbolized: it may come at any moment, here it surely does."""
+    meter = new_meter(max_processes=1)
+
+    def interrupt(*_: object) -> None:
+        pytest.fail("Timeout")
+
+    first = launch("echo", go=str(newest_go.go))
+    meter.watch(first)
+    window = meter.open()
+    meter.unwatch(first)  # as when one that was only attached to runs on; of one that ended the agent hears
+    with monkeypatch.context() as patch:
+        patch.setattr("pytest_netpoll.offenders.collect", interrupt)
+        with pytest.raises(pytest.fail.Exception):
+            meter.close(window, [first])
+
+    second = launch("echo", go=str(newest_go.go))
+    meter.watch(second)
+    window = meter.open()
+    spaced_pings(connect(second.address), 20)
+    (m,) = meter.close(window, [second])
+    assert m.unmeasured is None
+    assert m.productive_wakeups >= 20
