@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -15,7 +16,7 @@ Columns = Mapping[str, int | float | str | None]
 
 
 def breaches(item: pytest.Item, measurements: Sequence[Measurement], limits: Limits) -> list[Breach]:
-    """Of all hooks, for all measurements that can be trusted. UsageError for anything else than a Breach."""
+    """Of all hooks, for all measurements that can be trusted. UsageError for what is no proper Breach."""
     __tracebackhide__ = True
     found: list[Breach] = []
     for measurement in measurements:
@@ -29,8 +30,32 @@ def breaches(item: pytest.Item, measurements: Sequence[Measurement], limits: Lim
                         why=f"one returned {result!r:.100}",
                         fix="return [Breach(...), ...] or None; from pytest_netpoll.verdict import Breach",
                     )
+                complaint = _complaint(breach)
+                if complaint is not None:
+                    raise UsageError(
+                        "pytest_netpoll_breaches must return Breaches that can be read",
+                        why=f"{complaint} in {breach!r:.200}",
+                        fix='return Breach(service, metric, "max" or "min", measured, limit), or None where '
+                        "nothing was measured",
+                    )
                 found.append(breach)
     return found
+
+
+def _complaint(breach: Breach) -> str | None:
+    """What no report could show of it; anything may be in it, for hooks are seldom type-checked."""
+    fields: Mapping[str, object] = vars(breach)
+    for name in ("service", "metric", "detail"):
+        if not isinstance(fields[name], str):
+            return f"{name} is no text"
+    if fields["kind"] not in ("max", "min"):
+        return 'kind is neither "max" nor "min"'
+    for name in ("measured", "limit"):
+        value = fields[name]
+        # NaN is less than nothing.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
+            return f"{name} is no finite number"
+    return None
 
 
 def columns(item: pytest.Item, measurements: Sequence[Measurement]) -> list[Columns]:

@@ -103,15 +103,19 @@ def test_it(go_service): go_service(command="python3 -m http.server --bind 127.0
 @pytest.mark.parametrize(
     ("hook", "complaint"),
     [
+        (
+            "breaches(): return Breach('echo', 'polls a second', 'max', None, 1)",
+            "pytest_netpoll_breaches must return Breaches that can be read: measured is no finite *",
+        ),
         ("breaches(): return ['too slow']", "pytest_netpoll_breaches must return Breaches: *too slow*"),
         ("breaches(): return 7", "pytest_netpoll_breaches must return Breaches: one returned 7"),
         ("columns(): return ['x']", "pytest_netpoll_columns must return headings and values: *"),
         ("columns(): return {'x': [1]}", "pytest_netpoll_columns must return headings and values: *"),
     ],
-    ids=range(4),
+    ids=range(5),
 )
 def test_a_hook_that_returns_nonsense_fails_the_test_in_words(run, conftest, hook, complaint):
-    conftest(f"def pytest_netpoll_{hook}")
+    conftest(f"from pytest_netpoll.verdict import Breach\ndef pytest_netpoll_{hook}")
     result = run("@netpoll()\ndef test_it(echo, ping): ping(echo)")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines([complaint, "  to mend: return *"])

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 
+from pytest_netpoll import extensions
+from pytest_netpoll.errors import UsageError
 from pytest_netpoll.marker import Limits, resolve
 from pytest_netpoll.metrics import COUNTERS, Measurement, Snapshot, bucket_of
 from pytest_netpoll.verdict import Breach, Verdict, judge
@@ -202,3 +206,29 @@ def test_distrust_counts_wherever_something_is_measured(
     mode: Literal["gate", "report", "off"], outcome: str
 ) -> None:
     assert judge([measured({"lost": 1})], limits({}), mode).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"measured": None}, "measured is no finite number"),
+        ({"measured": True}, "measured is no finite number"),
+        ({"limit": float("nan")}, "limit is no finite number"),
+        ({"limit": float("-inf")}, "limit is no finite number"),
+        ({"kind": "most"}, 'kind is neither "max" nor "min"'),
+        ({"metric": ["polls"]}, "metric is no text"),
+        ({"service": None}, "service is no text"),
+    ],
+)
+def test_a_hooks_breach_that_no_report_could_show_is_refused(
+    change: Mapping[str, Any], complaint: str
+) -> None:
+    breach = Breach("server", "polls a second", "max", 2, 1)
+    answers = [[breach], replace(breach, **change)]
+    item: Any = SimpleNamespace(ihook=SimpleNamespace(pytest_netpoll_breaches=lambda **_: answers))
+    with pytest.raises(
+        UsageError, match=rf"_breaches must .*: {re.escape(complaint)} in Breach"
+    ):
+        extensions.breaches(item, [measured(HEALTHY)], limits({}))
+    answers.pop()
+    assert extensions.breaches(item, [measured(HEALTHY)], limits({})) == [breach]
