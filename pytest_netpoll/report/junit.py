@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pytest_netpoll.report.record import TestRecord
+from pytest_netpoll.report.words import trusted
 
 # Those that CI servers are asked to plot; the others are in the JSON report. In canonical units.
 MAIN = (
@@ -29,7 +30,7 @@ def properties(record: TestRecord) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = [("netpoll.outcome", record["outcome"])]
     for service in record["services"]:
         prefix = f"netpoll.{service['name']}"
-        for name in MAIN:
+        for name in MAIN if trusted(service) else ():
             value = service["metrics"].get(name)
             if value is not None:
                 # The middle of a latency bucket is a float, but no reader wants "12300000.0".

@@ -47,8 +47,10 @@ _HIDE_CURSOR, _SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 
 def rate(name: str, measurement: Measurement) -> Value:
     """A count or a time per second of the window; None for what is no amount, and where nothing is known."""
+    if measurement.unmeasured is not None or METRICS[name].unit not in ("count", "s"):
+        return None
     value = METRICS[name].read(measurement.snapshot)
-    if METRICS[name].unit not in ("count", "s") or value is None or not measurement.window_seconds:
+    if value is None or not measurement.window_seconds:
         return None
     return value / measurement.window_seconds
 

@@ -116,6 +116,8 @@ def _family(
         return None
     if metric.source == "counter" or metric.unit == "s":
         value, kind, suffix = metric.read(total.snapshot), core.CounterMetricFamily, ""
+    elif latest.unmeasured is not None:
+        return None
     else:
         value, kind = metric.read(latest.snapshot), core.GaugeMetricFamily
         suffix = "_ratio" if metric.unit == "share" else ""

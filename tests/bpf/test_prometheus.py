@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,19 @@ def test_a_bucket_holds_what_took_less_than_its_border():
         counts = dict(prometheus.cumulative(histogram))
         assert counts[repr(border / 1e9)] == 3
         assert counts["+Inf"] == 7
+
+
+def test_a_gauge_is_absent_while_the_last_interval_could_not_be_measured():
+    from pytest_netpoll.metrics import Measurement, Snapshot
+
+    counted = Measurement("server", 1, None, None, 1.0, Snapshot({"events": 2, "polls": 4}))
+    doubtful = replace(counted, unmeasured="the service is gone")
+    with prometheus.Exporter("127.0.0.1", 0) as exporter:
+        names = {}
+        for latest in (counted, doubtful):
+            exporter.update(counted, latest)
+            names[latest.unmeasured] = {family.name for family in exporter.collect()}
+    assert names[None] - names["the service is gone"] == {"netpoll_polls_per_event"}
 
 
 @needs_promtool

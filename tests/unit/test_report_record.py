@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import stat
@@ -14,8 +15,9 @@ import pytest
 from pytest_netpoll.errors import NetpollError
 from pytest_netpoll.marker import resolve
 from pytest_netpoll.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
-from pytest_netpoll.report import baseline, junit, record
+from pytest_netpoll.report import baseline, junit, live, record
 from pytest_netpoll.report import json as report_json
+from pytest_netpoll.run import Run
 from pytest_netpoll.verdict import judge
 
 HEALTHY = {"wakeups": 200, "productive_wakeups": 200, "events": 200, "polls": 210}
@@ -271,11 +273,23 @@ def test_junit_gets_the_main_numbers_in_canonical_units() -> None:
 
 
 def test_junit_leaves_out_what_was_not_measured_and_says_why() -> None:
-    gone = Measurement("server", 42, None, None, 1.0, unmeasured="the service is gone")
+    gone = measured(WASTEFUL, unmeasured="the service is gone")
     assert junit.properties(built(gone)) == [
         ("netpoll.outcome", "unmeasured"),
         ("netpoll.server.unmeasured", "the service is gone"),
     ]
+
+
+def test_what_is_watched_has_no_rates_while_it_cannot_be_measured() -> None:
+    def per_second(measurement: Measurement) -> dict[str, float]:
+        run, stream = Run(), io.StringIO()
+        run.add(measurement)
+        live.View(stream, as_json=True).interval("server", measurement, run)
+        rates: dict[str, float] = json.loads(stream.getvalue())["per_second"]
+        return rates
+
+    assert per_second(measured(WASTEFUL))["wakeups"] == WASTEFUL["wakeups"]
+    assert per_second(measured(WASTEFUL, unmeasured="the service is gone")) == {}
 
 
 def test_junit_names_only_metrics_of_the_table() -> None:

@@ -226,9 +226,7 @@ def test_a_hooks_breach_that_no_report_could_show_is_refused(
     breach = Breach("server", "polls a second", "max", 2, 1)
     answers = [[breach], replace(breach, **change)]
     item: Any = SimpleNamespace(ihook=SimpleNamespace(pytest_netpoll_breaches=lambda **_: answers))
-    with pytest.raises(
-        UsageError, match=rf"_breaches must .*: {re.escape(complaint)} in Breach"
-    ):
+    with pytest.raises(UsageError, match=rf"_breaches must .*: {re.escape(complaint)} in Breach"):
         extensions.breaches(item, [measured(HEALTHY)], limits({}))
     answers.pop()
     assert extensions.breaches(item, [measured(HEALTHY)], limits({})) == [breach]
