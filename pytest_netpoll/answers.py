@@ -113,10 +113,10 @@ class Measured(Process):
 
 
 class Times(TypedDict):
-    """Of all that descended from a root in the window: CPU time used, and waited for."""
+    """Of all that descended from a root in the window: CPU time used, and waited for: None if none tells."""
 
     cpu_ns: int
-    run_delay_ns: int
+    run_delay_ns: int | None
 
 
 class Processes(TypedDict):

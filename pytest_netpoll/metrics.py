@@ -160,7 +160,7 @@ _NOT_REPORTED = "the probe did not report it"
 _NO_RESOLVED = "no wakeup was resolved in the window"
 _NO_READY_CALLS = "ready calls were not counted: use --netpoll-goready=on"
 _NO_SCHEDULER = "the Go scheduler's counters were not found in the service's memory"
-_NO_SCHEDSTAT = "/proc/PID/schedstat could not be read"
+_NO_SCHEDSTAT = "there is no /proc/PID/schedstat: this kernel was built without CONFIG_SCHED_INFO"
 
 
 @dataclass(frozen=True)
@@ -332,7 +332,7 @@ _TABLE = (
         lambda s: s.runq_max,
         _NO_SCHEDULER,
     ),
-    Metric("cpu_seconds", "s", "CPU time used", "proc", lambda s: _seconds(s.cpu_ns), _NO_SCHEDSTAT),
+    Metric("cpu_seconds", "s", "CPU time used", "proc", lambda s: _seconds(s.cpu_ns)),
     Metric(
         "run_delay_seconds",
         "s",

@@ -438,9 +438,11 @@ def _snapshot(process: Measured) -> Snapshot:
 def _with_times(snapshot: Snapshot, times: Mapping[str, Times], roots: Sequence[int]) -> Snapshot:
     """Of all processes there were in the window, also those that ended and of which nothing else is known."""
     found = [times[str(pid)] for pid in roots if str(pid) in times]
-    used, waited = sum(entry["cpu_ns"] for entry in found), sum(entry["run_delay_ns"] for entry in found)
-    if used < 0 or waited < 0:
+    used = sum(entry["cpu_ns"] for entry in found)
+    waits = [waited for entry in found if (waited := entry["run_delay_ns"]) is not None]
+    if used < 0 or sum(waits) < 0:
         raise ValueError(f"times {times!r:.200}")
+    waited = sum(waits) if len(waits) == len(found) else None
     return dataclasses.replace(snapshot, cpu_ns=used, run_delay_ns=waited)
 
 

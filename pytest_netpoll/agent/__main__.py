@@ -205,7 +205,9 @@ class Agent:
             "duration_ns": closed.closed - closed.opened,
             "services": services,
             "timelines": {root: timeline.of(root) for root in services},
-            "times": {root: _passed(at_open.get(root, (0, 0)), at_close[root]) for root in services},
+            "times": {
+                root: self._watch.passed(at_open.get(root, (0, 0)), at_close[root]) for root in services
+            },
         }
         return answer, closed.end
 
@@ -292,11 +294,6 @@ class Agent:
             **self._probes.counted(process, window, bank.counters),
         )
         return about
-
-
-def _passed(before, after):
-    """JSON of what was used between two Processes.times."""
-    return {"cpu_ns": after[0] - before[0], "run_delay_ns": after[1] - before[1]}
 
 
 # command -> its arguments, all of which must be there, as integers.

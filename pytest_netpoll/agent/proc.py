@@ -7,6 +7,9 @@ from collections import namedtuple
 
 Registration = namedtuple("Registration", "fd events data")
 
+# Only where the kernel was built with CONFIG_SCHED_INFO does it tell how long threads wait for a CPU.
+TELLS_WAITS = os.path.exists("/proc/self/schedstat")
+
 _TFD = re.compile(r"^tfd:\s*(\d+)\s+events:\s*([0-9a-f]+)\s+data:\s*([0-9a-f]+)", re.M)
 
 
@@ -73,7 +76,7 @@ def cpu_time(pid):
 
 
 def threads(pid):
-    """{tid: (state letter, ns spent runnable but waiting for a CPU)}."""
+    """{tid: (state letter, ns spent runnable but waiting for a CPU)}; 0 ns where the kernel does not tell."""
     found = {}
     base = "/proc/%d/task" % pid
     try:
@@ -83,7 +86,7 @@ def threads(pid):
     for tid in tids:
         try:
             state = _read("%s/%s/stat" % (base, tid)).rpartition(b")")[2].split(None, 1)[0]
-            waited = int(_read("%s/%s/schedstat" % (base, tid)).split()[1])
+            waited = int(_read("%s/%s/schedstat" % (base, tid)).split()[1]) if TELLS_WAITS else 0
         except (OSError, ValueError, IndexError):
             continue
         found[int(tid)] = (state.decode(), waited)

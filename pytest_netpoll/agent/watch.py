@@ -92,6 +92,14 @@ class Process:
         self.running = sum(state == "R" for state, _ in threads.values())
 
 
+def passed(before, after):
+    """JSON of what was used between two Processes.times; what was waited for is null where nobody tells."""
+    return {
+        "cpu_ns": after[0] - before[0],
+        "run_delay_ns": after[1] - before[1] if proc.TELLS_WAITS else None,
+    }
+
+
 class Processes:
     """Mirrors the kernel's targets.
 

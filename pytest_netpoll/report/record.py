@@ -92,7 +92,7 @@ class TimelinePoint(_TimelineExtra):
     window. Intervals are 100 ms, longer in windows of over a minute; the last ends with the window. The
     counts add up to the metrics of that name. threads: alive at the sample; threads_running: of them on
     a CPU or waiting for one, a mean where intervals were put together. run_delay_ns: waited for a CPU,
-    over all threads.
+    over all threads; 0 where the metric run_delay_seconds is not known.
     """
 
     t_ms: float

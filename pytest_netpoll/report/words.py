@@ -311,6 +311,8 @@ def _threads_at(service: ServiceRecord, at_ms: float | None) -> str:
     for point in service.get("timeline", []):
         if point["t_ms"] >= at_ms:
             running = f"{point['threads_running']:g} of {point['threads']} threads running"
+            if service["metrics"].get("run_delay_seconds") is None:
+                return f"; {running}"
             waited, passed = point["run_delay_ns"], (point["t_ms"] - begin) * 1e6
             return f"; {running}, {units.show(waited, 'ns')} of {units.show(passed, 'ns')} waiting for a CPU"
         begin = point["t_ms"]

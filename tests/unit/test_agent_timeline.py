@@ -89,6 +89,23 @@ def test_a_service_that_comes_later_is_counted_from_its_beginning(agent):
     assert timeline.of(7) == [[0.0, *range(2, 12), 4, 2, 1.0]]
 
 
+def test_where_the_kernel_does_not_tell_what_threads_waited_it_is_not_known(agent, monkeypatch):
+    """As one without CONFIG_SCHED_INFO: the threads are there all the same."""
+    assert agent("watch").passed((10, 3), (30, 4)) == {"cpu_ns": 20, "run_delay_ns": 1}
+    proc = agent("proc")
+    read = proc._read
+
+    def without_schedstat(path):
+        if path.endswith("/schedstat"):
+            raise FileNotFoundError(path)
+        return read(path)
+
+    monkeypatch.setattr(proc, "_read", without_schedstat)
+    monkeypatch.setattr(proc, "TELLS_WAITS", False)
+    assert proc.threads(os.getpid())[os.getpid()] == ("R", 0)
+    assert agent("watch").passed((10, 0), (30, 0)) == {"cpu_ns": 20, "run_delay_ns": None}
+
+
 def test_two_processes_that_were_the_service_are_put_together_by_time():
     counts = [1, 1, 0, 2, 1, 1, 0, 0, 1, 0]
     first = [[100.0, *counts, 7, 4, 1]]

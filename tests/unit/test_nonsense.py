@@ -209,6 +209,14 @@ def test_registrations_that_do_not_decode_count_also_in_a_program_that_cannot_be
     assert last.unmeasured.startswith("1 of 4 descriptors of process 4242")
 
 
+def test_a_kernel_that_does_not_tell_what_was_waited_leaves_that_unknown_alone(told: Any) -> None:
+    answers = right_answers()
+    answers[-1]["ok"]["times"]["4242"]["run_delay_ns"] = None
+    lap, end = told(encoded(answers))
+    assert (lap.run_delay_seconds, lap.cpu_seconds) == (1e-6, 1e-3)
+    assert (end.run_delay_seconds, end.cpu_seconds, end.unmeasured) == (None, 1e-3, None)
+
+
 @SETTINGS
 @given(st.data())
 def test_a_wrong_answer_is_unmeasured_or_at_least_reported(told: Any, data: st.DataObject) -> None:

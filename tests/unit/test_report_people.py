@@ -275,6 +275,9 @@ def test_of_a_late_wakeup_it_is_said_what_the_threads_did_meanwhile() -> None:
     slow = measured(HEALTHY, slowest=(late,), timeline=tuple(points))
     text = terminal.failure_section(built(slow, max_latency_p99="1us"), 200)
     assert "(read on tcp; 1 of 5 threads running, 7.0 ms of 100.0 ms waiting for a CPU), woken late" in text
+    untold = replace(slow, snapshot=replace(slow.snapshot, run_delay_ns=None))
+    text = terminal.failure_section(built(untold, max_latency_p99="1us"), 200)
+    assert "(read on tcp; 1 of 5 threads running), woken late" in text
 
 
 def test_the_diagnosis_of_a_service_within_its_limits_is_left_to_the_reports() -> None:

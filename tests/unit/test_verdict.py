@@ -123,9 +123,10 @@ def test_every_broken_limit_of_every_service_has_its_line() -> None:
             "server: ready_calls was not measured: ready calls were not counted: use --netpoll-goready=on",
         ),
         (
-            {"max_cpu_seconds": 5},
+            {"max_run_delay_seconds": 5},
             [measured(HEALTHY)],
-            "server: cpu_seconds was not measured: /proc/PID/schedstat could not be read",
+            "server: run_delay_seconds was not measured: there is no /proc/PID/schedstat: this kernel was "
+            "built without CONFIG_SCHED_INFO",
         ),
         (
             {},
