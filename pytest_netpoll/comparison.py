@@ -150,8 +150,13 @@ def compare(
     baseline: Baseline,
     rules: Rules,
     limits: Mapping[str, int | float] | None = None,
+    binds: Callable[[str], bool] = lambda _: True,
 ) -> Comparison:
-    """One test against its baseline. environment: today's, as in the JSON report. limits: as there."""
+    """One test against its baseline.
+
+    environment: today's, as in the JSON report. limits: as there. binds: whether the test is about the
+    service of that name; what the baseline knows of others is not looked at.
+    """
     then = baseline.tests.get(nodeid)
     if then is None:
         return Comparison(baseline.name, False, {}, notes=(f"no baseline {baseline.name} for this test",))
@@ -159,6 +164,13 @@ def compare(
     unmeasured: list[str] = []
     notes: list[str] = []
     minimum = (limits or {}).get("min_wakeups", MIN_WAKEUPS)
+    for service in sorted(then.keys() - now.keys()):
+        if binds(service):
+            missing = f"{service}: is in baseline {baseline.name}, and is not measured any more"
+            notes.append(missing)
+            # One without events may have been another test's: a test that uses none is about all that run.
+            if rules.tolerances and then[service].metrics.get("events"):
+                unmeasured.append(missing)
     for service, sample in now.items():
         if service not in then:
             notes.append(f"{service}: baseline {baseline.name} does not know this service")

@@ -273,6 +273,7 @@ class Session:
             self._baseline,
             rules,
             limits.as_json(),
+            limits.binds,
         )
         return confirmed(comparison, self.options.reruns, lambda: samples_of(trial.again(runs), limits))
 

@@ -163,6 +163,12 @@ def test_what_is_compared_and_was_not_measured_does_not_pass(run, monkeypatch):
     result.stdout.fnmatch_lines(
         ["*UNMEASURED*", "unmeasured: server: spurious cannot be compared: only ? wakeups*"]
     )
+    # A limit needs a service; here nothing but the baseline asks for one.
+    result = run(
+        "@netpoll()\ndef test_it(): pass", "--netpoll-compare=main", "--netpoll-compare-fail=spurious:+0.02"
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["unmeasured: server: is in baseline main, and is not measured any more"])
 
 
 @pytest.mark.bpf

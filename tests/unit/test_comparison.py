@@ -105,6 +105,21 @@ def test_what_was_measured_then_and_not_now_is_unmeasured() -> None:
         assert settle(Verdict("passed"), comparison, "gate").outcome == "unmeasured"
 
 
+def test_a_service_that_the_baseline_knows_and_that_is_gone_does_not_pass() -> None:
+    then = {"server": sample(), "gone": sample(events=7), "idle": sample(events=0)}
+    known, tolerated = Baseline("main", HERE, {"t": then}), Rules(tolerance.parse_list("spurious:+0.02"))
+    gone, idle = (f"{name}: is in baseline main, and is not measured any more" for name in ("gone", "idle"))
+    for now in ({"server": sample()}, {}):
+        comparison = compare("t", now, HERE, known, tolerated)
+        assert (comparison.outcome, comparison.unmeasured) == ("unmeasured", (gone,))
+        assert {gone, idle} <= set(comparison.notes)
+    watched = compare("t", {"server": sample()}, HERE, known, Rules())
+    assert (watched.outcome, set(watched.notes) >= {gone, idle}) == ("passed", True)
+    limits = resolve([((), {"service": "server"})], "t")
+    others = compare("t", {"server": sample()}, HERE, known, tolerated, limits.as_json(), limits.binds)
+    assert (others.outcome, others.notes) == ("passed", ())
+
+
 def test_what_has_no_baseline_passes_and_says_so() -> None:
     assert compared(sample(), sample(spurious=None), "spurious:+0.02").notes == (
         "server: spurious has no baseline: it was not measured then",
