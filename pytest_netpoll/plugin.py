@@ -395,10 +395,9 @@ class Session:
             self._written.append(f"netpoll: no test was measured, {path} stays as it is")
             return
         with self._report_asked_for(session):
-            left_out = baseline_file.write(path, self.environment, self._records)
+            lines = baseline_file.write(path, self.environment, self._records)
             self._say_written(path)
-            for nodeid in left_out:
-                self._written.append(f"netpoll: {nodeid} is not in it: it failed by itself or is unmeasured")
+            self._written += [f"netpoll: {line}" for line in lines]
 
     @contextlib.contextmanager
     def _report_asked_for(self, session: pytest.Session) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from pytest_netpoll.comparison import ENVIRONMENT_KEYS, Baseline, Sample
 from pytest_netpoll.errors import NetpollError
@@ -38,11 +38,14 @@ def path_of(rootdir: Path, name: str) -> Path:
 
 
 def write(path: Path, environment: Mapping[str, Any], records: Iterable[TestRecord]) -> list[str]:
-    """Write the file anew, the same bytes for the same numbers. NetpollError if that fails.
+    """Write the file, the same bytes for the same numbers. NetpollError if that fails.
 
     Of a test with several records the last one counts. What is not to be trusted, and tests that failed
-    by themselves, are left out: their nodeids are returned.
+    by themselves, are left out. Tests of which there is nothing new, for they did not run or are left out,
+    stay in the file as they were, if they were measured in the same environment: a file has only one.
+    Returned is a line for each thing that people may not expect.
     """
+    here = {key: environment.get(key) for key in ENVIRONMENT_KEYS}
     tests: dict[str, dict[str, _Service]] = {}
     left_out = []
     for record in sorted(records, key=lambda record: record["nodeid"]):
@@ -51,14 +54,46 @@ def write(path: Path, environment: Mapping[str, Any], records: Iterable[TestReco
             left_out.append(record["nodeid"])
         else:
             tests[record["nodeid"]] = dict(sorted(services.items()))
-    content: _File = {
-        "schema": SCHEMA,
-        "environment": {key: environment.get(key) for key in ENVIRONMENT_KEYS},
-        "tests": tests,
-    }
+    left_out = [nodeid for nodeid in left_out if nodeid not in tests]
+    lines = []
+    try:
+        former = _former(path)
+    except NetpollError as error:
+        former = {"schema": SCHEMA, "environment": here, "tests": {}}
+        lines.append(f"what was in it is lost: {error.why}")
+    old = {nodeid: services for nodeid, services in former["tests"].items() if nodeid not in tests}
+    elsewhere = [
+        f"{key} {former['environment'].get(key)} then, {now} now"
+        for key, now in here.items()
+        if former["environment"].get(key) != now
+    ]
+    if not elsewhere:
+        tests |= old
+    for nodeid in left_out:
+        how = "is in it as it was" if nodeid in tests else "is not in it"
+        lines.append(f"{nodeid} {how}: it failed by itself or is unmeasured")
+    not_run = len(old.keys() - set(left_out))
+    if not_run and elsewhere:
+        lines.append(
+            f"{not_run:,} of its tests did not run and are dropped: they were measured elsewhere "
+            f"({', '.join(elsewhere)})"
+        )
+    elif not_run:
+        lines.append(
+            f"{not_run:,} of its tests did not run and stay as they were; to drop them, delete it first"
+        )
+    content: _File = {"schema": SCHEMA, "environment": here, "tests": dict(sorted(tests.items()))}
     text = json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False)
     files.write_atomically(path, f"{text}\n", "the baseline")
-    return [nodeid for nodeid in left_out if nodeid not in tests]
+    return lines
+
+
+def _former(path: Path) -> _File:
+    """What the file holds, no tests where there is none. NetpollError where it cannot be read."""
+    if not path.is_file():
+        return {"schema": SCHEMA, "environment": {}, "tests": {}}
+    what = f"the baseline {path} could not be read"
+    return cast("_File", json_report.read(path, {SCHEMA: _File}, what, f"delete it: rm {path}"))
 
 
 def load(rootdir: Path, name: str) -> Baseline:

@@ -152,7 +152,7 @@ def test_a_wrong_comparison_is_a_usage_error(run, option, expected):
 
 
 @pytest.mark.bpf
-def test_what_is_compared_and_was_not_measured_does_not_pass(run, monkeypatch):
+def test_what_is_compared_and_was_not_measured_does_not_pass(run, pytester, monkeypatch):
     monkeypatch.setenv("PROGRAM", "echo")
     source = SERVER + "\n@netpoll()\ndef test_it(server, ping): ping(server, int(os.environ['COUNT']))\n"
     monkeypatch.setenv("COUNT", "30")
@@ -164,11 +164,20 @@ def test_what_is_compared_and_was_not_measured_does_not_pass(run, monkeypatch):
         ["*UNMEASURED*", "unmeasured: server: spurious cannot be compared: only ? wakeups*"]
     )
     # A limit needs a service; here nothing but the baseline asks for one.
+    before = saved(pytester)
     result = run(
-        "@netpoll()\ndef test_it(): pass", "--netpoll-compare=main", "--netpoll-compare-fail=spurious:+0.02"
+        "@netpoll()\ndef test_it(): pass",
+        *("--netpoll-compare=main", "--netpoll-compare-fail=spurious:+0.02", "--netpoll-save=main"),
     )
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["unmeasured: server: is in baseline main, and is not measured any more"])
+    result.stdout.fnmatch_lines(
+        [
+            "unmeasured: server: is in baseline main, and is not measured any more",
+            "netpoll: wrote *main.json",
+            "netpoll: test_it.py::test_it is in it as it was: it failed by itself or is unmeasured",
+        ]
+    )
+    assert saved(pytester) == before
 
 
 @pytest.mark.bpf

@@ -235,7 +235,10 @@ def test_a_baseline_file_is_the_same_bytes_in_any_order_and_holds_only_what_can_
     ]
     path = baseline.path_of(tmp_path, "main")
     assert path == tmp_path / ".netpoll" / "main.json"
-    assert baseline.write(path, HERE, records) == ["failed", "gone"]
+    lines = baseline.write(path, HERE, records)
+    assert lines == [
+        f"{name} is not in it: it failed by itself or is unmeasured" for name in ("failed", "gone")
+    ]
     first = path.read_bytes()
     baseline.write(path, {**HERE, "bcc": "0.29"}, records[::-1])
     assert path.read_bytes() == first
@@ -244,6 +247,43 @@ def test_a_baseline_file_is_the_same_bytes_in_any_order_and_holds_only_what_can_
     assert loaded.environment == HERE
     assert loaded.tests["a"]["server"].metrics["wakeups"] == 20
     assert "ready_calls" not in loaded.tests["a"]["server"].metrics, "it was not measured"
+
+
+def test_saving_what_ran_keeps_what_did_not(tmp_path: Path) -> None:
+    path = baseline.path_of(tmp_path, "main")
+    baseline.write(path, HERE, [made(name, window(20)) for name in ("a", "b", "flaky", "z")])
+    first = path.read_bytes()
+    lines = baseline.write(path, HERE, [made("b", window(20)), made("flaky", window(9), error="mine")])
+    assert path.read_bytes() == first
+    assert lines == [
+        "flaky is in it as it was: it failed by itself or is unmeasured",
+        "2 of its tests did not run and stay as they were; to drop them, delete it first",
+    ]
+    assert baseline.write(path, HERE, [made(name, window(30)) for name in ("z", "flaky", "b", "a")]) == []
+    assert {test["server"].metrics["wakeups"] for test in baseline.load(tmp_path, "main").tests.values()} == {
+        30
+    }
+
+
+def test_what_was_measured_elsewhere_is_not_mixed_with_what_is_saved_here(tmp_path: Path) -> None:
+    path = baseline.path_of(tmp_path, "main")
+    baseline.write(path, {**HERE, "kernel": "5.4.0"}, [made(name, window(20)) for name in "abc"])
+    lines = baseline.write(path, HERE, [made("b", window(30)), made("c", window(9), error="mine")])
+    assert lines == [
+        "c is not in it: it failed by itself or is unmeasured",
+        "1 of its tests did not run and are dropped: they were measured elsewhere "
+        "(kernel 5.4.0 then, 6.8.0 now)",
+    ]
+    assert list(baseline.load(tmp_path, "main").tests) == ["b"]
+
+
+def test_saving_over_a_damaged_baseline_says_that_it_is_lost(tmp_path: Path) -> None:
+    path = baseline.path_of(tmp_path, "main")
+    path.parent.mkdir()
+    path.write_text("<<<<<<< HEAD")
+    [line] = baseline.write(path, HERE, [made("a", window(20))])
+    assert line.startswith("what was in it is lost: it is not JSON")
+    assert list(baseline.load(tmp_path, "main").tests) == ["a"]
 
 
 @pytest.fixture
