@@ -418,6 +418,11 @@ def spread(metric: Metric, values: Sequence[Value]) -> str:
     return " to ".join(dict.fromkeys((metric.format(min(known)), metric.format(max(known)))))
 
 
+def not_exact(lost: Value) -> str:
+    """What it means that something was lost; which table was too small only the window knows."""
+    return f"{METRICS['lost'].format(lost)} lost, so the numbers are not exact"
+
+
 def markdown_table() -> str:
     """The metric table for the README."""
     names = {"share": "ratio 0–1"}  # noqa: RUF001 - an en dash is right in a range

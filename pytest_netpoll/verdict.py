@@ -8,7 +8,7 @@ from typing import Literal
 
 from pytest_netpoll import units
 from pytest_netpoll.marker import Kind, Limit, Limits
-from pytest_netpoll.metrics import METRICS, Measurement, spread
+from pytest_netpoll.metrics import METRICS, Measurement, not_exact, spread
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,9 @@ def distrust(measurement: Measurement) -> str | None:
     """Why no number of this measurement may decide anything."""
     if measurement.unmeasured is not None:
         return measurement.unmeasured
+    # A Meter has said so, and what mends it; but no number may pass because somebody forgot.
     lost = measurement.snapshot.counters.get("lost")
-    if lost:
-        return (
-            f"the probe lost {METRICS['lost'].format(lost)} records, so the numbers are not exact: "
-            "raise --netpoll-max-fds or --netpoll-max-processes"
-        )
-    return None
+    return not_exact(lost) if lost else None
 
 
 def _check(measurement: Measurement, limits: Sequence[Limit]) -> list[Breach | str]:

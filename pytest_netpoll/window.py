@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from pytest_netpoll import checks, guard, offenders, privilege, probe, slowest, timeline
 from pytest_netpoll.answers import Closed, Measured, Times
 from pytest_netpoll.errors import ServiceError, UnmeasuredError
-from pytest_netpoll.metrics import OPTIONAL_COUNTERS, READY_METRICS, Measurement, Snapshot
+from pytest_netpoll.metrics import OPTIONAL_COUNTERS, READY_METRICS, Measurement, Snapshot, not_exact
 from pytest_netpoll.options import Config
 from pytest_netpoll.programs import Programs
 from pytest_netpoll.symbols import Symbolizer
@@ -358,7 +358,7 @@ class Meter:
         for name, what in LOSSES.items():
             lost = sum(p["counters"][name] for p in processes)
             if lost:
-                return f"{lost} lost, so the numbers are not exact: {what}"
+                return f"{not_exact(lost)}: {what}"
         return None
 
     def _counts_already(self, service: Watched, pid: int) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, TypedDict, cast
 
 from pytest_netpoll.comparison import ENVIRONMENT_KEYS, Baseline, Sample
 from pytest_netpoll.errors import NetpollError
-from pytest_netpoll.metrics import METRICS, Value
+from pytest_netpoll.metrics import METRICS, Value, not_exact
 from pytest_netpoll.report import files
 from pytest_netpoll.report import json as json_report
 from pytest_netpoll.report.record import ServiceRecord, TestRecord, plain
@@ -126,7 +126,7 @@ def sample(service: ServiceRecord) -> Sample:
     """A service of a report, as it takes part in a comparison."""
     unmeasured = service.get("unmeasured")
     if unmeasured is None and not trusted(service):
-        unmeasured = "the probe lost records, so the numbers are not exact"
+        unmeasured = not_exact(service["metrics"].get("lost"))
     return Sample(service["metrics"], service["go_version"], service.get("gomaxprocs"), unmeasured)
 
 

@@ -75,6 +75,8 @@ _NUMBERS: tuple[tuple[str, str | None, Mapping[str, str]], ...] = (
     ("CPU", "cpu_seconds", {"run_delay_seconds": "waiting for a CPU"}),
     ("lost", "lost", {}),
 )
+# What the parts of a row are parts of, where that is not the metric: they may well be more than it.
+_PARTS_OF = {"events": "directions (read, write): "}
 
 
 def header_line(config: Config, *details: str) -> str:
@@ -253,6 +255,8 @@ def _numbers(service: ServiceRecord, width: int) -> list[str]:
             for metric, part in parts.items()
             if metrics.get(metric)
         )
+        if detail:
+            detail = _PARTS_OF.get(name, "") + detail
         if detail or (total is not None and metrics.get(total)):
             rows.append([name, METRICS[total].format(metrics.get(total)) if total else "", detail])
     if not rows:

@@ -241,6 +241,15 @@ def test_where_events_found_nobody_is_said_without_a_stack() -> None:
     assert text.endswith(f"  3 of 9 (33.3 %) unclaimed events (read on tcp {ends}), nobody waiting")
 
 
+def test_what_events_found_is_told_by_direction_and_fits_a_terminal() -> None:
+    """There are up to two directions an event: without a word that reads as more parts than the whole."""
+    found = {"events": 101, "unclaimed_events": 87, "duplicate_events": 74, "parking_events": 2}
+    text = terminal.failure_section(built(measured({**HEALTHY, **found}), max_polls=1), 80)
+    [first, second] = [line for line in text.splitlines() if "direction" in line or "parking" in line]
+    assert first == "  events      101  directions (read, write): 87 unclaimed, 74 duplicate, 2 to"
+    assert second.strip() == "parking goroutines"
+
+
 def test_offenders_of_one_of_several_runs_are_told_as_such() -> None:
     windows = [
         [measured({**WASTEFUL, "spurious_wakeups": n}, offenders=(offender(n - 2, share=(n - 2) / n),))]
