@@ -57,7 +57,8 @@ class MeasuredWindow:
     """window[service] is the service's Measurement, once the block has ended.
 
     Asking for a service that could not be measured fails (or skips) the test: numbers nobody
-    vouches for must not reach an assertion. With --netpoll=off it skips the test.
+    vouches for must not reach an assertion. A single metric that was not is None. With --netpoll=off
+    it skips the test.
     """
 
     def __init__(self, item: pytest.Item, options: Config) -> None:
