@@ -1,4 +1,4 @@
-"""What the agent answers, as types: the probe passes on nothing else. agent/__main__.py makes them.
+"""What the agent answers, as types: the probe passes on nothing else. agent/commands.py makes them.
 
 Times are in ns. Numbers are not checked beyond their kind: who reads a count knows what it can be.
 """

@@ -35,9 +35,9 @@ SETTINGS = settings(
 
 
 @pytest.fixture(scope="module")
-def agent() -> Any:
-    """The agent's module: its top imports the standard library only."""
-    spec = importlib.util.spec_from_file_location("netpoll_agent", privilege.AGENT / "__main__.py")
+def protocol() -> Any:
+    """The agent's protocol.py: it imports the standard library only."""
+    spec = importlib.util.spec_from_file_location("netpoll_protocol", privilege.AGENT / "protocol.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -54,18 +54,18 @@ def agent() -> Any:
         optional={"id": JSON, "pid": JSON, "window": JSON, "settle_ms": st.integers(0, 9) | JSON},
     ).map(json.dumps)
 )
-def test_the_agent_understands_a_message_wholly_or_refuses_it(agent: Any, line: str) -> None:
+def test_the_agent_understands_a_message_wholly_or_refuses_it(protocol: Any, line: str) -> None:
     try:
-        _, command, arguments = agent.parse(line)
-    except agent.BadMessage:
+        _, command, arguments = protocol.parse(line)
+    except protocol.BadMessage:
         return
-    assert set(arguments) == set(agent.COMMANDS[command])
+    assert set(arguments) == set(protocol.COMMANDS[command])
     assert all(type(value) is int and value >= 0 for value in arguments.values())
 
 
-def test_the_agent_refuses_what_is_nested_too_deep(agent: Any) -> None:
-    with pytest.raises(agent.BadMessage):
-        agent.parse("[" * 1_000_000)
+def test_the_agent_refuses_what_is_nested_too_deep(protocol: Any) -> None:
+    with pytest.raises(protocol.BadMessage):
+        protocol.parse("[" * 1_000_000)
 
 
 ABOUT: dict[str, Any] = {
