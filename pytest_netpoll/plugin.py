@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from pytest_netpoll import __version__, extensions, hookspecs, marker
+from pytest_netpoll import extensions, hookspecs, marker
 from pytest_netpoll.attribution import Roster, used_by
 from pytest_netpoll.comparison import Baseline, Comparison, Rules, compare, confirmed, samples_of, settle
 from pytest_netpoll.errors import NetpollError, UsageError
@@ -23,11 +22,8 @@ from pytest_netpoll.outcome import ENFORCED, enforce, plain_failures, usage_erro
 from pytest_netpoll.privilege import SYSTEM_PYTHON
 from pytest_netpoll.progress import Progress
 from pytest_netpoll.repeat import Trial, is_repeated
-from pytest_netpoll.report import baseline as baseline_file
-from pytest_netpoll.report import html as html_report
-from pytest_netpoll.report import json as json_report
-from pytest_netpoll.report import junit, record, summary, tables, terminal
-from pytest_netpoll.report.attached import attached
+from pytest_netpoll.report import baseline, html, junit, record, tables, terminal
+from pytest_netpoll.report.reports import Reports
 from pytest_netpoll.runs import median_of
 from pytest_netpoll.service import Service, ServiceFactory
 from pytest_netpoll.symbols import Symbolizer
@@ -69,7 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
     with usage_errors():
         options = Config.from_pytest(config)
         if options.html is not None:
-            html_report.require()
+            html.require()
         # In the ini file tolerances may wait for a comparison; who types them means them.
         if options.compare is None and config.getoption("netpoll_compare_fail", None):
             raise UsageError(
@@ -121,8 +117,7 @@ class Session:
         self._baseline: Baseline | None = None
         self._config = config
         self._factories: list[ServiceFactory] = []
-        self._records: list[record.TestRecord] = []
-        self._written: list[str] = []
+        self.reports = Reports(options, config.rootpath)
         self._workers_environment: dict[str, Any] = {}
 
     def pytest_sessionstart(self) -> None:
@@ -135,9 +130,9 @@ class Session:
 
     def _load_baseline(self, name: str) -> Baseline:
         try:
-            return baseline_file.load(self._config.rootpath, name)
+            return baseline.load(self._config.rootpath, name)
         except NetpollError as error:
-            missing = not baseline_file.path_of(self._config.rootpath, name).exists()
+            missing = not baseline.path_of(self._config.rootpath, name).exists()
             if missing and self.options.save == name:
                 return Baseline(name)  # this run makes it
             raise UsageError(error.what, why=error.why, fix=error.fix) from None
@@ -336,7 +331,7 @@ class Session:
         made = getattr(report, "netpoll", None)
         # "rerun": pytest-rerunfailures runs it again, and what it comes to then is the test's result.
         if made is not None and getattr(report, "outcome", None) != "rerun":
-            self._records.append(made)
+            self.reports.records.append(made)
             self._workers_environment = getattr(report, "netpoll_environment", {})
 
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
@@ -346,90 +341,35 @@ class Session:
         return None
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        table = terminal.summary_table(self._records, self._width(), self.environment)
+        records = self.reports.records
+        table = terminal.summary_table(records, self._width(), self.environment)
         if table is not None:
             terminalreporter.section("netpoll")
             terminalreporter.write_line(table)
-        for title, table in tables.further_tables(self._records, self._width()):
+        for title, table in tables.further_tables(records, self._width()):
             terminalreporter.section(title)
             terminalreporter.write_line(table)
-        for line in self._written:
+        for line in self.reports.lines:
             terminalreporter.write_line(line)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         # A pytest-xdist worker's records are its controller's to report.
         if not hasattr(self._config, "workerinput") and not self._measures_nothing:
-            self._write_reports(session)
+            # Who has no terminal reporter asked for silence.
+            self.reports.write(self.environment, say_written=self._has_terminal)
+            if not self.reports.complete and session.exitstatus in (
+                pytest.ExitCode.OK,
+                pytest.ExitCode.NO_TESTS_COLLECTED,
+            ):
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
             if not self._has_terminal:
                 # Annotations are for whoever reads the output, not for pytest's own reporter.
-                print(*self._written, sep="\n", end="\n" if self._written else "")
-
-    def _write_reports(self, session: pytest.Session) -> None:
-        asked = [(json_report.write, self.options.json), (html_report.write, self.options.html)]
-        for write, path in asked:
-            if path is not None:
-                with self._report_asked_for(session):
-                    write(path, self.environment, self._records)
-                    self._say_written(path)
-        if self.options.save is not None:
-            self._save_baseline(session, self.options.save)
-        step_summary = os.environ.get("GITHUB_STEP_SUMMARY")
-        if step_summary and self._records:
-            try:
-                summary.append(Path(step_summary), summary.markdown(self._records, self.environment))
-            except NetpollError as error:  # nobody asked for it: no reason to fail
-                self._written.append(f"netpoll: {error}")
-        if os.environ.get("GITHUB_ACTIONS") == "true":
-            self._written += summary.annotations(self._records, self._place_in_repository())
-
-    def _place_in_repository(self) -> Path:
-        """Of pytest's root directory: GitHub knows files by their path in the repository."""
-        workspace = Path(os.environ.get("GITHUB_WORKSPACE") or self._config.rootpath)
-        root = self._config.rootpath
-        return root.relative_to(workspace) if root.is_relative_to(workspace) else Path()
-
-    def _save_baseline(self, session: pytest.Session, name: str) -> None:
-        path = baseline_file.path_of(self._config.rootpath, name)
-        if not self._records:
-            self._written.append(f"netpoll: no test was measured, {path} stays as it is")
-            return
-        with self._report_asked_for(session):
-            lines = baseline_file.write(path, self.environment, self._records)
-            self._say_written(path)
-            self._written += [f"netpoll: {line}" for line in lines]
-
-    @contextlib.contextmanager
-    def _report_asked_for(self, session: pytest.Session) -> Iterator[None]:
-        """The tests' own results stay; but who asked for a report must not take it for written."""
-        try:
-            yield
-        except NetpollError as error:
-            self._written.append(f"netpoll: {error}")
-            if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-    def _say_written(self, path: Path) -> None:
-        if self._has_terminal:  # who has none asked for silence
-            self._written.append(f"netpoll: wrote {path}")
+                print(*self.reports.lines, sep="\n", end="\n" if self.reports.lines else "")
 
     @property
     def environment(self) -> dict[str, Any]:
-        """Where this was measured, as in the JSON report."""
-        services = [service for made in self._records for service in made["services"]]
-        agent = dict(self.meter.environment or self._workers_environment)
-        return {
-            "plugin": __version__,
-            "python": platform.python_version(),
-            "agent_python": agent.pop("python", None),
-            "cpus": os.cpu_count(),
-            "cpus_usable": len(os.sched_getaffinity(0)),
-            "go_versions": sorted({s["go_version"] for s in services if s["go_version"]}),
-            "arch": platform.machine(),
-            "kernel": platform.release(),
-            **agent,
-            "attached": attached(self._records),
-        }
+        return self.reports.environment(self.meter.environment or self._workers_environment)
 
     @property
     def _measures_nothing(self) -> bool:

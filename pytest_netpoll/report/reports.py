@@ -1,0 +1,89 @@
+"""All reports of one pytest session: what they are made of, and when it is over their files."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pytest_netpoll import __version__
+from pytest_netpoll.errors import NetpollError
+from pytest_netpoll.options import Config
+from pytest_netpoll.report import baseline, html, json, summary
+from pytest_netpoll.report.attached import attached
+from pytest_netpoll.report.record import TestRecord
+
+
+class Reports:
+    """records: of the tests that were measured, in the order in which they ended.
+
+    lines: what is to be said of the files, and GitHub's annotations. complete: whether everything asked
+    for was written.
+    """
+
+    def __init__(self, options: Config, rootdir: Path) -> None:
+        self.records: list[TestRecord] = []
+        self.lines: list[str] = []
+        self.complete = True
+        self._options = options
+        self._rootdir = rootdir
+
+    def environment(self, agent: Mapping[str, Any]) -> dict[str, Any]:
+        """Where this was measured, as in the JSON report. agent: what the agent says of itself."""
+        services = [service for record in self.records for service in record["services"]]
+        told = dict(agent)
+        return {
+            "plugin": __version__,
+            "python": platform.python_version(),
+            "agent_python": told.pop("python", None),
+            "cpus": os.cpu_count(),
+            "cpus_usable": len(os.sched_getaffinity(0)),
+            "go_versions": sorted({s["go_version"] for s in services if s["go_version"]}),
+            "arch": platform.machine(),
+            "kernel": platform.release(),
+            **told,
+            "attached": attached(self.records),
+        }
+
+    def write(self, environment: Mapping[str, Any], say_written: bool) -> None:
+        """The files asked for, and what GitHub Actions shows."""
+        asked: list[tuple[Callable[..., list[str] | None], Path]] = []
+        if self._options.json is not None:
+            asked.append((json.write, self._options.json))
+        if self._options.html is not None:
+            asked.append((html.write, self._options.html))
+        if self._options.save is not None:
+            path = baseline.path_of(self._rootdir, self._options.save)
+            if self.records:
+                asked.append((baseline.write, path))
+            else:
+                self.lines.append(f"netpoll: no test was measured, {path} stays as it is")
+        for write, path in asked:
+            try:
+                told = write(path, environment, self.records)
+            except NetpollError as error:
+                # The tests' own results stay; but who asked for a report must not take it for written.
+                self.complete = False
+                self.lines.append(f"netpoll: {error}")
+                continue
+            if say_written:
+                self.lines.append(f"netpoll: wrote {path}")
+            self.lines += [f"netpoll: {line}" for line in told or ()]
+        self._tell_github(environment)
+
+    def _tell_github(self, environment: Mapping[str, Any]) -> None:
+        step_summary = os.environ.get("GITHUB_STEP_SUMMARY")
+        if step_summary and self.records:
+            try:
+                summary.append(Path(step_summary), summary.markdown(self.records, environment))
+            except NetpollError as error:  # nobody asked for it: no reason to fail
+                self.lines.append(f"netpoll: {error}")
+        if os.environ.get("GITHUB_ACTIONS") == "true":
+            self.lines += summary.annotations(self.records, self._place_in_repository())
+
+    def _place_in_repository(self) -> Path:
+        """Of pytest's root directory: GitHub knows files by their path in the repository."""
+        workspace = Path(os.environ.get("GITHUB_WORKSPACE") or self._rootdir)
+        return self._rootdir.relative_to(workspace) if self._rootdir.is_relative_to(workspace) else Path()
