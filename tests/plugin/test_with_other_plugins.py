@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -39,7 +40,10 @@ def left_of(note: Path) -> list[psutil.Process]:
     """Those that still run of the noted ones."""
     pids = [int(pid) for pid in note.read_text().split()]
     assert len(pids) >= 4, "pytest, the service, its guardian and the agent"
-    family = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+    family = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family.append(psutil.Process(pid))
     _, alive = psutil.wait_procs(family, timeout=5)
     return [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
