@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import json
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -151,19 +152,21 @@ def test_installed_plugin_comes_from_the_wheel_with_its_bpf_sources(installed: P
 def test_installed_plugin_measures_a_service(installed: Path, tmp_path: Path, newest_go: Any) -> None:
     build = run(newest_go.go, "build", "-o", tmp_path / "echo", "./echo", cwd=ROOT / "tests/bpf/services")
     assert build.returncode == 0, build.stdout
+    shutil.copy(ROOT / "tests/waiting.py", tmp_path)
     (tmp_path / "test_it.py").write_text(
         """
-import socket, time
+import socket
 import pytest
+from waiting import fall_asleep
 
 @pytest.mark.netpoll(max_spurious=0.05)
 def test_it(go_service):
     server = go_service(command=["./echo", "-addr", "127.0.0.1:{port}"])
     with socket.create_connection(server.address, timeout=10) as connection:
         for _ in range(50):
+            fall_asleep(server.pid)
             connection.sendall(b"ping")
             assert connection.recv(4) == b"ping"
-            time.sleep(0.002)  # its reader parks
 """
     )
     result = run(installed, "-m", "pytest", "--netpoll-json=report.json", cwd=tmp_path)
