@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ SPACED = 0.001
 # s of CPU that a process may use before it counts as one that never sleeps.
 OWN_WORK = 0.1
 DEADLINE = 20  # s
+NAP = 0.01  # s
 
 
 def patiently(condition: Callable[[], T], seconds: float = 60, step: float = 0.01) -> T:
@@ -25,6 +26,25 @@ def patiently(condition: Callable[[], T], seconds: float = 60, step: float = 0.0
         assert time.monotonic() < deadline, "in vain"
         time.sleep(step)
     return result
+
+
+def survivors(pids: Iterable[int], seconds: float = 3) -> list[int]:
+    """Those of the processes that still run after `seconds`, as this machine is: in so many naps of 10 ms.
+
+    Where CPUs are busy or stall, a nap takes longer, and so does what a process has to do in order to end.
+    """
+    left = list(pids)
+    for _ in range(round(seconds / NAP)):
+        if not (left := [pid for pid in left if _runs(pid)]):
+            break
+        time.sleep(NAP)
+    return [pid for pid in left if _runs(pid)]
+
+
+def _runs(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return _stat(Path(f"/proc/{pid}"))[0] not in "ZX"
+    return False
 
 
 def fall_asleep(*pids: int) -> None:

@@ -66,6 +66,9 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[
     traceback of the plugin's own.
     """
     monkeypatch.setenv("GOCACHE", GOCACHE)
+    # What would be written for the CI that runs us; a test that is about it sets them.
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     pytester.makeconftest(CONFTEST.format(root=str(ROOT), services=str(SERVICES)))
 
     def run(source: str, *args: str, plugins: Sequence[str] = ()) -> pytest.RunResult:

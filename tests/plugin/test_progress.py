@@ -14,8 +14,9 @@ from pytest_netpoll import probe
 CONFTEST = """
 import sys, pytest
 LATE = '''
-import socket, sys, time
-time.sleep(1.5)
+import os, socket, sys, time
+while not os.path.exists("said"): time.sleep(0.01)
+time.sleep(0.3)  # longer than between two looks: it is said once
 listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
 time.sleep(60)
 '''
@@ -47,6 +48,8 @@ def on_terminal(pytester):
         try:
             while data := os.read(terminal, 4096):
                 output += data
+                if b"netpoll: waiting" in output:
+                    (pytester.path / "said").touch()
         except OSError:
             pass
         os.close(terminal)
@@ -84,28 +87,37 @@ READY = {
     **dict.fromkeys(("startup_seconds", "resident_bytes"), 1),
 }
 AGENT = """
-import json, sys, time
+import json, os, sys, time
+def wait():
+    while not os.path.exists({noticed!r}): time.sleep(0.01)
 sys.stdin.readline()  # what to load
-time.sleep({start})
+if {slow!r} == "start": wait()
 print(json.dumps({{"ready": {ready}}}), flush=True)
 for line in sys.stdin:
-    time.sleep({answer})
+    if {slow!r} == "answer": wait()
     print(json.dumps({{"id": json.loads(line)["id"], "ok": {{"window": 1}}}}), flush=True)
 """
 
 
 @pytest.mark.parametrize(
-    ("start", "answer", "expected"),
+    ("slow", "expected"),
     [
-        (1.5, 0, ["waiting for the eBPF agent to start"]),
-        (0, 1.5, ["waiting for the eBPF agent to answer 'open'"]),
-        (0, 0, []),
+        ("start", ["waiting for the eBPF agent to start"]),
+        ("answer", ["waiting for the eBPF agent to answer 'open'"]),
+        ("nothing", []),
     ],
 )
-def test_a_slow_agent_is_waited_for_aloud(start, answer, expected):
+def test_a_slow_agent_is_waited_for_aloud(tmp_path, slow, expected):
     said: list[str] = []
-    code = AGENT.format(start=start, answer=answer, ready=READY)
-    agent = probe.Probe([sys.executable, "-c", code], say=said.append)
+    noticed = tmp_path / "noticed"
+
+    def say(text):
+        said.append(text)
+        if text in expected:
+            noticed.touch()
+
+    code = AGENT.format(slow=slow, noticed=str(noticed), ready=READY)
+    agent = probe.Probe([sys.executable, "-c", code], say=say)
     try:
         agent.wait_ready()
         agent.open()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,11 +11,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.waiting import patiently, survivors
 
 PYTEST = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:asyncio"]
 IMPORTS = "import pytest, time\nfrom conftest import SERVICES\nnetpoll = pytest.mark.netpoll\n"
@@ -132,7 +134,6 @@ def test_after_hanging(echo, ping): ping(echo)
 def test_a_killed_pytest_leaves_nothing_behind(pytester):
     pytester.makepyfile(
         test_it="""
-import time
 
 def test_it(echo, netpoll):
     with netpoll.measure():
@@ -142,7 +143,7 @@ def test_it(echo, netpoll):
     )
     with subprocess.Popen(PYTEST, cwd=pytester.path) as process:
         running = pytester.path / "running"
-        wait_for(lambda: running.exists() and running.read_text())
+        patiently(lambda: running.exists() and running.read_text())
         family = psutil.Process(process.pid).children(recursive=True)
         assert len(family) >= 3, "the service, its guardian and the agent"
         (agent,) = (p for p in family if "pytest_netpoll/agent" in " ".join(p.cmdline()))
@@ -171,7 +172,7 @@ def test_it(echo, netpoll):
     )
     with subprocess.Popen(PYTEST, cwd=pytester.path) as process:
         running = pytester.path / "running"
-        wait_for(lambda: running.exists() and running.read_text())
+        patiently(lambda: running.exists() and running.read_text())
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
     (child,) = (p for p in family if p.pid == int(running.read_text()))
@@ -229,7 +230,7 @@ def test_it(echo):
 """
     )
     with subprocess.Popen(PYTEST, cwd=pytester.path, stdout=subprocess.PIPE, text=True) as process:
-        wait_for(lambda: (pytester.path / "running").exists())
+        patiently(lambda: (pytester.path / "running").exists())
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=20)
@@ -294,9 +295,9 @@ def test_ctrl_c_ends_everything_whatever_pytest_is_doing(pytester, phase):
         said.open("w") as out,
         subprocess.Popen([*PYTEST, *options], cwd=pytester.path, stdout=out) as process,
     ):
-        wait_for(lambda: (pytester.path / "running").exists())
+        patiently(lambda: (pytester.path / "running").exists())
         if phase == "build":
-            wait_for(lambda: "netpoll: building " in said.read_text())
+            patiently(lambda: "netpoll: building " in said.read_text())
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         process.wait(timeout=60)
@@ -393,25 +394,16 @@ def test_collecting_starts_nothing(run):
     assert result.ret == 0
 
 
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def left_of(family):
     """Those of the processes that do not end within 3 s."""
-    _, alive = psutil.wait_procs(family, timeout=3)
-    return [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    return survivors(process.pid for process in family)
 
 
 def programs_held_by(pid):
     """The numbers of the BPF programs that the process has open."""
     found = set()
-    for path in Path(f"/proc/{pid}/fdinfo").glob("*"):
-        try:
-            found |= set(re.findall(r"^prog_id:\s*(\d+)", path.read_text(), re.MULTILINE))
-        except OSError:
-            continue
+    with contextlib.suppress(OSError):  # the process has ended
+        for path in Path(f"/proc/{pid}/fdinfo").iterdir():
+            with contextlib.suppress(OSError):  # this one is closed
+                found |= set(re.findall(r"^prog_id:\s*(\d+)", path.read_text(), re.MULTILINE))
     return found

@@ -104,7 +104,7 @@ def test_it(start, ping):
     doomed = start("echo", name="doomed")
     ping(doomed)
     os.kill(doomed.pid, signal.SIGQUIT)
-    time.sleep(0.5)
+    while doomed.running: time.sleep(0.01)
 """
     )
     result.assert_outcomes(failed=1)

@@ -7,8 +7,9 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+
+from tests.waiting import survivors
 
 pytestmark = pytest.mark.bpf
 
@@ -35,13 +36,11 @@ def report(pytester: pytest.Pytester) -> Any:
     return report
 
 
-def left_of(note: Path) -> list[psutil.Process]:
+def left_of(note: Path) -> list[int]:
     """Those that still run of the noted ones."""
     pids = [int(pid) for pid in note.read_text().split()]
     assert len(pids) >= 4, "pytest, the service, its guardian and the agent"
-    family = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
-    _, alive = psutil.wait_procs(family, timeout=5)
-    return [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    return survivors(pids, 5)
 
 
 def test_workers_count_each_its_own_and_one_that_crashes_takes_nothing_else_with_it(

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from pytest_netpoll.service import ServiceFactory
+from tests.waiting import survivors
 
 NASTY = [sys.executable, "-S", str(Path(__file__).with_name("nasty.py"))]
 
@@ -31,26 +33,16 @@ def nasty() -> Callable[..., list[str]]:
     return lambda *behaviours: [*NASTY, *behaviours]
 
 
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 @pytest.fixture
 def ends() -> Callable[..., bool]:
-    """Whether all these processes are gone within `seconds`; what is left is killed."""
+    """Whether all these processes are gone within `seconds` (see `survivors`); what is left is killed."""
 
     def wait(*pids: int, seconds: float = 10) -> bool:
-        deadline = time.monotonic() + seconds
-        while left := [pid for pid in pids if alive(pid)]:
-            if time.monotonic() > deadline:
-                for pid in left:
-                    psutil.Process(pid).kill()
-                return False
-            time.sleep(0.01)
-        return True
+        left = survivors(pids, seconds)
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not left
 
     return wait
 

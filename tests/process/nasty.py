@@ -112,6 +112,11 @@ def sleep_for(seconds: str) -> None:
     time.sleep(float(seconds))
 
 
+def wait_for(file: str) -> None:
+    while not Path(file).exists():
+        time.sleep(0.01)
+
+
 def environment(name: str) -> None:
     say(f"{name}={os.environ.get(name)}")
 

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from pytest_netpoll.errors import ServiceError, UsageError
+from tests.waiting import patiently
 
 LISTEN = """
 import os, socket, sys, time
@@ -103,7 +104,8 @@ def test_a_name_that_several_processes_have_lists_them(go_service, stranger, tmp
     program = tmp_path / "twins"
     shutil.copy(shutil.which("sleep"), program)
     twins = [stranger("sh", "-c", f"echo up; exec {program} 6{i}") for i in range(2)]
-    patiently(lambda: all(psutil.Process(twin.pid).exe() == str(program) for twin in twins))
+    # The arguments, too: of a program that is being started they are empty for a moment.
+    patiently(lambda: all(psutil.Process(twin.pid).cmdline()[:1] == [str(program)] for twin in twins))
     with pytest.raises(ServiceError) as raised:
         go_service(process="twins", ready=None)
     assert "there is more than one process 'twins'" in str(raised.value)
@@ -155,10 +157,3 @@ def test_a_port_is_looked_for_here_first_and_then_in_other_network_namespaces(
 def test_arguments_that_make_no_sense_are_usage_errors(go_service, arguments, complaint):
     with pytest.raises(UsageError, match=complaint):
         go_service(**arguments)
-
-
-def patiently(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

@@ -125,6 +125,7 @@ def test_a_check_that_hangs_is_given_up_and_the_others_are_made(monkeypatch, tmp
     python.chmod(0o755)
     monkeypatch.setattr(doctor, "DEADLINE", 1.0)
     monkeypatch.setattr(doctor, "AGENT_DEADLINE", 1.0)
+    monkeypatch.setattr(doctor, "go", lambda: checks.Finding("ok", "a disk may be slower than that"))
     monkeypatch.setattr(checks, "CHECKS", {"hangs": lambda: time.sleep(60), "kernel": checks.kernel})
     started = time.monotonic()
     findings = doctor.examine(
@@ -135,7 +136,7 @@ def test_a_check_that_hangs_is_given_up_and_the_others_are_made(monkeypatch, tmp
     assert findings["BCC"].seen.startswith("no end within 1 s")
     assert findings["agent"].seen.startswith("no end within 1 s")
     assert findings["kernel"].status == "ok"
-    assert findings["Go"].status in ("ok", "warn")
+    assert findings["Go"].status == "ok"
     for pid in (tmp_path / "pids").read_text().split():
         assert not Path(f"/proc/{pid}").exists()
 

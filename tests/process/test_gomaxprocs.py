@@ -38,8 +38,10 @@ def test_of_a_stripped_program_it_is_what_the_environment_says(
     expected: int | None,
 ) -> None:
     monkeypatch.delenv("GOMAXPROCS", raising=False)
-    go_package("time.Sleep(time.Minute)", imports='import "time"')
+    go_package("println(1)\ntime.Sleep(time.Minute)", imports='import "time"')
     service = go_service("./server", build_flags=["-ldflags=-s -w"], ready=None, env=env)
+    while not service.log:  # of a program that is being started the kernel shows no environment yet
+        service.check_alive()
     assert service.gomaxprocs == (expected or len(psutil.Process().cpu_affinity()))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from elftools.elf.elffile import ELFFile
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from pytest_netpoll.errors import UnmeasuredError
@@ -150,10 +150,8 @@ def test_a_damaged_one_is_told(program: bytes, written: Mutate, monkeypatch: pyt
 
     @settings(
         max_examples=EXAMPLES,
-        deadline=None,
         database=None,
         phases=[Phase.generate],  # to make one smaller takes longer than to look at what was drawn
-        suppress_health_check=[HealthCheck.too_slow],
     )
     @given(st.data())
     def damage(data: st.DataObject) -> None:

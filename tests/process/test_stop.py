@@ -23,6 +23,8 @@ Nasty = Callable[..., list[str]]
 Ends = Callable[..., bool]
 
 CHILD = re.compile(r"child (\d+)\n")
+# Both, in any order: a child may get to speak before its parent tells of it.
+BOTH_UP = re.compile(r"(?s)(?=.*child \d+\n).*UP=")
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ def test_children_that_ignore_sigterm_go_too(
     go_service: ServiceFactory, nasty: Nasty, ends: Ends, kind: str
 ) -> None:
     command = nasty(f"{kind}:ignore_sigterm+environment:UP+sleep", "sleep")
-    server = go_service(command=command, ready=re.compile("UP="))
+    server = go_service(command=command, ready=BOTH_UP)
     child = _child_of(server)
     server.stop()
     assert ends(child, seconds=0.5)
@@ -78,7 +80,7 @@ def test_children_of_a_service_that_crashed_go_with_stop_and_no_others(
     go_service: ServiceFactory, nasty: Nasty, ends: Ends, kind: str
 ) -> None:
     command = nasty(f"{kind}:ignore_sigterm+environment:UP+sleep", "sleep")
-    servers = [go_service(command=command, ready=re.compile("UP=")) for _ in range(2)]
+    servers = [go_service(command=command, ready=BOTH_UP) for _ in range(2)]
     children = [_child_of(server) for server in servers]
     for server in servers:
         os.kill(server.pid, signal.SIGKILL)
@@ -132,7 +134,7 @@ from pathlib import Path
 from pytest_netpoll.service import ServiceFactory
 
 factory = ServiceFactory(rootdir=Path.cwd(), cache_dir=Path.cwd())
-server = factory(command=sys.argv[2:], ready=re.compile("UP="))
+server = factory(command=sys.argv[3:], ready=re.compile(sys.argv[2]))
 child = re.search(r"child (\\d+)", server.log)[1]
 if sys.argv[1] == "crash":
     os.kill(server.pid, 9)
@@ -152,7 +154,7 @@ def launcher(nasty: Nasty, tmp_path: Path) -> Iterator[Launch]:
     def launch(mode: str, kind: str) -> Launched:
         command = nasty("ignore_sigterm", f"{kind}:ignore_sigterm+environment:UP+sleep", "sleep")
         process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCHER, mode, *command],
+            [sys.executable, "-c", LAUNCHER, mode, BOTH_UP.pattern, *command],
             cwd=tmp_path,
             env=os.environ | {"PYTHONPATH": str(Path(service.__file__).parents[1])},
             stdout=subprocess.PIPE,
@@ -161,7 +163,9 @@ def launcher(nasty: Nasty, tmp_path: Path) -> Iterator[Launch]:
         )
         started.append(process)
         assert process.stdout is not None
-        return process, [int(pid) for pid in process.stdout.readline().split()]
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(pids) == 3
+        return process, pids
 
     yield launch
     for process in started:

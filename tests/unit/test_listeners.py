@@ -18,7 +18,13 @@ from pytest_netpoll.listeners import Listener, listeners_of, network_namespace
     ],
 )
 def test_a_listening_socket_is_found_with_its_address(family: socket.AddressFamily, host: str) -> None:
-    with socket.create_server((host, 0), family=family) as server, socket.socket() as idle:
+    try:
+        server = socket.create_server((host, 0), family=family)
+    except OSError as error:
+        if family == socket.AF_INET:
+            raise
+        pytest.skip(f"no IPv6 here: {error}")
+    with server, socket.socket() as idle:
         assert idle.fileno() >= 0
         mine = [listener for listener in listeners_of(os.getpid()) if listener.fd == server.fileno()]
         assert mine == [Listener(host, server.getsockname()[1], server.fileno())]
