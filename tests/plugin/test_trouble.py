@@ -269,6 +269,13 @@ def slow(echo):
 def test_it(slow, echo, ping): ping(echo)
 """,
 }
+# Where not pytest itself but what it starts creates "running", pytest may still be busy starting it; it waits
+# when it says so.
+WAITS = {
+    "build": "netpoll: building ",
+    "start": "netpoll: waiting for sh: ",
+    "agent start": "netpoll: waiting for the eBPF agent to start",
+}
 
 
 @pytest.mark.bpf
@@ -296,8 +303,7 @@ def test_ctrl_c_ends_everything_whatever_pytest_is_doing(pytester, phase):
         subprocess.Popen([*PYTEST, *options], cwd=pytester.path, stdout=out) as process,
     ):
         patiently(lambda: (pytester.path / "running").exists())
-        if phase == "build":
-            patiently(lambda: "netpoll: building " in said.read_text())
+        patiently(lambda: WAITS.get(phase, "") in said.read_text())
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         process.wait(timeout=60)
