@@ -138,7 +138,7 @@ class Guardian:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        self._leaders: dict[int, tuple[int, str]] = {}
+        self._leaders: dict[str, tuple[int, int] | None] = {}  # mark -> (pid, start time)
 
     def start(self) -> None:
         """Returns when it watches; called before what it is to end is started. Raises NoGuardian."""
@@ -146,24 +146,34 @@ class Guardian:
             return
         self._process = _start_guardian()
         # Those of one that somebody killed are the next one's.
-        text = "".join(f"+{pid} {start} {mark}\n" for pid, (start, mark) in self._leaders.items())
-        if not self._write(text):
+        if not self._write("".join(map(self._line, self._leaders))):
             raise NoGuardian("it was killed at once")
 
-    def add(self, pid: int, start: int, mark: str) -> None:
-        """Raises NoGuardian: then nobody else will end it."""
-        self._leaders[pid] = start, mark
-        try:
-            self._tell(f"+{pid} {start} {mark}\n")
-        except NoGuardian:
-            del self._leaders[pid]
-            raise
+    def expect(self, mark: str) -> None:
+        """What bears the mark is to be ended, though it has not started yet. Raises NoGuardian."""
+        self._set(mark, None)
 
-    def remove(self, pid: int) -> None:
-        if self._leaders.pop(pid, None) is not None:
+    def add(self, mark: str, pid: int, start: int) -> None:
+        """The session leader that bears the mark. Raises NoGuardian: then nobody else will end it."""
+        self._set(mark, (pid, start))
+
+    def remove(self, mark: str) -> None:
+        if mark in self._leaders:
+            del self._leaders[mark]
             # Whoever is added next will say so; this one has ended.
             with contextlib.suppress(NoGuardian):
-                self._tell(f"-{pid}\n")
+                self._tell(f"-{mark}\n")
+
+    def _set(self, mark: str, leader: tuple[int, int] | None) -> None:
+        self._leaders[mark] = leader
+        try:
+            self._tell(self._line(mark))
+        except NoGuardian:
+            del self._leaders[mark]
+            raise
+
+    def _line(self, mark: str) -> str:
+        return f"+{mark} {' '.join(map(str, self._leaders[mark] or ()))}\n"
 
     def close(self) -> None:
         """Let the guardian go; it ends first what was added and not removed."""
@@ -226,8 +236,7 @@ def main() -> None:
     with contextlib.suppress(OSError):
         poller.register(os.pidfd_open(int(sys.argv[1])), select.POLLIN)
     os.write(1, READY)
-    leaders: dict[int, int] = {}
-    marks: dict[int, str] = {}
+    leaders: dict[str, dict[int, int]] = {}  # mark -> {pid: start time}, empty as long as it is expected
     rest = b""
     while 0 in dict(poller.poll()):
         data = os.read(0, 4096)
@@ -235,13 +244,12 @@ def main() -> None:
             break
         *lines, rest = (rest + data).split(b"\n")
         for line in lines:
+            mark, *leader = line[1:].decode().split()
             if line.startswith(b"+"):
-                pid, start, mark = line[1:].split()
-                leaders[int(pid)], marks[int(pid)] = int(start), mark.decode()
+                leaders[mark] = {int(leader[0]): int(leader[1])} if leader else {}
             else:
-                leaders.pop(int(line[1:]), None)
-                marks.pop(int(line[1:]), None)
-    end(leaders, GUARDIAN_GRACE, marks.values())
+                leaders.pop(mark, None)
+    end({pid: start for leader in leaders.values() for pid, start in leader.items()}, GUARDIAN_GRACE, leaders)
 
 
 if __name__ == "__main__":

@@ -194,7 +194,7 @@ class Service:
             if self._popen is not None:
                 self._popen.wait()
             self._catch_up()
-            self._factory.guardian.remove(self.pid)
+            self._factory.guardian.remove(self._mark)
         self._stopped = True
         self._factory.stopped(self)
         if survivors:
@@ -283,11 +283,23 @@ class Service:
             ) from None
 
     def _launch_guarded(self) -> None:
+        self._mark, self._leader = secrets.token_hex(8), {}
+        # Before it starts: pytest may be killed as soon as there is one.
+        self._factory.guardian.expect(self._mark)
+        try:
+            self._start_process()
+        except BaseException:  # Ctrl-C, too: nobody knows of it yet who would stop it
+            guard.end(self._leader, 0, [self._mark])
+            self._factory.guardian.remove(self._mark)
+            if self._leader and self._popen is not None:
+                self._popen.wait()
+            raise
+
+    def _start_process(self) -> None:
         argv, env = self._spec.with_port(self._free_port)
         if self._popen is not None:
             self._output.add(b"[started again by pytest-netpoll]\n")
         self._run_begin = self._output.size
-        self._mark = secrets.token_hex(8)
         pipe = Pipe(self._output)
         try:
             self._popen = subprocess.Popen(
@@ -312,13 +324,8 @@ class Service:
         stat = guard.stat(self._popen.pid)
         assert stat is not None  # a child not waited for stays in /proc, at least as a zombie
         self._leader = {self._popen.pid: stat.start}
-        try:
-            self._factory.guardian.add(self._popen.pid, stat.start, self._mark)
-            self._process = psutil.Process(self._popen.pid)
-        except BaseException:  # Ctrl-C, too: nobody knows of it yet who would stop it
-            guard.end(self._leader, 0, [self._mark])
-            self._popen.wait()
-            raise
+        self._factory.guardian.add(self._mark, self._popen.pid, stat.start)
+        self._process = psutil.Process(self._popen.pid)
 
     def _catch_up(self) -> None:
         if self._pipe is not None:

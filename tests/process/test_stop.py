@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,6 +19,7 @@ import pytest
 from pytest_netpoll import guard, service
 from pytest_netpoll.errors import ServiceError
 from pytest_netpoll.service import Service, ServiceFactory
+from tests.waiting import patiently
 
 Nasty = Callable[..., list[str]]
 Ends = Callable[..., bool]
@@ -131,6 +133,7 @@ Launch = Callable[..., Launched]
 LAUNCHER = """
 import os, re, sys, time
 from pathlib import Path
+from typing import Any
 from pytest_netpoll.service import ServiceFactory
 
 factory = ServiceFactory(rootdir=Path.cwd(), cache_dir=Path.cwd())
@@ -204,6 +207,38 @@ def test_ctrl_c_does_not_reach_services_or_the_guardian(launcher: Launch) -> Non
     os.kill(pids[2], signal.SIGTERM)
     time.sleep(0.2)
     assert all(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids)
+
+
+def test_an_interrupt_while_a_service_is_being_started_leaves_nothing(
+    go_service: ServiceFactory, nasty: Nasty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there already, and nobody has been told its number."""
+    popen, started = subprocess.Popen, []
+
+    def interrupted(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
+        process = popen(*args, **options)
+        if options.get("env"):  # not the guardian
+            started.append(process)
+            # Until its environment is the new program's.
+            patiently(lambda: guard.MARK.encode() in Path(f"/proc/{process.pid}/environ").read_bytes())
+            raise KeyboardInterrupt
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        go_service(command=nasty("sleep"), ready=None)
+    [process] = started
+    assert process.wait(0) in (-signal.SIGTERM, -signal.SIGKILL)
+    assert go_service.guardian._leaders == {}
+
+
+def test_what_started_just_before_pytest_was_killed_is_ended_by_the_guardian() -> None:
+    guardian = guard.Guardian()
+    guardian.start()
+    guardian.expect("just-started")
+    with subprocess.Popen(["sleep", "60"], env={guard.MARK: "just-started"}) as process:
+        guardian.close()  # as when pytest is gone
+        assert process.wait(10) == -signal.SIGTERM
 
 
 def test_a_service_without_a_mark_has_no_family_among_strangers() -> None:
