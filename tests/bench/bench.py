@@ -33,6 +33,7 @@ from pytest_netpoll.service import Service, ServiceFactory
 
 HERE = Path(__file__).parent
 TAINTED = Path("/proc/sys/kernel/tainted")
+OOPSED = 1 << 7
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,11 @@ def measure(
             except RowError as error:
                 failures[name] = str(error)
                 say(f"{name}: {error}")
-            if TAINTED.read_text() != taint:
-                sys.exit(f"bench: the kernel complained while {name} was attached; see dmesg")
+            complained, taint = TAINTED.read_text() != taint, TAINTED.read_text()
+            if complained:
+                say(f"the kernel complained while {name} was attached; see dmesg")
+                if int(taint) & OOPSED:
+                    sys.exit("bench: after an oops nothing that it measures can be trusted: reboot")
     return results, failures
 
 

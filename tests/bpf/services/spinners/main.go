@@ -1,6 +1,6 @@
 // Echo on one CPU that -spin goroutines never let go. True numbers: as echo, but a woken
-// reader queues behind each of them, and the scheduler takes the CPU from one after 10 ms:
-// wake-to-run latency is about 10 ms for each, so twice as many double it.
+// reader queues behind them, and the scheduler takes the CPU from one after 10 ms or more:
+// wake-to-run latency grows with their number.
 package main
 
 import (
