@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import collections
 import socket
-import time
 
 import pytest
+
+from tests.waiting import patiently
 
 PINGS = 20
 
@@ -51,19 +52,15 @@ def test_a_connection_is_named_though_it_was_closed_before_the_window(
     factory, spurious, newest_go, listen, family, host
 ):
     service = factory("./dup", args=["-addr", listen + ":{port}"], ready=None, go=str(newest_go.go))
-    wait_for(family, (host, service.port))
+    patiently(lambda: connects(family, (host, service.port)))
     m, (local, peer) = spurious(service, (family, (host, service.port)))
     for offender in m.offenders:
         assert (offender["fd_type"], offender["local"], offender["peer"]) == ("tcp", local, peer)
 
 
-def wait_for(family, end):
-    for _ in range(400):
-        with socket.socket(family) as probe:
-            if probe.connect_ex(end) == 0:
-                return
-        time.sleep(0.02)
-    raise AssertionError(f"nobody listens on {end}")
+def connects(family, end):
+    with socket.socket(family) as probe:
+        return probe.connect_ex(end) == 0
 
 
 def test_of_a_descriptor_that_was_two_connections_neither_is_blamed_for_both(launch, spurious, newest_go):

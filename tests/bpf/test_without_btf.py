@@ -7,10 +7,11 @@ import os
 import re
 import signal
 import socket
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import patiently
 
 PINGS = 200
 RAW_TRACEPOINT, TRACING = "17", "26"  # of enum bpf_prog_type; the latter has typed arguments
@@ -98,13 +99,6 @@ def test_children_that_come_while_nobody_tells_of_them_are_not_passed_over(
     [m] = meter.close(window, [server])
     assert m.unmeasured is None
     assert m.productive_wakeups == pytest.approx(PINGS, rel=0.01)
-
-
-def patiently(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "in vain"
-        time.sleep(0.01)
 
 
 def listens(port):
