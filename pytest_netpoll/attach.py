@@ -12,7 +12,7 @@ import psutil
 
 from pytest_netpoll.errors import ServiceError, UsageError
 from pytest_netpoll.listeners import listeners_of, network_namespace
-from pytest_netpoll.toolchain import QUIET_SECONDS, Say
+from pytest_netpoll.patience import QUIET_SECONDS, Say
 
 LOOK_AGAIN = 0.1  # seconds
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pytest_netpoll import units
+from pytest_netpoll.median import middle
 from pytest_netpoll.metrics import Measurement, bucket_bounds
-from pytest_netpoll.runs import middle
 
 # Fewer, or a smaller part of the wakeups, may be chance.
 LEAST_VAIN = 5

@@ -16,18 +16,18 @@ from pytest_netpoll.comparison import Baseline, Comparison, Rules, compare, conf
 from pytest_netpoll.errors import NetpollError, UsageError
 from pytest_netpoll.fixtures import GoService, Netpoll
 from pytest_netpoll.marker import Limits
+from pytest_netpoll.median import median_of
 from pytest_netpoll.metrics import Measurement
 from pytest_netpoll.options import Config, add_options
 from pytest_netpoll.outcome import ENFORCED, enforce, plain_failures, usage_errors
 from pytest_netpoll.privilege import SYSTEM_PYTHON
 from pytest_netpoll.progress import Progress
-from pytest_netpoll.repeat import Trial, is_repeated
 from pytest_netpoll.report import baseline, html, junit, record, tables, terminal
 from pytest_netpoll.report.reports import Reports
-from pytest_netpoll.runs import median_of
 from pytest_netpoll.service import Service, ServiceFactory
 from pytest_netpoll.symbols import Symbolizer
 from pytest_netpoll.toolchains import Toolchain, resolve
+from pytest_netpoll.trial import Trial, is_repeated
 from pytest_netpoll.verdict import Verdict, judge
 from pytest_netpoll.window import Meter
 

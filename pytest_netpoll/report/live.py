@@ -12,10 +12,10 @@ from typing import TextIO
 from tabulate import tabulate
 
 from pytest_netpoll import units
+from pytest_netpoll.accumulated import Accumulated
 from pytest_netpoll.metrics import METRICS, Measurement, Value
 from pytest_netpoll.report import record, words
-from pytest_netpoll.report.terminal import cut
-from pytest_netpoll.run import Run
+from pytest_netpoll.report.cells import cut
 
 SCHEMA = "pytest-netpoll-watch/1"
 
@@ -102,7 +102,7 @@ class View:
         if not self._as_json:
             self._write([text])
 
-    def interval(self, who: str, measurement: Measurement, run: Run) -> None:
+    def interval(self, who: str, measurement: Measurement, run: Accumulated) -> None:
         """who: the heading."""
         if self._as_json:
             self._write([_json("interval", who, measurement)])
@@ -114,7 +114,7 @@ class View:
             self._write([_line(measurement)])
         self._intervals += 1
 
-    def summary(self, who: str, run: Run, reason: str, output: str) -> None:
+    def summary(self, who: str, run: Accumulated, reason: str, output: str) -> None:
         """The whole run. reason: why it ended. output: the last lines of a command that ended."""
         if self._as_json:
             self._write([_json("summary", who, run.total, reason, run)])
@@ -134,7 +134,7 @@ class View:
             lines += ["its last output:", *(words.one_line(f"| {line}") for line in output.splitlines())]
         self._write(lines)
 
-    def _table(self, who: str, measurement: Measurement, run: Run) -> list[str]:
+    def _table(self, who: str, measurement: Measurement, run: Accumulated) -> list[str]:
         total = run.total
         lines = [
             self._paint(f"{who}, {units.show(total.window_seconds, 's')} – Ctrl-C ends", _BOLD)  # noqa: RUF001
@@ -143,7 +143,7 @@ class View:
         lines += _tabulate(["", "now", "since the start"], rows)
         return lines + self._trouble(measurement, run)
 
-    def _trouble(self, measurement: Measurement, run: Run) -> list[str]:
+    def _trouble(self, measurement: Measurement, run: Accumulated) -> list[str]:
         """Who was woken in vain in the whole run, and what could not be measured."""
         lines = []
         service = record.service(run.total)
@@ -219,7 +219,7 @@ def _cells(cells: Sequence[str]) -> str:
 
 
 def _json(
-    kind: str, who: str, measurement: Measurement, reason: str | None = None, run: Run | None = None
+    kind: str, who: str, measurement: Measurement, reason: str | None = None, run: Accumulated | None = None
 ) -> str:
     """A service as in the JSON report, and around it when and how long."""
     about: dict[str, object] = {

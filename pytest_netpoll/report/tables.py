@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pytest_netpoll import units
 from pytest_netpoll.metrics import METRICS
 from pytest_netpoll.report import words
+from pytest_netpoll.report.cells import layout, shorten
 from pytest_netpoll.report.record import ComparisonRecord, ServiceRecord, TestRecord
-from pytest_netpoll.report.terminal import MOST_OTHERS, layout, shorten
+from pytest_netpoll.report.terminal import MOST_OTHERS
 
 _COMPARED = ("spurious", "polls_per_event", "latency_p99", "cpu_seconds")
 _SPREAD = ("spurious", "polls_per_event", "latency_p50", "latency_p99")

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tabulate import tabulate
-
 from pytest_netpoll.metrics import METRICS
 from pytest_netpoll.options import Config
-from pytest_netpoll.report import attached, words
+from pytest_netpoll.report import attached, cells, words
 from pytest_netpoll.report.record import Frame, Offender, ServiceRecord, SlowWakeup, TestRecord
 
 MOST_PASSED = 40  # tests in the table
@@ -21,8 +17,6 @@ MOST_OFFENDERS = 3
 MOST_FRAMES = 6
 
 _SERVICE_CELLS = 16
-_JOINER = "\u2060"
-_TEST_CELLS = 20  # what a test's name gets before less important columns do
 _DROPPED_FIRST = ("latency_p50", "cpu_seconds", "polls_per_event", "wakeups", "latency_p99")
 
 # The numbers of one service: a row's name, the metric it leads with, and its parts.
@@ -102,7 +96,7 @@ def summary_table(
     if any(environment_lines):
         lines.append("")
     for line in filter(None, environment_lines):
-        lines += _wrap(line, width)
+        lines += cells.wrap(line, width)
     return "\n".join(lines)
 
 
@@ -120,54 +114,10 @@ def _table(records: Sequence[TestRecord], width: int) -> str:
     }
     columns = {**columns, **own}
     if len(set(services) - {""}) > 1:
-        columns = {"service": [cut(name, _SERVICE_CELLS) for name in services], **columns}
+        columns = {"service": [cells.cut(name, _SERVICE_CELLS) for name in services], **columns}
     columns["verdict"] = [_verdict(record, service) for record, service in rows]
     dropped_first = [*(words.COLUMNS[metric] for metric in _DROPPED_FIRST), *reversed(own)]
-    return layout(names, columns, width, dropped_first)
-
-
-def layout(
-    names: Sequence[str],
-    columns: Mapping[str, Sequence[str]],
-    width: int,
-    dropped_first: Sequence[str],
-    first: str = "test",
-) -> str:
-    """A table of tests, not wider than `width`: heading -> cells, the names shortened.
-
-    dropped_first: headings of columns that are left out, in this order, before names become too short.
-    first: the heading of the names.
-    """
-    columns = dict(columns)
-    wanted = min(max(map(_cells, names)), _TEST_CELLS)
-    for heading in dropped_first:
-        if _room(columns, width) < wanted:
-            columns.pop(heading, None)
-    room = max(_room(columns, width), 1)
-    table = {first: [shorten(name, room) for name in names], **columns}
-    left = (first, "service", "verdict")
-    # The headings as a row: tabulate's own take two columns more than they need.
-    cells = [[heading, "-" * _width(heading, column), *column] for heading, column in table.items()]
-    return _tabulate(
-        list(zip(*cells, strict=True)), ["left" if heading in left else "right" for heading in table]
-    )
-
-
-def _tabulate(rows: Sequence[Sequence[str]], align: Sequence[str]) -> str:
-    # tabulate knows of wide characters only where wcwidth is installed. With a word joiner, which is
-    # of no width, after each of them it comes to the same padding either way.
-    padded = [["".join(char + _JOINER * (_cells(char) - 1) for char in cell) for cell in row] for row in rows]
-    table = tabulate(padded, tablefmt="plain", disable_numparse=True, colalign=align)
-    return "\n".join(line.rstrip() for line in table.replace(_JOINER, "").splitlines())
-
-
-def _room(columns: Mapping[str, Sequence[str]], width: int) -> int:
-    """What the other columns leave for the test, with two blanks before each."""
-    return width - sum(_width(heading, cells) + 2 for heading, cells in columns.items())
-
-
-def _width(heading: str, cells: Sequence[str]) -> int:
-    return max(map(_cells, [heading, *cells]))
+    return cells.layout(names, columns, width, dropped_first)
 
 
 def _verdict(record: TestRecord, service: ServiceRecord | None) -> str:
@@ -185,10 +135,12 @@ def failure_section(record: TestRecord, width: int) -> str:
     screen = _Screen(_causes(record, concerned, width))
     for reason in words.reasons(record):
         what, fix = words.split_remedy(reason)
-        screen.add(_wrap(what, width) + (_wrap(f"to mend: {fix}", width, "  ") if fix else []))
+        screen.add(cells.wrap(what, width) + (cells.wrap(f"to mend: {fix}", width, "  ") if fix else []))
     if record["outcome"] == "unmeasured":
         screen.add(
-            _wrap("What is not measured does not pass; --netpoll-unmeasured=skip skips it instead.", width)
+            cells.wrap(
+                "What is not measured does not pass; --netpoll-unmeasured=skip skips it instead.", width
+            )
         )
     for service in concerned:
         screen.add(_numbers(service, width))
@@ -199,9 +151,9 @@ def failure_section(record: TestRecord, width: int) -> str:
         ]
         caution = attached.caution(record, service)
         if caution is not None:
-            screen.add(_wrap(caution, width, "  "))
+            screen.add(cells.wrap(caution, width, "  "))
         for text, entry in blocks[:MOST_OFFENDERS]:
-            head = _wrap(text + words.lead_in(entry), width, "  ")
+            head = cells.wrap(text + words.lead_in(entry), width, "  ")
             screen.add(head + _frames(entry["stack"], width), at_least=len(head) + 1)
         screen.left_out += len(blocks[MOST_OFFENDERS:])
     return screen.text()
@@ -212,7 +164,7 @@ def _causes(record: TestRecord, services: Sequence[ServiceRecord], width: int) -
     names = tuple(f"{service['name']}: " for service in services)
     lines: list[str] = []
     for text in record.get("diagnosis", []):
-        block = _wrap(words.one_line(text), width)
+        block = cells.wrap(words.one_line(text), width)
         if text.startswith(names) and len(lines) + len(block) <= SECTION_LINES // 2:
             lines += block
     return lines
@@ -261,9 +213,9 @@ def _numbers(service: ServiceRecord, width: int) -> list[str]:
             rows.append([name, METRICS[total].format(metrics.get(total)) if total else "", detail])
     if not rows:
         return []
-    used = sum(max(map(_cells, column)) + 2 for column in list(zip(*rows, strict=True))[:2])
-    rows = [[name, total, "\n".join(_wrap(detail, width - 2 - used))] for name, total, detail in rows]
-    table = _tabulate(rows, ["left", "right", "left"])
+    used = sum(max(map(cells.width_of, column)) + 2 for column in list(zip(*rows, strict=True))[:2])
+    rows = [[name, total, "\n".join(cells.wrap(detail, width - 2 - used))] for name, total, detail in rows]
+    table = cells.tabulated(rows, ["left", "right", "left"])
     median = f", median of {runs} runs" if runs > 1 else ""
     title = f"{service['name']} (pid {service['pid']}, {service['go_version'] or 'unknown Go'}{median}):"
     return [words.one_line(title), *(f"  {line}" for line in table.splitlines())]
@@ -274,57 +226,10 @@ def _frames(stack: Sequence[Frame], width: int) -> list[str]:
     shown = stack[:MOST_FRAMES]
     # A third for the function, whose end names it: main.(*watcher).run.
     most = max(width * 2 // 3 - 4, 1)
-    locations = [cut(words.frame_location(frame), most) for frame in shown]
-    column = max(map(_cells, locations), default=0)
+    locations = [cells.cut(words.frame_location(frame), most) for frame in shown]
+    column = max(map(cells.width_of, locations), default=0)
     return [
-        f"    {location}{' ' * (column - _cells(location))}  "
-        f"{cut(words.one_line(frame['function'] or '?'), max(width - column - 6, 1))}"
+        f"    {location}{' ' * (column - cells.width_of(location))}  "
+        f"{cells.cut(words.one_line(frame['function'] or '?'), max(width - column - 6, 1))}"
         for location, frame in zip(locations, shown, strict=True)
     ]
-
-
-def _wrap(text: str, width: int, indent: str = "") -> list[str]:
-    # Long words are paths and commands: whole they can be copied.
-    return textwrap.wrap(
-        text,
-        max(width, 20),
-        initial_indent=indent,
-        subsequent_indent=f"{indent}  ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-
-
-def shorten(nodeid: str, cells: int) -> str:
-    """At most `cells` wide; of a test the name survives longest, and of a long name both ends."""
-    nodeid = words.one_line(nodeid)
-    if _cells(nodeid) <= cells:
-        return nodeid
-    # Parameters may hold "::" themselves: [::1].
-    test, bracket, parameters = nodeid.partition("::")[2].partition("[")
-    name = (test.rpartition("::")[2] + bracket + parameters) or nodeid
-    if _cells(name) < cells:
-        return cut(nodeid, cells)
-    if bracket and cells >= 8:
-        # The start says which test it is, the end which of its parameters.
-        end = cut(name, cells - cells // 2)
-        return _head(name, cells - _cells(end)) + end
-    return cut(name, cells)
-
-
-def cut(text: str, cells: int) -> str:
-    """`text`, or "…" and its end, at most `cells` wide."""
-    if _cells(text) <= cells:
-        return text
-    return "…" + _head(text[::-1], cells - 1)[::-1]
-
-
-def _head(text: str, cells: int) -> str:
-    while _cells(text) > cells:
-        text = text[: min(cells, len(text) - 1)]
-    return text
-
-
-def _cells(text: str) -> int:
-    """Columns of a terminal that `text` takes: Chinese and Japanese take two each."""
-    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)

@@ -13,10 +13,10 @@ from pytest_netpoll import __main__ as command_line
 from pytest_netpoll import tolerance
 from pytest_netpoll.comparison import Baseline, Rules, Sample, compare, confirmed, settle
 from pytest_netpoll.marker import Limits, resolve
+from pytest_netpoll.median import median_of
 from pytest_netpoll.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
 from pytest_netpoll.report import baseline, record, tables
 from pytest_netpoll.report import json as json_report
-from pytest_netpoll.runs import median_of
 from pytest_netpoll.verdict import Breach, Verdict, judge
 
 HERE = {"kernel": "6.8.0", "arch": "x86_64", "plugin": "1"}

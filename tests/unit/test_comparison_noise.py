@@ -16,9 +16,9 @@ import pytest
 from pytest_netpoll import tolerance
 from pytest_netpoll.comparison import Baseline, Rules, Samples, compare, confirmed, samples_of
 from pytest_netpoll.marker import Limits
+from pytest_netpoll.median import median_of
 from pytest_netpoll.metrics import COUNTERS, Measurement, Snapshot, bucket_of
 from pytest_netpoll.report import baseline, record
-from pytest_netpoll.runs import median_of
 from pytest_netpoll.verdict import Verdict
 
 NODEID = "test_echo.py::test_echo"

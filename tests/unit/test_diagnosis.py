@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from pytest_netpoll.diagnosis import diagnose
+from pytest_netpoll.median import median_of
 from pytest_netpoll.metrics import COUNTERS, Measurement, Snapshot, bucket_of
-from pytest_netpoll.runs import median_of
 
 MS = 1_000_000
 

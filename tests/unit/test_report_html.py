@@ -14,9 +14,9 @@ import pytest
 
 from pytest_netpoll.errors import NetpollError, UsageError
 from pytest_netpoll.marker import resolve
+from pytest_netpoll.median import median_of
 from pytest_netpoll.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
 from pytest_netpoll.report import html, html_details, record
-from pytest_netpoll.runs import median_of
 from pytest_netpoll.verdict import judge
 
 EVIL = "</script><script>alert(1)</script>\"'<b>&\x1b[31m"

@@ -13,10 +13,11 @@ import pytest
 
 from pytest_netpoll.errors import NetpollError, UnmeasuredError
 from pytest_netpoll.marker import resolve
+from pytest_netpoll.median import median_of
 from pytest_netpoll.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
 from pytest_netpoll.options import Config
 from pytest_netpoll.report import record, summary, terminal, words
-from pytest_netpoll.runs import median_of
+from pytest_netpoll.report.cells import shorten
 from pytest_netpoll.verdict import judge
 
 HEALTHY = {"wakeups": 200, "productive_wakeups": 200, "events": 200, "polls": 210}
@@ -199,7 +200,7 @@ def test_the_table_fits_whatever_a_test_is_called(nodeid: str, width: int) -> No
     ],
 )
 def test_of_a_long_nodeid_the_tests_name_survives(nodeid: str, width: int, short: str) -> None:
-    assert terminal.shorten(nodeid, width) == short
+    assert shorten(nodeid, width) == short
 
 
 def test_a_failure_names_limit_numbers_and_line_of_go() -> None:

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
+from pytest_netpoll.accumulated import Accumulated
 from pytest_netpoll.errors import NetpollError
 from pytest_netpoll.marker import resolve
 from pytest_netpoll.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
 from pytest_netpoll.report import baseline, junit, live, record
 from pytest_netpoll.report import json as report_json
-from pytest_netpoll.run import Run
 from pytest_netpoll.verdict import judge
 
 HEALTHY = {"wakeups": 200, "productive_wakeups": 200, "events": 200, "polls": 210}
@@ -282,7 +282,7 @@ def test_junit_leaves_out_what_was_not_measured_and_says_why() -> None:
 
 def test_what_is_watched_has_no_rates_while_it_cannot_be_measured() -> None:
     def per_second(measurement: Measurement) -> dict[str, float]:
-        run, stream = Run(), io.StringIO()
+        run, stream = Accumulated(), io.StringIO()
         run.add(measurement)
         live.View(stream, as_json=True).interval("server", measurement, run)
         rates: dict[str, float] = json.loads(stream.getvalue())["per_second"]

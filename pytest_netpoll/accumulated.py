@@ -8,7 +8,7 @@ from pytest_netpoll import offenders
 from pytest_netpoll.metrics import Measurement
 
 
-class Run:
+class Accumulated:
     """The sum over windows. One that could not be measured adds nothing to it, not even its time.
 
     missed_seconds: how long such windows were together. missed: why the last of them was one.

@@ -12,8 +12,8 @@ import pytest
 
 from pytest_netpoll.attribution import Presence, Roster
 from pytest_netpoll.marker import Limits
+from pytest_netpoll.median import median_of
 from pytest_netpoll.metrics import Measurement
-from pytest_netpoll.runs import median_of
 from pytest_netpoll.window import Meter
 
 _REPEATED = pytest.StashKey[bool]()

@@ -1,0 +1,9 @@
+"""When what takes long is worth a word, and to whom it is said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Say = Callable[[str], None]
+
+QUIET_SECONDS = 1.0  # shorter work is not worth a line in the terminal
