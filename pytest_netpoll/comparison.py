@@ -262,10 +262,14 @@ def _too_few(sample: Sample, minimum: int | float) -> str | None:
 def _differences(
     environment: Mapping[str, Any], sample: Sample, before: Mapping[str, Any], old: Sample
 ) -> list[str]:
-    """What is not as it was: "kernel 6.1.0 then, 6.8.0 now"."""
     pairs = {key: (before.get(key), environment.get(key)) for key in ENVIRONMENT_KEYS}
     pairs["Go"] = (old.go_version, sample.go_version)
     pairs["GOMAXPROCS"] = (old.gomaxprocs, sample.gomaxprocs)
+    return changes(pairs)
+
+
+def changes(pairs: Mapping[str, tuple[object, object]]) -> list[str]:
+    """What is not as it was, of {name: (then, now)}: "kernel 6.1.0 then, 6.8.0 now"."""
     return [
         f"{key} {'unknown' if then is None else then} then, {'unknown' if now is None else now} now"
         for key, (then, now) in pairs.items()

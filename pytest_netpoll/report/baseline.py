@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from pytest_netpoll.comparison import ENVIRONMENT_KEYS, Baseline, Sample
+from pytest_netpoll.comparison import ENVIRONMENT_KEYS, Baseline, Sample, changes
 from pytest_netpoll.errors import NetpollError
 from pytest_netpoll.metrics import METRICS, Value, not_exact
 from pytest_netpoll.report import files
@@ -62,11 +62,7 @@ def write(path: Path, environment: Mapping[str, Any], records: Iterable[TestReco
         former = {"schema": SCHEMA, "environment": here, "tests": {}}
         lines.append(f"what was in it is lost: {error.why}")
     old = {nodeid: services for nodeid, services in former["tests"].items() if nodeid not in tests}
-    elsewhere = [
-        f"{key} {former['environment'].get(key)} then, {now} now"
-        for key, now in here.items()
-        if former["environment"].get(key) != now
-    ]
+    elsewhere = changes({key: (former["environment"].get(key), now) for key, now in here.items()})
     if not elsewhere:
         tests |= old
     for nodeid in left_out:
