@@ -62,7 +62,8 @@ def family(known: Mapping[int, int], marks: Collection[str] = ()) -> dict[int, i
     roots = known.keys() - reused
     # In full: part of a variable, or an empty mark, is no reason to end a stranger.
     wanted, oldest = {f"{MARK}={mark}".encode() for mark in marks if mark}, min(known.values(), default=0)
-    roots |= {pid for pid, entry in table.items() if entry.start >= oldest and _bears(pid, wanted)}
+    if wanted:
+        roots |= {pid for pid, entry in table.items() if entry.start >= oldest and _bears(pid, wanted)}
     children: dict[int, list[int]] = {}
     for pid, entry in table.items():
         children.setdefault(entry.parent, []).append(pid)
@@ -79,7 +80,7 @@ def family(known: Mapping[int, int], marks: Collection[str] = ()) -> dict[int, i
 def _bears(pid: int, marks: Collection[bytes]) -> bool:
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
-            return bool(marks) and any(variable in marks for variable in file.read().split(b"\0"))
+            return any(variable in marks for variable in file.read().split(b"\0"))
     except OSError:  # another user's
         return False
 
