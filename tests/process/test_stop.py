@@ -123,6 +123,7 @@ def test_all_are_stopped_though_one_refuses(
     with pytest.raises(ServiceError, match=f"SIGKILL did not end {second.pid}"):
         go_service.stop_all()
     assert not first.running
+    assert not second.running  # asking reaps it: nobody else will, and other tests look at our children
 
 
 # The rest is about a pytest that dies: a process that launches a service and waits to be killed.
