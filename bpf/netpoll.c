@@ -392,7 +392,7 @@ static __always_inline struct counters *resolve_wakeup(void *ctx, struct wait *w
 	u64 latency = bpf_ktime_get_ns() - w->woken_at;
 	int key = BANK(w->owner, w->epoch);
 	struct counters *c = counters_of_wakeup(w);
-	u32 bucket = bucket_of(latency);
+	u64 bucket = bucket_of(latency);
 	struct histogram *h;
 
 	if (c)
@@ -403,6 +403,8 @@ static __always_inline struct counters *resolve_wakeup(void *ctx, struct wait *w
 	if (latency > c->latency_max)
 		c->latency_max = latency;
 	h = latencies.lookup(&key);
+	/* The compiler of BCC 0.18 compares one copy and indexes with another, which 5.10 takes for unbounded. */
+	asm volatile("" : "+r"(bucket));
 	if (h && bucket < LATENCY_BUCKETS)
 		__sync_fetch_and_add(&h->buckets[bucket], 1);
 	if (ret == -EAGAIN)
@@ -728,7 +730,7 @@ static __always_inline void calibrate(struct poller *p, s32 epfd, u64 fd, u32 ev
 			c = &p->candidates[i];
 	if (!c || !has_own_wakeup(c))
 		return;
-#pragma clang loop unroll(disable)
+#pragma clang loop unroll(full)
 	for (i = 0; i < LAYOUTS; i++) {
 		int key = i;
 		struct layout *l = layouts.lookup(&key);
@@ -759,7 +761,7 @@ static __always_inline void ctl_returned(u32 owner, struct poller *p, const stru
 	if (epfd == p->epfd) {
 		/* The runtime registers after open and removes before close, in the same thread, so this
 		 * is where an fd's life begins and ends: close itself could race with the fd's reuse. */
-#pragma clang loop unroll(disable)
+#pragma clang loop unroll(full)
 		for (direction = DIR_READ; direction <= DIR_WRITE; direction++)
 			abandon(owner, fd, direction);
 	}
@@ -810,7 +812,7 @@ int syscall_returned(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	/* The index of the fd argument is data; comparisons, because the verifier refuses a
 	 * variable offset into the stack. */
-#pragma clang loop unroll(disable)
+#pragma clang loop unroll(full)
 	for (direction = DIR_READ; direction <= DIR_WRITE; direction++) {
 		u32 arg = *role >> (direction * 4) & 0xf;
 
