@@ -63,7 +63,7 @@ def find_go(spec: str | None = None, *, base: Path | None = None, say: Say | Non
         if on_path is None:
             raise ServiceError(
                 "cannot build Go services",
-                why="there is no `go` on PATH",
+                why="there is no `go` on PATH" + (", which is sudo's" if "SUDO_USER" in os.environ else ""),
                 fix="install Go (https://go.dev/dl), or give --netpoll-go=/path/to/go",
             )
         return GoTool(on_path)
@@ -142,7 +142,7 @@ def _ask_version(tool: GoTool, wanted: str | None, say: Say | None) -> tuple[str
     run = _run([tool.path, "version"], {**os.environ, **tool.env}, Path("/"), say, f"fetching {wanted}")
     if run.status != 0:
         return None, run.messages or f"exit status {run.status}"
-    # Not with what it says on stderr: "go: downloading go1.24.11 (linux/amd64)", when it has to do that first.
+    # On stderr it may say "go: downloading go1.24.11 (linux/amd64)" before that.
     words = run.output.split()
     if words[:2] != ["go", "version"]:
         return None, "not a go command"

@@ -78,7 +78,7 @@ def parse_time(value: object) -> float:
 
 
 def number_in(value: object) -> float | None:
-    """The finite number >= 0 that it is, also as text; None where it is something else, or more than a number."""
+    """The finite number >= 0 that it is, also as text; None where it is anything else, such as "5ms"."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return None
     if isinstance(value, str) and not _PLAIN.fullmatch(value.strip()):

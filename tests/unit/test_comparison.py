@@ -167,7 +167,7 @@ def test_a_time_is_measured_again_and_a_count_is_not() -> None:
         ("latency_p99:+5", "5' has no unit"),
         ("productive_wakeups:+5", "productive_wakeups cannot get worse"),
         ("polls:+x%", "'x' is not a number"),
-        ("latency_p99:+0.25", "write \"250ms\" if it is in seconds, or +25% if it is of the baseline"),
+        ("latency_p99:+0.25", 'write "250ms" if it is in seconds, or +25% if it is of the baseline'),
         ("polls:+0.1", "write an integer >= 0, or +10% if it is of the baseline"),
         ("spurious:+2", "write +0.02 for 2 % of all wakeups"),
         ("spurious:+1", "write +0.01 for 1 % of all wakeups"),
