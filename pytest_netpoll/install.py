@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import getpass
+import grp
 import os
+import pwd
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pytest_netpoll.agent.trust import distrust, distrust_place
@@ -30,6 +33,8 @@ SUDOERS = Path("/etc/sudoers.d/pytest-netpoll")
 # What needs no quoting in sudoers, where a wildcard would match more than it says.
 _PLAIN_PATH = re.compile(r"(/[A-Za-z0-9._+-]+)+")
 _PLAIN_USER = re.compile(r"%?[A-Za-z0-9_][A-Za-z0-9_.-]*")
+# A line of ours: who, the system's Python, the agent.
+_LINE = re.compile(r"(?P<user>\S+) ALL=\(root\) NOPASSWD: /\S+ -I -B /\S+/agent")
 
 
 class InstallError(NetpollError):
@@ -39,6 +44,7 @@ class InstallError(NetpollError):
 def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     line = sudoers_line(options.user, options.python, options.prefix)
+    check_user(options.user)
     if os.geteuid() != 0:
         raise InstallError(
             "install-agent needs root",
@@ -47,13 +53,15 @@ def main(argv: Sequence[str]) -> int:
         )
     install(options.prefix)
     print(f"installed the agent in {options.prefix}: root's, and nobody else's to change")
-    check_syntax(line)
     if options.sudoers is None:
+        check_syntax(f"{line}\n")
         print("to let the user start it without a password, add with visudo, or by --sudoers, the line\n")
         print(line)
     else:
-        write_sudoers(options.sudoers, line)
+        replaced = write_sudoers(options.sudoers, line)
         print(f"wrote {options.sudoers}:\n\n{line}")
+        for old in replaced:
+            print(f"\nin place of\n\n{old}")
     return 0
 
 
@@ -63,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--user",
         default=os.environ.get("SUDO_USER") or getpass.getuser(),
-        help="who may start it, or %%GROUP; default: who called sudo",
+        help="who may start it, or %%GROUP; the lines of others stay; default: who called sudo",
     )
     parser.add_argument(
         "--sudoers", nargs="?", type=_path, const=SUDOERS, metavar="FILE", help=f"write the line to {SUDOERS}"
@@ -87,6 +95,27 @@ def sudoers_line(user: str, python: Path, prefix: Path) -> str:
                 fix="use a path of letters, digits and . _ + - only",
             )
     return f"{user} ALL=(root) NOPASSWD: {' '.join(agent_command(python, prefix / 'agent'))}"
+
+
+def check_user(user: str) -> None:
+    """UsageError where sudo could start nothing for that user, or need not."""
+    name = "the user who runs pytest, or a group of such: --user NAME, --user %GROUP"
+    if user.startswith("%"):
+        try:
+            grp.getgrnam(user[1:])
+        except KeyError:
+            raise UsageError(f"install-agent: there is no group {user[1:]!r}", fix=f"give {name}") from None
+        return
+    try:
+        uid = pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise UsageError(f"install-agent: there is no user {user!r}", fix=f"give {name}") from None
+    if uid == 0:
+        raise UsageError(
+            f"install-agent: {user} needs no line in sudoers",
+            why="root starts the agent without sudo",
+            fix=f"give {name}",
+        )
 
 
 def install(prefix: Path) -> None:
@@ -133,31 +162,54 @@ def _copy(source: Path, target: Path) -> None:
         directory.chmod(0o755)
 
 
-def check_syntax(line: str) -> None:
-    """A mistake in sudoers may lock everybody out, so visudo has the last word."""
+def check_syntax(text: str) -> None:
+    """Of a whole file. A mistake in sudoers may lock everybody out, so visudo has the last word."""
     visudo = shutil.which("visudo", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if visudo is None:
         return
-    with tempfile.NamedTemporaryFile("w", prefix="pytest-netpoll-") as draft:
-        draft.write(line + "\n")
+    with tempfile.NamedTemporaryFile("w", prefix="pytest-netpoll-", errors="surrogateescape") as draft:
+        draft.write(text)
         draft.flush()
         run = subprocess.run([visudo, "-c", "-f", draft.name], capture_output=True, text=True, check=False)
     if run.returncode:
         raise InstallError(
-            "visudo does not accept the line for sudoers", why=line, detail=run.stdout + run.stderr
+            "visudo does not accept what would be in sudoers", detail=f"{text}\n{run.stdout}{run.stderr}"
         )
 
 
-def write_sudoers(file: Path, line: str) -> None:
+def write_sudoers(file: Path, line: str) -> list[str]:
+    """Adds the line, in place of what an earlier call wrote for the same user; that is returned."""
     if "." in file.name or file.name.endswith("~"):
         raise UsageError(f"install-agent: sudo does not read files named like {file.name!r} in sudoers.d")
     try:
-        # In one step, and never readable by others: sudo takes what it finds there seriously.
-        draft = file.with_name(f".{file.name}.new")
-        draft.unlink(missing_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o440)
-        with open(descriptor, "w") as out:
-            out.write(f'# pytest-netpoll: exactly its agent. See README, "Without root".\n{line}\n')
-        draft.rename(file)
+        with _alone(file.parent):
+            try:
+                former = file.read_text(errors="surrogateescape").splitlines()
+            except FileNotFoundError:
+                former = ['# pytest-netpoll: exactly its agent. See README, "Without root".']
+            user = line.split()[0]
+            own = [old for old in former if (ours := _LINE.fullmatch(old)) and ours["user"] == user]
+            text = "".join(f"{kept}\n" for kept in [*(old for old in former if old not in own), line])
+            check_syntax(text)
+            # In one step, and never readable by others: sudo takes what it finds there seriously.
+            draft = file.with_name(f".{file.name}.new")
+            draft.unlink(missing_ok=True)
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o440)
+            with open(descriptor, "w", errors="surrogateescape") as out:
+                out.write(text)
+            draft.rename(file)
     except OSError as error:
-        raise InstallError(f"cannot write {file}", why=error.strerror, fix="install sudo") from None
+        fix = None if file.parent.is_dir() else "install sudo"
+        raise InstallError(f"cannot write {file}", why=error.strerror, fix=fix) from None
+    return [old for old in own if old != line]
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Two installations at once would each drop the other's line."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

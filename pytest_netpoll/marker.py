@@ -1,7 +1,7 @@
 """\
 netpoll(max_<metric>=..., min_<metric>=..., service="name", runs=1): measure the Go services during the test
-and fail it when a limit is broken. Times are "5ms", "250us", "1.5s" or a timedelta; max_spurious is a
-number in 0..1 or "5%". Without limits it only measures and reports. service= restricts the limits to
+and fail it when a limit is broken. Times are "5ms", "250us", "1.5s" or a timedelta; max_spurious is "5%" or
+0.05. Without limits it only measures and reports. service= restricts the limits to
 one service; the marker may be repeated. runs= repeats the test's call, each in a window of its own,
 and judges each metric's median. Of markers on the test, its class, its module and the ini
 option netpoll_limits the closest wins, limit by limit.

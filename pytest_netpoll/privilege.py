@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import struct
 import sys
@@ -23,7 +24,9 @@ HERE = Path(__file__).parent
 AGENT = HERE / "agent"
 SYSTEM_PYTHON = Path("/usr/bin/python3")
 INSTALLED = Path("/usr/local/lib/pytest-netpoll")
-INSTALL = f"sudo {sys.executable} -m pytest_netpoll install-agent"
+# By its path: what a virtual environment puts on PATH is not on sudo's.
+AS_ROOT = f"sudo {shlex.quote(sys.executable)}"
+INSTALL = f"{AS_ROOT} -m pytest_netpoll install-agent"
 UNVERIFIED = "--unverified"  # agent/__main__.py
 
 # linux/capability.h. The first two load BPF programs; CAP_SYS_ADMIN stands for both.
@@ -59,13 +62,13 @@ def command(python: Path | None, sudo: Literal["auto", "never"], installed: Path
         raise UnmeasuredError(
             "eBPF needs root",
             why="pytest is neither root nor has CAP_BPF and CAP_PERFMON, and --netpoll-sudo=never is set",
-            fix="sudo pytest …",
+            fix=f"{AS_ROOT} -m pytest …",
         )
     if shutil.which("sudo") is None:
         raise UnmeasuredError(
             "eBPF needs root",
             why="pytest is neither root nor has CAP_BPF and CAP_PERFMON, and there is no sudo",
-            fix="run pytest as root",
+            fix=f"as root: {shlex.quote(sys.executable)} -m pytest …",
         )
     copy = installed or INSTALLED
     return ["sudo", "-n", "--", *(agent_command(interpreter, copy / "agent") if is_usable(copy) else own)]

@@ -1,4 +1,4 @@
-"""By how much a metric may get worse than its baseline: "latency_p99:+25%", "spurious:+0.02"."""
+"""By how much a metric may get worse than its baseline: "latency_p99:+25%+1ms", "spurious:+0.02"."""
 
 from __future__ import annotations
 
@@ -9,24 +9,33 @@ from dataclasses import dataclass
 from pytest_netpoll import units
 from pytest_netpoll.metrics import METRICS, Metric
 
-_EXAMPLE = 'write METRIC:+AMOUNT, such as "spurious:+0.02" or "latency_p99:+25%"'
+_EXAMPLE = 'write METRIC:+AMOUNT, such as "spurious:+0.02" or "latency_p99:+25%+1ms"'
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """amount: a fraction of the baseline where `relative`, else in the metric's canonical unit."""
+    """relative: a fraction of the baseline. absolute: in the metric's canonical unit.
+
+    Where both are given, only what exceeds both is worse: 25 % of 20 µs is noise, and so is 1 ms of 1 s.
+    text: both as the user wrote them, "+25%+1ms".
+    """
 
     metric: str
-    amount: float
-    relative: bool
     text: str
+    relative: float | None = None
+    absolute: float | None = None
 
     def __str__(self) -> str:
         return f"{self.metric}:{self.text}"
 
     def limit(self, baseline: int | float) -> float:
         """The worst value that is still tolerated."""
-        return baseline * (1 + self.amount) if self.relative else baseline + self.amount
+        limits = []
+        if self.relative is not None:
+            limits.append(baseline * (1 + self.relative))
+        if self.absolute is not None:
+            limits.append(baseline + self.absolute)
+        return max(limits, default=baseline)
 
 
 def parse(text: str) -> Tolerance:
@@ -42,11 +51,23 @@ def parse(text: str) -> Tolerance:
         raise ValueError(f"{name} cannot get worse: more of it is neither good nor bad")
     if amount.startswith("-"):
         raise ValueError(f"{text!r}: improvements never fail, write {name}:+{amount[1:]}")
+    parts = [part.strip() for part in amount.removeprefix("+").split("+")]
+    if not all(parts):
+        raise ValueError(f"{text!r} is not a tolerance: {_EXAMPLE}")
     try:
-        value, relative = _amount(amount.removeprefix("+").strip(), metric)
+        # A percentage and an amount, in either order.
+        percentages = [_fraction(part, metric) for part in parts if part.endswith("%")]
+        amounts = [_amount(part, metric) for part in parts if not part.endswith("%")]
     except ValueError as error:
         raise ValueError(f"{text!r}: {error}") from None
-    return Tolerance(name, value, relative, f"+{amount.removeprefix('+').strip()}")
+    if len(percentages) > 1 or len(amounts) > 1:
+        raise ValueError(f"{text!r} has more than a percentage and an amount: {_EXAMPLE}")
+    return Tolerance(
+        name,
+        "".join(f"+{part}" for part in parts),
+        relative=next(iter(percentages), None),
+        absolute=next(iter(amounts), None),
+    )
 
 
 def parse_list(text: str) -> tuple[Tolerance, ...]:
@@ -60,15 +81,27 @@ def join(lists: Sequence[Sequence[Tolerance]]) -> tuple[Tolerance, ...]:
     names = [tolerance.metric for tolerance in joined]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"{name} is given twice")
+            raise ValueError(
+                f"{name} is given twice; what has to exceed both of two amounts is one: {name}:+25%+…"
+            )
     return tuple(joined)
 
 
-def _amount(text: str, metric: Metric) -> tuple[float, bool]:
-    if not text.endswith("%"):
-        return units.parse(text, metric.unit), False
+def _fraction(text: str, metric: Metric) -> float:
     if metric.unit == "share":
         # Of a share, "2 %" could be two points or a fiftieth.
         percent = units.parse(text, "share")
         raise ValueError(f"{metric.name} is a share already: write +{percent:g} for {text} of all wakeups")
-    return units.parse(text.removesuffix("%").strip(), "ratio") / 100, True
+    return units.parse(text.removesuffix("%").strip(), "ratio") / 100
+
+
+def _amount(text: str, metric: Metric) -> float:
+    try:
+        return units.parse(text, metric.unit)
+    except ValueError as error:
+        number = units.number_in(text)
+        if metric.unit == "share" and number is not None and 1 <= number < 100:
+            raise ValueError(f"write +{number / 100:g} for {number:g} % of all wakeups") from None
+        if metric.unit in ("ns", "count") and number is not None and 0 < number < 1:
+            raise ValueError(f"{error}, or +{number * 100:g}% if it is of the baseline") from None
+        raise

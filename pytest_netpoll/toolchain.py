@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from elftools.elf.elffile import ELFFile
 
@@ -63,7 +63,7 @@ def find_go(spec: str | None = None, *, base: Path | None = None, say: Say | Non
         if on_path is None:
             raise ServiceError(
                 "cannot build Go services",
-                why="there is no `go` on PATH",
+                why="there is no `go` on PATH" + (", which is sudo's" if "SUDO_USER" in os.environ else ""),
                 fix="install Go (https://go.dev/dl), or give --netpoll-go=/path/to/go",
             )
         return GoTool(on_path)
@@ -139,12 +139,11 @@ def _wheel(pinned: Mapping[str, str]) -> tuple[str, GoTool | None]:
 
 def _ask_version(tool: GoTool, wanted: str | None, say: Say | None) -> tuple[str | None, str | None]:
     """Its version, and why it will not do; `wanted` is the one that it must have ("go1.21.13")."""
-    status, output = _run(
-        [tool.path, "version"], {**os.environ, **tool.env}, Path("/"), say, f"fetching {wanted}"
-    )
-    if status != 0:
-        return None, output.strip() or f"exit status {status}"
-    words = output.split()
+    run = _run([tool.path, "version"], {**os.environ, **tool.env}, Path("/"), say, f"fetching {wanted}")
+    if run.status != 0:
+        return None, run.messages or f"exit status {run.status}"
+    # On stderr it may say "go: downloading go1.24.11 (linux/amd64)" before that.
+    words = run.output.split()
     if words[:2] != ["go", "version"]:
         return None, "not a go command"
     # Of a development build: "go version devel go1.28-abcdef Thu …".
@@ -211,12 +210,12 @@ class Builder:
         temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
         command = [*command, "-o", str(temporary), target]
         try:
-            status, text = _run(command, environ, directory, self._say, f"building {package}")
-            if status != 0:
+            run = _run(command, environ, directory, self._say, f"building {package}")
+            if run.status != 0:
                 raise ServiceError(
                     f"cannot build {package}",
-                    why=f"go build ended with exit status {status}",
-                    detail=f"{text.rstrip()}\n\n(in {directory}: {shlex.join(command)})",
+                    why=f"go build ended with exit status {run.status}",
+                    detail=f"{run.messages}\n\n(in {directory}: {shlex.join(command)})",
                 )
             if not _is_elf(temporary):
                 raise ServiceError(
@@ -267,10 +266,23 @@ def _locate(package: str, base: Path) -> tuple[Path, str]:
     return path, "."
 
 
+class _Finished(NamedTuple):
+    """output: what it wrote to stdout. errors: to stderr."""
+
+    status: int
+    output: str
+    errors: str
+
+    @property
+    def messages(self) -> str:
+        """All that it said, for people."""
+        return "\n".join(text.strip("\n") for text in (self.errors, self.output) if text.strip())
+
+
 def _run(
     command: list[str], environ: Mapping[str, str], cwd: Path, say: Say | None, activity: str
-) -> tuple[int, str]:
-    """Exit status and merged output; `activity` is said when it takes long. OSErrors become status 127."""
+) -> _Finished:
+    """`activity` is said when it takes long. OSErrors become status 127."""
     try:
         process = subprocess.Popen(
             command,
@@ -278,26 +290,26 @@ def _run(
             cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
         )
     except OSError as error:
-        return 127, str(error)
+        return _Finished(127, "", str(error))
     with process:
         try:
             try:
-                output, _ = process.communicate(timeout=QUIET_SECONDS)
+                output, errors = process.communicate(timeout=QUIET_SECONDS)
             except subprocess.TimeoutExpired:
                 if say is not None:
                     say(activity)
-                output, _ = process.communicate()
+                output, errors = process.communicate()
         except BaseException:  # Ctrl-C, pytest-timeout
             # Not yet waited for: the number is still its own. With it end the compilers that it started.
             if process.returncode is None and (stat := guard.stat(process.pid)) is not None:
                 guard.end({process.pid: stat.start}, grace=0)
             raise
-    return process.returncode, output
+    return _Finished(process.returncode, output, errors)
 
 
 def _is_elf(path: Path) -> bool:

@@ -2,6 +2,9 @@
 
 The canonical value of a quantity depends on its unit: "ns" nanoseconds, "s" seconds, "share" a
 fraction in 0..1, "ratio" any number >= 0, "count" an integer >= 0.
+
+Where a bare number could mean two things it is refused: a time has a unit, and a share of 1 is written
+"1%" or "100%".
 """
 
 from __future__ import annotations
@@ -54,7 +57,7 @@ def parse(value: object, unit: Unit) -> int | float:
             return _parse_share(value)
         return _parse_number(value, "a number >= 0, such as 1.5")
     except OverflowError:
-        raise ValueError(f"{value!r} is too large") from None
+        raise ValueError(f"{value!r:.60} is too large") from None
 
 
 def parse_time(value: object) -> float:
@@ -68,11 +71,37 @@ def parse_time(value: object) -> float:
         if match:
             # Fraction, so that "1.1ms" is 1100000 and not 1100000.0000000002.
             return float(Fraction(match[1]) * _NANOSECONDS[match[2]])
-        if _PLAIN.fullmatch(value.strip()):
-            raise ValueError(f'{value!r} has no unit: write "{value.strip()}ms"')
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        raise ValueError(f'{value!r} has no unit: write "{value}ms"')
-    raise ValueError(f"{value!r} is not a time: write {_EXAMPLE}")
+    meant = _with_unit(number_in(value))
+    if meant is not None:
+        raise ValueError(f"{value!r} has no unit: write {meant}")
+    raise ValueError(f"{value!r:.60} is not a time: write {_EXAMPLE}")
+
+
+def number_in(value: object) -> float | None:
+    """The finite number >= 0 that it is, also as text; None where it is anything else, such as "5ms"."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return None
+    if isinstance(value, str) and not _PLAIN.fullmatch(value.strip()):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if 0 <= number < math.inf else None
+
+
+def _with_unit(number: float | None) -> str | None:
+    """A bare number as the time that was most likely meant, and as what; None where it is hardly a time."""
+    if number is None or not (number == 0 or 1e-9 <= number < 1e15):
+        return None
+    # Other times in Python are seconds, which are fractions here; those in reports ns, which are many.
+    unit, name = ("s", "seconds") if 0 < number < 1 else ("ms", "milliseconds")
+    if number >= 10**5:
+        unit, name = "ns", "nanoseconds"
+    # By its digits: 0.005 is 5/1000, and not what the float is.
+    ns = Fraction(repr(number)) * _NANOSECONDS[unit]
+    fitting = "ms" if unit == "ms" else next((u for u in ("s", "ms", "us") if ns >= _NANOSECONDS[u]), "ns")
+    return f'"{float(ns / _NANOSECONDS[fitting]):.12g}{fitting}" if it is in {name}'
 
 
 def _parse_seconds(value: object) -> float:
@@ -95,8 +124,11 @@ def _parse_share(value: object) -> float:
     wanted = 'a number in 0..1 or a percentage such as "5%"'
     percent = _PERCENT.fullmatch(value) if isinstance(value, str) else None
     share = float(Fraction(percent[1]) / 100) if percent else _parse_number(value, wanted)
+    if share == 1 and not percent:
+        raise ValueError(f'{value!r} may mean 1 % or all: write "1%" or "100%"')
     if share > 1:
-        raise ValueError(f"{value!r} is out of range: write {wanted}")
+        meant = f'"{share:g}%"' if not percent and share <= 100 else wanted
+        raise ValueError(f"{value!r:.60} is out of range: write {meant}")
     return share
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -44,7 +45,8 @@ def _dump(value: object) -> str:
 def read(path: Path, schemas: Mapping[str, Any], what: str, fix: str) -> dict[str, Any]:
     """Read a JSON file whose "schema" names its type, one of `schemas`. NetpollError(what, fix) if not."""
     try:
-        report = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        text = path.read_text(encoding="utf-8")
+        report = json.loads(text, parse_constant=_refuse, parse_int=_integer, parse_float=_float)
     except OSError as error:
         raise NetpollError(what, why=error.strerror or str(error), fix=fix) from None
     except (ValueError, RecursionError) as error:
@@ -57,8 +59,21 @@ def read(path: Path, schemas: Mapping[str, Any], what: str, fix: str) -> dict[st
     complaint = wrong(report, schemas[schema])
     if complaint is not None:
         raise NetpollError(what, why=complaint, fix=fix)
-    return cast("dict[str, Any]", report)
+    # Half a character, as only an escape can write it, could not be printed.
+    return cast("dict[str, Any]", plain(report) if r"\ud" in text.lower() else report)
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not a number in JSON")
+
+
+def _integer(text: str) -> int | float:
+    # No count has more digits than 64 bits; with more, Python's integers mix with no float.
+    return int(text) if len(text) <= len(str(-1 << 63)) else _float(text)
+
+
+def _float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text:.30} is too large")
+    return number

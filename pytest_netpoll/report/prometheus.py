@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_netpoll.errors import NetpollError
 from pytest_netpoll.metrics import METRICS, Measurement, Metric, bucket_bounds, percentile
+from pytest_netpoll.report.page_server import PageServer
 
 if TYPE_CHECKING:
     from prometheus_client import Metric as Family
@@ -57,7 +58,7 @@ class Exporter:
         registry = prometheus_client.CollectorRegistry(auto_describe=False)
         registry.register(self)
         try:
-            self._server, _ = prometheus_client.start_http_server(port, host, registry)
+            self._server = PageServer(host, port, prometheus_client.make_wsgi_app(registry))
         except OSError as error:
             raise NetpollError(
                 f"metrics cannot be served at {host}:{port}",
@@ -71,8 +72,7 @@ class Exporter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self._server.stop()
 
     def update(self, total: Measurement, latest: Measurement) -> None:
         """total: of the whole run. latest: of the last interval."""

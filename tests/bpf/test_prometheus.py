@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -158,6 +160,35 @@ tests:
           - {labels: '{alertname="NetpollWakeLatency", service="bad"}', value: 1}
           - {labels: '{alertname="NetpollNotMeasured", service="bad"}', value: 1}
 """
+
+
+def test_clients_that_never_finish_their_request_take_nothing_from_it(launch, newest_go):
+    server = launch("echo", go=str(newest_go.go))
+    command = [sys.executable, "-m", "pytest_netpoll", "watch", "--pid", str(server.pid)]
+    few = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    process = subprocess.Popen(
+        [*command, "--interval", "100ms", "--prometheus", ":0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (128, few)),
+    )
+    with process, contextlib.ExitStack() as clients:
+        url = process.stdout.readline().split()[-1]
+        port = int(url.split(":")[-1].partition("/")[0])
+        while "not measured" not in (line := process.stdout.readline()) and not line[:1].isdigit():
+            pass  # until the agent is there: it needs descriptors to start
+        for _ in range(250):
+            client = clients.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+            client.sendall(b"GET /metr")
+        for _ in range(3):
+            scraped = urllib.request.urlopen(url, timeout=10).read().decode()
+            assert value(scraped, "netpoll_measured") == 1
+            for _ in range(2):
+                assert "not measured" not in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (0, "")
 
 
 def test_a_port_in_use_and_an_absent_client_are_named(tmp_path):

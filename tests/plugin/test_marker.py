@@ -15,6 +15,11 @@ import pytest
         ("max_latency_p99='5 parsecs'", "*test_it.py::test_it: bad limit max_latency_p99='5 parsecs'*"),
         ("max_latency_p99=5", "*test_it.py::test_it: bad limit max_latency_p99=5*"),
         ("max_spurious=1.5", "*test_it.py::test_it: bad limit max_spurious=1.5*"),
+        (
+            "max_spurious=1",
+            '*::test_it: bad limit max_spurious=1: 1 may mean 1 % or all: write "1%" or "100%"*',
+        ),
+        ("max_latency_p99=0.005", '*bad limit max_latency_p99=0.005: 0.005 has no unit: write "5ms"*'),
         ("max_polls=-1", "*test_it.py::test_it: bad limit max_polls=-1*"),
         ("spurious=0.1", "*unknown limit 'spurious', did you mean 'max_spurious'?*"),
         ("0.05", "*test_it.py::test_it: @pytest.mark.netpoll takes no positional arguments*"),

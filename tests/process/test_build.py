@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 import threading
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def test_within_a_session_a_package_is_built_once(
     builds = []
     run = toolchain._run
 
-    def counted(command: list[str], *rest: object) -> tuple[int, str]:
+    def counted(command: list[str], *rest: object) -> object:
         builds.append(command)
         return run(command, *rest)  # type: ignore[arg-type]
 
@@ -181,6 +182,52 @@ def test_a_version_is_asked_of_the_go_on_path(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("HOME", str(tmp_path))
     tool = toolchain.find_go("1.22.1")
     assert (tool.path, tool.env["GOTOOLCHAIN"]) == (str(go), "go1.22.1")
+
+
+@needs_go
+def test_a_version_that_go_downloads_first_is_found_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the go command says of the download comes first, but on stderr."""
+    go = str(shutil.which("go"))
+    if "GOTOOLCHAIN" not in subprocess.run([go, "env"], capture_output=True, text=True).stdout:
+        pytest.skip("this go is older than 1.21, and downloads no other")
+    version = f"v0.0.1-go1.99.9.linux-{_go_env(go, 'GOARCH')}"
+    proxy = tmp_path / "proxy" / "golang.org" / "toolchain" / "@v"
+    proxy.mkdir(parents=True)
+    (proxy / f"{version}.info").write_text(f'{{"Version": "{version}"}}')
+    (proxy / f"{version}.mod").write_text("module golang.org/toolchain\n")
+    with zipfile.ZipFile(proxy / f"{version}.zip", "w") as archive:
+        root = f"golang.org/toolchain@{version}"
+        archive.writestr(f"{root}/go.mod", "module golang.org/toolchain\n")
+        archive.writestr(f"{root}/bin/go", "#!/bin/sh\necho go version go1.99.9 linux/any\n")
+        # What go makes executable has to be there.
+        for name in ("bin/gofmt", "pkg/tool/linux/compile", "lib/wasm/go_js_wasm_exec"):
+            archive.writestr(f"{root}/{name}", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GOPATH", str(tmp_path / "empty"))
+    monkeypatch.setenv("GOFLAGS", "-modcacherw")
+    monkeypatch.setenv("GOPROXY", f"file://{tmp_path / 'proxy'}")
+    monkeypatch.setenv("GOSUMDB", "off")
+    monkeypatch.delenv("GOMODCACHE", raising=False)
+    tool = toolchain.find_go("1.99.9")
+    assert (tool.path, tool.version) == (go, "go1.99.9")
+
+
+def _go_env(go: str, name: str) -> str:
+    return subprocess.run([go, "env", name], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_a_version_that_cannot_be_downloaded_shows_what_go_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "go: download go1.99.9 for linux/amd64: toolchain not available"
+    _fake_go(tmp_path / "go", "", body=f'echo "{said}" >&2; exit 1')
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ServiceError, match="no Go toolchain") as failure:
+        toolchain.find_go("1.99.9")
+    assert str(failure.value.detail).splitlines()[-1] == f"GOTOOLCHAIN=go1.99.9 go: {said}"
 
 
 def test_an_unknown_version_names_everything_that_was_tried(

@@ -167,6 +167,15 @@ def test_a_time_is_measured_again_and_a_count_is_not() -> None:
         ("latency_p99:+5", "5' has no unit"),
         ("productive_wakeups:+5", "productive_wakeups cannot get worse"),
         ("polls:+x%", "'x' is not a number"),
+        ("latency_p99:+0.25", 'write "250ms" if it is in seconds, or +25% if it is of the baseline'),
+        ("polls:+0.1", "write an integer >= 0, or +10% if it is of the baseline"),
+        ("spurious:+2", "write +0.02 for 2 % of all wakeups"),
+        ("spurious:+1", "write +0.01 for 1 % of all wakeups"),
+        ("latency_p99:+1ms+2ms", "has more than a percentage and an amount"),
+        ("latency_p99:+25%+30%", "has more than a percentage and an amount"),
+        ("latency_p99:+25%+1ms+3ms", "has more than a percentage and an amount"),
+        ("latency_p99:+25%+", "is not a tolerance"),
+        ("latency_p99:+25%+3", "'3' has no unit"),
     ],
 )
 def test_a_wrong_tolerance_says_what_is_wrong(text: str, error: str) -> None:
@@ -177,8 +186,20 @@ def test_a_wrong_tolerance_says_what_is_wrong(text: str, error: str) -> None:
 def test_tolerances_are_relative_or_in_the_metrics_unit() -> None:
     parsed = tolerance.parse_list("latency_p99:+25%, latency_p50:+1ms,polls:3,polls_per_event:0.5")
     assert [t.limit(100) for t in parsed] == [125, 1_000_100, 103, 100.5]
-    with pytest.raises(ValueError, match="polls is given twice"):
+    with pytest.raises(ValueError, match=re.escape("polls is given twice; what has to exceed both")):
         tolerance.join([tolerance.parse_list("polls:1"), tolerance.parse_list("polls:2")])
+
+
+@pytest.mark.parametrize("text", ["+25%+1ms", "+1ms+25%", "25% + 1ms"])
+def test_of_two_amounts_both_must_be_exceeded(text: str) -> None:
+    both = f"latency_p99:{text}"
+    assert tolerance.parse(both).limit(20_000) == 1_020_000, "25 % of 20 µs is noise"
+    assert tolerance.parse(both).limit(100_000_000) == 125_000_000, "so is 1 ms of 100 ms"
+    assert compared(sample(latency_p99=900_000.0), sample(latency_p99=20_000.0), both).outcome == "passed"
+    worse = compared(sample(latency_p99=1_100_000.0), sample(latency_p99=20_000.0), both)
+    assert str(worse.regressions[0]) == (
+        f"server: latency_p99 1.1 ms > 20.0 µs +{text.replace(' ', '').removeprefix('+')} of baseline main"
+    )
 
 
 def window(wakeups: int, latency: int = 10_000, **more: Any) -> Measurement:

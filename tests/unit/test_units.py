@@ -44,7 +44,7 @@ def test_metrics_in_seconds_take_times_and_bare_seconds(value: object, seconds: 
 
 @pytest.mark.parametrize(
     ("value", "share"),
-    [(0, 0), (1, 1), (0.05, 0.05), ("0.05", 0.05), ("5%", 0.05), ("5 %", 0.05), ("100%", 1)],
+    [(0, 0), (0.99, 0.99), (0.05, 0.05), ("0.05", 0.05), ("5%", 0.05), ("5 %", 0.05), ("100%", 1)],
 )
 def test_shares_are_fractions_or_percentages(value: object, share: float) -> None:
     assert parse(value, "share") == share
@@ -65,7 +65,13 @@ def test_counts_are_integers(value: object, count: int) -> None:
     ("value", "unit", "complaint"),
     [
         (5, "ns", 'no unit: write "5ms"'),
-        (0.5, "ns", 'no unit: write "0.5ms"'),
+        (0.5, "ns", 'no unit: write "500ms" if it is in seconds'),
+        (0.005, "ns", 'no unit: write "5ms" if it is in seconds'),
+        ("0.005", "ns", 'no unit: write "5ms" if it is in seconds'),
+        (0.00025, "ns", 'no unit: write "250us" if it is in seconds'),
+        (5_000_000, "ns", 'no unit: write "5ms" if it is in nanoseconds'),
+        (0, "ns", 'no unit: write "0ms"'),
+        (10**400, "ns", "not a time"),
         ("5", "ns", 'no unit: write "5ms"'),
         ("5 parsecs", "ns", "not a time"),
         ("ms", "ns", "not a time"),
@@ -78,7 +84,12 @@ def test_counts_are_integers(value: object, count: int) -> None:
         ("5%", "s", "not a time"),
         (1.01, "share", "out of range"),
         ("150%", "share", "out of range"),
-        (5, "share", "out of range"),
+        (5, "share", 'out of range: write "5%"'),
+        ("7.5", "share", 'out of range: write "7.5%"'),
+        (1, "share", 'may mean 1 % or all: write "1%" or "100%"'),
+        (1.0, "share", 'write "1%" or "100%"'),
+        ("1", "share", 'write "1%" or "100%"'),
+        (10**400, "share", "too large"),
         (-0.1, "share", "negative"),
         ("5ms", "share", "percentage"),
         ("150%", "ratio", "not a number"),

@@ -1,0 +1,141 @@
+"""install-agent: for whom, and what it leaves as it was. That sudo obeys the line is in tests/bpf."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shlex
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from pytest_netpoll import install, privilege, toolchain
+from pytest_netpoll.errors import ServiceError, UnmeasuredError, UsageError
+from pytest_netpoll.privilege import INSTALLED, SYSTEM_PYTHON
+
+needs_root_and_sudo = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("sudo"), reason="asking sudo about others takes root, and a sudo"
+)
+
+
+def line(user: str, prefix: Path = INSTALLED) -> str:
+    return install.sudoers_line(user, SYSTEM_PYTHON, prefix)
+
+
+def rules(file: Path) -> list[str]:
+    return [text for text in file.read_text().splitlines() if not text.startswith("#")]
+
+
+def test_each_user_keeps_their_line(tmp_path: Path) -> None:
+    file = tmp_path / "sudoers"
+    assert install.write_sudoers(file, line("daemon")) == []
+    assert install.write_sudoers(file, line("nobody")) == []
+    assert install.write_sudoers(file, line("%users")) == []
+    assert install.write_sudoers(file, line("daemon")) == [], "it is there already"
+    assert sorted(rules(file)) == sorted([line("daemon"), line("nobody"), line("%users")])
+    assert file.stat().st_mode & 0o777 == 0o440
+    assert [path.name for path in tmp_path.iterdir()] == ["sudoers"]
+
+
+def test_a_users_own_line_is_replaced_and_that_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "sudoers"
+    install.write_sudoers(file, line("nobody"))
+    install.write_sudoers(file, line("daemon"))
+    elsewhere = line("nobody", Path("/opt/netpoll"))
+    assert install.write_sudoers(file, elsewhere) == [line("nobody")]
+    assert rules(file) == [line("daemon"), elsewhere]
+
+
+def test_what_else_is_in_the_file_stays(tmp_path: Path) -> None:
+    file = tmp_path / "sudoers"
+    others = "# caf\udce9\nDefaults:nobody !requiretty\nnobody ALL=(root) NOPASSWD: /bin/true\n"
+    file.write_text(others, errors="surrogateescape")
+    install.write_sudoers(file, line("nobody"))
+    assert file.read_text(errors="surrogateescape") == f"{others}{line('nobody')}\n"
+
+
+@pytest.mark.skipif(not shutil.which("visudo", path="/usr/sbin:/usr/bin"), reason="there is no visudo")
+def test_a_file_that_sudo_would_not_read_is_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "sudoers"
+    file.write_text("nobody ALL=(\n")
+    with pytest.raises(install.InstallError, match="visudo does not accept") as failure:
+        install.write_sudoers(file, line("nobody"))
+    assert line("nobody") in str(failure.value.detail)
+    assert file.read_text() == "nobody ALL=(\n"
+
+
+def test_of_two_installations_at_once_neither_drops_the_others_line(tmp_path: Path) -> None:
+    file = tmp_path / "sudoers"
+    lines = [line(f"user{number}") for number in range(8)]
+    threads = [threading.Thread(target=install.write_sudoers, args=(file, text)) for text in lines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(rules(file)) == lines
+
+
+@pytest.mark.parametrize(
+    ("user", "complaint"),
+    [
+        ("no-such-user-here", "there is no user 'no-such-user-here'"),
+        ("%no-such-group", "there is no group 'no-such-group'"),
+        ("1234567", "there is no user '1234567'"),
+        ("ALL", "there is no user 'ALL'"),
+        (pwd.getpwuid(0).pw_name, "needs no line in sudoers: root starts the agent without sudo"),
+        ("alice,bob", "'alice,bob' is not the name of a user"),
+        ("", "'' is not the name of a user"),
+    ],
+)
+def test_whom_sudo_cannot_start_it_for_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: str, complaint: str
+) -> None:
+    monkeypatch.setattr(install, "install", lambda _: pytest.fail("it was installed"))
+    with pytest.raises(UsageError, match="install-agent: ") as failure:
+        install.main(["--user", user, "--sudoers", str(tmp_path / "sudoers")])
+    assert complaint in str(failure.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_root_who_names_no_user_is_asked_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SUDO_USER", raising=False)
+    monkeypatch.setenv("LOGNAME", "root")
+    with pytest.raises(UsageError, match="--user NAME"):
+        install.main([])
+
+
+@needs_root_and_sudo
+def test_sudo_knows_the_line_of_each_user() -> None:
+    file = Path(f"/etc/sudoers.d/netpoll-test-{os.getpid()}")
+    try:
+        for user in ("nobody", "daemon"):
+            install.write_sudoers(file, line(user))
+        for user in ("nobody", "daemon"):
+            told = subprocess.run(["sudo", "-l", "-U", user], capture_output=True, text=True, check=True)
+            assert f"(root) NOPASSWD: {SYSTEM_PYTHON} -I -B {INSTALLED}/agent" in told.stdout
+    finally:
+        file.unlink(missing_ok=True)
+
+
+@needs_root_and_sudo
+def test_the_hint_names_a_pytest_that_sudo_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(privilege.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(privilege, "may_load_bpf", lambda _: False)
+    with pytest.raises(UnmeasuredError, match="eBPF needs root") as refused:
+        privilege.command(None, "never")
+    command = shlex.split(str(refused.value.fix).replace("…", "--version"))
+    assert command[0] == "sudo"
+    run = subprocess.run(command, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}, check=False)
+    assert (run.returncode, run.stdout.split()[0]) == (0, "pytest"), run.stderr
+
+
+def test_that_sudo_has_a_path_of_its_own_is_said_where_go_is_not_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("SUDO_USER", "alice")
+    with pytest.raises(ServiceError, match="no `go` on PATH, which is sudo's"):
+        toolchain.find_go()
