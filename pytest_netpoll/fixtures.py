@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
-from pytest_netpoll.attribution import Presence, Roster
+from pytest_netpoll.attribution import Roster, doubted
 from pytest_netpoll.metrics import Measurement
 from pytest_netpoll.options import Config
 from pytest_netpoll.outcome import enforce, plain_failures
@@ -18,15 +18,21 @@ from pytest_netpoll.window import Meter
 
 
 class GoService:
-    """Builds and launches services: a ServiceFactory whose errors pytest shows without a traceback."""
+    """Builds and launches services: a ServiceFactory whose errors pytest shows without a traceback.
 
-    def __init__(self, factory: ServiceFactory) -> None:
+    adopt: called with each new service.
+    """
+
+    def __init__(self, factory: ServiceFactory, adopt: Callable[[Service], None]) -> None:
         self._factory = factory
+        self._adopt = adopt
 
     def __call__(self, package: Any = None, **options: Any) -> Service:
         __tracebackhide__ = True
         with plain_failures():
-            return self._factory(package, **options)
+            service = self._factory(package, **options)
+            self._adopt(service)
+            return service
 
 
 class Netpoll:
@@ -45,12 +51,13 @@ class Netpoll:
         if self._options.mode == "off":
             yield measured
             return
-        presence = Presence(self._roster)
+        presence = self._roster.watch()
         window = self._meter.open()
         try:
             yield measured
         finally:
-            measured.close(self._meter.close(window, presence.all))
+            services = presence.all
+            measured.close(services, self._meter.close(window, services))
 
 
 class MeasuredWindow:
@@ -64,10 +71,11 @@ class MeasuredWindow:
     def __init__(self, item: pytest.Item, options: Config) -> None:
         self._item = item
         self._options = options
-        self._measurements: dict[str, Measurement] | None = None
+        self._measurements: dict[Service, Measurement] | None = None
 
-    def close(self, measurements: Sequence[Measurement]) -> None:
-        self._measurements = {measurement.service: measurement for measurement in measurements}
+    def close(self, services: Sequence[Service], measurements: Sequence[Measurement]) -> None:
+        pairs = zip(services, measurements, strict=True)
+        self._measurements = {service: doubted(made, service) for service, made in pairs}
 
     def __getitem__(self, service: Service | str) -> Measurement:
         """service: or its name."""
@@ -76,11 +84,13 @@ class MeasuredWindow:
             pytest.skip("nothing is measured with --netpoll=off")
         if self._measurements is None:
             pytest.fail("the window is still open: read it after the with block", pytrace=False)
-        name = service if isinstance(service, str) else service.name
-        if name not in self._measurements:
-            there = f"in it ran: {', '.join(self._measurements)}" if self._measurements else "none ran in it"
+        # A name means one service in all that is measured of a test.
+        by_name = {known.name: known for known in self._measurements}
+        name, asked = (service, by_name.get(service)) if isinstance(service, str) else (service.name, service)
+        if asked not in self._measurements:
+            there = f"in it ran: {', '.join(by_name)}" if by_name else "none ran in it"
             pytest.fail(f"no service {name!r} was measured in this window ({there})", pytrace=False)
-        measurement = self._measurements[name]
+        measurement = self._measurements[asked]
         distrust = measurement.unmeasured
         if distrust is not None:
             enforce(self._item, Verdict("unmeasured", f"{name}: {distrust}"), self._options)

@@ -13,6 +13,7 @@ import struct
 from typing import NamedTuple
 
 LISTENING = "0A"
+UNCONNECTED = "07"  # of UDP: it takes datagrams from everybody
 
 
 class Listener(NamedTuple):
@@ -28,22 +29,35 @@ def listeners_of(pid: int) -> list[Listener]:
 
     Raises PermissionError where they are not for this user to see.
     """
-    try:
-        # Asked for by the hundred: Path objects would be most of the cost.
-        fds = sorted(map(int, os.listdir(f"/proc/{pid}/fd")))  # noqa: PTH208
-    except FileNotFoundError:
-        return []
-    sockets: dict[str, int] = {}
-    for fd in reversed(fds):
-        with contextlib.suppress(OSError):
-            link = os.readlink(f"/proc/{pid}/fd/{fd}")  # noqa: PTH115
-            if link.startswith("socket:["):
-                sockets[link[8:-1]] = fd
+    sockets = _sockets(pid)
     if not sockets:
         return []
     bound = _bound(pid)
     found = [Listener(*bound[inode], fd) for inode, fd in sockets.items() if inode in bound]
     return sorted(found, key=lambda listener: listener.fd)
+
+
+def ports_of(pid: int) -> set[int]:
+    """The ports at which a client reaches the process, by TCP or by UDP.
+
+    Raises PermissionError where they are not for this user to see.
+    """
+    sockets = _sockets(pid)
+    if not sockets:
+        return set()
+    bound = _bound(pid) | _bound(pid, "udp", UNCONNECTED)
+    return {bound[inode][1] for inode in sockets if inode in bound}
+
+
+def port_holder(port: int) -> int | None:
+    """A process that clients on this machine reach at the port; None where none can be seen."""
+    own = network_namespace()
+    for name in os.listdir("/proc"):  # noqa: PTH208
+        if name.isdigit() and network_namespace(int(name)) == own:
+            with contextlib.suppress(OSError):
+                if port in ports_of(int(name)):
+                    return int(name)
+    return None
 
 
 def network_namespace(pid: int | str = "self") -> int | None:
@@ -67,15 +81,31 @@ def outer_address(pid: int) -> str | None:
     return None
 
 
-def _bound(pid: int) -> dict[str, tuple[str, int]]:
-    """{inode: (host, port)} of all listening TCP sockets in the process's network namespace."""
+def _sockets(pid: int) -> dict[str, int]:
+    """{inode: the lowest descriptor} of the process; none of one that is gone."""
+    try:
+        # Asked for by the hundred: Path objects would be most of the cost.
+        fds = sorted(map(int, os.listdir(f"/proc/{pid}/fd")))  # noqa: PTH208
+    except FileNotFoundError:
+        return {}
+    sockets: dict[str, int] = {}
+    for fd in reversed(fds):
+        with contextlib.suppress(OSError):
+            link = os.readlink(f"/proc/{pid}/fd/{fd}")  # noqa: PTH115
+            if link.startswith("socket:["):
+                sockets[link[8:-1]] = fd
+    return sockets
+
+
+def _bound(pid: int, protocol: str = "tcp", state: str = LISTENING) -> dict[str, tuple[str, int]]:
+    """{inode: (host, port)} of all sockets in that state in the process's network namespace."""
     table = {}
-    for family, name in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
+    for family, name in ((socket.AF_INET, protocol), (socket.AF_INET6, f"{protocol}6")):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/net/{name}") as file:
             next(file, None)
             for line in file:
                 fields = line.split()
-                if fields[3] == LISTENING:
+                if fields[3] == state:
                     host, _, port = fields[1].partition(":")
                     table[fields[9]] = _address(family, host), int(port, 16)
     return table

@@ -2,9 +2,9 @@
 netpoll(max_<metric>=..., min_<metric>=..., service="name", runs=1): measure the Go services during the test
 and fail it when a limit is broken. Times are "5ms", "250us", "1.5s" or a timedelta; max_spurious is "5%" or
 0.05. Without limits it only measures and reports. service= restricts the limits to
-one service; the marker may be repeated. runs= repeats the test's call, each in a window of its own,
-and judges each metric's median. Of markers on the test, its class, its module and the ini
-option netpoll_limits the closest wins, limit by limit.
+one service, also those of markers further in without one; the marker may be repeated. runs= repeats the
+test's call, each in a window of its own, and judges each metric's median. Of markers on the test, its
+class, its module and the ini option netpoll_limits the closest wins, limit by limit.
 """
 
 from __future__ import annotations
@@ -113,21 +113,25 @@ def resolve(
     marks: Sequence[tuple[Sequence[object], Mapping[str, object]]],
     where: str,
     defaults: Mapping[str, str] | None = None,
+    levels: Sequence[object] | None = None,
 ) -> Limits:
     """Merge the markers of one test, closest first, each as (args, kwargs), over the ini defaults.
 
+    levels: of each marker what it is on, such as the test's class; None for all on one. A marker without
+    service= is about the services of the markers around it, if they name some.
     where: the test's name for messages. UsageError on anything the user has to correct.
     """
     chosen: dict[tuple[str | None, str], Limit] = {}
     services: dict[str, None] = {}
     runs: list[int] = []
-    for args, kwargs in marks:
-        service = _read_service(args, kwargs, where)
-        if service is not None:
-            services[service] = None
+    own = [_read_service(args, kwargs, where) for args, kwargs in marks]
+    for (_, kwargs), about in zip(marks, _inherited(own, levels or [None] * len(own)), strict=True):
         runs += _read_runs(kwargs, where)
-        for limit in _read_limits(_without(kwargs, "service", "runs"), service, where):
-            chosen.setdefault((service, limit.name), limit)
+        for service in about:
+            if service is not None:
+                services[service] = None
+            for limit in _read_limits(_without(kwargs, "service", "runs"), service, where):
+                chosen.setdefault((service, limit.name), limit)
     runs += _read_runs(defaults or {}, _DEFAULTS_WHERE)
     for limit in _read_limits(_without(defaults or {}, "runs"), None, _DEFAULTS_WHERE):
         chosen.setdefault((None, limit.name), limit)
@@ -135,6 +139,23 @@ def resolve(
     for name in (None, *limits.services):
         _reject_contradictions(limits.for_service(name), where)
     return limits
+
+
+def _inherited(own: Sequence[str | None], levels: Sequence[object]) -> list[Sequence[str | None]]:
+    """For each marker, closest first, what it is about: its service, else those of the level around it.
+
+    None stands for all services.
+    """
+    about: list[Sequence[str | None]] = []
+    around: Sequence[str | None] = (None,)
+    level: list[str | None] = []
+    for at in reversed(range(len(own))):
+        if at + 1 < len(own) and levels[at] is not levels[at + 1]:
+            around, level = (None,) if None in level else tuple(dict.fromkeys(level)), []
+        names = around if own[at] is None else (own[at],)
+        about.append(names)
+        level += names
+    return about[::-1]
 
 
 def _read_service(args: Sequence[object], kwargs: Mapping[str, object], where: str) -> str | None:

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from pytest_netpoll import extensions, hookspecs, marker
-from pytest_netpoll.attribution import Roster, used_by
+from pytest_netpoll.attribution import Roster
 from pytest_netpoll.comparison import Baseline, Comparison, Rules, compare, confirmed, samples_of, settle
 from pytest_netpoll.errors import NetpollError, UsageError
 from pytest_netpoll.fixtures import GoService, Netpoll
+from pytest_netpoll.lifetimes import Lifetimes
 from pytest_netpoll.marker import Limits
 from pytest_netpoll.median import median_of
 from pytest_netpoll.metrics import Measurement
@@ -91,8 +92,9 @@ def netpoll_toolchain(request: pytest.FixtureRequest) -> str | None:
 @pytest.fixture(scope="session")
 def go_service(request: pytest.FixtureRequest, netpoll_toolchain: str | None) -> Iterator[GoService]:
     """Builds and launches Go services: go_service("./server", args=["-addr", "127.0.0.1:{port}"])."""
-    factory = request.config.stash[SESSION].make_factory(_build_dir(request), netpoll_toolchain)
-    yield GoService(factory)
+    session = request.config.stash[SESSION]
+    factory = session.make_factory(_build_dir(request), netpoll_toolchain)
+    yield GoService(factory, session.lifetimes.adopt)
     with plain_failures():
         factory.stop_all()
 
@@ -113,6 +115,8 @@ class Session:
         config.pluginmanager.register(self._progress, "netpoll-progress")
         self.meter = Meter(options, Symbolizer(config.rootpath), self._progress.say)
         self.roster = Roster()
+        self.lifetimes = Lifetimes(self.roster)
+        config.pluginmanager.register(self.lifetimes, "netpoll-lifetimes")
         self.toolchains: dict[str, Toolchain] = {}
         self._baseline: Baseline | None = None
         self._config = config
@@ -143,6 +147,8 @@ class Session:
             cache_dir=build_dir,
             on_spawn=self._spawned,
             on_exit=self._ended,
+            on_ready=self._is_ready,
+            taken=self.roster.taken,
             say=self._progress.say,
             go=self.toolchains[toolchain].tool if toolchain is not None else None,
         )
@@ -153,6 +159,12 @@ class Session:
         self.roster.enter(service)
         if self.options.mode != "off":
             self.meter.watch(service)
+
+    def _is_ready(self, service: Service) -> None:
+        if self.options.mode != "off":
+            # Those that left the service's first process before that was watched.
+            for pid in service.family().keys() - {service.pid}:
+                self.meter.follow(service, pid)
 
     def _ended(self, service: Service) -> None:
         self.roster.leave(service)
@@ -191,9 +203,11 @@ class Session:
     def _resolve_limits(self, items: list[pytest.Item]) -> None:
         try:
             for item in items:
-                marks = [(mark.args, mark.kwargs) for mark in item.iter_markers(MARKER)]
-                if marks:
-                    item.stash[LIMITS] = marker.resolve(marks, item.nodeid, self.options.limits)
+                found = list(item.iter_markers_with_node(MARKER))
+                if found:
+                    marks = [(mark.args, mark.kwargs) for _, mark in found]
+                    levels = [node for node, _ in found]
+                    item.stash[LIMITS] = marker.resolve(marks, item.nodeid, self.options.limits, levels)
         except UsageError as error:
             output = getattr(self._config, "workeroutput", None)
             if output is None:
@@ -241,14 +255,15 @@ class Session:
         __tracebackhide__ = True
         limits, measurements, mode = judged.limits, judged.measurements, self.options.mode
         # Even if a user's hook fails, what was measured is reported.
-        verdict = settle(judge(measurements, limits, mode), judged.comparison, mode)
+        running = [service.name for service in self.roster.running]
+        verdict = settle(judge(measurements, limits, mode, running=running), judged.comparison, mode)
         item.stash[JUDGED] = judged._replace(verdict=verdict)
         for measurement in measurements:
             item.ihook.pytest_netpoll_measured(item=item, measurement=measurement)
         with plain_failures():
             further = extensions.breaches(item, measurements, limits)
             columns = extensions.columns(item, measurements)
-        verdict = settle(judge(measurements, limits, mode, further), judged.comparison, mode)
+        verdict = settle(judge(measurements, limits, mode, further, running), judged.comparison, mode)
         item.stash[JUDGED] = judged._replace(verdict=verdict, columns=columns)
         return verdict
 
@@ -322,7 +337,7 @@ class Session:
 
     def _services_behind(self, item: pytest.Item) -> list[Service]:
         """Those whose output may explain a failure."""
-        used = used_by(item)
+        used = self.roster.own(item)
         if not used and (LIMITS in item.stash or "go_service" in _fixtures(item)):
             return self.roster.running
         return used

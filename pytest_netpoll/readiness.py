@@ -7,10 +7,9 @@ import http.client
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from pytest_netpoll import guard
 from pytest_netpoll.errors import NetpollError, ServiceError, UsageError
 from pytest_netpoll.listeners import listeners_of, network_namespace, outer_address
 from pytest_netpoll.patience import QUIET_SECONDS, Say
@@ -83,13 +82,13 @@ def wait_until_ready(service: Service, ready: Ready, timeout: float, say: Say | 
     )
 
 
-def find_listener(pid: int, port: int | None = None) -> Address | None:
-    """Where the process or a descendant of it listens for TCP: on `port`, else the socket opened first.
+def find_listener(pid: int, family: Iterable[int], port: int | None = None) -> Address | None:
+    """Where the process or one of its family listens for TCP: on `port`, else the socket opened first.
 
     The host is one to dial: the loopback for a wildcard. Raises PermissionError where nothing was
     found and some of the processes may not be looked into.
     """
-    found = _listeners(pid)
+    found = _listeners(pid, family)
     if port is not None:
         found = [address for address in found if address[1] == port]
         # IPv4 first: who listens on both for one port is expected at 127.0.0.1.
@@ -97,11 +96,10 @@ def find_listener(pid: int, port: int | None = None) -> Address | None:
     return found[0] if found else None
 
 
-def _listeners(pid: int) -> list[Address]:
+def _listeners(pid: int, family: Iterable[int]) -> list[Address]:
     found: list[Address] = []
     denied = False
-    start = guard.stat(pid)
-    for member in sorted(guard.family({pid: start.start}), key=lambda p: p != pid) if start else ():
+    for member in sorted(family, key=lambda p: p != pid):
         try:
             found += [(_dialled(listener.host, member), listener.port) for listener in listeners_of(member)]
         except PermissionError:
@@ -175,7 +173,7 @@ def _instead(service: Service, ready: Ready, problem: Exception | None) -> str:
     if not isinstance(ready, str) or port is None:
         return ""
     with contextlib.suppress(PermissionError):
-        others = {p for _, p in _listeners(service.pid)}
+        others = {p for _, p in _listeners(service.pid, service.family())}
         if port in others:
             return "; it listens there and answers 5xx"
         if others:

@@ -9,7 +9,7 @@ import shlex
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -18,6 +18,7 @@ from pytest_netpoll import guard
 from pytest_netpoll.attach import by_name, by_port, find
 from pytest_netpoll.errors import NetpollError, ServiceError, UsageError
 from pytest_netpoll.gomaxprocs import gomaxprocs_of
+from pytest_netpoll.listeners import port_holder, ports_of
 from pytest_netpoll.output import Output, Pipe
 from pytest_netpoll.patience import Say
 from pytest_netpoll.readiness import LOOPBACK, Address, Ready, checked, find_listener, wait_until_ready
@@ -40,11 +41,13 @@ PORT_RETRIES = 3  # other ports tried when a stranger was faster on the free one
 class Service:
     """A service under test. Made by the `go_service` fixture.
 
-    name: unique among the services that run at the same time.
+    name: unique among the services that run at the same time, and in all that is measured of one test.
+    asked_name: the one it would have if that had not been taken.
     """
 
-    def __init__(self, name: str, spec: Spec, factory: ServiceFactory) -> None:
+    def __init__(self, name: str, spec: Spec, factory: ServiceFactory, asked_name: str | None = None) -> None:
         self.name = name
+        self.asked_name = asked_name or name
         self._spec = spec
         self._factory = factory
         self._output = Output()
@@ -60,6 +63,8 @@ class Service:
         self._go_version: str | None = None
         self._gomaxprocs: int | None = None
         self._stopped = True
+        self._retired = False
+        self._heard = False  # whether this run of it was seen to listen on its port
 
     def __repr__(self) -> str:
         return f"<Service {self.name} pid={self._process.pid if self._process else None}>"
@@ -149,6 +154,11 @@ class Service:
         return self._stopped
 
     @property
+    def retired(self) -> bool:
+        """Whether the fixture or test that asked for it has ended, and it with that."""
+        return self._retired
+
+    @property
     def returncode(self) -> int | None:
         """The exit status, -N for signal N; None while it runs, and for attached processes."""
         return None if self._popen is None else self._popen.poll()
@@ -179,6 +189,12 @@ class Service:
                 f"service {self.name!r} cannot be restarted",
                 why="it ran before and belongs to somebody else",
             )
+        if self._retired:
+            raise UsageError(
+                f"service {self.name!r} cannot be restarted",
+                why="the fixture or test that asked for it has ended",
+                fix="ask for it in a fixture of a wider scope",
+            )
         self.stop()
         self.start()
 
@@ -190,6 +206,8 @@ class Service:
         if self._stopped:
             return
         self._inspect()
+        if self.running:
+            self._hears()
         survivors = set() if self.attached else guard.end(self._leader, STOP_GRACE, [self._mark])
         if not survivors:
             if self._popen is not None:
@@ -205,7 +223,48 @@ class Service:
                 fix=f"sudo kill -9 {' '.join(map(str, sorted(survivors)))}",
             )
 
-    # For the factory and for readiness checks.
+    # For the plugin, the factory and readiness checks.
+
+    def retire(self) -> None:
+        """As `stop`, and for ever: its name and its port are free again."""
+        self._retired = True
+        try:
+            self.stop()
+        finally:
+            self._factory.retired(self._free_port)
+
+    def family(self) -> dict[int, int]:
+        """The living processes that are the service, as {pid: start time}: those that `stop` ends.
+
+        Those of a process that somebody else started are it and its descendants.
+        """
+        if self._leader:
+            return guard.family(self._leader, [self._mark])
+        start = guard.stat(self._process.pid) if self._process is not None else None
+        return guard.family({self.pid: start.start}) if start is not None else {}
+
+    def why_elsewhere(self) -> str | None:
+        """Why what clients reach at its port need not be this service; None where it is, or has no port."""
+        if self._free_port is None or self._hears():
+            return None
+        holder = port_holder(self._free_port)
+        if holder == os.getpid():
+            return None  # a test double, which the service is told the port of
+        there = f"process {holder} ({process_name(holder)}) does" if holder else "nor does another one here"
+        return (
+            f"no process of service {self.name!r} listens on port {self._free_port}, which clients use; "
+            f"{there} (to mend: watch the one that serves, with go_service(port=…) or pid=…; "
+            "where no client uses {port}, leave it out)"
+        )
+
+    def _hears(self) -> bool:
+        """Whether the service has been seen on its port since it was started, or hides from us."""
+        if not self._heard and self._free_port is not None:
+            try:
+                self._heard = any(self._free_port in ports_of(pid) for pid in self.family())
+            except PermissionError:
+                return True
+        return self._heard
 
     @property
     def expected_port(self) -> int | None:
@@ -223,9 +282,10 @@ class Service:
         """
         if self._process is None:
             return False
-        found = find_listener(self.pid, self._free_port)
+        found = find_listener(self.pid, self.family(), self._free_port)
         if found is not None:
             self._address = found
+            self._heard = True
         return found is not None
 
     def start(self) -> None:
@@ -239,6 +299,8 @@ class Service:
                 self._spawn()
                 wait_until_ready(self, self._spec.ready, self._spec.timeout, self._factory.say)
                 self._inspect()
+                self._hears()
+                self._factory.ready(self)
                 return
             except BaseException as error:
                 again = retries > 0 and isinstance(error, ServiceError) and self._lost_its_port()
@@ -254,6 +316,7 @@ class Service:
 
     def _spawn(self) -> None:
         self._address = (LOOPBACK, self._free_port) if self._free_port is not None else None
+        self._heard = False
         if self._spec.pid is None:
             self._launch()
         else:
@@ -351,6 +414,8 @@ class ServiceFactory:
     cache_dir: keeps the built executables; may be shared between concurrent sessions.
     on_spawn: called with every new process at once, long before it is ready (each restart too).
     on_exit: called when a service was stopped, or failed to get ready.
+    on_ready: called with every service that is ready (each restart too).
+    taken: names that no new service may have, besides those of its own that run.
     say: told what takes longer than a second.
     go: builds the packages for which no other one is asked; None for the one on PATH.
     services: those spawned and not stopped, crashed ones included, in the order they were made.
@@ -363,6 +428,8 @@ class ServiceFactory:
         cache_dir: Path,
         on_spawn: Callable[[Service], None] | None = None,
         on_exit: Callable[[Service], None] | None = None,
+        on_ready: Callable[[Service], None] | None = None,
+        taken: Callable[[], Collection[str]] = tuple,
         say: Say | None = None,
         go: GoTool | None = None,
     ) -> None:
@@ -372,6 +439,8 @@ class ServiceFactory:
         self._rootdir = rootdir.absolute()
         self._on_spawn = on_spawn
         self._on_exit = on_exit
+        self._on_ready = on_ready
+        self._taken = taken
         self._builder = Builder(cache_dir, say)
         self._go = go
         self._ports: set[int] = set()
@@ -432,7 +501,8 @@ class ServiceFactory:
                     raise UsageError("go_service: command= is empty")
                 default_name = Path(head[0]).name
             spec = Spec(ready, timeout, (*head, *words(args, "args")), own, directory)
-        service = Service(self._unique(name or default_name), spec, self)
+        asked = name or default_name
+        service = Service(self._unique(asked), spec, self, asked)
         service.start()
         return service
 
@@ -460,6 +530,15 @@ class ServiceFactory:
         if self._on_exit is not None:
             self._on_exit(service)
 
+    def ready(self, service: Service) -> None:
+        if self._on_ready is not None:
+            self._on_ready(service)
+
+    def retired(self, port: int | None) -> None:
+        """It will not be started again: another one may have its port."""
+        if port is not None:
+            self._ports.discard(port)
+
     def free_port(self) -> int:
         """A TCP port of 127.0.0.1 that nobody uses, and that no other service of ours was given."""
         while True:
@@ -471,7 +550,7 @@ class ServiceFactory:
                 return port
 
     def _unique(self, name: str) -> str:
-        taken = {service.name for service in self.services}
+        taken = {service.name for service in self.services} | set(self._taken())
         candidate, number = name, 1
         while candidate in taken:
             number += 1

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from pytest_netpoll.attribution import Presence, Roster
+from pytest_netpoll.attribution import Roster, doubted
 from pytest_netpoll.marker import Limits
 from pytest_netpoll.median import median_of
 from pytest_netpoll.metrics import Measurement
+from pytest_netpoll.outcome import plain_failures
 from pytest_netpoll.window import Meter
 
 _REPEATED = pytest.StashKey[bool]()
@@ -43,22 +44,32 @@ class Trial:
     @contextlib.contextmanager
     def window(self) -> Iterator[None]:
         """Measures the block, also one that fails: its numbers may tell why."""
-        presence = Presence(self._roster)
+        presence = self._roster.watch()
         reported = len(self._item.user_properties)
         window = self._meter.open(limited={limit.metric for limit in self._limits.limits})
         try:
             yield
         finally:
-            services = presence.concerned(self._item, self._limits)
-            self.windows.append(self._meter.close(window, services))
+            own = [*self._roster.own(self._item), *presence.new]
+            services = presence.concerned(own, self._limits)
+            measurements = self._meter.close(window, services)
+            pairs = zip(measurements, services, strict=True)
+            self.windows.append([doubted(*pair, own, self._limits) for pair in pairs])
             self.requests.append(_requests(self._item.user_properties[reported:]))
 
     def again(self, times: int) -> list[Measurement]:
-        """Calls the test so often again; the median of these windows. A test that fails stops."""
+        """Calls the test so often again; the median of these windows. A test that fails stops.
+
+        What a call made itself ends before the next one.
+        """
+        __tracebackhide__ = True
         before = len(self.windows)
         for _ in range(times):
             if self.failed:
                 break
+            with plain_failures():
+                for error in self._roster.end_made_by(self._item):
+                    raise error
             self._item.stash[_REPEATED] = True
             try:
                 with self.window():

@@ -54,12 +54,13 @@ def judge(
     limits: Limits,
     mode: Literal["gate", "report", "off"] = "gate",
     further: Sequence[Breach] = (),
+    running: Sequence[str] = (),
 ) -> Verdict:
     """Hold every measurement against its limits. What was not measured does not pass.
 
     A certain breach of one service outweighs that another could not be measured. In report mode
     limits decide nothing, neither by being broken nor by being impossible to check. further: broken
-    limits that others have found.
+    limits that others have found. running: the services there are, whether the test's own or not.
     """
     if mode == "off":
         return Verdict("passed")
@@ -67,7 +68,7 @@ def judge(
     unmeasured = _missing_services(measurements, limits)
     undecided: list[str] = []
     if limits.limits and not measurements and not unmeasured:
-        undecided.append("no Go service ran during the test; use the go_service fixture")
+        undecided.append(_no_service(running))
     for measurement in measurements:
         if not limits.binds(measurement.service):
             continue
@@ -93,6 +94,17 @@ def _verdict(
     outcome: Literal["failed", "unmeasured"], reasons: Sequence[str], breaches: tuple[Breach, ...]
 ) -> Verdict:
     return Verdict(outcome, "\n".join(dict.fromkeys(reasons)), breaches)
+
+
+def _no_service(running: Sequence[str]) -> str:
+    attach = "to attach to what runs already: go_service(port=…), pid=… or process=…"
+    if not running:
+        return f"no Go service ran during the test; use the go_service fixture, also {attach}"
+    return (
+        "the test holds no service, and is not judged by those of others "
+        f"(to mend: start its service with go_service in a fixture of the test; {attach}; "
+        f"or name one with service=, of {', '.join(running)})"
+    )
 
 
 def _missing_services(measurements: Sequence[Measurement], limits: Limits) -> list[str]:

@@ -130,7 +130,7 @@ class Meter:
 
     def unwatch(self, service: Watched) -> None:
         """The process has ended or is no longer ours; open windows still count what it did."""
-        self._gone.add(service.pid)
+        self._gone |= {pid for pid, of in self._roots.items() if of is service}
         if not self._open:
             self._forget(self._gone)
 
@@ -299,6 +299,8 @@ class Meter:
                 service.check_alive("during the test")
             except ServiceError as error:
                 return error.reason
+        if not processes and service.stopped:
+            return f"service {service.name!r} had been stopped when the window opened"
         if not processes:
             return f"service {service.name!r} was not watched when the window opened"
         proven = [p for p in processes if p["calibration"]["layout"]]

@@ -91,7 +91,12 @@ def test_every_broken_limit_of_every_service_has_its_line() -> None:
 @pytest.mark.parametrize(
     ("mark", "measurements", "reason"),
     [
-        ({"max_polls": 1}, [], "no Go service ran during the test; use the go_service fixture"),
+        (
+            {"max_polls": 1},
+            [],
+            "no Go service ran during the test; use the go_service fixture, also to attach to what runs "
+            "already: go_service(port=…), pid=… or process=…",
+        ),
         (
             {"service": "x", "max_polls": 1},
             [],
