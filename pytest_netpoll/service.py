@@ -19,6 +19,7 @@ from pytest_netpoll.attach import by_name, by_port, find
 from pytest_netpoll.errors import NetpollError, ServiceError, UsageError
 from pytest_netpoll.gomaxprocs import gomaxprocs_of
 from pytest_netpoll.listeners import port_holder, ports_of
+from pytest_netpoll.launch import Held, NotStarted
 from pytest_netpoll.output import Output, Pipe
 from pytest_netpoll.patience import Say
 from pytest_netpoll.readiness import LOOPBACK, Address, Ready, checked, find_listener, wait_until_ready
@@ -53,6 +54,7 @@ class Service:
         self._output = Output()
         self._run_begin = 0  # where in the output the present run begins
         self._pipe: Pipe | None = None
+        self._held: Held | None = None  # until those who watch it have been told
         self._popen: subprocess.Popen[bytes] | None = None
         self._process: psutil.Process | None = None
         self._leader: dict[int, int] = {}
@@ -208,6 +210,9 @@ class Service:
         self._inspect()
         if self.running:
             self._hears()
+        if self._held is not None:  # nobody will release it
+            self._held.close()
+            self._held = None
         survivors = set() if self.attached else guard.end(self._leader, STOP_GRACE, [self._mark])
         if not survivors:
             if self._popen is not None:
@@ -323,6 +328,8 @@ class Service:
             self._attach(self._spec.pid)
         self._stopped = False
         self._factory.spawned(self)
+        if self._held is not None:
+            self._begin(self._held)
         self._inspect()
 
     def _attach(self, pid: int) -> None:
@@ -366,30 +373,34 @@ class Service:
         self._run_begin = self._output.size
         pipe = Pipe(self._output)
         try:
-            self._popen = subprocess.Popen(
-                argv,
-                env=env | {guard.MARK: self._mark},
-                cwd=self._spec.cwd,
-                stdin=subprocess.DEVNULL,
-                stdout=pipe.write_end,
-                stderr=pipe.write_end,
-                # Its own session: signals for the tests' terminal stay away, ours reach all of it.
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise ServiceError(
-                f"cannot start service {self.name!r}",
-                why=f"{argv[0]}: {error.strerror}",
-                fix=f"run it by hand: cd {self._spec.cwd} && {shlex.join(argv)}",
-            ) from None
+            self._held = Held(argv, env | {guard.MARK: self._mark}, self._spec.cwd, pipe.write_end)
+        except NotStarted as error:
+            raise self._cannot_start(error) from None
         finally:
             pipe.close_write_end()
+        self._popen = self._held.popen
         self._pipe = pipe
         stat = guard.stat(self._popen.pid)
         assert stat is not None  # a child not waited for stays in /proc, at least as a zombie
         self._leader = {self._popen.pid: stat.start}
         self._factory.guardian.add(self._mark, self._popen.pid, stat.start)
         self._process = psutil.Process(self._popen.pid)
+
+    def _begin(self, held: Held) -> None:
+        """Whoever is to watch it does by now: it may run its first instruction."""
+        self._held = None
+        try:
+            held.release()
+        except NotStarted as error:
+            raise self._cannot_start(error) from None
+
+    def _cannot_start(self, error: NotStarted) -> ServiceError:
+        argv, _ = self._spec.with_port(self._free_port)
+        return ServiceError(
+            f"cannot start service {self.name!r}",
+            why=str(error),
+            fix=f"run it by hand: cd {self._spec.cwd} && {shlex.join(argv)}",
+        )
 
     def _catch_up(self) -> None:
         if self._pipe is not None:
@@ -412,7 +423,8 @@ class ServiceFactory:
 
     rootdir: where relative packages, commands and `cwd` start.
     cache_dir: keeps the built executables; may be shared between concurrent sessions.
-    on_spawn: called with every new process at once, long before it is ready (each restart too).
+    on_spawn: called with every new process (each restart too). One that is launched has not begun to run its
+        program, and does when this returns.
     on_exit: called when a service was stopped, or failed to get ready.
     on_ready: called with every service that is ready (each restart too).
     taken: names that no new service may have, besides those of its own that run.

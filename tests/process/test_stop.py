@@ -287,11 +287,11 @@ def test_a_service_is_ended_whose_guardian_was_killed_and_cannot_be_replaced(
     guardian = go_service.guardian._process
     assert guardian is not None
     command = nasty("sleep")
-    monkeypatch.setattr(sys, "executable", "/bin/false")
     stat, started = guard.stat, []
 
     def killing(pid: int) -> guard.Stat | None:
         started.append(pid)
+        patch.setattr(sys, "executable", "/bin/false")
         guardian.kill()
         guardian.wait()
         return stat(pid)

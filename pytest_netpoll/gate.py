@@ -1,0 +1,47 @@
+"""What a service's process runs until its program may begin: see launch.py, which starts this as a script.
+
+The process already is the service's in all else: its number, session, directory and files. It says that it is
+there, waits, and becomes the program. From then on it is watched, so it waits without a call that the probe
+counts as I/O. Each launch waits for Python to start, so it imports as little as it can.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+
+import _signal  # type: ignore[import-not-found]  # importing signal would take longer than all the rest
+
+HERE = b"here"  # said when it waits; what it says after that is the error number of a program that cannot run
+
+
+def main() -> None:
+    control, status, size, count = map(int, sys.argv[1:])
+    words = _read(control, size).split(b"\0")
+    arguments, environment = words[:count], dict(word.split(b"=", 1) for word in words[count:])
+    for fd in (control, status):
+        os.set_inheritable(fd, False)
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
+        _signal.signal(number, _signal.SIG_DFL)  # Python ignores them
+    os.write(status, HERE)
+    poller = select.poll()
+    poller.register(control, select.POLLIN)
+    ((_, events),) = poller.poll()
+    if not events & select.POLLIN:
+        return  # pytest has ended
+    try:
+        os.execvpe(arguments[0], arguments, environment)
+    except OSError as error:
+        os.write(status, b"%d" % (error.errno or 0))
+
+
+def _read(fd: int, size: int) -> bytes:
+    text = b""
+    while len(text) < size and (more := os.read(fd, size - len(text))):
+        text += more
+    return text
+
+
+if __name__ == "__main__":
+    main()

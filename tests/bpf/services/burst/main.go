@@ -1,0 +1,68 @@
+// Wakes a reader -n times as the first thing it does, then says "done". True numbers: N productive
+// wakeups, and no others. With -daemon it has that done by a process in a session of its own, whose
+// parent has ended by then.
+package main
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"syscall"
+
+	"services/kit"
+)
+
+func main() {
+	n := flag.Int("n", 20, "wakeups")
+	daemon := flag.Bool("daemon", false, "have them made by a daemon")
+	parent := flag.Bool("parent", false, "be the daemon's parent")
+	flag.Parse()
+	again := func(args ...string) *exec.Cmd {
+		cmd := exec.Command(os.Args[0], append(args, "-n", strconv.Itoa(*n))...)
+		cmd.Stdout = os.Stdout
+		return cmd
+	}
+	switch {
+	case *daemon:
+		kit.Must(again("-parent").Run())
+		select {}
+	case *parent:
+		cmd := again()
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+		kit.Must(cmd.Start())
+	default:
+		burst(*n)
+		fmt.Println("done")
+		syscall.Pause()
+	}
+}
+
+func burst(n int) {
+	r, w, err := os.Pipe()
+	kit.Must(err)
+	read := make(chan bool)
+	go func() {
+		for b := make([]byte, 1); ; read <- true {
+			_, err := r.Read(b)
+			kit.Must(err)
+		}
+	}()
+	for i := 0; i < n; i++ {
+		untilParked()
+		w.Write([]byte{1})
+		<-read
+	}
+}
+
+// Returns when the one who reads waits for the poller.
+func untilParked() {
+	for stacks := make([]byte, 64<<10); ; runtime.Gosched() {
+		if all := stacks[:runtime.Stack(stacks, true)]; bytes.Contains(all, []byte("[IO wait")) {
+			return
+		}
+	}
+}
