@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from pytest_netpoll import guard
+from pytest_netpoll import containers, guard
 from pytest_netpoll.attach import by_name, by_port, find
 from pytest_netpoll.errors import NetpollError, ServiceError, UsageError
 from pytest_netpoll.gomaxprocs import gomaxprocs_of
@@ -53,6 +53,7 @@ class Service:
         self._factory = factory
         self._output = Output()
         self._run_begin = 0  # where in the output the present run begins
+        self._began = ""  # when the present run of a container began
         self._pipe: Pipe | None = None
         self._held: Held | None = None  # until those who watch it have been told
         self._popen: subprocess.Popen[bytes] | None = None
@@ -136,8 +137,8 @@ class Service:
 
     @property
     def attached(self) -> bool:
-        """Whether somebody else started it (`pid=`) and will stop it."""
-        return self._spec.pid is not None
+        """Whether somebody else started it (`pid=`, `container=`) and will stop it."""
+        return self._spec.pid is not None or self._spec.container is not None
 
     @property
     def running(self) -> bool:
@@ -177,15 +178,26 @@ class Service:
         """
         if self.running:
             return
-        why = "it was stopped" if self._stopped else _ending(self.returncode)
+        why, fix = "it was stopped" if self._stopped else _ending(self.returncode), None
+        if not self._stopped and self._spec.container is not None:
+            why, fix = self._spec.container.ending(self.pid) or (why, fix)
         raise ServiceError(
             f"service {self.name!r} ended" + (f" {when}" if when else ""),
             why=why,
+            fix=fix,
             detail=self.tail() or "(it printed nothing)",
         )
 
     def restart(self) -> None:
-        """Stop it and start it again: the same port, another pid; returns when it is ready."""
+        """Stop it and start it again: the same port, another pid; returns when it is ready.
+
+        A container's engine restarts it, with another pid, and what it publishes stays.
+        """
+        if self._spec.container is not None:
+            self.stop()
+            self._spec.container.restart()
+            self.start()
+            return
         if self.attached:
             raise UsageError(
                 f"service {self.name!r} cannot be restarted",
@@ -302,7 +314,7 @@ class Service:
                 self._free_port = self._factory.free_port()
             try:
                 self._spawn()
-                wait_until_ready(self, self._spec.ready, self._spec.timeout, self._factory.say)
+                self._wait_until_ready()
                 self._inspect()
                 self._hears()
                 self._factory.ready(self)
@@ -316,13 +328,27 @@ class Service:
                 retries -= 1
                 self._free_port = None
 
+    def _wait_until_ready(self) -> None:
+        container = self._spec.container
+        try:
+            wait_until_ready(self, self._spec.ready, self._spec.timeout, self._factory.say)
+        except ServiceError:
+            if container is not None:  # then it need not be waited for longer, but named
+                containers.check_go(container.name, self.pid)
+            raise
+        if container is not None:
+            containers.check_go(container.name, self.pid)
+
     def _lost_its_port(self) -> bool:
         return self.returncode is not None and "address already in use" in self.output_of_this_run().lower()
 
     def _spawn(self) -> None:
         self._address = (LOOPBACK, self._free_port) if self._free_port is not None else None
         self._heard = False
-        if self._spec.pid is None:
+        if self._spec.container is not None:
+            self._attach(self._spec.container.pid())
+            self._began = containers.began(self.pid)
+        elif self._spec.pid is None:
             self._launch()
         else:
             self._attach(self._spec.pid)
@@ -405,6 +431,10 @@ class Service:
     def _catch_up(self) -> None:
         if self._pipe is not None:
             self._pipe.catch_up()
+        if self._began and self._spec.container is not None:
+            printed = Output()  # its engine keeps what it printed: all of this run, each time
+            printed.add(self._spec.container.output(self._began))
+            self._output = printed
 
     def _inspect(self) -> None:
         """Note what the process runs now: a shell or a wrapper may have become the service meanwhile."""
@@ -473,6 +503,8 @@ class ServiceFactory:
         timeout: float = 30,
         port: int | None = None,
         process: str | None = None,
+        container: str | None = None,
+        engine: str | None = None,
     ) -> Service:
         """Build a Go package, or take a command, or find a running process; return it when ready.
 
@@ -486,19 +518,32 @@ class ServiceFactory:
         timeout: seconds until it must be ready.
         pid, port, process: of a process that runs already, or will soon: its number, the TCP port it
             listens on, the name or path of its program. It is watched with its children, and left running.
+        container: the name or id of a running one, which is left running, too; engine: "docker", "podman"
+            or the path of one, where both have a container of that name.
         Raises UsageError for wrong arguments, ServiceError when it cannot be built or is not ready.
         """
         directory = checked_directory(self._rootdir, cwd)
         check_combination(
-            {"package": package, "command": command, "pid": pid, "port": port, "process": process},
+            {
+                "package": package,
+                "command": command,
+                "pid": pid,
+                "port": port,
+                "process": process,
+                "container": container,
+            },
             for_packages={"go": go, "build_flags": build_flags},
             for_launches={"args": args, "env": env, "cwd": cwd},
+            for_containers={"engine": engine},
         )
         ready, timeout = checked(ready), checked_timeout(timeout)
         if port is not None or process is not None:
             search = by_port(port) if port is not None else by_name(process)
             pid = find(search, 0 if ready is None else timeout, self.say)
-        if pid is not None:
+        if container is not None:
+            spec = Spec(ready, timeout, container=containers.find(container, engine))
+            default_name = container
+        elif pid is not None:
             spec = Spec(ready, timeout, pid=checked_pid(pid), port=port)
             default_name = process_name(pid)
         else:

@@ -10,18 +10,19 @@ from pathlib import Path
 
 import psutil
 
+from pytest_netpoll.containers import Container
 from pytest_netpoll.errors import UsageError
 from pytest_netpoll.readiness import Ready
 
 # What says that the process runs already.
-ATTACHED = ("pid", "port", "process")
+ATTACHED = ("pid", "port", "process", "container")
 
 Argument = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What to start and how to tell that it is up; `pid` for a process that runs already.
+    """What to start and how to tell that it is up; `pid` or `container` for what runs already.
 
     port: the one it is known to listen on.
     """
@@ -33,6 +34,7 @@ class Spec:
     cwd: Path | None = None
     pid: int | None = None
     port: int | None = None
+    container: Container | None = None
 
     @property
     def wants_port(self) -> bool:
@@ -49,7 +51,11 @@ class Spec:
 
 
 def check_combination(
-    what: Mapping[str, object], *, for_packages: Mapping[str, object], for_launches: Mapping[str, object]
+    what: Mapping[str, object],
+    *,
+    for_packages: Mapping[str, object],
+    for_launches: Mapping[str, object],
+    for_containers: Mapping[str, object],
 ) -> None:
     """Exactly one of `what` is given, and nothing that only makes sense with another one."""
     given = [name for name, value in what.items() if value is not None]
@@ -60,6 +66,7 @@ def check_combination(
     # An argument without effect is a mistake about what is tested.
     others = {} if given == ["package"] else dict(for_packages)
     others |= for_launches if given[0] in ATTACHED else {}
+    others |= {} if given == ["container"] else for_containers
     if idle := [name for name, value in others.items() if value]:
         raise UsageError(f"go_service: {', '.join(idle)} cannot go together with {given[0]}")
 
