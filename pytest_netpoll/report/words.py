@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pytest_netpoll import units
-from pytest_netpoll.metrics import METRICS, READY_METRICS, spread
+from pytest_netpoll.metrics import FUTILE_METRICS, IO_METRICS, METRICS, READY_METRICS, spread
 from pytest_netpoll.report.record import (
     BreachRecord,
     Frame,
@@ -37,19 +37,27 @@ SIDE_BY_SIDE: Mapping[str, int | None] = {
     "cpu_seconds": 3,
 }
 
-# Broken limits that offenders explain, with the offence that does.
-_EXPLAINED_BY = {
-    "spurious": "spurious",
-    "spurious_wakeups": "spurious",
-    "stale_retries": "stale",
-    "unclaimed_events": "unclaimed",
-    **dict.fromkeys(READY_METRICS, "ready"),
+# Broken limits that offenders explain, with the offences that do.
+_EXPLAINED_BY: Mapping[str, tuple[str, ...]] = {
+    "spurious": ("spurious",),
+    "spurious_wakeups": ("spurious",),
+    "stale_retries": ("stale",),
+    "unclaimed_events": ("unclaimed",),
+    **dict.fromkeys(READY_METRICS, ("ready",)),
+    **dict.fromkeys(FUTILE_METRICS, ("futile",)),
+    **dict.fromkeys(IO_METRICS, ("io", "futile")),
 }
 # offence -> (the metric that is its total, what to call it, what happened there)
 _OFFENCES = {
     "spurious": ("spurious_wakeups", "spurious wakeups", "woken in vain"),
     "stale": ("stale_retries", "stale retries", "tried again for nothing"),
     "unclaimed": ("unclaimed_events", "unclaimed events", "nobody waiting"),
+}
+# The same of those that are recorded as a sample, so that their shares are told and not their counts.
+_SAMPLED = {
+    "ready": ("ready_calls", "ready calls", "made"),
+    "futile": ("futile_calls", "futile I/O calls", "made"),
+    "io": ("io_calls", "I/O calls", "made"),
 }
 _LIMITS = {f"{kind}_{metric}": (kind, metric) for kind in ("max", "min") for metric in METRICS}
 _REMEDY = re.compile(r"(?P<what>.*?) \(to mend: (?P<fix>.*)\)")
@@ -235,7 +243,7 @@ def split_remedy(reason: str) -> tuple[str, str | None]:
 
 def offenders_of(record: TestRecord, service: ServiceRecord) -> list[Offender]:
     """The offenders that explain its broken limits, worst first."""
-    wanted = {_EXPLAINED_BY.get(fault["metric"]) for fault in broken(record, service)}
+    wanted = {o for fault in broken(record, service) for o in _EXPLAINED_BY.get(fault["metric"], ())}
     return [offender for offender in service["offenders"] if offender.get("offence", "spurious") in wanted]
 
 
@@ -268,8 +276,8 @@ def slowest_of(record: TestRecord, service: ServiceRecord) -> list[SlowWakeup]:
 def offender_text(service: ServiceRecord, offender: Offender) -> str:
     """ "499 of 500 (99.8 %) spurious wakeups (read on tcp a ← b), woken in vain"."""
     offence = offender.get("offence", "spurious")
-    if offence == "ready":
-        return _waker_text(service, offender)
+    if offence in _SAMPLED:
+        return _sampled_text(service, offender)
     metric, name, happened = _OFFENCES[offence]
     count, total, where = offender["count"], service["metrics"].get(metric), ""
     if runs_of(service) > 1:
@@ -289,10 +297,19 @@ def lead_in(entry: Offender | SlowWakeup) -> str:
     return "" if entry.get("offence") == "unclaimed" else ", no stack"
 
 
-def _waker_text(service: ServiceRecord, waker: Offender) -> str:
+def _sampled_text(service: ServiceRecord, offender: Offender) -> str:
     """ "99.8 % of 50,123 ready calls, made". Without its count, which is estimated from a sample."""
-    total = units.show(service["metrics"].get("ready_calls"), "count")
-    return f"{units.show(waker['share'], 'share')} of {total} ready calls, made"
+    metric, name, happened = _SAMPLED[offender["offence"]]
+    total = units.show(service["metrics"].get(metric), "count")
+    outcome = offender.get("outcome")
+    where = f" ({_where(offender)}, {outcome})" if outcome else ""
+    return f"{units.show(offender['share'], 'share')} of {total} {name}{where}, {happened}"
+
+
+def most_futile(service: ServiceRecord) -> str:
+    """ "splice, EAGAIN": what most of the futile I/O calls were; empty where there were none."""
+    worst = max(service.get("futile", []), key=lambda entry: entry["count"], default=None)
+    return f"{worst['syscall']}, {worst['outcome']}" if worst else ""
 
 
 def slow_text(service: ServiceRecord, wakeup: SlowWakeup) -> str:
