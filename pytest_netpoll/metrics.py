@@ -199,6 +199,8 @@ class Metric:
     read: computes it from a snapshot, in the canonical value of `unit`.
     tail: of a percentile the share of wakeups beyond it, on which it rests; None for other metrics.
     more_is_worse: False where more of it is neither good nor bad, so that it cannot regress.
+    adds_up: of a count, whether it grows with the window: what is not so has no rate.
+    of: of a rate the metric that it is the rate of, None of others.
     """
 
     name: str
@@ -209,6 +211,13 @@ class Metric:
     absent: str = _NOT_REPORTED
     more_is_worse: bool = True
     tail: float | None = None
+    adds_up: bool = True
+    of: str | None = None
+
+    @property
+    def base(self) -> str:
+        """The metric of the table: itself, or what it is the rate of."""
+        return self.of or self.name
 
     @property
     def is_time(self) -> bool:
@@ -295,6 +304,7 @@ _TABLE = (
         "derived",
         _pending,
         more_is_worse=False,
+        adds_up=False,
     ),
     Metric("spurious", "share", "spurious / (spurious + productive)", "derived", _spurious, _NO_RESOLVED),
     _counter("stale_retries", "EAGAIN, no wakeup since, EAGAIN again: a stored readiness was stale"),
@@ -379,6 +389,7 @@ _TABLE = (
         "memory",
         lambda s: s.runq_max,
         _NO_SCHEDULER,
+        adds_up=False,
     ),
     Metric("cpu_seconds", "s", "CPU time used", "proc", lambda s: _seconds(s.cpu_ns)),
     Metric(
@@ -394,6 +405,19 @@ _TABLE = (
 
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _TABLE}
 
+
+def _rate(metric: Metric) -> Metric:
+    name = f"{metric.name}_per_second"
+    meaning = f"{metric.name} / seconds of the window"
+    return Metric(name, "ratio", meaning, "derived", lambda _: None, metric.absent, of=metric.name)
+
+
+# What can be limited besides: a limit on a rate does not depend on how long the test runs.
+RATES: Mapping[str, Metric] = {
+    rate.name: rate for rate in (_rate(m) for m in _TABLE if m.unit == "count" and m.adds_up)
+}
+LIMITABLE: Mapping[str, Metric] = {**METRICS, **RATES}
+
 # Those that need a probe on runtime.ready: limits on them are what its callers' stacks are kept for.
 READY_METRICS = ("ready_calls", "deadline_wakeups", "wakeups_per_event")
 
@@ -408,7 +432,7 @@ COUNTERS = tuple(m.name for m in _TABLE if m.source == "counter" and m.name not 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One service in one window. Every metric of the table is also an attribute.
+    """One service in one window. Every metric of the table is also an attribute, and so is every rate.
 
     service: its name. pid: of its main process; the snapshot sums over all of them.
     offenders, slowest: the goroutines woken in vain, and woken latest, worst first.
@@ -435,9 +459,9 @@ class Measurement:
     runs: tuple[Measurement, ...] = field(default=(), repr=False)
 
     def __getattr__(self, name: str) -> Value:
-        metric = METRICS.get(name)
+        metric = LIMITABLE.get(name)
         if metric is not None:
-            return _median(self.each(name)) if self.runs else metric.read(self.snapshot)
+            return _median(self.each(name)) if self.runs else _value(self, metric)
         close = difflib.get_close_matches(name, METRICS, n=1)
         hint = f", did you mean {close[0]!r}?" if close else ""
         raise AttributeError(f"no metric {name!r}{hint}", name=name, obj=self)
@@ -448,8 +472,17 @@ class Measurement:
         return {name: getattr(self, name) for name in METRICS}
 
     def each(self, name: str) -> list[Value]:
-        """The metric in each of the runs."""
-        return [METRICS[name].read(run.snapshot) for run in self.runs]
+        """The metric, or rate, in each of the runs."""
+        return [_value(run, LIMITABLE[name]) for run in self.runs]
+
+
+def _value(measurement: Measurement, metric: Metric) -> Value:
+    """Of one run."""
+    value = METRICS[metric.base].read(measurement.snapshot)
+    if metric.of is None:
+        return value
+    seconds = measurement.window_seconds
+    return value / seconds if value is not None and seconds else None
 
 
 def _median(values: Sequence[Value]) -> Value:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pytest_netpoll import units
-from pytest_netpoll.metrics import FUTILE_METRICS, IO_METRICS, METRICS, READY_METRICS, spread
+from pytest_netpoll.metrics import FUTILE_METRICS, IO_METRICS, LIMITABLE, METRICS, READY_METRICS, spread
 from pytest_netpoll.report.record import (
     BreachRecord,
     Frame,
@@ -59,7 +59,7 @@ _SAMPLED = {
     "futile": ("futile_calls", "futile I/O calls", "made"),
     "io": ("io_calls", "I/O calls", "made"),
 }
-_LIMITS = {f"{kind}_{metric}": (kind, metric) for kind in ("max", "min") for metric in METRICS}
+_LIMITS = {f"{kind}_{metric}": (kind, metric) for kind in ("max", "min") for metric in LIMITABLE}
 _REMEDY = re.compile(r"(?P<what>.*?) \(to mend: (?P<fix>.*)\)")
 _RANK: Mapping[Outcome, int] = {"failed": 0, "unmeasured": 1, "passed": 2}
 
@@ -192,7 +192,25 @@ def judged(record: TestRecord, service: ServiceRecord) -> list[str]:
     whether there is anything to judge, and most limits imply it.
     """
     limits = limits_of(record, service).keys() - {("min", "wakeups")}
-    return [metric for metric in METRICS if {("max", metric), ("min", metric)} & limits]
+    about = {base_of(metric) for _, metric in limits}
+    return [metric for metric in METRICS if metric in about]
+
+
+def base_of(metric: str) -> str:
+    """The metric of the table, of a rate too; what is of neither stays as it is."""
+    return LIMITABLE[metric].base if metric in LIMITABLE else metric
+
+
+def measured(record: TestRecord, service: ServiceRecord, metric: str) -> int | float | None:
+    """The metric's value, or the rate's; None where it is not known."""
+    if metric in METRICS:
+        return service["metrics"].get(metric)
+    for fault in record["breaches"]:
+        if (fault["service"], fault["metric"]) == (service["name"], metric):
+            return fault["measured"]
+    count, seconds = service["metrics"].get(base_of(metric)), record["window_seconds"]
+    # Of several runs it is the median of their rates, and how long each was is not in the record.
+    return count / seconds if count is not None and seconds and runs_of(service) == 1 else None
 
 
 def without_toolchain(record: TestRecord) -> str:
@@ -243,7 +261,7 @@ def split_remedy(reason: str) -> tuple[str, str | None]:
 
 def offenders_of(record: TestRecord, service: ServiceRecord) -> list[Offender]:
     """The offenders that explain its broken limits, worst first."""
-    wanted = {o for fault in broken(record, service) for o in _EXPLAINED_BY.get(fault["metric"], ())}
+    wanted = {o for fault in broken(record, service) for o in _EXPLAINED_BY.get(base_of(fault["metric"]), ())}
     return [offender for offender in service["offenders"] if offender.get("offence", "spurious") in wanted]
 
 
