@@ -18,6 +18,7 @@
 #endif
 
 #define EINTR 4
+#define EBADF 9
 #define EAGAIN 11
 #define EEXIST 17
 #define EPOLLIN 0x001u
@@ -30,6 +31,8 @@
 #define EPOLL_CTL_DEL 2
 #define SOL_SOCKET 1
 #define SO_ERROR 4
+#define SOCK_DGRAM 2
+#define SOCK_RAW 3
 #define AF_INET6 10
 #define S_IFMT 0170000
 #define S_IFSOCK 0140000
@@ -216,6 +219,7 @@ static __always_inline struct wait *wait_of(u32 owner, u64 fd, int direction)
 		/* Left by the slot's former process. */
 		w->woken_at = 0;
 		w->flags = 0;
+		w->streak = 0;
 		w->owner = owner;
 	}
 	return w;
@@ -322,8 +326,8 @@ static __always_inline void describe(u64 file, struct endpoint *e)
 #define describe(file, e)
 #endif
 
-/* Keeps whose fault it was. */
-static __always_inline void accuse(struct counters *c, struct offender *o)
+/* Keeps whose fault it was. times: how many such offences this one stands for. */
+static __always_inline void accuse(struct counters *c, struct offender *o, u32 times)
 {
 	struct blame *b = offenders.lookup(o);
 	u64 file = file_of(o->fd);
@@ -344,7 +348,7 @@ static __always_inline void accuse(struct counters *c, struct offender *o)
 	} else if (b->end.inode != inode_of(file)) {
 		b->end.several = 1;
 	}
-	__sync_fetch_and_add(&b->count, 1);
+	__sync_fetch_and_add(&b->count, times);
 }
 
 /* Keeps the wakeup where it is one of the bank's slowest so far. Nearly all end at the comparison. */
@@ -465,7 +469,7 @@ static __always_inline void io_returned(void *ctx, u32 owner, u32 nr, u32 fd, in
 	o.syscall = nr;
 	o.direction = direction;
 	o.stack = stack_of(ctx);
-	accuse(c, &o);
+	accuse(c, &o, 1);
 }
 
 static __always_inline void abandon(u32 owner, u64 fd, int direction)
@@ -482,6 +486,7 @@ static __always_inline void abandon(u32 owner, u64 fd, int direction)
 		w->woken_at = 0;
 	}
 	w->flags = 0;
+	w->streak = 0;
 }
 
 static __always_inline void found_nobody(struct counters *c, u32 owner, u32 epoch, u32 fd, int direction)
@@ -493,7 +498,7 @@ static __always_inline void found_nobody(struct counters *c, u32 owner, u32 epoc
 			.direction = direction, .offence = UNCLAIMED,
 		};
 
-		accuse(c, &o);
+		accuse(c, &o, 1);
 	}
 }
 
@@ -503,6 +508,8 @@ static __always_inline void event_in_direction(struct counters *c, u32 owner, u3
 {
 	struct wait *w = wait_of(owner, fd, direction);
 
+	if (w)
+		w->streak = 0;
 	if (waiter > PD_WAIT) {
 		c->wakeups++;
 		if (!w) {
@@ -781,6 +788,10 @@ static __always_inline void ctl_returned(u32 owner, struct poller *p, const stru
 	}
 }
 
+/* In io_calls.c. */
+static __always_inline void io_call(void *ctx, u32 owner, const struct args *a, u32 role, long ret);
+static __always_inline void io_closed(u32 owner, u32 fd);
+
 /* At sys_exit; loaded by the agent, with types where the kernel has them. */
 int syscall_returned(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -808,7 +819,13 @@ int syscall_returned(struct bpf_raw_tracepoint_args *ctx)
 			poll_returned(ctx, owner, &a, *role, ret);
 		return 0;
 	}
-	if (*role & ROLE_SOCKOPT && (a.arg[1] != SOL_SOCKET || a.arg[2] != SO_ERROR))
+	if (*role & ROLE_CLOSE) {
+		io_closed(owner, ROLE_READ_ARG(*role) == 1 ? a.arg[0] : a.arg[1]);
+		return 0;
+	}
+	if (!(*role & ROLE_SOCKOPT))
+		io_call(ctx, owner, &a, *role, ret);
+	else if (a.arg[1] != SOL_SOCKET || a.arg[2] != SO_ERROR)
 		return 0;
 	/* The index of the fd argument is data; comparisons, because the verifier refuses a
 	 * variable offset into the stack. */

@@ -25,6 +25,11 @@
 /* What is kept beside the counts, and only while somebody may ask for it. */
 #define KEEP_CULPRITS 1		/* who was woken in vain, and who latest */
 #define KEEP_UNCLAIMED 2	/* where events found nobody */
+#define KEEP_FUTILE_CALLS 4	/* whose I/O calls were futile */
+#define KEEP_IO_CALLS 8		/* whose I/O calls there were, futile or not */
+
+/* Where only some of the stacks are recorded, all of these first ones are, of a CPU in an epoch. */
+#define STACKS_EXACT 256
 
 #define SYSCALLS 512
 #define LAYOUTS 3
@@ -49,7 +54,22 @@ enum direction { DIR_READ = 0, DIR_WRITE = 1 };
 #define ROLE_POLL 0x100		/* arg0 epoll fd, arg1 events, arg3 timeout in ms */
 #define ROLE_POLL_TIMESPEC 0x200 /* epoll_pwait2: arg3 points to a timespec or is NULL */
 #define ROLE_CTL 0x400		/* arg0 epoll fd, arg1 op, arg2 fd, arg3 event */
-#define ROLE_SOCKOPT 0x800	/* resolves only as getsockopt(SOL_SOCKET, SO_ERROR) */
+#define ROLE_SOCKOPT 0x800	/* resolves only as getsockopt(SOL_SOCKET, SO_ERROR); no I/O call */
+#define ROLE_CLOSE 0x1000	/* the fd that it "reads from" is another one afterwards, or none */
+#define ROLE_EOF 0x2000		/* 0 is the end of a file, */
+#define ROLE_RECEIVE 0x4000	/* but may be an empty datagram */
+#define ROLE_IO_CALL(role) (((role) >> 16) & (IO_CALLS - 1))	/* which of them it is */
+#define IO_CALLS 32
+
+/* How an I/O call ended: by a number of errno.h, or one of these. */
+#define OUTCOME_EOF 0
+#define OUTCOMES 134		/* the kernel's own, that no program sees, are larger */
+#define OUTCOME_DATA 255
+
+/* The third call in a row that ended alike is futile, and each after it, unless it comes 1 ms later or more. */
+#define FUTILE_FROM 3
+#define FAILED_AT_SHIFT 10	/* of ns, so that an hour fits 32 bits */
+#define STREAK_PAUSE (1000000 >> FAILED_AT_SHIFT)
 
 /* How a pollDesc is packed into epoll_event.data, and where its waiters are. */
 struct layout {
@@ -124,6 +144,17 @@ struct counters {
 	u64 slow_floor;		/* what a wakeup must take longer than to be among the slowest; no counter */
 	u64 ready_calls;	/* these two by goready.c */
 	u64 deadline_wakeups;
+	u64 io_calls;
+	u64 futile_calls;
+	u64 lost_calls;		/* those without data, on an fd >= MAX_FDS */
+};
+
+/* The I/O calls that moved no data. */
+struct io_failures {
+	u64 outcomes[OUTCOMES];
+	u64 futile[IO_CALLS];	/* by syscall */
+	u8 why[IO_CALLS];	/* the outcome of the last of these */
+	u64 failed;		/* 0 = all of them are */
 };
 
 /* A process by its numbers. */
@@ -143,8 +174,10 @@ struct wait {
 	u64 pd;		/* its pollDesc */
 	u32 epoch;	/* when it was woken */
 	u32 owner;
-	u32 flags;
-	u32 unused;
+	u16 flags;
+	u8 outcome;	/* of the last I/O calls, */
+	u8 streak;	/* so many of which moved no data */
+	u32 failed_at;	/* when the last of them returned, ns >> FAILED_AT_SHIFT */
 };
 
 #define WAIT_TRIED 1	/* the last syscall got EAGAIN */
@@ -184,7 +217,7 @@ struct slowest {
 
 /* READY is no offence but a place that wakes: its fd, syscall and direction are 0. UNCLAIMED is an event that
  * found nobody, and so has neither a syscall nor a stack. */
-enum offence { SPURIOUS = 0, STALE = 1, READY = 2, UNCLAIMED = 3 };
+enum offence { SPURIOUS = 0, STALE = 1, READY = 2, UNCLAIMED = 3, FUTILE = 4, IO_CALL = 5 };
 #define NO_STACK (-1)
 
 struct offender {
@@ -195,6 +228,8 @@ struct offender {
 	u16 syscall;
 	u8 direction;
 	u8 offence;
+	u8 outcome;	/* of an I/O call */
+	u8 unused[3];
 };
 
 struct blame {

@@ -84,10 +84,13 @@ class Wakeup(TypedDict):
 
 
 class Offender(Wakeup):
-    """offence: one of agent/offenders.py; for "ready" the count is an estimate."""
+    """offence: one of agent/offenders.py; for "ready", "futile" and "io" the count is an estimate. outcome:
+    how the I/O call ended, of these two.
+    """
 
     offence: str
     count: int
+    outcome: str | None
 
 
 class SlowWakeup(Wakeup):
@@ -99,7 +102,10 @@ class SlowWakeup(Wakeup):
 
 
 class Measured(Process):
-    """A process in a window. None of the optional counters: not counted."""
+    """A process in a window. None of the optional counters: not counted.
+
+    io_outcomes: how its I/O calls ended -> calls. futile: [syscall, outcome, calls].
+    """
 
     counters: dict[str, int]
     histogram: dict[str, int]
@@ -108,6 +114,8 @@ class Measured(Process):
     deadline_wakeups: int | None
     dispatches: int | None
     runq_max: int | None
+    io_outcomes: dict[str, int]
+    futile: list[list[Any]]
     offenders: list[Offender]
     slowest: list[SlowWakeup]
 

@@ -1,10 +1,10 @@
 """\
 netpoll(max_<metric>=..., min_<metric>=..., service="name", runs=1): measure the Go services during the test
-and fail it when a limit is broken. Times are "5ms", "250us", "1.5s" or a timedelta; max_spurious is "5%" or
-0.05. Without limits it only measures and reports. service= restricts the limits to
-one service, also those of markers further in without one; the marker may be repeated. runs= repeats the
-test's call, each in a window of its own, and judges each metric's median. Of markers on the test, its
-class, its module and the ini option netpoll_limits the closest wins, limit by limit.
+and fail it when a limit is broken. max_<count>_per_second limits a count's rate. Times are "5ms", "250us",
+"1.5s" or a timedelta; max_spurious is "5%" or 0.05. Without limits it only measures and reports. service=
+restricts the limits to one service, also those of markers further in without one; the marker may be
+repeated. runs= repeats the test's call, each in a window of its own, and judges each metric's median. Of
+markers on the test, its class, its module and the ini option netpoll_limits the closest wins, limit by limit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 
 from pytest_netpoll import units
 from pytest_netpoll.errors import UsageError
-from pytest_netpoll.metrics import METRICS, Metric
+from pytest_netpoll.metrics import LIMITABLE, METRICS, RATES, Metric
 
 Kind: TypeAlias = Literal["max", "min"]
 
@@ -25,7 +25,8 @@ MIN_WAKEUPS = 10
 
 _KINDS: tuple[Kind, ...] = ("max", "min")
 _LIMITS: Mapping[str, tuple[Kind, Metric]] = {
-    f"{kind}_{name}": (kind, metric) for name, metric in METRICS.items() for kind in _KINDS
+    **{f"{kind}_{name}": (kind, metric) for name, metric in METRICS.items() for kind in _KINDS},
+    **{f"max_{name}": ("max", metric) for name, metric in RATES.items()},
 }
 _DEFAULTS_WHERE = "ini option netpoll_limits"
 
@@ -38,7 +39,7 @@ def help_text() -> str:
 
 @dataclass(frozen=True)
 class Limit:
-    """One bound on one metric.
+    """One bound on one metric, or on its rate.
 
     value: in the metric's canonical unit (times in ns, or s where the metric says so). text: as the
     user wrote it. service: the only service it binds, None for all. implied: nobody wrote it.
@@ -55,6 +56,11 @@ class Limit:
     def name(self) -> str:
         """As in the marker: "max_spurious"."""
         return f"{self.kind}_{self.metric}"
+
+    @property
+    def base(self) -> str:
+        """The metric of the table that it is about."""
+        return LIMITABLE[self.metric].base
 
     def __str__(self) -> str:
         return f"{self.name}={self.text}"
@@ -86,7 +92,7 @@ class Limits:
         binding = {limit.name: limit for limit in self.limits if limit.service is None}
         if name is not None:
             binding |= {limit.name: limit for limit in self.limits if limit.service == name}
-        if any(METRICS[limit.metric].needs_wakeups for limit in binding.values()):
+        if any(LIMITABLE[limit.metric].needs_wakeups for limit in binding.values()):
             binding.setdefault("min_wakeups", _IMPLIED_MIN_WAKEUPS)
         return tuple(binding.values())
 
@@ -207,14 +213,14 @@ def _read_limits(given: Mapping[str, object], service: str | None, where: str) -
 
 
 def _unknown(name: str) -> str:
-    if name in METRICS:
+    if name in LIMITABLE:
         return f"unknown limit {name!r}, did you mean 'max_{name}'?"
     if name == "service":
         return "'service' is not a limit: a default binds all services"
     # Bare metric names are candidates too: 'latncy_p99' lacks the prefix and a letter.
     wanted = {
         **{known: known for known in (*_LIMITS, "service", "runs")},
-        **{bare: f"max_{bare}" for bare in METRICS},
+        **{bare: f"max_{bare}" for bare in LIMITABLE},
     }
     close = difflib.get_close_matches(name, wanted, n=1)
     return f"unknown limit {name!r}" + (f", did you mean {wanted[close[0]]!r}?" if close else "")

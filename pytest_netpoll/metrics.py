@@ -71,6 +71,8 @@ class Snapshot:
 
     counters: by metric name; an absent one was not measured.
     histogram: wake-to-run latencies, bucket index -> count.
+    io_outcomes: how the I/O calls ended ("data", "end of file", "EAGAIN", …) -> calls, which add up to
+    io_calls. futile: (syscall, outcome) -> futile calls.
     """
 
     counters: Mapping[str, int] = field(default_factory=dict)
@@ -79,6 +81,8 @@ class Snapshot:
     cpu_ns: int | None = None
     run_delay_ns: int | None = None
     runq_max: int | None = None
+    io_outcomes: Mapping[str, int] = field(default_factory=dict)
+    futile: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     def __add__(self, other: Snapshot) -> Snapshot:
         """The sum over two processes; what either did not measure, the sum does not know."""
@@ -95,13 +99,16 @@ class Snapshot:
             cpu_ns=_sum(self.cpu_ns, other.cpu_ns),
             run_delay_ns=_sum(self.run_delay_ns, other.run_delay_ns),
             runq_max=_longest(self.runq_max, other.runq_max),
+            io_outcomes=dict(Counter(self.io_outcomes) + Counter(other.io_outcomes)),
+            futile=dict(Counter(self.futile) + Counter(other.futile)),
         )
 
     @classmethod
     def from_json(cls, message: object) -> Snapshot:
         """Read an agent's message; ValueError says which field is wrong.
 
-        {"counters": {name: int}, "histogram": {"index": int}, "latency_max_ns": int, "runq_max": int|null};
+        {"counters": {name: int}, "histogram": {"index": int}, "latency_max_ns": int, "runq_max": int|null,
+        "io_outcomes": {outcome: int}, "futile": [[syscall, outcome, int]]};
         other fields are not ours to judge. Of a process's times nothing is in it.
         Optional counters may be absent or null.
         """
@@ -127,6 +134,11 @@ class Snapshot:
             histogram=histogram,
             latency_max_ns=_natural(message.get("latency_max_ns"), "latency_max_ns"),
             runq_max=_optional_natural(message.get("runq_max"), "runq_max"),
+            io_outcomes={
+                outcome: _natural(count, f"io_outcomes.{outcome}")
+                for outcome, count in _object(message, "io_outcomes").items()
+            },
+            futile=_futile(message.get("futile")),
         )
 
 
@@ -145,6 +157,19 @@ def _object(message: Mapping[str, object], name: str) -> Mapping[str, object]:
     return value
 
 
+def _futile(value: object) -> dict[tuple[str, str], int]:
+    if not isinstance(value, list):
+        raise ValueError(f"futile: expected a list, got {value!r:.200}")
+    found: Counter[tuple[str, str]] = Counter()
+    for entry in value:
+        match entry:
+            case [str(syscall), str(outcome), count]:
+                found[syscall, outcome] += _natural(count, "futile")
+            case _:
+                raise ValueError(f"futile: expected [syscall, outcome, calls], got {entry!r:.200}")
+    return dict(found)
+
+
 def _natural(value: object, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ValueError(f"{name}: expected an integer >= 0, got {value!r}")
@@ -159,6 +184,7 @@ def _optional_natural(value: object, name: str) -> int | None:
 _NOT_REPORTED = "the probe did not report it"
 _NO_RESOLVED = "no wakeup was resolved in the window"
 _NO_READY_CALLS = "ready calls were not counted: use --netpoll-goready=on"
+_NO_WAKEUPS = "there was no wakeup"
 _NO_SCHEDULER = "the Go scheduler's counters were not found in the service's memory"
 _NO_SCHEDSTAT = "there is no /proc/PID/schedstat: this kernel was built without CONFIG_SCHED_INFO"
 
@@ -173,6 +199,8 @@ class Metric:
     read: computes it from a snapshot, in the canonical value of `unit`.
     tail: of a percentile the share of wakeups beyond it, on which it rests; None for other metrics.
     more_is_worse: False where more of it is neither good nor bad, so that it cannot regress.
+    adds_up: of a count, whether it grows with the window: what is not so has no rate.
+    of: of a rate the metric that it is the rate of, None of others.
     """
 
     name: str
@@ -183,6 +211,13 @@ class Metric:
     absent: str = _NOT_REPORTED
     more_is_worse: bool = True
     tail: float | None = None
+    adds_up: bool = True
+    of: str | None = None
+
+    @property
+    def base(self) -> str:
+        """The metric of the table: itself, or what it is the rate of."""
+        return self.of or self.name
 
     @property
     def is_time(self) -> bool:
@@ -220,14 +255,18 @@ def _spurious(snapshot: Snapshot) -> float | None:
     return spurious / resolved if resolved else None
 
 
-def _per_event(*names: str) -> Callable[[Snapshot], float | None]:
+def _per(denominator: str, *names: str) -> Callable[[Snapshot], float | None]:
     def read(snapshot: Snapshot) -> float | None:
         counters = snapshot.counters
-        if not counters.get("events") or any(name not in counters for name in names):
+        if not counters.get(denominator) or any(name not in counters for name in names):
             return None
-        return sum(counters[name] for name in names) / counters["events"]
+        return sum(counters[name] for name in names) / counters[denominator]
 
     return read
+
+
+def _per_event(*names: str) -> Callable[[Snapshot], float | None]:
+    return _per("events", *names)
 
 
 def _latency_max(snapshot: Snapshot) -> int | None:
@@ -265,6 +304,7 @@ _TABLE = (
         "derived",
         _pending,
         more_is_worse=False,
+        adds_up=False,
     ),
     Metric("spurious", "share", "spurious / (spurious + productive)", "derived", _spurious, _NO_RESOLVED),
     _counter("stale_retries", "EAGAIN, no wakeup since, EAGAIN again: a stored readiness was stale"),
@@ -282,6 +322,24 @@ _TABLE = (
     _counter("interrupted_polls", "polls ended by a signal (EINTR)"),
     Metric(
         "polls_per_event", "ratio", "polls / events", "derived", _per_event("polls"), "there was no event"
+    ),
+    _counter(
+        "io_calls",
+        "I/O syscalls (reads, writes, accepts, connects, splice, sendfile, … on any descriptor) that "
+        "returned, whatever they returned",
+    ),
+    _counter(
+        "futile_calls",
+        "of those, the third and further in a row on one fd and direction that ended in EAGAIN, end of file "
+        "or the same error, each within 1 ms of the one before, with neither data nor an event in between",
+    ),
+    Metric(
+        "io_calls_per_wakeup",
+        "ratio",
+        "io_calls / wakeups",
+        "derived",
+        _per("wakeups", "io_calls"),
+        _NO_WAKEUPS,
     ),
     _latency("p50", 0.5, "half the wakeups"),
     _latency("p90", 0.9, "90 % of the wakeups"),
@@ -331,6 +389,7 @@ _TABLE = (
         "memory",
         lambda s: s.runq_max,
         _NO_SCHEDULER,
+        adds_up=False,
     ),
     Metric("cpu_seconds", "s", "CPU time used", "proc", lambda s: _seconds(s.cpu_ns)),
     Metric(
@@ -346,8 +405,25 @@ _TABLE = (
 
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _TABLE}
 
+
+def _rate(metric: Metric) -> Metric:
+    name = f"{metric.name}_per_second"
+    meaning = f"{metric.name} / seconds of the window"
+    return Metric(name, "ratio", meaning, "derived", lambda _: None, metric.absent, of=metric.name)
+
+
+# What can be limited besides: a limit on a rate does not depend on how long the test runs.
+RATES: Mapping[str, Metric] = {
+    rate.name: rate for rate in (_rate(m) for m in _TABLE if m.unit == "count" and m.adds_up)
+}
+LIMITABLE: Mapping[str, Metric] = {**METRICS, **RATES}
+
 # Those that need a probe on runtime.ready: limits on them are what its callers' stacks are kept for.
 READY_METRICS = ("ready_calls", "deadline_wakeups", "wakeups_per_event")
+
+# What stacks of I/O calls are recorded for: of the futile ones, and of all.
+IO_METRICS = ("io_calls", "io_calls_per_wakeup")
+FUTILE_METRICS = ("futile_calls",)
 
 # Of the counters: those that a program may give no way to count, and those always there.
 OPTIONAL_COUNTERS = ("ready_calls", "deadline_wakeups", "dispatches")
@@ -356,7 +432,7 @@ COUNTERS = tuple(m.name for m in _TABLE if m.source == "counter" and m.name not 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One service in one window. Every metric of the table is also an attribute.
+    """One service in one window. Every metric of the table is also an attribute, and so is every rate.
 
     service: its name. pid: of its main process; the snapshot sums over all of them.
     offenders, slowest: the goroutines woken in vain, and woken latest, worst first.
@@ -383,9 +459,9 @@ class Measurement:
     runs: tuple[Measurement, ...] = field(default=(), repr=False)
 
     def __getattr__(self, name: str) -> Value:
-        metric = METRICS.get(name)
+        metric = LIMITABLE.get(name)
         if metric is not None:
-            return _median(self.each(name)) if self.runs else metric.read(self.snapshot)
+            return _median(self.each(name)) if self.runs else _value(self, metric)
         close = difflib.get_close_matches(name, METRICS, n=1)
         hint = f", did you mean {close[0]!r}?" if close else ""
         raise AttributeError(f"no metric {name!r}{hint}", name=name, obj=self)
@@ -396,8 +472,17 @@ class Measurement:
         return {name: getattr(self, name) for name in METRICS}
 
     def each(self, name: str) -> list[Value]:
-        """The metric in each of the runs."""
-        return [METRICS[name].read(run.snapshot) for run in self.runs]
+        """The metric, or rate, in each of the runs."""
+        return [_value(run, LIMITABLE[name]) for run in self.runs]
+
+
+def _value(measurement: Measurement, metric: Metric) -> Value:
+    """Of one run."""
+    value = METRICS[metric.base].read(measurement.snapshot)
+    if metric.of is None:
+        return value
+    seconds = measurement.window_seconds
+    return value / seconds if value is not None and seconds else None
 
 
 def _median(values: Sequence[Value]) -> Value:

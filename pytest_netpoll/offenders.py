@@ -13,10 +13,10 @@ from pytest_netpoll.symbols import Frame, Symbolizer, trim
 
 # Of an entry's fields: those that are texts, and those that may be None besides.
 _TEXTS = ("offence", "direction")
-_OPTIONAL_TEXTS = ("syscall", "fd_type", "local", "peer")
+_OPTIONAL_TEXTS = ("syscall", "fd_type", "local", "peer", "outcome")
 
 # Of a connection per client the place in the code matters, not each of a thousand peers.
-Place = tuple[str, str, str, str, tuple[Frame, ...]]
+Place = tuple[str, str, str, str, str, tuple[Frame, ...]]
 
 # The inner end of every ready call; the closure goes by other names in each version of Go.
 _IN_COMMON = re.compile(
@@ -24,7 +24,7 @@ _IN_COMMON = re.compile(
     r"|(runtime|_|sync|internal/\S+)\.(\S+\.)?goready\.func1"
 )
 
-# offence -> the counter of all of them, kept or not. Ready calls are not here: those kept are a sample.
+# offence -> the counter of all of them, kept or not. What is recorded as a sample only is not here.
 _COUNTERS = {"spurious": "spurious_wakeups", "stale": "stale_retries", "unclaimed": "unclaimed_events"}
 
 
@@ -33,10 +33,10 @@ def collect(
 ) -> tuple[dict[str, Any], ...]:
     """Offenders as in the JSON report, the worst first.
 
-    raw: [{"offence", "count", "direction", "syscall", "fd_type", "local", "peer", "stack": [[file,
+    raw: [{"offence", "count", "direction", "syscall", "outcome", "fd_type", "local", "peer", "stack": [[file,
     offset]]}] over all processes of a service. counters: the service's. share: of all vain wakeups
     (retries, unclaimed events) that were counted, so that shares add up to less than 1 where the kernel's
-    table of offenders had no room; of ready calls, of those in the sample.
+    table of offenders had no room; of ready calls and I/O calls, of those in the sample.
     Raises ValueError, KeyError or TypeError where `raw` is something else.
     """
     places: dict[Place, list[Mapping[str, Any]]] = defaultdict(list)
@@ -45,11 +45,12 @@ def collect(
         _check(entry)
         frames = symbolizer.stack([(str(path), int(offset)) for path, offset in entry["stack"]])
         stack = trim(_callers(frames) if entry["offence"] == "ready" else frames)
-        places[entry["offence"], entry["direction"], entry["syscall"], entry["fd_type"], stack].append(entry)
+        place = tuple(entry[name] for name in ("offence", "direction", "syscall", "outcome", "fd_type"))
+        places[(*place, stack)].append(entry)
         totals[entry["offence"]] += entry["count"]
     totals = _all(totals, counters)
     merged = []
-    for (offence, direction, syscall, fd_type, stack), entries in places.items():
+    for (offence, direction, syscall, outcome, fd_type, stack), entries in places.items():
         count = sum(entry["count"] for entry in entries)
         merged.append(
             {
@@ -58,6 +59,7 @@ def collect(
                 "share": count / totals[offence],
                 "direction": direction,
                 "syscall": syscall,
+                "outcome": outcome,
                 "fd_type": fd_type,
                 "local": _common(entry["local"] for entry in entries),
                 "peer": _common(entry["peer"] for entry in entries),
@@ -103,7 +105,7 @@ def total(
     totals: dict[str, int] = defaultdict(int)
     for offender in chain.from_iterable(laps):
         totals[offender["offence"]] += offender["count"]
-        place = repr([offender[name] for name in ("offence", "direction", "syscall", "stack")])
+        place = repr([offender.get(name) for name in ("offence", "direction", "syscall", "outcome", "stack")])
         known = merged.setdefault(place, {**offender, "count": 0})
         known["count"] += offender["count"]
         # Of a connection that was closed before anybody looked, the kind is not known any more.

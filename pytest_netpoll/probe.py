@@ -25,7 +25,7 @@ from pytest_netpoll.patience import QUIET_SECONDS, Say
 from pytest_netpoll.privilege import why_sudo_refused
 from pytest_netpoll.schema import wrong
 
-PROTOCOL = 2
+PROTOCOL = 3
 
 # Seconds. Compiling takes under one on an idle machine; a CI machine is not idle.
 START_DEADLINE = 60.0
@@ -120,13 +120,23 @@ class Probe:
         """Reads the scheduler's counters in all processes of this one's program."""
         self._ask("learn", dict[str, Any], pid=pid, **layout)
 
-    def open(self, ready_stacks: int = 0, unclaimed: bool = False) -> int:
+    def open(
+        self, ready_stacks: int = 0, unclaimed: bool = False, io_stacks: int = 0, io_calls: bool = False
+    ) -> int:
         """Opens a window over everything watched; returns its number.
 
         ready_stacks: the stack of one ready call in so many is kept, of none for 0. unclaimed: whether it is
-        kept on which descriptors events found nobody.
+        kept on which descriptors events found nobody. io_stacks: as ready_stacks, of futile I/O calls;
+        io_calls: whether of all I/O calls.
         """
-        return self._ask("open", Opened, ready_stacks=ready_stacks, unclaimed=int(unclaimed))["window"]
+        return self._ask(
+            "open",
+            Opened,
+            ready_stacks=ready_stacks,
+            unclaimed=int(unclaimed),
+            io_stacks=io_stacks,
+            io_calls=int(io_calls),
+        )["window"]
 
     def close(self, window: int) -> Closed:
         """Closes a window; what was done in it."""

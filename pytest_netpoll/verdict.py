@@ -8,14 +8,14 @@ from typing import Literal
 
 from pytest_netpoll import units
 from pytest_netpoll.marker import Kind, Limit, Limits
-from pytest_netpoll.metrics import METRICS, Measurement, not_exact, spread
+from pytest_netpoll.metrics import LIMITABLE, METRICS, Measurement, not_exact, spread
 
 
 @dataclass(frozen=True)
 class Breach:
     """A broken limit. measured, limit: in the metric's canonical unit. detail: what stands behind it.
 
-    metric: one of the table, or any name, whose values then are plain numbers.
+    metric: one of the table, the rate of one, or any name, whose values then are plain numbers.
     """
 
     service: str
@@ -26,7 +26,7 @@ class Breach:
     detail: str = ""
 
     def __str__(self) -> str:
-        show = METRICS[self.metric].format if self.metric in METRICS else _plain
+        show = LIMITABLE[self.metric].format if self.metric in LIMITABLE else _plain
         measured, limit = units.show_apart(self.measured, self.limit, show)
         detail = f" ({self.detail})" if self.detail else ""
         sign = ">" if self.kind == "max" else "<"
@@ -129,11 +129,10 @@ def distrust(measurement: Measurement) -> str | None:
 def _check(measurement: Measurement, limits: Sequence[Limit]) -> list[Breach | str]:
     """The broken limits, and in words what keeps the others from being checked."""
     findings: list[Breach | str] = []
-    values = measurement.metrics
     # Of several runs the poorest counts: one that says nothing leaves a median that says little.
-    wakeups = min((run.wakeups or 0 for run in measurement.runs), default=values["wakeups"])
+    wakeups = min((run.wakeups or 0 for run in measurement.runs), default=measurement.wakeups)
     minimum = next((limit for limit in limits if limit.name == "min_wakeups"), None)
-    statistics = [limit.metric for limit in limits if METRICS[limit.metric].needs_wakeups]
+    statistics = [limit.metric for limit in limits if LIMITABLE[limit.metric].needs_wakeups]
     # With statistics limited, too few wakeups is no fault of the service: there is nothing to judge.
     if statistics and minimum is not None and wakeups is not None and not minimum.allows(wakeups):
         show = METRICS["wakeups"].format
@@ -143,9 +142,9 @@ def _check(measurement: Measurement, limits: Sequence[Limit]) -> list[Breach | s
         )
         limits = [limit for limit in limits if limit is not minimum and limit.metric not in statistics]
     for limit in limits:
-        metric, value = METRICS[limit.metric], values[limit.metric]
+        metric, value = LIMITABLE[limit.metric], getattr(measurement, limit.metric)
         if value is None:
-            why = measurement.absent.get(metric.name, metric.absent)
+            why = measurement.absent.get(metric.base, metric.absent)
             findings.append(f"{metric.name} was not measured: {why}")
         elif not limit.allows(value):
             detail = _detail(measurement, metric.name)
@@ -158,12 +157,17 @@ _WAKEUPS = {"wakeups": "wakeups", "ready_calls": "ready calls"}
 
 def _detail(measurement: Measurement, metric: str) -> str:
     if measurement.runs:
-        return f"median of {len(measurement.runs)} runs, {spread(METRICS[metric], measurement.each(metric))}"
+        return (
+            f"median of {len(measurement.runs)} runs, {spread(LIMITABLE[metric], measurement.each(metric))}"
+        )
     show = METRICS["wakeups"].format
     if metric == "wakeups_per_event":
         counters = measurement.snapshot.counters
         made = " and ".join(f"{show(counters[name])} {words}" for name, words in _WAKEUPS.items())
         return f"{made} for {show(counters['events'])} events"
+    if (base := LIMITABLE[metric].of) is not None:
+        count, seconds = getattr(measurement, base), units.show(measurement.window_seconds, "s")
+        return f"{METRICS[base].format(count)} in {seconds}"
     if metric != "spurious":
         return ""
     spurious = measurement.snapshot.counters["spurious_wakeups"]

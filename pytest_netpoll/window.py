@@ -14,7 +14,15 @@ from typing import Any, Protocol
 from pytest_netpoll import checks, guard, offenders, privilege, probe, slowest, timeline
 from pytest_netpoll.answers import Closed, Measured, Times
 from pytest_netpoll.errors import ServiceError, UnmeasuredError
-from pytest_netpoll.metrics import OPTIONAL_COUNTERS, READY_METRICS, Measurement, Snapshot, not_exact
+from pytest_netpoll.metrics import (
+    FUTILE_METRICS,
+    IO_METRICS,
+    OPTIONAL_COUNTERS,
+    READY_METRICS,
+    Measurement,
+    Snapshot,
+    not_exact,
+)
 from pytest_netpoll.options import Config
 from pytest_netpoll.patience import Say
 from pytest_netpoll.programs import Programs
@@ -24,12 +32,15 @@ from pytest_netpoll.toolchain import go_version_of_program
 # What the agent counts as lost, and what mends it.
 LOSSES = {
     "lost_fds": "descriptors beyond the table: raise --netpoll-max-fds",
+    "lost_calls": "descriptors beyond the table: raise --netpoll-max-fds",
     "lost_processes": "child processes beyond the table: raise --netpoll-max-processes",
     "lost_memory": "events whose memory could not be read",
 }
 
 # The stack of one ready call in so many is kept, where that is asked for: it takes several times the probe.
 READY_STACKS = 16
+# Of one I/O call: there may be a million a second.
+IO_STACKS = 64
 
 # What comes of reading numbers that cannot be, in an answer that is otherwise what it should be.
 _NONSENSE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
@@ -138,7 +149,8 @@ class Meter:
         """Opens a window over all services that run.
 
         limited: the metrics that are to be judged. Some of what would explain them is kept only if it may
-        be wanted: who makes ready calls (kept always with --netpoll-goready=on), where events found nobody.
+        be wanted: who makes ready calls (kept always with --netpoll-goready=on), where events found nobody,
+        who makes I/O calls.
         """
         self._revive()
         self._retry()
@@ -147,7 +159,14 @@ class Meter:
         if self._probe is not None:
             try:
                 self._programs.prepare(self._probe, self._probe.programs())
-                number = self._probe.open(self._ready_stacks(limited), "unclaimed_events" in limited)
+                io_calls = any(metric in limited for metric in IO_METRICS)
+                futile = io_calls or any(metric in limited for metric in FUTILE_METRICS)
+                number = self._probe.open(
+                    self._ready_stacks(limited),
+                    "unclaimed_events" in limited,
+                    IO_STACKS if futile else 0,
+                    io_calls,
+                )
             except UnmeasuredError as error:
                 failed = error
             except BaseException:  # Ctrl-C, pytest-timeout: nobody will close it

@@ -1,5 +1,7 @@
 """What each command of protocol.py does. pytest_netpoll/answers.py has the types of its answers."""
 
+from collections import namedtuple
+
 import goready
 import offenders
 import protocol
@@ -10,6 +12,10 @@ import windows
 
 MAX_SETTLE_MS = 1000
 
+# What a window is to explain. unclaimed: where events found nobody. io_stacks: the stack of one futile I/O
+# call in so many is recorded, of none for 0; io_calls: of any, not of futile ones only.
+Evidence = namedtuple("Evidence", "unclaimed io_stacks io_calls")
+
 
 class Agent:
     def __init__(self, kernel, timers, may_watch, may_probe):
@@ -19,7 +25,7 @@ class Agent:
         self._processes = watch.Processes(kernel, self._windows, may_watch)
         self._at_open = {}  # window -> {root: (CPU ns used, ns waited)}
         self._timelines = {}  # window -> Timeline
-        self._keep_unclaimed = {}  # window -> whether it is to tell where events found nobody
+        self._evidence = {}  # window -> Evidence
         self._probes = goready.Probes(kernel, may_probe)
         self._schedulers = scheduler.Schedulers()
         self._sampling = []  # timers, while a window is open
@@ -57,16 +63,17 @@ class Agent:
                 return process
         raise watch.Refused("process %d is not watched" % pid)
 
-    def open(self, ready_stacks, unclaimed):
+    def open(self, ready_stacks, unclaimed, io_stacks, io_calls):
         self._refresh()
         self._processes.reap()
         self._sample()
-        self._kernel.keep(True, unclaimed or any(self._keep_unclaimed.values()))
+        evidence = Evidence(bool(unclaimed), io_stacks, bool(io_calls))
+        self._keep([*self._evidence.values(), evidence])
         window = self._windows.open(self._processes.slots())
         self._at_open[window] = self._times()
         self._timelines[window] = timeline.Timeline(self._beginning())
         self._probes.open(window, ready_stacks)
-        self._keep_unclaimed[window] = unclaimed
+        self._evidence[window] = evidence
         self._schedulers.open(window, self._live())
         if not self._sampling:
             self._sampling = [
@@ -80,8 +87,8 @@ class Agent:
         del self._at_open[window], self._timelines[window]
         self._schedulers.close(window)
         self._probes.close(window)
-        del self._keep_unclaimed[window]
-        self._kernel.keep(self._windows.any_open, any(self._keep_unclaimed.values()))
+        del self._evidence[window]
+        self._keep(self._evidence.values())
         if not self._windows.any_open:
             for timer in self._sampling:
                 self._timers.cancel(timer)
@@ -89,6 +96,17 @@ class Agent:
             self._kernel.forget_culprits()
         self._processes.reap()
         return answer
+
+    def _keep(self, wanted):
+        """Records what any of the open windows asks for. wanted: [Evidence]."""
+        every = max((evidence.io_stacks for evidence in wanted), default=0)
+        self._kernel.keep(
+            bool(wanted),
+            any(evidence.unclaimed for evidence in wanted),
+            bool(every),
+            any(evidence.io_calls for evidence in wanted),
+        )
+        self._kernel.sample_io_stacks(every)
 
     def lap(self, window, settle_ms):
         """Ends the window and opens the next one, of the same number, at the same cut."""
@@ -204,8 +222,13 @@ class Agent:
     def _kept(self, window):
         """{counter: the offence that it is the total of}, as far as the window is to tell whose they were."""
         kept = {"spurious_wakeups": "spurious", "stale_retries": "stale"}
-        if self._keep_unclaimed[window]:
+        evidence = self._evidence[window]
+        if evidence.unclaimed:
             kept["unclaimed_events"] = "unclaimed"
+        if evidence.io_stacks:
+            kept["futile_calls"] = "futile"
+        if evidence.io_calls:
+            kept["io_calls"] = "io"
         if self._probes.keeps_stacks(window):
             kept["ready_calls"] = "ready"
         return kept
@@ -217,6 +240,7 @@ class Agent:
             counters=bank.counters,
             histogram=bank.histogram,
             latency_max_ns=latency_max,
+            **bank.failures.told(bank.counters["io_calls"]),
             offenders=offenders.culprits(self._kernel, process, found),
             slowest=offenders.slowest(self._kernel, process, bank.slowest, window),
             dispatches=scheduled.dispatches,

@@ -9,15 +9,16 @@ WAIT = 40
 TARGET = 40
 POLLER = 136
 HISTOGRAM = 2368
-COUNTERS = 200
+COUNTERS = 224
 SLOWEST = 776
+IO_FAILURES = 1368
 SLOT = 4  # in the queue of free ones
 OTHERS = 12 << 20  # maps that are always as large, most of it stacks
 
 
 def size(max_processes, max_fds, cpus):
     """Bytes. cpus: those that there may ever be; some maps have everything once for each."""
-    bank = HISTOGRAM + cpus * (COUNTERS + SLOWEST)
+    bank = HISTOGRAM + cpus * (COUNTERS + SLOWEST + IO_FAILURES)
     return OTHERS + max_processes * (BANKS * bank + 2 * max_fds * WAIT + TARGET + POLLER + SLOT)
 
 

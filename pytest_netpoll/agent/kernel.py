@@ -17,9 +17,9 @@ import uprobe
 # bpf/netpoll.h
 SLOT_BITS = 12
 STACKS = 4096
-KEEP_CULPRITS, KEEP_UNCLAIMED = 1, 2
+KEEP_CULPRITS, KEEP_UNCLAIMED, KEEP_FUTILE_CALLS, KEEP_IO_CALLS = 1, 2, 4, 8
 
-SOURCES = ("netpoll.c", "goready.c")
+SOURCES = ("netpoll.c", "io_calls.c", "goready.c")
 AT_SYS_EXIT, DRAIN = b"syscall_returned", b"drain_events"
 UPROBES = (b"ready_called", b"deadline_woke")
 
@@ -79,11 +79,13 @@ class Kernel:
         self.counts = table(b"counts")
         self.latencies = table(b"latencies")
         self.slowest = table(b"slowest")
+        self.io_failures = table(b"io_failures")
         self._stacks = (table(b"stacks"), table(b"more_stacks"))
         self.offenders = table(b"offenders")
         self.free_slots = table(b"free_slots")
         self._keeping = table(b"keeping")
         self._ready_sampling = table(b"ready_sampling")
+        self._io_sampling = table(b"io_sampling")
         self._fill(table(b"roles"), table(b"layouts"), name)
         if not namespaces.in_initial_pids():
             self._translator = namespaces.Translator(self.bpf)
@@ -181,9 +183,16 @@ class Kernel:
     def set_epoch(self, epoch):
         self.epochs[ctypes.c_int(0)] = ctypes.c_uint32(epoch)
 
-    def keep(self, culprits, unclaimed):
-        """Whether it is kept who was woken in vain or latest; on which descriptors events found nobody."""
-        flags = (KEEP_CULPRITS if culprits else 0) | (KEEP_UNCLAIMED if unclaimed else 0)
+    def keep(self, culprits, unclaimed, futile_calls, io_calls):
+        """What is recorded: who was woken for nothing or latest; on which descriptors events found nobody;
+        who made futile I/O calls, or any.
+        """
+        flags = (
+            culprits * KEEP_CULPRITS
+            | unclaimed * KEEP_UNCLAIMED
+            | futile_calls * KEEP_FUTILE_CALLS
+            | io_calls * KEEP_IO_CALLS
+        )
         self._keeping[ctypes.c_int(0)] = ctypes.c_uint32(flags)
 
     def forget_culprits(self):
@@ -221,6 +230,10 @@ class Kernel:
     def sample_ready_stacks(self, every):
         """Keeps the stack of one ready call in `every`, of none for 0."""
         self._ready_sampling[ctypes.c_int(0)] = ctypes.c_uint32(every)
+
+    def sample_io_stacks(self, every):
+        """Records the stack of one I/O call in `every` of those that are to be recorded, of none for 0."""
+        self._io_sampling[ctypes.c_int(0)] = ctypes.c_uint32(every)
 
     def attach_uprobe(self, path, offset, function):
         """Runs the BPF function wherever the program's file is executed at the offset.

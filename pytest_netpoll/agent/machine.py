@@ -13,6 +13,10 @@ POLL = 0x100
 POLL_TIMESPEC = 0x200
 CTL = 0x400
 SOCKOPT = 0x800
+CLOSE = 0x1000
+EOF = 0x2000
+RECEIVE = 0x4000
+IO_CALL = 16  # the shift of ROLE_IO_CALL
 
 
 def reads(arg):
@@ -26,12 +30,13 @@ def writes(arg):
 # Every syscall that Go's net, os and internal/poll issue on a pollable descriptor, by the direction
 # whose readiness they consume. Those without a wakeup behind them cost one array lookup.
 ROLES = {
-    "read": reads(0),
-    "readv": reads(0),
-    "pread64": reads(0),
-    "preadv": reads(0),
-    "recvfrom": reads(0),
-    "recvmsg": reads(0),
+    "read": reads(0) | EOF,
+    "readv": reads(0) | EOF,
+    "pread64": reads(0) | EOF,
+    "preadv": reads(0) | EOF,
+    "preadv2": reads(0) | EOF,
+    "recvfrom": reads(0) | EOF | RECEIVE,
+    "recvmsg": reads(0) | EOF | RECEIVE,
     "recvmmsg": reads(0),
     "accept": reads(0),
     "accept4": reads(0),
@@ -39,29 +44,44 @@ ROLES = {
     "writev": writes(0),
     "pwrite64": writes(0),
     "pwritev": writes(0),
+    "pwritev2": writes(0),
+    "vmsplice": writes(0),
     "sendto": writes(0),
     "sendmsg": writes(0),
     "sendmmsg": writes(0),
     "connect": writes(0),
     "getsockopt": writes(0) | SOCKOPT,
-    "splice": reads(0) | writes(2),
-    "copy_file_range": reads(0) | writes(2),
-    "sendfile": reads(1) | writes(0),
+    "splice": reads(0) | writes(2) | EOF,
+    "copy_file_range": reads(0) | writes(2) | EOF,
+    "sendfile": reads(1) | writes(0) | EOF,
+    "tee": reads(0) | writes(1) | EOF,
+    "close": reads(0) | CLOSE,
+    "dup2": reads(1) | CLOSE,
+    "dup3": reads(1) | CLOSE,
     "epoll_wait": POLL,
     "epoll_pwait": POLL,
     "epoll_pwait2": POLL | POLL_TIMESPEC,
     "epoll_ctl": CTL,
 }
 
-# What a machine does not have is not in its table: arm64 has no epoll_wait.
+# Those that count as I/O calls, in the order of their numbers in ROLE_IO_CALL.
+IO_CALLS = tuple(
+    name
+    for name, role in ROLES.items()
+    if role & (0xF << READ | 0xF << WRITE) and not role & (SOCKOPT | CLOSE)
+)
+
+# What a machine does not have is not in its table: arm64 has no epoll_wait and no dup2.
 NUMBERS = {
     "x86_64": {
         "read": 0,
         "write": 1,
+        "close": 3,
         "pread64": 17,
         "pwrite64": 18,
         "readv": 19,
         "writev": 20,
+        "dup2": 33,
         "sendfile": 40,
         "connect": 42,
         "accept": 43,
@@ -73,18 +93,25 @@ NUMBERS = {
         "epoll_wait": 232,
         "epoll_ctl": 233,
         "splice": 275,
+        "tee": 276,
+        "vmsplice": 278,
         "epoll_pwait": 281,
         "accept4": 288,
+        "dup3": 292,
         "preadv": 295,
         "pwritev": 296,
         "recvmmsg": 299,
         "sendmmsg": 307,
         "copy_file_range": 326,
+        "preadv2": 327,
+        "pwritev2": 328,
         "epoll_pwait2": 441,
     },
     "aarch64": {
         "epoll_ctl": 21,
         "epoll_pwait": 22,
+        "dup3": 24,
+        "close": 57,
         "read": 63,
         "write": 64,
         "readv": 65,
@@ -94,7 +121,9 @@ NUMBERS = {
         "preadv": 69,
         "pwritev": 70,
         "sendfile": 71,
+        "vmsplice": 75,
         "splice": 76,
+        "tee": 77,
         "accept": 202,
         "connect": 203,
         "sendto": 206,
@@ -106,6 +135,8 @@ NUMBERS = {
         "recvmmsg": 243,
         "sendmmsg": 269,
         "copy_file_range": 285,
+        "preadv2": 286,
+        "pwritev2": 287,
         "epoll_pwait2": 441,
     },
 }
@@ -120,7 +151,11 @@ def current():
 
 def roles(machine):
     """Syscall number -> role, for the machine. KeyError when there is no table for it."""
-    return {number: ROLES[name] for name, number in NUMBERS[machine].items()}
+    return {number: ROLES[name] | _io_call(name) for name, number in NUMBERS[machine].items()}
+
+
+def _io_call(name):
+    return IO_CALLS.index(name) << IO_CALL if name in IO_CALLS else 0
 
 
 def names(machine):

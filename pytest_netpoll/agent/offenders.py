@@ -2,8 +2,9 @@
 
 import endpoint
 import machine
+import windows
 
-OFFENCES = ("spurious", "stale", "ready", "unclaimed")  # bpf/netpoll.h: enum offence
+OFFENCES = ("spurious", "stale", "ready", "unclaimed", "futile", "io")  # bpf/netpoll.h: enum offence
 
 
 def kept(kernel, window, offences):
@@ -17,18 +18,20 @@ def kept(kernel, window, offences):
 
 
 def culprits(kernel, process, found):
-    """JSON of what `kept` found of the process; the counts of "ready" are estimates."""
+    """JSON of what `kept` found of the process; the counts of "ready", "futile" and "io" are estimates."""
     own = [] if process.foreign else [entry for owner in process.lives for entry in found.get(owner, ())]
     ends = endpoint.words(process.pid, {(key.fd, end) for key, _, end in own})
     offenders = []
     for key, count, end in own:
         offence = OFFENCES[key.offence]
         place = _place(kernel, process.lives[key.owner], key, ends[key.fd, end])
-        entry = {"offence": offence, "count": count, **place}
+        entry = {"offence": offence, "count": count, "outcome": None, **place}
         if offence == "ready":
             entry.update(direction="", syscall=None, fd_type=None)
         elif offence == "unclaimed":
             entry.update(syscall=None)
+        elif offence in ("futile", "io"):
+            entry["outcome"] = windows.outcome(key.outcome)
         offenders.append(entry)
     return offenders
 

@@ -2,7 +2,7 @@
 
 import json
 
-VERSION = 2
+VERSION = 3
 
 
 class BadMessage(Exception):
@@ -26,7 +26,7 @@ COMMANDS = {
     "programs": (),
     "attach": ("pid", "ready", "deadline"),
     "learn": ("pid", "allp", "runqsize", "number", "status", "schedtick", "runqhead"),
-    "open": ("ready_stacks", "unclaimed"),
+    "open": ("ready_stacks", "unclaimed", "io_stacks", "io_calls"),
     "close": ("window", "settle_ms"),
     "lap": ("window", "settle_ms"),
 }

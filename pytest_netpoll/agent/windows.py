@@ -5,18 +5,51 @@ exact: a window is the sum over the epochs between its two cuts.
 """
 
 import ctypes
+import errno
 import time
 from collections import namedtuple
 
 import endpoint
+import machine
 
 BANKS = 8  # bpf/netpoll.h
 SLOWEST = 8
+OUTCOME_EOF, OUTCOME_DATA = 0, 255
 
 # One of the wakeups that took longest. latency: ns. at: when it was resolved, on the monotonic clock, ns.
 # goid: the words of its g that may hold the goroutine's id. stack: its id; negative where it was lost.
 # end: an endpoint.Endpoint.
 SlowWakeup = namedtuple("SlowWakeup", "latency at goid stack fd syscall direction end")
+
+
+class Failures:
+    """The I/O calls that moved no data. outcomes: {number: calls}. futile: {(index, outcome): calls}."""
+
+    def __init__(self):
+        self.outcomes = {}
+        self.futile = {}
+
+    def add(self, other):
+        for into, what in ((self.outcomes, other.outcomes), (self.futile, other.futile)):
+            for key, count in what.items():
+                into[key] = into.get(key, 0) + count
+
+    def told(self, io_calls):
+        """JSON: {outcome: calls} of all the calls, and [[syscall, outcome, calls]] of the futile ones."""
+        moved = max(0, io_calls - sum(self.outcomes.values()))
+        outcomes = {"data": moved} if moved else {}
+        outcomes.update((outcome(number), count) for number, count in sorted(self.outcomes.items()))
+        futile = [
+            [machine.IO_CALLS[index], outcome(number), count]
+            for (index, number), count in sorted(self.futile.items())
+        ]
+        return {"io_outcomes": outcomes, "futile": futile}
+
+
+def outcome(number):
+    """How an I/O call ended, in words."""
+    named = {OUTCOME_EOF: "end of file", OUTCOME_DATA: "data"}
+    return named.get(number) or errno.errorcode.get(number, "errno %d" % number)
 
 
 class Bank:
@@ -26,6 +59,7 @@ class Bank:
         self.counters = counters  # {name: int}
         self.histogram = histogram  # {bucket: int}
         self.slowest = list(slowest)  # SlowWakeups, the slowest first
+        self.failures = Failures()
 
     def add(self, other):
         for name, value in other.counters.items():
@@ -36,11 +70,13 @@ class Bank:
         for bucket, count in other.histogram.items():
             self.histogram[bucket] = self.histogram.get(bucket, 0) + count
         self.slowest = sorted(self.slowest + other.slowest, reverse=True)[:SLOWEST]
+        self.failures.add(other.failures)
 
     def forget(self):
         self.counters = dict.fromkeys(self.counters, 0)
         self.histogram = {}
         self.slowest = []
+        self.failures = Failures()
 
 
 def pending(counters):
@@ -133,12 +169,14 @@ class Windows:
         return totals
 
     def read(self, slot, epoch):
-        counters = self.counters(slot, epoch)
-        if not counters["wakeups"]:
-            return Bank(counters, {})
+        bank = Bank(self.counters(slot, epoch), {})
         key = self._key(slot, epoch)
-        buckets = self._kernel.latencies[key].buckets
-        return Bank(counters, {i: n for i, n in enumerate(buckets) if n}, self._slowest(key))
+        if bank.counters["wakeups"]:
+            bank.histogram = {i: n for i, n in enumerate(self._kernel.latencies[key].buckets) if n}
+            bank.slowest = self._slowest(key)
+        if bank.counters["io_calls"]:
+            bank.failures = self._failures(key)
+        return bank
 
     def counters(self, slot, epoch):
         """{name: int}"""
@@ -148,6 +186,18 @@ class Windows:
             values = [getattr(cpu, name) for cpu in cpus]
             counters[name] = max(values) if name == "latency_max" else sum(values)
         return counters
+
+    def _failures(self, key):
+        total = Failures()
+        for cpu in self._kernel.io_failures[key]:
+            if cpu.failed:
+                found = Failures()
+                found.outcomes = {number: count for number, count in enumerate(cpu.outcomes) if count}
+                found.futile = {
+                    (index, cpu.why[index]): count for index, count in enumerate(cpu.futile) if count
+                }
+                total.add(found)
+        return total
 
     def _slowest(self, key):
         kept = [entry for cpu in self._kernel.slowest[key] for entry in cpu.kept if entry.latency]
@@ -199,3 +249,4 @@ class Windows:
         self._kernel.counts[key] = self._kernel.counts.Leaf()
         self._kernel.latencies[key] = self._kernel.latencies.Leaf()
         self._kernel.slowest[key] = self._kernel.slowest.Leaf()
+        self._kernel.io_failures[key] = self._kernel.io_failures.Leaf()

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from pytest_netpoll import units
-from pytest_netpoll.metrics import METRICS, Metric, Value, bucket_bounds
+from pytest_netpoll.metrics import LIMITABLE, METRICS, Metric, Value, bucket_bounds
 from pytest_netpoll.report import html_table, words
 from pytest_netpoll.report.record import BreachRecord, RegressionRecord, ServiceRecord, TestRecord
 
@@ -179,7 +179,7 @@ class _Service:
         ]
         limits = words.limits_of(test, record)
         # What people look at first; of all the others all metrics tell.
-        first = {*words.COLUMNS, *words.judged(test, record), *self.broken}
+        first = {*words.COLUMNS, *words.judged(test, record), *map(words.base_of, self.broken)}
         shown = [name for name in METRICS if name in first]
         worse = {r["metric"]: r for r in words.regressions(test) if r["service"] == record["name"]}
         self.compared = [_Compared(of[name], _worse(worse.get(name))) for name in shown if name in then]
@@ -266,7 +266,8 @@ def _services(test: TestRecord) -> list[_Service]:
 def _limits(test: TestRecord, service: ServiceRecord, breaches: Sequence[BreachRecord]) -> Iterator[_Limit]:
     broken = {(breach.get("kind", "max"), breach["metric"]) for breach in breaches}
     for (kind, metric), value in words.limits_of(test, service).items():
-        measured = service["metrics"].get(metric) if words.trusted(service) else None
+        measured = words.measured(test, service, metric) if words.trusted(service) else None
+        show = LIMITABLE[metric].format
         if (kind, metric) in broken:
             verdict = "broken"
         elif measured is None:
@@ -275,9 +276,7 @@ def _limits(test: TestRecord, service: ServiceRecord, breaches: Sequence[BreachR
             kept = measured <= value if kind == "max" else measured >= value
             # As over too few wakeups: the test is unmeasured for it.
             verdict = "kept" if kept else "not reached"
-        yield _Limit(
-            f"{kind}_{metric}", METRICS[metric].format(value), METRICS[metric].format(measured), verdict
-        )
+        yield _Limit(f"{kind}_{metric}", show(value), show(measured), verdict)
 
 
 def _latency(test: TestRecord, service: ServiceRecord) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, cast
 from pytest_netpoll.comparison import Comparison, Regression
 from pytest_netpoll.diagnosis import diagnose
 from pytest_netpoll.marker import Limits
+from pytest_netpoll.median import middle
 from pytest_netpoll.metrics import METRICS, Measurement
 from pytest_netpoll.verdict import Breach, Verdict
 
@@ -32,19 +33,21 @@ class Frame(TypedDict):
 
 
 class _OffenderExtra(TypedDict, total=False):
-    offence: Literal["spurious", "stale", "ready", "unclaimed"]
+    offence: Literal["spurious", "stale", "ready", "unclaimed", "futile", "io"]
+    outcome: str | None
     local: str | None
     peer: str | None
 
 
 class Offender(_OffenderExtra):
-    """A place that was woken in vain (spurious), tried again for nothing (stale), or that wakes goroutines
-    by runtime.ready (ready: it has no descriptor, and its count is estimated from a sample); or a descriptor
-    whose events found nobody waiting (unclaimed: no code is concerned, so there is no stack).
+    """A place that was woken in vain (spurious), tried again for nothing (stale), that wakes goroutines by
+    runtime.ready (ready: it has no descriptor), or that makes I/O calls (futile: futile ones; io: others); or
+    a descriptor whose events found nobody waiting (unclaimed: no code is concerned, so there is no stack).
 
-    share: 0-1, of all such that were counted in the service; of ready calls, of those in the sample. Where
-    the kernel had no room for all of them, shares add up to less than 1. stack: starts at the user's own
-    code; empty where the kernel had no room for it.
+    outcome: how the I/O call ended: "data", "end of file", "EAGAIN", …; None of other offences. share: 0-1,
+    of all such that were counted in the service. Counts of ready calls and I/O calls are estimated from a
+    sample, and their shares are those in the sample. Where the kernel had no room for all of them, shares
+    add up to less than 1. stack: starts at the user's own code; empty where the kernel had no room for it.
     """
 
     count: int
@@ -83,6 +86,14 @@ class _TimelineExtra(TypedDict, total=False):
     empty_polls: int
     timeout_polls: int
     break_polls: int
+
+
+class FutileCalls(TypedDict):
+    """Futile I/O calls of one kind."""
+
+    syscall: str
+    outcome: str
+    count: int
 
 
 class TimelinePoint(_TimelineExtra):
@@ -157,6 +168,8 @@ class _ServiceExtra(TypedDict, total=False):
     gomaxprocs: int | None
     runs: dict[str, list[int | float | None]]
     histogram: dict[str, int]
+    io_outcomes: dict[str, int]
+    futile: list[FutileCalls]
     timeline: list[TimelinePoint]
     columns: dict[str, int | float | str | None]
 
@@ -166,8 +179,10 @@ class ServiceRecord(_ServiceExtra):
 
     metrics: every metric of the table, None where it was not measured. unmeasured: why none of them
     can be trusted, or None. runs: each metric in each of several runs, whose medians `metrics` then are;
-    empty for a single run. histogram: bucket (see metrics.bucket_bounds) -> latencies in it. timeline:
-    in order of time. columns: heading -> value, what the hook pytest_netpoll_columns adds to the tables.
+    empty for a single run. histogram: bucket (see metrics.bucket_bounds) -> latencies in it. io_outcomes: how
+    the I/O calls ended -> calls, which add up to io_calls; futile: the futile ones of them; of several runs
+    both are those of the run whose offenders are listed. timeline: in order of time. columns: heading ->
+    value, what the hook pytest_netpoll_columns adds to the tables.
     """
 
     name: str
@@ -309,6 +324,7 @@ def _regression(regression: Regression) -> RegressionRecord:
 
 
 def _service(measurement: Measurement, columns: Mapping[str, int | float | str | None]) -> ServiceRecord:
+    one = middle(measurement.runs).snapshot if measurement.runs else measurement.snapshot
     return {
         "name": measurement.service,
         "pid": measurement.pid,
@@ -323,6 +339,11 @@ def _service(measurement: Measurement, columns: Mapping[str, int | float | str |
         "histogram": {
             str(bucket): count for bucket, count in sorted(measurement.snapshot.histogram.items()) if count
         },
+        "io_outcomes": dict(one.io_outcomes),
+        "futile": [
+            {"syscall": syscall, "outcome": outcome, "count": count}
+            for (syscall, outcome), count in one.futile.items()
+        ],
         "timeline": list(measurement.timeline),
         "columns": dict(columns),
     }

@@ -55,6 +55,7 @@ _NUMBERS: tuple[tuple[str, str | None, Mapping[str, str]], ...] = (
             "interrupted_polls": "interrupted",
         },
     ),
+    ("I/O calls", "io_calls", {"futile_calls": "futile", "io_calls_per_wakeup": "per wakeup"}),
     (
         "latency",
         None,
@@ -203,7 +204,7 @@ def _numbers(service: ServiceRecord, width: int) -> list[str]:
     rows = []
     for name, total, parts in _NUMBERS:
         detail = ", ".join(
-            f"{METRICS[metric].format(metrics[metric])} {part}"
+            f"{METRICS[metric].format(metrics[metric])} {part}{_remark(service, metric)}"
             for metric, part in parts.items()
             if metrics.get(metric)
         )
@@ -219,6 +220,11 @@ def _numbers(service: ServiceRecord, width: int) -> list[str]:
     median = f", median of {runs} runs" if runs > 1 else ""
     title = f"{service['name']} (pid {service['pid']}, {service['go_version'] or 'unknown Go'}{median}):"
     return [words.one_line(title), *(f"  {line}" for line in table.splitlines())]
+
+
+def _remark(service: ServiceRecord, metric: str) -> str:
+    what = words.most_futile(service) if metric == "futile_calls" else ""
+    return f" ({what})" if what else ""
 
 
 def _frames(stack: Sequence[Frame], width: int) -> list[str]:

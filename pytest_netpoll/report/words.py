@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pytest_netpoll import units
-from pytest_netpoll.metrics import METRICS, READY_METRICS, spread
+from pytest_netpoll.metrics import FUTILE_METRICS, IO_METRICS, LIMITABLE, METRICS, READY_METRICS, spread
 from pytest_netpoll.report.record import (
     BreachRecord,
     Frame,
@@ -37,13 +37,15 @@ SIDE_BY_SIDE: Mapping[str, int | None] = {
     "cpu_seconds": 3,
 }
 
-# Broken limits that offenders explain, with the offence that does.
-_EXPLAINED_BY = {
-    "spurious": "spurious",
-    "spurious_wakeups": "spurious",
-    "stale_retries": "stale",
-    "unclaimed_events": "unclaimed",
-    **dict.fromkeys(READY_METRICS, "ready"),
+# Broken limits that offenders explain, with the offences that do.
+_EXPLAINED_BY: Mapping[str, tuple[str, ...]] = {
+    "spurious": ("spurious",),
+    "spurious_wakeups": ("spurious",),
+    "stale_retries": ("stale",),
+    "unclaimed_events": ("unclaimed",),
+    **dict.fromkeys(READY_METRICS, ("ready",)),
+    **dict.fromkeys(FUTILE_METRICS, ("futile",)),
+    **dict.fromkeys(IO_METRICS, ("io", "futile")),
 }
 # offence -> (the metric that is its total, what to call it, what happened there)
 _OFFENCES = {
@@ -51,7 +53,13 @@ _OFFENCES = {
     "stale": ("stale_retries", "stale retries", "tried again for nothing"),
     "unclaimed": ("unclaimed_events", "unclaimed events", "nobody waiting"),
 }
-_LIMITS = {f"{kind}_{metric}": (kind, metric) for kind in ("max", "min") for metric in METRICS}
+# The same of those that are recorded as a sample, so that their shares are told and not their counts.
+_SAMPLED = {
+    "ready": ("ready_calls", "ready calls", "made"),
+    "futile": ("futile_calls", "futile I/O calls", "made"),
+    "io": ("io_calls", "I/O calls", "made"),
+}
+_LIMITS = {f"{kind}_{metric}": (kind, metric) for kind in ("max", "min") for metric in LIMITABLE}
 _REMEDY = re.compile(r"(?P<what>.*?) \(to mend: (?P<fix>.*)\)")
 _RANK: Mapping[Outcome, int] = {"failed": 0, "unmeasured": 1, "passed": 2}
 
@@ -184,7 +192,25 @@ def judged(record: TestRecord, service: ServiceRecord) -> list[str]:
     whether there is anything to judge, and most limits imply it.
     """
     limits = limits_of(record, service).keys() - {("min", "wakeups")}
-    return [metric for metric in METRICS if {("max", metric), ("min", metric)} & limits]
+    about = {base_of(metric) for _, metric in limits}
+    return [metric for metric in METRICS if metric in about]
+
+
+def base_of(metric: str) -> str:
+    """The metric of the table, of a rate too; what is of neither stays as it is."""
+    return LIMITABLE[metric].base if metric in LIMITABLE else metric
+
+
+def measured(record: TestRecord, service: ServiceRecord, metric: str) -> int | float | None:
+    """The metric's value, or the rate's; None where it is not known."""
+    if metric in METRICS:
+        return service["metrics"].get(metric)
+    for fault in record["breaches"]:
+        if (fault["service"], fault["metric"]) == (service["name"], metric):
+            return fault["measured"]
+    count, seconds = service["metrics"].get(base_of(metric)), record["window_seconds"]
+    # Of several runs it is the median of their rates, and how long each was is not in the record.
+    return count / seconds if count is not None and seconds and runs_of(service) == 1 else None
 
 
 def without_toolchain(record: TestRecord) -> str:
@@ -235,7 +261,7 @@ def split_remedy(reason: str) -> tuple[str, str | None]:
 
 def offenders_of(record: TestRecord, service: ServiceRecord) -> list[Offender]:
     """The offenders that explain its broken limits, worst first."""
-    wanted = {_EXPLAINED_BY.get(fault["metric"]) for fault in broken(record, service)}
+    wanted = {o for fault in broken(record, service) for o in _EXPLAINED_BY.get(base_of(fault["metric"]), ())}
     return [offender for offender in service["offenders"] if offender.get("offence", "spurious") in wanted]
 
 
@@ -268,8 +294,8 @@ def slowest_of(record: TestRecord, service: ServiceRecord) -> list[SlowWakeup]:
 def offender_text(service: ServiceRecord, offender: Offender) -> str:
     """ "499 of 500 (99.8 %) spurious wakeups (read on tcp a ← b), woken in vain"."""
     offence = offender.get("offence", "spurious")
-    if offence == "ready":
-        return _waker_text(service, offender)
+    if offence in _SAMPLED:
+        return _sampled_text(service, offender)
     metric, name, happened = _OFFENCES[offence]
     count, total, where = offender["count"], service["metrics"].get(metric), ""
     if runs_of(service) > 1:
@@ -289,10 +315,19 @@ def lead_in(entry: Offender | SlowWakeup) -> str:
     return "" if entry.get("offence") == "unclaimed" else ", no stack"
 
 
-def _waker_text(service: ServiceRecord, waker: Offender) -> str:
+def _sampled_text(service: ServiceRecord, offender: Offender) -> str:
     """ "99.8 % of 50,123 ready calls, made". Without its count, which is estimated from a sample."""
-    total = units.show(service["metrics"].get("ready_calls"), "count")
-    return f"{units.show(waker['share'], 'share')} of {total} ready calls, made"
+    metric, name, happened = _SAMPLED[offender["offence"]]
+    total = units.show(service["metrics"].get(metric), "count")
+    outcome = offender.get("outcome")
+    where = f" ({_where(offender)}, {outcome})" if outcome else ""
+    return f"{units.show(offender['share'], 'share')} of {total} {name}{where}, {happened}"
+
+
+def most_futile(service: ServiceRecord) -> str:
+    """ "splice, EAGAIN": what most of the futile I/O calls were; empty where there were none."""
+    worst = max(service.get("futile", []), key=lambda entry: entry["count"], default=None)
+    return f"{worst['syscall']}, {worst['outcome']}" if worst else ""
 
 
 def slow_text(service: ServiceRecord, wakeup: SlowWakeup) -> str:

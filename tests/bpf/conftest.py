@@ -183,6 +183,8 @@ def assert_laws(m: Measurement) -> None:
     assert m.pending_wakeups >= 0
     assert m.polls == m.blocking_polls + m.timed_polls + m.nonblocking_polls
     assert sum(m.snapshot.histogram.values()) == resolved
+    assert m.io_calls == sum(m.snapshot.io_outcomes.values())
+    assert m.futile_calls == sum(m.snapshot.futile.values()) <= m.io_calls
     assert m.empty_polls <= m.nonblocking_polls
     assert m.timeout_polls <= m.timed_polls
     # Each event has one direction or two, and each direction found one state of its pollDesc.

@@ -85,8 +85,8 @@ def test_every_number_has_a_role_and_fits_the_kernels_table(name: str) -> None:
     assert machine.names(name) == {number: call for call, number in machine.NUMBERS[name].items()}
 
 
-def test_only_x86_has_the_old_epoll_wait() -> None:
-    assert machine.NUMBERS["x86_64"].keys() - machine.NUMBERS["aarch64"].keys() == {"epoll_wait"}
+def test_only_x86_has_the_old_calls() -> None:
+    assert machine.NUMBERS["x86_64"].keys() - machine.NUMBERS["aarch64"].keys() == {"epoll_wait", "dup2"}
 
 
 def test_roles_name_the_descriptor_of_each_direction() -> None:
@@ -99,6 +99,13 @@ def test_roles_name_the_descriptor_of_each_direction() -> None:
     assert descriptors("copy_file_range") == (0, 2)
     assert descriptors("sendfile") == (1, 0)
     assert descriptors("read") == descriptors("accept4") == descriptors("recvmsg") == (0, None)
+    assert descriptors("tee") == (0, 1)
+    # What is another descriptor afterwards: close(fd), dup3(old, new, …)
+    assert (descriptors("close"), descriptors("dup2"), descriptors("dup3")) == (
+        (0, None),
+        (1, None),
+        (1, None),
+    )
     assert descriptors("write") == descriptors("connect") == descriptors("getsockopt") == (None, 0)
     assert descriptors("epoll_pwait") == (None, None)
 
@@ -110,7 +117,24 @@ def test_roles_are_those_of_the_c_program() -> None:
         "ROLE_POLL_TIMESPEC": machine.POLL_TIMESPEC,
         "ROLE_CTL": machine.CTL,
         "ROLE_SOCKOPT": machine.SOCKOPT,
+        "ROLE_CLOSE": machine.CLOSE,
+        "ROLE_EOF": machine.EOF,
+        "ROLE_RECEIVE": machine.RECEIVE,
     }
+
+
+@machines
+def test_every_io_call_has_a_number_of_its_own(name: str) -> None:
+    (shift, most) = re.search(
+        r"#define ROLE_IO_CALL\(role\) \(\(\(role\) >> (\d+)\) & .*\n#define IO_CALLS (\d+)", HEADER
+    ).groups()  # type: ignore[union-attr]
+    roles = {machine.names(name)[number]: role for number, role in machine.roles(name).items()}
+    numbers = {call: roles[call] >> int(shift) for call in machine.IO_CALLS}
+    assert sorted(numbers.values()) == list(range(len(machine.IO_CALLS)))
+    assert len(machine.IO_CALLS) <= int(most)
+    assert all(machine.IO_CALLS[number] == call for call, number in numbers.items())
+    # These are nobody's I/O.
+    assert not {"getsockopt", "close", "dup2", "dup3", "epoll_ctl", "epoll_pwait"} & set(machine.IO_CALLS)
 
 
 @machines

@@ -26,6 +26,19 @@ def test_every_metric_can_be_limited_from_both_sides(name: str) -> None:
         assert (limit.kind, limit.metric, limit.value, limit.text) == (kind, name, parsed, str(value))
 
 
+@pytest.mark.parametrize("name", [m.name for m in METRICS.values() if m.unit == "count" and m.adds_up])
+def test_the_rate_of_every_count_can_be_limited(name: str) -> None:
+    (limit,) = limits({f"max_{name}_per_second": "2.5"}).limits
+    assert (limit.kind, limit.metric, limit.value, limit.base) == ("max", f"{name}_per_second", 2.5, name)
+    assert limits({f"max_{name}_per_second": 2.5}).as_json() == {f"max_{name}_per_second": 2.5}
+
+
+def test_what_is_no_sum_over_the_window_has_no_rate() -> None:
+    for name in ("runq_max", "pending_wakeups", "spurious", "latency_p99", "cpu_seconds"):
+        with pytest.raises(UsageError, match=f"unknown limit 'max_{name}_per_second'"):
+            limits({f"max_{name}_per_second": 2})
+
+
 def test_a_bare_marker_has_no_limits() -> None:
     assert limits({}) == Limits()
     assert limits({}).as_json() == {}
@@ -39,6 +52,8 @@ def test_a_bare_marker_has_no_limits() -> None:
         ({"spuriuos": 0.05}, "did you mean 'max_spurious'?"),
         ({"latncy_p99": "5ms"}, "did you mean 'max_latency_p99'?"),
         ({"max_latency": "5ms"}, "unknown limit 'max_latency', did you mean 'max_latency_"),
+        ({"polls_per_second": 3}, "did you mean 'max_polls_per_second'?"),
+        ({"max_futile_cals_per_second": 3}, "did you mean 'max_futile_calls_per_second'?"),
         ({"servce": "a"}, "did you mean 'service'?"),
         ({"runs": 0}, "runs=0 is not an integer > 0"),
         ({"runs": "often"}, "runs='often' is not an integer > 0"),

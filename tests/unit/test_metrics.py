@@ -47,6 +47,8 @@ def message(**changes: Any) -> dict[str, Any]:
         "histogram": {"16": 3},
         "latency_max_ns": 16,
         "runq_max": None,
+        "io_outcomes": {"data": 3, "EAGAIN": 2},
+        "futile": [],
     }
     return {**full, **changes}
 
@@ -57,6 +59,7 @@ def test_table_has_every_metric_of_the_contract_in_its_order() -> None:
         stale_retries events unclaimed_events duplicate_events parking_events
         polls blocking_polls timed_polls nonblocking_polls
         empty_polls timeout_polls break_polls interrupted_polls polls_per_event
+        io_calls futile_calls io_calls_per_wakeup
         latency_p50 latency_p90 latency_p99 latency_p999 latency_max
         ready_calls deadline_wakeups wakeups_per_event dispatches dispatches_per_event runq_max
         cpu_seconds run_delay_seconds lost
@@ -166,6 +169,11 @@ def test_wakeups_per_event_needs_ready_calls() -> None:
     assert measurement(Snapshot(counters(wakeups=4, events=4, ready_calls=2))).wakeups_per_event == 1.5
 
 
+def test_io_calls_per_wakeup_needs_a_wakeup() -> None:
+    assert measurement(Snapshot(counters(io_calls=4))).io_calls_per_wakeup is None
+    assert measurement(Snapshot(counters(io_calls=6, wakeups=4))).io_calls_per_wakeup == 1.5
+
+
 def test_times_of_proc_are_seconds() -> None:
     m = measurement(Snapshot(counters(), cpu_ns=340_000_000, run_delay_ns=None))
     assert m.cpu_seconds == pytest.approx(0.34)
@@ -218,6 +226,13 @@ def test_snapshots_add_up() -> None:
     assert a + b == b + a == expected
 
 
+def test_the_outcomes_of_io_calls_add_up() -> None:
+    a = Snapshot(io_outcomes={"data": 1, "EAGAIN": 2}, futile={("read", "EAGAIN"): 1})
+    b = Snapshot(io_outcomes={"EAGAIN": 3, "EMFILE": 4}, futile={("accept4", "EMFILE"): 2})
+    assert (a + b).io_outcomes == {"data": 1, "EAGAIN": 5, "EMFILE": 4}
+    assert (a + b).futile == {("read", "EAGAIN"): 1, ("accept4", "EMFILE"): 2}
+
+
 def test_a_sum_knows_only_what_both_sides_measured() -> None:
     a = Snapshot(counters(wakeups=1, ready_calls=1), cpu_ns=10, run_delay_ns=None)
     b = Snapshot(counters(wakeups=2), cpu_ns=None, run_delay_ns=3)
@@ -225,8 +240,17 @@ def test_a_sum_knows_only_what_both_sides_measured() -> None:
 
 
 def test_an_agents_message_becomes_a_snapshot() -> None:
-    expected = Snapshot(counters(wakeups=3), {16: 3}, 16, runq_max=5)
-    assert Snapshot.from_json(message(pid=42, runq_max=5)) == expected
+    expected = Snapshot(
+        counters(wakeups=3),
+        {16: 3},
+        16,
+        runq_max=5,
+        io_outcomes={"data": 3, "EAGAIN": 2},
+        futile={("read", "EAGAIN"): 3},
+    )
+    # Of two outcomes on two CPUs, or one of each: they add up.
+    futile = [["read", "EAGAIN", 1], ["read", "EAGAIN", 2]]
+    assert Snapshot.from_json(message(pid=42, runq_max=5, futile=futile)) == expected
 
 
 def test_optional_counters_may_be_absent_or_null_or_there() -> None:
@@ -257,6 +281,11 @@ def test_optional_counters_may_be_absent_or_null_or_there() -> None:
         (message(latency_max_ns=None), "latency_max_ns: expected an integer"),
         (message(runq_max="1"), "runq_max: expected an integer"),
         (message(runq_max=-1), "runq_max: expected an integer"),
+        (message(io_outcomes=None), "io_outcomes: expected an object"),
+        (message(io_outcomes={"EAGAIN": -1}), "io_outcomes.EAGAIN: expected an integer >= 0, got -1"),
+        (message(futile=None), "futile: expected a list"),
+        (message(futile=[["read", 11, 2]]), "futile: expected .syscall, outcome, calls."),
+        (message(futile=[["read", "EAGAIN", True]]), "futile: .* got True"),
     ],
 )
 def test_a_malformed_message_is_a_value_error_that_names_the_field(bad: object, complaint: str) -> None:

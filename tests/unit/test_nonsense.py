@@ -98,8 +98,10 @@ MEASURED = {
     "deadline_wakeups": 1,
     "dispatches": 20,
     "runq_max": 2,
+    "io_outcomes": {"data": 5, "EAGAIN": 2},
+    "futile": [["read", "EAGAIN", 1]],
     "slowest": [{**WAKEUP, "latency_ns": 9000, "at_ns": 5000, "goid": [18, 0]}],
-    "offenders": [{**WAKEUP, "offence": "spurious", "count": 7}],
+    "offenders": [{**WAKEUP, "offence": "spurious", "count": 7, "outcome": None}],
 }
 PROCESSES = {"processes": [ABOUT]}
 CLOSED = {

@@ -55,7 +55,7 @@ def test_what_was_counted_and_not_kept_is_missing_in_the_shares():
 
 
 def test_of_one_window_too(tmp_path):
-    entry = {name: value for name, value in lap(30).items() if name != "share"}
+    entry = {name: value for name, value in lap(30).items() if name != "share"} | {"outcome": None}
     raw = [{**entry, "stack": []}, {**entry, "count": 3, "offence": "stale", "stack": []}]
     found = offenders.collect(raw, Symbolizer(tmp_path), {"spurious_wakeups": 40, "stale_retries": 4})
     assert [o["share"] for o in found] == [0.75, 0.75]

@@ -148,6 +148,13 @@ def test_a_limit_is_shown_with_what_was_measured_and_whether_it_was_kept() -> No
     assert "min_wakeups 10 200 ✓ kept" in limits
 
 
+def test_a_limit_on_a_rate_is_shown_with_the_rate() -> None:
+    (detail,) = details(built(measured(), max_polls_per_second=1000, max_events_per_second=0.5))
+    limits = text(detail["html"].partition("<tbody>")[2].partition("</tbody>")[0])
+    assert "max_polls_per_second 1,000.00 168.00 ✓ kept" in limits  # 210 in the record's 1.25 s
+    assert "max_events_per_second 0.50 200.00 ✗ broken" in limits
+
+
 def test_a_services_own_limit_is_shown_with_that_service_alone() -> None:
     demanded = resolve([((), {"max_polls": 1000}), ((), {"max_polls": 5, "service": "back"})], "t")
     measurements = [measured("front"), measured("back")]

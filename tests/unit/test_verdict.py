@@ -11,6 +11,7 @@ import pytest
 from pytest_netpoll import extensions
 from pytest_netpoll.errors import UsageError
 from pytest_netpoll.marker import Limits, resolve
+from pytest_netpoll.median import median_of
 from pytest_netpoll.metrics import COUNTERS, Measurement, Snapshot, bucket_of
 from pytest_netpoll.verdict import Breach, Verdict, judge
 
@@ -48,6 +49,11 @@ def test_limits_that_hold_pass() -> None:
             measured(HEALTHY, latency=12_300_000),
             "server: latency_p99 12.3 ms > max 5.0 ms",
         ),
+        (
+            {"max_polls_per_second": 104.5},
+            replace(measured(HEALTHY), window_seconds=2.0),
+            "server: polls_per_second 105.00 (210 in 2.00 s) > max 104.50",
+        ),
         ({"min_wakeups": 100}, measured({"wakeups": 3}), "server: wakeups 3 < min 100"),
         ({"max_polls_per_event": 1}, measured(HEALTHY), "server: polls_per_event 1.05 > max 1.00"),
         ({"min_events": 15000}, measured(HEALTHY), "server: events 200 < min 15,000"),
@@ -71,6 +77,26 @@ def test_a_broken_limit_fails_with_one_line(
 )
 def test_a_breach_shows_enough_digits_to_see_it(measured: float, limit: float, line: str) -> None:
     assert str(Breach("a", "spurious", "max", measured, limit)) == line
+
+
+def test_a_rate_is_held_against_the_windows_length() -> None:
+    long = replace(measured({"polls": 1000}), window_seconds=100.0)
+    assert judge([long], limits({"max_polls_per_second": 10})) == Verdict("passed")
+    assert judge([replace(long, window_seconds=99.0)], limits({"max_polls_per_second": 10})).breaches
+
+
+def test_the_rate_of_a_repeated_test_is_the_median_of_its_runs_rates() -> None:
+    runs = [replace(measured({"polls": n}), window_seconds=s) for n, s in ((10, 1.0), (40, 2.0), (90, 3.0))]
+    [m] = median_of([[run] for run in runs])
+    assert m.polls_per_second == 20
+    verdict = judge([m], limits({"max_polls_per_second": 19}))
+    assert verdict.reason == ("server: polls_per_second 20.00 (median of 3 runs, 10.00 to 30.00) > max 19.00")
+
+
+def test_a_rate_of_what_was_not_measured_is_not_measured() -> None:
+    verdict = judge([measured(HEALTHY)], limits({"max_ready_calls_per_second": 5}))
+    assert verdict.outcome == "unmeasured"
+    assert "ready_calls_per_second was not measured: ready calls were not counted" in (verdict.reason or "")
 
 
 def test_every_broken_limit_of_every_service_has_its_line() -> None:

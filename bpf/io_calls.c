@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/*
+ * Counts I/O calls: how many returned, how those ended that brought no data, and which of them were futile. The
+ * agent appends this file to netpoll.c, which calls io_call and io_closed.
+ *
+ * A call that moved data costs a counter, and a look at the streak that it ends. The clock is read for others only.
+ */
+
+BPF_PERCPU_ARRAY(io_failures, struct io_failures, MAX_PROCESSES * BANKS);
+BPF_ARRAY(io_sampling, u32, 1);	/* record the stack of one call in so many; 0 = of none */
+
+/* In whose banks a process's calls count. A server may run program after program that never polls, each of which
+ * would keep its slot if it left numbers behind; so those are the server's. */
+static __always_inline u32 accountable(u32 owner)
+{
+	struct target *t = target_of(owner), *heir;
+	int slot;
+
+	if (!t || t->kept)
+		return owner;
+	slot = t->heir;
+	heir = targets.lookup(&slot);
+	if (heir && heir->kept && heir->root == t->root)
+		return slot + 1;
+	t->kept = 1;	/* the heir is long gone */
+	return owner;
+}
+
+/* From here on the descriptor is another one, or none. */
+static __always_inline void io_closed(u32 owner, u32 fd)
+{
+	struct wait *r = wait_of(owner, fd, DIR_READ), *w = wait_of(owner, fd, DIR_WRITE);
+
+	if (r)
+		r->streak = 0;
+	if (w)
+		w->streak = 0;
+}
+
+/* Whether 0 bytes were an empty datagram. */
+static __always_inline int is_datagram(u32 role, u32 fd)
+{
+#ifdef TASK_FILES_OFFSET
+	u64 file = file_of(fd);
+	u16 mode = 0, type = 0;
+
+	READ_MEMBER(mode, kernel_word(file + FILE_INODE_OFFSET) + INODE_MODE_OFFSET);
+	if ((mode & S_IFMT) != S_IFSOCK)
+		return 0;
+	READ_MEMBER(type, kernel_word(file + FILE_PRIVATE_OFFSET) + SOCKET_TYPE_OFFSET);
+	return type == SOCK_DGRAM || type == SOCK_RAW;
+#else
+	/* Who receives from a stream reads, mostly. */
+	return role & ROLE_RECEIVE;
+#endif
+}
+
+static __always_inline int in_streak(const struct wait *w, u32 outcome)
+{
+	return w && w->streak && w->outcome == outcome;
+}
+
+/* One more call on this descriptor and direction that ended so. Returns how many there were in a row, at most
+ * FUTILE_FROM. now: ns >> FAILED_AT_SHIFT. */
+static __always_inline u32 lengthen_streak(struct wait *w, u32 outcome, u32 now)
+{
+	u32 streak = w->streak;
+
+	if (w->outcome != outcome || now - w->failed_at > STREAK_PAUSE)
+		streak = 0;
+	if (streak < FUTILE_FROM)
+		streak++;
+	w->streak = streak;
+	w->outcome = outcome;
+	w->failed_at = now;
+	return streak;
+}
+
+/* Records whose call it was. calls: such calls that this CPU has counted in the epoch. */
+static __always_inline void keep_io_call(void *ctx, struct counters *c, struct offender *o, u64 calls)
+{
+	int zero = 0;
+	u32 *every = io_sampling.lookup(&zero);
+	u32 weight = 1;
+
+	if (!every || !*every)
+		return;
+	if (calls > STACKS_EXACT) {
+		/* At random: a count would beat in time with a service that works in a pattern. */
+		if (bpf_get_prandom_u32() % *every)
+			return;
+		weight = *every;
+	}
+	o->stack = stack_of(ctx);
+	accuse(c, o, weight);
+}
+
+/* An I/O syscall has returned. */
+static __always_inline void io_call(void *ctx, u32 owner, const struct args *a, u32 role, long ret)
+{
+	u32 reads = ROLE_READ_ARG(role), writes = ROLE_WRITE_ARG(role);
+	u32 read_fd = reads == 1 ? a->arg[0] : a->arg[1];
+	u32 write_fd = writes == 1 ? a->arg[0] : writes == 2 ? a->arg[1] : a->arg[2];
+	struct wait *r = reads ? wait_of(owner, read_fd, DIR_READ) : 0;
+	struct wait *w = writes ? wait_of(owner, write_fd, DIR_WRITE) : 0;
+	u32 epoch = current_epoch(), accounted = accountable(owner);
+	struct counters *c = counters_of(accounted, epoch);
+	u32 outcome = OUTCOME_DATA, streak = 0, now;
+	int key = BANK(accounted, epoch);
+	struct offender o = {};
+	struct io_failures *f;
+
+	/* A call that a signal interrupted, and that the kernel makes again by itself, has no outcome yet. */
+	if (!c || (ret < 0 && -ret >= OUTCOMES))
+		return;
+	c->io_calls++;
+	if (ret < 0)
+		outcome = -ret;
+	else if (ret == 0 && role & ROLE_EOF && (in_streak(r, OUTCOME_EOF) || !is_datagram(role, read_fd)))
+		outcome = OUTCOME_EOF;
+	if (outcome == OUTCOME_DATA) {
+		if (r && r->streak)
+			r->streak = 0;
+		if (w && w->streak)
+			w->streak = 0;
+	} else {
+		/* The end of a file is nothing that happens to where it is copied to. */
+		if (outcome == OUTCOME_EOF)
+			writes = 0;
+		now = bpf_ktime_get_ns() >> FAILED_AT_SHIFT;
+		streak = FUTILE_FROM;
+		/* Of two descriptors either may be the one to blame: both must have seen it so often. */
+		if (reads)
+			streak = r ? lengthen_streak(r, outcome, now) : 0;
+		if (writes) {
+			u32 other = w ? lengthen_streak(w, outcome, now) : 0;
+
+			if (other < streak)
+				streak = other;
+		}
+		if (outcome != EBADF && ((reads && !r) || (writes && !w)))
+			c->lost_calls++;
+		f = io_failures.lookup(&key);
+		if (!f)
+			return;
+		f->outcomes[outcome]++;
+		f->failed = 1;
+		if (streak == FUTILE_FROM) {
+			u32 call = ROLE_IO_CALL(role);
+
+			c->futile_calls++;
+			f->futile[call]++;
+			f->why[call] = outcome;
+		}
+	}
+	if (!keeps(KEEP_IO_CALLS | (streak == FUTILE_FROM ? KEEP_FUTILE_CALLS : 0)))
+		return;
+	o.owner = owner;
+	o.epoch = epoch;
+	o.syscall = a->nr;
+	o.outcome = outcome;
+	o.direction = writes ? DIR_WRITE : DIR_READ;
+	o.fd = writes ? write_fd : read_fd;
+	o.offence = streak == FUTILE_FROM ? FUTILE : IO_CALL;
+	keep_io_call(ctx, c, &o, streak == FUTILE_FROM ? c->futile_calls : c->io_calls);
+}

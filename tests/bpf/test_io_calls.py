@@ -1,0 +1,125 @@
+"""How many I/O calls there were, how they ended, and which of them were futile."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+import pytest
+
+N = 2000
+# Calls that a command itself takes, and those of the runtime's own wake-up descriptor meanwhile.
+OWN_CALLS = 40
+# Of a spin that the machine interrupts for 1 ms, two calls are not futile: it begins anew.
+INTERRUPTED = 0.03
+
+
+@pytest.fixture
+def run(launch, measure, commands, newest_go):
+    """run("eagain", N) is the measurement of a stretch in which services/io did that N times."""
+
+    def run(kind, n=N, **options):
+        service = launch("io", "-do", kind, go=str(newest_go.go), **options)
+        command = commands(service)
+        with measure() as stretch:
+            assert command(n) == "done"
+        return stretch(service)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("kind", "syscall", "outcome"),
+    [
+        ("eagain", "read", "EAGAIN"),
+        ("eof", "read", "end of file"),
+        ("error", "read", "EISDIR"),
+        ("splice", "splice", "EAGAIN"),
+    ],
+)
+def test_calls_that_find_nothing_again_and_again_are_futile(run, kind, syscall, outcome):
+    m = run(kind)
+    assert N <= m.io_calls <= N + OWN_CALLS
+    assert N <= m.snapshot.io_outcomes[outcome] <= N + OWN_CALLS
+    assert (1 - INTERRUPTED) * N <= m.futile_calls <= N - 2
+    assert m.snapshot.futile == {(syscall, outcome): m.futile_calls}
+
+
+def test_each_descriptor_has_a_row_of_its_own(run):
+    m = run("two")
+    assert (1 - INTERRUPTED) * 2 * N <= m.futile_calls <= 2 * (N - 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "calls", "outcomes"),
+    [
+        ("check", 4, {"data": 2, "EAGAIN": 2}),
+        ("alternate", 2, {"EAGAIN": 1, "ESPIPE": 1}),
+        ("reopen", 1, {"end of file": 1}),
+        ("redirect", 1, {"end of file": 1}),
+        ("datagram", 2, {"data": 2}),
+    ],
+)
+def test_two_in_a_row_are_not_futile_nor_are_those_of_another_descriptor(run, kind, calls, outcomes):
+    m = run(kind)
+    assert calls * N <= m.io_calls <= calls * N + OWN_CALLS
+    assert m.futile_calls == 0
+    for outcome, times in outcomes.items():
+        assert times * N <= m.snapshot.io_outcomes[outcome] <= times * N + OWN_CALLS
+
+
+def test_a_pause_of_a_millisecond_ends_the_row(run):
+    n = 100
+    m = run("pause", n)
+    assert 3 * n <= m.snapshot.io_outcomes["EAGAIN"] <= 3 * n + OWN_CALLS
+    # The machine may make a pause between the three.
+    assert 0.8 * n <= m.futile_calls <= n
+
+
+def test_a_descriptor_beyond_the_table_is_lost_where_a_call_finds_nothing(
+    new_meter, launch, newest_go, commands
+):
+    meter = new_meter(max_fds=64)
+    service = launch("io", "-do", "new", go=str(newest_go.go))
+    meter.watch(service)
+    command = commands(service)
+    window = meter.open()
+    assert command(50) == "done"
+    [m] = meter.close(window, [service])
+    assert "descriptors beyond the table: raise --netpoll-max-fds" in m.unmeasured
+    # Each pipe takes two descriptors, and of the table's 64 the service has some already.
+    assert 50 - 64 / 2 < m.lost < 50
+
+
+def pings(connection, count):
+    for _ in range(count):
+        connection.sendall(b"ping\n")
+        assert connection.recv(5, socket.MSG_WAITALL) == b"ping\n"
+
+
+@pytest.mark.parametrize("name", ["echo", "spliceecho", "http", "tls"])
+def test_a_healthy_service_under_load_has_no_futile_call(launch, measure, newest_go, name):
+    import ssl
+    import urllib.request
+
+    service = launch(name, go=str(newest_go.go))
+    with measure() as stretch:
+        if name == "http":
+            for _ in range(200):
+                urllib.request.urlopen(service.url, timeout=20).read()
+        else:
+            for _ in range(5):
+                with contextlib.ExitStack() as stack:
+                    raw = stack.enter_context(socket.create_connection(service.address, timeout=20))
+                    if name == "tls":
+                        context = ssl.create_default_context()
+                        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+                        raw = stack.enter_context(context.wrap_socket(raw))
+                        for _ in range(200):
+                            raw.sendall(b"ping\n")
+                            assert raw.recv(5) == b"ping\n"
+                    else:
+                        pings(raw, 200)
+    m = stretch(service)
+    assert m.io_calls > 400
+    assert m.futile_calls == 0
