@@ -18,8 +18,8 @@ from pytest_netpoll import containers, guard
 from pytest_netpoll.attach import by_name, by_port, find
 from pytest_netpoll.errors import NetpollError, ServiceError, UsageError
 from pytest_netpoll.gomaxprocs import gomaxprocs_of
-from pytest_netpoll.listeners import port_holder, ports_of
 from pytest_netpoll.launch import Held, NotStarted
+from pytest_netpoll.listeners import port_holder, ports_of
 from pytest_netpoll.output import Output, Pipe
 from pytest_netpoll.patience import Say
 from pytest_netpoll.readiness import LOOPBACK, Address, Ready, checked, find_listener, wait_until_ready
