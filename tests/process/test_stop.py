@@ -192,10 +192,10 @@ def test_nothing_survives_a_killed_pytest_whose_guardian_was_killed_before(
     launcher: Launch, ends: Ends
 ) -> None:
     process, (server, child, guardian) = launcher("wait", "fork_child_with_own_session")
-    [second] = psutil.Process(guardian).children()
+    second = [process.pid for process in psutil.Process(guardian).children()]
     os.kill(guardian, signal.SIGKILL)
     process.kill()
-    assert ends(server, child, second.pid, seconds=3)
+    assert ends(server, child, *second, seconds=3)
 
 
 def test_a_guardian_goes_on_without_the_one_that_stands_by(launcher: Launch, ends: Ends) -> None:
