@@ -1,8 +1,9 @@
 """Ends services, also those of a pytest that was killed before it could.
 
 Run as a script this file is the guardian: a process beside pytest that is told every service and,
-once pytest is gone, ends those still left. It imports the standard library only and starts with
-`-I -S`, so that nothing in the user's environment can break it or slow it down.
+once pytest is gone, ends those still left. A fork of it stands by in case it is killed. It imports the
+standard library only and starts with `-I -S`, so that nothing in the user's environment can break it or
+slow it down.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 GUARDIAN_GRACE = 1.0  # seconds between SIGTERM and SIGKILL when pytest is already gone
@@ -228,29 +229,94 @@ def _start_guardian() -> subprocess.Popen[bytes]:
     raise NoGuardian(f"{shlex.join(command)} ended with exit status {process.wait()}", said)
 
 
+class _Told:
+    """What the guardian was told: mark -> {pid: start time}, empty as long as the service is expected."""
+
+    def __init__(self) -> None:
+        self.leaders: dict[str, dict[int, int]] = {}
+        self.done = False  # whether nothing is left to be ended
+        self._rest = b""
+
+    def hear(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            mark, *leader = line[1:].decode().split() or [""]
+            if line.startswith(b"+"):
+                self.leaders[mark] = {int(leader[0]): int(leader[1])} if leader else {}
+            elif line.startswith(b"-"):
+                self.leaders.pop(mark, None)
+            else:
+                self.done = True
+
+    def end_all(self) -> None:
+        known = {pid: start for leader in self.leaders.values() for pid, start in leader.items()}
+        end(known, GUARDIAN_GRACE, self.leaders)
+
+
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it ends with pytest, and only then
-    poller = select.poll()
-    poller.register(0, select.POLLIN)
-    # The pipe alone is not enough: a process that pytest forked without exec holds its other end too.
+    pytest = int(sys.argv[1])
+    told = _Told()
+    with _stand_by(pytest) as relay:
+        poller = select.poll()
+        poller.register(0, select.POLLIN)
+        # The pipe alone is not enough: a process that pytest forked without exec holds its other end too.
+        with contextlib.suppress(OSError):
+            poller.register(os.pidfd_open(pytest), select.POLLIN)
+        os.write(1, READY)
+        while 0 in dict(poller.poll()):
+            data = os.read(0, 4096)
+            if not data:
+                break
+            told.hear(data)
+            relay(data)
+        told.end_all()
+
+
+@contextlib.contextmanager
+def _stand_by(pytest: int) -> Iterator[Callable[[bytes], None]]:
+    """A second guardian, which hears all that the first one does, and takes over where that is killed."""
+    source, sink = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(sink)
+            _take_over(source, pytest)
+        finally:
+            os._exit(0)
+    os.close(source)
+
+    def relay(data: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError):  # somebody killed it
+            os.write(sink, data)
+
+    yield relay
+    relay(b"done\n")
+    os.close(sink)
+    os.waitpid(child, 0)
+
+
+def _take_over(source: int, pytest: int) -> None:
+    os.setsid()
+    for inherited in (0, 1, 2):
+        os.close(inherited)  # or pytest would not hear that the first one has ended
+    told = _Told()
+    while data := os.read(source, 4096):
+        told.hear(data)
+    if not told.done:
+        _wait_for_end(pytest)
+        told.end_all()
+
+
+def _wait_for_end(pid: int) -> None:
     with contextlib.suppress(OSError):
-        poller.register(os.pidfd_open(int(sys.argv[1])), select.POLLIN)
-    os.write(1, READY)
-    leaders: dict[str, dict[int, int]] = {}  # mark -> {pid: start time}, empty as long as it is expected
-    rest = b""
-    while 0 in dict(poller.poll()):
-        data = os.read(0, 4096)
-        if not data:
-            break
-        *lines, rest = (rest + data).split(b"\n")
-        for line in lines:
-            mark, *leader = line[1:].decode().split()
-            if line.startswith(b"+"):
-                leaders[mark] = {int(leader[0]): int(leader[1])} if leader else {}
-            else:
-                leaders.pop(mark, None)
-    end({pid: start for leader in leaders.values() for pid, start in leader.items()}, GUARDIAN_GRACE, leaders)
+        poller = select.poll()
+        poller.register(os.pidfd_open(pid), select.POLLIN)
+        poller.poll()
+        return
+    while (entry := stat(pid)) is not None and entry.state not in "ZX":
+        time.sleep(0.1)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import shlex
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Collection, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -486,6 +487,8 @@ class ServiceFactory:
         self._builder = Builder(cache_dir, say)
         self._go = go
         self._ports: set[int] = set()
+        self._naming = threading.Lock()
+        self._starting: set[str] = set()  # names
 
     def __call__(
         self,
@@ -559,8 +562,9 @@ class ServiceFactory:
                 default_name = Path(head[0]).name
             spec = Spec(ready, timeout, (*head, *words(args, "args")), own, directory)
         asked = name or default_name
-        service = Service(self._unique(asked), spec, self, asked)
-        service.start()
+        with self._named(asked) as unique:
+            service = Service(unique, spec, self, asked)
+            service.start()
         return service
 
     def stop_all(self) -> None:
@@ -606,13 +610,20 @@ class ServiceFactory:
                 self._ports.add(port)
                 return port
 
-    def _unique(self, name: str) -> str:
-        taken = {service.name for service in self.services} | set(self._taken())
-        candidate, number = name, 1
-        while candidate in taken:
-            number += 1
-            candidate = f"{name}-{number}"
-        return candidate
+    @contextlib.contextmanager
+    def _named(self, name: str) -> Iterator[str]:
+        """The name, or one made of it that no other service has, nor gets in the block in another thread."""
+        with self._naming:
+            taken = {service.name for service in self.services} | set(self._taken()) | self._starting
+            candidate, number = name, 1
+            while candidate in taken:
+                number += 1
+                candidate = f"{name}-{number}"
+            self._starting.add(candidate)
+        try:
+            yield candidate
+        finally:
+            self._starting.remove(candidate)
 
 
 def _ending(returncode: int | None) -> str:

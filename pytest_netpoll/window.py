@@ -319,7 +319,10 @@ class Meter:
             except ServiceError as error:
                 return error.reason
         if not processes and service.stopped:
-            return f"service {service.name!r} had been stopped when the window opened"
+            return (
+                f"service {service.name!r} had been stopped when the window opened (to mend: restart it, or "
+                "name the others with service=)"
+            )
         if not processes:
             return f"service {service.name!r} was not watched when the window opened"
         proven = [p for p in processes if p["calibration"]["layout"]]

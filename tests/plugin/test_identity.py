@@ -410,3 +410,22 @@ def test_datagrams(start):
             "process * (dup) does*go_service(port=…)*"
         ]
     )
+
+
+@pytest.mark.bpf
+def test_a_daemon_that_a_service_started_is_measured_with_it(run):
+    result = run(
+        """
+@pytest.fixture(scope="module")
+def server(start, go_service):
+    built = start("dup")
+    built.stop()
+    daemon = f"setsid {built.executable} -addr 127.0.0.1:{{port}}"
+    return go_service(command=["sh", "-c", f"({daemon} &); exec sleep 600"], name="svc")
+
+@netpoll(max_spurious_wakeups=0)
+def test_it(server, ping): ping(server, pause=0.005)
+"""
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["svc: spurious_wakeups * > max 0"])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -76,6 +77,13 @@ def test_names_are_unique_among_running_services(go_service: ServiceFactory, nas
     second.stop()
     assert go_service.services == [first, third]
     assert go_service(command=nasty("sleep"), ready=None, name="api").name == "api-2"
+
+
+def test_names_are_unique_also_of_services_started_at_once(go_service: ServiceFactory, nasty: Nasty) -> None:
+    command = nasty("sleep")
+    with ThreadPoolExecutor(4) as pool:
+        started = [pool.submit(go_service, command=command, ready=None, name="api") for _ in range(4)]
+    assert {service.result().name for service in started} == {"api", "api-2", "api-3", "api-4"}
 
 
 def test_a_restart_keeps_the_port_and_changes_the_pid(go_service: ServiceFactory, nasty: Nasty) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import socket
 import time
 import urllib.error
@@ -30,6 +31,18 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tcp_waits_for_the_listener(go_service: ServiceFactory, nasty: Nasty) -> None:
     server = go_service(command=nasty("sleep_for:0.3", "listen:{port}", "sleep"))
     socket.create_connection(server.address).close()
+
+
+def test_a_listener_that_left_its_parent_and_its_session_is_the_services(
+    go_service: ServiceFactory, nasty: Nasty, ends: Callable[..., bool]
+) -> None:
+    daemon = shlex.join(nasty("listen:{port}", "sleep"))
+    server = go_service(command=["sh", "-c", f"(setsid {daemon} &); exec sleep 60"], timeout=10)
+    socket.create_connection(server.address, timeout=10).close()
+    (other,) = server.family().keys() - {server.pid}
+    assert psutil.Process(other).parent() != psutil.Process(server.pid)
+    server.stop()
+    assert ends(other)
 
 
 def test_tcp_does_not_trust_a_stranger_on_the_port(

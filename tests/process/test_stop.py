@@ -188,6 +188,24 @@ def test_nothing_survives_a_killed_pytest(launcher: Launch, ends: Ends, mode: st
     assert ends(server, *others, seconds=3)
 
 
+def test_nothing_survives_a_killed_pytest_whose_guardian_was_killed_before(
+    launcher: Launch, ends: Ends
+) -> None:
+    process, (server, child, guardian) = launcher("wait", "fork_child_with_own_session")
+    second = [process.pid for process in psutil.Process(guardian).children()]
+    os.kill(guardian, signal.SIGKILL)
+    process.kill()
+    assert ends(server, child, *second, seconds=3)
+
+
+def test_a_guardian_goes_on_without_the_one_that_stands_by(launcher: Launch, ends: Ends) -> None:
+    process, (server, child, guardian) = launcher("wait", "fork_child")
+    [second] = psutil.Process(guardian).children()
+    second.kill()
+    process.kill()
+    assert ends(server, child, guardian, seconds=3)
+
+
 def test_nothing_survives_a_pytest_that_forgot_to_stop(launcher: Launch, ends: Ends) -> None:
     process, pids = launcher("exit", "fork_child")
     assert process.wait(10) == 0

@@ -131,6 +131,30 @@ def test_markers_for_different_services_stand_side_by_side() -> None:
     assert merged.services == ("a", "b")
 
 
+@pytest.mark.parametrize(
+    ("marks", "levels", "expected"),
+    [
+        ([{"max_polls": 1}, {"service": "a"}], "tc", {"a": 1, "b": None}),
+        ([{"max_polls": 1}, {"max_events": 2}, {"service": "a", "max_polls": 3}], "tcm", {"a": 1, "b": None}),
+        ([{"max_polls": 1}, {"service": "a"}, {"service": "b"}], "tcc", {"a": 1, "b": 1, "c": None}),
+        ([{"max_polls": 1}, {"service": "a"}], "tt", {"a": 1, "b": 1}),
+        ([{"max_polls": 1}, {}, {"service": "a"}], "tcc", {"a": 1, "b": 1}),
+        ([{"service": "b", "max_polls": 1}, {"service": "a", "max_polls": 2}], "tc", {"a": 2, "b": 1}),
+        ([{"max_polls": 1}, {"service": "b"}, {"service": "a"}], "ttc", {"a": 1, "b": None, "c": None}),
+    ],
+    ids=["inherits", "through a level", "both", "beside", "around for all", "its own", "only from around"],
+)
+def test_a_marker_is_about_the_services_of_the_markers_around_it(
+    marks: list[Mapping[str, object]], levels: str, expected: Mapping[str, int | None]
+) -> None:
+    merged = resolve([((), mark) for mark in marks], "test", levels=levels)
+    polls = {
+        name: next((limit.value for limit in merged.for_service(name) if limit.metric == "polls"), None)
+        for name in expected
+    }
+    assert polls == expected
+
+
 def test_a_marker_for_some_services_leaves_the_others_out() -> None:
     assert limits({}).binds("b")
     assert limits({"max_polls": 1}).binds("b")
