@@ -7,11 +7,10 @@ counts as I/O. Each launch waits for Python to start, so it imports as little as
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # importing signal would take longer than all the rest
 import os
 import select
 import sys
-
-import _signal  # type: ignore[import-not-found]  # importing signal would take longer than all the rest
 
 HERE = b"here"  # said when it waits; what it says after that is the error number of a program that cannot run
 

@@ -19,7 +19,7 @@ class NotStarted(Exception):
 class Held:
     """A process that waits to become its program. popen: the process, before and after that."""
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, output: int) -> None:
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], cwd: Path | None, output: int) -> None:
         """Returns when it waits, in a session of its own. Raises NotStarted.
 
         env: with guard.MARK in it. output: a file descriptor for its stdout and stderr.
@@ -32,7 +32,8 @@ class Held:
         theirs, self._control = os.pipe()
         self._status, said = os.pipe()
         # The environment here is pytest's, since the program's could be one in which no Python starts.
-        command = [sys.executable, "-I", "-S", gate.__file__, *map(str, (theirs, said, len(program), len(argv)))]
+        numbers = (theirs, said, len(program), len(argv))
+        command = [sys.executable, "-I", "-S", gate.__file__, *map(str, numbers)]
         try:
             self.popen = subprocess.Popen(
                 command,

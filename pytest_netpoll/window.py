@@ -319,6 +319,11 @@ class Meter:
                     f"({_version(process)}) did not decode as pollDescs; a newer pytest-netpoll may know "
                     "them (pip install --upgrade pytest-netpoll)"
                 )
+            if calibration["more_pollers"]:
+                return (
+                    f"more than one Go runtime waits for the network in process {process['pid']}, as with "
+                    "two c-shared libraries, and only one can be measured"
+                )
         for process in processes:
             # One that cannot be looked into may be Go for all that is known.
             if process not in go and process["executable"] is not None:

@@ -62,7 +62,10 @@ class Agent:
         self._processes.reap()
         self._sample()
         self._kernel.keep(True, unclaimed or any(self._keep_unclaimed.values()))
-        window = self._windows.open(self._processes.slots())
+        try:
+            window = self._windows.open(self._processes.slots())
+        except windows.TooMany as error:
+            raise watch.Refused(str(error)) from error
         self._at_open[window] = self._times()
         self._timelines[window] = timeline.Timeline(self._beginning())
         self._probes.open(window, ready_stacks)
@@ -116,7 +119,7 @@ class Agent:
         kept = self._kept(window)
         at_open, points = self._at_open[window], self._timelines[window]
         at_close = self._at_open[window] = self._times()
-        self._windows.settled(closed.end - 1, self._processes.slots(), min(settle_ms, MAX_SETTLE_MS) / 1000)
+        self._windows.settled(closed, self._processes.slots(), min(settle_ms, MAX_SETTLE_MS) / 1000)
         banks = {p.slot: self._windows.sum(p.slot, closed) for p in self._live()}
         for process in self._live():
             if process.foreign:

@@ -39,6 +39,7 @@ class Process:
         self.layout = None
         self.proven = 0
         self.unproven = 0
+        self.more_pollers = 0  # registrations that prove another runtime in it
         self.why_not = None  # what calibration from outside saw, when it failed
         self.others = 0  # registrations that it saw, beside what may be the runtime's own, when it failed
         self.unwatched = 0  # children forked and not watched
@@ -73,6 +74,7 @@ class Process:
             "epfd": self.epfd,
             "proven": self.proven,
             "unproven": self.unproven,
+            "more_pollers": self.more_pollers,
             "why_not": self.why_not if self.layout is None else None,
             "others": self.others if self.layout is None else 0,
         }
@@ -239,6 +241,7 @@ class Processes:
         process.layout = self._named(poller.layout)
         process.proven = poller.proven
         process.unproven = poller.unproven
+        process.more_pollers = poller.more_pollers
         if process.epfd < 0:
             process.unproven = sum(candidate.unproven for candidate in poller.candidates)
 
@@ -307,21 +310,21 @@ class Processes:
         poller = self._kernel.poller(target)
         if poller.epfd >= 0:
             return False
+        known = {candidate.epfd for candidate in poller.candidates}
+        new = [item for item in found.candidates.items() if item[0] not in known]
+        for epfd, wakeup in new:
+            candidate = poller.candidates[poller.candidates_seen % len(poller.candidates)]
+            candidate.epfd, candidate.fd, candidate.data = epfd, wakeup.fd, wakeup.data
+            candidate.unproven = 0
+            poller.candidates_seen += 1
         if found.layout is not None:
             poller.layout = self._kernel.layout_value(found.layout, type(poller.layout))
             poller.break_data = found.break_data
             poller.epfd = found.epfd
             poller.proven = found.registered
-        else:
-            known = {candidate.epfd for candidate in poller.candidates}
-            new = [item for item in found.candidates.items() if item[0] not in known]
-            if not new:
-                return False
-            for epfd, wakeup in new:
-                candidate = poller.candidates[poller.candidates_seen % len(poller.candidates)]
-                candidate.epfd, candidate.fd, candidate.data = epfd, wakeup.fd, wakeup.data
-                candidate.unproven = 0
-                poller.candidates_seen += 1
+            poller.more_pollers = found.more
+        elif not new:
+            return False
         self._kernel.set_poller(poller)
         self._note(process, poller)
         # With its exec it became another owner's, who knows nothing of what was found.

@@ -36,11 +36,13 @@ def starts(service, measure, count):
         yield stretch(service)
 
 
-def test_no_wakeup_of_60_starts_under_load_is_missed(burst, measure, busy_machine):
+@pytest.mark.usefixtures("busy_machine")
+def test_no_wakeup_of_60_starts_under_load_is_missed(burst, measure):
     found = [(m.wakeups, m.productive_wakeups, m.lost) for m in starts(burst(), measure, 60)]
     assert found == [(WAKEUPS, WAKEUPS, 0)] * 60
 
 
-def test_a_daemon_whose_parent_has_ended_is_counted_from_its_first_moment(burst, measure, busy_machine):
+@pytest.mark.usefixtures("busy_machine")
+def test_a_daemon_whose_parent_has_ended_is_counted_from_its_first_moment(burst, measure):
     found = [m.productive_wakeups for m in starts(burst("-daemon"), measure, 15)]
     assert found == [WAKEUPS] * 15
