@@ -9,6 +9,7 @@ import watch
 import windows
 
 MAX_SETTLE_MS = 1000
+REST = 1  # s without a window, after which nothing is kept open for the next one
 
 
 class Agent:
@@ -23,6 +24,7 @@ class Agent:
         self._probes = goready.Probes(kernel, may_probe)
         self._schedulers = scheduler.Schedulers()
         self._sampling = []  # timers, while a window is open
+        self._resting = None  # the timer, while none is
 
     def watch(self, pid):
         self._processes.watch(pid)
@@ -60,7 +62,7 @@ class Agent:
     def open(self, ready_stacks, unclaimed):
         self._refresh()
         self._processes.reap()
-        self._sample()
+        self._sample(states=False)
         self._kernel.keep(True, unclaimed or any(self._keep_unclaimed.values()))
         try:
             window = self._windows.open(self._processes.slots())
@@ -71,6 +73,9 @@ class Agent:
         self._probes.open(window, ready_stacks)
         self._keep_unclaimed[window] = unclaimed
         self._schedulers.open(window, self._live())
+        if self._resting is not None:
+            self._timers.cancel(self._resting)
+            self._resting = None
         if not self._sampling:
             self._sampling = [
                 self._timers.every(timeline.PERIOD, self._tick),
@@ -89,6 +94,7 @@ class Agent:
             for timer in self._sampling:
                 self._timers.cancel(timer)
             self._sampling = []
+            self._resting = self._timers.every(REST, self._rest)
             self._kernel.forget_culprits()
         self._processes.reap()
         return answer
@@ -150,9 +156,15 @@ class Agent:
         for window, points in self._timelines.items():
             points.add(self._windows.age(window), self._states(window))
 
-    def _sample(self):
+    def _rest(self):
+        self._timers.cancel(self._resting)
+        self._resting = None
         for process in self._live():
-            process.sample()
+            process.rest()
+
+    def _sample(self, states=True):
+        for process in self._live():
+            process.sample(states)
 
     def _sample_schedulers(self):
         self._schedulers.sample(self._live())

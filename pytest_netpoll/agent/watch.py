@@ -50,6 +50,7 @@ class Process:
         self.waited = 0  # ns runnable but waiting for a CPU, over all threads there were
         self.threads = 0
         self.running = 0  # of the threads: on a CPU, or waiting for one
+        self._threads = proc.Threads(self.pid)
         self._waited = {}  # tid -> ns
 
     def look(self):
@@ -79,19 +80,26 @@ class Process:
             "others": self.others if self.layout is None else 0,
         }
 
-    def sample(self):
-        """Takes stock of its CPU time and its threads. An ended one keeps what it used."""
+    def sample(self, states=True):
+        """Takes stock of its CPU time and its threads. An ended one keeps what it used.
+
+        states: whether it is asked for how many of them run.
+        """
         if self.exited or self.foreign:
             self.threads = self.running = 0
+            self.rest()
             return  # the pid of one that exited may be another's by now
         self.cpu = proc.cpu_time(self.pid) or self.cpu
-        threads = proc.threads(self.pid)
+        waits, self.running = self._threads.look(states)
         # Thread by thread: what one waited would be lost with its end, and the sum would shrink. A thread
         # that execs takes over the main one's id, with less on its account.
-        self.waited += sum(max(0, waited - self._waited.get(tid, 0)) for tid, (_, waited) in threads.items())
-        self._waited = {tid: waited for tid, (_, waited) in threads.items()}
-        self.threads = len(threads)
-        self.running = sum(state == "R" for state, _ in threads.values())
+        self.waited += sum(max(0, waited - self._waited.get(tid, 0)) for tid, waited in waits)
+        self._waited = dict(waits)
+        self.threads = len(waits)
+
+    def rest(self):
+        """Nothing of it is kept open: it will not be looked at for a while."""
+        self._threads.close()
 
 
 def passed(before, after):
@@ -133,6 +141,7 @@ class Processes:
     def _drop(self, process):
         """Keeps no more of the process than what it used."""
         del self._by_slot[process.slot]
+        process.rest()
         cpu, waited = self._past.get(process.root, (0, 0))
         self._past[process.root] = cpu + process.cpu, waited + process.waited
         if not self.of(process.root):
