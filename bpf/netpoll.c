@@ -62,6 +62,7 @@ BPF_ARRAY(homes, u64, TGID_HOMES);	/* tgid << 32 | owner; 0 = not watched */
 BPF_ARRAY(roles, u32, SYSCALLS);
 BPF_ARRAY(layouts, struct layout, LAYOUTS);
 BPF_ARRAY(epochs, u32, 1);
+BPF_ARRAY(kept_epochs, struct kept_epochs, 1);
 BPF_ARRAY(targets, struct target, MAX_PROCESSES);
 BPF_ARRAY(pollers, struct poller, MAX_PROCESSES);
 BPF_ARRAY(waits, struct wait, MAX_PROCESSES * MAX_FDS * 2);
@@ -225,10 +226,84 @@ static __always_inline struct wait *wait_of(u32 owner, u64 fd, int direction)
 	return w;
 }
 
-/* Where the wakeup that is pending in w counts, or NULL when its bank has been reused. */
-static __always_inline struct counters *counters_of_wakeup(struct wait *w)
+#ifdef ATOMIC_EXCHANGE
+/* xchg as a number, which old compilers do not know by name; in registers that BCC's first pass, which compiles for
+ * the machine itself, knows too. */
+static __always_inline u64 exchange(u64 *word, u64 value)
 {
-	return current_epoch() - w->epoch < BANKS - 1 ? counters_of(w->owner, w->epoch) : 0;
+	register u64 *at asm("r8") = word;
+	register u64 was asm("r9") = value;
+
+	asm volatile(".quad 0x000000e1000098db" : "+r"(was) : "r"(at) : "memory");
+	return was;
+}
+#else
+/* Before 5.12 the kernel knows none. Of the helpers this one is atomic; who comes first is remembered long enough. */
+struct claim {
+	u64 woken_at;
+	u64 wait;
+};
+BPF_TABLE("lru_hash", struct claim, u8, claims, 4096);
+#endif
+
+/* Takes the wakeup that is pending in w: of several that come at once, one gets when it was, and the others 0.
+ * epoch: whose it is. */
+static __always_inline u64 take(struct wait *w, u32 *epoch)
+{
+	u64 seen = *(volatile u64 *)&w->woken_at, taken;
+
+	if (!seen)
+		return 0;
+	*epoch = *(volatile u32 *)&w->epoch;
+#ifdef ATOMIC_EXCHANGE
+	taken = exchange(&w->woken_at, 0);
+	if (taken != seen)	/* another one, which has come meanwhile */
+		*epoch = w->epoch;
+	return taken;
+#else
+	struct claim claim = { .woken_at = seen, .wait = (u64)w };
+	u8 value = 0;
+
+	if (claims.insert(&claim, &value))
+		return 0;
+	w->woken_at = 0;
+	return seen;
+#endif
+}
+
+/* The epoch in whose bank a wakeup of this one counts; 0: nobody asks for it. */
+static __always_inline u32 kept_epoch(u32 epoch)
+{
+	int zero = 0, i;
+	struct kept_epochs *kept = kept_epochs.lookup(&zero);
+	u32 last = 0;
+
+	if (!kept)
+		return 0;
+	if (kept->of_bank[epoch & (BANKS - 1)] == epoch)
+		return epoch;
+#pragma clang loop unroll(full)
+	for (i = 0; i < BANKS; i++) {
+		u32 other = kept->of_bank[i];
+
+		if (other <= epoch && other > last)
+			last = other;
+	}
+	return last;
+}
+
+/* A wakeup that nothing followed. */
+static __always_inline void abandon_wakeup(struct wait *w)
+{
+	struct counters *c;
+	u32 epoch;
+
+	if (!take(w, &epoch))
+		return;
+	epoch = kept_epoch(epoch);
+	c = epoch ? counters_of(w->owner, epoch) : 0;
+	if (c)
+		c->abandoned_wakeups++;
 }
 
 static __always_inline u32 bucket_of(u64 ns)
@@ -352,10 +427,9 @@ static __always_inline void accuse(struct counters *c, struct offender *o, u32 t
 }
 
 /* Keeps the wakeup where it is one of the bank's slowest so far. Nearly all end at the comparison. */
-static __always_inline void keep_if_slow(void *ctx, struct counters *c, struct wait *w, u64 latency, u32 nr,
-					 u32 fd, int direction)
+static __always_inline void keep_if_slow(void *ctx, struct counters *c, int key, struct wait *w, u64 woken_at,
+					 u64 latency, u32 nr, u32 fd, int direction)
 {
-	int key = BANK(w->owner, w->epoch);
 	struct slow_wakeup *kept;
 	u64 least = ~0ULL;
 	struct slowest *s;
@@ -368,7 +442,7 @@ static __always_inline void keep_if_slow(void *ctx, struct counters *c, struct w
 		return;
 	kept = &s->kept[s->least & (SLOWEST - 1)];
 	kept->latency = latency;
-	kept->at = w->woken_at + latency;
+	kept->at = woken_at + latency;
 	kept->syscall = nr;
 	kept->fd = fd;
 	kept->direction = direction;
@@ -389,21 +463,19 @@ static __always_inline void keep_if_slow(void *ctx, struct counters *c, struct w
 	c->slow_floor = least;
 }
 
-/* The syscall that follows a wakeup has returned. Returns the counters that the wakeup is in. */
-static __always_inline struct counters *resolve_wakeup(void *ctx, struct wait *w, u32 nr, u32 fd, int direction,
-						       long ret)
+/* The syscall that follows a wakeup of the epoch has returned. Returns the counters that the wakeup is in. */
+static __always_inline struct counters *resolve_wakeup(void *ctx, struct wait *w, u64 woken_at, u32 epoch, u32 nr,
+						       u32 fd, int direction, long ret)
 {
-	u64 latency = bpf_ktime_get_ns() - w->woken_at;
-	int key = BANK(w->owner, w->epoch);
-	struct counters *c = counters_of_wakeup(w);
+	u64 latency = bpf_ktime_get_ns() - woken_at;
+	int key = BANK(w->owner, epoch);
+	struct counters *c = epoch ? counts.lookup(&key) : 0;
 	u64 bucket = bucket_of(latency);
 	struct histogram *h;
 
-	if (c)
-		keep_if_slow(ctx, c, w, latency, nr, fd, direction);
-	w->woken_at = 0;
 	if (!c)
 		return 0;
+	keep_if_slow(ctx, c, key, w, woken_at, latency, nr, fd, direction);
 	if (latency > c->latency_max)
 		c->latency_max = latency;
 	h = latencies.lookup(&key);
@@ -437,13 +509,15 @@ static __always_inline void io_returned(void *ctx, u32 owner, u32 nr, u32 fd, in
 	struct wait *w = wait_of(owner, fd, direction);
 	struct offender o = {};
 	struct counters *c = 0;
+	u64 woken_at;
 
 	if (!w)
 		return;
-	if (w->woken_at) {
-		o.epoch = w->epoch;
+	woken_at = take(w, &o.epoch);
+	if (woken_at) {
+		o.epoch = kept_epoch(o.epoch);
 		o.offence = SPURIOUS;
-		c = resolve_wakeup(ctx, w, nr, fd, direction, ret);
+		c = resolve_wakeup(ctx, w, woken_at, o.epoch, nr, fd, direction, ret);
 		w->flags = ret == -EAGAIN ? WAIT_TRIED : 0;
 		if (ret != -EAGAIN)
 			return;
@@ -478,13 +552,7 @@ static __always_inline void abandon(u32 owner, u64 fd, int direction)
 
 	if (!w)
 		return;
-	if (w->woken_at) {
-		struct counters *c = counters_of_wakeup(w);
-
-		if (c)
-			c->abandoned_wakeups++;
-		w->woken_at = 0;
-	}
+	abandon_wakeup(w);
 	w->flags = 0;
 	w->streak = 0;
 }
@@ -516,17 +584,18 @@ static __always_inline void event_in_direction(struct counters *c, u32 owner, u3
 			c->lost_fds++;
 			return;
 		}
-		if (w->woken_at) {
-			struct counters *was = counters_of_wakeup(w);
-
-			if (was)
-				was->abandoned_wakeups++;
-		}
-		w->woken_at = now;
+		abandon_wakeup(w);
 		w->g = waiter;
 		w->pd = pd;
 		w->epoch = epoch;
 		w->flags = 0;
+		/* Last: from now on it may be taken. */
+#ifdef ATOMIC_EXCHANGE
+		if (exchange(&w->woken_at, now))
+			c->abandoned_wakeups++;	/* another poll's, at the same time and so of this epoch */
+#else
+		*(volatile u64 *)&w->woken_at = now;
+#endif
 		return;
 	}
 	if (waiter == PD_READY)
@@ -719,7 +788,8 @@ static __always_inline int has_own_wakeup(const struct candidate *c)
 }
 
 /* Proves the layout in the kernel, at the first registration: no event is missed, and a service
- * that opens its first socket late, or a child that has just been exec'ed, is calibrated too. */
+ * that opens its first socket late, or a child that has just been exec'ed, is calibrated too.
+ * What it proves after that is another runtime in the same process, as of a second c-shared library. */
 static __always_inline void calibrate(struct poller *p, s32 epfd, u64 fd, u32 events, u64 data)
 {
 	struct candidate *c = 0;
@@ -743,6 +813,10 @@ static __always_inline void calibrate(struct poller *p, s32 epfd, u64 fd, u32 ev
 		struct layout *l = layouts.lookup(&key);
 
 		if (l && proves(data, fd, l)) {
+			if (p->epfd != NO_EPFD) {
+				p->more_pollers++;
+				return;
+			}
 			p->layout = *l;
 			p->break_data = c->data;
 			p->unproven = c->unproven;
@@ -777,10 +851,8 @@ static __always_inline void ctl_returned(u32 owner, struct poller *p, const stru
 	if (bpf_probe_read_user(event, sizeof(event), (void *)a->arg[3]))
 		return;
 	data = (u64)event[EVENT_DATA + 1] << 32 | event[EVENT_DATA];
-	if (p->epfd == NO_EPFD) {
+	if (epfd != p->epfd) {
 		calibrate(p, epfd, fd, event[0], data);
-	} else if (epfd != p->epfd) {
-		return;
 	} else if (proves(data, fd, &p->layout)) {
 		p->proven++;
 	} else {

@@ -10,9 +10,15 @@
  * paid by every syscall of the whole machine. Two watched tgids that share a home are refused. */
 #define TGID_HOMES 65536
 
-/* Windows are cut by epochs. A bank holds what belongs to one epoch; a wakeup that is resolved
- * after the cut still counts in the epoch that woke it, so a window's sums never leak. */
+/* Windows are cut by epochs. A bank holds what belongs to one epoch, whose number ends in the bank's; a wakeup
+ * that is resolved after the cut still counts in the epoch that woke it, so a window's sums never leak. */
 #define BANKS 8
+
+/* The epochs that have a bank, 0 for a bank that nobody asks for. A cut between which no open window distinguishes
+ * any more loses its own: what was woken after it counts in the last one before it that is here. */
+struct kept_epochs {
+	u32 of_bank[BANKS];
+};
 
 /* An owner is a process in a slot: slot + 1 in the low bits, and above them a number that differs
  * from that of the slot's former processes. */
@@ -114,7 +120,7 @@ struct poller {
 	u32 proven;	/* registrations that decoded to a pollDesc holding their fd */
 	u32 unproven;	/* those on epfd that did not */
 	u32 candidates_seen;
-	u32 unused;
+	u32 more_pollers;	/* registrations that prove another Go runtime in this process */
 	struct candidate candidates[CANDIDATES];
 };
 

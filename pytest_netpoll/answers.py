@@ -40,14 +40,15 @@ class Ready(TypedDict):
 class Calibration(TypedDict):
     """What is proven of a process's poller.
 
-    why_not: what was seen instead, None where nothing was. others: descriptors registered with epoll, of
-    which nothing looks like Go's.
+    more_pollers: descriptors that prove another Go runtime in the process. why_not: what was seen instead,
+    None where nothing was. others: descriptors registered with epoll, of which nothing looks like Go's.
     """
 
     layout: str | None
     epfd: int
     proven: int
     unproven: int
+    more_pollers: int
     why_not: str | None
     others: int
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from pytest_netpoll import units
 from pytest_netpoll.marker import MIN_WAKEUPS, Limits
-from pytest_netpoll.metrics import METRICS, Measurement, Metric, Value
+from pytest_netpoll.metrics import METRICS, Measurement, Metric, Value, resolved_wakeups
 from pytest_netpoll.tolerance import Tolerance
 from pytest_netpoll.verdict import Verdict
 
@@ -245,18 +245,19 @@ def _steady(metric: Metric, *samples: Sample) -> Metric:
     """The metric itself, or the highest percentile below it that rests on enough wakeups in all samples."""
     if metric.tail is None:
         return metric
-    fewest = min(sample.metrics.get("wakeups") or 0 for sample in samples)
+    fewest = min(resolved_wakeups(sample.metrics) for sample in samples)
     lower = {m.tail: m for m in METRICS.values() if m.tail is not None and m.tail >= metric.tail}
     steady = [tail for tail in lower if tail * fewest >= _IN_TAIL]
     return lower[min(steady, default=max(lower))]
 
 
 def _too_few(sample: Sample, minimum: int | float) -> str | None:
-    wakeups = sample.metrics.get("wakeups")
-    if wakeups is None or wakeups >= minimum:
+    wakeups, resolved = sample.metrics.get("wakeups"), resolved_wakeups(sample.metrics)
+    if wakeups is None or resolved >= minimum:
         return None
     show = METRICS["wakeups"].format
-    return f"only {show(wakeups)} wakeups, it takes {show(minimum)}"
+    few = f"{show(resolved)} resolved" if wakeups >= minimum else show(wakeups)
+    return f"only {few} wakeups, it takes {show(minimum)}"
 
 
 def _differences(

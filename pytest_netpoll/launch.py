@@ -32,13 +32,8 @@ class Held:
         theirs, self._control = os.pipe()
         self._status, said = os.pipe()
         # The environment here is pytest's, since the program's could be one in which no Python starts.
-        command = [
-            sys.executable,
-            "-I",
-            "-S",
-            gate.__file__,
-            *map(str, (theirs, said, len(program), len(argv))),
-        ]
+        numbers = (theirs, said, len(program), len(argv))
+        command = [sys.executable, "-I", "-S", gate.__file__, *map(str, numbers)]
         try:
             self.popen = subprocess.Popen(
                 command,

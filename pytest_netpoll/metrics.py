@@ -503,6 +503,15 @@ def spread(metric: Metric, values: Sequence[Value]) -> str:
     return " to ".join(dict.fromkeys((metric.format(min(known)), metric.format(max(known)))))
 
 
+def resolved_wakeups(metrics: Mapping[str, Value]) -> int | float:
+    """Those of which it is known what came of them: shares and latencies are over no others.
+
+    All of them where it is not said what came of any, as it may be in a baseline.
+    """
+    parts = [metrics.get("productive_wakeups"), metrics.get("spurious_wakeups")]
+    return metrics.get("wakeups") or 0 if None in parts else sum(part or 0 for part in parts)
+
+
 def not_exact(lost: Value) -> str:
     """What it means that something was lost; which table was too small only the window knows."""
     return f"{METRICS['lost'].format(lost)} lost, so the numbers are not exact"

@@ -442,7 +442,7 @@ class Service:
         if self._process is None or not self.running:
             return
         with contextlib.suppress(psutil.Error):
-            path = self._process.exe()
+            path = psutil.Process(self.pid).exe()  # the one that we have remembers what it was asked once
             if path and path != self._executable:
                 self._executable = path
                 # Not by the path: a newer build may be there, the link keeps the one that runs.

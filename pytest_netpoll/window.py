@@ -267,7 +267,9 @@ class Meter:
             intervals = [answer["timelines"].get(str(pid), []) for pid in roots]
         if answer is not None and processes:
             absent = self._absent(processes)
-            snapshot = _with_times(reduce(operator.add, map(_snapshot, processes)), answer["times"], roots)
+            is_go = any(map(_runs_goroutines, processes))
+            snapshots = (_snapshot(process, is_go) for process in processes)
+            snapshot = _with_times(reduce(operator.add, snapshots), answer["times"], roots)
             vain = [offender for process in processes for offender in process["offenders"]]
             late = [
                 {**wakeup, "go_version": _version(process)}
@@ -342,6 +344,11 @@ class Meter:
                     f"{calibration['unproven']} of {count} descriptors of process {process['pid']} "
                     f"({_version(process)}) did not decode as pollDescs; a newer pytest-netpoll may know "
                     "them (pip install --upgrade pytest-netpoll)"
+                )
+            if calibration["more_pollers"]:
+                return (
+                    f"more than one Go runtime waits for the network in process {process['pid']}, as with "
+                    "two c-shared libraries, and only one can be measured"
                 )
         for process in processes:
             # One that cannot be looked into may be Go for all that is known.
@@ -445,14 +452,15 @@ class Meter:
         self._gone = self._gone - gone
 
 
-def _snapshot(process: Measured) -> Snapshot:
+def _snapshot(process: Measured, is_go: bool) -> Snapshot:
+    """is_go: whether a process of the service is, this one or another."""
     told: Mapping[str, Any] = {**process}
     counters = dict(process["counters"])
     counters["lost"] = sum(counters.pop(name) for name in LOSSES)
     counters.pop("lost_offenders")  # the shares tell it: they are over all that was counted
     optional = {name: told[name] for name in OPTIONAL_COUNTERS}
     runq_max = process["runq_max"]
-    if not _runs_goroutines(process):
+    if is_go and not _runs_goroutines(process):
         # It has no goroutines: for the service's sum that is nothing, not something unknown. What was counted
         # is its children's.
         optional = {name: counters.get(name, 0) for name in optional}

@@ -27,6 +27,7 @@ import footprint
 import hangup
 import kernel
 import privileges
+import proc
 import protocol
 import sampler
 import trust
@@ -97,6 +98,7 @@ def load(user, timers, max_processes, max_fds, uprobes):
     except kernel.LoadFailed as error:
         raise protocol.Unable("the BPF program could not be loaded: %s" % error, error.fix) from error
     kept = privileges.drop(user, loaded.works, privileges.PROBING if uprobes else ())
+    proc.Threads.keep_open()
     agent = commands.Agent(
         loaded,
         timers,

@@ -10,7 +10,8 @@ import proc
 # candidates: {epfd: proc.Registration of the wake-up fd} of the instances that may be the runtime's.
 # strange: registrations like Go's that no layout decodes, in words; None where there are none.
 # others: where nothing is proven, how many registrations there are beside those wake-up fds.
-Calibration = namedtuple("Calibration", "epfd layout break_data registered candidates strange others")
+# more: pollDescs that prove another runtime in the same process.
+Calibration = namedtuple("Calibration", "epfd layout break_data registered candidates strange others more")
 
 
 class Unreadable(Exception):
@@ -26,6 +27,7 @@ def calibrate(pid, signed):
     with memory:
         candidates = {}
         strange = []
+        proven = []
         others = 0
         for epfd, registrations in proc.epoll_instances(pid).items():
             wakeup = _own_wakeup(memory, registrations)
@@ -33,21 +35,32 @@ def calibrate(pid, signed):
                 others += len(registrations)
                 continue
             others += len(registrations) - 1
-            candidates[epfd] = wakeup
             descriptors = [r for r in registrations if r.events == layouts.GO_EVENTS]
-            if not descriptors:
+            layout = _layout(memory, descriptors, signed) if descriptors else None
+            if layout is not None:
+                count = len(descriptors)
+                proven.append(Calibration(epfd, layout, wakeup.data, count, candidates, None, 0, 0))
                 continue
-            for layout in layouts.LAYOUTS:
-                if all(_proves(memory, layout, r, signed) for r in descriptors):
-                    return Calibration(epfd, layout, wakeup.data, len(descriptors), {}, None, 0)
-            strange.append("%d descriptors on epoll fd %d" % (len(descriptors), epfd))
+            candidates[epfd] = wakeup
+            if descriptors:
+                strange.append("%d descriptors on epoll fd %d" % (len(descriptors), epfd))
+    if proven:
+        return proven[0]._replace(more=sum(other.registered for other in proven[1:]))
     seen = None
     if strange:
         seen = (
             "no known layout of pollDesc fits %s; a newer pytest-netpoll may know it "
             "(pip install --upgrade pytest-netpoll)" % " and ".join(strange)
         )
-    return Calibration(-1, None, 0, 0, candidates, seen, others)
+    return Calibration(-1, None, 0, 0, candidates, seen, others, 0)
+
+
+def _layout(memory, descriptors, signed):
+    """The one that all of them prove, or None."""
+    for layout in layouts.LAYOUTS:
+        if all(_proves(memory, layout, r, signed) for r in descriptors):
+            return layout
+    return None
 
 
 def _own_wakeup(memory, registrations):

@@ -11,6 +11,7 @@ import watch
 import windows
 
 MAX_SETTLE_MS = 1000
+REST = 1  # s without a window, after which nothing is kept open for the next one
 
 # What a window is to explain. unclaimed: where events found nobody. io_stacks: the stack of one futile I/O
 # call in so many is recorded, of none for 0; io_calls: of any, not of futile ones only.
@@ -29,6 +30,7 @@ class Agent:
         self._probes = goready.Probes(kernel, may_probe)
         self._schedulers = scheduler.Schedulers()
         self._sampling = []  # timers, while a window is open
+        self._resting = None  # the timer, while none is
 
     def watch(self, pid):
         self._processes.watch(pid)
@@ -66,15 +68,21 @@ class Agent:
     def open(self, ready_stacks, unclaimed, io_stacks, io_calls):
         self._refresh()
         self._processes.reap()
-        self._sample()
+        self._sample(states=False)
         evidence = Evidence(bool(unclaimed), io_stacks, bool(io_calls))
         self._keep([*self._evidence.values(), evidence])
-        window = self._windows.open(self._processes.slots())
+        try:
+            window = self._windows.open(self._processes.slots())
+        except windows.TooMany as error:
+            raise watch.Refused(str(error)) from error
         self._at_open[window] = self._times()
         self._timelines[window] = timeline.Timeline(self._beginning())
         self._probes.open(window, ready_stacks)
         self._evidence[window] = evidence
         self._schedulers.open(window, self._live())
+        if self._resting is not None:
+            self._timers.cancel(self._resting)
+            self._resting = None
         if not self._sampling:
             self._sampling = [
                 self._timers.every(timeline.PERIOD, self._tick),
@@ -93,6 +101,7 @@ class Agent:
             for timer in self._sampling:
                 self._timers.cancel(timer)
             self._sampling = []
+            self._resting = self._timers.every(REST, self._rest)
             self._kernel.forget_culprits()
         self._processes.reap()
         return answer
@@ -134,7 +143,7 @@ class Agent:
         kept = self._kept(window)
         at_open, points = self._at_open[window], self._timelines[window]
         at_close = self._at_open[window] = self._times()
-        self._windows.settled(closed.end - 1, self._processes.slots(), min(settle_ms, MAX_SETTLE_MS) / 1000)
+        self._windows.settled(closed, self._processes.slots(), min(settle_ms, MAX_SETTLE_MS) / 1000)
         banks = {p.slot: self._windows.sum(p.slot, closed) for p in self._live()}
         for process in self._live():
             if process.foreign:
@@ -165,9 +174,15 @@ class Agent:
         for window, points in self._timelines.items():
             points.add(self._windows.age(window), self._states(window))
 
-    def _sample(self):
+    def _rest(self):
+        self._timers.cancel(self._resting)
+        self._resting = None
         for process in self._live():
-            process.sample()
+            process.rest()
+
+    def _sample(self, states=True):
+        for process in self._live():
+            process.sample(states)
 
     def _sample_schedulers(self):
         self._schedulers.sample(self._live())

@@ -7,6 +7,7 @@ import os
 import resource
 import time
 
+import atomics
 import btf
 import layouts
 import machine
@@ -67,6 +68,8 @@ class Kernel:
         os.environ["BCC_KERNEL_SOURCE"] = os.path.join(sources, "stub")
         flags = ["-I" + sources, "-DMAX_PROCESSES=%d" % max_processes, "-DMAX_FDS=%d" % max_fds]
         flags += machine.DEFINES[name]
+        if atomics.can_exchange():
+            flags.append("-DATOMIC_EXCHANGE")
         flags += ["-D%s=%d" % item for item in sorted({**(tasks or {}), **(files or {})}.items())]
         if not namespaces.in_initial_pids():
             flags += self._translation(types.offsets(btf.PID_MEMBERS))
@@ -76,6 +79,7 @@ class Kernel:
         self.targets = table(b"targets")
         self.pollers = table(b"pollers")
         self.epochs = table(b"epochs")
+        self._kept_epochs = table(b"kept_epochs")
         self.counts = table(b"counts")
         self.latencies = table(b"latencies")
         self.slowest = table(b"slowest")
@@ -179,6 +183,12 @@ class Kernel:
         except KeyError:
             return False
         return True
+
+    def keep_epochs(self, epochs):
+        """epochs: those that have a bank, by bank; 0 where nobody asks for it."""
+        leaf = self._kept_epochs.Leaf()
+        leaf.of_bank[:] = epochs
+        self._kept_epochs[ctypes.c_int(0)] = leaf
 
     def set_epoch(self, epoch):
         self.epochs[ctypes.c_int(0)] = ctypes.c_uint32(epoch)

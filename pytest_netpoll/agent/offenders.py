@@ -27,7 +27,8 @@ def culprits(kernel, process, found):
         place = _place(kernel, process.lives[key.owner], key, ends[key.fd, end])
         entry = {"offence": offence, "count": count, "outcome": None, **place}
         if offence == "ready":
-            entry.update(direction="", syscall=None, fd_type=None)
+            # Of a waker no descriptor is known.
+            entry.update(direction="", syscall=None, fd_type=None, local=None, peer=None)
         elif offence == "unclaimed":
             entry.update(syscall=None)
         elif offence in ("futile", "io"):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import time
 from collections import namedtuple
 
@@ -9,6 +10,12 @@ Registration = namedtuple("Registration", "fd events data")
 
 # Only where the kernel was built with CONFIG_SCHED_INFO does it tell how long threads wait for a CPU.
 TELLS_WAITS = os.path.exists("/proc/self/schedstat")
+
+# What is read of a thread.
+_OF_THREADS = ("stat", "schedstat" if TELLS_WAITS else "stat")
+_RUNNING = ord("R")
+# Descriptors of this process: all, and those that are not Threads'.
+_MOST_FDS, _OTHER_FDS = 8192, 512
 
 _TFD = re.compile(r"^tfd:\s*(\d+)\s+events:\s*([0-9a-f]+)\s+data:\s*([0-9a-f]+)", re.M)
 
@@ -75,31 +82,71 @@ def cpu_time(pid):
         return None
 
 
-def threads(pid):
-    """{tid: (state letter, ns spent runnable but waiting for a CPU)}; 0 ns where the kernel does not tell."""
-    found = {}
-    base = "/proc/%d/task" % pid
-    try:
-        tids = os.listdir(base)
-    except OSError:
-        return found
-    for tid in tids:
+class Threads:
+    """The threads of a process, looked at again and again.
+
+    What is read of them stays open in between, for opening it is most of what that costs; up to a number that
+    leaves the agent descriptors for everything else.
+    """
+
+    most_kept = 0  # threads, over all processes; see keep_open
+    _kept = 0
+
+    @classmethod
+    def keep_open(cls):
+        """For that, this process may have as many descriptors as it is allowed."""
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        allowed = min(hard, _MOST_FDS) if hard != resource.RLIM_INFINITY else _MOST_FDS
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        cls.most_kept = max(0, allowed - _OTHER_FDS) // 2
+
+    def __init__(self, pid):
+        self._base = "/proc/%d/task" % pid
+        self._files = {}  # tid -> descriptors of its stat and its schedstat
+
+    def look(self, states):
+        """[(tid, ns spent runnable but waiting for a CPU)], and how many run or wait for a CPU now.
+
+        0 ns where the kernel does not tell. states: whether the second is wanted, which takes most of the
+        time; 0 else. There may be thousands.
+        """
+        waits, running = [], 0
         try:
-            state = _read("%s/%s/stat" % (base, tid)).rpartition(b")")[2].split(None, 1)[0]
-            waited = int(_read("%s/%s/schedstat" % (base, tid)).split()[1]) if TELLS_WAITS else 0
-        except (OSError, ValueError, IndexError):
-            continue
-        found[int(tid)] = (state.decode(), waited)
-    return found
+            tids = os.listdir(self._base)
+        except OSError:
+            tids = []
+        for tid in self._files.keys() - tids:
+            self._drop(tid)
+        files, pread = self._files, os.pread
+        for tid in tids:
+            try:
+                stat, schedstat = files.get(tid) or self._open(tid)
+                if states:
+                    text = pread(stat, 512, 0)
+                    running += text[text.rindex(b")") + 2] == _RUNNING
+                waits.append((tid, int(pread(schedstat, 64, 0).split()[1]) if TELLS_WAITS else 0))
+                if Threads._kept > Threads.most_kept:
+                    self._drop(tid)
+            except (OSError, ValueError, IndexError):  # it has ended
+                self._drop(tid)
+        return waits, running
 
+    def close(self):
+        for tid in list(self._files):
+            self._drop(tid)
 
-def _read(path):
-    # Called for every thread ten times a second: half the price of open().
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        return os.read(fd, 4096)
-    finally:
-        os.close(fd)
+    def _open(self, tid):
+        files = [os.open("%s/%s/%s" % (self._base, tid, name), os.O_RDONLY) for name in _OF_THREADS]
+        self._files[tid] = files
+        Threads._kept += 1
+        return files
+
+    def _drop(self, tid):
+        files = self._files.pop(tid, None)
+        if files is not None:
+            Threads._kept -= 1
+            for fd in files:
+                os.close(fd)
 
 
 def epoll_instances(pid):

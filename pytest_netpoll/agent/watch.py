@@ -39,6 +39,7 @@ class Process:
         self.layout = None
         self.proven = 0
         self.unproven = 0
+        self.more_pollers = 0  # registrations that prove another runtime in it
         self.why_not = None  # what calibration from outside saw, when it failed
         self.others = 0  # registrations that it saw, beside what may be the runtime's own, when it failed
         self.unwatched = 0  # children forked and not watched
@@ -49,6 +50,7 @@ class Process:
         self.waited = 0  # ns runnable but waiting for a CPU, over all threads there were
         self.threads = 0
         self.running = 0  # of the threads: on a CPU, or waiting for one
+        self._threads = proc.Threads(self.pid)
         self._waited = {}  # tid -> ns
 
     def look(self):
@@ -73,23 +75,31 @@ class Process:
             "epfd": self.epfd,
             "proven": self.proven,
             "unproven": self.unproven,
+            "more_pollers": self.more_pollers,
             "why_not": self.why_not if self.layout is None else None,
             "others": self.others if self.layout is None else 0,
         }
 
-    def sample(self):
-        """Takes stock of its CPU time and its threads. An ended one keeps what it used."""
+    def sample(self, states=True):
+        """Takes stock of its CPU time and its threads. An ended one keeps what it used.
+
+        states: whether it is asked for how many of them run.
+        """
         if self.exited or self.foreign:
             self.threads = self.running = 0
+            self.rest()
             return  # the pid of one that exited may be another's by now
         self.cpu = proc.cpu_time(self.pid) or self.cpu
-        threads = proc.threads(self.pid)
+        waits, self.running = self._threads.look(states)
         # Thread by thread: what one waited would be lost with its end, and the sum would shrink. A thread
         # that execs takes over the main one's id, with less on its account.
-        self.waited += sum(max(0, waited - self._waited.get(tid, 0)) for tid, (_, waited) in threads.items())
-        self._waited = {tid: waited for tid, (_, waited) in threads.items()}
-        self.threads = len(threads)
-        self.running = sum(state == "R" for state, _ in threads.values())
+        self.waited += sum(max(0, waited - self._waited.get(tid, 0)) for tid, waited in waits)
+        self._waited = dict(waits)
+        self.threads = len(waits)
+
+    def rest(self):
+        """Nothing of it is kept open: it will not be looked at for a while."""
+        self._threads.close()
 
 
 def passed(before, after):
@@ -131,6 +141,7 @@ class Processes:
     def _drop(self, process):
         """Keeps no more of the process than what it used."""
         del self._by_slot[process.slot]
+        process.rest()
         cpu, waited = self._past.get(process.root, (0, 0))
         self._past[process.root] = cpu + process.cpu, waited + process.waited
         if not self.of(process.root):
@@ -239,6 +250,7 @@ class Processes:
         process.layout = self._named(poller.layout)
         process.proven = poller.proven
         process.unproven = poller.unproven
+        process.more_pollers = poller.more_pollers
         if process.epfd < 0:
             process.unproven = sum(candidate.unproven for candidate in poller.candidates)
 
@@ -307,21 +319,21 @@ class Processes:
         poller = self._kernel.poller(target)
         if poller.epfd >= 0:
             return False
+        known = {candidate.epfd for candidate in poller.candidates}
+        new = [item for item in found.candidates.items() if item[0] not in known]
+        for epfd, wakeup in new:
+            candidate = poller.candidates[poller.candidates_seen % len(poller.candidates)]
+            candidate.epfd, candidate.fd, candidate.data = epfd, wakeup.fd, wakeup.data
+            candidate.unproven = 0
+            poller.candidates_seen += 1
         if found.layout is not None:
             poller.layout = self._kernel.layout_value(found.layout, type(poller.layout))
             poller.break_data = found.break_data
             poller.epfd = found.epfd
             poller.proven = found.registered
-        else:
-            known = {candidate.epfd for candidate in poller.candidates}
-            new = [item for item in found.candidates.items() if item[0] not in known]
-            if not new:
-                return False
-            for epfd, wakeup in new:
-                candidate = poller.candidates[poller.candidates_seen % len(poller.candidates)]
-                candidate.epfd, candidate.fd, candidate.data = epfd, wakeup.fd, wakeup.data
-                candidate.unproven = 0
-                poller.candidates_seen += 1
+            poller.more_pollers = found.more
+        elif not new:
+            return False
         self._kernel.set_poller(poller)
         self._note(process, poller)
         # With its exec it became another owner's, who knows nothing of what was found.

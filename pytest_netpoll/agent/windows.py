@@ -2,6 +2,11 @@
 
 Every cut (a window opens or closes) starts a new epoch, so windows may nest and the sums stay
 exact: a window is the sum over the epochs between its two cuts.
+
+There are few banks, and a wakeup may be resolved many cuts later. So epochs that no open window tells
+apart become one: a stretch, that lasts from the cut with which a window opened to the next such cut. It
+keeps the first one's bank for what was woken in it and is resolved late. What the other banks of it hold
+is added up once they are needed for a new epoch.
 """
 
 import ctypes
@@ -15,6 +20,9 @@ import machine
 BANKS = 8  # bpf/netpoll.h
 SLOWEST = 8
 OUTCOME_EOF, OUTCOME_DATA = 0, 255
+# Windows that opened with different cuts: they need a bank each, the present epoch another, and the next one
+# finds one that is free.
+MOST_OPEN = BANKS - 2
 
 # One of the wakeups that took longest. latency: ns. at: when it was resolved, on the monotonic clock, ns.
 # goid: the words of its g that may hold the goroutine's id. stack: its id; negative where it was lost.
@@ -86,33 +94,58 @@ def pending(counters):
 
 
 class Window:
-    """Open since the epoch `first`.
-
-    past: what each slot did in those of its epochs that have no bank any more.
-    """
+    """Open since the epoch `first`."""
 
     def __init__(self, first):
         self.first = first
         self.opened = time.monotonic_ns()
         self.closed = None
         self.end = None
+
+
+class Stretch:
+    """The epochs from `first` on that count as one.
+
+    epochs: those whose banks hold what was done in it, the first one in front. past: what the others of them
+    held that have no bank any more.
+    """
+
+    def __init__(self, first):
+        self.first = first
+        self.epochs = [first]
         self.past = {}  # slot -> Bank
+
+    def absorb(self, later):
+        self.epochs += later.epochs
+        for slot, bank in later.past.items():
+            self.add(slot, bank)
+
+    def add(self, slot, bank):
+        self.past.setdefault(slot, Bank({}, {})).add(bank)
+
+
+class TooMany(Exception):
+    """More windows are open than there are banks for."""
 
 
 class Windows:
     def __init__(self, kernel):
         self._kernel = kernel
         self._epoch = BANKS
+        self._stretches = [Stretch(BANKS)]  # in their order; the last one has the present epoch alone
         self._open = {}  # number -> Window
         self._next = 1
         self._names = [field[0] for field in kernel.counts.sLeaf._fields_ if field[0] != "slow_floor"]
-        kernel.set_epoch(self._epoch)
+        self._publish()
 
     @property
     def any_open(self):
         return bool(self._open)
 
     def open(self, slots):
+        """The number of a new window. Raises TooMany."""
+        if len({window.first for window in self._open.values()}) >= MOST_OPEN:
+            raise TooMany("%d windows are open, and no more can be measured at once" % MOST_OPEN)
         self._cut(slots)
         number = self._next
         self._next += 1
@@ -139,12 +172,10 @@ class Windows:
         self._open[number] = Window(self._epoch)
         return window
 
-    def settled(self, epoch, slots, seconds):
-        """Waits until the wakeups of the epoch are resolved, at most so many seconds."""
+    def settled(self, window, slots, seconds):
+        """Waits until the wakeups of the closed window are resolved, at most so many seconds."""
         deadline = time.monotonic() + seconds
-        while True:
-            if not any(pending(self.counters(slot, epoch)) > 0 for slot in slots):
-                return
+        while any(pending(self.counters(slot, window)) > 0 for slot in slots):
             if time.monotonic() >= deadline:
                 return
             time.sleep(0.001)
@@ -152,24 +183,34 @@ class Windows:
     def sum(self, slot, window):
         """What the slot's process did in the closed window."""
         total = Bank({}, {})
-        if slot in window.past:
-            total.add(window.past[slot])
-        for epoch in range(max(window.first, self._epoch - BANKS + 1), window.end):
-            total.add(self.read(slot, epoch))
+        for stretch in self._within(window.first, window.end):
+            if slot in stretch.past:
+                total.add(stretch.past[slot])
+            for epoch in stretch.epochs:
+                total.add(self.read(slot, epoch))
         return total
+
+    def counters(self, slot, window):
+        """{name: int}: those of `sum`."""
+        total = Bank({}, {})
+        for stretch in self._within(window.first, window.end):
+            if slot in stretch.past:
+                total.add(Bank(stretch.past[slot].counters, {}))
+            for epoch in stretch.epochs:
+                total.add(Bank(self._counters(slot, epoch), {}))
+        return total.counters
 
     def so_far(self, slot, number, names):
         """[int]: these counters of the slot's process, since the open window's beginning."""
-        window = self._open[number]
-        past = window.past.get(slot)
-        totals = [past.counters[name] if past else 0 for name in names]
-        for epoch in range(max(window.first, self._epoch - BANKS + 1), self._epoch + 1):
-            counters = self.counters(slot, epoch)
-            totals = [totals[i] + counters[name] for i, name in enumerate(names)]
-        return totals
+        counters = self.counters(slot, self._open[number])
+        return [counters[name] for name in names]
+
+    def _within(self, first, end):
+        """The stretches from that epoch up to `end`, if that is not None."""
+        return [s for s in self._stretches if first <= s.first and (end is None or s.first < end)]
 
     def read(self, slot, epoch):
-        bank = Bank(self.counters(slot, epoch), {})
+        bank = Bank(self._counters(slot, epoch), {})
         key = self._key(slot, epoch)
         if bank.counters["wakeups"]:
             bank.histogram = {i: n for i, n in enumerate(self._kernel.latencies[key].buckets) if n}
@@ -178,8 +219,7 @@ class Windows:
             bank.failures = self._failures(key)
         return bank
 
-    def counters(self, slot, epoch):
-        """{name: int}"""
+    def _counters(self, slot, epoch):
         counters = {}
         cpus = self._kernel.counts[self._key(slot, epoch)]
         for name in self._names:
@@ -226,23 +266,50 @@ class Windows:
         """The slot has a new process: nothing of the former one may be read as its own."""
         for bank in range(BANKS):
             self._clear(slot, bank)
-        for window in self._open.values():
-            window.past.pop(slot, None)
+        for stretch in self._stretches:
+            stretch.past.pop(slot, None)
 
     def _cut(self, slots):
-        # The kernel has stopped writing to the bank that the next epoch takes over: it drops what
-        # was woken BANKS - 1 epochs ago.
-        following = self._epoch + 1
-        evicted = following - BANKS
-        in_need = [window for window in self._open.values() if window.first <= evicted]
+        self._join()
+        bank = self._free_bank(slots)
         for slot in slots:
-            if in_need:
-                bank = self.read(slot, evicted)
-                for window in in_need:
-                    window.past.setdefault(slot, Bank({}, {})).add(bank)
-            self._clear(slot, following % BANKS)
-        self._epoch = following
-        self._kernel.set_epoch(following)
+            self._clear(slot, bank)
+        # The next number that ends in the bank's.
+        self._epoch += 1 + (bank - self._epoch - 1) % BANKS
+        self._stretches.append(Stretch(self._epoch))
+        self._publish()
+
+    def _join(self):
+        """Makes one of the stretches that no open window tells apart, and drops what none asks for."""
+        asked_for = {window.first for window in self._open.values()}
+        joined = []
+        for stretch in self._stretches:
+            if stretch.first in asked_for:
+                joined.append(stretch)
+            elif joined:
+                joined[-1].absorb(stretch)
+        self._stretches = joined
+
+    def _free_bank(self, slots):
+        """One that no stretch needs, else the one of an epoch that ended longest ago."""
+        taken = {epoch % BANKS for stretch in self._stretches for epoch in stretch.epochs}
+        # In turn: a program that runs at this moment on another CPU may still write to the last one.
+        for bank in range(self._epoch + 1, self._epoch + BANKS):
+            if bank % BANKS not in taken:
+                return bank % BANKS
+        epoch, stretch = min((epoch, stretch) for stretch in self._stretches for epoch in stretch.epochs[1:])
+        for slot in slots:
+            stretch.add(slot, self.read(slot, epoch))
+        stretch.epochs.remove(epoch)
+        return epoch % BANKS
+
+    def _publish(self):
+        """Where wakeups count from now on, and where those that are resolved late."""
+        kept = [0] * BANKS
+        for stretch in self._stretches:
+            kept[stretch.first % BANKS] = stretch.first
+        self._kernel.keep_epochs(kept)
+        self._kernel.set_epoch(self._epoch)
 
     def _clear(self, slot, bank):
         key = ctypes.c_int(slot * BANKS + bank)

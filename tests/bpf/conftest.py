@@ -7,10 +7,12 @@ import dataclasses
 import re
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from pytest_netpoll import privilege
@@ -197,6 +199,13 @@ def assert_laws(m: Measurement) -> None:
     if resolved:
         assert m.slowest[0]["latency_ns"] == m.latency_max
         assert 0 < m.latency_p50 <= m.latency_p90 <= m.latency_p99 <= m.latency_p999 <= m.latency_max
+
+
+def fds_at_rest(agent: psutil.Process) -> int:
+    """How many descriptors the agent has once no window has been open for a while."""
+    time.sleep(2)
+    fds: int = agent.num_fds()
+    return fds
 
 
 @pytest.fixture

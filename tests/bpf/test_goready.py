@@ -122,6 +122,8 @@ def wakers(meter, server, connection, pings):
     (m,) = meter.close(window, [server])
     assert m.unmeasured is None
     assert all(offender["offence"] == "ready" for offender in m.offenders)
+    # A waker has no descriptor.
+    assert {(offender["local"], offender["peer"]) for offender in m.offenders} == {(None, None)}
     return m.offenders
 
 
@@ -293,3 +295,12 @@ def test_a_busy_service_survives_probes_that_come_and_go(meter, launch, go_toolc
     assert set(answers) == {"8"}
     assert command(server.address, 1) == "1"
     server.check_alive("after all")
+
+
+def test_in_a_program_that_is_not_go_no_ready_calls_were_counted(factory, measure):
+    service = factory(command=["sleep", "60"], ready=None)
+    with measure() as stretch:
+        pass
+    m = stretch.measurements[service.name]
+    assert m.unmeasured is not None
+    assert (m.ready_calls, m.deadline_wakeups, m.dispatches) == (None, None, None)

@@ -11,8 +11,11 @@ import time
 import psutil
 import pytest
 
+from tests.bpf.conftest import fds_at_rest
+
 # The kernel keeps the counts of the last 8 cuts (BANKS); each window is two.
 MORE_THAN_THE_BANKS_HOLD = 12
+HOLD_MS = 1500  # longer than so many windows take
 
 
 @pytest.fixture
@@ -86,6 +89,55 @@ def test_windows_may_overlap(pinged, meter, measure, spaced_pings, windows_betwe
     assert measured_b.unmeasured is None
 
 
+def test_wakeups_that_are_answered_many_windows_later_count_where_they_were_made(
+    factory, measure, command, newest_go
+):
+    """A starved service: all its readers are woken one by one, and none of them runs until the end."""
+    starved = factory(
+        "./hog",
+        args=["-addr", "127.0.0.1:{port}"],
+        env={"GODEBUG": "asyncpreemptoff=1"},
+        go=str(newest_go.go),
+    )
+    inner = []
+    with contextlib.ExitStack() as stack:
+        holder, *late = (
+            stack.enter_context(socket.create_connection(starved.address, timeout=60))
+            for _ in range(1 + MORE_THAN_THE_BANKS_HOLD)
+        )
+        for connection in (holder, *late):
+            command(connection, 0)
+        with measure() as outer:
+            command(holder, HOLD_MS)
+            for connection in late:
+                with measure() as stretch:
+                    connection.sendall(b"0\n")
+                    time.sleep(0.03)  # sysmon polls every 10 ms
+                inner.append(stretch(starved))
+            assert holder.recv(100) == b"done\n"
+            for connection in late:
+                assert connection.recv(100)
+    m = outer(starved)
+    assert m.wakeups == 1 + MORE_THAN_THE_BANKS_HOLD
+    assert (m.productive_wakeups, m.pending_wakeups) == (m.wakeups, 0)
+    assert sum(i.wakeups for i in inner) <= MORE_THAN_THE_BANKS_HOLD
+    assert sum(i.pending_wakeups for i in inner) > 8  # so it is they that were answered later
+    # The first one waited through most of the windows.
+    assert m.latency_max > HOLD_MS * 1e6 / 3
+
+
+def test_a_window_that_would_be_one_too_many_is_the_one_that_is_not_measured(pinged, meter, spaced_pings):
+    server, connection = pinged
+    windows = []
+    for _ in range(8):
+        windows.append(meter.open())
+        spaced_pings(connection, 5)
+    measured = [meter.close(window, [server])[0] for window in reversed(windows)]
+    refused, exact = measured[:2], measured[2:]
+    assert all("windows are open" in (m.unmeasured or "") for m in refused)
+    assert [(m.unmeasured, m.wakeups) for m in exact] == [(None, n) for n in (15, 20, 25, 30, 35, 40)]
+
+
 @pytest.fixture
 def many_connections():
     """many_connections(address, 5000): so many, all open until the test ends."""
@@ -133,7 +185,7 @@ def test_a_thousand_windows_over_5000_connections_in_use_lose_and_leak_nothing(
             inner.append(m)
 
     windows(1)
-    fds = agent.num_fds()  # while no window is open: in one, its timers open files for a moment
+    fds = fds_at_rest(agent)
     outer = meter.open()
     client.start()
     try:
@@ -152,7 +204,7 @@ def test_a_thousand_windows_over_5000_connections_in_use_lose_and_leak_nothing(
     assert 0 < sum(i.wakeups for i in inner) <= m.wakeups
     assert all(i.pending_wakeups <= 1 and i.spurious_wakeups == 0 for i in inner)
     assert sum(i.productive_wakeups for i in inner) <= m.productive_wakeups
-    assert agent.num_fds() == fds
+    assert fds_at_rest(agent) == fds
     assert after - before < 2 << 20
 
 

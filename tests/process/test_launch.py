@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,7 @@ import pytest
 
 from pytest_netpoll.errors import ServiceError, UsageError
 from pytest_netpoll.service import Service, ServiceFactory
+from tests.waiting import patiently
 
 Nasty = Callable[..., list[str]]
 
@@ -84,6 +87,76 @@ def test_names_are_unique_also_of_services_started_at_once(go_service: ServiceFa
     with ThreadPoolExecutor(4) as pool:
         started = [pool.submit(go_service, command=command, ready=None, name="api") for _ in range(4)]
     assert {service.result().name for service in started} == {"api", "api-2", "api-3", "api-4"}
+
+
+def test_a_shell_that_becomes_the_service_later_is_named_as_what_it_became(
+    go_service: ServiceFactory,
+) -> None:
+    server = go_service(command=["sh", "-c", "sleep 0.3; exec sleep 60"], ready=None)
+    assert server.executable == str(Path(shutil.which("sh") or "").resolve())
+    assert patiently(lambda: server.executable.endswith("/sleep") or server.executable.endswith("/coreutils"))
+
+
+def test_a_program_begins_when_those_who_watch_it_have_been_told(tmp_path: Path) -> None:
+    begun: list[bool] = []
+
+    def on_spawn(_: Service) -> None:
+        time.sleep(0.1)
+        begun.append((tmp_path / "begun").exists())
+
+    factory = ServiceFactory(rootdir=tmp_path, cache_dir=tmp_path, on_spawn=on_spawn)
+    server = factory(command=["sh", "-c", "touch begun; exec sleep 60"], ready=None)
+    assert patiently((tmp_path / "begun").exists)
+    (tmp_path / "begun").unlink()
+    server.restart()
+    assert patiently((tmp_path / "begun").exists)
+    factory.stop_all()
+    assert begun == [False, False]
+
+
+def test_a_service_has_its_own_arguments_environment_signals_and_descriptors(
+    go_service: ServiceFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if nothing else had run in its process before."""
+    for name in ("LC_ALL", "LC_CTYPE", "LANG"):
+        monkeypatch.delenv(name, raising=False)  # where Python would set one of its own
+    env = {"FOO.BAR": "a=b\n", "EMPTY": "", "LD_PRELOAD": ""}
+    command = ["cat", "/proc/self/environ", "/proc/self/cmdline", "/proc/self/status", ""]
+    server = go_service(command=command, args=["", "x y"], env=env, ready=None)
+    assert patiently(lambda: not server.running)
+    environ = [f"{name}={value}" for name, value in {**os.environ, **env}.items()]
+    printed = server.log
+    for variable in environ:
+        assert f"{variable}\0" in printed
+    assert "LC_CTYPE" not in printed
+    assert "\0".join([*command, "", "x y", ""]) in printed
+    own = subprocess.run(
+        ["cat", "/proc/self/status"], capture_output=True, text=True, start_new_session=True
+    ).stdout
+    signals = re.compile(r"^Sig(?:Blk|Ign|Cgt):.*$", re.M)
+    assert signals.findall(printed) == signals.findall(own)
+    fds = go_service(command=["ls", "/proc/self/fd"], ready=None)
+    assert patiently(lambda: not fds.running)
+    assert fds.log.split() == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        ("no-such-program", "no-such-program: No such file or directory"),
+        ("/etc/passwd", "/etc/passwd: Permission denied"),
+        ("./text", "./text: Exec format error"),
+    ],
+)
+def test_a_program_that_cannot_run_is_an_error_that_says_why(
+    go_service: ServiceFactory, tmp_path: Path, command: str, why: str
+) -> None:
+    (tmp_path / "text").write_text("no program")
+    (tmp_path / "text").chmod(0o755)
+    with pytest.raises(ServiceError, match="cannot start service") as failure:
+        go_service(command=[command], ready=None)
+    assert failure.value.why == why
+    assert go_service.services == []
 
 
 def test_a_restart_keeps_the_port_and_changes_the_pid(go_service: ServiceFactory, nasty: Nasty) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import itertools
 import os
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -93,16 +95,11 @@ def test_where_the_kernel_does_not_tell_what_threads_waited_it_is_not_known(agen
     """As one without CONFIG_SCHED_INFO: the threads are there all the same."""
     assert agent("watch").passed((10, 3), (30, 4)) == {"cpu_ns": 20, "run_delay_ns": 1}
     proc = agent("proc")
-    read = proc._read
-
-    def without_schedstat(path):
-        if path.endswith("/schedstat"):
-            raise FileNotFoundError(path)
-        return read(path)
-
-    monkeypatch.setattr(proc, "_read", without_schedstat)
     monkeypatch.setattr(proc, "TELLS_WAITS", False)
-    assert proc.threads(os.getpid())[os.getpid()] == ("R", 0)
+    monkeypatch.setattr(proc, "_OF_THREADS", ("stat", "stat"))
+    waits, running = proc.Threads(os.getpid()).look(True)
+    assert dict(waits)[str(os.getpid())] == 0
+    assert running >= 1
     assert agent("watch").passed((10, 0), (30, 0)) == {"cpu_ns": 20, "run_delay_ns": None}
 
 
@@ -136,3 +133,29 @@ def test_a_goroutine_is_named_only_where_its_place_is_known(version, expected):
 
 def test_a_goroutine_that_could_not_be_read_has_no_name():
     assert slowest.goroutine([0, 0], "go1.27.3") is None
+
+
+def descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_what_is_read_of_threads_stays_open_within_bounds_and_is_closed_with_them(agent, monkeypatch):
+    proc = agent("proc")
+    monkeypatch.setattr(proc.Threads, "most_kept", 3)
+    end = threading.Event()
+    others = [threading.Thread(target=end.wait) for _ in range(5)]
+    for other in others:
+        other.start()
+    before = descriptors()
+    looks = proc.Threads(os.getpid())
+    for _ in range(2):
+        waits, running = looks.look(True)
+        assert len(waits) == threading.active_count()
+        assert running >= 1
+        assert descriptors() == before + 2 * 3
+    end.set()
+    for other in others:
+        other.join()
+    assert looks.look(False)[1] == 0
+    looks.close()
+    assert descriptors() == before

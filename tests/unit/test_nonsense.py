@@ -73,7 +73,15 @@ ABOUT: dict[str, Any] = {
     "exited": False,
     "unwatched": 0,
     "foreign": False,
-    "calibration": {"layout": "go1.25", "epfd": 4, "proven": 3, "unproven": 0, "why_not": None, "others": 0},
+    "calibration": {
+        "layout": "go1.25",
+        "epfd": 4,
+        "proven": 3,
+        "unproven": 0,
+        "more_pollers": 0,
+        "why_not": None,
+        "others": 0,
+    },
     "goready": True,
     "scheduler": False,
 }

@@ -144,6 +144,12 @@ def test_every_broken_limit_of_every_service_has_its_line() -> None:
             "server: only 50 wakeups; latency_p50 needs at least 100: send more traffic, or set min_wakeups=",
         ),
         (
+            {"max_latency_max": "1ms"},
+            [measured({"wakeups": 30, "productive_wakeups": 2}, latency=1)],
+            "server: only 2 resolved wakeups; latency_max needs at least 10: send more traffic, or set "
+            "min_wakeups=",
+        ),
+        (
             {"max_spurious": 0.05, "min_wakeups": 0},
             [measured({})],
             "server: spurious was not measured: no wakeup was resolved in the window",

@@ -4,12 +4,10 @@
 package main
 
 import (
-	"bytes"
 	"flag"
 	"fmt"
 	"os"
 	"os/exec"
-	"runtime"
 	"strconv"
 	"syscall"
 
@@ -52,17 +50,8 @@ func burst(n int) {
 		}
 	}()
 	for i := 0; i < n; i++ {
-		untilParked()
+		kit.Parked(1)
 		w.Write([]byte{1})
 		<-read
-	}
-}
-
-// Returns when the one who reads waits for the poller.
-func untilParked() {
-	for stacks := make([]byte, 64<<10); ; runtime.Gosched() {
-		if all := stacks[:runtime.Stack(stacks, true)]; bytes.Contains(all, []byte("[IO wait")) {
-			return
-		}
 	}
 }
