@@ -10,23 +10,6 @@
 BPF_ARRAY(ready_sampling, u32, 1);	/* keep the stack of one ready call in so many; 0 = of none */
 #define READY_EXACT 256	/* and of as many from the first on */
 
-/* In whose banks its calls count. A server may run program after program that never polls, each of which would
- * keep its slot if it left numbers behind; so those are the server's. */
-static __always_inline u32 accountable(u32 owner)
-{
-	struct target *t = target_of(owner), *heir;
-	int slot;
-
-	if (!t || t->kept)
-		return owner;
-	slot = t->heir;
-	heir = targets.lookup(&slot);
-	if (heir && heir->kept && heir->root == t->root)
-		return slot + 1;
-	t->kept = 1;	/* the heir is long gone */
-	return owner;
-}
-
 /* Whose stack it is that makes the call. Taking it costs twice what the probe itself does, so after the
  * first calls (of a CPU, in an epoch) only some are looked at, and each stands for those that were not. */
 static __always_inline void keep_waker(void *ctx, u32 owner, u32 epoch, u64 calls)

@@ -81,6 +81,9 @@ struct target {
 	u32 heir;	/* slot whose banks count what this one does while it is not kept: an ancestor's */
 	u32 lost_children;	/* forked and not watched, for want of a slot */
 	u32 local;	/* its number in the agent's pid namespace, where that is not the initial one */
+	u32 foreign;	/* it has exec'ed a program that is not for the user to know of: it is not watched any more */
+	u32 unused;
+	u64 capabilities;	/* permitted ones when it was first watched: with more it is not the user's */
 	u64 since;	/* when it began to be this owner; monotonic ns */
 };
 
@@ -124,6 +127,7 @@ struct counters {
 	u64 slow_floor;		/* what a wakeup must take longer than to be among the slowest; no counter */
 	u64 ready_calls;	/* these two by goready.c */
 	u64 deadline_wakeups;
+	u64 children;		/* forked, and watched from then on */
 };
 
 /* A process by its numbers. */

@@ -99,7 +99,10 @@ class SlowWakeup(Wakeup):
 
 
 class Measured(Process):
-    """A process in a window. None of the optional counters: not counted."""
+    """A process in a window. None of the optional counters: not counted.
+
+    unprobed: children that came and went before probes were there, counted with the service's first process.
+    """
 
     counters: dict[str, int]
     histogram: dict[str, int]
@@ -108,6 +111,7 @@ class Measured(Process):
     deadline_wakeups: int | None
     dispatches: int | None
     runq_max: int | None
+    unprobed: int
     offenders: list[Offender]
     slowest: list[SlowWakeup]
 

@@ -93,16 +93,12 @@ def load(user, timers, max_processes, max_fds, uprobes):
     try:
         # A second on an idle machine, many on a busy one; whoever started us may be killed meanwhile.
         with hangup.ends_with(sys.stdin.fileno()):
-            loaded = kernel.Kernel(bcc, sources(), max_processes, max_fds)
+            served = None if user.is_root else user.uid
+            loaded = kernel.Kernel(bcc, sources(), max_processes, max_fds, served)
     except kernel.LoadFailed as error:
         raise protocol.Unable("the BPF program could not be loaded: %s" % error, error.fix) from error
     kept = privileges.drop(user, loaded.works, privileges.PROBING if uprobes else ())
-    agent = commands.Agent(
-        loaded,
-        timers,
-        lambda pid: user.is_root or privileges.owns(user, pid),
-        lambda program: user.is_root or program.st_uid == user.uid,
-    )
+    agent = commands.Agent(loaded, timers, user, lambda pid: user.is_root or privileges.owns(user, pid))
     return agent, {
         "protocol": protocol.VERSION,
         "bcc": bcc.__version__,
