@@ -462,6 +462,52 @@ def test_in_a_window_too_nothing_is_told_of_others_and_their_place_is_free_at_on
             raised.unlink()
 
 
+def gives_rights(program, how):
+    """Makes it a program that gives its user more rights than that has, or hides what it is from that user."""
+    os.chown(program, 0, 0)
+    if how == "capabilities":
+        setcap = shutil.which("setcap") or "/usr/sbin/setcap"
+        if not Path(setcap).exists():
+            pytest.skip("there is no setcap")
+        subprocess.run([setcap, "cap_net_raw+ep", program], check=True)
+    else:
+        program.chmod({"setuid": 0o4755, "setgid": 0o2755, "unreadable": 0o711, "plain": 0o755}[how])
+
+
+@needs_sudo
+@pytest.mark.parametrize("how", ["plain", "setuid", "setgid", "capabilities", "unreadable"])
+def test_what_gains_rights_by_an_exec_is_not_counted_from_there_on(user, installed, built, newest_go, how):
+    """However briefly it runs: it has ended before anybody could look at it."""
+    if os.statvfs(user.home).f_flag & os.ST_NOSUID:
+        pytest.skip(f"{user.home} does not honour the setuid bit")
+    program = user.home / "brief"
+    shutil.copy(built("brief", str(newest_go.go)), program)
+    gives_rights(program, how)
+    command = user.become("sh", "-c", f"read _; exec {program}")
+    try:
+        with running(user, installed) as ask, subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+            patiently(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sh\n")
+            assert "ok" in ask("watch", pid=process.pid)
+            window = ask("open", ready_stacks=0, unclaimed=1)["ok"]["window"]
+            process.stdin.close()
+            process.wait()
+            answer = ask("close", window=window, settle_ms=20)["ok"]
+    finally:
+        program.unlink()
+    assert process.returncode == 0
+    (process,) = answer["services"][str(process.pid)]
+    counted = {name: value for name, value in process["counters"].items() if value}
+    if how == "plain":
+        assert process["counters"]["productive_wakeups"] > 50
+        assert not process["foreign"]
+    else:
+        assert (process["foreign"], process["executable"], counted) == (True, None, {})
+        assert (process["offenders"], process["slowest"], process["histogram"]) == ([], [], {})
+        (rows,) = answer["timelines"].values()
+        # Each: when, ten counters, run delay, threads.
+        assert not any(value for row in rows for value in row[1:11])
+
+
 @needs_sudo
 def test_what_is_unwatched_in_a_window_is_gone_with_it(user, installed):
     with running(user, installed, max_processes=1) as ask, asleep(user) as pid:
