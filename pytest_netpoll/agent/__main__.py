@@ -22,6 +22,7 @@ import sys
 import time
 
 import binding
+import budget
 import commands
 import footprint
 import hangup
@@ -75,6 +76,16 @@ def verify():
             )
 
 
+def _take_place(user, *sizes):
+    """Among this user's agents, for as long as this one lives. Raises protocol.Unable."""
+    try:
+        with hangup.ends_with(sys.stdin.fileno()):
+            budget.take(user.uid, *sizes)
+    except budget.Refused as error:
+        fix = "let others end, use fewer workers (pytest -n), or run pytest as root"
+        raise protocol.Unable(str(error), fix) from error
+
+
 def load(user, timers, max_processes, max_fds, uprobes):
     """(Agent, what to say of it) with the program in the kernel and privileges given up.
 
@@ -87,9 +98,13 @@ def load(user, timers, max_processes, max_fds, uprobes):
         raise protocol.Unable(*problem)
     bcc = binding.load()
     if not user.is_root:
-        problem = footprint.too_large(max_processes, max_fds, len(bcc.utils.get_possible_cpus()))
+        cpus = len(bcc.utils.get_possible_cpus())
+        problem = footprint.too_large(max_processes, max_fds, cpus)
         if problem is not None:
             raise protocol.Unable(*problem)
+        # Whoever has the capabilities themselves is bound by nothing that this agent does.
+        if os.geteuid() == 0:
+            _take_place(user, max_processes, max_fds, cpus)
     try:
         # A second on an idle machine, many on a busy one; whoever started us may be killed meanwhile.
         with hangup.ends_with(sys.stdin.fileno()):

@@ -440,6 +440,54 @@ def test_what_a_user_asks_of_the_agent_is_checked(user, installed):
 
 
 @needs_sudo
+def test_all_agents_of_a_user_together_take_no_more_than_is_allowed(user, installed):
+    agent = privilege.agent_command(privilege.SYSTEM_PYTHON, installed / "agent")
+    sudo = user.become("sudo", "-n", "--", *agent)
+    most = installed / "agent" / "budget.py"
+    most.write_text(
+        most.read_text().replace("AGENTS = 8", "AGENTS = 2").replace("PATIENCE = 5", "PATIENCE = 1")
+    )
+    with running(user, installed):
+        with running(user, installed):
+            what = waited_for(sudo)["failed"]["what"]
+            assert "this user has 2 agents" in what
+            assert "2 agents and 1024 MiB are the most" in what
+            # Root's are not the user's, and not limited.
+            assert "ready" in waited_for(agent)
+        assert "ready" in waited_for(sudo)
+    large = {"max_processes": 100, "max_fds": 100_000}  # 0.8 GB
+    with running(user, installed, **large):
+        what = waited_for(sudo, **large)["failed"]["what"]
+        assert "this user has 1 agents, which take" in what
+        assert "ready" in waited_for(sudo)
+
+
+@needs_sudo
+def test_whatever_seems_to_be_an_agent_takes_no_place_of_a_users(user, installed):
+    """A program of the token's name, but loaded by somebody who is not root."""
+    load_nothing = "import tracing; tracing.load_nothing(b'netp%08x_ff'); print('there', flush=True); input()"
+    command = ["python3", "-c", load_nothing % user.uid]
+    environment = {**user.environment, "PYTHONPATH": str(installed / "agent")}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": environment}
+    with subprocess.Popen(user.become(*command, capabilities="+bpf"), **pipes) as process:
+        assert process.stdout.readline() == b"there\n"
+        with running(user, installed):
+            process.stdin.close()
+
+
+def waited_for(command, **sizes):
+    """The first answer of an agent to whoever waits for it."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd="/", **pipes) as process:
+        message = {"do": "load", "max_processes": 4, "max_fds": 64, "uprobes": 0, **sizes}
+        process.stdin.write(load(message))
+        process.stdin.flush()
+        answer = json.loads(process.stdout.readline())
+        process.stdin.close()
+    return answer
+
+
+@needs_sudo
 def test_in_a_window_too_nothing_is_told_of_others_and_their_place_is_free_at_once(user, installed):
     if os.statvfs(user.home).f_flag & os.ST_NOSUID:
         pytest.skip(f"{user.home} does not honour the setuid bit")
