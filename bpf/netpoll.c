@@ -33,6 +33,7 @@
 #define SO_ERROR 4
 #define SOCK_DGRAM 2
 #define SOCK_RAW 3
+#define AF_INET 2
 #define AF_INET6 10
 #define S_IFMT 0170000
 #define S_IFSOCK 0140000
@@ -213,9 +214,13 @@ static __always_inline struct counters *counters_of(u32 owner, u32 epoch)
 
 static __always_inline struct wait *wait_of(u32 owner, u64 fd, int direction)
 {
-	int key = (SLOT(owner) * MAX_FDS + fd) * 2 + direction;
-	struct wait *w = fd < MAX_FDS ? waits.lookup(&key) : 0;
+	struct wait *w;
+	int key;
 
+	if (fd >= MAX_FDS)
+		return 0;
+	key = (SLOT(owner) * MAX_FDS + fd) * 2 + direction;
+	w = waits.lookup(&key);
 	if (w && w->owner != owner) {
 		/* Left by the slot's former process. */
 		w->woken_at = 0;
@@ -347,7 +352,7 @@ static __always_inline s32 stack_of(void *ctx)
 	return id < 0 ? NO_STACK : id;
 }
 
-#ifdef TASK_FILES_OFFSET
+#if defined(TASK_FILES_OFFSET) || defined(TASK_CRED_OFFSET)
 static __always_inline u64 kernel_word(u64 address)
 {
 	u64 word = 0;
@@ -356,34 +361,44 @@ static __always_inline u64 kernel_word(u64 address)
 	return word;
 }
 
-/* The current process's struct file. */
-static __always_inline u64 file_of(u32 fd)
+#define READ_MEMBER(member, from) bpf_probe_read_kernel(&(member), sizeof(member), (void *)(from))
+#endif
+
+#ifdef TASK_FILES_OFFSET
+/* The current process's struct file; 0 where it has no such descriptor. The number may be anything: some come
+ * from the process's memory. Neither the table nor what it holds is freed before this program ends (RCU). */
+static __always_inline u64 file_of(u64 fd)
 {
 	u64 files = kernel_word(bpf_get_current_task() + TASK_FILES_OFFSET);
-	u64 table = kernel_word(files + FILES_FDT_OFFSET);
+	u64 table = files ? kernel_word(files + FILES_FDT_OFFSET) : 0;
+	u64 slots = table ? kernel_word(table + FDT_FD_OFFSET) : 0;
+	u32 size = 0;
 
-	return kernel_word(kernel_word(table + FDT_FD_OFFSET) + (u64)fd * 8);
+	if (!slots || READ_MEMBER(size, table + FDT_MAX_FDS_OFFSET) || fd >= size)
+		return 0;
+	return kernel_word(slots + fd * 8);
 }
 
 static __always_inline u32 inode_of(u64 file)
 {
-	return kernel_word(kernel_word(file + FILE_INODE_OFFSET) + INODE_INO_OFFSET);
+	return file ? kernel_word(kernel_word(file + FILE_INODE_OFFSET) + INODE_INO_OFFSET) : 0;
 }
 
-#define READ_MEMBER(member, from) bpf_probe_read_kernel(&(member), sizeof(member), (void *)(from))
-
-static __always_inline void describe(u64 file, struct endpoint *e)
+static __always_inline void describe_socket(u64 file, u64 socket, struct endpoint *e)
 {
-	u64 socket = kernel_word(file + FILE_PRIVATE_OFFSET), sk;
-	u64 inode = kernel_word(file + FILE_INODE_OFFSET);
+	u64 sk;
 
-	e->inode = kernel_word(inode + INODE_INO_OFFSET);
-	READ_MEMBER(e->mode, inode + INODE_MODE_OFFSET);
-	if ((e->mode & S_IFMT) != S_IFSOCK)
+	/* Not all that has a socket's mode is one: an O_PATH descriptor of a unix socket's name is not. */
+	if (!socket || kernel_word(socket + SOCKET_FILE_OFFSET) != file)
 		return;
 	sk = kernel_word(socket + SOCKET_SK_OFFSET);
+	if (!sk)
+		return;
 	READ_MEMBER(e->type, socket + SOCKET_TYPE_OFFSET);
 	READ_MEMBER(e->family, sk + SOCK_FAMILY_OFFSET);
+	/* Of other families something else is kept there. */
+	if (e->family != AF_INET && e->family != AF_INET6)
+		return;
 	READ_MEMBER(e->state, sk + SOCK_STATE_OFFSET);
 	READ_MEMBER(e->port, sk + SOCK_PORT_OFFSET);
 	READ_MEMBER(e->peer_port, sk + SOCK_PEER_PORT_OFFSET);
@@ -395,17 +410,33 @@ static __always_inline void describe(u64 file, struct endpoint *e)
 		bpf_probe_read_kernel(e->peer_address, 4, (void *)(sk + SOCK_PEER_ADDRESS_OFFSET));
 	}
 }
+
+/* e: all zero, and it stays so where the descriptor is closed meanwhile: what was read of its file may be
+ * another process's by then. */
+static __always_inline void describe(u64 fd, struct endpoint *e)
+{
+	u64 file = file_of(fd), inode;
+
+	if (!file)
+		return;
+	inode = kernel_word(file + FILE_INODE_OFFSET);
+	READ_MEMBER(e->mode, inode + INODE_MODE_OFFSET);
+	e->inode = kernel_word(inode + INODE_INO_OFFSET);
+	if ((e->mode & S_IFMT) == S_IFSOCK)
+		describe_socket(file, kernel_word(file + FILE_PRIVATE_OFFSET), e);
+	if (file_of(fd) != file)
+		__builtin_memset(e, 0, sizeof(*e));
+}
 #else
 #define file_of(fd) 0
 #define inode_of(file) 0
-#define describe(file, e)
+#define describe(fd, e)
 #endif
 
 /* Keeps whose fault it was. times: how many such offences this one stands for. */
 static __always_inline void accuse(struct counters *c, struct offender *o, u32 times)
 {
 	struct blame *b = offenders.lookup(o);
-	u64 file = file_of(o->fd);
 	struct blame *first;
 	int zero = 0;
 
@@ -414,13 +445,13 @@ static __always_inline void accuse(struct counters *c, struct offender *o, u32 t
 		if (!first)
 			return;
 		__builtin_memset(first, 0, sizeof(*first));
-		describe(file, &first->end);
+		describe(o->fd, &first->end);
 		b = offenders.lookup_or_try_init(o, first);
 		if (!b) {
 			c->lost_offenders++;
 			return;
 		}
-	} else if (b->end.inode != inode_of(file)) {
+	} else if (b->end.inode != inode_of(file_of(o->fd))) {
 		b->end.several = 1;
 	}
 	__sync_fetch_and_add(&b->count, times);
@@ -448,7 +479,7 @@ static __always_inline void keep_if_slow(void *ctx, struct counters *c, int key,
 	kept->direction = direction;
 	kept->stack = stack_of(ctx);
 	__builtin_memset(&kept->end, 0, sizeof(kept->end));
-	describe(file_of(fd), &kept->end);
+	describe(fd, &kept->end);
 	if (bpf_probe_read_user(kept->goid, sizeof(kept->goid), (void *)(w->g + GOID_OFFSET)))
 		__builtin_memset(kept->goid, 0, sizeof(kept->goid));
 	/* Which makes room for the next is noted in memory: as one of eight pointers here, it would have the
@@ -557,10 +588,11 @@ static __always_inline void abandon(u32 owner, u64 fd, int direction)
 	w->streak = 0;
 }
 
-static __always_inline void found_nobody(struct counters *c, u32 owner, u32 epoch, u32 fd, int direction)
+static __always_inline void found_nobody(struct counters *c, u32 owner, u32 epoch, u64 fd, int direction)
 {
 	c->unclaimed_events++;
-	if (keeps(KEEP_UNCLAIMED)) {
+	/* What is no number of a descriptor is no pollDesc's: there is nobody to name. */
+	if (fd >> 31 == 0 && keeps(KEEP_UNCLAIMED)) {
 		struct offender o = {
 			.owner = owner, .epoch = epoch, .stack = NO_STACK, .fd = fd,
 			.direction = direction, .offence = UNCLAIMED,
@@ -941,12 +973,15 @@ static __always_inline u32 local_number(u64 task)
 {
 	int zero = 0;
 	u32 *level = agent_level.lookup(&zero);
-	u32 number = 0;
+	u32 number = 0, levels = 0;
 	u64 pid = 0;
 
 	if (!level)
 		return 0;
 	bpf_probe_read_kernel(&pid, sizeof(pid), (void *)(task + TASK_THREAD_PID_OFFSET));
+	/* It has a number for each level down to its own. */
+	if (bpf_probe_read_kernel(&levels, sizeof(levels), (void *)(pid + PID_LEVEL_OFFSET)) || levels < *level)
+		return 0;
 	bpf_probe_read_kernel(&number, sizeof(number), (void *)(pid + PID_NUMBERS_OFFSET + *level * UPID_SIZE));
 	return number;
 }
@@ -962,7 +997,41 @@ static __always_inline void settle(u64 *home, struct target *t, u32 slot)
 	*home = (u64)t->tgid << 32 | t->owner;
 }
 
-/* A new program: nothing of the old one's calibration holds. */
+#ifdef TASK_CRED_OFFSET
+#define DUMPABLE 3	/* the bits of mm_struct.flags; 1: whoever its user is may look into it */
+
+/* Whether the program that this process has just begun is the user's alone, as the kernel asks of a tracer:
+ * no other ids, nothing gained by the program's file, nothing hidden from its user. */
+static __always_inline int is_the_users(const struct target *t)
+{
+	u64 task = bpf_get_current_task();
+	u64 cred = kernel_word(task + TASK_CRED_OFFSET);
+	u64 mm = kernel_word(task + TASK_MM_OFFSET);
+	u64 users = kernel_word(cred + CRED_USER_NS_OFFSET);
+	u32 uid = 0, euid = 0, suid = 0, fsuid = 0, gid = 0, egid = 0, sgid = 0, fsgid = 0, level = 0;
+
+	/* What cannot be read is not known to be the user's. */
+	if (READ_MEMBER(uid, cred + CRED_UID_OFFSET) || READ_MEMBER(euid, cred + CRED_EUID_OFFSET) ||
+	    READ_MEMBER(suid, cred + CRED_SUID_OFFSET) || READ_MEMBER(fsuid, cred + CRED_FSUID_OFFSET) ||
+	    READ_MEMBER(gid, cred + CRED_GID_OFFSET) || READ_MEMBER(egid, cred + CRED_EGID_OFFSET) ||
+	    READ_MEMBER(sgid, cred + CRED_SGID_OFFSET) || READ_MEMBER(fsgid, cred + CRED_FSGID_OFFSET) ||
+	    READ_MEMBER(level, users + USER_NS_LEVEL_OFFSET))
+		return 0;
+	if (uid != SERVED_UID || euid != uid || suid != uid || fsuid != uid)
+		return 0;
+	if (egid != gid || sgid != gid || fsgid != gid)
+		return 0;
+	if ((kernel_word(mm + MM_FLAGS_OFFSET) & DUMPABLE) != 1)
+		return 0;
+	/* In a user namespace of its own it has them all; they count for nothing outside. */
+	return level || !(kernel_word(cred + CRED_CAPABILITIES_OFFSET) & ~t->capabilities);
+}
+#else
+#define is_the_users(t) 1	/* root is served, who may watch anybody */
+#endif
+
+/* A new program: nothing of the old one's calibration holds. One that is not for the user we serve to know
+ * of is not watched from here on, before its first instruction. */
 RAW_TRACEPOINT_PROBE(sched_process_exec)
 {
 	u32 tgid = bpf_get_current_pid_tgid() >> 32;
@@ -975,8 +1044,31 @@ RAW_TRACEPOINT_PROBE(sched_process_exec)
 	t = target_of(owner);
 	if (!t)
 		return 0;
+	if (!is_the_users(t)) {
+		*home = 0;
+		t->kept = 1;	/* until the agent has heard of it */
+		t->foreign = 1;
+		return 0;
+	}
 	settle(home, t, SLOT(owner));
 	return 0;
+}
+
+/* In whose banks its ready calls and children count. A server may run program after program that never polls, each of which would
+ * keep its slot if it left numbers behind; so those are the server's. */
+static __always_inline u32 accountable(u32 owner)
+{
+	struct target *t = target_of(owner), *heir;
+	int slot;
+
+	if (!t || t->kept)
+		return owner;
+	slot = t->heir;
+	heir = targets.lookup(&slot);
+	if (heir && heir->kept && heir->root == t->root)
+		return slot + 1;
+	t->kept = 1;	/* the heir is long gone */
+	return owner;
 }
 
 #ifdef TASK_TGID_OFFSET
@@ -1017,8 +1109,12 @@ RAW_TRACEPOINT_PROBE(sched_process_fork)
 	t->tgid = child;
 	t->root = p->root;
 	t->heir = p->kept ? SLOT(owner) : p->heir;
+	t->capabilities = p->capabilities;
 	t->local = local_number(ctx->args[1]);
 	settle(home, t, slot);
+	c = counters_of(accountable(owner), current_epoch());
+	if (c)
+		c->children++;
 	return 0;
 }
 

@@ -107,6 +107,9 @@ struct target {
 	u32 heir;	/* slot whose banks count what this one does while it is not kept: an ancestor's */
 	u32 lost_children;	/* forked and not watched, for want of a slot */
 	u32 local;	/* its number in the agent's pid namespace, where that is not the initial one */
+	u32 foreign;	/* it has exec'ed a program that is not for the user to know of: it is not watched any more */
+	u32 unused;
+	u64 capabilities;	/* permitted ones when it was first watched: with more it is not the user's */
 	u64 since;	/* when it began to be this owner; monotonic ns */
 };
 
@@ -153,6 +156,7 @@ struct counters {
 	u64 io_calls;
 	u64 futile_calls;
 	u64 lost_calls;		/* those without data, on an fd >= MAX_FDS */
+	u64 children;		/* forked, and watched from then on */
 };
 
 /* The I/O calls that moved no data. */

@@ -106,6 +106,7 @@ class Measured(Process):
     """A process in a window. None of the optional counters: not counted.
 
     io_outcomes: how its I/O calls ended -> calls. futile: [syscall, outcome, calls].
+    unprobed: children that came and went before probes were there, counted with the service's first process.
     """
 
     counters: dict[str, int]
@@ -117,6 +118,7 @@ class Measured(Process):
     runq_max: int | None
     io_outcomes: dict[str, int]
     futile: list[list[Any]]
+    unprobed: int
     offenders: list[Offender]
     slowest: list[SlowWakeup]
 

@@ -7,11 +7,10 @@ emulated and mostly a `push` that is, too.
 
 from __future__ import annotations
 
-import re
-import struct
 from dataclasses import dataclass
 from typing import IO
 
+from pytest_netpoll.agent.prologue import LONGEST, cheap_place
 from pytest_netpoll.elf import read_elf
 from pytest_netpoll.errors import UnmeasuredError
 from pytest_netpoll.pclntab import PcLineTable, load_segments
@@ -19,16 +18,7 @@ from pytest_netpoll.symtab import addresses
 
 READY = "runtime.ready"
 DEADLINE = "runtime.netpollgoready"
-
-# cmp 0x10(%r14),%rsp, in large frames of lea -x(%rsp),%r12; then jbe, to where the stack grows; then mostly
-# push %rbp. That is better than the jump: it is not run a second time after the stack has grown.
-_X86_64 = re.compile(
-    rb"(?:\x49\x3b\x66\x10|\x4c\x8d(?:\x64\x24.|\xa4\x24.{4})\x4d\x3b\x66\x10)"
-    rb"(?P<jump>\x76.|\x0f\x86.{4})(?P<push>\x55)?",
-    re.DOTALL,
-)
-_LONGEST_PROLOGUE = 32
-_ARM64_SEARCHED = 6  # instructions
+_MACHINES = {"EM_X86_64": "x86_64", "EM_AARCH64": "aarch64"}  # pyelftools' names, and uname's
 
 
 @dataclass(frozen=True)
@@ -43,7 +33,7 @@ def find_sites(path: str) -> Sites:
     """UnmeasuredError where there is no cheap place, or where the program cannot be read."""
     try:
         with open(path, "rb") as file:
-            machine = read_elf(file)["e_machine"]
+            machine = _MACHINES.get(read_elf(file)["e_machine"], "")
             segments = load_segments(file)
             entries = _entries(path, file)
             sites: dict[str, int] = {}
@@ -51,7 +41,7 @@ def find_sites(path: str) -> Sites:
                 segment = next(s for s in segments if s.address <= address < s.address + s.size)
                 offset = address - segment.address + segment.offset
                 file.seek(offset)
-                place = cheap_place(file.read(_LONGEST_PROLOGUE), machine)
+                place = cheap_place(file.read(LONGEST), machine)
                 if place is not None:
                     sites[name] = offset + place
     except UnmeasuredError:
@@ -64,24 +54,6 @@ def find_sites(path: str) -> Sites:
         why = "no instruction at its beginning is cheap to probe" if READY in entries else "it is not there"
         raise UnmeasuredError(f"ready calls of {path} cannot be counted", why=f"{READY}: {why}")
     return Sites(sites[READY], sites.get(DEADLINE))
-
-
-def cheap_place(code: bytes, machine: str) -> int | None:
-    """How far behind a function's entry the kernel emulates an instruction that is run once a call.
-
-    code: what the function begins with. machine: as pyelftools calls it. None: nowhere near.
-    """
-    if machine == "EM_AARCH64":
-        for at, (word,) in enumerate(struct.iter_unpack("<I", code[: 4 * _ARM64_SEARCHED])):
-            if word & 0xFF000010 == 0x54000000:  # b.ls, to where the stack grows
-                return 4 * at
-        return None
-    if code[:1] == b"\x55":  # push %rbp: a function without a check
-        return 0
-    match = _X86_64.match(code)
-    if machine != "EM_X86_64" or match is None:
-        return None
-    return match.start("push" if match["push"] else "jump")
 
 
 def _entries(path: str, file: IO[bytes]) -> dict[str, int]:

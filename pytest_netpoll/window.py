@@ -297,6 +297,13 @@ class Meter:
     def _absent(self, processes: Sequence[Measured]) -> dict[str, str]:
         """Metric -> why the process that it is not known of does not tell."""
         why: dict[str, str] = {}
+        unprobed = sum(process["unprobed"] for process in processes)
+        if self._programs.count_ready and unprobed:
+            reason = (
+                f"{unprobed} child processes ended before probes could be placed in them, which for a user "
+                "other than root is done one process at a time (to mend: run pytest as root)"
+            )
+            why = dict.fromkeys(READY_METRICS, reason)
         for process in filter(_runs_goroutines, processes):
             if self._programs.count_ready and process["ready_calls"] is None:
                 reason = self._programs.why_no_ready_calls(process)
@@ -465,6 +472,8 @@ def _snapshot(process: Measured, is_go: bool) -> Snapshot:
         # is its children's.
         optional = {name: counters.get(name, 0) for name in optional}
         runq_max = runq_max or 0
+    if process["unprobed"]:
+        optional.update(ready_calls=None, deadline_wakeups=None)
     return Snapshot.from_json({**told, "counters": counters | optional, "runq_max": runq_max})
 
 

@@ -22,6 +22,7 @@ import sys
 import time
 
 import binding
+import budget
 import commands
 import footprint
 import hangup
@@ -76,6 +77,16 @@ def verify():
             )
 
 
+def _take_place(user, *sizes):
+    """Among this user's agents, for as long as this one lives. Raises protocol.Unable."""
+    try:
+        with hangup.ends_with(sys.stdin.fileno()):
+            budget.take(user.uid, *sizes)
+    except budget.Refused as error:
+        fix = "let others end, use fewer workers (pytest -n), or run pytest as root"
+        raise protocol.Unable(str(error), fix) from error
+
+
 def load(user, timers, max_processes, max_fds, uprobes):
     """(Agent, what to say of it) with the program in the kernel and privileges given up.
 
@@ -88,23 +99,23 @@ def load(user, timers, max_processes, max_fds, uprobes):
         raise protocol.Unable(*problem)
     bcc = binding.load()
     if not user.is_root:
-        problem = footprint.too_large(max_processes, max_fds, len(bcc.utils.get_possible_cpus()))
+        cpus = len(bcc.utils.get_possible_cpus())
+        problem = footprint.too_large(max_processes, max_fds, cpus)
         if problem is not None:
             raise protocol.Unable(*problem)
+        # Whoever has the capabilities themselves is bound by nothing that this agent does.
+        if os.geteuid() == 0:
+            _take_place(user, max_processes, max_fds, cpus)
     try:
         # A second on an idle machine, many on a busy one; whoever started us may be killed meanwhile.
         with hangup.ends_with(sys.stdin.fileno()):
-            loaded = kernel.Kernel(bcc, sources(), max_processes, max_fds)
+            served = None if user.is_root else user.uid
+            loaded = kernel.Kernel(bcc, sources(), max_processes, max_fds, served)
     except kernel.LoadFailed as error:
         raise protocol.Unable("the BPF program could not be loaded: %s" % error, error.fix) from error
     kept = privileges.drop(user, loaded.works, privileges.PROBING if uprobes else ())
     proc.Threads.keep_open()
-    agent = commands.Agent(
-        loaded,
-        timers,
-        lambda pid: user.is_root or privileges.owns(user, pid),
-        lambda program: user.is_root or program.st_uid == user.uid,
-    )
+    agent = commands.Agent(loaded, timers, user, lambda pid: user.is_root or privileges.owns(user, pid))
     return agent, {
         "protocol": protocol.VERSION,
         "bcc": bcc.__version__,

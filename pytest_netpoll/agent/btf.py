@@ -90,6 +90,23 @@ TASK_MEMBERS = {
     "TASK_SIGNAL_OFFSET": ("task_struct", "signal"),
     "SIGNAL_LIVE_OFFSET": ("signal_struct", "live"),
 }
+# At an exec, whether the new program is its user's alone:
+CREDENTIAL_MEMBERS = {
+    "TASK_CRED_OFFSET": ("task_struct", "cred"),
+    "TASK_MM_OFFSET": ("task_struct", "mm"),
+    "MM_FLAGS_OFFSET": ("mm_struct", "flags"),
+    "CRED_UID_OFFSET": ("cred", "uid"),
+    "CRED_EUID_OFFSET": ("cred", "euid"),
+    "CRED_SUID_OFFSET": ("cred", "suid"),
+    "CRED_FSUID_OFFSET": ("cred", "fsuid"),
+    "CRED_GID_OFFSET": ("cred", "gid"),
+    "CRED_EGID_OFFSET": ("cred", "egid"),
+    "CRED_SGID_OFFSET": ("cred", "sgid"),
+    "CRED_FSGID_OFFSET": ("cred", "fsgid"),
+    "CRED_CAPABILITIES_OFFSET": ("cred", "cap_permitted"),
+    "CRED_USER_NS_OFFSET": ("cred", "user_ns"),
+    "USER_NS_LEVEL_OFFSET": ("user_namespace", "level"),
+}
 # In a pid namespace of the agent's own:
 PID_MEMBERS = {
     "TASK_THREAD_PID_OFFSET": ("task_struct", "thread_pid"),
@@ -101,11 +118,13 @@ FILE_MEMBERS = {
     "TASK_FILES_OFFSET": ("task_struct", "files"),
     "FILES_FDT_OFFSET": ("files_struct", "fdt"),
     "FDT_FD_OFFSET": ("fdtable", "fd"),
+    "FDT_MAX_FDS_OFFSET": ("fdtable", "max_fds"),
     "FILE_INODE_OFFSET": ("file", "f_inode"),
     "FILE_PRIVATE_OFFSET": ("file", "private_data"),
     "INODE_MODE_OFFSET": ("inode", "i_mode"),
     "INODE_INO_OFFSET": ("inode", "i_ino"),
     "SOCKET_TYPE_OFFSET": ("socket", "type"),
+    "SOCKET_FILE_OFFSET": ("socket", "file"),
     "SOCKET_SK_OFFSET": ("socket", "sk"),
     "SOCK_FAMILY_OFFSET": ("sock_common", "skc_family"),
     "SOCK_STATE_OFFSET": ("sock_common", "skc_state"),

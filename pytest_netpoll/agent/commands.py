@@ -19,7 +19,9 @@ Evidence = namedtuple("Evidence", "unclaimed io_stacks io_calls")
 
 
 class Agent:
-    def __init__(self, kernel, timers, may_watch, may_probe):
+    """user: privileges.Invoker. may_watch: tells whether a process is that user's to watch."""
+
+    def __init__(self, kernel, timers, user, may_watch):
         self._kernel = kernel
         self._timers = timers
         self._windows = windows.Windows(kernel)
@@ -27,7 +29,7 @@ class Agent:
         self._at_open = {}  # window -> {root: (CPU ns used, ns waited)}
         self._timelines = {}  # window -> Timeline
         self._evidence = {}  # window -> Evidence
-        self._probes = goready.Probes(kernel, may_probe)
+        self._probes = goready.Probes(kernel, user, may_watch)
         self._schedulers = scheduler.Schedulers()
         self._sampling = []  # timers, while a window is open
         self._resting = None  # the timer, while none is
@@ -104,6 +106,7 @@ class Agent:
             self._resting = self._timers.every(REST, self._rest)
             self._kernel.forget_culprits()
         self._processes.reap()
+        self._probes.reap(self._live())
         return answer
 
     def _keep(self, wanted):
@@ -127,6 +130,7 @@ class Agent:
         if len(self._at_open) == 1:
             offenders.forget(self._kernel, cut)
             self._processes.free(ended)
+            self._probes.reap(self._live())
         return answer
 
     def _end(self, window, settle_ms, cut):
@@ -156,10 +160,13 @@ class Agent:
         found = offenders.kept(self._kernel, closed, offences)
         services = {}
         for root in sorted(self._processes.roots()):
+            children = sum(banks[p.slot].counters.pop("children") for p in self._processes.of(root))
+            unprobed = self._probes.unprobed(self._processes.of(root), closed, children)
             services[root] = [
                 self._process(p, closed, banks[p.slot], scheduled[p.owner], found)
                 for p in self._processes.of(root)
             ]
+            services[root][0]["unprobed"] = unprobed
         answer = {
             "duration_ns": closed.closed - closed.opened,
             "services": services,
@@ -170,6 +177,7 @@ class Agent:
 
     def _tick(self):
         self._processes.refresh()
+        self._probes.follow(self._live())
         self._sample()
         for window, points in self._timelines.items():
             points.add(self._windows.age(window), self._states(window))
@@ -182,7 +190,7 @@ class Agent:
 
     def _sample(self, states=True):
         for process in self._live():
-            process.sample(states)
+            process.sample(lambda tgid=process.tgid: self._kernel.home(tgid)[0] == tgid, states)
 
     def _sample_schedulers(self):
         self._schedulers.sample(self._live())
@@ -220,6 +228,7 @@ class Agent:
         self._processes.adopt()
         for process in self._live():
             self._processes.calibrate(process)
+        self._probes.follow(self._live())
 
     def _about(self, process):
         return {
@@ -260,6 +269,7 @@ class Agent:
             slowest=offenders.slowest(self._kernel, process, bank.slowest, window),
             dispatches=scheduled.dispatches,
             runq_max=scheduled.runq_max,
+            unprobed=0,
             **self._probes.counted(process, window, bank.counters),
         )
         return about

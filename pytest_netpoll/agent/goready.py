@@ -1,20 +1,30 @@
 """Probes on the goready path of the watched programs: where pytest's side found a place, once it is proven.
 
-A probe belongs to the program's file. It sees every process of it, forked or exec'ed later, from its
+For root a probe belongs to the program's file. It sees every process of it, forked or exec'ed later, from its
 first instruction on; the BPF program tells the watched ones from others.
+
+For a user it belongs to one process of that user's, and changes nobody else's memory: neither that of others
+who run the file, nor what another file behind it is mapped as. So a child, or a program that was exec'ed, has
+probes only once the agent has seen it. What it did before isn't counted, and the window in which it began
+reports no ready calls.
 """
 
 import os
+import platform
 import threading
 import time
 
+import functions
 import machine
+import plain
 import proc
+import prologue
 import uprobe
 from kernel import UPROBES, LoadFailed
 
 # In the order in which `attach` takes their places.
 READY, DEADLINE = UPROBES
+NAMES = {READY: "runtime.ready", DEADLINE: "runtime.netpollgoready"}
 
 # So much before and behind the place must be in memory what it is in the file.
 _AROUND = 16
@@ -25,21 +35,28 @@ class BadPlace(Exception):
 
 
 class Attached:
-    """The probes on one program. at: since when, monotonic ns. fds: what keeps them there."""
+    """The probes on one program, or in one process.
 
-    def __init__(self, fds, deadlines):
+    at: since when, monotonic ns. fds: what keeps them there.
+    """
+
+    def __init__(self, pid, fds, deadlines):
         self.at = time.monotonic_ns()
+        self.pid = pid
         self.fds = fds
         self.deadlines = deadlines
 
 
 class Probes:
-    """may_probe: tells from the status of a program's file whether probes in it are for the user we serve."""
+    """user: privileges.Invoker. may_watch: tells whether a process is that user's to watch."""
 
-    def __init__(self, kernel, may_probe):
+    def __init__(self, kernel, user, may_watch):
         self._kernel = kernel
-        self._may_probe = may_probe
-        self._by_program = {}  # (device, inode) -> Attached
+        self._user = user
+        self._may_watch = may_watch  # pid -> bool
+        self._places = {}  # (device, inode) -> offsets of READY and DEADLINE
+        self._attached = {}  # what `_key` says -> Attached
+        self._refused = set()  # owners whose processes `follow` could not attach to
         self._detaching = []  # threads
         self._stacks_of_one_in = {}  # window -> ready calls, 0 for no stacks
 
@@ -48,12 +65,34 @@ class Probes:
 
         ready, deadline: offsets in the file; no deadline is counted where that is 0.
         """
-        if process.program not in self._by_program:
-            self._by_program[process.program] = self._attach(process, ready, deadline)
+        if self._key(process) not in self._attached:
+            self._attached[self._key(process)] = self._attach(process, ready, deadline)
+            self._places[process.program] = ready, deadline
+
+    def follow(self, processes):
+        """Attaches to a user's children that run a program whose places are known by now."""
+        for process in processes if self._own_only else ():
+            places = self._places.get(process.program)
+            if places is None or process.exited or process.foreign:
+                continue
+            if process.owner in self._attached or process.owner in self._refused:
+                continue
+            try:
+                self.attach(process, *places)
+            except BadPlace:
+                self._refused.add(process.owner)
+
+    @property
+    def _own_only(self):
+        return not self._user.is_root
+
+    def _key(self, process):
+        """A process is another owner after an exec, with memory that has no probes, or may have had them."""
+        return process.owner if self._own_only else process.program
 
     def of(self, process):
         """Attached, or None."""
-        return self._by_program.get(process.program)
+        return self._attached.get(self._key(process))
 
     def open(self, window, stacks_of_one_in):
         """From here on the stack of one ready call in so many is kept, of none for 0."""
@@ -68,10 +107,21 @@ class Probes:
         del self._stacks_of_one_in[window]
         self._kernel.sample_ready_stacks(max(self._stacks_of_one_in.values(), default=0))
 
+    def unprobed(self, processes, window, children):
+        """How many of the children forked in the window are gone, with calls that nobody counted.
+
+        processes: all that descend from one root and are still here. children: those forked in the window.
+        """
+        if not self._own_only:
+            return 0
+        here = [p for p in processes if p.forked is not None and p.forked >= window.opened and p.program]
+        return max(0, children - len(here))
+
     def counted(self, process, window, counters):
         """What the bank's counters hold of the goready path; None where the process did more than that."""
         ready_calls, deadline_wakeups = counters["ready_calls"], counters["deadline_wakeups"]
-        if process.program is None:  # it came and went: all that can be said is what was counted
+        if process.program is None and not self._own_only:
+            # It came and went: all that can be said is what was counted.
             return {"ready_calls": ready_calls, "deadline_wakeups": deadline_wakeups}
         attached = self.of(process)
         # A program that is first seen in the window is attached only when its process has run for a moment.
@@ -83,10 +133,20 @@ class Probes:
 
     def release(self, processes):
         """Detaches from what none of these processes, all that are watched, runs."""
-        needed = {process.program for process in processes}
-        for program in self._by_program.keys() - needed:
+        self._let_go(self._attached.keys() - {self._key(process) for process in processes})
+        self._refused &= {process.owner for process in processes}
+        programs = {process.program for process in processes}
+        self._places = {program: at for program, at in self._places.items() if program in programs}
+
+    def reap(self, processes):
+        """The same for what is a process's own and has ended with it."""
+        if self._own_only:
+            self._let_go(self._attached.keys() - {self._key(process) for process in processes})
+
+    def _let_go(self, keys):
+        for key in keys:
             # The kernel takes its time, a tenth of a second for each; nobody need wait for it.
-            thread = threading.Thread(target=self._detach, args=(self._by_program.pop(program).fds,))
+            thread = threading.Thread(target=self._detach, args=(self._attached.pop(key).fds,))
             thread.start()
             self._detaching.append(thread)
 
@@ -108,9 +168,10 @@ class Probes:
             raise BadPlace("its program cannot be read: %s" % error) from error
         try:
             status = os.fstat(fd)
-            # A probe is in all processes of the file; in the wrong place it would break others' of them.
-            if not self._may_probe(status):
-                raise BadPlace("its program is not this user's (to mend: run pytest as root)")
+            if self._own_only:
+                self._refuse_suspicious(fd, status)
+                if not proc.has_execed(process.pid):
+                    raise BadPlace("it is a copy of its parent yet")
             if (status.st_dev, status.st_ino) != process.program:
                 raise BadPlace("it runs another program by now")
             # The file that was looked at, whatever the process runs meanwhile.
@@ -118,26 +179,68 @@ class Probes:
         finally:
             os.close(fd)
 
+    def _refuse_suspicious(self, fd, status):
+        if status.st_uid != self._user.uid:
+            raise BadPlace("its program is not this user's (to mend: run pytest as root)")
+        try:
+            suspicion = plain.suspicion(fd)
+        except OSError as error:
+            raise BadPlace("its program cannot be looked at: %s" % error) from error
+        if suspicion is not None:
+            raise BadPlace("%s (to mend: run pytest as root)" % suspicion)
+
     def _attach_to(self, process, path, ready, deadline):
         places = [(READY, ready)] + ([(DEADLINE, deadline)] if deadline else [])
-        for _, offset in places:
-            prove(process.pid, path, offset)
+        for function, offset in places:
+            address, code = prove(process.pid, path, offset)
+            if self._own_only:
+                prove_function(process.pid, address, code, NAMES[function])
+        # What it ran before it exec'ed this may have left its own.
+        self._let_go([key for key, attached in self._attached.items() if attached.pid == process.pid])
         # One that is still there would count a second time.
         while self._detaching:
             self._detaching.pop().join()
+        pid = process.pid if self._own_only else uprobe.EVERYBODY
         fds = []
         try:
             for function, offset in places:
-                fds.append(self._kernel.attach_uprobe(path.encode(), offset, function))
+                fds.append(self._kernel.attach_uprobe(path.encode(), offset, function, pid))
         except LoadFailed as error:
             self._detach(fds)
             remedy = " (to mend: %s)" % error.fix if error.fix else ""
             raise BadPlace("the kernel refuses a uprobe: %s%s" % (error, remedy)) from error
-        return Attached(fds, bool(deadline))
+        # Its number may have become another process's in between.
+        if self._own_only and not self._may_watch(process.pid):
+            self._detach(fds)
+            raise BadPlace("the process has ended")
+        return Attached(pid, fds, bool(deadline))
+
+
+def prove_function(pid, address, code, name):
+    """Raises BadPlace unless it is just behind the beginning of the Go function of that name.
+
+    address: in the process's memory. code: what the program's file holds from there on; memory may hold a
+    breakpoint.
+    """
+    own = proc.executable(pid)
+    data = [(start, end) for start, end, _, path in proc.mappings(pid, executable=False) if path == own]
+    try:
+        with proc.Memory(pid) as memory:
+            function = functions.Functions(memory, data).at(address)
+            before = memory.read(function.entry, min(address - function.entry, prologue.LONGEST))
+    except (OSError, LookupError, ValueError) as error:
+        raise BadPlace("its functions are not known: %s" % error) from error
+    if function.name != name:
+        raise BadPlace("%#x is in %s, not in %s" % (address, function.name, name))
+    if before is None or prologue.cheap_place(before + code, platform.machine()) != address - function.entry:
+        raise BadPlace("%#x is not where %s begins" % (address, name))
 
 
 def prove(pid, path, offset):
-    """Raises BadPlace unless the process runs what the file holds there, and a probe is cheap."""
+    """Raises BadPlace unless the process runs what the file holds there, and a probe is cheap.
+
+    Returns (where that is in its memory, what the file holds from there on).
+    """
     own = proc.executable(pid)
     mapped = [
         start + offset - at
@@ -159,3 +262,4 @@ def prove(pid, path, offset):
     for part in (slice(_AROUND), slice(_AROUND + breakpoint, None)):
         if live[part] != code[part]:
             raise BadPlace("the memory at offset %#x is not what the program's file holds" % offset)
+    return mapped[0], code[_AROUND:]

@@ -42,9 +42,10 @@ class Kernel:
 
     bcc: the imported bcc module.
     sources: the directory that holds SOURCES, netpoll.h and stub/.
+    served: the uid of the user whose processes alone are watched; None for root, who may have any.
     """
 
-    def __init__(self, bcc, sources, max_processes, max_fds):
+    def __init__(self, bcc, sources, max_processes, max_fds, served=None):
         name = machine.current()
         if name not in machine.NUMBERS:
             raise LoadFailed(
@@ -70,7 +71,9 @@ class Kernel:
         flags += machine.DEFINES[name]
         if atomics.can_exchange():
             flags.append("-DATOMIC_EXCHANGE")
-        flags += ["-D%s=%d" % item for item in sorted({**(tasks or {}), **(files or {})}.items())]
+        flags += _defines({**(tasks or {}), **(files or {})})
+        if served is not None:
+            flags += self._restriction(served, types.offsets(btf.CREDENTIAL_MEMBERS))
         if not namespaces.in_initial_pids():
             flags += self._translation(types.offsets(btf.PID_MEMBERS))
         self._load(sources, flags, types.typedef("btf_trace_sys_exit"))
@@ -145,6 +148,16 @@ class Kernel:
         # Now, while we may: they are attached only when a program is known.
         for function in UPROBES:
             self.bpf.load_func(function, self._bcc.BPF.KPROBE)
+
+    @staticmethod
+    def _restriction(served, offsets):
+        if offsets is None:
+            raise LoadFailed(
+                "this kernel has no BTF, and without it the agent cannot tell at an exec whether the program "
+                "has more rights than its user",
+                "run pytest as root",
+            )
+        return [*_defines(offsets), "-DSERVED_UID=%dU" % served]
 
     @staticmethod
     def _translation(offsets):
@@ -245,14 +258,14 @@ class Kernel:
         """Records the stack of one I/O call in `every` of those that are to be recorded, of none for 0."""
         self._io_sampling[ctypes.c_int(0)] = ctypes.c_uint32(every)
 
-    def attach_uprobe(self, path, offset, function):
-        """Runs the BPF function wherever the program's file is executed at the offset.
+    def attach_uprobe(self, path, offset, function, pid=uprobe.EVERYBODY):
+        """Runs the BPF function where the program's file is executed at the offset, by this process or all.
 
         Returns the file descriptor that keeps it attached. Raises LoadFailed.
         """
         try:
             program = self.bpf.load_func(function, self._bcc.BPF.KPROBE)
-            return uprobe.attach(path, offset, program.fd)
+            return uprobe.attach(path, offset, program.fd, pid)
         except PermissionError as error:
             fix = "run pytest as root, or give it CAP_SYS_ADMIN (docker run --cap-add SYS_ADMIN)"
             raise LoadFailed(str(error), fix) from error
@@ -275,12 +288,17 @@ class Kernel:
         value = self.homes[ctypes.c_int(tgid & 0xFFFF)].value
         return value >> 32, value & 0xFFFFFFFF
 
-    def settle(self, slot, tgid, pid, root):
-        """Starts watching the process, in a slot that was taken for it. Returns its target."""
+    def settle(self, slot, tgid, pid, root, capabilities):
+        """Starts watching the process, in a slot that was taken for it. Returns its target.
+
+        capabilities: bits of those that it has; with others it is its user's no more.
+        """
         now = time.monotonic_ns()
         # The number above the slot tells what the slot's former processes left behind.
         owner = (now >> 10) << SLOT_BITS & 0xFFFFFFFF | slot + 1
-        target = self.targets.Leaf(tgid=tgid, root=root, owner=owner, kept=1, local=pid, since=now)
+        target = self.targets.Leaf(
+            tgid=tgid, root=root, owner=owner, kept=1, local=pid, capabilities=capabilities, since=now
+        )
         self.targets[ctypes.c_int(slot)] = target
         self.homes[ctypes.c_int(tgid & 0xFFFF)] = ctypes.c_uint64(tgid << 32 | owner)
         return target
@@ -305,6 +323,10 @@ class Kernel:
     def set_poller(self, poller):
         """Of use only while the process has this owner, that is, until it execs."""
         self.pollers[_slot(poller)] = poller
+
+
+def _defines(offsets):
+    return ["-D%s=%d" % item for item in sorted(offsets.items())]
 
 
 def _slot(owned):

@@ -16,6 +16,7 @@ _OF_THREADS = ("stat", "schedstat" if TELLS_WAITS else "stat")
 _RUNNING = ord("R")
 # Descriptors of this process: all, and those that are not Threads'.
 _MOST_FDS, _OTHER_FDS = 8192, 512
+_PF_FORKNOEXEC = 0x40  # linux/sched.h
 
 _TFD = re.compile(r"^tfd:\s*(\d+)\s+events:\s*([0-9a-f]+)\s+data:\s*([0-9a-f]+)", re.M)
 
@@ -42,6 +43,24 @@ def program(pid):
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def capabilities(pid):
+    """Bits of those that it has, or could; 0 when it is gone."""
+    try:
+        with open("/proc/%d/status" % pid) as f:
+            return next(int(line.split()[1], 16) for line in f if line.startswith("CapPrm:"))
+    except (OSError, StopIteration):
+        return 0
+
+
+def has_execed(pid):
+    """Whether it has begun a program of its own; until then it may share its parent's memory."""
+    try:
+        with open("/proc/%d/stat" % pid) as f:
+            return not int(f.read().rpartition(")")[2].split()[6]) & _PF_FORKNOEXEC
+    except (OSError, IndexError, ValueError):
+        return False
 
 
 def is_64_bit(pid):
@@ -191,8 +210,8 @@ class Memory:
         return data if len(data) == size else None
 
 
-def mappings(pid):
-    """[(start, end, file offset, path)] of the executable, file-backed mappings."""
+def mappings(pid, executable=True):
+    """[(start, end, file offset, path)] of the file-backed mappings: of code, or of all else."""
     found = []
     try:
         with open("/proc/%d/maps" % pid) as f:
@@ -201,7 +220,7 @@ def mappings(pid):
         return found
     for line in lines:
         fields = line.rstrip("\n").split(None, 5)
-        if len(fields) < 6 or "x" not in fields[1]:
+        if len(fields) < 6 or ("x" in fields[1]) != executable:
             continue
         start, _, end = fields[0].partition("-")
         found.append((int(start, 16), int(end, 16), int(fields[2], 16), fields[5]))

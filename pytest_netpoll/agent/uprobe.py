@@ -32,17 +32,22 @@ def crashed():
         return False
 
 
-def attach(path, offset, program):
-    """The file descriptor of the event, in whatever process runs the file at the offset. Raises OSError.
+EVERYBODY = -1
 
-    path: bytes. program: the BPF program's file descriptor.
+
+def attach(path, offset, program, pid=EVERYBODY):
+    """The file descriptor of the event, where the file is run at the offset. Raises OSError.
+
+    path: bytes. program: the BPF program's file descriptor. pid: of the only process whose memory is changed,
+    and not that of its children or of others who run the file; EVERYBODY for all who do, now or later.
     """
     with open(PMU) as f:
         kind = int(f.read())
     name = ctypes.create_string_buffer(path)
     attr = _ATTR.pack(kind, _ATTR.size, 0, 1, 0, 0, 0, 1, 0, ctypes.addressof(name), offset)
-    # Of every process; the kernel wants a CPU named then, but traps on all of them.
-    fd = syscall.call(_PERF_EVENT_OPEN, attr, -1, 0, -1, _FD_CLOEXEC)
+    # For every process the kernel wants a CPU named, but traps on all of them.
+    cpu = 0 if pid == EVERYBODY else -1
+    fd = syscall.call(_PERF_EVENT_OPEN, attr, pid, cpu, -1, _FD_CLOEXEC)
     try:
         fcntl.ioctl(fd, _IOC_SET_BPF, program)
         fcntl.ioctl(fd, _IOC_ENABLE, 0)

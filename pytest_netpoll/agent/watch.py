@@ -20,16 +20,18 @@ class Process:
     """One watched process.
 
     tgid: what BPF calls it; pid and root (that of the process it descends from): what we do. owner: what BPF
-    calls it while it runs this program, since: from when on (monotonic ns).
+    calls it while it runs this program, since: from when on (monotonic ns). forked: when the kernel reported
+    it as a new child, None for one that was there before.
     """
 
-    def __init__(self, slot, target):
+    def __init__(self, slot, target, forked=None):
         self.slot = slot
         self.tgid = target.tgid
         self.pid = target.local or target.tgid
         self.root = target.root
         self.owner = target.owner
         self.since = target.since
+        self.forked = forked
         self.executable = None
         self.program = None  # (device, inode)
         self.mappings = []
@@ -80,17 +82,21 @@ class Process:
             "others": self.others if self.layout is None else 0,
         }
 
-    def sample(self, states=True):
+    def sample(self, is_watched, states=True):
         """Takes stock of its CPU time and its threads. An ended one keeps what it used.
 
-        states: whether it is asked for how many of them run.
+        is_watched: asked once all is read, whether that was of a process still watched: it may have exec'ed a
+        program that is not its user's. states: whether it is asked for how many of its threads run.
         """
         if self.exited or self.foreign:
             self.threads = self.running = 0
             self.rest()
             return  # the pid of one that exited may be another's by now
-        self.cpu = proc.cpu_time(self.pid) or self.cpu
-        waits, self.running = self._threads.look(states)
+        cpu = proc.cpu_time(self.pid) or self.cpu
+        waits, running = self._threads.look(states)
+        if not is_watched():
+            return
+        self.cpu, self.running = cpu, running
         # Thread by thread: what one waited would be lost with its end, and the sum would shrink. A thread
         # that execs takes over the main one's id, with less on its account.
         self.waited += sum(max(0, waited - self._waited.get(tid, 0)) for tid, waited in waits)
@@ -229,7 +235,7 @@ class Processes:
                 continue  # free, or being filled in at this moment
             known = process is not None
             if process is None:
-                process = self._by_slot[slot] = Process(slot, target)
+                process = self._by_slot[slot] = Process(slot, target, target.since)
             if target.owner != process.owner:
                 process.owner, process.since = target.owner, target.since
                 known = False
@@ -237,7 +243,9 @@ class Processes:
             process.exited = process.exited or bool(target.exited)
             process.unwatched = target.lost_children - process.adopted
             self._note(process, self._kernel.poller(target))
-            if not known and not process.exited and not self._look(process) and proc.alive(process.pid):
+            if target.foreign:
+                process.disown()
+            elif not known and not process.exited and not self._look(process) and proc.alive(process.pid):
                 self._kernel.evict(process.tgid)
                 process.disown()
             # Where children cannot be followed, nor exits seen, by the kernel.
@@ -364,11 +372,14 @@ class Processes:
         self._windows.wipe(slot)
         # Looked at only once the kernel would tell of an exec: pytest's child may be in the middle of
         # its own, with nothing mapped yet.
-        process = self._by_slot[slot] = Process(slot, self._kernel.settle(slot, tgid, pid, root))
+        process = self._by_slot[slot] = self._settle(slot, tgid, pid, root)
         # Asked of the process that is watched now: another one may have had the number before.
         if not self._look(process):
             self._undo([process])
             raise _not_for_this_user(pid)
+
+    def _settle(self, slot, tgid, pid, root):
+        return Process(slot, self._kernel.settle(slot, tgid, pid, root, proc.capabilities(pid)))
 
     def _refuse_a_second_root(self, pid, root):
         """A process counts for one service only."""

@@ -11,9 +11,11 @@ import pwd
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ import psutil
 import pytest
 
 from pytest_netpoll import install, privilege
+from pytest_netpoll.goready import find_sites
+from tests.bpf.conftest import ping
+from tests.bpf.test_goready import BREAKPOINT, byte_at
 from tests.waiting import patiently
 
 ROOT = Path(__file__).parents[2]
@@ -435,6 +440,54 @@ def test_what_a_user_asks_of_the_agent_is_checked(user, installed):
 
 
 @needs_sudo
+def test_all_agents_of_a_user_together_take_no_more_than_is_allowed(user, installed):
+    agent = privilege.agent_command(privilege.SYSTEM_PYTHON, installed / "agent")
+    sudo = user.become("sudo", "-n", "--", *agent)
+    most = installed / "agent" / "budget.py"
+    most.write_text(
+        most.read_text().replace("AGENTS = 8", "AGENTS = 2").replace("PATIENCE = 5", "PATIENCE = 1")
+    )
+    with running(user, installed):
+        with running(user, installed):
+            what = waited_for(sudo)["failed"]["what"]
+            assert "this user has 2 agents" in what
+            assert "2 agents and 1024 MiB are the most" in what
+            # Root's are not the user's, and not limited.
+            assert "ready" in waited_for(agent)
+        assert "ready" in waited_for(sudo)
+    large = {"max_processes": 100, "max_fds": 100_000}  # 0.8 GB
+    with running(user, installed, **large):
+        what = waited_for(sudo, **large)["failed"]["what"]
+        assert "this user has 1 agents, which take" in what
+        assert "ready" in waited_for(sudo)
+
+
+@needs_sudo
+def test_whatever_seems_to_be_an_agent_takes_no_place_of_a_users(user, installed):
+    """A program of the token's name, but loaded by somebody who is not root."""
+    load_nothing = "import tracing; tracing.load_nothing(b'netp%08x_ff'); print('there', flush=True); input()"
+    command = ["python3", "-c", load_nothing % user.uid]
+    environment = {**user.environment, "PYTHONPATH": str(installed / "agent")}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": environment}
+    with subprocess.Popen(user.become(*command, capabilities="+bpf"), **pipes) as process:
+        assert process.stdout.readline() == b"there\n"
+        with running(user, installed):
+            process.stdin.close()
+
+
+def waited_for(command, **sizes):
+    """The first answer of an agent to whoever waits for it."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd="/", **pipes) as process:
+        message = {"do": "load", "max_processes": 4, "max_fds": 64, "uprobes": 0, **sizes}
+        process.stdin.write(load(message))
+        process.stdin.flush()
+        answer = json.loads(process.stdout.readline())
+        process.stdin.close()
+    return answer
+
+
+@needs_sudo
 def test_in_a_window_too_nothing_is_told_of_others_and_their_place_is_free_at_once(user, installed):
     if os.statvfs(user.home).f_flag & os.ST_NOSUID:
         pytest.skip(f"{user.home} does not honour the setuid bit")
@@ -460,6 +513,233 @@ def test_in_a_window_too_nothing_is_told_of_others_and_their_place_is_free_at_on
             for process in psutil.Process(family.pid).children():
                 process.kill()
             raised.unlink()
+
+
+@contextlib.contextmanager
+def executed(*command, program=None, **options):
+    """The process, once it runs the program."""
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, **options) as process:
+        try:
+            wanted = str(program or command[0])
+            patiently(lambda: str(Path(f"/proc/{process.pid}/exe").readlink()) == wanted)
+            assert b"ready on" in process.stdout.readline()
+            yield process
+        finally:
+            process.kill()
+
+
+@needs_sudo
+@pytest.mark.uprobes
+def test_a_users_probes_are_in_the_users_process_and_in_no_other(user, installed):
+    program = user.home / "echo"
+    site = find_sites(str(program)).ready
+    command = [program, "-addr", "127.0.0.1:0"]
+    with (
+        running(user, installed, uprobes=1) as ask,
+        executed(*user.become(*command), program=program) as own,
+        executed(*command) as roots,
+    ):
+        assert ask("watch", pid=own.pid)["ok"]
+        assert "ok" in ask("attach", pid=own.pid, ready=site, deadline=0)
+        assert ask("attach", pid=roots.pid, ready=site, deadline=0)["error"]
+        assert byte_at(own.pid, site) == BREAKPOINT
+        assert byte_at(roots.pid, site) == b"\x55"
+
+
+@needs_sudo
+@pytest.mark.uprobes
+def test_a_user_chooses_no_place_for_a_probe(user, installed):
+    """Each has a first byte that the kernel would take: in other functions, and amid instructions."""
+    program = user.home / "echo"
+    sites = find_sites(str(program))
+    code = program.read_bytes()
+    amid = [at for at in range(sites.ready + 1, sites.ready + 300) if code[at] & 0xF8 == 0x50]
+    assert amid
+    with (
+        running(user, installed, uprobes=1) as ask,
+        executed(*user.become(program, "-addr", "127.0.0.1:0"), program=program) as own,
+    ):
+        assert ask("watch", pid=own.pid)["ok"]
+        for ready in (*amid, sites.deadline):
+            complaint = ask("attach", pid=own.pid, ready=ready, deadline=0)["error"]["what"]
+            assert "is not where runtime.ready begins" in complaint or "not in runtime.ready" in complaint
+        for deadline in (sites.ready, *amid):
+            assert ask("attach", pid=own.pid, ready=sites.ready, deadline=deadline)["error"]
+        assert byte_at(own.pid, sites.ready) == b"\x55"
+        assert "ok" in ask("attach", pid=own.pid, ready=sites.ready, deadline=sites.deadline)
+
+
+# Shows as the user's own what is root's: an overlay whose file has the attributes of one that belongs to the
+# user, and the data of another one (Linux 6.16 and later).
+DISGUISE = """
+import os, subprocess, sys
+roots, own, argv = sys.argv[1], sys.argv[2], sys.argv[3:]
+name = os.path.basename(argv[0])
+lower = own + "/lower"
+os.mkdir(lower)
+with open(lower + "/" + name, "w") as f:
+    os.truncate(f.fileno(), os.path.getsize(roots + "/" + name))
+    os.chmod(f.fileno(), 0o755)
+os.setxattr(lower + "/" + name, "user.overlay.metacopy", b"")
+os.setxattr(lower + "/" + name, "user.overlay.redirect", b"/" + name.encode())
+mount = ["mount", "-t", "overlay", "overlay", "-o", "userxattr,lowerdir=%s::%s" % (lower, roots)]
+if subprocess.run([*mount, os.path.dirname(argv[0])]).returncode:
+    print("cannot be mounted", flush=True)
+    sys.exit(1)
+os.execv(argv[0], argv)
+"""
+
+
+@needs_sudo
+@pytest.mark.uprobes
+def test_a_file_that_is_anothers_behind_what_the_user_sees_gets_no_probes(user, installed):
+    roots, own = user.home / "roots", user.home / "disguise"
+    try:
+        for directory in roots, own, own / "seen":
+            directory.mkdir()
+            shutil.chown(directory, 0 if directory == roots else user.uid)
+        shutil.copy(user.home / "echo", roots / "daemon")
+        os.chown(roots / "daemon", 0, 0)
+        site = find_sites(str(roots / "daemon")).ready
+        disguise = ["python3", "-c", DISGUISE, roots, own, own / "seen" / "daemon", "-addr", "127.0.0.1:0"]
+        wall = user.become("unshare", "-Urm", *disguise)
+        with (
+            running(user, installed, uprobes=1) as ask,
+            executed(roots / "daemon", "-addr", "127.0.0.1:0") as daemon,
+            subprocess.Popen(wall, stdout=subprocess.PIPE, cwd=user.home) as process,
+        ):
+            said = process.stdout.readline()
+            if b"ready on" not in said:
+                pytest.skip(f"ordinary users cannot mount that overlay here: {said.decode()}")
+            try:
+                assert Path(f"/proc/{process.pid}/exe").stat().st_uid == user.uid
+                assert ask("watch", pid=process.pid)["ok"]
+                answer = ask("attach", pid=process.pid, ready=site, deadline=0)
+                assert byte_at(daemon.pid, site) == b"\x55"
+                assert "on an overlay that the user may have mounted" in answer["error"]["what"]
+            finally:
+                process.kill()
+    finally:
+        shutil.rmtree(roots, ignore_errors=True)
+        shutil.rmtree(own, ignore_errors=True)
+
+
+@needs_sudo
+@pytest.mark.uprobes
+def test_of_a_users_children_those_that_were_there_when_the_window_opened_have_probes(
+    user, installed, built, newest_go
+):
+    program = user.home / "ready"
+    shutil.copy(built("ready", str(newest_go.go)), program)
+    shutil.chown(program, user.uid, user.gid)
+    site = find_sites(str(program)).ready
+    start = f"{program} -n 50 -addr 127.0.0.1:0 &"
+    script = f"{start} {start} read _; {start} read _; /bin/true; wait"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with (
+        running(user, installed, uprobes=1, max_processes=8) as ask,
+        subprocess.Popen(user.become("sh", "-c", script), **pipes) as shell,
+        contextlib.ExitStack() as stack,
+    ):
+
+        def started():
+            host, port = shell.stdout.readline().split()[-1].decode().rsplit(":", 1)
+            connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=20))
+            ping(connection)
+            return connection
+
+        def measured(act):
+            window = ask("open", ready_stacks=0, unclaimed=0)["ok"]["window"]
+            result = act()
+            processes = ask("close", window=window, settle_ms=20)["ok"]["services"][str(shell.pid)]
+            return result, processes, [p["ready_calls"] for p in processes if p["executable"] == str(program)]
+
+        def pings():
+            for _ in range(20):
+                for connection in connections:
+                    ping(connection)
+            time.sleep(0.1)
+
+        def next_step():
+            shell.stdin.write(b"\n")
+            shell.stdin.flush()
+
+        def another():
+            next_step()
+            return started()
+
+        def one_that_ends():
+            next_step()
+            time.sleep(0.3)
+
+        try:
+            connections = [started(), started()]
+            _, first, *_ = [p["pid"] for p in ask("watch", pid=shell.pid)["ok"]["processes"]]
+            assert "ok" in ask("attach", pid=first, ready=site, deadline=0)
+            # The agent attaches to the other one by itself.
+            _, _, calls = measured(pings)
+            assert calls == [pytest.approx(1000, rel=0.05)] * 2
+            # What the third did before its probes were there is not passed over …
+            third, _, calls = measured(another)
+            assert sorted(calls, key=str)[-1] is None
+            assert calls.count(None) == 1
+            # … and from the next window on it has them.
+            connections.append(third)
+            _, _, calls = measured(pings)
+            assert calls == [pytest.approx(1000, rel=0.05)] * 3
+            # One that has ended before anybody could look at it.
+            _, processes, _ = measured(one_that_ends)
+            assert [p["unprobed"] for p in processes] == [1, 0, 0, 0]
+        finally:
+            for child in psutil.Process(shell.pid).children():
+                child.kill()
+            program.unlink()
+
+
+def gives_rights(program, how):
+    """Makes it a program that gives its user more rights than the user has, or hides what it is."""
+    os.chown(program, 0, 0)
+    if how == "capabilities":
+        setcap = shutil.which("setcap") or "/usr/sbin/setcap"
+        if not Path(setcap).exists():
+            pytest.skip("there is no setcap")
+        subprocess.run([setcap, "cap_net_raw+ep", program], check=True)
+    else:
+        program.chmod({"setuid": 0o4755, "setgid": 0o2755, "unreadable": 0o711, "plain": 0o755}[how])
+
+
+@needs_sudo
+@pytest.mark.parametrize("how", ["plain", "setuid", "setgid", "capabilities", "unreadable"])
+def test_what_gains_rights_by_an_exec_is_not_counted_from_there_on(user, installed, built, newest_go, how):
+    """However briefly it runs: it has ended before anybody could look at it."""
+    if os.statvfs(user.home).f_flag & os.ST_NOSUID:
+        pytest.skip(f"{user.home} does not honour the setuid bit")
+    program = user.home / "brief"
+    shutil.copy(built("brief", str(newest_go.go)), program)
+    gives_rights(program, how)
+    command = user.become("sh", "-c", f"read _; exec {program}")
+    try:
+        with running(user, installed) as ask, subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+            patiently(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sh\n")
+            assert "ok" in ask("watch", pid=process.pid)
+            window = ask("open", ready_stacks=0, unclaimed=1)["ok"]["window"]
+            process.stdin.close()
+            process.wait()
+            answer = ask("close", window=window, settle_ms=20)["ok"]
+    finally:
+        program.unlink()
+    assert process.returncode == 0
+    (process,) = answer["services"][str(process.pid)]
+    counted = {name: value for name, value in process["counters"].items() if value}
+    if how == "plain":
+        assert process["counters"]["productive_wakeups"] > 50
+        assert not process["foreign"]
+    else:
+        assert (process["foreign"], process["executable"], counted) == (True, None, {})
+        assert (process["offenders"], process["slowest"], process["histogram"]) == ([], [], {})
+        (rows,) = answer["timelines"].values()
+        # Each: when, ten counters, run delay, threads.
+        assert not any(value for row in rows for value in row[1:11])
 
 
 @needs_sudo

@@ -1,0 +1,60 @@
+"""Whether a program's file is what it seems: behind what a user's mount shows, there may be another file."""
+
+import ctypes
+import os
+import stat
+
+# f_type of statfs(2), from linux/magic.h: what the file holds is its own.
+_PLAIN = {
+    0xEF53: "ext4",
+    0x58465342: "xfs",
+    0x9123683E: "btrfs",
+    0xF2F52010: "f2fs",
+    0xCA451A4E: "bcachefs",
+    0x2FC12FC1: "zfs",
+    0x01021994: "tmpfs",
+}
+# Its files are others' underneath. Root's are taken, as in containers: who mounted it chose what it shows.
+_OVERLAY = 0x794C7630
+
+
+def suspicion(fd):
+    """Why no probe may be placed in the file; None where it may. Raises OSError."""
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        return "it is no regular file"
+    if status.st_mode & (stat.S_ISUID | stat.S_ISGID) or _has_capabilities(fd):
+        return "it may give more rights than its user has"
+    kind = _filesystem(fd)
+    if kind in _PLAIN:
+        return None
+    if kind != _OVERLAY:
+        return "its filesystem (of type %#x) is not one of %s" % (kind, ", ".join(sorted(_PLAIN.values())))
+    return None if _mount(fd) in _our_mounts() else "it is on an overlay that the user may have mounted"
+
+
+def _has_capabilities(fd):
+    try:
+        return bool(os.getxattr(fd, "security.capability"))
+    except OSError:
+        return False
+
+
+def _filesystem(fd):
+    # Larger than struct statfs is anywhere; f_type is its first word.
+    buffer = (ctypes.c_ulong * 64)()
+    if ctypes.CDLL(None, use_errno=True).fstatfs(fd, buffer):
+        raise OSError(ctypes.get_errno(), "fstatfs")
+    return buffer[0]
+
+
+def _mount(fd):
+    """The number of the mount through which the file was opened."""
+    with open("/proc/self/fdinfo/%d" % fd) as f:
+        return next((line.split()[1] for line in f if line.startswith("mnt_id:")), None)
+
+
+def _our_mounts():
+    """Those of our own mount namespace: nobody but root mounted them there, save FUSE's."""
+    with open("/proc/self/mountinfo") as f:
+        return {line.split(None, 1)[0] for line in f}
