@@ -23,6 +23,10 @@ _AROUND = 16
 class BadPlace(Exception):
     """No probe can be placed there; the message says why."""
 
+    def __init__(self, what, fix=None):
+        super().__init__(what)
+        self.fix = fix
+
 
 class Attached:
     """The probes on one program. at: since when, monotonic ns. fds: what keeps them there."""
@@ -98,8 +102,7 @@ class Probes:
     def _attach(self, process, ready, deadline):
         if uprobe.crashed():
             raise BadPlace(
-                "this kernel has had an oops since it booted (see dmesg) and may hang at uprobes "
-                "(to mend: reboot)"
+                "this kernel has had an oops since it booted (see dmesg) and may hang at uprobes", "reboot"
             )
         # By the process's own name for it: the file may have been replaced, or be in another namespace.
         try:
@@ -110,7 +113,7 @@ class Probes:
             status = os.fstat(fd)
             # A probe is in all processes of the file; in the wrong place it would break others' of them.
             if not self._may_probe(status):
-                raise BadPlace("its program is not this user's (to mend: run pytest as root)")
+                raise BadPlace("its program is not this user's", "run pytest as root")
             if (status.st_dev, status.st_ino) != process.program:
                 raise BadPlace("it runs another program by now")
             # The file that was looked at, whatever the process runs meanwhile.
@@ -131,8 +134,7 @@ class Probes:
                 fds.append(self._kernel.attach_uprobe(path.encode(), offset, function))
         except LoadFailed as error:
             self._detach(fds)
-            remedy = " (to mend: %s)" % error.fix if error.fix else ""
-            raise BadPlace("the kernel refuses a uprobe: %s%s" % (error, remedy)) from error
+            raise BadPlace("the kernel refuses a uprobe: %s" % error, error.fix) from error
         return Attached(fds, bool(deadline))
 
 
