@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from pytest_netpoll import offenders
+from pytest_netpoll.errors import Reason
 from pytest_netpoll.metrics import Measurement
 
 
@@ -17,7 +18,7 @@ class Accumulated:
     def __init__(self) -> None:
         self._total: Measurement | None = None
         self.missed_seconds = 0.0
-        self.missed = ""
+        self.missed: Reason | None = None
 
     @property
     def total(self) -> Measurement:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pytest_netpoll.errors import NetpollError
+from pytest_netpoll.errors import NetpollError, Reason
 from pytest_netpoll.marker import Limits
 from pytest_netpoll.metrics import Measurement
 from pytest_netpoll.service import Service, ServiceFactory
@@ -144,15 +144,16 @@ def doubted(
     return measurement if doubt is None else dataclasses.replace(measurement, unmeasured=doubt)
 
 
-def _why_ambiguous(service: Service, own: Sequence[Service], limits: Limits) -> str | None:
+def _why_ambiguous(service: Service, own: Sequence[Service], limits: Limits) -> Reason | None:
     """Where a service= means a name that another one of the test's own asked for, too."""
     if service.name not in limits.services:
         return None
     for other in own:
         if other.asked_name == service.name and other.name not in limits.services:
-            return (
-                f"service={service.name!r} may also mean {other.name}, which asked for that name when it was "
-                "taken (to mend: give each service a name= of its own)"
+            return Reason(
+                f"service={service.name!r} may also mean {other.name}",
+                why="it asked for that name when it was taken",
+                fix="give each service a name= of its own",
             )
     return None
 

@@ -1,6 +1,6 @@
-"""Whether this machine can measure: what is looked at, what was seen, and what mends it.
+"""Whether this machine can measure: what is looked at, what was seen, and how to fix it.
 
-`doctor` shows all findings. Where the probe cannot load and its own message names no remedy, that of
+`doctor` shows all findings. Where the probe cannot load and its own message names no fix, that of
 the finding behind it stands in the error: what makes a test unmeasured and what the doctor says are
 one text.
 """
@@ -39,7 +39,7 @@ class Finding:
     """What one check saw.
 
     status: with "warn" measuring works, if in a restricted way; with "fail" it does not.
-    fix: the command, or the thing to do, that mends it; None where nothing is to mend.
+    fix: the command, or the thing to do; None where there is nothing to fix.
     detail: lines that help, such as a compiler's.
     """
 
@@ -51,8 +51,7 @@ class Finding:
     @classmethod
     def of(cls, error: NetpollError) -> Finding:
         """That something failed, in the words a test would be reported with."""
-        seen = error.what if error.why is None else f"{error.what}: {error.why}"
-        return cls("fail", seen, error.fix, error.detail)
+        return cls("fail", error.reason.headline, error.fix, error.detail)
 
 
 def kernel() -> Finding:
@@ -160,7 +159,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
 
 
 def remedy() -> str:
-    """What mends a probe that does not load and says no more: the first check that fails tells."""
+    """The fix for a probe that does not load and says no more: that of the first check that fails."""
     for name, check in CHECKS.items():
         finding = check()
         if finding.status == "fail":

@@ -21,7 +21,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "compare": Command("pytest_netpoll.compare", "compare two saved reports or baselines"),
     "doctor": Command(
-        "pytest_netpoll.doctor", "check whether this machine can measure, and say what mends it"
+        "pytest_netpoll.doctor", "check whether this machine can measure, and say how to fix it"
     ),
     "install-agent": Command(
         "pytest_netpoll.install", "put a copy of the agent where sudo may start it, for users without root"

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pytest_netpoll import tolerance
-from pytest_netpoll.comparison import Baseline, Comparison, Rules, Sample, compare
+from pytest_netpoll.comparison import Baseline, Rules, Sample, compare
 from pytest_netpoll.errors import NetpollError, UsageError
 from pytest_netpoll.metrics import METRICS
-from pytest_netpoll.report import baseline, tables
-from pytest_netpoll.report.record import ServiceRecord, TestRecord, comparison_record
+from pytest_netpoll.report import baseline, tables, words
+from pytest_netpoll.report.record import ServiceRecord, TestRecord, comparison_record, reason_record
 from pytest_netpoll.tolerance import Tolerance
 
 PASSED, REGRESSED = 0, 1
@@ -38,9 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     for nodeid in gone:
         print(f"{nodeid}: is in {then.name} only")
     comparisons = [comparison for record in compared if (comparison := record.get("comparison"))]
-    worse = [
-        f"{record['nodeid']}: {line}" for record in compared for line in (record["reason"] or "").splitlines()
-    ]
+    worse = [f"{record['nodeid']}: {reason}" for record in compared for reason in words.reasons(record)]
     if worse:
         print("\n" + "\n".join(worse))
     bad = any(comparison["outcome"] in ("regressed", "unmeasured") for comparison in comparisons)
@@ -95,20 +93,18 @@ def _compared(
     samples = now.tests[nodeid]
     limits = record["limits"] if record is not None else {}
     comparison = compare(nodeid, samples, now.environment, then, rules, limits)
+    reasons = comparison.reasons
     return {
         "nodeid": nodeid,
         "outcome": "failed" if comparison.regressions else "passed",
-        "reason": "\n".join(_lines(comparison)) or None,
+        "reason": "\n".join(reasons) or None,
+        "reasons": list(map(reason_record, reasons)),
         "window_seconds": 0.0,
         "limits": dict(limits),
         "breaches": [],
         "services": [_service(name, sample) for name, sample in samples.items()],
         "comparison": comparison_record(comparison),
     }
-
-
-def _lines(comparison: Comparison) -> list[str]:
-    return [*map(str, comparison.regressions), *comparison.unmeasured]
 
 
 def _service(name: str, sample: Sample) -> ServiceRecord:
@@ -119,6 +115,7 @@ def _service(name: str, sample: Sample) -> ServiceRecord:
         "executable": None,
         "go_version": sample.go_version,
         "unmeasured": sample.unmeasured,
+        "why_unmeasured": None if sample.unmeasured is None else reason_record(sample.unmeasured),
         "metrics": {metric: metrics.get(metric) for metric in METRICS},
         "offenders": [],
         "slowest": [],

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from pytest_netpoll import units
+from pytest_netpoll.errors import Reason
 from pytest_netpoll.marker import MIN_WAKEUPS, Limits
 from pytest_netpoll.metrics import METRICS, Measurement, Metric, Value, resolved_wakeups
 from pytest_netpoll.tolerance import Tolerance
@@ -27,7 +28,7 @@ class Sample:
     metrics: Mapping[str, Value]
     go_version: str | None = None
     gomaxprocs: int | None = None
-    unmeasured: str | None = None
+    unmeasured: Reason | None = None
 
     @classmethod
     def of(cls, measurement: Measurement) -> Sample:
@@ -92,7 +93,7 @@ class Comparison:
     """Of one test.
 
     outcome: "new" where the baseline does not know the test. then: the baseline's numbers.
-    unmeasured: what was to be compared and was not measured now, a line each.
+    unmeasured: what was to be compared and was not measured now.
     notes: what was not compared for another reason, and what measuring again did not confirm.
     measured: how often the test was measured, once and again.
     """
@@ -101,7 +102,7 @@ class Comparison:
     known: bool
     then: Samples
     regressions: tuple[Regression, ...] = ()
-    unmeasured: tuple[str, ...] = ()
+    unmeasured: tuple[Reason, ...] = ()
     notes: tuple[str, ...] = ()
     measured: int = 1
 
@@ -112,6 +113,11 @@ class Comparison:
         if self.unmeasured:
             return "unmeasured"
         return "passed" if self.known else "new"
+
+    @property
+    def reasons(self) -> list[Reason]:
+        """What keeps the test from passing."""
+        return [*(Reason(str(regression)) for regression in self.regressions), *self.unmeasured]
 
     @property
     def doubtful(self) -> bool:
@@ -161,7 +167,7 @@ def compare(
     if then is None:
         return Comparison(baseline.name, False, {}, notes=(f"no baseline {baseline.name} for this test",))
     regressions: list[Regression] = []
-    unmeasured: list[str] = []
+    unmeasured: list[Reason] = []
     notes: list[str] = []
     minimum = (limits or {}).get("min_wakeups", MIN_WAKEUPS)
     for service in sorted(then.keys() - now.keys()):
@@ -170,14 +176,14 @@ def compare(
             notes.append(missing)
             # One without events may have been another test's: a test that uses none is about all that run.
             if rules.tolerances and then[service].metrics.get("events"):
-                unmeasured.append(missing)
+                unmeasured.append(Reason(missing))
     for service, sample in now.items():
         if service not in then:
             notes.append(f"{service}: baseline {baseline.name} does not know this service")
             continue
         if sample.unmeasured is not None:
             if rules.tolerances:
-                unmeasured.append(f"{service}: {sample.unmeasured}")
+                unmeasured.append(Reason.of(sample.unmeasured).about(service))
             continue
         before = then[service]
         differences = _differences(environment, sample, baseline.environment, before)
@@ -205,7 +211,8 @@ def compare(
             if old is None or few_then is not None:
                 notes.append(f"{name} has no baseline: {few_then or 'it was not measured then'}")
             elif value is None or few is not None:
-                unmeasured.append(f"{name} cannot be compared: {few or metric.absent}")
+                why = Reason(few) if few is not None else metric.absent
+                unmeasured.append(why.about(f"{name} cannot be compared"))
             elif value > tolerance.limit(old):
                 regressions.append(Regression(service, metric.name, value, old, tolerance, baseline.name))
     return Comparison(
@@ -228,12 +235,12 @@ def settle(
     """The verdict on limits and baseline together: a regression is as bad as a broken limit."""
     if comparison is None or mode != "gate":
         return verdict
-    lines = [*map(str, comparison.regressions), *comparison.unmeasured]
-    if not lines:
+    reasons = comparison.reasons
+    if not reasons:
         return verdict
-    reason = "\n".join(dict.fromkeys([*(verdict.reason or "").splitlines(), *lines]))
     failed = verdict.outcome == "failed" or bool(comparison.regressions)
-    return Verdict("failed" if failed else "unmeasured", reason, verdict.breaches)
+    outcome: Literal["failed", "unmeasured"] = "failed" if failed else "unmeasured"
+    return Verdict(outcome, tuple(dict.fromkeys([*verdict.reasons, *reasons])), verdict.breaches)
 
 
 def samples_of(measurements: Iterable[Measurement], limits: Limits) -> Samples:

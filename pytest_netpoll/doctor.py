@@ -1,4 +1,4 @@
-"""python -m pytest_netpoll doctor: can this machine measure, and if not, what mends that?
+"""python -m pytest_netpoll doctor: can this machine measure, and if not, how to fix that?
 
 Exit status 0: measuring works; 1: it does not.
 """
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     """The exit status; see the module."""
     parser = argparse.ArgumentParser(
         prog="python -m pytest_netpoll doctor",
-        description="Checks whether this machine can measure, and says what mends it where it cannot.",
+        description="Checks whether this machine can measure, and says how to fix it where it cannot.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     add_agent_options(parser)
@@ -214,7 +214,8 @@ def self_test(meter: Meter) -> Finding:
         finally:
             factory.stop_all()
     if measurement.unmeasured is not None:
-        return Finding("fail", measurement.unmeasured, checks.remedy(), said)
+        reason = measurement.unmeasured
+        return Finding("fail", reason.headline, reason.fix or checks.remedy(), said)
     counted = {name: measurement.metrics[name] for name in ("wakeups", "productive_wakeups", "lost")}
     if counted != {"wakeups": WAKEUPS, "productive_wakeups": WAKEUPS, "lost": 0}:
         numbers = ", ".join(f"{name} {value}" for name, value in counted.items())
@@ -245,13 +246,13 @@ def conclusion(findings: Mapping[str, Finding]) -> str:
 
 
 def table(findings: Mapping[str, Finding], width: int) -> str:
-    """A row for each check, with what mends it below what was seen."""
+    """A row for each check, with the fix below what was seen."""
     room = max(width - max(map(len, findings)) - len("FAIL") - 4, 40)
     rows = []
     for name, finding in findings.items():
         lines = _wrap(finding.seen, room)
         if finding.fix is not None:
-            lines += _wrap(f"to mend: {finding.fix}", room)
+            lines += _wrap(f"fix: {finding.fix}", room)
         if finding.detail is not None:
             lines += [f"| {line}" for line in finding.detail.splitlines()]
         rows.append([name, "FAIL" if finding.status == "fail" else finding.status, "\n".join(lines)])

@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 
-class NetpollError(Exception):
-    """Base of all errors of this plugin.
+class Reason(str):
+    """Why something failed, is wrong or could not be measured: a text that keeps its three parts.
 
-    what: what failed, one line, names the thing (service, test, file).
-    why: the cause, one line, or None where `what` says it all.
+    what: what happened, to what; one line. why: the cause, one line, or None where `what` says it all.
     fix: the next thing to do, preferably a command to type, or None.
-    detail: lines that help (compiler output, the tail of a log), shown after the message.
+
+    Reports take it by its parts. As a text, which is what assertions, logs and JSON have of it, it is
+    "what: why", and the fix on a line of its own.
+    """
+
+    what: str
+    why: str | None
+    fix: str | None
+
+    def __new__(cls, what: str, *, why: str | None = None, fix: str | None = None) -> Reason:
+        headline = what if why is None else f"{what}: {why}"
+        reason = super().__new__(cls, headline if fix is None else f"{headline}\n  fix: {fix}")
+        reason.what, reason.why, reason.fix = what, why, fix
+        return reason
+
+    @classmethod
+    def of(cls, text: str) -> Reason:
+        """Any text as a reason; one that is a reason already stays what it is."""
+        return text if isinstance(text, Reason) else cls(text)
+
+    @property
+    def headline(self) -> str:
+        """On one line, without the fix."""
+        return self.what if self.why is None else f"{self.what}: {self.why}"
+
+    def about(self, subject: str) -> Reason:
+        """The same of something: "server: what: why"."""
+        return Reason(f"{subject}: {self.what}", why=self.why, fix=self.fix)
+
+
+class NetpollError(Exception):
+    """Base of all errors of this plugin: a reason, and what helps to understand it.
+
+    detail: lines such as a compiler's output or the tail of a log, shown after the message.
     """
 
     def __init__(
@@ -20,25 +52,24 @@ class NetpollError(Exception):
         fix: str | None = None,
         detail: str | None = None,
     ) -> None:
-        self.what = what
-        self.why = why
-        self.fix = fix
+        self.reason = Reason(what, why=why, fix=fix)
         self.detail = detail
         super().__init__(str(self))
 
     @property
-    def reason(self) -> str:
-        """The message on one line, without the detail."""
-        text = self.what if self.why is None else f"{self.what}: {self.why}"
-        return text if self.fix is None else f"{text} (to mend: {self.fix})"
+    def what(self) -> str:
+        return self.reason.what
+
+    @property
+    def why(self) -> str | None:
+        return self.reason.why
+
+    @property
+    def fix(self) -> str | None:
+        return self.reason.fix
 
     def __str__(self) -> str:
-        lines = [self.what if self.why is None else f"{self.what}: {self.why}"]
-        if self.fix is not None:
-            lines.append(f"  to mend: {self.fix}")
-        if self.detail:
-            lines += ["", self.detail.rstrip("\n")]
-        return "\n".join(lines)
+        return "\n".join([self.reason, *(("", self.detail.rstrip("\n")) if self.detail else ())])
 
 
 class UsageError(NetpollError):

@@ -93,5 +93,5 @@ class MeasuredWindow:
         measurement = self._measurements[asked]
         distrust = measurement.unmeasured
         if distrust is not None:
-            enforce(self._item, Verdict("unmeasured", f"{name}: {distrust}"), self._options)
+            enforce(self._item, Verdict("unmeasured", (distrust.about(name),)), self._options)
         return measurement

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
 
+from pytest_netpoll.errors import Reason
 from pytest_netpoll.metrics import Measurement
 
 
@@ -41,13 +42,13 @@ def _merge(runs: Sequence[Measurement], expected: int) -> Measurement:
     )
 
 
-def _distrust(runs: Sequence[Measurement], expected: int) -> str | None:
+def _distrust(runs: Sequence[Measurement], expected: int) -> Reason | None:
     for number, run in enumerate(runs, 1):
         if run.unmeasured is not None:
-            return f"run {number} of {expected}: {run.unmeasured}"
+            return Reason.of(run.unmeasured).about(f"run {number} of {expected}")
     if len(runs) < expected:
-        return (
-            f"it ran in {len(runs)} of {expected} runs of the test only "
-            "(to mend: start it in a fixture, not in the test)"
+        return Reason(
+            f"it ran in {len(runs)} of {expected} runs of the test only",
+            fix="start it in a fixture, not in the test",
         )
     return None

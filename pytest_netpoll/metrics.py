@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import Any, Literal, TypeAlias
 
 from pytest_netpoll import units
+from pytest_netpoll.errors import Reason
 
 Value: TypeAlias = int | float | None
 
@@ -181,12 +182,19 @@ def _optional_natural(value: object, name: str) -> int | None:
 
 
 # Why a metric may be None.
-_NOT_REPORTED = "the probe did not report it"
-_NO_RESOLVED = "no wakeup was resolved in the window"
-_NO_READY_CALLS = "ready calls were not counted: use --netpoll-goready=on"
-_NO_WAKEUPS = "there was no wakeup"
-_NO_SCHEDULER = "the Go scheduler's counters were not found in the service's memory"
-_NO_SCHEDSTAT = "there is no /proc/PID/schedstat: this kernel was built without CONFIG_SCHED_INFO"
+_NOT_REPORTED = Reason("the probe did not report it")
+_NO_RESOLVED = Reason("no wakeup was resolved in the window")
+_NO_READY_CALLS = Reason("ready calls were not counted", fix="--netpoll-goready=on")
+_NO_WAKEUPS = Reason("there was no wakeup")
+_NO_SCHEDULER = Reason("the Go scheduler's counters were not found in the service's memory")
+_NO_SCHEDSTAT = Reason(
+    "there is no /proc/PID/schedstat", why="this kernel was built without CONFIG_SCHED_INFO"
+)
+_NO_EVENT = Reason("there was no event")
+
+
+def _no_event_or(reason: Reason) -> Reason:
+    return Reason(f"there was no event, or {reason.headline}", fix=reason.fix)
 
 
 @dataclass(frozen=True)
@@ -195,7 +203,7 @@ class Metric:
 
     source: "counter" is kept by the kernel, "memory" by the Go runtime and read from the process's memory,
     "proc" read from /proc, "derived" computed from those.
-    absent: why the metric can be None, with the remedy where there is one.
+    absent: why the metric can be None.
     read: computes it from a snapshot, in the canonical value of `unit`.
     tail: of a percentile the share of wakeups beyond it, on which it rests; None for other metrics.
     more_is_worse: False where more of it is neither good nor bad, so that it cannot regress.
@@ -208,7 +216,7 @@ class Metric:
     meaning: str
     source: Literal["counter", "derived", "memory", "proc"]
     read: Callable[[Snapshot], Value] = field(repr=False, compare=False)
-    absent: str = _NOT_REPORTED
+    absent: Reason = _NOT_REPORTED
     more_is_worse: bool = True
     tail: float | None = None
     adds_up: bool = True
@@ -234,7 +242,7 @@ class Metric:
         return units.show(value, self.unit, digits)
 
 
-def _counter(name: str, meaning: str, absent: str = _NOT_REPORTED, more_is_worse: bool = True) -> Metric:
+def _counter(name: str, meaning: str, absent: Reason = _NOT_REPORTED, more_is_worse: bool = True) -> Metric:
     def read(snapshot: Snapshot) -> int | None:
         return snapshot.counters.get(name)
 
@@ -320,9 +328,7 @@ _TABLE = (
     _counter("timeout_polls", "timed polls with no event"),
     _counter("break_polls", "the runtime's own wake-up fd was the only event"),
     _counter("interrupted_polls", "polls ended by a signal (EINTR)"),
-    Metric(
-        "polls_per_event", "ratio", "polls / events", "derived", _per_event("polls"), "there was no event"
-    ),
+    Metric("polls_per_event", "ratio", "polls / events", "derived", _per_event("polls"), _NO_EVENT),
     _counter(
         "io_calls",
         "I/O syscalls (reads, writes, accepts, connects, splice, sendfile, … on any descriptor) that "
@@ -364,7 +370,7 @@ _TABLE = (
         "(wakeups + ready_calls) / events",
         "derived",
         _per_event("wakeups", "ready_calls"),
-        f"there was no event, or {_NO_READY_CALLS}",
+        _no_event_or(_NO_READY_CALLS),
     ),
     Metric(
         "dispatches",
@@ -380,7 +386,7 @@ _TABLE = (
         "dispatches / events",
         "derived",
         _per_event("dispatches"),
-        f"there was no event, or {_NO_SCHEDULER}",
+        _no_event_or(_NO_SCHEDULER),
     ),
     Metric(
         "runq_max",
@@ -453,8 +459,8 @@ class Measurement:
     offenders: tuple[Any, ...] = field(default=(), repr=False)
     slowest: tuple[Any, ...] = field(default=(), repr=False)
     timeline: tuple[Any, ...] = field(default=(), repr=False)
-    unmeasured: str | None = None
-    absent: Mapping[str, str] = field(default_factory=dict, repr=False)
+    unmeasured: Reason | None = None
+    absent: Mapping[str, Reason] = field(default_factory=dict, repr=False)
     gomaxprocs: int | None = None
     runs: tuple[Measurement, ...] = field(default=(), repr=False)
 

@@ -315,7 +315,7 @@ def _int64(text: str) -> int:
 
 
 def complaint(said: object) -> dict[str, str]:
-    """What the agent says failed, and what mends it, as arguments of an error."""
+    """What the agent says failed, and the fix, as arguments of an error."""
     if not isinstance(said, dict) or not isinstance(said.get("what"), str):
         return {"what": "the eBPF agent failed", "why": f"{said!r:.200}"}
     fix = said.get("fix")

@@ -9,16 +9,11 @@ from typing import TypeVar
 from pytest_netpoll import goready, scheduler
 from pytest_netpoll.answers import Measured, Process
 from pytest_netpoll.elf import Key, key_of
-from pytest_netpoll.errors import UnmeasuredError
+from pytest_netpoll.errors import Reason, UnmeasuredError
 from pytest_netpoll.probe import Probe
 from pytest_netpoll.toolchain import go_version_of_program
 
 T = TypeVar("T")
-
-_LATE = (
-    "process {pid} began to run {executable} while it was measured, and part of that was missed "
-    "(to mend: start it before, in a fixture)"
-)
 
 
 class Programs:
@@ -45,25 +40,32 @@ class Programs:
             if not process["scheduler"]:
                 self._ask("scheduler", path, partial(self._learn, agent, pid))
 
-    def why_no_ready_calls(self, process: Measured) -> str:
+    def why_no_ready_calls(self, process: Measured) -> Reason:
         return self._why("goready", process)
 
-    def why_no_deadlines(self, process: Measured) -> str:
+    def why_no_deadlines(self, process: Measured) -> Reason:
         if process["ready_calls"] is None:
             return self._why("goready", process)
-        return f"{goready.DEADLINE} is not there in {go_version_of_program(process['executable'] or '')}"
+        version = go_version_of_program(process["executable"] or "")
+        return Reason(f"{goready.DEADLINE} is not there in {version}")
 
-    def why_no_scheduler(self, process: Measured) -> str:
+    def why_no_scheduler(self, process: Measured) -> Reason:
         if process["exited"]:
-            return f"process {process['pid']} has ended, and its memory with it"
+            return Reason(f"process {process['pid']} has ended, and its memory with it")
         return self._why("scheduler", process)
 
-    def _why(self, subject: str, process: Measured) -> str:
+    def _why(self, subject: str, process: Measured) -> Reason:
         path = process["executable"] or ""
         if go_version_of_program(path) is None:
-            return f"the program of process {process['pid']}, {process['executable']}, cannot be read"
+            return Reason(f"the program of process {process['pid']}, {process['executable']}, cannot be read")
         refusal = self._refusals.get((subject, key_of(path)))
-        return refusal.reason if refusal is not None else _LATE.format_map(process)
+        if refusal is not None:
+            return refusal.reason
+        return Reason(
+            f"process {process['pid']} began to run {path} while it was measured",
+            why="part of that was missed",
+            fix="start it before, in a fixture",
+        )
 
     def _ask(self, subject: str, path: str, ask: Callable[[Key], None]) -> None:
         key = key_of(path)

@@ -77,7 +77,8 @@ def wait_until_ready(service: Service, ready: Ready, timeout: float, say: Say | 
     raise ServiceError(
         f"service {service.name!r} was not ready within {timeout:g} s",
         why=f"waited for {_expected(service, ready)}{_instead(service, ready, problem)}",
-        fix="see its output below; ready= and timeout= say what to wait for and how long",
+        fix=(problem.fix if isinstance(problem, NetpollError) else None)
+        or "see its output below; ready= and timeout= say what to wait for and how long",
         detail=service.tail() or "(it printed nothing)",
     )
 
@@ -166,7 +167,7 @@ def _expected(service: Service, ready: Ready) -> str:
 def _instead(service: Service, ready: Ready, problem: Exception | None) -> str:
     """What was found in place of what was expected, to be added to the message."""
     if isinstance(problem, NetpollError):
-        return f"; the last attempt: {problem.reason}"
+        return f"; the last attempt: {problem.reason.headline}"
     if problem is not None:
         return f"; the last attempt: {type(problem).__name__}: {problem}"
     port = service.expected_port

@@ -17,7 +17,7 @@ import psutil
 
 from pytest_netpoll import containers, guard
 from pytest_netpoll.attach import by_name, by_port, find
-from pytest_netpoll.errors import NetpollError, ServiceError, UsageError
+from pytest_netpoll.errors import NetpollError, Reason, ServiceError, UsageError
 from pytest_netpoll.gomaxprocs import gomaxprocs_of
 from pytest_netpoll.launch import Held, NotStarted
 from pytest_netpoll.listeners import port_holder, ports_of
@@ -261,18 +261,18 @@ class Service:
         start = guard.stat(self._process.pid) if self._process is not None else None
         return guard.family({self.pid: start.start}) if start is not None else {}
 
-    def why_elsewhere(self) -> str | None:
+    def why_elsewhere(self) -> Reason | None:
         """Why what clients reach at its port need not be this service; None where it is, or has no port."""
         if self._free_port is None or self._hears():
             return None
         holder = port_holder(self._free_port)
         if holder == os.getpid():
             return None  # a test double, which the service is told the port of
-        there = f"process {holder} ({process_name(holder)}) does" if holder else "nor does another one here"
-        return (
-            f"no process of service {self.name!r} listens on port {self._free_port}, which clients use; "
-            f"{there} (to mend: watch the one that serves, with go_service(port=…) or pid=…; "
-            "where no client uses {port}, leave it out)"
+        return Reason(
+            f"no process of service {self.name!r} listens on port {self._free_port}, which clients use",
+            why=f"process {holder} ({process_name(holder)}) does" if holder else "nor does another one here",
+            fix="watch the one that serves, with go_service(port=…) or pid=…; where no client uses {port}, "
+            "leave it out",
         )
 
     def _hears(self) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pytest_netpoll import units
+from pytest_netpoll.errors import Reason
 from pytest_netpoll.marker import Kind, Limit, Limits
 from pytest_netpoll.metrics import LIMITABLE, METRICS, Measurement, not_exact, resolved_wakeups, spread
 
@@ -39,14 +40,19 @@ def _plain(value: int | float | None, digits: int | None = None) -> str:
 
 @dataclass(frozen=True)
 class Verdict:
-    """outcome: in report mode a broken limit still passes. reason: a line for each cause, None if passed.
+    """outcome: in report mode a broken limit still passes. reasons: one for each cause, none if passed.
 
     breaches: every broken limit, also those that report mode lets pass.
     """
 
     outcome: Literal["passed", "failed", "unmeasured"]
-    reason: str | None = None
+    reasons: tuple[Reason, ...] = ()
     breaches: tuple[Breach, ...] = ()
+
+    @property
+    def reason(self) -> str | None:
+        """All of them as a text, None if passed."""
+        return "\n".join(self.reasons) or None
 
 
 def judge(
@@ -66,7 +72,7 @@ def judge(
         return Verdict("passed")
     breaches: list[Breach] = []
     unmeasured = _missing_services(measurements, limits)
-    undecided: list[str] = []
+    undecided: list[Reason] = []
     if limits.limits and not measurements and not unmeasured:
         undecided.append(_no_service(running))
     for measurement in measurements:
@@ -74,61 +80,61 @@ def judge(
             continue
         doubt = distrust(measurement)
         if doubt is not None:
-            unmeasured.append(f"{measurement.service}: {doubt}")
+            unmeasured.append(doubt.about(measurement.service))
             continue
         for finding in _check(measurement, limits.for_service(measurement.service)):
             if isinstance(finding, Breach):
                 breaches.append(finding)
             else:
-                undecided.append(f"{measurement.service}: {finding}")
+                undecided.append(finding.about(measurement.service))
     broken = (*breaches, *further)
     if mode == "report":
-        return _verdict("unmeasured", unmeasured, broken) if unmeasured else Verdict("passed", None, broken)
-    reasons = [*map(str, broken), *unmeasured, *undecided]
+        return _verdict("unmeasured", unmeasured, broken) if unmeasured else Verdict("passed", (), broken)
+    reasons = [*(Reason(str(breach)) for breach in broken), *unmeasured, *undecided]
     if broken:
         return _verdict("failed", reasons, broken)
     return _verdict("unmeasured", reasons, broken) if reasons else Verdict("passed")
 
 
 def _verdict(
-    outcome: Literal["failed", "unmeasured"], reasons: Sequence[str], breaches: tuple[Breach, ...]
+    outcome: Literal["failed", "unmeasured"], reasons: Sequence[Reason], breaches: tuple[Breach, ...]
 ) -> Verdict:
-    return Verdict(outcome, "\n".join(dict.fromkeys(reasons)), breaches)
+    return Verdict(outcome, tuple(dict.fromkeys(reasons)), breaches)
 
 
-def _no_service(running: Sequence[str]) -> str:
-    attach = "to attach to what runs already: go_service(port=…), pid=… or process=…"
+def _no_service(running: Sequence[str]) -> Reason:
+    attach = "go_service(port=…), pid=… or process=… attaches to what runs already"
     if not running:
-        return f"no Go service ran during the test; use the go_service fixture, also {attach}"
-    return (
-        "the test holds no service, and is not judged by those of others "
-        f"(to mend: start its service with go_service in a fixture of the test; {attach}; "
-        f"or name one with service=, of {', '.join(running)})"
+        return Reason("no Go service ran during the test", fix=f"use the go_service fixture; {attach}")
+    return Reason(
+        "the test holds no service, and is not judged by those of others",
+        fix=f"start its service with go_service in a fixture of the test; {attach}; "
+        f"or name one with service=, of {', '.join(running)}",
     )
 
 
-def _missing_services(measurements: Sequence[Measurement], limits: Limits) -> list[str]:
+def _missing_services(measurements: Sequence[Measurement], limits: Limits) -> list[Reason]:
     measured = list(dict.fromkeys(measurement.service for measurement in measurements))
     there = f"measured: {', '.join(measured)}" if measured else "no Go service ran during the test"
     return [
-        f"no service named {name!r} was measured ({there})"
+        Reason(f"no service named {name!r} was measured ({there})")
         for name in limits.services
         if name not in measured
     ]
 
 
-def distrust(measurement: Measurement) -> str | None:
+def distrust(measurement: Measurement) -> Reason | None:
     """Why no number of this measurement may decide anything."""
     if measurement.unmeasured is not None:
-        return measurement.unmeasured
-    # A Meter has said so, and what mends it; but no number may pass because somebody forgot.
+        return Reason.of(measurement.unmeasured)
+    # A Meter has said so, and how to fix it; but no number may pass because somebody forgot.
     lost = measurement.snapshot.counters.get("lost")
-    return not_exact(lost) if lost else None
+    return Reason(not_exact(lost)) if lost else None
 
 
-def _check(measurement: Measurement, limits: Sequence[Limit]) -> list[Breach | str]:
-    """The broken limits, and in words what keeps the others from being checked."""
-    findings: list[Breach | str] = []
+def _check(measurement: Measurement, limits: Sequence[Limit]) -> list[Breach | Reason]:
+    """The broken limits, and what keeps the others from being checked."""
+    findings: list[Breach | Reason] = []
     # Of several runs the poorest counts: one that says nothing leaves a median that says little.
     wakeups = min((run.wakeups or 0 for run in measurement.runs), default=measurement.wakeups)
     resolved = min(resolved_wakeups(m.metrics) for m in measurement.runs or (measurement,))
@@ -139,15 +145,17 @@ def _check(measurement: Measurement, limits: Sequence[Limit]) -> list[Breach | s
         show = METRICS["wakeups"].format
         few = f"{show(resolved)} resolved" if minimum.allows(wakeups) else show(wakeups)
         findings.append(
-            f"only {few} wakeups; {statistics[0]} needs at least {show(minimum.value)}: "
-            "send more traffic, or set min_wakeups="
+            Reason(
+                f"only {few} wakeups; {statistics[0]} needs at least {show(minimum.value)}",
+                fix="send more traffic, or set min_wakeups=",
+            )
         )
         limits = [limit for limit in limits if limit is not minimum and limit.metric not in statistics]
     for limit in limits:
         metric, value = LIMITABLE[limit.metric], getattr(measurement, limit.metric)
         if value is None:
             why = measurement.absent.get(metric.base, metric.absent)
-            findings.append(f"{metric.name} was not measured: {why}")
+            findings.append(Reason.of(why).about(f"{metric.name} was not measured"))
         elif not limit.allows(value):
             detail = _detail(measurement, metric.name)
             findings.append(Breach(measurement.service, metric.name, limit.kind, value, limit.value, detail))

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from pytest_netpoll import checks, guard, offenders, privilege, probe, slowest, timeline
 from pytest_netpoll.answers import Closed, Measured, Times
-from pytest_netpoll.errors import ServiceError, UnmeasuredError
+from pytest_netpoll.errors import Reason, ServiceError, UnmeasuredError
 from pytest_netpoll.metrics import (
     FUTILE_METRICS,
     IO_METRICS,
@@ -29,13 +29,14 @@ from pytest_netpoll.programs import Programs
 from pytest_netpoll.symbols import Symbolizer
 from pytest_netpoll.toolchain import go_version_of_program
 
-# What the agent counts as lost, and what mends it.
+# What the agent counts as lost.
 LOSSES = {
-    "lost_fds": "descriptors beyond the table: raise --netpoll-max-fds",
-    "lost_calls": "descriptors beyond the table: raise --netpoll-max-fds",
-    "lost_processes": "child processes beyond the table: raise --netpoll-max-processes",
-    "lost_memory": "events whose memory could not be read",
+    "lost_fds": Reason("descriptors beyond the table", fix="raise --netpoll-max-fds"),
+    "lost_calls": Reason("I/O calls on descriptors beyond the table", fix="raise --netpoll-max-fds"),
+    "lost_processes": Reason("child processes beyond the table", fix="raise --netpoll-max-processes"),
+    "lost_memory": Reason("events whose memory could not be read"),
 }
+_UPGRADE = "pip install --upgrade pytest-netpoll"
 
 # The stack of one ready call in so many is kept, where that is asked for: it takes several times the probe.
 READY_STACKS = 16
@@ -261,7 +262,7 @@ class Meter:
         processes: list[Measured] = []
         snapshot, vain, late = Snapshot(), [], []
         intervals: list[Sequence[Sequence[Any]]] = []
-        absent: dict[str, str] = {}
+        absent: dict[str, Reason] = {}
         if answer is not None:
             processes = [process for pid in roots for process in answer["services"].get(str(pid), [])]
             intervals = [answer["timelines"].get(str(pid), []) for pid in roots]
@@ -278,7 +279,7 @@ class Meter:
             ]
         unmeasured = failed.reason if failed is not None else self._distrust(service, roots, processes)
         if unmeasured is None and self._config.goready == "on" and "ready_calls" in absent:
-            unmeasured = f"ready calls were not counted: {absent['ready_calls']}"
+            unmeasured = absent["ready_calls"].about("ready calls were not counted")
         return Measurement(
             service=service.name,
             pid=roots[-1] if roots else None,
@@ -294,14 +295,15 @@ class Meter:
             gomaxprocs=service.gomaxprocs,
         )
 
-    def _absent(self, processes: Sequence[Measured]) -> dict[str, str]:
+    def _absent(self, processes: Sequence[Measured]) -> dict[str, Reason]:
         """Metric -> why the process that it is not known of does not tell."""
-        why: dict[str, str] = {}
+        why: dict[str, Reason] = {}
         unprobed = sum(process["unprobed"] for process in processes)
         if self._programs.count_ready and unprobed:
-            reason = (
-                f"{unprobed} child processes ended before probes could be placed in them, which for a user "
-                "other than root is done one process at a time (to mend: run pytest as root)"
+            reason = Reason(
+                f"{unprobed} child processes ended before probes could be placed in them",
+                why="for a user other than root that is done one process at a time",
+                fix="run pytest as root",
             )
             why = dict.fromkeys(READY_METRICS, reason)
         for process in filter(_runs_goroutines, processes):
@@ -317,7 +319,9 @@ class Meter:
                 why["runq_max"] = self._programs.why_no_scheduler(process)
         return why
 
-    def _distrust(self, service: Watched, roots: Sequence[int], processes: Sequence[Measured]) -> str | None:
+    def _distrust(
+        self, service: Watched, roots: Sequence[int], processes: Sequence[Measured]
+    ) -> Reason | None:
         """Why the numbers of this service mean nothing, None when they are exact."""
         for pid in roots:
             if pid in self._not_watched:
@@ -328,34 +332,36 @@ class Meter:
             except ServiceError as error:
                 return error.reason
         if not processes and service.stopped:
-            return (
-                f"service {service.name!r} had been stopped when the window opened (to mend: restart it, or "
-                "name the others with service=)"
+            return Reason(
+                f"service {service.name!r} had been stopped when the window opened",
+                fix="restart it, or name the others with service=",
             )
         if not processes:
-            return f"service {service.name!r} was not watched when the window opened"
+            return Reason(f"service {service.name!r} was not watched when the window opened")
         proven = [p for p in processes if p["calibration"]["layout"]]
         go = [p for p in processes if _is_go(p)]
         # What became another user's may be the service, where there is nobody else.
         for process in proven or go or processes:
             if process["foreign"]:
-                return (
+                return Reason(
                     f"process {process['pid']} of the service became another user's, of whom pytest is told "
-                    "nothing (to mend: run pytest as root)"
+                    "nothing",
+                    fix="run pytest as root",
                 )
         for process in processes:
             calibration = process["calibration"]
             if calibration["unproven"] and _runs_goroutines(process):
                 count = calibration["proven"] + calibration["unproven"]
-                return (
+                return Reason(
                     f"{calibration['unproven']} of {count} descriptors of process {process['pid']} "
-                    f"({_version(process)}) did not decode as pollDescs; a newer pytest-netpoll may know "
-                    "them (pip install --upgrade pytest-netpoll)"
+                    f"({_version(process)}) did not decode as pollDescs",
+                    why="a newer pytest-netpoll may know them",
+                    fix=_UPGRADE,
                 )
             if calibration["more_pollers"]:
-                return (
-                    f"more than one Go runtime waits for the network in process {process['pid']}, as with "
-                    "two c-shared libraries, and only one can be measured"
+                return Reason(
+                    f"more than one Go runtime waits for the network in process {process['pid']}",
+                    why="as with two c-shared libraries; only one can be measured",
                 )
         for process in processes:
             # One that cannot be looked into may be Go for all that is known.
@@ -364,40 +370,44 @@ class Meter:
             why_not = process["calibration"]["why_not"]
             if why_not:
                 where = f"process {process['pid']} ({_version(process)})"
-                return f"the poller of {where} is unknown: {why_not} (to mend: {checks.DOCTOR})"
+                return Reason(f"the poller of {where} is unknown", why=why_not, fix=checks.DOCTOR)
         unwatched = sum(p["unwatched"] for p in processes)
         if unwatched:
-            return f"{unwatched} not watched: {self._why_not_watched()}"
+            return self._why_not_watched().about(f"{unwatched} not watched")
         if proven:
             return self._losses(processes)
         if not go:
-            return f"{service.executable or service.name} is not a Go program"
-        reason = (
+            return Reason(f"{service.executable or service.name} is not a Go program")
+        what = (
             f"no descriptor of service {service.name!r} is registered with the Go runtime's network poller "
-            f"({_version(go[0])}): it never waited for the network"
+            f"({_version(go[0])})"
         )
         others = sum(process["calibration"]["others"] for process in go)
-        if others:
-            reason += (
-                f" by it, or in an unknown way: {others} descriptors are registered with epoll as no known "
-                "Go does it; a newer pytest-netpoll may know it (pip install --upgrade pytest-netpoll)"
-            )
-        return reason
+        if not others:
+            return Reason(what, why="it never waited for the network")
+        return Reason(
+            what,
+            why="it never waited for the network by it, or in an unknown way: "
+            f"{others} descriptors are registered with epoll as no known Go does it; "
+            "a newer pytest-netpoll may know it",
+            fix=_UPGRADE,
+        )
 
-    def _why_not_watched(self) -> str:
+    def _why_not_watched(self) -> Reason:
         if self.environment.get("follows_children", True):
             return LOSSES["lost_processes"]
-        return (
-            "child processes that this kernel, which has no BTF, does not tell of (to mend: start them "
-            "before the test, in a fixture; where they were there, raise --netpoll-max-processes)"
+        return Reason(
+            "child processes that this kernel, which has no BTF, does not tell of",
+            fix="start them before the test, in a fixture; where they were there, raise "
+            "--netpoll-max-processes",
         )
 
     @staticmethod
-    def _losses(processes: Sequence[Measured]) -> str | None:
+    def _losses(processes: Sequence[Measured]) -> Reason | None:
         for name, what in LOSSES.items():
             lost = sum(p["counters"][name] for p in processes)
             if lost:
-                return f"{not_exact(lost)}: {what}"
+                return what.about(not_exact(lost))
         return None
 
     def _counts_already(self, service: Watched, pid: int) -> bool:

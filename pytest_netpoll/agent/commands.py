@@ -52,7 +52,7 @@ class Agent:
         try:
             self._probes.attach(self._find(pid), ready, deadline)
         except goready.BadPlace as error:
-            raise watch.Refused(str(error)) from error
+            raise watch.Refused(str(error), error.fix) from error
         return {}
 
     def learn(self, pid, **layout):

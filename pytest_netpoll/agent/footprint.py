@@ -23,7 +23,7 @@ def size(max_processes, max_fds, cpus):
 
 
 def too_large(max_processes, max_fds, cpus):
-    """(why that is too much for an ordinary user, what mends it), or None."""
+    """(why that is too much for an ordinary user, the fix), or None."""
     if size(max_processes, max_fds, cpus) <= MOST:
         return None
     return (

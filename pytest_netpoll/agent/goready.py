@@ -33,6 +33,10 @@ _AROUND = 16
 class BadPlace(Exception):
     """No probe can be placed there; the message says why."""
 
+    def __init__(self, what, fix=None):
+        super().__init__(what)
+        self.fix = fix
+
 
 class Attached:
     """The probes on one program, or in one process.
@@ -158,8 +162,7 @@ class Probes:
     def _attach(self, process, ready, deadline):
         if uprobe.crashed():
             raise BadPlace(
-                "this kernel has had an oops since it booted (see dmesg) and may hang at uprobes "
-                "(to mend: reboot)"
+                "this kernel has had an oops since it booted (see dmesg) and may hang at uprobes", "reboot"
             )
         # By the process's own name for it: the file may have been replaced, or be in another namespace.
         try:
@@ -181,13 +184,13 @@ class Probes:
 
     def _refuse_suspicious(self, fd, status):
         if status.st_uid != self._user.uid:
-            raise BadPlace("its program is not this user's (to mend: run pytest as root)")
+            raise BadPlace("its program is not this user's", "run pytest as root")
         try:
             suspicion = plain.suspicion(fd)
         except OSError as error:
             raise BadPlace("its program cannot be looked at: %s" % error) from error
         if suspicion is not None:
-            raise BadPlace("%s (to mend: run pytest as root)" % suspicion)
+            raise BadPlace(suspicion, "run pytest as root")
 
     def _attach_to(self, process, path, ready, deadline):
         places = [(READY, ready)] + ([(DEADLINE, deadline)] if deadline else [])
@@ -207,8 +210,7 @@ class Probes:
                 fds.append(self._kernel.attach_uprobe(path.encode(), offset, function, pid))
         except LoadFailed as error:
             self._detach(fds)
-            remedy = " (to mend: %s)" % error.fix if error.fix else ""
-            raise BadPlace("the kernel refuses a uprobe: %s%s" % (error, remedy)) from error
+            raise BadPlace("the kernel refuses a uprobe: %s" % error, error.fix) from error
         # Its number may have become another process's in between.
         if self._own_only and not self._may_watch(process.pid):
             self._detach(fds)

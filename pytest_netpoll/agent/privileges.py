@@ -41,7 +41,7 @@ def permitted():
 
 
 def why_not():
-    """(why BPF programs cannot be loaded, what mends it), or None."""
+    """(why BPF programs cannot be loaded, the fix), or None."""
     have = permitted()
     missing = [name for name in LOADING if name not in have]
     if "SYS_ADMIN" not in have and missing:

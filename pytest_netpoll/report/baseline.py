@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from pytest_netpoll.comparison import ENVIRONMENT_KEYS, Baseline, Sample, changes
-from pytest_netpoll.errors import NetpollError
+from pytest_netpoll.errors import NetpollError, Reason
 from pytest_netpoll.metrics import METRICS, Value, not_exact
 from pytest_netpoll.report import files
 from pytest_netpoll.report import json as json_report
 from pytest_netpoll.report.record import ServiceRecord, TestRecord, plain
-from pytest_netpoll.report.words import trusted
+from pytest_netpoll.report.words import trusted, unmeasured_reason
 
 SCHEMA = "pytest-netpoll-baseline/1"
 DIRECTORY = ".netpoll"
@@ -120,9 +120,9 @@ def load_any(path: Path) -> tuple[Baseline, dict[str, TestRecord]]:
 
 def sample(service: ServiceRecord) -> Sample:
     """A service of a report, as it takes part in a comparison."""
-    unmeasured = service.get("unmeasured")
+    unmeasured = unmeasured_reason(service)
     if unmeasured is None and not trusted(service):
-        unmeasured = not_exact(service["metrics"].get("lost"))
+        unmeasured = Reason(not_exact(service["metrics"].get("lost")))
     return Sample(service["metrics"], service["go_version"], service.get("gomaxprocs"), unmeasured)
 
 

@@ -128,7 +128,7 @@ class View:
             ]
             lines += _tabulate(["", "on average", "in all"], rows)
         lines += self._trouble(run.total, run)
-        lines += ["", f"Ended: {words.one_line(reason)}"]
+        lines += ["", f"Ended: {words.clean(reason).headline}"]
         if output:
             # Behind a mark, one_line leaves the indentation as it is.
             lines += ["its last output:", *(words.one_line(f"| {line}") for line in output.splitlines())]
@@ -153,12 +153,14 @@ class View:
             # The end of a place says more than its start.
             lines.append(f"  {cut(place, self._width() - 2)}")
         if measurement.unmeasured is not None:
-            what, fix = words.split_remedy(words.one_line(measurement.unmeasured))
-            lines.append(self._paint(f"not measured: {what}", _YELLOW))
-            lines += [f"  to mend: {fix}"] if fix else []
-        elif run.missed_seconds:
+            reason = words.clean(measurement.unmeasured)
+            lines.append(self._paint(f"not measured: {reason.headline}", _YELLOW))
+            lines += [f"  fix: {reason.fix}"] if reason.fix else []
+        elif run.missed is not None:
             missed = units.show(run.missed_seconds, "s")
-            lines.append(self._paint(f"not measured for {missed}: {words.one_line(run.missed)}", _YELLOW))
+            lines.append(
+                self._paint(f"not measured for {missed}: {words.clean(run.missed).headline}", _YELLOW)
+            )
         return ["", *lines] if lines else []
 
     def _draw(self, lines: Sequence[str]) -> None:
@@ -208,7 +210,7 @@ def _tabulate(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[st
 def _line(measurement: Measurement) -> str:
     time = datetime.datetime.now().strftime("%H:%M:%S")
     if measurement.unmeasured is not None:
-        return f"{_cells([time])}  not measured: {words.one_line(measurement.unmeasured)}"
+        return f"{_cells([time])}  not measured: {words.clean(measurement.unmeasured).headline}"
     line = _cells([time, *(show_now(name, measurement) for name in _LINE)])
     worst = next(iter(_in_vain(record.service(measurement))), None)
     return line if worst is None else f"{line}  woken in vain{words.place(worst['stack'])}"
@@ -230,7 +232,7 @@ def _json(
         "window_seconds": measurement.window_seconds,
     }
     if run is not None:
-        about |= {"ended": reason, "missed_seconds": run.missed_seconds, "missed": run.missed or None}
+        about |= {"ended": reason, "missed_seconds": run.missed_seconds, "missed": run.missed}
     rates = {name: rate(name, measurement) for name in METRICS if rate(name, measurement) is not None}
     about |= {"per_second": rates, "service": record.service(measurement)}
     return json.dumps(record.plain(about), allow_nan=False, ensure_ascii=False)

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, cast
 
 from pytest_netpoll.comparison import Comparison, Regression
 from pytest_netpoll.diagnosis import diagnose
+from pytest_netpoll.errors import Reason
 from pytest_netpoll.marker import Limits
 from pytest_netpoll.median import middle
 from pytest_netpoll.metrics import METRICS, Measurement
@@ -163,8 +164,17 @@ class ComparisonRecord(TypedDict):
     services: list[ComparedService]
 
 
+class ReasonRecord(TypedDict):
+    """What happened, its cause and the next thing to do, each of them one line."""
+
+    what: str
+    why: str | None
+    fix: str | None
+
+
 class _ServiceExtra(TypedDict, total=False):
     unmeasured: str | None
+    why_unmeasured: ReasonRecord | None
     gomaxprocs: int | None
     runs: dict[str, list[int | float | None]]
     histogram: dict[str, int]
@@ -178,11 +188,12 @@ class ServiceRecord(_ServiceExtra):
     """One service in the window.
 
     metrics: every metric of the table, None where it was not measured. unmeasured: why none of them
-    can be trusted, or None. runs: each metric in each of several runs, whose medians `metrics` then are;
-    empty for a single run. histogram: bucket (see metrics.bucket_bounds) -> latencies in it. io_outcomes: how
-    the I/O calls ended -> calls, which add up to io_calls; futile: the futile ones of them; of several runs
-    both are those of the run whose offenders are listed. timeline: in order of time. columns: heading ->
-    value, what the hook pytest_netpoll_columns adds to the tables.
+    can be trusted, or None; why_unmeasured: the same by its parts. runs: each metric in each of several
+    runs, whose medians `metrics` then are; empty for a single run. histogram: bucket (see
+    metrics.bucket_bounds) -> latencies in it. io_outcomes: how the I/O calls ended -> calls, which add up to
+    io_calls; futile: the futile ones of them; of several runs both are those of the run whose offenders
+    are listed. timeline: in order of time. columns: heading -> value, what the hook pytest_netpoll_columns
+    adds to the tables.
     """
 
     name: str
@@ -195,6 +206,7 @@ class ServiceRecord(_ServiceExtra):
 
 
 class _TestExtra(TypedDict, total=False):
+    reasons: list[ReasonRecord]
     file: str
     line: int
     error: str | None
@@ -208,7 +220,8 @@ class _TestExtra(TypedDict, total=False):
 class TestRecord(_TestExtra):
     """One test, an element of "tests" in the JSON report.
 
-    reason: a line for each cause, None if passed. breaches: also those that report mode let pass.
+    reason: a line for each cause, and "  fix: …" where one is known; None if passed. reasons: the same by
+    their parts. breaches: also those that report mode let pass.
     file: relative to the root directory. line: of the test, from 1. error: the one line of a failure
     that is the test's own; it is then the reason, too. xfail: why pytest expected the failure, None
     where it did not. diagnosis: a sentence or two for each pathology recognised in a service: what was
@@ -246,21 +259,18 @@ def build(
     error and verdict nothing is known, which is not passed: unmeasured. columns: of each measurement,
     or of none.
     """
-    outcome: Outcome
-    reason: str | None
     own_error = None if error is None else _first_line(error)
     if own_error is not None:
-        outcome, reason = "failed", own_error
-    elif verdict is not None:
-        outcome, reason = verdict.outcome, verdict.reason
+        ended = Verdict("failed", (Reason(own_error),))
     else:
-        outcome, reason = "unmeasured", "the measurement was not completed"
+        ended = verdict or Verdict("unmeasured", (Reason("the measurement was not completed"),))
     record: TestRecord = {
         "nodeid": nodeid,
         "file": location[0],
         "line": location[1],
-        "outcome": outcome,
-        "reason": reason,
+        "outcome": ended.outcome,
+        "reason": ended.reason,
+        "reasons": [reason_record(reason) for reason in ended.reasons],
         "error": own_error,
         "xfail": xfail,
         "window_seconds": window_seconds,
@@ -285,6 +295,12 @@ def service(measurement: Measurement) -> ServiceRecord:
 
 def _first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "the test failed")
+
+
+def reason_record(reason: str) -> ReasonRecord:
+    """By its parts; any other text is what happened."""
+    parts = Reason.of(reason)
+    return {"what": parts.what, "why": parts.why, "fix": parts.fix}
 
 
 def _breach(breach: Breach) -> BreachRecord:
@@ -331,6 +347,7 @@ def _service(measurement: Measurement, columns: Mapping[str, int | float | str |
         "executable": measurement.executable,
         "go_version": measurement.go_version,
         "unmeasured": measurement.unmeasured,
+        "why_unmeasured": None if measurement.unmeasured is None else reason_record(measurement.unmeasured),
         "gomaxprocs": measurement.gomaxprocs,
         "metrics": measurement.metrics,
         "offenders": list(measurement.offenders),

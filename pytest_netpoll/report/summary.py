@@ -82,8 +82,9 @@ def _escape(text: str, further: str = "") -> str:
 def _causes(record: TestRecord) -> list[str]:
     """Why it failed, a line each, and last the worst place in Go."""
     error, offender = record.get("error"), words.first_offender(record)
-    causes = [*words.reasons(record), offender]
-    return [words.one_line(cause) for cause in [error, *causes] if cause]
+    # The fix of a reason is a line of its own.
+    reasons = [line for reason in words.reasons(record) for line in reason.splitlines()]
+    return [words.one_line(cause) for cause in [error, *reasons, offender] if cause]
 
 
 def _table(records: Sequence[TestRecord]) -> list[str]:

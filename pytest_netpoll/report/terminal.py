@@ -135,8 +135,8 @@ def failure_section(record: TestRecord, width: int) -> str:
     concerned = _concerned(record)
     screen = _Screen(_causes(record, concerned, width))
     for reason in words.reasons(record):
-        what, fix = words.split_remedy(reason)
-        screen.add(cells.wrap(what, width) + (cells.wrap(f"to mend: {fix}", width, "  ") if fix else []))
+        fix = cells.wrap(f"fix: {reason.fix}", width, "  ") if reason.fix else []
+        screen.add(cells.wrap(reason.headline, width) + fix)
     if record["outcome"] == "unmeasured":
         screen.add(
             cells.wrap(

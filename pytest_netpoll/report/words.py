@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pytest_netpoll import units
+from pytest_netpoll.errors import Reason
 from pytest_netpoll.metrics import FUTILE_METRICS, IO_METRICS, LIMITABLE, METRICS, READY_METRICS, spread
 from pytest_netpoll.report.record import (
     BreachRecord,
     Frame,
     Offender,
     Outcome,
+    ReasonRecord,
     RegressionRecord,
     ServiceRecord,
     SlowWakeup,
@@ -60,7 +62,6 @@ _SAMPLED = {
     "io": ("io_calls", "I/O calls", "made"),
 }
 _LIMITS = {f"{kind}_{metric}": (kind, metric) for kind in ("max", "min") for metric in LIMITABLE}
-_REMEDY = re.compile(r"(?P<what>.*?) \(to mend: (?P<fix>.*)\)")
 _RANK: Mapping[Outcome, int] = {"failed": 0, "unmeasured": 1, "passed": 2}
 
 
@@ -246,17 +247,37 @@ def breach_text(breach: BreachRecord | RegressionRecord) -> str:
     )
 
 
-def reasons(record: TestRecord) -> list[str]:
-    """A line for each broken limit and for each thing not measured; not the test's own error."""
-    own = record.get("error") is not None
-    given = [] if own else (record["reason"] or "").splitlines()
-    return [one_line(text) for text in dict.fromkeys([*map(breach_text, broken(record)), *given])]
+def reasons(record: TestRecord) -> list[Reason]:
+    """For each broken limit and for each thing not measured; not the test's own error."""
+    given = [] if record.get("error") is not None else _given(record)
+    found = [*(Reason(breach_text(fault)) for fault in broken(record)), *given]
+    return [clean(reason) for reason in dict.fromkeys(found)]
 
 
-def split_remedy(reason: str) -> tuple[str, str | None]:
-    """(what is wrong, what mends it) of a NetpollError's reason."""
-    match = _REMEDY.fullmatch(reason)
-    return (match["what"], match["fix"]) if match else (reason, None)
+def unmeasured_reason(service: ServiceRecord) -> Reason | None:
+    """Why none of its numbers can be trusted, None where they can as far as that goes."""
+    parts, text = service.get("why_unmeasured"), service.get("unmeasured")
+    if parts is not None:
+        return _reason(parts)
+    return None if text is None else Reason(text)
+
+
+def _given(record: TestRecord) -> list[Reason]:
+    if "reasons" in record:
+        return list(map(_reason, record["reasons"]))
+    # A file from before they were kept apart.
+    return list(map(Reason, (record["reason"] or "").splitlines()))
+
+
+def _reason(parts: ReasonRecord) -> Reason:
+    return Reason(parts["what"], why=parts["why"], fix=parts["fix"])
+
+
+def clean(reason: str) -> Reason:
+    """Each part on one line."""
+    parts = Reason.of(reason)
+    why, fix = (one_line(part) if part else None for part in (parts.why, parts.fix))
+    return Reason(one_line(parts.what), why=why, fix=fix)
 
 
 def offenders_of(record: TestRecord, service: ServiceRecord) -> list[Offender]:

@@ -62,7 +62,8 @@ def test_ready_calls_are_found_however_the_program_is_built(
     assert (m.dispatches is None) == stripped
     assert (m.runq_max is None) == stripped
     if stripped:
-        assert "the program is stripped (to mend: build the service with" in m.absent["dispatches"]
+        assert m.absent["dispatches"].why == "the program is stripped"
+        assert str(m.absent["dispatches"].fix).startswith("build the service with")
 
 
 def command(address, number):

@@ -206,4 +206,4 @@ def test_a_port_in_use_and_an_absent_client_are_named(tmp_path):
         [*command, "--prometheus", ":0"], capture_output=True, text=True, timeout=60, env=env
     )
     assert run.returncode == 1
-    assert "to mend: pip install 'pytest-netpoll[prometheus]'" in run.stderr
+    assert "fix: pip install 'pytest-netpoll[prometheus]'" in run.stderr

@@ -258,12 +258,12 @@ def test_what_is_not_go_is_not_measured_and_says_so(watch):
     assert "is not a Go program" in text
 
 
-def test_without_privileges_it_says_what_mends_that(watch):
+def test_without_privileges_it_says_how_to_fix_that(watch):
     process = watch("--netpoll-python", sys.executable, "--", "sleep", "60")
     text, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert errors.startswith("BCC's Python module cannot be imported by")
-    assert "to mend: " in errors
+    assert "fix: " in errors
     assert text == ""
 
 

@@ -118,7 +118,7 @@ def test_a_hook_that_returns_nonsense_fails_the_test_in_words(run, conftest, hoo
     conftest(f"from pytest_netpoll.verdict import Breach\ndef pytest_netpoll_{hook}")
     result = run("@netpoll()\ndef test_it(echo, ping): ping(echo)")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines([complaint, "  to mend: return *"])
+    result.stdout.fnmatch_lines([complaint, "  fix: return *"])
 
 
 def test_a_hook_that_raises_is_shown_and_the_numbers_too(run, conftest):

@@ -213,7 +213,7 @@ def test_without_its_libraries_no_test_is_run(run, pytester):
     result.stderr.fnmatch_lines(
         [
             "ERROR: --netpoll-html cannot draw its report: plotly cannot be imported",
-            "  to mend: pip install 'pytest-netpoll[[]html[]]'",
+            "  fix: pip install 'pytest-netpoll[[]html[]]'",
         ]
     )
     assert not (pytester.path / "report.html").exists()

@@ -50,14 +50,16 @@ def test_without_root_the_test_is_unmeasured_and_says_so(run, pytester):
     pytester.syspathinsert()
     result = run(MEASURED, "-p", "nobody", "--netpoll-sudo=never")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["unmeasured: echo: eBPF needs root: *--netpoll-sudo=never*(to mend: *"])
+    result.stdout.fnmatch_lines(
+        ["unmeasured: echo: eBPF needs root: *--netpoll-sudo=never*", "  fix: sudo *"]
+    )
 
 
 def test_without_bcc_the_test_is_unmeasured_and_names_the_package(run):
     result = run(MEASURED, f"--netpoll-python={sys.executable}")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
-        ["unmeasured: echo: BCC's Python module cannot be imported *(to mend: *install*"]
+        ["unmeasured: echo: BCC's Python module cannot be imported *", "  fix: *install*"]
     )
 
 
@@ -81,7 +83,7 @@ def test_a_container_without_the_capabilities_is_told_which_to_add(pytester):
     under = ("setpriv", "--bounding-set", "-bpf,-perfmon,-sys_admin")
     result = pytester.run(*under, sys.executable, "-m", "pytest", "-p", "no:xdist", timeout=120)
     result.stdout.fnmatch_lines(
-        ["unmeasured: echo: the agent lacks CAP_BPF and CAP_PERFMON (to mend: *--cap-add BPF --cap-add *"]
+        ["unmeasured: echo: the agent lacks CAP_BPF and CAP_PERFMON", "  fix: *--cap-add BPF --cap-add *"]
     )
 
 
@@ -123,7 +125,8 @@ def test_after_hanging(echo, ping): ping(echo)
     result.assert_outcomes(failed=2, passed=2)
     result.stdout.fnmatch_lines(
         [
-            "unmeasured: echo: the eBPF agent ended: exit status -9 (to mend: python *pytest_netpoll doctor)",
+            "unmeasured: echo: the eBPF agent ended: exit status -9",
+            "  fix: python *pytest_netpoll doctor",
             "unmeasured: echo: the eBPF agent did not answer 'close' within *",
         ]
     )

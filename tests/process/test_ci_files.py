@@ -1,8 +1,9 @@
-"""The files of example_project/ci are what their readers accept, by those readers' own schemas."""
+"""The files of example_project/ci, and our own, are what their readers accept, by their own schemas."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-CI = Path(__file__).parents[2] / "example_project" / "ci"
+ROOT = Path(__file__).parents[2]
+CI = ROOT / "example_project" / "ci"
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
@@ -61,6 +64,20 @@ def test_the_checker_would_see_a_mistake(name: str, tmp_path: Path) -> None:
     assert checker(tmp_path / name) != ""
 
 
-def test_a_workflow_passes_actionlint() -> None:
+@pytest.mark.parametrize("workflow", [CI / "github-workflow.yml", *WORKFLOWS], ids=lambda path: path.name)
+def test_a_workflow_passes_actionlint(workflow: Path) -> None:
     """Optional: go install github.com/rhysd/actionlint/cmd/actionlint@latest"""
-    assert check("actionlint", CI / "github-workflow.yml") == ""
+    assert check("actionlint", workflow) == ""
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_a_workflow_of_our_own_is_valid(workflow: Path) -> None:
+    assert github(workflow) == ""
+
+
+def test_ci_runs_every_python_that_the_package_claims() -> None:
+    claimed = re.findall(
+        r'"Programming Language :: Python :: (3\.\d+)"', (ROOT / "pyproject.toml").read_text()
+    )
+    (run,) = re.findall(r"python: \[(.*)\]", (ROOT / ".github" / "workflows" / "tests.yml").read_text())
+    assert re.findall(r"\d\.\d+", run) == claimed

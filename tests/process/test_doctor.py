@@ -197,16 +197,16 @@ def test_an_interpreted_bpf_and_a_kernel_without_types_are_warnings(monkeypatch,
     assert checks.jit().fix == "sudo sysctl net.core.bpf_jit_enable=1"
 
 
-def test_what_mends_a_probe_that_does_not_load_is_the_failed_checks_remedy(monkeypatch):
+def test_the_fix_for_a_probe_that_does_not_load_is_the_failed_checks(monkeypatch):
     assert checks.remedy() == checks.DOCTOR
     monkeypatch.setattr(checks.platform, "release", lambda: "4.19.0")
     assert checks.remedy().startswith("run the tests on Linux 5.8 or newer (kernel: ")
 
 
-def test_the_table_names_what_was_seen_and_what_mends_it_and_fits_the_terminal():
+def test_the_table_names_what_was_seen_and_the_fix_and_fits_the_terminal():
     findings = {
         "good": checks.Finding("ok", "as it should be"),
-        "bad": checks.Finding("fail", "word " * 40, "sudo mend --it", "compiler: no"),
+        "bad": checks.Finding("fail", "word " * 40, "sudo repair --it", "compiler: no"),
         "self-test": checks.Finding("warn", "not done"),
     }
     lines = doctor.table(findings, 80).splitlines()
@@ -216,7 +216,7 @@ def test_the_table_names_what_was_seen_and_what_mends_it_and_fits_the_terminal()
         ["bad", "FAIL"],
         ["self-test", "warn"],
     ]
-    assert any(line.strip() == "to mend: sudo mend --it" for line in lines)
+    assert any(line.strip() == "fix: sudo repair --it" for line in lines)
     assert any(line.strip() == "| compiler: no" for line in lines)
     assert doctor.conclusion(findings) == "Measuring does not work here: bad."
     del findings["bad"]

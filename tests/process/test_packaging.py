@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -98,8 +99,22 @@ def test_wheel_does_not_require_the_unrelated_bcc_of_pypi(wheel: Path) -> None:
     assert not [line for line in metadata.get_all("Requires-Dist", []) if line.startswith("bcc")]
 
 
-def test_wheel_carries_its_licence(names: set[str]) -> None:
-    assert [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
+@pytest.mark.parametrize("text", ["LICENSE", "LICENSE.GPL"])
+def test_wheel_carries_its_licences(names: set[str], wheel: Path, text: str) -> None:
+    assert [name for name in names if name.endswith(f".dist-info/licenses/{text}")]
+    metadata = message_from_string(metadata_file(wheel, "METADATA"))
+    assert metadata["License-Expression"] == "MIT AND (MIT OR GPL-2.0-only)"
+
+
+def test_the_changelog_has_a_dated_section_for_this_version(wheel: Path) -> None:
+    version = message_from_string(metadata_file(wheel, "METADATA"))["Version"]
+    heading = rf"^## {re.escape(version)} \(\d{{4}}-\d\d-\d\d\)$"
+    assert re.search(heading, (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
+def test_the_package_page_leads_to_the_project(wheel: Path) -> None:
+    urls = message_from_string(metadata_file(wheel, "METADATA")).get_all("Project-URL", [])
+    assert {url.partition(",")[0] for url in urls} >= {"Documentation", "Changelog", "Issues"}
 
 
 @pytest.fixture(scope="module")

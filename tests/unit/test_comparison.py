@@ -12,6 +12,7 @@ import pytest
 from pytest_netpoll import __main__ as command_line
 from pytest_netpoll import tolerance
 from pytest_netpoll.comparison import Baseline, Rules, Sample, compare, confirmed, settle
+from pytest_netpoll.errors import Reason
 from pytest_netpoll.marker import Limits, resolve
 from pytest_netpoll.median import median_of
 from pytest_netpoll.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
@@ -63,7 +64,7 @@ def test_what_got_worse_by_more_than_is_tolerated_has_one_line(
 ) -> None:
     comparison = compared(sample(**now), sample(), tolerated)
     assert (comparison.outcome, [str(r) for r in comparison.regressions]) == ("regressed", [line])
-    assert settle(Verdict("passed"), comparison, "gate") == Verdict("failed", line)
+    assert settle(Verdict("passed"), comparison, "gate") == Verdict("failed", (Reason(line),))
     assert settle(Verdict("passed"), comparison, "report") == Verdict("passed")
 
 
@@ -74,10 +75,10 @@ def test_what_is_tolerated_and_improvements_pass(now: Mapping[str, Any]) -> None
 
 def test_a_regression_comes_after_the_broken_limits() -> None:
     comparison = compared(sample(spurious=0.5), sample(), "spurious:+0.02")
-    broken = Verdict("failed", "a limit", (Breach("server", "polls", "max", 2, 1),))
+    broken = Verdict("failed", (Reason("a limit"),), (Breach("server", "polls", "max", 2, 1),))
     verdict = settle(broken, comparison, "gate")
     assert verdict.reason == f"a limit\n{comparison.regressions[0]}"
-    assert settle(Verdict("unmeasured", "other: gone"), comparison, "gate").outcome == "failed"
+    assert settle(Verdict("unmeasured", (Reason("other: gone"),)), comparison, "gate").outcome == "failed"
 
 
 def test_in_another_environment_counts_compare_and_times_do_not() -> None:
@@ -99,7 +100,7 @@ def test_another_go_or_gomaxprocs_is_another_environment(change: Mapping[str, An
 
 
 def test_what_was_measured_then_and_not_now_is_unmeasured() -> None:
-    for now in (sample(spurious=None), sample(wakeups=3), replace(sample(), unmeasured="gone")):
+    for now in (sample(spurious=None), sample(wakeups=3), replace(sample(), unmeasured=Reason("gone"))):
         comparison = compared(now, sample(), "spurious:+0.02")
         assert comparison.outcome == "unmeasured"
         assert settle(Verdict("passed"), comparison, "gate").outcome == "unmeasured"
@@ -221,7 +222,7 @@ def test_the_median_of_runs_is_each_metrics_own() -> None:
 
 def test_a_run_that_says_nothing_leaves_the_test_unmeasured() -> None:
     limits = resolve([((), {"max_spurious": 0.05})], "t")
-    for poor in (window(3), window(30, unmeasured="gone")):
+    for poor in (window(3), window(30, unmeasured=Reason("gone"))):
         merged = median_of([[window(30)], [poor], [window(30)]])
         assert judge(merged, limits).outcome == "unmeasured"
     merged = median_of([[window(30)], []])
@@ -252,7 +253,7 @@ def test_a_baseline_file_is_the_same_bytes_in_any_order_and_holds_only_what_can_
         made("b", window(20)),
         made("a", window(20, 12_345)),
         made("failed", window(20), error="mine"),
-        made("gone", window(20, unmeasured="gone")),
+        made("gone", window(20, unmeasured=Reason("gone"))),
     ]
     path = baseline.path_of(tmp_path, "main")
     assert path == tmp_path / ".netpoll" / "main.json"

@@ -227,11 +227,11 @@ def test_offenders_are_shown_only_for_limits_they_explain() -> None:
     stale = offender(7, offence="stale", syscall="accept4", fd_type="tcp listener", peer=None)
     vain = offender(499)
     section = terminal.failure_section
-    assert "fault_dup" not in section(wasteful(vain, max_spurious=1, max_polls=1), 80)
-    text = section(wasteful(vain, stale, max_spurious=1, max_stale_retries=0), 120)
+    assert "fault_dup" not in section(wasteful(vain, max_spurious="100%", max_polls=1), 80)
+    text = section(wasteful(vain, stale, max_spurious="100%", max_stale_retries=0), 120)
     assert "7 of 7 (100.0 %) stale retries (accept4 on tcp listener 127.0.0.1:7777), tried again" in text
     assert "woken in vain" not in text
-    assert "woken in vain" in section(wasteful(vain, stale, max_spurious=1, max_spurious_wakeups=0), 120)
+    assert "woken in vain" in section(wasteful(vain, stale, max_spurious="100%", max_spurious_wakeups=0), 120)
 
 
 def test_where_events_found_nobody_is_said_without_a_stack() -> None:
@@ -339,9 +339,9 @@ def test_what_the_binary_does_not_tell_is_no_obstacle() -> None:
     assert summary.annotations([wasteful(nowhere), wasteful(unknown)])
 
 
-def test_an_unmeasured_test_says_why_and_what_mends_it() -> None:
+def test_an_unmeasured_test_says_why_and_how_to_fix_it() -> None:
     lines = terminal.failure_section(gone(), 80).splitlines()
-    assert lines[:2] == ["server: eBPF needs root: pytest is not root", "  to mend: sudo -v"]
+    assert lines[:2] == ["server: eBPF needs root: pytest is not root", "  fix: sudo -v"]
     assert "--netpoll-unmeasured=skip" in lines[2]
 
 
@@ -370,13 +370,14 @@ def test_the_step_summary_lists_the_bad_tests_then_all_in_a_table() -> None:
     text = summary.markdown([passed(), wasteful(offender()), gone()], ENVIRONMENT)
     lines = text.splitlines()
     assert lines[2] == "❌ 1 failed, ❔ 1 unmeasured, ✅ 1 passed"
-    assert lines[4:9] == [
+    assert lines[4:10] == [
         "- ❌ `tests/test_echo.py::test_echo`",
         "  - server: spurious 50.1 % (500 of 999 wakeups) > max 5.0 %",
         "  - 499 of 500 (99.8 %) spurious wakeups (read on tcp 127.0.0.1:7777 ← 127.0.0.1:5012), "
         "woken in vain at server/fault_dup.go:33 main.(\\*watcher).run",
         "- ❔ `tests/test_echo.py::test_gone`",
-        "  - server: eBPF needs root: pytest is not root (to mend: sudo -v)",
+        "  - server: eBPF needs root: pytest is not root",
+        "  - fix: sudo -v",
     ]
     rows = [markdown_cells(line) for line in lines if line.startswith("|")]
     assert [row[0] for row in rows] == ["", "---", "❌", "❔", "✅"]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from pytest_netpoll import extensions
-from pytest_netpoll.errors import UsageError
+from pytest_netpoll.errors import Reason, UsageError
 from pytest_netpoll.marker import Limits, resolve
 from pytest_netpoll.median import median_of
 from pytest_netpoll.metrics import COUNTERS, Measurement, Snapshot, bucket_of
@@ -136,12 +136,14 @@ def test_every_broken_limit_of_every_service_has_its_line() -> None:
         (
             {"max_spurious": 0.05},
             [measured({"wakeups": 3, "spurious_wakeups": 3})],
-            "server: only 3 wakeups; spurious needs at least 10: send more traffic, or set min_wakeups=",
+            "server: only 3 wakeups; spurious needs at least 10\n"
+            "  fix: send more traffic, or set min_wakeups=",
         ),
         (
             {"max_latency_p50": "1ms", "min_wakeups": 100},
             [measured({"wakeups": 50}, latency=10**9)],
-            "server: only 50 wakeups; latency_p50 needs at least 100: send more traffic, or set min_wakeups=",
+            "server: only 50 wakeups; latency_p50 needs at least 100\n"
+            "  fix: send more traffic, or set min_wakeups=",
         ),
         (
             {"max_latency_max": "1ms"},
@@ -157,7 +159,7 @@ def test_every_broken_limit_of_every_service_has_its_line() -> None:
         (
             {"max_ready_calls": 5},
             [measured(HEALTHY)],
-            "server: ready_calls was not measured: ready calls were not counted: use --netpoll-goready=on",
+            "server: ready_calls was not measured: ready calls were not counted\n  fix: --netpoll-goready=on",
         ),
         (
             {"max_run_delay_seconds": 5},
@@ -167,7 +169,7 @@ def test_every_broken_limit_of_every_service_has_its_line() -> None:
         ),
         (
             {},
-            [replace(measured(HEALTHY), unmeasured="the service is gone")],
+            [replace(measured(HEALTHY), unmeasured=Reason("the service is gone"))],
             "server: the service is gone",
         ),
         (
@@ -180,7 +182,7 @@ def test_every_broken_limit_of_every_service_has_its_line() -> None:
 def test_what_was_not_measured_does_not_pass(
     mark: Mapping[str, object], measurements: list[Measurement], reason: str
 ) -> None:
-    assert judge(measurements, limits(mark)) == Verdict("unmeasured", reason)
+    assert judge(measurements, limits(mark)) == Verdict("unmeasured", (Reason(reason),))
 
 
 def test_a_bare_marker_without_services_has_nothing_to_measure() -> None:
@@ -193,7 +195,7 @@ def test_a_breach_in_numbers_that_cannot_be_trusted_does_not_count() -> None:
 
 
 def test_a_certain_breach_outweighs_a_service_that_was_not_measured() -> None:
-    gone = replace(measured(HEALTHY, service="b"), unmeasured="the service is gone")
+    gone = replace(measured(HEALTHY, service="b"), unmeasured=Reason("the service is gone"))
     verdict = judge([gone, measured(HEALTHY, service="a")], limits({"max_polls": 1}))
     assert verdict.outcome == "failed"
     assert verdict.reason == "a: polls 210 > max 1\nb: the service is gone"
@@ -213,7 +215,7 @@ def test_few_wakeups_are_judged_where_the_minimum_allows_them() -> None:
 
 def test_a_limit_for_one_service_does_not_bind_the_others() -> None:
     healthy, sick = measured(HEALTHY, service="a"), measured(HALF_SPURIOUS, service="b")
-    gone = replace(sick, unmeasured="the service is gone")
+    gone = replace(sick, unmeasured=Reason("the service is gone"))
     demanded = limits({"service": "a", "max_spurious": 0.05})
     assert judge([healthy, sick], demanded).outcome == "passed"
     assert judge([healthy, gone], demanded).outcome == "passed"

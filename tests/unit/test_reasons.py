@@ -1,0 +1,109 @@
+"""A reason is (what, why, fix) from where it arises to where it is shown."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import gzip
+import json
+import pickle
+import re
+from pathlib import Path
+
+from pytest_netpoll.checks import Finding
+from pytest_netpoll.errors import Reason, UnmeasuredError
+from pytest_netpoll.marker import resolve
+from pytest_netpoll.metrics import Measurement
+from pytest_netpoll.report import baseline, html, junit, record, summary, terminal, words
+from pytest_netpoll.verdict import judge
+
+PACKAGE = Path(__file__).parents[2] / "pytest_netpoll"
+# With all that a text could be taken apart by.
+ERROR = UnmeasuredError(
+    "eBPF needs root: (really)", why="sudo asks (to mend: nothing); fix: no", fix="sudo -v: once (now)"
+)
+PARTS = {"what": "server: eBPF needs root: (really)", "why": ERROR.why, "fix": ERROR.fix}
+
+
+def unmeasured() -> record.TestRecord:
+    measurement = Measurement("server", 1, "/server", "go1.26.6", 1.0, unmeasured=ERROR.reason)
+    limits = resolve([((), {"max_polls": 1})], "t")
+    return record.build("t", ("t.py", 1), judge([measurement], limits), limits, [measurement], 1.0)
+
+
+def test_as_a_text_it_has_the_fix_on_a_line_of_its_own() -> None:
+    assert Reason("no agent") == "no agent"
+    assert Reason("no agent", why="killed") == "no agent: killed"
+    assert Reason("no agent", why="killed", fix="sudo -v") == "no agent: killed\n  fix: sudo -v"
+    assert str(UnmeasuredError("no agent", fix="sudo -v", detail="dmesg\n")) == (
+        "no agent\n  fix: sudo -v\n\ndmesg"
+    )
+
+
+def test_what_it_is_about_leaves_its_parts_apart() -> None:
+    reason = ERROR.reason.about("server").about("run 2 of 3")
+    assert (reason.why, reason.fix) == (ERROR.why, ERROR.fix)
+    assert reason.headline == f"run 2 of 3: server: {ERROR.what}: {ERROR.why}"
+
+
+def test_copies_keep_the_parts() -> None:
+    for copied in (copy.deepcopy(ERROR.reason), pickle.loads(pickle.dumps(ERROR.reason))):
+        assert (copied.what, copied.why, copied.fix) == (ERROR.what, ERROR.why, ERROR.fix)
+    assert Reason.of(ERROR.reason) is ERROR.reason
+    assert Reason.of("text").what == "text"
+
+
+def test_the_record_has_the_parts_and_the_text() -> None:
+    made = json.loads(json.dumps(unmeasured()))
+    assert made["reasons"] == [PARTS]
+    (service,) = made["services"]
+    assert service["why_unmeasured"] == {**PARTS, "what": ERROR.what}
+    assert service["unmeasured"] == ERROR.reason
+    assert made["reason"] == ERROR.reason.about("server")
+
+
+def test_what_is_read_back_has_the_parts() -> None:
+    made = json.loads(json.dumps(unmeasured()))
+    (reason,) = words.reasons(made)
+    assert {"what": reason.what, "why": reason.why, "fix": reason.fix} == PARTS
+    sample = baseline.sample(made["services"][0])
+    assert sample.unmeasured is not None
+    assert sample.unmeasured.fix == ERROR.fix
+
+
+def test_a_report_from_before_the_parts_were_kept_is_shown_as_it_is() -> None:
+    made = unmeasured()
+    del made["reasons"]
+    del made["services"][0]["why_unmeasured"]
+    made["reason"] = made["services"][0]["unmeasured"] = "no agent (to mend: sudo -v)"
+    assert words.reasons(made) == ["no agent (to mend: sudo -v)"]
+    assert "no agent (to mend: sudo -v)" in terminal.failure_section(made, 80)
+
+
+def test_every_report_shows_the_fix_apart() -> None:
+    made = unmeasured()
+    assert terminal.failure_section(made, 100).splitlines()[:2] == [
+        f"{PARTS['what']}: {PARTS['why']}",
+        f"  fix: {PARTS['fix']}",
+    ]
+    assert f"  - fix: {PARTS['fix']}" in summary.markdown([made], {}).splitlines()
+    assert summary.annotations([made])[0].endswith(f"%0Afix: {PARTS['fix']}")
+    packed = re.search(r'id="details">([^<]*)<', html.render({}, [made]))
+    assert packed is not None
+    page = gzip.decompress(base64.b64decode(packed[1])).decode()
+    assert page.count(f"fix: <code>{PARTS['fix']}</code>") == 2, "of the test, and of its service"
+    assert ("netpoll.server.unmeasured", ERROR.reason) in junit.properties(made)
+    assert Finding.of(ERROR).fix == PARTS["fix"]
+
+
+def test_nobody_writes_a_fix_into_a_text_by_hand() -> None:
+    """Where there is one, it is the `fix` of a reason."""
+    by_hand = re.compile(r"to mend:|\(fix: ")
+    found = [
+        f"{path.relative_to(PACKAGE)}:{number}"
+        for path in sorted(PACKAGE.rglob("*"))
+        if path.suffix in (".py", ".html", ".js")
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if by_hand.search(line)
+    ]
+    assert found == []
