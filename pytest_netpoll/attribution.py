@@ -31,11 +31,12 @@ class Roster:
 
 
 class Presence:
-    """Those that run since this was made, stopped meanwhile or not."""
+    """Those that run since this was made, stopped meanwhile or not. dead: those that had crashed before."""
 
     def __init__(self, roster: Roster) -> None:
         self._roster = roster
         self._before = list(roster.running)
+        self.dead = [service for service in self._before if not service.running]
         self._spawned = len(roster.spawned)
 
     @property
@@ -47,6 +48,11 @@ class Presence:
     @property
     def all(self) -> list[Service]:
         return self._before + self.new
+
+    def own(self, item: pytest.Item) -> list[Service]:
+        """Those that the test's fixtures hold, and those it made."""
+        used, new = used_by(item), self.new
+        return [service for service in self.all if service in used or service in new]
 
     def concerned(self, item: pytest.Item, limits: Limits) -> list[Service]:
         """Those that the test's fixtures hold, those it made, those its marker names; else all."""

@@ -8,13 +8,38 @@ from typing import Any
 
 import pytest
 
-from pytest_netpoll.attribution import Presence, Roster
+from pytest_netpoll.attribution import Presence, Roster, used_by
+from pytest_netpoll.deaths import found_dead
 from pytest_netpoll.metrics import Measurement
 from pytest_netpoll.options import Config
-from pytest_netpoll.outcome import enforce, plain_failures
+from pytest_netpoll.outcome import plain_failures, refuse
+from pytest_netpoll.report import record
 from pytest_netpoll.service import Service, ServiceFactory
-from pytest_netpoll.verdict import Verdict
+from pytest_netpoll.verdict import Death, Verdict, distrust
 from pytest_netpoll.window import Meter
+
+# Of a test's windows, those that its record keeps: each holds its charts.
+MOST_WINDOWS = 100
+
+
+class Windows:
+    """The closed windows of one test, the last ones of very many. left_out: how many are not kept."""
+
+    def __init__(self) -> None:
+        self.left_out = 0
+        self._kept: list[MeasuredWindow] = []
+
+    def add(self, window: MeasuredWindow) -> None:
+        self._kept.append(window)
+        if len(self._kept) > MOST_WINDOWS:
+            del self._kept[0]
+            self.left_out += 1
+
+    def records(self) -> list[record.WindowRecord]:
+        return [window.record(number) for number, window in enumerate(self._kept, self.left_out + 1)]
+
+
+WINDOWS = pytest.StashKey[Windows]()
 
 
 class GoService:
@@ -39,9 +64,12 @@ class Netpoll:
         self._roster = roster
 
     @contextlib.contextmanager
-    def measure(self) -> Iterator[MeasuredWindow]:
-        """Opens a window over all services that run and closes it with the block. Windows may nest."""
-        measured = MeasuredWindow(self._item, self._options)
+    def measure(self, name: str | None = None) -> Iterator[MeasuredWindow]:
+        """Opens a window over all services that run and closes it with the block. Windows may nest.
+
+        name: what the reports call it; they number those without.
+        """
+        measured = MeasuredWindow(self._item, self._options, name)
         if self._options.mode == "off":
             yield measured
             return
@@ -50,7 +78,11 @@ class Netpoll:
         try:
             yield measured
         finally:
-            measured.close(self._meter.close(window, presence.all))
+            services = presence.all
+            measurements = self._meter.close(window, services)
+            own = {service.name for service in (*presence.new, *used_by(self._item))}
+            measured.close(measurements, own, found_dead(services, "during the window"))
+            self._item.stash.setdefault(WINDOWS, Windows()).add(measured)
 
 
 class MeasuredWindow:
@@ -61,13 +93,26 @@ class MeasuredWindow:
     it skips the test.
     """
 
-    def __init__(self, item: pytest.Item, options: Config) -> None:
+    def __init__(self, item: pytest.Item, options: Config, name: str | None) -> None:
         self._item = item
         self._options = options
+        self._name = name
         self._measurements: dict[str, Measurement] | None = None
+        self._own: set[str] = set()
+        self._dead: dict[str, Death] = {}
+        self._read: dict[str, None] = {}
 
-    def close(self, measurements: Sequence[Measurement]) -> None:
+    def close(self, measurements: Sequence[Measurement], own: set[str], dead: Sequence[Death]) -> None:
+        """own: the names of the test's own services."""
         self._measurements = {measurement.service: measurement for measurement in measurements}
+        self._own = own
+        self._dead = {death.service: death for death in dead}
+
+    def record(self, number: int) -> record.WindowRecord:
+        """Of the test's own services and of those that it asked for; of all where there are none."""
+        measured = list((self._measurements or {}).values())
+        concerned = [m for m in measured if m.service in self._own or m.service in self._read]
+        return record.window(number, self._name, concerned or measured, list(self._read))
 
     def __getitem__(self, service: Service | str) -> Measurement:
         """service: or its name."""
@@ -80,8 +125,13 @@ class MeasuredWindow:
         if name not in self._measurements:
             there = f"in it ran: {', '.join(self._measurements)}" if self._measurements else "none ran in it"
             pytest.fail(f"no service {name!r} was measured in this window ({there})", pytrace=False)
+        self._read.pop(name, None)
+        self._read[name] = None
+        if name in self._dead:
+            death = self._dead[name]
+            refuse(self._item, Verdict("failed", str(death), deaths=(death,)), self._options)
         measurement = self._measurements[name]
-        distrust = measurement.unmeasured
-        if distrust is not None:
-            enforce(self._item, Verdict("unmeasured", f"{name}: {distrust}"), self._options)
+        doubt = distrust(measurement)
+        if doubt is not None:
+            refuse(self._item, Verdict("unmeasured", f"{name}: {doubt}"), self._options)
         return measurement

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
 
 from pytest_netpoll import units
 from pytest_netpoll.marker import Kind, Limit, Limits
@@ -38,15 +38,44 @@ def _plain(value: int | float | None, digits: int | None = None) -> str:
 
 
 @dataclass(frozen=True)
+class Death:
+    """A service that ended without being stopped.
+
+    how: in words. last_words: its panic, or what it said last.
+    """
+
+    service: str
+    how: str
+    last_words: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.service}: {self.how}"
+
+
+Outcome: TypeAlias = Literal["passed", "failed", "unmeasured"]
+
+
+@dataclass(frozen=True)
 class Verdict:
     """outcome: in report mode a broken limit still passes. reason: a line for each cause, None if passed.
 
-    breaches: every broken limit, also those that report mode lets pass.
+    breaches: every broken limit, also those that report mode lets pass. deaths: they fail the test in every
+    mode. gate: the outcome in gate mode, where this is report mode's and another one.
     """
 
-    outcome: Literal["passed", "failed", "unmeasured"]
+    outcome: Outcome
     reason: str | None = None
     breaches: tuple[Breach, ...] = ()
+    deaths: tuple[Death, ...] = ()
+    gate: Outcome | None = field(default=None, compare=False)
+
+    def in_report_mode(self) -> Verdict:
+        """Limits decide nothing there, nor does what could not be measured: but both are reported."""
+        if self.deaths:
+            return replace(self, reason=_lines(self.deaths))
+        if self.outcome != "failed":
+            return self
+        return replace(self, outcome="passed", reason=None, gate="failed")
 
 
 def judge(
@@ -54,18 +83,21 @@ def judge(
     limits: Limits,
     mode: Literal["gate", "report", "off"] = "gate",
     further: Sequence[Breach] = (),
+    deaths: Sequence[Death] = (),
 ) -> Verdict:
     """Hold every measurement against its limits. What was not measured does not pass.
 
     A certain breach of one service outweighs that another could not be measured. In report mode
     limits decide nothing, neither by being broken nor by being impossible to check. further: broken
-    limits that others have found.
+    limits that others have found. deaths: of the test's services.
     """
     if mode == "off":
-        return Verdict("passed")
+        return _verdict("failed", deaths, (), deaths) if deaths else Verdict("passed")
     breaches: list[Breach] = []
     unmeasured = _missing_services(measurements, limits)
     undecided: list[str] = []
+    doubts: dict[str, list[str]] = {}
+    dead = {death.service for death in deaths}
     if limits.limits and not measurements and not unmeasured:
         undecided.append("no Go service ran during the test; use the go_service fixture")
     for measurement in measurements:
@@ -73,26 +105,32 @@ def judge(
             continue
         doubt = distrust(measurement)
         if doubt is not None:
-            unmeasured.append(f"{measurement.service}: {doubt}")
+            # The agent's failure is all services', and is told once; a service's death is told already.
+            if measurement.service not in dead:
+                doubts.setdefault(doubt, []).append(measurement.service)
             continue
         for finding in _check(measurement, limits.for_service(measurement.service)):
             if isinstance(finding, Breach):
                 breaches.append(finding)
             else:
                 undecided.append(f"{measurement.service}: {finding}")
+    unmeasured += [f"{', '.join(services)}: {doubt}" for doubt, services in doubts.items()]
     broken = (*breaches, *further)
-    if mode == "report":
-        return _verdict("unmeasured", unmeasured, broken) if unmeasured else Verdict("passed", None, broken)
-    reasons = [*map(str, broken), *unmeasured, *undecided]
-    if broken:
-        return _verdict("failed", reasons, broken)
-    return _verdict("unmeasured", reasons, broken) if reasons else Verdict("passed")
+    reasons = [*deaths, *broken, *unmeasured, *undecided]
+    if not reasons:
+        return Verdict("passed")
+    verdict = _verdict("failed" if broken or deaths else "unmeasured", reasons, broken, deaths)
+    return verdict.in_report_mode() if mode == "report" else verdict
 
 
 def _verdict(
-    outcome: Literal["failed", "unmeasured"], reasons: Sequence[str], breaches: tuple[Breach, ...]
+    outcome: Outcome, reasons: Sequence[object], breaches: tuple[Breach, ...], deaths: Sequence[Death]
 ) -> Verdict:
-    return Verdict(outcome, "\n".join(dict.fromkeys(reasons)), breaches)
+    return Verdict(outcome, _lines(reasons), breaches, tuple(deaths))
+
+
+def _lines(reasons: Iterable[object]) -> str:
+    return "\n".join(dict.fromkeys(map(str, reasons)))
 
 
 def _missing_services(measurements: Sequence[Measurement], limits: Limits) -> list[str]:

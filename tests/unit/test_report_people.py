@@ -370,11 +370,15 @@ def test_the_step_summary_lists_the_bad_tests_then_all_in_a_table() -> None:
     text = summary.markdown([passed(), wasteful(offender()), gone()], ENVIRONMENT)
     lines = text.splitlines()
     assert lines[2] == "❌ 1 failed, ❔ 1 unmeasured, ✅ 1 passed"
-    assert lines[4:9] == [
+    assert lines[4:10] == [
         "- ❌ `tests/test_echo.py::test_echo`",
         "  - server: spurious 50.1 % (500 of 999 wakeups) > max 5.0 %",
         "  - 499 of 500 (99.8 %) spurious wakeups (read on tcp 127.0.0.1:7777 ← 127.0.0.1:5012), "
         "woken in vain at server/fault_dup.go:33 main.(\\*watcher).run",
+        "  - server: 500 of 999 wakeups found nothing to read or write: what woke them had been taken by "
+        "another reader of the same socket. Typically a connection was duplicated (File, FileConn, an "
+        "inherited descriptor) and both ends are read. To mend it, let one goroutine read, and close the "
+        "duplicate.",
         "- ❔ `tests/test_echo.py::test_gone`",
         "  - server: eBPF needs root: pytest is not root (to mend: sudo -v)",
     ]
@@ -441,7 +445,8 @@ def test_annotations_mark_failed_and_unmeasured_tests_on_one_line_each() -> None
         "::error file=tests/test_echo.py,line=7,title=netpoll%3A tests/test_echo.py%3A%3Atest_echo::"
         "server: spurious 50.1 %25 (500 of 999 wakeups) > max 5.0 %25%0A499 of 500"
     )
-    assert first.endswith("at server/fault_dup.go:33 main.(*watcher).run")
+    assert "at server/fault_dup.go:33 main.(*watcher).run%0Aserver: 500 of 999 wakeups found" in first
+    assert first.endswith("close the duplicate.")
     assert "title=netpoll%3A a.py%3A%3At[1%2C2]::server: eBPF needs root" in second
     assert "\n" not in first + second
 
