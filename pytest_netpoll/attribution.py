@@ -107,10 +107,11 @@ class Roster:
 
 
 class Presence:
-    """Those that run since this was made, stopped meanwhile or not."""
+    """Those that run since this was made, stopped meanwhile or not. dead: those that had crashed before."""
 
     def __init__(self, running: Iterable[Service]) -> None:
         self._before = list(running)
+        self.dead = [service for service in self._before if not service.running]
         self._spawned: dict[Service, None] = {}
 
     def enter(self, service: Service) -> None:

@@ -1,6 +1,7 @@
 """`python -m pytest_netpoll compare A B`: what --netpoll-compare does, on two saved files.
 
-Exit codes: 0 nothing got worse by more than is tolerated, 1 something did, 2 wrong arguments or files.
+Exit codes: 0 nothing got worse by more than --fail tolerates, 1 something did or could not be compared,
+2 wrong arguments or files. Without --fail nothing is judged, and the last line says so.
 """
 
 from __future__ import annotations
@@ -11,18 +12,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pytest_netpoll import tolerance
+from pytest_netpoll.clean import one_line
 from pytest_netpoll.comparison import Baseline, Rules, Sample, compare
 from pytest_netpoll.errors import NetpollError, UsageError
 from pytest_netpoll.metrics import METRICS
 from pytest_netpoll.report import baseline, tables, words
-from pytest_netpoll.report.record import ServiceRecord, TestRecord, comparison_record, reason_record
+from pytest_netpoll.report.record import (
+    ComparisonRecord,
+    ServiceRecord,
+    TestRecord,
+    comparison_record,
+    reason_record,
+)
 from pytest_netpoll.tolerance import Tolerance
 
 PASSED, REGRESSED = 0, 1
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints the table, then a line for each thing that got worse."""
+    """Prints the table, then a line for each thing that got worse, and last what that comes to."""
     options = _parser().parse_args(arguments)
     try:
         then, _ = baseline.load_any(options.then)
@@ -36,21 +44,45 @@ def main(arguments: Sequence[str]) -> int:
     print(tables.comparison_table(compared, width) if compared else f"{options.now} holds no tests")
     gone = sorted(then.tests.keys() - now.tests.keys())
     for nodeid in gone:
-        print(f"{nodeid}: is in {then.name} only")
+        print(one_line(f"{nodeid}: is in {then.name} only"))
     comparisons = [comparison for record in compared if (comparison := record.get("comparison"))]
-    worse = [f"{record['nodeid']}: {reason}" for record in compared for reason in words.reasons(record)]
+    worse = [
+        f"{one_line(record['nodeid'])}: {reason}" for record in compared for reason in words.reasons(record)
+    ]
     if worse:
         print("\n" + "\n".join(worse))
-    bad = any(comparison["outcome"] in ("regressed", "unmeasured") for comparison in comparisons)
-    return REGRESSED if bad else PASSED
+    code, conclusion = _conclusion(comparisons, rules)
+    print(f"\n{conclusion}")
+    return code
+
+
+def _conclusion(comparisons: Sequence[ComparisonRecord], rules: Rules) -> tuple[int, str]:
+    """The exit code, and the same in words."""
+    outcomes = [comparison["outcome"] for comparison in comparisons]
+    known = [outcome for outcome in outcomes if outcome != "new"]
+    if not known:
+        code = REGRESSED if rules.tolerances else PASSED
+        return code, "Nothing was compared: no test is in both files."
+    if not rules.tolerances:
+        return PASSED, "Nothing was judged: name what must not get worse with --fail=METRIC:TOLERANCE."
+    bad = [
+        f"{outcomes.count(outcome):,} {words}"
+        for outcome, words in (("regressed", "got worse"), ("unmeasured", "could not be compared"))
+        if outcome in outcomes
+    ]
+    tests = "test" if len(known) == 1 else "tests"
+    if bad:
+        return REGRESSED, f"Of {len(known):,} {tests} {', '.join(bad)}."
+    return PASSED, f"Nothing got worse by more than is tolerated, in {len(known):,} {tests}."
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pytest_netpoll compare",
         description="Compare two files of --netpoll-json or --netpoll-save, test by test.",
-        epilog="Exit codes: 0 nothing got worse by more than is tolerated; 1 something did, or what --fail "
-        "names was not measured; 2 wrong arguments, or a file that cannot be read.",
+        epilog="Exit codes: 0 nothing got worse by more than --fail tolerates (without --fail nothing is "
+        "judged); 1 something did, or what --fail names could not be compared; 2 wrong arguments, or a file "
+        "that cannot be read.",
     )
     parser.add_argument("then", type=Path, metavar="A", help="the file to compare with")
     parser.add_argument("now", type=Path, metavar="B", help="the newer file")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -89,13 +89,28 @@ class Regression:
 
 
 @dataclass(frozen=True)
+class Change:
+    """A metric that is another one than it was, whether that was judged or not, for better or worse."""
+
+    service: str
+    metric: str
+    baseline: int | float
+    measured: int | float
+
+    def __str__(self) -> str:
+        show = METRICS[self.metric].format
+        return f"{self.metric} {' → '.join(units.show_apart(self.baseline, self.measured, show))}"
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Of one test.
 
     outcome: "new" where the baseline does not know the test. then: the baseline's numbers.
     unmeasured: what was to be compared and was not measured now.
     notes: what was not compared for another reason, and what measuring again did not confirm.
-    measured: how often the test was measured, once and again.
+    measured: how often the test was measured, once and again. judged: whether there were rules; without them
+    nothing is worse, whatever changed. changes: by more than two runs of the same differ by chance.
     """
 
     baseline: str
@@ -105,6 +120,8 @@ class Comparison:
     unmeasured: tuple[Reason, ...] = ()
     notes: tuple[str, ...] = ()
     measured: int = 1
+    judged: bool = True
+    changes: tuple[Change, ...] = ()
 
     @property
     def outcome(self) -> Literal["passed", "regressed", "unmeasured", "new"]:
@@ -164,9 +181,12 @@ def compare(
     service of that name; what the baseline knows of others is not looked at.
     """
     then = baseline.tests.get(nodeid)
+    judged = bool(rules.tolerances)
     if then is None:
-        return Comparison(baseline.name, False, {}, notes=(f"no baseline {baseline.name} for this test",))
+        missing = f"no baseline {baseline.name} for this test"
+        return Comparison(baseline.name, False, {}, notes=(missing,), judged=judged)
     regressions: list[Regression] = []
+    changed: list[Change] = []
     unmeasured: list[Reason] = []
     notes: list[str] = []
     minimum = (limits or {}).get("min_wakeups", MIN_WAKEUPS)
@@ -193,6 +213,7 @@ def compare(
                 f"{service}: times were not compared: {', '.join(differences)} "
                 "(--netpoll-compare-latencies=always compares them all the same)"
             )
+        changed += _changes(service, sample, before, minimum, with_times=not refused)
         for tolerance in rules.tolerances:
             metric = METRICS[tolerance.metric]
             if metric.is_time and refused:
@@ -216,8 +237,40 @@ def compare(
             elif value > tolerance.limit(old):
                 regressions.append(Regression(service, metric.name, value, old, tolerance, baseline.name))
     return Comparison(
-        baseline.name, True, then, tuple(regressions), tuple(unmeasured), tuple(dict.fromkeys(notes))
+        baseline.name,
+        True,
+        then,
+        tuple(regressions),
+        tuple(unmeasured),
+        tuple(dict.fromkeys(notes)),
+        judged=judged,
+        changes=tuple(changed),
     )
+
+
+# Unit -> by how much a metric must differ, of the larger one and at all, to be more than chance.
+_NOTABLE: Mapping[str, tuple[float, float]] = {
+    "share": (0, 0.01),
+    "ratio": (0.1, 0.1),
+    "count": (0.1, 10),
+    "ns": (0.25, 1_000),
+    "s": (0.25, 0.01),
+}
+
+
+def _changes(
+    service: str, now: Sample, then: Sample, minimum: int | float, with_times: bool
+) -> Iterator[Change]:
+    few = _too_few(now, minimum) or _too_few(then, minimum)
+    for metric in METRICS.values():
+        value, old = now.metrics.get(metric.name), then.metrics.get(metric.name)
+        if value is None or old is None or not metric.more_is_worse or (metric.is_time and not with_times):
+            continue
+        if metric.needs_wakeups and (few or _steady(metric, now, then) is not metric):
+            continue
+        share, least = _NOTABLE[metric.unit]
+        if abs(value - old) >= max(least, share * max(value, old)):
+            yield Change(service, metric.name, old, value)
 
 
 def confirmed(comparison: Comparison, reruns: int, measure: Callable[[], Samples]) -> Comparison:
@@ -233,14 +286,18 @@ def settle(
     verdict: Verdict, comparison: Comparison | None, mode: Literal["gate", "report", "off"]
 ) -> Verdict:
     """The verdict on limits and baseline together: a regression is as bad as a broken limit."""
-    if comparison is None or mode != "gate":
+    if comparison is None or mode == "off":
         return verdict
     reasons = comparison.reasons
     if not reasons:
         return verdict
-    failed = verdict.outcome == "failed" or bool(comparison.regressions)
-    outcome: Literal["failed", "unmeasured"] = "failed" if failed else "unmeasured"
-    return Verdict(outcome, tuple(dict.fromkeys([*verdict.reasons, *reasons])), verdict.breaches)
+    failed = (verdict.gate or verdict.outcome) == "failed" or bool(comparison.regressions)
+    settled = dataclasses.replace(
+        verdict,
+        outcome="failed" if failed else "unmeasured",
+        reasons=tuple(dict.fromkeys([*verdict.reasons, *reasons])),
+    )
+    return settled.in_report_mode() if mode == "report" else settled
 
 
 def samples_of(measurements: Iterable[Measurement], limits: Limits) -> Samples:

@@ -126,7 +126,7 @@ def _starvation(m: Measurement) -> str | None:
     ]
     if busy:
         said.append(
-            "woken goroutines queue behind the service's own CPU-bound ones, which run 10 ms a turn. "
+            "woken goroutines queue behind the service's own CPU-bound ones. "
             "Typically GOMAXPROCS is too small for a job in the background. To mend it, give the job fewer "
             "goroutines than GOMAXPROCS, or another process."
         )

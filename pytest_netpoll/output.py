@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import select
 import threading
 
@@ -13,6 +14,10 @@ TAIL_BYTES = 2016 << 10  # between once and twice this many are kept: with the h
 PIPE_BYTES = 1 << 20
 READ_BYTES = 256 << 10
 SHOWN_BYTES = 16 << 10  # of a tail, where the lines are endless
+
+# How Go's runtime begins what it says last; a goroutine's stack follows.
+_LAST_WORDS = re.compile(r"^(?:panic|fatal error|runtime: out of memory|SIG[A-Z]+): .*", re.MULTILINE)
+_LAST_WORDS_LINES = 16
 
 
 class Output:
@@ -53,6 +58,18 @@ class Output:
 
     def tail(self, lines: int) -> str:
         return "\n".join(self.text()[-SHOWN_BYTES:].splitlines()[-lines:]) if lines > 0 else ""
+
+
+def last_words(text: str) -> str:
+    """Of a Go program's output, its panic with the stack of the goroutine it was in; "" without one."""
+    stacks = text.rfind("\ngoroutine ")
+    # Of several the last: what a log says of panics that were recovered comes before.
+    begins = [match.start() for match in _LAST_WORDS.finditer(text) if match.end() <= stacks]
+    if not begins:
+        return ""
+    begin = begins[-1]
+    end = text.find("\n\n", text.index("\ngoroutine ", begin) + 1)
+    return "\n".join(text[begin : end if end >= 0 else None].splitlines()[:_LAST_WORDS_LINES])
 
 
 class Pipe:

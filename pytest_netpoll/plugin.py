@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from pytest_netpoll import extensions, hookspecs, marker
-from pytest_netpoll.attribution import Roster
+from pytest_netpoll.attribution import Presence, Roster
+from pytest_netpoll.clean import lines as cleaned
+from pytest_netpoll.clean import one_line
 from pytest_netpoll.comparison import Baseline, Comparison, Rules, compare, confirmed, samples_of, settle
+from pytest_netpoll.deaths import Deaths
 from pytest_netpoll.errors import NetpollError, UsageError
-from pytest_netpoll.fixtures import GoService, Netpoll
+from pytest_netpoll.fixtures import WINDOWS, GoService, Netpoll, Windows
 from pytest_netpoll.lifetimes import Lifetimes
 from pytest_netpoll.marker import Limits
 from pytest_netpoll.median import median_of
 from pytest_netpoll.metrics import Measurement
 from pytest_netpoll.options import Config, add_options
-from pytest_netpoll.outcome import ENFORCED, enforce, plain_failures, usage_errors
+from pytest_netpoll.outcome import ENFORCED, enforce, plain_failures, settle_report, usage_errors
 from pytest_netpoll.privilege import SYSTEM_PYTHON
 from pytest_netpoll.progress import Progress
 from pytest_netpoll.report import baseline, html, junit, record, tables, terminal
@@ -29,7 +32,7 @@ from pytest_netpoll.service import Service, ServiceFactory
 from pytest_netpoll.symbols import Symbolizer
 from pytest_netpoll.toolchains import Toolchain, resolve
 from pytest_netpoll.trial import Trial, is_repeated
-from pytest_netpoll.verdict import Verdict, judge
+from pytest_netpoll.verdict import Death, Verdict, judge
 from pytest_netpoll.window import Meter
 
 MARKER = "netpoll"
@@ -117,6 +120,7 @@ class Session:
         self.roster = Roster()
         self.lifetimes = Lifetimes(self.roster)
         config.pluginmanager.register(self.lifetimes, "netpoll-lifetimes")
+        self._deaths = Deaths()
         self.toolchains: dict[str, Toolchain] = {}
         self._baseline: Baseline | None = None
         self._config = config
@@ -168,6 +172,7 @@ class Session:
 
     def _ended(self, service: Service) -> None:
         self.roster.leave(service)
+        self._deaths.stopped(service)
         if self.options.mode != "off":
             self.meter.unwatch(service)
 
@@ -229,10 +234,11 @@ class Session:
         limits = item.stash.get(LIMITS, None)
         if is_repeated(item):
             return (yield)
-        # A test that is run again, as by pytest-rerunfailures, begins anew.
+        # A test that is run again, as by pytest-rerunfailures, begins anew; its fixtures may have measured.
         item.stash[JUDGED] = item.stash[ENFORCED] = item.stash[SUBTEST] = None
+        presence = self.roster.watch()
         if limits is None or self.options.mode == "off":
-            return (yield)
+            return (yield from self._call_unmeasured(item, presence))
         trial = Trial(item, limits, self.meter, self.roster)
         runs = self._runs(limits)
         comparison = None
@@ -245,25 +251,73 @@ class Session:
             # Also of a test that fails by itself: its numbers may tell why.
             measurements = median_of(trial.windows[:runs])
             requests = trial.requests_per_second(runs)
+            deaths = self._dead(presence, [s for s in presence.all if s.name in limits.services], item)
             verdict = self._judge(
-                item, Judged(limits, measurements, Verdict("passed"), [], comparison, requests)
+                item, Judged(limits, measurements, Verdict("passed"), [], comparison, requests), deaths
             )
         enforce(item, verdict, self.options)
         return result
 
-    def _judge(self, item: pytest.Item, judged: Judged) -> Verdict:
+    def _call_unmeasured(self, item: pytest.Item, presence: Presence) -> Generator[None, object, object]:
+        """A test without limits: it fails all the same if one of its services dies."""
+        __tracebackhide__ = True
+        verdict = Verdict("passed")
+        try:
+            result = yield
+        finally:
+            deaths = self._dead(presence, [], item, again=False)
+            if deaths:
+                verdict = judge([], Limits(), "off", deaths=deaths)
+                item.stash[JUDGED] = Judged(Limits(), [], verdict, [])
+        enforce(item, verdict, self.options)
+        return result
+
+    def _dead(
+        self, presence: Presence, named: list[Service], item: pytest.Item, again: bool = True
+    ) -> list[Death]:
+        """Of the test's own services and those its marker names the dead ones, stopped since or not.
+
+        again: also of those that an earlier test was told of.
+        """
+        own = list(dict.fromkeys([*self.roster.own(item), *presence.new, *named]))
+        if not again:
+            own = self._deaths.untold(own)
+        before = [service for service in own if service in presence.dead]
+        meanwhile = [service for service in own if service not in presence.dead]
+        return [
+            *self._deaths.take_stopped(),
+            *self._deaths.tell(before, "before the test"),
+            *self._deaths.tell(meanwhile, "during the test"),
+        ]
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
+        __tracebackhide__ = True
+        used = self.roster.own(item)
+        result = yield
+        # A panic takes a while, and whoever stops the service may come first.
+        late = [
+            *self._deaths.take_stopped(),
+            *self._deaths.tell(self._deaths.untold(used), "after the test"),
+        ]
+        if late:
+            said = [text for death in late for text in (death.reason, death.last_words) if text]
+            raise pytest.fail.Exception(cleaned("\n".join(said)), pytrace=False)
+        return result
+
+    def _judge(self, item: pytest.Item, judged: Judged, deaths: Sequence[Death]) -> Verdict:
         __tracebackhide__ = True
         limits, measurements, mode = judged.limits, judged.measurements, self.options.mode
         # Even if a user's hook fails, what was measured is reported.
         running = [service.name for service in self.roster.running]
-        verdict = settle(judge(measurements, limits, mode, running=running), judged.comparison, mode)
+        verdict = settle(judge(measurements, limits, mode, (), running, deaths), judged.comparison, mode)
         item.stash[JUDGED] = judged._replace(verdict=verdict)
         for measurement in measurements:
             item.ihook.pytest_netpoll_measured(item=item, measurement=measurement)
         with plain_failures():
             further = extensions.breaches(item, measurements, limits)
             columns = extensions.columns(item, measurements)
-        verdict = settle(judge(measurements, limits, mode, further, running), judged.comparison, mode)
+        verdict = settle(judge(measurements, limits, mode, further, running, deaths), judged.comparison, mode)
         item.stash[JUDGED] = judged._replace(verdict=verdict, columns=columns)
         return verdict
 
@@ -293,11 +347,18 @@ class Session:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         # Only now it is known how the test ended: a unittest.TestCase raises nothing, an xfail may be one.
+        enforced = item.stash.get(ENFORCED, None)
+        if enforced is not None and call.excinfo is not None and call.excinfo.value is enforced.exception:
+            settle_report(report, enforced)
         if report.failed:
             for service in self._services_behind(item):
-                report.sections.append((f"output of service {service.name}", service.tail()))
+                said = _said(service)
+                if said:
+                    report.sections.append((f"output of service {one_line(service.name)}", said))
         if call.when == "call":
             self._attach_record(item, call, report)
+        elif call.when == "teardown":
+            self._attach_late_windows(item, report)
         return report
 
     def _attach_record(
@@ -319,10 +380,14 @@ class Session:
         if ours:
             assert enforced is not None
             judged = (judged or Judged(Limits(), [], enforced.verdict, []))._replace(verdict=enforced.verdict)
+        windows = item.stash.get(WINDOWS, None)
+        if judged is None and windows is not None:
+            judged = Judged(Limits(), [], Verdict("passed"), [])
         if judged is None:
             return
         own = None if ours else error or item.stash[SUBTEST]
-        made = _record(item, judged, own, getattr(report, "wasxfail", None))
+        made = _record(item, judged, own, getattr(report, "wasxfail", None), windows or Windows())
+        item.stash[WINDOWS] = Windows()
         # Travels with the report, also from a pytest-xdist worker to its controller, which has no
         # agent to ask.
         report.netpoll = made  # type: ignore[attr-defined]
@@ -333,7 +398,20 @@ class Session:
         for kept in (report.user_properties, item.user_properties):
             kept[:] = [*(pair for pair in kept if not pair[0].startswith("netpoll.")), *properties]
         if made["outcome"] != "passed":
-            report.sections.append(("netpoll", terminal.failure_section(made, self._width())))
+            section = terminal.failure_section(made, self._width())
+            # In pytest's own words of the failure, where JUnit looks, too; a skip's have no room for it.
+            add_section = getattr(report.longrepr, "addsection", None)
+            if add_section is not None:
+                add_section("netpoll", section, "-")
+            else:
+                report.sections.append(("netpoll", section))
+
+    def _attach_late_windows(self, item: pytest.Item, report: pytest.TestReport) -> None:
+        """Of fixtures that measure around the test: they close with its teardown."""
+        windows = item.stash.get(WINDOWS, None)
+        if windows is not None and windows.records():
+            judged = Judged(Limits(), [], Verdict("passed"), [])
+            report.netpoll_late = _record(item, judged, None, None, windows)  # type: ignore[attr-defined]
 
     def _services_behind(self, item: pytest.Item) -> list[Service]:
         """Those whose output may explain a failure."""
@@ -343,6 +421,9 @@ class Session:
         return used
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        late = getattr(report, "netpoll_late", None)
+        if late is not None:
+            self.reports.add_windows(late)
         made = getattr(report, "netpoll", None)
         # "rerun": pytest-rerunfailures runs it again, and what it comes to then is the test's result.
         if made is not None and getattr(report, "outcome", None) != "rerun":
@@ -361,6 +442,9 @@ class Session:
         if table is not None:
             terminalreporter.section("netpoll")
             terminalreporter.write_line(table)
+            if self.options.mode == "report":
+                for line in terminal.gate_preview(records, self._width()):
+                    terminalreporter.write_line(line)
         for title, table in tables.further_tables(records, self._width()):
             terminalreporter.section(title)
             terminalreporter.write_line(table)
@@ -407,8 +491,14 @@ class Session:
         self.meter.stop()
 
 
+def _said(service: Service) -> str:
+    """The end of a service's output, and before it its panic, where other goroutines' stacks hide that."""
+    tail, panic = service.tail(), service.last_words()
+    return cleaned(tail if panic in tail else f"{panic}\n[…]\n{tail}")
+
+
 def _record(
-    item: pytest.Item, judged: Judged, error: BaseException | None, xfail: str | None
+    item: pytest.Item, judged: Judged, error: BaseException | None, xfail: str | None, windows: Windows
 ) -> record.TestRecord:
     path, line, _ = item.location
     return record.build(
@@ -424,6 +514,8 @@ def _record(
         comparison=judged.comparison,
         toolchain=_toolchain_of(item),
         requests_per_second=judged.requests_per_second,
+        windows=windows.records(),
+        windows_left_out=windows.left_out,
     )
 
 

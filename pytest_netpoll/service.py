@@ -21,7 +21,7 @@ from pytest_netpoll.errors import NetpollError, Reason, ServiceError, UsageError
 from pytest_netpoll.gomaxprocs import gomaxprocs_of
 from pytest_netpoll.launch import Held, NotStarted
 from pytest_netpoll.listeners import port_holder, ports_of
-from pytest_netpoll.output import Output, Pipe
+from pytest_netpoll.output import Output, Pipe, last_words
 from pytest_netpoll.patience import Say
 from pytest_netpoll.readiness import LOOPBACK, Address, Ready, checked, find_listener, wait_until_ready
 from pytest_netpoll.spec import (
@@ -36,6 +36,8 @@ from pytest_netpoll.spec import (
 )
 from pytest_netpoll.toolchain import Builder, GoTool, go_version_of, package_name
 
+# As seen by who waits for the process; of signals that come from outside.
+_KILLS = (-signal.SIGHUP, -signal.SIGINT, -signal.SIGKILL, -signal.SIGTERM)
 STOP_GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 PORT_RETRIES = 3  # other ports tried when a stranger was faster on the free one
 
@@ -69,6 +71,8 @@ class Service:
         self._stopped = True
         self._retired = False
         self._heard = False  # whether this run of it was seen to listen on its port
+        self._was_ready = False
+        self._crash: str | None = None
 
     def __repr__(self) -> str:
         return f"<Service {self.name} pid={self._process.pid if self._process else None}>"
@@ -167,6 +171,21 @@ class Service:
         """The exit status, -N for signal N; None while it runs, and for attached processes."""
         return None if self._popen is None else self._popen.poll()
 
+    @property
+    def ending(self) -> str:
+        """How its process ended, with what it said of that: "exit status 2: panic: boom"."""
+        said = self.last_words().partition("\n")[0]
+        return f"{_ending(self.returncode)}: {said}" if said else _ending(self.returncode)
+
+    @property
+    def crash(self) -> str | None:
+        """How it had ended by itself when `stop` or `restart` was called last; None where it had not."""
+        return self._crash
+
+    def last_words(self) -> str:
+        """Of its present run a Go panic, with the stack of the goroutine it was in; "" without one."""
+        return last_words(self.output_of_this_run())
+
     def tail(self, lines: int = 20) -> str:
         """The last lines of the output."""
         self._catch_up()
@@ -226,12 +245,17 @@ class Service:
         if self._held is not None:  # nobody will release it
             self._held.close()
             self._held = None
+        # Whoever kills it, or asks it to end, and then stops it meant that; but nobody means a panic.
+        crashed = self._was_ready and (self.returncode or 0) not in (0, *_KILLS)
         survivors = set() if self.attached else guard.end(self._leader, STOP_GRACE, [self._mark])
         if not survivors:
             if self._popen is not None:
                 self._popen.wait()
             self._catch_up()
             self._factory.guardian.remove(self._mark)
+        # One that was about to print its panic was no quicker stopped than dead.
+        crashed = crashed or (self._was_ready and self.returncode == 2 and bool(self.last_words()))
+        self._crash = self.ending if crashed else None
         self._stopped = True
         self._factory.stopped(self)
         if survivors:
@@ -316,6 +340,7 @@ class Service:
             try:
                 self._spawn()
                 self._wait_until_ready()
+                self._was_ready = True
                 self._inspect()
                 self._hears()
                 self._factory.ready(self)
@@ -353,7 +378,7 @@ class Service:
             self._launch()
         else:
             self._attach(self._spec.pid)
-        self._stopped = False
+        self._stopped = self._was_ready = False
         self._factory.spawned(self)
         if self._held is not None:
             self._begin(self._held)

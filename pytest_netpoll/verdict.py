@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
 
 from pytest_netpoll import units
 from pytest_netpoll.errors import Reason
@@ -39,15 +39,45 @@ def _plain(value: int | float | None, digits: int | None = None) -> str:
 
 
 @dataclass(frozen=True)
+class Death:
+    """A service that ended without being stopped.
+
+    last_words: its panic, or what it said last.
+    """
+
+    service: str
+    how: Reason
+    last_words: str = ""
+
+    @property
+    def reason(self) -> Reason:
+        return self.how.about(self.service)
+
+
+Outcome: TypeAlias = Literal["passed", "failed", "unmeasured"]
+
+
+@dataclass(frozen=True)
 class Verdict:
     """outcome: in report mode a broken limit still passes. reasons: one for each cause, none if passed.
 
-    breaches: every broken limit, also those that report mode lets pass.
+    breaches: every broken limit, also those that report mode lets pass. deaths: they fail the test in every
+    mode. gate: the outcome in gate mode, where this is report mode's and another one.
     """
 
-    outcome: Literal["passed", "failed", "unmeasured"]
+    outcome: Outcome
     reasons: tuple[Reason, ...] = ()
     breaches: tuple[Breach, ...] = ()
+    deaths: tuple[Death, ...] = ()
+    gate: Outcome | None = field(default=None, compare=False)
+
+    def in_report_mode(self) -> Verdict:
+        """Limits decide nothing there, nor does what could not be measured: but both are reported."""
+        if self.deaths:
+            return replace(self, reasons=tuple(death.reason for death in self.deaths))
+        if self.outcome != "failed":
+            return self
+        return replace(self, outcome="passed", reasons=(), gate="failed")
 
     @property
     def reason(self) -> str | None:
@@ -61,18 +91,22 @@ def judge(
     mode: Literal["gate", "report", "off"] = "gate",
     further: Sequence[Breach] = (),
     running: Sequence[str] = (),
+    deaths: Sequence[Death] = (),
 ) -> Verdict:
     """Hold every measurement against its limits. What was not measured does not pass.
 
     A certain breach of one service outweighs that another could not be measured. In report mode
     limits decide nothing, neither by being broken nor by being impossible to check. further: broken
     limits that others have found. running: the services there are, whether the test's own or not.
+    deaths: of the test's services.
     """
     if mode == "off":
-        return Verdict("passed")
+        return _verdict("failed", [d.reason for d in deaths], (), deaths) if deaths else Verdict("passed")
     breaches: list[Breach] = []
     unmeasured = _missing_services(measurements, limits)
     undecided: list[Reason] = []
+    doubts: dict[Reason, list[str]] = {}
+    dead = {death.service for death in deaths}
     if limits.limits and not measurements and not unmeasured:
         undecided.append(_no_service(running))
     for measurement in measurements:
@@ -80,26 +114,33 @@ def judge(
             continue
         doubt = distrust(measurement)
         if doubt is not None:
-            unmeasured.append(doubt.about(measurement.service))
+            # The agent's failure is all services', and is told once; a service's death is told already.
+            if measurement.service not in dead:
+                doubts.setdefault(doubt, []).append(measurement.service)
             continue
         for finding in _check(measurement, limits.for_service(measurement.service)):
             if isinstance(finding, Breach):
                 breaches.append(finding)
             else:
                 undecided.append(finding.about(measurement.service))
+    unmeasured += [doubt.about(", ".join(services)) for doubt, services in doubts.items()]
     broken = (*breaches, *further)
-    if mode == "report":
-        return _verdict("unmeasured", unmeasured, broken) if unmeasured else Verdict("passed", (), broken)
-    reasons = [*(Reason(str(breach)) for breach in broken), *unmeasured, *undecided]
-    if broken:
-        return _verdict("failed", reasons, broken)
-    return _verdict("unmeasured", reasons, broken) if reasons else Verdict("passed")
+    reasons = [
+        *(death.reason for death in deaths),
+        *(Reason(str(breach)) for breach in broken),
+        *unmeasured,
+        *undecided,
+    ]
+    if not reasons:
+        return Verdict("passed")
+    verdict = _verdict("failed" if broken or deaths else "unmeasured", reasons, broken, deaths)
+    return verdict.in_report_mode() if mode == "report" else verdict
 
 
 def _verdict(
-    outcome: Literal["failed", "unmeasured"], reasons: Sequence[Reason], breaches: tuple[Breach, ...]
+    outcome: Outcome, reasons: Sequence[Reason], breaches: tuple[Breach, ...], deaths: Sequence[Death]
 ) -> Verdict:
-    return Verdict(outcome, tuple(dict.fromkeys(reasons)), breaches)
+    return Verdict(outcome, tuple(dict.fromkeys(reasons)), breaches, tuple(deaths))
 
 
 def _no_service(running: Sequence[str]) -> Reason:

@@ -1,7 +1,6 @@
-"""What was attached while the tests were measured, and what that is known to cost: nobody should read a
-latency measured under uprobes without knowing.
+"""What was attached while the tests were measured: a latency measured under uprobes is not read as another.
 
-The costs are those of tests/bench/README.md.
+What that costs was not measured here, so it is not said: README.md tells what it cost elsewhere.
 """
 
 from __future__ import annotations
@@ -9,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
+from pytest_netpoll.report import words
 from pytest_netpoll.report.record import ServiceRecord, TestRecord
 
-_SYS_EXIT_COST = "a saturated service keeps 93 to 94 % of its throughput"
-_READY_COST = "about 0.6 µs a ready call"
+_COST = 'not measured in this run; see "What it costs" in the README of pytest-netpoll'
 
 
 class Attached(TypedDict):
-    """An element of "attached" in the JSON report's environment. services: whom it slows down."""
+    """An element of "attached" in the JSON report's environment. services: whom it slows down.
+
+    cost: where to read of it.
+    """
 
     probe: str
     services: list[str]
@@ -25,15 +27,15 @@ class Attached(TypedDict):
 
 def attached(records: Iterable[TestRecord]) -> list[Attached]:
     """Nothing where no service was measured."""
-    counted = (service for record in records for service in record["services"])
+    counted = words.all_services(records)
     services = [service for service in counted if service["metrics"].get("polls") is not None]
     probes = {
-        "raw tracepoint sys_exit": (services, _SYS_EXIT_COST),
-        "uprobes on runtime.ready": (list(filter(under_uprobes, services)), _READY_COST),
+        "raw tracepoint sys_exit": services,
+        "uprobes on runtime.ready": list(filter(under_uprobes, services)),
     }
     return [
-        {"probe": probe, "services": sorted({service["name"] for service in slowed}), "cost": cost}
-        for probe, (slowed, cost) in probes.items()
+        {"probe": probe, "services": sorted({service["name"] for service in slowed}), "cost": _COST}
+        for probe, slowed in probes.items()
         if slowed
     ]
 
@@ -43,13 +45,12 @@ def under_uprobes(service: ServiceRecord) -> bool:
 
 
 def line(environment: Mapping[str, Any]) -> str:
-    """ "attached: raw tracepoint sys_exit (a saturated …); uprobes on runtime.ready of server (about …)"."""
+    """ "attached: raw tracepoint sys_exit; uprobes on runtime.ready of server"."""
     found: Sequence[Attached] = environment.get("attached") or ()
     parts = [
-        f"{probe['probe']}{_of(probe) if probe['probe'].startswith('uprobes') else ''} ({probe['cost']})"
-        for probe in found
+        f"{probe['probe']}{_of(probe) if probe['probe'].startswith('uprobes') else ''}" for probe in found
     ]
-    return f"attached: {'; '.join(parts)}" if parts else ""
+    return words.one_line(f"attached: {'; '.join(parts)}") if parts else ""
 
 
 def _of(probe: Attached) -> str:
@@ -66,4 +67,7 @@ def caution(record: TestRecord, service: ServiceRecord) -> str | None:
     )
     if not timed or not under_uprobes(service):
         return None
-    return f"measured under uprobes on runtime.ready ({_READY_COST}); --netpoll-goready=off measures without"
+    return (
+        "measured under uprobes on runtime.ready, which make each ready call longer; "
+        "--netpoll-goready=off measures without"
+    )

@@ -12,10 +12,18 @@ from typing import Any, NamedTuple, cast
 from pytest_netpoll import units
 from pytest_netpoll.metrics import LIMITABLE, METRICS, Metric, Value, bucket_bounds
 from pytest_netpoll.report import html_table, words
-from pytest_netpoll.report.record import BreachRecord, RegressionRecord, ServiceRecord, TestRecord
+from pytest_netpoll.report.record import (
+    BreachRecord,
+    RegressionRecord,
+    ServiceRecord,
+    TestRecord,
+    WindowRecord,
+)
 
 # px: how wide the strip is that a repeated test's runs are drawn on.
 STRIP = 120
+# Of a test's windows, those that are shown.
+MOST_WINDOWS = 20
 # Quarters of an octave: the kernel's buckets are so narrow that a few hundred wakeups look like noise.
 _BUCKETS_A_BAR = 4
 # Of a timeline's points, what the page draws.
@@ -36,7 +44,7 @@ class Details(NamedTuple):
     """A test, for the template. number: its place in the table. services: those with broken limits first.
 
     siblings: the test under each of several toolchains. notes: of the comparison with a baseline, as far
-    as they are not about one of the services.
+    as they are not about one of the services. windows: the services of the `netpoll.measure()` blocks.
     """
 
     test: TestRecord
@@ -44,6 +52,7 @@ class Details(NamedTuple):
     services: list[_Service]
     siblings: list[_Sibling]
     notes: list[str]
+    windows: list[_Service]
 
 
 def details_of(tests: Sequence[TestRecord]) -> Iterator[Details]:
@@ -56,12 +65,50 @@ def details_of(tests: Sequence[TestRecord]) -> Iterator[Details]:
             _services(test),
             siblings.get(words.without_toolchain(test), []),
             _general_notes(test),
+            _windows(test),
         )
 
 
 def charts_of(test: TestRecord) -> list[dict[str, Any]]:
-    """What the page draws of each service, in the record's order; None for what there is nothing of."""
-    return [{"latency": _latency(test, s), "timeline": _timeline(s)} for s in test["services"]]
+    """What the page draws of each service, in the record's order; None for what there is nothing of.
+
+    Those of the test's windows come after its own.
+    """
+    without_limits: TestRecord = {**test, "limits": {}}
+    return [
+        *({"latency": _latency(test, s), "timeline": _timeline(s)} for s in test["services"]),
+        *(
+            {"latency": _latency(without_limits, s), "timeline": _timeline(s)}
+            for window in shown_windows(test)
+            for s in window["services"]
+        ),
+    ]
+
+
+def shown_windows(test: TestRecord) -> list[WindowRecord]:
+    """The last ones of very many: each brings its charts."""
+    return test.get("windows", [])[-MOST_WINDOWS:]
+
+
+def _windows(test: TestRecord) -> list[_Service]:
+    found: list[_Service] = []
+    for window in shown_windows(test):
+        # No limit is about them, and no baseline.
+        alone: TestRecord = {
+            "nodeid": test["nodeid"],
+            "outcome": "passed",
+            "reason": None,
+            "window_seconds": window["window_seconds"],
+            "limits": {},
+            "breaches": [],
+            "services": window["services"],
+        }
+        for number in range(len(window["services"])):
+            service = _Service(alone, number)
+            service.number += len(test["services"]) + len(found) - number
+            service.window = window
+            found.append(service)
+    return found
 
 
 def _general_notes(test: TestRecord) -> list[str]:
@@ -156,7 +203,11 @@ class _Repeated(NamedTuple):
 
 
 class _Service:
-    """A service in a test, for the template. number: its place in the record."""
+    """A service in a test, for the template. number: its place in the record, after which windows' services
+    are counted on. window: which it was measured in, None where it is the test's own.
+    """
+
+    window: WindowRecord | None = None
 
     def __init__(self, test: TestRecord, number: int) -> None:
         self.number = number

@@ -24,10 +24,12 @@ _BASELINE: Mapping[str, tuple[str, str]] = {
     "unmeasured": ("?", "unmeasured"),
     "new": ("+", "no baseline"),
     "passed": ("✓", "passed"),
+    "changed": ("≠", "changed"),
+    "same": ("=", "the same"),
     "": ("", "not compared"),
 }
 # Of these, what stands below a test's outcome and is not said by that.
-_REMARKABLE = ("regressed", "new")
+_REMARKABLE = ("regressed", "new", "changed")
 
 
 def toolchain_of(record: TestRecord) -> str:
@@ -97,7 +99,11 @@ def filters(tests: Sequence[TestRecord], toolchains: Sequence[str], baseline: st
 
 def _compared_with_baseline(test: TestRecord) -> str:
     comparison = test.get("comparison")
-    return "" if comparison is None else comparison["outcome"]
+    if comparison is None:
+        return ""
+    if comparison["outcome"] == "passed" and not comparison.get("judged", True):
+        return "changed" if comparison.get("changes") else "same"
+    return comparison["outcome"]
 
 
 class Cell(NamedTuple):
@@ -128,7 +134,8 @@ class Row(NamedTuple):
 
 
 def row(number: int, record: TestRecord, own: Sequence[str]) -> Row:
-    services = record["services"]
+    rows = [row for row in words.rows([record]) if row.service]
+    services = [row.service for row in rows if row.service]
     baseline = _compared_with_baseline(record)
     return Row(
         record["nodeid"],
@@ -138,7 +145,7 @@ def row(number: int, record: TestRecord, own: Sequence[str]) -> Row:
         baseline,
         _BASELINE[baseline][1] if baseline in _REMARKABLE else "",
         *split(words.without_toolchain(record)),
-        [_service(service) for service in services],
+        [_service(row) for row in rows],
         [
             *([_cell(record, service, metric) for service in services] for metric in words.COLUMNS),
             *([added(service, heading) for service in services] for heading in own),
@@ -146,10 +153,12 @@ def row(number: int, record: TestRecord, own: Sequence[str]) -> Row:
     )
 
 
-def _service(service: ServiceRecord) -> str:
-    """ "server", "server, medians of 5 runs"."""
-    runs = words.runs_of(service)
-    return service["name"] + (f", medians of {runs} runs" if runs > 1 else "")
+def _service(row: words.Row) -> str:
+    """ "server", "server, medians of 5 runs", "server, window 2"."""
+    assert row.service is not None
+    runs = words.runs_of(row.service)
+    window = "" if row.window is None else f", {words.window_name(row.window)}"
+    return row.service["name"] + (f", medians of {runs} runs" if runs > 1 else "") + window
 
 
 def split(nodeid: str) -> tuple[str, str]:

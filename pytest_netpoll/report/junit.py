@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pytest_netpoll.report.record import TestRecord
-from pytest_netpoll.report.words import trusted
+from pytest_netpoll.report.words import one_line, trusted
 
 # Those that CI servers are asked to plot; the others are in the JSON report. In canonical units.
 MAIN = (
@@ -25,11 +25,15 @@ MAIN = (
 def properties(record: TestRecord) -> list[tuple[str, str]]:
     """(name, value) pairs: ("netpoll.outcome", "passed"), ("netpoll.server.latency_p99", "12300000").
 
-    Times are in ns unless the name says otherwise; what was not measured is absent.
+    Times are in ns unless the name says otherwise; what was not measured is absent. In report mode
+    "netpoll.gate" is the outcome of gate mode, where that is another one.
     """
     found: list[tuple[str, str]] = [("netpoll.outcome", record["outcome"])]
+    gate = record.get("gate", record["outcome"])
+    if gate != record["outcome"]:
+        found.append(("netpoll.gate", gate))
     for service in record["services"]:
-        prefix = f"netpoll.{service['name']}"
+        prefix = f"netpoll.{one_line(service['name'])}"
         for name in MAIN if trusted(service) else ():
             value = service["metrics"].get(name)
             if value is not None:
@@ -37,5 +41,5 @@ def properties(record: TestRecord) -> list[tuple[str, str]]:
                 found.append((f"{prefix}.{name}", str(int(value) if value == int(value) else value)))
         unmeasured = service.get("unmeasured")
         if unmeasured is not None:
-            found.append((f"{prefix}.unmeasured", unmeasured))
+            found.append((f"{prefix}.unmeasured", one_line(unmeasured)))
     return found

@@ -17,7 +17,7 @@ from pytest_netpoll.errors import Reason
 from pytest_netpoll.marker import Limits
 from pytest_netpoll.median import middle
 from pytest_netpoll.metrics import METRICS, Measurement
-from pytest_netpoll.verdict import Breach, Verdict
+from pytest_netpoll.verdict import Breach, Death, Verdict
 
 Outcome: TypeAlias = Literal["passed", "failed", "unmeasured"]
 
@@ -150,10 +150,27 @@ class ComparedService(TypedDict):
     metrics: dict[str, int | float | None]
 
 
-class ComparisonRecord(TypedDict):
+class ChangeRecord(TypedDict):
+    """A metric that is another one than in the baseline; `text` says it in a few words."""
+
+    service: str
+    metric: str
+    measured: int | float
+    baseline: int | float
+    text: str
+
+
+class _ComparisonExtra(TypedDict, total=False):
+    judged: bool
+    changes: list[ChangeRecord]
+
+
+class ComparisonRecord(_ComparisonExtra):
     """A test against a baseline; "new" is one that the baseline does not know.
 
     notes: a line for each thing that was not compared or not confirmed. measured: how often the test was.
+    judged: whether there were rules to judge by; where there were none, "passed" says only that. changes:
+    what is more than chance, for better or worse.
     """
 
     baseline: str
@@ -205,6 +222,33 @@ class ServiceRecord(_ServiceExtra):
     slowest: list[SlowWakeup]
 
 
+class DeathRecord(TypedDict):
+    """A service that ended without being stopped. how: in words. last_words: its panic, or its last lines.
+
+    fix: what to do where the service is meant to end so, or None.
+    """
+
+    service: str
+    how: str
+    fix: str | None
+    last_words: str
+
+
+class WindowRecord(TypedDict):
+    """One `netpoll.measure()` block of a test.
+
+    number: of the test's windows, from 1, in the order in which they closed. name: as given to measure(), or
+    None. read: the services whose numbers the test asked for, the last one last.
+    """
+
+    number: int
+    name: str | None
+    window_seconds: float
+    read: list[str]
+    diagnosis: list[str]
+    services: list[ServiceRecord]
+
+
 class _TestExtra(TypedDict, total=False):
     reasons: list[ReasonRecord]
     file: str
@@ -215,6 +259,10 @@ class _TestExtra(TypedDict, total=False):
     comparison: ComparisonRecord | None
     toolchain: str | None
     requests_per_second: float | None
+    gate: Outcome
+    deaths: list[DeathRecord]
+    windows: list[WindowRecord]
+    windows_left_out: int
 
 
 class TestRecord(_TestExtra):
@@ -226,7 +274,9 @@ class TestRecord(_TestExtra):
     that is the test's own; it is then the reason, too. xfail: why pytest expected the failure, None
     where it did not. diagnosis: a sentence or two for each pathology recognised in a service: what was
     seen, what causes it, what mends it. toolchain: which of several Go toolchains, as in the nodeid.
-    requests_per_second: of what the test reported with record_property("requests", n).
+    requests_per_second: of what the test reported with record_property("requests", n). gate: the outcome that
+    gate mode would have given; another one than `outcome` only in report mode. deaths: the services that
+    ended without being stopped. windows: of the `netpoll.measure()` blocks, of very many the last ones.
     """
 
     nodeid: str
@@ -251,6 +301,8 @@ def build(
     comparison: Comparison | None = None,
     toolchain: str | None = None,
     requests_per_second: float | None = None,
+    windows: Sequence[WindowRecord] = (),
+    windows_left_out: int = 0,
 ) -> TestRecord:
     """The record of one test.
 
@@ -280,12 +332,41 @@ def build(
         "comparison": None if comparison is None else comparison_record(comparison),
         "toolchain": toolchain,
         "requests_per_second": requests_per_second,
+        "gate": ended.gate or ended.outcome,
+        "deaths": [_death(death) for death in (verdict.deaths if verdict else ())],
+        "windows": list(windows),
+        "windows_left_out": windows_left_out,
         "services": [
             _service(measurement, own)
             for measurement, own in zip(measurements, columns or [{}] * len(measurements), strict=True)
         ],
     }
     return cast("TestRecord", plain(record))
+
+
+def window(
+    number: int, name: str | None, measurements: Sequence[Measurement], read: Sequence[str]
+) -> WindowRecord:
+    """The record of one window, as in the JSON report."""
+    made: WindowRecord = {
+        "number": number,
+        "name": name,
+        "window_seconds": max((m.window_seconds for m in measurements), default=0.0),
+        "read": list(read),
+        "diagnosis": [text for measurement in measurements for text in diagnose(measurement)],
+        "services": [_service(measurement, {}) for measurement in measurements],
+    }
+    return cast("WindowRecord", plain(made))
+
+
+def _death(death: Death) -> DeathRecord:
+    how = reason_record(death.how)
+    return {
+        "service": death.service,
+        "how": death.how.headline,
+        "fix": how["fix"],
+        "last_words": death.last_words,
+    }
 
 
 def service(measurement: Measurement) -> ServiceRecord:
@@ -321,6 +402,17 @@ def comparison_record(comparison: Comparison) -> ComparisonRecord:
         "regressions": [_regression(regression) for regression in comparison.regressions],
         "notes": list(comparison.notes),
         "measured": comparison.measured,
+        "judged": comparison.judged,
+        "changes": [
+            {
+                "service": change.service,
+                "metric": change.metric,
+                "measured": change.measured,
+                "baseline": change.baseline,
+                "text": str(change),
+            }
+            for change in comparison.changes
+        ],
         "services": [
             {"name": name, "metrics": dict(sample.metrics)} for name, sample in comparison.then.items()
         ],

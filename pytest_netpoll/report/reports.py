@@ -6,13 +6,14 @@ import os
 import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pytest_netpoll import __version__
 from pytest_netpoll.errors import NetpollError
 from pytest_netpoll.options import Config
-from pytest_netpoll.report import baseline, html, json, summary
+from pytest_netpoll.report import baseline, html, json, summary, words
 from pytest_netpoll.report.attached import attached
+from pytest_netpoll.report.checkout import Checkout
 from pytest_netpoll.report.record import TestRecord
 
 
@@ -30,12 +31,23 @@ class Reports:
         self._options = options
         self._rootdir = rootdir
 
+    def add_windows(self, late: TestRecord) -> None:
+        """Those of a test that closed after its call. late: a record of nothing else."""
+        for known in reversed(self.records):
+            if known["nodeid"] == late["nodeid"]:
+                windows = known.setdefault("windows", [])
+                number = max((window["number"] for window in windows), default=0)
+                windows += [{**window, "number": number + window["number"]} for window in late["windows"]]
+                return
+        self.records.append(late)
+
     def environment(self, agent: Mapping[str, Any]) -> dict[str, Any]:
         """Where this was measured, as in the JSON report. agent: what the agent says of itself."""
-        services = [service for record in self.records for service in record["services"]]
+        services = words.all_services(self.records)
         told = dict(agent)
         return {
             "plugin": __version__,
+            "mode": self._options.mode,
             "python": platform.python_version(),
             "agent_python": told.pop("python", None),
             "cpus": os.cpu_count(),
@@ -81,9 +93,6 @@ class Reports:
             except NetpollError as error:  # nobody asked for it: no reason to fail
                 self.lines.append(f"netpoll: {error}")
         if os.environ.get("GITHUB_ACTIONS") == "true":
-            self.lines += summary.annotations(self.records, self._place_in_repository())
-
-    def _place_in_repository(self) -> Path:
-        """Of pytest's root directory: GitHub knows files by their path in the repository."""
-        workspace = Path(os.environ.get("GITHUB_WORKSPACE") or self._rootdir)
-        return self._rootdir.relative_to(workspace) if self._rootdir.is_relative_to(workspace) else Path()
+            checkout = Checkout(self._rootdir, Path(os.environ.get("GITHUB_WORKSPACE") or self._rootdir))
+            level: Literal["error", "warning"] = "warning" if self._options.mode == "report" else "error"
+            self.lines += summary.annotations(self.records, checkout.root, checkout.find, level)

@@ -2,9 +2,9 @@
 
 # No "from __future__ import annotations": a function here has that name.
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pytest_netpoll.report import attached, files, words
 from pytest_netpoll.report.record import ServiceRecord, TestRecord
@@ -13,29 +13,24 @@ from pytest_netpoll.report.record import ServiceRecord, TestRecord
 MOST_PASSED = 40
 MOST_OTHERS = 200
 
-_ICONS = {"failed": "❌", "unmeasured": "❔", "passed": "✅"}
-_XFAILED = "☑️"
+_ICONS = {"failed": "❌", "unmeasured": "❔", "would fail": "⚠️", "passed": "✅", "xfailed": "☑️"}
 
 
 def markdown(records: Sequence[TestRecord], environment: Mapping[str, Any]) -> str:
     """The bad tests with their reasons and their worst offender, then a table of all, bad ones first."""
-    counts = words.count_outcomes(records)
-    total = ", ".join(f"{_ICONS[outcome]} {count:,} {outcome}" for outcome, count in counts.items() if count)
-    xfailed = sum(map(words.expected, records))
-    total += f"{', ' if total else ''}{_XFAILED} {xfailed:,} xfailed" if xfailed else ""
+    counts = words.count_statuses(records)
+    total = ", ".join(f"{_ICONS[status]} {count:,} {status}" for status, count in counts.items())
     shown, notes = words.select(records, MOST_OTHERS, MOST_PASSED)
     lines = ["## pytest-netpoll", "", total or "No test was measured.", ""]
-    bad = [record for record in shown if _alarming(record)]
+    bad = [record for record in shown if words.alarming(record)]
     for record in bad:
-        lines.append(f"- {_ICONS[record['outcome']]} {_code(record['nodeid'])}")
+        lines.append(f"- {_ICONS[words.status_of(record)]} {_code(record['nodeid'])}")
         lines += [f"  - {_text(cause)}" for cause in _causes(record)]
     if bad:
         lines.append("")
     if shown:
         lines += [*_table(shown), ""]
-    if any(
-        _spread(record, service, metric) for record, service in words.rows(shown) for metric in words.COLUMNS
-    ):
+    if any(_spread(row.record, row.service, metric) for row in words.rows(shown) for metric in words.COLUMNS):
         lines += ["In brackets: the least and the most over the runs, of which the median is judged.", ""]
     for note in notes:
         lines += [_text(note), ""]
@@ -50,28 +45,48 @@ def append(path: Path, text: str) -> None:
     files.append(path, text, "the step summary")
 
 
-def annotations(records: Iterable[TestRecord], root: Path = Path()) -> list[str]:
+def annotations(
+    records: Iterable[TestRecord],
+    root: Path = Path(),
+    find: Callable[[str], Path | None] = lambda _: None,
+    level: Literal["error", "warning"] = "error",
+) -> list[str]:
     """Workflow commands, one a line for the log, that mark the tests that failed or are unmeasured.
 
-    root: what the files of the records are relative to, as a path in the repository.
+    A second one of each marks the line of Go, so that it shows in the diff; one for all tests where it is the
+    same. root: what the files of the records are relative to, as a path in the repository. find: the path in
+    the repository of a file of Go as it stands in a stack, None for one that is not there.
     """
-    return [_annotation(record, root) for record in words.worst_first(records) if _alarming(record)]
+    lines: list[str] = []
+    in_go: dict[tuple[Path, int], list[tuple[TestRecord, words.Evidence]]] = {}
+    for record in words.worst_first(records):
+        if not words.alarming(record):
+            continue
+        file = root / record["file"] if record.get("file") else None
+        message = "\n".join(_causes(record)) or words.status_of(record)
+        lines.append(_annotation(level, file, record.get("line"), f"netpoll: {record['nodeid']}", message))
+        evidence = words.worst_place(record)
+        for frame in evidence.stack if evidence is not None else ():
+            path = find(frame["file"] or "")
+            if evidence is not None and path is not None and frame["line"]:
+                in_go.setdefault((path, frame["line"]), []).append((record, evidence))
+                break
+    for (path, line), found in in_go.items():
+        record, evidence = found[0]
+        more = f" and {len(found) - 1:,} more tests" if len(found) > 1 else ""
+        message = "\n".join([evidence.text, *words.diagnosis_of(record)])
+        lines.append(_annotation(level, path, line, f"netpoll: {record['nodeid']}{more}", message))
+    return lines
 
 
-def _alarming(record: TestRecord) -> bool:
-    return record["outcome"] != "passed" and not words.expected(record)
-
-
-def _annotation(record: TestRecord, root: Path) -> str:
-    properties: dict[str, object] = {}
-    if record.get("file"):
-        properties["file"] = root / record["file"]
-        if record.get("line"):
-            properties["line"] = record["line"]
-    properties["title"] = f"netpoll: {record['nodeid']}"
-    text = ",".join(f"{name}={_escape(str(value), ':,')}" for name, value in properties.items())
-    message = "\n".join(_causes(record)) or record["outcome"]
-    return f"::error {text}::{_escape(message)}"
+def _annotation(level: str, file: Path | None, line: int | None, title: str, message: str) -> str:
+    if file is not None and words.one_line(str(file)) != str(file):
+        file = None  # no name that a log should hold, and no other would find it
+    properties = {"file": file, "line": line if file is not None else None, "title": words.one_line(title)}
+    text = ",".join(
+        f"{name}={_escape(str(value), ':,')}" for name, value in properties.items() if value is not None
+    )
+    return f"::{level} {text}::{_escape(message)}"
 
 
 def _escape(text: str, further: str = "") -> str:
@@ -80,11 +95,13 @@ def _escape(text: str, further: str = "") -> str:
 
 
 def _causes(record: TestRecord) -> list[str]:
-    """Why it failed, a line each, and last the worst place in Go."""
-    error, offender = record.get("error"), words.first_offender(record)
+    """Why it failed, a line each, then the worst place in Go, and last the diagnosis."""
+    error, evidence = record.get("error"), words.worst_place(record)
+    place = "" if evidence is None else str(evidence)
     # The fix of a reason is a line of its own.
     reasons = [line for reason in words.reasons(record) for line in reason.splitlines()]
-    return [words.one_line(cause) for cause in [error, *reasons, offender] if cause]
+    causes = [error, *reasons, place, *words.diagnosis_of(record)]
+    return [words.one_line(cause) for cause in causes if cause]
 
 
 def _table(records: Sequence[TestRecord]) -> list[str]:
@@ -92,12 +109,15 @@ def _table(records: Sequence[TestRecord]) -> list[str]:
     align = ["---", "---", "---", *("---:" for _ in words.COLUMNS)]
     rows = [
         [
-            _XFAILED if words.expected(record) else _ICONS[words.outcome_of(record, service)],
-            _code(record["nodeid"]),
-            _code(service["name"]) if service else "",
-            *(words.show(service, metric) + _spread(record, service, metric) for metric in words.COLUMNS),
+            "" if row.window is not None else _ICONS[words.status_of(row.record, row.service)],
+            _code(row.record["nodeid"]) if row.window is None else _text(row.name),
+            _code(row.service["name"]) if row.service else "",
+            *(
+                words.show(row.service, metric) + _spread(row.record, row.service, metric)
+                for metric in words.COLUMNS
+            ),
         ]
-        for record, service in words.rows(records)
+        for row in words.rows(records)
     ]
     return [f"| {' | '.join(map(_cell, row))} |" for row in [headings, align, *rows]]
 

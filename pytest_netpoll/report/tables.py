@@ -15,6 +15,7 @@ _COMPARED = ("spurious", "polls_per_event", "latency_p99", "cpu_seconds")
 _SPREAD = ("spurious", "polls_per_event", "latency_p50", "latency_p99")
 _DROPPED_FIRST = ("CPU", "p50", "polls/ev", "p99")
 _OUTCOMES = {"passed": "passed", "regressed": "WORSE", "unmeasured": "unmeasured", "new": "no baseline"}
+_MOST_CHANGES = 40  # lines below the table
 
 Row = tuple[TestRecord, ServiceRecord]
 
@@ -35,7 +36,7 @@ def further_tables(records: Sequence[TestRecord], width: int) -> list[tuple[str,
 
 
 def comparison_table(records: Sequence[TestRecord], width: int) -> str:
-    """ "0.0 % → 49.6 %" for each test and service, those that got worse first, and notes below."""
+    """ "0.0 % → 49.6 %" for each test and service, those that got worse first; what else changed; notes."""
     rank = list(_OUTCOMES)
     ordered = sorted(records, key=lambda record: -(rank.index(_comparison(record)["outcome"]) in (1, 2)))[
         :MOST_OTHERS
@@ -52,6 +53,10 @@ def comparison_table(records: Sequence[TestRecord], width: int) -> str:
     needed = {words.COLUMNS.get(metric, metric) for metric in worse}
     dropped_first = [heading for heading in _DROPPED_FIRST if heading not in needed]
     lines = [_table(rows, columns, width, dropped_first)] if rows else []
+    changed = list(_changed(ordered))
+    lines += changed[:_MOST_CHANGES]
+    if len(changed) > _MOST_CHANGES:
+        lines.append(f"… and {len(changed) - _MOST_CHANGES:,} more that changed")
     notes: dict[str, list[str]] = {}
     for record in ordered:
         for note in _comparison(record)["notes"]:
@@ -61,6 +66,16 @@ def comparison_table(records: Sequence[TestRecord], width: int) -> str:
         where = nodeids[0] if len(nodeids) == 1 else f"{len(nodeids):,} tests"
         lines.append(words.one_line(f"{where}: {note}"))
     return "\n".join(lines)
+
+
+def _changed(records: Iterable[TestRecord]) -> Iterator[str]:
+    """ "test_echo: server: stale_retries 0 → 150, polls 200 → 400", for each service."""
+    for record in records:
+        changes: dict[str, list[str]] = {}
+        for change in _comparison(record).get("changes", []):
+            changes.setdefault(change["service"], []).append(change["text"])
+        for service, texts in changes.items():
+            yield words.one_line(f"{record['nodeid']}: {service}: {', '.join(texts)}")
 
 
 def toolchain_table(records: Sequence[TestRecord], width: int) -> str:
@@ -148,4 +163,7 @@ def _outcome(row: Row) -> str:
     regressed = any(found["service"] == service["name"] for found in comparison["regressions"])
     if comparison["outcome"] == "regressed" and not regressed:
         return "passed"
+    if comparison["outcome"] == "passed" and not comparison.get("judged", True):
+        changed = any(change["service"] == service["name"] for change in comparison.get("changes", []))
+        return "changed" if changed else "the same"
     return _OUTCOMES[comparison["outcome"]]

@@ -8,7 +8,14 @@ from typing import Any
 from pytest_netpoll.metrics import METRICS
 from pytest_netpoll.options import Config
 from pytest_netpoll.report import attached, cells, words
-from pytest_netpoll.report.record import Frame, Offender, ServiceRecord, SlowWakeup, TestRecord
+from pytest_netpoll.report.record import (
+    Frame,
+    Offender,
+    ServiceRecord,
+    SlowWakeup,
+    TestRecord,
+    WindowRecord,
+)
 
 MOST_PASSED = 40  # tests in the table
 MOST_OTHERS = 200
@@ -103,37 +110,60 @@ def summary_table(
 
 def _table(records: Sequence[TestRecord], width: int) -> str:
     rows = words.rows(records)
-    names = [record["nodeid"] for record, _ in rows]
-    services = [words.one_line(service["name"]) if service else "" for _, service in rows]
+    names = [row.name for row in rows]
+    services = [words.one_line(row.service["name"]) if row.service else "" for row in rows]
     columns = {
-        heading: [words.show(service, metric) for _, service in rows]
+        heading: [words.show(row.service, metric) for row in rows]
         for metric, heading in words.COLUMNS.items()
     }
     own = {
-        words.one_line(heading): [words.show_own(service, heading) for _, service in rows]
+        words.one_line(heading): [words.show_own(row.service, heading) for row in rows]
         for heading in words.own_columns(records)
     }
     columns = {**columns, **own}
     if len(set(services) - {""}) > 1:
         columns = {"service": [cells.cut(name, _SERVICE_CELLS) for name in services], **columns}
-    columns["verdict"] = [_verdict(record, service) for record, service in rows]
+    columns["verdict"] = [_verdict(row) for row in rows]
     dropped_first = [*(words.COLUMNS[metric] for metric in _DROPPED_FIRST), *reversed(own)]
     return cells.layout(names, columns, width, dropped_first)
 
 
-def _verdict(record: TestRecord, service: ServiceRecord | None) -> str:
-    status = words.status_of(record, service)
+def _verdict(row: words.Row) -> str:
+    if row.window is not None:
+        return "" if row.service is None or words.trusted(row.service) else "unmeasured"
+    status = words.status_of(row.record, row.service)
     return "FAILED" if status == "failed" else status
+
+
+def gate_preview(records: Sequence[TestRecord], width: int) -> list[str]:
+    """Of report mode what gate mode would say: which tests would not pass, and why."""
+    bad = [record for record in words.worst_first(records) if words.alarming(record)]
+    if not bad:
+        return []
+    counts = words.count_statuses(bad)
+    said = [f"{counts[status]:,} {status}" for status in counts]
+    lines = [
+        "",
+        *cells.wrap(f"report mode fails no test for this; with --netpoll=gate: {', '.join(said)}", width),
+    ]
+    for record in bad[:MOST_PASSED]:
+        lines.append(f"  {cells.shorten(record['nodeid'], max(width - 2, 1))}: {words.status_of(record)}")
+        for reason in words.reasons(record)[:MOST_OFFENDERS]:
+            lines += cells.wrap(reason, width, "    ")
+    if len(bad) > MOST_PASSED:
+        lines.append(f"  … and {len(bad) - MOST_PASSED:,} more")
+    return lines
 
 
 def failure_section(record: TestRecord, width: int) -> str:
     """Why the test failed or is unmeasured, at most SECTION_LINES lines; empty if there is nothing to say.
 
     The broken limits, the numbers of the services they belong to, the lines of Go behind them, and at
-    the end, for which room is kept, the likely causes.
+    the end, for which room is kept, the likely causes. Of a test that failed by itself what its windows
+    counted comes first: it is what such a test asserts about.
     """
     concerned = _concerned(record)
-    screen = _Screen(_causes(record, concerned, width))
+    screen = _Screen(_causes(record, width))
     for reason in words.reasons(record):
         fix = cells.wrap(f"fix: {reason.fix}", width, "  ") if reason.fix else []
         screen.add(cells.wrap(reason.headline, width) + fix)
@@ -143,6 +173,9 @@ def failure_section(record: TestRecord, width: int) -> str:
                 "What is not measured does not pass; --netpoll-unmeasured=skip skips it instead.", width
             )
         )
+    for window in words.windows_behind(record):
+        for service in _read_first(window):
+            _add_window(screen, window, service, width)
     for service in concerned:
         screen.add(_numbers(service, width))
         blocks: list[tuple[str, Offender | SlowWakeup]] = [
@@ -160,13 +193,33 @@ def failure_section(record: TestRecord, width: int) -> str:
     return screen.text()
 
 
-def _causes(record: TestRecord, services: Sequence[ServiceRecord], width: int) -> list[str]:
+def _add_window(screen: _Screen, window: WindowRecord, service: ServiceRecord, width: int) -> None:
+    name = words.window_name(window)
+    if not words.trusted(service):
+        why = service.get("unmeasured") or "the numbers are not exact"
+        screen.add(cells.wrap(words.one_line(f"{name}, {service['name']}: not measured: {why}"), width))
+        return
+    screen.add(_numbers(service, width, f"{name}, "))
+    blocks = words.evidence_in(service)
+    for text, entry in blocks[:MOST_OFFENDERS]:
+        head = cells.wrap(text + words.lead_in(entry), width, "  ")
+        screen.add(head + _frames(entry["stack"], width), at_least=len(head) + 1)
+    screen.left_out += len(blocks[MOST_OFFENDERS:])
+
+
+def _read_first(window: WindowRecord) -> list[ServiceRecord]:
+    """The services whose numbers the test asked for, the last one first; all where it asked for none."""
+    read = window["read"][::-1]
+    services = [service for service in window["services"] if not read or service["name"] in read]
+    return sorted(services, key=lambda service: read.index(service["name"]) if read else 0)
+
+
+def _causes(record: TestRecord, width: int) -> list[str]:
     """The diagnosis, as far as it fits beside the rest; of another service's troubles the reports tell."""
-    names = tuple(f"{service['name']}: " for service in services)
     lines: list[str] = []
-    for text in record.get("diagnosis", []):
-        block = cells.wrap(words.one_line(text), width)
-        if text.startswith(names) and len(lines) + len(block) <= SECTION_LINES // 2:
+    for text in words.diagnosis_of(record):
+        block = cells.wrap(text, width)
+        if len(lines) + len(block) <= SECTION_LINES // 2:
             lines += block
     return lines
 
@@ -198,7 +251,7 @@ def _concerned(record: TestRecord) -> list[ServiceRecord]:
     return [service for service in record["services"] if not broken or service["name"] in broken]
 
 
-def _numbers(service: ServiceRecord, width: int) -> list[str]:
+def _numbers(service: ServiceRecord, width: int, prefix: str = "") -> list[str]:
     """What was counted, without the zeros: a number that is 0 explains nothing."""
     metrics, runs = service["metrics"], words.runs_of(service)
     rows = []
@@ -218,7 +271,9 @@ def _numbers(service: ServiceRecord, width: int) -> list[str]:
     rows = [[name, total, "\n".join(cells.wrap(detail, width - 2 - used))] for name, total, detail in rows]
     table = cells.tabulated(rows, ["left", "right", "left"])
     median = f", median of {runs} runs" if runs > 1 else ""
-    title = f"{service['name']} (pid {service['pid']}, {service['go_version'] or 'unknown Go'}{median}):"
+    title = (
+        f"{prefix}{service['name']} (pid {service['pid']}, {service['go_version'] or 'unknown Go'}{median}):"
+    )
     return [words.one_line(title), *(f"  {line}" for line in table.splitlines())]
 
 

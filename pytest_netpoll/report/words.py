@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pytest_netpoll import units
+from pytest_netpoll.clean import lines as clean_lines  # noqa: F401 - for the templates
+from pytest_netpoll.clean import one_line as one_line
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.metrics import FUTILE_METRICS, IO_METRICS, LIMITABLE, METRICS, READY_METRICS, spread
 from pytest_netpoll.report.record import (
@@ -19,6 +21,7 @@ from pytest_netpoll.report.record import (
     ServiceRecord,
     SlowWakeup,
     TestRecord,
+    WindowRecord,
 )
 
 # The columns of a table of tests: metric -> heading.
@@ -63,27 +66,21 @@ _SAMPLED = {
 }
 _LIMITS = {f"{kind}_{metric}": (kind, metric) for kind in ("max", "min") for metric in LIMITABLE}
 _RANK: Mapping[Outcome, int] = {"failed": 0, "unmeasured": 1, "passed": 2}
+# As people are told them, worst first.
+STATUSES = ("failed", "unmeasured", "would fail", "passed", "xfailed")
+# Of one test's `netpoll.measure()` blocks, those that have a row in a table of tests.
+MOST_WINDOWS = 10
 
 
-def one_line(text: str) -> str:
-    """Socket names and paths may hold anything, even what would steer a terminal."""
-    if not text.isprintable():
-        text = "".join(char if char.isprintable() else " " for char in text)
-    return text.strip()
-
-
-def count_outcomes(records: Iterable[TestRecord]) -> dict[Outcome, int]:
-    """Without those that pytest.mark.xfail expected."""
-    counts: dict[Outcome, int] = {"failed": 0, "unmeasured": 0, "passed": 0}
-    for record in records:
-        if not expected(record):
-            counts[record["outcome"]] += 1
-    return counts
+def count_statuses(records: Iterable[TestRecord]) -> dict[str, int]:
+    """Status -> how many, of those that there are, worst first."""
+    statuses = [status_of(record) for record in records]
+    return {status: statuses.count(status) for status in STATUSES if status in statuses}
 
 
 def expected(record: TestRecord) -> bool:
     """Whether it is bad, and pytest was told that it would be: nothing to alarm anybody about."""
-    return record.get("xfail") is not None and record["outcome"] != "passed"
+    return record.get("xfail") is not None and "failed" in (record["outcome"], record.get("gate"))
 
 
 def worst_first(records: Iterable[TestRecord]) -> list[TestRecord]:
@@ -111,12 +108,42 @@ def select(
     return shown, notes
 
 
-def rows(records: Iterable[TestRecord]) -> list[tuple[TestRecord, ServiceRecord | None]]:
-    """A row for each test and service; one for a test without services, too."""
-    found: list[tuple[TestRecord, ServiceRecord | None]] = []
+class Row(NamedTuple):
+    """Of a table of tests. service: None for a test without. window: None for the test's own numbers."""
+
+    record: TestRecord
+    service: ServiceRecord | None
+    window: WindowRecord | None = None
+
+    @property
+    def name(self) -> str:
+        return self.record["nodeid"] if self.window is None else f"↳ {window_name(self.window)}"
+
+
+def rows(records: Iterable[TestRecord]) -> list[Row]:
+    """A row for each test and service, or for a test without services; below it those of its windows."""
+    found: list[Row] = []
     for record in records:
-        found += [(record, service) for service in record["services"]] or [(record, None)]
+        found += [Row(record, service) for service in record["services"]] or [Row(record, None)]
+        for window in record.get("windows", [])[-MOST_WINDOWS:]:
+            found += [Row(record, service, window) for service in window["services"]]
     return found
+
+
+def window_name(window: WindowRecord) -> str:
+    """ "window 2", "window 2, login"."""
+    name = one_line(window["name"] or "")
+    return f"window {window['number']}" + (f", {name}" if name else "")
+
+
+def all_services(records: Iterable[TestRecord]) -> list[ServiceRecord]:
+    """Of the tests and of their windows."""
+    return [
+        service
+        for record in records
+        for services in (record["services"], *(window["services"] for window in record.get("windows", [])))
+        for service in services
+    ]
 
 
 def trusted(service: ServiceRecord) -> bool:
@@ -126,10 +153,11 @@ def trusted(service: ServiceRecord) -> bool:
 
 def outcome_of(record: TestRecord, service: ServiceRecord | None) -> Outcome:
     """Of one row: a service does not fail for what another one did."""
-    if record["outcome"] != "failed" or service is None or record.get("error") is not None:
+    bad = "failed" in (record["outcome"], record.get("gate"))
+    if not bad or service is None or record.get("error") is not None:
         return record["outcome"]
-    if broken(record, service):
-        return "failed"
+    if broken(record, service) or any(d["service"] == service["name"] for d in record.get("deaths", [])):
+        return record["outcome"]
     return "passed" if trusted(service) else "unmeasured"
 
 
@@ -144,6 +172,11 @@ def status_of(record: TestRecord, service: ServiceRecord | None = None) -> str:
     return "would fail" if outcome == "passed" and broken(record, service) else outcome
 
 
+def alarming(record: TestRecord) -> bool:
+    """Whether somebody should look: also at what report mode lets pass."""
+    return status_of(record) in ("failed", "unmeasured", "would fail")
+
+
 def show(service: ServiceRecord | None, metric: str, digits: int | None = None) -> str:
     """A number for people; an en dash where it is unknown or not to be trusted."""
     if service is None or not trusted(service):
@@ -153,7 +186,7 @@ def show(service: ServiceRecord | None, metric: str, digits: int | None = None) 
 
 def own_columns(records: Iterable[TestRecord]) -> list[str]:
     """The headings of the columns that users' hooks added, in the order in which they first came."""
-    headings = (heading for _, service in rows(records) if service for heading in service.get("columns", {}))
+    headings = (heading for service in all_services(records) for heading in service.get("columns", {}))
     return list(dict.fromkeys(headings))
 
 
@@ -223,7 +256,7 @@ def without_toolchain(record: TestRecord) -> str:
 def environment_line(records: Iterable[TestRecord], environment: Mapping[str, Any]) -> str:
     """ "kernel 6.8.0, bcc 0.29.1, go1.26.6", of what is known."""
     known = [f"{name} {environment[name]}" for name in ("kernel", "bcc") if environment.get(name)]
-    versions = {service["go_version"] for record in records for service in record["services"]}
+    versions = {service["go_version"] for service in all_services(records)}
     return one_line(", ".join([*known, *sorted(version for version in versions if version)]))
 
 
@@ -248,9 +281,13 @@ def breach_text(breach: BreachRecord | RegressionRecord) -> str:
 
 
 def reasons(record: TestRecord) -> list[Reason]:
-    """For each broken limit and for each thing not measured; not the test's own error."""
+    """For each death, each broken limit and each thing not measured; not the test's own error."""
     given = [] if record.get("error") is not None else _given(record)
-    found = [*(Reason(breach_text(fault)) for fault in broken(record)), *given]
+    dead = [
+        Reason(f"{death['service']}: {death['how']}", fix=death.get("fix"))
+        for death in record.get("deaths", [])
+    ]
+    found = [*dead, *(Reason(breach_text(fault)) for fault in broken(record)), *given]
     return [clean(reason) for reason in dict.fromkeys(found)]
 
 
@@ -388,12 +425,61 @@ def frame_location(frame: Frame) -> str:
     return f"{file}:{frame['line']}" if frame["line"] else file
 
 
-def first_offender(record: TestRecord) -> str | None:
-    """The worst place on one line, with the line of Go; None where no offender explains the failure."""
+class Evidence(NamedTuple):
+    """Where in Go what is wrong happens. text: what, on one line. stack: innermost first, may be empty."""
+
+    text: str
+    stack: list[Frame]
+
+    def __str__(self) -> str:
+        return self.text + place(self.stack)
+
+
+def worst_place(record: TestRecord) -> Evidence | None:
+    """Of what explains the failure the worst; None where no offender and no late wakeup does."""
     for service in record["services"]:
         for offender in offenders_of(record, service)[:1]:
-            return offender_text(service, offender) + place(offender["stack"])
+            return Evidence(offender_text(service, offender), offender["stack"])
+    for service in record["services"]:
+        for wakeup in slowest_of(record, service)[:1]:
+            return Evidence(slow_text(service, wakeup), wakeup["stack"])
+    for window in windows_behind(record):
+        for service in window["services"]:
+            for entry_text, entry in evidence_in(service)[:1]:
+                text = f"{window_name(window)}, {one_line(service['name'])}: {entry_text}"
+                return Evidence(text, entry["stack"])
     return None
+
+
+def windows_behind(record: TestRecord) -> list[WindowRecord]:
+    """Of a test that failed by itself its windows, those first whose numbers it asked for last."""
+    if record.get("error") is None:
+        return []
+    windows = record.get("windows", [])[::-1]
+    return [window for window in windows if window["read"]] + [w for w in windows if not w["read"]]
+
+
+def evidence_in(service: ServiceRecord) -> list[tuple[str, Offender | SlowWakeup]]:
+    """Of a window, on which there are no limits: its offenders, or else who was woken latest."""
+    if not trusted(service):
+        return []
+    offenders = [o for o in service["offenders"] if o.get("offence") != "ready"]
+    if offenders:
+        return [(offender_text(service, offender), offender) for offender in offenders]
+    return [(slow_text(service, wakeup), wakeup) for wakeup in service["slowest"][:1]]
+
+
+def diagnosis_of(record: TestRecord) -> list[str]:
+    """What explains the failure in words, without the troubles of services that are not to blame."""
+    blamed = {fault["service"] for fault in broken(record)}
+    found = [
+        text
+        for text in record.get("diagnosis", [])
+        if not blamed or text.startswith(tuple(f"{name}: " for name in blamed))
+    ]
+    for window in windows_behind(record)[:1]:
+        found += [f"{window_name(window)}, {text}" for text in window["diagnosis"]]
+    return [one_line(text) for text in found]
 
 
 def place(stack: Sequence[Frame]) -> str:

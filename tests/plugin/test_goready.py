@@ -28,7 +28,7 @@ def test_a_broken_limit_names_the_line_that_wakes_and_what_was_attached(run, pyt
             "  ready calls *wakeups per event",
             "  * % of 5,0* ready calls, made at",
             "    *ready/main.go:*  main.main.func*",
-            "attached: raw tracepoint sys_exit (*",
+            "attached: raw tracepoint sys_exit; uprobes on runtime.ready of ready",
         ]
     )
     report = json.loads((pytester.path / "report.json").read_text())
@@ -37,7 +37,7 @@ def test_a_broken_limit_names_the_line_that_wakes_and_what_was_attached(run, pyt
     assert uprobes == {
         "probe": "uprobes on runtime.ready",
         "services": ["ready"],
-        "cost": "about 0.6 µs a ready call",
+        "cost": 'not measured in this run; see "What it costs" in the README of pytest-netpoll',
     }
     offender = report["tests"][0]["services"][0]["offenders"][0]
     assert offender["offence"] == "ready"
@@ -53,4 +53,4 @@ def test_without_uprobes_none_are_reported(run, pytester):
 def test_a_late_wakeup_under_uprobes_is_reported_as_such(run):
     result = run("@netpoll(max_latency_p50='1ns')\ndef test_it(echo, ping): ping(echo)")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["  measured under uprobes on runtime.ready (about 0.6 µs a ready call);*"])
+    result.stdout.fnmatch_lines(["  measured under uprobes on runtime.ready, which *;*"])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from pytest_netpoll.metrics import METRICS
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.bpf
 
@@ -96,7 +99,7 @@ def test_it(go_service):
     result.stdout.fnmatch_lines(["unmeasured: python3: * is not a Go program*"])
 
 
-def test_a_service_that_dies_during_the_test_is_unmeasured_and_its_last_words_are_shown(run):
+def test_a_service_that_dies_during_the_test_fails_it_and_its_last_words_are_shown(run):
     result = run(
         """
 @netpoll(max_spurious=0.05)
@@ -109,7 +112,11 @@ def test_it(start, ping):
     )
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
-        ["unmeasured: doomed: *'doomed' ended during the test*", "*output of service doomed*", "*0x*"]
+        [
+            "doomed: *'doomed' ended during the test: exit status 2: SIGQUIT*",
+            "*output of service doomed*",
+            "*0x*",
+        ]
     )
 
 
@@ -234,7 +241,26 @@ def test_github_gets_a_step_summary_and_annotations_when_tests_fail(run, pyteste
     assert result.ret == 1
     assert "| ❌ | `test_it.py::test_it` |" in (pytester.path / "summary.md").read_text()
     file = f"{pytester.path.name}/test_it.py"
-    result.stdout.fnmatch_lines([f"::error file={file},line=3,title=*::dup: spurious *"])
+    result.stdout.fnmatch_lines([f"::error file={file},line=3,title=*::dup: spurious *services/kit.Echo*"])
+
+
+def test_github_marks_the_line_of_go_in_the_repository(run, monkeypatch):
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_WORKSPACE", str(ROOT))
+    run("@netpoll(max_spurious=0.05)\ndef test_it(dup, ping): ping(dup)").stdout.fnmatch_lines(
+        [
+            "::error file=tests/bpf/services/kit/kit.go,line=*,title=netpoll%3A test_it.py%3A%3Atest_it::"
+            "* spurious wakeups *%0Adup: * wakeups found nothing to read or write*"
+        ]
+    )
+
+
+def test_junits_failure_names_the_line_of_go_and_the_diagnosis(run, pytester):
+    run("@netpoll(max_spurious=0.05)\ndef test_it(dup, ping): ping(dup)", "--junitxml=junit.xml")
+    (failure,) = ElementTree.parse(pytester.path / "junit.xml").getroot().iter("failure")
+    assert (failure.get("message") or "").startswith("Failed: dup: spurious ")
+    for expected in ("max 5.0 %", "kit.go:", "services/kit.Echo", "dup: ", "found nothing to read or write"):
+        assert expected in (failure.text or "")
 
 
 def test_junit_has_each_number_once_however_the_test_ended(run, pytester):

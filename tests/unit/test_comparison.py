@@ -16,7 +16,7 @@ from pytest_netpoll.errors import Reason
 from pytest_netpoll.marker import Limits, resolve
 from pytest_netpoll.median import median_of
 from pytest_netpoll.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
-from pytest_netpoll.report import baseline, record, tables
+from pytest_netpoll.report import baseline, html, record, tables
 from pytest_netpoll.report import json as json_report
 from pytest_netpoll.verdict import Breach, Verdict, judge
 
@@ -65,7 +65,8 @@ def test_what_got_worse_by_more_than_is_tolerated_has_one_line(
     comparison = compared(sample(**now), sample(), tolerated)
     assert (comparison.outcome, [str(r) for r in comparison.regressions]) == ("regressed", [line])
     assert settle(Verdict("passed"), comparison, "gate") == Verdict("failed", (Reason(line),))
-    assert settle(Verdict("passed"), comparison, "report") == Verdict("passed")
+    reported = settle(Verdict("passed"), comparison, "report")
+    assert (reported, reported.gate) == (Verdict("passed"), "failed")
 
 
 @pytest.mark.parametrize("now", [{"spurious": 0.03}, {"spurious": 0.0}, {}])
@@ -103,7 +104,8 @@ def test_what_was_measured_then_and_not_now_is_unmeasured() -> None:
     for now in (sample(spurious=None), sample(wakeups=3), replace(sample(), unmeasured=Reason("gone"))):
         comparison = compared(now, sample(), "spurious:+0.02")
         assert comparison.outcome == "unmeasured"
-        assert settle(Verdict("passed"), comparison, "gate").outcome == "unmeasured"
+        for mode in ("gate", "report"):
+            assert settle(Verdict("passed"), comparison, mode).outcome == "unmeasured"
 
 
 def test_a_service_that_the_baseline_knows_and_that_is_gone_does_not_pass() -> None:
@@ -338,10 +340,60 @@ def test_two_files_are_compared_offline(
     assert "new: no baseline then.json for this test" in out
     assert "gone: is in then.json only" in out
     assert ("t: server: latency_p99 20.0 µs > 10.0 µs +25% of baseline then.json" in out) == (code == 1)
+    conclusion = out.splitlines()[-1]
+    if not options:
+        assert conclusion.startswith("Nothing was judged: ")
+        assert not re.search(r"passed|got worse", out)
+    elif code == 0:
+        assert conclusion == "Nothing got worse by more than is tolerated, in 1 test."
+    else:
+        assert conclusion == "Of 1 test 1 got worse."
 
 
 def test_the_other_way_round_it_improved(reports: tuple[str, str]) -> None:
     assert command_line.main(["compare", *reversed(reports), "--fail", "latency_p99:+25%"]) == 0
+
+
+def test_files_without_a_test_in_common_do_not_pass(
+    tmp_path: Path, reports: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.json"
+    json_report.write(other, HERE, [made("other", window(20))])
+    assert command_line.main(["compare", reports[0], str(other), "--fail", "polls:+1"]) == 1
+    assert command_line.main(["compare", reports[0], str(other)]) == 0
+    assert capsys.readouterr().out.count("Nothing was compared: no test is in both files.") == 2
+
+
+def test_what_changed_is_shown_though_nothing_is_judged() -> None:
+    then = sample(stale_retries=0, cpu_seconds=1.0, wakeups=2000, polls=2000)
+    now = sample(spurious=0.276, stale_retries=150, cpu_seconds=1.1, wakeups=2010, polls=3000)
+    comparison = compare("t", {"server": now}, HERE, Baseline("main", HERE, {"t": {"server": then}}), Rules())
+    assert [str(change) for change in comparison.changes] == [
+        "spurious 1.0 % → 27.6 %",
+        "stale_retries 0 → 150",
+        "polls 2,000 → 3,000",
+    ]
+    assert (comparison.outcome, comparison.judged) == ("passed", False)
+    test = made("t", window(2000))
+    test["comparison"] = record.comparison_record(comparison)
+    table = tables.comparison_table([test], 120)
+    assert table.splitlines()[2].endswith("changed")
+    assert "t: server: spurious 1.0 % → 27.6 %, stale_retries 0 → 150, polls 2,000 → 3,000" in table
+    page = html.render({}, [test])
+    assert 'data-baseline="changed"' in page
+    same = replace(comparison, changes=())
+    test["comparison"] = record.comparison_record(same)
+    assert tables.comparison_table([test], 120).splitlines()[2].endswith("the same")
+
+
+def test_times_of_another_machine_and_shares_of_few_wakeups_are_no_change() -> None:
+    known = Baseline("main", {**HERE, "kernel": "5.4.0"}, {"t": {"server": sample()}})
+    now = sample(latency_p99=90_000.0, polls_per_event=1.5)
+    (change,) = compare("t", {"server": now}, HERE, known, Rules()).changes
+    assert str(change) == "polls_per_event 1.00 → 1.50"
+    few = {"wakeups": 5, "spurious": 0.9}
+    known = Baseline("main", HERE, {"t": {"server": sample(wakeups=5)}})
+    assert compare("t", {"server": sample(**few)}, HERE, known, Rules()).changes == ()
 
 
 def test_what_cannot_be_read_and_unknown_commands_are_usage_errors(

@@ -375,6 +375,10 @@ def test_the_step_summary_lists_the_bad_tests_then_all_in_a_table() -> None:
         "  - server: spurious 50.1 % (500 of 999 wakeups) > max 5.0 %",
         "  - 499 of 500 (99.8 %) spurious wakeups (read on tcp 127.0.0.1:7777 ← 127.0.0.1:5012), "
         "woken in vain at server/fault_dup.go:33 main.(\\*watcher).run",
+        "  - server: 500 of 999 wakeups found nothing to read or write: what woke them had been taken by "
+        "another reader of the same socket. Typically a connection was duplicated (File, FileConn, an "
+        "inherited descriptor) and both ends are read. To mend it, let one goroutine read, and close the "
+        "duplicate.",
         "- ❔ `tests/test_echo.py::test_gone`",
         "  - server: eBPF needs root: pytest is not root",
         "  - fix: sudo -v",
@@ -442,9 +446,45 @@ def test_annotations_mark_failed_and_unmeasured_tests_on_one_line_each() -> None
         "::error file=tests/test_echo.py,line=7,title=netpoll%3A tests/test_echo.py%3A%3Atest_echo::"
         "server: spurious 50.1 %25 (500 of 999 wakeups) > max 5.0 %25%0A499 of 500"
     )
-    assert first.endswith("at server/fault_dup.go:33 main.(*watcher).run")
+    assert "at server/fault_dup.go:33 main.(*watcher).run%0Aserver: 500 of 999 wakeups found" in first
+    assert first.endswith("close the duplicate.")
     assert "title=netpoll%3A a.py%3A%3At[1%2C2]::server: eBPF needs root" in second
     assert "\n" not in first + second
+
+
+def test_the_line_of_go_is_annotated_too_once_for_all_tests_and_with_the_diagnosis() -> None:
+    def find(file: str) -> Path | None:
+        return Path("src") / file if file.startswith("server/") else None
+
+    library = {"function": "net/http.serve", "file": "net/http/server.go", "line": 9}
+    mine = {"function": "main.run", "file": "server/main.go", "line": 33}
+    tests = [wasteful(offender(stack=[library, mine]), nodeid=f"a.py::test_{i}") for i in range(3)]
+    *_, third, in_go = summary.annotations([*tests, passed()], Path("py"), find)
+    assert third.startswith("::error file=py/tests/test_echo.py,line=7,")
+    assert in_go.startswith(
+        "::error file=src/server/main.go,line=33,title=netpoll%3A a.py%3A%3Atest_0 and 2 more tests::"
+        "499 of 500 (99.8 %25) spurious wakeups"
+    )
+    assert "%0Aserver: 500 of 999 wakeups found nothing to read or write" in in_go
+    assert len(summary.annotations([wasteful(offender(stack=[library]))], Path(), find)) == 1
+    reported = wasteful(offender(stack=[mine]), mode="report")
+    first, second = summary.annotations([reported], Path(), find, "warning")
+    assert first.startswith("::warning file=tests/test_echo.py,line=7")
+    assert second.startswith("::warning file=src/server/main.go,line=33")
+
+
+def test_a_late_wakeup_is_annotated_with_its_line() -> None:
+    late = {
+        "latency_ns": 12_300_000,
+        "goroutine": 18,
+        "direction": "read",
+        "fd_type": "tcp",
+        "stack": [{"function": "main.reply", "file": "server/main.go", "line": 5}],
+    }
+    slow = built(measured(HEALTHY, slowest=(late,)), max_latency_p99="1us")
+    first, second = summary.annotations([slow], Path(), Path)
+    assert "woken late at server/main.go:5 main.reply" in first
+    assert second.startswith("::error file=server/main.go,line=5,")
 
 
 def test_a_tests_own_error_is_annotated_before_what_else_was_found() -> None:

@@ -13,7 +13,7 @@ from pytest_netpoll.errors import Reason, UsageError
 from pytest_netpoll.marker import Limits, resolve
 from pytest_netpoll.median import median_of
 from pytest_netpoll.metrics import COUNTERS, Measurement, Snapshot, bucket_of
-from pytest_netpoll.verdict import Breach, Verdict, judge
+from pytest_netpoll.verdict import Breach, Death, Verdict, judge
 
 HALF_SPURIOUS = {"wakeups": 3998, "productive_wakeups": 1999, "spurious_wakeups": 1999, "events": 3998}
 HEALTHY = {"wakeups": 200, "productive_wakeups": 200, "events": 200, "polls": 210}
@@ -231,11 +231,38 @@ def test_report_mode_passes_broken_limits_and_still_lists_them() -> None:
     verdict = judge([measured(HALF_SPURIOUS)], limits({"max_spurious": 0.05}), "report")
     assert (verdict.outcome, verdict.reason) == ("passed", None)
     assert [breach.metric for breach in verdict.breaches] == ["spurious"]
+    assert verdict.gate == "failed"
 
 
 @pytest.mark.parametrize("measurements", [[], [measured({"wakeups": 3})]])
-def test_report_mode_passes_limits_that_could_not_be_checked(measurements: list[Measurement]) -> None:
-    assert judge(measurements, limits({"max_spurious": 0.05}), "report") == Verdict("passed")
+def test_report_mode_says_of_limits_that_could_not_be_checked_what_gate_mode_says(
+    measurements: list[Measurement],
+) -> None:
+    demanded = limits({"max_spurious": 0.05})
+    verdict = judge(measurements, demanded, "report")
+    assert verdict.outcome == "unmeasured"
+    assert verdict == judge(measurements, demanded, "gate")
+
+
+def test_in_report_mode_a_certain_breach_outweighs_a_service_that_was_not_measured() -> None:
+    gone = replace(measured(HEALTHY, service="b"), unmeasured="the service is gone")
+    verdict = judge([gone, measured(HEALTHY, service="a")], limits({"max_polls": 1}), "report")
+    assert (verdict.outcome, verdict.gate) == ("passed", "failed")
+
+
+@pytest.mark.parametrize("mode", ["gate", "report", "off"])
+def test_a_service_that_died_fails_the_test_in_every_mode(mode: Literal["gate", "report", "off"]) -> None:
+    gone = replace(measured(HEALTHY), unmeasured="service 'server' ended during the test")
+    how = Reason("service 'server' ended during the test", why="exit status 2: panic: boom")
+    death = Death("server", how)
+    assert judge([gone], limits({"max_polls": 1}), mode, deaths=[death]) == Verdict(
+        "failed", f"server: {death.how}", deaths=(death,)
+    )
+
+
+def test_what_keeps_all_services_from_being_measured_is_told_once() -> None:
+    gone = [replace(measured(HEALTHY, service=name), unmeasured="the agent ended") for name in "abc"]
+    assert judge(gone, limits({"max_polls": 1})) == Verdict("unmeasured", "a, b, c: the agent ended")
 
 
 @pytest.mark.parametrize(

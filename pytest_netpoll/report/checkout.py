@@ -1,0 +1,63 @@
+"""Where in the repository a file is: what marks lines for a review knows files by their path there."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# What no file of the repository's own is in.
+_FOREIGN = {"node_modules", "vendor", "testdata"}
+_MOST_DIRECTORIES = 20_000
+
+
+class Checkout:
+    """The repository in `workspace`, seen by a pytest whose root directory is `rootdir`.
+
+    root: of pytest's root directory, the path in the repository; that of the repository if it is elsewhere.
+    """
+
+    def __init__(self, rootdir: Path, workspace: Path) -> None:
+        self._rootdir = rootdir.resolve()
+        self._workspace = workspace.resolve()
+        inside = self._rootdir.is_relative_to(self._workspace)
+        self.root = self._rootdir.relative_to(self._workspace) if inside else Path()
+        self.find = functools.cache(self._find)
+
+    def _find(self, file: str) -> Path | None:
+        """The path in the repository of a file as it stands in a stack; None where that is not certain.
+
+        Those are absolute, or relative to pytest's root directory or to that of their Go module.
+        """
+        if not file or "\0" in file:
+            return None
+        if Path(file).is_absolute():
+            found = [Path(file)]
+        else:
+            found = [self._rootdir / file] if _is_file(self._rootdir / file) else []
+            found = found or [module / file for module in self._modules if _is_file(module / file)]
+        paths = {path.resolve() for path in found if _is_file(path)}
+        inside = [path for path in paths if path.is_relative_to(self._workspace)]
+        return inside[0].relative_to(self._workspace) if len(inside) == len(paths) == 1 else None
+
+    @functools.cached_property
+    def _modules(self) -> list[Path]:
+        return list(_modules_in(self._workspace))
+
+
+def _modules_in(workspace: Path) -> Iterator[Path]:
+    """The directories of Go modules in it."""
+    for number, (directory, below, files) in enumerate(os.walk(workspace)):
+        if number == _MOST_DIRECTORIES:
+            return
+        below[:] = [name for name in below if not name.startswith(".") and name not in _FOREIGN]
+        if "go.mod" in files:
+            yield Path(directory)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long, or not ours to see
+        return False

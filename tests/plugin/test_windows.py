@@ -1,0 +1,117 @@
+"""What `netpoll.measure()` leaves in the reports; with real services and real eBPF."""
+
+from __future__ import annotations
+
+import json
+from xml.etree import ElementTree
+
+import pytest
+
+pytestmark = pytest.mark.bpf
+
+
+def test_a_plain_assertion_about_a_window_shows_what_it_counted_and_whose_line_it_was(
+    run, pytester, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(pytester.path / "summary.md"))
+    result = run(
+        """
+def test_it(dup, ping, netpoll):
+    with netpoll.measure("warm-up"):
+        ping(dup, 5)
+    with netpoll.measure() as window:
+        ping(dup, 60)
+    assert window[dup].polls < 50
+""",
+        "--netpoll-json=report.json",
+        "--netpoll-html=report.html",
+        "--junitxml=junit.xml",
+    )
+    result.assert_outcomes(failed=1)
+    explained = [
+        "*assert * < 50*",
+        "*- netpoll -*",
+        "window 2, dup (pid *):",
+        "  wakeups  *productive, * spurious*",
+        "  polls  *blocking*",
+        "  * spurious wakeups (read on tcp *woken in vain*",
+        "*kit.go:*services/kit.Echo",
+        "window 1, warm-up, dup (pid *",
+        "window 2, dup: * wakeups found nothing to read or write*",
+    ]
+    result.stdout.fnmatch_lines(explained)
+    result.stdout.fnmatch_lines(["test_it.py::test_it*FAILED", "↳ window 1, warm-up *", "↳ window 2 *"])
+    (test,) = json.loads((pytester.path / "report.json").read_text())["tests"]
+    assert (test["outcome"], test["services"]) == ("failed", [])
+    first, second = test["windows"]
+    assert [(w["number"], w["name"], w["read"]) for w in (first, second)] == [
+        (1, "warm-up", []),
+        (2, None, ["dup"]),
+    ]
+    (service,) = second["services"]
+    assert service["metrics"]["spurious_wakeups"] == pytest.approx(60, abs=6)
+    assert service["offenders"][0]["stack"][0]["function"] == "services/kit.Echo"
+    assert second["diagnosis"][0].startswith("dup: ")
+    assert "dup, window 2" in (pytester.path / "report.html").read_text()
+    assert "↳ window 2" in (pytester.path / "summary.md").read_text()
+    (failure,) = ElementTree.parse(pytester.path / "junit.xml").getroot().iter("failure")
+    assert "services/kit.Echo" in (failure.text or "")
+    assert "found nothing to read or write" in (failure.text or "")
+
+
+def test_windows_of_tests_that_pass_and_of_fixtures_are_reported(run, pytester):
+    result = run(
+        """
+@pytest.fixture
+def around(netpoll, echo):
+    with netpoll.measure("around"): yield
+
+def test_fixture(echo, ping, around): ping(echo, 10)
+
+@netpoll(max_spurious=0.05)
+def test_marked(echo, ping, netpoll):
+    with netpoll.measure("inside"): ping(echo, 20)
+
+def test_neighbour(echo, dup, ping, netpoll, request):
+    with netpoll.measure() as window: ping(echo)
+    assert window[echo].spurious_wakeups == 0
+
+def test_none(): pass
+""",
+        "--netpoll-json=report.json",
+        "--netpoll-save=main",
+        "--netpoll-reruns=0",
+    )
+    result.assert_outcomes(passed=4)
+    tests = {
+        t["nodeid"].partition("::")[2]: t
+        for t in json.loads((pytester.path / "report.json").read_text())["tests"]
+    }
+    assert sorted(tests) == ["test_fixture", "test_marked", "test_neighbour"]
+    for name, of in (("test_fixture", "around"), ("test_marked", "inside")):
+        (window,) = tests[name]["windows"]
+        assert window["name"] == of
+        assert [service["name"] for service in window["services"]] == ["echo"]
+    inside = tests["test_marked"]["windows"][0]["services"][0]["metrics"]
+    assert inside["wakeups"] <= tests["test_marked"]["services"][0]["metrics"]["wakeups"]
+    # Only what has limits has a baseline, and of the others nothing is missing.
+    saved = json.loads((pytester.path / ".netpoll/main.json").read_text())["tests"]
+    assert list(saved) == ["test_it.py::test_marked"]
+    result.stdout.no_fnmatch_line("*is not in it*")
+
+
+def test_of_very_many_windows_the_last_ones_are_kept(run, pytester):
+    result = run(
+        """
+def test_it(echo, netpoll):
+    for _ in range(103):
+        with netpoll.measure(): pass
+""",
+        "--netpoll-json=report.json",
+    )
+    result.assert_outcomes(passed=1)
+    (test,) = json.loads((pytester.path / "report.json").read_text())["tests"]
+    assert test["windows_left_out"] == 3
+    assert [window["number"] for window in test["windows"]] == list(range(4, 104))
+    assert len([line for line in result.outlines if line.startswith("↳")]) == 10
