@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pytest_netpoll.clean import lines
 from pytest_netpoll.report.record import TestRecord
 from pytest_netpoll.report.words import one_line, trusted
 
@@ -41,5 +42,5 @@ def properties(record: TestRecord) -> list[tuple[str, str]]:
                 found.append((f"{prefix}.{name}", str(int(value) if value == int(value) else value)))
         unmeasured = service.get("unmeasured")
         if unmeasured is not None:
-            found.append((f"{prefix}.unmeasured", one_line(unmeasured)))
+            found.append((f"{prefix}.unmeasured", lines(unmeasured)))
     return found

@@ -18,6 +18,7 @@ from pytest_netpoll import clean, compare
 from pytest_netpoll.accumulated import Accumulated
 from pytest_netpoll.comparison import Baseline, Rules, Sample
 from pytest_netpoll.comparison import compare as compared_with
+from pytest_netpoll.errors import Reason
 from pytest_netpoll.marker import resolve
 from pytest_netpoll.metrics import COUNTERS, Measurement, Snapshot, bucket_of
 from pytest_netpoll.report import baseline, html, junit, live, record, summary, tables, terminal

@@ -106,6 +106,7 @@ MEASURED = {
     "deadline_wakeups": 1,
     "dispatches": 20,
     "runq_max": 2,
+    "unprobed": 0,
     "io_outcomes": {"data": 5, "EAGAIN": 2},
     "futile": [["read", "EAGAIN", 1]],
     "slowest": [{**WAKEUP, "latency_ns": 9000, "at_ns": 5000, "goid": [18, 0]}],

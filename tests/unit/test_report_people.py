@@ -370,7 +370,7 @@ def test_the_step_summary_lists_the_bad_tests_then_all_in_a_table() -> None:
     text = summary.markdown([passed(), wasteful(offender()), gone()], ENVIRONMENT)
     lines = text.splitlines()
     assert lines[2] == "❌ 1 failed, ❔ 1 unmeasured, ✅ 1 passed"
-    assert lines[4:10] == [
+    assert lines[4:11] == [
         "- ❌ `tests/test_echo.py::test_echo`",
         "  - server: spurious 50.1 % (500 of 999 wakeups) > max 5.0 %",
         "  - 499 of 500 (99.8 %) spurious wakeups (read on tcp 127.0.0.1:7777 ← 127.0.0.1:5012), "

@@ -120,8 +120,9 @@ def test_every_broken_limit_of_every_service_has_its_line() -> None:
         (
             {"max_polls": 1},
             [],
-            "no Go service ran during the test; use the go_service fixture, also to attach to what runs "
-            "already: go_service(port=…), pid=… or process=…",
+            "no Go service ran during the test\n"
+            "  fix: use the go_service fixture; go_service(port=…), pid=… or process=… attaches to what runs "
+            "already",
         ),
         (
             {"service": "x", "max_polls": 1},
@@ -148,8 +149,8 @@ def test_every_broken_limit_of_every_service_has_its_line() -> None:
         (
             {"max_latency_max": "1ms"},
             [measured({"wakeups": 30, "productive_wakeups": 2}, latency=1)],
-            "server: only 2 resolved wakeups; latency_max needs at least 10: send more traffic, or set "
-            "min_wakeups=",
+            "server: only 2 resolved wakeups; latency_max needs at least 10\n"
+            "  fix: send more traffic, or set min_wakeups=",
         ),
         (
             {"max_spurious": 0.05, "min_wakeups": 0},
@@ -256,13 +257,15 @@ def test_a_service_that_died_fails_the_test_in_every_mode(mode: Literal["gate", 
     how = Reason("service 'server' ended during the test", why="exit status 2: panic: boom")
     death = Death("server", how)
     assert judge([gone], limits({"max_polls": 1}), mode, deaths=[death]) == Verdict(
-        "failed", f"server: {death.how}", deaths=(death,)
+        "failed", (Reason(f"server: {death.how}"),), deaths=(death,)
     )
 
 
 def test_what_keeps_all_services_from_being_measured_is_told_once() -> None:
-    gone = [replace(measured(HEALTHY, service=name), unmeasured="the agent ended") for name in "abc"]
-    assert judge(gone, limits({"max_polls": 1})) == Verdict("unmeasured", "a, b, c: the agent ended")
+    gone = [replace(measured(HEALTHY, service=name), unmeasured=Reason("the agent ended")) for name in "abc"]
+    assert judge(gone, limits({"max_polls": 1})) == Verdict(
+        "unmeasured", (Reason("a, b, c: the agent ended"),)
+    )
 
 
 @pytest.mark.parametrize(
