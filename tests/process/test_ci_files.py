@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 
 CI = Path(__file__).parents[2] / "example_project" / "ci"
-PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+TOOLS = Path(__file__).parents[2] / ".tools" / "bin"  # where .ci/setup test puts actionlint
+PATH = os.pathsep.join([str(Path(sys.executable).parent), str(TOOLS), os.environ.get("PATH", "")])
 
 
-def check(tool: str, *arguments: object) -> str:
+def check(tool: str, *arguments: object, install: str = "pip install -e '.[dev,manifests]'") -> str:
     """Its complaints; "" where it has none. Skips where the tool is not there."""
     program = shutil.which(tool, path=PATH)
     if program is None:
-        pytest.skip(f"{tool} is not installed: pip install -e '.[dev,manifests]'")
+        pytest.skip(f"{tool} is not installed: {install}")
     run = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=120)
     return run.stdout + run.stderr if run.returncode else ""
 
@@ -61,6 +62,18 @@ def test_the_checker_would_see_a_mistake(name: str, tmp_path: Path) -> None:
     assert checker(tmp_path / name) != ""
 
 
+def actionlint(path: Path) -> str:
+    return check("actionlint", path, install=".ci/setup test")
+
+
 def test_a_workflow_passes_actionlint() -> None:
-    """Optional: go install github.com/rhysd/actionlint/cmd/actionlint@latest"""
-    assert check("actionlint", CI / "github-workflow.yml") == ""
+    assert actionlint(CI / "github-workflow.yml") == ""
+
+
+def test_actionlint_would_see_a_mistake_that_the_schema_allows(tmp_path: Path) -> None:
+    workflow = tmp_path / "github-workflow.yml"
+    text = (CI / workflow.name).read_text()
+    assert "if: always()" in text
+    workflow.write_text(text.replace("if: always()", "if: allways()"))
+    assert github(workflow) == ""
+    assert 'undefined function "allways"' in actionlint(workflow)
