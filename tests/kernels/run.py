@@ -326,7 +326,8 @@ def copy_python(target: Path) -> None:
     libraries.mkdir()
     for pattern in ("lib*.so.*", "ld-linux*.so.*"):
         for library in (root / "usr/lib/x86_64-linux-gnu").glob(pattern):
-            shutil.copy(library, libraries)
+            if library.stat().st_size < 10_000_000:  # not LLVM, which is BCC's
+                shutil.copy(library, libraries)
     shutil.copy(root / "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", libraries)
     python = target / "bin" / "python3.11"
     shutil.copy(root / "usr/bin/python3.11", python)
