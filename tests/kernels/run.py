@@ -96,7 +96,7 @@ def main() -> int:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MACHINES)}; default: all")
     parser.add_argument("--short", action="store_true", help="what CI runs: fewer machines, fewer steps")
-    parser.add_argument("--steps", type=str.split, help=f"of {' '.join(STEPS)}, or commands of your own")
+    parser.add_argument("--steps", type=shlex.split, help=f"of {' '.join(STEPS)}, or commands of your own")
     parser.add_argument("--limit", type=int, default=1500, help="seconds for a machine; default: %(default)s")
     parser.add_argument("--jobs", type=int, default=2, help="machines at a time; default: %(default)s")
     given, pytest_arguments = _split(sys.argv[1:])
