@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all check bench clean
+.PHONY: help demo test test-all test-kernels test-kernels-short check bench clean
 
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
@@ -22,7 +22,7 @@ export GOTOOLCHAIN := local
 unexport GOROOT
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## see a healthy Go service pass, and wasteful ones caught
 	@.ci/setup demo
@@ -45,6 +45,14 @@ test-all: export NETPOLL_GO_VERSIONS = all
 test-all: ## run all tests, with every supported Go
 	@.ci/setup test
 	@$(PYTEST) tests $(ARGS)
+
+test-kernels: ## run the installed plugin on other kernels and on arm64, emulated
+	@.ci/setup kernels
+	@$(PYTHON) tests/kernels/run.py $(ARGS)
+
+test-kernels-short: ## the part of it that CI runs: Linux 5.10 and 6.1, and arm64
+	@.ci/setup kernels
+	@$(PYTHON) tests/kernels/run.py --short $(ARGS)
 
 check: ## lint, formatting, types
 	@.ci/setup check

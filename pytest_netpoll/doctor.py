@@ -18,7 +18,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,10 @@ _BUILD_ENVIRONMENT = {"GOFLAGS": "", "GOWORK": "off", "CGO_ENABLED": "0"}
 
 class TooLate(NetpollError):
     """A check took longer than its deadline."""
+
+
+class TimedOut(Finding):
+    """Of such a check: it does not tell whether what it looked for is there."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -86,7 +90,16 @@ def examine(config: Config) -> dict[str, Finding]:
         )
     finally:
         meter.stop()
+    if findings["agent"].status == "ok":
+        findings = {name: _outweighed(finding) for name, finding in findings.items()}
     return findings
+
+
+def _outweighed(finding: Finding) -> Finding:
+    """A check that ran out of time proves nothing against an agent that has just loaded and attached."""
+    if not isinstance(finding, TimedOut):
+        return finding
+    return replace(finding, status="warn", seen=f"{finding.seen}; but the agent loaded and attached")
 
 
 def _within(seconds: float, check: Callable[[], Finding]) -> Finding:
@@ -94,6 +107,8 @@ def _within(seconds: float, check: Callable[[], Finding]) -> Finding:
     try:
         with _deadline(seconds):
             return check()
+    except TooLate as error:
+        return TimedOut.of(error)
     except NetpollError as error:
         return Finding.of(error)
 
@@ -102,7 +117,7 @@ def _within(seconds: float, check: Callable[[], Finding]) -> Finding:
 def _deadline(seconds: float) -> Iterator[None]:
     def ring(*_: object) -> None:
         raise TooLate(
-            f"no end within {seconds:.0f} s",
+            f"timed out after {seconds:.0f} s",
             why="it hangs, or the machine is overloaded",
             fix=f"try again when the machine is idle: {checks.DOCTOR}",
         )
@@ -242,7 +257,8 @@ def conclusion(findings: Mapping[str, Finding]) -> str:
         return f"Measuring does not work here: {', '.join(failed)}."
     if findings["self-test"].status == "ok":
         return "Measuring works here."
-    return "Measuring should work here; it is not proven, as the self-test was not done."
+    missing = "did not finish" if isinstance(findings["self-test"], TimedOut) else "was not done"
+    return f"Measuring should work here; it is not proven, as the self-test {missing}."
 
 
 def table(findings: Mapping[str, Finding], width: int) -> str:

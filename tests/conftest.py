@@ -28,6 +28,8 @@ settings.load_profile("tests")
 
 pytest_plugins = ["pytester"]
 
+collect_ignore = ["kernels/suite"]  # runs inside the machines of tests/kernels
+
 ROOT = Path(__file__).parents[1]
 SYSTEM_PYTHON = "/usr/bin/python3"  # distributions build BCC's binding for this one only
 

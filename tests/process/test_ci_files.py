@@ -14,14 +14,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CI = ROOT / "example_project" / "ci"
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+TOOLS = ROOT / ".tools" / "bin"  # where .ci/setup test puts actionlint
+PATH = os.pathsep.join([str(Path(sys.executable).parent), str(TOOLS), os.environ.get("PATH", "")])
 
 
-def check(tool: str, *arguments: object) -> str:
+def check(tool: str, *arguments: object, install: str = "pip install -e '.[dev,manifests]'") -> str:
     """Its complaints; "" where it has none. Skips where the tool is not there."""
     program = shutil.which(tool, path=PATH)
     if program is None:
-        pytest.skip(f"{tool} is not installed: pip install -e '.[dev,manifests]'")
+        pytest.skip(f"{tool} is not installed: {install}")
     run = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=120)
     return run.stdout + run.stderr if run.returncode else ""
 
@@ -64,10 +65,22 @@ def test_the_checker_would_see_a_mistake(name: str, tmp_path: Path) -> None:
     assert checker(tmp_path / name) != ""
 
 
+def actionlint(path: Path) -> str:
+    return check("actionlint", path, install=".ci/setup test")
+
+
 @pytest.mark.parametrize("workflow", [CI / "github-workflow.yml", *WORKFLOWS], ids=lambda path: path.name)
 def test_a_workflow_passes_actionlint(workflow: Path) -> None:
-    """Optional: go install github.com/rhysd/actionlint/cmd/actionlint@latest"""
-    assert check("actionlint", workflow) == ""
+    assert actionlint(workflow) == ""
+
+
+def test_actionlint_would_see_a_mistake_that_the_schema_allows(tmp_path: Path) -> None:
+    workflow = tmp_path / "github-workflow.yml"
+    text = (CI / workflow.name).read_text()
+    assert "if: always()" in text
+    workflow.write_text(text.replace("if: always()", "if: allways()"))
+    assert github(workflow) == ""
+    assert 'undefined function "allways"' in actionlint(workflow)
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
