@@ -60,7 +60,7 @@ def why_not():
     if _filtered():
         return (
             "the seccomp profile of the container refuses bpf(), whatever capabilities the agent has",
-            "--security-opt seccomp=unconfined, or --cap-add SYS_ADMIN: some engines allow bpf() with that only",
+            "--security-opt seccomp=unconfined, or --cap-add SYS_ADMIN, with which engines allow bpf()",
         )
     return None
 
