@@ -161,16 +161,15 @@ def pytest_in(podman, image, programs, tmp_path):
     return pytest_in
 
 
-@pytest.fixture
-def other(podman, programs):
-    """A container whose service is called as nothing else on this machine; its name."""
+@pytest.fixture(scope="module")
+def beside(podman, programs, tmp_path_factory):
+    """An image whose service is called as nothing else on this machine."""
     tag = f"{engines.PREFIX}-beside"
-    tree = programs.parent / "beside"
-    if not tree.exists():
-        podman(
-            "build", "--quiet", "--tag", tag, engines.write_tree(tree, {"/echo-beside": programs / "echo"})
-        )
-    return podman.start(tag, "/echo-beside", "-addr", "0.0.0.0:7007")
+    tree = engines.write_tree(tmp_path_factory.mktemp("beside"), {"/echo-beside": programs / "echo"})
+    podman("build", "--quiet", "--tag", tag, tree)
+    yield tag
+    podman.remove_all()
+    podman("rmi", "--force", tag, check=False)
 
 
 def outcomes(said):
@@ -228,9 +227,25 @@ def test_root_in_a_user_namespace_is_refused_with_the_reason(pytest_in):
 
 
 @pytest.mark.parametrize("pids", ["host", "container"])
-def test_another_container_s_service_is_measured_with_four_capabilities(pytest_in, other, pids):
+def test_another_container_s_service_is_measured_with_four_capabilities(podman, pytest_in, beside, pids):
+    other = podman.start(beside, "/echo-beside", "-addr", "0.0.0.0:7007")
     namespace = "--pid=host" if pids == "host" else f"--pid=container:{other}"
     _, said = pytest_in(OTHER, namespace, *LOADING, *LOOKING, UNFILTERED)
+    assert outcomes(said)["test_pings"] == "PASSED", said
+
+
+def test_a_pod_needs_no_more_than_the_job_gives_it(podman, pytest_in, beside):
+    """As kubernetes-job.yaml has it: one pid namespace, no privilege but the four capabilities."""
+    if not shutil.which("catatonit") and not Path("/usr/libexec/podman/catatonit").exists():
+        pytest.skip("podman makes no pods without catatonit: .ci/setup test")
+    pod, least = f"{engines.PREFIX}-pod", ("--cap-drop=ALL", "--security-opt=no-new-privileges")
+    podman("pod", "create", "--name", pod, "--share", "pid,net")
+    try:
+        address = ("-addr", "127.0.0.1:7007")
+        podman.start(beside, "/echo-beside", *address, options=[f"--pod={pod}", *least])
+        _, said = pytest_in(OTHER, f"--pod={pod}", *least, *LOADING, *LOOKING, UNFILTERED)
+    finally:
+        podman("pod", "rm", "--force", pod)
     assert outcomes(said)["test_pings"] == "PASSED", said
 
 
