@@ -180,8 +180,8 @@ def _unknown(name: str, asked: list[str], refused: Iterable[ServiceError]) -> Se
     reasons = [f"{' and '.join(asked)} {'has' if len(asked) == 1 else 'have'} none"] if asked else []
     reasons += [f"{error.what}: {error.why}" for error in refused]
     fix = f"see {' and '.join(f'`{command} ps --all`' for command in asked)}" if asked else None
-    if "podman" in asked and os.geteuid() != 0:
-        fix = f"{fix}; podman shows a user's own containers only, those of root to root"
+    if "podman" in asked:
+        fix = f"{fix}; podman knows only those of the user that runs it"
     return ServiceError(
         f"there is no container {name!r}",
         why="; ".join(reasons),

@@ -2,11 +2,13 @@
 
 import contextlib
 import ctypes
+import errno
 import os
 import pwd
 from collections import namedtuple
 
 import namespaces
+import syscall
 
 # linux/capability.h
 CAPABILITIES = {"DAC_READ_SEARCH": 2, "SYS_PTRACE": 19, "SYS_ADMIN": 21, "PERFMON": 38, "BPF": 39}
@@ -15,6 +17,8 @@ PROBING = ("SYS_ADMIN",)
 LOADING = ("BPF", "PERFMON")  # SYS_ADMIN stands for both, as it did alone before 5.8
 YAMA = "/proc/sys/kernel/yama/ptrace_scope"
 
+_BPF = {"x86_64": 321, "aarch64": 280}
+_SECCOMP_FILTER = "2"
 _PR_SET_KEEPCAPS = 8
 _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
@@ -53,7 +57,24 @@ def why_not():
             "the agent is root in a user namespace only, as in a rootless container, and that is not enough",
             "run it in a container of root's, with %s" % " ".join("--cap-add " + name for name in LOADING),
         )
+    if _filtered():
+        return (
+            "the seccomp profile of the container refuses bpf(), whatever capabilities the agent has",
+            "--security-opt seccomp=unconfined, or --cap-add SYS_ADMIN, with which engines allow bpf()",
+        )
     return None
+
+
+def _filtered():
+    """Whether a seccomp filter refuses bpf(): it answers before the kernel has seen that this map is none."""
+    with open("/proc/self/status") as f:
+        if _SECCOMP_FILTER not in [line.split()[1] for line in f if line.startswith("Seccomp:")]:
+            return False
+    try:
+        syscall.call(_BPF, 0, None, 0)
+    except OSError as error:
+        return error.errno == errno.EPERM
+    return False
 
 
 def owns(user, pid):

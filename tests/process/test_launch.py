@@ -286,7 +286,7 @@ def test_a_command_that_is_not_there_is_named(go_service: ServiceFactory) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "exactly one of package, command, pid, port, process: got none"),
+        ({}, "exactly one of package, command, pid, port, process, container: got none"),
         ({"package": "./a", "command": "b"}, "got package and command"),
         ({"command": "true", "go": "1.25.1", "build_flags": ["-race"]}, "go, build_flags cannot go together"),
         ({"pid": 1, "args": ["-v"]}, "args cannot go together with pid"),
