@@ -273,7 +273,7 @@ class TestRecord(_TestExtra):
     file: relative to the root directory. line: of the test, from 1. error: the one line of a failure
     that is the test's own; it is then the reason, too. xfail: why pytest expected the failure, None
     where it did not. diagnosis: a sentence or two for each pathology recognised in a service: what was
-    seen, what causes it, what mends it. toolchain: which of several Go toolchains, as in the nodeid.
+    seen, what causes it, how to fix it. toolchain: which of several Go toolchains, as in the nodeid.
     requests_per_second: of what the test reported with record_property("requests", n). gate: the outcome that
     gate mode would have given; another one than `outcome` only in report mode. deaths: the services that
     ended without being stopped. windows: of the `netpoll.measure()` blocks, of very many the last ones.

@@ -90,7 +90,7 @@ def test_a_container_without_the_capabilities_is_told_which_to_add(pytester):
 def test_a_python_that_is_not_there_is_named(run):
     result = run(MEASURED, "--netpoll-python=/no/python")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*there is no Python at /no/python*--netpoll-python=PATH*"])
+    result.stdout.fnmatch_lines(["*there is no Python at /no/python*", "  fix: *--netpoll-python=PATH*"])
 
 
 @pytest.mark.bpf
