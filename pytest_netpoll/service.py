@@ -264,9 +264,11 @@ class Service:
         else:
             self._attach(self._spec.pid)
         self._stopped = False
-        self._factory.spawned(self)
+        begun = self._factory.spawned(self)
         if self._held is not None:
             self._begin(self._held)
+            if begun is not None:
+                begun()
         self._inspect()
 
     def _attach(self, pid: int) -> None:
@@ -361,7 +363,7 @@ class ServiceFactory:
     rootdir: where relative packages, commands and `cwd` start.
     cache_dir: keeps the built executables; may be shared between concurrent sessions.
     on_spawn: called with every new process (each restart too). One that is launched has not begun to run its
-        program, and does when this returns.
+        program, and does when this returns; what it returned, if anything, is called then.
     on_exit: called when a service was stopped, or failed to get ready.
     say: told what takes longer than a second.
     go: builds the packages for which no other one is asked; None for the one on PATH.
@@ -373,7 +375,7 @@ class ServiceFactory:
         *,
         rootdir: Path,
         cache_dir: Path,
-        on_spawn: Callable[[Service], None] | None = None,
+        on_spawn: Callable[[Service], Callable[[], None] | None] | None = None,
         on_exit: Callable[[Service], None] | None = None,
         say: Say | None = None,
         go: GoTool | None = None,
@@ -462,10 +464,10 @@ class ServiceFactory:
 
     # For Service.
 
-    def spawned(self, service: Service) -> None:
+    def spawned(self, service: Service) -> Callable[[], None] | None:
+        """What is to be called once it runs its program, if anything."""
         self.services.append(service)
-        if self._on_spawn is not None:
-            self._on_spawn(service)
+        return self._on_spawn(service) if self._on_spawn is not None else None
 
     def stopped(self, service: Service) -> None:
         self.services.remove(service)
