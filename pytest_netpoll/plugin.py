@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,10 +159,9 @@ class Session:
         self._factories.append(factory)
         return factory
 
-    def _spawned(self, service: Service) -> None:
+    def _spawned(self, service: Service) -> Callable[[], None] | None:
         self.roster.enter(service)
-        if self.options.mode != "off":
-            self.meter.watch(service)
+        return self.meter.watch(service) if self.options.mode != "off" else None
 
     def _is_ready(self, service: Service) -> None:
         if self.options.mode != "off":

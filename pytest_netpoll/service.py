@@ -379,9 +379,11 @@ class Service:
         else:
             self._attach(self._spec.pid)
         self._stopped = self._was_ready = False
-        self._factory.spawned(self)
+        begun = self._factory.spawned(self)
         if self._held is not None:
             self._begin(self._held)
+            if begun is not None:
+                begun()
         self._inspect()
 
     def _attach(self, pid: int) -> None:
@@ -480,7 +482,7 @@ class ServiceFactory:
     rootdir: where relative packages, commands and `cwd` start.
     cache_dir: keeps the built executables; may be shared between concurrent sessions.
     on_spawn: called with every new process (each restart too). One that is launched has not begun to run its
-        program, and does when this returns.
+        program, and does when this returns; what it returned, if anything, is called then.
     on_exit: called when a service was stopped, or failed to get ready.
     on_ready: called with every service that is ready (each restart too).
     taken: names that no new service may have, besides those of its own that run.
@@ -494,7 +496,7 @@ class ServiceFactory:
         *,
         rootdir: Path,
         cache_dir: Path,
-        on_spawn: Callable[[Service], None] | None = None,
+        on_spawn: Callable[[Service], Callable[[], None] | None] | None = None,
         on_exit: Callable[[Service], None] | None = None,
         on_ready: Callable[[Service], None] | None = None,
         taken: Callable[[], Collection[str]] = tuple,
@@ -606,10 +608,10 @@ class ServiceFactory:
 
     # For Service.
 
-    def spawned(self, service: Service) -> None:
+    def spawned(self, service: Service) -> Callable[[], None] | None:
+        """What is to be called once it runs its program, if anything."""
         self.services.append(service)
-        if self._on_spawn is not None:
-            self._on_spawn(service)
+        return self._on_spawn(service) if self._on_spawn is not None else None
 
     def stopped(self, service: Service) -> None:
         self.services.remove(service)

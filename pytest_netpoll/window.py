@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import operator
+import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, Protocol
 
 from pytest_netpoll import checks, guard, offenders, privilege, probe, slowest, timeline
@@ -42,6 +43,9 @@ _UPGRADE = "pip install --upgrade pytest-netpoll"
 READY_STACKS = 16
 # Of one I/O call: there may be a million a second.
 IO_STACKS = 64
+
+# Seconds between an exec and the kernel's word of it, at most.
+_EXEC_PATIENCE = 1.0
 
 # What comes of reading numbers that cannot be, in an answer that is otherwise what it should be.
 _NONSENSE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
@@ -127,9 +131,28 @@ class Meter:
         if self._probe is not None:
             self._probe.stop()
 
-    def watch(self, service: Watched) -> None:
-        """Called with every new process of a service, as early as possible."""
+    def watch(self, service: Watched) -> Callable[[], None]:
+        """Called with every new process of a service, as early as possible.
+
+        What it returns is to be called when a process that was held runs its program.
+        """
         self._admit(service, service.pid)
+        return partial(self._look_at_program, service.pid)
+
+    def _look_at_program(self, pid: int) -> None:
+        if self._probe is None or self._probe.failed is not None or pid in self._not_watched:
+            return
+        deadline = time.monotonic() + _EXEC_PATIENCE
+        with contextlib.suppress(UnmeasuredError, OSError):
+            while True:
+                processes = self._probe.programs()
+                # The kernel has exchanged the program, and may not have said so yet.
+                runs = os.readlink(f"/proc/{pid}/exe")  # noqa: PTH115
+                seen = next((p["executable"] for p in processes if p["pid"] == pid), None)
+                if seen is None or seen.endswith(runs) or time.monotonic() > deadline:
+                    break
+                time.sleep(0.002)
+            self._programs.prepare(self._probe, processes)
 
     def follow(self, service: Watched, pid: int) -> None:
         """Watches one process more of a service; one that has ended before that is of no account."""

@@ -18,6 +18,8 @@ _RUNNING = ord("R")
 _MOST_FDS, _OTHER_FDS = 8192, 512
 _PF_FORKNOEXEC = 0x40  # linux/sched.h
 
+_MARK = b"PYTEST_NETPOLL_SERVICE="  # pytest_netpoll/guard.py
+
 _TFD = re.compile(r"^tfd:\s*(\d+)\s+events:\s*([0-9a-f]+)\s+data:\s*([0-9a-f]+)", re.M)
 
 
@@ -73,23 +75,50 @@ def is_64_bit(pid):
     return head[:4] == b"\x7fELF" and head[4:] == b"\x02"
 
 
-def descendants(pid):
-    """All live children, grandchildren, … of the process; needs no order."""
-    parents = {}
+def family(pid):
+    """The other live processes of the service that the process leads; needs no order.
+
+    As pytest_netpoll/guard.py has it: those in the session that it leads, those that bear its mark (a daemon
+    whose parent has ended is known by nothing else), and the descendants of all of these.
+    """
+    table = {}  # pid -> (parent, session, start)
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
         try:
             with open("/proc/%s/stat" % name) as f:
-                parents.setdefault(int(f.read().rpartition(")")[2].split()[1]), []).append(int(name))
+                fields = f.read().rpartition(")")[2].split()
+            table[int(name)] = int(fields[1]), int(fields[3]), int(fields[19])
         except (OSError, IndexError, ValueError):
             continue
-    found, queue = [], [pid]
+    if pid not in table:
+        return []
+    children = {}
+    for number, (parent, _, _) in table.items():
+        children.setdefault(parent, []).append(number)
+    _, session, began = table[pid]
+    mark = _mark(pid) if session == pid else None  # who leads no session may have inherited it from strangers
+    queue = [
+        number
+        for number, (_, session, start) in table.items()
+        if session == pid or (mark is not None and start >= began and _mark(number) == mark)
+    ]
+    found = {pid}
+    queue.append(pid)
     while queue:
-        children = parents.get(queue.pop(), [])
-        found += children
-        queue += children
-    return found
+        number = queue.pop()
+        queue += [child for child in children.get(number, ()) if child not in found]
+        found.add(number)
+    return list(found - {pid})
+
+
+def _mark(pid):
+    """The variable in its environment by which a service that pytest launched is known; None without one."""
+    try:
+        with open("/proc/%d/environ" % pid, "rb") as f:
+            return next((v for v in f.read().split(b"\0") if v.startswith(_MARK)), None)
+    except OSError:
+        return None
 
 
 def cpu_time(pid):

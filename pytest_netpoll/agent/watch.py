@@ -172,7 +172,7 @@ class Processes:
         """Those forked before we watched, or when there was no slot; again until nothing new appears."""
         while True:
             known = {p.pid for p in self._by_slot.values() if not p.exited}
-            new = [child for child in proc.descendants(root) if child not in known and proc.alive(child)]
+            new = [child for child in proc.family(root) if child not in known and proc.alive(child)]
             if not new:
                 return
             for child in new:
@@ -206,7 +206,7 @@ class Processes:
         known = {p.pid for p in self._by_slot.values() if not p.exited}
         for root in self.roots():
             process = self.of(root)[0]
-            new = [child for child in proc.descendants(root) if child not in known]
+            new = [child for child in proc.family(root) if child not in known]
             process.unwatched += sum(self._polls(child) for child in new)
 
     def _polls(self, pid):

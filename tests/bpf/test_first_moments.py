@@ -9,6 +9,9 @@ import subprocess
 
 import pytest
 
+from pytest_netpoll import guard
+from tests.bpf.test_without_btf import BLIND
+
 WAKEUPS = 20
 DONE = re.compile("done")
 
@@ -46,3 +49,13 @@ def test_no_wakeup_of_60_starts_under_load_is_missed(burst, measure):
 def test_a_daemon_whose_parent_has_ended_is_counted_from_its_first_moment(burst, measure):
     found = [m.productive_wakeups for m in starts(burst("-daemon"), measure, 15)]
     assert found == [WAKEUPS] * 15
+
+
+@pytest.mark.parametrize("lines", [{}, BLIND], ids=["with BTF", "without"])
+def test_a_daemon_that_ran_before_is_watched_with_the_service(burst, lacking, lines):
+    meter = lacking(lines)
+    service = burst("-daemon")
+    family = guard.family(service._leader, [service._mark])
+    assert len(family) == 2
+    meter.watch(service)
+    assert {process["pid"] for process in meter._probe.programs()} == family.keys()
