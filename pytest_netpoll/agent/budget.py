@@ -1,9 +1,9 @@
 """What all agents of one user take together: kernel memory, and the price that each adds to every syscall.
 
 Each leaves a token in the kernel before it loads anything: a program that nobody runs. Its name says whose
-agent it is and what that takes. The kernel keeps who loaded it, so that only root can make one, and it is gone
-with the agent. Agents come in the order of their tokens: each reckons with those before it, so two that start at
-the same moment cannot both take the last place.
+agent it is and what that takes. The kernel keeps who loaded it, so that only root can make one, and it is
+gone with the agent. Agents come in the order of their tokens: each reckons with those before it, so two that
+start at the same moment cannot both take the last place.
 """
 
 import os
@@ -46,8 +46,8 @@ def take(uid, max_processes, max_fds, cpus):
             return token
         if time.monotonic() >= deadline:
             raise Refused(
-                "this user has %d agents, which take %d MiB of kernel memory, and one more would take %d MiB: "
-                "%d agents and %d MiB are the most"
+                "this user has %d agents, which take %d MiB of kernel memory, and one more would take "
+                "%d MiB: %d agents and %d MiB are the most"
                 % (
                     len(before),
                     (total - size) // _MIB,
