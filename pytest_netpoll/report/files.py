@@ -17,8 +17,8 @@ _MOST_LINKS = 40  # as many as the kernel follows
 def write_atomically(path: Path, text: str, what: str) -> None:
     """Readers of `path` see the old file or all of the new one. NetpollError, naming `what`, if not.
 
-    A file that is replaced passes on its mode. Links and pipes that others put in the way, in a directory that
-    anybody may write to, are not written to.
+    A file that is replaced passes on its mode. Links and pipes that others put in the way, where anybody may
+    write, are not written to.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What is written where others may write, too: nobody else's file is changed, nobody chooses where it goes."""
+"""What is written where others may write too: no other file is changed, nobody else chooses where it goes."""
 
 from __future__ import annotations
 
