@@ -31,6 +31,7 @@ import privileges
 import proc
 import protocol
 import sampler
+import seccomp
 import trust
 import watch
 
@@ -115,6 +116,10 @@ def load(user, timers, max_processes, max_fds, uprobes):
         raise protocol.Unable("the BPF program could not be loaded: %s" % error, error.fix) from error
     kept = privileges.drop(user, loaded.works, privileges.PROBING if uprobes else ())
     proc.Threads.keep_open()
+    if not user.is_root:
+        # A kernel may be built without; then the capabilities are as few as ever.
+        with contextlib.suppress(OSError):
+            seccomp.restrict()
     agent = commands.Agent(loaded, timers, user, lambda pid: user.is_root or privileges.owns(user, pid))
     return agent, {
         "protocol": protocol.VERSION,

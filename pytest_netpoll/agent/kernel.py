@@ -12,6 +12,7 @@ import btf
 import layouts
 import machine
 import namespaces
+import privileges
 import tracing
 import uprobe
 
@@ -265,7 +266,8 @@ class Kernel:
         """
         try:
             program = self.bpf.load_func(function, self._bcc.BPF.KPROBE)
-            return uprobe.attach(path, offset, program.fd, pid)
+            with privileges.raised("SYS_ADMIN"):
+                return uprobe.attach(path, offset, program.fd, pid)
         except PermissionError as error:
             fix = "run pytest as root, or give it CAP_SYS_ADMIN (docker run --cap-add SYS_ADMIN)"
             raise LoadFailed(str(error), fix) from error

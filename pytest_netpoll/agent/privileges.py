@@ -36,12 +36,26 @@ def invoker(environment):
     return Invoker(uid, gid, uid == 0)
 
 
-def permitted():
+def permitted(line_of="CapPrm:"):
     """The names in CAPABILITIES that we have, or could."""
     with open("/proc/self/status") as f:
-        line = next(line for line in f if line.startswith("CapPrm:"))
+        line = next(line for line in f if line.startswith(line_of))
     bits = int(line.split()[1], 16)
     return {name for name, bit in CAPABILITIES.items() if bits >> bit & 1}
+
+
+@contextlib.contextmanager
+def raised(name):
+    """Has the capability in effect, where we kept it; at other times it is asleep."""
+    asleep, effective = permitted(), permitted("CapEff:")
+    if name not in asleep or name in effective:
+        yield
+        return
+    _set_capabilities(effective | {name}, asleep)
+    try:
+        yield
+    finally:
+        _set_capabilities(effective, asleep)
 
 
 def why_not():
@@ -94,7 +108,8 @@ def owns(user, pid):
 def drop(user, maps_work, later=()):
     """Gives up, for good, what watching needs no more; returns the names of the capabilities kept.
 
-    maps_work: tells whether the BPF maps can be used. later: capabilities that will be needed yet.
+    maps_work: tells whether the BPF maps can be used. later: capabilities that will be needed now and then. They
+    are in effect within `raised` only, so that the user's files and processes are read without them.
     """
     have = permitted()
     keep = set(later)
@@ -113,13 +128,15 @@ def drop(user, maps_work, later=()):
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
         return sorted(have)
     keep &= have
+    asleep = keep & set(later)
+    keep -= asleep
     # Before 6.0 using a map took the capability too; that is asked rather than known.
-    _set_capabilities(keep, keep | ({"BPF", "SYS_ADMIN"} & have))
+    _set_capabilities(keep, keep | asleep | ({"BPF", "SYS_ADMIN"} & have))
     if not maps_work():
         keep |= {"BPF"} & have or {"SYS_ADMIN"} & have
-    _set_capabilities(keep, keep)
+    _set_capabilities(keep, keep | asleep)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    return sorted(keep)
+    return sorted(keep | asleep)
 
 
 def _restricts_ptrace():

@@ -3,41 +3,100 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
+import tempfile
 from pathlib import Path
 
 from pytest_netpoll.errors import NetpollError
 
+_MOST_LINKS = 40  # as many as the kernel follows
+
 
 def write_atomically(path: Path, text: str, what: str) -> None:
-    """Readers of `path` see the old file or all of the new one. NetpollError, naming `what`, if not."""
+    """Readers of `path` see the old file or all of the new one. NetpollError, naming `what`, if not.
+
+    A file that is replaced passes on its mode. Links and pipes that others put in the way, where anybody may
+    write, are not written to.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        path = _followed(path)
         # /dev/null, /dev/stdout, a pipe: renaming would put a regular file in the device's place.
-        if path.exists() and not path.is_file():
-            _write(path, text)
+        if _is_device(path):
+            _write(os.open(path, os.O_WRONLY | os.O_NOCTTY), text)
             return
-        # Where a link points to, so that it stays a link.
-        path = path.resolve()
-        # Not the tempfile module, whose files only their owner may read: often root's, on CI.
-        temporary = path.with_name(f".netpoll-{os.getpid()}.tmp")
+        mode = _mode(path)
+        descriptor, name = tempfile.mkstemp(prefix=".netpoll-", suffix=".tmp", dir=path.parent)
         try:
-            _write(temporary, text)
-            temporary.replace(path)
+            # Readable for others, as files are: reports are often root's, on CI.
+            os.fchmod(descriptor, 0o666 & ~_umask() if mode is None else stat.S_IMODE(mode))
+            _write(descriptor, text)
+            Path(name).replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
-                temporary.unlink()
+                Path(name).unlink()
             raise
     except OSError as error:
         raise cannot_write(path, error, what) from None
 
 
 def append(path: Path, text: str, what: str) -> None:
+    """As write_atomically, but at the end of what is there."""
     try:
-        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
+        path = _followed(path)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_NOCTTY | (0 if _is_device(path) else os.O_NOFOLLOW)
+        with contextlib.suppress(FileNotFoundError):
+            _write(os.open(path, flags), text)
+            return
+        _write(os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666), text)
     except OSError as error:
         raise cannot_write(path, error, what) from None
+
+
+def _followed(path: Path) -> Path:
+    """What a link to a file leads to in the end, so that it stays a link. OSError where it may be a trap."""
+    for _ in range(_MOST_LINKS):
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
+            return path
+        if not stat.S_ISREG(status.st_mode):
+            _refuse_trap(path, status)
+        # To a device there may be links that no path follows: /dev/stdout's is /proc/self/fd/1.
+        if not stat.S_ISLNK(status.st_mode) or _is_device(path):
+            return path
+        path = path.parent / path.readlink()
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+
+def _is_device(path: Path) -> bool:
+    return path.exists() and not path.is_file()
+
+
+def _refuse_trap(path: Path, status: os.stat_result) -> None:
+    """As the kernel does where fs.protected_symlinks is set, in sticky directories and in others."""
+    directory = path.parent.stat()
+    if directory.st_mode & stat.S_IWOTH and status.st_uid not in (os.geteuid(), directory.st_uid):
+        raise PermissionError(
+            errno.EACCES, f"user {status.st_uid} put a link or a pipe there, where anybody may write"
+        )
+
+
+def _mode(path: Path) -> int | None:
+    """Of the file that is replaced; None where there is none, or another user's."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    return status.st_mode if status.st_uid == os.geteuid() else None
+
+
+def _umask() -> int:
+    """Without setting it, which is for all threads."""
+    with open("/proc/self/status") as file:
+        return next((int(line.split()[1], 8) for line in file if line.startswith("Umask:")), 0o022)
 
 
 def cannot_write(path: Path, error: OSError, what: str) -> NetpollError:
@@ -48,6 +107,7 @@ def cannot_write(path: Path, error: OSError, what: str) -> NetpollError:
     )
 
 
-def _write(path: Path, text: str) -> None:
-    with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
+def _write(descriptor: int, text: str) -> None:
+    """Closes it, too."""
+    with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)

@@ -213,9 +213,13 @@ def test_the_installed_agent_measures_and_keeps_what_uprobes_take(
             "Uid": [str(user.uid)] * 4,
             "Gid": [str(user.gid)] * 4,
             "CapPrm": [f"{capabilities:016x}"],
-            "CapEff": [f"{capabilities:016x}"],
+            "CapEff": ["0" * 16],  # but while a probe is placed
             "CapBnd": ["0" * 16],
+            "CapInh": ["0" * 16],
+            "CapAmb": ["0" * 16],
+            "Groups": [str(user.gid)],
             "NoNewPrivs": ["1"],
+            "Seccomp": ["2"],  # a filter
         }.items()
     )
     source += """
