@@ -184,6 +184,10 @@ def _optional_natural(value: object, name: str) -> int | None:
 _NOT_REPORTED = "the probe did not report it"
 _NO_RESOLVED = "no wakeup was resolved in the window"
 _NO_READY_CALLS = "ready calls were not counted: use --netpoll-goready=on"
+_NO_READY_STACKS = (
+    "the callers of ready calls are recorded only for a limit on them, such as max_ready_calls, or with "
+    "--netpoll-goready=on"
+)
 _NO_WAKEUPS = "there was no wakeup"
 _NO_SCHEDULER = "the Go scheduler's counters were not found in the service's memory"
 _NO_SCHEDSTAT = "there is no /proc/PID/schedstat: this kernel was built without CONFIG_SCHED_INFO"
@@ -359,6 +363,16 @@ _TABLE = (
         "deadline_wakeups", "of those, the poller's own for expired deadlines and closed fds", _NO_READY_CALLS
     ),
     Metric(
+        "runtime_ready_calls",
+        "count",
+        "of ready_calls, those of the runtime's own background work (GC, sweeper, scavenger, …), told by the "
+        "callers' stacks; limits on ready_calls are about the others",
+        "derived",
+        lambda s: s.counters.get("runtime_ready_calls"),
+        _NO_READY_STACKS,
+        more_is_worse=False,
+    ),
+    Metric(
         "wakeups_per_event",
         "ratio",
         "(wakeups + ready_calls) / events",
@@ -419,7 +433,7 @@ RATES: Mapping[str, Metric] = {
 LIMITABLE: Mapping[str, Metric] = {**METRICS, **RATES}
 
 # Those that need a probe on runtime.ready: limits on them are what its callers' stacks are kept for.
-READY_METRICS = ("ready_calls", "deadline_wakeups", "wakeups_per_event")
+READY_METRICS = ("ready_calls", "runtime_ready_calls", "deadline_wakeups", "wakeups_per_event")
 
 # What stacks of I/O calls are recorded for: of the futile ones, and of all.
 IO_METRICS = ("io_calls", "io_calls_per_wakeup")
@@ -461,7 +475,7 @@ class Measurement:
     def __getattr__(self, name: str) -> Value:
         metric = LIMITABLE.get(name)
         if metric is not None:
-            return _median(self.each(name)) if self.runs else _value(self, metric)
+            return median(self.each(name)) if self.runs else _value(self, metric)
         close = difflib.get_close_matches(name, METRICS, n=1)
         hint = f", did you mean {close[0]!r}?" if close else ""
         raise AttributeError(f"no metric {name!r}{hint}", name=name, obj=self)
@@ -471,21 +485,31 @@ class Measurement:
         """Every metric of the table, in its order; None where it was not measured."""
         return {name: getattr(self, name) for name in METRICS}
 
+    def judged(self, name: str) -> list[Value]:
+        """What a limit on it is about, in each of the runs: of ready calls the program's own."""
+        metric = LIMITABLE[name]
+        return [
+            _value(run, metric, run.runtime_ready_calls or 0 if metric.base == "ready_calls" else 0)
+            for run in self.runs or (self,)
+        ]
+
     def each(self, name: str) -> list[Value]:
         """The metric, or rate, in each of the runs."""
         return [_value(run, LIMITABLE[name]) for run in self.runs]
 
 
-def _value(measurement: Measurement, metric: Metric) -> Value:
-    """Of one run."""
+def _value(measurement: Measurement, metric: Metric, without: int | float = 0) -> Value:
+    """Of one run. without: how much of the count is left out."""
     value = METRICS[metric.base].read(measurement.snapshot)
+    if value is not None and without:
+        value = max(0, value - without)
     if metric.of is None:
         return value
     seconds = measurement.window_seconds
     return value / seconds if value is not None and seconds else None
 
 
-def _median(values: Sequence[Value]) -> Value:
+def median(values: Sequence[Value]) -> Value:
     """None where it was not measured in one of the runs. Of an even number the middle of the middle two."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):

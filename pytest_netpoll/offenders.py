@@ -9,19 +9,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from pytest_netpoll.symbols import Frame, Symbolizer, trim
+from pytest_netpoll.symbols import PLUMBING, Frame, Symbolizer, trim
 
 # Of an entry's fields: those that are texts, and those that may be None besides.
 _TEXTS = ("offence", "direction")
 _OPTIONAL_TEXTS = ("syscall", "fd_type", "local", "peer", "outcome")
 
 # Of a connection per client the place in the code matters, not each of a thousand peers.
-Place = tuple[str, str, str, str, str, tuple[Frame, ...]]
+Place = tuple[Any, ...]
 
 # The inner end of every ready call; the closure goes by other names in each version of Go.
 _IN_COMMON = re.compile(
     r"runtime\.(ready|goready|netpollgoready|readyWithTime|systemstack)"
     r"|(runtime|_|sync|internal/\S+)\.(\S+\.)?goready\.func1"
+)
+
+# The GC (which a goroutine may have to help), its sweeper and scavenger, and what runs finalizers.
+_BACKGROUND = re.compile(
+    r"runtime\.(gc[A-Z]|bgsweep|bgscavenge|forcegchelper|runfinq|runFinalizers|runCleanups|suspendG|resumeG|sysmon)"
 )
 
 # offence -> the counter of all of them, kept or not. What is recorded as a sample only is not here.
@@ -44,13 +49,15 @@ def collect(
     for entry in raw:
         _check(entry)
         frames = symbolizer.stack([(str(path), int(offset)) for path, offset in entry["stack"]])
-        stack = trim(_callers(frames) if entry["offence"] == "ready" else frames)
+        ready = entry["offence"] == "ready"
+        stack = trim(_callers(frames) if ready else frames)
         place = tuple(entry[name] for name in ("offence", "direction", "syscall", "outcome", "fd_type"))
+        place += (ready and by_the_runtime(frames),)
         places[(*place, stack)].append(entry)
         totals[entry["offence"]] += entry["count"]
     totals = _all(totals, counters)
     merged = []
-    for (offence, direction, syscall, outcome, fd_type, stack), entries in places.items():
+    for (offence, direction, syscall, outcome, fd_type, runtime, stack), entries in places.items():
         count = sum(entry["count"] for entry in entries)
         merged.append(
             {
@@ -60,6 +67,7 @@ def collect(
                 "direction": direction,
                 "syscall": syscall,
                 "outcome": outcome,
+                "runtime": runtime,
                 "fd_type": fd_type,
                 "local": _common(entry["local"] for entry in entries),
                 "peer": _common(entry["peer"] for entry in entries),
@@ -87,6 +95,33 @@ def _callers(frames: Sequence[Frame]) -> Sequence[Frame]:
     if "runtime.schedule" in names:
         frames = frames[: names.index("runtime.schedule")]
     return [frame for frame in frames if not _IN_COMMON.fullmatch(frame.function)] or frames
+
+
+def by_the_runtime(frames: Sequence[Frame]) -> bool:
+    """Whether a ready call was made by the runtime's own background work. frames: innermost first.
+
+    A finalizer's own calls are the program's, though the runtime runs it.
+    """
+    for inner, frame in zip((None, *frames), frames, strict=False):
+        if _BACKGROUND.match(frame.function):
+            return True
+        if (
+            frame.function == "runtime.findRunnable"
+            and inner is not None
+            and inner.function == "runtime.ready"
+        ):
+            return True  # it wakes the goroutine that runs finalizers
+        if frame.package_root not in PLUMBING:
+            return False
+    return False
+
+
+def runtime_ready_calls(offenders: Iterable[Mapping[str, Any]], ready_calls: int) -> int:
+    """How many of the ready calls the runtime made. offenders: as `collect` gives them, of all callers."""
+    callers = [offender for offender in offenders if offender["offence"] == "ready"]
+    recorded = sum(offender["count"] for offender in callers)
+    runtimes = sum(offender["count"] for offender in callers if offender["runtime"])
+    return round(ready_calls * runtimes / recorded) if recorded else 0
 
 
 def _check(entry: Mapping[str, Any]) -> None:

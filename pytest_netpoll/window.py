@@ -69,12 +69,14 @@ class Window:
     """One measured stretch, open until Meter.close.
 
     number: how the agent knows it. failed: why there is nothing to close. opened: on the monotonic clock, s.
+    ready_stacks: whether the callers of ready calls are recorded.
     """
 
     agent: probe.Probe | None
     number: int
     failed: UnmeasuredError | None
     opened: float
+    ready_stacks: bool
 
 
 class Meter:
@@ -155,14 +157,14 @@ class Meter:
         self._revive()
         self._retry()
         self._open += 1
-        failed, number = self._refused, 0
+        failed, number, ready_stacks = self._refused, 0, self._ready_stacks(limited)
         if self._probe is not None:
             try:
                 self._programs.prepare(self._probe, self._probe.programs())
                 io_calls = any(metric in limited for metric in IO_METRICS)
                 futile = io_calls or any(metric in limited for metric in FUTILE_METRICS)
                 number = self._probe.open(
-                    self._ready_stacks(limited),
+                    ready_stacks,
                     "unclaimed_events" in limited,
                     IO_STACKS if futile else 0,
                     io_calls,
@@ -172,7 +174,7 @@ class Meter:
             except BaseException:  # Ctrl-C, pytest-timeout: nobody will close it
                 self._open -= 1
                 raise
-        return Window(self._probe, number, failed, time.monotonic())
+        return Window(self._probe, number, failed, time.monotonic(), bool(ready_stacks))
 
     def _ready_stacks(self, limited: Collection[str]) -> int:
         wanted = self._config.goready == "auto" and any(metric in limited for metric in READY_METRICS)
@@ -235,23 +237,25 @@ class Meter:
                 seconds = answer["duration_ns"] / 1e9
             except UnmeasuredError as error:
                 failed = error
-        return [self._measure(service, answer, failed, seconds) for service in services], answer
+        return [self._measure(window, service, answer, failed, seconds) for service in services], answer
 
     def _measure(
         self,
+        window: Window,
         service: Watched,
         answer: Closed | None,
         failed: UnmeasuredError | None,
         seconds: float,
     ) -> Measurement:
         try:
-            return self._read(service, answer, failed, seconds)
+            return self._read(window, service, answer, failed, seconds)
         except _NONSENSE as error:
             nonsense = UnmeasuredError("the eBPF agent answered nonsense", why=repr(error))
-            return self._read(service, None, failed or nonsense, seconds)
+            return self._read(window, service, None, failed or nonsense, seconds)
 
     def _read(
         self,
+        window: Window,
         service: Watched,
         answer: Closed | None,
         failed: UnmeasuredError | None,
@@ -274,6 +278,12 @@ class Meter:
                 for process in processes
                 for wakeup in process["slowest"]
             ]
+        blamed = offenders.collect(vain, self._symbolizer, snapshot.counters)
+        ready_calls = snapshot.counters.get("ready_calls")
+        if ready_calls is not None and window.ready_stacks:
+            runtimes = offenders.runtime_ready_calls(blamed, ready_calls)
+            counters = {**snapshot.counters, "runtime_ready_calls": runtimes}
+            snapshot = dataclasses.replace(snapshot, counters=counters)
         unmeasured = failed.reason if failed is not None else self._distrust(service, roots, processes)
         if unmeasured is None and self._config.goready == "on" and "ready_calls" in absent:
             unmeasured = f"ready calls were not counted: {absent['ready_calls']}"
@@ -284,7 +294,7 @@ class Meter:
             go_version=service.go_version,
             window_seconds=seconds,
             snapshot=snapshot,
-            offenders=offenders.collect(vain, self._symbolizer, snapshot.counters),
+            offenders=blamed,
             slowest=slowest.collect(late, self._symbolizer),
             timeline=timeline.collect(intervals),
             unmeasured=unmeasured,
@@ -298,7 +308,7 @@ class Meter:
         for process in filter(_runs_goroutines, processes):
             if self._programs.count_ready and process["ready_calls"] is None:
                 reason = self._programs.why_no_ready_calls(process)
-                why |= {"ready_calls": reason, "wakeups_per_event": reason}
+                why |= dict.fromkeys(("ready_calls", "runtime_ready_calls", "wakeups_per_event"), reason)
             if self._programs.count_ready and process["deadline_wakeups"] is None:
                 why["deadline_wakeups"] = self._programs.why_no_deadlines(process)
             if process["dispatches"] is None:

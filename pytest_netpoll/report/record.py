@@ -35,6 +35,7 @@ class Frame(TypedDict):
 class _OffenderExtra(TypedDict, total=False):
     offence: Literal["spurious", "stale", "ready", "unclaimed", "futile", "io"]
     outcome: str | None
+    runtime: bool
     local: str | None
     peer: str | None
 
@@ -44,7 +45,8 @@ class Offender(_OffenderExtra):
     runtime.ready (ready: it has no descriptor), or that makes I/O calls (futile: futile ones; io: others); or
     a descriptor whose events found nobody waiting (unclaimed: no code is concerned, so there is no stack).
 
-    outcome: how the I/O call ended: "data", "end of file", "EAGAIN", …; None of other offences. share: 0-1,
+    outcome: how the I/O call ended: "data", "end of file", "EAGAIN", …; None of other offences. runtime: of a
+    ready call, whether the runtime made it for its own background work. share: 0-1,
     of all such that were counted in the service. Counts of ready calls and I/O calls are estimated from a
     sample, and their shares are those in the sample. Where the kernel had no room for all of them, shares
     add up to less than 1. stack: starts at the user's own code; empty where the kernel had no room for it.

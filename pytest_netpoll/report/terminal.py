@@ -64,7 +64,11 @@ _NUMBERS: tuple[tuple[str, str | None, Mapping[str, str]], ...] = (
     (
         "ready calls",
         "ready_calls",
-        {"deadline_wakeups": "by deadlines", "wakeups_per_event": "wakeups per event"},
+        {
+            "runtime_ready_calls": "of the runtime's own",
+            "deadline_wakeups": "by deadlines",
+            "wakeups_per_event": "wakeups per event",
+        },
     ),
     ("dispatches", "dispatches", {"dispatches_per_event": "per event", "runq_max": "longest run queue"}),
     ("CPU", "cpu_seconds", {"run_delay_seconds": "waiting for a CPU"}),

@@ -262,7 +262,12 @@ def split_remedy(reason: str) -> tuple[str, str | None]:
 def offenders_of(record: TestRecord, service: ServiceRecord) -> list[Offender]:
     """The offenders that explain its broken limits, worst first."""
     wanted = {o for fault in broken(record, service) for o in _EXPLAINED_BY.get(base_of(fault["metric"]), ())}
-    return [offender for offender in service["offenders"] if offender.get("offence", "spurious") in wanted]
+    return [
+        offender
+        for offender in service["offenders"]
+        # A limit is about the program's own calls.
+        if offender.get("offence", "spurious") in wanted and not offender.get("runtime")
+    ]
 
 
 def wakers_of(record: TestRecord, service: ServiceRecord) -> list[Offender]:

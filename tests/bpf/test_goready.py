@@ -293,3 +293,24 @@ def test_a_busy_service_survives_probes_that_come_and_go(meter, launch, go_toolc
     assert set(answers) == {"8"}
     assert command(server.address, 1) == "1"
     server.check_alive("after all")
+
+
+def test_the_runtimes_own_ready_calls_are_separated(launch, commands, meter, newest_go):
+    n = 50
+    service = launch("gc", go=str(newest_go.go), env={"GOMAXPROCS": "2"})
+    command = commands(service)
+    window = meter.open(limited=["ready_calls"])
+    assert command(n) == "done"
+    [m] = meter.close(window, [service])
+    assert m.unmeasured is None
+    own = m.ready_calls - m.runtime_ready_calls
+    assert m.runtime_ready_calls >= n / 2
+    # The other goroutine may have been about to park: then nobody had to wake it.
+    assert n / 2 <= own <= n + 5
+    named = {o["stack"][0]["function"] for o in m.offenders if o["offence"] == "ready" and not o["runtime"]}
+    assert "main.send" in named
+    # Nobody looked at the callers.
+    window = meter.open()
+    assert command(n) == "done"
+    [m] = meter.close(window, [service])
+    assert m.runtime_ready_calls is None
