@@ -439,6 +439,10 @@ READY_METRICS = ("ready_calls", "runtime_ready_calls", "deadline_wakeups", "wake
 IO_METRICS = ("io_calls", "io_calls_per_wakeup")
 FUTILE_METRICS = ("futile_calls",)
 
+# What is explained by what the service does with its CPU time.
+CPU_METRICS = ("cpu_seconds", "dispatches", "dispatches_per_event", "runq_max")
+POLL_METRICS = tuple(m.name for m in _TABLE if m.name.endswith("polls") or m.name == "polls_per_event")
+
 # Of the counters: those that a program may give no way to count, and those always there.
 OPTIONAL_COUNTERS = ("ready_calls", "deadline_wakeups", "dispatches")
 COUNTERS = tuple(m.name for m in _TABLE if m.source == "counter" and m.name not in OPTIONAL_COUNTERS)
@@ -453,6 +457,7 @@ class Measurement:
     timeline: the window in intervals. All three as in the record (report/record.py).
     unmeasured: why the numbers cannot be trusted, None if they can.
     absent: metric -> why it is None this time, where more is known than the table tells.
+    unexplained: offence -> why it could not be recorded where it happens.
     gomaxprocs: threads that run Go at once; None where it is not known.
     runs: the windows of a repeated test, in order: each metric is then their median. Empty for one window.
     """
@@ -469,6 +474,7 @@ class Measurement:
     timeline: tuple[Any, ...] = field(default=(), repr=False)
     unmeasured: str | None = None
     absent: Mapping[str, str] = field(default_factory=dict, repr=False)
+    unexplained: Mapping[str, str] = field(default_factory=dict, repr=False)
     gomaxprocs: int | None = None
     runs: tuple[Measurement, ...] = field(default=(), repr=False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -29,6 +29,10 @@ _BACKGROUND = re.compile(
     r"runtime\.(gc[A-Z]|bgsweep|bgscavenge|forcegchelper|runfinq|runFinalizers|runCleanups|suspendG|resumeG|sysmon)"
 )
 
+# Stands for the runtime where it runs for nobody in particular.
+_SCHEDULING = Frame("runtime.schedule", "runtime/proc.go", 0)
+_SCHEDULER = [dataclasses.asdict(_SCHEDULING)]
+
 # offence -> the counter of all of them, kept or not. What is recorded as a sample only is not here.
 _COUNTERS = {"spurious": "spurious_wakeups", "stale": "stale_retries", "unclaimed": "unclaimed_events"}
 
@@ -45,20 +49,27 @@ def collect(
     Raises ValueError, KeyError or TypeError where `raw` is something else.
     """
     places: dict[Place, list[Mapping[str, Any]]] = defaultdict(list)
+    # A loop is seen running on each of its lines: it is one place, for which the line seen most often stands.
+    lines: dict[tuple[str, ...], Counter[tuple[Frame, ...]]] = defaultdict(Counter)
     totals: dict[str, int] = defaultdict(int)
     for entry in raw:
         _check(entry)
         frames = symbolizer.stack([(str(path), int(offset)) for path, offset in entry["stack"]])
         ready = entry["offence"] == "ready"
         stack = trim(_callers(frames) if ready else frames)
-        place = tuple(entry[name] for name in ("offence", "direction", "syscall", "outcome", "fd_type"))
-        place += (ready and by_the_runtime(frames),)
-        places[(*place, stack)].append(entry)
+        where: tuple[Any, ...] = stack
+        if entry["offence"] == "cpu":
+            stack = _running(frames, stack)
+            where = tuple(frame.function for frame in stack)
+            lines[where][stack] += entry["count"]
+        kind = tuple(entry[name] for name in ("offence", "direction", "syscall", "outcome", "fd_type"))
+        places[(*kind, ready and by_the_runtime(frames), where)].append(entry)
         totals[entry["offence"]] += entry["count"]
     totals = _all(totals, counters)
     merged = []
-    for (offence, direction, syscall, outcome, fd_type, runtime, stack), entries in places.items():
+    for (offence, direction, syscall, outcome, fd_type, runtime, where), entries in places.items():
         count = sum(entry["count"] for entry in entries)
+        stack = lines[where].most_common(1)[0][0] if offence == "cpu" else where
         merged.append(
             {
                 "offence": offence,
@@ -74,7 +85,25 @@ def collect(
                 "stack": [dataclasses.asdict(frame) for frame in stack],
             }
         )
-    return tuple(sorted(merged, key=lambda offender: -offender["count"]))
+    return tuple(sorted(merged, key=lambda offender: (offender["stack"] == _SCHEDULER, -offender["count"])))
+
+
+def _running(frames: Sequence[Frame], trimmed: tuple[Frame, ...]) -> tuple[Frame, ...]:
+    """Of a CPU sample's stack what tells it from others. frames: all of it. trimmed: as the user sees it.
+
+    The scheduler runs on a stack of its own. Whose call brought it there matters where that is a yield: who
+    parks has nothing to do with how long the scheduler looks for others.
+    """
+    # Where a stack's end is reached amid a function, what seems to come next is nothing known.
+    known = [frame for frame in frames if frame.function != "?"]
+    if known and known[0].function == "runtime.gopark":
+        return (_SCHEDULING,)
+    for frame in known:
+        if frame.package_root not in PLUMBING:
+            return trimmed
+        if _BACKGROUND.match(frame.function):
+            return (frame,)
+    return (_SCHEDULING,) if known else trimmed
 
 
 def _all(kept: Mapping[str, int], counters: Mapping[str, int]) -> dict[str, int]:

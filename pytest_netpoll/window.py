@@ -15,9 +15,11 @@ from pytest_netpoll import checks, guard, offenders, privilege, probe, slowest, 
 from pytest_netpoll.answers import Closed, Measured, Times
 from pytest_netpoll.errors import ServiceError, UnmeasuredError
 from pytest_netpoll.metrics import (
+    CPU_METRICS,
     FUTILE_METRICS,
     IO_METRICS,
     OPTIONAL_COUNTERS,
+    POLL_METRICS,
     READY_METRICS,
     Measurement,
     Snapshot,
@@ -69,7 +71,7 @@ class Window:
     """One measured stretch, open until Meter.close.
 
     number: how the agent knows it. failed: why there is nothing to close. opened: on the monotonic clock, s.
-    ready_stacks: whether the callers of ready calls are recorded.
+    ready_stacks, cpu_samples: whether the callers of ready calls, and who uses CPU time, are recorded.
     """
 
     agent: probe.Probe | None
@@ -77,6 +79,7 @@ class Window:
     failed: UnmeasuredError | None
     opened: float
     ready_stacks: bool
+    cpu_samples: bool
 
 
 class Meter:
@@ -152,12 +155,13 @@ class Meter:
 
         limited: the metrics that are to be judged. Some of what would explain them is kept only if it may
         be wanted: who makes ready calls (kept always with --netpoll-goready=on), where events found nobody,
-        who makes I/O calls.
+        who makes I/O calls, who uses CPU time.
         """
         self._revive()
         self._retry()
         self._open += 1
         failed, number, ready_stacks = self._refused, 0, self._ready_stacks(limited)
+        cpu_samples = self._cpu_samples(limited)
         if self._probe is not None:
             try:
                 self._programs.prepare(self._probe, self._probe.programs())
@@ -168,13 +172,18 @@ class Meter:
                     "unclaimed_events" in limited,
                     IO_STACKS if futile else 0,
                     io_calls,
+                    cpu_samples,
                 )
             except UnmeasuredError as error:
                 failed = error
             except BaseException:  # Ctrl-C, pytest-timeout: nobody will close it
                 self._open -= 1
                 raise
-        return Window(self._probe, number, failed, time.monotonic(), bool(ready_stacks))
+        return Window(self._probe, number, failed, time.monotonic(), bool(ready_stacks), cpu_samples)
+
+    @staticmethod
+    def _cpu_samples(limited: Collection[str]) -> bool:
+        return any(metric in limited for metric in (*CPU_METRICS, *POLL_METRICS))
 
     def _ready_stacks(self, limited: Collection[str]) -> int:
         wanted = self._config.goready == "auto" and any(metric in limited for metric in READY_METRICS)
@@ -299,8 +308,14 @@ class Meter:
             timeline=timeline.collect(intervals),
             unmeasured=unmeasured,
             absent=absent,
+            unexplained=self._unexplained(window),
             gomaxprocs=service.gomaxprocs,
         )
+
+    def _unexplained(self, window: Window) -> dict[str, str]:
+        """Offence -> why nothing is recorded of it, where it was asked for."""
+        why = self.environment.get("no_cpu_samples")
+        return {"cpu": why} if window.cpu_samples and why else {}
 
     def _absent(self, processes: Sequence[Measured]) -> dict[str, str]:
         """Metric -> why the process that it is not known of does not tell."""

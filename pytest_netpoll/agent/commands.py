@@ -13,8 +13,9 @@ import windows
 MAX_SETTLE_MS = 1000
 
 # What a window is to explain. unclaimed: where events found nobody. io_stacks: the stack of one futile I/O
-# call in so many is recorded, of none for 0; io_calls: of any, not of futile ones only.
-Evidence = namedtuple("Evidence", "unclaimed io_stacks io_calls")
+# call in so many is recorded, of none for 0; io_calls: of any, not of futile ones only. cpu_samples: who uses
+# the CPU.
+Evidence = namedtuple("Evidence", "unclaimed io_stacks io_calls cpu_samples")
 
 
 class Agent:
@@ -63,11 +64,11 @@ class Agent:
                 return process
         raise watch.Refused("process %d is not watched" % pid)
 
-    def open(self, ready_stacks, unclaimed, io_stacks, io_calls):
+    def open(self, ready_stacks, unclaimed, io_stacks, io_calls, cpu_samples):
         self._refresh()
         self._processes.reap()
         self._sample()
-        evidence = Evidence(bool(unclaimed), io_stacks, bool(io_calls))
+        evidence = Evidence(bool(unclaimed), io_stacks, bool(io_calls), bool(cpu_samples))
         self._keep([*self._evidence.values(), evidence])
         window = self._windows.open(self._processes.slots())
         self._at_open[window] = self._times()
@@ -107,6 +108,7 @@ class Agent:
             any(evidence.io_calls for evidence in wanted),
         )
         self._kernel.sample_io_stacks(every)
+        self._kernel.cpu.enable(any(evidence.cpu_samples for evidence in wanted))
 
     def lap(self, window, settle_ms):
         """Ends the window and opens the next one, of the same number, at the same cut."""
@@ -144,11 +146,13 @@ class Agent:
             self._by_root(lambda p, names: [banks[p.slot].counters[name] for name in names]),
         )
         offences = [kept[name] for name in kept if any(bank.counters[name] for bank in banks.values())]
+        if self._evidence[window].cpu_samples:
+            offences.append("cpu")
         found = offenders.kept(self._kernel, closed, offences)
         services = {}
         for root in sorted(self._processes.roots()):
             services[root] = [
-                self._process(p, closed, banks[p.slot], scheduled[p.owner], found)
+                self._process(p, window, closed, banks[p.slot], scheduled[p.owner], found)
                 for p in self._processes.of(root)
             ]
         answer = {
@@ -233,15 +237,18 @@ class Agent:
             kept["ready_calls"] = "ready"
         return kept
 
-    def _process(self, process, window, bank, scheduled, found):
+    def _process(self, process, number, window, bank, scheduled, found):
         latency_max = bank.counters.pop("latency_max")
         about = self._about(process)
+        culprits = offenders.culprits(self._kernel, process, found)
+        if self._evidence[number].cpu_samples:
+            culprits += offenders.switches(self._kernel, process, window)
         about.update(
             counters=bank.counters,
             histogram=bank.histogram,
             latency_max_ns=latency_max,
             **bank.failures.told(bank.counters["io_calls"]),
-            offenders=offenders.culprits(self._kernel, process, found),
+            offenders=culprits,
             slowest=offenders.slowest(self._kernel, process, bank.slowest, window),
             dispatches=scheduled.dispatches,
             runq_max=scheduled.runq_max,

@@ -33,7 +33,7 @@ class Frame(TypedDict):
 
 
 class _OffenderExtra(TypedDict, total=False):
-    offence: Literal["spurious", "stale", "ready", "unclaimed", "futile", "io"]
+    offence: Literal["spurious", "stale", "ready", "unclaimed", "futile", "io", "cpu"]
     outcome: str | None
     runtime: bool
     local: str | None
@@ -42,8 +42,9 @@ class _OffenderExtra(TypedDict, total=False):
 
 class Offender(_OffenderExtra):
     """A place that was woken in vain (spurious), tried again for nothing (stale), that wakes goroutines by
-    runtime.ready (ready: it has no descriptor), or that makes I/O calls (futile: futile ones; io: others); or
-    a descriptor whose events found nobody waiting (unclaimed: no code is concerned, so there is no stack).
+    runtime.ready (ready: it has no descriptor), that makes I/O calls (futile: futile ones; io: others), or
+    that used CPU time (cpu: counts are samples); or a descriptor whose events found nobody waiting
+    (unclaimed: no code is concerned, so there is no stack).
 
     outcome: how the I/O call ended: "data", "end of file", "EAGAIN", …; None of other offences. runtime: of a
     ready call, whether the runtime made it for its own background work. share: 0-1,
@@ -170,6 +171,7 @@ class _ServiceExtra(TypedDict, total=False):
     gomaxprocs: int | None
     runs: dict[str, list[int | float | None]]
     histogram: dict[str, int]
+    unexplained: dict[str, str]
     io_outcomes: dict[str, int]
     futile: list[FutileCalls]
     timeline: list[TimelinePoint]
@@ -341,6 +343,7 @@ def _service(measurement: Measurement, columns: Mapping[str, int | float | str |
         "histogram": {
             str(bucket): count for bucket, count in sorted(measurement.snapshot.histogram.items()) if count
         },
+        "unexplained": dict(measurement.unexplained),
         "io_outcomes": dict(one.io_outcomes),
         "futile": [
             {"syscall": syscall, "outcome": outcome, "count": count}

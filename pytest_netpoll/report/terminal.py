@@ -157,6 +157,8 @@ def failure_section(record: TestRecord, width: int) -> str:
         caution = attached.caution(record, service)
         if caution is not None:
             screen.add(cells.wrap(caution, width, "  "))
+        for missing in words.unexplained(record, service):
+            screen.add(cells.wrap(missing, width, "  "))
         for text, entry in blocks[:MOST_OFFENDERS]:
             head = cells.wrap(text + words.lead_in(entry), width, "  ")
             screen.add(head + _frames(entry["stack"], width), at_least=len(head) + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import socket
 
@@ -163,15 +164,14 @@ def test_who_makes_futile_calls_is_named(explained, kind, caller, syscall, outco
 
 def test_all_io_calls_are_explained_where_that_is_asked_for(explained):
     m = explained("check", ["io_calls_per_wakeup"])
-    found = {(o["offence"], o["syscall"], o["outcome"]): o for o in m.offenders if o["share"] > 0.1}
-    assert found.keys() == {
-        ("io", "read", "EAGAIN"),
-        ("io", "read", "data"),
-        ("io", "write", "data"),
-    }
-    assert found["io", "read", "EAGAIN"]["share"] == pytest.approx(0.5, abs=0.2)
-    for offender in found.values():
-        assert "main.kinds.func6" in [frame["function"] for frame in offender["stack"]]
+    found = collections.Counter()
+    for offender in m.offenders:
+        found[offender["offence"], offender["syscall"], offender["outcome"]] += offender["share"]
+        if offender["share"] > 0.1:
+            assert "main.kinds.func6" in [frame["function"] for frame in offender["stack"]]
+    assert found["io", "read", "EAGAIN"] == pytest.approx(0.5, abs=0.2)
+    assert found["io", "read", "data"] == pytest.approx(0.25, abs=0.15)
+    assert found["io", "write", "data"] == pytest.approx(0.25, abs=0.15)
 
 
 def test_nobody_is_named_where_nothing_is_to_be_explained(explained):
