@@ -225,9 +225,10 @@ struct slowest {
 	u64 least;	/* which of them is the first to go */
 };
 
-/* READY is no offence but a place that wakes: its fd, syscall and direction are 0. UNCLAIMED is an event that
+/* READY is no offence but a place that wakes, and CPU one that was seen running: fd, syscall and direction are 0. UNCLAIMED is an event that
  * found nobody, and so has neither a syscall nor a stack. */
-enum offence { SPURIOUS = 0, STALE = 1, READY = 2, UNCLAIMED = 3, FUTILE = 4, IO_CALL = 5 };
+enum offence { SPURIOUS = 0, STALE = 1, READY = 2, UNCLAIMED = 3, FUTILE = 4, IO_CALL = 5,
+	CPU = 6 };
 #define NO_STACK (-1)
 
 struct offender {
@@ -240,6 +241,14 @@ struct offender {
 	u8 offence;
 	u8 outcome;	/* of an I/O call */
 	u8 unused[3];
+};
+
+/* CPU time of the scheduler, after a goroutine called it. */
+struct scheduling {
+	u64 pc;		/* in the function that did, such as runtime.Gosched */
+	u64 caller;	/* where that returns to */
+	u32 owner;
+	u32 epoch;
 };
 
 struct blame {

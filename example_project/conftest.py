@@ -16,15 +16,15 @@ def pytest_addoption(parser):
 
 @pytest.fixture(scope="session")
 def launch(go_service, pytestconfig):
-    """launch("dup") is the service that has this fault, or had it: without --wasteful it is mended."""
+    """launch("dup", *flags) is the service that has this fault, or had it: without --wasteful it is fixed."""
     services = {}
 
-    def launch(fault):
+    def launch(fault, *flags):
         wanted = fault if pytestconfig.getoption("--wasteful") else "none"
-        if wanted not in services:
-            args = ["-addr", "127.0.0.1:{port}", "-fault", wanted]
-            services[wanted] = go_service("./server", args=args, name=wanted)
-        return services[wanted]
+        if (wanted, flags) not in services:
+            args = ["-addr", "127.0.0.1:{port}", "-fault", wanted, *flags]
+            services[wanted, flags] = go_service("./server", args=args, name=wanted)
+        return services[wanted, flags]
 
     return launch
 
@@ -33,11 +33,11 @@ def launch(go_service, pytestconfig):
 def ping(record_property):
     """ping(server, 50) sends 50 messages over one connection, each after the answer to the one before."""
 
-    def ping(server, count, *, pause=0.0):
+    def ping(server, count, *, pause=0.0, message=b"ping"):
         with socket.create_connection(server.address, timeout=10) as connection:
             for _ in range(count):
-                connection.sendall(b"ping")
-                assert receive(connection, 4) == b"ping"
+                connection.sendall(message)
+                assert receive(connection, len(message)) == message
                 time.sleep(pause)
         record_property("requests", count)  # pytest-netpoll makes requests a second of it
 

@@ -1,5 +1,6 @@
 """What the service promises beyond right answers: it wakes up for work, and in time."""
 
+import contextlib
 import socket
 import time
 
@@ -9,7 +10,7 @@ import pytest
 @pytest.fixture
 def server(launch, request):
     """The service with the fault that the test is about; see server/fault_*.go."""
-    return launch(request.node.get_closest_marker("fault").args[0])
+    return launch(*request.node.get_closest_marker("fault").args)
 
 
 @pytest.mark.fault("dup")
@@ -59,6 +60,21 @@ def test_a_message_in_two_pieces_is_read_without_vain_retries(server, receive):
             time.sleep(0.001)
             connection.sendall(b"ng")
             assert receive(connection, 4) == b"ping"
+
+
+@pytest.mark.fault("spin", "-files", "32")
+@pytest.mark.netpoll(max_futile_calls=0)
+def test_a_service_out_of_descriptors_waits_for_one(server):
+    with contextlib.ExitStack() as connections:
+        for _ in range(40):
+            connections.enter_context(socket.create_connection(server.address, timeout=10))
+        time.sleep(0.5)
+
+
+@pytest.mark.fault("unbuffered")
+@pytest.mark.netpoll(max_io_calls_per_wakeup=20)
+def test_a_message_is_read_at_once(server, ping):
+    ping(server, 50, pause=0.002, message=b"x" * 100)
 
 
 @pytest.mark.fault("starve")

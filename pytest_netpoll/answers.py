@@ -23,7 +23,9 @@ class ToldAbout(TypedDict):
 
 
 class Ready(TypedDict):
-    """To load. capabilities: those that the agent keeps. typed: whether sys_exit's arguments are."""
+    """To load. capabilities: those that the agent keeps. typed: whether sys_exit's arguments are.
+    no_cpu_samples: why there are none, and what fixes it; None where there are.
+    """
 
     protocol: int
     bcc: str
@@ -33,6 +35,7 @@ class Ready(TypedDict):
     capabilities: list[str]
     follows_children: bool
     typed: bool
+    no_cpu_samples: str | None
     startup_seconds: float
     resident_bytes: int
 

@@ -185,6 +185,10 @@ def _optional_natural(value: object, name: str) -> int | None:
 _NOT_REPORTED = Reason("the probe did not report it")
 _NO_RESOLVED = Reason("no wakeup was resolved in the window")
 _NO_READY_CALLS = Reason("ready calls were not counted", fix="--netpoll-goready=on")
+_NO_READY_STACKS = Reason(
+    "the callers of ready calls were not recorded",
+    fix="limit them, with max_ready_calls=… or so, or use --netpoll-goready=on",
+)
 _NO_WAKEUPS = Reason("there was no wakeup")
 _NO_SCHEDULER = Reason("the Go scheduler's counters were not found in the service's memory")
 _NO_SCHEDSTAT = Reason(
@@ -365,6 +369,16 @@ _TABLE = (
         "deadline_wakeups", "of those, the poller's own for expired deadlines and closed fds", _NO_READY_CALLS
     ),
     Metric(
+        "runtime_ready_calls",
+        "count",
+        "of ready_calls, those of the runtime's own background work (GC, sweeper, scavenger, …), told by the "
+        "callers' stacks; limits on ready_calls are about the others",
+        "derived",
+        lambda s: s.counters.get("runtime_ready_calls"),
+        _NO_READY_STACKS,
+        more_is_worse=False,
+    ),
+    Metric(
         "wakeups_per_event",
         "ratio",
         "(wakeups + ready_calls) / events",
@@ -425,11 +439,15 @@ RATES: Mapping[str, Metric] = {
 LIMITABLE: Mapping[str, Metric] = {**METRICS, **RATES}
 
 # Those that need a probe on runtime.ready: limits on them are what its callers' stacks are kept for.
-READY_METRICS = ("ready_calls", "deadline_wakeups", "wakeups_per_event")
+READY_METRICS = ("ready_calls", "runtime_ready_calls", "deadline_wakeups", "wakeups_per_event")
 
 # What stacks of I/O calls are recorded for: of the futile ones, and of all.
 IO_METRICS = ("io_calls", "io_calls_per_wakeup")
 FUTILE_METRICS = ("futile_calls",)
+
+# What is explained by what the service does with its CPU time.
+CPU_METRICS = ("cpu_seconds", "dispatches", "dispatches_per_event", "runq_max")
+POLL_METRICS = tuple(m.name for m in _TABLE if m.name.endswith("polls") or m.name == "polls_per_event")
 
 # Of the counters: those that a program may give no way to count, and those always there.
 OPTIONAL_COUNTERS = ("ready_calls", "deadline_wakeups", "dispatches")
@@ -445,6 +463,7 @@ class Measurement:
     timeline: the window in intervals. All three as in the record (report/record.py).
     unmeasured: why the numbers cannot be trusted, None if they can.
     absent: metric -> why it is None this time, where more is known than the table tells.
+    unexplained: offence -> why it could not be recorded where it happens.
     gomaxprocs: threads that run Go at once; None where it is not known.
     runs: the windows of a repeated test, in order: each metric is then their median. Empty for one window.
     """
@@ -461,13 +480,14 @@ class Measurement:
     timeline: tuple[Any, ...] = field(default=(), repr=False)
     unmeasured: Reason | None = None
     absent: Mapping[str, Reason] = field(default_factory=dict, repr=False)
+    unexplained: Mapping[str, str] = field(default_factory=dict, repr=False)
     gomaxprocs: int | None = None
     runs: tuple[Measurement, ...] = field(default=(), repr=False)
 
     def __getattr__(self, name: str) -> Value:
         metric = LIMITABLE.get(name)
         if metric is not None:
-            return _median(self.each(name)) if self.runs else _value(self, metric)
+            return median(self.each(name)) if self.runs else _value(self, metric)
         close = difflib.get_close_matches(name, METRICS, n=1)
         hint = f", did you mean {close[0]!r}?" if close else ""
         raise AttributeError(f"no metric {name!r}{hint}", name=name, obj=self)
@@ -477,21 +497,31 @@ class Measurement:
         """Every metric of the table, in its order; None where it was not measured."""
         return {name: getattr(self, name) for name in METRICS}
 
+    def judged(self, name: str) -> list[Value]:
+        """What a limit on it is about, in each of the runs: of ready calls the program's own."""
+        metric = LIMITABLE[name]
+        return [
+            _value(run, metric, run.runtime_ready_calls or 0 if metric.base == "ready_calls" else 0)
+            for run in self.runs or (self,)
+        ]
+
     def each(self, name: str) -> list[Value]:
         """The metric, or rate, in each of the runs."""
         return [_value(run, LIMITABLE[name]) for run in self.runs]
 
 
-def _value(measurement: Measurement, metric: Metric) -> Value:
-    """Of one run."""
+def _value(measurement: Measurement, metric: Metric, without: int | float = 0) -> Value:
+    """Of one run. without: how much of the count is left out."""
     value = METRICS[metric.base].read(measurement.snapshot)
+    if value is not None and without:
+        value = max(0, value - without)
     if metric.of is None:
         return value
     seconds = measurement.window_seconds
     return value / seconds if value is not None and seconds else None
 
 
-def _median(values: Sequence[Value]) -> Value:
+def median(values: Sequence[Value]) -> Value:
     """None where it was not measured in one of the runs. Of an even number the middle of the middle two."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):

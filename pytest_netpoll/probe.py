@@ -121,13 +121,18 @@ class Probe:
         self._ask("learn", dict[str, Any], pid=pid, **layout)
 
     def open(
-        self, ready_stacks: int = 0, unclaimed: bool = False, io_stacks: int = 0, io_calls: bool = False
+        self,
+        ready_stacks: int = 0,
+        unclaimed: bool = False,
+        io_stacks: int = 0,
+        io_calls: bool = False,
+        cpu_samples: bool = False,
     ) -> int:
         """Opens a window over everything watched; returns its number.
 
         ready_stacks: the stack of one ready call in so many is kept, of none for 0. unclaimed: whether it is
         kept on which descriptors events found nobody. io_stacks: as ready_stacks, of futile I/O calls;
-        io_calls: whether of all I/O calls.
+        io_calls: whether of all I/O calls. cpu_samples: whether stacks of what uses CPU time are recorded.
         """
         return self._ask(
             "open",
@@ -136,6 +141,7 @@ class Probe:
             unclaimed=int(unclaimed),
             io_stacks=io_stacks,
             io_calls=int(io_calls),
+            cpu_samples=int(cpu_samples),
         )["window"]
 
     def close(self, window: int) -> Closed:

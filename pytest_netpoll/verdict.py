@@ -9,7 +9,15 @@ from typing import Literal, TypeAlias
 from pytest_netpoll import units
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.marker import Kind, Limit, Limits
-from pytest_netpoll.metrics import LIMITABLE, METRICS, Measurement, not_exact, resolved_wakeups, spread
+from pytest_netpoll.metrics import (
+    LIMITABLE,
+    METRICS,
+    Measurement,
+    median,
+    not_exact,
+    resolved_wakeups,
+    spread,
+)
 
 
 @dataclass(frozen=True)
@@ -193,7 +201,7 @@ def _check(measurement: Measurement, limits: Sequence[Limit]) -> list[Breach | R
         )
         limits = [limit for limit in limits if limit is not minimum and limit.metric not in statistics]
     for limit in limits:
-        metric, value = LIMITABLE[limit.metric], getattr(measurement, limit.metric)
+        metric, value = LIMITABLE[limit.metric], median(measurement.judged(limit.metric))
         if value is None:
             why = measurement.absent.get(metric.base, metric.absent)
             findings.append(Reason.of(why).about(f"{metric.name} was not measured"))
@@ -209,16 +217,20 @@ _WAKEUPS = {"wakeups": "wakeups", "ready_calls": "ready calls"}
 def _detail(measurement: Measurement, metric: str) -> str:
     if measurement.runs:
         return (
-            f"median of {len(measurement.runs)} runs, {spread(LIMITABLE[metric], measurement.each(metric))}"
+            f"median of {len(measurement.runs)} runs, {spread(LIMITABLE[metric], measurement.judged(metric))}"
         )
     show = METRICS["wakeups"].format
     if metric == "wakeups_per_event":
         counters = measurement.snapshot.counters
         made = " and ".join(f"{show(counters[name])} {words}" for name, words in _WAKEUPS.items())
         return f"{made} for {show(counters['events'])} events"
+    runtimes = measurement.runtime_ready_calls if LIMITABLE[metric].base == "ready_calls" else None
+    besides = f"besides {show(runtimes)} of the runtime's own" if runtimes else ""
     if (base := LIMITABLE[metric].of) is not None:
-        count, seconds = getattr(measurement, base), units.show(measurement.window_seconds, "s")
-        return f"{METRICS[base].format(count)} in {seconds}"
+        [count], seconds = measurement.judged(base), units.show(measurement.window_seconds, "s")
+        return f"{METRICS[base].format(count)} in {seconds}" + (f", {besides}" if besides else "")
+    if besides:
+        return besides
     if metric != "spurious":
         return ""
     spurious = measurement.snapshot.counters["spurious_wakeups"]

@@ -16,9 +16,11 @@ from pytest_netpoll import checks, guard, offenders, privilege, probe, slowest, 
 from pytest_netpoll.answers import Closed, Measured, Times
 from pytest_netpoll.errors import Reason, ServiceError, UnmeasuredError
 from pytest_netpoll.metrics import (
+    CPU_METRICS,
     FUTILE_METRICS,
     IO_METRICS,
     OPTIONAL_COUNTERS,
+    POLL_METRICS,
     READY_METRICS,
     Measurement,
     Snapshot,
@@ -74,12 +76,15 @@ class Window:
     """One measured stretch, open until Meter.close.
 
     number: how the agent knows it. failed: why there is nothing to close. opened: on the monotonic clock, s.
+    ready_stacks, cpu_samples: whether the callers of ready calls, and who uses CPU time, are recorded.
     """
 
     agent: probe.Probe | None
     number: int
     failed: UnmeasuredError | None
     opened: float
+    ready_stacks: bool
+    cpu_samples: bool
 
 
 class Meter:
@@ -174,29 +179,35 @@ class Meter:
 
         limited: the metrics that are to be judged. Some of what would explain them is kept only if it may
         be wanted: who makes ready calls (kept always with --netpoll-goready=on), where events found nobody,
-        who makes I/O calls.
+        who makes I/O calls, who uses CPU time.
         """
         self._revive()
         self._retry()
         self._open += 1
-        failed, number = self._refused, 0
+        failed, number, ready_stacks = self._refused, 0, self._ready_stacks(limited)
+        cpu_samples = self._cpu_samples(limited)
         if self._probe is not None:
             try:
                 self._programs.prepare(self._probe, self._probe.programs())
                 io_calls = any(metric in limited for metric in IO_METRICS)
                 futile = io_calls or any(metric in limited for metric in FUTILE_METRICS)
                 number = self._probe.open(
-                    self._ready_stacks(limited),
+                    ready_stacks,
                     "unclaimed_events" in limited,
                     IO_STACKS if futile else 0,
                     io_calls,
+                    cpu_samples,
                 )
             except UnmeasuredError as error:
                 failed = error
             except BaseException:  # Ctrl-C, pytest-timeout: nobody will close it
                 self._open -= 1
                 raise
-        return Window(self._probe, number, failed, time.monotonic())
+        return Window(self._probe, number, failed, time.monotonic(), bool(ready_stacks), cpu_samples)
+
+    @staticmethod
+    def _cpu_samples(limited: Collection[str]) -> bool:
+        return any(metric in limited for metric in (*CPU_METRICS, *POLL_METRICS))
 
     def _ready_stacks(self, limited: Collection[str]) -> int:
         wanted = self._config.goready == "auto" and any(metric in limited for metric in READY_METRICS)
@@ -259,23 +270,25 @@ class Meter:
                 seconds = answer["duration_ns"] / 1e9
             except UnmeasuredError as error:
                 failed = error
-        return [self._measure(service, answer, failed, seconds) for service in services], answer
+        return [self._measure(window, service, answer, failed, seconds) for service in services], answer
 
     def _measure(
         self,
+        window: Window,
         service: Watched,
         answer: Closed | None,
         failed: UnmeasuredError | None,
         seconds: float,
     ) -> Measurement:
         try:
-            return self._read(service, answer, failed, seconds)
+            return self._read(window, service, answer, failed, seconds)
         except _NONSENSE as error:
             nonsense = UnmeasuredError("the eBPF agent answered nonsense", why=repr(error))
-            return self._read(service, None, failed or nonsense, seconds)
+            return self._read(window, service, None, failed or nonsense, seconds)
 
     def _read(
         self,
+        window: Window,
         service: Watched,
         answer: Closed | None,
         failed: UnmeasuredError | None,
@@ -300,6 +313,12 @@ class Meter:
                 for process in processes
                 for wakeup in process["slowest"]
             ]
+        blamed = offenders.collect(vain, self._symbolizer, snapshot.counters)
+        ready_calls = snapshot.counters.get("ready_calls")
+        if ready_calls is not None and window.ready_stacks:
+            runtimes = offenders.runtime_ready_calls(blamed, ready_calls)
+            counters = {**snapshot.counters, "runtime_ready_calls": runtimes}
+            snapshot = dataclasses.replace(snapshot, counters=counters)
         unmeasured = failed.reason if failed is not None else self._distrust(service, roots, processes)
         if unmeasured is None and self._config.goready == "on" and "ready_calls" in absent:
             unmeasured = absent["ready_calls"].about("ready calls were not counted")
@@ -310,13 +329,19 @@ class Meter:
             go_version=service.go_version,
             window_seconds=seconds,
             snapshot=snapshot,
-            offenders=offenders.collect(vain, self._symbolizer, snapshot.counters),
+            offenders=blamed,
             slowest=slowest.collect(late, self._symbolizer),
             timeline=timeline.collect(intervals),
             unmeasured=unmeasured,
             absent=absent,
+            unexplained=self._unexplained(window),
             gomaxprocs=service.gomaxprocs,
         )
+
+    def _unexplained(self, window: Window) -> dict[str, str]:
+        """Offence -> why nothing is recorded of it, where it was asked for."""
+        why = self.environment.get("no_cpu_samples")
+        return {"cpu": why} if window.cpu_samples and why else {}
 
     def _absent(self, processes: Sequence[Measured]) -> dict[str, Reason]:
         """Metric -> why the process that it is not known of does not tell."""
@@ -332,7 +357,7 @@ class Meter:
         for process in filter(_runs_goroutines, processes):
             if self._programs.count_ready and process["ready_calls"] is None:
                 reason = self._programs.why_no_ready_calls(process)
-                why |= {"ready_calls": reason, "wakeups_per_event": reason}
+                why |= dict.fromkeys(("ready_calls", "runtime_ready_calls", "wakeups_per_event"), reason)
             if self._programs.count_ready and process["deadline_wakeups"] is None:
                 why["deadline_wakeups"] = self._programs.why_no_deadlines(process)
             if process["dispatches"] is None:

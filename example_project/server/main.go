@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -11,6 +12,8 @@ import (
 	"net/http"
 	"sort"
 	"strings"
+	"syscall"
+	"time"
 )
 
 // A fault replaces a part of the healthy service; what it leaves nil stays healthy.
@@ -21,14 +24,16 @@ type fault struct {
 }
 
 var faults = map[string]fault{
-	"none":      {},
-	"dup":       {handle: echoWatched},
-	"herd":      {serve: servePreforked},
-	"tickers":   {start: startTickers},
-	"starve":    {start: startRehash},
-	"busy-poll": {start: stopGracefully, handle: echoUntilStopped},
-	"stale":     {handle: echoDrained},
-	"broadcast": {start: startSubscribers, handle: echoAnnounced},
+	"none":       {},
+	"dup":        {handle: echoWatched},
+	"herd":       {serve: servePreforked},
+	"tickers":    {start: startTickers},
+	"starve":     {start: startRehash},
+	"busy-poll":  {start: stopGracefully, handle: echoUntilStopped},
+	"stale":      {handle: echoDrained},
+	"broadcast":  {start: startSubscribers, handle: echoAnnounced},
+	"spin":       {serve: serveHastily},
+	"unbuffered": {handle: echoUnbuffered},
 }
 
 var waiters = flag.Int("waiters", 1000, "subscribers woken by each message of -fault=broadcast")
@@ -36,6 +41,7 @@ var waiters = flag.Int("waiters", 1000, "subscribers woken by each message of -f
 func main() {
 	addr := flag.String("addr", "127.0.0.1:7000", "address of the echo service")
 	web := flag.String("http", "", "address of the HTTP endpoint; empty for none")
+	files := flag.Uint64("files", 0, "descriptors that the service may have, as of ulimit -n; 0: as it is")
 	name := flag.String("fault", "none", "one of "+strings.Join(faultNames(), ", "))
 	flag.Parse()
 	f, known := faults[*name]
@@ -50,6 +56,11 @@ func main() {
 	listener, err := net.Listen("tcp", *addr)
 	if err != nil {
 		log.Fatal(err)
+	}
+	if *files != 0 {
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: *files, Max: *files}); err != nil {
+			log.Fatal(err)
+		}
 	}
 	if f.start != nil {
 		f.start()
@@ -78,11 +89,21 @@ func faultNames() []string {
 }
 
 func serve(listener *net.TCPListener, handle func(*net.TCPConn)) {
+	const shortest, longest = 5 * time.Millisecond, time.Second
+	pause := shortest
 	for {
 		conn, err := listener.AcceptTCP()
+		if errors.Is(err, syscall.EMFILE) {
+			time.Sleep(pause)
+			if pause *= 2; pause > longest {
+				pause = longest
+			}
+			continue
+		}
 		if err != nil {
 			log.Fatal(err)
 		}
+		pause = shortest
 		go handle(conn)
 	}
 }

@@ -130,6 +130,7 @@ def load(user, timers, max_processes, max_fds, uprobes):
         "capabilities": kept,
         "follows_children": loaded.follows_children,
         "typed": loaded.typed,
+        "no_cpu_samples": loaded.cpu.why_not,
         "startup_seconds": time.monotonic() - started,
         "resident_bytes": resident_bytes(),
     }

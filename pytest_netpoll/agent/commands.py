@@ -14,8 +14,9 @@ MAX_SETTLE_MS = 1000
 REST = 1  # s without a window, after which nothing is kept open for the next one
 
 # What a window is to explain. unclaimed: where events found nobody. io_stacks: the stack of one futile I/O
-# call in so many is recorded, of none for 0; io_calls: of any, not of futile ones only.
-Evidence = namedtuple("Evidence", "unclaimed io_stacks io_calls")
+# call in so many is recorded, of none for 0; io_calls: of any, not of futile ones only. cpu_samples: who uses
+# the CPU.
+Evidence = namedtuple("Evidence", "unclaimed io_stacks io_calls cpu_samples")
 
 
 class Agent:
@@ -67,11 +68,11 @@ class Agent:
                 return process
         raise watch.Refused("process %d is not watched" % pid)
 
-    def open(self, ready_stacks, unclaimed, io_stacks, io_calls):
+    def open(self, ready_stacks, unclaimed, io_stacks, io_calls, cpu_samples):
         self._refresh()
         self._processes.reap()
         self._sample(states=False)
-        evidence = Evidence(bool(unclaimed), io_stacks, bool(io_calls))
+        evidence = Evidence(bool(unclaimed), io_stacks, bool(io_calls), bool(cpu_samples))
         self._keep([*self._evidence.values(), evidence])
         try:
             window = self._windows.open(self._processes.slots())
@@ -119,6 +120,7 @@ class Agent:
             any(evidence.io_calls for evidence in wanted),
         )
         self._kernel.sample_io_stacks(every)
+        self._kernel.cpu.enable(any(evidence.cpu_samples for evidence in wanted))
 
     def lap(self, window, settle_ms):
         """Ends the window and opens the next one, of the same number, at the same cut."""
@@ -157,13 +159,15 @@ class Agent:
             self._by_root(lambda p, names: [banks[p.slot].counters[name] for name in names]),
         )
         offences = [kept[name] for name in kept if any(bank.counters[name] for bank in banks.values())]
+        if self._evidence[window].cpu_samples:
+            offences.append("cpu")
         found = offenders.kept(self._kernel, closed, offences)
         services = {}
         for root in sorted(self._processes.roots()):
             children = sum(banks[p.slot].counters.pop("children") for p in self._processes.of(root))
             unprobed = self._probes.unprobed(self._processes.of(root), closed, children)
             services[root] = [
-                self._process(p, closed, banks[p.slot], scheduled[p.owner], found)
+                self._process(p, window, closed, banks[p.slot], scheduled[p.owner], found)
                 for p in self._processes.of(root)
             ]
             services[root][0]["unprobed"] = unprobed
@@ -257,15 +261,18 @@ class Agent:
             kept["ready_calls"] = "ready"
         return kept
 
-    def _process(self, process, window, bank, scheduled, found):
+    def _process(self, process, number, window, bank, scheduled, found):
         latency_max = bank.counters.pop("latency_max")
         about = self._about(process)
+        culprits = offenders.culprits(self._kernel, process, found)
+        if self._evidence[number].cpu_samples:
+            culprits += offenders.switches(self._kernel, process, window)
         about.update(
             counters=bank.counters,
             histogram=bank.histogram,
             latency_max_ns=latency_max,
             **bank.failures.told(bank.counters["io_calls"]),
-            offenders=offenders.culprits(self._kernel, process, found),
+            offenders=culprits,
             slowest=offenders.slowest(self._kernel, process, bank.slowest, window),
             dispatches=scheduled.dispatches,
             runq_max=scheduled.runq_max,

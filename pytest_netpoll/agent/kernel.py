@@ -9,6 +9,7 @@ import time
 
 import atomics
 import btf
+import cpu
 import layouts
 import machine
 import namespaces
@@ -21,7 +22,7 @@ SLOT_BITS = 12
 STACKS = 4096
 KEEP_CULPRITS, KEEP_UNCLAIMED, KEEP_FUTILE_CALLS, KEEP_IO_CALLS = 1, 2, 4, 8
 
-SOURCES = ("netpoll.c", "io_calls.c", "goready.c")
+SOURCES = ("netpoll.c", "io_calls.c", "goready.c", "cpu.c")
 AT_SYS_EXIT, DRAIN = b"syscall_returned", b"drain_events"
 UPROBES = (b"ready_called", b"deadline_woke")
 
@@ -78,6 +79,7 @@ class Kernel:
         if not namespaces.in_initial_pids():
             flags += self._translation(types.offsets(btf.PID_MEMBERS))
         self._load(sources, flags, types.typedef("btf_trace_sys_exit"))
+        self.cpu = cpu.Sampler(lambda: self.bpf.load_func(b"cpu_sampled", bcc.BPF.PERF_EVENT).fd)
         table = self.bpf.get_table
         self.homes = table(b"homes")
         self.targets = table(b"targets")
@@ -90,6 +92,7 @@ class Kernel:
         self.io_failures = table(b"io_failures")
         self._stacks = (table(b"stacks"), table(b"more_stacks"))
         self.offenders = table(b"offenders")
+        self.switches = table(b"switches")
         self.free_slots = table(b"free_slots")
         self._keeping = table(b"keeping")
         self._ready_sampling = table(b"ready_sampling")
@@ -221,6 +224,7 @@ class Kernel:
 
     def forget_culprits(self):
         self.offenders.clear()
+        self.switches.clear()
         self._free_stacks(lambda _: True)
 
     def make_room_for_stacks(self, still_wanted):

@@ -4,7 +4,7 @@ import endpoint
 import machine
 import windows
 
-OFFENCES = ("spurious", "stale", "ready", "unclaimed", "futile", "io")  # bpf/netpoll.h: enum offence
+OFFENCES = ("spurious", "stale", "ready", "unclaimed", "futile", "io", "cpu")  # bpf/netpoll.h: enum offence
 
 
 def kept(kernel, window, offences):
@@ -26,8 +26,8 @@ def culprits(kernel, process, found):
         offence = OFFENCES[key.offence]
         place = _place(kernel, process.lives[key.owner], key, ends[key.fd, end])
         entry = {"offence": offence, "count": count, "outcome": None, **place}
-        if offence == "ready":
-            # Of a waker no descriptor is known.
+        if offence in ("ready", "cpu"):
+            # No descriptor is known of it.
             entry.update(direction="", syscall=None, fd_type=None, local=None, peer=None)
         elif offence == "unclaimed":
             entry.update(syscall=None)
@@ -35,6 +35,28 @@ def culprits(kernel, process, found):
             entry["outcome"] = windows.outcome(key.outcome)
         offenders.append(entry)
     return offenders
+
+
+def switches(kernel, process, window):
+    """JSON of CPU samples of the scheduler, by whose call brought it there: in the form of `culprits`."""
+    if process.foreign:
+        return []
+    return [
+        {
+            "offence": "cpu",
+            "count": count.value,
+            "outcome": None,
+            "direction": "",
+            "syscall": None,
+            "fd_type": None,
+            "local": None,
+            "peer": None,
+            # Both are where calls return to, which of the innermost frame is not expected.
+            "stack": _frames(process.lives[key.owner], (key.pc - 1, key.caller)),
+        }
+        for key, count in kernel.switches.items()
+        if window.first <= key.epoch < window.end and key.owner in process.lives
+    ]
 
 
 def slowest(kernel, process, found, window):
@@ -64,9 +86,13 @@ def _place(kernel, mappings, entry, end):
 
 
 def _stack(kernel, mappings, number):
+    return _frames(mappings, kernel.stack(number))
+
+
+def _frames(mappings, addresses):
     """[[file, offset in the file]], innermost first: what addr2line can be asked on any machine."""
     frames = []
-    for address in kernel.stack(number):
+    for address in addresses:
         for start, stop, offset, path in mappings:
             if start <= address < stop:
                 frames.append([path, address - start + offset])
@@ -76,6 +102,9 @@ def _stack(kernel, mappings, number):
 
 def forget(kernel, end):
     """Those of the epochs before `end`. Their stacks stay while there is room: later ones may be the same."""
+    for key in list(kernel.switches.keys()):
+        if key.epoch < end:
+            del kernel.switches[key]
     kept = list(kernel.offenders.keys())
     for key in kept:
         if key.epoch < end:

@@ -26,7 +26,7 @@ COMMANDS = {
     "programs": (),
     "attach": ("pid", "ready", "deadline"),
     "learn": ("pid", "allp", "runqsize", "number", "status", "schedtick", "runqhead"),
-    "open": ("ready_stacks", "unclaimed", "io_stacks", "io_calls"),
+    "open": ("ready_stacks", "unclaimed", "io_stacks", "io_calls", "cpu_samples"),
     "close": ("window", "settle_ms"),
     "lap": ("window", "settle_ms"),
 }

@@ -34,18 +34,21 @@ class Frame(TypedDict):
 
 
 class _OffenderExtra(TypedDict, total=False):
-    offence: Literal["spurious", "stale", "ready", "unclaimed", "futile", "io"]
+    offence: Literal["spurious", "stale", "ready", "unclaimed", "futile", "io", "cpu"]
     outcome: str | None
+    runtime: bool
     local: str | None
     peer: str | None
 
 
 class Offender(_OffenderExtra):
     """A place that was woken in vain (spurious), tried again for nothing (stale), that wakes goroutines by
-    runtime.ready (ready: it has no descriptor), or that makes I/O calls (futile: futile ones; io: others); or
-    a descriptor whose events found nobody waiting (unclaimed: no code is concerned, so there is no stack).
+    runtime.ready (ready: it has no descriptor), that makes I/O calls (futile: futile ones; io: others), or
+    that used CPU time (cpu: counts are samples); or a descriptor whose events found nobody waiting
+    (unclaimed: no code is concerned, so there is no stack).
 
-    outcome: how the I/O call ended: "data", "end of file", "EAGAIN", …; None of other offences. share: 0-1,
+    outcome: how the I/O call ended: "data", "end of file", "EAGAIN", …; None of other offences. runtime: of a
+    ready call, whether the runtime made it for its own background work. share: 0-1,
     of all such that were counted in the service. Counts of ready calls and I/O calls are estimated from a
     sample, and their shares are those in the sample. Where the kernel had no room for all of them, shares
     add up to less than 1. stack: starts at the user's own code; empty where the kernel had no room for it.
@@ -195,6 +198,7 @@ class _ServiceExtra(TypedDict, total=False):
     gomaxprocs: int | None
     runs: dict[str, list[int | float | None]]
     histogram: dict[str, int]
+    unexplained: dict[str, str]
     io_outcomes: dict[str, int]
     futile: list[FutileCalls]
     timeline: list[TimelinePoint]
@@ -448,6 +452,7 @@ def _service(measurement: Measurement, columns: Mapping[str, int | float | str |
         "histogram": {
             str(bucket): count for bucket, count in sorted(measurement.snapshot.histogram.items()) if count
         },
+        "unexplained": dict(measurement.unexplained),
         "io_outcomes": dict(one.io_outcomes),
         "futile": [
             {"syscall": syscall, "outcome": outcome, "count": count}

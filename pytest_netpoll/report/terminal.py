@@ -71,7 +71,11 @@ _NUMBERS: tuple[tuple[str, str | None, Mapping[str, str]], ...] = (
     (
         "ready calls",
         "ready_calls",
-        {"deadline_wakeups": "by deadlines", "wakeups_per_event": "wakeups per event"},
+        {
+            "runtime_ready_calls": "of the runtime's own",
+            "deadline_wakeups": "by deadlines",
+            "wakeups_per_event": "wakeups per event",
+        },
     ),
     ("dispatches", "dispatches", {"dispatches_per_event": "per event", "runq_max": "longest run queue"}),
     ("CPU", "cpu_seconds", {"run_delay_seconds": "waiting for a CPU"}),
@@ -186,6 +190,8 @@ def failure_section(record: TestRecord, width: int) -> str:
         caution = attached.caution(record, service)
         if caution is not None:
             screen.add(cells.wrap(caution, width, "  "))
+        for missing in words.unexplained(record, service):
+            screen.add(cells.wrap(missing, width, "  "))
         for text, entry in blocks[:MOST_OFFENDERS]:
             head = cells.wrap(text + words.lead_in(entry), width, "  ")
             screen.add(head + _frames(entry["stack"], width), at_least=len(head) + 1)

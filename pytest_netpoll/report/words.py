@@ -10,7 +10,16 @@ from pytest_netpoll import units
 from pytest_netpoll.clean import lines as clean_lines  # noqa: F401 - for the templates
 from pytest_netpoll.clean import one_line as one_line
 from pytest_netpoll.errors import Reason
-from pytest_netpoll.metrics import FUTILE_METRICS, IO_METRICS, LIMITABLE, METRICS, READY_METRICS, spread
+from pytest_netpoll.metrics import (
+    CPU_METRICS,
+    FUTILE_METRICS,
+    IO_METRICS,
+    LIMITABLE,
+    METRICS,
+    POLL_METRICS,
+    READY_METRICS,
+    spread,
+)
 from pytest_netpoll.report.record import (
     BreachRecord,
     Frame,
@@ -51,6 +60,7 @@ _EXPLAINED_BY: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(READY_METRICS, ("ready",)),
     **dict.fromkeys(FUTILE_METRICS, ("futile",)),
     **dict.fromkeys(IO_METRICS, ("io", "futile")),
+    **dict.fromkeys((*CPU_METRICS, *POLL_METRICS), ("cpu",)),
 }
 # offence -> (the metric that is its total, what to call it, what happened there)
 _OFFENCES = {
@@ -320,7 +330,12 @@ def clean(reason: str) -> Reason:
 def offenders_of(record: TestRecord, service: ServiceRecord) -> list[Offender]:
     """The offenders that explain its broken limits, worst first."""
     wanted = {o for fault in broken(record, service) for o in _EXPLAINED_BY.get(base_of(fault["metric"]), ())}
-    return [offender for offender in service["offenders"] if offender.get("offence", "spurious") in wanted]
+    return [
+        offender
+        for offender in service["offenders"]
+        # A limit is about the program's own calls.
+        if offender.get("offence", "spurious") in wanted and not offender.get("runtime")
+    ]
 
 
 def wakers_of(record: TestRecord, service: ServiceRecord) -> list[Offender]:
@@ -352,6 +367,8 @@ def slowest_of(record: TestRecord, service: ServiceRecord) -> list[SlowWakeup]:
 def offender_text(service: ServiceRecord, offender: Offender) -> str:
     """ "499 of 500 (99.8 %) spurious wakeups (read on tcp a ← b), woken in vain"."""
     offence = offender.get("offence", "spurious")
+    if offence == "cpu":
+        return _cpu_text(offender)
     if offence in _SAMPLED:
         return _sampled_text(service, offender)
     metric, name, happened = _OFFENCES[offence]
@@ -380,6 +397,24 @@ def _sampled_text(service: ServiceRecord, offender: Offender) -> str:
     outcome = offender.get("outcome")
     where = f" ({_where(offender)}, {outcome})" if outcome else ""
     return f"{units.show(offender['share'], 'share')} of {total} {name}{where}, {happened}"
+
+
+def _cpu_text(offender: Offender) -> str:
+    """ "97.8 % of 495 CPU samples, running"."""
+    share = offender["share"] or 0
+    samples = units.show(round(offender["count"] / share), "count") if share else units.NOT_MEASURED
+    return f"{units.show(share, 'share')} of {samples} CPU samples, running"
+
+
+def unexplained(record: TestRecord, service: ServiceRecord) -> list[str]:
+    """A line for each kind of evidence that a broken limit asks for, and that could not be had."""
+    wanted = {o for fault in broken(record, service) for o in _EXPLAINED_BY.get(base_of(fault["metric"]), ())}
+    names = {"cpu": "CPU samples"}
+    return [
+        one_line(f"no {names.get(offence, offence)}: {why}")
+        for offence, why in service.get("unexplained", {}).items()
+        if offence in wanted
+    ]
 
 
 def most_futile(service: ServiceRecord) -> str:

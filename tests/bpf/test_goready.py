@@ -305,3 +305,24 @@ def test_in_a_program_that_is_not_go_no_ready_calls_were_counted(factory, measur
     m = stretch.measurements[service.name]
     assert m.unmeasured is not None
     assert (m.ready_calls, m.deadline_wakeups, m.dispatches) == (None, None, None)
+
+
+def test_the_runtimes_own_ready_calls_are_separated(launch, commands, meter, newest_go):
+    n = 50
+    service = launch("gc", go=str(newest_go.go), env={"GOMAXPROCS": "2"})
+    command = commands(service)
+    window = meter.open(limited=["ready_calls"])
+    assert command(n) == "done"
+    [m] = meter.close(window, [service])
+    assert m.unmeasured is None
+    own = m.ready_calls - m.runtime_ready_calls
+    assert m.runtime_ready_calls >= n / 2
+    # The other goroutine may have been about to park: then nobody had to wake it.
+    assert n / 2 <= own <= n + 5
+    named = {o["stack"][0]["function"] for o in m.offenders if o["offence"] == "ready" and not o["runtime"]}
+    assert "main.send" in named
+    # Nobody looked at the callers.
+    window = meter.open()
+    assert command(n) == "done"
+    [m] = meter.close(window, [service])
+    assert m.runtime_ready_calls is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import socket
 
@@ -123,3 +124,57 @@ def test_a_healthy_service_under_load_has_no_futile_call(launch, measure, newest
     m = stretch(service)
     assert m.io_calls > 400
     assert m.futile_calls == 0
+
+
+@pytest.fixture
+def explained(launch, commands, meter, newest_go):
+    """explained("eagain", ["futile_calls"]) is as `run`, of a window that is to explain these metrics."""
+
+    def explained(kind, limited, n=N):
+        service = launch("io", "-do", kind, go=str(newest_go.go))
+        command = commands(service)
+        window = meter.open(limited=limited)
+        assert command(n) == "done"
+        [m] = meter.close(window, [service])
+        assert m.unmeasured is None
+        return m
+
+    return explained
+
+
+@pytest.mark.parametrize(
+    ("kind", "caller", "syscall", "outcome", "fd_type"),
+    [
+        ("eagain", "main.kinds.func1", "read", "EAGAIN", "pipe"),
+        ("error", "main.kinds.func3", "read", "EISDIR", None),
+        ("splice", "main.kinds.func4", "splice", "EAGAIN", "pipe"),
+    ],
+)
+def test_who_makes_futile_calls_is_named(explained, kind, caller, syscall, outcome, fd_type):
+    m = explained(kind, ["futile_calls"])
+    assert {offender["offence"] for offender in m.offenders} == {"futile"}
+    worst = m.offenders[0]
+    assert worst["share"] > 0.99
+    # An estimate: after the first 256 of a CPU one in 64 stands for all.
+    assert worst["count"] == pytest.approx(m.futile_calls, rel=0.9)
+    assert (worst["syscall"], worst["outcome"]) == (syscall, outcome)
+    assert fd_type is None or worst["fd_type"] == fd_type
+    assert caller in [frame["function"] for frame in worst["stack"]]
+
+
+def test_all_io_calls_are_explained_where_that_is_asked_for(explained):
+    m = explained("check", ["io_calls_per_wakeup"])
+    found = collections.Counter()
+    for offender in m.offenders:
+        found[offender["offence"], offender["syscall"], offender["outcome"]] += offender["share"]
+        if offender["share"] > 0.1:
+            assert "main.kinds.func6" in [frame["function"] for frame in offender["stack"]]
+    assert found["io", "read", "EAGAIN"] == pytest.approx(0.5, abs=0.2)
+    assert found["io", "read", "data"] == pytest.approx(0.25, abs=0.15)
+    assert found["io", "write", "data"] == pytest.approx(0.25, abs=0.15)
+
+
+def test_nobody_is_named_where_nothing_is_to_be_explained(explained):
+    assert explained("eagain", []).offenders == ()
+    # Two in a row are not what a limit on futile calls is about.
+    assert explained("check", ["futile_calls"]).offenders == ()

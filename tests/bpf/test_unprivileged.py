@@ -502,7 +502,9 @@ def test_in_a_window_too_nothing_is_told_of_others_and_their_place_is_free_at_on
     with running(user, installed, max_processes=2) as ask, subprocess.Popen(command) as family:
         try:
             patiently(lambda: [p for p in psutil.Process(family.pid).children() if p.uids().effective == 0])
-            window = ask("open", ready_stacks=0, unclaimed=0)["ok"]["window"]
+            window = ask("open", ready_stacks=0, unclaimed=0, io_stacks=0, io_calls=0, cpu_samples=0)["ok"][
+                "window"
+            ]
             # Another one's, one's own with a child that is root's, and all places for one's own.
             for pid in (1, family.pid):
                 assert "not this user's" in ask("watch", pid=pid)["error"]["what"]
@@ -749,7 +751,9 @@ def test_what_gains_rights_by_an_exec_is_not_counted_from_there_on(user, install
 @needs_sudo
 def test_what_is_unwatched_in_a_window_is_gone_with_it(user, installed):
     with running(user, installed, max_processes=1) as ask, asleep(user) as pid:
-        window = ask("open", ready_stacks=0, unclaimed=0)["ok"]["window"]
+        window = ask("open", ready_stacks=0, unclaimed=0, io_stacks=0, io_calls=0, cpu_samples=0)["ok"][
+            "window"
+        ]
         ask("watch", pid=pid)
         ask("unwatch", pid=pid)
         (process,) = ask("programs")["ok"]["processes"]

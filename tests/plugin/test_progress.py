@@ -84,6 +84,7 @@ READY = {
     **dict.fromkeys(("bcc", "python", "kernel", "machine"), ""),
     "capabilities": [],
     **dict.fromkeys(("follows_children", "typed"), True),
+    "no_cpu_samples": None,
     **dict.fromkeys(("startup_seconds", "resident_bytes"), 1),
 }
 AGENT = """

@@ -61,7 +61,8 @@ def test_table_has_every_metric_of_the_contract_in_its_order() -> None:
         empty_polls timeout_polls break_polls interrupted_polls polls_per_event
         io_calls futile_calls io_calls_per_wakeup
         latency_p50 latency_p90 latency_p99 latency_p999 latency_max
-        ready_calls deadline_wakeups wakeups_per_event dispatches dispatches_per_event runq_max
+        ready_calls deadline_wakeups runtime_ready_calls wakeups_per_event
+        dispatches dispatches_per_event runq_max
         cpu_seconds run_delay_seconds lost
     """
     assert list(METRICS) == contract.split()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_netpoll import offenders
-from pytest_netpoll.symbols import Symbolizer
+from pytest_netpoll.symbols import Frame, Symbolizer
 
 COUNTERS = {"spurious_wakeups": 65, "stale_retries": 5}
 
@@ -65,3 +65,34 @@ def test_of_one_window_too(tmp_path):
 def test_no_share_is_more_than_all(counters):
     """Between the reading of the counters and that of the offenders a wakeup may be resolved."""
     assert [o["share"] for o in offenders.total([[lap(65)]], counters)] == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("functions", "background"),
+    [
+        (["runtime.ready", "runtime.gcSweep", "runtime.gcMarkTermination"], True),
+        (["runtime.ready", "runtime.resumeG", "runtime.markroot.func1"], True),
+        # The GC may begin wherever the program allocates.
+        (["runtime.ready", "runtime.gcStart", "runtime.mallocgc", "main.work"], True),
+        (["runtime.ready", "runtime.findRunnable", "runtime.schedule"], True),
+        # What a finalizer does, the program does.
+        (["runtime.ready", "runtime.goready", "runtime.send", "main.finalize", "runtime.runfinq"], False),
+        (["runtime.ready", "runtime.goready", "runtime.chansend", "main.work"], False),
+        # A timer's.
+        (["runtime.ready", "runtime.goroutineReady", "runtime.unlockAndRun", "runtime.findRunnable"], False),
+        (["runtime.ready", "sync.runtime_Semrelease", "sync.(*Mutex).Unlock", "main.work"], False),
+        ([], False),
+    ],
+)
+def test_the_runtimes_own_ready_calls_are_told_by_their_stacks(functions, background):
+    frames = [Frame(function, "file.go", 1) for function in functions]
+    assert offenders.by_the_runtime(frames) == background
+
+
+def test_the_runtimes_share_of_the_sample_is_its_share_of_all():
+    def caller(count, runtime, offence="ready"):
+        return {"offence": offence, "count": count, "runtime": runtime}
+
+    sample = [caller(30, True), caller(10, False), caller(500, False, "spurious")]
+    assert offenders.runtime_ready_calls(sample, 400) == 300
+    assert offenders.runtime_ready_calls([], 0) == 0

@@ -93,6 +93,20 @@ def test_the_rate_of_a_repeated_test_is_the_median_of_its_runs_rates() -> None:
     assert verdict.reason == ("server: polls_per_second 20.00 (median of 3 runs, 10.00 to 30.00) > max 19.00")
 
 
+def test_a_limit_on_ready_calls_is_about_the_programs_own() -> None:
+    busy = measured({"ready_calls": 121, "runtime_ready_calls": 118})
+    assert judge([busy], limits({"max_ready_calls": 3})) == Verdict("passed")
+    assert judge([busy], limits({"max_ready_calls_per_second": 3})) == Verdict("passed")
+    verdict = judge([busy], limits({"max_ready_calls": 2}))
+    assert verdict.reason == "server: ready_calls 3 (besides 118 of the runtime's own) > max 2"
+    verdict = judge([busy], limits({"max_ready_calls_per_second": 2}))
+    assert verdict.reason == (
+        "server: ready_calls_per_second 3.00 (3 in 1.00 s, besides 118 of the runtime's own) > max 2.00"
+    )
+    # Of a window in which nobody recorded the callers all of them count.
+    assert judge([measured({"ready_calls": 121})], limits({"max_ready_calls": 3})).outcome == "failed"
+
+
 def test_a_rate_of_what_was_not_measured_is_not_measured() -> None:
     verdict = judge([measured(HEALTHY)], limits({"max_ready_calls_per_second": 5}))
     assert verdict.outcome == "unmeasured"

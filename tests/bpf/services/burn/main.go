@@ -1,0 +1,81 @@
+// CPU time of known shares. -do: shares, in which each of two goroutines, heavy and light, computes in turn, and
+// heavy does three times as much as light: 75 % and 25 % of the CPU time; yield, in which a goroutine does nothing but
+// call runtime.Gosched; or hog, in which one computes for as long as the service runs, on the only P. A command "N"
+// lets shares and yield go on for N ms; to a hog's victims it is a message like any other, answered late.
+package main
+
+import (
+	"flag"
+	"net"
+	"runtime"
+	"time"
+
+	"services/kit"
+)
+
+func main() {
+	addr := flag.String("addr", "127.0.0.1:0", "address")
+	do := flag.String("do", "shares", "what uses the CPU")
+	flag.Parse()
+	if *do == "hog" {
+		runtime.GOMAXPROCS(1)
+		go hog()
+	}
+	kit.Commands(kit.Listen(*addr), func(_ net.Conn, n int) string {
+		end := time.Now().Add(time.Duration(n) * time.Millisecond)
+		for *do != "hog" && time.Now().Before(end) {
+			if *do == "yield" {
+				yield()
+			} else {
+				heavy()
+				light()
+			}
+		}
+		return "done"
+	})
+}
+
+// One iteration takes as long in each of them. They call nothing: of a function without a frame of its own the
+// caller is not seen.
+const turn = 100_000
+
+var sink uint64
+
+//go:noinline
+func heavy() {
+	x := sink | 1
+	for n := 3 * turn; n > 0; n-- {
+		x ^= x << 13
+		x ^= x >> 7
+		x ^= x << 17
+	}
+	sink = x
+}
+
+//go:noinline
+func light() {
+	x := sink | 1
+	for n := turn; n > 0; n-- {
+		x ^= x << 13
+		x ^= x >> 7
+		x ^= x << 17
+	}
+	sink = x
+}
+
+//go:noinline
+func yield() {
+	for i := 0; i < 1000; i++ {
+		runtime.Gosched()
+	}
+}
+
+//go:noinline
+func hog() {
+	for x := uint64(1); ; {
+		x ^= x << 13
+		x ^= x >> 7
+		x ^= x << 17
+		sink = x
+	}
+}

@@ -1,0 +1,73 @@
+"""Who uses the CPU time."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+
+@pytest.fixture
+def sampled(launch, commands, meter, newest_go):
+    """sampled("shares", 1500): the CPU samples of a command to services/burn, and the measurement."""
+
+    def sampled(kind, milliseconds, limited=("cpu_seconds",)):
+        service = launch("burn", "-do", kind, go=str(newest_go.go))
+        command = commands(service)
+        window = meter.open(limited=limited)
+        command(milliseconds)
+        if kind == "hog":
+            time.sleep(0.5)
+        [m] = meter.close(window, [service])
+        assert m.unmeasured is None
+        return [offender for offender in m.offenders if offender["offence"] == "cpu"], m
+
+    return sampled
+
+
+def share_of(function, samples):
+    return sum(s["share"] for s in samples if function in [f["function"] for f in s["stack"]])
+
+
+def test_shares_of_cpu_time_are_those_of_the_program(sampled):
+    samples, m = sampled("shares", 1500)
+    # 499 a second of CPU time.
+    assert sum(s["count"] for s in samples) == pytest.approx(499 * m.cpu_seconds, rel=0.2, abs=20)
+    assert share_of("main.heavy", samples) == pytest.approx(0.75, abs=0.1)
+    assert share_of("main.light", samples) == pytest.approx(0.25, abs=0.1)
+    assert samples[0]["stack"][0]["function"] == "main.heavy"
+    # A loop over several lines is one place.
+    assert len([s for s in samples if s["share"] > 0.05]) == 2
+
+
+def test_who_yields_is_named_before_the_scheduler(sampled):
+    samples, _ = sampled("yield", 1000, ["dispatches"])
+    assert samples[0]["stack"][0]["function"] == "main.yield"
+    # Nearly all of the time the scheduler runs, on a stack of its own, where the caller is not.
+    assert samples[0]["share"] > 0.5
+
+
+def test_of_one_p_the_hog_is_named_and_not_its_victims(sampled):
+    samples, _ = sampled("hog", 1, ["runq_max"])
+    assert share_of("main.hog", samples) > 0.8
+    assert share_of("main.hog", samples[:1]) > 0.8
+
+
+def test_nothing_is_sampled_unasked(sampled):
+    assert sampled("shares", 100, ["spurious", "futile_calls"])[0] == []
+
+
+def test_where_perf_events_are_not_permitted_it_is_said_why(lacking, launch, newest_go):
+    refuse = "def call(*_):\n    raise PermissionError(13, 'Permission denied')\nsyscall.call = call"
+    meter = lacking({"cpu.py": refuse.replace("syscall.call", "syscall = type('', (), {'call': call})\n#")})
+    service = launch("burn", go=str(newest_go.go))
+    meter.watch(service)
+    window = meter.open(limited=["cpu_seconds"])
+    [m] = meter.close(window, [service])
+    assert m.unmeasured is None
+    assert m.cpu_seconds is not None
+    assert "perf_event_open is not permitted (Permission denied" in m.unexplained["cpu"]
+    assert "--cap-add PERFMON" in m.unexplained["cpu"]
+    # Who did not ask misses nothing.
+    [m] = meter.close(meter.open(limited=["spurious"]), [service])
+    assert m.unexplained == {}
