@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pytest_netpoll import clean
+
 
 class NetpollError(Exception):
     """Base of all errors of this plugin.
@@ -30,15 +32,16 @@ class NetpollError(Exception):
     def reason(self) -> str:
         """The message on one line, without the detail."""
         text = self.what if self.why is None else f"{self.what}: {self.why}"
-        return text if self.fix is None else f"{text} (to mend: {self.fix})"
+        return clean.one_line(text if self.fix is None else f"{text} (to mend: {self.fix})")
 
     def __str__(self) -> str:
         lines = [self.what if self.why is None else f"{self.what}: {self.why}"]
         if self.fix is not None:
             lines.append(f"  to mend: {self.fix}")
         if self.detail:
-            lines += ["", self.detail.rstrip("\n")]
-        return "\n".join(lines)
+            lines += ["", self.detail]
+        # Into them goes what services and compilers print, and what programs are called.
+        return clean.lines("\n".join(lines))
 
 
 class UsageError(NetpollError):
