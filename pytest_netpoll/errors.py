@@ -32,7 +32,7 @@ class NetpollError(Exception):
     def reason(self) -> str:
         """The message on one line, without the detail."""
         text = self.what if self.why is None else f"{self.what}: {self.why}"
-        return clean.one_line(text if self.fix is None else f"{text} (to mend: {self.fix})")
+        return text if self.fix is None else f"{text} (to mend: {self.fix})"
 
     def __str__(self) -> str:
         lines = [self.what if self.why is None else f"{self.what}: {self.why}"]
