@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 # A runner obeys a line of the log that starts with "::name", and "##[name" wherever it stands.
-_COMMAND = re.compile(r"(?<!\S):{2,}(?=\S)|#{2,}(?=\[)")
+_COMMAND = re.compile(r"(?<!\S)::+(?=\S)|##(?=\[)")
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 
 
