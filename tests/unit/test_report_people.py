@@ -18,7 +18,7 @@ from pytest_netpoll.metrics import COUNTERS, METRICS, Measurement, Snapshot, buc
 from pytest_netpoll.options import Config
 from pytest_netpoll.report import record, summary, terminal, words
 from pytest_netpoll.report.cells import shorten
-from pytest_netpoll.verdict import judge
+from pytest_netpoll.verdict import Death, judge
 
 HEALTHY = {"wakeups": 200, "productive_wakeups": 200, "events": 200, "polls": 210}
 WASTEFUL = {
@@ -471,6 +471,22 @@ def test_the_line_of_go_is_annotated_too_once_for_all_tests_and_with_the_diagnos
     first, second = summary.annotations([reported], Path(), find, "warning")
     assert first.startswith("::warning file=tests/test_echo.py,line=7")
     assert second.startswith("::warning file=src/server/main.go,line=33")
+
+
+def test_a_panic_is_annotated_where_it_was() -> None:
+    words_ = (
+        "panic: boom\n\ngoroutine 50 [running]:\npanic({0x1, 0x2})\n\t/go/src/runtime/panic.go:7 +0x1\n"
+        "main.(*server).explode(0xc000)\n\t/repo/server/main.go:17 +0x3f\n"
+        "created by main.main in goroutine 1\n\t/repo/server/main.go:9 +0x1"
+    )
+    demanded = resolve([((), {})], "t")
+    verdict = judge([], demanded, deaths=[Death("server", "ended: exit status 2: panic: boom", words_)])
+    dead = record.build("t.py::t", ("t.py", 7), verdict, demanded, [], 1.0)
+    first, second = summary.annotations([dead], Path(), lambda file: Path(file).relative_to("/repo"))
+    assert "server: panic: boom at /repo/server/main.go:17 main.(*server).explode" in first
+    assert second.startswith(
+        "::error file=server/main.go,line=17,title=netpoll%3A t.py%3A%3At::server: panic: boom"
+    )
 
 
 def test_a_late_wakeup_is_annotated_with_its_line() -> None:
