@@ -9,23 +9,6 @@
 BPF_PERCPU_ARRAY(io_failures, struct io_failures, MAX_PROCESSES * BANKS);
 BPF_ARRAY(io_sampling, u32, 1);	/* record the stack of one call in so many; 0 = of none */
 
-/* In whose banks a process's calls count. A server may run program after program that never polls, each of which
- * would keep its slot if it left numbers behind; so those are the server's. */
-static __always_inline u32 accountable(u32 owner)
-{
-	struct target *t = target_of(owner), *heir;
-	int slot;
-
-	if (!t || t->kept)
-		return owner;
-	slot = t->heir;
-	heir = targets.lookup(&slot);
-	if (heir && heir->kept && heir->root == t->root)
-		return slot + 1;
-	t->kept = 1;	/* the heir is long gone */
-	return owner;
-}
-
 /* From here on the descriptor is another one, or none. */
 static __always_inline void io_closed(u32 owner, u32 fd)
 {

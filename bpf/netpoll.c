@@ -1054,8 +1054,8 @@ RAW_TRACEPOINT_PROBE(sched_process_exec)
 	return 0;
 }
 
-/* In whose banks its ready calls and children count. A server may run program after program that never polls, each of which would
- * keep its slot if it left numbers behind; so those are the server's. */
+/* In whose banks a process's calls and children count. A server may run program after program that never polls,
+ * each of which would keep its slot if it left numbers behind; so those are the server's. */
 static __always_inline u32 accountable(u32 owner)
 {
 	struct target *t = target_of(owner), *heir;

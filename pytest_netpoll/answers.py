@@ -22,9 +22,16 @@ class ToldAbout(TypedDict):
     about: About
 
 
+class Lack(TypedDict):
+    """Of something that cannot be had here. fix: how it can."""
+
+    what: str
+    fix: str
+
+
 class Ready(TypedDict):
     """To load. capabilities: those that the agent keeps. typed: whether sys_exit's arguments are.
-    no_cpu_samples: why there are none, and what fixes it; None where there are.
+    no_cpu_samples: why there are none; None where there are.
     """
 
     protocol: int
@@ -35,7 +42,7 @@ class Ready(TypedDict):
     capabilities: list[str]
     follows_children: bool
     typed: bool
-    no_cpu_samples: str | None
+    no_cpu_samples: Lack | None
     startup_seconds: float
     resident_bytes: int
 

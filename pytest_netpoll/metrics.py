@@ -480,7 +480,7 @@ class Measurement:
     timeline: tuple[Any, ...] = field(default=(), repr=False)
     unmeasured: Reason | None = None
     absent: Mapping[str, Reason] = field(default_factory=dict, repr=False)
-    unexplained: Mapping[str, str] = field(default_factory=dict, repr=False)
+    unexplained: Mapping[str, Reason] = field(default_factory=dict, repr=False)
     gomaxprocs: int | None = None
     runs: tuple[Measurement, ...] = field(default=(), repr=False)
 

@@ -338,10 +338,10 @@ class Meter:
             gomaxprocs=service.gomaxprocs,
         )
 
-    def _unexplained(self, window: Window) -> dict[str, str]:
+    def _unexplained(self, window: Window) -> dict[str, Reason]:
         """Offence -> why nothing is recorded of it, where it was asked for."""
-        why = self.environment.get("no_cpu_samples")
-        return {"cpu": why} if window.cpu_samples and why else {}
+        lack = self.environment.get("no_cpu_samples")
+        return {"cpu": Reason(lack["what"], fix=lack["fix"])} if window.cpu_samples and lack else {}
 
     def _absent(self, processes: Sequence[Measured]) -> dict[str, Reason]:
         """Metric -> why the process that it is not known of does not tell."""

@@ -80,8 +80,8 @@ def _not_permitted(error):
             paranoid = ", and kernel.perf_event_paranoid is %s" % f.read().strip()
     except OSError:
         paranoid = ""
-    return (
-        "perf_event_open is not permitted (%s%s) (to mend: give the agent CAP_PERFMON, in a container with "
-        "--cap-add PERFMON, or --cap-add SYS_ADMIN where its runtime does not know that one)"
-        % (error.strerror or error, paranoid)
-    )
+    return {
+        "what": "perf_event_open is not permitted (%s%s)" % (error.strerror or error, paranoid),
+        "fix": "give the agent CAP_PERFMON, in a container with --cap-add PERFMON, or --cap-add SYS_ADMIN "
+        "where its runtime does not know that one",
+    }

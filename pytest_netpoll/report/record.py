@@ -198,7 +198,7 @@ class _ServiceExtra(TypedDict, total=False):
     gomaxprocs: int | None
     runs: dict[str, list[int | float | None]]
     histogram: dict[str, int]
-    unexplained: dict[str, str]
+    unexplained: dict[str, ReasonRecord]
     io_outcomes: dict[str, int]
     futile: list[FutileCalls]
     timeline: list[TimelinePoint]
@@ -452,7 +452,7 @@ def _service(measurement: Measurement, columns: Mapping[str, int | float | str |
         "histogram": {
             str(bucket): count for bucket, count in sorted(measurement.snapshot.histogram.items()) if count
         },
-        "unexplained": dict(measurement.unexplained),
+        "unexplained": {offence: reason_record(why) for offence, why in measurement.unexplained.items()},
         "io_outcomes": dict(one.io_outcomes),
         "futile": [
             {"syscall": syscall, "outcome": outcome, "count": count}

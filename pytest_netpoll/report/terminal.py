@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pytest_netpoll.errors import Reason
 from pytest_netpoll.metrics import METRICS
 from pytest_netpoll.options import Config
 from pytest_netpoll.report import attached, cells, words
@@ -159,6 +160,11 @@ def gate_preview(records: Sequence[TestRecord], width: int) -> list[str]:
     return lines
 
 
+def _reason(reason: Reason, width: int, indent: str = "") -> list[str]:
+    fix = cells.wrap(f"fix: {reason.fix}", width, f"{indent}  ") if reason.fix else []
+    return cells.wrap(reason.headline, width, indent) + fix
+
+
 def failure_section(record: TestRecord, width: int) -> str:
     """Why the test failed or is unmeasured, at most SECTION_LINES lines; empty if there is nothing to say.
 
@@ -169,8 +175,7 @@ def failure_section(record: TestRecord, width: int) -> str:
     concerned = _concerned(record)
     screen = _Screen(_causes(record, width))
     for reason in words.reasons(record):
-        fix = cells.wrap(f"fix: {reason.fix}", width, "  ") if reason.fix else []
-        screen.add(cells.wrap(reason.headline, width) + fix)
+        screen.add(_reason(reason, width))
     if record["outcome"] == "unmeasured":
         screen.add(
             cells.wrap(
@@ -191,7 +196,7 @@ def failure_section(record: TestRecord, width: int) -> str:
         if caution is not None:
             screen.add(cells.wrap(caution, width, "  "))
         for missing in words.unexplained(record, service):
-            screen.add(cells.wrap(missing, width, "  "))
+            screen.add(_reason(missing, width, "  "))
         for text, entry in blocks[:MOST_OFFENDERS]:
             head = cells.wrap(text + words.lead_in(entry), width, "  ")
             screen.add(head + _frames(entry["stack"], width), at_least=len(head) + 1)

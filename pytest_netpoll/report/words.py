@@ -406,12 +406,12 @@ def _cpu_text(offender: Offender) -> str:
     return f"{units.show(share, 'share')} of {samples} CPU samples, running"
 
 
-def unexplained(record: TestRecord, service: ServiceRecord) -> list[str]:
-    """A line for each kind of evidence that a broken limit asks for, and that could not be had."""
+def unexplained(record: TestRecord, service: ServiceRecord) -> list[Reason]:
+    """For each kind of evidence that a broken limit asks for, and that could not be had."""
     wanted = {o for fault in broken(record, service) for o in _EXPLAINED_BY.get(base_of(fault["metric"]), ())}
     names = {"cpu": "CPU samples"}
     return [
-        one_line(f"no {names.get(offence, offence)}: {why}")
+        clean(_reason(why).about(f"no {names.get(offence, offence)}"))
         for offence, why in service.get("unexplained", {}).items()
         if offence in wanted
     ]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pytest_netpoll.errors import NetpollError, UnmeasuredError
+from pytest_netpoll.errors import NetpollError, Reason, UnmeasuredError
 from pytest_netpoll.marker import resolve
 from pytest_netpoll.median import median_of
 from pytest_netpoll.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
@@ -480,7 +480,9 @@ def test_a_panic_is_annotated_where_it_was() -> None:
         "created by main.main in goroutine 1\n\t/repo/server/main.go:9 +0x1"
     )
     demanded = resolve([((), {})], "t")
-    verdict = judge([], demanded, deaths=[Death("server", "ended: exit status 2: panic: boom", words_)])
+    verdict = judge(
+        [], demanded, deaths=[Death("server", Reason("ended", why="exit status 2: panic: boom"), words_)]
+    )
     dead = record.build("t.py::t", ("t.py", 7), verdict, demanded, [], 1.0)
     first, second = summary.annotations([dead], Path(), lambda file: Path(file).relative_to("/repo"))
     assert "server: panic: boom at /repo/server/main.go:17 main.(*server).explode" in first
