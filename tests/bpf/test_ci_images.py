@@ -121,6 +121,7 @@ def base(podman, newest_go, tmp_path_factory):
     pip = (sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--python-version=3.11")
     run(*pip, "--dest", wheels, *wheels.glob("*.whl"))
     (context / "Dockerfile").write_text(BASE)
+    # Kept, as are the images made of it, so that the next run finds their layers.
     podman("build", "--quiet", "--tag", "netpoll-test-base", context)
     return "netpoll-test-base"
 
@@ -146,6 +147,7 @@ def programs(built, newest_go, tmp_path_factory):
     """A directory with a static service, to be mounted, so that no container has to compile Go."""
     directory = tmp_path_factory.mktemp("programs")
     shutil.copy(built("echo", str(newest_go.go), env={"CGO_ENABLED": "0"}), directory / "echo")
+    directory.chmod(0o755)
     return directory
 
 
@@ -155,8 +157,11 @@ def pytest_in(podman, image, programs, tmp_path):
 
     def pytest_in(fixtures, *flags):
         (tmp_path / "test_it.py").write_text(fixtures + TESTS)
+        tmp_path.chmod(0o755)  # root in a user namespace may not look into what is root's alone
         options = [f"--volume={tmp_path}:/tests", f"--volume={programs}:/programs:ro", *flags]
-        return podman.try_run(image, "pytest", "-q", "-rA", "/tests", options=options)
+        return podman.try_run(
+            image, "pytest", "-q", "-rA", "-p", "no:cacheprovider", "/tests", options=options
+        )
 
     return pytest_in
 
