@@ -246,7 +246,8 @@ static __always_inline u64 exchange(u64 *word, u64 value)
 /* Before 5.12 the kernel knows none. Of the helpers this one is atomic; who comes first is remembered long enough. */
 struct claim {
 	u64 woken_at;
-	u64 wait;
+	u64 g;
+	u64 owner;
 };
 BPF_TABLE("lru_hash", struct claim, u8, claims, 4096);
 #endif
@@ -266,7 +267,7 @@ static __always_inline u64 take(struct wait *w, u32 *epoch)
 		*epoch = w->epoch;
 	return taken;
 #else
-	struct claim claim = { .woken_at = seen, .wait = (u64)w };
+	struct claim claim = { .woken_at = seen, .g = w->g, .owner = w->owner };
 	u8 value = 0;
 
 	if (claims.insert(&claim, &value))
