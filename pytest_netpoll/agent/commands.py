@@ -23,7 +23,7 @@ class Agent:
         self._timelines = {}  # window -> Timeline
         self._keep_unclaimed = {}  # window -> whether it is to tell where events found nobody
         self._probes = goready.Probes(kernel, user, may_watch)
-        self._schedulers = scheduler.Schedulers()
+        self._schedulers = scheduler.Schedulers(kernel.is_current)
         self._sampling = []  # timers, while a window is open
 
     def watch(self, pid):
