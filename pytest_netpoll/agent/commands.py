@@ -31,7 +31,7 @@ class Agent:
         self._timelines = {}  # window -> Timeline
         self._evidence = {}  # window -> Evidence
         self._probes = goready.Probes(kernel, user, may_watch)
-        self._schedulers = scheduler.Schedulers()
+        self._schedulers = scheduler.Schedulers(kernel.is_current)
         self._sampling = []  # timers, while a window is open
         self._resting = None  # the timer, while none is
 

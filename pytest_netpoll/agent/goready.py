@@ -179,6 +179,10 @@ class Probes:
                 raise BadPlace("it runs another program by now")
             # The file that was looked at, whatever the process runs meanwhile.
             return self._attach_to(process, "/proc/self/fd/%d" % fd, ready, deadline)
+        except BadPlace as error:
+            if not self._kernel.is_current(process):  # what it says may be another program's
+                raise BadPlace("it runs another program by now") from error
+            raise
         finally:
             os.close(fd)
 
@@ -212,7 +216,7 @@ class Probes:
             self._detach(fds)
             raise BadPlace("the kernel refuses a uprobe: %s" % error, error.fix) from error
         # Its number may have become another process's in between.
-        if self._own_only and not self._may_watch(process.pid):
+        if self._own_only and not (self._kernel.is_current(process) and self._may_watch(process.pid)):
             self._detach(fds)
             raise BadPlace("the process has ended")
         return Attached(pid, fds, bool(deadline))

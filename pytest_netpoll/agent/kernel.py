@@ -294,6 +294,14 @@ class Kernel:
         value = self.homes[ctypes.c_int(tgid & 0xFFFF)].value
         return value >> 32, value & 0xFFFFFFFF
 
+    def is_current(self, process):
+        """Whether the process, or target, runs the program that it is known with.
+
+        Asked after its memory was read: that may have been the memory of what it has exec'ed since, which
+        need not be for its user to know.
+        """
+        return self.home(process.tgid) == (process.tgid, process.owner)
+
     def settle(self, slot, tgid, pid, root, capabilities):
         """Starts watching the process, in a slot that was taken for it. Returns its target.
 

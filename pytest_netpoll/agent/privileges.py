@@ -108,8 +108,8 @@ def owns(user, pid):
 def drop(user, maps_work, later=()):
     """Gives up, for good, what watching needs no more; returns the names of the capabilities kept.
 
-    maps_work: tells whether the BPF maps can be used. later: capabilities needed now and then. They
-    are in effect within `raised` only, so that the user's files and processes are read without them.
+    maps_work: tells whether the BPF maps can be used. later: capabilities that will be needed now and then.
+    They are in effect within `raised` only, so that the user's files and processes are read without them.
     """
     have = permitted()
     keep = set(later)

@@ -28,7 +28,8 @@ _RUNQ = 256  # a p's run queue holds so many
 class Schedulers:
     """Knows where the counters are, by program, and what they were."""
 
-    def __init__(self):
+    def __init__(self, is_current):
+        self._is_current = is_current  # kernel.Kernel's
         self._layouts = {}  # (device, inode) -> Layout
         # Of each process while it runs one program: an exec begins them anew, and a pid may be used anew.
         self._at_open = {}  # window -> {owner: State or None}
@@ -53,9 +54,10 @@ class Schedulers:
             return None
         try:
             with proc.Memory(process.pid) as memory:
-                return _read(memory, layout, bias)
+                state = _read(memory, layout, bias)
         except (OSError, struct.error, TypeError):  # TypeError: a read of what is not there gave None
             return None
+        return state if self._is_current(process) else None
 
     def open(self, window, processes):
         self._begin(window, {process.owner: self.read(process) for process in processes})

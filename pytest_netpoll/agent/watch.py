@@ -311,6 +311,8 @@ class Processes:
             except calibrate.Unreadable as error:
                 process.why_not = str(error)
                 return
+            if not self._kernel.is_current(before):
+                continue  # what was read may be another program's
             process.why_not = found.strange
             process.others = found.others
             if not self._teach(process, found, before):
