@@ -928,9 +928,7 @@ int syscall_returned(struct bpf_raw_tracepoint_args *ctx)
 		io_closed(owner, ROLE_READ_ARG(*role) == 1 ? a.arg[0] : a.arg[1]);
 		return 0;
 	}
-	if (!(*role & ROLE_SOCKOPT))
-		io_call(ctx, owner, &a, *role, ret);
-	else if (a.arg[1] != SOL_SOCKET || a.arg[2] != SO_ERROR)
+	if (*role & ROLE_SOCKOPT && (a.arg[1] != SOL_SOCKET || a.arg[2] != SO_ERROR))
 		return 0;
 	/* The index of the fd argument is data; comparisons, because the verifier refuses a
 	 * variable offset into the stack. */
@@ -941,6 +939,9 @@ int syscall_returned(struct bpf_raw_tracepoint_args *ctx)
 		if (arg)
 			io_returned(ctx, owner, nr, arg == 1 ? a.arg[0] : arg == 2 ? a.arg[1] : a.arg[2], direction, ret);
 	}
+	/* Last: the verifier would walk through all of the above from each place where it ends. */
+	if (!(*role & ROLE_SOCKOPT))
+		io_call(ctx, owner, &a, *role, ret);
 	return 0;
 }
 
