@@ -1,3 +1,25 @@
-"""Detect spurious and late goroutine wakeups in Go services under test."""
+"""Detect spurious and late goroutine wakeups in Go services under test: the names for users to import."""
 
-__version__ = "0.1.0"
+__version__ = "0.1.0"  # first: the modules below read it
+
+from pytest_netpoll.errors import NetpollError, Reason, ServiceError, UnmeasuredError, UsageError
+from pytest_netpoll.model.limits import Limits
+from pytest_netpoll.model.metrics import Measurement
+from pytest_netpoll.model.verdict import Breach
+from pytest_netpoll.service.service import Service
+from pytest_netpoll.session.fixtures import GoService, MeasuredWindow, Netpoll
+
+__all__ = [
+    "Breach",
+    "GoService",
+    "Limits",
+    "MeasuredWindow",
+    "Measurement",
+    "Netpoll",
+    "NetpollError",
+    "Reason",
+    "Service",
+    "ServiceError",
+    "UnmeasuredError",
+    "UsageError",
+]

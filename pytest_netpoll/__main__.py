@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pytest_netpoll.commands import COMMANDS
+from pytest_netpoll.cli.commands import COMMANDS
 from pytest_netpoll.errors import NetpollError, UsageError
 
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130

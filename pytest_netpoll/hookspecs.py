@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from pytest_netpoll.marker import Limits
-from pytest_netpoll.metrics import Measurement
-from pytest_netpoll.verdict import Breach
+from pytest_netpoll.model.limits import Limits
+from pytest_netpoll.model.metrics import Measurement
+from pytest_netpoll.model.verdict import Breach
 
 
 @pytest.hookspec

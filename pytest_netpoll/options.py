@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import pytest
 
-from pytest_netpoll import tolerance
 from pytest_netpoll.errors import UsageError
-from pytest_netpoll.tolerance import Tolerance
+from pytest_netpoll.model import tolerance
+from pytest_netpoll.model.tolerance import Tolerance
 
 
 @dataclass(frozen=True)

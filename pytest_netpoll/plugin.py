@@ -10,30 +10,41 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from pytest_netpoll import extensions, hookspecs, marker
-from pytest_netpoll.attribution import Presence, Roster
+from pytest_netpoll import hookspecs
 from pytest_netpoll.clean import lines as cleaned
 from pytest_netpoll.clean import one_line
-from pytest_netpoll.comparison import Baseline, Comparison, Rules, compare, confirmed, samples_of, settle
-from pytest_netpoll.deaths import Deaths
 from pytest_netpoll.errors import NetpollError, UsageError
-from pytest_netpoll.fixtures import WINDOWS, GoService, Netpoll, Windows
-from pytest_netpoll.lifetimes import Lifetimes
-from pytest_netpoll.marker import Limits
-from pytest_netpoll.median import median_of
-from pytest_netpoll.metrics import Measurement
+from pytest_netpoll.gobinary.symbols import Symbolizer
+from pytest_netpoll.meter.meter import Meter
+from pytest_netpoll.meter.privilege import SYSTEM_PYTHON
+from pytest_netpoll.model import limits as marker
+from pytest_netpoll.model.comparison import (
+    Baseline,
+    Comparison,
+    Rules,
+    compare,
+    confirmed,
+    samples_of,
+    settle,
+)
+from pytest_netpoll.model.limits import Limits
+from pytest_netpoll.model.median import median_of
+from pytest_netpoll.model.metrics import Measurement
+from pytest_netpoll.model.verdict import Death, Verdict, judge
 from pytest_netpoll.options import Config, add_options
-from pytest_netpoll.outcome import ENFORCED, enforce, plain_failures, settle_report, usage_errors
-from pytest_netpoll.privilege import SYSTEM_PYTHON
-from pytest_netpoll.progress import Progress
-from pytest_netpoll.report import baseline, html, junit, record, tables, terminal
+from pytest_netpoll.report import baseline_file, junit, record, tables, terminal
+from pytest_netpoll.report.html import document
 from pytest_netpoll.report.reports import Reports
-from pytest_netpoll.service import Service, ServiceFactory
-from pytest_netpoll.symbols import Symbolizer
-from pytest_netpoll.toolchains import Toolchain, resolve
-from pytest_netpoll.trial import Trial, is_repeated
-from pytest_netpoll.verdict import Death, Verdict, judge
-from pytest_netpoll.window import Meter
+from pytest_netpoll.service.service import Service, ServiceFactory
+from pytest_netpoll.service.toolchains import Toolchain, resolve
+from pytest_netpoll.session import extensions
+from pytest_netpoll.session.attribution import Presence, Roster
+from pytest_netpoll.session.deaths import Deaths
+from pytest_netpoll.session.fixtures import WINDOWS, GoService, Netpoll, Windows
+from pytest_netpoll.session.lifetimes import Lifetimes
+from pytest_netpoll.session.outcome import ENFORCED, enforce, plain_failures, settle_report, usage_errors
+from pytest_netpoll.session.progress import Progress
+from pytest_netpoll.session.trial import Trial, is_repeated
 
 MARKER = "netpoll"
 TOOLCHAIN = "netpoll_toolchain"  # the fixture
@@ -69,7 +80,7 @@ def pytest_configure(config: pytest.Config) -> None:
     with usage_errors():
         options = Config.from_pytest(config)
         if options.html is not None:
-            html.require()
+            document.require()
         # In the ini file tolerances may wait for a comparison; who types them means them.
         if options.compare is None and config.getoption("netpoll_compare_fail", None):
             raise UsageError(
@@ -138,9 +149,9 @@ class Session:
 
     def _load_baseline(self, name: str) -> Baseline:
         try:
-            return baseline.load(self._config.rootpath, name)
+            return baseline_file.load(self._config.rootpath, name)
         except NetpollError as error:
-            missing = not baseline.path_of(self._config.rootpath, name).exists()
+            missing = not baseline_file.path_of(self._config.rootpath, name).exists()
             if missing and self.options.save == name:
                 return Baseline(name)  # this run makes it
             raise UsageError(error.what, why=error.why, fix=error.fix) from None

@@ -66,7 +66,7 @@ def why_no_uprobes() -> str | None:
     """Why no uprobe can be attached here, by the agent's own rule; None where one can: trying could hang."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "pytest_netpoll" / "agent"))
-        crashed = importlib.import_module("uprobe").crashed()
+        crashed = importlib.import_module("bpf.uprobe").crashed()
     if crashed:
         return "this kernel has had an oops since it booted (see dmesg), and may hang at uprobes: reboot"
     return None

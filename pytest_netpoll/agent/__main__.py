@@ -21,19 +21,13 @@ import signal
 import sys
 import time
 
-import binding
-import budget
-import commands
-import footprint
-import hangup
-import kernel
-import privileges
-import proc
+import handlers
 import protocol
-import sampler
-import seccomp
-import trust
-import watch
+from counters import sampler
+from processes import proc, watched
+from security import budget, hangup, privileges, seccomp, trust
+
+from bpf import binding, footprint, program
 
 # Says that the files need not be root's alone: for whoever may do as root what they like anyway.
 UNVERIFIED = "--unverified"
@@ -51,7 +45,7 @@ def serve(agent, lines, send):
             send({"id": identity, "ok": getattr(agent, command)(**arguments)})
         except protocol.BadMessage as error:
             send({"id": identity, "error": {"what": "the agent refused a message: %s" % error}})
-        except watch.Refused as error:
+        except watched.Refused as error:
             send({"id": identity, "error": {"what": str(error), "fix": error.fix}})
 
 
@@ -111,8 +105,8 @@ def load(user, timers, max_processes, max_fds, uprobes):
         # A second on an idle machine, many on a busy one; whoever started us may be killed meanwhile.
         with hangup.ends_with(sys.stdin.fileno()):
             served = None if user.is_root else user.uid
-            loaded = kernel.Kernel(bcc, sources(), max_processes, max_fds, served)
-    except kernel.LoadFailed as error:
+            loaded = program.Kernel(bcc, sources(), max_processes, max_fds, served)
+    except program.LoadFailed as error:
         raise protocol.Unable("the BPF program could not be loaded: %s" % error, error.fix) from error
     kept = privileges.drop(user, loaded.works, privileges.PROBING if uprobes else ())
     proc.Threads.keep_open()
@@ -120,7 +114,7 @@ def load(user, timers, max_processes, max_fds, uprobes):
         # A kernel may be built without; then the capabilities are as few as ever.
         with contextlib.suppress(OSError):
             seccomp.restrict()
-    agent = commands.Agent(loaded, timers, user, lambda pid: user.is_root or privileges.owns(user, pid))
+    agent = handlers.Agent(loaded, timers, user, lambda pid: user.is_root or privileges.owns(user, pid))
     return agent, {
         "protocol": protocol.VERSION,
         "bcc": bcc.__version__,

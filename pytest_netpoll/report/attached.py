@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
-from pytest_netpoll.report import words
+from pytest_netpoll.report import wording
 from pytest_netpoll.report.record import ServiceRecord, TestRecord
 
 _COST = 'not measured in this run; see "What it costs" in the README of pytest-netpoll'
@@ -27,7 +27,7 @@ class Attached(TypedDict):
 
 def attached(records: Iterable[TestRecord]) -> list[Attached]:
     """Nothing where no service was measured."""
-    counted = words.all_services(records)
+    counted = wording.all_services(records)
     services = [service for service in counted if service["metrics"].get("polls") is not None]
     probes = {
         "raw tracepoint sys_exit": services,
@@ -50,7 +50,7 @@ def line(environment: Mapping[str, Any]) -> str:
     parts = [
         f"{probe['probe']}{_of(probe) if probe['probe'].startswith('uprobes') else ''}" for probe in found
     ]
-    return words.one_line(f"attached: {'; '.join(parts)}") if parts else ""
+    return wording.one_line(f"attached: {'; '.join(parts)}") if parts else ""
 
 
 def _of(probe: Attached) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
 
-from pytest_netpoll.report import words
+from pytest_netpoll.report import wording
 
 _JOINER = "\u2060"
 _TEST_CELLS = 20  # what a test's name gets before less important columns do
@@ -74,7 +74,7 @@ def wrap(text: str, width: int, indent: str = "") -> list[str]:
 
 def shorten(nodeid: str, cells: int) -> str:
     """At most `cells` wide; of a test the name survives longest, and of a long name both ends."""
-    nodeid = words.one_line(nodeid)
+    nodeid = wording.one_line(nodeid)
     if width_of(nodeid) <= cells:
         return nodeid
     # Parameters may hold "::" themselves: [::1].

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pytest_netpoll.clean import lines
 from pytest_netpoll.report.record import TestRecord
-from pytest_netpoll.report.words import one_line, trusted
+from pytest_netpoll.report.wording import one_line, trusted
 
 # Those that CI servers are asked to plot; the others are in the JSON report. In canonical units.
 MAIN = (

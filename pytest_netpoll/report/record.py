@@ -11,13 +11,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypedDict, cast
 
-from pytest_netpoll.comparison import Comparison, Regression
-from pytest_netpoll.diagnosis import diagnose
 from pytest_netpoll.errors import Reason
-from pytest_netpoll.marker import Limits
-from pytest_netpoll.median import middle
-from pytest_netpoll.metrics import METRICS, Measurement
-from pytest_netpoll.verdict import Breach, Death, Verdict
+from pytest_netpoll.model.comparison import Comparison, Regression
+from pytest_netpoll.model.diagnosis import diagnose
+from pytest_netpoll.model.limits import Limits
+from pytest_netpoll.model.median import middle
+from pytest_netpoll.model.metrics import METRICS, Measurement
+from pytest_netpoll.model.verdict import Breach, Death, Verdict
 
 Outcome: TypeAlias = Literal["passed", "failed", "unmeasured"]
 

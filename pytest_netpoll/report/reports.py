@@ -11,9 +11,10 @@ from typing import Any, Literal
 from pytest_netpoll import __version__
 from pytest_netpoll.errors import NetpollError
 from pytest_netpoll.options import Config
-from pytest_netpoll.report import baseline, html, json, summary, words
+from pytest_netpoll.report import baseline_file, github, json_report, wording
 from pytest_netpoll.report.attached import attached
 from pytest_netpoll.report.checkout import Checkout
+from pytest_netpoll.report.html import document
 from pytest_netpoll.report.record import TestRecord
 
 
@@ -43,7 +44,7 @@ class Reports:
 
     def environment(self, agent: Mapping[str, Any]) -> dict[str, Any]:
         """Where this was measured, as in the JSON report. agent: what the agent says of itself."""
-        services = words.all_services(self.records)
+        services = wording.all_services(self.records)
         told = dict(agent)
         return {
             "plugin": __version__,
@@ -63,13 +64,13 @@ class Reports:
         """The files asked for, and what GitHub Actions shows."""
         asked: list[tuple[Callable[..., list[str] | None], Path]] = []
         if self._options.json is not None:
-            asked.append((json.write, self._options.json))
+            asked.append((json_report.write, self._options.json))
         if self._options.html is not None:
-            asked.append((html.write, self._options.html))
+            asked.append((document.write, self._options.html))
         if self._options.save is not None:
-            path = baseline.path_of(self._rootdir, self._options.save)
+            path = baseline_file.path_of(self._rootdir, self._options.save)
             if self.records:
-                asked.append((baseline.write, path))
+                asked.append((baseline_file.write, path))
             else:
                 self.lines.append(f"netpoll: no test was measured, {path} stays as it is")
         for write, path in asked:
@@ -82,17 +83,17 @@ class Reports:
                 continue
             if say_written:
                 self.lines.append(f"netpoll: wrote {path}")
-            self.lines += [words.one_line(f"netpoll: {line}") for line in told or ()]
+            self.lines += [wording.one_line(f"netpoll: {line}") for line in told or ()]
         self._tell_github(environment)
 
     def _tell_github(self, environment: Mapping[str, Any]) -> None:
         step_summary = os.environ.get("GITHUB_STEP_SUMMARY")
         if step_summary and self.records:
             try:
-                summary.append(Path(step_summary), summary.markdown(self.records, environment))
+                github.append(Path(step_summary), github.markdown(self.records, environment))
             except NetpollError as error:  # nobody asked for it: no reason to fail
                 self.lines.append(f"netpoll: {error}")
         if os.environ.get("GITHUB_ACTIONS") == "true":
             checkout = Checkout(self._rootdir, Path(os.environ.get("GITHUB_WORKSPACE") or self._rootdir))
             level: Literal["error", "warning"] = "warning" if self._options.mode == "report" else "error"
-            self.lines += summary.annotations(self.records, checkout.root, checkout.find, level)
+            self.lines += github.annotations(self.records, checkout.root, checkout.find, level)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from pytest_netpoll import units
-from pytest_netpoll.metrics import METRICS
-from pytest_netpoll.report import words
+from pytest_netpoll.model import units
+from pytest_netpoll.model.metrics import METRICS
+from pytest_netpoll.report import wording
 from pytest_netpoll.report.cells import layout, shorten
 from pytest_netpoll.report.record import ComparisonRecord, ServiceRecord, TestRecord
 from pytest_netpoll.report.terminal import MOST_OTHERS
@@ -26,10 +26,10 @@ def further_tables(records: Sequence[TestRecord], width: int) -> list[tuple[str,
     compared = [record for record in records if record.get("comparison") is not None]
     if compared:
         name = _comparison(compared[0])["baseline"]
-        found.append((f"netpoll: baseline {words.one_line(name)} → now", comparison_table(compared, width)))
+        found.append((f"netpoll: baseline {wording.one_line(name)} → now", comparison_table(compared, width)))
     if len({record["toolchain"] for record in records if record.get("toolchain")}) > 1:
         found.append(("netpoll: toolchains", toolchain_table(records, width)))
-    repeated = [row for row in _rows(records) if words.runs_of(row[1]) > 1]
+    repeated = [row for row in _rows(records) if wording.runs_of(row[1]) > 1]
     if repeated:
         found.append(("netpoll: least and most over the runs", _spread_table(repeated, width)))
     return found
@@ -44,13 +44,13 @@ def comparison_table(records: Sequence[TestRecord], width: int) -> str:
     rows = _rows(ordered)
     worse = {found["metric"] for record in ordered for found in _comparison(record)["regressions"]}
     columns = {
-        words.COLUMNS.get(metric, metric): [_then_and_now(row, metric) for row in rows]
+        wording.COLUMNS.get(metric, metric): [_then_and_now(row, metric) for row in rows]
         for metric in METRICS
         if metric in _COMPARED or metric in worse
     }
     columns["verdict"] = [_outcome(row) for row in rows]
     # What got worse stays, however narrow the terminal.
-    needed = {words.COLUMNS.get(metric, metric) for metric in worse}
+    needed = {wording.COLUMNS.get(metric, metric) for metric in worse}
     dropped_first = [heading for heading in _DROPPED_FIRST if heading not in needed]
     lines = [_table(rows, columns, width, dropped_first)] if rows else []
     changed = list(_changed(ordered))
@@ -64,7 +64,7 @@ def comparison_table(records: Sequence[TestRecord], width: int) -> str:
     for note, nodeids in notes.items():
         # The same for many tests: said once.
         where = nodeids[0] if len(nodeids) == 1 else f"{len(nodeids):,} tests"
-        lines.append(words.one_line(f"{where}: {note}"))
+        lines.append(wording.one_line(f"{where}: {note}"))
     return "\n".join(lines)
 
 
@@ -75,7 +75,7 @@ def _changed(records: Iterable[TestRecord]) -> Iterator[str]:
         for change in _comparison(record).get("changes", []):
             changes.setdefault(change["service"], []).append(change["text"])
         for service, texts in changes.items():
-            yield words.one_line(f"{record['nodeid']}: {service}: {', '.join(texts)}")
+            yield wording.one_line(f"{record['nodeid']}: {service}: {', '.join(texts)}")
 
 
 def toolchain_table(records: Sequence[TestRecord], width: int) -> str:
@@ -83,20 +83,20 @@ def toolchain_table(records: Sequence[TestRecord], width: int) -> str:
     groups: dict[str, list[Row]] = {}
     for row in _rows(records):
         if row[0].get("toolchain"):
-            groups.setdefault(words.without_toolchain(row[0]), []).append(row)
+            groups.setdefault(wording.without_toolchain(row[0]), []).append(row)
     # Of one test together, though pytest runs all tests of one toolchain before the next.
     rows = [row for group in groups.values() for row in group]
     columns = {
-        words.COLUMNS[metric]: [words.show(service, metric, digits) for _, service in rows]
-        for metric, digits in words.SIDE_BY_SIDE.items()
+        wording.COLUMNS[metric]: [wording.show(service, metric, digits) for _, service in rows]
+        for metric, digits in wording.SIDE_BY_SIDE.items()
     }
     rates = [record.get("requests_per_second") for record, _ in rows]
     if any(rate is not None for rate in rates):
         columns["req/s"] = [units.show(rate, "count") for rate in rates]
-    services = [words.one_line(service["name"]) for _, service in rows]
+    services = [wording.one_line(service["name"]) for _, service in rows]
     if any(len({service["name"] for _, service in group}) > 1 for group in groups.values()):
         columns = {"service": services, **columns}
-    labels = [words.one_line(record.get("toolchain") or "") for record, _ in rows]
+    labels = [wording.one_line(record.get("toolchain") or "") for record, _ in rows]
     table = layout(labels, columns, width - 2, _DROPPED_FIRST, "go")
     head, rule, *lines = [f"  {line}" for line in table.splitlines()]
     shown = [head, rule]
@@ -107,23 +107,23 @@ def toolchain_table(records: Sequence[TestRecord], width: int) -> str:
 
 
 def _spread_table(rows: Sequence[Row], width: int) -> str:
-    columns = {"runs": [str(words.runs_of(service)) for _, service in rows]}
+    columns = {"runs": [str(wording.runs_of(service)) for _, service in rows]}
     for metric in _SPREAD:
-        columns[words.COLUMNS[metric]] = [words.spread_of(service, metric) for _, service in rows]
+        columns[wording.COLUMNS[metric]] = [wording.spread_of(service, metric) for _, service in rows]
     others = [", ".join(_other_limits(row)) for row in rows]
     if any(others):
         columns["other limits"] = others
     # What no limit is about goes first.
-    judged = {words.COLUMNS.get(metric) for row in rows for metric in words.judged(*row)}
+    judged = {wording.COLUMNS.get(metric) for row in rows for metric in wording.judged(*row)}
     dropped_first = sorted((*_DROPPED_FIRST, "spurious"), key=judged.__contains__)
     return _table(rows, columns, width, [*dropped_first[:-1], "other limits", dropped_first[-1]])
 
 
 def _other_limits(row: Row) -> Iterator[str]:
     """ "stale_retries 3 to 5" of what limits are about and has no column."""
-    for metric in words.judged(*row):
+    for metric in wording.judged(*row):
         if metric not in _SPREAD:
-            yield f"{metric} {words.spread_of(row[1], metric)}"
+            yield f"{metric} {wording.spread_of(row[1], metric)}"
 
 
 def _table(
@@ -132,7 +132,7 @@ def _table(
     width: int,
     dropped_first: Sequence[str] = _DROPPED_FIRST,
 ) -> str:
-    services = [words.one_line(service["name"]) for _, service in rows]
+    services = [wording.one_line(service["name"]) for _, service in rows]
     if len(set(services)) > 1:
         columns = {"service": services, **columns}
     return layout([record["nodeid"] for record, _ in rows], columns, width, dropped_first)
@@ -150,7 +150,7 @@ def _comparison(record: TestRecord) -> ComparisonRecord:
 
 def _then_and_now(row: Row, metric: str) -> str:
     record, service = row
-    now = words.show(service, metric)
+    now = wording.show(service, metric)
     for before in _comparison(record)["services"]:
         if before["name"] == service["name"]:
             return f"{METRICS[metric].format(before['metrics'].get(metric))} → {now}"

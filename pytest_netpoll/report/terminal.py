@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_netpoll.errors import Reason
-from pytest_netpoll.metrics import METRICS
+from pytest_netpoll.model.metrics import METRICS
 from pytest_netpoll.options import Config
-from pytest_netpoll.report import attached, cells, words
+from pytest_netpoll.report import attached, cells, wording
 from pytest_netpoll.report.record import (
     Frame,
     Offender,
@@ -103,9 +103,12 @@ def summary_table(
     """
     if not records:
         return None
-    shown, notes = words.select(records, MOST_OTHERS, MOST_PASSED)
+    shown, notes = wording.select(records, MOST_OTHERS, MOST_PASSED)
     lines = [_table(shown, width), *notes]
-    environment_lines = [words.environment_line(records, environment or {}), attached.line(environment or {})]
+    environment_lines = [
+        wording.environment_line(records, environment or {}),
+        attached.line(environment or {}),
+    ]
     if any(environment_lines):
         lines.append("")
     for line in filter(None, environment_lines):
@@ -114,46 +117,46 @@ def summary_table(
 
 
 def _table(records: Sequence[TestRecord], width: int) -> str:
-    rows = words.rows(records)
+    rows = wording.rows(records)
     names = [row.name for row in rows]
-    services = [words.one_line(row.service["name"]) if row.service else "" for row in rows]
+    services = [wording.one_line(row.service["name"]) if row.service else "" for row in rows]
     columns = {
-        heading: [words.show(row.service, metric) for row in rows]
-        for metric, heading in words.COLUMNS.items()
+        heading: [wording.show(row.service, metric) for row in rows]
+        for metric, heading in wording.COLUMNS.items()
     }
     own = {
-        words.one_line(heading): [words.show_own(row.service, heading) for row in rows]
-        for heading in words.own_columns(records)
+        wording.one_line(heading): [wording.show_own(row.service, heading) for row in rows]
+        for heading in wording.own_columns(records)
     }
     columns = {**columns, **own}
     if len(set(services) - {""}) > 1:
         columns = {"service": [cells.cut(name, _SERVICE_CELLS) for name in services], **columns}
     columns["verdict"] = [_verdict(row) for row in rows]
-    dropped_first = [*(words.COLUMNS[metric] for metric in _DROPPED_FIRST), *reversed(own)]
+    dropped_first = [*(wording.COLUMNS[metric] for metric in _DROPPED_FIRST), *reversed(own)]
     return cells.layout(names, columns, width, dropped_first)
 
 
-def _verdict(row: words.Row) -> str:
+def _verdict(row: wording.Row) -> str:
     if row.window is not None:
-        return "" if row.service is None or words.trusted(row.service) else "unmeasured"
-    status = words.status_of(row.record, row.service)
+        return "" if row.service is None or wording.trusted(row.service) else "unmeasured"
+    status = wording.status_of(row.record, row.service)
     return "FAILED" if status == "failed" else status
 
 
 def gate_preview(records: Sequence[TestRecord], width: int) -> list[str]:
     """Of report mode what gate mode would say: which tests would not pass, and why."""
-    bad = [record for record in words.worst_first(records) if words.alarming(record)]
+    bad = [record for record in wording.worst_first(records) if wording.alarming(record)]
     if not bad:
         return []
-    counts = words.count_statuses(bad)
+    counts = wording.count_statuses(bad)
     said = [f"{counts[status]:,} {status}" for status in counts]
     lines = [
         "",
         *cells.wrap(f"report mode fails no test for this; with --netpoll=gate: {', '.join(said)}", width),
     ]
     for record in bad[:MOST_PASSED]:
-        lines.append(f"  {cells.shorten(record['nodeid'], max(width - 2, 1))}: {words.status_of(record)}")
-        for reason in words.reasons(record)[:MOST_OFFENDERS]:
+        lines.append(f"  {cells.shorten(record['nodeid'], max(width - 2, 1))}: {wording.status_of(record)}")
+        for reason in wording.reasons(record)[:MOST_OFFENDERS]:
             lines += cells.wrap(reason, width, "    ")
     if len(bad) > MOST_PASSED:
         lines.append(f"  … and {len(bad) - MOST_PASSED:,} more")
@@ -174,7 +177,7 @@ def failure_section(record: TestRecord, width: int) -> str:
     """
     concerned = _concerned(record)
     screen = _Screen(_causes(record, width))
-    for reason in words.reasons(record):
+    for reason in wording.reasons(record):
         screen.add(_reason(reason, width))
     if record["outcome"] == "unmeasured":
         screen.add(
@@ -182,38 +185,38 @@ def failure_section(record: TestRecord, width: int) -> str:
                 "What is not measured does not pass; --netpoll-unmeasured=skip skips it instead.", width
             )
         )
-    for window in words.windows_behind(record):
+    for window in wording.windows_behind(record):
         for service in _read_first(window):
             _add_window(screen, window, service, width)
     for service in concerned:
         screen.add(_numbers(service, width))
         blocks: list[tuple[str, Offender | SlowWakeup]] = [
-            *((words.offender_text(service, o), o) for o in words.offenders_of(record, service)),
-            *((words.slow_text(service, wakeup), wakeup) for wakeup in words.slowest_of(record, service)),
-            *((words.offender_text(service, o), o) for o in words.wakers_of(record, service)),
+            *((wording.offender_text(service, o), o) for o in wording.offenders_of(record, service)),
+            *((wording.slow_text(service, wakeup), wakeup) for wakeup in wording.slowest_of(record, service)),
+            *((wording.offender_text(service, o), o) for o in wording.wakers_of(record, service)),
         ]
         caution = attached.caution(record, service)
         if caution is not None:
             screen.add(cells.wrap(caution, width, "  "))
-        for missing in words.unexplained(record, service):
+        for missing in wording.unexplained(record, service):
             screen.add(_reason(missing, width, "  "))
         for text, entry in blocks[:MOST_OFFENDERS]:
-            head = cells.wrap(text + words.lead_in(entry), width, "  ")
+            head = cells.wrap(text + wording.lead_in(entry), width, "  ")
             screen.add(head + _frames(entry["stack"], width), at_least=len(head) + 1)
         screen.left_out += len(blocks[MOST_OFFENDERS:])
     return screen.text()
 
 
 def _add_window(screen: _Screen, window: WindowRecord, service: ServiceRecord, width: int) -> None:
-    name = words.window_name(window)
-    if not words.trusted(service):
+    name = wording.window_name(window)
+    if not wording.trusted(service):
         why = service.get("unmeasured") or "the numbers are not exact"
-        screen.add(cells.wrap(words.one_line(f"{name}, {service['name']}: not measured: {why}"), width))
+        screen.add(cells.wrap(wording.one_line(f"{name}, {service['name']}: not measured: {why}"), width))
         return
     screen.add(_numbers(service, width, f"{name}, "))
-    blocks = words.evidence_in(service)
+    blocks = wording.evidence_in(service)
     for text, entry in blocks[:MOST_OFFENDERS]:
-        head = cells.wrap(text + words.lead_in(entry), width, "  ")
+        head = cells.wrap(text + wording.lead_in(entry), width, "  ")
         screen.add(head + _frames(entry["stack"], width), at_least=len(head) + 1)
     screen.left_out += len(blocks[MOST_OFFENDERS:])
 
@@ -228,7 +231,7 @@ def _read_first(window: WindowRecord) -> list[ServiceRecord]:
 def _causes(record: TestRecord, width: int) -> list[str]:
     """The diagnosis, as far as it fits beside the rest; of another service's troubles the reports tell."""
     lines: list[str] = []
-    for text in words.diagnosis_of(record):
+    for text in wording.diagnosis_of(record):
         block = cells.wrap(text, width)
         if len(lines) + len(block) <= SECTION_LINES // 2:
             lines += block
@@ -258,13 +261,13 @@ class _Screen:
 
 def _concerned(record: TestRecord) -> list[ServiceRecord]:
     """The services with broken limits, or all where it is not a limit that failed the test."""
-    broken = {fault["service"] for fault in words.broken(record)}
+    broken = {fault["service"] for fault in wording.broken(record)}
     return [service for service in record["services"] if not broken or service["name"] in broken]
 
 
 def _numbers(service: ServiceRecord, width: int, prefix: str = "") -> list[str]:
     """What was counted, without the zeros: a number that is 0 explains nothing."""
-    metrics, runs = service["metrics"], words.runs_of(service)
+    metrics, runs = service["metrics"], wording.runs_of(service)
     rows = []
     for name, total, parts in _NUMBERS:
         detail = ", ".join(
@@ -285,11 +288,11 @@ def _numbers(service: ServiceRecord, width: int, prefix: str = "") -> list[str]:
     title = (
         f"{prefix}{service['name']} (pid {service['pid']}, {service['go_version'] or 'unknown Go'}{median}):"
     )
-    return [words.one_line(title), *(f"  {line}" for line in table.splitlines())]
+    return [wording.one_line(title), *(f"  {line}" for line in table.splitlines())]
 
 
 def _remark(service: ServiceRecord, metric: str) -> str:
-    what = words.most_futile(service) if metric == "futile_calls" else ""
+    what = wording.most_futile(service) if metric == "futile_calls" else ""
     return f" ({what})" if what else ""
 
 
@@ -298,10 +301,10 @@ def _frames(stack: Sequence[Frame], width: int) -> list[str]:
     shown = stack[:MOST_FRAMES]
     # A third for the function, whose end names it: main.(*watcher).run.
     most = max(width * 2 // 3 - 4, 1)
-    locations = [cells.cut(words.frame_location(frame), most) for frame in shown]
+    locations = [cells.cut(wording.frame_location(frame), most) for frame in shown]
     column = max(map(cells.width_of, locations), default=0)
     return [
         f"    {location}{' ' * (column - cells.width_of(location))}  "
-        f"{cells.cut(words.one_line(frame['function'] or '?'), max(width - column - 6, 1))}"
+        f"{cells.cut(wording.one_line(frame['function'] or '?'), max(width - column - 6, 1))}"
         for location, frame in zip(locations, shown, strict=True)
     ]

@@ -29,7 +29,7 @@ from rows import ROWS, Row, RowError
 from tables import BASE, Sample
 
 from pytest_netpoll.errors import NetpollError
-from pytest_netpoll.service import Service, ServiceFactory
+from pytest_netpoll.service.service import Service, ServiceFactory
 
 HERE = Path(__file__).parent
 TAINTED = Path("/proc/sys/kernel/tainted")

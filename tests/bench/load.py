@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from pytest_netpoll.service import Service
+from pytest_netpoll.service.service import Service
 
 CONNECTIONS = 64
 WRK = ("wrk", "-t2", f"-c{CONNECTIONS}", "--latency")

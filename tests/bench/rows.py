@@ -26,12 +26,12 @@ from typing import IO, Literal
 
 import psutil
 
-from pytest_netpoll import privilege
-from pytest_netpoll.metrics import Measurement
+from pytest_netpoll.gobinary.symbols import Symbolizer
+from pytest_netpoll.meter import privilege
+from pytest_netpoll.meter.meter import Meter
+from pytest_netpoll.model.metrics import Measurement
 from pytest_netpoll.options import Config
-from pytest_netpoll.service import Service
-from pytest_netpoll.symbols import Symbolizer
-from pytest_netpoll.window import Meter
+from pytest_netpoll.service.service import Service
 
 HERE = Path(__file__).parent
 ATTACH_DEADLINE = 20.0  # s

@@ -15,13 +15,13 @@ from typing import Any
 import psutil
 import pytest
 
-from pytest_netpoll import privilege
-from pytest_netpoll.metrics import Measurement
+from pytest_netpoll.gobinary.symbols import Symbolizer
+from pytest_netpoll.meter import privilege
+from pytest_netpoll.meter.meter import Meter
+from pytest_netpoll.model.metrics import Measurement
 from pytest_netpoll.options import Config
-from pytest_netpoll.service import Service, ServiceFactory
-from pytest_netpoll.symbols import Symbolizer
-from pytest_netpoll.toolchain import Builder
-from pytest_netpoll.window import Meter
+from pytest_netpoll.service.build import Builder
+from pytest_netpoll.service.service import Service, ServiceFactory
 from tests.waiting import fall_asleep
 
 SERVICES = Path(__file__).parent / "services"
@@ -91,7 +91,7 @@ def new_meter(factory: ServiceFactory) -> Iterator[Callable[..., Meter]]:
 def lacking(
     new_meter: Callable[..., Meter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Mapping[str, str]], Meter]:
-    """lacking({"btf.py": "…"}) is a meter whose agent has these lines at the end of its modules."""
+    """lacking({"bpf/btf.py": "…"}) is a meter whose agent has these lines at the end of its modules."""
     agent = shutil.copytree(privilege.AGENT, tmp_path / "agent", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(privilege.bpf_sources(), tmp_path / "bpf")
     command = privilege.command

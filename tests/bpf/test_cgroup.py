@@ -15,10 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pytest_netpoll import doctor
-from pytest_netpoll.cgroup import Cgroup
+from pytest_netpoll.cli import doctor
 from pytest_netpoll.errors import UsageError
-from pytest_netpoll.toolchain import Builder
+from pytest_netpoll.service.build import Builder
+from pytest_netpoll.service.cgroup import Cgroup
 from tests.waiting import patiently
 
 

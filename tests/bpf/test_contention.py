@@ -9,7 +9,7 @@ ROUNDS = 300
 
 @pytest.mark.parametrize("exchange", [True, False], ids=["by-exchange", "by-a-map"])
 def test_concurrent_reads_resolve_each_wakeup_once(launch, lacking, commands, newest_go, exchange):
-    meter = lacking({} if exchange else {"atomics.py": "can_exchange = lambda: False"})
+    meter = lacking({} if exchange else {"bpf/atomics.py": "can_exchange = lambda: False"})
     server = launch("contend", go=str(newest_go.go))
     meter.watch(server)
     command = commands(server)

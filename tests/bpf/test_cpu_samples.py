@@ -59,7 +59,9 @@ def test_nothing_is_sampled_unasked(sampled):
 
 def test_where_perf_events_are_not_permitted_it_is_said_why(lacking, launch, newest_go):
     refuse = "def call(*_):\n    raise PermissionError(13, 'Permission denied')\nsyscall.call = call"
-    meter = lacking({"cpu.py": refuse.replace("syscall.call", "syscall = type('', (), {'call': call})\n#")})
+    meter = lacking(
+        {"bpf/cpu.py": refuse.replace("syscall.call", "syscall = type('', (), {'call': call})\n#")}
+    )
     service = launch("burn", go=str(newest_go.go))
     meter.watch(service)
     window = meter.open(limited=["cpu_seconds"])

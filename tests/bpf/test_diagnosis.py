@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_netpoll.diagnosis import diagnose
+from pytest_netpoll.model.diagnosis import diagnose
 
 SERVER = Path(__file__).parents[2] / "example_project" / "server"
 

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from pytest_netpoll import guard
+from pytest_netpoll.service import guardian
 from tests.bpf.test_without_btf import BLIND
 
 WAKEUPS = 20
@@ -55,7 +55,7 @@ def test_a_daemon_whose_parent_has_ended_is_counted_from_its_first_moment(burst,
 def test_a_daemon_that_ran_before_is_watched_with_the_service(burst, lacking, lines):
     meter = lacking(lines)
     service = burst("-daemon")
-    family = guard.family(service._leader, [service._mark])
+    family = guardian.family(service._leader, [service._mark])
     assert len(family) == 2
     meter.watch(service)
     assert {process["pid"] for process in meter._probe.programs()} == family.keys()

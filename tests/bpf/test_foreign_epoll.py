@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from pytest_netpoll import privilege
+from pytest_netpoll.meter import privilege
 
 PINGS = 200
 
@@ -143,7 +143,7 @@ def test_an_idle_service_is_measured_and_has_polls_but_no_wakeups(launch, measur
 
 # The process execs between the look at it and the note of what was seen.
 OUTRUN = {
-    "calibrate.py": """
+    "processes/calibrate.py": """
 import os, signal, time
 look = calibrate
 def calibrate(pid, signed):
@@ -180,7 +180,7 @@ def test_what_was_found_of_a_program_is_not_believed_of_the_one_that_took_its_pl
 def agent_of_another_time(tmp_path, monkeypatch):
     """An agent to which Go's pollDesc is unknown, as that of a Go to come will be."""
     agent = shutil.copytree(privilege.AGENT, tmp_path / "agent", ignore=shutil.ignore_patterns("__pycache__"))
-    layouts = agent / "layouts.py"
+    layouts = agent / "bpf/layouts.py"
     text = layouts.read_text()
     begin, end = text.index("LAYOUTS = ("), text.index("\n)\n", text.index("LAYOUTS = ("))
     unlike = "LAYOUTS = (\n" + '    Layout("go2", 12, 0, 12, 4),\n' * 3

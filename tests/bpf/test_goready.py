@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pytest_netpoll.goready import find_sites
+from pytest_netpoll.gobinary.ready_sites import find_sites
+from pytest_netpoll.gobinary.symbols import Symbolizer
+from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.options import Config
-from pytest_netpoll.symbols import Symbolizer
-from pytest_netpoll.window import Meter
 from tests.waiting import patiently
 
 pytestmark = pytest.mark.uprobes

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from pytest_netpoll.probe import Probe
+from pytest_netpoll.meter.agent_client import Probe
 
 OTHERS = "127.66.0."
 OWN = "127.77.0.1"

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from pytest_netpoll.gobinary.symbols import Symbolizer
+from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.options import Config
-from pytest_netpoll.service import ServiceFactory
-from pytest_netpoll.symbols import Symbolizer
-from pytest_netpoll.window import Meter
+from pytest_netpoll.service.service import ServiceFactory
 
 SERVICES = Path(__file__).parent / "services"
 PATIENCE = 0.2

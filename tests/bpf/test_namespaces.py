@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pytest_netpoll import privilege
-from pytest_netpoll.listeners import listeners_of
+from pytest_netpoll.meter import privilege
+from pytest_netpoll.service.listeners import listeners_of
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("nsenter"),

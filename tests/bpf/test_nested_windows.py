@@ -233,7 +233,7 @@ def test_a_window_whose_reading_is_interrupted_keeps_no_slot(
     window = meter.open()
     meter.unwatch(first)  # as when one that was only attached to runs on; of one that ended the agent hears
     with monkeypatch.context() as patch:
-        patch.setattr("pytest_netpoll.offenders.collect", interrupt)
+        patch.setattr("pytest_netpoll.meter.offender_stacks.collect", interrupt)
         with pytest.raises(pytest.fail.Exception):
             meter.close(window, [first])
 

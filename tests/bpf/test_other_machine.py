@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 
-from pytest_netpoll import privilege
+from pytest_netpoll.meter import privilege
 
 # Loads what an arm64 machine would; nothing is watched, and it goes away at once.
 LOAD = """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_netpoll import service
+from pytest_netpoll.service import service
 
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 

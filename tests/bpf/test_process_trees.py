@@ -12,9 +12,9 @@ import time
 import psutil
 import pytest
 
+from pytest_netpoll.gobinary.symbols import Symbolizer
+from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.options import Config
-from pytest_netpoll.symbols import Symbolizer
-from pytest_netpoll.window import Meter
 from tests.waiting import patiently
 
 

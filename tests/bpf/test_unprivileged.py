@@ -22,8 +22,9 @@ from typing import Any
 import psutil
 import pytest
 
-from pytest_netpoll import install, privilege
-from pytest_netpoll.goready import find_sites
+from pytest_netpoll.cli import install_agent
+from pytest_netpoll.gobinary.ready_sites import find_sites
+from pytest_netpoll.meter import privilege
 from tests.bpf.conftest import ping
 from tests.bpf.test_goready import BREAKPOINT, byte_at
 from tests.waiting import patiently
@@ -183,7 +184,7 @@ def installed(user):
     sudoers = Path(f"/etc/sudoers.d/netpoll-test-{os.getpid()}")
     try:
         options = ["--prefix", str(prefix), "--user", user.name, "--sudoers", str(sudoers)]
-        assert install.main(options) == 0
+        assert install_agent.main(options) == 0
         yield prefix
     finally:
         shutil.rmtree(prefix, ignore_errors=True)
@@ -327,10 +328,10 @@ def test_it(go_service):
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda agent, _: (agent / "proc.py").chmod(0o666),
+        lambda agent, _: (agent / "processes/proc.py").chmod(0o666),
         lambda agent, _: agent.chmod(0o775),
         lambda agent, _: agent.parent.chmod(0o777),
-        lambda agent, user: os.chown(agent / "proc.py", user.uid, 0),
+        lambda agent, user: os.chown(agent / "processes/proc.py", user.uid, 0),
         lambda agent, user: os.chown(agent.parent / "bpf" / "netpoll.c", user.uid, 0),
         lambda agent, _: agent.rename(agent.parent / "moved") and agent.symlink_to("moved"),
     ],
@@ -352,9 +353,9 @@ def test_where_the_disk_is_full_the_agent_that_was_installed_stays(installed, mo
     def contents():
         return {path: path.read_bytes() for path in installed.rglob("*") if path.is_file()}
 
-    (installed / "agent" / "proc.py").write_text("# of an earlier version\n")
+    (installed / "agent" / "processes/proc.py").write_text("# of an earlier version\n")
     before = contents()
-    copy = install._copy
+    copy = install_agent._copy
 
     def full(source, target):
         if source.name == "bpf":
@@ -362,18 +363,18 @@ def test_where_the_disk_is_full_the_agent_that_was_installed_stays(installed, mo
         copy(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(install, "_copy", full)
-        with pytest.raises(install.InstallError, match="No space left on device"):
-            install.install(installed)
+        patch.setattr(install_agent, "_copy", full)
+        with pytest.raises(install_agent.InstallError, match="No space left on device"):
+            install_agent.install(installed)
     assert contents() == before
-    install.install(installed)
+    install_agent.install(installed)
     assert privilege.is_usable(installed)
     assert sorted(path.name for path in installed.iterdir()) == ["agent", "bpf"]
 
 
 @needs_sudo
 def test_an_installed_agent_of_another_version_is_not_used(user, installed):
-    with open(installed / "agent" / "proc.py", "a") as file:
+    with open(installed / "agent" / "processes/proc.py", "a") as file:
         file.write("# changed\n")
     result, tests = user.pytest(MEASURED, f"--netpoll-agent={installed}")
     assert result.returncode == 1
@@ -447,7 +448,7 @@ def test_what_a_user_asks_of_the_agent_is_checked(user, installed):
 def test_all_agents_of_a_user_together_take_no_more_than_is_allowed(user, installed):
     agent = privilege.agent_command(privilege.SYSTEM_PYTHON, installed / "agent")
     sudo = user.become("sudo", "-n", "--", *agent)
-    most = installed / "agent" / "budget.py"
+    most = installed / "agent" / "security/budget.py"
     most.write_text(
         most.read_text().replace("AGENTS = 8", "AGENTS = 2").replace("PATIENCE = 5", "PATIENCE = 1")
     )

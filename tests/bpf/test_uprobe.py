@@ -7,13 +7,13 @@ import importlib
 
 import pytest
 
-from pytest_netpoll import privilege
+from pytest_netpoll.meter import privilege
 
 
 @pytest.fixture
 def attach(monkeypatch):
     monkeypatch.syspath_prepend(str(privilege.AGENT))
-    return importlib.import_module("uprobe").attach
+    return importlib.import_module("bpf.uprobe").attach
 
 
 # Refused for what the path names: the kernel knew what was asked for, and found the path.

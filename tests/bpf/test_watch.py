@@ -19,8 +19,9 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from pytest_netpoll import __main__, doctor
-from pytest_netpoll.metrics import METRICS
+from pytest_netpoll import __main__
+from pytest_netpoll.cli import doctor
+from pytest_netpoll.model.metrics import METRICS
 from tests.waiting import patiently
 
 WATCH = [sys.executable, "-m", "pytest_netpoll", "watch"]
@@ -47,7 +48,7 @@ def watch():
 @pytest.fixture(scope="session")
 def counting(cache_dir, newest_go) -> str:
     """The doctor's program: wakes a goroutine as often as it is told, on SIGUSR1."""
-    from pytest_netpoll.toolchain import Builder
+    from pytest_netpoll.service.build import Builder
 
     return str(
         Builder(cache_dir).build(

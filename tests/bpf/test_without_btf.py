@@ -16,8 +16,8 @@ from tests.waiting import patiently
 PINGS = 200
 RAW_TRACEPOINT, TRACING = "17", "26"  # of enum bpf_prog_type; the latter has typed arguments
 
-BLIND = {"btf.py": "def kernels(path=None): return Types(_NOTHING)"}
-REFUSED = {"tracing.py": "def attach(program): raise OSError(22, 'Invalid argument')"}
+BLIND = {"bpf/btf.py": "def kernels(path=None): return Types(_NOTHING)"}
+REFUSED = {"bpf/tracing.py": "def attach(program): raise OSError(22, 'Invalid argument')"}
 
 
 @pytest.mark.parametrize(

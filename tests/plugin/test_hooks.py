@@ -115,7 +115,7 @@ def test_it(go_service): go_service(command="python3 -m http.server --bind 127.0
     ids=range(5),
 )
 def test_a_hook_that_returns_nonsense_fails_the_test_in_words(run, conftest, hook, complaint):
-    conftest(f"from pytest_netpoll.verdict import Breach\ndef pytest_netpoll_{hook}")
+    conftest(f"from pytest_netpoll.model.verdict import Breach\ndef pytest_netpoll_{hook}")
     result = run("@netpoll()\ndef test_it(echo, ping): ping(echo)")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines([complaint, "  fix: return *"])

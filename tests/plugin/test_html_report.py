@@ -21,8 +21,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
-from pytest_netpoll.metrics import METRICS
-from pytest_netpoll.report import html
+from pytest_netpoll.model.metrics import METRICS
+from pytest_netpoll.report.html import document
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
@@ -297,13 +297,13 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for made in (bad, good):
         made["nodeid"] = f"tests/test_few.py::test_few[{made['toolchain']}]"
     path = tmp_path_factory.mktemp("few") / "report.html"
-    html.write(path, {"kernel": "6.8.0"}, [bad, good, other])
+    document.write(path, {"kernel": "6.8.0"}, [bad, good, other])
     return path
 
 
 def test_thousands_of_tests_are_searched_filtered_and_sorted(tmp_path, page):
     many = tmp_path / "report.html"
-    html.write(many, {}, [record(n, "failed" if n == 1234 else "passed") for n in range(2000)])
+    document.write(many, {}, [record(n, "failed" if n == 1234 else "passed") for n in range(2000)])
     assert many.stat().st_size < 6 << 20
     page.open(many)
     assert len(page.names()) == 2000

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from pytest_netpoll import probe
+from pytest_netpoll.meter import agent_client
 
 CONFTEST = """
 import sys, pytest
@@ -80,7 +80,7 @@ def test_waiting_is_said_on_a_line_of_its_own_and_progress_goes_on_after_it(on_t
 
 
 READY = {
-    "protocol": probe.PROTOCOL,
+    "protocol": agent_client.PROTOCOL,
     **dict.fromkeys(("bcc", "python", "kernel", "machine"), ""),
     "capabilities": [],
     **dict.fromkeys(("follows_children", "typed"), True),
@@ -118,7 +118,7 @@ def test_a_slow_agent_is_waited_for_aloud(tmp_path, slow, expected):
             noticed.touch()
 
     code = AGENT.format(slow=slow, noticed=str(noticed), ready=READY)
-    agent = probe.Probe([sys.executable, "-c", code], say=say)
+    agent = agent_client.Probe([sys.executable, "-c", code], say=say)
     try:
         agent.wait_ready()
         agent.open()

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pytest_netpoll.metrics import METRICS
+from pytest_netpoll.model.metrics import METRICS
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 import pytest
 
-from pytest_netpoll import checks, privilege, probe
 from pytest_netpoll.errors import UnmeasuredError
+from pytest_netpoll.meter import agent_client, checks, privilege
 
 pytestmark = pytest.mark.bpf
 
@@ -173,7 +173,7 @@ def test_windows_do_not_grow_it(agent):
 def test_the_kernel_memory_that_it_reckons_with_is_what_its_maps_take(monkeypatch):
     """More where there are more processes, and on more CPUs, of those that there may ever be."""
     monkeypatch.syspath_prepend(str(privilege.AGENT))
-    footprint = importlib.import_module("footprint")
+    footprint = importlib.import_module("bpf.footprint")
     sizes = {"max_processes": 516, "max_fds": 32}
     with running() as few, running(**sizes) as many:
         for cpus in (possible_cpus(), 100):
@@ -205,8 +205,8 @@ def bytes_of_maps(pid: int, cpus: int) -> int:
 
 
 def test_an_agent_that_hangs_is_given_up_after_its_deadline(monkeypatch):
-    monkeypatch.setattr(probe, "ANSWER_DEADLINE", 0.3)
-    hanging = probe.Probe(command(), SIZES)
+    monkeypatch.setattr(agent_client, "ANSWER_DEADLINE", 0.3)
+    hanging = agent_client.Probe(command(), SIZES)
     hanging.wait_ready()
     os.kill(hanging.pid, signal.SIGSTOP)
     started = time.monotonic()
@@ -220,7 +220,7 @@ def test_an_agent_that_hangs_is_given_up_after_its_deadline(monkeypatch):
 
 
 def test_an_agent_that_answers_nonsense_is_not_believed():
-    liar = probe.Probe(["sh", "-c", 'echo \'{"ready": {"protocol": 999}}\'; cat'])
+    liar = agent_client.Probe(["sh", "-c", 'echo \'{"ready": {"protocol": 999}}\'; cat'])
     with pytest.raises(UnmeasuredError, match="another protocol"):
         liar.wait_ready()
     liar.stop()

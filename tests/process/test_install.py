@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from pytest_netpoll import install, privilege, toolchain
+from pytest_netpoll.cli import install_agent
 from pytest_netpoll.errors import ServiceError, UnmeasuredError, UsageError
-from pytest_netpoll.privilege import INSTALLED, SYSTEM_PYTHON
+from pytest_netpoll.meter import privilege
+from pytest_netpoll.meter.privilege import INSTALLED, SYSTEM_PYTHON
+from pytest_netpoll.service import build
 
 needs_root_and_sudo = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("sudo"), reason="asking sudo about others takes root, and a sudo"
@@ -22,7 +24,7 @@ needs_root_and_sudo = pytest.mark.skipif(
 
 
 def line(user: str, prefix: Path = INSTALLED) -> str:
-    return install.sudoers_line(user, SYSTEM_PYTHON, prefix)
+    return install_agent.sudoers_line(user, SYSTEM_PYTHON, prefix)
 
 
 def rules(file: Path) -> list[str]:
@@ -31,10 +33,10 @@ def rules(file: Path) -> list[str]:
 
 def test_each_user_keeps_their_line(tmp_path: Path) -> None:
     file = tmp_path / "sudoers"
-    assert install.write_sudoers(file, line("daemon")) == []
-    assert install.write_sudoers(file, line("nobody")) == []
-    assert install.write_sudoers(file, line("%users")) == []
-    assert install.write_sudoers(file, line("daemon")) == [], "it is there already"
+    assert install_agent.write_sudoers(file, line("daemon")) == []
+    assert install_agent.write_sudoers(file, line("nobody")) == []
+    assert install_agent.write_sudoers(file, line("%users")) == []
+    assert install_agent.write_sudoers(file, line("daemon")) == [], "it is there already"
     assert sorted(rules(file)) == sorted([line("daemon"), line("nobody"), line("%users")])
     assert file.stat().st_mode & 0o777 == 0o440
     assert [path.name for path in tmp_path.iterdir()] == ["sudoers"]
@@ -42,10 +44,10 @@ def test_each_user_keeps_their_line(tmp_path: Path) -> None:
 
 def test_a_users_own_line_is_replaced_and_that_is_said(tmp_path: Path) -> None:
     file = tmp_path / "sudoers"
-    install.write_sudoers(file, line("nobody"))
-    install.write_sudoers(file, line("daemon"))
+    install_agent.write_sudoers(file, line("nobody"))
+    install_agent.write_sudoers(file, line("daemon"))
     elsewhere = line("nobody", Path("/opt/netpoll"))
-    assert install.write_sudoers(file, elsewhere) == [line("nobody")]
+    assert install_agent.write_sudoers(file, elsewhere) == [line("nobody")]
     assert rules(file) == [line("daemon"), elsewhere]
 
 
@@ -53,7 +55,7 @@ def test_what_else_is_in_the_file_stays(tmp_path: Path) -> None:
     file = tmp_path / "sudoers"
     others = "# caf\udce9\nDefaults:nobody !requiretty\nnobody ALL=(root) NOPASSWD: /bin/true\n"
     file.write_text(others, errors="surrogateescape")
-    install.write_sudoers(file, line("nobody"))
+    install_agent.write_sudoers(file, line("nobody"))
     assert file.read_text(errors="surrogateescape") == f"{others}{line('nobody')}\n"
 
 
@@ -61,8 +63,8 @@ def test_what_else_is_in_the_file_stays(tmp_path: Path) -> None:
 def test_a_file_that_sudo_would_not_read_is_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "sudoers"
     file.write_text("nobody ALL=(\n")
-    with pytest.raises(install.InstallError, match="visudo does not accept") as failure:
-        install.write_sudoers(file, line("nobody"))
+    with pytest.raises(install_agent.InstallError, match="visudo does not accept") as failure:
+        install_agent.write_sudoers(file, line("nobody"))
     assert line("nobody") in str(failure.value.detail)
     assert file.read_text() == "nobody ALL=(\n"
 
@@ -70,7 +72,7 @@ def test_a_file_that_sudo_would_not_read_is_left_alone(tmp_path: Path) -> None:
 def test_of_two_installations_at_once_neither_drops_the_others_line(tmp_path: Path) -> None:
     file = tmp_path / "sudoers"
     lines = [line(f"user{number}") for number in range(8)]
-    threads = [threading.Thread(target=install.write_sudoers, args=(file, text)) for text in lines]
+    threads = [threading.Thread(target=install_agent.write_sudoers, args=(file, text)) for text in lines]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -93,9 +95,9 @@ def test_of_two_installations_at_once_neither_drops_the_others_line(tmp_path: Pa
 def test_whom_sudo_cannot_start_it_for_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: str, complaint: str
 ) -> None:
-    monkeypatch.setattr(install, "install", lambda _: pytest.fail("it was installed"))
+    monkeypatch.setattr(install_agent, "install", lambda _: pytest.fail("it was installed"))
     with pytest.raises(UsageError, match="install-agent: ") as failure:
-        install.main(["--user", user, "--sudoers", str(tmp_path / "sudoers")])
+        install_agent.main(["--user", user, "--sudoers", str(tmp_path / "sudoers")])
     assert complaint in str(failure.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -104,7 +106,7 @@ def test_root_who_names_no_user_is_asked_for_one(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("SUDO_USER", raising=False)
     monkeypatch.setenv("LOGNAME", "root")
     with pytest.raises(UsageError, match="--user NAME"):
-        install.main([])
+        install_agent.main([])
 
 
 @needs_root_and_sudo
@@ -112,7 +114,7 @@ def test_sudo_knows_the_line_of_each_user() -> None:
     file = Path(f"/etc/sudoers.d/netpoll-test-{os.getpid()}")
     try:
         for user in ("nobody", "daemon"):
-            install.write_sudoers(file, line(user))
+            install_agent.write_sudoers(file, line(user))
         for user in ("nobody", "daemon"):
             told = subprocess.run(["sudo", "-l", "-U", user], capture_output=True, text=True, check=True)
             assert f"(root) NOPASSWD: {SYSTEM_PYTHON} -I -B {INSTALLED}/agent" in told.stdout
@@ -138,4 +140,4 @@ def test_that_sudo_has_a_path_of_its_own_is_said_where_go_is_not_found(
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setenv("SUDO_USER", "alice")
     with pytest.raises(ServiceError, match="no `go` on PATH, which is sudo's"):
-        toolchain.find_go()
+        build.find_go()

@@ -18,12 +18,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from pytest_netpoll.errors import UnmeasuredError
-from pytest_netpoll.gomaxprocs import gomaxprocs_of, place_of
-from pytest_netpoll.goready import find_sites
-from pytest_netpoll.pclntab import PcLineTable
-from pytest_netpoll.scheduler import find_layout
-from pytest_netpoll.symbols import Symbolizer
-from pytest_netpoll.toolchain import go_version_of
+from pytest_netpoll.gobinary.gomaxprocs import gomaxprocs_of, place_of
+from pytest_netpoll.gobinary.pclntab import PcLineTable
+from pytest_netpoll.gobinary.ready_sites import find_sites
+from pytest_netpoll.gobinary.scheduler_layout import find_layout
+from pytest_netpoll.gobinary.symbols import Symbolizer
+from pytest_netpoll.service.build import go_version_of
 
 # Of an undamaged one both take well under a second; nothing is said about a loaded machine's pace, only
 # that it ends.
@@ -145,7 +145,7 @@ def test_the_undamaged_one_is_read(program: bytes, written: Mutate) -> None:
 
 def test_a_damaged_one_is_told(program: bytes, written: Mutate, monkeypatch: pytest.MonkeyPatch) -> None:
     # It starts a program for each address.
-    monkeypatch.setattr("pytest_netpoll.symbols._Program._addr2line", lambda *_: ())
+    monkeypatch.setattr("pytest_netpoll.gobinary.symbols._Program._addr2line", lambda *_: ())
     places = regions(program)
 
     @settings(
@@ -170,7 +170,7 @@ def test_a_damaged_one_is_told(program: bytes, written: Mutate, monkeypatch: pyt
 def test_half_a_program_is_told(
     program: bytes, written: Mutate, monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
-    monkeypatch.setattr("pytest_netpoll.symbols._Program._addr2line", lambda *_: ())
+    monkeypatch.setattr("pytest_netpoll.gobinary.symbols._Program._addr2line", lambda *_: ())
     path = written(program[: int(len(program) * share)])
     assert go_version_of(str(path)) is None
     look_at(path)

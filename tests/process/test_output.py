@@ -10,8 +10,8 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from pytest_netpoll.output import HEAD_BYTES, TAIL_BYTES, Output
-from pytest_netpoll.service import ServiceFactory
+from pytest_netpoll.service.output import HEAD_BYTES, TAIL_BYTES, Output
+from pytest_netpoll.service.service import ServiceFactory
 
 Nasty = Callable[..., list[str]]
 

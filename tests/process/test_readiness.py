@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pytest_netpoll import readiness
 from pytest_netpoll.errors import ServiceError
-from pytest_netpoll.service import Service, ServiceFactory
+from pytest_netpoll.service import readiness
+from pytest_netpoll.service.service import Service, ServiceFactory
 
 Nasty = Callable[..., list[str]]
 MODE = re.compile("MODE=.*\n")

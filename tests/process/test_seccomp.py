@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_netpoll import privilege
+from pytest_netpoll.meter import privilege
 
 TRY = """
 import ctypes, os, signal, socket, subprocess, sys, threading

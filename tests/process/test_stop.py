@@ -16,9 +16,10 @@ from typing import Any
 import psutil
 import pytest
 
-from pytest_netpoll import guard, service
 from pytest_netpoll.errors import ServiceError
-from pytest_netpoll.service import Service, ServiceFactory
+from pytest_netpoll.service import guardian as guard
+from pytest_netpoll.service import service
+from pytest_netpoll.service.service import Service, ServiceFactory
 from tests.waiting import patiently
 
 Nasty = Callable[..., list[str]]

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pytest_netpoll.pclntab import PcLineTable
-from pytest_netpoll.symbols import Frame, Symbolizer, trim
+from pytest_netpoll.gobinary.pclntab import PcLineTable
+from pytest_netpoll.gobinary.symbols import Frame, Symbolizer, trim
 
 TRACEBACK = Path(__file__).with_name("traceback")
 

@@ -26,7 +26,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-machine, layouts = load("machine"), load("layouts")
+machine, layouts = load("bpf/machine"), load("bpf/layouts")
 
 # Where the kernel's numbers are to be found where linux-libc-dev is installed; arm64's are the generic ones.
 KERNEL = {

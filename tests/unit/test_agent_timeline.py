@@ -11,19 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from pytest_netpoll import privilege, slowest
-from pytest_netpoll.timeline import collect
+from pytest_netpoll.meter import privilege, slow_stacks
+from pytest_netpoll.meter.intervals import collect
 
 
 @pytest.fixture
 def agent(monkeypatch):
-    """agent("timeline") is the agent's module of that name, which is in no package."""
+    """agent("counters.timeline") is the agent's module of that name, which is in no package."""
     monkeypatch.syspath_prepend(str(privilege.AGENT))
     return importlib.import_module
 
 
 def test_timers_run_between_the_lines_and_lines_come_whole(agent):
-    timers = agent("sampler").Timers()
+    timers = agent("counters.sampler").Timers()
     reader, writer = os.pipe()
     ticks = []
 
@@ -43,7 +43,7 @@ def test_timers_run_between_the_lines_and_lines_come_whole(agent):
 
 
 def test_a_timer_that_takes_long_is_called_less_often(agent):
-    timers = agent("sampler").Timers()
+    timers = agent("counters.sampler").Timers()
     reader, writer = os.pipe()
     begun = time.monotonic()
     calls = []
@@ -63,11 +63,11 @@ def test_without_timers_lines_are_waited_for(agent):
     reader, writer = os.pipe()
     os.write(writer, b"x\n\ny\nrest")
     os.close(writer)
-    assert list(agent("sampler").Timers().lines(reader)) == ["x", "", "y"]
+    assert list(agent("counters.sampler").Timers().lines(reader)) == ["x", "", "y"]
 
 
 def test_a_long_window_keeps_few_points_and_their_sums(agent):
-    module = agent("timeline")
+    module = agent("counters.timeline")
     timeline = module.Timeline({7: module.NOTHING._replace(threads=3, running=1)})
     samples = 5000
     for i in range(1, samples + 1):
@@ -84,7 +84,7 @@ def test_a_long_window_keeps_few_points_and_their_sums(agent):
 
 
 def test_a_service_that_comes_later_is_counted_from_its_beginning(agent):
-    module = agent("timeline")
+    module = agent("counters.timeline")
     timeline = module.Timeline({})
     timeline.add(100, {})
     timeline.add(200, {7: module.total([range(1, 11), [1] * 10], run_delay=4, threads=2, running=1)})
@@ -93,14 +93,14 @@ def test_a_service_that_comes_later_is_counted_from_its_beginning(agent):
 
 def test_where_the_kernel_does_not_tell_what_threads_waited_it_is_not_known(agent, monkeypatch):
     """As one without CONFIG_SCHED_INFO: the threads are there all the same."""
-    assert agent("watch").passed((10, 3), (30, 4)) == {"cpu_ns": 20, "run_delay_ns": 1}
-    proc = agent("proc")
+    assert agent("processes.watched").passed((10, 3), (30, 4)) == {"cpu_ns": 20, "run_delay_ns": 1}
+    proc = agent("processes.proc")
     monkeypatch.setattr(proc, "TELLS_WAITS", False)
     monkeypatch.setattr(proc, "_OF_THREADS", ("stat", "stat"))
     waits, running = proc.Threads(os.getpid()).look(True)
     assert dict(waits)[str(os.getpid())] == 0
     assert running >= 1
-    assert agent("watch").passed((10, 0), (30, 0)) == {"cpu_ns": 20, "run_delay_ns": None}
+    assert agent("processes.watched").passed((10, 0), (30, 0)) == {"cpu_ns": 20, "run_delay_ns": None}
 
 
 def test_two_processes_that_were_the_service_are_put_together_by_time():
@@ -128,11 +128,11 @@ def test_two_processes_that_were_the_service_are_put_together_by_time():
     ],
 )
 def test_a_goroutine_is_named_only_where_its_place_is_known(version, expected):
-    assert slowest.goroutine([11, 22], version) == expected
+    assert slow_stacks.goroutine([11, 22], version) == expected
 
 
 def test_a_goroutine_that_could_not_be_read_has_no_name():
-    assert slowest.goroutine([0, 0], "go1.27.3") is None
+    assert slow_stacks.goroutine([0, 0], "go1.27.3") is None
 
 
 def descriptors():
@@ -140,7 +140,7 @@ def descriptors():
 
 
 def test_what_is_read_of_threads_stays_open_within_bounds_and_is_closed_with_them(agent, monkeypatch):
-    proc = agent("proc")
+    proc = agent("processes.proc")
     monkeypatch.setattr(proc.Threads, "most_kept", 3)
     end = threading.Event()
     others = [threading.Thread(target=end.wait) for _ in range(5)]

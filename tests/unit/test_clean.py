@@ -13,16 +13,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pytest_netpoll import clean, compare
-from pytest_netpoll.accumulated import Accumulated
-from pytest_netpoll.comparison import Baseline, Rules, Sample
-from pytest_netpoll.comparison import compare as compared_with
+from pytest_netpoll import clean
+from pytest_netpoll.cli import compare
+from pytest_netpoll.cli.watch import table as live
 from pytest_netpoll.errors import Reason
-from pytest_netpoll.marker import resolve
-from pytest_netpoll.metrics import COUNTERS, Measurement, Snapshot, bucket_of
-from pytest_netpoll.report import baseline, html, junit, live, record, summary, tables, terminal
-from pytest_netpoll.report import json as json_report
-from pytest_netpoll.verdict import Death, judge
+from pytest_netpoll.meter.accumulated import Accumulated
+from pytest_netpoll.model.comparison import Baseline, Rules, Sample
+from pytest_netpoll.model.comparison import compare as compared_with
+from pytest_netpoll.model.limits import resolve
+from pytest_netpoll.model.metrics import COUNTERS, Measurement, Snapshot, bucket_of
+from pytest_netpoll.model.verdict import Death, judge
+from pytest_netpoll.report import baseline_file, github, json_report, junit, record, tables, terminal
+from pytest_netpoll.report.html import document
 
 EVIL = (
     "x\n::error file=a::b\r\n  ::warning::c\n##[error]d\x1b[31m\x1b]0;t\x07\x00\x85\u2028\u202e\ufffe\udcff"
@@ -124,11 +126,11 @@ def test_no_report_is_broken_by_a_name_or_obeys_it(name: str) -> None:
             assert_fit_to_print(f"{title}\n{table}")
         for test in tests:
             assert_fit_to_print(terminal.failure_section(test, width))
-    markdown = summary.markdown(tests, environment)
+    markdown = github.markdown(tests, environment)
     assert_fit_to_print(markdown)
     for line in (line for line in markdown.splitlines() if line.startswith("|")):
-        assert len(re.split(r"(?<!\\)\|", line)) == 5 + len(summary.words.COLUMNS), line
-    annotations = summary.annotations(tests, Path("sub"), lambda _: Path(name.replace("\0", "")))
+        assert len(re.split(r"(?<!\\)\|", line)) == 5 + len(github.words.COLUMNS), line
+    annotations = github.annotations(tests, Path("sub"), lambda _: Path(name.replace("\0", "")))
     assert len(annotations) == len(tests) + 1
     for line in annotations:
         assert "\n" not in line
@@ -151,10 +153,13 @@ def test_no_page_file_or_live_table_is_broken_by_a_name(
 ) -> None:
     tests = records_of(name)
     directory = tmp_path_factory.mktemp("reports")
-    page = html.render({"kernel": name}, tests)
+    page = document.render({"kernel": name}, tests)
     visible = re.sub(r"<(script|style)\b.*?</\1>", "", page, flags=re.DOTALL)
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", visible)
-    for path, write in ((directory / "a.json", json_report.write), (directory / "b.json", baseline.write)):
+    for path, write in (
+        (directory / "a.json", json_report.write),
+        (directory / "b.json", baseline_file.write),
+    ):
         write(path, {"kernel": name}, tests)
         text = path.read_text(encoding="utf-8")
         json.loads(text)

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from pytest_netpoll import __main__ as command_line
-from pytest_netpoll import tolerance
-from pytest_netpoll.comparison import Baseline, Rules, Sample, compare, confirmed, settle
 from pytest_netpoll.errors import Reason
-from pytest_netpoll.marker import Limits, resolve
-from pytest_netpoll.median import median_of
-from pytest_netpoll.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
-from pytest_netpoll.report import baseline, html, record, tables
-from pytest_netpoll.report import json as json_report
-from pytest_netpoll.verdict import Breach, Verdict, judge
+from pytest_netpoll.model import tolerance
+from pytest_netpoll.model.comparison import Baseline, Rules, Sample, compare, confirmed, settle
+from pytest_netpoll.model.limits import Limits, resolve
+from pytest_netpoll.model.median import median_of
+from pytest_netpoll.model.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
+from pytest_netpoll.model.verdict import Breach, Verdict, judge
+from pytest_netpoll.report import baseline_file, json_report, record, tables
+from pytest_netpoll.report.html import document
 
 HERE = {"kernel": "6.8.0", "arch": "x86_64", "plugin": "1"}
 PLENTY: Mapping[str, Any] = {
@@ -257,16 +257,16 @@ def test_a_baseline_file_is_the_same_bytes_in_any_order_and_holds_only_what_can_
         made("failed", window(20), error="mine"),
         made("gone", window(20, unmeasured=Reason("gone"))),
     ]
-    path = baseline.path_of(tmp_path, "main")
+    path = baseline_file.path_of(tmp_path, "main")
     assert path == tmp_path / ".netpoll" / "main.json"
-    lines = baseline.write(path, HERE, records)
+    lines = baseline_file.write(path, HERE, records)
     assert lines == [
         f"{name} is not in it: it failed by itself or is unmeasured" for name in ("failed", "gone")
     ]
     first = path.read_bytes()
-    baseline.write(path, {**HERE, "bcc": "0.29"}, records[::-1])
+    baseline_file.write(path, {**HERE, "bcc": "0.29"}, records[::-1])
     assert path.read_bytes() == first
-    loaded = baseline.load(tmp_path, "main")
+    loaded = baseline_file.load(tmp_path, "main")
     assert list(loaded.tests) == ["a", "b"]
     assert loaded.environment == HERE
     assert loaded.tests["a"]["server"].metrics["wakeups"] == 20
@@ -274,47 +274,49 @@ def test_a_baseline_file_is_the_same_bytes_in_any_order_and_holds_only_what_can_
 
 
 def test_saving_what_ran_keeps_what_did_not(tmp_path: Path) -> None:
-    path = baseline.path_of(tmp_path, "main")
-    baseline.write(path, HERE, [made(name, window(20)) for name in ("a", "b", "flaky", "z")])
+    path = baseline_file.path_of(tmp_path, "main")
+    baseline_file.write(path, HERE, [made(name, window(20)) for name in ("a", "b", "flaky", "z")])
     first = path.read_bytes()
-    lines = baseline.write(path, HERE, [made("b", window(20)), made("flaky", window(9), error="mine")])
+    lines = baseline_file.write(path, HERE, [made("b", window(20)), made("flaky", window(9), error="mine")])
     assert path.read_bytes() == first
     assert lines == [
         "flaky is in it as it was: it failed by itself or is unmeasured",
         "2 of its tests did not run and stay as they were; to drop them, delete it first",
     ]
-    assert baseline.write(path, HERE, [made(name, window(30)) for name in ("z", "flaky", "b", "a")]) == []
-    assert {test["server"].metrics["wakeups"] for test in baseline.load(tmp_path, "main").tests.values()} == {
-        30
-    }
+    assert (
+        baseline_file.write(path, HERE, [made(name, window(30)) for name in ("z", "flaky", "b", "a")]) == []
+    )
+    assert {
+        test["server"].metrics["wakeups"] for test in baseline_file.load(tmp_path, "main").tests.values()
+    } == {30}
 
 
 def test_what_was_measured_elsewhere_is_not_mixed_with_what_is_saved_here(tmp_path: Path) -> None:
-    path = baseline.path_of(tmp_path, "main")
-    baseline.write(path, {**HERE, "kernel": "5.4.0"}, [made(name, window(20)) for name in "abc"])
-    lines = baseline.write(path, HERE, [made("b", window(30)), made("c", window(9), error="mine")])
+    path = baseline_file.path_of(tmp_path, "main")
+    baseline_file.write(path, {**HERE, "kernel": "5.4.0"}, [made(name, window(20)) for name in "abc"])
+    lines = baseline_file.write(path, HERE, [made("b", window(30)), made("c", window(9), error="mine")])
     assert lines == [
         "c is not in it: it failed by itself or is unmeasured",
         "1 of its tests did not run and are dropped: they were measured elsewhere "
         "(kernel 5.4.0 then, 6.8.0 now)",
     ]
-    assert list(baseline.load(tmp_path, "main").tests) == ["b"]
+    assert list(baseline_file.load(tmp_path, "main").tests) == ["b"]
 
 
 def test_saving_over_a_damaged_baseline_says_that_it_is_lost(tmp_path: Path) -> None:
-    path = baseline.path_of(tmp_path, "main")
+    path = baseline_file.path_of(tmp_path, "main")
     path.parent.mkdir()
     path.write_text("<<<<<<< HEAD")
-    [line] = baseline.write(path, HERE, [made("a", window(20))])
+    [line] = baseline_file.write(path, HERE, [made("a", window(20))])
     assert line.startswith("what was in it is lost: it is not JSON")
-    assert list(baseline.load(tmp_path, "main").tests) == ["a"]
+    assert list(baseline_file.load(tmp_path, "main").tests) == ["a"]
 
 
 @pytest.fixture
 def reports(tmp_path: Path) -> tuple[str, str]:
     """Two saved files of the same test, the second slower: a baseline and a JSON report."""
     then, now = tmp_path / "then.json", tmp_path / "now.json"
-    baseline.write(then, HERE, [made("t", window(2000, 10_000)), made("gone", window(20))])
+    baseline_file.write(then, HERE, [made("t", window(2000, 10_000)), made("gone", window(20))])
     json_report.write(now, HERE, [made("t", window(2000, 20_000)), made("new", window(20))])
     return str(then), str(now)
 
@@ -379,7 +381,7 @@ def test_what_changed_is_shown_though_nothing_is_judged() -> None:
     table = tables.comparison_table([test], 120)
     assert table.splitlines()[2].endswith("changed")
     assert "t: server: spurious 1.0 % → 27.6 %, stale_retries 0 → 150, polls 2,000 → 3,000" in table
-    page = html.render({}, [test])
+    page = document.render({}, [test])
     assert 'data-baseline="changed"' in page
     same = replace(comparison, changes=())
     test["comparison"] = record.comparison_record(same)

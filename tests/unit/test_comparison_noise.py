@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from pytest_netpoll import tolerance
-from pytest_netpoll.comparison import Baseline, Rules, Samples, compare, confirmed, samples_of
-from pytest_netpoll.marker import Limits
-from pytest_netpoll.median import median_of
-from pytest_netpoll.metrics import COUNTERS, Measurement, Snapshot, bucket_of
-from pytest_netpoll.report import baseline, record
-from pytest_netpoll.verdict import Verdict
+from pytest_netpoll.model import tolerance
+from pytest_netpoll.model.comparison import Baseline, Rules, Samples, compare, confirmed, samples_of
+from pytest_netpoll.model.limits import Limits
+from pytest_netpoll.model.median import median_of
+from pytest_netpoll.model.metrics import COUNTERS, Measurement, Snapshot, bucket_of
+from pytest_netpoll.model.verdict import Verdict
+from pytest_netpoll.report import baseline_file, record
 
 NODEID = "test_echo.py::test_echo"
 ENVIRONMENT = {"kernel": "6.8.0", "arch": "x86_64", "plugin": "1"}
@@ -56,8 +56,8 @@ class Machine:
         """As --netpoll-save measures, writes, and --netpoll-compare reads it."""
         windows = [[self.window()] for _ in range(1 + RERUNS)]
         made = record.build(NODEID, ("test_echo.py", 1), Verdict("passed"), Limits(), median_of(windows), 1.0)
-        baseline.write(baseline.path_of(directory, "main"), ENVIRONMENT, [made])
-        return baseline.load(directory, "main")
+        baseline_file.write(baseline_file.path_of(directory, "main"), ENVIRONMENT, [made])
+        return baseline_file.load(directory, "main")
 
     def fails(self, then: Baseline, tolerated: str) -> bool:
         def measure() -> Samples:

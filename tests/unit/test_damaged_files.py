@@ -16,14 +16,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pytest_netpoll import __main__ as command_line
-from pytest_netpoll import tolerance
-from pytest_netpoll.comparison import Rules, Sample, compare, settle
 from pytest_netpoll.errors import NetpollError
-from pytest_netpoll.marker import Limits
-from pytest_netpoll.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
-from pytest_netpoll.report import baseline, record, tables
-from pytest_netpoll.report import json as json_report
-from pytest_netpoll.verdict import Verdict
+from pytest_netpoll.model import tolerance
+from pytest_netpoll.model.comparison import Rules, Sample, compare, settle
+from pytest_netpoll.model.limits import Limits
+from pytest_netpoll.model.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
+from pytest_netpoll.model.verdict import Verdict
+from pytest_netpoll.report import baseline_file, json_report, record, tables
 
 HERE = {"kernel": "6.8.0", "arch": "x86_64", "plugin": "0.1.0"}
 EVERYTHING = ",".join(
@@ -60,7 +59,7 @@ LITERALS = ("NaN", "Infinity", "true", "null", "[]", "{}", '""', r'"\ud800"', r'
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a baseline, main, and a report of the same test."""
     directory = tmp_path_factory.mktemp("written")
-    baseline.write(baseline.path_of(directory, "main"), HERE, RECORDS)
+    baseline_file.write(baseline_file.path_of(directory, "main"), HERE, RECORDS)
     json_report.write(directory / "report.json", HERE, RECORDS)
     return directory
 
@@ -88,7 +87,7 @@ def damaged(content: Any, path: tuple[Any, ...], literal: str) -> str:
 def use(directory: Path) -> None:
     """All that is done with a baseline. NetpollError is an answer, too."""
     with contextlib.suppress(NetpollError):
-        known = baseline.load(directory, "main")
+        known = baseline_file.load(directory, "main")
         for latencies in ("auto", "always"):
             rules = Rules(tolerance.parse_list(EVERYTHING), latencies)
             comparison = compare("t", {"server": Sample.of(MEASURED)}, HERE, known, rules)
@@ -97,7 +96,7 @@ def use(directory: Path) -> None:
             json.dumps(made, allow_nan=False).encode()
             tables.comparison_table([made], 80).encode()
     with contextlib.suppress(NetpollError):
-        baseline.write(baseline.path_of(directory, "main"), HERE, [])
+        baseline_file.write(baseline_file.path_of(directory, "main"), HERE, [])
 
 
 def compared(*files: Path) -> int:
@@ -144,11 +143,11 @@ def test_what_is_no_saved_file_at_all_is_refused(written: Path, content: bytes) 
 @pytest.mark.parametrize("literal", ["1" + "0" * 400, "9" * 5000, "1e999"])
 def test_a_number_that_nothing_can_count_is_named(written: Path, tmp_path: Path, literal: str) -> None:
     good = json.loads((written / ".netpoll" / "main.json").read_text())
-    path = baseline.path_of(tmp_path, "main")
+    path = baseline_file.path_of(tmp_path, "main")
     path.parent.mkdir()
     path.write_text(damaged(good, ("tests", "t", "server", "metrics", "latency_p99"), literal))
     with pytest.raises(NetpollError, match=re.escape(f"{literal[:20]}")) as refused:
-        baseline.load(tmp_path, "main")
+        baseline_file.load(tmp_path, "main")
     assert "is too large" in str(refused.value)
     assert refused.value.fix == "pytest --netpoll-save=main"
     assert len(str(refused.value)) < 400

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from pytest_netpoll.diagnosis import diagnose
-from pytest_netpoll.median import median_of
-from pytest_netpoll.metrics import COUNTERS, Measurement, Snapshot, bucket_of
+from pytest_netpoll.model.diagnosis import diagnose
+from pytest_netpoll.model.median import median_of
+from pytest_netpoll.model.metrics import COUNTERS, Measurement, Snapshot, bucket_of
 
 MS = 1_000_000
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_netpoll.goready import cheap_place
+from pytest_netpoll.gobinary.ready_sites import cheap_place
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from pytest_netpoll.listeners import Listener, listeners_of, network_namespace
+from pytest_netpoll.service.listeners import Listener, listeners_of, network_namespace
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from datetime import timedelta
 import pytest
 
 from pytest_netpoll.errors import UsageError
-from pytest_netpoll.marker import Limits, help_text, resolve
-from pytest_netpoll.metrics import METRICS
+from pytest_netpoll.model.limits import Limits, help_text, resolve
+from pytest_netpoll.model.metrics import METRICS
 
 WHERE = "test_echo.py::test_echo"
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_netpoll.metrics import (
+from pytest_netpoll.model.metrics import (
     BUCKETS,
     COUNTERS,
     METRICS,

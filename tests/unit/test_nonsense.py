@@ -13,16 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_netpoll import privilege, probe, schema
 from pytest_netpoll.errors import UnmeasuredError
-from pytest_netpoll.marker import Limits
-from pytest_netpoll.metrics import COUNTERS, METRICS, Measurement
+from pytest_netpoll.gobinary.symbols import Symbolizer
+from pytest_netpoll.meter import agent_client, privilege, schema
+from pytest_netpoll.meter.meter import LOSSES, Meter
+from pytest_netpoll.model.limits import Limits
+from pytest_netpoll.model.metrics import COUNTERS, METRICS, Measurement
+from pytest_netpoll.model.verdict import judge
 from pytest_netpoll.options import Config
-from pytest_netpoll.report import json as json_report
-from pytest_netpoll.report import record, terminal
-from pytest_netpoll.symbols import Symbolizer
-from pytest_netpoll.verdict import judge
-from pytest_netpoll.window import LOSSES, Meter
+from pytest_netpoll.report import json_report, record, terminal
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -161,7 +160,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[bytes]], li
 
     def told(lines: list[bytes]) -> list[Measurement]:
         meter = Meter(Config.default(), Symbolizer(tmp_path_factory.getbasetemp()))
-        liar = meter._probe = probe.Probe(["sh", "-c", "cat > /dev/null"])
+        liar = meter._probe = agent_client.Probe(["sh", "-c", "cat > /dev/null"])
         liar._ready = True
         for line in (*lines, b"no more"):
             liar._lines.put(line)
@@ -285,7 +284,7 @@ def test_an_answer_that_is_none_is_unmeasured(told: Any, number: int, line: byte
     "first",
     [
         '{"ready": null}',
-        json.dumps({"ready": {"protocol": probe.PROTOCOL}}),
+        json.dumps({"ready": {"protocol": agent_client.PROTOCOL}}),
         '{"failed": null}',
         '{"failed": {"what": {"a": 1}, "fix": []}}',
         "[" * 100_000,
@@ -296,7 +295,7 @@ def test_an_answer_that_is_none_is_unmeasured(told: Any, number: int, line: byte
 )
 def test_a_start_that_is_none_is_unmeasured(first: str, tmp_path: Path) -> None:
     (tmp_path / "first").write_text(f"{first}\n")
-    liar = probe.Probe(["cat", str(tmp_path / "first")])
+    liar = agent_client.Probe(["cat", str(tmp_path / "first")])
     with pytest.raises(UnmeasuredError, match=r"nonsense|another protocol|failed|ended"):
         liar.wait_ready()
     liar.stop()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_netpoll import offenders
-from pytest_netpoll.symbols import Frame, Symbolizer
+from pytest_netpoll.gobinary.symbols import Frame, Symbolizer
+from pytest_netpoll.meter import offender_stacks
 
 COUNTERS = {"spurious_wakeups": 65, "stale_retries": 5}
 
@@ -25,7 +25,9 @@ def lap(count, fd_type="tcp", line=39, offence="spurious", peer="a:1"):
 
 
 def test_the_same_place_is_one_offender_and_the_worst_comes_first():
-    total = offenders.total([[lap(10), lap(30, line=50)], [lap(25)], [lap(5, offence="stale")]], COUNTERS)
+    total = offender_stacks.total(
+        [[lap(10), lap(30, line=50)], [lap(25)], [lap(5, offence="stale")]], COUNTERS
+    )
     assert [(o["offence"], o["stack"][0]["line"], o["count"]) for o in total] == [
         ("spurious", 39, 35),
         ("spurious", 50, 30),
@@ -35,21 +37,23 @@ def test_the_same_place_is_one_offender_and_the_worst_comes_first():
 
 
 def test_a_descriptor_closed_meanwhile_does_not_split_a_place():
-    (total,) = offenders.total([[lap(1, "closed", peer=None)], [lap(2)], [lap(3, "closed", peer=None)]], {})
+    (total,) = offender_stacks.total(
+        [[lap(1, "closed", peer=None)], [lap(2)], [lap(3, "closed", peer=None)]], {}
+    )
     assert (total["count"], total["fd_type"], total["local"], total["peer"]) == (6, "tcp", "b:2", None)
-    (total,) = offenders.total([[lap(1, "closed")], [lap(2, "closed")]], {})
+    (total,) = offender_stacks.total([[lap(1, "closed")], [lap(2, "closed")]], {})
     assert total["fd_type"] == "closed"
 
 
 def test_the_laps_themselves_stay_as_they_are():
     first = lap(10)
-    offenders.total([[first], [lap(1)]], COUNTERS)
+    offender_stacks.total([[first], [lap(1)]], COUNTERS)
     assert first == lap(10)
 
 
 def test_what_was_counted_and_not_kept_is_missing_in_the_shares():
     laps = [[lap(10), lap(30, line=50)], [lap(25), lap(5, offence="ready")]]
-    total = offenders.total(laps, {"spurious_wakeups": 100, "ready_calls": 1000})
+    total = offender_stacks.total(laps, {"spurious_wakeups": 100, "ready_calls": 1000})
     # Of ready calls a sample is kept, which has no total to compare with.
     assert [o["share"] for o in total] == [0.35, 0.3, 1.0]
 
@@ -57,14 +61,14 @@ def test_what_was_counted_and_not_kept_is_missing_in_the_shares():
 def test_of_one_window_too(tmp_path):
     entry = {name: value for name, value in lap(30).items() if name != "share"} | {"outcome": None}
     raw = [{**entry, "stack": []}, {**entry, "count": 3, "offence": "stale", "stack": []}]
-    found = offenders.collect(raw, Symbolizer(tmp_path), {"spurious_wakeups": 40, "stale_retries": 4})
+    found = offender_stacks.collect(raw, Symbolizer(tmp_path), {"spurious_wakeups": 40, "stale_retries": 4})
     assert [o["share"] for o in found] == [0.75, 0.75]
 
 
 @pytest.mark.parametrize("counters", [{}, {"spurious_wakeups": 64}])
 def test_no_share_is_more_than_all(counters):
     """Between the reading of the counters and that of the offenders a wakeup may be resolved."""
-    assert [o["share"] for o in offenders.total([[lap(65)]], counters)] == [1.0]
+    assert [o["share"] for o in offender_stacks.total([[lap(65)]], counters)] == [1.0]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +90,7 @@ def test_no_share_is_more_than_all(counters):
 )
 def test_the_runtimes_own_ready_calls_are_told_by_their_stacks(functions, background):
     frames = [Frame(function, "file.go", 1) for function in functions]
-    assert offenders.by_the_runtime(frames) == background
+    assert offender_stacks.by_the_runtime(frames) == background
 
 
 def test_the_runtimes_share_of_the_sample_is_its_share_of_all():
@@ -94,5 +98,5 @@ def test_the_runtimes_share_of_the_sample_is_its_share_of_all():
         return {"offence": offence, "count": count, "runtime": runtime}
 
     sample = [caller(30, True), caller(10, False), caller(500, False, "spurious")]
-    assert offenders.runtime_ready_calls(sample, 400) == 300
-    assert offenders.runtime_ready_calls([], 0) == 0
+    assert offender_stacks.runtime_ready_calls(sample, 400) == 300
+    assert offender_stacks.runtime_ready_calls([], 0) == 0

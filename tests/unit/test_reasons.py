@@ -10,12 +10,13 @@ import pickle
 import re
 from pathlib import Path
 
-from pytest_netpoll.checks import Finding
 from pytest_netpoll.errors import Reason, UnmeasuredError
-from pytest_netpoll.marker import resolve
-from pytest_netpoll.metrics import Measurement
-from pytest_netpoll.report import baseline, html, junit, record, summary, terminal, words
-from pytest_netpoll.verdict import judge
+from pytest_netpoll.meter.checks import Finding
+from pytest_netpoll.model.limits import resolve
+from pytest_netpoll.model.metrics import Measurement
+from pytest_netpoll.model.verdict import judge
+from pytest_netpoll.report import baseline_file, github, junit, record, terminal, wording
+from pytest_netpoll.report.html import document
 
 PACKAGE = Path(__file__).parents[2] / "pytest_netpoll"
 # With all that a text could be taken apart by.
@@ -64,9 +65,9 @@ def test_the_record_has_the_parts_and_the_text() -> None:
 
 def test_what_is_read_back_has_the_parts() -> None:
     made = json.loads(json.dumps(unmeasured()))
-    (reason,) = words.reasons(made)
+    (reason,) = wording.reasons(made)
     assert {"what": reason.what, "why": reason.why, "fix": reason.fix} == PARTS
-    sample = baseline.sample(made["services"][0])
+    sample = baseline_file.sample(made["services"][0])
     assert sample.unmeasured is not None
     assert sample.unmeasured.fix == ERROR.fix
 
@@ -76,7 +77,7 @@ def test_a_report_from_before_the_parts_were_kept_is_shown_as_it_is() -> None:
     del made["reasons"]
     del made["services"][0]["why_unmeasured"]
     made["reason"] = made["services"][0]["unmeasured"] = "no agent (to mend: sudo -v)"
-    assert words.reasons(made) == ["no agent (to mend: sudo -v)"]
+    assert wording.reasons(made) == ["no agent (to mend: sudo -v)"]
     assert "no agent (to mend: sudo -v)" in terminal.failure_section(made, 80)
 
 
@@ -86,9 +87,9 @@ def test_every_report_shows_the_fix_apart() -> None:
         f"{PARTS['what']}: {PARTS['why']}",
         f"  fix: {PARTS['fix']}",
     ]
-    assert f"  - fix: {PARTS['fix']}" in summary.markdown([made], {}).splitlines()
-    assert summary.annotations([made])[0].endswith(f"%0Afix: {PARTS['fix']}")
-    packed = re.search(r'id="details">([^<]*)<', html.render({}, [made]))
+    assert f"  - fix: {PARTS['fix']}" in github.markdown([made], {}).splitlines()
+    assert github.annotations([made])[0].endswith(f"%0Afix: {PARTS['fix']}")
+    packed = re.search(r'id="details">([^<]*)<', document.render({}, [made]))
     assert packed is not None
     page = gzip.decompress(base64.b64decode(packed[1])).decode()
     assert page.count(f"fix: <code>{PARTS['fix']}</code>") == 2, "of the test, and of its service"

@@ -13,11 +13,12 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from pytest_netpoll.errors import NetpollError, UsageError
-from pytest_netpoll.marker import resolve
-from pytest_netpoll.median import median_of
-from pytest_netpoll.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
-from pytest_netpoll.report import html, html_details, record
-from pytest_netpoll.verdict import judge
+from pytest_netpoll.model.limits import resolve
+from pytest_netpoll.model.median import median_of
+from pytest_netpoll.model.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
+from pytest_netpoll.model.verdict import judge
+from pytest_netpoll.report import record
+from pytest_netpoll.report.html import document, sections
 
 EVIL = "</script><script>alert(1)</script>\"'<b>&\x1b[31m"
 COUNTS = {"wakeups": 200, "productive_wakeups": 150, "spurious_wakeups": 50, "events": 200, "polls": 210}
@@ -46,7 +47,7 @@ def built(*measurements: Measurement, mode: Any = "gate", nodeid: str = "t.py::t
 
 def details(*records: Any) -> list[dict[str, Any]]:
     """What the page unpacks when tests are opened, in the order of its table."""
-    match = re.search(r'id="details">([^<]*)<', html.render({}, records))
+    match = re.search(r'id="details">([^<]*)<', document.render({}, records))
     assert match is not None
     loaded: list[dict[str, Any]] = json.loads(gzip.decompress(base64.b64decode(match[1])))
     return loaded
@@ -54,7 +55,7 @@ def details(*records: Any) -> list[dict[str, Any]]:
 
 def rows(*records: Any) -> list[tuple[str, str]]:
     """(status, name) of each row."""
-    page = html.render({}, records)
+    page = document.render({}, records)
     return re.findall(
         r'<tbody data-number="\d+" data-outcome="([^"]*)".*?class="name">([^<]*)<', page, re.DOTALL
     )
@@ -90,7 +91,7 @@ def text(fragment: str) -> str:
 
 
 def test_the_page_holds_all_it_needs_and_forbids_to_fetch_more() -> None:
-    page = html.render({"kernel": "6.8.0"}, [built(measured())])
+    page = document.render({"kernel": "6.8.0"}, [built(measured())])
     assert re.findall(r'\b(?:src|href)="([^"]*)"', page) == ["data:,"]
     assert "default-src &#39;none&#39;" in page
     assert "@import" not in page
@@ -110,7 +111,7 @@ def test_nothing_that_a_test_or_a_service_says_becomes_html() -> None:
     evil["comparison"]["services"][0]["name"] = EVIL
     other = {**evil, "toolchain": "go1.26.6", "nodeid": f"t.py::test[go1.26.6-{EVIL}]"}
     other["comparison"] = {**evil["comparison"], "outcome": "new"}
-    page = html.render({EVIL: {EVIL: [EVIL]}}, [evil, other])
+    page = document.render({EVIL: {EVIL: [EVIL]}}, [evil, other])
     detail, _ = details(evil, other)
     for part in (page, detail["html"]):
         assert "<b>" not in part
@@ -232,9 +233,9 @@ def test_the_strip_of_the_runs_shows_a_limit_that_is_near_and_stays_within_its_w
     dots = [float(x) for x in re.findall(r'cx="([^"]*)"', strips["latency_p99"])]
     limit = float(re.findall(r'"limit" d="M([^ ]*) ', strips["latency_p99"])[0])
     median = float(re.findall(r'"median" d="M([^ ]*) ', strips["latency_p99"])[0])
-    assert 0 < dots[0] < dots[2] == median < dots[1] < limit < html_details.STRIP
+    assert 0 < dots[0] < dots[2] == median < dots[1] < limit < sections.STRIP
     assert "limit" not in strips["latency_p50"]
-    assert max(map(float, re.findall(r'cx="([^"]*)"', strips["latency_p50"]))) < html_details.STRIP
+    assert max(map(float, re.findall(r'cx="([^"]*)"', strips["latency_p50"]))) < sections.STRIP
 
 
 def test_a_run_without_a_number_leaves_a_gap() -> None:
@@ -264,7 +265,7 @@ def test_then_and_now_stand_side_by_side_with_what_got_worse_and_how_that_was_co
     everything = {row[0]: row for row in cells(detail["html"].partition("All metrics")[2], "numbers")}
     assert everything["polls"] == ["polls", "210", "210", "±0 %"]
 
-    page = html.render({}, [test])
+    page = document.render({}, [test])
     assert "against baseline main" in page
     assert f'class="worse" title="worse than 1.5 ms">{now}<' in page
 
@@ -284,7 +285,7 @@ def test_then_and_now_stand_side_by_side_with_what_got_worse_and_how_that_was_co
     ],
 )
 def test_a_change_is_told_in_percent_as_long_as_that_says_something(then: Any, now: Any, change: str) -> None:
-    assert html_details.change(METRICS["polls"], then, now) == change
+    assert sections.change(METRICS["polls"], then, now) == change
 
 
 def test_tests_are_filtered_by_how_they_compare() -> None:
@@ -292,7 +293,7 @@ def test_tests_are_filtered_by_how_they_compare() -> None:
         {**built(measured(), nodeid=f"{name}::t"), "comparison": compared(name)}
         for name in ("passed", "new", "regressed", "unmeasured")
     ]
-    page = html.render({}, [*tests, built(measured(), nodeid="z::not_compared")])
+    page = document.render({}, [*tests, built(measured(), nodeid="z::not_compared")])
     assert choices(page)["baseline"] == ["regressed", "unmeasured", "new", "passed", ""]
     assert 'data-outcome="passed" data-baseline="regressed"' in page
     shown = {
@@ -304,7 +305,7 @@ def test_tests_are_filtered_by_how_they_compare() -> None:
         "regressed": ["got worse"],
         "new": ["no baseline"],
     }
-    plain = html.render({}, [built(measured())])
+    plain = document.render({}, [built(measured())])
     assert "data-baseline" not in plain.partition("<body>")[2]
     assert list(choices(plain)) == ["outcome"]
 
@@ -323,7 +324,7 @@ def toolchains(*labels: str, **more: Any) -> list[Any]:
 
 def test_toolchains_are_told_apart_filtered_and_sorted_oldest_first() -> None:
     tests = toolchains("go1.21.13", "go1.9", "go1.21.13-patched")
-    page = html.render({}, tests)
+    page = document.render({}, tests)
     assert choices(page)["toolchain"] == ["go1.9", "go1.21.13", "go1.21.13-patched"]
     found = re.findall(r'<td class="c-toolchain"><span data-value="(\d)">([^<]*)<', page)
     assert sorted(found) == [("0", "go1.9"), ("1", "go1.21.13"), ("2", "go1.21.13-patched")]
@@ -332,8 +333,8 @@ def test_toolchains_are_told_apart_filtered_and_sorted_oldest_first() -> None:
     attributes = re.findall(r'<tbody[^>]* data-toolchain="([^"]*)" data-nodeid="([^"]*)"', page)
     assert attributes[-1] == ("go1.9", "t.py::test[go1.9]")
     # A test that was not run with each of them is filtered on its own.
-    assert choices(html.render({}, [*tests, built(measured())]))["toolchain"][-1] == ""
-    assert "toolchain" not in choices(html.render({}, toolchains("go1.9")))
+    assert choices(document.render({}, [*tests, built(measured())]))["toolchain"][-1] == ""
+    assert "toolchain" not in choices(document.render({}, toolchains("go1.9")))
 
 
 def test_each_test_shows_how_it_fared_with_the_other_toolchains_and_links_to_it() -> None:
@@ -375,7 +376,7 @@ def test_the_timeline_keeps_every_interval() -> None:
 def test_columns_of_hooks_stand_beside_the_others_also_where_a_service_has_none() -> None:
     one, other = built(measured(), nodeid="a::one"), built(measured(), nodeid="b::other")
     one["services"][0]["columns"] = {"req/s": 1234.5, "zone": "eu"}
-    page = html.render({}, [one, other])
+    page = document.render({}, [one, other])
     assert re.findall(r"c-added.*?<button[^>]*>([^<]*)<", page) == ["req/s", "zone"]
     cells = re.findall(r'<td class="number c-added">(.*?)</td>', page)
     assert [text(cell) for cell in cells] == ["1,234.50", "eu", "–", "–"]  # noqa: RUF001
@@ -395,20 +396,20 @@ def test_records_of_an_older_file_are_rendered() -> None:
 
 
 def test_without_tests_the_page_says_so() -> None:
-    assert "No test was measured." in html.render({}, [])
+    assert "No test was measured." in document.render({}, [])
 
 
 def test_without_its_libraries_it_is_a_usage_error_that_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    html.require()
+    document.require()
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UsageError, match=r"pip install 'pytest-netpoll\[html\]'") as error:
-        html.require()
+        document.require()
     assert error.value.why == "jinja2 and plotly cannot be imported"
 
 
 def test_a_file_that_cannot_be_written_is_a_plain_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(NetpollError, match="HTML report could not be written"):
-        html.write(tmp_path / "file" / "report.html", {}, [])
+        document.write(tmp_path / "file" / "report.html", {}, [])

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from pytest_netpoll.errors import NetpollError, Reason, UnmeasuredError
-from pytest_netpoll.marker import resolve
-from pytest_netpoll.median import median_of
-from pytest_netpoll.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
+from pytest_netpoll.model.limits import resolve
+from pytest_netpoll.model.median import median_of
+from pytest_netpoll.model.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
+from pytest_netpoll.model.verdict import Death, judge
 from pytest_netpoll.options import Config
-from pytest_netpoll.report import record, summary, terminal, words
+from pytest_netpoll.report import github, record, terminal, wording
 from pytest_netpoll.report.cells import shorten
-from pytest_netpoll.verdict import Death, judge
 
 HEALTHY = {"wakeups": 200, "productive_wakeups": 200, "events": 200, "polls": 210}
 WASTEFUL = {
@@ -336,7 +336,7 @@ def test_what_the_binary_does_not_tell_is_no_obstacle() -> None:
     assert "spurious wakeups (read on a descriptor), woken in vain, no stack" in text
     unknown = offender(stack=[{"function": None, "file": None, "line": None}])
     assert "    ?  ?" in terminal.failure_section(wasteful(unknown), 120)
-    assert summary.annotations([wasteful(nowhere), wasteful(unknown)])
+    assert github.annotations([wasteful(nowhere), wasteful(unknown)])
 
 
 def test_an_unmeasured_test_says_why_and_how_to_fix_it() -> None:
@@ -357,7 +357,7 @@ def test_names_cannot_steer_the_terminal() -> None:
     evil = offender(peer="@\x1b[2J\n::error::x")
     reason = built(replace(measured({}), unmeasured="\x1b[2J"))
     assert "\x1b" not in terminal.failure_section(reason, 80)
-    for text in (terminal.failure_section(wasteful(evil), 200), *summary.annotations([wasteful(evil)])):
+    for text in (terminal.failure_section(wasteful(evil), 200), *github.annotations([wasteful(evil)])):
         assert "\x1b" not in text
         assert not any(line.startswith("::error::x") for line in text.splitlines())
 
@@ -367,7 +367,7 @@ def markdown_cells(line: str) -> list[str]:
 
 
 def test_the_step_summary_lists_the_bad_tests_then_all_in_a_table() -> None:
-    text = summary.markdown([passed(), wasteful(offender()), gone()], ENVIRONMENT)
+    text = github.markdown([passed(), wasteful(offender()), gone()], ENVIRONMENT)
     lines = text.splitlines()
     assert lines[2] == "❌ 1 failed, ❔ 1 unmeasured, ✅ 1 passed"
     assert lines[4:11] == [
@@ -385,27 +385,27 @@ def test_the_step_summary_lists_the_bad_tests_then_all_in_a_table() -> None:
     ]
     rows = [markdown_cells(line) for line in lines if line.startswith("|")]
     assert [row[0] for row in rows] == ["", "---", "❌", "❔", "✅"]
-    assert {len(row) for row in rows} == {3 + len(words.COLUMNS)}
+    assert {len(row) for row in rows} == {3 + len(wording.COLUMNS)}
     assert rows[2][1:5] == ["`tests/test_echo.py::test_echo`", "`server`", "1,000", "50.1 %"]
     assert lines[-1] == "kernel 6.8.0, bcc 0.29.1, go1.26.6"
 
 
 def test_the_step_summary_shows_the_spread_of_what_is_judged_over_runs() -> None:
     windows = [[measured({**HEALTHY, "polls": 210 + i, "wakeups": 200 + i})] for i in range(3)]
-    text = summary.markdown([built(*median_of(windows), max_polls_per_event=2, runs=3)], {})
+    text = github.markdown([built(*median_of(windows), max_polls_per_event=2, runs=3)], {})
     (row,) = [markdown_cells(line) for line in text.splitlines() if line.startswith("| ✅")]
-    shown = dict(zip(words.COLUMNS, row[3:], strict=True))
+    shown = dict(zip(wording.COLUMNS, row[3:], strict=True))
     assert shown["polls_per_event"] == "1.05 (1.05 to 1.06)"
     assert shown["wakeups"] == "201", "no limit is judged by it"
     assert "In brackets: the least and the most over the runs" in text
-    assert "In brackets" not in summary.markdown([passed()], {})
+    assert "In brackets" not in github.markdown([passed()], {})
 
 
 @pytest.mark.parametrize("nodeid", ["t.py::t[a|b]", "t.py::t[||]", "t.py::t[\\|]", "t.py::t[`|``]", "`"])
 def test_no_nodeid_breaks_the_markdown_table(nodeid: str) -> None:
-    text = summary.markdown([passed(nodeid, name="a|b")], {})
+    text = github.markdown([passed(nodeid, name="a|b")], {})
     (row,) = [markdown_cells(line) for line in text.splitlines() if line.startswith("| ✅")]
-    assert len(row) == 3 + len(words.COLUMNS)
+    assert len(row) == 3 + len(wording.COLUMNS)
     code = row[1].replace("\\|", "|")
     fence = re.match("`+", code)
     assert fence is not None
@@ -417,15 +417,15 @@ def test_no_nodeid_breaks_the_markdown_table(nodeid: str) -> None:
 
 def test_markdown_shows_text_as_it_is() -> None:
     odd = built(measured({}, unmeasured="<nil> *a* _b_ c_d [e](f)"))
-    assert "server: \\<nil> \\*a\\* \\_b\\_ c_d \\[e\\](f)" in summary.markdown([odd], {})
+    assert "server: \\<nil> \\*a\\* \\_b\\_ c_d \\[e\\](f)" in github.markdown([odd], {})
 
 
 def test_a_summary_without_tests_says_so() -> None:
-    assert "No test was measured." in summary.markdown([], {})
+    assert "No test was measured." in github.markdown([], {})
 
 
 def test_the_step_summary_of_thousands_of_tests_is_below_githubs_limit() -> None:
-    text = summary.markdown([wasteful(*[offender()] * 9, nodeid="x" * 500)] * 3000 + [passed()] * 3000, {})
+    text = github.markdown([wasteful(*[offender()] * 9, nodeid="x" * 500)] * 3000 + [passed()] * 3000, {})
     assert len(text.encode()) < 1 << 20
     assert "… and 2,800 more that failed or were not measured" in text
     assert "… and 2,960 more that passed" in text
@@ -434,14 +434,14 @@ def test_the_step_summary_of_thousands_of_tests_is_below_githubs_limit() -> None
 def test_the_step_summary_is_appended_to_what_others_wrote(tmp_path: Path) -> None:
     path = tmp_path / "summary.md"
     path.write_text("before\n")
-    summary.append(path, "## ✅\udcff\n")
+    github.append(path, "## ✅\udcff\n")
     assert path.read_text(encoding="utf-8") == "before\n## ✅\\udcff\n"
     with pytest.raises(NetpollError, match="step summary could not be written"):
-        summary.append(tmp_path / "no" / "such", "x")
+        github.append(tmp_path / "no" / "such", "x")
 
 
 def test_annotations_mark_failed_and_unmeasured_tests_on_one_line_each() -> None:
-    first, second = summary.annotations([passed(), gone("a.py::t[1,2]"), wasteful(offender())])
+    first, second = github.annotations([passed(), gone("a.py::t[1,2]"), wasteful(offender())])
     assert first.startswith(
         "::error file=tests/test_echo.py,line=7,title=netpoll%3A tests/test_echo.py%3A%3Atest_echo::"
         "server: spurious 50.1 %25 (500 of 999 wakeups) > max 5.0 %25%0A499 of 500"
@@ -459,16 +459,16 @@ def test_the_line_of_go_is_annotated_too_once_for_all_tests_and_with_the_diagnos
     library = {"function": "net/http.serve", "file": "net/http/server.go", "line": 9}
     mine = {"function": "main.run", "file": "server/main.go", "line": 33}
     tests = [wasteful(offender(stack=[library, mine]), nodeid=f"a.py::test_{i}") for i in range(3)]
-    *_, third, in_go = summary.annotations([*tests, passed()], Path("py"), find)
+    *_, third, in_go = github.annotations([*tests, passed()], Path("py"), find)
     assert third.startswith("::error file=py/tests/test_echo.py,line=7,")
     assert in_go.startswith(
         "::error file=src/server/main.go,line=33,title=netpoll%3A a.py%3A%3Atest_0 and 2 more tests::"
         "499 of 500 (99.8 %25) spurious wakeups"
     )
     assert "%0Aserver: 500 of 999 wakeups found nothing to read or write" in in_go
-    assert len(summary.annotations([wasteful(offender(stack=[library]))], Path(), find)) == 1
+    assert len(github.annotations([wasteful(offender(stack=[library]))], Path(), find)) == 1
     reported = wasteful(offender(stack=[mine]), mode="report")
-    first, second = summary.annotations([reported], Path(), find, "warning")
+    first, second = github.annotations([reported], Path(), find, "warning")
     assert first.startswith("::warning file=tests/test_echo.py,line=7")
     assert second.startswith("::warning file=src/server/main.go,line=33")
 
@@ -484,7 +484,7 @@ def test_a_panic_is_annotated_where_it_was() -> None:
         [], demanded, deaths=[Death("server", Reason("ended", why="exit status 2: panic: boom"), words_)]
     )
     dead = record.build("t.py::t", ("t.py", 7), verdict, demanded, [], 1.0)
-    first, second = summary.annotations([dead], Path(), lambda file: Path(file).relative_to("/repo"))
+    first, second = github.annotations([dead], Path(), lambda file: Path(file).relative_to("/repo"))
     assert "server: panic: boom at /repo/server/main.go:17 main.(*server).explode" in first
     assert second.startswith(
         "::error file=server/main.go,line=17,title=netpoll%3A t.py%3A%3At::server: panic: boom"
@@ -500,11 +500,11 @@ def test_a_late_wakeup_is_annotated_with_its_line() -> None:
         "stack": [{"function": "main.reply", "file": "server/main.go", "line": 5}],
     }
     slow = built(measured(HEALTHY, slowest=(late,)), max_latency_p99="1us")
-    first, second = summary.annotations([slow], Path(), Path)
+    first, second = github.annotations([slow], Path(), Path)
     assert "woken late at server/main.go:5 main.reply" in first
     assert second.startswith("::error file=server/main.go,line=5,")
 
 
 def test_a_tests_own_error_is_annotated_before_what_else_was_found() -> None:
-    (line,) = summary.annotations([wasteful(error="assert 1 == 2")])
+    (line,) = github.annotations([wasteful(error="assert 1 == 2")])
     assert "::assert 1 == 2%0Aserver: spurious" in line

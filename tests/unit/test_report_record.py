@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from pytest_netpoll.accumulated import Accumulated
+from pytest_netpoll.cli.watch import table
 from pytest_netpoll.errors import NetpollError
-from pytest_netpoll.marker import resolve
-from pytest_netpoll.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
-from pytest_netpoll.report import baseline, junit, live, record
-from pytest_netpoll.report import json as report_json
-from pytest_netpoll.verdict import judge
+from pytest_netpoll.meter.accumulated import Accumulated
+from pytest_netpoll.model.limits import resolve
+from pytest_netpoll.model.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
+from pytest_netpoll.model.verdict import judge
+from pytest_netpoll.report import baseline_file, junit, record
+from pytest_netpoll.report import json_report as report_json
 
 HEALTHY = {"wakeups": 200, "productive_wakeups": 200, "events": 200, "polls": 210}
 WASTEFUL = {"wakeups": 200, "productive_wakeups": 100, "spurious_wakeups": 100, "events": 200, "polls": 210}
@@ -141,7 +142,7 @@ def test_the_json_report_can_be_loaded_again(tmp_path: Path) -> None:
     ]
     report = written(path, *tests)
     assert report == {"schema": "pytest-netpoll/1", "environment": ENVIRONMENT, "tests": tests}
-    assert baseline.load_any(path)[1] == {test["nodeid"]: test for test in tests}
+    assert baseline_file.load_any(path)[1] == {test["nodeid"]: test for test in tests}
 
 
 def test_a_name_that_is_not_utf8_does_not_keep_the_report_from_being_written(tmp_path: Path) -> None:
@@ -224,7 +225,7 @@ def test_a_damaged_report_is_refused_with_the_place_of_the_damage(
     place[path[-1]] = value
     (tmp_path / "r").write_text(json.dumps(report))
     with pytest.raises(NetpollError) as error:
-        baseline.load_any(tmp_path / "r")
+        baseline_file.load_any(tmp_path / "r")
     assert complaint in str(error.value.why)
 
 
@@ -234,30 +235,30 @@ def test_a_missing_field_is_named_but_additions_to_the_contract_are_optional(tmp
         del report["tests"][0][extra]
     report["tests"][0]["of a later version"] = 1
     (tmp_path / "r").write_text(json.dumps(report))
-    baseline.load_any(tmp_path / "r")
+    baseline_file.load_any(tmp_path / "r")
     del report["tests"][0]["services"][0]["metrics"]
     (tmp_path / "r").write_text(json.dumps(report))
     with pytest.raises(NetpollError, match=r"tests\[0\].services\[0\] has no 'metrics'"):
-        baseline.load_any(tmp_path / "r")
+        baseline_file.load_any(tmp_path / "r")
 
 
 @pytest.mark.parametrize("text", ["", "[", '{"a": NaN}', "[" * 100_000])
 def test_what_is_not_json_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "r").write_text(text)
     with pytest.raises(NetpollError, match="it is not JSON"):
-        baseline.load_any(tmp_path / "r")
+        baseline_file.load_any(tmp_path / "r")
 
 
 @pytest.mark.parametrize("text", ["3", "[]", "{}"])
 def test_other_json_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "r").write_text(text)
     with pytest.raises(NetpollError, match="schema"):
-        baseline.load_any(tmp_path / "r")
+        baseline_file.load_any(tmp_path / "r")
 
 
 def test_a_missing_report_says_how_to_make_it(tmp_path: Path) -> None:
     with pytest.raises(NetpollError, match=r"No such file.*\n.*pytest --netpoll-json="):
-        baseline.load_any(tmp_path / "r")
+        baseline_file.load_any(tmp_path / "r")
 
 
 def test_junit_gets_the_main_numbers_in_canonical_units() -> None:
@@ -284,7 +285,7 @@ def test_what_is_watched_has_no_rates_while_it_cannot_be_measured() -> None:
     def per_second(measurement: Measurement) -> dict[str, float]:
         run, stream = Accumulated(), io.StringIO()
         run.add(measurement)
-        live.View(stream, as_json=True).interval("server", measurement, run)
+        table.View(stream, as_json=True).interval("server", measurement, run)
         rates: dict[str, float] = json.loads(stream.getvalue())["per_second"]
         return rates
 

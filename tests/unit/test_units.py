@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_netpoll.units import Unit, parse, parse_time, show
+from pytest_netpoll.model.units import Unit, parse, parse_time, show
 
 UNITS: tuple[Unit, ...] = ("count", "ratio", "share", "ns", "s")
 

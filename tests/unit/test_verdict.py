@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import pytest
 
-from pytest_netpoll import extensions
 from pytest_netpoll.errors import Reason, UsageError
-from pytest_netpoll.marker import Limits, resolve
-from pytest_netpoll.median import median_of
-from pytest_netpoll.metrics import COUNTERS, Measurement, Snapshot, bucket_of
-from pytest_netpoll.verdict import Breach, Death, Verdict, judge
+from pytest_netpoll.model.limits import Limits, resolve
+from pytest_netpoll.model.median import median_of
+from pytest_netpoll.model.metrics import COUNTERS, Measurement, Snapshot, bucket_of
+from pytest_netpoll.model.verdict import Breach, Death, Verdict, judge
+from pytest_netpoll.session import extensions
 
 HALF_SPURIOUS = {"wakeups": 3998, "productive_wakeups": 1999, "spurious_wakeups": 1999, "events": 3998}
 HEALTHY = {"wakeups": 200, "productive_wakeups": 200, "events": 200, "polls": 210}

@@ -26,12 +26,12 @@ from pathlib import Path
 from tabulate import tabulate
 
 from pytest_netpoll.errors import NetpollError, ServiceError
-from pytest_netpoll.metrics import METRICS, Measurement
+from pytest_netpoll.gobinary.symbols import Symbolizer
+from pytest_netpoll.meter.meter import Meter
+from pytest_netpoll.model.metrics import METRICS, Measurement
 from pytest_netpoll.options import Config
-from pytest_netpoll.readiness import Ready
-from pytest_netpoll.service import ServiceFactory
-from pytest_netpoll.symbols import Symbolizer
-from pytest_netpoll.window import Meter
+from pytest_netpoll.service.readiness import Ready
+from pytest_netpoll.service.service import ServiceFactory
 
 HERE = Path(__file__).parent
 TOOLS = HERE.parents[2] / ".tools"

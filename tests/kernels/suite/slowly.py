@@ -5,11 +5,13 @@
 
 import sys
 
-from pytest_netpoll import __main__, doctor, probe
+from pytest_netpoll import __main__
+from pytest_netpoll.cli import doctor
+from pytest_netpoll.meter import agent_client
 
-probe.START_DEADLINE = 400
-probe.ANSWER_DEADLINE = 60
-doctor.AGENT_DEADLINE = probe.START_DEADLINE + 10
+agent_client.START_DEADLINE = 400
+agent_client.ANSWER_DEADLINE = 60
+doctor.AGENT_DEADLINE = agent_client.START_DEADLINE + 10
 doctor.SELFTEST_DEADLINE = 400
 
 if __name__ == "__main__":

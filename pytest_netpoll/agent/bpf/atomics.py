@@ -1,0 +1,24 @@
+"""Whether BPF programs here can exchange a word in memory for another, in one step."""
+
+import struct
+
+from bpf import tracing
+
+# r2 = 0; *(r10 - 8) = r2; r1 = r10; r1 += -8; r2 = xchg(r1, r2); r0 = 0; exit
+_CODE = b"".join(
+    struct.pack("=BBhi", *instruction)
+    for instruction in (
+        (0xB7, 0x02, 0, 0),
+        (0x7B, 0x2A, -8, 0),
+        (0xBF, 0xA1, 0, 0),
+        (0x07, 0x01, 0, -8),
+        (0xDB, 0x21, 0, 0xE1),
+        (0xB7, 0x00, 0, 0),
+        (0x95, 0x00, 0, 0),
+    )
+)
+
+
+def can_exchange():
+    """Since 5.12; on arm64 since 5.18, before which it would be interpreted."""
+    return tracing.works(b"exchange", _CODE)

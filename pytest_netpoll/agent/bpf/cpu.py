@@ -1,0 +1,87 @@
+"""Perf events of each CPU's clock, at which a BPF program looks at what the CPU runs.
+
+They are opened while we may, and cost nothing until they are enabled.
+"""
+
+import fcntl
+import os
+import struct
+
+from bpf import syscall
+
+FREQUENCY = 499  # Hz: not in time with anything that happens every millisecond
+
+# From the kernel's headers: include/uapi/linux/perf_event.h, and the tables of syscalls.
+_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
+_ATTR = struct.Struct("=IIQQQQQIIQQ")  # struct perf_event_attr as of PERF_ATTR_SIZE_VER1
+_SOFTWARE, _CPU_CLOCK = 1, 0
+_DISABLED, _FREQ = 1 << 0, 1 << 10
+_FD_CLOEXEC = 8
+_IOC_ENABLE, _IOC_DISABLE = 0x2400, 0x2401
+_IOC_SET_BPF = 0x40042408
+_PARANOID = "/proc/sys/kernel/perf_event_paranoid"
+_ONLINE = "/sys/devices/system/cpu/online"
+
+
+class Sampler:
+    """why_not: why there is none, and what fixes it; None where there is one."""
+
+    def __init__(self, load):
+        """load: gives the BPF program's file descriptor."""
+        self.why_not = None
+        self._events = []
+        self._enabled = False
+        try:
+            program = load()
+            for cpu in _online():
+                self._events.append(_open(cpu, program))
+        except PermissionError as error:
+            self._close()
+            self.why_not = _not_permitted(error)
+        except Exception as error:  # BCC raises bare Exception
+            self._close()
+            self.why_not = "this kernel refuses perf events of its CPUs' clocks: %s" % error
+
+    def enable(self, wanted):
+        """Samples from here on, or no more."""
+        if wanted != self._enabled:
+            for event in self._events:
+                fcntl.ioctl(event, _IOC_ENABLE if wanted else _IOC_DISABLE, 0)
+            self._enabled = wanted
+
+    def _close(self):
+        while self._events:
+            os.close(self._events.pop())
+
+
+def _open(cpu, program):
+    flags = _DISABLED | _FREQ
+    attr = _ATTR.pack(_SOFTWARE, _ATTR.size, _CPU_CLOCK, FREQUENCY, 0, 0, flags, 0, 0, 0, 0)
+    fd = syscall.call(_PERF_EVENT_OPEN, attr, -1, cpu, -1, _FD_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, _IOC_SET_BPF, program)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _online():
+    """The numbers of the CPUs, of "0-3,5"."""
+    with open(_ONLINE) as f:
+        for part in f.read().strip().split(","):
+            first, _, last = part.partition("-")
+            yield from range(int(first), int(last or first) + 1)
+
+
+def _not_permitted(error):
+    try:
+        with open(_PARANOID) as f:
+            paranoid = ", and kernel.perf_event_paranoid is %s" % f.read().strip()
+    except OSError:
+        paranoid = ""
+    return {
+        "what": "perf_event_open is not permitted (%s%s)" % (error.strerror or error, paranoid),
+        "fix": "give the agent CAP_PERFMON, in a container with --cap-add PERFMON, or --cap-add SYS_ADMIN "
+        "where its runtime does not know that one",
+    }

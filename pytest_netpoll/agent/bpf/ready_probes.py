@@ -1,0 +1,269 @@
+"""Probes on the goready path of the watched programs: where pytest's side found a place, once it is proven.
+
+For root a probe belongs to the program's file. It sees every process of it, forked or exec'ed later, from its
+first instruction on; the BPF program tells the watched ones from others.
+
+For a user it belongs to one process of that user's, and changes nobody else's memory: neither that of others
+who run the file, nor what another file behind it is mapped as. So a child, or a program that was exec'ed, has
+probes only once the agent has seen it. What it did before isn't counted, and the window in which it began
+reports no ready calls.
+"""
+
+import os
+import platform
+import threading
+import time
+
+from bpf.program import UPROBES, LoadFailed
+from processes import functions, proc
+from security import plain
+
+from bpf import machine, prologue, uprobe
+
+# In the order in which `attach` takes their places.
+READY, DEADLINE = UPROBES
+NAMES = {READY: "runtime.ready", DEADLINE: "runtime.netpollgoready"}
+
+# So much before and behind the place must be in memory what it is in the file.
+_AROUND = 16
+
+
+class BadPlace(Exception):
+    """No probe can be placed there; the message says why."""
+
+    def __init__(self, what, fix=None):
+        super().__init__(what)
+        self.fix = fix
+
+
+class Attached:
+    """The probes on one program, or in one process.
+
+    at: since when, monotonic ns. fds: what keeps them there.
+    """
+
+    def __init__(self, pid, fds, deadlines):
+        self.at = time.monotonic_ns()
+        self.pid = pid
+        self.fds = fds
+        self.deadlines = deadlines
+
+
+class Probes:
+    """user: privileges.Invoker. may_watch: tells whether a process is that user's to watch."""
+
+    def __init__(self, kernel, user, may_watch):
+        self._kernel = kernel
+        self._user = user
+        self._may_watch = may_watch  # pid -> bool
+        self._places = {}  # (device, inode) -> offsets of READY and DEADLINE
+        self._attached = {}  # what `_key` says -> Attached
+        self._refused = set()  # owners whose processes `follow` could not attach to
+        self._detaching = []  # threads
+        self._stacks_of_one_in = {}  # window -> ready calls, 0 for no stacks
+
+    def attach(self, process, ready, deadline):
+        """Counts in all processes that run this one's program. Raises BadPlace.
+
+        ready, deadline: offsets in the file; no deadline is counted where that is 0.
+        """
+        if self._key(process) not in self._attached:
+            self._attached[self._key(process)] = self._attach(process, ready, deadline)
+            self._places[process.program] = ready, deadline
+
+    def follow(self, processes):
+        """Attaches to a user's children that run a program whose places are known by now."""
+        for process in processes if self._own_only else ():
+            places = self._places.get(process.program)
+            if places is None or process.exited or process.foreign:
+                continue
+            if process.owner in self._attached or process.owner in self._refused:
+                continue
+            try:
+                self.attach(process, *places)
+            except BadPlace:
+                self._refused.add(process.owner)
+
+    @property
+    def _own_only(self):
+        return not self._user.is_root
+
+    def _key(self, process):
+        """A process is another owner after an exec, with memory that has no probes, or may have had them."""
+        return process.owner if self._own_only else process.program
+
+    def of(self, process):
+        """Attached, or None."""
+        return self._attached.get(self._key(process))
+
+    def open(self, window, stacks_of_one_in):
+        """From here on the stack of one ready call in so many is kept, of none for 0."""
+        self._stacks_of_one_in[window] = stacks_of_one_in
+        self._kernel.sample_ready_stacks(max(self._stacks_of_one_in.values()))
+
+    def keeps_stacks(self, window):
+        """Whether stacks are kept for it."""
+        return bool(self._stacks_of_one_in[window])
+
+    def close(self, window):
+        del self._stacks_of_one_in[window]
+        self._kernel.sample_ready_stacks(max(self._stacks_of_one_in.values(), default=0))
+
+    def unprobed(self, processes, window, children):
+        """How many of the children forked in the window are gone, with calls that nobody counted.
+
+        processes: all that descend from one root and are still here. children: those forked in the window.
+        """
+        if not self._own_only:
+            return 0
+        here = [p for p in processes if p.forked is not None and p.forked >= window.opened and p.program]
+        return max(0, children - len(here))
+
+    def counted(self, process, window, counters):
+        """What the bank's counters hold of the goready path; None where the process did more than that."""
+        ready_calls, deadline_wakeups = counters["ready_calls"], counters["deadline_wakeups"]
+        if process.program is None and not self._own_only:
+            # It came and went: all that can be said is what was counted.
+            return {"ready_calls": ready_calls, "deadline_wakeups": deadline_wakeups}
+        attached = self.of(process)
+        # A program that is first seen in the window is attached only when its process has run for a moment.
+        counts = attached is not None and attached.at <= max(window.opened, process.since)
+        return {
+            "ready_calls": ready_calls if counts else None,
+            "deadline_wakeups": deadline_wakeups if counts and attached.deadlines else None,
+        }
+
+    def release(self, processes):
+        """Detaches from what none of these processes, all that are watched, runs."""
+        self._let_go(self._attached.keys() - {self._key(process) for process in processes})
+        self._refused &= {process.owner for process in processes}
+        programs = {process.program for process in processes}
+        self._places = {program: at for program, at in self._places.items() if program in programs}
+
+    def reap(self, processes):
+        """The same for what is a process's own and has ended with it."""
+        if self._own_only:
+            self._let_go(self._attached.keys() - {self._key(process) for process in processes})
+
+    def _let_go(self, keys):
+        for key in keys:
+            # The kernel takes its time, a tenth of a second for each; nobody need wait for it.
+            thread = threading.Thread(target=self._detach, args=(self._attached.pop(key).fds,))
+            thread.start()
+            self._detaching.append(thread)
+
+    @staticmethod
+    def _detach(fds):
+        for fd in fds:
+            os.close(fd)
+
+    def _attach(self, process, ready, deadline):
+        if uprobe.crashed():
+            raise BadPlace(
+                "this kernel has had an oops since it booted (see dmesg) and may hang at uprobes", "reboot"
+            )
+        # By the process's own name for it: the file may have been replaced, or be in another namespace.
+        try:
+            fd = os.open("/proc/%d/exe" % process.pid, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise BadPlace("its program cannot be read: %s" % error) from error
+        try:
+            status = os.fstat(fd)
+            if self._own_only:
+                self._refuse_suspicious(fd, status)
+                if not proc.has_execed(process.pid):
+                    raise BadPlace("it is a copy of its parent yet")
+            if (status.st_dev, status.st_ino) != process.program:
+                raise BadPlace("it runs another program by now")
+            # The file that was looked at, whatever the process runs meanwhile.
+            return self._attach_to(process, "/proc/self/fd/%d" % fd, ready, deadline)
+        except BadPlace as error:
+            if not self._kernel.is_current(process):  # what it says may be another program's
+                raise BadPlace("it runs another program by now") from error
+            raise
+        finally:
+            os.close(fd)
+
+    def _refuse_suspicious(self, fd, status):
+        if status.st_uid != self._user.uid:
+            raise BadPlace("its program is not this user's", "run pytest as root")
+        try:
+            suspicion = plain.suspicion(fd)
+        except OSError as error:
+            raise BadPlace("its program cannot be looked at: %s" % error) from error
+        if suspicion is not None:
+            raise BadPlace(suspicion, "run pytest as root")
+
+    def _attach_to(self, process, path, ready, deadline):
+        places = [(READY, ready)] + ([(DEADLINE, deadline)] if deadline else [])
+        for function, offset in places:
+            address, code = prove(process.pid, path, offset)
+            if self._own_only:
+                prove_function(process.pid, address, code, NAMES[function])
+        # What it ran before it exec'ed this may have left its own.
+        self._let_go([key for key, attached in self._attached.items() if attached.pid == process.pid])
+        # One that is still there would count a second time.
+        while self._detaching:
+            self._detaching.pop().join()
+        pid = process.pid if self._own_only else uprobe.EVERYBODY
+        fds = []
+        try:
+            for function, offset in places:
+                fds.append(self._kernel.attach_uprobe(path.encode(), offset, function, pid))
+        except LoadFailed as error:
+            self._detach(fds)
+            raise BadPlace("the kernel refuses a uprobe: %s" % error, error.fix) from error
+        # Its number may have become another process's in between.
+        if self._own_only and not (self._kernel.is_current(process) and self._may_watch(process.pid)):
+            self._detach(fds)
+            raise BadPlace("the process has ended")
+        return Attached(pid, fds, bool(deadline))
+
+
+def prove_function(pid, address, code, name):
+    """Raises BadPlace unless it is just behind the beginning of the Go function of that name.
+
+    address: in the process's memory. code: what the program's file holds from there on; memory may hold a
+    breakpoint.
+    """
+    own = proc.executable(pid)
+    data = [(start, end) for start, end, _, path in proc.mappings(pid, executable=False) if path == own]
+    try:
+        with proc.Memory(pid) as memory:
+            function = functions.Functions(memory, data).at(address)
+            before = memory.read(function.entry, min(address - function.entry, prologue.LONGEST))
+    except (OSError, LookupError, ValueError) as error:
+        raise BadPlace("its functions are not known: %s" % error) from error
+    if function.name != name:
+        raise BadPlace("%#x is in %s, not in %s" % (address, function.name, name))
+    if before is None or prologue.cheap_place(before + code, platform.machine()) != address - function.entry:
+        raise BadPlace("%#x is not where %s begins" % (address, name))
+
+
+def prove(pid, path, offset):
+    """Raises BadPlace unless the process runs what the file holds there, and a probe is cheap.
+
+    Returns (where that is in its memory, what the file holds from there on).
+    """
+    own = proc.executable(pid)
+    mapped = [
+        start + offset - at
+        for start, end, at, name in proc.mappings(pid)
+        if name == own and at <= offset < at + end - start
+    ]
+    try:
+        with open(path, "rb") as f:
+            code = os.pread(f.fileno(), 2 * _AROUND, offset - _AROUND) if offset >= _AROUND else b""
+        with proc.Memory(pid) as memory:
+            live = memory.read(mapped[0] - _AROUND, 2 * _AROUND) if mapped else None
+    except (OSError, ValueError) as error:
+        raise BadPlace("its program cannot be read: %s" % error) from error
+    if live is None:
+        raise BadPlace("nothing executable is mapped at offset %#x" % offset)
+    if not machine.emulated(code[_AROUND:]):
+        raise BadPlace("the instruction at offset %#x is not one that the kernel emulates" % offset)
+    breakpoint = machine.BREAKPOINT_SIZE
+    for part in (slice(_AROUND), slice(_AROUND + breakpoint, None)):
+        if live[part] != code[part]:
+            raise BadPlace("the memory at offset %#x is not what the program's file holds" % offset)
+    return mapped[0], code[_AROUND:]

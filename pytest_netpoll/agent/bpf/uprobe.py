@@ -1,0 +1,57 @@
+"""Attaches a BPF program to a place in a program's file, by the kernel's own uprobe events.
+
+Not by BCC: where that event is refused, BCC makes one in tracefs instead, of the same name each time, that
+outlives us. Closing such a one has crashed a kernel (6.18).
+"""
+
+import ctypes
+import fcntl
+import os
+import struct
+
+from bpf import syscall
+
+PMU = "/sys/bus/event_source/devices/uprobe/type"
+TAINTED = "/proc/sys/kernel/tainted"
+
+# From the kernel's headers: include/uapi/linux/perf_event.h, and the tables of syscalls.
+_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
+_ATTR = struct.Struct("=IIQQQQQIIQQ")  # struct perf_event_attr as of PERF_ATTR_SIZE_VER1
+_FD_CLOEXEC = 8
+_IOC_ENABLE = 0x2400
+_IOC_SET_BPF = 0x40042408
+_DIED = 1 << 7  # of TAINTED: there was an oops
+
+
+def crashed():
+    """Whether this kernel has had an oops since it booted: the lock of all uprobes may be held for ever."""
+    try:
+        with open(TAINTED) as f:
+            return bool(int(f.read()) & _DIED)
+    except (OSError, ValueError):
+        return False
+
+
+EVERYBODY = -1
+
+
+def attach(path, offset, program, pid=EVERYBODY):
+    """The file descriptor of the event, where the file is run at the offset. Raises OSError.
+
+    path: bytes. program: the BPF program's file descriptor. pid: of the only process whose memory is changed,
+    and not that of its children or of others who run the file; EVERYBODY for all who do, now or later.
+    """
+    with open(PMU) as f:
+        kind = int(f.read())
+    name = ctypes.create_string_buffer(path)
+    attr = _ATTR.pack(kind, _ATTR.size, 0, 1, 0, 0, 0, 1, 0, ctypes.addressof(name), offset)
+    # For every process the kernel wants a CPU named, but traps on all of them.
+    cpu = 0 if pid == EVERYBODY else -1
+    fd = syscall.call(_PERF_EVENT_OPEN, attr, pid, cpu, -1, _FD_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, _IOC_SET_BPF, program)
+        fcntl.ioctl(fd, _IOC_ENABLE, 0)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd

@@ -1,0 +1,112 @@
+"""Who was woken in vain or late, as the kernel kept it: places in the program, and the connections."""
+
+from counters import endpoint, windows
+
+from bpf import machine
+
+OFFENCES = ("spurious", "stale", "ready", "unclaimed", "futile", "io", "cpu")  # bpf/netpoll.h: enum offence
+
+
+def kept(kernel, window, offences):
+    """{owner: [(key, count, end)]} of what was kept of these offences in the window."""
+    found = {}
+    # Going through the map takes its time.
+    for key, blame in kernel.offenders.items() if offences else ():
+        if window.first <= key.epoch < window.end and OFFENCES[key.offence] in offences:
+            found.setdefault(key.owner, []).append((key, blame.count, endpoint.copy(blame.end)))
+    return found
+
+
+def culprits(kernel, process, found):
+    """JSON of what `kept` found of the process; the counts of "ready", "futile" and "io" are estimates."""
+    own = [] if process.foreign else [entry for owner in process.lives for entry in found.get(owner, ())]
+    ends = endpoint.words(process.pid, {(key.fd, end) for key, _, end in own})
+    offenders = []
+    for key, count, end in own:
+        offence = OFFENCES[key.offence]
+        place = _place(kernel, process.lives[key.owner], key, ends[key.fd, end])
+        entry = {"offence": offence, "count": count, "outcome": None, **place}
+        if offence in ("ready", "cpu"):
+            # No descriptor is known of it.
+            entry.update(direction="", syscall=None, fd_type=None, local=None, peer=None)
+        elif offence == "unclaimed":
+            entry.update(syscall=None)
+        elif offence in ("futile", "io"):
+            entry["outcome"] = windows.outcome(key.outcome)
+        offenders.append(entry)
+    return offenders
+
+
+def switches(kernel, process, window):
+    """JSON of CPU samples of the scheduler, by whose call brought it there: in the form of `culprits`."""
+    if process.foreign:
+        return []
+    return [
+        {
+            "offence": "cpu",
+            "count": count.value,
+            "outcome": None,
+            "direction": "",
+            "syscall": None,
+            "fd_type": None,
+            "local": None,
+            "peer": None,
+            # Both are where calls return to, which of the innermost frame is not expected.
+            "stack": _frames(process.lives[key.owner], (key.pc - 1, key.caller)),
+        }
+        for key, count in kernel.switches.items()
+        if window.first <= key.epoch < window.end and key.owner in process.lives
+    ]
+
+
+def slowest(kernel, process, found, window):
+    """JSON of windows.SlowWakeups."""
+    ends = endpoint.words(process.pid, {(wakeup.fd, wakeup.end) for wakeup in found})
+    return [
+        {
+            "latency_ns": wakeup.latency,
+            "at_ns": max(0, wakeup.at - window.opened),
+            "goid": wakeup.goid,
+            **_place(kernel, process.mappings, wakeup, ends[wakeup.fd, wakeup.end]),
+        }
+        for wakeup in found
+    ]
+
+
+def _place(kernel, mappings, entry, end):
+    kind, local, peer = end
+    return {
+        "direction": "write" if entry.direction else "read",
+        "syscall": machine.names(machine.current()).get(entry.syscall, str(entry.syscall)),
+        "fd_type": kind,
+        "local": local,
+        "peer": peer,
+        "stack": _stack(kernel, mappings, entry.stack),
+    }
+
+
+def _stack(kernel, mappings, number):
+    return _frames(mappings, kernel.stack(number))
+
+
+def _frames(mappings, addresses):
+    """[[file, offset in the file]], innermost first: what addr2line can be asked on any machine."""
+    frames = []
+    for address in addresses:
+        for start, stop, offset, path in mappings:
+            if start <= address < stop:
+                frames.append([path, address - start + offset])
+                break
+    return frames
+
+
+def forget(kernel, end):
+    """Those of the epochs before `end`. Their stacks stay while there is room: later ones may be the same."""
+    for key in list(kernel.switches.keys()):
+        if key.epoch < end:
+            del kernel.switches[key]
+    kept = list(kernel.offenders.keys())
+    for key in kept:
+        if key.epoch < end:
+            del kernel.offenders[key]
+    kernel.make_room_for_stacks({key.stack for key in kept if key.epoch >= end})

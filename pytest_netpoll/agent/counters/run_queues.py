@@ -1,0 +1,142 @@
+"""The Go scheduler's own counters, read from a process's memory: nothing in the process is slowed down."""
+
+import struct
+from collections import namedtuple
+
+from processes import proc
+
+from bpf import elf
+
+# Link-time addresses of runtime.allp and of the length of the global run queue; the rest are offsets in
+# runtime.p (number: of its id).
+Layout = namedtuple("Layout", "allp runqsize number status schedtick runqhead")
+
+# What runs in a process: {p.id: p.schedtick}, and the goroutines that wait in its run queues.
+State = namedtuple("State", "ticks runnable")
+
+# Of one process in one window; None where that is not known.
+Scheduled = namedtuple("Scheduled", "dispatches runq_max")
+
+# Seconds between two looks at the run queues, while a window is open.
+PERIOD = 0.01
+
+_SLICE = struct.Struct("<QQQ")
+_MOST_PS = 4096
+_LAST_STATUS = 4  # _Pdead
+_RUNQ = 256  # a p's run queue holds so many
+
+
+class Schedulers:
+    """Knows where the counters are, by program, and what they were."""
+
+    def __init__(self, is_current):
+        self._is_current = is_current  # kernel.Kernel's
+        self._layouts = {}  # (device, inode) -> Layout
+        # Of each process while it runs one program: an exec begins them anew, and a pid may be used anew.
+        self._at_open = {}  # window -> {owner: State or None}
+        self._longest = {}  # window -> {owner: goroutines in the run queues}
+
+    def learn(self, process, layout):
+        """Reads the counters of the program from now on. Returns whether the live process bears it out."""
+        self._layouts[process.program] = layout
+        if self.read(process) is None:
+            del self._layouts[process.program]
+            return False
+        return True
+
+    def knows(self, process):
+        return process.program in self._layouts
+
+    def read(self, process):
+        """State, or None where the memory does not hold what it should."""
+        layout = self._layouts.get(process.program)
+        bias = None if layout is None or process.exited else _bias(process)
+        if bias is None:
+            return None
+        try:
+            with proc.Memory(process.pid) as memory:
+                state = _read(memory, layout, bias)
+        except (OSError, struct.error, TypeError):  # TypeError: a read of what is not there gave None
+            return None
+        return state if self._is_current(process) else None
+
+    def open(self, window, processes):
+        self._begin(window, {process.owner: self.read(process) for process in processes})
+
+    def sample(self, processes):
+        for process in processes:
+            self._note(process, self.read(process))
+
+    def lap(self, window, processes):
+        """{owner: Scheduled} of the window, which begins anew with what was read."""
+        longest, now, scheduled = self._longest[window], {}, {}
+        for process in processes:
+            before, after = self._before(window, process), self.read(process)
+            self._note(process, after)
+            known = before is not None and after is not None
+            lengths = [longest[owner] for owner in process.lives if owner in longest]
+            scheduled[process.owner] = Scheduled(
+                _dispatches(before, after) if known else None, max(lengths, default=None)
+            )
+            now[process.owner] = after
+        self._begin(window, now)
+        return scheduled
+
+    def _before(self, window, process):
+        at_open = self._at_open[window]
+        if process.owner in at_open:
+            return at_open[process.owner]
+        if any(at_open.get(owner) for owner in process.lives):
+            return None  # with the program that it ran then, what that counted in the window is gone
+        return State({}, 0)  # a process that has come since, as a p that has, began with 0
+
+    def close(self, window):
+        del self._at_open[window], self._longest[window]
+
+    def _begin(self, window, states):
+        self._at_open[window] = states
+        self._longest[window] = {owner: state.runnable for owner, state in states.items() if state}
+
+    def _note(self, process, state):
+        if state is not None:
+            for longest in self._longest.values():
+                longest[process.owner] = max(longest.get(process.owner, 0), state.runnable)
+
+
+def _dispatches(before, after):
+    # The counters are 32 bits wide.
+    return sum((tick - before.ticks.get(p, 0)) & 0xFFFFFFFF for p, tick in after.ticks.items())
+
+
+def _bias(process):
+    """How far from its link-time addresses the program is loaded."""
+    own = [m for m in process.mappings if m[3] == process.executable]
+    try:
+        with open("/proc/%d/exe" % process.pid, "rb") as f:
+            address = elf.address_of(f, own[0][2])
+    except (OSError, ValueError, IndexError):
+        return None
+    return None if address is None else own[0][0] - address
+
+
+def _read(memory, layout, bias):
+    start, length, capacity = _SLICE.unpack(memory.read(bias + layout.allp, _SLICE.size))
+    if not 0 < length <= capacity <= _MOST_PS:
+        return None
+    (runnable,) = struct.unpack("<i", memory.read(bias + layout.runqsize, 4))
+    if runnable < 0:
+        return None
+    ticks = {}
+    for number, p in enumerate(struct.unpack("<%dQ" % length, memory.read(start, 8 * length))):
+        words = memory.read(p, layout.runqhead + 8)
+        (identity,) = struct.unpack_from("<i", words, layout.number)
+        (status,) = struct.unpack_from("<I", words, layout.status)
+        if identity != number or status > _LAST_STATUS:
+            return None
+        (ticks[number],) = struct.unpack_from("<I", words, layout.schedtick)
+        head, tail = struct.unpack_from("<II", words, layout.runqhead)
+        waiting = (tail - head) & 0xFFFFFFFF
+        if waiting > _RUNQ:
+            return None
+        runnable += waiting
+    return State(ticks, runnable)

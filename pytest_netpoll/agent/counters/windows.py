@@ -1,0 +1,320 @@
+"""Windows over the kernel's counters: cut by epochs, read from banks.
+
+Every cut (a window opens or closes) starts a new epoch, so windows may nest and the sums stay
+exact: a window is the sum over the epochs between its two cuts.
+
+There are few banks, and a wakeup may be resolved many cuts later. So epochs that no open window tells
+apart become one: a stretch, that lasts from the cut with which a window opened to the next such cut. It
+keeps the first one's bank for what was woken in it and is resolved late. What the other banks of it hold
+is added up once they are needed for a new epoch.
+"""
+
+import ctypes
+import errno
+import time
+from collections import namedtuple
+
+from counters import endpoint
+
+from bpf import machine
+
+BANKS = 8  # bpf/netpoll.h
+SLOWEST = 8
+OUTCOME_EOF, OUTCOME_DATA = 0, 255
+# Windows that opened with different cuts: they need a bank each, the present epoch another, and the next one
+# finds one that is free.
+MOST_OPEN = BANKS - 2
+
+# One of the wakeups that took longest. latency: ns. at: when it was resolved, on the monotonic clock, ns.
+# goid: the words of its g that may hold the goroutine's id. stack: its id; negative where it was lost.
+# end: an endpoint.Endpoint.
+SlowWakeup = namedtuple("SlowWakeup", "latency at goid stack fd syscall direction end")
+
+
+class Failures:
+    """The I/O calls that moved no data. outcomes: {number: calls}. futile: {(index, outcome): calls}."""
+
+    def __init__(self):
+        self.outcomes = {}
+        self.futile = {}
+
+    def add(self, other):
+        for into, what in ((self.outcomes, other.outcomes), (self.futile, other.futile)):
+            for key, count in what.items():
+                into[key] = into.get(key, 0) + count
+
+    def told(self, io_calls):
+        """JSON: {outcome: calls} of all the calls, and [[syscall, outcome, calls]] of the futile ones."""
+        moved = max(0, io_calls - sum(self.outcomes.values()))
+        outcomes = {"data": moved} if moved else {}
+        outcomes.update((outcome(number), count) for number, count in sorted(self.outcomes.items()))
+        futile = [
+            [machine.IO_CALLS[index], outcome(number), count]
+            for (index, number), count in sorted(self.futile.items())
+        ]
+        return {"io_outcomes": outcomes, "futile": futile}
+
+
+def outcome(number):
+    """How an I/O call ended, in words."""
+    named = {OUTCOME_EOF: "end of file", OUTCOME_DATA: "data"}
+    return named.get(number) or errno.errorcode.get(number, "errno %d" % number)
+
+
+class Bank:
+    """What one process did in one epoch, or in several."""
+
+    def __init__(self, counters, histogram, slowest=()):
+        self.counters = counters  # {name: int}
+        self.histogram = histogram  # {bucket: int}
+        self.slowest = list(slowest)  # SlowWakeups, the slowest first
+        self.failures = Failures()
+
+    def add(self, other):
+        for name, value in other.counters.items():
+            if name == "latency_max":
+                self.counters[name] = max(self.counters.get(name, 0), value)
+            else:
+                self.counters[name] = self.counters.get(name, 0) + value
+        for bucket, count in other.histogram.items():
+            self.histogram[bucket] = self.histogram.get(bucket, 0) + count
+        self.slowest = sorted(self.slowest + other.slowest, reverse=True)[:SLOWEST]
+        self.failures.add(other.failures)
+
+    def forget(self):
+        self.counters = dict.fromkeys(self.counters, 0)
+        self.histogram = {}
+        self.slowest = []
+        self.failures = Failures()
+
+
+def pending(counters):
+    """Wakeups not resolved; one on an fd beyond the table never will be."""
+    resolved = counters["productive_wakeups"] + counters["spurious_wakeups"] + counters["abandoned_wakeups"]
+    return counters["wakeups"] - resolved - counters["lost_fds"]
+
+
+class Window:
+    """Open since the epoch `first`."""
+
+    def __init__(self, first):
+        self.first = first
+        self.opened = time.monotonic_ns()
+        self.closed = None
+        self.end = None
+
+
+class Stretch:
+    """The epochs from `first` on that count as one.
+
+    epochs: those whose banks hold what was done in it, the first one in front. past: what the others of them
+    held that have no bank any more.
+    """
+
+    def __init__(self, first):
+        self.first = first
+        self.epochs = [first]
+        self.past = {}  # slot -> Bank
+
+    def absorb(self, later):
+        self.epochs += later.epochs
+        for slot, bank in later.past.items():
+            self.add(slot, bank)
+
+    def add(self, slot, bank):
+        self.past.setdefault(slot, Bank({}, {})).add(bank)
+
+
+class TooMany(Exception):
+    """More windows are open than there are banks for."""
+
+
+class Windows:
+    def __init__(self, kernel):
+        self._kernel = kernel
+        self._epoch = BANKS
+        self._stretches = [Stretch(BANKS)]  # in their order; the last one has the present epoch alone
+        self._open = {}  # number -> Window
+        self._next = 1
+        self._names = [field[0] for field in kernel.counts.sLeaf._fields_ if field[0] != "slow_floor"]
+        self._publish()
+
+    @property
+    def any_open(self):
+        return bool(self._open)
+
+    def open(self, slots):
+        """The number of a new window. Raises TooMany."""
+        if len({window.first for window in self._open.values()}) >= MOST_OPEN:
+            raise TooMany("%d windows are open, and no more can be measured at once" % MOST_OPEN)
+        self._cut(slots)
+        number = self._next
+        self._next += 1
+        self._open[number] = Window(self._epoch)
+        return number
+
+    def age(self, number):
+        """ns since the open window's beginning."""
+        return time.monotonic_ns() - self._open[number].opened
+
+    def close(self, number, slots):
+        """The Window, ended. KeyError when there is no such window."""
+        window = self._open[number]
+        # Still among the open ones: this cut may take a bank that it needs.
+        self._cut(slots)
+        del self._open[number]
+        window.closed = time.monotonic_ns()
+        window.end = self._epoch
+        return window
+
+    def lap(self, number, slots):
+        """The Window, ended; another one of that number begins with the same cut."""
+        window = self.close(number, slots)
+        self._open[number] = Window(self._epoch)
+        return window
+
+    def settled(self, window, slots, seconds):
+        """Waits until the wakeups of the closed window are resolved, at most so many seconds."""
+        deadline = time.monotonic() + seconds
+        while any(pending(self.counters(slot, window)) > 0 for slot in slots):
+            if time.monotonic() >= deadline:
+                return
+            time.sleep(0.001)
+
+    def sum(self, slot, window):
+        """What the slot's process did in the closed window."""
+        total = Bank({}, {})
+        for stretch in self._within(window.first, window.end):
+            if slot in stretch.past:
+                total.add(stretch.past[slot])
+            for epoch in stretch.epochs:
+                total.add(self.read(slot, epoch))
+        return total
+
+    def counters(self, slot, window):
+        """{name: int}: those of `sum`."""
+        total = Bank({}, {})
+        for stretch in self._within(window.first, window.end):
+            if slot in stretch.past:
+                total.add(Bank(stretch.past[slot].counters, {}))
+            for epoch in stretch.epochs:
+                total.add(Bank(self._counters(slot, epoch), {}))
+        return total.counters
+
+    def so_far(self, slot, number, names):
+        """[int]: these counters of the slot's process, since the open window's beginning."""
+        counters = self.counters(slot, self._open[number])
+        return [counters[name] for name in names]
+
+    def _within(self, first, end):
+        """The stretches from that epoch up to `end`, if that is not None."""
+        return [s for s in self._stretches if first <= s.first and (end is None or s.first < end)]
+
+    def read(self, slot, epoch):
+        bank = Bank(self._counters(slot, epoch), {})
+        key = self._key(slot, epoch)
+        if bank.counters["wakeups"]:
+            bank.histogram = {i: n for i, n in enumerate(self._kernel.latencies[key].buckets) if n}
+            bank.slowest = self._slowest(key)
+        if bank.counters["io_calls"]:
+            bank.failures = self._failures(key)
+        return bank
+
+    def _counters(self, slot, epoch):
+        counters = {}
+        cpus = self._kernel.counts[self._key(slot, epoch)]
+        for name in self._names:
+            values = [getattr(cpu, name) for cpu in cpus]
+            counters[name] = max(values) if name == "latency_max" else sum(values)
+        return counters
+
+    def _failures(self, key):
+        total = Failures()
+        for cpu in self._kernel.io_failures[key]:
+            if cpu.failed:
+                found = Failures()
+                found.outcomes = {number: count for number, count in enumerate(cpu.outcomes) if count}
+                found.futile = {
+                    (index, cpu.why[index]): count for index, count in enumerate(cpu.futile) if count
+                }
+                total.add(found)
+        return total
+
+    def _slowest(self, key):
+        kept = [entry for cpu in self._kernel.slowest[key] for entry in cpu.kept if entry.latency]
+        return sorted(
+            (
+                SlowWakeup(
+                    e.latency,
+                    e.at,
+                    tuple(e.goid),
+                    e.stack,
+                    e.fd,
+                    e.syscall,
+                    e.direction,
+                    endpoint.copy(e.end),
+                )
+                for e in kept
+            ),
+            reverse=True,
+        )[:SLOWEST]
+
+    @staticmethod
+    def _key(slot, epoch):
+        return ctypes.c_int(slot * BANKS + epoch % BANKS)
+
+    def wipe(self, slot):
+        """The slot has a new process: nothing of the former one may be read as its own."""
+        for bank in range(BANKS):
+            self._clear(slot, bank)
+        for stretch in self._stretches:
+            stretch.past.pop(slot, None)
+
+    def _cut(self, slots):
+        self._join()
+        bank = self._free_bank(slots)
+        for slot in slots:
+            self._clear(slot, bank)
+        # The next number that ends in the bank's.
+        self._epoch += 1 + (bank - self._epoch - 1) % BANKS
+        self._stretches.append(Stretch(self._epoch))
+        self._publish()
+
+    def _join(self):
+        """Makes one of the stretches that no open window tells apart, and drops what none asks for."""
+        asked_for = {window.first for window in self._open.values()}
+        joined = []
+        for stretch in self._stretches:
+            if stretch.first in asked_for:
+                joined.append(stretch)
+            elif joined:
+                joined[-1].absorb(stretch)
+        self._stretches = joined
+
+    def _free_bank(self, slots):
+        """One that no stretch needs, else the one of an epoch that ended longest ago."""
+        taken = {epoch % BANKS for stretch in self._stretches for epoch in stretch.epochs}
+        # In turn: a program that runs at this moment on another CPU may still write to the last one.
+        for bank in range(self._epoch + 1, self._epoch + BANKS):
+            if bank % BANKS not in taken:
+                return bank % BANKS
+        epoch, stretch = min((epoch, stretch) for stretch in self._stretches for epoch in stretch.epochs[1:])
+        for slot in slots:
+            stretch.add(slot, self.read(slot, epoch))
+        stretch.epochs.remove(epoch)
+        return epoch % BANKS
+
+    def _publish(self):
+        """Where wakeups count from now on, and where those that are resolved late."""
+        kept = [0] * BANKS
+        for stretch in self._stretches:
+            kept[stretch.first % BANKS] = stretch.first
+        self._kernel.keep_epochs(kept)
+        self._kernel.set_epoch(self._epoch)
+
+    def _clear(self, slot, bank):
+        key = ctypes.c_int(slot * BANKS + bank)
+        self._kernel.counts[key] = self._kernel.counts.Leaf()
+        self._kernel.latencies[key] = self._kernel.latencies.Leaf()
+        self._kernel.slowest[key] = self._kernel.slowest.Leaf()
+        self._kernel.io_failures[key] = self._kernel.io_failures.Leaf()

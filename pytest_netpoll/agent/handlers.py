@@ -1,0 +1,280 @@
+"""What each command of protocol.py does. pytest_netpoll/meter/messages.py has the types of its answers."""
+
+from collections import namedtuple
+
+import protocol
+from counters import offenders, run_queues, timeline, windows
+from processes import watched as watch
+
+from bpf import ready_probes
+
+MAX_SETTLE_MS = 1000
+REST = 1  # s without a window, after which nothing is kept open for the next one
+
+# What a window is to explain. unclaimed: where events found nobody. io_stacks: the stack of one futile I/O
+# call in so many is recorded, of none for 0; io_calls: of any, not of futile ones only. cpu_samples: who uses
+# the CPU.
+Evidence = namedtuple("Evidence", "unclaimed io_stacks io_calls cpu_samples")
+
+
+class Agent:
+    """user: privileges.Invoker. may_watch: tells whether a process is that user's to watch."""
+
+    def __init__(self, kernel, timers, user, may_watch):
+        self._kernel = kernel
+        self._timers = timers
+        self._windows = windows.Windows(kernel)
+        self._processes = watch.Processes(kernel, self._windows, may_watch)
+        self._at_open = {}  # window -> {root: (CPU ns used, ns waited)}
+        self._timelines = {}  # window -> Timeline
+        self._evidence = {}  # window -> Evidence
+        self._probes = ready_probes.Probes(kernel, user, may_watch)
+        self._schedulers = run_queues.Schedulers(kernel.is_current)
+        self._sampling = []  # timers, while a window is open
+        self._resting = None  # the timer, while none is
+
+    def watch(self, pid):
+        self._processes.watch(pid)
+        return {"processes": [self._about(p) for p in self._processes.of(pid)]}
+
+    def unwatch(self, pid):
+        self._processes.unwatch(pid)
+        self._probes.release(self._live())
+        return {}
+
+    def programs(self):
+        """All processes, and what is known of the programs that they run."""
+        self._processes.refresh()
+        return {"processes": [self._about(p) for p in self._live()]}
+
+    def attach(self, pid, ready, deadline):
+        try:
+            self._probes.attach(self._find(pid), ready, deadline)
+        except ready_probes.BadPlace as error:
+            raise watch.Refused(str(error), error.fix) from error
+        return {}
+
+    def learn(self, pid, **layout):
+        if not self._schedulers.learn(self._find(pid), run_queues.Layout(**layout)):
+            raise watch.Refused("the memory of process %d does not hold the scheduler's counters" % pid)
+        return {}
+
+    def _find(self, pid):
+        self._processes.refresh()
+        for process in self._live():
+            if process.pid == pid and not process.exited and not process.foreign:
+                return process
+        raise watch.Refused("process %d is not watched" % pid)
+
+    def open(self, ready_stacks, unclaimed, io_stacks, io_calls, cpu_samples):
+        self._refresh()
+        self._processes.reap()
+        self._sample(states=False)
+        evidence = Evidence(bool(unclaimed), io_stacks, bool(io_calls), bool(cpu_samples))
+        self._keep([*self._evidence.values(), evidence])
+        try:
+            window = self._windows.open(self._processes.slots())
+        except windows.TooMany as error:
+            raise watch.Refused(str(error)) from error
+        self._at_open[window] = self._times()
+        self._timelines[window] = timeline.Timeline(self._beginning())
+        self._probes.open(window, ready_stacks)
+        self._evidence[window] = evidence
+        self._schedulers.open(window, self._live())
+        if self._resting is not None:
+            self._timers.cancel(self._resting)
+            self._resting = None
+        if not self._sampling:
+            self._sampling = [
+                self._timers.every(timeline.PERIOD, self._tick),
+                self._timers.every(run_queues.PERIOD, self._sample_schedulers),
+            ]
+        return {"window": window}
+
+    def close(self, window, settle_ms):
+        answer, _ = self._end(window, settle_ms, self._windows.close)
+        del self._at_open[window], self._timelines[window]
+        self._schedulers.close(window)
+        self._probes.close(window)
+        del self._evidence[window]
+        self._keep(self._evidence.values())
+        if not self._windows.any_open:
+            for timer in self._sampling:
+                self._timers.cancel(timer)
+            self._sampling = []
+            self._resting = self._timers.every(REST, self._rest)
+            self._kernel.forget_culprits()
+        self._processes.reap()
+        self._probes.reap(self._live())
+        return answer
+
+    def _keep(self, wanted):
+        """Records what any of the open windows asks for. wanted: [Evidence]."""
+        every = max((evidence.io_stacks for evidence in wanted), default=0)
+        self._kernel.keep(
+            bool(wanted),
+            any(evidence.unclaimed for evidence in wanted),
+            bool(every),
+            any(evidence.io_calls for evidence in wanted),
+        )
+        self._kernel.sample_io_stacks(every)
+        self._kernel.cpu.enable(any(evidence.cpu_samples for evidence in wanted))
+
+    def lap(self, window, settle_ms):
+        """Ends the window and opens the next one, of the same number, at the same cut."""
+        self._refresh()
+        # What has ended before the cut cannot count in the new window: for whom watches for hours.
+        ended = [p for p in self._live() if p.exited]
+        answer, cut = self._end(window, settle_ms, self._windows.lap)
+        self._timelines[window] = timeline.Timeline(self._beginning())
+        if len(self._at_open) == 1:
+            offenders.forget(self._kernel, cut)
+            self._processes.free(ended)
+            self._probes.reap(self._live())
+        return answer
+
+    def _end(self, window, settle_ms, cut):
+        """(the answer, the first epoch after the window). cut: ends the window; CPU time counts anew."""
+        if window not in self._at_open:
+            raise protocol.BadMessage("window %r is not open" % window)
+        self._processes.refresh()
+        closed = cut(window, self._processes.slots())
+        # Children forked since: they ran in the window, if only for its last moment.
+        self._processes.refresh()
+        self._processes.miss_children()
+        self._sample()
+        scheduled = self._schedulers.lap(window, self._live())
+        kept = self._kept(window)
+        at_open, points = self._at_open[window], self._timelines[window]
+        at_close = self._at_open[window] = self._times()
+        self._windows.settled(closed, self._processes.slots(), min(settle_ms, MAX_SETTLE_MS) / 1000)
+        banks = {p.slot: self._windows.sum(p.slot, closed) for p in self._live()}
+        for process in self._live():
+            if process.foreign:
+                banks[process.slot].forget()
+        points.add(
+            closed.closed - closed.opened,
+            self._by_root(lambda p, names: [banks[p.slot].counters[name] for name in names]),
+        )
+        offences = [kept[name] for name in kept if any(bank.counters[name] for bank in banks.values())]
+        if self._evidence[window].cpu_samples:
+            offences.append("cpu")
+        found = offenders.kept(self._kernel, closed, offences)
+        services = {}
+        for root in sorted(self._processes.roots()):
+            children = sum(banks[p.slot].counters.pop("children") for p in self._processes.of(root))
+            unprobed = self._probes.unprobed(self._processes.of(root), closed, children)
+            services[root] = [
+                self._process(p, window, closed, banks[p.slot], scheduled[p.owner], found)
+                for p in self._processes.of(root)
+            ]
+            services[root][0]["unprobed"] = unprobed
+        answer = {
+            "duration_ns": closed.closed - closed.opened,
+            "services": services,
+            "timelines": {root: points.of(root) for root in services},
+            "times": {root: watch.passed(at_open.get(root, (0, 0)), at_close[root]) for root in services},
+        }
+        return answer, closed.end
+
+    def _tick(self):
+        self._processes.refresh()
+        self._probes.follow(self._live())
+        self._sample()
+        for window, points in self._timelines.items():
+            points.add(self._windows.age(window), self._states(window))
+
+    def _rest(self):
+        self._timers.cancel(self._resting)
+        self._resting = None
+        for process in self._live():
+            process.rest()
+
+    def _sample(self, states=True):
+        for process in self._live():
+            process.sample(lambda tgid=process.tgid: self._kernel.home(tgid)[0] == tgid, states)
+
+    def _sample_schedulers(self):
+        self._schedulers.sample(self._live())
+
+    def _beginning(self):
+        """What a window begins with: it has counted nothing, whatever was since its cut."""
+        return self._by_root(lambda _, names: [0] * len(names))
+
+    def _states(self, window):
+        return self._by_root(lambda p, names: self._windows.so_far(p.slot, window, names))
+
+    def _by_root(self, counters):
+        """{root: timeline.State}. counters: (process, names) -> [int]."""
+        names = timeline.COUNTERS
+        states = {}
+        for root in self._processes.roots():
+            processes = self._processes.of(root)
+            _, waited = self._processes.times(root)
+            states[root] = timeline.total(
+                [counters(p, names) for p in processes],
+                waited,
+                sum(p.threads for p in processes),
+                sum(p.running for p in processes),
+            )
+        return states
+
+    def _times(self):
+        return {root: self._processes.times(root) for root in self._processes.roots()}
+
+    def _live(self):
+        return [p for root in self._processes.roots() for p in self._processes.of(root)]
+
+    def _refresh(self):
+        self._processes.refresh()
+        self._processes.adopt()
+        for process in self._live():
+            self._processes.calibrate(process)
+        self._probes.follow(self._live())
+
+    def _about(self, process):
+        return {
+            "pid": process.pid,
+            "root": process.root,
+            "executable": process.executable,
+            "exited": process.exited,
+            "unwatched": process.unwatched,
+            "foreign": process.foreign,
+            "calibration": process.calibration(),
+            "goready": self._probes.of(process) is not None,
+            "scheduler": self._schedulers.knows(process),
+        }
+
+    def _kept(self, window):
+        """{counter: the offence that it is the total of}, as far as the window is to tell whose they were."""
+        kept = {"spurious_wakeups": "spurious", "stale_retries": "stale"}
+        evidence = self._evidence[window]
+        if evidence.unclaimed:
+            kept["unclaimed_events"] = "unclaimed"
+        if evidence.io_stacks:
+            kept["futile_calls"] = "futile"
+        if evidence.io_calls:
+            kept["io_calls"] = "io"
+        if self._probes.keeps_stacks(window):
+            kept["ready_calls"] = "ready"
+        return kept
+
+    def _process(self, process, number, window, bank, scheduled, found):
+        latency_max = bank.counters.pop("latency_max")
+        about = self._about(process)
+        culprits = offenders.culprits(self._kernel, process, found)
+        if self._evidence[number].cpu_samples:
+            culprits += offenders.switches(self._kernel, process, window)
+        about.update(
+            counters=bank.counters,
+            histogram=bank.histogram,
+            latency_max_ns=latency_max,
+            **bank.failures.told(bank.counters["io_calls"]),
+            offenders=culprits,
+            slowest=offenders.slowest(self._kernel, process, bank.slowest, window),
+            dispatches=scheduled.dispatches,
+            runq_max=scheduled.runq_max,
+            unprobed=0,
+            **self._probes.counted(process, window, bank.counters),
+        )
+        return about

@@ -1,0 +1,84 @@
+"""Proves on a live process which epoll instance is the Go runtime's and how it packs its pollDescs."""
+
+from collections import namedtuple
+
+from processes import proc
+
+from bpf import layouts
+
+# layout: a layouts.Layout, or None where nothing registered proves one.
+# registered: how many pollDescs proved it.
+# candidates: {epfd: proc.Registration of the wake-up fd} of the instances that may be the runtime's.
+# strange: registrations like Go's that no layout decodes, in words; None where there are none.
+# others: where nothing is proven, how many registrations there are beside those wake-up fds.
+# more: pollDescs that prove another runtime in the same process.
+Calibration = namedtuple("Calibration", "epfd layout break_data registered candidates strange others more")
+
+
+class Unreadable(Exception):
+    """The process's memory cannot be read; the message says why."""
+
+
+def calibrate(pid, signed):
+    """Calibration of the process. Raises Unreadable."""
+    try:
+        memory = proc.Memory(pid)
+    except OSError as error:
+        raise Unreadable("its memory cannot be read: %s" % (error.strerror or error)) from error
+    with memory:
+        candidates = {}
+        strange = []
+        proven = []
+        others = 0
+        for epfd, registrations in proc.epoll_instances(pid).items():
+            wakeup = _own_wakeup(memory, registrations)
+            if wakeup is None:
+                others += len(registrations)
+                continue
+            others += len(registrations) - 1
+            descriptors = [r for r in registrations if r.events == layouts.GO_EVENTS]
+            layout = _layout(memory, descriptors, signed) if descriptors else None
+            if layout is not None:
+                count = len(descriptors)
+                proven.append(Calibration(epfd, layout, wakeup.data, count, candidates, None, 0, 0))
+                continue
+            candidates[epfd] = wakeup
+            if descriptors:
+                strange.append("%d descriptors on epoll fd %d" % (len(descriptors), epfd))
+    if proven:
+        return proven[0]._replace(more=sum(other.registered for other in proven[1:]))
+    seen = None
+    if strange:
+        seen = (
+            "no known layout of pollDesc fits %s; a newer pytest-netpoll may know it "
+            "(pip install --upgrade pytest-netpoll)" % " and ".join(strange)
+        )
+    return Calibration(-1, None, 0, 0, candidates, seen, others, 0)
+
+
+def _layout(memory, descriptors, signed):
+    """The one that all of them prove, or None."""
+    for layout in layouts.LAYOUTS:
+        if all(_proves(memory, layout, r, signed) for r in descriptors):
+            return layout
+    return None
+
+
+def _own_wakeup(memory, registrations):
+    """The entry of the runtime's own wake-up fd: its data is 0 or the address of a variable that holds it."""
+    for r in registrations:
+        if r.events != layouts.BREAK_EVENTS:
+            continue
+        if r.data == 0:
+            return r
+        value = memory.read(r.data, 8)
+        if value is not None and int.from_bytes(value, "little") == r.fd:
+            return r
+    return None
+
+
+def _proves(memory, layout, registration, signed):
+    words = memory.read(layouts.address(layout, registration.data, signed), layouts.POLLDESC.size)
+    if words is None:
+        return False
+    return layouts.holds(layout, registration.data, registration.fd, layouts.POLLDESC.unpack(words))

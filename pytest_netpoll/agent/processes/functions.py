@@ -1,0 +1,97 @@
+"""Which Go function begins where in a live process, by the tables that its own tracebacks read.
+
+They are in every Go program, also in stripped ones, and Go keeps them in memory; gobinary/pclntab.py
+says more of their format. What is read is the process's to write and may be anything: no number of it is used
+but as an address in that process's memory, and nothing is looked for without end.
+"""
+
+import struct
+from collections import namedtuple
+
+# magic, two zeros; then the size of an instruction and that of a pointer.
+_MAGICS = (b"\xf1\xff\xff\xff\0\0", b"\xf0\xff\xff\xff\0\0")
+_HEADER = struct.Struct("<6xBBQ16x5Q")  # …, functions, where the parts begin
+_ENTRY = struct.Struct("<II")
+# runtime.moduledata, in words of 8 bytes.
+_FUNCNAMETAB, _TEXT = 1, 22
+
+_CHUNK = 1 << 20
+_MOST_BYTES = 1 << 30  # that are searched
+_MOST_HITS = 1000  # that look like what is searched
+_LONGEST_NAME = 64
+
+Function = namedtuple("Function", "name entry")
+
+
+class Functions:
+    """The functions of a process. Raises LookupError where its memory holds no such tables.
+
+    memory: a proc.Memory. mappings: [(start, end)] of the program's file that hold data.
+    """
+
+    def __init__(self, memory, mappings):
+        self._memory = memory
+        self._mappings = mappings
+        self._left = _MOST_BYTES
+        self._text, self._names, self._table, self._count = self._find()
+
+    def at(self, address):
+        """The Function in which the address is. LookupError where there is none."""
+        target = address - self._text
+        low, high = 0, self._count
+        while low < high:
+            middle = (low + high) // 2
+            if self._entry(middle)[0] <= target:
+                low = middle + 1
+            else:
+                high = middle
+        if not low:
+            raise LookupError("no function is at %#x" % address)
+        start, place = self._entry(low - 1)
+        (name,) = struct.unpack("<i", self._read(self._table + place + 4, 4))
+        # In short reads up to its end: behind it nothing need be mapped.
+        text = b""
+        while b"\0" not in text and len(text) < _LONGEST_NAME:
+            text += self._read(self._names + name + len(text), 8)
+        return Function(text.split(b"\0")[0].decode(errors="replace"), self._text + start)
+
+    def _entry(self, index):
+        return _ENTRY.unpack(self._read(self._table + _ENTRY.size * index, _ENTRY.size))
+
+    def _find(self):
+        for magic in _MAGICS:
+            for header in self._search(magic):
+                step, pointer, count, names, *_, functions = _HEADER.unpack(self._read(header, _HEADER.size))
+                if step not in (1, 2, 4) or pointer != 8 or max(count, names, functions) >> 32:
+                    continue
+                # A module's data must point to it.
+                for module in self._search(struct.pack("<Q", header)):
+                    if self._word(module + 8 * _FUNCNAMETAB) == header + names:
+                        return self._word(module + 8 * _TEXT), header + names, header + functions, count
+        raise LookupError("no table of functions of a known format")
+
+    def _search(self, wanted):
+        """The addresses where it stands."""
+        hits = 0
+        for start, end in self._mappings:
+            at = start
+            while at < end and self._left > 0:
+                size = min(_CHUNK, end - at)
+                data = self._memory.read(at, size)
+                self._left -= size
+                found = data.find(wanted) if data else -1
+                while found >= 0 and hits < _MOST_HITS:
+                    hits += 1
+                    yield at + found
+                    found = data.find(wanted, found + 1)
+                # What stands across the border of two chunks is found in the second.
+                at += size if at + size >= end else size - len(wanted) + 1
+
+    def _word(self, address):
+        return struct.unpack("<Q", self._read(address, 8))[0]
+
+    def _read(self, address, size):
+        data = self._memory.read(address, size) if 0 <= address < 1 << 63 else None
+        if data is None:
+            raise LookupError("nothing is at %#x" % address)
+        return data

@@ -1,0 +1,280 @@
+"""What /proc tells of a process. Every function answers None or empty when the process is gone."""
+
+import os
+import re
+import resource
+import time
+from collections import namedtuple
+
+Registration = namedtuple("Registration", "fd events data")
+
+# Only where the kernel was built with CONFIG_SCHED_INFO does it tell how long threads wait for a CPU.
+TELLS_WAITS = os.path.exists("/proc/self/schedstat")
+
+# What is read of a thread.
+_OF_THREADS = ("stat", "schedstat" if TELLS_WAITS else "stat")
+_RUNNING = ord("R")
+# Descriptors of this process: all, and those that are not Threads'.
+_MOST_FDS, _OTHER_FDS = 8192, 512
+_PF_FORKNOEXEC = 0x40  # linux/sched.h
+
+_MARK = b"PYTEST_NETPOLL_SERVICE="  # pytest_netpoll/service/guardian.py
+
+_TFD = re.compile(r"^tfd:\s*(\d+)\s+events:\s*([0-9a-f]+)\s+data:\s*([0-9a-f]+)", re.M)
+
+
+def alive(pid):
+    try:
+        with open("/proc/%d/stat" % pid) as f:
+            return f.read().rpartition(")")[2].split()[0] not in "ZX"
+    except (OSError, IndexError):
+        return False
+
+
+def executable(pid):
+    try:
+        return os.readlink("/proc/%d/exe" % pid)
+    except OSError:
+        return None
+
+
+def program(pid):
+    """(device, inode) of the program's file, however it is called or mounted; None when it is gone."""
+    try:
+        status = os.stat("/proc/%d/exe" % pid)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def capabilities(pid):
+    """Bits of those that it has, or could; 0 when it is gone."""
+    try:
+        with open("/proc/%d/status" % pid) as f:
+            return next(int(line.split()[1], 16) for line in f if line.startswith("CapPrm:"))
+    except (OSError, StopIteration):
+        return 0
+
+
+def has_execed(pid):
+    """Whether it has begun a program of its own; until then it may share its parent's memory."""
+    try:
+        with open("/proc/%d/stat" % pid) as f:
+            return not int(f.read().rpartition(")")[2].split()[6]) & _PF_FORKNOEXEC
+    except (OSError, IndexError, ValueError):
+        return False
+
+
+def is_64_bit(pid):
+    """Whether the program is a 64-bit ELF; None when it cannot be read."""
+    try:
+        with open("/proc/%d/exe" % pid, "rb") as f:
+            head = f.read(5)
+    except OSError:
+        return None
+    return head[:4] == b"\x7fELF" and head[4:] == b"\x02"
+
+
+def family(pid):
+    """The other live processes of the service that the process leads; needs no order.
+
+    As service/guardian.py has it: those in the session that it leads, those that bear its mark (a daemon
+    whose parent has ended is known by nothing else), and the descendants of all of these.
+    """
+    table = {}  # pid -> (parent, session, start)
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open("/proc/%s/stat" % name) as f:
+                fields = f.read().rpartition(")")[2].split()
+            table[int(name)] = int(fields[1]), int(fields[3]), int(fields[19])
+        except (OSError, IndexError, ValueError):
+            continue
+    if pid not in table:
+        return []
+    children = {}
+    for number, (parent, _, _) in table.items():
+        children.setdefault(parent, []).append(number)
+    _, session, began = table[pid]
+    mark = _mark(pid) if session == pid else None  # who leads no session may have inherited it from strangers
+    queue = [
+        number
+        for number, (_, session, start) in table.items()
+        if session == pid or (mark is not None and start >= began and _mark(number) == mark)
+    ]
+    found = {pid}
+    queue.append(pid)
+    while queue:
+        number = queue.pop()
+        queue += [child for child in children.get(number, ()) if child not in found]
+        found.add(number)
+    return list(found - {pid})
+
+
+def _mark(pid):
+    """The variable in its environment by which a service that pytest launched is known; None without one."""
+    try:
+        with open("/proc/%d/environ" % pid, "rb") as f:
+            return next((v for v in f.read().split(b"\0") if v.startswith(_MARK)), None)
+    except OSError:
+        return None
+
+
+def cpu_time(pid):
+    """ns of CPU used, or None. By the process's own clock, which keeps what ended threads used."""
+    try:
+        # clock_getcpuclockid(3), which Python does not have; CPUCLOCK_SCHED counts in ns.
+        return time.clock_gettime_ns(~pid << 3 | 2)
+    except OSError:
+        return None
+
+
+class Threads:
+    """The threads of a process, looked at again and again.
+
+    What is read of them stays open in between, for opening it is most of what that costs; up to a number that
+    leaves the agent descriptors for everything else.
+    """
+
+    most_kept = 0  # threads, over all processes; see keep_open
+    _kept = 0
+
+    @classmethod
+    def keep_open(cls):
+        """For that, this process may have as many descriptors as it is allowed."""
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        allowed = min(hard, _MOST_FDS) if hard != resource.RLIM_INFINITY else _MOST_FDS
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        cls.most_kept = max(0, allowed - _OTHER_FDS) // 2
+
+    def __init__(self, pid):
+        self._base = "/proc/%d/task" % pid
+        self._files = {}  # tid -> descriptors of its stat and its schedstat
+
+    def look(self, states):
+        """[(tid, ns spent runnable but waiting for a CPU)], and how many run or wait for a CPU now.
+
+        0 ns where the kernel does not tell. states: whether the second is wanted, which takes most of the
+        time; 0 else. There may be thousands.
+        """
+        waits, running = [], 0
+        try:
+            tids = os.listdir(self._base)
+        except OSError:
+            tids = []
+        for tid in self._files.keys() - tids:
+            self._drop(tid)
+        files, pread = self._files, os.pread
+        for tid in tids:
+            try:
+                stat, schedstat = files.get(tid) or self._open(tid)
+                if states:
+                    text = pread(stat, 512, 0)
+                    running += text[text.rindex(b")") + 2] == _RUNNING
+                waits.append((tid, int(pread(schedstat, 64, 0).split()[1]) if TELLS_WAITS else 0))
+                if Threads._kept > Threads.most_kept:
+                    self._drop(tid)
+            except (OSError, ValueError, IndexError):  # it has ended
+                self._drop(tid)
+        return waits, running
+
+    def close(self):
+        for tid in list(self._files):
+            self._drop(tid)
+
+    def _open(self, tid):
+        files = [os.open("%s/%s/%s" % (self._base, tid, name), os.O_RDONLY) for name in _OF_THREADS]
+        self._files[tid] = files
+        Threads._kept += 1
+        return files
+
+    def _drop(self, tid):
+        files = self._files.pop(tid, None)
+        if files is not None:
+            Threads._kept -= 1
+            for fd in files:
+                os.close(fd)
+
+
+def epoll_instances(pid):
+    """{epoll fd: [Registration]} of all the process's epoll instances."""
+    instances = {}
+    base = "/proc/%d" % pid
+    try:
+        fds = os.listdir(base + "/fd")
+    except OSError:
+        return instances
+    for fd in fds:
+        try:
+            if os.readlink("%s/fd/%s" % (base, fd)) != "anon_inode:[eventpoll]":
+                continue
+            with open("%s/fdinfo/%s" % (base, fd)) as f:
+                text = f.read()
+        except OSError:
+            continue
+        instances[int(fd)] = [
+            Registration(int(tfd), int(events, 16), int(data, 16)) for tfd, events, data in _TFD.findall(text)
+        ]
+    return instances
+
+
+class Memory:
+    """Reads a process's memory; a read of what is not there gives None."""
+
+    def __init__(self, pid):
+        self._file = open("/proc/%d/mem" % pid, "rb", buffering=0)  # noqa: SIM115
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+    def read(self, address, size):
+        try:
+            data = os.pread(self._file.fileno(), size, address)
+        except (OSError, OverflowError):
+            return None
+        return data if len(data) == size else None
+
+
+def mappings(pid, executable=True):
+    """[(start, end, file offset, path)] of the file-backed mappings: of code, or of all else."""
+    found = []
+    try:
+        with open("/proc/%d/maps" % pid) as f:
+            lines = f.readlines()
+    except OSError:
+        return found
+    for line in lines:
+        fields = line.rstrip("\n").split(None, 5)
+        if len(fields) < 6 or ("x" in fields[1]) != executable:
+            continue
+        start, _, end = fields[0].partition("-")
+        found.append((int(start, 16), int(end, 16), int(fields[2], 16), fields[5]))
+    return found
+
+
+def link(pid, fd):
+    """What the descriptor is, such as "socket:[4711]" or a path; None when it is closed."""
+    try:
+        return os.readlink("/proc/%d/fd/%d" % (pid, fd))
+    except OSError:
+        return None
+
+
+def unix_paths(pid, inodes):
+    """{inode: path} of unix sockets in the process's network namespace; "" of those without a path."""
+    paths = {}
+    try:
+        with open("/proc/%d/net/unix" % pid) as f:
+            next(f, None)
+            # There may be thousands: never all of them in memory.
+            for line in f:
+                fields = line.rstrip("\n").split(None, 7)
+                if int(fields[6]) in inodes:
+                    paths[int(fields[6])] = fields[7] if len(fields) > 7 else ""
+    except (OSError, ValueError, IndexError):
+        pass
+    return paths

@@ -1,0 +1,413 @@
+"""Which processes are watched, whose children they are, and what calibration proved of each."""
+
+import time
+
+from processes import calibrate, namespaces, proc
+
+from bpf import layouts
+
+
+class Refused(Exception):
+    """The process cannot be watched; the message says why."""
+
+    def __init__(self, what, fix=None):
+        super().__init__(what)
+        self.fix = fix
+
+
+class Process:
+    """One watched process.
+
+    tgid: what BPF calls it; pid and root (that of the process it descends from): what we do. owner: what BPF
+    calls it while it runs this program, since: from when on (monotonic ns). forked: when the kernel reported
+    it as a new child, None for one that was there before.
+    """
+
+    def __init__(self, slot, target, forked=None):
+        self.slot = slot
+        self.tgid = target.tgid
+        self.pid = target.local or target.tgid
+        self.root = target.root
+        self.owner = target.owner
+        self.since = target.since
+        self.forked = forked
+        self.executable = None
+        self.program = None  # (device, inode)
+        self.mappings = []
+        self.lives = {}  # owner -> its mappings: of this program, and of those that it ran before
+        self.exited = False
+        self.epfd = -1
+        self.layout = None
+        self.proven = 0
+        self.unproven = 0
+        self.more_pollers = 0  # registrations that prove another runtime in it
+        self.why_not = None  # what calibration from outside saw, when it failed
+        self.others = 0  # registrations that it saw, beside what may be the runtime's own, when it failed
+        self.unwatched = 0  # children forked and not watched
+        self.adopted = 0  # of those, as many as are watched by now or have ended
+        self.foreign = False  # became another user's, such as root's: nothing of it is told
+        # As of the last sample.
+        self.cpu = 0  # ns used
+        self.waited = 0  # ns runnable but waiting for a CPU, over all threads there were
+        self.threads = 0
+        self.running = 0  # of the threads: on a CPU, or waiting for one
+        self._threads = proc.Threads(self.pid)
+        self._waited = {}  # tid -> ns
+
+    def look(self):
+        """Notes what it runs, by paths that are good for us; of one that is gone the last ones known."""
+        path = proc.executable(self.pid)
+        root = namespaces.root_of(self.pid, path) if path else ""
+        self.executable = root + path if path else self.executable
+        found = [(start, end, offset, root + name) for start, end, offset, name in proc.mappings(self.pid)]
+        self.mappings = self.lives[self.owner] = found or self.mappings
+        self.program = proc.program(self.pid) or self.program
+
+    def disown(self):
+        """It became another user's: of what it runs and uses nothing more is told."""
+        self.foreign = True
+        self.executable = self.program = None
+        self.mappings = []
+
+    def calibration(self):
+        """JSON: what has been proven of the process's poller."""
+        return {
+            "layout": self.layout and self.layout.name,
+            "epfd": self.epfd,
+            "proven": self.proven,
+            "unproven": self.unproven,
+            "more_pollers": self.more_pollers,
+            "why_not": self.why_not if self.layout is None else None,
+            "others": self.others if self.layout is None else 0,
+        }
+
+    def sample(self, is_watched, states=True):
+        """Takes stock of its CPU time and its threads. An ended one keeps what it used.
+
+        is_watched: asked once all is read, whether that was of a process still watched: it may have exec'ed a
+        program that is not its user's. states: whether it is asked for how many of its threads run.
+        """
+        if self.exited or self.foreign:
+            self.threads = self.running = 0
+            self.rest()
+            return  # the pid of one that exited may be another's by now
+        cpu = proc.cpu_time(self.pid) or self.cpu
+        waits, running = self._threads.look(states)
+        if not is_watched():
+            return
+        self.cpu, self.running = cpu, running
+        # Thread by thread: what one waited would be lost with its end, and the sum would shrink. A thread
+        # that execs takes over the main one's id, with less on its account.
+        self.waited += sum(max(0, waited - self._waited.get(tid, 0)) for tid, waited in waits)
+        self._waited = dict(waits)
+        self.threads = len(waits)
+
+    def rest(self):
+        """Nothing of it is kept open: it will not be looked at for a while."""
+        self._threads.close()
+
+
+def passed(before, after):
+    """JSON of what was used between two Processes.times; what was waited for is null where nobody tells."""
+    return {
+        "cpu_ns": after[0] - before[0],
+        "run_delay_ns": after[1] - before[1] if proc.TELLS_WAITS else None,
+    }
+
+
+class Processes:
+    """Mirrors the kernel's targets.
+
+    may_watch: tells whether a process is for the user we serve to watch.
+    """
+
+    def __init__(self, kernel, windows, may_watch):
+        self._kernel = kernel
+        self._windows = windows
+        self._may_watch = may_watch  # pid -> bool
+        self._by_slot = {}
+        self._past = {}  # root -> (cpu, waited) of those of its processes that are not here any more
+
+    def of(self, root):
+        return [p for p in self._by_slot.values() if p.root == root]
+
+    def slots(self):
+        return list(self._by_slot)
+
+    def roots(self):
+        return {p.root for p in self._by_slot.values()}
+
+    def times(self, root):
+        """(ns of CPU used, ns waited for one) by all its processes there were, as of the last sample."""
+        cpu, waited = self._past.get(root, (0, 0))
+        processes = self.of(root)
+        return cpu + sum(p.cpu for p in processes), waited + sum(p.waited for p in processes)
+
+    def _drop(self, process):
+        """Keeps no more of the process than what it used."""
+        del self._by_slot[process.slot]
+        process.rest()
+        cpu, waited = self._past.get(process.root, (0, 0))
+        self._past[process.root] = cpu + process.cpu, waited + process.waited
+        if not self.of(process.root):
+            del self._past[process.root]
+
+    def watch(self, pid):
+        """Watches the process and all its descendants. Raises Refused."""
+        if not proc.alive(pid):
+            raise _does_not_run(pid)
+        self.refresh()
+        try:
+            # The root first: what it forks from here on is followed in the kernel.
+            self._admit(pid, pid)
+            self._admit_descendants(pid)
+        except Refused:
+            self._undo(self.of(pid))
+            raise
+        for process in self.of(pid):
+            self.calibrate(process)
+
+    def _admit_descendants(self, root):
+        """Those forked before we watched, or when there was no slot; again until nothing new appears."""
+        while True:
+            known = {p.pid for p in self._by_slot.values() if not p.exited}
+            new = [child for child in proc.family(root) if child not in known and proc.alive(child)]
+            if not new:
+                return
+            for child in new:
+                try:
+                    self._admit(child, root)
+                except Refused:
+                    if proc.alive(child):
+                        raise
+            self.refresh()
+
+    def adopt(self):
+        """Watches children that could not be before, for there may be room now."""
+        if self._windows.any_open:
+            return  # that window was without them: nothing may hide it
+        for root in self.roots():
+            processes = self.of(root)
+            if not any(p.unwatched for p in processes) and self._kernel.follows_children:
+                continue
+            try:
+                self._admit_descendants(root)
+            except Refused:
+                continue
+            for process in processes:
+                process.adopted += process.unwatched
+                process.unwatched = 0
+
+    def miss_children(self):
+        """Counts as unwatched, until the next refresh, those that poll and whom nobody told of."""
+        if self._kernel.follows_children:
+            return
+        known = {p.pid for p in self._by_slot.values() if not p.exited}
+        for root in self.roots():
+            process = self.of(root)[0]
+            new = [child for child in proc.family(root) if child not in known]
+            process.unwatched += sum(self._polls(child) for child in new)
+
+    def _polls(self, pid):
+        """Whether a process that is not watched is a Go program that waits for the network."""
+        try:
+            found = calibrate.calibrate(pid, self._kernel.signed)
+        except calibrate.Unreadable:
+            return False  # most likely it has ended
+        return found.layout is not None or found.strange is not None
+
+    def unwatch(self, root):
+        for process in self.of(root):
+            self._kernel.evict(process.tgid)
+            process.exited = True
+        self.reap()
+
+    def refresh(self):
+        """Learns what the kernel did since: children forked, programs exec'ed, layouts proven."""
+        for slot in range(self._kernel.max_processes):
+            target = self._kernel.target(slot)
+            process = self._by_slot.get(slot)
+            if process is not None and process.tgid != target.tgid:
+                self._drop(process)
+                process = None
+            if not target.tgid or not target.owner:
+                continue  # free, or being filled in at this moment
+            known = process is not None
+            if process is None:
+                process = self._by_slot[slot] = Process(slot, target, target.since)
+            if target.owner != process.owner:
+                process.owner, process.since = target.owner, target.since
+                known = False
+            # One that is unwatched in a window does not come back, though it runs.
+            process.exited = process.exited or bool(target.exited)
+            process.unwatched = target.lost_children - process.adopted
+            self._note(process, self._kernel.poller(target))
+            if target.foreign:
+                process.disown()
+            elif not known and not process.exited and not self._look(process) and proc.alive(process.pid):
+                self._kernel.evict(process.tgid)
+                process.disown()
+            # Where children cannot be followed, nor exits seen, by the kernel.
+            if not process.exited and not proc.alive(process.pid):
+                self._kernel.evict(process.tgid)
+                process.exited = True
+
+    def _note(self, process, poller):
+        process.epfd = poller.epfd
+        process.layout = self._named(poller.layout)
+        process.proven = poller.proven
+        process.unproven = poller.unproven
+        process.more_pollers = poller.more_pollers
+        if process.epfd < 0:
+            process.unproven = sum(candidate.unproven for candidate in poller.candidates)
+
+    def _look(self, process):
+        """Notes what it runs. Returns whether that is for the user to know.
+
+        Asked before and after: meanwhile it may exec, or its pid become another's.
+        """
+        if not self._may_watch(process.pid):
+            return False
+        process.look()
+        return self._may_watch(process.pid)
+
+    def _undo(self, processes):
+        """As if they had never been watched; no window that is open tells of them."""
+        for process in processes:
+            self._kernel.evict(process.tgid)
+        self.free(processes)
+
+    def reap(self):
+        """Frees the slots of processes that are gone, once no window can ask for them."""
+        if not self._windows.any_open:
+            self.free([process for process in self._by_slot.values() if process.exited])
+
+    def free(self, ended):
+        """Frees the slots of these processes, which no window will ask for."""
+        for process in ended:
+            if self._by_slot.get(process.slot) is not process:
+                continue
+            self._drop(process)
+            # The kernel itself frees the slot of one that never polled, and may have given it to another.
+            if self._kernel.target(process.slot).tgid != process.tgid:
+                continue
+            self._windows.wipe(process.slot)
+            self._kernel.give_slot(process.slot)
+
+    def calibrate(self, process):
+        """Proves the layout from outside, for what was registered before we watched."""
+        if process.layout is not None or process.exited or process.foreign:
+            return
+        if proc.is_64_bit(process.pid) is False:
+            process.why_not = "it is a 32-bit program, only 64-bit ones can be measured"
+            return
+        for attempt in range(5):
+            before = self._kernel.target(process.slot)
+            if before.tgid != process.tgid:
+                return
+            try:
+                found = calibrate.calibrate(process.pid, self._kernel.signed)
+            except calibrate.Unreadable as error:
+                process.why_not = str(error)
+                return
+            if not self._kernel.is_current(before):
+                continue  # what was read may be another program's
+            process.why_not = found.strange
+            process.others = found.others
+            if not self._teach(process, found, before):
+                # A connection that closes between the two reads looks like a contradiction.
+                if found.strange is None:
+                    return
+                time.sleep(0.005 * attempt)
+
+    def _teach(self, process, found, target):
+        """Tells the kernel what was found. Returns whether to look again, for what came in between.
+
+        target: the process's, as it was before that was looked for.
+        """
+        poller = self._kernel.poller(target)
+        if poller.epfd >= 0:
+            return False
+        known = {candidate.epfd for candidate in poller.candidates}
+        new = [item for item in found.candidates.items() if item[0] not in known]
+        for epfd, wakeup in new:
+            candidate = poller.candidates[poller.candidates_seen % len(poller.candidates)]
+            candidate.epfd, candidate.fd, candidate.data = epfd, wakeup.fd, wakeup.data
+            candidate.unproven = 0
+            poller.candidates_seen += 1
+        if found.layout is not None:
+            poller.layout = self._kernel.layout_value(found.layout, type(poller.layout))
+            poller.break_data = found.break_data
+            poller.epfd = found.epfd
+            poller.proven = found.registered
+            poller.more_pollers = found.more
+        elif not new:
+            return False
+        self._kernel.set_poller(poller)
+        self._note(process, poller)
+        # With its exec it became another owner's, who knows nothing of what was found.
+        return found.layout is None or self._kernel.target(process.slot).owner != target.owner
+
+    def _admit(self, pid, root):
+        if not self._may_watch(pid):
+            raise _not_for_this_user(pid)
+        tgid = self._kernel.tgid_of(pid)
+        if not tgid:
+            raise _does_not_run(pid)
+        home, _ = self._kernel.home(tgid)
+        if home == tgid:
+            self._refuse_a_second_root(pid, root)
+            return
+        # In a pid namespace what lives there has another number, by which its life cannot be told.
+        neighbour = next((p.pid for p in self._by_slot.values() if p.tgid == home), home)
+        if home and proc.alive(neighbour):
+            raise Refused(
+                "process %d cannot be watched beside process %d" % (pid, neighbour), "start it again"
+            )
+        slot = self._kernel.take_slot()
+        if slot is None:
+            raise Refused(
+                "%d processes are watched already" % self._kernel.max_processes,
+                "--netpoll-max-processes=%d" % (2 * self._kernel.max_processes),
+            )
+        self._windows.wipe(slot)
+        # Looked at only once the kernel would tell of an exec: pytest's child may be in the middle of
+        # its own, with nothing mapped yet.
+        process = self._by_slot[slot] = self._settle(slot, tgid, pid, root)
+        # Asked of the process that is watched now: another one may have had the number before.
+        if not self._look(process):
+            self._undo([process])
+            raise _not_for_this_user(pid)
+
+    def _settle(self, slot, tgid, pid, root):
+        return Process(slot, self._kernel.settle(slot, tgid, pid, root, proc.capabilities(pid)))
+
+    def _refuse_a_second_root(self, pid, root):
+        """A process counts for one service only."""
+        other = next((p.root for p in self._by_slot.values() if p.pid == pid and not p.exited), root)
+        if pid == root != other:
+            raise Refused(
+                "process %d is watched already, as a child of process %d" % (pid, other),
+                "limit the service that process %d is" % other,
+            )
+
+    @staticmethod
+    def _named(value):
+        fields = (value.right, value.left, value.tag_bits, value.waiters)
+        for layout in layouts.LAYOUTS:
+            if fields == tuple(layout)[1:]:
+                return layout
+        return None
+
+
+def _not_for_this_user(pid):
+    if not proc.alive(pid):
+        return _does_not_run(pid)
+    return Refused(
+        "process %d is not this user's, or runs with more rights than its user has" % pid,
+        "run pytest as root",
+    )
+
+
+def _does_not_run(pid):
+    return Refused("process %d does not run" % pid)

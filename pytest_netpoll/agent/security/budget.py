@@ -1,0 +1,74 @@
+"""What all agents of one user take together: kernel memory, and the price that each adds to every syscall.
+
+Each leaves a token in the kernel before it loads anything: a program that nobody runs. Its name says whose
+agent it is and what that takes. The kernel keeps who loaded it, so that only root can make one, and it is
+gone with the agent. Agents come in the order of their tokens: each reckons with those before it, so two that
+start at the same moment cannot both take the last place.
+"""
+
+import os
+import re
+import time
+
+from bpf import footprint, tracing
+
+AGENTS = 8  # of one user at a time
+PATIENCE = 5  # s: one that is just ending may take as long
+
+_MIB = 1 << 20
+_TOKEN = re.compile(rb"netp([0-9a-f]{8})_([0-9a-f]{2})\0")
+_UNIT = 8 * _MIB  # two digits of them are more than all agents together may have
+
+
+class Refused(Exception):
+    """There is no room for this one; the message says why."""
+
+
+def take(uid, max_processes, max_fds, cpus):
+    """The file descriptor of the token, once there is room for an agent of these sizes. Raises Refused.
+
+    None where tokens cannot be counted: root in a container may lack CAP_SYS_ADMIN.
+    """
+    size = footprint.size(max_processes, max_fds, cpus)
+    name = b"netp%08x_%02x" % (uid, -(-size // _UNIT))
+    token = tracing.load_nothing(name)
+    mine = tracing.describe(token).number
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            before = [other for other in _tokens(uid) if other[0] < mine]
+        except PermissionError:
+            os.close(token)
+            return None
+        total = size + sum(taken for _, taken in before)
+        if len(before) < AGENTS and total <= footprint.MOST:
+            return token
+        if time.monotonic() >= deadline:
+            raise Refused(
+                "this user has %d agents, which take %d MiB of kernel memory, and one more would take "
+                "%d MiB: %d agents and %d MiB are the most"
+                % (
+                    len(before),
+                    (total - size) // _MIB,
+                    size // _MIB,
+                    AGENTS,
+                    footprint.MOST // _MIB,
+                )
+            )
+        time.sleep(0.1)
+
+
+def _tokens(uid):
+    """(number, bytes) of this user's."""
+    for number in tracing.numbers():
+        try:
+            program = tracing.open_number(number)
+        except FileNotFoundError:
+            continue  # it is gone by now
+        try:
+            about = tracing.describe(program)
+        finally:
+            os.close(program)
+        match = _TOKEN.match(about.name)
+        if match and about.uid == 0 and int(match[1], 16) == uid:
+            yield number, int(match[2], 16) * _UNIT

@@ -1,0 +1,182 @@
+"""What the agent may do, for whom it does it, and giving up what it needs no more."""
+
+import contextlib
+import ctypes
+import errno
+import os
+import pwd
+from collections import namedtuple
+
+from processes import namespaces
+
+from bpf import syscall
+
+# linux/capability.h
+CAPABILITIES = {"DAC_READ_SEARCH": 2, "SYS_PTRACE": 19, "SYS_ADMIN": 21, "PERFMON": 38, "BPF": 39}
+# What placing a uprobe takes. CAP_PERFMON did for some years; a probe amid an instruction breaks the program.
+PROBING = ("SYS_ADMIN",)
+LOADING = ("BPF", "PERFMON")  # SYS_ADMIN stands for both, as it did alone before 5.8
+YAMA = "/proc/sys/kernel/yama/ptrace_scope"
+
+_BPF = {"x86_64": 321, "aarch64": 280}
+_SECCOMP_FILTER = "2"
+_PR_SET_KEEPCAPS = 8
+_PR_CAPBSET_DROP = 24
+_PR_SET_NO_NEW_PRIVS = 38
+_CAPABILITY_VERSION_3 = 0x20080522
+
+# Who is served. is_root: may have any process watched.
+Invoker = namedtuple("Invoker", "uid gid is_root")
+
+
+def invoker(environment):
+    """Who started the agent: behind sudo, that is whom sudo says it was."""
+    uid, gid = os.getuid(), os.getgid()
+    if os.geteuid() == 0:
+        uid, gid = int(environment.get("SUDO_UID", uid)), int(environment.get("SUDO_GID", gid))
+    return Invoker(uid, gid, uid == 0)
+
+
+def permitted(line_of="CapPrm:"):
+    """The names in CAPABILITIES that we have, or could."""
+    with open("/proc/self/status") as f:
+        line = next(line for line in f if line.startswith(line_of))
+    bits = int(line.split()[1], 16)
+    return {name for name, bit in CAPABILITIES.items() if bits >> bit & 1}
+
+
+@contextlib.contextmanager
+def raised(name):
+    """Has the capability in effect, where we kept it; at other times it is asleep."""
+    asleep, effective = permitted(), permitted("CapEff:")
+    if name not in asleep or name in effective:
+        yield
+        return
+    _set_capabilities(effective | {name}, asleep)
+    try:
+        yield
+    finally:
+        _set_capabilities(effective, asleep)
+
+
+def why_not():
+    """(why BPF programs cannot be loaded, the fix), or None."""
+    have = permitted()
+    missing = [name for name in LOADING if name not in have]
+    if "SYS_ADMIN" not in have and missing:
+        names = " and ".join("CAP_" + name for name in missing)
+        fix = "run it as root; in a container: %s" % " ".join("--cap-add " + name for name in LOADING)
+        return "the agent lacks %s" % names, fix
+    if not namespaces.in_initial_users():
+        return (
+            "the agent is root in a user namespace only, as in a rootless container, and that is not enough",
+            "run it in a container of root's, with %s" % " ".join("--cap-add " + name for name in LOADING),
+        )
+    if _filtered():
+        return (
+            "the seccomp profile of the container refuses bpf(), whatever capabilities the agent has",
+            "--security-opt seccomp=unconfined, or --cap-add SYS_ADMIN, with which engines allow bpf()",
+        )
+    return None
+
+
+def _filtered():
+    """Whether a seccomp filter refuses bpf(): it answers before the kernel has seen that this map is none."""
+    with open("/proc/self/status") as f:
+        if _SECCOMP_FILTER not in [line.split()[1] for line in f if line.startswith("Seccomp:")]:
+            return False
+    try:
+        syscall.call(_BPF, 0, None, 0)
+    except OSError as error:
+        return error.errno == errno.EPERM
+    return False
+
+
+def owns(user, pid):
+    """Whether the process is wholly the user's: what ptrace(2) would ask for, but no capability may replace.
+
+    One that runs, or ran, with more rights than its user's is not: its files in /proc are root's, though the
+    directory is not.
+    """
+    try:
+        with open("/proc/%d/status" % pid) as f:
+            line = next(line for line in f if line.startswith("Uid:"))
+            return {*map(int, line.split()[1:]), os.fstat(f.fileno()).st_uid} == {user.uid}
+    except (OSError, StopIteration):
+        return False
+
+
+def drop(user, maps_work, later=()):
+    """Gives up, for good, what watching needs no more; returns the names of the capabilities kept.
+
+    maps_work: tells whether the BPF maps can be used. later: capabilities that will be needed now and then.
+    They are in effect within `raised` only, so that the user's files and processes are read without them.
+    """
+    have = permitted()
+    keep = set(later)
+    become = os.geteuid() == 0 and not user.is_root
+    # The kernel lets nobody look into a process that may have more capabilities, as root's have and those
+    # that were started beside us.
+    if not become or _restricts_ptrace():
+        keep.add("SYS_PTRACE")
+    if user.is_root:
+        keep.add("DAC_READ_SEARCH")  # services may belong to anybody
+    if become:
+        _prctl(_PR_SET_KEEPCAPS, 1)
+        _bound_to_nothing()
+        _become(user)
+    elif "SYS_PTRACE" not in have:
+        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        return sorted(have)
+    keep &= have
+    asleep = keep & set(later)
+    keep -= asleep
+    # Before 6.0 using a map took the capability too; that is asked rather than known.
+    _set_capabilities(keep, keep | asleep | ({"BPF", "SYS_ADMIN"} & have))
+    if not maps_work():
+        keep |= {"BPF"} & have or {"SYS_ADMIN"} & have
+    _set_capabilities(keep, keep | asleep)
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    return sorted(keep | asleep)
+
+
+def _restricts_ptrace():
+    """Whether looking into one's own processes takes CAP_SYS_PTRACE, as on Ubuntu."""
+    try:
+        with open(YAMA) as f:
+            return f.read().strip() != "0"
+    except OSError:
+        return False
+
+
+def _become(user):
+    try:
+        os.initgroups(pwd.getpwuid(user.uid).pw_name, user.gid)
+    except KeyError:
+        os.setgroups([])
+    os.setresgid(user.gid, user.gid, user.gid)
+    os.setresuid(user.uid, user.uid, user.uid)
+
+
+def _bound_to_nothing():
+    for bit in range(64):
+        with contextlib.suppress(OSError):
+            _prctl(_PR_CAPBSET_DROP, bit)
+
+
+def _prctl(option, value):
+    if ctypes.CDLL(None, use_errno=True).prctl(option, *map(ctypes.c_ulong, (value, 0, 0, 0))):
+        raise OSError(ctypes.get_errno(), "prctl(%d)" % option)
+
+
+def _set_capabilities(effective, allowed):
+    def words(names):
+        bits = sum(1 << CAPABILITIES[name] for name in names)
+        return bits & 0xFFFFFFFF, bits >> 32
+
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    # (effective, permitted, inheritable) twice: the low halves, then the high ones.
+    (low, high), (allowed_low, allowed_high) = words(effective), words(allowed)
+    data = (ctypes.c_uint32 * 6)(low, allowed_low, 0, high, allowed_high, 0)
+    if ctypes.CDLL(None, use_errno=True).capset(header, data):
+        raise OSError(ctypes.get_errno(), "capset")

@@ -1,0 +1,31 @@
+"""The subcommands of `python -m pytest_netpoll`, each imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """module: has main(arguments) -> exit code."""
+
+    module: str
+    help: str
+
+    def run(self, arguments: Sequence[str]) -> int:
+        main: Callable[[Sequence[str]], int] = importlib.import_module(self.module).main
+        return main(arguments)
+
+
+COMMANDS = {
+    "compare": Command("pytest_netpoll.cli.compare", "compare two saved reports or baselines"),
+    "doctor": Command(
+        "pytest_netpoll.cli.doctor", "check whether this machine can measure, and say how to fix it"
+    ),
+    "install-agent": Command(
+        "pytest_netpoll.cli.install_agent",
+        "put a copy of the agent where sudo may start it, for users without root",
+    ),
+    "watch": Command("pytest_netpoll.cli.watch.app", "watch a running Go process, or a command, live"),
+}

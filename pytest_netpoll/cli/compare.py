@@ -1,0 +1,155 @@
+"""`python -m pytest_netpoll compare A B`: what --netpoll-compare does, on two saved files.
+
+Exit codes: 0 nothing got worse by more than --fail tolerates, 1 something did or could not be compared,
+2 wrong arguments or files. Without --fail nothing is judged, and the last line says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pytest_netpoll.clean import one_line
+from pytest_netpoll.errors import NetpollError, UsageError
+from pytest_netpoll.model import tolerance
+from pytest_netpoll.model.comparison import Baseline, Rules, Sample, compare
+from pytest_netpoll.model.metrics import METRICS
+from pytest_netpoll.model.tolerance import Tolerance
+from pytest_netpoll.report import baseline_file, tables
+from pytest_netpoll.report import wording as words
+from pytest_netpoll.report.record import (
+    ComparisonRecord,
+    ServiceRecord,
+    TestRecord,
+    comparison_record,
+    reason_record,
+)
+
+PASSED, REGRESSED = 0, 1
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints the table, then a line for each thing that got worse, and last what that comes to."""
+    options = _parser().parse_args(arguments)
+    try:
+        then, _ = baseline_file.load_any(options.then)
+        now, records = baseline_file.load_any(options.now)
+    except NetpollError as error:
+        # Exit code 2: a 1 would say that something got worse.
+        raise UsageError(error.what, why=error.why, fix=error.fix) from None
+    rules = Rules(_joined(options.fail), options.latencies)
+    compared = [_compared(nodeid, now, then, rules, records.get(nodeid)) for nodeid in sorted(now.tests)]
+    width = max(60, shutil.get_terminal_size().columns)
+    print(tables.comparison_table(compared, width) if compared else f"{options.now} holds no tests")
+    gone = sorted(then.tests.keys() - now.tests.keys())
+    for nodeid in gone:
+        print(one_line(f"{nodeid}: is in {then.name} only"))
+    comparisons = [comparison for record in compared if (comparison := record.get("comparison"))]
+    worse = [
+        f"{one_line(record['nodeid'])}: {reason}" for record in compared for reason in words.reasons(record)
+    ]
+    if worse:
+        print("\n" + "\n".join(worse))
+    code, conclusion = _conclusion(comparisons, rules)
+    print(f"\n{conclusion}")
+    return code
+
+
+def _conclusion(comparisons: Sequence[ComparisonRecord], rules: Rules) -> tuple[int, str]:
+    """The exit code, and the same in words."""
+    outcomes = [comparison["outcome"] for comparison in comparisons]
+    known = [outcome for outcome in outcomes if outcome != "new"]
+    if not known:
+        code = REGRESSED if rules.tolerances else PASSED
+        return code, "Nothing was compared: no test is in both files."
+    if not rules.tolerances:
+        return PASSED, "Nothing was judged: name what must not get worse with --fail=METRIC:TOLERANCE."
+    bad = [
+        f"{outcomes.count(outcome):,} {words}"
+        for outcome, words in (("regressed", "got worse"), ("unmeasured", "could not be compared"))
+        if outcome in outcomes
+    ]
+    tests = "test" if len(known) == 1 else "tests"
+    if bad:
+        return REGRESSED, f"Of {len(known):,} {tests} {', '.join(bad)}."
+    return PASSED, f"Nothing got worse by more than is tolerated, in {len(known):,} {tests}."
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pytest_netpoll compare",
+        description="Compare two files of --netpoll-json or --netpoll-save, test by test.",
+        epilog="Exit codes: 0 nothing got worse by more than --fail tolerates (without --fail nothing is "
+        "judged); 1 something did, or what --fail names could not be compared; 2 wrong arguments, or a file "
+        "that cannot be read.",
+    )
+    parser.add_argument("then", type=Path, metavar="A", help="the file to compare with")
+    parser.add_argument("now", type=Path, metavar="B", help="the newer file")
+    parser.add_argument(
+        "--fail",
+        type=_tolerances,
+        action="append",
+        default=[],
+        metavar="METRIC:TOLERANCE[,...]",
+        help="what must not get worse by more, as with --netpoll-compare-fail",
+    )
+    parser.add_argument(
+        "--latencies",
+        choices=("auto", "always"),
+        default="auto",
+        help="auto: compare times only where the environments are the same",
+    )
+    return parser
+
+
+def _tolerances(text: str) -> tuple[Tolerance, ...]:
+    try:
+        return tolerance.parse_list(text)
+    except ValueError as error:
+        # argparse drops the text of a ValueError.
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _joined(lists: Sequence[Sequence[Tolerance]]) -> tuple[Tolerance, ...]:
+    try:
+        return tolerance.join(lists)
+    except ValueError as error:
+        raise UsageError(f"--fail: {error}") from None
+
+
+def _compared(
+    nodeid: str, now: Baseline, then: Baseline, rules: Rules, record: TestRecord | None
+) -> TestRecord:
+    """The test's record, with its comparison; made up where the newer file is a baseline."""
+    samples = now.tests[nodeid]
+    limits = record["limits"] if record is not None else {}
+    comparison = compare(nodeid, samples, now.environment, then, rules, limits)
+    reasons = comparison.reasons
+    return {
+        "nodeid": nodeid,
+        "outcome": "failed" if comparison.regressions else "passed",
+        "reason": "\n".join(reasons) or None,
+        "reasons": list(map(reason_record, reasons)),
+        "window_seconds": 0.0,
+        "limits": dict(limits),
+        "breaches": [],
+        "services": [_service(name, sample) for name, sample in samples.items()],
+        "comparison": comparison_record(comparison),
+    }
+
+
+def _service(name: str, sample: Sample) -> ServiceRecord:
+    metrics: Mapping[str, int | float | None] = sample.metrics
+    return {
+        "name": name,
+        "pid": None,
+        "executable": None,
+        "go_version": sample.go_version,
+        "unmeasured": sample.unmeasured,
+        "why_unmeasured": None if sample.unmeasured is None else reason_record(sample.unmeasured),
+        "metrics": {metric: metrics.get(metric) for metric in METRICS},
+        "offenders": [],
+        "slowest": [],
+    }

@@ -1,0 +1,290 @@
+"""python -m pytest_netpoll doctor: can this machine measure, and if not, how to fix that?
+
+Exit status 0: measuring works; 1: it does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from pytest_netpoll.errors import NetpollError
+from pytest_netpoll.gobinary.symbols import Symbolizer
+from pytest_netpoll.meter import agent_client, checks, privilege
+from pytest_netpoll.meter.checks import Finding
+from pytest_netpoll.meter.messages import ToldAbout
+from pytest_netpoll.meter.meter import Meter
+from pytest_netpoll.meter.schema import wrong
+from pytest_netpoll.options import Config, add_agent_options
+from pytest_netpoll.service.build import find_go
+from pytest_netpoll.service.service import ServiceFactory
+
+SCHEMA = "pytest-netpoll-doctor/1"
+SELFTEST = Path(__file__).parents[1] / "selftest"
+WAKEUPS = 23
+
+# Seconds. The first build of a machine compiles the standard library.
+DEADLINE = 20.0
+AGENT_DEADLINE = agent_client.START_DEADLINE + 10
+SELFTEST_DEADLINE = 180.0
+
+# What the self-test is built with must not depend on the project whose environment this is.
+_BUILD_ENVIRONMENT = {"GOFLAGS": "", "GOWORK": "off", "CGO_ENABLED": "0"}
+
+
+class TooLate(NetpollError):
+    """A check took longer than its deadline."""
+
+
+class TimedOut(Finding):
+    """Of such a check: it does not tell whether what it looked for is there."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit status; see the module."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pytest_netpoll doctor",
+        description="Checks whether this machine can measure, and says how to fix it where it cannot.",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_agent_options(parser)
+    arguments = parser.parse_args(argv)
+    findings = examine(Config.from_arguments(arguments))
+    works = all(finding.status != "fail" for finding in findings.values())
+    if arguments.json:
+        print(json.dumps(_as_json(findings, works), indent=1))
+    else:
+        print(table(findings, shutil.get_terminal_size((100, 24)).columns))
+        print(f"\n{conclusion(findings)}")
+    return 0 if works else 1
+
+
+def examine(config: Config) -> dict[str, Finding]:
+    """Every check, whatever the others found, by name."""
+    findings = {name: _within(DEADLINE, check) for name, check in checks.CHECKS.items()}
+    findings["BCC"] = _within(DEADLINE, lambda: bcc(config))
+    meter = Meter(config, Symbolizer(SELFTEST))
+    try:
+        findings["agent"] = _within(AGENT_DEADLINE, lambda: agent(meter))
+        findings["Go"] = _within(DEADLINE, go)
+        findings["self-test"] = (
+            _within(SELFTEST_DEADLINE, lambda: self_test(meter))
+            if findings["agent"].status != "fail" and findings["Go"].status == "ok"
+            else _not_tested(findings)
+        )
+    finally:
+        meter.stop()
+    if findings["agent"].status == "ok":
+        findings = {name: _outweighed(finding) for name, finding in findings.items()}
+    return findings
+
+
+def _outweighed(finding: Finding) -> Finding:
+    """A check that ran out of time proves nothing against an agent that has just loaded and attached."""
+    if not isinstance(finding, TimedOut):
+        return finding
+    return replace(finding, status="warn", seen=f"{finding.seen}; but the agent loaded and attached")
+
+
+def _within(seconds: float, check: Callable[[], Finding]) -> Finding:
+    """The check's finding. One that does not come to an end is interrupted, and cleans up behind itself."""
+    try:
+        with _deadline(seconds):
+            return check()
+    except TooLate as error:
+        return TimedOut.of(error)
+    except NetpollError as error:
+        return Finding.of(error)
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    def ring(*_: object) -> None:
+        raise TooLate(
+            f"timed out after {seconds:.0f} s",
+            why="it hangs, or the machine is overloaded",
+            fix=f"try again when the machine is idle: {checks.DOCTOR}",
+        )
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def bcc(config: Config) -> Finding:
+    """Asks the agent which BCC it would load: nobody else can tell, and it needs no root for that."""
+    command = privilege.own_command(config.python)
+    message = json.dumps({"id": 0, "do": "about"}) + "\n"
+    run = subprocess.run(command, input=message, capture_output=True, text=True, check=False)
+    try:
+        answer = json.loads(run.stdout)
+    except ValueError:
+        return Finding(
+            "fail", f"{command[0]} does not run the agent", checks.DOCTOR, run.stderr.strip() or None
+        )
+    if isinstance(answer, dict) and "failed" in answer:
+        return Finding.of(NetpollError(**agent_client.complaint(answer["failed"])))
+    strange = wrong(answer, ToldAbout)
+    if strange is not None:
+        return Finding("fail", f"{agent_client.NONSENSE}: {strange}", checks.DOCTOR)
+    about = answer["about"]
+    seen = f"{about['bcc']} of Python {about['python']}, {Path(about['bcc_file']).parent}"
+    unrelated = _unrelated_bcc()
+    if unrelated is not None:
+        return Finding(
+            "warn",
+            f"{seen}. {unrelated} is not BCC but an unrelated package of that name: it is not used",
+            f"{sys.executable} -m pip uninstall bcc",
+        )
+    return Finding("ok", seen)
+
+
+def _unrelated_bcc() -> str | None:
+    """Where this environment has the `bcc` of PyPI, which somebody installed for our sake."""
+    look = "import bcc; print('' if hasattr(bcc, 'BPF') else bcc.__file__)"
+    run = subprocess.run(
+        [sys.executable, "-I", "-c", look],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return run.stdout.strip() or None
+
+
+def agent(meter: Meter) -> Finding:
+    """Compiles, loads and attaches the BPF program for real."""
+    started = time.monotonic()
+    window = meter.open()
+    meter.close(window, [])
+    if window.failed is not None:
+        return Finding.of(window.failed)
+    ready = meter.environment
+    seen = (
+        f"compiled, loaded and attached in {time.monotonic() - started:.1f} s"
+        f" ({ready['resident_bytes'] / 1e6:.0f} MB)"
+    )
+    return Finding("ok", seen)
+
+
+def go() -> Finding:
+    """Needed to build services only; commands and running processes are measured without it."""
+    try:
+        tool = find_go()
+    except NetpollError as error:
+        seen = f"{error.why}: go_service can run commands, but build no packages"
+        return Finding("warn", seen, "install Go: https://go.dev/dl")
+    run = subprocess.run(
+        [tool.path, "version"],
+        env={**os.environ, **tool.env, "GOTOOLCHAIN": "local"},
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if run.returncode:
+        return Finding(
+            "warn", f"{tool.path} does not run", f"{tool.path} version", run.stderr.strip() or None
+        )
+    return Finding("ok", f"{run.stdout.strip().removeprefix('go version ')}, {tool.path}")
+
+
+def self_test(meter: Meter) -> Finding:
+    """Builds a program that wakes a goroutine a known number of times, and counts."""
+    with tempfile.TemporaryDirectory(prefix="netpoll-doctor-") as directory:
+        factory = ServiceFactory(
+            rootdir=SELFTEST, cache_dir=Path(directory), on_spawn=meter.watch, on_exit=meter.unwatch
+        )
+        try:
+            service = factory(
+                SELFTEST, args=[WAKEUPS], env=_BUILD_ENVIRONMENT, ready=re.compile("^ready$", re.MULTILINE)
+            )
+            window = meter.open()
+            os.kill(service.pid, signal.SIGUSR1)
+            while service.running and "done" not in service.log.split():
+                time.sleep(0.005)
+            (measurement,) = meter.close(window, [service])
+            said = service.tail()
+        finally:
+            factory.stop_all()
+    if measurement.unmeasured is not None:
+        reason = measurement.unmeasured
+        return Finding("fail", reason.headline, reason.fix or checks.remedy(), said)
+    counted = {name: measurement.metrics[name] for name in ("wakeups", "productive_wakeups", "lost")}
+    if counted != {"wakeups": WAKEUPS, "productive_wakeups": WAKEUPS, "lost": 0}:
+        numbers = ", ".join(f"{name} {value}" for name, value in counted.items())
+        return Finding("fail", f"woke a goroutine {WAKEUPS} times, counted {numbers}", _REPORT_IT)
+    return Finding(
+        "ok",
+        f"a {measurement.go_version} program woke a goroutine {WAKEUPS} times; counted {counted['wakeups']}",
+    )
+
+
+_REPORT_IT = f"open an issue with the output of: {checks.DOCTOR} --json"
+
+
+def _not_tested(findings: Mapping[str, Finding]) -> Finding:
+    if findings["agent"].status == "fail":
+        return Finding("fail", "not possible: the agent does not run")
+    return Finding("warn", "not done: there is no Go to build its program with", findings["Go"].fix)
+
+
+def conclusion(findings: Mapping[str, Finding]) -> str:
+    """The last line: what all of them come to."""
+    failed = [name for name, finding in findings.items() if finding.status == "fail"]
+    if failed:
+        return f"Measuring does not work here: {', '.join(failed)}."
+    if findings["self-test"].status == "ok":
+        return "Measuring works here."
+    missing = "did not finish" if isinstance(findings["self-test"], TimedOut) else "was not done"
+    return f"Measuring should work here; it is not proven, as the self-test {missing}."
+
+
+def table(findings: Mapping[str, Finding], width: int) -> str:
+    """A row for each check, with the fix below what was seen."""
+    room = max(width - max(map(len, findings)) - len("FAIL") - 4, 40)
+    rows = []
+    for name, finding in findings.items():
+        lines = _wrap(finding.seen, room)
+        if finding.fix is not None:
+            lines += _wrap(f"fix: {finding.fix}", room)
+        if finding.detail is not None:
+            lines += [f"| {line}" for line in finding.detail.splitlines()]
+        rows.append([name, "FAIL" if finding.status == "fail" else finding.status, "\n".join(lines)])
+    text = tabulate(rows, headers=["check", "", "seen"], tablefmt="plain", disable_numparse=True)
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    # Long words are paths and commands: whole they can be copied.
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+
+
+def _as_json(findings: Mapping[str, Finding], works: bool) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "works": works,
+        "proven": findings["self-test"].status == "ok",
+        "checks": [{"name": name, **asdict(finding)} for name, finding in findings.items()],
+    }

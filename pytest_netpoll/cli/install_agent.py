@@ -1,0 +1,215 @@
+"""`install-agent`: a copy of the agent that is root's alone, and the line in sudoers that allows it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import getpass
+import grp
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pytest_netpoll.agent.security.trust import distrust, distrust_place
+from pytest_netpoll.errors import NetpollError, UsageError
+from pytest_netpoll.meter.privilege import (
+    AGENT,
+    INSTALLED,
+    SYSTEM_PYTHON,
+    agent_command,
+    bpf_sources,
+    install_command,
+    parts,
+)
+
+SUDOERS = Path("/etc/sudoers.d/pytest-netpoll")
+
+# What needs no quoting in sudoers, where a wildcard would match more than it says.
+_PLAIN_PATH = re.compile(r"(/[A-Za-z0-9._+-]+)+")
+_PLAIN_USER = re.compile(r"%?[A-Za-z0-9_][A-Za-z0-9_.-]*")
+# A line of ours: who, the system's Python, the agent.
+_LINE = re.compile(r"(?P<user>\S+) ALL=\(root\) NOPASSWD: /\S+ -I -B /\S+/agent")
+
+
+class InstallError(NetpollError):
+    """The agent could not be installed; nothing of what was there before is left half changed."""
+
+
+def main(argv: Sequence[str]) -> int:
+    options = _parser().parse_args(argv)
+    line = sudoers_line(options.user, options.python, options.prefix)
+    check_user(options.user)
+    if os.geteuid() != 0:
+        raise InstallError(
+            "install-agent needs root",
+            why="sudo starts only what belongs to root, or the user it starts it for could change it",
+            fix=install_command(options.prefix),
+        )
+    install(options.prefix)
+    print(f"installed the agent in {options.prefix}: root's, and nobody else's to change")
+    if options.sudoers is None:
+        check_syntax(f"{line}\n")
+        print("to let the user start it without a password, add with visudo, or by --sudoers, the line\n")
+        print(line)
+    else:
+        replaced = write_sudoers(options.sudoers, line)
+        print(f"wrote {options.sudoers}:\n\n{line}")
+        for old in replaced:
+            print(f"\nin place of\n\n{old}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pytest_netpoll install-agent", description=__doc__)
+    parser.add_argument("--prefix", type=_path, default=INSTALLED, help="default: %(default)s")
+    parser.add_argument(
+        "--user",
+        default=os.environ.get("SUDO_USER") or getpass.getuser(),
+        help="who may start it, or %%GROUP; the lines of others stay; default: who called sudo",
+    )
+    parser.add_argument(
+        "--sudoers", nargs="?", type=_path, const=SUDOERS, metavar="FILE", help=f"write the line to {SUDOERS}"
+    )
+    parser.add_argument("--python", type=_path, default=SYSTEM_PYTHON, help="default: %(default)s")
+    return parser
+
+
+def _path(text: str) -> Path:
+    return Path(os.path.abspath(text))  # noqa: PTH100 - resolve() would follow /usr/bin/python3
+
+
+def sudoers_line(user: str, python: Path, prefix: Path) -> str:
+    """Allows the user exactly the installed agent: no other arguments, no other file, no wildcard."""
+    if not _PLAIN_USER.fullmatch(user):
+        raise UsageError(f"install-agent: {user!r} is not the name of a user, or of a %group")
+    for path in (python, prefix):
+        if not _PLAIN_PATH.fullmatch(str(path)):
+            raise UsageError(
+                f"install-agent: {str(path)!r} cannot stand in a line of sudoers",
+                fix="use a path of letters, digits and . _ + - only",
+            )
+    return f"{user} ALL=(root) NOPASSWD: {' '.join(agent_command(python, prefix / 'agent'))}"
+
+
+def check_user(user: str) -> None:
+    """UsageError where sudo could start nothing for that user, or need not."""
+    name = "the user who runs pytest, or a group of such: --user NAME, --user %GROUP"
+    if user.startswith("%"):
+        try:
+            grp.getgrnam(user[1:])
+        except KeyError:
+            raise UsageError(f"install-agent: there is no group {user[1:]!r}", fix=f"give {name}") from None
+        return
+    try:
+        uid = pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise UsageError(f"install-agent: there is no user {user!r}", fix=f"give {name}") from None
+    if uid == 0:
+        raise UsageError(
+            f"install-agent: {user} needs no line in sudoers",
+            why="root starts the agent without sudo",
+            fix=f"give {name}",
+        )
+
+
+def install(prefix: Path) -> None:
+    """Copies the agent and its BPF program to the directory, in place of what an earlier version left."""
+    above = next(path for path in (prefix, *prefix.parents) if path.exists())
+    reason = distrust(str(above)) if above == prefix else distrust_place(str(above))
+    if reason is not None:
+        raise InstallError(
+            f"cannot install the agent in {prefix}",
+            why=reason,
+            fix="choose a place that is root's alone all the way up, with --prefix DIR",
+        )
+    prefix.mkdir(parents=True, exist_ok=True, mode=0o755)
+    try:
+        new = Path(tempfile.mkdtemp(prefix=".new-", dir=prefix))
+        try:
+            sources = {"agent": AGENT, "bpf": bpf_sources()}
+            # All of it first: where the disk is full, what was there before stays.
+            for name, source in sources.items():
+                _copy(source, new / name)
+            for name in sources:
+                with contextlib.suppress(FileNotFoundError):
+                    (prefix / name).rename(new / f"old-{name}")
+                (new / name).rename(prefix / name)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+        prefix.chmod(0o755)
+    except OSError as error:
+        raise InstallError(f"cannot install the agent in {prefix}", why=str(error)) from None
+    reason = distrust(str(prefix))
+    if reason is not None:
+        raise InstallError(f"the agent in {prefix} must not be used", why=reason, fix=f"rm -r {prefix}")
+
+
+def _copy(source: Path, target: Path) -> None:
+    # Whatever the umask and the modes of a checkout are.
+    target.mkdir(mode=0o755)
+    for part in parts(source):
+        copied = target / part.relative_to(source)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        copied.write_bytes(part.read_bytes())
+        copied.chmod(0o644)
+    for directory in (target, *(path for path in target.rglob("*") if path.is_dir())):
+        directory.chmod(0o755)
+
+
+def check_syntax(text: str) -> None:
+    """Of a whole file. A mistake in sudoers may lock everybody out, so visudo has the last word."""
+    visudo = shutil.which("visudo", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if visudo is None:
+        return
+    with tempfile.NamedTemporaryFile("w", prefix="pytest-netpoll-", errors="surrogateescape") as draft:
+        draft.write(text)
+        draft.flush()
+        run = subprocess.run([visudo, "-c", "-f", draft.name], capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise InstallError(
+            "visudo does not accept what would be in sudoers", detail=f"{text}\n{run.stdout}{run.stderr}"
+        )
+
+
+def write_sudoers(file: Path, line: str) -> list[str]:
+    """Adds the line, in place of what an earlier call wrote for the same user; that is returned."""
+    if "." in file.name or file.name.endswith("~"):
+        raise UsageError(f"install-agent: sudo does not read files named like {file.name!r} in sudoers.d")
+    try:
+        with _alone(file.parent):
+            try:
+                former = file.read_text(errors="surrogateescape").splitlines()
+            except FileNotFoundError:
+                former = ['# pytest-netpoll: exactly its agent. See README, "Without root".']
+            user = line.split()[0]
+            own = [old for old in former if (ours := _LINE.fullmatch(old)) and ours["user"] == user]
+            text = "".join(f"{kept}\n" for kept in [*(old for old in former if old not in own), line])
+            check_syntax(text)
+            # In one step, and never readable by others: sudo takes what it finds there seriously.
+            draft = file.with_name(f".{file.name}.new")
+            draft.unlink(missing_ok=True)
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o440)
+            with open(descriptor, "w", errors="surrogateescape") as out:
+                out.write(text)
+            draft.rename(file)
+    except OSError as error:
+        fix = None if file.parent.is_dir() else "install sudo"
+        raise InstallError(f"cannot write {file}", why=error.strerror, fix=fix) from None
+    return [old for old in own if old != line]
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Two installations at once would each drop the other's line."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

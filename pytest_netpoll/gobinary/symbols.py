@@ -1,0 +1,174 @@
+"""Stack addresses → Go functions, files and lines, in the words of their developers."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_netpoll.gobinary.elf import key_of
+from pytest_netpoll.gobinary.pclntab import Line, PcLineTable, Segment, load_segments
+
+# The first element of every import path of the standard library. A user's module cannot take one of
+# them without a dot, save by ignoring `go mod init`'s advice.
+_STANDARD = """
+    archive bufio bytes cmp compress container context crypto database debug embed encoding errors expvar
+    flag fmt go hash html image index internal io iter log maps math mime net os path plugin reflect regexp
+    runtime slices sort strconv strings structs sync syscall testing text time unicode unique vendor weak
+"""
+STANDARD = frozenset(_STANDARD.split())
+# "_": since Go 1.27 a closure of the runtime's own goes by that name once it was inlined (_.goready.func1).
+PLUMBING = frozenset(("runtime", "syscall", "internal", "_"))
+
+# The first `go tool addr2line` of a toolchain may have to build it.
+DEADLINE = 120.0
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame of a stack. line: 0 where it is not known."""
+
+    function: str
+    file: str
+    line: int
+
+    @property
+    def package_root(self) -> str:
+        return package_root(self.function)
+
+
+def package_root(function: str) -> str:
+    """The first element of the import path: "net" of net/http.(*conn).serve."""
+    return function.partition("/")[0].partition(".")[0]
+
+
+class Symbolizer:
+    """Resolves addresses and remembers them. Never raises: what cannot be resolved keeps its address."""
+
+    def __init__(self, rootdir: Path) -> None:
+        self._rootdir = rootdir
+        self._programs: dict[tuple[str, int, int], _Program] = {}
+        self._trimmed: dict[tuple[object, ...], tuple[Frame, ...]] = {}
+
+    def stack(self, raw: Sequence[tuple[str, int]]) -> tuple[Frame, ...]:
+        """The frames of one stack, innermost first: [(file, offset in the file)] as the agent gives them.
+
+        Inlined calls are frames of their own.
+        """
+        frames: list[Frame] = []
+        for depth, (path, offset) in enumerate(raw):
+            # All but the innermost are return addresses: the call is the instruction before.
+            lines = self._program(path).lines(offset - (depth > 0))
+            frames += [Frame(line.function, self._relative(line), line.line) for line in lines]
+        return tuple(frames)
+
+    def lines(self, raw: Sequence[tuple[str, int]]) -> list[dict[str, str | int]]:
+        """The stack as in the reports: trimmed, [{"function", "file", "line"}]."""
+        # The same few readers, window after window.
+        programs = tuple(self._program(path) for path in dict.fromkeys(path for path, _ in raw))
+        key = programs, tuple(raw)
+        if key not in self._trimmed:
+            self._trimmed[key] = trim(self.stack(raw))
+        return [{"function": f.function, "file": f.file, "line": f.line} for f in self._trimmed[key]]
+
+    def _program(self, path: str) -> _Program:
+        # A service that was built anew and restarted has other lines under the same name.
+        key = key_of(path)
+        if key == (path, 0, 0):
+            # Gone, as a container's files are with its last process: then it is the one known by that name.
+            key = next((known for known in reversed(self._programs) if known[0] == path), key)
+        if key not in self._programs:
+            self._programs[key] = _Program(path)
+        return self._programs[key]
+
+    def _relative(self, line: Line) -> str:
+        """The file as its developers call it: from the root of the tests, or from that of its module."""
+        file = line.file
+        if package_root(line.function) in STANDARD:
+            return file.rpartition("/src/")[2]
+        path = Path(file)
+        if path.is_relative_to(self._rootdir):
+            return str(path.relative_to(self._rootdir))
+        _, cache, module = file.rpartition("/pkg/mod/")
+        if cache:
+            return module
+        if path.is_absolute():
+            root = next((p for p in path.parents if (p / "go.mod").is_file()), None)
+            return str(path.relative_to(root)) if root else file
+        if "@" not in file:  # built with -trimpath: the module's path stands for its directory
+            for first in range(1, len(path.parts)):
+                shorter = Path(*path.parts[first:])
+                if (self._rootdir / shorter).is_file():
+                    return str(shorter)
+        return file
+
+
+class _Program:
+    """One executable."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lines: dict[int, tuple[Line, ...]] = {}
+        self._segments: Sequence[Segment] = ()
+        self._table: PcLineTable | None = None
+        try:
+            with open(path, "rb") as f:
+                self._segments = load_segments(f)
+            self._table = PcLineTable(path)
+            self._segments = self._table.segments
+        except (OSError, ValueError):
+            pass
+
+    def lines(self, offset: int) -> tuple[Line, ...]:
+        """The calls at an offset in the file, innermost first; at least one, if an unknown one."""
+        if offset not in self._lines:
+            address = self._address(offset)
+            found = self._table.lines(address) if self._table else self._addr2line(address)
+            unknown = Line("?", f"{Path(self._path).name}+{address:#x}", 0)
+            self._lines[offset] = found or (unknown,)
+        return self._lines[offset]
+
+    def _address(self, offset: int) -> int:
+        for s in self._segments:
+            if s.offset <= offset < s.offset + s.size:
+                return offset - s.offset + s.address
+        return offset
+
+    def _addr2line(self, address: int) -> tuple[Line, ...]:
+        """For tables in a format younger than this plugin: without inlined calls, better than nothing."""
+        go = shutil.which("go")
+        if go is None:
+            return ()
+        try:
+            run = subprocess.run(
+                [go, "tool", "addr2line", self._path],
+                input=f"{address:#x}\n",
+                capture_output=True,
+                text=True,
+                timeout=DEADLINE,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return ()
+        function, _, place = run.stdout.strip().partition("\n")
+        file, _, line = place.rpartition(":")
+        known = run.returncode == 0 and function not in ("", "?") and line.isdecimal()
+        return (Line(function, file, int(line)),) if known else ()
+
+
+def trim(stack: Sequence[Frame]) -> tuple[Frame, ...]:
+    """The stack from the user's own first frame on, without the runtime's entry at its end.
+
+    Further up only the plumbing is left out: that net/http calls the handler is worth knowing. A
+    stack wholly inside the standard library begins where the plumbing ends.
+    """
+    frames = [frame for frame in stack if frame.file != "<autogenerated>"]
+    while len(frames) > 1 and frames[-1].package_root == "runtime":
+        frames.pop()
+    for apart in (STANDARD | PLUMBING, PLUMBING):
+        for i, frame in enumerate(frames):
+            if frame.package_root not in apart and frame.function != "?":
+                return tuple(f for f in frames[i:] if f.package_root not in PLUMBING)
+    return tuple(frames)

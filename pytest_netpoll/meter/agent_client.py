@@ -1,0 +1,328 @@
+"""Talks to the agent: starts it, and gives every message a deadline."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import queue
+import shlex
+import subprocess
+import threading
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import IO, Any, TypeVar, cast
+
+from pytest_netpoll.errors import UnmeasuredError
+from pytest_netpoll.meter import checks
+from pytest_netpoll.meter.messages import Closed, Opened, Process, Processes, Ready
+from pytest_netpoll.meter.privilege import why_sudo_refused
+from pytest_netpoll.meter.schema import wrong
+from pytest_netpoll.service.patience import QUIET_SECONDS, Say
+
+PROTOCOL = 3
+
+# Seconds. Compiling takes under one on an idle machine; a CI machine is not idle.
+START_DEADLINE = 60.0
+ANSWER_DEADLINE = 10.0
+STOP_DEADLINE = 5.0
+# How long close() waits for the wakeups that are still on their way to their syscall.
+SETTLE_MS = 20
+
+_STDERR_LINES = 15
+NONSENSE = "the eBPF agent answered nonsense"
+
+Answer = TypeVar("Answer")
+
+
+class Probe:
+    """One agent process. Not reusable: when it fails, `failed` says so and a new one is needed.
+
+    argv: from privilege.command. load: what the agent is to load the program for, as in its first message.
+    installed: where the agent for sudo is looked for. say: told what takes longer than a second.
+    All methods raise UnmeasuredError, with the agent's own words where it left any.
+    """
+
+    def __init__(
+        self,
+        argv: list[str],
+        load: Mapping[str, int] = MappingProxyType({}),
+        installed: Path | None = None,
+        say: Say | None = None,
+    ) -> None:
+        self._say = say
+        self.environment: Mapping[str, Any] = {}
+        self.failed: UnmeasuredError | None = None
+        self._argv = argv
+        self._installed = installed
+        self._ids = itertools.count(1)
+        self._lock = threading.Lock()
+        self._ready = False
+        # A file rather than a pipe: nobody has to drain it, and it outlives the agent. In memory, for
+        # /tmp may be full, or not be there.
+        self._stderr: IO[bytes] = open(os.memfd_create("netpoll-agent"), "r+b", 0)  # noqa: SIM115
+        try:
+            self._process = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                env=_environment(),
+                # Ctrl-C in the terminal is for pytest, which then closes the agent's stdin.
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise UnmeasuredError(
+                "the eBPF agent could not be started",
+                why=f"{argv[0]}: {error.strerror}",
+                fix=checks.DOCTOR,
+            ) from None
+        os.register_at_fork(after_in_child=partial(_let_go, weakref.ref(self)))
+        self._started = time.monotonic()
+        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        threading.Thread(target=self._read, name="netpoll-agent", daemon=True).start()
+        with contextlib.suppress(OSError):  # it has ended: whoever waits for it will hear why
+            self._send({"id": 0, "do": "load", **load})
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait_ready(self) -> None:
+        """Returns when the BPF program is compiled and attached."""
+        with self._lock:
+            self._wait_ready()
+
+    def watch(self, pid: int) -> Sequence[Process]:
+        """Starts watching the process and its descendants, which it returns."""
+        return self._ask("watch", Processes, pid=pid)["processes"]
+
+    def unwatch(self, pid: int) -> None:
+        self._ask("unwatch", dict[str, Any], pid=pid)
+
+    def programs(self) -> Sequence[Process]:
+        """All watched processes."""
+        return self._ask("programs", Processes)["processes"]
+
+    def attach(self, pid: int, ready: int, deadline: int | None) -> None:
+        """Counts ready calls in all processes of this one's program, until the last service with it ends.
+
+        ready, deadline: offsets in the program's file.
+        """
+        self._ask("attach", dict[str, Any], pid=pid, ready=ready, deadline=deadline or 0)
+
+    def learn(self, pid: int, layout: Mapping[str, int]) -> None:
+        """Reads the scheduler's counters in all processes of this one's program."""
+        self._ask("learn", dict[str, Any], pid=pid, **layout)
+
+    def open(
+        self,
+        ready_stacks: int = 0,
+        unclaimed: bool = False,
+        io_stacks: int = 0,
+        io_calls: bool = False,
+        cpu_samples: bool = False,
+    ) -> int:
+        """Opens a window over everything watched; returns its number.
+
+        ready_stacks: the stack of one ready call in so many is kept, of none for 0. unclaimed: whether it is
+        kept on which descriptors events found nobody. io_stacks: as ready_stacks, of futile I/O calls;
+        io_calls: whether of all I/O calls. cpu_samples: whether stacks of what uses CPU time are recorded.
+        """
+        return self._ask(
+            "open",
+            Opened,
+            ready_stacks=ready_stacks,
+            unclaimed=int(unclaimed),
+            io_stacks=io_stacks,
+            io_calls=int(io_calls),
+            cpu_samples=int(cpu_samples),
+        )["window"]
+
+    def close(self, window: int) -> Closed:
+        """Closes a window; what was done in it."""
+        return self._ask("close", Closed, window=window, settle_ms=SETTLE_MS)
+
+    def lap(self, window: int, settle_ms: int) -> Closed:
+        """As `close`, and opens the window anew with the same cut."""
+        return self._ask("lap", Closed, window=window, settle_ms=settle_ms)
+
+    def stop(self) -> None:
+        """Ends the agent, and with it everything it has in the kernel."""
+        if not self._ready:
+            self._kill()  # it does not listen yet
+        with contextlib.suppress(OSError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+        try:
+            self._process.wait(STOP_DEADLINE)
+        except subprocess.TimeoutExpired:
+            self._kill()
+        self._stderr.close()
+
+    def _ask(self, do: str, wanted: type[Answer], **arguments: int) -> Answer:
+        """The answer, which is of the type `wanted`."""
+        with self._lock:
+            self._wait_ready()
+            identity = next(self._ids)
+            try:
+                self._send({"id": identity, "do": do, **arguments})
+                answer = self._receive(ANSWER_DEADLINE, f"answer {do!r}")
+            except OSError:
+                raise self._ended() from None
+            except UnmeasuredError:
+                raise
+            except BaseException:
+                # Ctrl-C, pytest-timeout: the answer that is on its way would be taken for the next one's.
+                self._fail("the eBPF agent was given up", why=f"pytest was interrupted in {do!r}")
+                raise
+            if answer.get("id") != identity:
+                raise self._fail("the eBPF agent answered out of turn", why=f"to {do!r}: {answer!r:.200}")
+            if "error" in answer:
+                raise UnmeasuredError(**complaint(answer["error"]))
+            strange = wrong(answer.get("ok"), wanted, "ok")
+            if strange is not None:
+                raise self._fail(NONSENSE, why=f"to {do!r}: {strange}")
+            return cast("Answer", answer["ok"])
+
+    def _send(self, message: Mapping[str, object]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(message).encode() + b"\n")
+        self._process.stdin.flush()
+
+    def _wait_ready(self) -> None:
+        if self.failed is not None:
+            raise self.failed
+        if self._ready:
+            return
+        spent = time.monotonic() - self._started
+        first = self._receive(max(1.0, START_DEADLINE - spent), "start")
+        if "failed" in first:
+            raise self._fail(**complaint(first["failed"]), detail=self._said())
+        ready = first.get("ready")
+        if not isinstance(ready, dict) or ready.get("protocol") != PROTOCOL:
+            raise self._fail("the eBPF agent speaks another protocol", why=f"{first!r:.200}")
+        strange = wrong(ready, Ready, "ready")
+        if strange is not None:
+            raise self._fail(NONSENSE, why=strange)
+        self.environment = ready
+        self._ready = True
+
+    def _receive(self, seconds: float, what: str) -> dict[str, Any]:
+        try:
+            line = self._next_line(seconds, what)
+        except queue.Empty:
+            raise self._fail(
+                f"the eBPF agent did not {what} within {seconds:.3g} s",
+                why="it hangs, or the machine is overloaded",
+                fix=f"try it by hand: {shlex.join(self._argv)}",
+                detail=self._said(),
+            ) from None
+        if line is None:
+            raise self._ended()
+        try:
+            message = json.loads(line, parse_int=_int64)
+        except (ValueError, RecursionError):
+            message = None
+        if not isinstance(message, dict):
+            raise self._fail(NONSENSE, why=f"{line!r:.200}")
+        return message
+
+    def _next_line(self, seconds: float, what: str) -> bytes | None:
+        """None at the end of its output; raises queue.Empty after so many seconds."""
+        if self._say is not None and seconds > QUIET_SECONDS:
+            with contextlib.suppress(queue.Empty):
+                return self._lines.get(timeout=QUIET_SECONDS)
+            self._say(f"waiting for the eBPF agent to {what}")
+            seconds -= QUIET_SECONDS
+        return self._lines.get(timeout=seconds)
+
+    def _ended(self) -> UnmeasuredError:
+        try:
+            status: object = self._process.wait(STOP_DEADLINE)
+        except subprocess.TimeoutExpired:
+            status = "none yet"
+        said = self._said()
+        if self._argv[0] == "sudo" and "password is required" in said:
+            refused = why_sudo_refused(self._argv, self._installed)
+            return self._fail(refused.what, why=refused.why, fix=refused.fix)
+        return self._fail("the eBPF agent ended", why=f"exit status {status}", detail=said)
+
+    def _fail(
+        self, what: str, *, why: str | None = None, fix: str | None = None, detail: str | None = None
+    ) -> UnmeasuredError:
+        """Notes that this agent is of no more use."""
+        # Looked for only where the message knows none: the cause is the machine's then.
+        self.failed = UnmeasuredError(what, why=why, fix=fix or checks.remedy(), detail=detail)
+        self._kill()
+        return self.failed
+
+    def _kill(self) -> None:
+        # Under sudo it is not ours to kill; it ends by itself when its stdin closes.
+        with contextlib.suppress(OSError):
+            self._process.kill()
+        with contextlib.suppress(OSError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_DEADLINE)
+
+    def _said(self) -> str:
+        """The end of the agent's stderr."""
+        try:
+            size = os.fstat(self._stderr.fileno()).st_size
+            text = os.pread(self._stderr.fileno(), 64 << 10, max(0, size - (64 << 10)))
+        except (OSError, ValueError):
+            return ""
+        return "\n".join(text.decode(errors="replace").splitlines()[-_STDERR_LINES:])
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as stdout:
+            for line in stdout:
+                self._lines.put(line)
+        self._lines.put(None)
+
+
+def _environment() -> dict[str, str]:
+    """What the agent, or its sudo, is started with."""
+    # Those of a sudo around pytest, where the agent's own would speak for whom it serves.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SUDO_")}
+    # That sudo asks for a password is to be read in what it says. No more of the locale than that: sudo
+    # passes it on to the agent, who reads file names by it.
+    return kept | {"LANGUAGE": "C"}
+
+
+def _let_go(probe: weakref.ref[Probe]) -> None:
+    """In a process that pytest forked without exec: it must not keep the agent when pytest is killed."""
+    if (alive := probe()) is not None and alive._process.stdin is not None:
+        with contextlib.suppress(OSError):
+            alive._process.stdin.close()
+        # Nor would it hear an answer. As one that never got ready: no other agent is started in its place.
+        alive.environment = {}
+        alive.failed = UnmeasuredError(
+            "a test in a process that was forked from pytest's is not measured",
+            why="the eBPF agent answers the process only that started it",
+            fix="run it without --forked",
+        )
+
+
+def _int64(text: str) -> int:
+    """A number that the kernel may have counted; others are too large to reckon with."""
+    number = int(text)
+    if not -1 << 63 <= number < 1 << 64:
+        raise ValueError(f"{text:.30} is beyond 64 bits")
+    return number
+
+
+def complaint(said: object) -> dict[str, str]:
+    """What the agent says failed, and the fix, as arguments of an error."""
+    if not isinstance(said, dict) or not isinstance(said.get("what"), str):
+        return {"what": "the eBPF agent failed", "why": f"{said!r:.200}"}
+    fix = said.get("fix")
+    return {"what": said["what"]} | ({"fix": fix} if isinstance(fix, str) else {})

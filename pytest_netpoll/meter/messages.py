@@ -1,0 +1,161 @@
+"""What the agent answers, as types: the probe passes on nothing else. agent/handlers.py makes them.
+
+Times are in ns. Numbers are not checked beyond their kind: who reads a count knows what it can be.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+
+class About(TypedDict):
+    """Which BCC there is; bcc_file: where its module is."""
+
+    bcc: str
+    bcc_file: str
+    python: str
+
+
+class ToldAbout(TypedDict):
+    """To about."""
+
+    about: About
+
+
+class Lack(TypedDict):
+    """Of something that cannot be had here. fix: how it can."""
+
+    what: str
+    fix: str
+
+
+class Ready(TypedDict):
+    """To load. capabilities: those that the agent keeps. typed: whether sys_exit's arguments are.
+    no_cpu_samples: why there are none; None where there are.
+    """
+
+    protocol: int
+    bcc: str
+    python: str
+    kernel: str
+    machine: str
+    capabilities: list[str]
+    follows_children: bool
+    typed: bool
+    no_cpu_samples: Lack | None
+    startup_seconds: float
+    resident_bytes: int
+
+
+class Calibration(TypedDict):
+    """What is proven of a process's poller.
+
+    more_pollers: descriptors that prove another Go runtime in the process. why_not: what was seen instead,
+    None where nothing was. others: descriptors registered with epoll, of which nothing looks like Go's.
+    """
+
+    layout: str | None
+    epfd: int
+    proven: int
+    unproven: int
+    more_pollers: int
+    why_not: str | None
+    others: int
+
+
+class Process(TypedDict):
+    """A watched process.
+
+    root: the watched one it descends from. executable: a path that is good here, None where it is hidden.
+    unwatched: children that there was no room for, or that the kernel did not tell of. foreign: it became
+    another user's.
+    goready, scheduler: whether attach or learn was called for the program that it runs.
+    """
+
+    pid: int
+    root: int
+    executable: str | None
+    exited: bool
+    unwatched: int
+    foreign: bool
+    calibration: Calibration
+    goready: bool
+    scheduler: bool
+
+
+class Wakeup(TypedDict):
+    """Where a goroutine was woken. stack: [file, offset in it], innermost first."""
+
+    direction: str
+    syscall: str | None
+    fd_type: str | None
+    local: str | None
+    peer: str | None
+    stack: list[list[Any]]
+
+
+class Offender(Wakeup):
+    """offence: one of agent/counters/offenders.py; for "ready", "futile" and "io" the count is an estimate.
+    outcome: how the I/O call ended, of these two.
+    """
+
+    offence: str
+    count: int
+    outcome: str | None
+
+
+class SlowWakeup(Wakeup):
+    """at_ns: since the window opened. goid: the words of its g that may hold the goroutine's id."""
+
+    latency_ns: int
+    at_ns: int
+    goid: list[int]
+
+
+class Measured(Process):
+    """A process in a window. None of the optional counters: not counted.
+
+    io_outcomes: how its I/O calls ended -> calls. futile: [syscall, outcome, calls].
+    unprobed: children that came and went before probes were there, counted with the service's first process.
+    """
+
+    counters: dict[str, int]
+    histogram: dict[str, int]
+    latency_max_ns: int
+    ready_calls: int | None
+    deadline_wakeups: int | None
+    dispatches: int | None
+    runq_max: int | None
+    io_outcomes: dict[str, int]
+    futile: list[list[Any]]
+    unprobed: int
+    offenders: list[Offender]
+    slowest: list[SlowWakeup]
+
+
+class Times(TypedDict):
+    """Of all that descended from a root in the window: CPU time used, and waited for: None if none tells."""
+
+    cpu_ns: int
+    run_delay_ns: int | None
+
+
+class Processes(TypedDict):
+    """To watch: those of that root; to programs: all."""
+
+    processes: list[Process]
+
+
+class Opened(TypedDict):
+    """To open."""
+
+    window: int
+
+
+class Closed(TypedDict):
+    """To close and lap, by the root's pid. timelines: rows of agent/counters/timeline.py."""
+
+    duration_ns: int
+    services: dict[str, list[Measured]]
+    timelines: dict[str, list[list[float]]]
+    times: dict[str, Times]

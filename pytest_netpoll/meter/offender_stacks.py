@@ -1,0 +1,187 @@
+"""Whose line was woken in vain: the agent's raw stacks, resolved, trimmed and put together."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+from pytest_netpoll.gobinary.symbols import PLUMBING, Frame, Symbolizer, trim
+
+# Of an entry's fields: those that are texts, and those that may be None besides.
+_TEXTS = ("offence", "direction")
+_OPTIONAL_TEXTS = ("syscall", "fd_type", "local", "peer", "outcome")
+
+# Of a connection per client the place in the code matters, not each of a thousand peers.
+Place = tuple[Any, ...]
+
+# The inner end of every ready call; the closure goes by other names in each version of Go.
+_IN_COMMON = re.compile(
+    r"runtime\.(ready|goready|netpollgoready|readyWithTime|systemstack)"
+    r"|(runtime|_|sync|internal/\S+)\.(\S+\.)?goready\.func1"
+)
+
+# The GC (which a goroutine may have to help), its sweeper and scavenger, and what runs finalizers.
+_BACKGROUND = re.compile(
+    r"runtime\.(gc[A-Z]|bgsweep|bgscavenge|forcegchelper|runfinq|runFinalizers|runCleanups|suspendG|resumeG|sysmon)"
+)
+
+# Stands for the runtime where it runs for nobody in particular.
+_SCHEDULING = Frame("runtime.schedule", "runtime/proc.go", 0)
+_SCHEDULER = [dataclasses.asdict(_SCHEDULING)]
+
+# offence -> the counter of all of them, kept or not. What is recorded as a sample only is not here.
+_COUNTERS = {"spurious": "spurious_wakeups", "stale": "stale_retries", "unclaimed": "unclaimed_events"}
+
+
+def collect(
+    raw: Sequence[Mapping[str, Any]], symbolizer: Symbolizer, counters: Mapping[str, int]
+) -> tuple[dict[str, Any], ...]:
+    """Offenders as in the JSON report, the worst first.
+
+    raw: [{"offence", "count", "direction", "syscall", "outcome", "fd_type", "local", "peer", "stack": [[file,
+    offset]]}] over all processes of a service. counters: the service's. share: of all vain wakeups
+    (retries, unclaimed events) that were counted, so that shares add up to less than 1 where the kernel's
+    table of offenders had no room; of ready calls and I/O calls, of those in the sample.
+    Raises ValueError, KeyError or TypeError where `raw` is something else.
+    """
+    places: dict[Place, list[Mapping[str, Any]]] = defaultdict(list)
+    # A loop is seen running on each of its lines: it is one place, for which the line seen most often stands.
+    lines: dict[tuple[str, ...], Counter[tuple[Frame, ...]]] = defaultdict(Counter)
+    totals: dict[str, int] = defaultdict(int)
+    for entry in raw:
+        _check(entry)
+        frames = symbolizer.stack([(str(path), int(offset)) for path, offset in entry["stack"]])
+        ready = entry["offence"] == "ready"
+        stack = trim(_callers(frames) if ready else frames)
+        where: tuple[Any, ...] = stack
+        if entry["offence"] == "cpu":
+            stack = _running(frames, stack)
+            where = tuple(frame.function for frame in stack)
+            lines[where][stack] += entry["count"]
+        kind = tuple(entry[name] for name in ("offence", "direction", "syscall", "outcome", "fd_type"))
+        places[(*kind, ready and by_the_runtime(frames), where)].append(entry)
+        totals[entry["offence"]] += entry["count"]
+    totals = _all(totals, counters)
+    merged = []
+    for (offence, direction, syscall, outcome, fd_type, runtime, where), entries in places.items():
+        count = sum(entry["count"] for entry in entries)
+        stack = lines[where].most_common(1)[0][0] if offence == "cpu" else where
+        merged.append(
+            {
+                "offence": offence,
+                "count": count,
+                "share": count / totals[offence],
+                "direction": direction,
+                "syscall": syscall,
+                "outcome": outcome,
+                "runtime": runtime,
+                "fd_type": fd_type,
+                "local": _common(entry["local"] for entry in entries),
+                "peer": _common(entry["peer"] for entry in entries),
+                "stack": [dataclasses.asdict(frame) for frame in stack],
+            }
+        )
+    return tuple(sorted(merged, key=lambda offender: (offender["stack"] == _SCHEDULER, -offender["count"])))
+
+
+def _running(frames: Sequence[Frame], trimmed: tuple[Frame, ...]) -> tuple[Frame, ...]:
+    """Of a CPU sample's stack what tells it from others. frames: all of it. trimmed: as the user sees it.
+
+    The scheduler runs on a stack of its own. Whose call brought it there matters where that is a yield: who
+    parks has nothing to do with how long the scheduler looks for others.
+    """
+    # Where a stack's end is reached amid a function, what seems to come next is nothing known.
+    known = [frame for frame in frames if frame.function != "?"]
+    if known and known[0].function == "runtime.gopark":
+        return (_SCHEDULING,)
+    for frame in known:
+        if frame.package_root not in PLUMBING:
+            return trimmed
+        if _BACKGROUND.match(frame.function):
+            return (frame,)
+    return (_SCHEDULING,) if known else trimmed
+
+
+def _all(kept: Mapping[str, int], counters: Mapping[str, int]) -> dict[str, int]:
+    """Offence -> how many there were. kept: of them, what `raw` tells of."""
+    # A wakeup that is resolved while the counters are read may be among the offenders alone.
+    return {
+        offence: max(count, counters.get(_COUNTERS.get(offence, ""), 0)) for offence, count in kept.items()
+    }
+
+
+def _callers(frames: Sequence[Frame]) -> Sequence[Frame]:
+    """Of a ready call's stack what tells it from others.
+
+    Nobody calls the scheduler, which finds a timer expired: below it the stack is that of a goroutine
+    that happened to park before.
+    """
+    names = [frame.function for frame in frames]
+    if "runtime.schedule" in names:
+        frames = frames[: names.index("runtime.schedule")]
+    return [frame for frame in frames if not _IN_COMMON.fullmatch(frame.function)] or frames
+
+
+def by_the_runtime(frames: Sequence[Frame]) -> bool:
+    """Whether a ready call was made by the runtime's own background work. frames: innermost first.
+
+    A finalizer's own calls are the program's, though the runtime runs it.
+    """
+    for inner, frame in zip((None, *frames), frames, strict=False):
+        if _BACKGROUND.match(frame.function):
+            return True
+        if (
+            frame.function == "runtime.findRunnable"
+            and inner is not None
+            and inner.function == "runtime.ready"
+        ):
+            return True  # it wakes the goroutine that runs finalizers
+        if frame.package_root not in PLUMBING:
+            return False
+    return False
+
+
+def runtime_ready_calls(offenders: Iterable[Mapping[str, Any]], ready_calls: int) -> int:
+    """How many of the ready calls the runtime made. offenders: as `collect` gives them, of all callers."""
+    callers = [offender for offender in offenders if offender["offence"] == "ready"]
+    recorded = sum(offender["count"] for offender in callers)
+    runtimes = sum(offender["count"] for offender in callers if offender["runtime"])
+    return round(ready_calls * runtimes / recorded) if recorded else 0
+
+
+def _check(entry: Mapping[str, Any]) -> None:
+    count = entry["count"]
+    texts = [entry[name] for name in _TEXTS]
+    texts += [entry[name] for name in _OPTIONAL_TEXTS if entry[name] is not None]
+    if not isinstance(count, int) or count <= 0 or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"offender {dict(entry)!r:.200}")
+
+
+def total(
+    laps: Iterable[Sequence[Mapping[str, Any]]], counters: Mapping[str, int]
+) -> tuple[dict[str, Any], ...]:
+    """The offenders of several windows together, as `collect` gives those of one. counters: their sums."""
+    merged: dict[str, dict[str, Any]] = {}
+    totals: dict[str, int] = defaultdict(int)
+    for offender in chain.from_iterable(laps):
+        totals[offender["offence"]] += offender["count"]
+        place = repr([offender.get(name) for name in ("offence", "direction", "syscall", "outcome", "stack")])
+        known = merged.setdefault(place, {**offender, "count": 0})
+        known["count"] += offender["count"]
+        # Of a connection that was closed before anybody looked, the kind is not known any more.
+        known["fd_type"] = _common({known["fd_type"], offender["fd_type"]} - {"closed"} or {"closed"})
+        for end in ("local", "peer"):
+            known[end] = _common((known[end], offender[end]))
+    totals = _all(totals, counters)
+    for known in merged.values():
+        known["share"] = known["count"] / totals[known["offence"]]
+    return tuple(sorted(merged.values(), key=lambda offender: -offender["count"]))
+
+
+def _common(values: Any) -> str | None:
+    distinct = set(values)
+    return distinct.pop() if len(distinct) == 1 else None

@@ -1,0 +1,165 @@
+"""How pytest comes by an agent that may load BPF: by its own rights, or through sudo.
+
+Whoever can change a program that sudo starts for them without a password is root. So the agent that an
+ordinary user may start by a line in sudoers is a copy that belongs to root, which is looked over before
+each use; install_agent.py makes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import shutil
+import struct
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pytest_netpoll.agent.security.trust import distrust
+from pytest_netpoll.errors import UnmeasuredError
+
+HERE = Path(__file__).parents[1]
+AGENT = HERE / "agent"
+SYSTEM_PYTHON = Path("/usr/bin/python3")
+INSTALLED = Path("/usr/local/lib/pytest-netpoll")
+# By its path: what a virtual environment puts on PATH is not on sudo's.
+AS_ROOT = f"sudo {shlex.quote(sys.executable)}"
+INSTALL = f"{AS_ROOT} -m pytest_netpoll install-agent"
+UNVERIFIED = "--unverified"  # agent/__main__.py
+
+# linux/capability.h. The first two load BPF programs; CAP_SYS_ADMIN stands for both.
+BPF = 1 << 39
+PERFMON = 1 << 38
+SYS_ADMIN = 1 << 21
+
+_VFS_CAP_EFFECTIVE = 1
+
+
+def bpf_sources() -> Path:
+    """The directory of netpoll.c: inside the installed package, or beside it in a checkout."""
+    for directory in (HERE / "bpf", HERE.parent / "bpf"):
+        if (directory / "netpoll.c").is_file():
+            return directory
+    raise UnmeasuredError(
+        "the BPF program is missing from the installation",
+        why=f"there is no {HERE / 'bpf' / 'netpoll.c'}",
+        fix="pip install --force-reinstall pytest-netpoll",
+    )
+
+
+def command(python: Path | None, sudo: Literal["auto", "never"], installed: Path | None = None) -> list[str]:
+    """The agent's command line. UnmeasuredError when it cannot be had with the privileges at hand.
+
+    installed: where install-agent put the copy for sudo.
+    """
+    interpreter, own = python or SYSTEM_PYTHON, own_command(python)
+    bpf_sources()
+    if os.geteuid() == 0 or may_load_bpf(interpreter):
+        return own
+    if sudo == "never":
+        raise UnmeasuredError(
+            "eBPF needs root",
+            why="pytest is neither root nor has CAP_BPF and CAP_PERFMON, and --netpoll-sudo=never is set",
+            fix=f"{AS_ROOT} -m pytest …",
+        )
+    if shutil.which("sudo") is None:
+        raise UnmeasuredError(
+            "eBPF needs root",
+            why="pytest is neither root nor has CAP_BPF and CAP_PERFMON, and there is no sudo",
+            fix=f"as root: {shlex.quote(sys.executable)} -m pytest …",
+        )
+    copy = installed or INSTALLED
+    return ["sudo", "-n", "--", *(agent_command(interpreter, copy / "agent") if is_usable(copy) else own)]
+
+
+def own_command(python: Path | None) -> list[str]:
+    """Starts our own agent with the rights we have. UnmeasuredError without the Python it needs."""
+    interpreter = python or SYSTEM_PYTHON
+    if not os.access(interpreter, os.X_OK):
+        raise UnmeasuredError(
+            f"there is no Python at {interpreter}",
+            why="the agent needs the system's Python, for which the distribution packages BCC",
+            fix="install it, or name it with --netpoll-python=PATH",
+        )
+    return [*agent_command(interpreter, AGENT), UNVERIFIED]
+
+
+def agent_command(interpreter: Path, agent: Path) -> list[str]:
+    """What a line in sudoers allows, word by word; so nothing in it differs from run to run."""
+    # -I: nothing of the user's environment or working directory is imported as root.
+    return [str(interpreter), "-I", "-B", str(agent)]
+
+
+def is_usable(copy: Path) -> bool:
+    """Whether there is an installed agent, of this version; UnmeasuredError where others can change it."""
+    if not (copy / "agent").exists():
+        return False
+    for part in (copy / "agent", copy / "bpf"):
+        reason = distrust(str(part))
+        if reason is not None:
+            raise UnmeasuredError(
+                f"the agent installed in {copy} is not safe to start with sudo",
+                why=reason,
+                fix=f"sudo rm -r {copy}, find out who did that, then {install_command(copy)}",
+            )
+    return digest(copy / "agent", copy / "bpf") == digest(AGENT, bpf_sources())
+
+
+def install_command(copy: Path) -> str:
+    return INSTALL if copy == INSTALLED else f"{INSTALL} --prefix {copy}"
+
+
+def why_sudo_refused(argv: Sequence[str], installed: Path | None) -> UnmeasuredError:
+    """For a user whose sudo asks for a password. argv: what was to be started."""
+    copy = installed or INSTALLED
+    if str(copy / "agent") in argv:
+        why = f"sudo does not let this user start the agent in {copy} without a password"
+    elif (copy / "agent").exists():
+        why = f"the agent installed in {copy} is of another version, and sudo asks for a password"
+    else:
+        why = "pytest is not root and sudo asks for a password"
+    return UnmeasuredError(
+        "eBPF needs root",
+        why=why,
+        fix=f"{install_command(copy)} --sudoers, once; or sudo -v, then pytest again in the same terminal",
+    )
+
+
+def may_load_bpf(interpreter: Path) -> bool:
+    """Whether what is started with the interpreter has the capabilities: ambient ones, or the file's."""
+    have = _ambient() | _of_file(interpreter)
+    return bool(have & SYS_ADMIN) or have & (BPF | PERFMON) == BPF | PERFMON
+
+
+def _ambient() -> int:
+    with open("/proc/self/status") as file:
+        return next((int(line.split()[1], 16) for line in file if line.startswith("CapAmb:")), 0)
+
+
+def _of_file(path: Path) -> int:
+    try:
+        raw = os.getxattr(path, "security.capability")
+    except OSError:
+        return 0
+    # Revision and flags, then permitted and inheritable: the low halves, and the high ones.
+    magic, low, _, high, _ = struct.unpack("<5I", raw[:20].ljust(20, b"\0"))
+    return low | high << 32 if magic & _VFS_CAP_EFFECTIVE else 0
+
+
+def digest(agent: Path, bpf: Path) -> str:
+    """Of all that the agent consists of."""
+    whole = hashlib.sha256()
+    for root in (agent, bpf):
+        for path in parts(root):
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            whole.update(f"{path.relative_to(root)} {content}\n".encode())
+    return whole.hexdigest()
+
+
+def parts(root: Path) -> Iterator[Path]:
+    """The files under the directory that the agent is made of, in the same order anywhere."""
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and path.suffix in (".py", ".c", ".h"):
+            yield path

@@ -1,0 +1,95 @@
+"""What can be counted of each watched program beyond its wakeups: ready calls, the scheduler's counters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TypeVar
+
+from pytest_netpoll.errors import Reason, UnmeasuredError
+from pytest_netpoll.gobinary import ready_sites, scheduler_layout
+from pytest_netpoll.gobinary.elf import Key, key_of
+from pytest_netpoll.meter.agent_client import Probe
+from pytest_netpoll.meter.messages import Measured, Process
+from pytest_netpoll.service.build import go_version_of_program
+
+T = TypeVar("T")
+
+
+class Programs:
+    """Asks the agent for what each program allows, and remembers why not.
+
+    count_ready: whether ready calls are wanted, which are not free.
+    """
+
+    def __init__(self, count_ready: bool) -> None:
+        self.count_ready = count_ready
+        self._sites: dict[Key, ready_sites.Sites | UnmeasuredError] = {}
+        self._layouts: dict[Key, Mapping[str, int] | UnmeasuredError] = {}
+        # By the agent, last time; by (subject, program).
+        self._refusals: dict[tuple[str, Key], UnmeasuredError] = {}
+
+    def prepare(self, agent: Probe, processes: Iterable[Process]) -> None:
+        """What cannot be had of these is remembered, not raised."""
+        for process in processes:
+            pid, path = process["pid"], process["executable"]
+            if process["exited"] or not path or go_version_of_program(path) is None:
+                continue
+            if self.count_ready and not process["goready"]:
+                self._ask("goready", path, partial(self._attach, agent, pid))
+            if not process["scheduler"]:
+                self._ask("scheduler", path, partial(self._learn, agent, pid))
+
+    def why_no_ready_calls(self, process: Measured) -> Reason:
+        return self._why("goready", process)
+
+    def why_no_deadlines(self, process: Measured) -> Reason:
+        if process["ready_calls"] is None:
+            return self._why("goready", process)
+        version = go_version_of_program(process["executable"] or "")
+        return Reason(f"{ready_sites.DEADLINE} is not there in {version}")
+
+    def why_no_scheduler(self, process: Measured) -> Reason:
+        if process["exited"]:
+            return Reason(f"process {process['pid']} has ended, and its memory with it")
+        return self._why("scheduler", process)
+
+    def _why(self, subject: str, process: Measured) -> Reason:
+        path = process["executable"] or ""
+        if go_version_of_program(path) is None:
+            return Reason(f"the program of process {process['pid']}, {process['executable']}, cannot be read")
+        refusal = self._refusals.get((subject, key_of(path)))
+        if refusal is not None:
+            return refusal.reason
+        return Reason(
+            f"process {process['pid']} began to run {path} while it was measured",
+            why="part of that was missed",
+            fix="start it before, in a fixture",
+        )
+
+    def _ask(self, subject: str, path: str, ask: Callable[[Key], None]) -> None:
+        key = key_of(path)
+        self._refusals.pop((subject, key), None)
+        try:
+            ask(key)
+        except UnmeasuredError as error:
+            self._refusals[subject, key] = error
+
+    def _attach(self, agent: Probe, pid: int, key: Key) -> None:
+        sites = _remembered(self._sites, key, ready_sites.find_sites)
+        agent.attach(pid, sites.ready, sites.deadline)
+
+    def _learn(self, agent: Probe, pid: int, key: Key) -> None:
+        agent.learn(pid, _remembered(self._layouts, key, scheduler_layout.find_layout))
+
+
+def _remembered(known: dict[Key, T | UnmeasuredError], key: Key, find: Callable[[str], T]) -> T:
+    if key not in known:
+        try:
+            known[key] = find(key[0])
+        except UnmeasuredError as error:
+            known[key] = error
+    found = known[key]
+    if isinstance(found, UnmeasuredError):
+        raise found
+    return found

@@ -1,0 +1,43 @@
+"""Who was woken late: the agent's slowest wakeups, with their goroutines named and their stacks resolved."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pytest_netpoll.gobinary.symbols import Symbolizer
+
+MOST = 8
+
+# Minor version of Go -> which of the agent's two words is runtime.g's goid: it is at 152, save where a
+# field stood before it (at 160). From the DWARF of each of these versions.
+_GOID_WORD = {**dict.fromkeys(range(19, 28), 0), 23: 1, 24: 1}
+_VERSION = re.compile(r"go1\.([0-9]+)(?![0-9])")
+
+
+def collect(raw: Sequence[Mapping[str, Any]], symbolizer: Symbolizer) -> tuple[dict[str, Any], ...]:
+    """The slowest wakeups as in the JSON report, the worst first.
+
+    raw: [{"latency_ns", "at_ns", "goid": [word, word], "go_version", "direction", "syscall", "fd_type",
+    "local", "peer", "stack": [[file, offset]]}] over all processes of a service.
+    """
+    worst = sorted(raw, key=lambda wakeup: -int(wakeup["latency_ns"]))[:MOST]
+    return tuple(
+        {
+            "latency_ns": wakeup["latency_ns"],
+            "at_ms": round(wakeup["at_ns"] / 1e6, 3),
+            "goroutine": goroutine(wakeup["goid"], wakeup["go_version"]),
+            **{name: wakeup[name] for name in ("direction", "syscall", "fd_type", "local", "peer")},
+            "stack": symbolizer.lines([(str(path), int(offset)) for path, offset in wakeup["stack"]]),
+        }
+        for wakeup in worst
+    )
+
+
+def goroutine(words: Sequence[int], go_version: str) -> int | None:
+    """The goroutine's id; None for versions of Go in which its place is not known."""
+    match = _VERSION.match(go_version)
+    word = _GOID_WORD.get(int(match[1])) if match else None
+    # 0: the memory of g could not be read.
+    return None if word is None else words[word] or None

@@ -1,0 +1,342 @@
+"""Now against then: what got worse than a baseline by more than is tolerated."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from pytest_netpoll.errors import Reason
+from pytest_netpoll.model import units
+from pytest_netpoll.model.limits import MIN_WAKEUPS, Limits
+from pytest_netpoll.model.metrics import METRICS, Measurement, Metric, Value, resolved_wakeups
+from pytest_netpoll.model.tolerance import Tolerance
+from pytest_netpoll.model.verdict import Verdict
+
+# What of the environment decides whether times can be compared, besides each service's own.
+ENVIRONMENT_KEYS = ("kernel", "arch", "plugin")
+# Wakeups beyond a percentile. Over fewer it jumps between windows of one and the same service: with 200
+# wakeups a p99 is one of the two slowest, which is worse than its baseline every tenth time.
+_IN_TAIL = 10
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one service measured in one test, now or then. metrics: in their canonical units."""
+
+    metrics: Mapping[str, Value]
+    go_version: str | None = None
+    gomaxprocs: int | None = None
+    unmeasured: Reason | None = None
+
+    @classmethod
+    def of(cls, measurement: Measurement) -> Sample:
+        return cls(
+            measurement.metrics, measurement.go_version, measurement.gomaxprocs, measurement.unmeasured
+        )
+
+
+Samples: TypeAlias = Mapping[str, Sample]  # by service
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What was measured once. name: as users call it. tests: by nodeid."""
+
+    name: str
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    tests: Mapping[str, Samples] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What must not get worse, and where times are compared: auto refuses in another environment."""
+
+    tolerances: Sequence[Tolerance] = ()
+    latencies: Literal["auto", "always"] = "auto"
+
+
+@dataclass(frozen=True)
+class Regression:
+    """measured, baseline: in the metric's canonical unit. again: what measuring again gave.
+
+    metric: the one that was compared, which for too few wakeups is not the tolerance's own.
+    """
+
+    service: str
+    metric: str
+    measured: int | float
+    baseline: int | float
+    tolerance: Tolerance
+    source: str
+    again: tuple[int | float, ...] = ()
+
+    @property
+    def limit(self) -> float:
+        return self.tolerance.limit(self.baseline)
+
+    def __str__(self) -> str:
+        show = METRICS[self.metric].format
+        measured, baseline = units.show_apart(self.measured, self.baseline, show)
+        again = f" (again {', '.join(map(show, self.again))})" if self.again else ""
+        asked = self.tolerance.metric
+        instead = "" if asked == self.metric else f" (too few wakeups for {asked})"
+        return (
+            f"{self.service}: {self.metric} {measured}{again} > {baseline} {self.tolerance.text} "
+            f"of baseline {self.source}{instead}"
+        )
+
+
+@dataclass(frozen=True)
+class Change:
+    """A metric that is another one than it was, whether that was judged or not, for better or worse."""
+
+    service: str
+    metric: str
+    baseline: int | float
+    measured: int | float
+
+    def __str__(self) -> str:
+        show = METRICS[self.metric].format
+        return f"{self.metric} {' → '.join(units.show_apart(self.baseline, self.measured, show))}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Of one test.
+
+    outcome: "new" where the baseline does not know the test. then: the baseline's numbers.
+    unmeasured: what was to be compared and was not measured now.
+    notes: what was not compared for another reason, and what measuring again did not confirm.
+    measured: how often the test was measured, once and again. judged: whether there were rules; without them
+    nothing is worse, whatever changed. changes: by more than two runs of the same differ by chance.
+    """
+
+    baseline: str
+    known: bool
+    then: Samples
+    regressions: tuple[Regression, ...] = ()
+    unmeasured: tuple[Reason, ...] = ()
+    notes: tuple[str, ...] = ()
+    measured: int = 1
+    judged: bool = True
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def outcome(self) -> Literal["passed", "regressed", "unmeasured", "new"]:
+        if self.regressions:
+            return "regressed"
+        if self.unmeasured:
+            return "unmeasured"
+        return "passed" if self.known else "new"
+
+    @property
+    def reasons(self) -> list[Reason]:
+        """What keeps the test from passing."""
+        return [*(Reason(str(regression)) for regression in self.regressions), *self.unmeasured]
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether a regression rests on a time, which on a shared machine may be a lie."""
+        return any(METRICS[regression.metric].is_time for regression in self.regressions)
+
+    def confirm(self, again: Samples) -> Comparison:
+        """After one more measurement: a time that was worse only once did not get worse."""
+        kept: list[Regression] = []
+        notes = list(self.notes)
+        for regression in self.regressions:
+            metric = METRICS[regression.metric]
+            if not metric.is_time:
+                kept.append(regression)
+                continue
+            sample = again.get(regression.service)
+            value = sample.metrics.get(metric.name) if sample and sample.unmeasured is None else None
+            if value is None or value > regression.limit:
+                # Not to be measured is no proof that all is well.
+                more = () if value is None else (value,)
+                kept.append(dataclasses.replace(regression, again=(*regression.again, *more)))
+            else:
+                notes.append(
+                    f"{regression.service}: {metric.name} {metric.format(regression.measured)} was not "
+                    f"confirmed: {metric.format(value)} when measured again"
+                )
+        return dataclasses.replace(
+            self, regressions=tuple(kept), notes=tuple(notes), measured=self.measured + 1
+        )
+
+
+def compare(
+    nodeid: str,
+    now: Samples,
+    environment: Mapping[str, Any],
+    baseline: Baseline,
+    rules: Rules,
+    limits: Mapping[str, int | float] | None = None,
+    binds: Callable[[str], bool] = lambda _: True,
+) -> Comparison:
+    """One test against its baseline.
+
+    environment: today's, as in the JSON report. limits: as there. binds: whether the test is about the
+    service of that name; what the baseline knows of others is not looked at.
+    """
+    then = baseline.tests.get(nodeid)
+    judged = bool(rules.tolerances)
+    if then is None:
+        missing = f"no baseline {baseline.name} for this test"
+        return Comparison(baseline.name, False, {}, notes=(missing,), judged=judged)
+    regressions: list[Regression] = []
+    changed: list[Change] = []
+    unmeasured: list[Reason] = []
+    notes: list[str] = []
+    minimum = (limits or {}).get("min_wakeups", MIN_WAKEUPS)
+    for service in sorted(then.keys() - now.keys()):
+        if binds(service):
+            missing = f"{service}: is in baseline {baseline.name}, and is not measured any more"
+            notes.append(missing)
+            # One without events may have been another test's: a test that uses none is about all that run.
+            if rules.tolerances and then[service].metrics.get("events"):
+                unmeasured.append(Reason(missing))
+    for service, sample in now.items():
+        if service not in then:
+            notes.append(f"{service}: baseline {baseline.name} does not know this service")
+            continue
+        if sample.unmeasured is not None:
+            if rules.tolerances:
+                unmeasured.append(Reason.of(sample.unmeasured).about(service))
+            continue
+        before = then[service]
+        differences = _differences(environment, sample, baseline.environment, before)
+        refused = rules.latencies == "auto" and bool(differences)
+        if refused and (not rules.tolerances or any(METRICS[t.metric].is_time for t in rules.tolerances)):
+            notes.append(
+                f"{service}: times were not compared: {', '.join(differences)} "
+                "(--netpoll-compare-latencies=always compares them all the same)"
+            )
+        changed += _changes(service, sample, before, minimum, with_times=not refused)
+        for tolerance in rules.tolerances:
+            metric = METRICS[tolerance.metric]
+            if metric.is_time and refused:
+                continue
+            steady = _steady(metric, sample, before)
+            if steady is not metric:
+                notes.append(
+                    f"{service}: {steady.name} was compared instead of {metric.name}, "
+                    f"which needs {_IN_TAIL} wakeups beyond it: send more traffic"
+                )
+                metric = steady
+            value, old = sample.metrics.get(metric.name), before.metrics.get(metric.name)
+            name = f"{service}: {metric.name}"
+            few = _too_few(sample, minimum) if metric.needs_wakeups else None
+            few_then = _too_few(before, minimum) if metric.needs_wakeups else None
+            if old is None or few_then is not None:
+                notes.append(f"{name} has no baseline: {few_then or 'it was not measured then'}")
+            elif value is None or few is not None:
+                why = Reason(few) if few is not None else metric.absent
+                unmeasured.append(why.about(f"{name} cannot be compared"))
+            elif value > tolerance.limit(old):
+                regressions.append(Regression(service, metric.name, value, old, tolerance, baseline.name))
+    return Comparison(
+        baseline.name,
+        True,
+        then,
+        tuple(regressions),
+        tuple(unmeasured),
+        tuple(dict.fromkeys(notes)),
+        judged=judged,
+        changes=tuple(changed),
+    )
+
+
+# Unit -> by how much a metric must differ, of the larger one and at all, to be more than chance.
+_NOTABLE: Mapping[str, tuple[float, float]] = {
+    "share": (0, 0.01),
+    "ratio": (0.1, 0.1),
+    "count": (0.1, 10),
+    "ns": (0.25, 1_000),
+    "s": (0.25, 0.01),
+}
+
+
+def _changes(
+    service: str, now: Sample, then: Sample, minimum: int | float, with_times: bool
+) -> Iterator[Change]:
+    few = _too_few(now, minimum) or _too_few(then, minimum)
+    for metric in METRICS.values():
+        value, old = now.metrics.get(metric.name), then.metrics.get(metric.name)
+        if value is None or old is None or not metric.more_is_worse or (metric.is_time and not with_times):
+            continue
+        if metric.needs_wakeups and (few or _steady(metric, now, then) is not metric):
+            continue
+        share, least = _NOTABLE[metric.unit]
+        if abs(value - old) >= max(least, share * max(value, old)):
+            yield Change(service, metric.name, old, value)
+
+
+def confirmed(comparison: Comparison, reruns: int, measure: Callable[[], Samples]) -> Comparison:
+    """What of it is still true after having measured again, at most so often."""
+    for _ in range(reruns):
+        if not comparison.doubtful:
+            break
+        comparison = comparison.confirm(measure())
+    return comparison
+
+
+def settle(
+    verdict: Verdict, comparison: Comparison | None, mode: Literal["gate", "report", "off"]
+) -> Verdict:
+    """The verdict on limits and baseline together: a regression is as bad as a broken limit."""
+    if comparison is None or mode == "off":
+        return verdict
+    reasons = comparison.reasons
+    if not reasons:
+        return verdict
+    failed = (verdict.gate or verdict.outcome) == "failed" or bool(comparison.regressions)
+    settled = dataclasses.replace(
+        verdict,
+        outcome="failed" if failed else "unmeasured",
+        reasons=tuple(dict.fromkeys([*verdict.reasons, *reasons])),
+    )
+    return settled.in_report_mode() if mode == "report" else settled
+
+
+def samples_of(measurements: Iterable[Measurement], limits: Limits) -> Samples:
+    """Of the services that the test is about."""
+    return {m.service: Sample.of(m) for m in measurements if limits.binds(m.service)}
+
+
+def _steady(metric: Metric, *samples: Sample) -> Metric:
+    """The metric itself, or the highest percentile below it that rests on enough wakeups in all samples."""
+    if metric.tail is None:
+        return metric
+    fewest = min(resolved_wakeups(sample.metrics) for sample in samples)
+    lower = {m.tail: m for m in METRICS.values() if m.tail is not None and m.tail >= metric.tail}
+    steady = [tail for tail in lower if tail * fewest >= _IN_TAIL]
+    return lower[min(steady, default=max(lower))]
+
+
+def _too_few(sample: Sample, minimum: int | float) -> str | None:
+    wakeups, resolved = sample.metrics.get("wakeups"), resolved_wakeups(sample.metrics)
+    if wakeups is None or resolved >= minimum:
+        return None
+    show = METRICS["wakeups"].format
+    few = f"{show(resolved)} resolved" if wakeups >= minimum else show(wakeups)
+    return f"only {few} wakeups, it takes {show(minimum)}"
+
+
+def _differences(
+    environment: Mapping[str, Any], sample: Sample, before: Mapping[str, Any], old: Sample
+) -> list[str]:
+    pairs = {key: (before.get(key), environment.get(key)) for key in ENVIRONMENT_KEYS}
+    pairs["Go"] = (old.go_version, sample.go_version)
+    pairs["GOMAXPROCS"] = (old.gomaxprocs, sample.gomaxprocs)
+    return changes(pairs)
+
+
+def changes(pairs: Mapping[str, tuple[object, object]]) -> list[str]:
+    """What is not as it was, of {name: (then, now)}: "kernel 6.1.0 then, 6.8.0 now"."""
+    return [
+        f"{key} {'unknown' if then is None else then} then, {'unknown' if now is None else now} now"
+        for key, (then, now) in pairs.items()
+        if then != now
+    ]

@@ -1,0 +1,235 @@
+"""\
+netpoll(max_<metric>=..., min_<metric>=..., service="name", runs=1): measure the Go services during the test
+and fail it when a limit is broken. max_<count>_per_second limits a count's rate. Times are "5ms", "250us",
+"1.5s" or a timedelta; max_spurious is "5%" or 0.05. Without limits it only measures and reports. service=
+restricts the limits to one service, also those of markers further in without one; the marker may be
+repeated. runs= repeats the test's call, each in a window of its own, and judges each metric's median. Of
+markers on the test, its class, its module and the ini option netpoll_limits the closest wins, limit by limit.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from pytest_netpoll.errors import UsageError
+from pytest_netpoll.model import units
+from pytest_netpoll.model.metrics import LIMITABLE, METRICS, RATES, Metric
+
+Kind: TypeAlias = Literal["max", "min"]
+
+# Over fewer wakeups a percentile or a share is noise.
+MIN_WAKEUPS = 10
+
+_KINDS: tuple[Kind, ...] = ("max", "min")
+_LIMITS: Mapping[str, tuple[Kind, Metric]] = {
+    **{f"{kind}_{name}": (kind, metric) for name, metric in METRICS.items() for kind in _KINDS},
+    **{f"max_{name}": ("max", metric) for name, metric in RATES.items()},
+}
+_DEFAULTS_WHERE = "ini option netpoll_limits"
+
+
+def help_text() -> str:
+    """The marker's text for `pytest --markers`, with the metrics there are."""
+    description = " ".join(__doc__.split())
+    return f"{description} Metrics: {', '.join(METRICS)}."
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One bound on one metric, or on its rate.
+
+    value: in the metric's canonical unit (times in ns, or s where the metric says so). text: as the
+    user wrote it. service: the only service it binds, None for all. implied: nobody wrote it.
+    """
+
+    kind: Kind
+    metric: str
+    value: int | float
+    text: str
+    service: str | None = None
+    implied: bool = False
+
+    @property
+    def name(self) -> str:
+        """As in the marker: "max_spurious"."""
+        return f"{self.kind}_{self.metric}"
+
+    @property
+    def base(self) -> str:
+        """The metric of the table that it is about."""
+        return LIMITABLE[self.metric].base
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.text}"
+
+    def allows(self, value: int | float) -> bool:
+        return value <= self.value if self.kind == "max" else value >= self.value
+
+
+_IMPLIED_MIN_WAKEUPS = Limit("min", "wakeups", MIN_WAKEUPS, str(MIN_WAKEUPS), implied=True)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """All limits on one test, none of them contradictory.
+
+    limits: as written, at most one per service and name. services: those that a service= named,
+    also where it came without limits. runs: windows that the limits are judged over, >= 1.
+    """
+
+    limits: tuple[Limit, ...] = ()
+    services: tuple[str, ...] = ()
+    runs: int = 1
+
+    def for_service(self, name: str | None) -> tuple[Limit, ...]:
+        """What binds this service: its own limits over the general ones, and the implied min_wakeups.
+
+        None gives the general limits alone.
+        """
+        binding = {limit.name: limit for limit in self.limits if limit.service is None}
+        if name is not None:
+            binding |= {limit.name: limit for limit in self.limits if limit.service == name}
+        if any(LIMITABLE[limit.metric].needs_wakeups for limit in binding.values()):
+            binding.setdefault("min_wakeups", _IMPLIED_MIN_WAKEUPS)
+        return tuple(binding.values())
+
+    def binds(self, name: str) -> bool:
+        """Whether the test is about this service at all: a marker for others leaves it out."""
+        return not self.services or name in self.services or bool(self.for_service(name))
+
+    def as_json(self) -> dict[str, int | float]:
+        """{"max_spurious": 0.05, "min_wakeups": 10, "server:max_latency_p99": 5000000}."""
+        general = self.for_service(None)
+        result = {limit.name: _plain(limit.value) for limit in general}
+        for service in self.services:
+            for limit in self.for_service(service):
+                if limit not in general:
+                    result[f"{service}:{limit.name}"] = _plain(limit.value)
+        return result
+
+
+def _plain(value: int | float) -> int | float:
+    return int(value) if value == int(value) else value
+
+
+def resolve(
+    marks: Sequence[tuple[Sequence[object], Mapping[str, object]]],
+    where: str,
+    defaults: Mapping[str, str] | None = None,
+    levels: Sequence[object] | None = None,
+) -> Limits:
+    """Merge the markers of one test, closest first, each as (args, kwargs), over the ini defaults.
+
+    levels: of each marker what it is on, such as the test's class; None for all on one. A marker without
+    service= is about the services of the markers around it, if they name some.
+    where: the test's name for messages. UsageError on anything the user has to correct.
+    """
+    chosen: dict[tuple[str | None, str], Limit] = {}
+    services: dict[str, None] = {}
+    runs: list[int] = []
+    own = [_read_service(args, kwargs, where) for args, kwargs in marks]
+    for (_, kwargs), about in zip(marks, _inherited(own, levels or [None] * len(own)), strict=True):
+        runs += _read_runs(kwargs, where)
+        for service in about:
+            if service is not None:
+                services[service] = None
+            for limit in _read_limits(_without(kwargs, "service", "runs"), service, where):
+                chosen.setdefault((service, limit.name), limit)
+    runs += _read_runs(defaults or {}, _DEFAULTS_WHERE)
+    for limit in _read_limits(_without(defaults or {}, "runs"), None, _DEFAULTS_WHERE):
+        chosen.setdefault((None, limit.name), limit)
+    limits = Limits(tuple(chosen.values()), tuple(services), runs[0] if runs else 1)
+    for name in (None, *limits.services):
+        _reject_contradictions(limits.for_service(name), where)
+    return limits
+
+
+def _inherited(own: Sequence[str | None], levels: Sequence[object]) -> list[Sequence[str | None]]:
+    """For each marker, closest first, what it is about: its service, else those of the level around it.
+
+    None stands for all services.
+    """
+    about: list[Sequence[str | None]] = []
+    around: Sequence[str | None] = (None,)
+    level: list[str | None] = []
+    for at in reversed(range(len(own))):
+        if at + 1 < len(own) and levels[at] is not levels[at + 1]:
+            around, level = (None,) if None in level else tuple(dict.fromkeys(level)), []
+        names = around if own[at] is None else (own[at],)
+        about.append(names)
+        level += names
+    return about[::-1]
+
+
+def _read_service(args: Sequence[object], kwargs: Mapping[str, object], where: str) -> str | None:
+    if args:
+        raise UsageError(
+            f"{where}: @pytest.mark.netpoll takes no positional arguments, got {args[0]!r}",
+            fix="name the limit, such as max_spurious=0.05",
+        )
+    if "service" not in kwargs:
+        return None
+    service = kwargs["service"]
+    if not isinstance(service, str) or not service:
+        raise UsageError(
+            f"{where}: @pytest.mark.netpoll: service={service!r} is not a name",
+            fix='write the name of one service, such as service="server"',
+        )
+    return service
+
+
+def _read_runs(given: Mapping[str, object], where: str) -> list[int]:
+    """The one that is given, if any."""
+    if "runs" not in given:
+        return []
+    runs = given["runs"]
+    # As text it comes from the ini file.
+    number = int(runs) if isinstance(runs, str) and runs.isascii() and runs.isdecimal() else runs
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise UsageError(
+            f"{where}: @pytest.mark.netpoll: runs={runs!r} is not an integer > 0",
+            fix="write how often to run the test, such as runs=5",
+        )
+    return [number]
+
+
+def _without(given: Mapping[str, object], *names: str) -> dict[str, object]:
+    return {name: value for name, value in given.items() if name not in names}
+
+
+def _read_limits(given: Mapping[str, object], service: str | None, where: str) -> Iterator[Limit]:
+    for name, value in given.items():
+        if name not in _LIMITS:
+            raise UsageError(f"{where}: {_unknown(name)}", fix="see the metrics in: pytest --markers")
+        kind, metric = _LIMITS[name]
+        try:
+            parsed = units.parse(value, metric.unit)
+        except ValueError as error:
+            raise UsageError(f"{where}: bad limit {name}={value!r}", why=str(error)) from None
+        yield Limit(kind, metric.name, parsed, str(value).strip(), service)
+
+
+def _unknown(name: str) -> str:
+    if name in LIMITABLE:
+        return f"unknown limit {name!r}, did you mean 'max_{name}'?"
+    if name == "service":
+        return "'service' is not a limit: a default binds all services"
+    # Bare metric names are candidates too: 'latncy_p99' lacks the prefix and a letter.
+    wanted = {
+        **{known: known for known in (*_LIMITS, "service", "runs")},
+        **{bare: f"max_{bare}" for bare in LIMITABLE},
+    }
+    close = difflib.get_close_matches(name, wanted, n=1)
+    return f"unknown limit {name!r}" + (f", did you mean {wanted[close[0]]!r}?" if close else "")
+
+
+def _reject_contradictions(limits: Iterable[Limit], where: str) -> None:
+    by_name = {limit.name: limit for limit in limits}
+    for limit in by_name.values():
+        lower = by_name.get(f"min_{limit.metric}")
+        if limit.kind == "max" and lower is not None and lower.value > limit.value:
+            implied = " (implied by the limits on spurious or latency)" if lower.implied else ""
+            raise UsageError(f"{where}: no value can satisfy both {limit} and {lower}{implied}")

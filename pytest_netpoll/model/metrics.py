@@ -1,0 +1,564 @@
+"""The metric table, and the numbers it describes: Snapshot (as counted) and Measurement (as read).
+
+`python -m pytest_netpoll.model.metrics` prints the table as Markdown.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Literal, TypeAlias
+
+from pytest_netpoll.errors import Reason
+from pytest_netpoll.model import units
+
+Value: TypeAlias = int | float | None
+
+# The kernel's latency histogram: 16 linear buckets in every octave, exact below 16 ns.
+# bpf/ uses the same constants; a change here is a change of the protocol.
+_SUB_BITS = 4
+_SUB_BUCKETS = 1 << _SUB_BITS
+_MAX_BITS = 40
+BUCKETS = (_MAX_BITS - _SUB_BITS + 1) * _SUB_BUCKETS
+
+
+def bucket_of(ns: int) -> int:
+    """The index, 0 <= index < BUCKETS, of a latency in ns; longer than 2**40-1 ns (18 min) is clamped."""
+    ns = min(ns, (1 << _MAX_BITS) - 1)
+    if ns < _SUB_BUCKETS:
+        return ns
+    shift = ns.bit_length() - 1 - _SUB_BITS
+    return (shift + 1) * _SUB_BUCKETS + (ns >> shift) % _SUB_BUCKETS
+
+
+def bucket_bounds(index: int) -> tuple[int, int]:
+    """The half-open range (low, high_exclusive) of ns that a bucket holds."""
+    if not 0 <= index < BUCKETS:
+        raise ValueError(f"bucket {index} is not in 0..{BUCKETS - 1}")
+    octave, sub = divmod(index, _SUB_BUCKETS)
+    if octave == 0:
+        return sub, sub + 1
+    low = (_SUB_BUCKETS + sub) << (octave - 1)
+    return low, low + (1 << (octave - 1))
+
+
+def percentile(histogram: Mapping[int, int], q: float) -> float | None:
+    """The nearest-rank quantile `q` (0 < q <= 1) in ns, None for no samples.
+
+    histogram: bucket index -> count. The answer is the middle of the bucket's integers, at most
+    3.2 % off (and exact below 32 ns, where a bucket holds one integer).
+    """
+    if not 0 < q <= 1:
+        raise ValueError(f"quantile {q} is not in 0..1")
+    # In floats 0.07 * 100 is 7.000000000000001, whose ceiling is one rank too far.
+    rank = math.ceil(Fraction(str(q)) * sum(histogram.values()))
+    seen = 0
+    for index in sorted(histogram):
+        seen += histogram[index]
+        if 0 < rank <= seen:
+            low, high = bucket_bounds(index)
+            return (low + high - 1) / 2
+    return None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the kernel counted in one window, for one process or for a sum of them.
+
+    counters: by metric name; an absent one was not measured.
+    histogram: wake-to-run latencies, bucket index -> count.
+    io_outcomes: how the I/O calls ended ("data", "end of file", "EAGAIN", …) -> calls, which add up to
+    io_calls. futile: (syscall, outcome) -> futile calls.
+    """
+
+    counters: Mapping[str, int] = field(default_factory=dict)
+    histogram: Mapping[int, int] = field(default_factory=dict)
+    latency_max_ns: int = 0
+    cpu_ns: int | None = None
+    run_delay_ns: int | None = None
+    runq_max: int | None = None
+    io_outcomes: Mapping[str, int] = field(default_factory=dict)
+    futile: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+    def __add__(self, other: Snapshot) -> Snapshot:
+        """The sum over two processes; what either did not measure, the sum does not know."""
+        if not isinstance(other, Snapshot):
+            return NotImplemented
+        return Snapshot(
+            counters={
+                name: count + other.counters[name]
+                for name, count in self.counters.items()
+                if name in other.counters
+            },
+            histogram=dict(Counter(self.histogram) + Counter(other.histogram)),
+            latency_max_ns=max(self.latency_max_ns, other.latency_max_ns),
+            cpu_ns=_sum(self.cpu_ns, other.cpu_ns),
+            run_delay_ns=_sum(self.run_delay_ns, other.run_delay_ns),
+            runq_max=_longest(self.runq_max, other.runq_max),
+            io_outcomes=dict(Counter(self.io_outcomes) + Counter(other.io_outcomes)),
+            futile=dict(Counter(self.futile) + Counter(other.futile)),
+        )
+
+    @classmethod
+    def from_json(cls, message: object) -> Snapshot:
+        """Read an agent's message; ValueError says which field is wrong.
+
+        {"counters": {name: int}, "histogram": {"index": int}, "latency_max_ns": int, "runq_max": int|null,
+        "io_outcomes": {outcome: int}, "futile": [[syscall, outcome, int]]};
+        other fields are not ours to judge. Of a process's times nothing is in it.
+        Optional counters may be absent or null.
+        """
+        if not isinstance(message, Mapping):
+            raise ValueError(f"snapshot: expected an object, got {message!r}")
+        raw_counters = _object(message, "counters")
+        # An unknown name may be a misspelt optional counter, which would silently read as not measured.
+        for name in raw_counters:
+            if name not in COUNTERS and name not in OPTIONAL_COUNTERS:
+                raise ValueError(f"counters: unknown counter {name!r}")
+        counters = {name: _natural(raw_counters.get(name), f"counters.{name}") for name in COUNTERS}
+        for name in OPTIONAL_COUNTERS:
+            if raw_counters.get(name) is not None:
+                counters[name] = _natural(raw_counters[name], f"counters.{name}")
+        histogram = {}
+        for key, count in _object(message, "histogram").items():
+            index = int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() else -1
+            if not 0 <= index < BUCKETS:
+                raise ValueError(f"histogram: {key!r} is not a bucket in 0..{BUCKETS - 1}")
+            histogram[index] = _natural(count, f"histogram.{key}")
+        return cls(
+            counters=counters,
+            histogram=histogram,
+            latency_max_ns=_natural(message.get("latency_max_ns"), "latency_max_ns"),
+            runq_max=_optional_natural(message.get("runq_max"), "runq_max"),
+            io_outcomes={
+                outcome: _natural(count, f"io_outcomes.{outcome}")
+                for outcome, count in _object(message, "io_outcomes").items()
+            },
+            futile=_futile(message.get("futile")),
+        )
+
+
+def _sum(a: int | None, b: int | None) -> int | None:
+    return None if a is None or b is None else a + b
+
+
+def _longest(a: int | None, b: int | None) -> int | None:
+    return None if a is None or b is None else max(a, b)
+
+
+def _object(message: Mapping[str, object], name: str) -> Mapping[str, object]:
+    value = message.get(name)
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name}: expected an object, got {value!r}")
+    return value
+
+
+def _futile(value: object) -> dict[tuple[str, str], int]:
+    if not isinstance(value, list):
+        raise ValueError(f"futile: expected a list, got {value!r:.200}")
+    found: Counter[tuple[str, str]] = Counter()
+    for entry in value:
+        match entry:
+            case [str(syscall), str(outcome), count]:
+                found[syscall, outcome] += _natural(count, "futile")
+            case _:
+                raise ValueError(f"futile: expected [syscall, outcome, calls], got {entry!r:.200}")
+    return dict(found)
+
+
+def _natural(value: object, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{name}: expected an integer >= 0, got {value!r}")
+    return value
+
+
+def _optional_natural(value: object, name: str) -> int | None:
+    return None if value is None else _natural(value, name)
+
+
+# Why a metric may be None.
+_NOT_REPORTED = Reason("the probe did not report it")
+_NO_RESOLVED = Reason("no wakeup was resolved in the window")
+_NO_READY_CALLS = Reason("ready calls were not counted", fix="--netpoll-goready=on")
+_NO_READY_STACKS = Reason(
+    "the callers of ready calls were not recorded",
+    fix="limit them, with max_ready_calls=… or so, or use --netpoll-goready=on",
+)
+_NO_WAKEUPS = Reason("there was no wakeup")
+_NO_SCHEDULER = Reason("the Go scheduler's counters were not found in the service's memory")
+_NO_SCHEDSTAT = Reason(
+    "there is no /proc/PID/schedstat", why="this kernel was built without CONFIG_SCHED_INFO"
+)
+_NO_EVENT = Reason("there was no event")
+
+
+def _no_event_or(reason: Reason) -> Reason:
+    return Reason(f"there was no event, or {reason.headline}", fix=reason.fix)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the table.
+
+    source: "counter" is kept by the kernel, "memory" by the Go runtime and read from the process's memory,
+    "proc" read from /proc, "derived" computed from those.
+    absent: why the metric can be None.
+    read: computes it from a snapshot, in the canonical value of `unit`.
+    tail: of a percentile the share of wakeups beyond it, on which it rests; None for other metrics.
+    more_is_worse: False where more of it is neither good nor bad, so that it cannot regress.
+    adds_up: of a count, whether it grows with the window: what is not so has no rate.
+    of: of a rate the metric that it is the rate of, None of others.
+    """
+
+    name: str
+    unit: units.Unit
+    meaning: str
+    source: Literal["counter", "derived", "memory", "proc"]
+    read: Callable[[Snapshot], Value] = field(repr=False, compare=False)
+    absent: Reason = _NOT_REPORTED
+    more_is_worse: bool = True
+    tail: float | None = None
+    adds_up: bool = True
+    of: str | None = None
+
+    @property
+    def base(self) -> str:
+        """The metric of the table: itself, or what it is the rate of."""
+        return self.of or self.name
+
+    @property
+    def is_time(self) -> bool:
+        """Whether it depends on the machine, and on what else the machine does, as no count does."""
+        return self.unit in ("ns", "s")
+
+    @property
+    def needs_wakeups(self) -> bool:
+        """Whether it is a statistic over wakeups, which says nothing over a few of them."""
+        return self.name == "spurious" or self.name.startswith("latency_")
+
+    def format(self, value: Value, digits: int | None = None) -> str:
+        """`value` for people: 15,000 · 4.8 % · 1.03 · 1.2 ms; an en dash for None."""
+        return units.show(value, self.unit, digits)
+
+
+def _counter(name: str, meaning: str, absent: Reason = _NOT_REPORTED, more_is_worse: bool = True) -> Metric:
+    def read(snapshot: Snapshot) -> int | None:
+        return snapshot.counters.get(name)
+
+    return Metric(name, "count", meaning, "counter", read, absent, more_is_worse)
+
+
+def _pending(snapshot: Snapshot) -> int | None:
+    counters = snapshot.counters
+    if "wakeups" not in counters:
+        return None
+    resolved = ("productive_wakeups", "spurious_wakeups", "abandoned_wakeups")
+    return counters["wakeups"] - sum(counters.get(name, 0) for name in resolved)
+
+
+def _spurious(snapshot: Snapshot) -> float | None:
+    spurious = snapshot.counters.get("spurious_wakeups", 0)
+    resolved = spurious + snapshot.counters.get("productive_wakeups", 0)
+    return spurious / resolved if resolved else None
+
+
+def _per(denominator: str, *names: str) -> Callable[[Snapshot], float | None]:
+    def read(snapshot: Snapshot) -> float | None:
+        counters = snapshot.counters
+        if not counters.get(denominator) or any(name not in counters for name in names):
+            return None
+        return sum(counters[name] for name in names) / counters[denominator]
+
+    return read
+
+
+def _per_event(*names: str) -> Callable[[Snapshot], float | None]:
+    return _per("events", *names)
+
+
+def _latency_max(snapshot: Snapshot) -> int | None:
+    occupied = [index for index, count in snapshot.histogram.items() if count]
+    if not occupied:
+        return None
+    # The kernel stores the histogram and the maximum one after the other: a sample that landed in
+    # between must not make the maximum smaller than what the histogram proves.
+    return max(snapshot.latency_max_ns, bucket_bounds(max(occupied))[0])
+
+
+def _latency(suffix: str, q: float, who: str) -> Metric:
+    def read(snapshot: Snapshot) -> float | None:
+        middle, longest = percentile(snapshot.histogram, q), _latency_max(snapshot)
+        # The middle of the last bucket may lie beyond the longest latency seen.
+        return None if middle is None or longest is None else min(middle, longest)
+
+    meaning = f"wake-to-run time not exceeded by {who}"
+    return Metric(f"latency_{suffix}", "ns", meaning, "derived", read, _NO_RESOLVED, tail=round(1 - q, 6))
+
+
+def _seconds(nanoseconds: int | None) -> float | None:
+    return None if nanoseconds is None else nanoseconds / 1e9
+
+
+_TABLE = (
+    _counter("wakeups", "a readiness event found a goroutine parked on that fd and direction"),
+    _counter("productive_wakeups", "its next I/O syscall there did not return EAGAIN", more_is_worse=False),
+    _counter("spurious_wakeups", "its next I/O syscall there returned EAGAIN"),
+    _counter("abandoned_wakeups", "the fd was closed, or woken again, before any such syscall"),
+    Metric(
+        "pending_wakeups",
+        "count",
+        "not resolved when the window closed",
+        "derived",
+        _pending,
+        more_is_worse=False,
+        adds_up=False,
+    ),
+    Metric("spurious", "share", "spurious / (spurious + productive)", "derived", _spurious, _NO_RESOLVED),
+    _counter("stale_retries", "EAGAIN, no wakeup since, EAGAIN again: a stored readiness was stale"),
+    _counter("events", "epoll events for pollDescs (the runtime's own wake-up fd apart)"),
+    _counter("unclaimed_events", "event directions that found nobody waiting"),
+    _counter("duplicate_events", "event directions that found a readiness already stored"),
+    _counter("parking_events", "event directions that found a goroutine about to park"),
+    _counter("polls", "returns of epoll_wait, epoll_pwait, epoll_pwait2 on the runtime's epoll instance"),
+    _counter("blocking_polls", "polls with a timeout < 0"),
+    _counter("timed_polls", "polls with a timeout > 0"),
+    _counter("nonblocking_polls", "polls with a timeout of 0"),
+    _counter("empty_polls", "non-blocking polls with no event"),
+    _counter("timeout_polls", "timed polls with no event"),
+    _counter("break_polls", "the runtime's own wake-up fd was the only event"),
+    _counter("interrupted_polls", "polls ended by a signal (EINTR)"),
+    Metric("polls_per_event", "ratio", "polls / events", "derived", _per_event("polls"), _NO_EVENT),
+    _counter(
+        "io_calls",
+        "I/O syscalls (reads, writes, accepts, connects, splice, sendfile, … on any descriptor) that "
+        "returned, whatever they returned",
+    ),
+    _counter(
+        "futile_calls",
+        "of those, the third and further in a row on one fd and direction that ended in EAGAIN, end of file "
+        "or the same error, each within 1 ms of the one before, with neither data nor an event in between",
+    ),
+    Metric(
+        "io_calls_per_wakeup",
+        "ratio",
+        "io_calls / wakeups",
+        "derived",
+        _per("wakeups", "io_calls"),
+        _NO_WAKEUPS,
+    ),
+    _latency("p50", 0.5, "half the wakeups"),
+    _latency("p90", 0.9, "90 % of the wakeups"),
+    _latency("p99", 0.99, "99 % of the wakeups"),
+    _latency("p999", 0.999, "99.9 % of the wakeups"),
+    Metric(
+        "latency_max",
+        "ns",
+        "the longest wake-to-run time, from the poll's return to the resolving syscall's",
+        "derived",
+        _latency_max,
+        _NO_RESOLVED,
+        tail=0.0,
+    ),
+    _counter("ready_calls", "goroutine wakeups through runtime.ready, not the network's", _NO_READY_CALLS),
+    _counter(
+        "deadline_wakeups", "of those, the poller's own for expired deadlines and closed fds", _NO_READY_CALLS
+    ),
+    Metric(
+        "runtime_ready_calls",
+        "count",
+        "of ready_calls, those of the runtime's own background work (GC, sweeper, scavenger, …), told by the "
+        "callers' stacks; limits on ready_calls are about the others",
+        "derived",
+        lambda s: s.counters.get("runtime_ready_calls"),
+        _NO_READY_STACKS,
+        more_is_worse=False,
+    ),
+    Metric(
+        "wakeups_per_event",
+        "ratio",
+        "(wakeups + ready_calls) / events",
+        "derived",
+        _per_event("wakeups", "ready_calls"),
+        _no_event_or(_NO_READY_CALLS),
+    ),
+    Metric(
+        "dispatches",
+        "count",
+        "time slices the Go scheduler gave to goroutines (p.schedtick)",
+        "memory",
+        lambda s: s.counters.get("dispatches"),
+        _NO_SCHEDULER,
+    ),
+    Metric(
+        "dispatches_per_event",
+        "ratio",
+        "dispatches / events",
+        "derived",
+        _per_event("dispatches"),
+        _no_event_or(_NO_SCHEDULER),
+    ),
+    Metric(
+        "runq_max",
+        "count",
+        "most goroutines seen waiting in a process's run queues, looked at every 10 ms",
+        "memory",
+        lambda s: s.runq_max,
+        _NO_SCHEDULER,
+        adds_up=False,
+    ),
+    Metric("cpu_seconds", "s", "CPU time used", "proc", lambda s: _seconds(s.cpu_ns)),
+    Metric(
+        "run_delay_seconds",
+        "s",
+        "time spent runnable but waiting for a CPU",
+        "proc",
+        lambda s: _seconds(s.run_delay_ns),
+        _NO_SCHEDSTAT,
+    ),
+    _counter("lost", "what the probe could not record; not 0 = the numbers are not exact"),
+)
+
+METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _TABLE}
+
+
+def _rate(metric: Metric) -> Metric:
+    name = f"{metric.name}_per_second"
+    meaning = f"{metric.name} / seconds of the window"
+    return Metric(name, "ratio", meaning, "derived", lambda _: None, metric.absent, of=metric.name)
+
+
+# What can be limited besides: a limit on a rate does not depend on how long the test runs.
+RATES: Mapping[str, Metric] = {
+    rate.name: rate for rate in (_rate(m) for m in _TABLE if m.unit == "count" and m.adds_up)
+}
+LIMITABLE: Mapping[str, Metric] = {**METRICS, **RATES}
+
+# Those that need a probe on runtime.ready: limits on them are what its callers' stacks are kept for.
+READY_METRICS = ("ready_calls", "runtime_ready_calls", "deadline_wakeups", "wakeups_per_event")
+
+# What stacks of I/O calls are recorded for: of the futile ones, and of all.
+IO_METRICS = ("io_calls", "io_calls_per_wakeup")
+FUTILE_METRICS = ("futile_calls",)
+
+# What is explained by what the service does with its CPU time.
+CPU_METRICS = ("cpu_seconds", "dispatches", "dispatches_per_event", "runq_max")
+POLL_METRICS = tuple(m.name for m in _TABLE if m.name.endswith("polls") or m.name == "polls_per_event")
+
+# Of the counters: those that a program may give no way to count, and those always there.
+OPTIONAL_COUNTERS = ("ready_calls", "deadline_wakeups", "dispatches")
+COUNTERS = tuple(m.name for m in _TABLE if m.source == "counter" and m.name not in OPTIONAL_COUNTERS)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One service in one window. Every metric of the table is also an attribute, and so is every rate.
+
+    service: its name. pid: of its main process; the snapshot sums over all of them.
+    offenders, slowest: the goroutines woken in vain, and woken latest, worst first.
+    timeline: the window in intervals. All three as in the record (report/record.py).
+    unmeasured: why the numbers cannot be trusted, None if they can.
+    absent: metric -> why it is None this time, where more is known than the table tells.
+    unexplained: offence -> why it could not be recorded where it happens.
+    gomaxprocs: threads that run Go at once; None where it is not known.
+    runs: the windows of a repeated test, in order: each metric is then their median. Empty for one window.
+    """
+
+    service: str
+    pid: int | None
+    executable: str | None
+    go_version: str | None
+    window_seconds: float
+    # Without the large ones: pytest shows what an assertion is about.
+    snapshot: Snapshot = field(default_factory=Snapshot, repr=False)
+    offenders: tuple[Any, ...] = field(default=(), repr=False)
+    slowest: tuple[Any, ...] = field(default=(), repr=False)
+    timeline: tuple[Any, ...] = field(default=(), repr=False)
+    unmeasured: Reason | None = None
+    absent: Mapping[str, Reason] = field(default_factory=dict, repr=False)
+    unexplained: Mapping[str, Reason] = field(default_factory=dict, repr=False)
+    gomaxprocs: int | None = None
+    runs: tuple[Measurement, ...] = field(default=(), repr=False)
+
+    def __getattr__(self, name: str) -> Value:
+        metric = LIMITABLE.get(name)
+        if metric is not None:
+            return median(self.each(name)) if self.runs else _value(self, metric)
+        close = difflib.get_close_matches(name, METRICS, n=1)
+        hint = f", did you mean {close[0]!r}?" if close else ""
+        raise AttributeError(f"no metric {name!r}{hint}", name=name, obj=self)
+
+    @property
+    def metrics(self) -> dict[str, Value]:
+        """Every metric of the table, in its order; None where it was not measured."""
+        return {name: getattr(self, name) for name in METRICS}
+
+    def judged(self, name: str) -> list[Value]:
+        """What a limit on it is about, in each of the runs: of ready calls the program's own."""
+        metric = LIMITABLE[name]
+        return [
+            _value(run, metric, run.runtime_ready_calls or 0 if metric.base == "ready_calls" else 0)
+            for run in self.runs or (self,)
+        ]
+
+    def each(self, name: str) -> list[Value]:
+        """The metric, or rate, in each of the runs."""
+        return [_value(run, LIMITABLE[name]) for run in self.runs]
+
+
+def _value(measurement: Measurement, metric: Metric, without: int | float = 0) -> Value:
+    """Of one run. without: how much of the count is left out."""
+    value = METRICS[metric.base].read(measurement.snapshot)
+    if value is not None and without:
+        value = max(0, value - without)
+    if metric.of is None:
+        return value
+    seconds = measurement.window_seconds
+    return value / seconds if value is not None and seconds else None
+
+
+def median(values: Sequence[Value]) -> Value:
+    """None where it was not measured in one of the runs. Of an even number the middle of the middle two."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    middle = statistics.median(known)
+    # Counts stay counts where they can: the median of 2 and 4 is 3, not 3.0.
+    return int(middle) if all(isinstance(v, int) for v in known) and middle == int(middle) else middle
+
+
+def spread(metric: Metric, values: Sequence[Value]) -> str:
+    """The least and the most for people: "5.1 µs to 6.3 µs"; one of them where they look alike."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return metric.format(None)
+    return " to ".join(dict.fromkeys((metric.format(min(known)), metric.format(max(known)))))
+
+
+def resolved_wakeups(metrics: Mapping[str, Value]) -> int | float:
+    """Those of which it is known what came of them: shares and latencies are over no others.
+
+    All of them where it is not said what came of any, as it may be in a baseline.
+    """
+    parts = [metrics.get("productive_wakeups"), metrics.get("spurious_wakeups")]
+    return metrics.get("wakeups") or 0 if None in parts else sum(part or 0 for part in parts)
+
+
+def not_exact(lost: Value) -> str:
+    """What it means that something was lost; which table was too small only the window knows."""
+    return f"{METRICS['lost'].format(lost)} lost, so the numbers are not exact"
+
+
+def markdown_table() -> str:
+    """The metric table for the README."""
+    names = {"share": "ratio 0–1"}  # noqa: RUF001 - an en dash is right in a range
+    rows = [f"| `{m.name}` | {names.get(m.unit, m.unit)} | {m.meaning} |" for m in _TABLE]
+    return "\n".join(["| metric | unit | meaning |", "|---|---|---|", *rows])
+
+
+if __name__ == "__main__":
+    print(markdown_table())

@@ -1,0 +1,238 @@
+"""From what was measured and what was demanded to whether the test may pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
+
+from pytest_netpoll.errors import Reason
+from pytest_netpoll.model import units
+from pytest_netpoll.model.limits import Kind, Limit, Limits
+from pytest_netpoll.model.metrics import (
+    LIMITABLE,
+    METRICS,
+    Measurement,
+    median,
+    not_exact,
+    resolved_wakeups,
+    spread,
+)
+
+
+@dataclass(frozen=True)
+class Breach:
+    """A broken limit. measured, limit: in the metric's canonical unit. detail: what stands behind it.
+
+    metric: one of the table, the rate of one, or any name, whose values then are plain numbers.
+    """
+
+    service: str
+    metric: str
+    kind: Kind
+    measured: int | float
+    limit: int | float
+    detail: str = ""
+
+    def __str__(self) -> str:
+        show = LIMITABLE[self.metric].format if self.metric in LIMITABLE else _plain
+        measured, limit = units.show_apart(self.measured, self.limit, show)
+        detail = f" ({self.detail})" if self.detail else ""
+        sign = ">" if self.kind == "max" else "<"
+        return f"{self.service}: {self.metric} {measured}{detail} {sign} {self.kind} {limit}"
+
+
+def _plain(value: int | float | None, digits: int | None = None) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.{2 if digits is None else digits}f}"
+
+
+@dataclass(frozen=True)
+class Death:
+    """A service that ended without being stopped.
+
+    last_words: its panic, or what it said last.
+    """
+
+    service: str
+    how: Reason
+    last_words: str = ""
+
+    @property
+    def reason(self) -> Reason:
+        return self.how.about(self.service)
+
+
+Outcome: TypeAlias = Literal["passed", "failed", "unmeasured"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """outcome: in report mode a broken limit still passes. reasons: one for each cause, none if passed.
+
+    breaches: every broken limit, also those that report mode lets pass. deaths: they fail the test in every
+    mode. gate: the outcome in gate mode, where this is report mode's and another one.
+    """
+
+    outcome: Outcome
+    reasons: tuple[Reason, ...] = ()
+    breaches: tuple[Breach, ...] = ()
+    deaths: tuple[Death, ...] = ()
+    gate: Outcome | None = field(default=None, compare=False)
+
+    def in_report_mode(self) -> Verdict:
+        """Limits decide nothing there, nor does what could not be measured: but both are reported."""
+        if self.deaths:
+            return replace(self, reasons=tuple(death.reason for death in self.deaths))
+        if self.outcome != "failed":
+            return self
+        return replace(self, outcome="passed", reasons=(), gate="failed")
+
+    @property
+    def reason(self) -> str | None:
+        """All of them as a text, None if passed."""
+        return "\n".join(self.reasons) or None
+
+
+def judge(
+    measurements: Sequence[Measurement],
+    limits: Limits,
+    mode: Literal["gate", "report", "off"] = "gate",
+    further: Sequence[Breach] = (),
+    running: Sequence[str] = (),
+    deaths: Sequence[Death] = (),
+) -> Verdict:
+    """Hold every measurement against its limits. What was not measured does not pass.
+
+    A certain breach of one service outweighs that another could not be measured. In report mode
+    limits decide nothing, neither by being broken nor by being impossible to check. further: broken
+    limits that others have found. running: the services there are, whether the test's own or not.
+    deaths: of the test's services.
+    """
+    if mode == "off":
+        return _verdict("failed", [d.reason for d in deaths], (), deaths) if deaths else Verdict("passed")
+    breaches: list[Breach] = []
+    unmeasured = _missing_services(measurements, limits)
+    undecided: list[Reason] = []
+    doubts: dict[Reason, list[str]] = {}
+    dead = {death.service for death in deaths}
+    if limits.limits and not measurements and not unmeasured:
+        undecided.append(_no_service(running))
+    for measurement in measurements:
+        if not limits.binds(measurement.service):
+            continue
+        doubt = distrust(measurement)
+        if doubt is not None:
+            # The agent's failure is all services', and is told once; a service's death is told already.
+            if measurement.service not in dead:
+                doubts.setdefault(doubt, []).append(measurement.service)
+            continue
+        for finding in _check(measurement, limits.for_service(measurement.service)):
+            if isinstance(finding, Breach):
+                breaches.append(finding)
+            else:
+                undecided.append(finding.about(measurement.service))
+    unmeasured += [doubt.about(", ".join(services)) for doubt, services in doubts.items()]
+    broken = (*breaches, *further)
+    reasons = [
+        *(death.reason for death in deaths),
+        *(Reason(str(breach)) for breach in broken),
+        *unmeasured,
+        *undecided,
+    ]
+    if not reasons:
+        return Verdict("passed")
+    verdict = _verdict("failed" if broken or deaths else "unmeasured", reasons, broken, deaths)
+    return verdict.in_report_mode() if mode == "report" else verdict
+
+
+def _verdict(
+    outcome: Outcome, reasons: Sequence[Reason], breaches: tuple[Breach, ...], deaths: Sequence[Death]
+) -> Verdict:
+    return Verdict(outcome, tuple(dict.fromkeys(reasons)), breaches, tuple(deaths))
+
+
+def _no_service(running: Sequence[str]) -> Reason:
+    attach = "go_service(port=…), pid=… or process=… attaches to what runs already"
+    if not running:
+        return Reason("no Go service ran during the test", fix=f"use the go_service fixture; {attach}")
+    return Reason(
+        "the test holds no service, and is not judged by those of others",
+        fix=f"start its service with go_service in a fixture of the test; {attach}; "
+        f"or name one with service=, of {', '.join(running)}",
+    )
+
+
+def _missing_services(measurements: Sequence[Measurement], limits: Limits) -> list[Reason]:
+    measured = list(dict.fromkeys(measurement.service for measurement in measurements))
+    there = f"measured: {', '.join(measured)}" if measured else "no Go service ran during the test"
+    return [
+        Reason(f"no service named {name!r} was measured ({there})")
+        for name in limits.services
+        if name not in measured
+    ]
+
+
+def distrust(measurement: Measurement) -> Reason | None:
+    """Why no number of this measurement may decide anything."""
+    if measurement.unmeasured is not None:
+        return Reason.of(measurement.unmeasured)
+    # A Meter has said so, and how to fix it; but no number may pass because somebody forgot.
+    lost = measurement.snapshot.counters.get("lost")
+    return Reason(not_exact(lost)) if lost else None
+
+
+def _check(measurement: Measurement, limits: Sequence[Limit]) -> list[Breach | Reason]:
+    """The broken limits, and what keeps the others from being checked."""
+    findings: list[Breach | Reason] = []
+    # Of several runs the poorest counts: one that says nothing leaves a median that says little.
+    wakeups = min((run.wakeups or 0 for run in measurement.runs), default=measurement.wakeups)
+    resolved = min(resolved_wakeups(m.metrics) for m in measurement.runs or (measurement,))
+    minimum = next((limit for limit in limits if limit.name == "min_wakeups"), None)
+    statistics = [limit.metric for limit in limits if LIMITABLE[limit.metric].needs_wakeups]
+    # With statistics limited, too few wakeups is no fault of the service: there is nothing to judge.
+    if statistics and minimum is not None and wakeups is not None and not minimum.allows(resolved):
+        show = METRICS["wakeups"].format
+        few = f"{show(resolved)} resolved" if minimum.allows(wakeups) else show(wakeups)
+        findings.append(
+            Reason(
+                f"only {few} wakeups; {statistics[0]} needs at least {show(minimum.value)}",
+                fix="send more traffic, or set min_wakeups=",
+            )
+        )
+        limits = [limit for limit in limits if limit is not minimum and limit.metric not in statistics]
+    for limit in limits:
+        metric, value = LIMITABLE[limit.metric], median(measurement.judged(limit.metric))
+        if value is None:
+            why = measurement.absent.get(metric.base, metric.absent)
+            findings.append(Reason.of(why).about(f"{metric.name} was not measured"))
+        elif not limit.allows(value):
+            detail = _detail(measurement, metric.name)
+            findings.append(Breach(measurement.service, metric.name, limit.kind, value, limit.value, detail))
+    return findings
+
+
+_WAKEUPS = {"wakeups": "wakeups", "ready_calls": "ready calls"}
+
+
+def _detail(measurement: Measurement, metric: str) -> str:
+    if measurement.runs:
+        return (
+            f"median of {len(measurement.runs)} runs, {spread(LIMITABLE[metric], measurement.judged(metric))}"
+        )
+    show = METRICS["wakeups"].format
+    if metric == "wakeups_per_event":
+        counters = measurement.snapshot.counters
+        made = " and ".join(f"{show(counters[name])} {words}" for name, words in _WAKEUPS.items())
+        return f"{made} for {show(counters['events'])} events"
+    runtimes = measurement.runtime_ready_calls if LIMITABLE[metric].base == "ready_calls" else None
+    besides = f"besides {show(runtimes)} of the runtime's own" if runtimes else ""
+    if (base := LIMITABLE[metric].of) is not None:
+        [count], seconds = measurement.judged(base), units.show(measurement.window_seconds, "s")
+        return f"{METRICS[base].format(count)} in {seconds}" + (f", {besides}" if besides else "")
+    if besides:
+        return besides
+    if metric != "spurious":
+        return ""
+    spurious = measurement.snapshot.counters["spurious_wakeups"]
+    resolved = spurious + measurement.snapshot.counters["productive_wakeups"]
+    return f"{show(spurious)} of {show(resolved)} wakeups"

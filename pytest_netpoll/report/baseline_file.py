@@ -1,0 +1,152 @@
+"""Baseline files, .netpoll/NAME.json: each test's metrics, to be committed and compared with later."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypedDict, cast
+
+from pytest_netpoll.errors import NetpollError, Reason
+from pytest_netpoll.model.comparison import ENVIRONMENT_KEYS, Baseline, Sample, changes
+from pytest_netpoll.model.metrics import METRICS, Value, not_exact
+from pytest_netpoll.report import files, json_report
+from pytest_netpoll.report.record import ServiceRecord, TestRecord, plain
+from pytest_netpoll.report.wording import trusted, unmeasured_reason
+
+SCHEMA = "pytest-netpoll-baseline/1"
+DIRECTORY = ".netpoll"
+# Digits that no measurement has only make a committed file's changes harder to read.
+_DIGITS = 6
+
+
+class _Service(TypedDict):
+    go_version: str | None
+    gomaxprocs: int | None
+    metrics: dict[str, int | float | None]
+
+
+class _File(TypedDict):
+    schema: str
+    environment: dict[str, Any]
+    tests: dict[str, dict[str, _Service]]
+
+
+def path_of(rootdir: Path, name: str) -> Path:
+    return rootdir / DIRECTORY / f"{name}.json"
+
+
+def write(path: Path, environment: Mapping[str, Any], records: Iterable[TestRecord]) -> list[str]:
+    """Write the file, the same bytes for the same numbers. NetpollError if that fails.
+
+    Of a test with several records the last one counts. What is not to be trusted, and tests that failed
+    by themselves, are left out. Tests of which there is nothing new, for they did not run or are left out,
+    stay in the file as they were, if they were measured in the same environment: a file has only one.
+    Returned is a line for each thing that people may not expect.
+    """
+    here = {key: environment.get(key) for key in ENVIRONMENT_KEYS}
+    tests: dict[str, dict[str, _Service]] = {}
+    left_out = []
+    for record in sorted(records, key=lambda record: record["nodeid"]):
+        if record.get("windows") and not record["services"]:
+            continue  # no marker: only stretches of it were measured
+        services = {service["name"]: _entry(service) for service in record["services"] if trusted(service)}
+        if not services or record.get("error") is not None:
+            left_out.append(record["nodeid"])
+        else:
+            tests[record["nodeid"]] = dict(sorted(services.items()))
+    left_out = [nodeid for nodeid in left_out if nodeid not in tests]
+    lines = []
+    try:
+        former = _former(path)
+    except NetpollError as error:
+        former = {"schema": SCHEMA, "environment": here, "tests": {}}
+        lines.append(f"what was in it is lost: {error.why}")
+    old = {nodeid: services for nodeid, services in former["tests"].items() if nodeid not in tests}
+    elsewhere = changes({key: (former["environment"].get(key), now) for key, now in here.items()})
+    if not elsewhere:
+        tests |= old
+    for nodeid in left_out:
+        how = "is in it as it was" if nodeid in tests else "is not in it"
+        lines.append(f"{nodeid} {how}: it failed by itself or is unmeasured")
+    not_run = len(old.keys() - set(left_out))
+    if not_run and elsewhere:
+        lines.append(
+            f"{not_run:,} of its tests did not run and are dropped: they were measured elsewhere "
+            f"({', '.join(elsewhere)})"
+        )
+    elif not_run:
+        lines.append(
+            f"{not_run:,} of its tests did not run and stay as they were; to drop them, delete it first"
+        )
+    content: _File = {"schema": SCHEMA, "environment": here, "tests": dict(sorted(tests.items()))}
+    text = json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False)
+    files.write_atomically(path, f"{text}\n", "the baseline")
+    return lines
+
+
+def _former(path: Path) -> _File:
+    """What the file holds, no tests where there is none. NetpollError where it cannot be read."""
+    if not path.is_file():
+        return {"schema": SCHEMA, "environment": {}, "tests": {}}
+    what = f"the baseline {path} could not be read"
+    return cast("_File", json_report.read(path, {SCHEMA: _File}, what, f"delete it: rm {path}"))
+
+
+def load(rootdir: Path, name: str) -> Baseline:
+    """The baseline of that name; NetpollError says how to make one."""
+    path = path_of(rootdir, name)
+    fix = f"pytest --netpoll-save={name}"
+    if not path.exists():
+        raise NetpollError(f"there is no baseline {name!r}", why=f"{path} does not exist", fix=fix)
+    what = f"the baseline {path} could not be read"
+    return _baseline(name, json_report.read(path, {SCHEMA: _File}, what, fix))
+
+
+def load_any(path: Path) -> tuple[Baseline, dict[str, TestRecord]]:
+    """A baseline file or a JSON report, as a baseline named after the file; of a report also its records."""
+    what = f"{path} could not be read"
+    fix = f"write one: pytest --netpoll-json={path}"
+    schemas = {json_report.SCHEMA: json_report.Report, SCHEMA: _File}
+    content = json_report.read(path, schemas, what, fix)
+    if content["schema"] == SCHEMA:
+        return _baseline(path.name, content), {}
+    records: dict[str, TestRecord] = {record["nodeid"]: record for record in content["tests"]}
+    tests = {
+        nodeid: {service["name"]: sample(service) for service in record["services"]}
+        for nodeid, record in records.items()
+    }
+    return Baseline(path.name, content["environment"], tests), records
+
+
+def sample(service: ServiceRecord) -> Sample:
+    """A service of a report, as it takes part in a comparison."""
+    unmeasured = unmeasured_reason(service)
+    if unmeasured is None and not trusted(service):
+        unmeasured = Reason(not_exact(service["metrics"].get("lost")))
+    return Sample(service["metrics"], service["go_version"], service.get("gomaxprocs"), unmeasured)
+
+
+def _baseline(name: str, content: Mapping[str, Any]) -> Baseline:
+    tests = {
+        nodeid: {
+            service: Sample(entry["metrics"], entry["go_version"], entry["gomaxprocs"])
+            for service, entry in services.items()
+        }
+        for nodeid, services in content["tests"].items()
+    }
+    return Baseline(name, content["environment"], tests)
+
+
+def _entry(service: ServiceRecord) -> _Service:
+    metrics = service["metrics"]
+    return {
+        "go_version": service["go_version"],
+        "gomaxprocs": service.get("gomaxprocs"),
+        # What was not measured is absent.
+        "metrics": {name: _rounded(metrics[name]) for name in METRICS if metrics.get(name) is not None},
+    }
+
+
+def _rounded(value: Value) -> Value:
+    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value

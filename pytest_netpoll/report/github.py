@@ -1,0 +1,152 @@
+"""For GitHub Actions: Markdown for the step summary, and annotations of the tests' lines."""
+
+# No "from __future__ import annotations": a function here has that name.
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pytest_netpoll.report import attached, files, wording
+from pytest_netpoll.report.record import ServiceRecord, TestRecord
+
+# GitHub drops a summary of more than 1 MiB.
+MOST_PASSED = 40
+MOST_OTHERS = 200
+
+_ICONS = {"failed": "❌", "unmeasured": "❔", "would fail": "⚠️", "passed": "✅", "xfailed": "☑️"}
+
+
+def markdown(records: Sequence[TestRecord], environment: Mapping[str, Any]) -> str:
+    """The bad tests with their reasons and their worst offender, then a table of all, bad ones first."""
+    counts = wording.count_statuses(records)
+    total = ", ".join(f"{_ICONS[status]} {count:,} {status}" for status, count in counts.items())
+    shown, notes = wording.select(records, MOST_OTHERS, MOST_PASSED)
+    lines = ["## pytest-netpoll", "", total or "No test was measured.", ""]
+    bad = [record for record in shown if wording.alarming(record)]
+    for record in bad:
+        lines.append(f"- {_ICONS[wording.status_of(record)]} {_code(record['nodeid'])}")
+        lines += [f"  - {_text(cause)}" for cause in _causes(record)]
+    if bad:
+        lines.append("")
+    if shown:
+        lines += [*_table(shown), ""]
+    if any(
+        _spread(row.record, row.service, metric) for row in wording.rows(shown) for metric in wording.COLUMNS
+    ):
+        lines += ["In brackets: the least and the most over the runs, of which the median is judged.", ""]
+    for note in notes:
+        lines += [_text(note), ""]
+    for line in (wording.environment_line(records, environment), attached.line(environment)):
+        if line:
+            lines += [_text(line), ""]
+    return "\n".join(lines)
+
+
+def append(path: Path, text: str) -> None:
+    """To the file that GITHUB_STEP_SUMMARY names; NetpollError if that fails."""
+    files.append(path, text, "the step summary")
+
+
+def annotations(
+    records: Iterable[TestRecord],
+    root: Path = Path(),
+    find: Callable[[str], Path | None] = lambda _: None,
+    level: Literal["error", "warning"] = "error",
+) -> list[str]:
+    """Workflow commands, one a line for the log, that mark the tests that failed or are unmeasured.
+
+    A second one of each marks the line of Go, so that it shows in the diff; one for all tests where it is the
+    same. root: what the files of the records are relative to, as a path in the repository. find: the path in
+    the repository of a file of Go as it stands in a stack, None for one that is not there.
+    """
+    lines: list[str] = []
+    in_go: dict[tuple[Path, int], list[tuple[TestRecord, wording.Evidence]]] = {}
+    for record in wording.worst_first(records):
+        if not wording.alarming(record):
+            continue
+        file = root / record["file"] if record.get("file") else None
+        message = "\n".join(_causes(record)) or wording.status_of(record)
+        lines.append(_annotation(level, file, record.get("line"), f"netpoll: {record['nodeid']}", message))
+        evidence = wording.worst_place(record)
+        for frame in evidence.stack if evidence is not None else ():
+            path = find(frame["file"] or "")
+            if evidence is not None and path is not None and frame["line"]:
+                in_go.setdefault((path, frame["line"]), []).append((record, evidence))
+                break
+    for (path, line), found in in_go.items():
+        record, evidence = found[0]
+        more = f" and {len(found) - 1:,} more tests" if len(found) > 1 else ""
+        message = "\n".join([evidence.text, *wording.diagnosis_of(record)])
+        lines.append(_annotation(level, path, line, f"netpoll: {record['nodeid']}{more}", message))
+    return lines
+
+
+def _annotation(level: str, file: Path | None, line: int | None, title: str, message: str) -> str:
+    if file is not None and wording.one_line(str(file)) != str(file):
+        file = None  # no name that a log should hold, and no other would find it
+    properties = {"file": file, "line": line if file is not None else None, "title": wording.one_line(title)}
+    text = ",".join(
+        f"{name}={_escape(str(value), ':,')}" for name, value in properties.items() if value is not None
+    )
+    return f"::{level} {text}::{_escape(message)}"
+
+
+def _escape(text: str, further: str = "") -> str:
+    """As GitHub's own toolkit does; in properties also the characters that end one."""
+    return re.sub(f"[%\r\n{further}]", lambda match: f"%{ord(match[0]):02X}", text)
+
+
+def _causes(record: TestRecord) -> list[str]:
+    """Why it failed, a line each, then the worst place in Go, and last the diagnosis."""
+    error, evidence = record.get("error"), wording.worst_place(record)
+    place = "" if evidence is None else str(evidence)
+    # The fix of a reason is a line of its own.
+    reasons = [line for reason in wording.reasons(record) for line in reason.splitlines()]
+    causes = [error, *reasons, place, *wording.diagnosis_of(record)]
+    return [wording.one_line(cause) for cause in causes if cause]
+
+
+def _table(records: Sequence[TestRecord]) -> list[str]:
+    headings = ["", "test", "service", *wording.COLUMNS.values()]
+    align = ["---", "---", "---", *("---:" for _ in wording.COLUMNS)]
+    rows = [
+        [
+            "" if row.window is not None else _ICONS[wording.status_of(row.record, row.service)],
+            _code(row.record["nodeid"]) if row.window is None else _text(row.name),
+            _code(row.service["name"]) if row.service else "",
+            *(
+                wording.show(row.service, metric) + _spread(row.record, row.service, metric)
+                for metric in wording.COLUMNS
+            ),
+        ]
+        for row in wording.rows(records)
+    ]
+    return [f"| {' | '.join(map(_cell, row))} |" for row in [headings, align, *rows]]
+
+
+def _spread(record: TestRecord, service: ServiceRecord | None, metric: str) -> str:
+    """ " (5.1 µs to 6.3 µs)", of what a limit was judged by over several runs, where they differ."""
+    if service is None or not wording.trusted(service):
+        return ""
+    judged = wording.runs_of(service) > 1 and metric in wording.judged(record, service)
+    spread = wording.spread_of(service, metric) if judged else ""
+    return f" ({spread})" if " to " in spread else ""
+
+
+def _cell(text: str) -> str:
+    # A table's cells end at a "|" even inside code, unless a backslash stands before it.
+    return text.replace("|", "\\|")
+
+
+def _code(text: str) -> str:
+    """As a code span, whatever it holds."""
+    text = wording.one_line(text)
+    fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
+    blank = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{blank}{text}{blank}{fence}"
+
+
+def _text(text: str) -> str:
+    """As plain text: main.(*watcher).run is no emphasis, <nil> no HTML."""
+    # An underscore inside a word is no emphasis, and a ">" makes a quotation only at the start.
+    return re.sub(r"([\\`*\[\]<#|~&$]|^>|(?<!\w)_|_(?!\w))", r"\\\1", text)

@@ -1,0 +1,148 @@
+"""The HTML report: one file that needs nothing else, not even a network.
+
+What must be there at once, the table of all tests, is plain HTML. What is looked at one by one is
+compressed: the tests' details, and plotly.js, which the page unpacks when it draws the first chart.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import functools
+import gzip
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_netpoll.errors import UsageError
+from pytest_netpoll.model import units
+from pytest_netpoll.model.metrics import METRICS
+from pytest_netpoll.report import files, wording
+from pytest_netpoll.report.html import overview, sections
+from pytest_netpoll.report.record import TestRecord
+
+if TYPE_CHECKING:
+    import jinja2
+
+PAGE = Path(__file__).with_name("page")
+# Of the extra "html". Imported only when a report is written: plotly takes its time.
+_LIBRARIES = ("jinja2", "plotly")
+
+
+def require() -> None:
+    """UsageError where the libraries of the extra "html" are missing."""
+    missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            "--netpoll-html cannot draw its report",
+            why=f"{' and '.join(missing)} cannot be imported",
+            fix="pip install 'pytest-netpoll[html]'",
+        )
+
+
+def write(path: Path, environment: Mapping[str, Any], records: Iterable[TestRecord]) -> None:
+    """Write the report atomically, creating its directory. NetpollError if that fails."""
+    files.write_atomically(path, render(environment, records), "the HTML report")
+
+
+def render(environment: Mapping[str, Any], records: Iterable[TestRecord]) -> str:
+    """The page; of the environment all is shown. Tests come worst first, then by name."""
+    tests = wording.worst_first(sorted(records, key=lambda record: record["nodeid"]))
+    added = wording.own_columns(tests)
+    templates = _templates()
+    toolchains = overview.toolchains_of(tests)
+    baseline = next((c["baseline"] for test in tests if (c := test.get("comparison"))), None)
+    test_template = templates.get_template("test.html")
+    details = [
+        {"html": test_template.render(about._asdict()), "charts": sections.charts_of(about.test)}
+        for about in sections.details_of(tests)
+    ]
+    library, library_hash = _library()
+    script = (PAGE / "page.js").read_text(encoding="utf-8")
+    statuses = [wording.status_of(test) for test in tests]
+    return templates.get_template("page.html").render(
+        written=datetime.datetime.now().astimezone(),
+        counts={status: statuses.count(status) for status in overview.STATUSES if status in statuses},
+        baseline=baseline,
+        filters=overview.filters(tests, toolchains, baseline),
+        toolchains=toolchains,
+        rows=[overview.row(number, test, added) for number, test in enumerate(tests)],
+        columns=[
+            *((metric, heading, METRICS[metric].meaning) for metric, heading in wording.COLUMNS.items()),
+            *(("added", heading, "") for heading in added),
+        ],
+        environment=list(_flat(environment)),
+        environment_line=wording.environment_line(tests, environment),
+        style=(PAGE / "page.css").read_text(encoding="utf-8"),
+        script=script,
+        # Nothing but these two may run, and nothing may be fetched.
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; "
+        f"script-src {_hash(script)} {library_hash}",
+        library=library,
+        details=_packed(json.dumps(details, ensure_ascii=False, allow_nan=False)),
+    )
+
+
+@functools.cache
+def _library() -> tuple[str, str]:
+    """plotly.js, packed; and its hash."""
+    from plotly.offline import get_plotlyjs
+
+    text = get_plotlyjs()
+    return _packed(text), _hash(text)
+
+
+def _templates() -> jinja2.Environment:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PAGE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["breakable"] = _breakable
+    environment.globals.update(
+        words=wording,
+        METRICS=METRICS,
+        ICONS=overview.STATUSES,
+        STRIP=sections.STRIP,
+    )
+    return environment
+
+
+def _breakable(text: str) -> str:
+    """Of a name, which may be broken between its words but not within them, the HTML."""
+    import markupsafe
+
+    parts = re.split(r"(?<=[_/:.\[-])(?=\w)", wording.one_line(text))
+    return markupsafe.Markup("<wbr>").join(parts)
+
+
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _packed(text: str) -> str:
+    # mtime: the same tests make the same file.
+    compressed = gzip.compress(text.encode(errors="backslashreplace"), mtime=0)
+    return base64.b64encode(compressed).decode()
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(name, text) of everything in the environment; what is inside something is named after it."""
+    for key, item in value.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(item, Mapping):
+            yield from _flat(item, f"{name}: ")
+        elif isinstance(item, (list, tuple)) and any(isinstance(part, Mapping) for part in item):
+            yield from _flat({f"{number}": part for number, part in enumerate(item, 1)}, f"{name} ")
+        elif isinstance(item, (list, tuple)):
+            yield name, ", ".join(map(str, item)) or units.NOT_MEASURED
+        else:
+            yield name, units.NOT_MEASURED if item is None else str(item)

@@ -1,0 +1,181 @@
+"""The HTML report's table of all tests: its rows, their columns, and by what they are filtered."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from pytest_netpoll.model.metrics import METRICS
+from pytest_netpoll.report import wording
+from pytest_netpoll.report.record import ServiceRecord, TestRecord
+
+# status -> how the page shows it, worst first; the icon tells it to who sees no colours.
+STATUSES: Mapping[str, str] = {
+    "failed": "✗",
+    "unmeasured": "?",
+    "would fail": "!",
+    "passed": "✓",
+    "xfailed": "~",
+}
+# How a test compares with its baseline -> how the page shows it, worst first.
+_BASELINE: Mapping[str, tuple[str, str]] = {
+    "regressed": ("✗", "got worse"),
+    "unmeasured": ("?", "unmeasured"),
+    "new": ("+", "no baseline"),
+    "passed": ("✓", "passed"),
+    "changed": ("≠", "changed"),
+    "same": ("=", "the same"),
+    "": ("", "not compared"),
+}
+# Of these, what stands below a test's outcome and is not said by that.
+_REMARKABLE = ("regressed", "new", "changed")
+
+
+def toolchain_of(record: TestRecord) -> str:
+    """Of --netpoll-go; empty where the test is not of one of several."""
+    return wording.one_line(record.get("toolchain") or "")
+
+
+def toolchains_of(tests: Iterable[TestRecord]) -> list[str]:
+    """Of --netpoll-go, oldest first: go1.9 before go1.21."""
+
+    def parts(label: str) -> list[tuple[int, str]]:
+        return [
+            (int(part or 0), "") if i % 2 else (0, part) for i, part in enumerate(re.split(r"(\d+)", label))
+        ]
+
+    return sorted(set(map(toolchain_of, tests)) - {""}, key=parts)
+
+
+class Choice(NamedTuple):
+    """One box that shows or hides tests. value: of the row's data attribute."""
+
+    value: str
+    icon: str
+    text: str
+
+
+class Filter(NamedTuple):
+    """name: of the data attribute of each row, by which it is shown or hidden."""
+
+    name: str
+    legend: str
+    choices: list[Choice]
+
+
+def filters(tests: Sequence[TestRecord], toolchains: Sequence[str], baseline: str | None) -> list[Filter]:
+    """Those between whose choices there is something to choose; the outcomes always."""
+    statuses = [wording.status_of(test) for test in tests]
+    compared = [_compared_with_baseline(test) for test in tests]
+    labels = [toolchain_of(test) for test in tests]
+    found = [
+        Filter(
+            "outcome",
+            "Show",
+            [
+                Choice(status, icon, f"{statuses.count(status):,} {status}")
+                for status, icon in STATUSES.items()
+                if status in statuses
+            ],
+        ),
+        Filter(
+            "baseline",
+            f"Against baseline {baseline}",
+            [
+                Choice(outcome, icon, f"{compared.count(outcome):,} {text}")
+                for outcome, (icon, text) in _BASELINE.items()
+                if outcome in compared
+            ],
+        ),
+        Filter(
+            "toolchain",
+            "Built with",
+            [Choice(label, "", label or "another Go") for label in [*toolchains, ""] if label in labels],
+        ),
+    ]
+    return [choice for choice in found if choice.name == "outcome" or len(choice.choices) > 1]
+
+
+def _compared_with_baseline(test: TestRecord) -> str:
+    comparison = test.get("comparison")
+    if comparison is None:
+        return ""
+    if comparison["outcome"] == "passed" and not comparison.get("judged", True):
+        return "changed" if comparison.get("changes") else "same"
+    return comparison["outcome"]
+
+
+class Cell(NamedTuple):
+    """text: for people. value: to sort by, empty where there is none. worse: than what it got worse."""
+
+    text: str
+    value: str
+    worse: str = ""
+
+
+class Row(NamedTuple):
+    """A test in the table. columns: of each of the columns, a cell for each service.
+
+    baseline, against: how it compares with its baseline, and what is to be said of that. folder, name: of
+    the nodeid, without what `toolchain` tells.
+    """
+
+    nodeid: str
+    number: int
+    status: str
+    toolchain: str
+    baseline: str
+    against: str
+    folder: str
+    name: str
+    services: list[str]
+    columns: list[list[Cell]]
+
+
+def row(number: int, record: TestRecord, own: Sequence[str]) -> Row:
+    rows = [row for row in wording.rows([record]) if row.service]
+    services = [row.service for row in rows if row.service]
+    baseline = _compared_with_baseline(record)
+    return Row(
+        record["nodeid"],
+        number,
+        wording.status_of(record),
+        toolchain_of(record),
+        baseline,
+        _BASELINE[baseline][1] if baseline in _REMARKABLE else "",
+        *split(wording.without_toolchain(record)),
+        [_service(row) for row in rows],
+        [
+            *([_cell(record, service, metric) for service in services] for metric in wording.COLUMNS),
+            *([added(service, heading) for service in services] for heading in own),
+        ],
+    )
+
+
+def _service(row: wording.Row) -> str:
+    """ "server", "server, medians of 5 runs", "server, window 2"."""
+    assert row.service is not None
+    runs = wording.runs_of(row.service)
+    window = "" if row.window is None else f", {wording.window_name(row.window)}"
+    return row.service["name"] + (f", medians of {runs} runs" if runs > 1 else "") + window
+
+
+def split(nodeid: str) -> tuple[str, str]:
+    """("tests/test_echo.py::", "TestEcho::test_echo")."""
+    folder, separator, name = nodeid.partition("::")
+    return (folder + separator, name) if name else ("", folder)
+
+
+def _cell(record: TestRecord, service: ServiceRecord, metric: str) -> Cell:
+    value = service["metrics"].get(metric) if wording.trusted(service) else None
+    worse = [
+        r for r in wording.regressions(record) if (r["service"], r["metric"]) == (service["name"], metric)
+    ]
+    then = f"worse than {METRICS[metric].format(worse[0]['baseline'])}" if worse else ""
+    return Cell(wording.show(service, metric), "" if value is None else repr(value), then)
+
+
+def added(service: ServiceRecord, heading: str) -> Cell:
+    value = service.get("columns", {}).get(heading)
+    return Cell(wording.show_own(service, heading), repr(value) if isinstance(value, (int, float)) else "")

@@ -1,0 +1,375 @@
+"""The HTML report's details of a test, which it shows when a row is opened: numbers and charts."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import statistics
+import urllib.parse
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+from pytest_netpoll.model import units
+from pytest_netpoll.model.metrics import LIMITABLE, METRICS, Metric, Value, bucket_bounds
+from pytest_netpoll.report import wording
+from pytest_netpoll.report.html import overview
+from pytest_netpoll.report.record import (
+    BreachRecord,
+    RegressionRecord,
+    ServiceRecord,
+    TestRecord,
+    WindowRecord,
+)
+
+# px: how wide the strip is that a repeated test's runs are drawn on.
+STRIP = 120
+# Of a test's windows, those that are shown.
+MOST_WINDOWS = 20
+# Quarters of an octave: the kernel's buckets are so narrow that a few hundred wakeups look like noise.
+_BUCKETS_A_BAR = 4
+# Of a timeline's points, what the page draws.
+_SERIES = (
+    "wakeups",
+    "productive",
+    "spurious",
+    "polls",
+    "empty_polls",
+    "timeout_polls",
+    "break_polls",
+    "threads_running",
+    "run_delay_ns",
+)
+
+
+class Details(NamedTuple):
+    """A test, for the template. number: its place in the table. services: those with broken limits first.
+
+    siblings: the test under each of several toolchains. notes: of the comparison with a baseline, as far
+    as they are not about one of the services. windows: the services of the `netpoll.measure()` blocks.
+    """
+
+    test: TestRecord
+    number: int
+    services: list[_Service]
+    siblings: list[_Sibling]
+    notes: list[str]
+    windows: list[_Service]
+
+
+def details_of(tests: Sequence[TestRecord]) -> Iterator[Details]:
+    """In the order of the tests, which is the table's."""
+    siblings = _siblings(tests)
+    for number, test in enumerate(tests):
+        yield Details(
+            test,
+            number,
+            _services(test),
+            siblings.get(wording.without_toolchain(test), []),
+            _general_notes(test),
+            _windows(test),
+        )
+
+
+def charts_of(test: TestRecord) -> list[dict[str, Any]]:
+    """What the page draws of each service, in the record's order; None for what there is nothing of.
+
+    Those of the test's windows come after its own.
+    """
+    without_limits: TestRecord = {**test, "limits": {}}
+    return [
+        *({"latency": _latency(test, s), "timeline": _timeline(s)} for s in test["services"]),
+        *(
+            {"latency": _latency(without_limits, s), "timeline": _timeline(s)}
+            for window in shown_windows(test)
+            for s in window["services"]
+        ),
+    ]
+
+
+def shown_windows(test: TestRecord) -> list[WindowRecord]:
+    """The last ones of very many: each brings its charts."""
+    return test.get("windows", [])[-MOST_WINDOWS:]
+
+
+def _windows(test: TestRecord) -> list[_Service]:
+    found: list[_Service] = []
+    for window in shown_windows(test):
+        # No limit is about them, and no baseline.
+        alone: TestRecord = {
+            "nodeid": test["nodeid"],
+            "outcome": "passed",
+            "reason": None,
+            "window_seconds": window["window_seconds"],
+            "limits": {},
+            "breaches": [],
+            "services": window["services"],
+        }
+        for number in range(len(window["services"])):
+            service = _Service(alone, number)
+            service.number += len(test["services"]) + len(found) - number
+            service.window = window
+            found.append(service)
+    return found
+
+
+def _general_notes(test: TestRecord) -> list[str]:
+    """What the comparison notes of the test as a whole."""
+    names = tuple(f"{service['name']}: " for service in test["services"])
+    comparison = test.get("comparison")
+    notes = [] if comparison is None else comparison["notes"]
+    return [note for note in notes if not note.startswith(names)]
+
+
+class _Sibling(NamedTuple):
+    """The same test and service under one of several toolchains. link: to it, in the page."""
+
+    toolchain: str
+    number: int
+    link: str
+    service: str
+    status: str
+    numbers: list[tuple[str, str]]
+
+
+def _siblings(tests: Iterable[TestRecord]) -> dict[str, list[_Sibling]]:
+    """Of each test that ran under several toolchains a row for each of them, and service."""
+    found: dict[str, list[tuple[int, TestRecord]]] = {}
+    for number, test in enumerate(tests):
+        if test.get("toolchain"):
+            found.setdefault(wording.without_toolchain(test), []).append((number, test))
+    return {
+        name: [
+            _sibling(number, test, service, any(t.get("requests_per_second") for _, t in group))
+            for number, test in sorted(group, key=lambda pair: order.index(overview.toolchain_of(pair[1])))
+            for service in test["services"]
+        ]
+        for name, group in found.items()
+        if len(order := overview.toolchains_of(test for _, test in group)) > 1
+    }
+
+
+def _sibling(number: int, test: TestRecord, service: ServiceRecord, with_requests: bool) -> _Sibling:
+    numbers = [
+        (wording.COLUMNS[metric], wording.show(service, metric, digits))
+        for metric, digits in wording.SIDE_BY_SIDE.items()
+    ]
+    if with_requests:
+        numbers.append(("req/s", units.show(test.get("requests_per_second"), "count")))
+    # As the page itself makes it, with JavaScript's encodeURIComponent.
+    link = urllib.parse.quote(wording.one_line(test["nodeid"]), safe="!~*'()")
+    status = wording.status_of(test)
+    return _Sibling(overview.toolchain_of(test), number, link, service["name"], status, numbers)
+
+
+class _Limit(NamedTuple):
+    """One limit that binds a service. verdict: "broken", "kept", "not reached" or "not measured"."""
+
+    name: str
+    limit: str
+    measured: str
+    verdict: str
+
+
+class _Number(NamedTuple):
+    """A metric, or what a hook added. meaning: empty where that is not known.
+
+    then, change: in the baseline, and since. least, most, runs: over the runs of a repeated test, and in
+    each of them.
+    """
+
+    name: str
+    text: str
+    meaning: str
+    then: str = ""
+    change: str = ""
+    least: str = ""
+    most: str = ""
+    runs: Sequence[str] = ()
+
+
+class _Compared(NamedTuple):
+    """A metric then and now. verdict: of one that got worse, what was tolerated, and the value again."""
+
+    number: _Number
+    verdict: str
+
+
+class _Repeated(NamedTuple):
+    """A metric over the runs. dots, median, limit: where they are on the strip, None if not there."""
+
+    number: _Number
+    dots: list[float]
+    median: float | None
+    limit: float | None
+
+
+class _Service:
+    """A service in a test, for the template. number: its place in the record, after which windows' services
+    are counted on. window: which it was measured in, None where it is the test's own.
+    """
+
+    window: WindowRecord | None = None
+
+    def __init__(self, test: TestRecord, number: int) -> None:
+        self.number = number
+        self.record = record = test["services"][number]
+        self.trusted = wording.trusted(record)
+        if not self.trusted:
+            # None of its numbers may be shown.
+            record = {**record, "metrics": {}, "runs": {}}
+        breaches = [breach for breach in test["breaches"] if breach["service"] == record["name"]]
+        self.limits = list(_limits(test, record, breaches))
+        self.broken = {fault["metric"] for fault in wording.broken(test, record)}
+        self.runs = wording.runs_of(record)
+        comparison = test.get("comparison")
+        self.baseline = None if comparison is None else comparison["baseline"]
+        then = _then(test, record)
+        of = {name: _number(record, name, then) for name in METRICS}
+        self.numbers = [
+            *of.values(),
+            *(_Number(name, overview.added(record, name).text, "") for name in record.get("columns", {})),
+        ]
+        limits = wording.limits_of(test, record)
+        # What people look at first; of all the others all metrics tell.
+        first = {*wording.COLUMNS, *wording.judged(test, record), *map(wording.base_of, self.broken)}
+        shown = [name for name in METRICS if name in first]
+        worse = {r["metric"]: r for r in wording.regressions(test) if r["service"] == record["name"]}
+        self.compared = [_Compared(of[name], _worse(worse.get(name))) for name in shown if name in then]
+        self.repeated = [
+            _repeated(record, of[name], limits.get(("max", name))) for name in shown if self.runs > 1
+        ]
+        prefix = f"{record['name']}: "
+        notes = [] if comparison is None else comparison["notes"]
+        self.notes = [note.removeprefix(prefix) for note in notes if note.startswith(prefix)]
+
+
+def _then(test: TestRecord, service: ServiceRecord) -> Mapping[str, Value]:
+    comparison = test.get("comparison")
+    then = [] if comparison is None else comparison["services"]
+    return next((before["metrics"] for before in then if before["name"] == service["name"]), {})
+
+
+def _number(service: ServiceRecord, name: str, then: Mapping[str, Value]) -> _Number:
+    metric = METRICS[name]
+    # Two digits of a second hide how much CPU one test costs.
+    show = functools.partial(metric.format, digits=3 if metric.unit == "s" else None)
+    now = service["metrics"].get(name)
+    number = _Number(name, show(now), metric.meaning)
+    if name in then:
+        number = number._replace(then=show(then[name]), change=change(metric, then[name], now))
+    values = service.get("runs", {}).get(name, [])
+    if values:
+        known = [value for value in values if value is not None]
+        least, most = show(min(known, default=None)), show(max(known, default=None))
+        number = number._replace(least=least, most=most, runs=[show(value) for value in values])
+    return number
+
+
+def change(metric: Metric, then: Value, now: Value) -> str:
+    """ "+43 %", "\u221212 %", "24 times"; of a share in points, for which 0 % to 5 % is no infinity."""
+    if then is None or now is None:
+        return ""
+    if metric.unit == "share":
+        text = f"{(now - then) * 100:+.1f} points"
+    elif then == 0:
+        text = f"+{metric.format(now)}" if now else "+0 %"
+    elif now / then >= 10:
+        return f"{now / then:,.0f} times"
+    else:
+        text = f"{(now / then - 1) * 100:+.0f} %"
+    unchanged = not any(char in text for char in "123456789")
+    return "±" + text[1:] if unchanged else text.replace("-", "\u2212")
+
+
+def _worse(regression: RegressionRecord | None) -> str:
+    if regression is None:
+        return ""
+    show = METRICS[regression["metric"]].format
+    again = f", again {', '.join(map(show, regression['again']))}" if regression["again"] else ""
+    return f"{regression['tolerance']} allowed{again}"
+
+
+def _repeated(service: ServiceRecord, number: _Number, limit: int | float | None) -> _Repeated:
+    """The strip begins at 0, so that what looks far apart is, and ends with the limit if that is not far."""
+    values = service.get("runs", {}).get(number.name, []) if number.runs else []
+    known = [value for value in values if value is not None]
+    median = service["metrics"].get(number.name) if known else None
+    most = max(known, default=0)
+    near = limit if limit is not None and limit <= 2 * most else None
+    end = max(most, near or 0) or 1
+
+    def place(value: int | float) -> float:
+        return round(4 + value / end * (STRIP - 8), 1)
+
+    return _Repeated(
+        number,
+        [place(value) for value in known],
+        None if median is None else place(median),
+        None if near is None else place(near),
+    )
+
+
+def _services(test: TestRecord) -> list[_Service]:
+    """Those whose limits are broken first."""
+    services = [_Service(test, number) for number in range(len(test["services"]))]
+    return sorted(services, key=lambda service: not service.broken)
+
+
+def _limits(test: TestRecord, service: ServiceRecord, breaches: Sequence[BreachRecord]) -> Iterator[_Limit]:
+    broken = {(breach.get("kind", "max"), breach["metric"]) for breach in breaches}
+    for (kind, metric), value in wording.limits_of(test, service).items():
+        measured = wording.measured(test, service, metric) if wording.trusted(service) else None
+        show = LIMITABLE[metric].format
+        if (kind, metric) in broken:
+            verdict = "broken"
+        elif measured is None:
+            verdict = "not measured"
+        else:
+            kept = measured <= value if kind == "max" else measured >= value
+            # As over too few wakeups: the test is unmeasured for it.
+            verdict = "kept" if kept else "not reached"
+        yield _Limit(f"{kind}_{metric}", show(value), show(measured), verdict)
+
+
+def _latency(test: TestRecord, service: ServiceRecord) -> dict[str, Any] | None:
+    """The distribution and what to compare it with, None without any.
+
+    {"bars": [[low, high, count, "10.0 µs … 12.0 µs"]], "marks": [["p50", ns, "11.0 µs"]], "limits": marks}.
+    """
+    counts: dict[int, int] = {}
+    for bucket, count in service.get("histogram", {}).items():
+        bar = int(bucket) // _BUCKETS_A_BAR
+        counts[bar] = counts.get(bar, 0) + count
+    if not counts or not wording.trusted(service):
+        return None
+    bars = []
+    for bar, count in sorted(counts.items()):
+        low = max(bucket_bounds(bar * _BUCKETS_A_BAR)[0], 1)  # a logarithmic axis has no 0
+        high = bucket_bounds((bar + 1) * _BUCKETS_A_BAR - 1)[1]
+        bars.append([low, high, count, f"{units.show(low, 'ns')} … {units.show(high, 'ns')}"])
+    marks = [
+        [name.removeprefix("latency_"), value, METRICS[name].format(value)]
+        for name in ("latency_p50", "latency_p99", "latency_max")
+        if (value := service["metrics"].get(name))
+    ]
+    limits = [
+        [name.rpartition(":")[2], value, units.show(value, "ns")]
+        for name, value in test["limits"].items()
+        if name.removeprefix(f"{service['name']}:").startswith("max_latency_") and value > 0
+    ]
+    return {"bars": bars, "marks": marks, "limits": limits}
+
+
+def _timeline(service: ServiceRecord) -> dict[str, Any] | None:
+    """{"step_ms": 100, "ends_ms": [100, 200, …], and for each of the series its values}; None without any."""
+    points = cast("list[dict[str, float]]", service.get("timeline", []))
+    if not points or not wording.trusted(service):
+        return None
+    ends = [point["t_ms"] for point in points]
+    return {
+        # Of most of them: the last one ends with the window.
+        "step_ms": round(statistics.median(map(operator.sub, ends, [0, *ends[:-1]]))),
+        "ends_ms": ends,
+        # Files from before polls were split have no classes of them.
+        **{name: [series.get(name, 0) for series in points] for name in _SERIES},
+    }

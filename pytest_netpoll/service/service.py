@@ -1,0 +1,671 @@
+"""Builds, launches, watches over and stops the services under test."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shlex
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from pytest_netpoll.errors import NetpollError, Reason, ServiceError, UsageError
+from pytest_netpoll.gobinary.gomaxprocs import gomaxprocs_of
+from pytest_netpoll.service import containers, guardian
+from pytest_netpoll.service.build import Builder, GoTool, go_version_of, package_name
+from pytest_netpoll.service.discovery import by_name, by_port, find
+from pytest_netpoll.service.launch import Held, NotStarted
+from pytest_netpoll.service.listeners import port_holder, ports_of
+from pytest_netpoll.service.output import Output, Pipe, last_words
+from pytest_netpoll.service.patience import Say
+from pytest_netpoll.service.readiness import (
+    LOOPBACK,
+    Address,
+    Ready,
+    checked,
+    find_listener,
+    wait_until_ready,
+)
+from pytest_netpoll.service.spec import (
+    Argument,
+    Spec,
+    check_combination,
+    checked_directory,
+    checked_pid,
+    checked_timeout,
+    process_name,
+    words,
+)
+
+# As seen by who waits for the process; of signals that come from outside.
+_KILLS = (-signal.SIGHUP, -signal.SIGINT, -signal.SIGKILL, -signal.SIGTERM)
+STOP_GRACE = 5.0  # seconds between SIGTERM and SIGKILL
+PORT_RETRIES = 3  # other ports tried when a stranger was faster on the free one
+
+
+class Service:
+    """A service under test. Made by the `go_service` fixture.
+
+    name: unique among the services that run at the same time, and in all that is measured of one test.
+    asked_name: the one it would have if that had not been taken.
+    """
+
+    def __init__(self, name: str, spec: Spec, factory: ServiceFactory, asked_name: str | None = None) -> None:
+        self.name = name
+        self.asked_name = asked_name or name
+        self._spec = spec
+        self._factory = factory
+        self._output = Output()
+        self._run_begin = 0  # where in the output the present run begins
+        self._began = ""  # when the present run of a container began
+        self._pipe: Pipe | None = None
+        self._held: Held | None = None  # until those who watch it have been told
+        self._popen: subprocess.Popen[bytes] | None = None
+        self._process: psutil.Process | None = None
+        self._leader: dict[int, int] = {}
+        self._mark = ""  # of the present run
+        self._free_port = spec.port
+        self._address: Address | None = None
+        self._executable = ""
+        self._go_version: str | None = None
+        self._gomaxprocs: int | None = None
+        self._stopped = True
+        self._retired = False
+        self._heard = False  # whether this run of it was seen to listen on its port
+        self._was_ready = False
+        self._crash: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<Service {self.name} pid={self._process.pid if self._process else None}>"
+
+    @property
+    def pid(self) -> int:
+        """Changes with every restart."""
+        if self._process is None:
+            raise ServiceError(f"service {self.name!r} has no process", why="it was never started")
+        return self._process.pid
+
+    @property
+    def address(self) -> Address:
+        """(host, port) to connect to.
+
+        The {port} it was given, else the first TCP port that it listens on; ServiceError while
+        there is none.
+        """
+        if self._address is None:
+            why = "it does not listen on any TCP port"
+            try:
+                self.locate()
+            except PermissionError as error:
+                why = str(error)
+            if self._address is None:
+                raise ServiceError(
+                    f"the port of service {self.name!r} is not known",
+                    why=why,
+                    fix=None if self.attached else "put {port} into its arguments or environment",
+                    detail=self.tail(),
+                )
+        return self._address
+
+    @property
+    def port(self) -> int:
+        return self.address[1]
+
+    @property
+    def url(self) -> str:
+        host, port = self.address
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    @property
+    def log(self) -> str:
+        """What it printed so far, over all restarts; of very much output the start and the end."""
+        self._catch_up()
+        return self._output.text()
+
+    @property
+    def executable(self) -> str:
+        """The path of the running program; "" where it is hidden from us, as another user's is."""
+        self._inspect()
+        return self._executable
+
+    @property
+    def go_version(self) -> str | None:
+        """Such as "go1.26.8"; None when the program is not a Go binary."""
+        self._inspect()
+        return self._go_version
+
+    @property
+    def gomaxprocs(self) -> int | None:
+        """How many threads run Go at once, as last seen; None where that cannot be seen."""
+        if self._process is not None and self.running:
+            self._gomaxprocs = gomaxprocs_of(self.pid) or self._gomaxprocs
+        return self._gomaxprocs
+
+    @property
+    def attached(self) -> bool:
+        """Whether somebody else started it (`pid=`, `container=`) and will stop it."""
+        return self._spec.pid is not None or self._spec.container is not None
+
+    @property
+    def running(self) -> bool:
+        if self._process is None or (self._stopped and self.attached):
+            return False
+        if self._popen is not None:
+            return self._popen.poll() is None
+        try:
+            return self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` ended it, or it was never started; a crashed service is not stopped."""
+        return self._stopped
+
+    @property
+    def retired(self) -> bool:
+        """Whether the fixture or test that asked for it has ended, and it with that."""
+        return self._retired
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status, -N for signal N; None while it runs, and for attached processes."""
+        return None if self._popen is None else self._popen.poll()
+
+    @property
+    def ending(self) -> str:
+        """How its process ended, with what it said of that: "exit status 2: panic: boom"."""
+        said = self.last_words().partition("\n")[0]
+        return f"{_ending(self.returncode)}: {said}" if said else _ending(self.returncode)
+
+    @property
+    def crash(self) -> str | None:
+        """How it had ended by itself when `stop` or `restart` was called last; None where it had not."""
+        return self._crash
+
+    def last_words(self) -> str:
+        """Of its present run a Go panic, with the stack of the goroutine it was in; "" without one."""
+        return last_words(self.output_of_this_run())
+
+    def tail(self, lines: int = 20) -> str:
+        """The last lines of the output."""
+        self._catch_up()
+        return self._output.tail(lines)
+
+    def check_alive(self, when: str = "") -> None:
+        """ServiceError with the end of the output when the service is not running.
+
+        when: added to the message, such as "before it was ready".
+        """
+        if self.running:
+            return
+        why, fix = "it was stopped" if self._stopped else _ending(self.returncode), None
+        if not self._stopped and self._spec.container is not None:
+            why, fix = self._spec.container.ending(self.pid) or (why, fix)
+        raise ServiceError(
+            f"service {self.name!r} ended" + (f" {when}" if when else ""),
+            why=why,
+            fix=fix,
+            detail=self.tail() or "(it printed nothing)",
+        )
+
+    def restart(self) -> None:
+        """Stop it and start it again: the same port, another pid; returns when it is ready.
+
+        A container's engine restarts it, with another pid, and what it publishes stays.
+        """
+        if self._spec.container is not None:
+            self.stop()
+            self._spec.container.restart()
+            self.start()
+            return
+        if self.attached:
+            raise UsageError(
+                f"service {self.name!r} cannot be restarted",
+                why="it ran before and belongs to somebody else",
+            )
+        if self._retired:
+            raise UsageError(
+                f"service {self.name!r} cannot be restarted",
+                why="the fixture or test that asked for it has ended",
+                fix="ask for it in a fixture of a wider scope",
+            )
+        self.stop()
+        self.start()
+
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL after a grace period, to it and all its descendants; attached ones live on.
+
+        Stopping twice is fine. ServiceError when even SIGKILL does not end it.
+        """
+        if self._stopped:
+            return
+        self._inspect()
+        if self.running:
+            self._hears()
+        if self._held is not None:  # nobody will release it
+            self._held.close()
+            self._held = None
+        # Whoever kills it, or asks it to end, and then stops it meant that; but nobody means a panic.
+        crashed = self._was_ready and (self.returncode or 0) not in (0, *_KILLS)
+        survivors = set() if self.attached else guardian.end(self._leader, STOP_GRACE, [self._mark])
+        if not survivors:
+            if self._popen is not None:
+                self._popen.wait()
+            self._catch_up()
+            self._factory.guardian.remove(self._mark)
+        # One that was about to print its panic was no quicker stopped than dead.
+        crashed = crashed or (self._was_ready and self.returncode == 2 and bool(self.last_words()))
+        self._crash = self.ending if crashed else None
+        self._stopped = True
+        self._factory.stopped(self)
+        if survivors:
+            raise ServiceError(
+                f"service {self.name!r} could not be stopped",
+                why=f"SIGKILL did not end {', '.join(map(str, sorted(survivors)))}",
+                fix=f"sudo kill -9 {' '.join(map(str, sorted(survivors)))}",
+            )
+
+    # For the plugin, the factory and readiness checks.
+
+    def retire(self) -> None:
+        """As `stop`, and for ever: its name and its port are free again."""
+        self._retired = True
+        try:
+            self.stop()
+        finally:
+            self._factory.retired(self._free_port)
+
+    def family(self) -> dict[int, int]:
+        """The living processes that are the service, as {pid: start time}: those that `stop` ends.
+
+        Those of a process that somebody else started are it and its descendants.
+        """
+        if self._leader:
+            return guardian.family(self._leader, [self._mark])
+        start = guardian.stat(self._process.pid) if self._process is not None else None
+        return guardian.family({self.pid: start.start}) if start is not None else {}
+
+    def why_elsewhere(self) -> Reason | None:
+        """Why what clients reach at its port need not be this service; None where it is, or has no port."""
+        if self._free_port is None or self._hears():
+            return None
+        holder = port_holder(self._free_port)
+        if holder == os.getpid():
+            return None  # a test double, which the service is told the port of
+        return Reason(
+            f"no process of service {self.name!r} listens on port {self._free_port}, which clients use",
+            why=f"process {holder} ({process_name(holder)}) does" if holder else "nor does another one here",
+            fix="watch the one that serves, with go_service(port=…) or pid=…; where no client uses {port}, "
+            "leave it out",
+        )
+
+    def _hears(self) -> bool:
+        """Whether the service has been seen on its port since it was started, or hides from us."""
+        if not self._heard and self._free_port is not None:
+            try:
+                self._heard = any(self._free_port in ports_of(pid) for pid in self.family())
+            except PermissionError:
+                return True
+        return self._heard
+
+    @property
+    def expected_port(self) -> int | None:
+        """What {port} stands for, None where there is no {port}."""
+        return self._free_port
+
+    def output_of_this_run(self) -> str:
+        self._catch_up()
+        return self._output.text(self._run_begin)
+
+    def locate(self) -> bool:
+        """Whether it listens for TCP (on its {port} if it has one); `address` then is the real one.
+
+        Raises PermissionError where that cannot be seen.
+        """
+        if self._process is None:
+            return False
+        found = find_listener(self.pid, self.family(), self._free_port)
+        if found is not None:
+            self._address = found
+            self._heard = True
+        return found is not None
+
+    def start(self) -> None:
+        """Start it and wait until it is ready; on an error nothing of it is left running."""
+        # A port it had before, it gets again: clients know it.
+        retries = PORT_RETRIES if self._spec.wants_port and self._free_port is None else 0
+        while True:
+            if self._spec.wants_port and self._free_port is None:
+                self._free_port = self._factory.free_port()
+            try:
+                self._spawn()
+                self._wait_until_ready()
+                self._was_ready = True
+                self._inspect()
+                self._hears()
+                self._factory.ready(self)
+                return
+            except BaseException as error:
+                again = retries > 0 and isinstance(error, ServiceError) and self._lost_its_port()
+                with contextlib.suppress(NetpollError):
+                    self.stop()
+                if not again:
+                    raise
+                retries -= 1
+                self._free_port = None
+
+    def _wait_until_ready(self) -> None:
+        container = self._spec.container
+        try:
+            wait_until_ready(self, self._spec.ready, self._spec.timeout, self._factory.say)
+        except ServiceError:
+            if container is not None:  # then it need not be waited for longer, but named
+                containers.check_go(container.name, self.pid)
+            raise
+        if container is not None:
+            containers.check_go(container.name, self.pid)
+
+    def _lost_its_port(self) -> bool:
+        return self.returncode is not None and "address already in use" in self.output_of_this_run().lower()
+
+    def _spawn(self) -> None:
+        self._address = (LOOPBACK, self._free_port) if self._free_port is not None else None
+        self._heard = False
+        if self._spec.container is not None:
+            self._attach(self._spec.container.pid())
+            self._began = containers.began(self.pid)
+        elif self._spec.pid is None:
+            self._launch()
+        else:
+            self._attach(self._spec.pid)
+        self._stopped = self._was_ready = False
+        begun = self._factory.spawned(self)
+        if self._held is not None:
+            self._begin(self._held)
+            if begun is not None:
+                begun()
+        self._inspect()
+
+    def _attach(self, pid: int) -> None:
+        try:
+            self._process = psutil.Process(pid)
+        except psutil.NoSuchProcess:
+            raise ServiceError(
+                f"cannot watch process {pid}",
+                why="there is no such process",
+                fix="give the pid of a running one",
+            ) from None
+
+    def _launch(self) -> None:
+        try:
+            self._factory.guardian.start()
+            self._launch_guarded()
+        except guardian.NoGuardian as error:
+            raise ServiceError(
+                f"cannot start service {self.name!r}",
+                why=f"the process that would end it if pytest were killed cannot be started: {error}",
+                detail=error.said,
+            ) from None
+
+    def _launch_guarded(self) -> None:
+        self._mark, self._leader = secrets.token_hex(8), {}
+        # Before it starts: pytest may be killed as soon as there is one.
+        self._factory.guardian.expect(self._mark)
+        try:
+            self._start_process()
+        except BaseException:  # Ctrl-C, too: nobody knows of it yet who would stop it
+            guardian.end(self._leader, 0, [self._mark])
+            self._factory.guardian.remove(self._mark)
+            if self._leader and self._popen is not None:
+                self._popen.wait()
+            raise
+
+    def _start_process(self) -> None:
+        argv, env = self._spec.with_port(self._free_port)
+        if self._popen is not None:
+            self._output.add(b"[started again by pytest-netpoll]\n")
+        self._run_begin = self._output.size
+        pipe = Pipe(self._output)
+        try:
+            self._held = Held(argv, env | {guardian.MARK: self._mark}, self._spec.cwd, pipe.write_end)
+        except NotStarted as error:
+            raise self._cannot_start(error) from None
+        finally:
+            pipe.close_write_end()
+        self._popen = self._held.popen
+        self._pipe = pipe
+        stat = guardian.stat(self._popen.pid)
+        assert stat is not None  # a child not waited for stays in /proc, at least as a zombie
+        self._leader = {self._popen.pid: stat.start}
+        self._factory.guardian.add(self._mark, self._popen.pid, stat.start)
+        self._process = psutil.Process(self._popen.pid)
+
+    def _begin(self, held: Held) -> None:
+        """Whoever is to watch it does by now: it may run its first instruction."""
+        self._held = None
+        try:
+            held.release()
+        except NotStarted as error:
+            raise self._cannot_start(error) from None
+
+    def _cannot_start(self, error: NotStarted) -> ServiceError:
+        argv, _ = self._spec.with_port(self._free_port)
+        return ServiceError(
+            f"cannot start service {self.name!r}",
+            why=str(error),
+            fix=f"run it by hand: cd {self._spec.cwd} && {shlex.join(argv)}",
+        )
+
+    def _catch_up(self) -> None:
+        if self._pipe is not None:
+            self._pipe.catch_up()
+        if self._began and self._spec.container is not None:
+            printed = Output()  # its engine keeps what it printed: all of this run, each time
+            printed.add(self._spec.container.output(self._began))
+            self._output = printed
+
+    def _inspect(self) -> None:
+        """Note what the process runs now: a shell or a wrapper may have become the service meanwhile."""
+        if self._process is None or not self.running:
+            return
+        with contextlib.suppress(psutil.Error):
+            path = psutil.Process(self.pid).exe()  # the one that we have remembers what it was asked once
+            if path and path != self._executable:
+                self._executable = path
+                # Not by the path: a newer build may be there, the link keeps the one that runs.
+                self._go_version = go_version_of(f"/proc/{self.pid}/exe")
+
+
+class ServiceFactory:
+    """What the `go_service` fixture returns: call it to get a running, ready Service.
+
+    rootdir: where relative packages, commands and `cwd` start.
+    cache_dir: keeps the built executables; may be shared between concurrent sessions.
+    on_spawn: called with every new process (each restart too). One that is launched has not begun to run its
+        program, and does when this returns; what it returned, if anything, is called then.
+    on_exit: called when a service was stopped, or failed to get ready.
+    on_ready: called with every service that is ready (each restart too).
+    taken: names that no new service may have, besides those of its own that run.
+    say: told what takes longer than a second.
+    go: builds the packages for which no other one is asked; None for the one on PATH.
+    services: those spawned and not stopped, crashed ones included, in the order they were made.
+    """
+
+    def __init__(
+        self,
+        *,
+        rootdir: Path,
+        cache_dir: Path,
+        on_spawn: Callable[[Service], Callable[[], None] | None] | None = None,
+        on_exit: Callable[[Service], None] | None = None,
+        on_ready: Callable[[Service], None] | None = None,
+        taken: Callable[[], Collection[str]] = tuple,
+        say: Say | None = None,
+        go: GoTool | None = None,
+    ) -> None:
+        self.services: list[Service] = []
+        self.guardian = guardian.Guardian()
+        self.say = say
+        self._rootdir = rootdir.absolute()
+        self._on_spawn = on_spawn
+        self._on_exit = on_exit
+        self._on_ready = on_ready
+        self._taken = taken
+        self._builder = Builder(cache_dir, say)
+        self._go = go
+        self._ports: set[int] = set()
+        self._naming = threading.Lock()
+        self._starting: set[str] = set()  # names
+
+    def __call__(
+        self,
+        package: Argument | None = None,
+        *,
+        command: Argument | Sequence[object] | None = None,
+        pid: int | None = None,
+        name: str | None = None,
+        args: str | Sequence[object] = (),
+        env: Mapping[str, object] | None = None,
+        cwd: Argument | None = None,
+        ready: Ready = "tcp",
+        go: str | None = None,
+        build_flags: str | Sequence[object] = (),
+        timeout: float = 30,
+        port: int | None = None,
+        process: str | None = None,
+        container: str | None = None,
+        engine: str | None = None,
+    ) -> Service:
+        """Build a Go package, or take a command, or find a running process; return it when ready.
+
+        package: directory (from `cwd` or rootdir), or import path.
+        command: the program and its arguments; a str is split as a shell would.
+        name: default: that of the program.
+        args, env: appended, added; {port} in them (and in `command`) becomes one free port.
+        ready: "tcp", "http:/path" (any status below 500), a regex on the output, a callable that
+            takes the Service, or None.
+        go: version ("1.21.13"), or path of a go binary or GOROOT, for `package`; over --netpoll-go.
+        timeout: seconds until it must be ready.
+        pid, port, process: of a process that runs already, or will soon: its number, the TCP port it
+            listens on, the name or path of its program. It is watched with its children, and left running.
+        container: the name or id of a running one, which is left running, too; engine: "docker", "podman"
+            or the path of one, where both have a container of that name.
+        Raises UsageError for wrong arguments, ServiceError when it cannot be built or is not ready.
+        """
+        directory = checked_directory(self._rootdir, cwd)
+        check_combination(
+            {
+                "package": package,
+                "command": command,
+                "pid": pid,
+                "port": port,
+                "process": process,
+                "container": container,
+            },
+            for_packages={"go": go, "build_flags": build_flags},
+            for_launches={"args": args, "env": env, "cwd": cwd},
+            for_containers={"engine": engine},
+        )
+        ready, timeout = checked(ready), checked_timeout(timeout)
+        if port is not None or process is not None:
+            search = by_port(port) if port is not None else by_name(process)
+            pid = find(search, 0 if ready is None else timeout, self.say)
+        if container is not None:
+            spec = Spec(ready, timeout, container=containers.find(container, engine))
+            default_name = container
+        elif pid is not None:
+            spec = Spec(ready, timeout, pid=checked_pid(pid), port=port)
+            default_name = process_name(pid)
+        else:
+            own = {key: str(value) for key, value in (env or {}).items()}
+            if package is not None:
+                target, flags = os.fspath(package), words(build_flags, "build_flags")
+                program = self._builder.build(target, base=directory, go=go or self._go, flags=flags, env=own)
+                head, default_name = [str(program)], package_name(target, directory)
+            else:
+                head = words(command, "command")
+                if not head:
+                    raise UsageError("go_service: command= is empty")
+                default_name = Path(head[0]).name
+            spec = Spec(ready, timeout, (*head, *words(args, "args")), own, directory)
+        asked = name or default_name
+        with self._named(asked) as unique:
+            service = Service(unique, spec, self, asked)
+            service.start()
+        return service
+
+    def stop_all(self) -> None:
+        """Stop all services, the youngest first; raises the first error after having tried all."""
+        errors = []
+        for service in reversed(self.services.copy()):
+            try:
+                service.stop()
+            except NetpollError as error:
+                errors.append(error)
+        self.guardian.close()
+        if errors:
+            raise errors[0]
+
+    # For Service.
+
+    def spawned(self, service: Service) -> Callable[[], None] | None:
+        """What is to be called once it runs its program, if anything."""
+        self.services.append(service)
+        return self._on_spawn(service) if self._on_spawn is not None else None
+
+    def stopped(self, service: Service) -> None:
+        self.services.remove(service)
+        if self._on_exit is not None:
+            self._on_exit(service)
+
+    def ready(self, service: Service) -> None:
+        if self._on_ready is not None:
+            self._on_ready(service)
+
+    def retired(self, port: int | None) -> None:
+        """It will not be started again: another one may have its port."""
+        if port is not None:
+            self._ports.discard(port)
+
+    def free_port(self) -> int:
+        """A TCP port of 127.0.0.1 that nobody uses, and that no other service of ours was given."""
+        while True:
+            with socket.socket() as probe:
+                probe.bind((LOOPBACK, 0))
+                port: int = probe.getsockname()[1]
+            if port not in self._ports:
+                self._ports.add(port)
+                return port
+
+    @contextlib.contextmanager
+    def _named(self, name: str) -> Iterator[str]:
+        """The name, or one made of it that no other service has, nor gets in the block in another thread."""
+        with self._naming:
+            taken = {service.name for service in self.services} | set(self._taken()) | self._starting
+            candidate, number = name, 1
+            while candidate in taken:
+                number += 1
+                candidate = f"{name}-{number}"
+            self._starting.add(candidate)
+        try:
+            yield candidate
+        finally:
+            self._starting.remove(candidate)
+
+
+def _ending(returncode: int | None) -> str:
+    if returncode is None:
+        return "the process is gone"
+    if returncode >= 0:
+        return f"exit status {returncode}"
+    try:
+        return f"killed by {signal.Signals(-returncode).name}"
+    except ValueError:
+        return f"killed by signal {-returncode}"

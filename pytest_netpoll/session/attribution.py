@@ -1,0 +1,199 @@
+"""Which services a window is about: those that ran in it, and of them those that are the test's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from pytest_netpoll.errors import NetpollError, Reason
+from pytest_netpoll.meter.meter import Meter
+from pytest_netpoll.model.limits import Limits
+from pytest_netpoll.model.metrics import Measurement
+from pytest_netpoll.service.service import Service, ServiceFactory
+
+# A service in a client in a tuple is found; deeper lie other libraries' insides.
+_DEPTH = 3
+
+NO_LIMITS = Limits()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Owner:
+    """Who asked for a service. node: the test; for a fixture what it was set up for.
+
+    fixture: pytest's definition of it, None for a test.
+    """
+
+    node: pytest.Item | pytest.Collector
+    fixture: Any = None
+
+    def serves(self, item: pytest.Item, fixtures: Mapping[str, Any]) -> bool:
+        """Whether it is the test, or a fixture that the test uses; fixtures: those by name."""
+        if self.fixture is None:
+            return self.node is item
+        used = fixtures.get(self.fixture.argname)
+        # A fixture that overrides another one of its name may use that: both are the test's.
+        wrapped = used is not None and used.argname in used.argnames and self.node in item.listchain()
+        return used is self.fixture or wrapped
+
+
+class Roster:
+    """The services of the session.
+
+    running: spawned and not stopped, crashed ones included. owners: of those whose owner has not ended.
+    """
+
+    def __init__(self) -> None:
+        self.running: list[Service] = []
+        self.owners: dict[Service, Owner] = {}
+        self._names_of_test: set[str] = set()
+        self._presences: weakref.WeakSet[Presence] = weakref.WeakSet()
+
+    def begin_test(self) -> None:
+        self._names_of_test.clear()
+
+    def enter(self, service: Service) -> None:
+        self.running.append(service)
+        self._names_of_test.add(service.name)
+        for presence in self._presences:
+            presence.enter(service)
+
+    def leave(self, service: Service) -> None:
+        self.running.remove(service)
+
+    def taken(self) -> set[str]:
+        """The names that no new service may have.
+
+        A name is free again when the service's owner has ended, and the test that it was in: in all
+        that is measured of one test a name means one service.
+        """
+        return {service.name for service in (*self.running, *self.owners)} | self._names_of_test
+
+    def watch(self) -> Presence:
+        presence = Presence(self.running)
+        self._presences.add(presence)
+        return presence
+
+    def end(self, service: Service) -> None:
+        """Whoever asked for it has ended."""
+        self.owners.pop(service, None)
+        service.retire()
+
+    def end_made_by(self, item: pytest.Item) -> list[NetpollError]:
+        """Those that the test made, not its fixtures, the youngest first; what kept any from ending."""
+        errors = []
+        for service, owner in reversed(list(self.owners.items())):
+            if owner.node is item and owner.fixture is None:
+                try:
+                    self.end(service)
+                except NetpollError as error:
+                    errors.append(error)
+        return errors
+
+    def own(self, item: pytest.Item) -> list[Service]:
+        """Those that the test's fixtures hold or made, and that it made; each once.
+
+        Also those that were stopped, as long as whoever asked for them has not ended.
+        """
+        # Also of what it got by request.getfixturevalue, which is no argument of the test.
+        fixtures = getattr(getattr(item, "_request", None), "_fixture_defs", {})
+        made = [service for service, owner in self.owners.items() if owner.serves(item, fixtures)]
+        held = [service for service in _held_by(item) if not service.retired]
+        return list(dict.fromkeys([*held, *made]))
+
+
+class Presence:
+    """Those that run since this was made, stopped meanwhile or not. dead: those that had crashed before."""
+
+    def __init__(self, running: Iterable[Service]) -> None:
+        self._before = list(running)
+        self.dead = [service for service in self._before if not service.running]
+        self._spawned: dict[Service, None] = {}
+
+    def enter(self, service: Service) -> None:
+        self._spawned[service] = None
+
+    @property
+    def new(self) -> list[Service]:
+        """Those that did not run before."""
+        return [service for service in self._spawned if service not in self._before]
+
+    @property
+    def all(self) -> list[Service]:
+        return self._before + self.new
+
+    def concerned(self, own: Sequence[Service], limits: Limits) -> list[Service]:
+        """The test's own, those it made meanwhile, those its marker names; of others there are none.
+
+        Its own include those that were stopped before: nothing may be judged in their place.
+        """
+        present = [s for s in self.all if s in own or s in self.new or s.name in limits.services]
+        return present + [s for s in own if s not in self.all]
+
+
+def doubted(
+    measurement: Measurement, service: Service, own: Sequence[Service] = (), limits: Limits = NO_LIMITS
+) -> Measurement:
+    """The measurement, unmeasured where it may not be that of the service that the test is about."""
+    if measurement.unmeasured is not None:
+        return measurement
+    doubt = service.why_elsewhere() or _why_ambiguous(service, own, limits)
+    return measurement if doubt is None else dataclasses.replace(measurement, unmeasured=doubt)
+
+
+def _why_ambiguous(service: Service, own: Sequence[Service], limits: Limits) -> Reason | None:
+    """Where a service= means a name that another one of the test's own asked for, too."""
+    if service.name not in limits.services:
+        return None
+    for other in own:
+        if other.asked_name == service.name and other.name not in limits.services:
+            return Reason(
+                f"service={service.name!r} may also mean {other.name}",
+                why="it asked for that name when it was taken",
+                fix="give each service a name= of its own",
+            )
+    return None
+
+
+def _held_by(item: pytest.Item) -> list[Service]:
+    """Those that the test's fixtures hold, also those of its fixtures' fixtures."""
+    values = list((getattr(item, "funcargs", None) or {}).values())
+    instance = getattr(item, "instance", None)
+    if instance is not None:
+        # unittest.TestCase takes no arguments: there fixtures and setUpClass leave services as attributes.
+        values += [instance, *vars(type(instance)).values()]
+    return list(_services_in(values, _DEPTH))
+
+
+def _services_in(values: Iterable[object], depth: int) -> Iterator[Service]:
+    for value in values:
+        # Not isinstance: it asks a proxy for its __class__, which may do or raise anything.
+        if issubclass(type(value), Service):
+            assert isinstance(value, Service)
+            yield value
+        elif depth > 0:
+            yield from _services_in(_inside(value), depth - 1)
+
+
+def _inside(value: object) -> Iterable[object]:
+    kind = type(value)
+    # Who can make services, measures them, or asks pytest for fixtures, has not thereby used all of them.
+    if issubclass(kind, (type, ServiceFactory, Roster, Meter, pytest.FixtureRequest)):
+        return ()
+    if issubclass(kind, (list, tuple, set, frozenset)):
+        assert isinstance(value, Iterable)
+        return list(value)
+    if issubclass(kind, dict):
+        assert isinstance(value, Mapping)
+        return list(value.values())
+    if dataclasses.is_dataclass(kind):
+        # They may have slots.
+        return [getattr(value, field.name, None) for field in dataclasses.fields(kind)]
+    try:
+        return list(object.__getattribute__(value, "__dict__").values())
+    except AttributeError:
+        return ()

@@ -1,0 +1,60 @@
+"""Which services ended without being stopped: that is a failure whatever is measured, and is told of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from pytest_netpoll.errors import Reason
+from pytest_netpoll.model.verdict import Death
+from pytest_netpoll.service.service import Service
+
+_STOP = "where that is meant, call {}.stop() in the test"
+
+
+class Deaths:
+    """Of the services of a session."""
+
+    def __init__(self) -> None:
+        self._told: set[tuple[Service, int]] = set()
+        self._stopped: list[Death] = []
+
+    def stopped(self, service: Service) -> None:
+        """Called when somebody stopped it: it may have died before that."""
+        if service.crash is not None and (service, service.pid) not in self._told:
+            self._told.add((service, service.pid))
+            how = Reason(f"service {service.name!r} ended before it was stopped", why=service.crash)
+            self._stopped.append(_death(service, how))
+
+    def take_stopped(self) -> list[Death]:
+        """Those that died and were stopped since this was called last."""
+        found, self._stopped = self._stopped, []
+        return found
+
+    def untold(self, services: Iterable[Service]) -> list[Service]:
+        """Of the services those whose death no test has been told of."""
+        return [service for service in services if (service, service.pid) not in self._told]
+
+    def tell(self, services: Sequence[Service], when: str) -> list[Death]:
+        """Of the services those that are dead and were not stopped. when: "during the test"."""
+        found = list(found_dead(services, when).values())
+        self._told |= {(service, service.pid) for service in services if is_dead(service)}
+        return found
+
+
+def is_dead(service: Service) -> bool:
+    return not service.stopped and not service.running
+
+
+def found_dead(services: Iterable[Service], when: str) -> dict[Service, Death]:
+    """Of the services those that are dead and were not stopped; nobody is told yet."""
+    found = {}
+    for service in filter(is_dead, services):
+        # A panic is never meant.
+        fix = None if service.last_words() else _STOP.format(service.name)
+        how = Reason(f"service {service.name!r} ended {when}", why=service.ending, fix=fix)
+        found[service] = _death(service, how)
+    return found
+
+
+def _death(service: Service, how: Reason) -> Death:
+    return Death(service.name, how, service.last_words() or service.tail())

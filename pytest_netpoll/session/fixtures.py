@@ -1,0 +1,155 @@
+"""What the fixtures `go_service` and `netpoll` give to a test."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from pytest_netpoll.meter.meter import Meter
+from pytest_netpoll.model.metrics import Measurement
+from pytest_netpoll.model.verdict import Death, Verdict, distrust
+from pytest_netpoll.options import Config
+from pytest_netpoll.report import record
+from pytest_netpoll.service.service import Service, ServiceFactory
+from pytest_netpoll.session.attribution import Roster, doubted
+from pytest_netpoll.session.deaths import found_dead
+from pytest_netpoll.session.outcome import plain_failures, refuse
+
+# Of a test's windows, those that its record keeps: each holds its charts.
+MOST_WINDOWS = 100
+
+
+class Windows:
+    """The closed windows of one test, the last ones of very many. left_out: how many are not kept."""
+
+    def __init__(self) -> None:
+        self.left_out = 0
+        self._kept: list[MeasuredWindow] = []
+
+    def add(self, window: MeasuredWindow) -> None:
+        self._kept.append(window)
+        if len(self._kept) > MOST_WINDOWS:
+            del self._kept[0]
+            self.left_out += 1
+
+    def records(self) -> list[record.WindowRecord]:
+        return [window.record(number) for number, window in enumerate(self._kept, self.left_out + 1)]
+
+
+WINDOWS = pytest.StashKey[Windows]()
+
+
+class GoService:
+    """Builds and launches services: a ServiceFactory whose errors pytest shows without a traceback.
+
+    adopt: called with each new service.
+    """
+
+    def __init__(self, factory: ServiceFactory, adopt: Callable[[Service], None]) -> None:
+        self._factory = factory
+        self._adopt = adopt
+
+    def __call__(self, package: Any = None, **options: Any) -> Service:
+        __tracebackhide__ = True
+        with plain_failures():
+            service = self._factory(package, **options)
+            self._adopt(service)
+            return service
+
+
+class Netpoll:
+    """Measures parts of a test, marked or not."""
+
+    def __init__(self, item: pytest.Item, options: Config, meter: Meter, roster: Roster) -> None:
+        self._item = item
+        self._options = options
+        self._meter = meter
+        self._roster = roster
+
+    @contextlib.contextmanager
+    def measure(self, name: str | None = None) -> Iterator[MeasuredWindow]:
+        """Opens a window over all services that run and closes it with the block. Windows may nest.
+
+        name: what the reports call it; they number those without.
+        """
+        measured = MeasuredWindow(self._item, self._options, name)
+        if self._options.mode == "off":
+            yield measured
+            return
+        presence = self._roster.watch()
+        window = self._meter.open()
+        try:
+            yield measured
+        finally:
+            services = presence.all
+            measurements = self._meter.close(window, services)
+            own = {*presence.new, *self._roster.own(self._item)}
+            measured.close(services, measurements, own, found_dead(services, "during the window"))
+            self._item.stash.setdefault(WINDOWS, Windows()).add(measured)
+
+
+class MeasuredWindow:
+    """window[service] is the service's Measurement, once the block has ended.
+
+    Asking for a service that could not be measured fails (or skips) the test: numbers nobody
+    vouches for must not reach an assertion. A single metric that was not is None. With --netpoll=off
+    it skips the test.
+    """
+
+    def __init__(self, item: pytest.Item, options: Config, name: str | None) -> None:
+        self._item = item
+        self._options = options
+        self._name = name
+        self._measurements: dict[Service, Measurement] | None = None
+        self._own: set[Service] = set()
+        self._dead: dict[Service, Death] = {}
+        self._read: dict[Service, None] = {}
+
+    def close(
+        self,
+        services: Sequence[Service],
+        measurements: Sequence[Measurement],
+        own: set[Service],
+        dead: Mapping[Service, Death],
+    ) -> None:
+        """services: those that ran in it, each with its measurement. own: those that are the test's."""
+        pairs = zip(services, measurements, strict=True)
+        self._measurements = {service: doubted(made, service) for service, made in pairs}
+        self._own = own
+        self._dead = dict(dead)
+
+    def record(self, number: int) -> record.WindowRecord:
+        """Of the test's own services and of those that it asked for; of all where there are none."""
+        measured = self._measurements or {}
+        concerned = [
+            made for service, made in measured.items() if service in self._own or service in self._read
+        ]
+        read = [service.name for service in self._read]
+        return record.window(number, self._name, concerned or list(measured.values()), read)
+
+    def __getitem__(self, service: Service | str) -> Measurement:
+        """service: or its name."""
+        __tracebackhide__ = True
+        if self._options.mode == "off":
+            pytest.skip("nothing is measured with --netpoll=off")
+        if self._measurements is None:
+            pytest.fail("the window is still open: read it after the with block", pytrace=False)
+        # A name means one service in all that is measured of a test.
+        by_name = {known.name: known for known in self._measurements}
+        name, asked = (service, by_name.get(service)) if isinstance(service, str) else (service.name, service)
+        if asked not in self._measurements:
+            there = f"in it ran: {', '.join(by_name)}" if by_name else "none ran in it"
+            pytest.fail(f"no service {name!r} was measured in this window ({there})", pytrace=False)
+        self._read.pop(asked, None)
+        self._read[asked] = None
+        if asked in self._dead:
+            death = self._dead[asked]
+            refuse(self._item, Verdict("failed", (death.reason,), deaths=(death,)), self._options)
+        measurement = self._measurements[asked]
+        doubt = distrust(measurement)
+        if doubt is not None:
+            refuse(self._item, Verdict("unmeasured", (doubt.about(name),)), self._options)
+        return measurement

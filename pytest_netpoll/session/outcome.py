@@ -1,0 +1,91 @@
+"""How pytest is told: failures and skips that are the plugin's, with a message and no traceback."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+
+from pytest_netpoll import clean
+from pytest_netpoll.errors import NetpollError, UsageError
+from pytest_netpoll.model.verdict import Verdict
+from pytest_netpoll.options import Config
+
+
+class Enforced(NamedTuple):
+    """What ended a test by our doing. exception: as raised; it tells our failure from the test's own.
+
+    lenient: raised in report mode, only for pytest.mark.xfail to see: it is no failure.
+    """
+
+    exception: BaseException
+    verdict: Verdict
+    lenient: bool = False
+
+
+ENFORCED = pytest.StashKey["Enforced | None"]()
+
+
+@contextlib.contextmanager
+def usage_errors() -> Iterator[None]:
+    """The user's mistakes in options and markers end in exit code 4."""
+    try:
+        yield
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+@contextlib.contextmanager
+def plain_failures() -> Iterator[None]:
+    """Errors of services and of measuring fail the test, or the fixture, in their own words."""
+    __tracebackhide__ = True
+    try:
+        yield
+    except NetpollError as error:
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
+
+
+def enforce(node: pytest.Item, verdict: Verdict, options: Config) -> None:
+    """Ends the test as the verdict demands: what was not measured has not passed.
+
+    In report mode only a dead service fails it.
+    """
+    outcome = verdict.gate or verdict.outcome
+    if outcome == "passed":
+        return
+    skip = outcome == "unmeasured" and options.unmeasured == "skip"
+    lenient = options.mode == "report" and not verdict.deaths and not skip
+    if lenient and node.get_closest_marker("xfail") is None:
+        return
+    _end(node, verdict, skip, lenient)
+
+
+def settle_report(report: pytest.TestReport, enforced: Enforced) -> None:
+    """What pytest makes of our exception, once it has looked for pytest.mark.xfail.
+
+    That expects a broken limit, not a test that could not be measured; and report mode fails nothing.
+    """
+    unmeasured = (enforced.verdict.gate or enforced.verdict.outcome) == "unmeasured"
+    xfailed = report.skipped and hasattr(report, "wasxfail")
+    if xfailed and unmeasured:
+        del report.wasxfail
+        report.outcome = "failed"
+    if enforced.lenient and report.failed:
+        report.outcome, report.longrepr = "passed", None
+
+
+def refuse(node: pytest.Item, verdict: Verdict, options: Config) -> None:
+    """Ends a test that asks for numbers which there are not: where that must not fail it, it is skipped."""
+    harmless = options.unmeasured == "skip" or options.mode == "report"
+    _end(node, verdict, skip=harmless and verdict.outcome == "unmeasured")
+
+
+def _end(node: pytest.Item, verdict: Verdict, skip: bool, lenient: bool = False) -> None:
+    unmeasured = (verdict.gate or verdict.outcome) == "unmeasured"
+    reason = verdict.reason or "\n".join(map(str, verdict.breaches)) or "got worse than its baseline"
+    text = clean.lines(f"unmeasured: {reason}" if unmeasured else reason)
+    exception = pytest.skip.Exception(text) if skip else pytest.fail.Exception(text, pytrace=False)
+    node.stash[ENFORCED] = Enforced(exception, verdict, lenient)
+    raise exception

@@ -1,0 +1,64 @@
+"""Imports point downwards only: a room knows those below it, never those above."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "pytest_netpoll"
+
+# Each knows those after it. The agent is a program of its own, run by another Python; of what it shares with
+# the plugin (whose files to believe, how Go functions begin) its copy is the only one.
+ORDER = [
+    "__main__", "plugin", "cli", "session", "report", "meter", "service", "hookspecs", "options", "model",
+    "gobinary", "errors", "clean", "agent",
+]  # fmt: skip
+
+MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if "agent" not in path.parts)
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Modules of ours that the file imports, without the package's name: "model.metrics"."""
+    for node in ast.walk(ast.parse((PACKAGE / path).read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            package, _, module = name.partition(".")
+            if package == PACKAGE.name:
+                yield module
+
+
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_a_module_imports_only_from_its_own_room_and_those_below(path: Path) -> None:
+    room = room_of(path.with_suffix("").as_posix().replace("/", "."))
+    if room == "__init__":
+        return  # the public names, from wherever they are
+    below = ORDER[ORDER.index(room) :]
+    for module in imports_of(path):
+        assert room_of(module) in [*below, "__version__"], f"{path} imports {module}, which is above {room}"
+
+
+def test_the_agent_imports_nothing_of_the_plugin() -> None:
+    for path in (PACKAGE / "agent").rglob("*.py"):
+        assert list(imports_of(path.relative_to(PACKAGE))) == [], path
+
+
+def test_two_rooms_have_a_module_of_one_name_only_where_they_are_two_sides_of_one_thing() -> None:
+    rooms: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        relative = path.relative_to(PACKAGE)
+        if path.name not in ("__init__.py", "__main__.py"):
+            rooms.setdefault(path.name, set()).add(relative.parts[0])
+    both = {name for name, found in rooms.items() if len(found) > 1}
+    assert both <= {"offenders.py", "timeline.py", "elf.py"}
