@@ -98,6 +98,7 @@ MEASURED = {
     "deadline_wakeups": 1,
     "dispatches": 20,
     "runq_max": 2,
+    "unprobed": 0,
     "slowest": [{**WAKEUP, "latency_ns": 9000, "at_ns": 5000, "goid": [18, 0]}],
     "offenders": [{**WAKEUP, "offence": "spurious", "count": 7}],
 }
