@@ -137,7 +137,7 @@ def test_podman_under_the_name_of_docker_is_one_engine(engines, contained):
 def test_a_container_that_does_not_run(go_service, engines, contained, status, why, fix):
     engines(docker=knows(contained, status, 3, logs="panic: no such table"))
     said = error_of(go_service)
-    assert said.startswith(f"container 'api' is not running: {why}\n  to mend: {fix}\n")
+    assert said.startswith(f"container 'api' is not running: {why}\n  fix: {fix}\n")
     assert said.endswith("\n\npanic: no such table"), "the end of its output"
 
 
