@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all test-kernels test-kernels-short check bench clean
+.PHONY: help demo test test-all test-kernels test-kernels-short test-containers check bench clean
 
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
@@ -53,6 +53,11 @@ test-kernels: ## run the installed plugin on other kernels and on arm64, emulate
 test-kernels-short: ## the part of it that CI runs: Linux 5.10 and 6.1, and arm64
 	@.ci/setup kernels
 	@$(PYTHON) tests/kernels/run.py --short $(ARGS)
+
+test-containers: export NETPOLL_TEST_CONTAINERS = 1
+test-containers: ## run what is claimed of containers, with podman and docker
+	@.ci/setup containers
+	@$(PYTEST) tests/bpf/test_containers.py tests/bpf/test_ci_images.py $(ARGS)
 
 check: ## lint, formatting, types
 	@.ci/setup check

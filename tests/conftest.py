@@ -29,6 +29,9 @@ settings.load_profile("tests")
 pytest_plugins = ["pytester"]
 
 collect_ignore = ["kernels/suite"]  # runs inside the machines of tests/kernels
+if "NETPOLL_TEST_CONTAINERS" not in os.environ:
+    # make test-containers: they need two engines and many minutes.
+    collect_ignore += ["bpf/test_ci_images.py", "bpf/test_containers.py"]
 
 ROOT = Path(__file__).parents[1]
 SYSTEM_PYTHON = "/usr/bin/python3"  # distributions build BCC's binding for this one only

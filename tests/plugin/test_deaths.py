@@ -137,8 +137,10 @@ def test_meant(start):
     result.assert_outcomes(failed=2, passed=1)
     result.stdout.fnmatch_lines(
         [
-            "ended: *ended during the test: exit status 0 (to mend: where that is meant, call ended.stop() *",
-            "killed: *ended during the test: killed by SIGKILL (to mend: *",
+            "ended: *ended during the test: exit status 0",
+            "  fix: where that is meant, call ended.stop() *",
+            "killed: *ended during the test: killed by SIGKILL",
+            "  fix: where that is meant, call killed.stop() *",
         ]
     )
 
