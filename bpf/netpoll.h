@@ -35,8 +35,8 @@ struct kept_epochs {
 /* What is recorded beside the counts, and only while a window may ask for it. */
 #define KEEP_CULPRITS 1 /* who was woken for nothing, and who latest */
 #define KEEP_UNCLAIMED 2 /* where events found nobody */
-#define KEEP_FUTILE_CALLS 4 /* whose I/O calls were futile */
-#define KEEP_IO_CALLS 8 /* whose any I/O calls were, futile or not */
+#define KEEP_FUTILE_CALLS 4 /* who made futile I/O calls */
+#define KEEP_IO_CALLS 8 /* who made I/O calls, futile or not */
 
 /* Where stacks are sampled, each CPU records this many of an epoch in full before it starts to
  * skip. */
