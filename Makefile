@@ -63,6 +63,7 @@ check: ## lint, formatting, types
 	@.ci/setup check
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
+	@.venv/bin/clang-format --dry-run --Werror bpf/*.[ch]
 	@$(PYTHON) -m mypy --strict
 
 bench: ## measure what measuring costs

@@ -1,25 +1,28 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * Samples what watched processes do with their CPU time: at perf events of each CPU's clock, which the agent enables
- * while a limit asks for it. It appends this file to netpoll.c.
+ * Samples what watched processes spend CPU time on, at perf events of each CPU's clock. The agent
+ * enables these only while a limit asks for samples.
  */
 
 BPF_HASH(switches, struct scheduling, u64, 4096);
 
 #ifndef NETPOLL_AARCH64
-#define GOBUF_OFFSET 56		/* of a runtime.g */
+#define GOBUF_OFFSET 56 /* of a runtime.g */
 #define GOBUF_WORDS 7
 #define DEEPEST 12
 
-/* On the scheduler's stack: which goroutine's call brought it here? runtime.mcall left its g above the outermost
- * frame, from which a frame pointer of 0 tells that frame. That it is one is proven by the g in its gobuf. Its
- * caller's frame is kept in words 5 or 6, by the version of Go; what is before it is 0 then. */
+/* On the scheduler's stack: finds the goroutine whose call entered the scheduler. runtime.mcall
+ * left that g above the outermost frame, which has a frame pointer of 0. Its gobuf holds the g
+ * itself, which proves it. The caller's frame is in word 5 or 6 of the gobuf, by the Go version;
+ * if it is in 6, word 5 is 0. */
 static __always_inline int find_switch(void *ctx, struct scheduling *s)
 {
 	u64 frame, words[2], g = 0, gobuf[GOBUF_WORDS];
 	int i;
 
-	asm volatile("%0 = *(u64 *)(%1 + %2)" : "=r"(frame) : "r"(ctx), "i"(offsetof(struct pt_regs, bp)));
+	asm volatile("%0 = *(u64 *)(%1 + %2)"
+		     : "=r"(frame)
+		     : "r"(ctx), "i"(offsetof(struct pt_regs, bp)));
 #pragma clang loop unroll(full)
 	for (i = 0; i < DEEPEST; i++) {
 		if (bpf_probe_read_user(words, sizeof(words), (void *)frame))
@@ -30,7 +33,8 @@ static __always_inline int find_switch(void *ctx, struct scheduling *s)
 	}
 	if (words[0] || bpf_probe_read_user(&g, sizeof(g), (void *)(frame + 16)))
 		return 0;
-	if (bpf_probe_read_user(gobuf, sizeof(gobuf), (void *)(g + GOBUF_OFFSET)) || !g || gobuf[2] != g)
+	if (bpf_probe_read_user(gobuf, sizeof(gobuf), (void *)(g + GOBUF_OFFSET)) || !g ||
+	    gobuf[2] != g)
 		return 0;
 	s->pc = gobuf[1];
 	frame = gobuf[5] ? gobuf[5] : gobuf[6];
@@ -43,7 +47,7 @@ static __always_inline int find_switch(void *ctx, struct scheduling *s)
 int cpu_sampled(struct bpf_perf_event_data *ctx)
 {
 	u32 owner = owner_of(bpf_get_current_pid_tgid() >> 32);
-	struct blame first = {}, *b;
+	struct offender_stats first = {}, *stats;
 	struct scheduling s = {};
 	struct offender o = {};
 	u64 zero = 0, *count;
@@ -62,9 +66,10 @@ int cpu_sampled(struct bpf_perf_event_data *ctx)
 	o.owner = owner;
 	o.epoch = s.epoch;
 	o.offence = CPU;
-	o.stack = stack_of(ctx);	/* where there is none, counted all the same: the shares stay true */
-	b = offenders.lookup_or_try_init(&o, &first);
-	if (b)
-		__sync_fetch_and_add(&b->count, 1);
+	/* Counted without a stack, too, so that shares stay true. */
+	o.stack = stack_of(ctx);
+	stats = offenders.lookup_or_try_init(&o, &first);
+	if (stats)
+		__sync_fetch_and_add(&stats->count, 1);
 	return 0;
 }

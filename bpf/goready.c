@@ -1,28 +1,29 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * Counts the goroutine wakeups that do not come from the network poller: uprobes on runtime.ready and
- * runtime.netpollgoready. The agent appends this file to netpoll.c, whose maps and helpers it uses.
+ * Counts the goroutine wakeups that do not come from the network poller: uprobes on runtime.ready
+ * and runtime.netpollgoready.
  *
- * Attached to the program's file, so that forked and exec'ed children are counted from their first
- * instruction; whose process it is that came by is decided here.
+ * They are attached to the program's file, so that forked and exec'ed children are counted from
+ * their first instruction. Processes that are not watched come by, too, and are dropped here.
  */
 
-BPF_ARRAY(ready_sampling, u32, 1);	/* keep the stack of one ready call in so many; 0 = of none */
+BPF_ARRAY(ready_sampling, u32, 1); /* record one ready call in this many; 0 = none */
 
-/* Whose stack it is that makes the call. Taking it costs twice what the probe itself does, so after the
- * first calls (of a CPU, in an epoch) only some are looked at, and each stands for those that were not. */
-static __always_inline void keep_waker(void *ctx, u32 owner, u32 epoch, u64 calls)
+/* Records the waker's stack. That costs twice as much as the probe itself, so after the first
+ * calls (of a CPU, in an epoch) only some are recorded, and each stands for those that were
+ * skipped. */
+static __always_inline void record_waker(void *ctx, u32 owner, u32 epoch, u64 calls)
 {
 	int zero = 0;
 	u32 *every = ready_sampling.lookup(&zero);
 	struct offender o = {};
-	struct blame first = {}, *b;
+	struct offender_stats first = {}, *stats;
 	u64 weight = 1;
 
 	if (!every || !*every)
 		return;
 	if (calls > STACKS_EXACT) {
-		/* At random: a count would beat in time with a service that wakes in a pattern. */
+		/* At random: every n-th could keep step with a service that wakes in a pattern. */
 		if (bpf_get_prandom_u32() % *every)
 			return;
 		weight = *every;
@@ -30,13 +31,14 @@ static __always_inline void keep_waker(void *ctx, u32 owner, u32 epoch, u64 call
 	o.owner = owner;
 	o.epoch = epoch;
 	o.offence = READY;
-	o.stack = stack_of(ctx);	/* where there is none, counted all the same: the shares stay true */
-	b = offenders.lookup_or_try_init(&o, &first);
-	if (b)
-		__sync_fetch_and_add(&b->count, weight);
+	/* Counted without a stack, too, so that shares stay true. */
+	o.stack = stack_of(ctx);
+	stats = offenders.lookup_or_try_init(&o, &first);
+	if (stats)
+		__sync_fetch_and_add(&stats->count, weight);
 }
 
-/* At runtime.ready. A uprobe's program may be preempted by another on its CPU, hence the atomic adds. */
+/* At runtime.ready. Atomic adds, because another uprobe on this CPU may preempt the program. */
 int ready_called(struct pt_regs *ctx)
 {
 	u32 owner = owner_of(bpf_get_current_pid_tgid() >> 32), epoch;
@@ -45,19 +47,19 @@ int ready_called(struct pt_regs *ctx)
 	if (!owner)
 		return 0;
 	epoch = current_epoch();
-	c = counters_of(accountable(owner), epoch);
+	c = counters_of(charged_owner(owner), epoch);
 	if (!c)
 		return 0;
 	__sync_fetch_and_add(&c->ready_calls, 1);
-	keep_waker(ctx, owner, epoch, c->ready_calls);
+	record_waker(ctx, owner, epoch, c->ready_calls);
 	return 0;
 }
 
-/* At runtime.netpollgoready, which goes on to runtime.ready. */
+/* At runtime.netpollgoready, which then calls runtime.ready. */
 int deadline_woke(struct pt_regs *ctx)
 {
 	u32 owner = owner_of(bpf_get_current_pid_tgid() >> 32);
-	struct counters *c = owner ? counters_of(accountable(owner), current_epoch()) : 0;
+	struct counters *c = owner ? counters_of(charged_owner(owner), current_epoch()) : 0;
 
 	if (c)
 		__sync_fetch_and_add(&c->deadline_wakeups, 1);

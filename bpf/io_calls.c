@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * Counts I/O calls: how many returned, how those ended that brought no data, and which of them were futile. The
- * agent appends this file to netpoll.c, which calls io_call and io_closed.
+ * Counts I/O calls: how many returned, how those without data ended, and which of them were
+ * futile.
  *
- * A call that moved data costs a counter, and a look at the streak that it ends. The clock is read for others only.
+ * A call that moved data costs a counter and a look at the streak that it ends. Only the others
+ * read the clock.
  */
 
-BPF_PERCPU_ARRAY(io_failures, struct io_failures, MAX_PROCESSES * BANKS);
-BPF_ARRAY(io_sampling, u32, 1);	/* record the stack of one call in so many; 0 = of none */
+BPF_PERCPU_ARRAY(io_failures, struct io_failures, ALL_BANKS);
+BPF_ARRAY(io_sampling, u32, 1); /* record one call in this many; 0 = none */
 
-/* From here on the descriptor is another one, or none. */
-static __always_inline void io_closed(u32 owner, u32 fd)
+/* The descriptor was closed, or replaced by dup2. */
+static __always_inline void end_streaks(u32 owner, u32 fd)
 {
 	struct wait *r = wait_of(owner, fd, DIR_READ), *w = wait_of(owner, fd, DIR_WRITE);
 
@@ -20,7 +21,7 @@ static __always_inline void io_closed(u32 owner, u32 fd)
 		w->streak = 0;
 }
 
-/* Whether 0 bytes were an empty datagram. */
+/* Whether 0 bytes were an empty datagram, not the end of a file. */
 static __always_inline int is_datagram(u32 role, u32 fd)
 {
 #ifdef TASK_FILES_OFFSET
@@ -36,7 +37,7 @@ static __always_inline int is_datagram(u32 role, u32 fd)
 	READ_MEMBER(type, socket + SOCKET_TYPE_OFFSET);
 	return type == SOCK_DGRAM || type == SOCK_RAW;
 #else
-	/* Who receives from a stream reads, mostly. */
+	/* A guess: streams are mostly read, datagrams received. */
 	return role & ROLE_RECEIVE;
 #endif
 }
@@ -46,8 +47,8 @@ static __always_inline int in_streak(const struct wait *w, u32 outcome)
 	return w && w->streak && w->outcome == outcome;
 }
 
-/* One more call on this descriptor and direction that ended so. Returns how many there were in a row, at most
- * FUTILE_FROM. now: ns >> FAILED_AT_SHIFT. */
+/* One more call on this descriptor and direction that had this outcome. Returns how many did in
+ * a row, at most FUTILE_FROM. now: ns >> FAILED_AT_SHIFT. */
 static __always_inline u32 lengthen_streak(struct wait *w, u32 outcome, u32 now)
 {
 	u32 streak = w->streak;
@@ -62,8 +63,9 @@ static __always_inline u32 lengthen_streak(struct wait *w, u32 outcome, u32 now)
 	return streak;
 }
 
-/* Records whose call it was. calls: such calls that this CPU has counted in the epoch. */
-static __always_inline void keep_io_call(void *ctx, struct counters *c, struct offender *o, u64 calls)
+/* Records who made the call. calls: how many such calls this CPU has counted in the epoch. */
+static __always_inline void record_io_call(void *ctx, struct counters *c, struct offender *o,
+					   u64 calls)
 {
 	int zero = 0;
 	u32 *every = io_sampling.lookup(&zero);
@@ -72,24 +74,25 @@ static __always_inline void keep_io_call(void *ctx, struct counters *c, struct o
 	if (!every || !*every)
 		return;
 	if (calls > STACKS_EXACT) {
-		/* At random: a count would beat in time with a service that works in a pattern. */
+		/* At random: every n-th could keep step with a service that works in a pattern. */
 		if (bpf_get_prandom_u32() % *every)
 			return;
 		weight = *every;
 	}
 	o->stack = stack_of(ctx);
-	accuse(c, o, weight);
+	record_offender(c, o, weight);
 }
 
 /* An I/O syscall has returned. */
-static __always_inline void io_call(void *ctx, u32 owner, const struct args *a, u32 role, long ret)
+static __always_inline void count_io_call(void *ctx, u32 owner, const struct args *a, u32 role,
+					  long ret)
 {
 	u32 reads = ROLE_READ_ARG(role), writes = ROLE_WRITE_ARG(role);
 	u32 read_fd = reads == 1 ? a->arg[0] : a->arg[1];
 	u32 write_fd = writes == 1 ? a->arg[0] : writes == 2 ? a->arg[1] : a->arg[2];
 	struct wait *r = reads ? wait_of(owner, read_fd, DIR_READ) : 0;
 	struct wait *w = writes ? wait_of(owner, write_fd, DIR_WRITE) : 0;
-	u32 epoch = current_epoch(), accounted = accountable(owner);
+	u32 epoch = current_epoch(), accounted = charged_owner(owner);
 	struct counters *c = counters_of(accounted, epoch);
 	u32 outcome = OUTCOME_DATA, streak = 0, now;
 	u64 row;
@@ -97,13 +100,14 @@ static __always_inline void io_call(void *ctx, u32 owner, const struct args *a, 
 	struct offender o = {};
 	struct io_failures *f;
 
-	/* A call that a signal interrupted, and that the kernel makes again by itself, has no outcome yet. */
+	/* A call that a signal interrupted and that the kernel restarts has no outcome yet. */
 	if (!c || (ret < 0 && -ret >= OUTCOMES))
 		return;
 	c->io_calls++;
 	if (ret < 0)
 		outcome = -ret;
-	else if (ret == 0 && role & ROLE_EOF && (in_streak(r, OUTCOME_EOF) || !is_datagram(role, read_fd)))
+	else if (ret == 0 && role & ROLE_EOF &&
+		 (in_streak(r, OUTCOME_EOF) || !is_datagram(role, read_fd)))
 		outcome = OUTCOME_EOF;
 	if (outcome == OUTCOME_DATA) {
 		if (r && r->streak)
@@ -111,12 +115,13 @@ static __always_inline void io_call(void *ctx, u32 owner, const struct args *a, 
 		if (w && w->streak)
 			w->streak = 0;
 	} else {
-		/* The end of a file is nothing that happens to where it is copied to. */
+		/* The end of the file that is read does not concern the one that is written. */
 		if (outcome == OUTCOME_EOF)
 			writes = 0;
 		now = bpf_ktime_get_ns() >> FAILED_AT_SHIFT;
 		streak = FUTILE_FROM;
-		/* Of two descriptors either may be the one to blame: both must have seen it so often. */
+		/* Of two descriptors either may be the cause: the streak of both must be that
+		 * long. */
 		if (reads)
 			streak = r ? lengthen_streak(r, outcome, now) : 0;
 		if (writes) {
@@ -153,5 +158,5 @@ static __always_inline void io_call(void *ctx, u32 owner, const struct args *a, 
 	o.direction = writes ? DIR_WRITE : DIR_READ;
 	o.fd = writes ? write_fd : read_fd;
 	o.offence = streak == FUTILE_FROM ? FUTILE : IO_CALL;
-	keep_io_call(ctx, c, &o, streak == FUTILE_FROM ? c->futile_calls : c->io_calls);
+	record_io_call(ctx, c, &o, streak == FUTILE_FROM ? c->futile_calls : c->io_calls);
 }

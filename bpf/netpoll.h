@@ -6,35 +6,40 @@
 #ifndef NETPOLL_H
 #define NETPOLL_H
 
-/* Direct-mapped by the low bits of the tgid: an array lookup is inlined by the JIT, and this one is
- * paid by every syscall of the whole machine. Two watched tgids that share a home are refused. */
-#define TGID_HOMES 65536
+/* The map `watched` is indexed by the low bits of the tgid: the JIT inlines an array lookup, and
+ * every syscall of the whole machine pays for this one. The agent refuses a second tgid for the
+ * same entry. */
+#define WATCHED_ENTRIES 65536
 
-/* Windows are cut by epochs. A bank holds what belongs to one epoch, whose number ends in the bank's; a wakeup
- * that is resolved after the cut still counts in the epoch that woke it, so a window's sums never leak. */
+/* Windows are cut by epochs. A bank holds the counters of one epoch; the low bits of the epoch's
+ * number are the bank's. A wakeup that is resolved after the cut still counts in the epoch that
+ * woke it, so a window's sums never leak. */
 #define BANKS 8
+#define ALL_BANKS (MAX_PROCESSES * BANKS)
 
-/* The epochs that have a bank, 0 for a bank that nobody asks for. A cut between which no open window distinguishes
- * any more loses its own: what was woken after it counts in the last one before it that is here. */
+/* The epoch of each bank, 0 for a bank that is not in use. Once no open window needs the cut
+ * between two epochs, the later one loses its bank: its wakeups then count in the last epoch
+ * before it that has one. */
 struct kept_epochs {
 	u32 of_bank[BANKS];
 };
 
-/* An owner is a process in a slot: slot + 1 in the low bits, and above them a number that differs
- * from that of the slot's former processes. */
+/* An owner is a process in a slot: slot + 1 in the low bits, and above them a number that tells
+ * it from the processes that had the slot before. */
 #define SLOT_BITS 12
 #define SLOT(owner) (((owner) & ((1 << SLOT_BITS) - 1)) - 1)
 #define BANK(owner, epoch) (SLOT(owner) * BANKS + ((epoch) & (BANKS - 1)))
 
 #define STACKS 4096
 
-/* What is kept beside the counts, and only while somebody may ask for it. */
-#define KEEP_CULPRITS 1		/* who was woken in vain, and who latest */
-#define KEEP_UNCLAIMED 2	/* where events found nobody */
-#define KEEP_FUTILE_CALLS 4	/* whose I/O calls were futile */
-#define KEEP_IO_CALLS 8		/* whose I/O calls there were, futile or not */
+/* What is recorded beside the counts, and only while a window may ask for it. */
+#define KEEP_CULPRITS 1 /* who was woken for nothing, and who latest */
+#define KEEP_UNCLAIMED 2 /* where events found nobody */
+#define KEEP_FUTILE_CALLS 4 /* who made futile I/O calls */
+#define KEEP_IO_CALLS 8 /* who made I/O calls, futile or not */
 
-/* Where only some of the stacks are recorded, all of these first ones are, of a CPU in an epoch. */
+/* Where stacks are sampled, each CPU records this many of an epoch in full before it starts to
+ * skip. */
 #define STACKS_EXACT 256
 
 #define SYSCALLS 512
@@ -44,9 +49,9 @@ struct kept_epochs {
 #define LATENCY_BITS 40
 #define LATENCY_BUCKETS 592
 
-/* So many of the wakeups that took longest are kept, of each bank on each CPU. */
+/* How many of the slowest wakeups are kept, in each bank on each CPU. */
 #define SLOWEST 8
-/* The words of a runtime.g in which goid may be; which it is the agent decides by the version of Go. */
+/* The words of a runtime.g in which goid may be; the agent picks one by the Go version. */
 #define GOID_OFFSET 152
 #define GOID_WORDS 2
 
@@ -54,76 +59,79 @@ struct kept_epochs {
 
 enum direction { DIR_READ = 0, DIR_WRITE = 1 };
 
-/* What a syscall means to us; filled by the agent from its per-machine table. */
-#define ROLE_READ_ARG(role) ((role) & 0xf)		/* 1 + index of the fd read from, 0 = none */
-#define ROLE_WRITE_ARG(role) (((role) >> 4) & 0xf)	/* 1 + index of the fd written to */
-#define ROLE_POLL 0x100		/* arg0 epoll fd, arg1 events, arg3 timeout in ms */
+/* What a syscall means here; the agent fills the map `roles` from its table for the machine. */
+#define ROLE_READ_ARG(role) ((role) & 0xf) /* 1 + index of the fd read from, 0 = none */
+#define ROLE_WRITE_ARG(role) (((role) >> 4) & 0xf) /* 1 + index of the fd written to */
+#define ROLE_POLL 0x100 /* arg0 epoll fd, arg1 events, arg3 timeout in ms */
 #define ROLE_POLL_TIMESPEC 0x200 /* epoll_pwait2: arg3 points to a timespec or is NULL */
-#define ROLE_CTL 0x400		/* arg0 epoll fd, arg1 op, arg2 fd, arg3 event */
-#define ROLE_SOCKOPT 0x800	/* resolves only as getsockopt(SOL_SOCKET, SO_ERROR); no I/O call */
-#define ROLE_CLOSE 0x1000	/* the fd that it "reads from" is another one afterwards, or none */
-#define ROLE_EOF 0x2000		/* 0 is the end of a file, */
-#define ROLE_RECEIVE 0x4000	/* but may be an empty datagram */
-#define ROLE_IO_CALL(role) (((role) >> 16) & (IO_CALLS - 1))	/* which of them it is */
+#define ROLE_CTL 0x400 /* arg0 epoll fd, arg1 op, arg2 fd, arg3 event */
+#define ROLE_SOCKOPT 0x800 /* counts only as getsockopt(SOL_SOCKET, SO_ERROR); no I/O call */
+#define ROLE_CLOSE 0x1000 /* the fd it "reads from" is closed, or another file afterwards */
+#define ROLE_EOF 0x2000 /* a return of 0 means end of file, */
+#define ROLE_RECEIVE 0x4000 /* unless it is an empty datagram */
+#define ROLE_IO_CALL(role) (((role) >> 16) & (IO_CALLS - 1)) /* its number among the I/O calls */
 #define IO_CALLS 32
 
 /* How an I/O call ended: by a number of errno.h, or one of these. */
 #define OUTCOME_EOF 0
-#define OUTCOMES 134		/* the kernel's own, that no program sees, are larger */
+#define OUTCOMES 134 /* larger ones are the kernel's own; programs never see them */
 #define OUTCOME_DATA 255
 
-/* The third call in a row that ended alike is futile, and each after it, unless it comes 1 ms later or more. */
+/* From the third call in a row that ended alike, calls are futile, as long as each comes within
+ * 1 ms of the one before. */
 #define FUTILE_FROM 3
-#define FAILED_AT_SHIFT 10	/* of ns, so that an hour fits 32 bits */
+#define FAILED_AT_SHIFT 10 /* from ns: an hour fits 32 bits */
 #define STREAK_PAUSE (1000000 >> FAILED_AT_SHIFT)
 
 /* How a pollDesc is packed into epoll_event.data, and where its waiters are. */
 struct layout {
-	u8 right;	/* (s64)data >> right << left = address of the pollDesc */
+	u8 right; /* (s64)data >> right << left = address of the pollDesc */
 	u8 left;
-	u8 tag_bits;	/* low bits of data that must equal pollDesc.fdseq; 0 = no tag */
-	u8 waiters;	/* word index of rg; wg follows */
+	u8 tag_bits; /* low bits of data that must equal pollDesc.fdseq; 0 = no tag */
+	u8 waiters; /* word index of rg; wg follows */
 };
 
-/* An epoll instance that may be the runtime's: an fd was registered there as the runtime does its own
- * wake-up fd, with data that is 0 or the address of a variable that holds the fd. The runtime sets that
- * variable only afterwards, so this is left to be proven with the first pollDesc. */
+/* An epoll instance that may be the runtime's: an fd was registered there the way the runtime
+ * registers its own wake-up fd, with data that is 0 or the address of a variable that holds the
+ * fd. The runtime sets that variable only afterwards, so the proof has to wait for the first
+ * pollDesc. */
 struct candidate {
 	u64 data;
 	u64 fd;
-	s32 epfd;	/* or NO_EPFD */
-	u32 unproven;	/* edge-triggered registrations that looked like Go's and did not decode */
+	s32 epfd; /* or NO_EPFD */
+	u32 unproven; /* registrations that looked like Go's and did not decode */
 };
 #define CANDIDATES 4
 
-/* One watched process. The agent fills it in while nobody is watched there, and reads it from then on: it could
- * not change one word without writing back the others, which the kernel may have changed meanwhile. */
+/* One watched process. The agent writes it before the process is watched and only reads it
+ * afterwards: it cannot change one word without writing back the others, which BPF may have
+ * changed meanwhile. */
 struct target {
 	u32 tgid;
-	u32 root;	/* tgid of the process the agent was told to watch */
-	u32 owner;	/* as which it lives in homes: another one with each program that it execs */
+	u32 root; /* tgid of the process the agent was told to watch */
+	u32 owner; /* its owner in `watched`: a new one with each program that it execs */
 	u32 exited;
-	u32 kept;	/* its banks may hold numbers: the slot is the agent's to free */
-	u32 heir;	/* slot whose banks count what this one does while it is not kept: an ancestor's */
-	u32 lost_children;	/* forked and not watched, for want of a slot */
-	u32 local;	/* its number in the agent's pid namespace, where that is not the initial one */
-	u32 foreign;	/* it has exec'ed a program that is not for the user to know of: it is not watched any more */
+	u32 kept; /* its banks may hold numbers, so only the agent frees the slot */
+	u32 charged_slot; /* an ancestor's: its banks count for this one while it is not kept */
+	u32 lost_children; /* forked but not watched: no slot was free */
+	u32 local; /* its pid in the agent's pid namespace, if that is not the initial one */
+	u32 foreign; /* it exec'ed a program that the user may not inspect: no longer watched */
 	u32 unused;
-	u64 capabilities;	/* permitted ones when it was first watched: with more it is not the user's */
-	u64 since;	/* when it began to be this owner; monotonic ns */
+	u64 capabilities; /* the permitted ones when it was first watched; it may not gain any */
+	u64 since; /* when it got this owner; monotonic ns */
 };
 
-/* What is known of a process's poller; the agent writes it too, once. layout is all zero until calibration has
- * proved one. Of an owner that is not the slot's any more, it says nothing. */
+/* What is known of a process's poller; the agent may write it once, too. layout is all zero until
+ * calibration has proved one. It is valid only while its owner is the slot's. */
 struct poller {
 	u32 owner;
-	s32 epfd;	/* the runtime's epoll instance, or NO_EPFD */
+	s32 epfd; /* the runtime's epoll instance, or NO_EPFD */
 	struct layout layout;
-	u64 break_data;	/* of the runtime's own wake-up fd */
-	u32 proven;	/* registrations that decoded to a pollDesc holding their fd */
-	u32 unproven;	/* those on epfd that did not */
+	u64 break_data; /* of the runtime's own wake-up fd */
+	u32 proven; /* registrations that decoded to a pollDesc holding their fd */
+	u32 unproven; /* those on epfd that did not */
 	u32 candidates_seen;
-	u32 more_pollers;	/* registrations that prove another Go runtime in this process */
+	u32 more_pollers; /* registrations that prove another Go runtime in this process */
 	struct candidate candidates[CANDIDATES];
 };
 
@@ -145,32 +153,32 @@ struct counters {
 	u64 timeout_polls;
 	u64 break_polls;
 	u64 interrupted_polls;
-	u64 lost_fds;		/* wakeups on an fd >= MAX_FDS */
-	u64 lost_memory;	/* events or pollDescs that could not be read */
-	u64 lost_processes;	/* children that found no free slot */
-	u64 lost_offenders;	/* counted, but by whom was not kept */
+	u64 lost_fds; /* wakeups on an fd >= MAX_FDS */
+	u64 lost_memory; /* events or pollDescs that could not be read */
+	u64 lost_processes; /* children that found no free slot */
+	u64 lost_offenders; /* offences that were counted but not recorded */
 	u64 latency_max;
-	u64 slow_floor;		/* what a wakeup must take longer than to be among the slowest; no counter */
-	u64 ready_calls;	/* these two by goready.c */
+	u64 slow_floor; /* no counter: a slower wakeup is among the slowest */
+	u64 ready_calls; /* these two by goready.c */
 	u64 deadline_wakeups;
 	u64 io_calls;
 	u64 futile_calls;
-	u64 lost_calls;		/* those without data, on an fd >= MAX_FDS */
-	u64 children;		/* forked, and watched from then on */
+	u64 lost_calls; /* calls without data on an fd >= MAX_FDS */
+	u64 children; /* forked and watched */
 };
 
-/* The I/O calls that moved no data. */
+/* The I/O calls that moved no data, by outcome. */
 struct io_failures {
 	u64 outcomes[OUTCOMES];
-	u64 futile[IO_CALLS];	/* by syscall */
-	u8 why[IO_CALLS];	/* the outcome of the last of these */
-	u64 failed;		/* 0 = all of them are */
+	u64 futile[IO_CALLS]; /* futile calls by syscall */
+	u8 why[IO_CALLS]; /* the outcome of the last futile one */
+	u64 failed; /* 0 = everything here is 0 */
 };
 
 /* A process by its numbers. */
 struct identity {
-	u32 tgid;	/* in the initial pid namespace, whose numbers are used all over here */
-	u32 level;	/* of its own pid namespace: the initial one has 0 */
+	u32 tgid; /* in the initial pid namespace, as everywhere in this program */
+	u32 level; /* of its own pid namespace; the initial one is 0 */
 };
 
 struct histogram {
@@ -179,38 +187,39 @@ struct histogram {
 
 /* State of one direction of one fd of one process. */
 struct wait {
-	u64 woken_at;	/* ns; 0 = no wakeup pending */
-	u64 g;		/* the goroutine woken: address of its runtime.g */
-	u64 pd;		/* its pollDesc */
-	u32 epoch;	/* when it was woken */
+	u64 woken_at; /* ns; 0 = no wakeup pending */
+	u64 g; /* the goroutine woken: address of its runtime.g */
+	u64 pd; /* its pollDesc */
+	u32 epoch; /* when it was woken */
 	u32 owner;
 	u16 flags;
-	u8 outcome;	/* of the last I/O calls, */
-	u8 streak;	/* so many of which moved no data */
-	u32 failed_at;	/* when the last of them returned, ns >> FAILED_AT_SHIFT */
+	u8 outcome; /* how the last I/O calls ended, */
+	u8 streak; /* and how many in a row did so without data */
+	u32 failed_at; /* when the last of them returned, ns >> FAILED_AT_SHIFT */
 };
 
-#define WAIT_TRIED 1	/* the last syscall got EAGAIN */
-#define WAIT_STORED 2	/* an event was stored in the pollDesc since */
-#define WAIT_ARMED 4	/* tried, and a readiness is stored: the wait returns at once */
+#define WAIT_TRIED 1 /* the last syscall returned EAGAIN */
+#define WAIT_STORED 2 /* since then an event was stored in the pollDesc */
+#define WAIT_ARMED 4 /* tried, and a readiness is stored: the wait returns at once */
 
-/* What a descriptor was when somebody was woken for it in vain, or late: by the window's end it may be closed. */
+/* What a descriptor was when an offence on it was recorded: it may be closed when the window
+ * closes. */
 struct endpoint {
-	u32 inode;	/* its number; 0 = nothing is known */
-	u16 mode;	/* the inode's */
-	u16 type;	/* of a socket, as all that follows */
+	u32 inode; /* its number; 0 = unknown */
+	u16 mode; /* the inode's */
+	u16 type; /* of a socket, as everything below */
 	u16 family;
 	u16 port;
-	u16 peer_port;	/* in network order; 0 = not connected */
+	u16 peer_port; /* in network order; 0 = not connected */
 	u8 state;
-	u8 several;	/* the descriptor has been this and something else */
-	u8 address[16];	/* of IPv4 in the first four */
+	u8 several; /* the descriptor was something else at other times */
+	u8 address[16]; /* IPv4: the first 4 bytes */
 	u8 peer_address[16];
 };
 
 struct slow_wakeup {
-	u64 latency;	/* ns; 0 = free */
-	u64 at;		/* when it was resolved */
+	u64 latency; /* ns; 0 = free */
+	u64 at; /* when it was resolved */
 	u64 goid[GOID_WORDS];
 	s32 stack;
 	u32 fd;
@@ -222,13 +231,21 @@ struct slow_wakeup {
 
 struct slowest {
 	struct slow_wakeup kept[SLOWEST];
-	u64 least;	/* which of them is the first to go */
+	u64 least; /* which of them is replaced next */
 };
 
-/* READY is no offence but a place that wakes, and CPU one that was seen running: fd, syscall and direction are 0. UNCLAIMED is an event that
- * found nobody, and so has neither a syscall nor a stack. */
-enum offence { SPURIOUS = 0, STALE = 1, READY = 2, UNCLAIMED = 3, FUTILE = 4, IO_CALL = 5,
-	CPU = 6 };
+/* READY and CPU are no offences: a place that wakes goroutines, and one that was seen running.
+ * Their fd, syscall and direction are 0. UNCLAIMED is an event that found nobody: no syscall, no
+ * stack. */
+enum offence {
+	SPURIOUS = 0,
+	STALE = 1,
+	READY = 2,
+	UNCLAIMED = 3,
+	FUTILE = 4,
+	IO_CALL = 5,
+	CPU = 6
+};
 #define NO_STACK (-1)
 
 struct offender {
@@ -239,19 +256,19 @@ struct offender {
 	u16 syscall;
 	u8 direction;
 	u8 offence;
-	u8 outcome;	/* of an I/O call */
+	u8 outcome; /* of an I/O call */
 	u8 unused[3];
 };
 
-/* CPU time of the scheduler, after a goroutine called it. */
+/* CPU time of the scheduler, by the call that entered it. */
 struct scheduling {
-	u64 pc;		/* in the function that did, such as runtime.Gosched */
-	u64 caller;	/* where that returns to */
+	u64 pc; /* in the function that called it, such as runtime.Gosched */
+	u64 caller; /* where that function returns to */
 	u32 owner;
 	u32 epoch;
 };
 
-struct blame {
+struct offender_stats {
 	u64 count;
 	struct endpoint end;
 };

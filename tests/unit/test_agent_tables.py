@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import struct
@@ -12,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 AGENT = ROOT / "pytest_netpoll" / "agent"
-C = (ROOT / "bpf" / "netpoll.c").read_text()
+C = "".join(path.read_text() for path in sorted((ROOT / "bpf").glob("*.[ch]")))
 HEADER = (ROOT / "bpf" / "netpoll.h").read_text()
 
 
@@ -192,3 +193,15 @@ def test_a_polldesc_is_proven_by_its_descriptor_and_its_tag(layout: object) -> N
 def test_the_layouts_fit_the_c_programs_table() -> None:
     assert len(layouts.LAYOUTS) == int(re.search(r"#define LAYOUTS (\d+)", HEADER)[1])  # type: ignore[index]
     assert layouts.POLLDESC.size == 8 * int(re.search(r"#define PD_WORDS (\d+)", C)[1])  # type: ignore[index]
+
+
+def test_the_agent_joins_every_c_file_and_each_is_about_one_topic() -> None:
+    program = ast.parse((AGENT / "bpf" / "program.py").read_text())
+    [sources] = [
+        ast.literal_eval(node.value)
+        for node in program.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SOURCES"
+    ]
+    assert sorted(sources) == sorted(path.name for path in (ROOT / "bpf").glob("*.c"))
+    lines = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "bpf").glob("*.[ch]")}
+    assert {name: count for name, count in lines.items() if count >= 400} == {}

@@ -17,7 +17,22 @@ SLOT_BITS = 12
 STACKS = 4096
 KEEP_CULPRITS, KEEP_UNCLAIMED, KEEP_FUTILE_CALLS, KEEP_IO_CALLS = 1, 2, 4, 8
 
-SOURCES = ("netpoll.c", "io_calls.c", "goready.c", "cpu.c")
+# Joined in this order: each uses only what comes before it.
+SOURCES = (
+    "maps.c",
+    "arguments.c",
+    "state.c",
+    "descriptors.c",
+    "offenders.c",
+    "waits.c",
+    "io_calls.c",
+    "calibration.c",
+    "polls.c",
+    "netpoll.c",
+    "children.c",
+    "goready.c",
+    "cpu.c",
+)
 AT_SYS_EXIT, DRAIN = b"syscall_returned", b"drain_events"
 UPROBES = (b"ready_called", b"deadline_woke")
 
@@ -38,7 +53,7 @@ class Kernel:
     """Everything is attached on return. Raises LoadFailed.
 
     bcc: the imported bcc module.
-    sources: the directory that holds SOURCES, netpoll.h and stub/.
+    sources: the directory that holds SOURCES, their headers and stub/.
     served: the uid of the user whose processes alone are watched; None for root, who may have any.
     """
 
@@ -76,7 +91,7 @@ class Kernel:
         self._load(sources, flags, types.typedef("btf_trace_sys_exit"))
         self.cpu = cpu.Sampler(lambda: self.bpf.load_func(b"cpu_sampled", bcc.BPF.PERF_EVENT).fd)
         table = self.bpf.get_table
-        self.homes = table(b"homes")
+        self.watched = table(b"watched")
         self.targets = table(b"targets")
         self.pollers = table(b"pollers")
         self.epochs = table(b"epochs")
@@ -286,7 +301,7 @@ class Kernel:
 
     def home(self, tgid):
         """(tgid, owner) that lives where this tgid would; (0, 0) when nobody does."""
-        value = self.homes[ctypes.c_int(tgid & 0xFFFF)].value
+        value = self.watched[ctypes.c_int(tgid & 0xFFFF)].value
         return value >> 32, value & 0xFFFFFFFF
 
     def is_current(self, process):
@@ -309,12 +324,12 @@ class Kernel:
             tgid=tgid, root=root, owner=owner, kept=1, local=pid, capabilities=capabilities, since=now
         )
         self.targets[ctypes.c_int(slot)] = target
-        self.homes[ctypes.c_int(tgid & 0xFFFF)] = ctypes.c_uint64(tgid << 32 | owner)
+        self.watched[ctypes.c_int(tgid & 0xFFFF)] = ctypes.c_uint64(tgid << 32 | owner)
         return target
 
     def evict(self, tgid):
         if self.home(tgid)[0] == tgid:
-            self.homes[ctypes.c_int(tgid & 0xFFFF)] = ctypes.c_uint64(0)
+            self.watched[ctypes.c_int(tgid & 0xFFFF)] = ctypes.c_uint64(0)
 
     def target(self, slot):
         return self.targets[ctypes.c_int(slot)]

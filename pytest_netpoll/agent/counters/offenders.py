@@ -11,9 +11,9 @@ def kept(kernel, window, offences):
     """{owner: [(key, count, end)]} of what was kept of these offences in the window."""
     found = {}
     # Going through the map takes its time.
-    for key, blame in kernel.offenders.items() if offences else ():
+    for key, stats in kernel.offenders.items() if offences else ():
         if window.first <= key.epoch < window.end and OFFENCES[key.offence] in offences:
-            found.setdefault(key.owner, []).append((key, blame.count, endpoint.copy(blame.end)))
+            found.setdefault(key.owner, []).append((key, stats.count, endpoint.copy(stats.end)))
     return found
 
 

@@ -9,8 +9,8 @@ package = sys.argv[1]
 sys.path.insert(0, f"{package}/agent")
 
 import bcc  # noqa: E402
-import kernel  # noqa: E402
-import tracing  # noqa: E402
+
+from bpf import program, tracing  # noqa: E402
 
 
 def refuse(*_):
@@ -18,6 +18,6 @@ def refuse(*_):
 
 
 tracing.attach = refuse
-loaded = kernel.Kernel(bcc, f"{package}/bpf", 64, 1024)
+loaded = program.Kernel(bcc, f"{package}/bpf", 64, 1024)
 assert (loaded.typed, loaded.follows_children, loaded.works()) == (False, True, True)
 print("loaded without types")

@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/*
+ * What a descriptor is: its inode, and a socket's two ends. They are read from the kernel's
+ * structs at offsets that the agent takes from BTF and passes as -D. Without BTF nothing is known
+ * of descriptors.
+ */
+
+#if defined(TASK_FILES_OFFSET) || defined(TASK_CRED_OFFSET)
+static __always_inline u64 kernel_word(u64 address)
+{
+	u64 word = 0;
+
+	bpf_probe_read_kernel(&word, sizeof(word), (void *)address);
+	return word;
+}
+
+#define READ_MEMBER(member, from) bpf_probe_read_kernel(&(member), sizeof(member), (void *)(from))
+#endif
+
+#ifdef TASK_FILES_OFFSET
+/* The current process's struct file, 0 if it has no such descriptor. fd may be any number: some
+ * come from the process's memory. RCU frees neither the table nor what it holds before this
+ * program ends. */
+static __always_inline u64 file_of(u64 fd)
+{
+	u64 files = kernel_word(bpf_get_current_task() + TASK_FILES_OFFSET);
+	u64 table = files ? kernel_word(files + FILES_FDT_OFFSET) : 0;
+	u64 slots = table ? kernel_word(table + FDT_FD_OFFSET) : 0;
+	u32 size = 0;
+
+	if (!slots || READ_MEMBER(size, table + FDT_MAX_FDS_OFFSET) || fd >= size)
+		return 0;
+	return kernel_word(slots + fd * 8);
+}
+
+static __always_inline u32 inode_of(u64 file)
+{
+	return file ? kernel_word(kernel_word(file + FILE_INODE_OFFSET) + INODE_INO_OFFSET) : 0;
+}
+
+static __always_inline void describe_socket(u64 file, u64 socket, struct endpoint *e)
+{
+	u64 sk;
+
+	/* A socket's mode is no proof: an O_PATH descriptor of a unix socket's name has it, too. */
+	if (!socket || kernel_word(socket + SOCKET_FILE_OFFSET) != file)
+		return;
+	sk = kernel_word(socket + SOCKET_SK_OFFSET);
+	if (!sk)
+		return;
+	READ_MEMBER(e->type, socket + SOCKET_TYPE_OFFSET);
+	READ_MEMBER(e->family, sk + SOCK_FAMILY_OFFSET);
+	/* Other families keep something else at these offsets. */
+	if (e->family != AF_INET && e->family != AF_INET6)
+		return;
+	READ_MEMBER(e->state, sk + SOCK_STATE_OFFSET);
+	READ_MEMBER(e->port, sk + SOCK_PORT_OFFSET);
+	READ_MEMBER(e->peer_port, sk + SOCK_PEER_PORT_OFFSET);
+	if (e->family == AF_INET6) {
+		READ_MEMBER(e->address, sk + SOCK_ADDRESS6_OFFSET);
+		READ_MEMBER(e->peer_address, sk + SOCK_PEER_ADDRESS6_OFFSET);
+	} else {
+		bpf_probe_read_kernel(e->address, 4, (void *)(sk + SOCK_ADDRESS_OFFSET));
+		bpf_probe_read_kernel(e->peer_address, 4, (void *)(sk + SOCK_PEER_ADDRESS_OFFSET));
+	}
+}
+
+/* Fills in e, which is all zero. If the descriptor is closed meanwhile, e stays zero: what was
+ * read may already be another process's file. */
+static __always_inline void describe(u64 fd, struct endpoint *e)
+{
+	u64 file = file_of(fd), inode;
+
+	if (!file)
+		return;
+	inode = kernel_word(file + FILE_INODE_OFFSET);
+	READ_MEMBER(e->mode, inode + INODE_MODE_OFFSET);
+	e->inode = kernel_word(inode + INODE_INO_OFFSET);
+	if ((e->mode & S_IFMT) == S_IFSOCK)
+		describe_socket(file, kernel_word(file + FILE_PRIVATE_OFFSET), e);
+	if (file_of(fd) != file)
+		__builtin_memset(e, 0, sizeof(*e));
+}
+#else
+#define file_of(fd) 0
+#define inode_of(file) 0
+#define describe(fd, e)
+#endif

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/*
+ * What Go's runtime keeps in a process's memory (runtime/netpoll.go).
+ */
+#ifndef NETPOLL_GO_H
+#define NETPOLL_GO_H
+
+/* The mask with which netpollopen registers every pollDesc, in all versions. */
+#define GO_EVENTS (EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET)
+
+/* pollDesc.rg and .wg: 0 nobody, 1 readiness stored, 2 about to park, else the parked *g. A
+ * pollDesc is read as PD_WORDS words; fd and fdseq are at these. */
+#define PD_READY 1
+#define PD_WAIT 2
+#define PD_WORDS 6
+#define PD_FD 1
+#define PD_FDSEQ 2
+
+#endif

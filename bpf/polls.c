@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/*
+ * Counts polls and the events that they return. A poll's events are drained in batches, by tail
+ * calls: for each one its pollDesc tells what netpollready will find there.
+ */
+
+/* Events a program drains: a loop over all 128 is too complex for the verifier. */
+#define BATCH 8
+
+/* The poll that is being drained on this CPU. */
+struct drain {
+	u64 now;
+	u64 events;
+	u32 owner;
+	u32 next;
+	u32 n;
+	u32 found;
+};
+BPF_PERCPU_ARRAY(drains, struct drain, 1);
+BPF_PROG_ARRAY(continuations, 1);
+
+/* An event that found nobody. */
+static __always_inline void count_unclaimed(struct counters *c, u32 owner, u32 epoch, u64 fd,
+					    int direction)
+{
+	c->unclaimed_events++;
+	/* A pollDesc holds the number of a descriptor; what does not is none, and has no
+	 * offender. */
+	if (fd >> 31 == 0 && keeps(KEEP_UNCLAIMED)) {
+		struct offender o = {
+			.owner = owner,
+			.epoch = epoch,
+			.stack = NO_STACK,
+			.fd = fd,
+			.direction = direction,
+			.offence = UNCLAIMED,
+		};
+
+		record_offender(c, &o, 1);
+	}
+}
+
+/* One direction of one event. waiter: what netpollready will find in the pollDesc. */
+static __always_inline void event_in_direction(struct counters *c, u32 owner, u32 epoch, u64 fd,
+					       int direction, u64 pd, u64 waiter, u64 now)
+{
+	struct wait *w = wait_of(owner, fd, direction);
+
+	if (w)
+		w->streak = 0;
+	if (waiter > PD_WAIT) {
+		c->wakeups++;
+		if (!w) {
+			c->lost_fds++;
+			return;
+		}
+		abandon_wakeup(w);
+		w->g = waiter;
+		w->pd = pd;
+		w->epoch = epoch;
+		w->flags = 0;
+		/* Last: from here on it may be taken. */
+#ifdef ATOMIC_EXCHANGE
+		if (exchange(&w->woken_at, now))
+			c->abandoned_wakeups++; /* of a poll at the same time, so of this epoch */
+#else
+		*(volatile u64 *)&w->woken_at = now;
+#endif
+		return;
+	}
+	if (waiter == PD_READY)
+		c->duplicate_events++;
+	else if (waiter == PD_WAIT)
+		c->parking_events++;
+	else
+		count_unclaimed(c, owner, epoch, fd, direction);
+	if (w && !(w->flags & WAIT_STORED)) {
+		w->pd = pd;
+		w->flags |= WAIT_STORED | (w->flags & WAIT_TRIED ? WAIT_ARMED : 0);
+	}
+}
+
+/* Returns 1 if the event is a pollDesc's, 0 if it is the runtime's own wake-up. */
+static __always_inline int drain_event(struct counters *c, struct poller *p, u32 owner, u32 epoch,
+				       u32 events, u64 data, u64 now)
+{
+	u64 pd[PD_WORDS];
+	u64 address, rg, wg;
+
+	if (data == p->break_data)
+		return 0;
+	c->events++;
+	address = unpack(data, &p->layout);
+	if (bpf_probe_read_user(pd, sizeof(pd), (void *)address)) {
+		c->lost_memory++;
+		return 1;
+	}
+	rg = p->layout.waiters == 3 ? pd[3] : pd[4];
+	wg = p->layout.waiters == 3 ? pd[4] : pd[5];
+	/* The fd was closed and its pollDesc reused since: the runtime drops the event. */
+	if ((data ^ pd[PD_FDSEQ]) & ((1ULL << (p->layout.tag_bits & 63)) - 1)) {
+		c->unclaimed_events++;
+		return 1;
+	}
+	if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+		event_in_direction(c, owner, epoch, pd[PD_FD], DIR_READ, address, rg, now);
+	if (events & (EPOLLOUT | EPOLLHUP | EPOLLERR))
+		event_in_direction(c, owner, epoch, pd[PD_FD], DIR_WRITE, address, wg, now);
+	return 1;
+}
+
+static __always_inline void drain_batch(void *ctx, struct drain *d)
+{
+	u32 batch[BATCH * EVENT_WORDS];
+	u32 owner = d->owner;
+	u32 epoch = current_epoch();
+	u32 left = d->n - d->next;
+	struct counters *c = counters_of(owner, epoch);
+	struct poller *p = poller_of(owner);
+	int i;
+
+	if (!c || !p)
+		return;
+	/* The runtime's buffer holds 128 events, so a whole batch can always be read. */
+	if (bpf_probe_read_user(batch, sizeof(batch),
+				(void *)(d->events + d->next * EVENT_WORDS * 4))) {
+		c->lost_memory++;
+		return;
+	}
+	for (i = 0; i < BATCH; i++) {
+		u32 *e = &batch[i * EVENT_WORDS];
+		u64 data = (u64)e[EVENT_DATA + 1] << 32 | e[EVENT_DATA];
+
+		if (i >= left)
+			break;
+		d->found += drain_event(c, p, owner, epoch, e[0], data, d->now);
+	}
+	if (left > BATCH) {
+		d->next += BATCH;
+		continuations.call(ctx, 0);
+		c->lost_memory++; /* reached only when the tail call was refused */
+		return;
+	}
+	if (d->found == 0)
+		c->break_polls++;
+}
+
+int drain_events(struct bpf_raw_tracepoint_args *ctx)
+{
+	int zero = 0;
+	struct drain *d = drains.lookup(&zero);
+
+	if (d)
+		drain_batch(ctx, d);
+	return 0;
+}
+
+/* 0: the poll does not block; less: it blocks until there are events. */
+static __always_inline s64 timeout_of(const struct args *a, u32 role)
+{
+	s64 ts[2];
+
+	if (!(role & ROLE_POLL_TIMESPEC))
+		return (s32)a->arg[3];
+	if (!a->arg[3] || bpf_probe_read_user(ts, sizeof(ts), (void *)a->arg[3]))
+		return -1;
+	return ts[0] | ts[1];
+}
+
+/* epoll_pwait or a relative of it has returned. */
+static __always_inline void poll_returned(void *ctx, u32 owner, const struct args *a, u32 role,
+					  long ret)
+{
+	struct counters *c = counters_of(owner, current_epoch());
+	struct target *t = target_of(owner);
+	s64 timeout;
+	int zero = 0;
+	struct drain *d;
+
+	if (!c || !t)
+		return;
+	if (!t->kept)
+		t->kept = 1;
+	timeout = timeout_of(a, role);
+	c->polls++;
+	if (timeout == 0)
+		c->nonblocking_polls++;
+	else if (timeout < 0)
+		c->blocking_polls++;
+	else
+		c->timed_polls++;
+	if (ret == 0) {
+		if (timeout == 0)
+			c->empty_polls++;
+		else if (timeout > 0)
+			c->timeout_polls++;
+		return;
+	}
+	if (ret < 0) {
+		if (ret == -EINTR)
+			c->interrupted_polls++;
+		return;
+	}
+	d = drains.lookup(&zero);
+	if (!d)
+		return;
+	d->now = bpf_ktime_get_ns();
+	d->events = a->arg[1];
+	d->owner = owner;
+	d->next = 0;
+	d->n = ret;
+	d->found = 0;
+	continuations.call(ctx, 0);
+	c->lost_memory++; /* reached only when the tail call was refused */
+}

@@ -1,0 +1,240 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/*
+ * Each direction of each descriptor has a wait. A poll makes a wakeup pending there (polls.c),
+ * and the next I/O syscall resolves it: EAGAIN makes it spurious, anything else productive.
+ */
+
+#ifdef ATOMIC_EXCHANGE
+/* BPF's xchg. Old compilers do not know its name, so it is written as a number. The registers
+ * have names that BCC's first pass knows, which compiles for the machine itself. */
+static __always_inline u64 exchange(u64 *word, u64 value)
+{
+	register u64 *at asm("r8") = word;
+	register u64 was asm("r9") = value;
+
+	asm volatile(".quad 0x000000e1000098db" : "+r"(was) : "r"(at) : "memory");
+	return was;
+}
+#else
+/* Kernels before 5.12 have no xchg. Inserting into a map is atomic, too: whoever inserts the
+ * wakeup first takes it. An entry is remembered long enough for the others to find it. */
+struct claim {
+	u64 woken_at;
+	u64 g;
+	u64 owner;
+};
+BPF_TABLE("lru_hash", struct claim, u8, claims, 4096);
+#endif
+
+/* Takes the pending wakeup. If several threads try at once, one gets the time of the wakeup and
+ * the others get 0. *epoch is set to the wakeup's. */
+static __always_inline u64 take_wakeup(struct wait *w, u32 *epoch)
+{
+	u64 seen = *(volatile u64 *)&w->woken_at, taken;
+
+	if (!seen)
+		return 0;
+	*epoch = *(volatile u32 *)&w->epoch;
+#ifdef ATOMIC_EXCHANGE
+	taken = exchange(&w->woken_at, 0);
+	if (taken != seen) /* a newer one has come meanwhile */
+		*epoch = w->epoch;
+	return taken;
+#else
+	struct claim claim = {.woken_at = seen, .g = w->g, .owner = w->owner};
+	u8 value = 0;
+
+	if (claims.insert(&claim, &value))
+		return 0;
+	w->woken_at = 0;
+	return seen;
+#endif
+}
+
+/* The pending wakeup was followed by no I/O syscall. */
+static __always_inline void abandon_wakeup(struct wait *w)
+{
+	struct counters *c;
+	u32 epoch;
+
+	if (!take_wakeup(w, &epoch))
+		return;
+	epoch = kept_epoch(epoch);
+	c = epoch ? counters_of(w->owner, epoch) : 0;
+	if (c)
+		c->abandoned_wakeups++;
+}
+
+static __always_inline u32 bucket_of(u64 ns)
+{
+	u32 shift = 0;
+	u64 v;
+
+	if (ns >> LATENCY_BITS)
+		ns = (1ULL << LATENCY_BITS) - 1;
+	if (ns < 16)
+		return ns;
+	v = ns;
+	if (v >> 32) {
+		v >>= 32;
+		shift += 32;
+	}
+	if (v >> 16) {
+		v >>= 16;
+		shift += 16;
+	}
+	if (v >> 8) {
+		v >>= 8;
+		shift += 8;
+	}
+	if (v >> 4) {
+		v >>= 4;
+		shift += 4;
+	}
+	if (v >> 2) {
+		v >>= 2;
+		shift += 2;
+	}
+	if (v >> 1) {
+		shift += 1;
+	}
+	return (shift - 3) * 16 + ((ns >> (shift - 4)) & 15);
+}
+
+/* Records the wakeup if it is one of the bank's slowest so far. Nearly all return at the
+ * comparison. */
+static __always_inline void record_if_slow(void *ctx, struct counters *c, int key, struct wait *w,
+					   u64 woken_at, u64 latency, u32 nr, u32 fd, int direction)
+{
+	struct slow_wakeup *kept;
+	u64 least = ~0ULL;
+	struct slowest *s;
+	int i;
+
+	if (latency <= c->slow_floor || !keeps(KEEP_CULPRITS))
+		return;
+	s = slowest.lookup(&key);
+	if (!s)
+		return;
+	kept = &s->kept[s->least & (SLOWEST - 1)];
+	kept->latency = latency;
+	kept->at = woken_at + latency;
+	kept->syscall = nr;
+	kept->fd = fd;
+	kept->direction = direction;
+	kept->stack = stack_of(ctx);
+	__builtin_memset(&kept->end, 0, sizeof(kept->end));
+	describe(fd, &kept->end);
+	if (bpf_probe_read_user(kept->goid, sizeof(kept->goid), (void *)(w->g + GOID_OFFSET)))
+		__builtin_memset(kept->goid, 0, sizeof(kept->goid));
+	/* The index of the next one to replace is stored in memory. If it were one of eight
+	 * pointers in a register, the verifier would walk through everything below eight times. */
+#pragma clang loop unroll(full)
+	for (i = 0; i < SLOWEST; i++) {
+		if (s->kept[i].latency < least) {
+			least = s->kept[i].latency;
+			s->least = i;
+		}
+	}
+	c->slow_floor = least;
+}
+
+/* The first syscall after the wakeup has returned. Returns the counters in which the wakeup
+ * counts. */
+static __always_inline struct counters *resolve_wakeup(void *ctx, struct wait *w, u64 woken_at,
+						       u32 epoch, u32 nr, u32 fd, int direction,
+						       long ret)
+{
+	u64 latency = bpf_ktime_get_ns() - woken_at;
+	int key = BANK(w->owner, epoch);
+	struct counters *c = epoch ? counts.lookup(&key) : 0;
+	u64 bucket = bucket_of(latency);
+	struct histogram *h;
+
+	if (!c)
+		return 0;
+	record_if_slow(ctx, c, key, w, woken_at, latency, nr, fd, direction);
+	if (latency > c->latency_max)
+		c->latency_max = latency;
+	h = latencies.lookup(&key);
+	/* BCC 0.18's compiler compares one copy and indexes with another; 5.10 then sees no
+	 * bound. */
+	asm volatile("" : "+r"(bucket));
+	if (h && bucket < LATENCY_BUCKETS)
+		__sync_fetch_and_add(&h->buckets[bucket], 1);
+	if (ret == -EAGAIN)
+		c->spurious_wakeups++;
+	else
+		c->productive_wakeups++;
+	return c;
+}
+
+/* Whether the wait that follows this EAGAIN will return at once. It cannot be known earlier: a
+ * Read or Write begins by dropping a readiness that was stored before. */
+static __always_inline int readiness_is_stored(struct wait *w, int direction)
+{
+	struct poller *p = poller_of(w->owner);
+	u64 waiter = 0;
+
+	if (!(w->flags & WAIT_STORED) || !p)
+		return 0;
+	bpf_probe_read_user(&waiter, sizeof(waiter),
+			    (void *)(w->pd + (p->layout.waiters + direction) * 8));
+	return waiter == PD_READY;
+}
+
+/* An I/O syscall on fd has returned: resolves the pending wakeup, if any. */
+static __always_inline void resolve_wait(void *ctx, u32 owner, u32 nr, u32 fd, int direction,
+					 long ret)
+{
+	struct wait *w = wait_of(owner, fd, direction);
+	struct offender o = {};
+	struct counters *c = 0;
+	u64 woken_at;
+
+	if (!w)
+		return;
+	woken_at = take_wakeup(w, &o.epoch);
+	if (woken_at) {
+		o.epoch = kept_epoch(o.epoch);
+		o.offence = SPURIOUS;
+		c = resolve_wakeup(ctx, w, woken_at, o.epoch, nr, fd, direction, ret);
+		w->flags = ret == -EAGAIN ? WAIT_TRIED : 0;
+		if (ret != -EAGAIN)
+			return;
+	} else if (ret != -EAGAIN) {
+		if (w->flags & (WAIT_TRIED | WAIT_ARMED))
+			w->flags &= WAIT_STORED;
+		return;
+	} else {
+		if (w->flags & WAIT_ARMED) {
+			o.epoch = current_epoch();
+			o.offence = STALE;
+			c = counters_of(owner, o.epoch);
+			if (c)
+				c->stale_retries++;
+		}
+		w->flags = WAIT_TRIED | (readiness_is_stored(w, direction) ? WAIT_ARMED : 0);
+	}
+	if (!c || !keeps(KEEP_CULPRITS))
+		return;
+	/* A goroutine was woken for nothing: record where it was. */
+	o.owner = owner;
+	o.fd = fd;
+	o.syscall = nr;
+	o.direction = direction;
+	o.stack = stack_of(ctx);
+	record_offender(c, &o, 1);
+}
+
+/* From here on the descriptor is another file, or none. */
+static __always_inline void reset_wait(u32 owner, u64 fd, int direction)
+{
+	struct wait *w = wait_of(owner, fd, direction);
+
+	if (!w)
+		return;
+	abandon_wakeup(w);
+	w->flags = 0;
+	w->streak = 0;
+}
