@@ -59,6 +59,7 @@ check: ## lint, formatting, types
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy --strict
+	@$(PYTHON) -m mypy --config-file .ci/mypy-agent.ini
 
 bench: ## measure what measuring costs
 	@.ci/setup bench
