@@ -65,6 +65,7 @@ check: ## lint, formatting, types
 	@$(PYTHON) -m ruff format --check .
 	@.venv/bin/clang-format --dry-run --Werror bpf/*.[ch]
 	@$(PYTHON) -m mypy --strict
+	@$(PYTHON) -m mypy --config-file .ci/mypy-agent.ini
 
 bench: ## measure what measuring costs
 	@.ci/setup bench

@@ -13,6 +13,8 @@ it gives up its privileges, and it tells a user of that user's own processes onl
 Nothing is on the command line, so that a line in sudoers can allow exactly this and nothing else.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
@@ -20,21 +22,22 @@ import platform
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import handlers
 import protocol
+from bpf import binding, footprint, program
 from counters import sampler
 from processes import proc, watched
 from security import budget, hangup, privileges, seccomp, trust
-
-from bpf import binding, footprint, program
 
 # Says that the files need not be root's alone: for whoever may do as root what they like anyway.
 UNVERIFIED = "--unverified"
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
-def serve(agent, lines, send):
+def serve(agent: handlers.Agent, lines: Iterable[str | None], send: Callable[[object], None]) -> None:
     """Answers until the lines end."""
     for line in lines:
         identity = None
@@ -44,46 +47,48 @@ def serve(agent, lines, send):
                 raise protocol.BadMessage("everything is loaded already")
             send({"id": identity, "ok": getattr(agent, command)(**arguments)})
         except protocol.BadMessage as error:
-            send({"id": identity, "error": {"what": "the agent refused a message: %s" % error}})
+            send({"id": identity, "error": {"what": f"the agent refused a message: {error}"}})
         except watched.Refused as error:
             send({"id": identity, "error": {"what": str(error), "fix": error.fix}})
 
 
-def resident_bytes():
+def resident_bytes() -> int:
     with open("/proc/self/statm") as f:
         return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def sources():
+def sources() -> str:
     """The directory of netpoll.c: beside the agent, or beside the package in a checkout."""
     parent = os.path.dirname(HERE)
     installed = os.path.join(parent, "bpf")
     return installed if os.path.isdir(installed) else os.path.join(os.path.dirname(parent), "bpf")
 
 
-def verify():
+def verify() -> None:
     """Raises protocol.Unable unless nobody but root can change what runs here."""
     for path in (HERE, sources()):
         reason = trust.distrust(path)
         if reason is not None:
             raise protocol.Unable(
-                "the agent refuses to run as root where others can change it: %s" % reason,
+                f"the agent refuses to run as root where others can change it: {reason}",
                 "remove it and install it again: python -m pytest_netpoll install-agent",
             )
 
 
-def _take_place(user, *sizes):
+def _take_place(user: privileges.Invoker, max_processes: int, max_fds: int, cpus: int) -> None:
     """Among this user's agents, for as long as this one lives. Raises protocol.Unable."""
     try:
         with hangup.ends_with(sys.stdin.fileno()):
-            budget.take(user.uid, *sizes)
+            budget.take(user.uid, max_processes, max_fds, cpus)
     except budget.Refused as error:
         fix = "let others end, use fewer workers (pytest -n), or run pytest as root"
         raise protocol.Unable(str(error), fix) from error
 
 
-def load(user, timers, max_processes, max_fds, uprobes):
-    """(Agent, what to say of it) with the program in the kernel and privileges given up.
+def load(
+    user: privileges.Invoker, timers: sampler.Timers, max_processes: int, max_fds: int, uprobes: int
+) -> tuple[handlers.Agent, dict[str, Any]]:
+    """The agent, and what to say of it, with the program in the kernel and privileges given up.
 
     uprobes: whether probes are to be placed in programs later, which takes a privilege more. Raises
     protocol.Unable.
@@ -107,7 +112,7 @@ def load(user, timers, max_processes, max_fds, uprobes):
             served = None if user.is_root else user.uid
             loaded = program.Kernel(bcc, sources(), max_processes, max_fds, served)
     except program.LoadFailed as error:
-        raise protocol.Unable("the BPF program could not be loaded: %s" % error, error.fix) from error
+        raise protocol.Unable(f"the BPF program could not be loaded: {error}", error.fix) from error
     kept = privileges.drop(user, loaded.works, privileges.PROBING if uprobes else ())
     proc.Threads.keep_open()
     if not user.is_root:
@@ -130,7 +135,7 @@ def load(user, timers, max_processes, max_fds, uprobes):
     }
 
 
-def main():
+def main() -> int:
     user = privileges.invoker(os.environ)
     # Nothing here is the user's to say: neither what BCC compiles and how, nor from where.
     os.environ.clear()
@@ -142,7 +147,7 @@ def main():
     # Ctrl-C is pytest's to handle; the agent ends when its stdin does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def send(message):
+    def send(message: object) -> None:
         wire.write(json.dumps(message, separators=(",", ":")) + "\n")
         wire.flush()
 
@@ -154,7 +159,7 @@ def main():
                 verify()
             _, command, arguments = protocol.parse(next(lines, ""))
             if command not in protocol.FIRST:
-                raise protocol.BadMessage("the first is load, not %s" % command)
+                raise protocol.BadMessage(f"the first is load, not {command}")
             if command == "about":
                 send({"about": binding.about()})
                 return 0

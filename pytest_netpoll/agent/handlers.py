@@ -1,72 +1,92 @@
 """What each command of protocol.py does. pytest_netpoll/meter/messages.py has the types of its answers."""
 
-from collections import namedtuple
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import protocol
-from counters import offenders, run_queues, timeline, windows
+from bpf import ready_probes
+from counters import offenders, run_queues, sampler, timeline, windows
 from processes import watched as watch
 
-from bpf import ready_probes
+if TYPE_CHECKING:
+    from bpf.program import Kernel
+    from processes.watched import Process
+    from security.privileges import Invoker
 
 MAX_SETTLE_MS = 1000
 REST = 1  # s without a window, after which nothing is kept open for the next one
 
-# What a window is to explain. unclaimed: where events found nobody. io_stacks: the stack of one futile I/O
-# call in so many is recorded, of none for 0; io_calls: of any, not of futile ones only. cpu_samples: who uses
-# the CPU.
-Evidence = namedtuple("Evidence", "unclaimed io_stacks io_calls cpu_samples")
+
+class Evidence(NamedTuple):
+    """What a window is to explain.
+
+    unclaimed: where events found nobody. io_stacks: the stack of one futile I/O call in so many is recorded,
+    of none for 0; io_calls: of any, not of futile ones only. cpu_samples: who uses the CPU.
+    """
+
+    unclaimed: bool
+    io_stacks: int
+    io_calls: bool
+    cpu_samples: bool
 
 
 class Agent:
-    """user: privileges.Invoker. may_watch: tells whether a process is that user's to watch."""
+    """may_watch: tells whether a process is that user's to watch."""
 
-    def __init__(self, kernel, timers, user, may_watch):
+    def __init__(
+        self, kernel: Kernel, timers: sampler.Timers, user: Invoker, may_watch: Callable[[int], bool]
+    ) -> None:
         self._kernel = kernel
         self._timers = timers
         self._windows = windows.Windows(kernel)
         self._processes = watch.Processes(kernel, self._windows, may_watch)
-        self._at_open = {}  # window -> {root: (CPU ns used, ns waited)}
-        self._timelines = {}  # window -> Timeline
-        self._evidence = {}  # window -> Evidence
+        self._at_open: dict[int, dict[int, tuple[int, int]]] = {}  # window -> {root: (ns used, ns waited)}
+        self._timelines: dict[int, timeline.Timeline] = {}  # by window
+        self._evidence: dict[int, Evidence] = {}  # by window
         self._probes = ready_probes.Probes(kernel, user, may_watch)
         self._schedulers = run_queues.Schedulers(kernel.is_current)
-        self._sampling = []  # timers, while a window is open
-        self._resting = None  # the timer, while none is
+        self._sampling: list[sampler.Timer] = []  # while a window is open
+        self._resting: sampler.Timer | None = None  # while none is
 
-    def watch(self, pid):
+    def watch(self, pid: int) -> dict[str, Any]:
         self._processes.watch(pid)
         return {"processes": [self._about(p) for p in self._processes.of(pid)]}
 
-    def unwatch(self, pid):
+    def unwatch(self, pid: int) -> dict[str, Any]:
         self._processes.unwatch(pid)
         self._probes.release(self._live())
         return {}
 
-    def programs(self):
+    def programs(self) -> dict[str, Any]:
         """All processes, and what is known of the programs that they run."""
         self._processes.refresh()
         return {"processes": [self._about(p) for p in self._live()]}
 
-    def attach(self, pid, ready, deadline):
+    def attach(self, pid: int, ready: int, deadline: int) -> dict[str, Any]:
         try:
             self._probes.attach(self._find(pid), ready, deadline)
         except ready_probes.BadPlace as error:
             raise watch.Refused(str(error), error.fix) from error
         return {}
 
-    def learn(self, pid, **layout):
+    def learn(self, pid: int, **layout: int) -> dict[str, Any]:
         if not self._schedulers.learn(self._find(pid), run_queues.Layout(**layout)):
-            raise watch.Refused("the memory of process %d does not hold the scheduler's counters" % pid)
+            raise watch.Refused(f"the memory of process {pid} does not hold the scheduler's counters")
         return {}
 
-    def _find(self, pid):
+    def _find(self, pid: int) -> Process:
         self._processes.refresh()
         for process in self._live():
             if process.pid == pid and not process.exited and not process.foreign:
                 return process
-        raise watch.Refused("process %d is not watched" % pid)
+        raise watch.Refused(f"process {pid} is not watched")
 
-    def open(self, ready_stacks, unclaimed, io_stacks, io_calls, cpu_samples):
+    def open(
+        self, ready_stacks: int, unclaimed: int, io_stacks: int, io_calls: int, cpu_samples: int
+    ) -> dict[str, Any]:
         self._refresh()
         self._processes.reap()
         self._sample(states=False)
@@ -81,9 +101,7 @@ class Agent:
         self._probes.open(window, ready_stacks)
         self._evidence[window] = evidence
         self._schedulers.open(window, self._live())
-        if self._resting is not None:
-            self._timers.cancel(self._resting)
-            self._resting = None
+        self._cancel_rest()
         if not self._sampling:
             self._sampling = [
                 self._timers.every(timeline.PERIOD, self._tick),
@@ -91,7 +109,7 @@ class Agent:
             ]
         return {"window": window}
 
-    def close(self, window, settle_ms):
+    def close(self, window: int, settle_ms: int) -> dict[str, Any]:
         answer, _ = self._end(window, settle_ms, self._windows.close)
         del self._at_open[window], self._timelines[window]
         self._schedulers.close(window)
@@ -108,8 +126,8 @@ class Agent:
         self._probes.reap(self._live())
         return answer
 
-    def _keep(self, wanted):
-        """Records what any of the open windows asks for. wanted: [Evidence]."""
+    def _keep(self, wanted: Collection[Evidence]) -> None:
+        """Records what any of the open windows asks for."""
         every = max((evidence.io_stacks for evidence in wanted), default=0)
         self._kernel.keep(
             bool(wanted),
@@ -120,7 +138,7 @@ class Agent:
         self._kernel.sample_io_stacks(every)
         self._kernel.cpu.enable(any(evidence.cpu_samples for evidence in wanted))
 
-    def lap(self, window, settle_ms):
+    def lap(self, window: int, settle_ms: int) -> dict[str, Any]:
         """Ends the window and opens the next one, of the same number, at the same cut."""
         self._refresh()
         # What has ended before the cut cannot count in the new window: for whom watches for hours.
@@ -133,10 +151,12 @@ class Agent:
             self._probes.reap(self._live())
         return answer
 
-    def _end(self, window, settle_ms, cut):
+    def _end(
+        self, window: int, settle_ms: int, cut: Callable[[int, list[int]], windows.Window]
+    ) -> tuple[dict[str, Any], int]:
         """(the answer, the first epoch after the window). cut: ends the window; CPU time counts anew."""
         if window not in self._at_open:
-            raise protocol.BadMessage("window %r is not open" % window)
+            raise protocol.BadMessage(f"window {window!r} is not open")
         self._processes.refresh()
         closed = cut(window, self._processes.slots())
         # Children forked since: they ran in the window, if only for its last moment.
@@ -177,35 +197,39 @@ class Agent:
         }
         return answer, closed.end
 
-    def _tick(self):
+    def _tick(self) -> None:
         self._processes.refresh()
         self._probes.follow(self._live())
         self._sample()
         for window, points in self._timelines.items():
             points.add(self._windows.age(window), self._states(window))
 
-    def _rest(self):
-        self._timers.cancel(self._resting)
-        self._resting = None
+    def _rest(self) -> None:
+        self._cancel_rest()
         for process in self._live():
             process.rest()
 
-    def _sample(self, states=True):
-        for process in self._live():
-            process.sample(lambda tgid=process.tgid: self._kernel.home(tgid)[0] == tgid, states)
+    def _cancel_rest(self) -> None:
+        if self._resting is not None:
+            self._timers.cancel(self._resting)
+            self._resting = None
 
-    def _sample_schedulers(self):
+    def _sample(self, states: bool = True) -> None:
+        for process in self._live():
+            process.sample(functools.partial(self._kernel.lives, process.tgid), states)
+
+    def _sample_schedulers(self) -> None:
         self._schedulers.sample(self._live())
 
-    def _beginning(self):
+    def _beginning(self) -> dict[int, timeline.State]:
         """What a window begins with: it has counted nothing, whatever was since its cut."""
         return self._by_root(lambda _, names: [0] * len(names))
 
-    def _states(self, window):
+    def _states(self, window: int) -> dict[int, timeline.State]:
         return self._by_root(lambda p, names: self._windows.so_far(p.slot, window, names))
 
-    def _by_root(self, counters):
-        """{root: timeline.State}. counters: (process, names) -> [int]."""
+    def _by_root(self, counters: Callable[[Process, Sequence[str]], list[int]]) -> dict[int, timeline.State]:
+        """By the root of the processes. counters: gives those of these names."""
         names = timeline.COUNTERS
         states = {}
         for root in self._processes.roots():
@@ -219,20 +243,20 @@ class Agent:
             )
         return states
 
-    def _times(self):
+    def _times(self) -> dict[int, tuple[int, int]]:
         return {root: self._processes.times(root) for root in self._processes.roots()}
 
-    def _live(self):
+    def _live(self) -> list[Process]:
         return [p for root in self._processes.roots() for p in self._processes.of(root)]
 
-    def _refresh(self):
+    def _refresh(self) -> None:
         self._processes.refresh()
         self._processes.adopt()
         for process in self._live():
             self._processes.calibrate(process)
         self._probes.follow(self._live())
 
-    def _about(self, process):
+    def _about(self, process: Process) -> dict[str, Any]:
         return {
             "pid": process.pid,
             "root": process.root,
@@ -245,7 +269,7 @@ class Agent:
             "scheduler": self._schedulers.knows(process),
         }
 
-    def _kept(self, window):
+    def _kept(self, window: int) -> dict[str, str]:
         """{counter: the offence that it is the total of}, as far as the window is to tell whose they were."""
         kept = {"spurious_wakeups": "spurious", "stale_retries": "stale"}
         evidence = self._evidence[window]
@@ -259,7 +283,15 @@ class Agent:
             kept["ready_calls"] = "ready"
         return kept
 
-    def _process(self, process, number, window, bank, scheduled, found):
+    def _process(
+        self,
+        process: Process,
+        number: int,
+        window: windows.Window,
+        bank: windows.Bank,
+        scheduled: run_queues.Scheduled,
+        found: offenders.Kept,
+    ) -> dict[str, Any]:
         latency_max = bank.counters.pop("latency_max")
         about = self._about(process)
         culprits = offenders.culprits(self._kernel, process, found)

@@ -1,6 +1,9 @@
 """The messages that the agent understands, and how it refuses others. An example is in __main__.py."""
 
+from __future__ import annotations
+
 import json
+from typing import Any
 
 VERSION = 3
 
@@ -12,13 +15,13 @@ class BadMessage(Exception):
 class Unable(Exception):
     """The agent cannot do its work; the message says why."""
 
-    def __init__(self, what, fix=None):
+    def __init__(self, what: str, fix: str | None = None) -> None:
         super().__init__(what)
         self.fix = fix
 
 
 # command -> its arguments, all of which must be there, as integers.
-COMMANDS = {
+COMMANDS: dict[str, tuple[str, ...]] = {
     "about": (),
     "load": ("max_processes", "max_fds", "uprobes"),
     "watch": ("pid",),
@@ -34,23 +37,23 @@ COMMANDS = {
 FIRST = ("about", "load")
 
 
-def parse(line):
+def parse(line: str | None) -> tuple[Any, str, dict[str, int]]:
     """(id, command, arguments). line: of Timers.lines. Raises BadMessage."""
     if line is None:
         raise BadMessage("it is too long")
     try:
         message = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise BadMessage("not JSON: %s" % error) from error
+        raise BadMessage(f"not JSON: {error}") from error
     if not isinstance(message, dict):
         raise BadMessage("not an object")
-    arguments = COMMANDS.get(message.get("do")) if isinstance(message.get("do"), str) else None
-    if arguments is None:
-        raise BadMessage("unknown command %r" % message.get("do"))
-    values = {}
-    for name in arguments:
+    command = message.get("do")
+    if not isinstance(command, str) or command not in COMMANDS:
+        raise BadMessage(f"unknown command {command!r}")
+    values: dict[str, int] = {}
+    for name in COMMANDS[command]:
         value = message.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
-            raise BadMessage("%s needs %s, a whole number" % (message["do"], name))
+            raise BadMessage(f"{command} needs {name}, a whole number")
         values[name] = value
-    return message.get("id"), message["do"], values
+    return message.get("id"), command, values

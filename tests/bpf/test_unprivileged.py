@@ -470,8 +470,8 @@ def test_all_agents_of_a_user_together_take_no_more_than_is_allowed(user, instal
 @needs_sudo
 def test_whatever_seems_to_be_an_agent_takes_no_place_of_a_users(user, installed):
     """A program of the token's name, but loaded by somebody who is not root."""
-    load_nothing = "import tracing; tracing.load_nothing(b'netp%08x_ff'); print('there', flush=True); input()"
-    command = ["python3", "-c", load_nothing % user.uid]
+    load_nothing = f"from bpf import tracing; tracing.load_nothing(b'netp{user.uid:08x}_ff')"
+    command = ["python3", "-c", f"{load_nothing}; print('there', flush=True); input()"]
     environment = {**user.environment, "PYTHONPATH": str(installed / "agent")}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": environment}
     with subprocess.Popen(user.become(*command, capabilities="+bpf"), **pipes) as process:

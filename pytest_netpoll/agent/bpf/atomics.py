@@ -1,5 +1,7 @@
 """Whether BPF programs here can exchange a word in memory for another, in one step."""
 
+from __future__ import annotations
+
 import struct
 
 from bpf import tracing
@@ -19,6 +21,6 @@ _CODE = b"".join(
 )
 
 
-def can_exchange():
+def can_exchange() -> bool:
     """Since 5.12; on arm64 since 5.18, before which it would be interpreted."""
     return tracing.works(b"exchange", _CODE)

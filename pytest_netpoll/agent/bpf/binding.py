@@ -1,12 +1,15 @@
 """BCC's Python module: which there is, and what installs it where there is none."""
 
+from __future__ import annotations
+
 import platform
 import sys
+from typing import Any
 
 from protocol import Unable
 
 
-def load():
+def load() -> Any:
     """The bcc module. Raises Unable."""
     try:
         import bcc
@@ -17,22 +20,22 @@ def load():
     # The `bcc` of PyPI, which is about crystal lattices.
     place = getattr(bcc, "__file__", "bcc")
     raise _unable(
-        "%s is not BCC but an unrelated package of that name" % place,
-        "sudo %s -m pip uninstall bcc; %s" % (sys.executable, install_command()),
+        f"{place} is not BCC but an unrelated package of that name",
+        f"sudo {sys.executable} -m pip uninstall bcc; {install_command()}",
     )
 
 
-def _unable(why, fix):
-    return Unable("BCC's Python module cannot be imported by %s: %s" % (sys.executable, why), fix)
+def _unable(why: object, fix: str) -> Unable:
+    return Unable(f"BCC's Python module cannot be imported by {sys.executable}: {why}", fix)
 
 
-def about():
+def about() -> dict[str, str]:
     """Which BCC there is; needs no privileges. Raises Unable."""
     bcc = load()
     return {"bcc": bcc.__version__, "bcc_file": bcc.__file__, "python": platform.python_version()}
 
 
-def install_command():
+def install_command() -> str:
     """The command that installs BCC on this distribution."""
     release = {}
     try:

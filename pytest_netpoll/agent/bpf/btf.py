@@ -1,6 +1,9 @@
 """Questions to the kernel's own type information: where in its structs is what we read there?"""
 
+from __future__ import annotations
+
 import struct
+from collections.abc import Mapping
 
 WORDS = struct.Struct("=III")  # how a type begins, and each member of a struct or union
 STRUCT, UNION, TYPEDEF = 4, 5, 8
@@ -14,10 +17,11 @@ _PER_ENTRY = {STRUCT: 12, UNION: 12, 6: 8, 13: 8, 15: 12, 19: 12}
 class Types:
     """What the blob tells. Raises ValueError when it is not BTF."""
 
-    def __init__(self, blob):
+    def __init__(self, blob: bytes) -> None:
         self._blob = blob
-        self._at = [None]  # where each type is, by its number
-        self._numbers = {}  # (kind, where its name is) -> number of the first of that name
+        self._at = [0]  # where each type is, by its number: none has 0
+        # (kind, where its name is) -> number of the first of that name
+        self._numbers: dict[tuple[int, int], int] = {}
         try:
             magic, _, _, header = struct.unpack_from("=HBBI", blob, 0)
             if magic != 0xEB9F:
@@ -35,32 +39,37 @@ class Types:
         except struct.error as error:
             raise ValueError("not BTF") from error
 
-    def typedef(self, name):
+    def typedef(self, name: str) -> int | None:
         """Its number, or None."""
-        return self._numbers.get((TYPEDEF, self._name(name)))
+        return self._number(TYPEDEF, name)
 
-    def offsets(self, members):
+    def offsets(self, members: Mapping[str, tuple[str, str]]) -> dict[str, int] | None:
         """{what: byte offset} of {what: (struct, member)}, or None when not all are there.
 
         Members of nameless inner structs count as the outer one's.
         """
-        found = {what: self._offset(*pair) for what, pair in members.items()}
-        return None if None in found.values() else found
+        found = {}
+        for what, pair in members.items():
+            offset = self._offset(*pair)
+            if offset is None:
+                return None
+            found[what] = offset
+        return found
 
-    def _offset(self, struct_name, member):
-        number = self._numbers.get((STRUCT, self._name(struct_name)))
+    def _offset(self, struct_name: str, member: str) -> int | None:
+        number = self._number(STRUCT, struct_name)
         wanted = self._name(member)
         return None if number is None or wanted is None else self._inside(number, wanted)
 
-    def _inside(self, number, wanted, depth=8):
+    def _inside(self, number: int, wanted: int, depth: int = 8) -> int | None:
         at = self._at[number]
         _, info, _ = WORDS.unpack_from(self._blob, at)
         if info >> 24 & 0x1F not in (STRUCT, UNION) or not depth:
             return None
         for i in range(info & 0xFFFF):
-            name, kind, offset = WORDS.unpack_from(self._blob, at + WORDS.size * (i + 1))
+            name, kind, bits = WORDS.unpack_from(self._blob, at + WORDS.size * (i + 1))
             # With bitfields, their sizes stand above.
-            offset = (offset & 0xFFFFFF if info >> 31 else offset) // 8
+            offset: int = (bits & 0xFFFFFF if info >> 31 else bits) // 8
             if name == wanted:
                 return offset
             if name == 0:
@@ -69,12 +78,16 @@ class Types:
                     return offset + inner
         return None
 
-    def _name(self, name):
+    def _number(self, kind: int, name: str) -> int | None:
+        at = self._name(name)
+        return None if at is None else self._numbers.get((kind, at))
+
+    def _name(self, name: str) -> int | None:
         at = self._strings.find(b"\0" + name.encode() + b"\0")
         return None if at < 0 else at + 1
 
 
-def kernels(path="/sys/kernel/btf/vmlinux"):
+def kernels(path: str = "/sys/kernel/btf/vmlinux") -> Types:
     """The running kernel's Types; those of one that tells nothing are empty."""
     try:
         with open(path, "rb") as f:

@@ -3,9 +3,12 @@
 They are opened while we may, and cost nothing until they are enabled.
 """
 
+from __future__ import annotations
+
 import fcntl
 import os
 import struct
+from collections.abc import Callable, Iterator
 
 from bpf import syscall
 
@@ -26,10 +29,10 @@ _ONLINE = "/sys/devices/system/cpu/online"
 class Sampler:
     """why_not: why there is none, and what fixes it; None where there is one."""
 
-    def __init__(self, load):
+    def __init__(self, load: Callable[[], int]) -> None:
         """load: gives the BPF program's file descriptor."""
-        self.why_not = None
-        self._events = []
+        self.why_not: dict[str, str] | str | None = None
+        self._events: list[int] = []
         self._enabled = False
         try:
             program = load()
@@ -40,21 +43,21 @@ class Sampler:
             self.why_not = _not_permitted(error)
         except Exception as error:  # BCC raises bare Exception
             self._close()
-            self.why_not = "this kernel refuses perf events of its CPUs' clocks: %s" % error
+            self.why_not = f"this kernel refuses perf events of its CPUs' clocks: {error}"
 
-    def enable(self, wanted):
+    def enable(self, wanted: bool) -> None:
         """Samples from here on, or no more."""
         if wanted != self._enabled:
             for event in self._events:
                 fcntl.ioctl(event, _IOC_ENABLE if wanted else _IOC_DISABLE, 0)
             self._enabled = wanted
 
-    def _close(self):
+    def _close(self) -> None:
         while self._events:
             os.close(self._events.pop())
 
 
-def _open(cpu, program):
+def _open(cpu: int, program: int) -> int:
     flags = _DISABLED | _FREQ
     attr = _ATTR.pack(_SOFTWARE, _ATTR.size, _CPU_CLOCK, FREQUENCY, 0, 0, flags, 0, 0, 0, 0)
     fd = syscall.call(_PERF_EVENT_OPEN, attr, -1, cpu, -1, _FD_CLOEXEC)
@@ -66,7 +69,7 @@ def _open(cpu, program):
     return fd
 
 
-def _online():
+def _online() -> Iterator[int]:
     """The numbers of the CPUs, of "0-3,5"."""
     with open(_ONLINE) as f:
         for part in f.read().strip().split(","):
@@ -74,14 +77,14 @@ def _online():
             yield from range(int(first), int(last or first) + 1)
 
 
-def _not_permitted(error):
+def _not_permitted(error: OSError) -> dict[str, str]:
     try:
         with open(_PARANOID) as f:
-            paranoid = ", and kernel.perf_event_paranoid is %s" % f.read().strip()
+            paranoid = f", and kernel.perf_event_paranoid is {f.read().strip()}"
     except OSError:
         paranoid = ""
     return {
-        "what": "perf_event_open is not permitted (%s%s)" % (error.strerror or error, paranoid),
+        "what": f"perf_event_open is not permitted ({error.strerror or error}{paranoid})",
         "fix": "give the agent CAP_PERFMON, in a container with --cap-add PERFMON, or --cap-add SYS_ADMIN "
         "where its runtime does not know that one",
     }

@@ -1,15 +1,26 @@
 """What an ELF file says of where it is loaded."""
 
+from __future__ import annotations
+
 import os
 import struct
+from typing import BinaryIO, NamedTuple
 
 _HEADER = struct.Struct("<16xHHIQQQIHHH")
 _SEGMENT = struct.Struct("<IIQQQQQQ")
 _PT_LOAD = 1
 
 
-def segments(file):
-    """[(offset in the file, size there, link-time address)] of what is loaded. ValueError: not 64-bit ELF."""
+class Segment(NamedTuple):
+    """Of what is loaded: where in the file, how much of it, and the link-time address."""
+
+    offset: int
+    size: int
+    address: int
+
+
+def segments(file: BinaryIO) -> list[Segment]:
+    """Raises ValueError: not 64-bit ELF."""
     try:
         head = os.pread(file.fileno(), _HEADER.size, 0)
         if head[:6] != b"\x7fELF\x02\x01":
@@ -21,13 +32,13 @@ def segments(file):
                 os.pread(file.fileno(), _SEGMENT.size, table + i * size)
             )
             if kind == _PT_LOAD:
-                found.append((offset, length, address))
+                found.append(Segment(offset, length, address))
         return found
     except struct.error as error:
         raise ValueError("a broken ELF file") from error
 
 
-def address_of(file, offset):
+def address_of(file: BinaryIO, offset: int) -> int | None:
     """The link-time address of an offset in the file, None where that is not loaded."""
     for start, size, address in segments(file):
         if start <= offset < start + size:

@@ -1,5 +1,7 @@
 """How much kernel memory the maps of bpf/netpoll.c take, which an ordinary user may not have without end."""
 
+from __future__ import annotations
+
 from counters.windows import BANKS
 
 MOST = 1 << 30  # bytes, for a user other than root
@@ -16,18 +18,18 @@ SLOT = 4  # in the queue of free ones
 OTHERS = 12 << 20  # maps that are always as large, most of it stacks
 
 
-def size(max_processes, max_fds, cpus):
+def size(max_processes: int, max_fds: int, cpus: int) -> int:
     """Bytes. cpus: those that there may ever be; some maps have everything once for each."""
     bank = HISTOGRAM + cpus * (COUNTERS + SLOWEST + IO_FAILURES)
     return OTHERS + max_processes * (BANKS * bank + 2 * max_fds * WAIT + TARGET + POLLER + SLOT)
 
 
-def too_large(max_processes, max_fds, cpus):
+def too_large(max_processes: int, max_fds: int, cpus: int) -> tuple[str, str] | None:
     """(why that is too much for an ordinary user, the fix), or None."""
     if size(max_processes, max_fds, cpus) <= MOST:
         return None
     return (
-        "%d processes of %d descriptors take more than 1 GiB of kernel memory on a machine of %d CPUs"
-        % (max_processes, max_fds, cpus),
+        f"{max_processes} processes of {max_fds} descriptors take more than 1 GiB of kernel memory on a "
+        f"machine of {cpus} CPUs",
         "lower --netpoll-max-processes or --netpoll-max-fds, or run pytest as root",
     )

@@ -4,12 +4,25 @@ Read from runtime/netpoll.go and runtime/tagptr_64bit.go of 1.19 to 1.27. None i
 calibration proves one on the live process.
 """
 
-import struct
-from collections import namedtuple
+from __future__ import annotations
 
-# data >> right << left is the address; the low tag_bits of data equal pollDesc.fdseq (0: untagged);
-# rg is the pollDesc's word number `waiters`, wg the next.
-Layout = namedtuple("Layout", "name right left tag_bits waiters")
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Layout(NamedTuple):
+    """data >> right << left is the address; the low tag_bits of data equal pollDesc.fdseq (0: untagged).
+
+    rg is the pollDesc's word number `waiters`, wg the next.
+    """
+
+    name: str
+    right: int
+    left: int
+    tag_bits: int
+    waiters: int
+
 
 LAYOUTS = (
     Layout("go1.25", 24, 9, 24, 4),
@@ -25,14 +38,14 @@ GO_EVENTS = 0x8000201D  # EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, with ERR an
 BREAK_EVENTS = 0x19  # EPOLLIN, with ERR and HUP that the kernel adds
 
 
-def address(layout, data, signed):
+def address(layout: Layout, data: int, signed: bool) -> int:
     """The pollDesc's address. amd64 sign-extends (`signed`), other machines do not."""
     if signed and data >> 63:
         data -= 1 << 64
     return (data >> layout.right << layout.left) & (1 << 64) - 1
 
 
-def holds(layout, data, fd, words):
+def holds(layout: Layout, data: int, fd: int, words: Sequence[int]) -> bool:
     """Do the six words read at the address look like the pollDesc of this fd?"""
     if words[FD_WORD] != fd:
         return False

@@ -3,6 +3,8 @@
 Numbers are from the kernel's syscall tables (x86-64: syscall_64.tbl; arm64: asm-generic/unistd.h).
 """
 
+from __future__ import annotations
+
 import platform
 
 READ = 0
@@ -19,11 +21,11 @@ RECEIVE = 0x4000
 IO_CALL = 16  # the shift of ROLE_IO_CALL
 
 
-def reads(arg):
+def reads(arg: int) -> int:
     return (arg + 1) << READ
 
 
-def writes(arg):
+def writes(arg: int) -> int:
     return (arg + 1) << WRITE
 
 
@@ -142,23 +144,23 @@ NUMBERS = {
 }
 
 # struct epoll_event is packed on x86-64 only; the C side chooses by the same define.
-DEFINES = {"x86_64": [], "aarch64": ["-DNETPOLL_AARCH64"]}
+DEFINES: dict[str, list[str]] = {"x86_64": [], "aarch64": ["-DNETPOLL_AARCH64"]}
 
 
-def current():
+def current() -> str:
     return platform.machine()
 
 
-def roles(machine):
+def roles(machine: str) -> dict[int, int]:
     """Syscall number -> role, for the machine. KeyError when there is no table for it."""
     return {number: ROLES[name] | _io_call(name) for name, number in NUMBERS[machine].items()}
 
 
-def _io_call(name):
+def _io_call(name: str) -> int:
     return IO_CALLS.index(name) << IO_CALL if name in IO_CALLS else 0
 
 
-def names(machine):
+def names(machine: str) -> dict[int, str]:
     return {number: name for name, number in NUMBERS[machine].items()}
 
 
@@ -166,7 +168,7 @@ def names(machine):
 BREAKPOINT_SIZE = {"x86_64": 1, "aarch64": 4}.get(current(), 1)
 
 
-def emulated(code):
+def emulated(code: bytes) -> bool:
     """Does the code begin with an instruction that the kernel emulates at a uprobe, not single-steps?
 
     Of those only what a function begins with: on x86-64 `push` and a conditional jump (arch/x86/kernel/

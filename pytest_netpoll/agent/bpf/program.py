@@ -1,16 +1,22 @@
 """The BPF program in the kernel: compile, load, attach; typed access to its maps."""
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import itertools
 import os
 import resource
 import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from bpf import atomics, btf, cpu, layouts, machine, tracing, uprobe
 from processes import namespaces
 from security import privileges
 
-from bpf import atomics, btf, cpu, layouts, machine, tracing, uprobe
+if TYPE_CHECKING:
+    from bpf import structs
 
 # bpf/netpoll.h
 SLOT_BITS = 12
@@ -37,14 +43,14 @@ AT_SYS_EXIT, DRAIN = b"syscall_returned", b"drain_events"
 UPROBES = (b"ready_called", b"deadline_woke")
 
 
-def slot_of(owner):
+def slot_of(owner: int) -> int:
     return (owner & (1 << SLOT_BITS) - 1) - 1
 
 
 class LoadFailed(Exception):
     """The program could not be compiled, loaded or attached; the details went to stderr."""
 
-    def __init__(self, what, fix=None):
+    def __init__(self, what: str, fix: str | None = None) -> None:
         super().__init__(what)
         self.fix = fix
 
@@ -52,20 +58,22 @@ class LoadFailed(Exception):
 class Kernel:
     """Everything is attached on return. Raises LoadFailed.
 
-    bcc: the imported bcc module.
+    bcc: the imported module. What of it has no types is Any: BPF objects, tables, and what is read from them.
     sources: the directory that holds SOURCES, their headers and stub/.
     served: the uid of the user whose processes alone are watched; None for root, who may have any.
     """
 
-    def __init__(self, bcc, sources, max_processes, max_fds, served=None):
+    def __init__(
+        self, bcc: Any, sources: str, max_processes: int, max_fds: int, served: int | None = None
+    ) -> None:
         name = machine.current()
         if name not in machine.NUMBERS:
             raise LoadFailed(
-                "this machine (%s) has no table of syscalls; known are %s"
-                % (name, ", ".join(sorted(machine.NUMBERS)))
+                f"this machine ({name}) has no table of syscalls; "
+                f"known are {', '.join(sorted(machine.NUMBERS))}"
             )
         if max_processes >= 1 << SLOT_BITS:
-            raise LoadFailed("%d processes are more than %d" % (max_processes, (1 << SLOT_BITS) - 1))
+            raise LoadFailed(f"{max_processes} processes are more than {(1 << SLOT_BITS) - 1}")
         self._bcc = bcc
         self.signed = name == "x86_64"
         self.max_processes = max_processes
@@ -74,12 +82,12 @@ class Kernel:
         tasks, files = types.offsets(btf.TASK_MEMBERS), types.offsets(btf.FILE_MEMBERS)
         self.follows_children = tasks is not None
         self.typed = False  # whether sys_exit's arguments are
-        self._translator = None
+        self._translator: namespaces.Translator | None = None
         # Before 5.11 maps are charged to this limit, and the default is far too small.
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         os.environ["BCC_KERNEL_SOURCE"] = os.path.join(sources, "stub")
-        flags = ["-I" + sources, "-DMAX_PROCESSES=%d" % max_processes, "-DMAX_FDS=%d" % max_fds]
+        flags = ["-I" + sources, f"-DMAX_PROCESSES={max_processes}", f"-DMAX_FDS={max_fds}"]
         flags += machine.DEFINES[name]
         if atomics.can_exchange():
             flags.append("-DATOMIC_EXCHANGE")
@@ -111,7 +119,7 @@ class Kernel:
         if not namespaces.in_initial_pids():
             self._translator = namespaces.Translator(self.bpf)
 
-    def _load(self, sources, flags, tracepoint):
+    def _load(self, sources: str, flags: list[str], tracepoint: int | None) -> None:
         """Attaches everything at once: it does nothing while nobody is watched.
 
         tracepoint: the number of sys_exit's type, None where the kernel has none.
@@ -133,12 +141,12 @@ class Kernel:
         finally:
             os.chdir(cwd)
 
-    def _load_typed(self, text, flags, tracepoint):
+    def _load_typed(self, text: bytes, flags: list[str], tracepoint: int) -> None:
         self.bpf = self._bcc.BPF(text=text, cflags=[*flags, "-DTYPED_ARGS"])
         with contextlib.ExitStack() as undo:
             undo.callback(self.bpf.cleanup)
             self._load_uprobes()
-            programs = []
+            programs: list[int] = []
             for name in (AT_SYS_EXIT, DRAIN):
                 programs.append(tracing.load(name, self.bpf.dump_func(name), tracepoint))
                 # Each keeps all the maps in the kernel, beside those that are made next.
@@ -149,32 +157,32 @@ class Kernel:
             undo.pop_all()
         self.typed = True
 
-    def _load_untyped(self, text, flags):
+    def _load_untyped(self, text: bytes, flags: list[str]) -> None:
         self.bpf = self._bcc.BPF(text=text, cflags=flags)
         self._load_uprobes()
         self._continue_with(self.bpf.load_func(DRAIN, self._bcc.BPF.RAW_TRACEPOINT).fd)
         self.bpf.attach_raw_tracepoint(tp=b"sys_exit", fn_name=AT_SYS_EXIT)
 
-    def _continue_with(self, program):
+    def _continue_with(self, program: int) -> None:
         self.bpf.get_table(b"continuations")[ctypes.c_int(0)] = ctypes.c_int(program)
 
-    def _load_uprobes(self):
+    def _load_uprobes(self) -> None:
         # Now, while we may: they are attached only when a program is known.
         for function in UPROBES:
             self.bpf.load_func(function, self._bcc.BPF.KPROBE)
 
     @staticmethod
-    def _restriction(served, offsets):
+    def _restriction(served: int, offsets: Mapping[str, int] | None) -> list[str]:
         if offsets is None:
             raise LoadFailed(
                 "this kernel has no BTF, and without it the agent cannot tell at an exec whether the program "
                 "has more rights than its user",
                 "run pytest as root",
             )
-        return [*_defines(offsets), "-DSERVED_UID=%dU" % served]
+        return [*_defines(offsets), f"-DSERVED_UID={served}U"]
 
     @staticmethod
-    def _translation(offsets):
+    def _translation(offsets: Mapping[str, int] | None) -> list[str]:
         if not namespaces.proc_is_ours():
             raise LoadFailed(
                 "the agent's pid namespace is not the one that /proc shows",
@@ -187,11 +195,11 @@ class Kernel:
             )
         return namespaces.defines(offsets)
 
-    def tgid_of(self, pid):
+    def tgid_of(self, pid: int) -> int:
         """What the kernel calls the process, 0 when there is none: BPF knows no pid namespaces."""
         return pid if self._translator is None else self._translator.tgid(pid)
 
-    def _fill(self, roles, layout_table, name):
+    def _fill(self, roles: Any, layout_table: Any, name: str) -> None:
         for number, role in machine.roles(name).items():
             roles[ctypes.c_int(number)] = ctypes.c_uint32(role)
         for i, layout in enumerate(layouts.LAYOUTS):
@@ -200,10 +208,10 @@ class Kernel:
             self.free_slots.push(ctypes.c_uint32(slot))
 
     @staticmethod
-    def layout_value(layout, leaf):
+    def layout_value(layout: layouts.Layout, leaf: Callable[..., structs.Layout]) -> structs.Layout:
         return leaf(right=layout.right, left=layout.left, tag_bits=layout.tag_bits, waiters=layout.waiters)
 
-    def works(self):
+    def works(self) -> bool:
         """Whether this process may use the maps."""
         try:
             self.home(0)
@@ -211,16 +219,16 @@ class Kernel:
             return False
         return True
 
-    def keep_epochs(self, epochs):
+    def keep_epochs(self, epochs: Sequence[int]) -> None:
         """epochs: those that have a bank, by bank; 0 where nobody asks for it."""
         leaf = self._kept_epochs.Leaf()
         leaf.of_bank[:] = epochs
         self._kept_epochs[ctypes.c_int(0)] = leaf
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: int) -> None:
         self.epochs[ctypes.c_int(0)] = ctypes.c_uint32(epoch)
 
-    def keep(self, culprits, unclaimed, futile_calls, io_calls):
+    def keep(self, culprits: bool, unclaimed: bool, futile_calls: bool, io_calls: bool) -> None:
         """What is recorded: who was woken for nothing or latest; on which descriptors events found nobody;
         who made futile I/O calls, or any.
         """
@@ -232,12 +240,12 @@ class Kernel:
         )
         self._keeping[ctypes.c_int(0)] = ctypes.c_uint32(flags)
 
-    def forget_culprits(self):
+    def forget_culprits(self) -> None:
         self.offenders.clear()
         self.switches.clear()
         self._free_stacks(lambda _: True)
 
-    def make_room_for_stacks(self, still_wanted):
+    def make_room_for_stacks(self, still_wanted: Collection[int]) -> None:
         """Forgets all others where a quarter of the room is taken. still_wanted: stack ids.
 
         One that is kept at this very moment may be lost.
@@ -246,7 +254,7 @@ class Kernel:
         if taken > STACKS * len(self._stacks) // 4:
             self._free_stacks(lambda number: number not in still_wanted)
 
-    def _free_stacks(self, unwanted):
+    def _free_stacks(self, unwanted: Callable[[int], bool]) -> None:
         # One by one: what BCC calls clear() does nothing to them.
         for i, table in enumerate(self._stacks):
             for place in [key.value for key in table.keys()]:  # noqa: SIM118 - a table of BCC's
@@ -254,7 +262,7 @@ class Kernel:
                     with contextlib.suppress(KeyError):
                         del table[ctypes.c_int(place)]
 
-    def stack(self, number):
+    def stack(self, number: int) -> list[int]:
         """Addresses, innermost first; empty where it was not kept."""
         table, place = divmod(ctypes.c_int(number).value, STACKS)
         if table not in range(len(self._stacks)):
@@ -265,15 +273,15 @@ class Kernel:
         except KeyError:
             return []
 
-    def sample_ready_stacks(self, every):
+    def sample_ready_stacks(self, every: int) -> None:
         """Keeps the stack of one ready call in `every`, of none for 0."""
         self._ready_sampling[ctypes.c_int(0)] = ctypes.c_uint32(every)
 
-    def sample_io_stacks(self, every):
+    def sample_io_stacks(self, every: int) -> None:
         """Records the stack of one I/O call in `every` of those that are to be recorded, of none for 0."""
         self._io_sampling[ctypes.c_int(0)] = ctypes.c_uint32(every)
 
-    def attach_uprobe(self, path, offset, function, pid=uprobe.EVERYBODY):
+    def attach_uprobe(self, path: bytes, offset: int, function: bytes, pid: int = uprobe.EVERYBODY) -> int:
         """Runs the BPF function where the program's file is executed at the offset, by this process or all.
 
         Returns the file descriptor that keeps it attached. Raises LoadFailed.
@@ -288,23 +296,28 @@ class Kernel:
         except Exception as error:  # BCC raises bare Exception
             raise LoadFailed(str(error)) from error
 
-    def take_slot(self):
+    def take_slot(self) -> int | None:
         """A free slot's number, or None."""
         try:
-            return self.free_slots.pop().value
+            slot: int = self.free_slots.pop().value
         except KeyError:
             return None
+        return slot
 
-    def give_slot(self, slot):
+    def give_slot(self, slot: int) -> None:
         self.targets[ctypes.c_int(slot)] = self.targets.Leaf()
         self.free_slots.push(ctypes.c_uint32(slot))
 
-    def home(self, tgid):
+    def home(self, tgid: int) -> tuple[int, int]:
         """(tgid, owner) that lives where this tgid would; (0, 0) when nobody does."""
-        value = self.watched[ctypes.c_int(tgid & 0xFFFF)].value
+        value: int = self.watched[ctypes.c_int(tgid & 0xFFFF)].value
         return value >> 32, value & 0xFFFFFFFF
 
-    def is_current(self, process):
+    def lives(self, tgid: int) -> bool:
+        """Whether it is watched, whatever program it runs."""
+        return self.home(tgid)[0] == tgid
+
+    def is_current(self, process: structs.Known) -> bool:
         """Whether the process, or target, runs the program that it is known with.
 
         Asked after its memory was read: that may have been the memory of what it has exec'ed since, which
@@ -312,7 +325,7 @@ class Kernel:
         """
         return self.home(process.tgid) == (process.tgid, process.owner)
 
-    def settle(self, slot, tgid, pid, root, capabilities):
+    def settle(self, slot: int, tgid: int, pid: int, root: int, capabilities: int) -> structs.Target:
         """Starts watching the process, in a slot that was taken for it. Returns its target.
 
         capabilities: bits of those that it has; with others it is its user's no more.
@@ -320,23 +333,24 @@ class Kernel:
         now = time.monotonic_ns()
         # The number above the slot tells what the slot's former processes left behind.
         owner = (now >> 10) << SLOT_BITS & 0xFFFFFFFF | slot + 1
-        target = self.targets.Leaf(
+        target: structs.Target = self.targets.Leaf(
             tgid=tgid, root=root, owner=owner, kept=1, local=pid, capabilities=capabilities, since=now
         )
         self.targets[ctypes.c_int(slot)] = target
         self.watched[ctypes.c_int(tgid & 0xFFFF)] = ctypes.c_uint64(tgid << 32 | owner)
         return target
 
-    def evict(self, tgid):
-        if self.home(tgid)[0] == tgid:
+    def evict(self, tgid: int) -> None:
+        if self.lives(tgid):
             self.watched[ctypes.c_int(tgid & 0xFFFF)] = ctypes.c_uint64(0)
 
-    def target(self, slot):
-        return self.targets[ctypes.c_int(slot)]
+    def target(self, slot: int) -> structs.Target:
+        target: structs.Target = self.targets[ctypes.c_int(slot)]
+        return target
 
-    def poller(self, target):
+    def poller(self, target: structs.Target) -> structs.Poller:
         """What is known of its poller: nothing, where what is there is a former owner's."""
-        poller = self.pollers[_slot(target)]
+        poller: structs.Poller = self.pollers[_slot(target)]
         if poller.owner == target.owner:
             return poller
         poller = self.pollers.Leaf(owner=target.owner, epfd=-1)
@@ -344,14 +358,14 @@ class Kernel:
             candidate.epfd = -1
         return poller
 
-    def set_poller(self, poller):
+    def set_poller(self, poller: structs.Poller) -> None:
         """Of use only while the process has this owner, that is, until it execs."""
         self.pollers[_slot(poller)] = poller
 
 
-def _defines(offsets):
-    return ["-D%s=%d" % item for item in sorted(offsets.items())]
+def _defines(offsets: Mapping[str, int]) -> list[str]:
+    return [f"-D{name}={offset}" for name, offset in sorted(offsets.items())]
 
 
-def _slot(owned):
+def _slot(owned: structs.Owned) -> ctypes.c_int:
     return ctypes.c_int(slot_of(owned.owner))

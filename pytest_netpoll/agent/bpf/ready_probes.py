@@ -9,16 +9,28 @@ probes only once the agent has seen it. What it did before isn't counted, and th
 reports no ready calls.
 """
 
+from __future__ import annotations
+
 import os
 import platform
 import threading
 import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Optional, Union
 
+from bpf import machine, prologue, uprobe
 from bpf.program import UPROBES, LoadFailed
 from processes import functions, proc
 from security import plain
 
-from bpf import machine, prologue, uprobe
+if TYPE_CHECKING:
+    from bpf.program import Kernel
+    from counters.windows import Window
+    from processes.watched import Process
+    from security.privileges import Invoker
+
+    _Program = Optional[tuple[int, int]]  # as Process has it
+    _Key = Union[_Program, int]  # what has probes: a program, or an owner
 
 # In the order in which `attach` takes their places.
 READY, DEADLINE = UPROBES
@@ -31,7 +43,7 @@ _AROUND = 16
 class BadPlace(Exception):
     """No probe can be placed there; the message says why."""
 
-    def __init__(self, what, fix=None):
+    def __init__(self, what: str, fix: str | None = None) -> None:
         super().__init__(what)
         self.fix = fix
 
@@ -42,7 +54,7 @@ class Attached:
     at: since when, monotonic ns. fds: what keeps them there.
     """
 
-    def __init__(self, pid, fds, deadlines):
+    def __init__(self, pid: int, fds: list[int], deadlines: bool) -> None:
         self.at = time.monotonic_ns()
         self.pid = pid
         self.fds = fds
@@ -50,19 +62,19 @@ class Attached:
 
 
 class Probes:
-    """user: privileges.Invoker. may_watch: tells whether a process is that user's to watch."""
+    """may_watch: tells whether a process is that user's to watch."""
 
-    def __init__(self, kernel, user, may_watch):
+    def __init__(self, kernel: Kernel, user: Invoker, may_watch: Callable[[int], bool]) -> None:
         self._kernel = kernel
         self._user = user
-        self._may_watch = may_watch  # pid -> bool
-        self._places = {}  # (device, inode) -> offsets of READY and DEADLINE
-        self._attached = {}  # what `_key` says -> Attached
-        self._refused = set()  # owners whose processes `follow` could not attach to
-        self._detaching = []  # threads
-        self._stacks_of_one_in = {}  # window -> ready calls, 0 for no stacks
+        self._may_watch = may_watch
+        self._places: dict[_Program, tuple[int, int]] = {}  # -> offsets of READY and DEADLINE
+        self._attached: dict[_Key, Attached] = {}
+        self._refused: set[int] = set()  # owners whose processes `follow` could not attach to
+        self._detaching: list[threading.Thread] = []
+        self._stacks_of_one_in: dict[int, int] = {}  # window -> ready calls, 0 for no stacks
 
-    def attach(self, process, ready, deadline):
+    def attach(self, process: Process, ready: int, deadline: int) -> None:
         """Counts in all processes that run this one's program. Raises BadPlace.
 
         ready, deadline: offsets in the file; no deadline is counted where that is 0.
@@ -71,7 +83,7 @@ class Probes:
             self._attached[self._key(process)] = self._attach(process, ready, deadline)
             self._places[process.program] = ready, deadline
 
-    def follow(self, processes):
+    def follow(self, processes: Iterable[Process]) -> None:
         """Attaches to a user's children that run a program whose places are known by now."""
         for process in processes if self._own_only else ():
             places = self._places.get(process.program)
@@ -85,31 +97,30 @@ class Probes:
                 self._refused.add(process.owner)
 
     @property
-    def _own_only(self):
+    def _own_only(self) -> bool:
         return not self._user.is_root
 
-    def _key(self, process):
+    def _key(self, process: Process) -> _Key:
         """A process is another owner after an exec, with memory that has no probes, or may have had them."""
         return process.owner if self._own_only else process.program
 
-    def of(self, process):
-        """Attached, or None."""
+    def of(self, process: Process) -> Attached | None:
         return self._attached.get(self._key(process))
 
-    def open(self, window, stacks_of_one_in):
+    def open(self, window: int, stacks_of_one_in: int) -> None:
         """From here on the stack of one ready call in so many is kept, of none for 0."""
         self._stacks_of_one_in[window] = stacks_of_one_in
         self._kernel.sample_ready_stacks(max(self._stacks_of_one_in.values()))
 
-    def keeps_stacks(self, window):
+    def keeps_stacks(self, window: int) -> bool:
         """Whether stacks are kept for it."""
         return bool(self._stacks_of_one_in[window])
 
-    def close(self, window):
+    def close(self, window: int) -> None:
         del self._stacks_of_one_in[window]
         self._kernel.sample_ready_stacks(max(self._stacks_of_one_in.values(), default=0))
 
-    def unprobed(self, processes, window, children):
+    def unprobed(self, processes: Iterable[Process], window: Window, children: int) -> int:
         """How many of the children forked in the window are gone, with calls that nobody counted.
 
         processes: all that descend from one root and are still here. children: those forked in the window.
@@ -119,7 +130,7 @@ class Probes:
         here = [p for p in processes if p.forked is not None and p.forked >= window.opened and p.program]
         return max(0, children - len(here))
 
-    def counted(self, process, window, counters):
+    def counted(self, process: Process, window: Window, counters: Mapping[str, int]) -> dict[str, int | None]:
         """What the bank's counters hold of the goready path; None where the process did more than that."""
         ready_calls, deadline_wakeups = counters["ready_calls"], counters["deadline_wakeups"]
         if process.program is None and not self._own_only:
@@ -127,25 +138,26 @@ class Probes:
             return {"ready_calls": ready_calls, "deadline_wakeups": deadline_wakeups}
         attached = self.of(process)
         # A program that is first seen in the window is attached only when its process has run for a moment.
-        counts = attached is not None and attached.at <= max(window.opened, process.since)
+        if attached is None or attached.at > max(window.opened, process.since):
+            return {"ready_calls": None, "deadline_wakeups": None}
         return {
-            "ready_calls": ready_calls if counts else None,
-            "deadline_wakeups": deadline_wakeups if counts and attached.deadlines else None,
+            "ready_calls": ready_calls,
+            "deadline_wakeups": deadline_wakeups if attached.deadlines else None,
         }
 
-    def release(self, processes):
+    def release(self, processes: Collection[Process]) -> None:
         """Detaches from what none of these processes, all that are watched, runs."""
         self._let_go(self._attached.keys() - {self._key(process) for process in processes})
         self._refused &= {process.owner for process in processes}
         programs = {process.program for process in processes}
         self._places = {program: at for program, at in self._places.items() if program in programs}
 
-    def reap(self, processes):
+    def reap(self, processes: Iterable[Process]) -> None:
         """The same for what is a process's own and has ended with it."""
         if self._own_only:
             self._let_go(self._attached.keys() - {self._key(process) for process in processes})
 
-    def _let_go(self, keys):
+    def _let_go(self, keys: Iterable[_Key]) -> None:
         for key in keys:
             # The kernel takes its time, a tenth of a second for each; nobody need wait for it.
             thread = threading.Thread(target=self._detach, args=(self._attached.pop(key).fds,))
@@ -153,20 +165,20 @@ class Probes:
             self._detaching.append(thread)
 
     @staticmethod
-    def _detach(fds):
+    def _detach(fds: Iterable[int]) -> None:
         for fd in fds:
             os.close(fd)
 
-    def _attach(self, process, ready, deadline):
+    def _attach(self, process: Process, ready: int, deadline: int) -> Attached:
         if uprobe.crashed():
             raise BadPlace(
                 "this kernel has had an oops since it booted (see dmesg) and may hang at uprobes", "reboot"
             )
         # By the process's own name for it: the file may have been replaced, or be in another namespace.
         try:
-            fd = os.open("/proc/%d/exe" % process.pid, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(f"/proc/{process.pid}/exe", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise BadPlace("its program cannot be read: %s" % error) from error
+            raise BadPlace(f"its program cannot be read: {error}") from error
         try:
             status = os.fstat(fd)
             if self._own_only:
@@ -176,7 +188,7 @@ class Probes:
             if (status.st_dev, status.st_ino) != process.program:
                 raise BadPlace("it runs another program by now")
             # The file that was looked at, whatever the process runs meanwhile.
-            return self._attach_to(process, "/proc/self/fd/%d" % fd, ready, deadline)
+            return self._attach_to(process, f"/proc/self/fd/{fd}", ready, deadline)
         except BadPlace as error:
             if not self._kernel.is_current(process):  # what it says may be another program's
                 raise BadPlace("it runs another program by now") from error
@@ -184,17 +196,17 @@ class Probes:
         finally:
             os.close(fd)
 
-    def _refuse_suspicious(self, fd, status):
+    def _refuse_suspicious(self, fd: int, status: os.stat_result) -> None:
         if status.st_uid != self._user.uid:
             raise BadPlace("its program is not this user's", "run pytest as root")
         try:
             suspicion = plain.suspicion(fd)
         except OSError as error:
-            raise BadPlace("its program cannot be looked at: %s" % error) from error
+            raise BadPlace(f"its program cannot be looked at: {error}") from error
         if suspicion is not None:
             raise BadPlace(suspicion, "run pytest as root")
 
-    def _attach_to(self, process, path, ready, deadline):
+    def _attach_to(self, process: Process, path: str, ready: int, deadline: int) -> Attached:
         places = [(READY, ready)] + ([(DEADLINE, deadline)] if deadline else [])
         for function, offset in places:
             address, code = prove(process.pid, path, offset)
@@ -206,13 +218,13 @@ class Probes:
         while self._detaching:
             self._detaching.pop().join()
         pid = process.pid if self._own_only else uprobe.EVERYBODY
-        fds = []
+        fds: list[int] = []
         try:
             for function, offset in places:
                 fds.append(self._kernel.attach_uprobe(path.encode(), offset, function, pid))
         except LoadFailed as error:
             self._detach(fds)
-            raise BadPlace("the kernel refuses a uprobe: %s" % error, error.fix) from error
+            raise BadPlace(f"the kernel refuses a uprobe: {error}", error.fix) from error
         # Its number may have become another process's in between.
         if self._own_only and not (self._kernel.is_current(process) and self._may_watch(process.pid)):
             self._detach(fds)
@@ -220,27 +232,27 @@ class Probes:
         return Attached(pid, fds, bool(deadline))
 
 
-def prove_function(pid, address, code, name):
+def prove_function(pid: int, address: int, code: bytes, name: str) -> None:
     """Raises BadPlace unless it is just behind the beginning of the Go function of that name.
 
     address: in the process's memory. code: what the program's file holds from there on; memory may hold a
     breakpoint.
     """
     own = proc.executable(pid)
-    data = [(start, end) for start, end, _, path in proc.mappings(pid, executable=False) if path == own]
+    data = [mapping for mapping in proc.mappings(pid, executable=False) if mapping.path == own]
     try:
         with proc.Memory(pid) as memory:
             function = functions.Functions(memory, data).at(address)
             before = memory.read(function.entry, min(address - function.entry, prologue.LONGEST))
     except (OSError, LookupError, ValueError) as error:
-        raise BadPlace("its functions are not known: %s" % error) from error
+        raise BadPlace(f"its functions are not known: {error}") from error
     if function.name != name:
-        raise BadPlace("%#x is in %s, not in %s" % (address, function.name, name))
+        raise BadPlace(f"{address:#x} is in {function.name}, not in {name}")
     if before is None or prologue.cheap_place(before + code, platform.machine()) != address - function.entry:
-        raise BadPlace("%#x is not where %s begins" % (address, name))
+        raise BadPlace(f"{address:#x} is not where {name} begins")
 
 
-def prove(pid, path, offset):
+def prove(pid: int, path: str, offset: int) -> tuple[int, bytes]:
     """Raises BadPlace unless the process runs what the file holds there, and a probe is cheap.
 
     Returns (where that is in its memory, what the file holds from there on).
@@ -257,13 +269,13 @@ def prove(pid, path, offset):
         with proc.Memory(pid) as memory:
             live = memory.read(mapped[0] - _AROUND, 2 * _AROUND) if mapped else None
     except (OSError, ValueError) as error:
-        raise BadPlace("its program cannot be read: %s" % error) from error
+        raise BadPlace(f"its program cannot be read: {error}") from error
     if live is None:
-        raise BadPlace("nothing executable is mapped at offset %#x" % offset)
+        raise BadPlace(f"nothing executable is mapped at offset {offset:#x}")
     if not machine.emulated(code[_AROUND:]):
-        raise BadPlace("the instruction at offset %#x is not one that the kernel emulates" % offset)
+        raise BadPlace(f"the instruction at offset {offset:#x} is not one that the kernel emulates")
     breakpoint = machine.BREAKPOINT_SIZE
     for part in (slice(_AROUND), slice(_AROUND + breakpoint, None)):
         if live[part] != code[part]:
-            raise BadPlace("the memory at offset %#x is not what the program's file holds" % offset)
+            raise BadPlace(f"the memory at offset {offset:#x} is not what the program's file holds")
     return mapped[0], code[_AROUND:]

@@ -4,10 +4,13 @@ By the kernel's own syscall, for BCC has no such programs. What an argument poin
 call, which else is most of what a watched syscall costs.
 """
 
+from __future__ import annotations
+
 import ctypes
 import os
 import struct
-from collections import namedtuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from bpf import syscall
 
@@ -31,21 +34,26 @@ _INFO_BY_FD = struct.Struct("=IIQ")
 _COMPILED_SIZE = slice(16, 20)  # in struct bpf_prog_info
 _NOTHING = struct.pack("<QQ", 0xB7, 0x95)  # r0 = 0; return
 
-# uid: of whoever loaded it. name: 16 bytes.
-Program = namedtuple("Program", "number uid name")
-
 LICENSE = b"Dual MIT/GPL"
 
 
-def load(name, code, tracepoint):
+class Program(NamedTuple):
+    """uid: of whoever loaded it. name: 16 bytes."""
+
+    number: int
+    uid: int
+    name: bytes
+
+
+def load(name: bytes, code: bytes, tracepoint: int) -> int:
     """The file descriptor of the loaded program. Raises OSError.
 
-    name: bytes. code: its instructions. tracepoint: the number of its typedef, btf_trace_NAME.
+    code: its instructions. tracepoint: the number of its typedef, btf_trace_NAME.
     """
     return _load(_PROG_TYPE_TRACING, name, code, _TRACE_RAW_TP, tracepoint)
 
 
-def works(name, code):
+def works(name: bytes, code: bytes) -> bool:
     """Whether the kernel takes the program, for a raw tracepoint, and compiles it to machine code."""
     info = ctypes.create_string_buffer(128)
     try:
@@ -59,12 +67,12 @@ def works(name, code):
     return any(info.raw[_COMPILED_SIZE])
 
 
-def load_nothing(name):
+def load_nothing(name: bytes) -> int:
     """The file descriptor of a program that is there and does nothing. Raises OSError."""
     return _load(_PROG_TYPE_SOCKET_FILTER, name, _NOTHING, 0, 0)
 
 
-def _load(kind, name, code, attach_type, tracepoint):
+def _load(kind: int, name: bytes, code: bytes, attach_type: int, tracepoint: int) -> int:
     text = ctypes.create_string_buffer(code, len(code))
     licence = ctypes.create_string_buffer(LICENSE)
     attr = _LOAD.pack(
@@ -82,12 +90,12 @@ def _load(kind, name, code, attach_type, tracepoint):
     return _bpf(_PROG_LOAD, attr)
 
 
-def attach(program):
+def attach(program: int) -> int:
     """The file descriptor that keeps it attached. Raises OSError."""
     return _bpf(_RAW_TRACEPOINT_OPEN, _OPEN.pack(0, program, 0))
 
 
-def numbers():
+def numbers() -> Iterator[int]:
     """Of all programs that there are. Raises OSError."""
     attr = (ctypes.c_uint32 * 3)()
     while True:
@@ -99,12 +107,12 @@ def numbers():
         attr[0] = attr[1]
 
 
-def open_number(number):
+def open_number(number: int) -> int:
     """The program's file descriptor. Raises OSError."""
     return _bpf(_PROG_GET_FD_BY_ID, (ctypes.c_uint32 * 3)(number))
 
 
-def describe(program):
+def describe(program: int) -> Program:
     """The Program behind the file descriptor. Raises OSError."""
     info = ctypes.create_string_buffer(_INFO.size)
     _bpf(_OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", program, _INFO.size, ctypes.addressof(info)))
@@ -112,5 +120,5 @@ def describe(program):
     return Program(number, uid, name)
 
 
-def _bpf(command, attr):
+def _bpf(command: int, attr: bytes | ctypes.Array[ctypes.c_uint32]) -> int:
     return syscall.call(_BPF, command, attr, len(attr))

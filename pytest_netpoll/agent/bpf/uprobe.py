@@ -4,6 +4,8 @@ Not by BCC: where that event is refused, BCC makes one in tracefs instead, of th
 outlives us. Closing such a one has crashed a kernel (6.18).
 """
 
+from __future__ import annotations
+
 import ctypes
 import fcntl
 import os
@@ -23,7 +25,7 @@ _IOC_SET_BPF = 0x40042408
 _DIED = 1 << 7  # of TAINTED: there was an oops
 
 
-def crashed():
+def crashed() -> bool:
     """Whether this kernel has had an oops since it booted: the lock of all uprobes may be held for ever."""
     try:
         with open(TAINTED) as f:
@@ -35,10 +37,10 @@ def crashed():
 EVERYBODY = -1
 
 
-def attach(path, offset, program, pid=EVERYBODY):
+def attach(path: bytes, offset: int, program: int, pid: int = EVERYBODY) -> int:
     """The file descriptor of the event, where the file is run at the offset. Raises OSError.
 
-    path: bytes. program: the BPF program's file descriptor. pid: of the only process whose memory is changed,
+    program: the BPF program's file descriptor. pid: of the only process whose memory is changed,
     and not that of its children or of others who run the file; EVERYBODY for all who do, now or later.
     """
     with open(PMU) as f:

@@ -1,39 +1,59 @@
 """What a descriptor was when somebody was woken for it: the kernel's struct endpoint, in words."""
 
+from __future__ import annotations
+
 import ipaddress
 import socket
 import stat
-from collections import namedtuple
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, NamedTuple, Optional
 
 from processes import proc
 
+if TYPE_CHECKING:
+    from bpf import structs
+
+    # type: tcp, listener, udp, unix, pipe, …; closed where nobody knows any more. The addresses, local and the
+    # peer's, are "host:port" or a unix socket's path, None where there is none, or where there were several.
+    Words = tuple[str, Optional[str], Optional[str]]
+
 _TCP_LISTEN = 10
-
-# As in bpf/netpoll.h. Addresses are bytes.
-Endpoint = namedtuple("Endpoint", "inode mode type family port peer_port state several address peer_address")
+_SOCKETS: dict[int, str] = {socket.SOCK_STREAM: "tcp", socket.SOCK_DGRAM: "udp"}
 
 
-def copy(end):
+class Endpoint(NamedTuple):
+    """As in bpf/netpoll.h."""
+
+    inode: int
+    mode: int
+    type: int
+    family: int
+    port: int
+    peer_port: int
+    state: int
+    several: int
+    address: bytes
+    peer_address: bytes
+
+
+def copy(end: structs.Endpoint) -> Endpoint:
     """The Endpoint of a map's value."""
     *numbers, address, peer = (getattr(end, name) for name in Endpoint._fields)
-    return Endpoint(*numbers, bytes(address), bytes(peer))
+    return Endpoint._make([*numbers, bytes(address), bytes(peer)])
 
 
-def words(pid, ends):
-    """{(fd, Endpoint): (type, local, peer)} for these of a process.
-
-    type: tcp, listener, udp, unix, pipe, …; closed where nobody knows any more. Addresses are "host:port" or
-    a unix socket's path, None where there is none, or where there were several.
-    """
+def words(pid: int, ends: Collection[tuple[int, Endpoint]]) -> dict[tuple[int, Endpoint], Words]:
+    """What these of a process are, or were."""
     unix = {end.inode for _, end in ends if end.family == socket.AF_UNIX}
     paths = proc.unix_paths(pid, unix) if unix else {}
     return {(fd, end): _words(pid, fd, end, paths) for fd, end in ends}
 
 
-def _words(pid, fd, end, paths):
-    local = peer = None
+def _words(pid: int, fd: int, end: Endpoint, paths: Mapping[int, str]) -> Words:
+    local: str | None = None
+    peer: str | None = None
     if end.family in (socket.AF_INET, socket.AF_INET6):
-        kind = {socket.SOCK_STREAM: "tcp", socket.SOCK_DGRAM: "udp"}.get(end.type, "ip")
+        kind = _SOCKETS.get(end.type, "ip")
         if kind == "tcp" and end.state == _TCP_LISTEN:
             kind = "listener"
         local = _address(end.family, end.address, end.port)
@@ -50,7 +70,7 @@ def _words(pid, fd, end, paths):
     return (kind, None, None) if end.several else (kind, local, peer)
 
 
-def _by_link(link):
+def _by_link(link: str | None) -> tuple[str, str | None]:
     """(type, path) of what a descriptor is now."""
     if link is None:
         return "closed", None
@@ -62,10 +82,10 @@ def _by_link(link):
     return "file", link
 
 
-def _address(family, raw, port):
+def _address(family: int, raw: bytes, port: int) -> str:
     if family == socket.AF_INET6:
         address = ipaddress.IPv6Address(raw)
         if address.ipv4_mapped is None:
-            return "[%s]:%d" % (address, port)
+            return f"[{address}]:{port}"
         raw = raw[12:]
-    return "%s:%d" % (ipaddress.IPv4Address(raw[:4]), port)
+    return f"{ipaddress.IPv4Address(raw[:4])}:{port}"

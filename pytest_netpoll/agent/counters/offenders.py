@@ -1,15 +1,28 @@
 """Who was woken in vain or late, as the kernel kept it: places in the program, and the connections."""
 
-from counters import endpoint, windows
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from bpf import machine
+from counters import endpoint, windows
+
+if TYPE_CHECKING:
+    from bpf import structs
+    from bpf.program import Kernel
+    from processes.proc import Mapping
+    from processes.watched import Process
+
+    # By owner: what was kept, how often, and on which descriptor.
+    Kept = dict[int, list[tuple[structs.Offender, int, endpoint.Endpoint]]]
 
 OFFENCES = ("spurious", "stale", "ready", "unclaimed", "futile", "io", "cpu")  # bpf/netpoll.h: enum offence
 
 
-def kept(kernel, window, offences):
-    """{owner: [(key, count, end)]} of what was kept of these offences in the window."""
-    found = {}
+def kept(kernel: Kernel, window: windows.Window, offences: Collection[str]) -> Kept:
+    """What was kept of these offences in the window."""
+    found: Kept = {}
     # Going through the map takes its time.
     for key, stats in kernel.offenders.items() if offences else ():
         if window.first <= key.epoch < window.end and OFFENCES[key.offence] in offences:
@@ -17,7 +30,7 @@ def kept(kernel, window, offences):
     return found
 
 
-def culprits(kernel, process, found):
+def culprits(kernel: Kernel, process: Process, found: Kept) -> list[dict[str, Any]]:
     """JSON of what `kept` found of the process; the counts of "ready", "futile" and "io" are estimates."""
     own = [] if process.foreign else [entry for owner in process.lives for entry in found.get(owner, ())]
     ends = endpoint.words(process.pid, {(key.fd, end) for key, _, end in own})
@@ -37,7 +50,7 @@ def culprits(kernel, process, found):
     return offenders
 
 
-def switches(kernel, process, window):
+def switches(kernel: Kernel, process: Process, window: windows.Window) -> list[dict[str, Any]]:
     """JSON of CPU samples of the scheduler, by whose call brought it there: in the form of `culprits`."""
     if process.foreign:
         return []
@@ -59,8 +72,10 @@ def switches(kernel, process, window):
     ]
 
 
-def slowest(kernel, process, found, window):
-    """JSON of windows.SlowWakeups."""
+def slowest(
+    kernel: Kernel, process: Process, found: Iterable[windows.SlowWakeup], window: windows.Window
+) -> list[dict[str, Any]]:
+    """Their JSON."""
     ends = endpoint.words(process.pid, {(wakeup.fd, wakeup.end) for wakeup in found})
     return [
         {
@@ -73,7 +88,12 @@ def slowest(kernel, process, found, window):
     ]
 
 
-def _place(kernel, mappings, entry, end):
+def _place(
+    kernel: Kernel,
+    mappings: Sequence[Mapping],
+    entry: structs.Offender | windows.SlowWakeup,
+    end: endpoint.Words,
+) -> dict[str, Any]:
     kind, local, peer = end
     return {
         "direction": "write" if entry.direction else "read",
@@ -85,13 +105,13 @@ def _place(kernel, mappings, entry, end):
     }
 
 
-def _stack(kernel, mappings, number):
+def _stack(kernel: Kernel, mappings: Sequence[Mapping], number: int) -> list[list[Any]]:
     return _frames(mappings, kernel.stack(number))
 
 
-def _frames(mappings, addresses):
+def _frames(mappings: Sequence[Mapping], addresses: Iterable[int]) -> list[list[Any]]:
     """[[file, offset in the file]], innermost first: what addr2line can be asked on any machine."""
-    frames = []
+    frames: list[list[Any]] = []
     for address in addresses:
         for start, stop, offset, path in mappings:
             if start <= address < stop:
@@ -100,7 +120,7 @@ def _frames(mappings, addresses):
     return frames
 
 
-def forget(kernel, end):
+def forget(kernel: Kernel, end: int) -> None:
     """Those of the epochs before `end`. Their stacks stay while there is room: later ones may be the same."""
     for key in list(kernel.switches.keys()):
         if key.epoch < end:

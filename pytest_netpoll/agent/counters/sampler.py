@@ -1,8 +1,11 @@
 """Timers for a process that otherwise waits for the next line of its stdin."""
 
+from __future__ import annotations
+
 import os
 import select
 import time
+from collections.abc import Callable, Iterator
 
 # A timer takes at most so large a part of the time, by being called less often than asked for.
 MOST_TIME = 1 / 20
@@ -16,12 +19,12 @@ _CHUNK = 64 << 10
 class Timer:
     """Made by Timers.every."""
 
-    def __init__(self, period, call):
+    def __init__(self, period: float, call: Callable[[], object]) -> None:
         self.due = time.monotonic() + period
         self._period = period
         self._call = call
 
-    def run(self):
+    def run(self) -> None:
         begun = time.monotonic()
         self._call()
         ended = time.monotonic()
@@ -32,19 +35,19 @@ class Timer:
 class Timers:
     """Functions that are called again and again, all in the one thread, while it waits in `lines`."""
 
-    def __init__(self):
-        self._timers = []
+    def __init__(self) -> None:
+        self._timers: list[Timer] = []
 
-    def every(self, period, call):
+    def every(self, period: float, call: Callable[[], object]) -> Timer:
         """Calls it every `period` seconds, until the Timer that this returns is cancelled."""
         timer = Timer(period, call)
         self._timers.append(timer)
         return timer
 
-    def cancel(self, timer):
+    def cancel(self, timer: Timer) -> None:
         self._timers.remove(timer)
 
-    def lines(self, fd):
+    def lines(self, fd: int) -> Iterator[str | None]:
         """The lines that come from the file descriptor, as text, until its end.
 
         One that is longer than LONGEST_LINE is dropped as it comes; None stands for it.
@@ -67,13 +70,13 @@ class Timers:
             if len(rest) > LONGEST_LINE:
                 rest, dropping = b"", True
 
-    def _milliseconds_left(self):
+    def _milliseconds_left(self) -> int | None:
         if not self._timers:
             return None
         # Rounded up: woken too early it would only wait again.
         return max(0, int((min(timer.due for timer in self._timers) - time.monotonic()) * 1000) + 1)
 
-    def _run_due(self):
+    def _run_due(self) -> None:
         now = time.monotonic()
         for timer in [timer for timer in self._timers if timer.due <= now]:
             timer.run()

@@ -1,36 +1,45 @@
 """What the services did in the course of a window, interval by interval."""
 
+from __future__ import annotations
+
 import operator
-from collections import namedtuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 PERIOD = 0.1  # s
 MOST_POINTS = 600
 
-# The kernel's counters that are in it, in this order.
-COUNTERS = (
-    "wakeups",
-    "productive_wakeups",
-    "spurious_wakeups",
-    "polls",
-    "blocking_polls",
-    "timed_polls",
-    "nonblocking_polls",
-    "empty_polls",
-    "timeout_polls",
-    "break_polls",
-)
 
-# Of one service at one moment. What only grows comes first, run_delay in ns; threads are those alive,
-# running those of them on a CPU or waiting for one.
-State = namedtuple("State", (*COUNTERS, "run_delay", "threads", "running"))
-NOTHING = State(*[0] * len(State._fields))
+class State(NamedTuple):
+    """Of one service at one moment. What only grows comes first: the kernel's counters, and run_delay in ns.
+
+    threads: those alive. running: those of them on a CPU or waiting for one.
+    """
+
+    wakeups: int
+    productive_wakeups: int
+    spurious_wakeups: int
+    polls: int
+    blocking_polls: int
+    timed_polls: int
+    nonblocking_polls: int
+    empty_polls: int
+    timeout_polls: int
+    break_polls: int
+    run_delay: int
+    threads: int
+    running: int
+
+
+NOTHING = State._make([0] * len(State._fields))
+COUNTERS = State._fields[: State._fields.index("run_delay")]
 _GROWING = len(COUNTERS) + 1
 
 
-def total(counters, run_delay, threads, running):
+def total(counters: Sequence[Sequence[int]], run_delay: int, threads: int, running: int) -> State:
     """The State of several processes together. counters: a row of each; the others are sums already."""
     sums = [sum(row[i] for row in counters) for i in range(len(COUNTERS))]
-    return State(*sums, run_delay, threads, running)
+    return State._make([*sums, run_delay, threads, running])
 
 
 class Point:
@@ -39,17 +48,18 @@ class Point:
     samples: how many intervals were put together in it.
     """
 
-    def __init__(self, t, services):
+    def __init__(self, t: int, services: dict[int, State]) -> None:
         self.t = t
         self.services = services
         self.samples = 1
 
-    def extend(self, later):
+    def extend(self, later: Point) -> None:
         for root, new in later.services.items():
             old = self.services.get(root, NOTHING)
             counts = map(operator.add, old[:_GROWING], new[:_GROWING])
             # running is a sum, in the end divided by the samples.
-            self.services[root] = State(*counts, max(old.threads, new.threads), old.running + new.running)
+            threads, running = max(old.threads, new.threads), old.running + new.running
+            self.services[root] = State._make([*counts, threads, running])
         self.t = later.t
         self.samples += later.samples
 
@@ -57,18 +67,18 @@ class Point:
 class Timeline:
     """Of one window. Its memory is bounded: once there are too many points, each is made of two."""
 
-    def __init__(self, states):
+    def __init__(self, states: Mapping[int, State]) -> None:
         self._last = states
-        self._points = []
+        self._points: list[Point] = []
         self._stride = 1  # samples in a point
 
-    def add(self, t, states):
+    def add(self, t: int, states: Mapping[int, State]) -> None:
         """t: ns since the window opened. states: {root: State}."""
-        services = {}
+        services: dict[int, State] = {}
         for root, state in states.items():
             before = self._last.get(root, NOTHING)
             counts = map(operator.sub, state[:_GROWING], before[:_GROWING])
-            services[root] = State(*counts, state.threads, state.running)
+            services[root] = State._make([*counts, state.threads, state.running])
         self._last = states
         point = Point(t, services)
         if self._points and self._points[-1].samples < self._stride:
@@ -78,15 +88,15 @@ class Timeline:
         if len(self._points) > MOST_POINTS:
             self._coarsen()
 
-    def _coarsen(self):
+    def _coarsen(self) -> None:
         for i in range(0, len(self._points) - 1, 2):
             self._points[i].extend(self._points[i + 1])
         self._points = self._points[::2]
         self._stride *= 2
 
-    def of(self, root):
+    def of(self, root: int) -> list[list[float]]:
         """JSON: [[t ms, *COUNTERS, run delay ns, threads, running]]."""
-        rows = []
+        rows: list[list[float]] = []
         for point in self._points:
             state = point.services.get(root)
             if state is not None:

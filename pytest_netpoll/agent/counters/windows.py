@@ -9,14 +9,22 @@ keeps the first one's bank for what was woken in it and is resolved late. What t
 is added up once they are needed for a new epoch.
 """
 
+from __future__ import annotations
+
 import ctypes
 import errno
 import time
-from collections import namedtuple
-
-from counters import endpoint
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from bpf import machine
+from counters import endpoint
+
+if TYPE_CHECKING:
+    from bpf import structs
+    from bpf.program import Kernel
+
+_Key = TypeVar("_Key")
 
 BANKS = 8  # bpf/netpoll.h
 SLOWEST = 8
@@ -25,25 +33,36 @@ OUTCOME_EOF, OUTCOME_DATA = 0, 255
 # finds one that is free.
 MOST_OPEN = BANKS - 2
 
-# One of the wakeups that took longest. latency: ns. at: when it was resolved, on the monotonic clock, ns.
-# goid: the words of its g that may hold the goroutine's id. stack: its id; negative where it was lost.
-# end: an endpoint.Endpoint.
-SlowWakeup = namedtuple("SlowWakeup", "latency at goid stack fd syscall direction end")
+
+class SlowWakeup(NamedTuple):
+    """One of the wakeups that took longest.
+
+    latency: ns. at: when it was resolved, on the monotonic clock, ns.
+    goid: the words of its g that may hold the goroutine's id. stack: its id; negative where it was lost.
+    """
+
+    latency: int
+    at: int
+    goid: tuple[int, ...]
+    stack: int
+    fd: int
+    syscall: int
+    direction: int
+    end: endpoint.Endpoint
 
 
 class Failures:
     """The I/O calls that moved no data. outcomes: {number: calls}. futile: {(index, outcome): calls}."""
 
-    def __init__(self):
-        self.outcomes = {}
-        self.futile = {}
+    def __init__(self) -> None:
+        self.outcomes: dict[int, int] = {}
+        self.futile: dict[tuple[int, int], int] = {}
 
-    def add(self, other):
-        for into, what in ((self.outcomes, other.outcomes), (self.futile, other.futile)):
-            for key, count in what.items():
-                into[key] = into.get(key, 0) + count
+    def add(self, other: Failures) -> None:
+        _add(self.outcomes, other.outcomes)
+        _add(self.futile, other.futile)
 
-    def told(self, io_calls):
+    def told(self, io_calls: int) -> dict[str, Any]:
         """JSON: {outcome: calls} of all the calls, and [[syscall, outcome, calls]] of the futile ones."""
         moved = max(0, io_calls - sum(self.outcomes.values()))
         outcomes = {"data": moved} if moved else {}
@@ -55,53 +74,59 @@ class Failures:
         return {"io_outcomes": outcomes, "futile": futile}
 
 
-def outcome(number):
+def outcome(number: int) -> str:
     """How an I/O call ended, in words."""
     named = {OUTCOME_EOF: "end of file", OUTCOME_DATA: "data"}
-    return named.get(number) or errno.errorcode.get(number, "errno %d" % number)
+    return named.get(number) or errno.errorcode.get(number, f"errno {number}")
+
+
+def _add(into: dict[_Key, int], counts: Mapping[_Key, int]) -> None:
+    for key, count in counts.items():
+        into[key] = into.get(key, 0) + count
 
 
 class Bank:
     """What one process did in one epoch, or in several."""
 
-    def __init__(self, counters, histogram, slowest=()):
+    def __init__(
+        self, counters: dict[str, int], histogram: dict[int, int], slowest: Iterable[SlowWakeup] = ()
+    ) -> None:
         self.counters = counters  # {name: int}
         self.histogram = histogram  # {bucket: int}
         self.slowest = list(slowest)  # SlowWakeups, the slowest first
         self.failures = Failures()
 
-    def add(self, other):
+    def add(self, other: Bank) -> None:
         for name, value in other.counters.items():
             if name == "latency_max":
                 self.counters[name] = max(self.counters.get(name, 0), value)
             else:
                 self.counters[name] = self.counters.get(name, 0) + value
-        for bucket, count in other.histogram.items():
-            self.histogram[bucket] = self.histogram.get(bucket, 0) + count
+        _add(self.histogram, other.histogram)
         self.slowest = sorted(self.slowest + other.slowest, reverse=True)[:SLOWEST]
         self.failures.add(other.failures)
 
-    def forget(self):
+    def forget(self) -> None:
         self.counters = dict.fromkeys(self.counters, 0)
         self.histogram = {}
         self.slowest = []
         self.failures = Failures()
 
 
-def pending(counters):
+def pending(counters: Mapping[str, int]) -> int:
     """Wakeups not resolved; one on an fd beyond the table never will be."""
     resolved = counters["productive_wakeups"] + counters["spurious_wakeups"] + counters["abandoned_wakeups"]
     return counters["wakeups"] - resolved - counters["lost_fds"]
 
 
 class Window:
-    """Open since the epoch `first`."""
+    """Open since the epoch `first`, closed before the epoch `end`; opened and closed: monotonic ns."""
 
-    def __init__(self, first):
+    def __init__(self, first: int) -> None:
         self.first = first
         self.opened = time.monotonic_ns()
-        self.closed = None
-        self.end = None
+        self.closed = 0  # while it is open, as the end
+        self.end = 0
 
 
 class Stretch:
@@ -111,17 +136,17 @@ class Stretch:
     held that have no bank any more.
     """
 
-    def __init__(self, first):
+    def __init__(self, first: int) -> None:
         self.first = first
         self.epochs = [first]
-        self.past = {}  # slot -> Bank
+        self.past: dict[int, Bank] = {}  # slot -> Bank
 
-    def absorb(self, later):
+    def absorb(self, later: Stretch) -> None:
         self.epochs += later.epochs
         for slot, bank in later.past.items():
             self.add(slot, bank)
 
-    def add(self, slot, bank):
+    def add(self, slot: int, bank: Bank) -> None:
         self.past.setdefault(slot, Bank({}, {})).add(bank)
 
 
@@ -130,34 +155,36 @@ class TooMany(Exception):
 
 
 class Windows:
-    def __init__(self, kernel):
+    def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._epoch = BANKS
         self._stretches = [Stretch(BANKS)]  # in their order; the last one has the present epoch alone
-        self._open = {}  # number -> Window
+        self._open: dict[int, Window] = {}  # number -> Window
         self._next = 1
-        self._names = [field[0] for field in kernel.counts.sLeaf._fields_ if field[0] != "slow_floor"]
+        self._names: list[str] = [
+            field[0] for field in kernel.counts.sLeaf._fields_ if field[0] != "slow_floor"
+        ]
         self._publish()
 
     @property
-    def any_open(self):
+    def any_open(self) -> bool:
         return bool(self._open)
 
-    def open(self, slots):
+    def open(self, slots: Iterable[int]) -> int:
         """The number of a new window. Raises TooMany."""
         if len({window.first for window in self._open.values()}) >= MOST_OPEN:
-            raise TooMany("%d windows are open, and no more can be measured at once" % MOST_OPEN)
+            raise TooMany(f"{MOST_OPEN} windows are open, and no more can be measured at once")
         self._cut(slots)
         number = self._next
         self._next += 1
         self._open[number] = Window(self._epoch)
         return number
 
-    def age(self, number):
+    def age(self, number: int) -> int:
         """ns since the open window's beginning."""
         return time.monotonic_ns() - self._open[number].opened
 
-    def close(self, number, slots):
+    def close(self, number: int, slots: Iterable[int]) -> Window:
         """The Window, ended. KeyError when there is no such window."""
         window = self._open[number]
         # Still among the open ones: this cut may take a bank that it needs.
@@ -167,13 +194,13 @@ class Windows:
         window.end = self._epoch
         return window
 
-    def lap(self, number, slots):
+    def lap(self, number: int, slots: Iterable[int]) -> Window:
         """The Window, ended; another one of that number begins with the same cut."""
         window = self.close(number, slots)
         self._open[number] = Window(self._epoch)
         return window
 
-    def settled(self, window, slots, seconds):
+    def settled(self, window: Window, slots: Collection[int], seconds: float) -> None:
         """Waits until the wakeups of the closed window are resolved, at most so many seconds."""
         deadline = time.monotonic() + seconds
         while any(pending(self.counters(slot, window)) > 0 for slot in slots):
@@ -181,36 +208,37 @@ class Windows:
                 return
             time.sleep(0.001)
 
-    def sum(self, slot, window):
+    def sum(self, slot: int, window: Window) -> Bank:
         """What the slot's process did in the closed window."""
         total = Bank({}, {})
-        for stretch in self._within(window.first, window.end):
+        for stretch in self._within(window):
             if slot in stretch.past:
                 total.add(stretch.past[slot])
             for epoch in stretch.epochs:
                 total.add(self.read(slot, epoch))
         return total
 
-    def counters(self, slot, window):
+    def counters(self, slot: int, window: Window) -> dict[str, int]:
         """{name: int}: those of `sum`."""
         total = Bank({}, {})
-        for stretch in self._within(window.first, window.end):
+        for stretch in self._within(window):
             if slot in stretch.past:
                 total.add(Bank(stretch.past[slot].counters, {}))
             for epoch in stretch.epochs:
                 total.add(Bank(self._counters(slot, epoch), {}))
         return total.counters
 
-    def so_far(self, slot, number, names):
+    def so_far(self, slot: int, number: int, names: Iterable[str]) -> list[int]:
         """[int]: these counters of the slot's process, since the open window's beginning."""
         counters = self.counters(slot, self._open[number])
         return [counters[name] for name in names]
 
-    def _within(self, first, end):
-        """The stretches from that epoch up to `end`, if that is not None."""
-        return [s for s in self._stretches if first <= s.first and (end is None or s.first < end)]
+    def _within(self, window: Window) -> list[Stretch]:
+        """The stretches from its first epoch on, up to its end where it has one."""
+        first, end = window.first, window.end
+        return [s for s in self._stretches if first <= s.first and (not end or s.first < end)]
 
-    def read(self, slot, epoch):
+    def read(self, slot: int, epoch: int) -> Bank:
         bank = Bank(self._counters(slot, epoch), {})
         key = self._key(slot, epoch)
         if bank.counters["wakeups"]:
@@ -220,15 +248,15 @@ class Windows:
             bank.failures = self._failures(key)
         return bank
 
-    def _counters(self, slot, epoch):
-        counters = {}
+    def _counters(self, slot: int, epoch: int) -> dict[str, int]:
+        counters: dict[str, int] = {}
         cpus = self._kernel.counts[self._key(slot, epoch)]
         for name in self._names:
             values = [getattr(cpu, name) for cpu in cpus]
             counters[name] = max(values) if name == "latency_max" else sum(values)
         return counters
 
-    def _failures(self, key):
+    def _failures(self, key: ctypes.c_int) -> Failures:
         total = Failures()
         for cpu in self._kernel.io_failures[key]:
             if cpu.failed:
@@ -240,8 +268,10 @@ class Windows:
                 total.add(found)
         return total
 
-    def _slowest(self, key):
-        kept = [entry for cpu in self._kernel.slowest[key] for entry in cpu.kept if entry.latency]
+    def _slowest(self, key: ctypes.c_int) -> list[SlowWakeup]:
+        kept: list[structs.SlowWakeup] = [
+            entry for cpu in self._kernel.slowest[key] for entry in cpu.kept if entry.latency
+        ]
         return sorted(
             (
                 SlowWakeup(
@@ -260,17 +290,17 @@ class Windows:
         )[:SLOWEST]
 
     @staticmethod
-    def _key(slot, epoch):
+    def _key(slot: int, epoch: int) -> ctypes.c_int:
         return ctypes.c_int(slot * BANKS + epoch % BANKS)
 
-    def wipe(self, slot):
+    def wipe(self, slot: int) -> None:
         """The slot has a new process: nothing of the former one may be read as its own."""
         for bank in range(BANKS):
             self._clear(slot, bank)
         for stretch in self._stretches:
             stretch.past.pop(slot, None)
 
-    def _cut(self, slots):
+    def _cut(self, slots: Iterable[int]) -> None:
         self._join()
         bank = self._free_bank(slots)
         for slot in slots:
@@ -280,10 +310,10 @@ class Windows:
         self._stretches.append(Stretch(self._epoch))
         self._publish()
 
-    def _join(self):
+    def _join(self) -> None:
         """Makes one of the stretches that no open window tells apart, and drops what none asks for."""
         asked_for = {window.first for window in self._open.values()}
-        joined = []
+        joined: list[Stretch] = []
         for stretch in self._stretches:
             if stretch.first in asked_for:
                 joined.append(stretch)
@@ -291,7 +321,7 @@ class Windows:
                 joined[-1].absorb(stretch)
         self._stretches = joined
 
-    def _free_bank(self, slots):
+    def _free_bank(self, slots: Iterable[int]) -> int:
         """One that no stretch needs, else the one of an epoch that ended longest ago."""
         taken = {epoch % BANKS for stretch in self._stretches for epoch in stretch.epochs}
         # In turn: a program that runs at this moment on another CPU may still write to the last one.
@@ -304,7 +334,7 @@ class Windows:
         stretch.epochs.remove(epoch)
         return epoch % BANKS
 
-    def _publish(self):
+    def _publish(self) -> None:
         """Where wakeups count from now on, and where those that are resolved late."""
         kept = [0] * BANKS
         for stretch in self._stretches:
@@ -312,7 +342,7 @@ class Windows:
         self._kernel.keep_epochs(kept)
         self._kernel.set_epoch(self._epoch)
 
-    def _clear(self, slot, bank):
+    def _clear(self, slot: int, bank: int) -> None:
         key = ctypes.c_int(slot * BANKS + bank)
         self._kernel.counts[key] = self._kernel.counts.Leaf()
         self._kernel.latencies[key] = self._kernel.latencies.Leaf()

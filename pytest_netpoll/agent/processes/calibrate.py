@@ -1,34 +1,48 @@
 """Proves on a live process which epoll instance is the Go runtime's and how it packs its pollDescs."""
 
-from collections import namedtuple
+from __future__ import annotations
 
-from processes import proc
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from bpf import layouts
+from processes import proc
 
-# layout: a layouts.Layout, or None where nothing registered proves one.
-# registered: how many pollDescs proved it.
-# candidates: {epfd: proc.Registration of the wake-up fd} of the instances that may be the runtime's.
-# strange: registrations like Go's that no layout decodes, in words; None where there are none.
-# others: where nothing is proven, how many registrations there are beside those wake-up fds.
-# more: pollDescs that prove another runtime in the same process.
-Calibration = namedtuple("Calibration", "epfd layout break_data registered candidates strange others more")
+
+class Calibration(NamedTuple):
+    """layout: None where nothing registered proves one.
+
+    registered: how many pollDescs proved it.
+    candidates: {epfd: registration of the wake-up fd} of the instances that may be the runtime's.
+    strange: registrations like Go's that no layout decodes, in words; None where there are none.
+    others: where nothing is proven, how many registrations there are beside those wake-up fds.
+    more: pollDescs that prove another runtime in the same process.
+    """
+
+    epfd: int
+    layout: layouts.Layout | None
+    break_data: int
+    registered: int
+    candidates: dict[int, proc.Registration]
+    strange: str | None
+    others: int
+    more: int
 
 
 class Unreadable(Exception):
     """The process's memory cannot be read; the message says why."""
 
 
-def calibrate(pid, signed):
+def calibrate(pid: int, signed: bool) -> Calibration:
     """Calibration of the process. Raises Unreadable."""
     try:
         memory = proc.Memory(pid)
     except OSError as error:
-        raise Unreadable("its memory cannot be read: %s" % (error.strerror or error)) from error
+        raise Unreadable(f"its memory cannot be read: {error.strerror or error}") from error
     with memory:
-        candidates = {}
-        strange = []
-        proven = []
+        candidates: dict[int, proc.Registration] = {}
+        strange: list[str] = []
+        proven: list[Calibration] = []
         others = 0
         for epfd, registrations in proc.epoll_instances(pid).items():
             wakeup = _own_wakeup(memory, registrations)
@@ -44,19 +58,21 @@ def calibrate(pid, signed):
                 continue
             candidates[epfd] = wakeup
             if descriptors:
-                strange.append("%d descriptors on epoll fd %d" % (len(descriptors), epfd))
+                strange.append(f"{len(descriptors)} descriptors on epoll fd {epfd}")
     if proven:
         return proven[0]._replace(more=sum(other.registered for other in proven[1:]))
     seen = None
     if strange:
         seen = (
-            "no known layout of pollDesc fits %s; a newer pytest-netpoll may know it "
-            "(pip install --upgrade pytest-netpoll)" % " and ".join(strange)
+            f"no known layout of pollDesc fits {' and '.join(strange)}; a newer pytest-netpoll may know it "
+            "(pip install --upgrade pytest-netpoll)"
         )
     return Calibration(-1, None, 0, 0, candidates, seen, others, 0)
 
 
-def _layout(memory, descriptors, signed):
+def _layout(
+    memory: proc.Memory, descriptors: Sequence[proc.Registration], signed: bool
+) -> layouts.Layout | None:
     """The one that all of them prove, or None."""
     for layout in layouts.LAYOUTS:
         if all(_proves(memory, layout, r, signed) for r in descriptors):
@@ -64,7 +80,7 @@ def _layout(memory, descriptors, signed):
     return None
 
 
-def _own_wakeup(memory, registrations):
+def _own_wakeup(memory: proc.Memory, registrations: Sequence[proc.Registration]) -> proc.Registration | None:
     """The entry of the runtime's own wake-up fd: its data is 0 or the address of a variable that holds it."""
     for r in registrations:
         if r.events != layouts.BREAK_EVENTS:
@@ -77,7 +93,9 @@ def _own_wakeup(memory, registrations):
     return None
 
 
-def _proves(memory, layout, registration, signed):
+def _proves(
+    memory: proc.Memory, layout: layouts.Layout, registration: proc.Registration, signed: bool
+) -> bool:
     words = memory.read(layouts.address(layout, registration.data, signed), layouts.POLLDESC.size)
     if words is None:
         return False

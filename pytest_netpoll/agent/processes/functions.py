@@ -5,8 +5,13 @@ says more of their format. What is read is the process's to write and may be any
 but as an address in that process's memory, and nothing is looked for without end.
 """
 
+from __future__ import annotations
+
 import struct
-from collections import namedtuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from processes import proc
 
 # magic, two zeros; then the size of an instruction and that of a pointer.
 _MAGICS = (b"\xf1\xff\xff\xff\0\0", b"\xf0\xff\xff\xff\0\0")
@@ -20,22 +25,25 @@ _MOST_BYTES = 1 << 30  # that are searched
 _MOST_HITS = 1000  # that look like what is searched
 _LONGEST_NAME = 64
 
-Function = namedtuple("Function", "name entry")
+
+class Function(NamedTuple):
+    name: str
+    entry: int
 
 
 class Functions:
     """The functions of a process. Raises LookupError where its memory holds no such tables.
 
-    memory: a proc.Memory. mappings: [(start, end)] of the program's file that hold data.
+    mappings: those of the program's file that hold data.
     """
 
-    def __init__(self, memory, mappings):
+    def __init__(self, memory: proc.Memory, mappings: Sequence[proc.Mapping]) -> None:
         self._memory = memory
         self._mappings = mappings
         self._left = _MOST_BYTES
         self._text, self._names, self._table, self._count = self._find()
 
-    def at(self, address):
+    def at(self, address: int) -> Function:
         """The Function in which the address is. LookupError where there is none."""
         target = address - self._text
         low, high = 0, self._count
@@ -46,7 +54,7 @@ class Functions:
             else:
                 high = middle
         if not low:
-            raise LookupError("no function is at %#x" % address)
+            raise LookupError(f"no function is at {address:#x}")
         start, place = self._entry(low - 1)
         (name,) = struct.unpack("<i", self._read(self._table + place + 4, 4))
         # In short reads up to its end: behind it nothing need be mapped.
@@ -55,10 +63,11 @@ class Functions:
             text += self._read(self._names + name + len(text), 8)
         return Function(text.split(b"\0")[0].decode(errors="replace"), self._text + start)
 
-    def _entry(self, index):
-        return _ENTRY.unpack(self._read(self._table + _ENTRY.size * index, _ENTRY.size))
+    def _entry(self, index: int) -> tuple[int, int]:
+        start, place = _ENTRY.unpack(self._read(self._table + _ENTRY.size * index, _ENTRY.size))
+        return start, place
 
-    def _find(self):
+    def _find(self) -> tuple[int, int, int, int]:
         for magic in _MAGICS:
             for header in self._search(magic):
                 step, pointer, count, names, *_, functions = _HEADER.unpack(self._read(header, _HEADER.size))
@@ -70,16 +79,16 @@ class Functions:
                         return self._word(module + 8 * _TEXT), header + names, header + functions, count
         raise LookupError("no table of functions of a known format")
 
-    def _search(self, wanted):
+    def _search(self, wanted: bytes) -> Iterator[int]:
         """The addresses where it stands."""
         hits = 0
-        for start, end in self._mappings:
+        for start, end, _, _ in self._mappings:
             at = start
             while at < end and self._left > 0:
                 size = min(_CHUNK, end - at)
-                data = self._memory.read(at, size)
+                data = self._memory.read(at, size) or b""
                 self._left -= size
-                found = data.find(wanted) if data else -1
+                found = data.find(wanted)
                 while found >= 0 and hits < _MOST_HITS:
                     hits += 1
                     yield at + found
@@ -87,11 +96,11 @@ class Functions:
                 # What stands across the border of two chunks is found in the second.
                 at += size if at + size >= end else size - len(wanted) + 1
 
-    def _word(self, address):
-        return struct.unpack("<Q", self._read(address, 8))[0]
+    def _word(self, address: int) -> int:
+        return int.from_bytes(self._read(address, 8), "little")
 
-    def _read(self, address, size):
+    def _read(self, address: int, size: int) -> bytes:
         data = self._memory.read(address, size) if 0 <= address < 1 << 63 else None
         if data is None:
-            raise LookupError("nothing is at %#x" % address)
+            raise LookupError(f"nothing is at {address:#x}")
         return data

@@ -4,25 +4,29 @@ BPF programs know processes by their numbers in the initial pid namespace; /proc
 by those in their own. Paths are those of a process's own mount namespace.
 """
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import os
+from collections.abc import Mapping
+from typing import Any
 
 INITIAL_PIDS = 0xEFFFFFFC  # the kernel's PROC_PID_INIT_INO: the same since 3.8
 WHOLE_USER_NAMESPACE = ["0", "0", "4294967295"]
 
 
-def in_initial_pids():
+def in_initial_pids() -> bool:
     return os.stat("/proc/self/ns/pid").st_ino == INITIAL_PIDS
 
 
-def in_initial_users():
+def in_initial_users() -> bool:
     """Whether capabilities here count in the kernel at large; in a rootless container they do not."""
     with open("/proc/self/uid_map") as f:
         return f.read().split() == WHOLE_USER_NAMESPACE
 
 
-def proc_is_ours():
+def proc_is_ours() -> bool:
     """Whether /proc shows the pid namespace we are in."""
     try:
         return os.readlink("/proc/self") == str(os.getpid())
@@ -30,47 +34,51 @@ def proc_is_ours():
         return False
 
 
-def root_of(pid, path):
+def root_of(pid: int, path: str) -> str:
     """What goes before a path of the process for us to find the same file there.
 
     path: of its executable, as /proc shows it.
     """
-    for root in ("", "/proc/%d/root" % pid):
+    for root in ("", f"/proc/{pid}/root"):
         try:
-            if os.path.samefile(root + path, "/proc/%d/exe" % pid):
+            if os.path.samefile(root + path, f"/proc/{pid}/exe"):
                 return root
         except OSError:
             continue
     return ""
 
 
-def defines(offsets):
+def defines(offsets: Mapping[str, int]) -> list[str]:
     """What the C needs in order to translate for us. offsets: of btf.PID_MEMBERS."""
     here = os.stat("/proc/self/ns/pid")
-    flags = ["-D%s=%d" % item for item in sorted(offsets.items())]
-    flags += ["-DPID_NAMESPACE_DEVICE=%d" % here.st_dev, "-DPID_NAMESPACE_INODE=%dU" % here.st_ino]
-    return [*flags, "-DAGENT_PID=%d" % os.getpid()]
+    flags = [f"-D{name}={offset}" for name, offset in sorted(offsets.items())]
+    flags += [f"-DPID_NAMESPACE_DEVICE={here.st_dev}", f"-DPID_NAMESPACE_INODE={here.st_ino}U"]
+    return [*flags, f"-DAGENT_PID={os.getpid()}"]
 
 
 class Translator:
-    """Asks the kernel for the number that a process has in the initial pid namespace."""
+    """Asks the kernel for the number that a process has in the initial pid namespace.
 
-    def __init__(self, bpf):
+    bpf: bcc.BPF.
+    """
+
+    def __init__(self, bpf: Any) -> None:
         self._asked = bpf.get_table(b"asked")
         self._ask(os.getpid())
         bpf.get_table(b"agent_level")[ctypes.c_int(0)] = ctypes.c_uint32(self._answer().level)
 
-    def tgid(self, pid):
+    def tgid(self, pid: int) -> int:
         """0 where there is no such process."""
         self._asked[ctypes.c_int(0)] = self._asked.Leaf()
         self._ask(pid)
-        return self._answer().tgid
+        tgid: int = self._answer().tgid
+        return tgid
 
-    def _answer(self):
+    def _answer(self) -> Any:
         return self._asked[ctypes.c_int(0)]
 
     @staticmethod
-    def _ask(pid):
+    def _ask(pid: int) -> None:
         # It is not our child, so this returns at once; the kernel tells the tracepoint whom we meant.
         with contextlib.suppress(ChildProcessError):
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)

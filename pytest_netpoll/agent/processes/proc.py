@@ -1,12 +1,31 @@
 """What /proc tells of a process. Every function answers None or empty when the process is gone."""
 
+from __future__ import annotations
+
 import os
 import re
 import resource
 import time
-from collections import namedtuple
+from collections.abc import Collection
+from typing import NamedTuple
 
-Registration = namedtuple("Registration", "fd events data")
+
+class Registration(NamedTuple):
+    """Of a descriptor with an epoll instance."""
+
+    fd: int
+    events: int
+    data: int
+
+
+class Mapping(NamedTuple):
+    """Of a file into a process's memory, from start to end. offset: in the file."""
+
+    start: int
+    end: int
+    offset: int
+    path: str
+
 
 # Only where the kernel was built with CONFIG_SCHED_INFO does it tell how long threads wait for a CPU.
 TELLS_WAITS = os.path.exists("/proc/self/schedstat")
@@ -23,59 +42,59 @@ _MARK = b"PYTEST_NETPOLL_SERVICE="  # pytest_netpoll/service/guardian.py
 _TFD = re.compile(r"^tfd:\s*(\d+)\s+events:\s*([0-9a-f]+)\s+data:\s*([0-9a-f]+)", re.M)
 
 
-def alive(pid):
+def alive(pid: int) -> bool:
     try:
-        with open("/proc/%d/stat" % pid) as f:
+        with open(f"/proc/{pid}/stat") as f:
             return f.read().rpartition(")")[2].split()[0] not in "ZX"
     except (OSError, IndexError):
         return False
 
 
-def executable(pid):
+def executable(pid: int) -> str | None:
     try:
-        return os.readlink("/proc/%d/exe" % pid)
+        return os.readlink(f"/proc/{pid}/exe")
     except OSError:
         return None
 
 
-def program(pid):
+def program(pid: int) -> tuple[int, int] | None:
     """(device, inode) of the program's file, however it is called or mounted; None when it is gone."""
     try:
-        status = os.stat("/proc/%d/exe" % pid)
+        status = os.stat(f"/proc/{pid}/exe")
     except OSError:
         return None
     return status.st_dev, status.st_ino
 
 
-def capabilities(pid):
+def capabilities(pid: int) -> int:
     """Bits of those that it has, or could; 0 when it is gone."""
     try:
-        with open("/proc/%d/status" % pid) as f:
+        with open(f"/proc/{pid}/status") as f:
             return next(int(line.split()[1], 16) for line in f if line.startswith("CapPrm:"))
     except (OSError, StopIteration):
         return 0
 
 
-def has_execed(pid):
+def has_execed(pid: int) -> bool:
     """Whether it has begun a program of its own; until then it may share its parent's memory."""
     try:
-        with open("/proc/%d/stat" % pid) as f:
+        with open(f"/proc/{pid}/stat") as f:
             return not int(f.read().rpartition(")")[2].split()[6]) & _PF_FORKNOEXEC
     except (OSError, IndexError, ValueError):
         return False
 
 
-def is_64_bit(pid):
+def is_64_bit(pid: int) -> bool | None:
     """Whether the program is a 64-bit ELF; None when it cannot be read."""
     try:
-        with open("/proc/%d/exe" % pid, "rb") as f:
+        with open(f"/proc/{pid}/exe", "rb") as f:
             head = f.read(5)
     except OSError:
         return None
     return head[:4] == b"\x7fELF" and head[4:] == b"\x02"
 
 
-def family(pid):
+def family(pid: int) -> list[int]:
     """The other live processes of the service that the process leads; needs no order.
 
     As service/guardian.py has it: those in the session that it leads, those that bear its mark (a daemon
@@ -86,14 +105,14 @@ def family(pid):
         if not name.isdigit():
             continue
         try:
-            with open("/proc/%s/stat" % name) as f:
+            with open(f"/proc/{name}/stat") as f:
                 fields = f.read().rpartition(")")[2].split()
             table[int(name)] = int(fields[1]), int(fields[3]), int(fields[19])
         except (OSError, IndexError, ValueError):
             continue
     if pid not in table:
         return []
-    children = {}
+    children: dict[int, list[int]] = {}
     for number, (parent, _, _) in table.items():
         children.setdefault(parent, []).append(number)
     _, session, began = table[pid]
@@ -112,16 +131,16 @@ def family(pid):
     return list(found - {pid})
 
 
-def _mark(pid):
+def _mark(pid: int) -> bytes | None:
     """The variable in its environment by which a service that pytest launched is known; None without one."""
     try:
-        with open("/proc/%d/environ" % pid, "rb") as f:
+        with open(f"/proc/{pid}/environ", "rb") as f:
             return next((v for v in f.read().split(b"\0") if v.startswith(_MARK)), None)
     except OSError:
         return None
 
 
-def cpu_time(pid):
+def cpu_time(pid: int) -> int | None:
     """ns of CPU used, or None. By the process's own clock, which keeps what ended threads used."""
     try:
         # clock_getcpuclockid(3), which Python does not have; CPUCLOCK_SCHED counts in ns.
@@ -141,18 +160,18 @@ class Threads:
     _kept = 0
 
     @classmethod
-    def keep_open(cls):
+    def keep_open(cls) -> None:
         """For that, this process may have as many descriptors as it is allowed."""
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         allowed = min(hard, _MOST_FDS) if hard != resource.RLIM_INFINITY else _MOST_FDS
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
         cls.most_kept = max(0, allowed - _OTHER_FDS) // 2
 
-    def __init__(self, pid):
-        self._base = "/proc/%d/task" % pid
-        self._files = {}  # tid -> descriptors of its stat and its schedstat
+    def __init__(self, pid: int) -> None:
+        self._base = f"/proc/{pid}/task"
+        self._files: dict[str, list[int]] = {}  # tid -> descriptors of its stat and its schedstat
 
-    def look(self, states):
+    def look(self, states: bool) -> tuple[list[tuple[str, int]], int]:
         """[(tid, ns spent runnable but waiting for a CPU)], and how many run or wait for a CPU now.
 
         0 ns where the kernel does not tell. states: whether the second is wanted, which takes most of the
@@ -179,17 +198,17 @@ class Threads:
                 self._drop(tid)
         return waits, running
 
-    def close(self):
+    def close(self) -> None:
         for tid in list(self._files):
             self._drop(tid)
 
-    def _open(self, tid):
-        files = [os.open("%s/%s/%s" % (self._base, tid, name), os.O_RDONLY) for name in _OF_THREADS]
+    def _open(self, tid: str) -> list[int]:
+        files = [os.open(f"{self._base}/{tid}/{name}", os.O_RDONLY) for name in _OF_THREADS]
         self._files[tid] = files
         Threads._kept += 1
         return files
 
-    def _drop(self, tid):
+    def _drop(self, tid: str) -> None:
         files = self._files.pop(tid, None)
         if files is not None:
             Threads._kept -= 1
@@ -197,19 +216,19 @@ class Threads:
                 os.close(fd)
 
 
-def epoll_instances(pid):
+def epoll_instances(pid: int) -> dict[int, list[Registration]]:
     """{epoll fd: [Registration]} of all the process's epoll instances."""
-    instances = {}
-    base = "/proc/%d" % pid
+    instances: dict[int, list[Registration]] = {}
+    base = f"/proc/{pid}"
     try:
         fds = os.listdir(base + "/fd")
     except OSError:
         return instances
     for fd in fds:
         try:
-            if os.readlink("%s/fd/%s" % (base, fd)) != "anon_inode:[eventpoll]":
+            if os.readlink(f"{base}/fd/{fd}") != "anon_inode:[eventpoll]":
                 continue
-            with open("%s/fdinfo/%s" % (base, fd)) as f:
+            with open(f"{base}/fdinfo/{fd}") as f:
                 text = f.read()
         except OSError:
             continue
@@ -222,16 +241,16 @@ def epoll_instances(pid):
 class Memory:
     """Reads a process's memory; a read of what is not there gives None."""
 
-    def __init__(self, pid):
-        self._file = open("/proc/%d/mem" % pid, "rb", buffering=0)  # noqa: SIM115
+    def __init__(self, pid: int) -> None:
+        self._file = open(f"/proc/{pid}/mem", "rb", buffering=0)  # noqa: SIM115
 
-    def __enter__(self):
+    def __enter__(self) -> Memory:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def read(self, address, size):
+    def read(self, address: int, size: int) -> bytes | None:
         try:
             data = os.pread(self._file.fileno(), size, address)
         except (OSError, OverflowError):
@@ -239,11 +258,11 @@ class Memory:
         return data if len(data) == size else None
 
 
-def mappings(pid, executable=True):
-    """[(start, end, file offset, path)] of the file-backed mappings: of code, or of all else."""
-    found = []
+def mappings(pid: int, executable: bool = True) -> list[Mapping]:
+    """The file-backed mappings: of code, or of all else."""
+    found: list[Mapping] = []
     try:
-        with open("/proc/%d/maps" % pid) as f:
+        with open(f"/proc/{pid}/maps") as f:
             lines = f.readlines()
     except OSError:
         return found
@@ -252,23 +271,23 @@ def mappings(pid, executable=True):
         if len(fields) < 6 or ("x" in fields[1]) != executable:
             continue
         start, _, end = fields[0].partition("-")
-        found.append((int(start, 16), int(end, 16), int(fields[2], 16), fields[5]))
+        found.append(Mapping(int(start, 16), int(end, 16), int(fields[2], 16), fields[5]))
     return found
 
 
-def link(pid, fd):
+def link(pid: int, fd: int) -> str | None:
     """What the descriptor is, such as "socket:[4711]" or a path; None when it is closed."""
     try:
-        return os.readlink("/proc/%d/fd/%d" % (pid, fd))
+        return os.readlink(f"/proc/{pid}/fd/{fd}")
     except OSError:
         return None
 
 
-def unix_paths(pid, inodes):
+def unix_paths(pid: int, inodes: Collection[int]) -> dict[int, str]:
     """{inode: path} of unix sockets in the process's network namespace; "" of those without a path."""
-    paths = {}
+    paths: dict[int, str] = {}
     try:
-        with open("/proc/%d/net/unix" % pid) as f:
+        with open(f"/proc/{pid}/net/unix") as f:
             next(f, None)
             # There may be thousands: never all of them in memory.
             for line in f:

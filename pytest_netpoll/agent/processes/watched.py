@@ -1,16 +1,24 @@
 """Which processes are watched, whose children they are, and what calibration proved of each."""
 
+from __future__ import annotations
+
 import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
+from bpf import layouts, structs
 from processes import calibrate, namespaces, proc
+from processes.calibrate import Calibration
 
-from bpf import layouts
+if TYPE_CHECKING:
+    from bpf.program import Kernel
+    from counters.windows import Windows
 
 
 class Refused(Exception):
     """The process cannot be watched; the message says why."""
 
-    def __init__(self, what, fix=None):
+    def __init__(self, what: str, fix: str | None = None) -> None:
         super().__init__(what)
         self.fix = fix
 
@@ -23,7 +31,7 @@ class Process:
     it as a new child, None for one that was there before.
     """
 
-    def __init__(self, slot, target, forked=None):
+    def __init__(self, slot: int, target: structs.Target, forked: int | None = None) -> None:
         self.slot = slot
         self.tgid = target.tgid
         self.pid = target.local or target.tgid
@@ -31,17 +39,18 @@ class Process:
         self.owner = target.owner
         self.since = target.since
         self.forked = forked
-        self.executable = None
-        self.program = None  # (device, inode)
-        self.mappings = []
-        self.lives = {}  # owner -> its mappings: of this program, and of those that it ran before
+        self.executable: str | None = None
+        self.program: tuple[int, int] | None = None  # (device, inode)
+        self.mappings: list[proc.Mapping] = []
+        # owner -> its mappings: of this program, and of those that it ran before
+        self.lives: dict[int, list[proc.Mapping]] = {}
         self.exited = False
         self.epfd = -1
-        self.layout = None
+        self.layout: layouts.Layout | None = None
         self.proven = 0
         self.unproven = 0
         self.more_pollers = 0  # registrations that prove another runtime in it
-        self.why_not = None  # what calibration from outside saw, when it failed
+        self.why_not: str | None = None  # what calibration from outside saw, when it failed
         self.others = 0  # registrations that it saw, beside what may be the runtime's own, when it failed
         self.unwatched = 0  # children forked and not watched
         self.adopted = 0  # of those, as many as are watched by now or have ended
@@ -52,24 +61,24 @@ class Process:
         self.threads = 0
         self.running = 0  # of the threads: on a CPU, or waiting for one
         self._threads = proc.Threads(self.pid)
-        self._waited = {}  # tid -> ns
+        self._waited: dict[str, int] = {}  # tid -> ns
 
-    def look(self):
+    def look(self) -> None:
         """Notes what it runs, by paths that are good for us; of one that is gone the last ones known."""
         path = proc.executable(self.pid)
         root = namespaces.root_of(self.pid, path) if path else ""
         self.executable = root + path if path else self.executable
-        found = [(start, end, offset, root + name) for start, end, offset, name in proc.mappings(self.pid)]
+        found = [mapping._replace(path=root + mapping.path) for mapping in proc.mappings(self.pid)]
         self.mappings = self.lives[self.owner] = found or self.mappings
         self.program = proc.program(self.pid) or self.program
 
-    def disown(self):
+    def disown(self) -> None:
         """It became another user's: of what it runs and uses nothing more is told."""
         self.foreign = True
         self.executable = self.program = None
         self.mappings = []
 
-    def calibration(self):
+    def calibration(self) -> dict[str, Any]:
         """JSON: what has been proven of the process's poller."""
         return {
             "layout": self.layout and self.layout.name,
@@ -81,7 +90,7 @@ class Process:
             "others": self.others if self.layout is None else 0,
         }
 
-    def sample(self, is_watched, states=True):
+    def sample(self, is_watched: Callable[[], bool], states: bool = True) -> None:
         """Takes stock of its CPU time and its threads. An ended one keeps what it used.
 
         is_watched: asked once all is read, whether that was of a process still watched: it may have exec'ed a
@@ -102,12 +111,12 @@ class Process:
         self._waited = dict(waits)
         self.threads = len(waits)
 
-    def rest(self):
+    def rest(self) -> None:
         """Nothing of it is kept open: it will not be looked at for a while."""
         self._threads.close()
 
 
-def passed(before, after):
+def passed(before: tuple[int, int], after: tuple[int, int]) -> dict[str, int | None]:
     """JSON of what was used between two Processes.times; what was waited for is null where nobody tells."""
     return {
         "cpu_ns": after[0] - before[0],
@@ -121,29 +130,30 @@ class Processes:
     may_watch: tells whether a process is for the user we serve to watch.
     """
 
-    def __init__(self, kernel, windows, may_watch):
+    def __init__(self, kernel: Kernel, windows: Windows, may_watch: Callable[[int], bool]) -> None:
         self._kernel = kernel
         self._windows = windows
-        self._may_watch = may_watch  # pid -> bool
-        self._by_slot = {}
-        self._past = {}  # root -> (cpu, waited) of those of its processes that are not here any more
+        self._may_watch = may_watch
+        self._by_slot: dict[int, Process] = {}
+        # root -> (cpu, waited) of those of its processes that are not here any more
+        self._past: dict[int, tuple[int, int]] = {}
 
-    def of(self, root):
+    def of(self, root: int) -> list[Process]:
         return [p for p in self._by_slot.values() if p.root == root]
 
-    def slots(self):
+    def slots(self) -> list[int]:
         return list(self._by_slot)
 
-    def roots(self):
+    def roots(self) -> set[int]:
         return {p.root for p in self._by_slot.values()}
 
-    def times(self, root):
+    def times(self, root: int) -> tuple[int, int]:
         """(ns of CPU used, ns waited for one) by all its processes there were, as of the last sample."""
         cpu, waited = self._past.get(root, (0, 0))
         processes = self.of(root)
         return cpu + sum(p.cpu for p in processes), waited + sum(p.waited for p in processes)
 
-    def _drop(self, process):
+    def _drop(self, process: Process) -> None:
         """Keeps no more of the process than what it used."""
         del self._by_slot[process.slot]
         process.rest()
@@ -152,7 +162,7 @@ class Processes:
         if not self.of(process.root):
             del self._past[process.root]
 
-    def watch(self, pid):
+    def watch(self, pid: int) -> None:
         """Watches the process and all its descendants. Raises Refused."""
         if not proc.alive(pid):
             raise _does_not_run(pid)
@@ -167,7 +177,7 @@ class Processes:
         for process in self.of(pid):
             self.calibrate(process)
 
-    def _admit_descendants(self, root):
+    def _admit_descendants(self, root: int) -> None:
         """Those forked before we watched, or when there was no slot; again until nothing new appears."""
         while True:
             known = {p.pid for p in self._by_slot.values() if not p.exited}
@@ -182,7 +192,7 @@ class Processes:
                         raise
             self.refresh()
 
-    def adopt(self):
+    def adopt(self) -> None:
         """Watches children that could not be before, for there may be room now."""
         if self._windows.any_open:
             return  # that window was without them: nothing may hide it
@@ -198,7 +208,7 @@ class Processes:
                 process.adopted += process.unwatched
                 process.unwatched = 0
 
-    def miss_children(self):
+    def miss_children(self) -> None:
         """Counts as unwatched, until the next refresh, those that poll and whom nobody told of."""
         if self._kernel.follows_children:
             return
@@ -208,7 +218,7 @@ class Processes:
             new = [child for child in proc.family(root) if child not in known]
             process.unwatched += sum(self._polls(child) for child in new)
 
-    def _polls(self, pid):
+    def _polls(self, pid: int) -> bool:
         """Whether a process that is not watched is a Go program that waits for the network."""
         try:
             found = calibrate.calibrate(pid, self._kernel.signed)
@@ -216,13 +226,13 @@ class Processes:
             return False  # most likely it has ended
         return found.layout is not None or found.strange is not None
 
-    def unwatch(self, root):
+    def unwatch(self, root: int) -> None:
         for process in self.of(root):
             self._kernel.evict(process.tgid)
             process.exited = True
         self.reap()
 
-    def refresh(self):
+    def refresh(self) -> None:
         """Learns what the kernel did since: children forked, programs exec'ed, layouts proven."""
         for slot in range(self._kernel.max_processes):
             target = self._kernel.target(slot)
@@ -252,7 +262,7 @@ class Processes:
                 self._kernel.evict(process.tgid)
                 process.exited = True
 
-    def _note(self, process, poller):
+    def _note(self, process: Process, poller: structs.Poller) -> None:
         process.epfd = poller.epfd
         process.layout = self._named(poller.layout)
         process.proven = poller.proven
@@ -261,7 +271,7 @@ class Processes:
         if process.epfd < 0:
             process.unproven = sum(candidate.unproven for candidate in poller.candidates)
 
-    def _look(self, process):
+    def _look(self, process: Process) -> bool:
         """Notes what it runs. Returns whether that is for the user to know.
 
         Asked before and after: meanwhile it may exec, or its pid become another's.
@@ -271,18 +281,18 @@ class Processes:
         process.look()
         return self._may_watch(process.pid)
 
-    def _undo(self, processes):
+    def _undo(self, processes: Sequence[Process]) -> None:
         """As if they had never been watched; no window that is open tells of them."""
         for process in processes:
             self._kernel.evict(process.tgid)
         self.free(processes)
 
-    def reap(self):
+    def reap(self) -> None:
         """Frees the slots of processes that are gone, once no window can ask for them."""
         if not self._windows.any_open:
             self.free([process for process in self._by_slot.values() if process.exited])
 
-    def free(self, ended):
+    def free(self, ended: Iterable[Process]) -> None:
         """Frees the slots of these processes, which no window will ask for."""
         for process in ended:
             if self._by_slot.get(process.slot) is not process:
@@ -294,7 +304,7 @@ class Processes:
             self._windows.wipe(process.slot)
             self._kernel.give_slot(process.slot)
 
-    def calibrate(self, process):
+    def calibrate(self, process: Process) -> None:
         """Proves the layout from outside, for what was registered before we watched."""
         if process.layout is not None or process.exited or process.foreign:
             return
@@ -320,7 +330,7 @@ class Processes:
                     return
                 time.sleep(0.005 * attempt)
 
-    def _teach(self, process, found, target):
+    def _teach(self, process: Process, found: Calibration, target: structs.Target) -> bool:
         """Tells the kernel what was found. Returns whether to look again, for what came in between.
 
         target: the process's, as it was before that was looked for.
@@ -348,7 +358,7 @@ class Processes:
         # With its exec it became another owner's, who knows nothing of what was found.
         return found.layout is None or self._kernel.target(process.slot).owner != target.owner
 
-    def _admit(self, pid, root):
+    def _admit(self, pid: int, root: int) -> None:
         if not self._may_watch(pid):
             raise _not_for_this_user(pid)
         tgid = self._kernel.tgid_of(pid)
@@ -361,14 +371,12 @@ class Processes:
         # In a pid namespace what lives there has another number, by which its life cannot be told.
         neighbour = next((p.pid for p in self._by_slot.values() if p.tgid == home), home)
         if home and proc.alive(neighbour):
-            raise Refused(
-                "process %d cannot be watched beside process %d" % (pid, neighbour), "start it again"
-            )
+            raise Refused(f"process {pid} cannot be watched beside process {neighbour}", "start it again")
         slot = self._kernel.take_slot()
         if slot is None:
             raise Refused(
-                "%d processes are watched already" % self._kernel.max_processes,
-                "--netpoll-max-processes=%d" % (2 * self._kernel.max_processes),
+                f"{self._kernel.max_processes} processes are watched already",
+                f"--netpoll-max-processes={2 * self._kernel.max_processes}",
             )
         self._windows.wipe(slot)
         # Looked at only once the kernel would tell of an exec: pytest's child may be in the middle of
@@ -379,20 +387,20 @@ class Processes:
             self._undo([process])
             raise _not_for_this_user(pid)
 
-    def _settle(self, slot, tgid, pid, root):
+    def _settle(self, slot: int, tgid: int, pid: int, root: int) -> Process:
         return Process(slot, self._kernel.settle(slot, tgid, pid, root, proc.capabilities(pid)))
 
-    def _refuse_a_second_root(self, pid, root):
+    def _refuse_a_second_root(self, pid: int, root: int) -> None:
         """A process counts for one service only."""
         other = next((p.root for p in self._by_slot.values() if p.pid == pid and not p.exited), root)
         if pid == root != other:
             raise Refused(
-                "process %d is watched already, as a child of process %d" % (pid, other),
-                "limit the service that process %d is" % other,
+                f"process {pid} is watched already, as a child of process {other}",
+                f"limit the service that process {other} is",
             )
 
     @staticmethod
-    def _named(value):
+    def _named(value: structs.Layout) -> layouts.Layout | None:
         fields = (value.right, value.left, value.tag_bits, value.waiters)
         for layout in layouts.LAYOUTS:
             if fields == tuple(layout)[1:]:
@@ -400,14 +408,14 @@ class Processes:
         return None
 
 
-def _not_for_this_user(pid):
+def _not_for_this_user(pid: int) -> Refused:
     if not proc.alive(pid):
         return _does_not_run(pid)
     return Refused(
-        "process %d is not this user's, or runs with more rights than its user has" % pid,
+        f"process {pid} is not this user's, or runs with more rights than its user has",
         "run pytest as root",
     )
 
 
-def _does_not_run(pid):
-    return Refused("process %d does not run" % pid)
+def _does_not_run(pid: int) -> Refused:
+    return Refused(f"process {pid} does not run")

@@ -6,9 +6,12 @@ gone with the agent. Agents come in the order of their tokens: each reckons with
 start at the same moment cannot both take the last place.
 """
 
+from __future__ import annotations
+
 import os
 import re
 import time
+from collections.abc import Iterator
 
 from bpf import footprint, tracing
 
@@ -24,13 +27,13 @@ class Refused(Exception):
     """There is no room for this one; the message says why."""
 
 
-def take(uid, max_processes, max_fds, cpus):
+def take(uid: int, max_processes: int, max_fds: int, cpus: int) -> int | None:
     """The file descriptor of the token, once there is room for an agent of these sizes. Raises Refused.
 
     None where tokens cannot be counted: root in a container may lack CAP_SYS_ADMIN.
     """
     size = footprint.size(max_processes, max_fds, cpus)
-    name = b"netp%08x_%02x" % (uid, -(-size // _UNIT))
+    name = f"netp{uid:08x}_{-(-size // _UNIT):02x}".encode()
     token = tracing.load_nothing(name)
     mine = tracing.describe(token).number
     deadline = time.monotonic() + PATIENCE
@@ -45,20 +48,14 @@ def take(uid, max_processes, max_fds, cpus):
             return token
         if time.monotonic() >= deadline:
             raise Refused(
-                "this user has %d agents, which take %d MiB of kernel memory, and one more would take "
-                "%d MiB: %d agents and %d MiB are the most"
-                % (
-                    len(before),
-                    (total - size) // _MIB,
-                    size // _MIB,
-                    AGENTS,
-                    footprint.MOST // _MIB,
-                )
+                f"this user has {len(before)} agents, which take {(total - size) // _MIB} MiB of kernel "
+                f"memory, and one more would take {size // _MIB} MiB: {AGENTS} agents and "
+                f"{footprint.MOST // _MIB} MiB are the most"
             )
         time.sleep(0.1)
 
 
-def _tokens(uid):
+def _tokens(uid: int) -> Iterator[tuple[int, int]]:
     """(number, bytes) of this user's."""
     for number in tracing.numbers():
         try:

@@ -1,22 +1,25 @@
 """Ends a process that is too busy to notice that nobody waits for it any more."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import select
 import threading
+from collections.abc import Iterator
 
 STATUS = 3
 
 
 @contextlib.contextmanager
-def ends_with(fd):
+def ends_with(fd: int) -> Iterator[None]:
     """Within the block the process ends, with STATUS, as soon as nobody has the other end of the pipe open.
 
     The thread that sees to that is gone with the block: what gives up privileges does so for one thread.
     """
     reader, writer = os.pipe()
 
-    def watch():
+    def watch() -> None:
         poller = select.poll()
         for end in (fd, reader):
             poller.register(end, 0)  # a hang-up is told of in any case

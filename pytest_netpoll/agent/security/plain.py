@@ -1,5 +1,7 @@
 """Whether a program's file is what it seems: behind what a user's mount shows, there may be another file."""
 
+from __future__ import annotations
+
 import ctypes
 import os
 import stat
@@ -18,7 +20,7 @@ _PLAIN = {
 _OVERLAY = 0x794C7630
 
 
-def suspicion(fd):
+def suspicion(fd: int) -> str | None:
     """Why no probe may be placed in the file; None where it may. Raises OSError."""
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
@@ -29,18 +31,19 @@ def suspicion(fd):
     if kind in _PLAIN:
         return None
     if kind != _OVERLAY:
-        return "its filesystem (of type %#x) is not one of %s" % (kind, ", ".join(sorted(_PLAIN.values())))
+        plain = ", ".join(sorted(_PLAIN.values()))
+        return f"its filesystem (of type {kind:#x}) is not one of {plain}"
     return None if _mount(fd) in _our_mounts() else "it is on an overlay that the user may have mounted"
 
 
-def _has_capabilities(fd):
+def _has_capabilities(fd: int) -> bool:
     try:
         return bool(os.getxattr(fd, "security.capability"))
     except OSError:
         return False
 
 
-def _filesystem(fd):
+def _filesystem(fd: int) -> int:
     # Larger than struct statfs is anywhere; f_type is its first word.
     buffer = (ctypes.c_ulong * 64)()
     if ctypes.CDLL(None, use_errno=True).fstatfs(fd, buffer):
@@ -48,13 +51,13 @@ def _filesystem(fd):
     return buffer[0]
 
 
-def _mount(fd):
+def _mount(fd: int) -> str | None:
     """The number of the mount through which the file was opened."""
-    with open("/proc/self/fdinfo/%d" % fd) as f:
+    with open(f"/proc/self/fdinfo/{fd}") as f:
         return next((line.split()[1] for line in f if line.startswith("mnt_id:")), None)
 
 
-def _our_mounts():
+def _our_mounts() -> set[str]:
     """Those of our own mount namespace: nobody but root mounted them there, save FUSE's."""
     with open("/proc/self/mountinfo") as f:
         return {line.split(None, 1)[0] for line in f}

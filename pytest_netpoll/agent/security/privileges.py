@@ -1,21 +1,24 @@
 """What the agent may do, for whom it does it, and giving up what it needs no more."""
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import errno
 import os
 import pwd
-from collections import namedtuple
-
-from processes import namespaces
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import NamedTuple
 
 from bpf import syscall
+from processes import namespaces
 
 # linux/capability.h
 CAPABILITIES = {"DAC_READ_SEARCH": 2, "SYS_PTRACE": 19, "SYS_ADMIN": 21, "PERFMON": 38, "BPF": 39}
 # What placing a uprobe takes. CAP_PERFMON did for some years; a probe amid an instruction breaks the program.
 PROBING = ("SYS_ADMIN",)
 LOADING = ("BPF", "PERFMON")  # SYS_ADMIN stands for both, as it did alone before 5.8
+_ADDING = " ".join(f"--cap-add {name}" for name in LOADING)
 YAMA = "/proc/sys/kernel/yama/ptrace_scope"
 
 _BPF = {"x86_64": 321, "aarch64": 280}
@@ -25,11 +28,16 @@ _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
 _CAPABILITY_VERSION_3 = 0x20080522
 
-# Who is served. is_root: may have any process watched.
-Invoker = namedtuple("Invoker", "uid gid is_root")
+
+class Invoker(NamedTuple):
+    """Who is served. is_root: may have any process watched."""
+
+    uid: int
+    gid: int
+    is_root: bool
 
 
-def invoker(environment):
+def invoker(environment: Mapping[str, str]) -> Invoker:
     """Who started the agent: behind sudo, that is whom sudo says it was."""
     uid, gid = os.getuid(), os.getgid()
     if os.geteuid() == 0:
@@ -37,7 +45,7 @@ def invoker(environment):
     return Invoker(uid, gid, uid == 0)
 
 
-def permitted(line_of="CapPrm:"):
+def permitted(line_of: str = "CapPrm:") -> set[str]:
     """The names in CAPABILITIES that we have, or could."""
     with open("/proc/self/status") as f:
         line = next(line for line in f if line.startswith(line_of))
@@ -46,7 +54,7 @@ def permitted(line_of="CapPrm:"):
 
 
 @contextlib.contextmanager
-def raised(name):
+def raised(name: str) -> Iterator[None]:
     """Has the capability in effect, where we kept it; at other times it is asleep."""
     asleep, effective = permitted(), permitted("CapEff:")
     if name not in asleep or name in effective:
@@ -59,18 +67,18 @@ def raised(name):
         _set_capabilities(effective, asleep)
 
 
-def why_not():
+def why_not() -> tuple[str, str] | None:
     """(why BPF programs cannot be loaded, the fix), or None."""
     have = permitted()
     missing = [name for name in LOADING if name not in have]
     if "SYS_ADMIN" not in have and missing:
         names = " and ".join("CAP_" + name for name in missing)
-        fix = "run it as root; in a container: %s" % " ".join("--cap-add " + name for name in LOADING)
-        return "the agent lacks %s" % names, fix
+        fix = f"run it as root; in a container: {_ADDING}"
+        return f"the agent lacks {names}", fix
     if not namespaces.in_initial_users():
         return (
             "the agent is root in a user namespace only, as in a rootless container, and that is not enough",
-            "run it in a container of root's, with %s" % " ".join("--cap-add " + name for name in LOADING),
+            f"run it in a container of root's, with {_ADDING}",
         )
     if _filtered():
         return (
@@ -80,7 +88,7 @@ def why_not():
     return None
 
 
-def _filtered():
+def _filtered() -> bool:
     """Whether a seccomp filter refuses bpf(): it answers before the kernel has seen that this map is none."""
     with open("/proc/self/status") as f:
         if _SECCOMP_FILTER not in [line.split()[1] for line in f if line.startswith("Seccomp:")]:
@@ -92,21 +100,21 @@ def _filtered():
     return False
 
 
-def owns(user, pid):
+def owns(user: Invoker, pid: int) -> bool:
     """Whether the process is wholly the user's: what ptrace(2) would ask for, but no capability may replace.
 
     One that runs, or ran, with more rights than its user's is not: its files in /proc are root's, though the
     directory is not.
     """
     try:
-        with open("/proc/%d/status" % pid) as f:
+        with open(f"/proc/{pid}/status") as f:
             line = next(line for line in f if line.startswith("Uid:"))
             return {*map(int, line.split()[1:]), os.fstat(f.fileno()).st_uid} == {user.uid}
     except (OSError, StopIteration):
         return False
 
 
-def drop(user, maps_work, later=()):
+def drop(user: Invoker, maps_work: Callable[[], bool], later: Collection[str] = ()) -> list[str]:
     """Gives up, for good, what watching needs no more; returns the names of the capabilities kept.
 
     maps_work: tells whether the BPF maps can be used. later: capabilities that will be needed now and then.
@@ -140,7 +148,7 @@ def drop(user, maps_work, later=()):
     return sorted(keep | asleep)
 
 
-def _restricts_ptrace():
+def _restricts_ptrace() -> bool:
     """Whether looking into one's own processes takes CAP_SYS_PTRACE, as on Ubuntu."""
     try:
         with open(YAMA) as f:
@@ -149,7 +157,7 @@ def _restricts_ptrace():
         return False
 
 
-def _become(user):
+def _become(user: Invoker) -> None:
     try:
         os.initgroups(pwd.getpwuid(user.uid).pw_name, user.gid)
     except KeyError:
@@ -158,19 +166,19 @@ def _become(user):
     os.setresuid(user.uid, user.uid, user.uid)
 
 
-def _bound_to_nothing():
+def _bound_to_nothing() -> None:
     for bit in range(64):
         with contextlib.suppress(OSError):
             _prctl(_PR_CAPBSET_DROP, bit)
 
 
-def _prctl(option, value):
+def _prctl(option: int, value: int) -> None:
     if ctypes.CDLL(None, use_errno=True).prctl(option, *map(ctypes.c_ulong, (value, 0, 0, 0))):
-        raise OSError(ctypes.get_errno(), "prctl(%d)" % option)
+        raise OSError(ctypes.get_errno(), f"prctl({option})")
 
 
-def _set_capabilities(effective, allowed):
-    def words(names):
+def _set_capabilities(effective: Collection[str], allowed: Collection[str]) -> None:
+    def words(names: Collection[str]) -> tuple[int, int]:
         bits = sum(1 << CAPABILITIES[name] for name in names)
         return bits & 0xFFFFFFFF, bits >> 32
 

@@ -6,6 +6,8 @@ process but by reading. It lists what is refused, since the calls that Python an
 with their versions.
 """
 
+from __future__ import annotations
+
 import ctypes
 import errno
 import os
@@ -26,7 +28,7 @@ _LOAD, _EQUAL, _AT_LEAST, _ANY_OF, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 # Name -> number on x86-64 and on arm64, which lacks some; of the kernel's tables.
-REFUSED = {
+REFUSED: dict[str, tuple[int, int | None]] = {
     "execve": (59, 221),
     "execveat": (322, 281),
     # Files. openat2 and io_uring open them in ways that a filter cannot look into.
@@ -106,7 +108,7 @@ REFUSED = {
 _OPENING = {"x86_64": ((2, 1), (257, 2)), "aarch64": ((56, 2),)}
 
 
-def restrict():
+def restrict() -> None:
     """This thread and those that it starts, for good. Raises OSError; takes no_new_privs or CAP_SYS_ADMIN."""
     code = _filter(platform.machine())
     text = ctypes.create_string_buffer(code, len(code))
@@ -119,14 +121,15 @@ def restrict():
         raise OSError(number, os.strerror(number))
 
 
-def _filter(machine):
+def _filter(machine: str) -> bytes:
     refuse = _step(_RETURN, _REFUSE)
     steps = [_step(_LOAD, _ARCH), _step(_EQUAL, _ARCHITECTURE[machine], 1, 0), refuse]
     steps += [_step(_LOAD, _NUMBER), _step(_AT_LEAST, _LARGEST, 0, 1), refuse]
     column = ("x86_64", "aarch64").index(machine)
     for numbers in REFUSED.values():
-        if numbers[column] is not None:
-            steps += [_step(_EQUAL, numbers[column], 0, 1), refuse]
+        number = numbers[column]
+        if number is not None:
+            steps += [_step(_EQUAL, number, 0, 1), refuse]
     for number, argument in _OPENING[machine]:
         flags = _step(_LOAD, _ARGUMENTS + 8 * argument)
         steps += [_step(_EQUAL, number, 0, 4), flags, _step(_ANY_OF, _WRITING, 0, 1), refuse]
@@ -134,5 +137,5 @@ def _filter(machine):
     return b"".join([*steps, _step(_RETURN, _ALLOW)])
 
 
-def _step(code, value, if_true=0, if_false=0):
+def _step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
     return struct.pack("=HBBI", code, if_true, if_false, value)
