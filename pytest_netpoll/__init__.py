@@ -3,6 +3,8 @@
 __version__ = "0.1.0"  # first: the modules below read it
 
 from pytest_netpoll.errors import NetpollError, Reason, ServiceError, UnmeasuredError, UsageError
+from pytest_netpoll.gobinary.symbols import Frame
+from pytest_netpoll.model.evidence import Offender, SlowWakeup, TimelinePoint
 from pytest_netpoll.model.limits import Limits
 from pytest_netpoll.model.metrics import Measurement
 from pytest_netpoll.model.verdict import Breach
@@ -11,15 +13,19 @@ from pytest_netpoll.session.fixtures import GoService, MeasuredWindow, Netpoll
 
 __all__ = [
     "Breach",
+    "Frame",
     "GoService",
     "Limits",
     "MeasuredWindow",
     "Measurement",
     "Netpoll",
     "NetpollError",
+    "Offender",
     "Reason",
     "Service",
     "ServiceError",
+    "SlowWakeup",
+    "TimelinePoint",
     "UnmeasuredError",
     "UsageError",
 ]

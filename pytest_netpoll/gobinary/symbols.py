@@ -64,14 +64,14 @@ class Symbolizer:
             frames += [Frame(line.function, self._relative(line), line.line) for line in lines]
         return tuple(frames)
 
-    def lines(self, raw: Sequence[tuple[str, int]]) -> list[dict[str, str | int]]:
-        """The stack as in the reports: trimmed, [{"function", "file", "line"}]."""
+    def trimmed(self, raw: Sequence[tuple[str, int]]) -> tuple[Frame, ...]:
+        """The frames of one stack as users see them."""
         # The same few readers, window after window.
         programs = tuple(self._program(path) for path in dict.fromkeys(path for path, _ in raw))
         key = programs, tuple(raw)
         if key not in self._trimmed:
             self._trimmed[key] = trim(self.stack(raw))
-        return [{"function": f.function, "file": f.file, "line": f.line} for f in self._trimmed[key]]
+        return self._trimmed[key]
 
     def _program(self, path: str) -> _Program:
         # A service that was built anew and restarted has other lines under the same name.

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from typing import Any
 
-# The columns of the agent's rows, after their end in ms.
-_NAMES = (
-    "wakeups",
-    "productive",
-    "spurious",
-    "polls",
-    "blocking_polls",
-    "timed_polls",
-    "nonblocking_polls",
-    "empty_polls",
-    "timeout_polls",
-    "break_polls",
-    "run_delay_ns",
-    "threads",
-    "threads_running",
-)
+from pytest_netpoll.model.evidence import TimelinePoint
+
+# The columns of the agent's rows, after their end in ms: in the order of the point's fields.
+_NAMES = tuple(field.name for field in fields(TimelinePoint) if field.name != "t_ms")
 
 
-def collect(services: Iterable[Sequence[Sequence[Any]]]) -> tuple[dict[str, Any], ...]:
-    """TimelinePoints of report/record.py, from the agent's rows (its timeline.py) of each root process.
+def collect(services: Iterable[Sequence[Sequence[Any]]]) -> tuple[TimelinePoint, ...]:
+    """The points, from the agent's rows (its timeline.py) of each root process.
 
     All are sampled at the same moments; a service that was restarted has two of them.
     """
@@ -33,4 +22,6 @@ def collect(services: Iterable[Sequence[Sequence[Any]]]) -> tuple[dict[str, Any]
         for t_ms, *values in rows:
             before = points.get(t_ms, [0] * len(_NAMES))
             points[t_ms] = [a + b for a, b in zip(before, values, strict=True)]
-    return tuple({"t_ms": t_ms, **dict(zip(_NAMES, points[t_ms], strict=True))} for t_ms in sorted(points))
+    return tuple(
+        TimelinePoint(t_ms=t_ms, **dict(zip(_NAMES, points[t_ms], strict=True))) for t_ms in sorted(points)
+    )

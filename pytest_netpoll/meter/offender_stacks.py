@@ -1,4 +1,4 @@
-"""Whose line was woken in vain: the agent's raw stacks, resolved, trimmed and put together."""
+"""Whose line was woken for nothing: the agent's raw stacks, resolved, trimmed and put together."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, get_args
 
 from pytest_netpoll.gobinary.symbols import PLUMBING, Frame, Symbolizer, trim
+from pytest_netpoll.model.evidence import Offence, Offender
 
-# Of an entry's fields: those that are texts, and those that may be None besides.
-_TEXTS = ("offence", "direction")
+_OFFENCES = get_args(Offence)
+# Of an entry's fields: those that are texts or None.
 _OPTIONAL_TEXTS = ("syscall", "fd_type", "local", "peer", "outcome")
 
 # Of a connection per client the place in the code matters, not each of a thousand peers.
@@ -31,7 +32,6 @@ _BACKGROUND = re.compile(
 
 # Stands for the runtime where it runs for nobody in particular.
 _SCHEDULING = Frame("runtime.schedule", "runtime/proc.go", 0)
-_SCHEDULER = [dataclasses.asdict(_SCHEDULING)]
 
 # offence -> the counter of all of them, kept or not. What is recorded as a sample only is not here.
 _COUNTERS = {"spurious": "spurious_wakeups", "stale": "stale_retries", "unclaimed": "unclaimed_events"}
@@ -39,11 +39,11 @@ _COUNTERS = {"spurious": "spurious_wakeups", "stale": "stale_retries", "unclaime
 
 def collect(
     raw: Sequence[Mapping[str, Any]], symbolizer: Symbolizer, counters: Mapping[str, int]
-) -> tuple[dict[str, Any], ...]:
-    """Offenders as in the JSON report, the worst first.
+) -> tuple[Offender, ...]:
+    """The offenders, the worst first.
 
     raw: [{"offence", "count", "direction", "syscall", "outcome", "fd_type", "local", "peer", "stack": [[file,
-    offset]]}] over all processes of a service. counters: the service's. share: of all vain wakeups
+    offset]]}] over all processes of a service. counters: the service's. share: of all spurious wakeups
     (retries, unclaimed events) that were counted, so that shares add up to less than 1 where the kernel's
     table of offenders had no room; of ready calls and I/O calls, of those in the sample.
     Raises ValueError, KeyError or TypeError where `raw` is something else.
@@ -71,21 +71,21 @@ def collect(
         count = sum(entry["count"] for entry in entries)
         stack = lines[where].most_common(1)[0][0] if offence == "cpu" else where
         merged.append(
-            {
-                "offence": offence,
-                "count": count,
-                "share": count / totals[offence],
-                "direction": direction,
-                "syscall": syscall,
-                "outcome": outcome,
-                "runtime": runtime,
-                "fd_type": fd_type,
-                "local": _common(entry["local"] for entry in entries),
-                "peer": _common(entry["peer"] for entry in entries),
-                "stack": [dataclasses.asdict(frame) for frame in stack],
-            }
+            Offender(
+                offence=offence,
+                count=count,
+                share=count / totals[offence],
+                direction=direction,
+                syscall=syscall,
+                outcome=outcome,
+                runtime=runtime,
+                fd_type=fd_type,
+                local=_common(entry["local"] for entry in entries),
+                peer=_common(entry["peer"] for entry in entries),
+                stack=stack,
+            )
         )
-    return tuple(sorted(merged, key=lambda offender: (offender["stack"] == _SCHEDULER, -offender["count"])))
+    return tuple(sorted(merged, key=lambda offender: (offender.stack == (_SCHEDULING,), -offender.count)))
 
 
 def _running(frames: Sequence[Frame], trimmed: tuple[Frame, ...]) -> tuple[Frame, ...]:
@@ -107,7 +107,7 @@ def _running(frames: Sequence[Frame], trimmed: tuple[Frame, ...]) -> tuple[Frame
 
 
 def _all(kept: Mapping[str, int], counters: Mapping[str, int]) -> dict[str, int]:
-    """Offence -> how many there were. kept: of them, what `raw` tells of."""
+    """Offence -> how many there were. kept: those that were recorded."""
     # A wakeup that is resolved while the counters are read may be among the offenders alone.
     return {
         offence: max(count, counters.get(_COUNTERS.get(offence, ""), 0)) for offence, count in kept.items()
@@ -145,41 +145,48 @@ def by_the_runtime(frames: Sequence[Frame]) -> bool:
     return False
 
 
-def runtime_ready_calls(offenders: Iterable[Mapping[str, Any]], ready_calls: int) -> int:
+def runtime_ready_calls(offenders: Iterable[Offender], ready_calls: int) -> int:
     """How many of the ready calls the runtime made. offenders: as `collect` gives them, of all callers."""
-    callers = [offender for offender in offenders if offender["offence"] == "ready"]
-    recorded = sum(offender["count"] for offender in callers)
-    runtimes = sum(offender["count"] for offender in callers if offender["runtime"])
+    callers = [offender for offender in offenders if offender.offence == "ready"]
+    recorded = sum(offender.count for offender in callers)
+    runtimes = sum(offender.count for offender in callers if offender.runtime)
     return round(ready_calls * runtimes / recorded) if recorded else 0
 
 
 def _check(entry: Mapping[str, Any]) -> None:
     count = entry["count"]
-    texts = [entry[name] for name in _TEXTS]
-    texts += [entry[name] for name in _OPTIONAL_TEXTS if entry[name] is not None]
-    if not isinstance(count, int) or count <= 0 or not all(isinstance(text, str) for text in texts):
+    texts = [entry["direction"], *(entry[name] for name in _OPTIONAL_TEXTS if entry[name] is not None)]
+    whole = isinstance(count, int) and count > 0 and all(isinstance(text, str) for text in texts)
+    if not whole or entry["offence"] not in _OFFENCES:
         raise ValueError(f"offender {dict(entry)!r:.200}")
 
 
-def total(
-    laps: Iterable[Sequence[Mapping[str, Any]]], counters: Mapping[str, int]
-) -> tuple[dict[str, Any], ...]:
+def total(laps: Iterable[Sequence[Offender]], counters: Mapping[str, int]) -> tuple[Offender, ...]:
     """The offenders of several windows together, as `collect` gives those of one. counters: their sums."""
-    merged: dict[str, dict[str, Any]] = {}
+    merged: dict[Place, Offender] = {}
     totals: dict[str, int] = defaultdict(int)
     for offender in chain.from_iterable(laps):
-        totals[offender["offence"]] += offender["count"]
-        place = repr([offender.get(name) for name in ("offence", "direction", "syscall", "outcome", "stack")])
-        known = merged.setdefault(place, {**offender, "count": 0})
-        known["count"] += offender["count"]
-        # Of a connection that was closed before anybody looked, the kind is not known any more.
-        known["fd_type"] = _common({known["fd_type"], offender["fd_type"]} - {"closed"} or {"closed"})
-        for end in ("local", "peer"):
-            known[end] = _common((known[end], offender[end]))
+        totals[offender.offence] += offender.count
+        place = (offender.offence, offender.direction, offender.syscall, offender.outcome, offender.stack)
+        known = merged.get(place)
+        merged[place] = offender if known is None else _together(known, offender)
     totals = _all(totals, counters)
-    for known in merged.values():
-        known["share"] = known["count"] / totals[known["offence"]]
-    return tuple(sorted(merged.values(), key=lambda offender: -offender["count"]))
+    found = [
+        dataclasses.replace(known, share=known.count / totals[known.offence]) for known in merged.values()
+    ]
+    return tuple(sorted(found, key=lambda offender: -offender.count))
+
+
+def _together(one: Offender, other: Offender) -> Offender:
+    """Two windows' offenders at the same place; the share is left as it was."""
+    return dataclasses.replace(
+        one,
+        count=one.count + other.count,
+        # Of a connection that was closed before anybody looked, the kind is not known any more.
+        fd_type=_common({one.fd_type, other.fd_type} - {"closed"} or {"closed"}),
+        local=_common((one.local, other.local)),
+        peer=_common((one.peer, other.peer)),
+    )
 
 
 def _common(values: Any) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_netpoll.gobinary.symbols import Symbolizer
+from pytest_netpoll.model.evidence import SlowWakeup
 
 MOST = 8
 
@@ -16,21 +17,21 @@ _GOID_WORD = {**dict.fromkeys(range(19, 28), 0), 23: 1, 24: 1}
 _VERSION = re.compile(r"go1\.([0-9]+)(?![0-9])")
 
 
-def collect(raw: Sequence[Mapping[str, Any]], symbolizer: Symbolizer) -> tuple[dict[str, Any], ...]:
-    """The slowest wakeups as in the JSON report, the worst first.
+def collect(raw: Sequence[Mapping[str, Any]], symbolizer: Symbolizer) -> tuple[SlowWakeup, ...]:
+    """The slowest wakeups, the worst first.
 
     raw: [{"latency_ns", "at_ns", "goid": [word, word], "go_version", "direction", "syscall", "fd_type",
     "local", "peer", "stack": [[file, offset]]}] over all processes of a service.
     """
     worst = sorted(raw, key=lambda wakeup: -int(wakeup["latency_ns"]))[:MOST]
     return tuple(
-        {
-            "latency_ns": wakeup["latency_ns"],
-            "at_ms": round(wakeup["at_ns"] / 1e6, 3),
-            "goroutine": goroutine(wakeup["goid"], wakeup["go_version"]),
+        SlowWakeup(
+            latency_ns=wakeup["latency_ns"],
+            at_ms=round(wakeup["at_ns"] / 1e6, 3),
+            goroutine=goroutine(wakeup["goid"], wakeup["go_version"]),
             **{name: wakeup[name] for name in ("direction", "syscall", "fd_type", "local", "peer")},
-            "stack": symbolizer.lines([(str(path), int(offset)) for path, offset in wakeup["stack"]]),
-        }
+            stack=symbolizer.trimmed([(str(path), int(offset)) for path, offset in wakeup["stack"]]),
+        )
         for wakeup in worst
     )
 

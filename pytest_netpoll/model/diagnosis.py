@@ -151,24 +151,24 @@ _PATHOLOGIES: Sequence[Callable[[Measurement], str | None]] = (
 
 def _vain_wakeups(m: Measurement) -> tuple[float, float]:
     """(spurious wakeups, those of them in accept)."""
-    vain = [offender for offender in m.offenders if offender.get("offence", "spurious") == "spurious"]
-    accepts = sum(offender["count"] for offender in vain if offender["syscall"] in _ACCEPTS)
+    spurious = [offender for offender in m.offenders if offender.offence == "spurious"]
+    accepts = sum(offender.count for offender in spurious if offender.syscall in _ACCEPTS)
     return _number(m, "spurious_wakeups"), accepts
 
 
 def _waited_for_cpu(m: Measurement) -> bool:
     """Whether the service's threads waited for a CPU while most of the slowest wakeups were on their way."""
-    late = [wakeup for wakeup in m.slowest if wakeup["latency_ns"] >= LATE_NS]
+    late = [wakeup for wakeup in m.slowest if wakeup.latency_ns >= LATE_NS]
     explained = 0
     for wakeup in late:
-        end, begin = wakeup["at_ms"], wakeup["at_ms"] - wakeup["latency_ns"] / 1e6
+        end, begin = wakeup.at_ms, wakeup.at_ms - wakeup.latency_ns / 1e6
         opened = 0.0
         waited = 0
         for point in m.timeline:
-            if opened < end and begin < point["t_ms"]:
-                waited += point["run_delay_ns"]
-            opened = point["t_ms"]
-        explained += waited >= CPU_WAIT_SHARE * wakeup["latency_ns"]
+            if opened < end and begin < point.t_ms:
+                waited += point.run_delay_ns
+            opened = point.t_ms
+        explained += waited >= CPU_WAIT_SHARE * wakeup.latency_ns
     return explained > len(late) / 2
 
 

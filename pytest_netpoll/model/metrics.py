@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.model import units
+from pytest_netpoll.model.evidence import Offender, SlowWakeup, TimelinePoint
 
 Value: TypeAlias = int | float | None
 
@@ -459,8 +460,8 @@ class Measurement:
     """One service in one window. Every metric of the table is also an attribute, and so is every rate.
 
     service: its name. pid: of its main process; the snapshot sums over all of them.
-    offenders, slowest: the goroutines woken in vain, and woken latest, worst first.
-    timeline: the window in intervals. All three as in the record (report/record.py).
+    offenders, slowest: what was woken for nothing and the like, and woken latest, worst first.
+    timeline: the window in intervals.
     unmeasured: why the numbers cannot be trusted, None if they can.
     absent: metric -> why it is None this time, where more is known than the table tells.
     unexplained: offence -> why it could not be recorded where it happens.
@@ -475,9 +476,9 @@ class Measurement:
     window_seconds: float
     # Without the large ones: pytest shows what an assertion is about.
     snapshot: Snapshot = field(default_factory=Snapshot, repr=False)
-    offenders: tuple[Any, ...] = field(default=(), repr=False)
-    slowest: tuple[Any, ...] = field(default=(), repr=False)
-    timeline: tuple[Any, ...] = field(default=(), repr=False)
+    offenders: tuple[Offender, ...] = field(default=(), repr=False)
+    slowest: tuple[SlowWakeup, ...] = field(default=(), repr=False)
+    timeline: tuple[TimelinePoint, ...] = field(default=(), repr=False)
     unmeasured: Reason | None = None
     absent: Mapping[str, Reason] = field(default_factory=dict, repr=False)
     unexplained: Mapping[str, Reason] = field(default_factory=dict, repr=False)

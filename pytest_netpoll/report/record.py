@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal, TypeAlias, TypedDict, cast
 
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.model.comparison import Comparison, Regression
 from pytest_netpoll.model.diagnosis import diagnose
+from pytest_netpoll.model.evidence import Offence
 from pytest_netpoll.model.limits import Limits
 from pytest_netpoll.model.median import middle
 from pytest_netpoll.model.metrics import METRICS, Measurement
@@ -25,7 +27,7 @@ Outcome: TypeAlias = Literal["passed", "failed", "unmeasured"]
 # before they were invented. `build` sets all of them.
 
 
-class Frame(TypedDict):
+class FrameRecord(TypedDict):
     """One line of Go; innermost first in a stack. None where the binary does not tell."""
 
     function: str | None
@@ -34,32 +36,22 @@ class Frame(TypedDict):
 
 
 class _OffenderExtra(TypedDict, total=False):
-    offence: Literal["spurious", "stale", "ready", "unclaimed", "futile", "io", "cpu"]
+    offence: Offence
     outcome: str | None
     runtime: bool
     local: str | None
     peer: str | None
 
 
-class Offender(_OffenderExtra):
-    """A place that was woken in vain (spurious), tried again for nothing (stale), that wakes goroutines by
-    runtime.ready (ready: it has no descriptor), that makes I/O calls (futile: futile ones; io: others), or
-    that used CPU time (cpu: counts are samples); or a descriptor whose events found nobody waiting
-    (unclaimed: no code is concerned, so there is no stack).
-
-    outcome: how the I/O call ended: "data", "end of file", "EAGAIN", …; None of other offences. runtime: of a
-    ready call, whether the runtime made it for its own background work. share: 0-1,
-    of all such that were counted in the service. Counts of ready calls and I/O calls are estimated from a
-    sample, and their shares are those in the sample. Where the kernel had no room for all of them, shares
-    add up to less than 1. stack: starts at the user's own code; empty where the kernel had no room for it.
-    """
+class OffenderRecord(_OffenderExtra):
+    """model.evidence.Offender, of which JSON has no tuples. share: None in files from before it was known."""
 
     count: int
     share: float | None
     direction: str
     syscall: str | None
     fd_type: str | None
-    stack: list[Frame]
+    stack: list[FrameRecord]
 
 
 class _SlowWakeupExtra(TypedDict, total=False):
@@ -70,17 +62,13 @@ class _SlowWakeupExtra(TypedDict, total=False):
     at_ms: float | None
 
 
-class SlowWakeup(_SlowWakeupExtra):
-    """One of the wakeups that took longest to run.
-
-    goroutine: its id, as in a traceback; None where the version of Go is unknown. at_ms: when it ran at
-    last, since the window opened. stack: of the reader, starts at the user's own code.
-    """
+class SlowWakeupRecord(_SlowWakeupExtra):
+    """model.evidence.SlowWakeup. What may be absent is None, too, where it was not known."""
 
     latency_ns: int | float
     direction: str
     fd_type: str | None
-    stack: list[Frame]
+    stack: list[FrameRecord]
 
 
 class _TimelineExtra(TypedDict, total=False):
@@ -100,15 +88,8 @@ class FutileCalls(TypedDict):
     count: int
 
 
-class TimelinePoint(_TimelineExtra):
-    """What the service's processes did in one interval, which ends with the sample.
-
-    t_ms: its end, since the window opened; it begins where the one before ends, the first with the
-    window. Intervals are 100 ms, longer in windows of over a minute; the last ends with the window. The
-    counts add up to the metrics of that name. threads: alive at the sample; threads_running: of them on
-    a CPU or waiting for one, a mean where intervals were put together. run_delay_ns: waited for a CPU,
-    over all threads; 0 where the metric run_delay_seconds is not known.
-    """
+class TimelineRecord(_TimelineExtra):
+    """model.evidence.TimelinePoint."""
 
     t_ms: float
     wakeups: int
@@ -201,7 +182,7 @@ class _ServiceExtra(TypedDict, total=False):
     unexplained: dict[str, ReasonRecord]
     io_outcomes: dict[str, int]
     futile: list[FutileCalls]
-    timeline: list[TimelinePoint]
+    timeline: list[TimelineRecord]
     columns: dict[str, int | float | str | None]
 
 
@@ -222,8 +203,8 @@ class ServiceRecord(_ServiceExtra):
     executable: str | None
     go_version: str | None
     metrics: dict[str, int | float | None]
-    offenders: list[Offender]
-    slowest: list[SlowWakeup]
+    offenders: list[OffenderRecord]
+    slowest: list[SlowWakeupRecord]
 
 
 class DeathRecord(TypedDict):
@@ -446,8 +427,8 @@ def _service(measurement: Measurement, columns: Mapping[str, int | float | str |
         "why_unmeasured": None if measurement.unmeasured is None else reason_record(measurement.unmeasured),
         "gomaxprocs": measurement.gomaxprocs,
         "metrics": measurement.metrics,
-        "offenders": list(measurement.offenders),
-        "slowest": list(measurement.slowest),
+        "offenders": [cast("OffenderRecord", asdict(offender)) for offender in measurement.offenders],
+        "slowest": [cast("SlowWakeupRecord", asdict(wakeup)) for wakeup in measurement.slowest],
         "runs": {name: measurement.each(name) for name in METRICS} if measurement.runs else {},
         "histogram": {
             str(bucket): count for bucket, count in sorted(measurement.snapshot.histogram.items()) if count
@@ -458,7 +439,7 @@ def _service(measurement: Measurement, columns: Mapping[str, int | float | str |
             {"syscall": syscall, "outcome": outcome, "count": count}
             for (syscall, outcome), count in one.futile.items()
         ],
-        "timeline": list(measurement.timeline),
+        "timeline": [cast("TimelineRecord", asdict(point)) for point in measurement.timeline],
         "columns": dict(columns),
     }
 

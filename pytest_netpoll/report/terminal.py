@@ -10,10 +10,10 @@ from pytest_netpoll.model.metrics import METRICS
 from pytest_netpoll.options import Config
 from pytest_netpoll.report import attached, cells, wording
 from pytest_netpoll.report.record import (
-    Frame,
-    Offender,
+    FrameRecord,
+    OffenderRecord,
     ServiceRecord,
-    SlowWakeup,
+    SlowWakeupRecord,
     TestRecord,
     WindowRecord,
 )
@@ -190,7 +190,7 @@ def failure_section(record: TestRecord, width: int) -> str:
             _add_window(screen, window, service, width)
     for service in concerned:
         screen.add(_numbers(service, width))
-        blocks: list[tuple[str, Offender | SlowWakeup]] = [
+        blocks: list[tuple[str, OffenderRecord | SlowWakeupRecord]] = [
             *((wording.offender_text(service, o), o) for o in wording.offenders_of(record, service)),
             *((wording.slow_text(service, wakeup), wakeup) for wakeup in wording.slowest_of(record, service)),
             *((wording.offender_text(service, o), o) for o in wording.wakers_of(record, service)),
@@ -296,7 +296,7 @@ def _remark(service: ServiceRecord, metric: str) -> str:
     return f" ({what})" if what else ""
 
 
-def _frames(stack: Sequence[Frame], width: int) -> list[str]:
+def _frames(stack: Sequence[FrameRecord], width: int) -> list[str]:
     """ "    server/fault_dup.go:33  main.(*watcher).run", one a line."""
     shown = stack[:MOST_FRAMES]
     # A third for the function, whose end names it: main.(*watcher).run.

@@ -22,13 +22,13 @@ from pytest_netpoll.model.metrics import (
 )
 from pytest_netpoll.report.record import (
     BreachRecord,
-    Frame,
-    Offender,
+    FrameRecord,
+    OffenderRecord,
     Outcome,
     ReasonRecord,
     RegressionRecord,
     ServiceRecord,
-    SlowWakeup,
+    SlowWakeupRecord,
     TestRecord,
     WindowRecord,
 )
@@ -327,7 +327,7 @@ def clean(reason: str) -> Reason:
     return Reason(one_line(parts.what), why=why, fix=fix)
 
 
-def offenders_of(record: TestRecord, service: ServiceRecord) -> list[Offender]:
+def offenders_of(record: TestRecord, service: ServiceRecord) -> list[OffenderRecord]:
     """The offenders that explain its broken limits, worst first."""
     wanted = {o for fault in broken(record, service) for o in _EXPLAINED_BY.get(base_of(fault["metric"]), ())}
     return [
@@ -338,7 +338,7 @@ def offenders_of(record: TestRecord, service: ServiceRecord) -> list[Offender]:
     ]
 
 
-def wakers_of(record: TestRecord, service: ServiceRecord) -> list[Offender]:
+def wakers_of(record: TestRecord, service: ServiceRecord) -> list[OffenderRecord]:
     """Who made ready calls, worst first, where that was asked for but explains no broken limit."""
     explaining = offenders_of(record, service)
     return [o for o in service["offenders"] if o.get("offence") == "ready" and o not in explaining]
@@ -358,13 +358,13 @@ def not_kept(service: ServiceRecord) -> list[str]:
     return lines
 
 
-def slowest_of(record: TestRecord, service: ServiceRecord) -> list[SlowWakeup]:
+def slowest_of(record: TestRecord, service: ServiceRecord) -> list[SlowWakeupRecord]:
     """The latest wakeups, where a latency limit of the service is broken."""
     late = any(fault["metric"].startswith("latency_") for fault in broken(record, service))
     return service["slowest"] if late else []
 
 
-def offender_text(service: ServiceRecord, offender: Offender) -> str:
+def offender_text(service: ServiceRecord, offender: OffenderRecord) -> str:
     """ "499 of 500 (99.8 %) spurious wakeups (read on tcp a ← b), woken in vain"."""
     offence = offender.get("offence", "spurious")
     if offence == "cpu":
@@ -383,14 +383,14 @@ def offender_text(service: ServiceRecord, offender: Offender) -> str:
     return f"{amount} {name}{where} ({_where(offender)}), {happened}"
 
 
-def lead_in(entry: Offender | SlowWakeup) -> str:
+def lead_in(entry: OffenderRecord | SlowWakeupRecord) -> str:
     """What joins its text and its stack: " at", or that there is none where there should be one."""
     if entry["stack"]:
         return " at"
     return "" if entry.get("offence") == "unclaimed" else ", no stack"
 
 
-def _sampled_text(service: ServiceRecord, offender: Offender) -> str:
+def _sampled_text(service: ServiceRecord, offender: OffenderRecord) -> str:
     """ "99.8 % of 50,123 ready calls, made". Without its count, which is estimated from a sample."""
     metric, name, happened = _SAMPLED[offender["offence"]]
     total = units.show(service["metrics"].get(metric), "count")
@@ -399,7 +399,7 @@ def _sampled_text(service: ServiceRecord, offender: Offender) -> str:
     return f"{units.show(offender['share'], 'share')} of {total} {name}{where}, {happened}"
 
 
-def _cpu_text(offender: Offender) -> str:
+def _cpu_text(offender: OffenderRecord) -> str:
     """ "97.8 % of 495 CPU samples, running"."""
     share = offender["share"] or 0
     samples = units.show(round(offender["count"] / share), "count") if share else units.NOT_MEASURED
@@ -423,7 +423,7 @@ def most_futile(service: ServiceRecord) -> str:
     return f"{worst['syscall']}, {worst['outcome']}" if worst else ""
 
 
-def slow_text(service: ServiceRecord, wakeup: SlowWakeup) -> str:
+def slow_text(service: ServiceRecord, wakeup: SlowWakeupRecord) -> str:
     """ "12.3 ms to run (read on tcp a ← b, goroutine 18; 1 of 5 threads running), woken late"."""
     goroutine = wakeup.get("goroutine")
     who = "" if goroutine is None else f", goroutine {goroutine}"
@@ -447,14 +447,14 @@ def _threads_at(service: ServiceRecord, at_ms: float | None) -> str:
     return ""
 
 
-def _where(wakeup: Offender | SlowWakeup) -> str:
+def _where(wakeup: OffenderRecord | SlowWakeupRecord) -> str:
     arrow = "→" if wakeup["direction"] == "write" else "←"
     ends = f" {arrow} ".join(end for end in (wakeup.get("local"), wakeup.get("peer")) if end)
     what = f"{wakeup.get('syscall') or wakeup['direction']} on {wakeup['fd_type'] or 'a descriptor'}"
     return one_line(f"{what} {ends}")
 
 
-def frame_location(frame: Frame) -> str:
+def frame_location(frame: FrameRecord) -> str:
     """ "server/fault_dup.go:33"."""
     file = one_line(frame["file"] or "?")
     return f"{file}:{frame['line']}" if frame["line"] else file
@@ -464,7 +464,7 @@ class Evidence(NamedTuple):
     """Where in Go what is wrong happens. text: what, on one line. stack: innermost first, may be empty."""
 
     text: str
-    stack: list[Frame]
+    stack: list[FrameRecord]
 
     def __str__(self) -> str:
         return self.text + place(self.stack)
@@ -495,9 +495,9 @@ def worst_place(record: TestRecord) -> Evidence | None:
 _CALL = re.compile(r"^(?P<function>[^\s(].*)\(.*\)\n\s+(?P<file>\S.*\.go):(?P<line>\d+)", re.MULTILINE)
 
 
-def _panicked_at(last_words: str) -> list[Frame]:
+def _panicked_at(last_words: str) -> list[FrameRecord]:
     """The stack of a Go panic, from where it was; without the runtime's own frames."""
-    frames: list[Frame] = [
+    frames: list[FrameRecord] = [
         {"function": call["function"], "file": call["file"], "line": int(call["line"])}
         for call in _CALL.finditer(last_words)
     ]
@@ -512,7 +512,7 @@ def windows_behind(record: TestRecord) -> list[WindowRecord]:
     return [window for window in windows if window["read"]] + [w for w in windows if not w["read"]]
 
 
-def evidence_in(service: ServiceRecord) -> list[tuple[str, Offender | SlowWakeup]]:
+def evidence_in(service: ServiceRecord) -> list[tuple[str, OffenderRecord | SlowWakeupRecord]]:
     """Of a window, on which there are no limits: its offenders, or else who was woken latest."""
     if not trusted(service):
         return []
@@ -535,7 +535,7 @@ def diagnosis_of(record: TestRecord) -> list[str]:
     return [one_line(text) for text in found]
 
 
-def place(stack: Sequence[Frame]) -> str:
+def place(stack: Sequence[FrameRecord]) -> str:
     """ " at server/fault_dup.go:33 main.(*watcher).run"; empty without a stack."""
     if not stack:
         return ""

@@ -194,10 +194,10 @@ def assert_laws(m: Measurement) -> None:
     assert m.events <= directions <= 2 * m.events
     assert len(m.slowest) == min(8, resolved)
     for total, part in TIMELINE.items():
-        assert getattr(m, total) == sum(point[part] for point in m.timeline)
-    assert m.run_delay_seconds == pytest.approx(sum(point["run_delay_ns"] for point in m.timeline) / 1e9)
+        assert getattr(m, total) == sum(getattr(point, part) for point in m.timeline)
+    assert m.run_delay_seconds == pytest.approx(sum(point.run_delay_ns for point in m.timeline) / 1e9)
     if resolved:
-        assert m.slowest[0]["latency_ns"] == m.latency_max
+        assert m.slowest[0].latency_ns == m.latency_max
         assert 0 < m.latency_p50 <= m.latency_p90 <= m.latency_p99 <= m.latency_p999 <= m.latency_max
 
 

@@ -75,8 +75,8 @@ def test_a_second_reader_in_a_container_is_named(start, factory, measure, connec
         spaced_pings(connection, 50)
     m = stretch(service)
     assert m.spurious_wakeups == pytest.approx(50, abs=4)
-    frames = [frame for offender in m.offenders for frame in offender["stack"]]
-    assert any(frame["file"].endswith("dup/main.go") and frame["line"] for frame in frames), frames
+    frames = [frame for offender in m.offenders for frame in offender.stack]
+    assert any(frame.file.endswith("dup/main.go") and frame.line for frame in frames), frames
 
 
 def test_a_service_below_a_shell_is_measured(engine, image, factory, measure, connect, spaced_pings):

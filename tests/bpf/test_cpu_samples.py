@@ -20,31 +20,31 @@ def sampled(launch, commands, meter, newest_go):
             time.sleep(0.5)
         [m] = meter.close(window, [service])
         assert m.unmeasured is None
-        return [offender for offender in m.offenders if offender["offence"] == "cpu"], m
+        return [offender for offender in m.offenders if offender.offence == "cpu"], m
 
     return sampled
 
 
 def share_of(function, samples):
-    return sum(s["share"] for s in samples if function in [f["function"] for f in s["stack"]])
+    return sum(s.share for s in samples if function in [f.function for f in s.stack])
 
 
 def test_shares_of_cpu_time_are_those_of_the_program(sampled):
     samples, m = sampled("shares", 1500)
     # 499 a second of CPU time.
-    assert sum(s["count"] for s in samples) == pytest.approx(499 * m.cpu_seconds, rel=0.2, abs=20)
+    assert sum(s.count for s in samples) == pytest.approx(499 * m.cpu_seconds, rel=0.2, abs=20)
     assert share_of("main.heavy", samples) == pytest.approx(0.75, abs=0.1)
     assert share_of("main.light", samples) == pytest.approx(0.25, abs=0.1)
-    assert samples[0]["stack"][0]["function"] == "main.heavy"
+    assert samples[0].stack[0].function == "main.heavy"
     # A loop over several lines is one place.
-    assert len([s for s in samples if s["share"] > 0.05]) == 2
+    assert len([s for s in samples if s.share > 0.05]) == 2
 
 
 def test_who_yields_is_named_before_the_scheduler(sampled):
     samples, _ = sampled("yield", 1000, ["dispatches"])
-    assert samples[0]["stack"][0]["function"] == "main.yield"
+    assert samples[0].stack[0].function == "main.yield"
     # Nearly all of the time the scheduler runs, on a stack of its own, where the caller is not.
-    assert samples[0]["share"] > 0.5
+    assert samples[0].share > 0.5
 
 
 def test_of_one_p_the_hog_is_named_and_not_its_victims(sampled):

@@ -91,20 +91,20 @@ def test_an_expired_deadline_is_a_ready_call_of_the_pollers_own(launch, measure,
 def test_the_line_that_wakes_is_named(meter, launch, connect, spaced_pings, go_toolchain, via):
     server = launch("ready", "-via", via, "-n", WOKEN, go=str(go_toolchain.go))
     (waker, *others) = wakers(meter, server, connect(server.address), spaced_pings)
-    assert waker["share"] > 0.98
-    assert waker["stack"][0]["file"] == "ready/main.go"
-    assert waker["stack"][0]["line"] == line_of("c <- 0" if via == "chan" else "cond.Broadcast()")
-    assert sum(other["share"] for other in others) < 0.02
+    assert waker.share > 0.98
+    assert waker.stack[0].file == "ready/main.go"
+    assert waker.stack[0].line == line_of("c <- 0" if via == "chan" else "cond.Broadcast()")
+    assert sum(other.share for other in others) < 0.02
 
 
 def test_the_shares_of_two_wakers_are_those_of_their_calls(meter, launch, connect, spaced_pings, newest_go):
     server = launch("ready", "-via", "both", "-n", 100, go=str(newest_go.go))
     found = wakers(meter, server, connect(server.address), spaced_pings)
     # Of 20 000 calls one in 16 was looked at: 0.5, six standard deviations wide.
-    shares = {waker["stack"][0]["line"]: waker["share"] for waker in found}
+    shares = {waker.stack[0].line: waker.share for waker in found}
     for code in ("c <- 0", "cond.Broadcast()"):
         assert shares[line_of(code)] == pytest.approx(0.5, abs=0.09)
-    assert sum(waker["count"] for waker in found) == pytest.approx(20_000, rel=0.2)
+    assert sum(waker.count for waker in found) == pytest.approx(20_000, rel=0.2)
 
 
 def test_whoever_parked_before_a_timer_expired_is_not_its_waker(meter, launch, go_toolchain):
@@ -112,9 +112,9 @@ def test_whoever_parked_before_a_timer_expired_is_not_its_waker(meter, launch, g
     window = meter.open(limited=["ready_calls"])
     assert command(server.address, 50) == "50"
     (m,) = meter.close(window, [server])
-    deadlines = [o for o in m.offenders if o["stack"][0]["function"] == "runtime.netpolldeadlineimpl"]
-    assert sum(o["share"] for o in deadlines) > 0.9
-    assert not any("main." in frame["function"] for o in deadlines for frame in o["stack"])
+    deadlines = [o for o in m.offenders if o.stack[0].function == "runtime.netpolldeadlineimpl"]
+    assert sum(o.share for o in deadlines) > 0.9
+    assert not any("main." in frame.function for o in deadlines for frame in o.stack)
 
 
 def wakers(meter, server, connection, pings):
@@ -122,9 +122,9 @@ def wakers(meter, server, connection, pings):
     pings(connection, MESSAGES)
     (m,) = meter.close(window, [server])
     assert m.unmeasured is None
-    assert all(offender["offence"] == "ready" for offender in m.offenders)
+    assert all(offender.offence == "ready" for offender in m.offenders)
     # A waker has no descriptor.
-    assert {(offender["local"], offender["peer"]) for offender in m.offenders} == {(None, None)}
+    assert {(offender.local, offender.peer) for offender in m.offenders} == {(None, None)}
     return m.offenders
 
 
@@ -187,7 +187,7 @@ def test_children_that_never_polled_count_for_their_parent_and_for_nobody_else(m
     assert (m.unmeasured, others.unmeasured) == (None, None)
     assert m.ready_calls == pytest.approx(40 * 2 * 500, rel=0.05)
     assert others.ready_calls < 500
-    assert sum(offender["count"] for offender in others.offenders) <= others.ready_calls
+    assert sum(offender.count for offender in others.offenders) <= others.ready_calls
 
 
 def free_port():
@@ -319,7 +319,7 @@ def test_the_runtimes_own_ready_calls_are_separated(launch, commands, meter, new
     assert m.runtime_ready_calls >= n / 2
     # The other goroutine may have been about to park: then nobody had to wake it.
     assert n / 2 <= own <= n + 5
-    named = {o["stack"][0]["function"] for o in m.offenders if o["offence"] == "ready" and not o["runtime"]}
+    named = {o.stack[0].function for o in m.offenders if o.offence == "ready" and not o.runtime}
     assert "main.send" in named
     # Nobody looked at the callers.
     window = meter.open()

@@ -91,13 +91,13 @@ def assert_dup_is_caught(server, measure, connect, spaced_pings):
         spaced_pings(connection, 200)
     m = stretch(server)
     assert 0.45 <= m.spurious <= 0.55
-    assert sum(offender["share"] for offender in m.offenders) == pytest.approx(1)
+    assert sum(offender.share for offender in m.offenders) == pytest.approx(1)
     # Either reader may be the one that comes too late; both read in the same line.
     for offender in m.offenders:
-        assert (offender["direction"], offender["syscall"]) == ("read", "read")
-        assert offender["stack"][0]["function"] == "services/kit.Echo"
-        assert offender["stack"][0]["file"].endswith("kit/kit.go")
-        assert offender["stack"][0]["line"] == 61
+        assert (offender.direction, offender.syscall) == ("read", "read")
+        assert offender.stack[0].function == "services/kit.Echo"
+        assert offender.stack[0].file.endswith("kit/kit.go")
+        assert offender.stack[0].line == 61
 
 
 def test_a_spliced_echo_leaves_hardly_a_wakeup_unresolved(

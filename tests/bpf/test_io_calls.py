@@ -152,23 +152,23 @@ def explained(launch, commands, meter, newest_go):
 )
 def test_who_makes_futile_calls_is_named(explained, kind, caller, syscall, outcome, fd_type):
     m = explained(kind, ["futile_calls"])
-    assert {offender["offence"] for offender in m.offenders} == {"futile"}
+    assert {offender.offence for offender in m.offenders} == {"futile"}
     worst = m.offenders[0]
-    assert worst["share"] > 0.99
+    assert worst.share > 0.99
     # An estimate: after the first 256 of a CPU one in 64 stands for all.
-    assert worst["count"] == pytest.approx(m.futile_calls, rel=0.9)
-    assert (worst["syscall"], worst["outcome"]) == (syscall, outcome)
-    assert fd_type is None or worst["fd_type"] == fd_type
-    assert caller in [frame["function"] for frame in worst["stack"]]
+    assert worst.count == pytest.approx(m.futile_calls, rel=0.9)
+    assert (worst.syscall, worst.outcome) == (syscall, outcome)
+    assert fd_type is None or worst.fd_type == fd_type
+    assert caller in [frame.function for frame in worst.stack]
 
 
 def test_all_io_calls_are_explained_where_that_is_asked_for(explained):
     m = explained("check", ["io_calls_per_wakeup"])
     found = collections.Counter()
     for offender in m.offenders:
-        found[offender["offence"], offender["syscall"], offender["outcome"]] += offender["share"]
-        if offender["share"] > 0.1:
-            assert "main.kinds.func6" in [frame["function"] for frame in offender["stack"]]
+        found[offender.offence, offender.syscall, offender.outcome] += offender.share
+        if offender.share > 0.1:
+            assert "main.kinds.func6" in [frame.function for frame in offender.stack]
     assert found["io", "read", "EAGAIN"] == pytest.approx(0.5, abs=0.2)
     assert found["io", "read", "data"] == pytest.approx(0.25, abs=0.15)
     assert found["io", "write", "data"] == pytest.approx(0.25, abs=0.15)

@@ -56,9 +56,9 @@ def test_offenders_are_those_of_their_lap_alone(launch, meter, connect, spaced_p
     for pings in (30, 0, 20):
         spaced_pings(connection, pings)
         (m,), window = meter.lap(window, [server], PATIENCE)
-        assert sum(offender["count"] for offender in m.offenders) == m.spurious_wakeups
+        assert sum(offender.count for offender in m.offenders) == m.spurious_wakeups
         assert m.spurious_wakeups == pytest.approx(pings, abs=2)
-        assert all(offender["stack"][0]["function"] == "services/kit.Echo" for offender in m.offenders)
+        assert all(offender.stack[0].function == "services/kit.Echo" for offender in m.offenders)
     meter.close(window, [server])
 
 
@@ -69,7 +69,7 @@ def test_stacks_of_former_laps_make_room(launch, meter, connect, spaced_pings, n
     for _ in range(8):  # each has other stacks
         spaced_pings(connection, 500)
         (m,), window = meter.lap(window, [server], PATIENCE)
-        lost = sum(offender["count"] for offender in m.offenders if not offender["stack"])
+        lost = sum(offender.count for offender in m.offenders if not offender.stack)
         assert lost <= 0.15 * m.spurious_wakeups
     meter.close(window, [server])
 

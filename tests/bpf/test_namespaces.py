@@ -152,9 +152,9 @@ def test_the_line_that_was_woken_in_vain_is_found_in_another_mount_namespace(con
         inside(process, PINGS, port=service.port, count=51)
     m = stretch(service)
     assert m.spurious_wakeups == pytest.approx(51, abs=4)
-    frames = [frame for offender in m.offenders for frame in offender["stack"]]
-    assert any(frame["file"].endswith("dup/main.go") and frame["line"] for frame in frames), frames
-    assert all(o["fd_type"] in ("tcp", "closed") for o in m.offenders)
+    frames = [frame for offender in m.offenders for frame in offender.stack]
+    assert any(frame.file.endswith("dup/main.go") and frame.line for frame in frames), frames
+    assert all(o.fd_type in ("tcp", "closed") for o in m.offenders)
 
 
 INSIDE = '''

@@ -33,7 +33,7 @@ def spurious(measure, spaced_pings, parked):
                 parked()  # closed, and its descriptor gone, before anybody looks, or connects
         m = stretch(service)
         assert m.spurious_wakeups >= PINGS * len(ends) * 0.9
-        assert sum(offender["count"] for offender in m.offenders) == m.spurious_wakeups + m.stale_retries
+        assert sum(offender.count for offender in m.offenders) == m.spurious_wakeups + m.stale_retries
         return m, names
 
     return spurious
@@ -55,7 +55,7 @@ def test_a_connection_is_named_though_it_was_closed_before_the_window(
     patiently(lambda: connects(family, (host, service.port)))
     m, (local, peer) = spurious(service, (family, (host, service.port)))
     for offender in m.offenders:
-        assert (offender["fd_type"], offender["local"], offender["peer"]) == ("tcp", local, peer)
+        assert (offender.fd_type, offender.local, offender.peer) == ("tcp", local, peer)
 
 
 def connects(family, end):
@@ -67,9 +67,9 @@ def test_of_a_descriptor_that_was_two_connections_neither_is_blamed_for_both(lau
     service = launch("dup", go=str(newest_go.go))
     end = (socket.AF_INET, service.address)
     m, _ = spurious(service, end, end)
-    assert {offender["fd_type"] for offender in m.offenders} == {"tcp"}
+    assert {offender.fd_type for offender in m.offenders} == {"tcp"}
     # Of a reader that came too late on one of them only, that one is named.
-    named = [offender["count"] for offender in m.offenders if offender["peer"] is not None]
+    named = [offender.count for offender in m.offenders if offender.peer is not None]
     assert sum(named) <= m.spurious_wakeups / 2
 
 
@@ -78,7 +78,7 @@ def test_late_readers_of_other_kinds_are_named(launch, measure, connect, spaced_
     service = launch("unix", "-path", path, go=str(newest_go.go))
     with measure() as stretch:
         spaced_pings(connect(path), PINGS)
-    kinds = {(wakeup["fd_type"], wakeup["local"], wakeup["peer"]) for wakeup in stretch(service).slowest}
+    kinds = {(wakeup.fd_type, wakeup.local, wakeup.peer) for wakeup in stretch(service).slowest}
     assert kinds == {("unix", path, None)}
 
 
@@ -87,10 +87,10 @@ def test_a_listener_is_told_from_its_connections(launch, measure, connect, parke
     parked()
     with measure() as stretch:
         spaced_pings(connect(service.address), 5)
-    kinds = {wakeup["fd_type"]: wakeup for wakeup in stretch(service).slowest}
+    kinds = {wakeup.fd_type: wakeup for wakeup in stretch(service).slowest}
     assert kinds.keys() == {"listener", "tcp"}
-    assert (kinds["listener"]["local"], kinds["listener"]["peer"]) == (address(service.address), None)
-    assert kinds["tcp"]["peer"] is not None
+    assert (kinds["listener"].local, kinds["listener"].peer) == (address(service.address), None)
+    assert kinds["tcp"].peer is not None
 
 
 def test_datagrams_that_are_sent_are_events_nobody_waits_for_and_the_socket_is_named(
@@ -115,9 +115,9 @@ def test_datagrams_that_are_sent_are_events_nobody_waits_for_and_the_socket_is_n
     assert unasked.offenders == ()
     counts = collections.Counter()
     for offender in asked.offenders:
-        assert (offender["offence"], offender["syscall"], offender["stack"]) == ("unclaimed", None, [])
-        assert (offender["fd_type"], offender["local"]) == ("udp", address(service.address))
-        counts[offender["direction"]] += offender["count"]
+        assert (offender.offence, offender.syscall, offender.stack) == ("unclaimed", None, ())
+        assert (offender.fd_type, offender.local) == ("udp", address(service.address))
+        counts[offender.direction] += offender.count
     assert sum(counts.values()) == asked.unclaimed_events
     assert counts["write"] >= PINGS
 
@@ -131,9 +131,9 @@ def test_hardly_a_stack_finds_no_room_window_after_window(launch, measure, conne
             spaced_pings(connection, 500)
         m = stretch(service)
         assert 0.45 <= m.spurious <= 0.55
-        assert sum(offender["count"] for offender in m.offenders) == m.spurious_wakeups
+        assert sum(offender.count for offender in m.offenders) == m.spurious_wakeups
         assert len(m.offenders) > 300
         for offender in m.offenders:
-            assert offender["share"] == offender["count"] / m.spurious_wakeups
+            assert offender.share == offender.count / m.spurious_wakeups
             # Those without one are a place together.
-            assert offender["stack"] or offender["share"] < 0.02
+            assert offender.stack or offender.share < 0.02

@@ -151,7 +151,7 @@ def test_a_soak_neither_loses_nor_leaks(launch, measure, meter, commands, parked
         m = stretch(dup)
         assert m.spurious_wakeups > 0
         assert m.lost == 0
-        assert sum(offender["count"] for offender in m.offenders) == m.spurious_wakeups + m.stale_retries
+        assert sum(offender.count for offender in m.offenders) == m.spurious_wakeups + m.stale_retries
 
     for _ in range(5):
         window()  # the allocator has what it wants

@@ -47,18 +47,18 @@ def test_a_late_reader_is_named_with_its_goroutine_its_connection_and_its_line(h
                 time.sleep(0.001)
     m = stretch(hog)
     assert len(m.slowest) == 8
-    in_time = sorted(m.slowest[:3], key=lambda wakeup: wakeup["at_ms"])
+    in_time = sorted(m.slowest[:3], key=lambda wakeup: wakeup.at_ms)
     for wakeup, ms, seen in zip(in_time, HOLDS_MS, waited, strict=True):
         # It is woken at sysmon's next poll; a machine that is short of CPU may be later with that.
-        assert ms * 1e6 / 3 < wakeup["latency_ns"] < seen
-        assert (wakeup["direction"], wakeup["syscall"], wakeup["fd_type"]) == ("read", "read", "tcp")
-        assert (wakeup["local"], wakeup["peer"]) == (to, peer)
-        assert wakeup["goroutine"] == int(goroutine)
-        assert wakeup["stack"][0]["file"].endswith("kit/kit.go")
-        assert wakeup["stack"][0]["line"] == SCAN_LINE
-    assert in_time[0]["at_ms"] > 0
-    assert in_time[2]["at_ms"] < m.window_seconds * 1000
-    assert [w["latency_ns"] for w in m.slowest] == sorted((w["latency_ns"] for w in m.slowest), reverse=True)
+        assert ms * 1e6 / 3 < wakeup.latency_ns < seen
+        assert (wakeup.direction, wakeup.syscall, wakeup.fd_type) == ("read", "read", "tcp")
+        assert (wakeup.local, wakeup.peer) == (to, peer)
+        assert wakeup.goroutine == int(goroutine)
+        assert wakeup.stack[0].file.endswith("kit/kit.go")
+        assert wakeup.stack[0].line == SCAN_LINE
+    assert in_time[0].at_ms > 0
+    assert in_time[2].at_ms < m.window_seconds * 1000
+    assert [w.latency_ns for w in m.slowest] == sorted((w.latency_ns for w in m.slowest), reverse=True)
 
 
 def test_the_slowest_of_nested_windows_are_each_ones_own(hog, measure, command):
@@ -75,5 +75,5 @@ def test_the_slowest_of_nested_windows_are_each_ones_own(hog, measure, command):
                 with measure() as inner:
                     command(late, 0)
     # What is slow on a noisy machine, too, has to be the whole of it there.
-    assert outer(hog).slowest[0]["latency_ns"] > HOLDS_MS[0] * 1e6 / 3
+    assert outer(hog).slowest[0].latency_ns > HOLDS_MS[0] * 1e6 / 3
     assert len(inner(hog).slowest) == 1

@@ -39,8 +39,8 @@ def test_wakeups_are_counted_the_same_and_the_line_is_named(
     assert m.productive_wakeups == pytest.approx(PINGS, rel=0.01)
     assert 0.45 <= m.spurious <= 0.55
     for offender in m.offenders:
-        assert offender["fd_type"] == kind
-        assert offender["stack"][0]["function"] == "services/kit.Echo"
+        assert offender.fd_type == kind
+        assert offender.stack[0].function == "services/kit.Echo"
 
 
 def test_what_was_loaded_in_vain_is_gone_and_its_maps_with_it(lacking):
@@ -73,7 +73,7 @@ def test_a_program_exec_ed_in_place_of_another_is_measured_as_itself(
     [m] = meter.close(window, [server])
     assert m.unmeasured is None
     assert m.productive_wakeups == pytest.approx(PINGS, rel=0.01)
-    assert m.offenders[0]["stack"][0]["function"] == "services/kit.Echo"
+    assert m.offenders[0].stack[0].function == "services/kit.Echo"
 
 
 def test_children_that_come_while_nobody_tells_of_them_are_not_passed_over(

@@ -108,9 +108,10 @@ def test_two_processes_that_were_the_service_are_put_together_by_time():
     first = [[100.0, *counts, 7, 4, 1]]
     second = [[100.0, *counts, 1, 5, 0.5], [200.0] + [0] * 13]
     points = collect([first, second])
-    assert [point["t_ms"] for point in points] == [100.0, 200.0]
-    assert [points[0][name] for name in ("wakeups", "spurious", "polls", "timeout_polls")] == [2, 0, 4, 2]
-    assert points[0].items() >= {"threads": 9, "threads_running": 1.5, "run_delay_ns": 8}.items()
+    assert [point.t_ms for point in points] == [100.0, 200.0]
+    both = points[0]
+    assert (both.wakeups, both.spurious, both.polls, both.timeout_polls) == (2, 0, 4, 2)
+    assert (both.threads, both.threads_running, both.run_delay_ns) == (9, 1.5, 8)
 
 
 @pytest.mark.parametrize(

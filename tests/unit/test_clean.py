@@ -17,14 +17,16 @@ from pytest_netpoll import clean
 from pytest_netpoll.cli import compare
 from pytest_netpoll.cli.watch import table as live
 from pytest_netpoll.errors import Reason
+from pytest_netpoll.gobinary.symbols import Frame
 from pytest_netpoll.meter.accumulated import Accumulated
 from pytest_netpoll.model.comparison import Baseline, Rules, Sample
 from pytest_netpoll.model.comparison import compare as compared_with
 from pytest_netpoll.model.limits import resolve
 from pytest_netpoll.model.metrics import COUNTERS, Measurement, Snapshot, bucket_of
 from pytest_netpoll.model.verdict import Death, judge
-from pytest_netpoll.report import baseline_file, github, json_report, junit, record, tables, terminal
+from pytest_netpoll.report import baseline_file, github, json_report, junit, record, tables, terminal, wording
 from pytest_netpoll.report.html import document
+from tests.made_up import late, offender
 
 EVIL = (
     "x\n::error file=a::b\r\n  ::warning::c\n##[error]d\x1b[31m\x1b]0;t\x07\x00\x85\u2028\u202e\ufffe\udcff"
@@ -63,18 +65,14 @@ def measured(name: str, **more: Any) -> Measurement:
     }
     counters |= {"blocking_polls": 100, "stale_retries": 9}
     snapshot = Snapshot(counters, {bucket_of(10_000): 100}, 10_000, 340_000_000, 12_000_000)
-    frames = [{"function": name, "file": name, "line": 3}]
-    about = {
-        "direction": "read",
-        "fd_type": name,
-        "local": name,
-        "peer": name,
-        "syscall": name,
-        "stack": frames,
+    about: dict[str, Any] = {
+        **dict.fromkeys(("fd_type", "local", "peer", "syscall"), name),
+        "stack": (Frame(name, name, 3),),
     }
-    offender = {"offence": "spurious", "count": 50, "share": 1.0, **about}
-    late = {"latency_ns": 9_000_000, "goroutine": 7, "at_ms": 1.0, **about}
-    evidence: dict[str, Any] = {"offenders": (offender,), "slowest": (late,)}
+    evidence: dict[str, Any] = {
+        "offenders": (offender(50, **about),),
+        "slowest": (late(9_000_000, goroutine=7, **about),),
+    }
     return Measurement(name, 42, name, name, 1.0, snapshot, **evidence | more)
 
 
@@ -129,7 +127,7 @@ def test_no_report_is_broken_by_a_name_or_obeys_it(name: str) -> None:
     markdown = github.markdown(tests, environment)
     assert_fit_to_print(markdown)
     for line in (line for line in markdown.splitlines() if line.startswith("|")):
-        assert len(re.split(r"(?<!\\)\|", line)) == 5 + len(github.words.COLUMNS), line
+        assert len(re.split(r"(?<!\\)\|", line)) == 5 + len(wording.COLUMNS), line
     annotations = github.annotations(tests, Path("sub"), lambda _: Path(name.replace("\0", "")))
     assert len(annotations) == len(tests) + 1
     for line in annotations:

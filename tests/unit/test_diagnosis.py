@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from pytest_netpoll.model.diagnosis import diagnose
+from pytest_netpoll.model.evidence import Offender
 from pytest_netpoll.model.median import median_of
 from pytest_netpoll.model.metrics import COUNTERS, Measurement, Snapshot, bucket_of
+from tests.made_up import late, offender, point
 
 MS = 1_000_000
 
@@ -17,7 +19,7 @@ def measurement(
     histogram: dict[int, int] | None = None,
     cpu: float = 0.1,
     waited: float = 0.1,
-    offenders: Any = (),
+    offenders: tuple[Offender, ...] = (),
     delayed: float | None = None,
     unmeasured: str | None = None,
     **counts: int,
@@ -35,14 +37,10 @@ def measurement(
         1.0,
         snapshot,
         offenders=offenders,
-        slowest=({"latency_ns": 20 * MS, "at_ms": 150.0},),
-        timeline=tuple({"t_ms": 100.0 * i, "run_delay_ns": delay} for i, delay in enumerate(delays, 1)),
+        slowest=(late(20 * MS, at_ms=150.0),),
+        timeline=tuple(point(100.0 * i, run_delay_ns=int(delay)) for i, delay in enumerate(delays, 1)),
         unmeasured=unmeasured,
     )
-
-
-def vain(count: int, syscall: str = "read") -> dict[str, Any]:
-    return {"offence": "spurious", "count": count, "syscall": syscall}
 
 
 DUP = {"productive_wakeups": 100, "spurious_wakeups": 90}
@@ -74,17 +72,17 @@ def test_what_may_be_chance_is_not_said(counts: dict[str, int]) -> None:
     assert diagnose(measurement(**counts)) == []
 
 
-def test_acceptors_and_readers_in_vain_are_different_troubles() -> None:
-    both = measurement(**DUP, offenders=(vain(60, "accept4"), vain(30)))
+def test_acceptors_and_readers_woken_for_nothing_are_different_troubles() -> None:
+    both = measurement(**DUP, offenders=(offender(60, syscall="accept4"), offender(30)))
     accepting, reading = diagnose(both)
     assert accepting.startswith("s: 60 of 90 spurious wakeups found no connection to accept")
     assert reading.startswith("s: 30 of 190 wakeups found nothing to read or write")
-    [accepting] = diagnose(measurement(**DUP, offenders=(vain(90, "accept4"),)))
+    [accepting] = diagnose(measurement(**DUP, offenders=(offender(90, syscall="accept4"),)))
     assert "accept" in accepting
 
 
 def test_a_second_reader_explains_retries_too() -> None:
-    [text] = diagnose(measurement(**DUP, stale_retries=60, offenders=(vain(90),)))
+    [text] = diagnose(measurement(**DUP, stale_retries=60, offenders=(offender(90),)))
     assert "another reader of the same socket" in text
 
 
@@ -140,7 +138,7 @@ def test_of_several_runs_one_is_diagnosed_with_its_own_numbers() -> None:
     assert diagnose(seldom) == []
     assert diagnose(*median_of([[seldom]] * 4)) == []
     herds = [
-        [measurement(productive_wakeups=100, spurious_wakeups=n, offenders=(vain(n, "accept4"),))]
+        [measurement(productive_wakeups=100, spurious_wakeups=n, offenders=(offender(n, syscall="accept4"),))]
         for n in (20, 90, 60)
     ]
     [accepting] = diagnose(*median_of(herds))

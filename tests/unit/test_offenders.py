@@ -2,73 +2,67 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
+
 import pytest
 
 from pytest_netpoll.gobinary.symbols import Frame, Symbolizer
 from pytest_netpoll.meter import offender_stacks
+from tests.made_up import offender
 
 COUNTERS = {"spurious_wakeups": 65, "stale_retries": 5}
 
 
 def lap(count, fd_type="tcp", line=39, offence="spurious", peer="a:1"):
-    return {
-        "offence": offence,
-        "count": count,
-        "share": 1.0,
-        "direction": "read",
-        "syscall": "read",
-        "fd_type": fd_type,
-        "local": "b:2",
-        "peer": peer,
-        "stack": [{"function": "main.read", "file": "main.go", "line": line}],
-    }
+    stack = (Frame("main.read", "main.go", line),)
+    return offender(count, offence=offence, fd_type=fd_type, local="b:2", peer=peer, stack=stack)
 
 
 def test_the_same_place_is_one_offender_and_the_worst_comes_first():
     total = offender_stacks.total(
         [[lap(10), lap(30, line=50)], [lap(25)], [lap(5, offence="stale")]], COUNTERS
     )
-    assert [(o["offence"], o["stack"][0]["line"], o["count"]) for o in total] == [
+    assert [(o.offence, o.stack[0].line, o.count) for o in total] == [
         ("spurious", 39, 35),
         ("spurious", 50, 30),
         ("stale", 39, 5),
     ]
-    assert [o["share"] for o in total] == [35 / 65, 30 / 65, 1.0]
+    assert [o.share for o in total] == [35 / 65, 30 / 65, 1.0]
 
 
 def test_a_descriptor_closed_meanwhile_does_not_split_a_place():
     (total,) = offender_stacks.total(
         [[lap(1, "closed", peer=None)], [lap(2)], [lap(3, "closed", peer=None)]], {}
     )
-    assert (total["count"], total["fd_type"], total["local"], total["peer"]) == (6, "tcp", "b:2", None)
+    assert (total.count, total.fd_type, total.local, total.peer) == (6, "tcp", "b:2", None)
     (total,) = offender_stacks.total([[lap(1, "closed")], [lap(2, "closed")]], {})
-    assert total["fd_type"] == "closed"
-
-
-def test_the_laps_themselves_stay_as_they_are():
-    first = lap(10)
-    offender_stacks.total([[first], [lap(1)]], COUNTERS)
-    assert first == lap(10)
+    assert total.fd_type == "closed"
 
 
 def test_what_was_counted_and_not_kept_is_missing_in_the_shares():
     laps = [[lap(10), lap(30, line=50)], [lap(25), lap(5, offence="ready")]]
     total = offender_stacks.total(laps, {"spurious_wakeups": 100, "ready_calls": 1000})
     # Of ready calls a sample is kept, which has no total to compare with.
-    assert [o["share"] for o in total] == [0.35, 0.3, 1.0]
+    assert [o.share for o in total] == [0.35, 0.3, 1.0]
 
 
 def test_of_one_window_too(tmp_path):
-    entry = {name: value for name, value in lap(30).items() if name != "share"} | {"outcome": None}
-    raw = [{**entry, "stack": []}, {**entry, "count": 3, "offence": "stale", "stack": []}]
+    raw = [{**asdict(entry), "stack": []} for entry in (lap(30), lap(3, offence="stale"))]
     found = offender_stacks.collect(raw, Symbolizer(tmp_path), {"spurious_wakeups": 40, "stale_retries": 4})
-    assert [o["share"] for o in found] == [0.75, 0.75]
+    assert [o.share for o in found] == [0.75, 0.75]
+
+
+@pytest.mark.parametrize("wrong", [{"offence": "spurios"}, {"count": 0}, {"count": "3"}, {"syscall": 3}])
+def test_an_entry_of_another_kind_is_a_value_error(tmp_path, wrong):
+    raw = [{**asdict(lap(3)), "stack": [], **wrong}]
+    with pytest.raises(ValueError, match="offender"):
+        offender_stacks.collect(raw, Symbolizer(tmp_path), {})
 
 
 @pytest.mark.parametrize("counters", [{}, {"spurious_wakeups": 64}])
 def test_no_share_is_more_than_all(counters):
     """Between the reading of the counters and that of the offenders a wakeup may be resolved."""
-    assert [o["share"] for o in offender_stacks.total([[lap(65)]], counters)] == [1.0]
+    assert [o.share for o in offender_stacks.total([[lap(65)]], counters)] == [1.0]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +89,7 @@ def test_the_runtimes_own_ready_calls_are_told_by_their_stacks(functions, backgr
 
 def test_the_runtimes_share_of_the_sample_is_its_share_of_all():
     def caller(count, runtime, offence="ready"):
-        return {"offence": offence, "count": count, "runtime": runtime}
+        return replace(lap(count, offence=offence), runtime=runtime)
 
     sample = [caller(30, True), caller(10, False), caller(500, False, "spurious")]
     assert offender_stacks.runtime_ready_calls(sample, 400) == 300

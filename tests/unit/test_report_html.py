@@ -8,17 +8,19 @@ import importlib.util
 import json
 import re
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import pytest
 
 from pytest_netpoll.errors import NetpollError, UsageError
+from pytest_netpoll.model.evidence import Offence
 from pytest_netpoll.model.limits import resolve
 from pytest_netpoll.model.median import median_of
 from pytest_netpoll.model.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
 from pytest_netpoll.model.verdict import judge
 from pytest_netpoll.report import record
 from pytest_netpoll.report.html import document, sections
+from tests.made_up import WATCHER, late, offender, point
 
 EVIL = "</script><script>alert(1)</script>\"'<b>&\x1b[31m"
 COUNTS = {"wakeups": 200, "productive_wakeups": 150, "spurious_wakeups": 50, "events": 200, "polls": 210}
@@ -183,24 +185,20 @@ def test_the_latency_chart_has_every_latency_and_the_limits() -> None:
 
 
 def test_every_kind_of_offender_and_late_wakeups_are_shown_with_their_stacks() -> None:
-    where = {"direction": "read", "syscall": "read", "fd_type": "tcp", "local": "a", "peer": "b"}
-    stack = ({"function": "main.(*watcher).run", "file": "server/fault_dup.go", "line": 33},)
-    kinds = get_args(get_type_hints(record.Offender)["offence"])
-    offenders = tuple({"offence": kind, "count": 9, "share": 0.9, **where, "stack": stack} for kind in kinds)
-    late = {"latency_ns": 12_300_000, "goroutine": 18, "at_ms": 5.0, **where, "stack": stack}
-    (detail,) = details(built(measured(offenders=offenders, slowest=(late,)), max_latency_p99="1us"))
+    where: dict[str, Any] = {"syscall": "read", "local": "a", "peer": "b", "stack": (WATCHER,)}
+    kinds = get_args(Offence)
+    offenders = tuple(offender(9, offence=kind, share=0.9, **where) for kind in kinds)
+    wakeup = late(12_300_000, goroutine=18, at_ms=5.0, **where)
+    (detail,) = details(built(measured(offenders=offenders, slowest=(wakeup,)), max_latency_p99="1us"))
     assert detail["html"].count("server/fault_dup.go:33") == len(kinds) + 1
     assert "12.3 ms to run (read on tcp a ← b, goroutine 18" in text(detail["html"])
 
 
 def test_offenders_that_were_not_kept_are_told_of() -> None:
-    where = dict.fromkeys(("direction", "syscall", "fd_type"), "read")
-    offenders = [
-        {"offence": "spurious", "count": 9, "share": share, **where, "stack": ()} for share in (0.5, 0.3)
-    ]
+    offenders = tuple(offender(9, share=share, stack=()) for share in (0.5, 0.3))
     (detail,) = details(built(measured(offenders=offenders)))
     assert "20.0 % of the spurious wakeups not listed" in text(detail["html"])
-    (detail,) = details(built(measured(offenders=[{**offenders[0], "share": 0.99999}])))
+    (detail,) = details(built(measured(offenders=(offender(9, share=0.99999),))))
     assert "not listed" not in detail["html"]
 
 
@@ -363,10 +361,10 @@ def test_what_was_not_measured_is_not_drawn() -> None:
 
 
 def test_the_timeline_keeps_every_interval() -> None:
-    names = ("wakeups", "productive", "spurious", "polls", "threads", "threads_running", "run_delay_ns")
-    points = [{"t_ms": end, **dict.fromkeys(names, 2)} for end in (100.0, 200.0, 300.0, 320.5)]
-    points[1] |= {"timeout_polls": 1}  # the others are of a file from before polls were split
-    (detail,) = details(built(measured(timeline=tuple(points))))
+    points = tuple(point(end, polls=2, timeout_polls=end == 200) for end in (100.0, 200.0, 300.0, 320.5))
+    made = built(measured(timeline=points))
+    del made["services"][0]["timeline"][0]["timeout_polls"]  # as in a file from before polls were split
+    (detail,) = details(made)
     line = detail["charts"][0]["timeline"]
     assert (line["step_ms"], line["ends_ms"]) == (100, [100, 200, 300, 320.5])
     assert line["polls"] == [2, 2, 2, 2]
@@ -383,9 +381,9 @@ def test_columns_of_hooks_stand_beside_the_others_also_where_a_service_has_none(
 
 
 def test_records_of_an_older_file_are_rendered() -> None:
-    nowhere = dict.fromkeys(("share", "syscall", "fd_type"))
-    offender = {"offence": "spurious", "count": 1, "direction": "read", **nowhere, "stack": ()}
-    old = built(measured(offenders=(offender,)), max_spurious=0.05)
+    nowhere = {**dict.fromkeys(("share", "syscall", "fd_type")), "stack": []}
+    old = built(measured(), max_spurious=0.05)
+    old["services"][0]["offenders"] = [{"offence": "spurious", "count": 1, "direction": "read", **nowhere}]
     for extra in ("file", "line", "error", "xfail", "diagnosis", "comparison", "toolchain"):
         del old[extra]
     del old["requests_per_second"]

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from pytest_netpoll.errors import NetpollError, Reason, UnmeasuredError
+from pytest_netpoll.gobinary.symbols import Frame
+from pytest_netpoll.model.evidence import Offender
 from pytest_netpoll.model.limits import resolve
 from pytest_netpoll.model.median import median_of
 from pytest_netpoll.model.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
@@ -19,6 +21,8 @@ from pytest_netpoll.model.verdict import Death, judge
 from pytest_netpoll.options import Config
 from pytest_netpoll.report import github, record, terminal, wording
 from pytest_netpoll.report.cells import shorten
+from tests import made_up
+from tests.made_up import WATCHER, late, point
 
 HEALTHY = {"wakeups": 200, "productive_wakeups": 200, "events": 200, "polls": 210}
 WASTEFUL = {
@@ -41,22 +45,9 @@ def measured(counts: Mapping[str, int], name: str = "server", **more: Any) -> Me
     return Measurement(name, 42, "/srv/server", "go1.26.6", 1.0, snapshot, **more)
 
 
-def offender(count: int = 499, frames: int = 1, **more: Any) -> dict[str, Any]:
-    return {
-        "offence": "spurious",
-        "count": count,
-        "share": count / 500,
-        "direction": "read",
-        "syscall": "read",
-        "fd_type": "tcp",
-        "local": "127.0.0.1:7777",
-        "peer": "127.0.0.1:5012",
-        "stack": [
-            {"function": "main.(*watcher).run", "file": "server/fault_dup.go", "line": 33 + i}
-            for i in range(frames)
-        ],
-        **more,
-    }
+def offender(count: int = 499, frames: int = 1, **more: Any) -> Offender:
+    stack = tuple(replace(WATCHER, line=33 + i) for i in range(frames))
+    return made_up.offender(count, **{"share": count / 500, "stack": stack, **more})
 
 
 def built(
@@ -75,7 +66,7 @@ def passed(nodeid: str = "tests/test_echo.py::test_ok", name: str = "server") ->
     return built(measured(HEALTHY, name), nodeid=nodeid, max_spurious=0.05)
 
 
-def wasteful(*offenders: dict[str, Any], **changes: Any) -> record.TestRecord:
+def wasteful(*offenders: Offender, **changes: Any) -> record.TestRecord:
     return built(measured(WASTEFUL, offenders=offenders), **{"max_spurious": 0.05, **changes})
 
 
@@ -225,17 +216,19 @@ def test_a_failure_names_limit_numbers_and_line_of_go() -> None:
 
 def test_offenders_are_shown_only_for_limits_they_explain() -> None:
     stale = offender(7, offence="stale", syscall="accept4", fd_type="tcp listener", peer=None)
-    vain = offender(499)
+    spurious = offender(499)
     section = terminal.failure_section
-    assert "fault_dup" not in section(wasteful(vain, max_spurious="100%", max_polls=1), 80)
-    text = section(wasteful(vain, stale, max_spurious="100%", max_stale_retries=0), 120)
+    assert "fault_dup" not in section(wasteful(spurious, max_spurious="100%", max_polls=1), 80)
+    text = section(wasteful(spurious, stale, max_spurious="100%", max_stale_retries=0), 120)
     assert "7 of 7 (100.0 %) stale retries (accept4 on tcp listener 127.0.0.1:7777), tried again" in text
     assert "woken in vain" not in text
-    assert "woken in vain" in section(wasteful(vain, stale, max_spurious="100%", max_spurious_wakeups=0), 120)
+    assert "woken in vain" in section(
+        wasteful(spurious, stale, max_spurious="100%", max_spurious_wakeups=0), 120
+    )
 
 
 def test_where_events_found_nobody_is_said_without_a_stack() -> None:
-    nobody = offender(3, offence="unclaimed", syscall=None, stack=[])
+    nobody = offender(3, offence="unclaimed", syscall=None, stack=())
     idle = measured({**HEALTHY, "unclaimed_events": 9}, offenders=(nobody,))
     text = terminal.failure_section(built(idle, max_unclaimed_events=0), 120)
     ends = "127.0.0.1:7777 ← 127.0.0.1:5012"
@@ -261,28 +254,19 @@ def test_offenders_of_one_of_several_runs_are_told_as_such() -> None:
 
 
 def test_the_latest_wakeups_are_shown_for_a_latency_limit() -> None:
-    late = {
-        "latency_ns": 12_300_000,
-        "goroutine": 18,
-        "direction": "write",
-        "fd_type": "tcp",
-        "local": "a",
-        "peer": "b",
-        "stack": [{"function": "main.reply", "file": "server/main.go", "line": 5}],
-    }
-    slow = measured(HEALTHY, slowest=(late,))
+    stack = (Frame("main.reply", "server/main.go", 5),)
+    wakeup = late(12_300_000, goroutine=18, direction="write", local="a", peer="b", stack=stack)
+    slow = measured(HEALTHY, slowest=(wakeup,))
     text = terminal.failure_section(built(slow, max_latency_p99="1us"), 100)
     assert "12.3 ms to run (write on tcp a → b, goroutine 18), woken late at\n    server/main.go:5" in text
     assert "woken late" not in terminal.failure_section(built(slow, max_polls=1), 100)
 
 
 def test_of_a_late_wakeup_it_is_said_what_the_threads_did_meanwhile() -> None:
-    late = {"latency_ns": 9_000_000, "at_ms": 150.0, "direction": "read", "fd_type": "tcp", "stack": []}
     points = [
-        {"t_ms": 100.0 * (i + 1), "threads": 5, "threads_running": i, "run_delay_ns": i * 7_000_000}
-        for i in range(3)
+        point(100.0 * (i + 1), threads=5, threads_running=i, run_delay_ns=i * 7_000_000) for i in range(3)
     ]
-    slow = measured(HEALTHY, slowest=(late,), timeline=tuple(points))
+    slow = measured(HEALTHY, slowest=(late(9_000_000, at_ms=150.0),), timeline=tuple(points))
     text = terminal.failure_section(built(slow, max_latency_p99="1us"), 200)
     assert "(read on tcp; 1 of 5 threads running, 7.0 ms of 100.0 ms waiting for a CPU), woken late" in text
     untold = replace(slow, snapshot=replace(slow.snapshot, run_delay_ns=None))
@@ -319,24 +303,21 @@ def test_only_the_services_that_failed_are_described() -> None:
 
 @pytest.mark.parametrize("width", [40, 80])
 def test_stacks_fit_and_keep_the_ends_of_files_and_functions(width: int) -> None:
-    frame = {
-        "function": "example.org/" + "x" * 90 + ".Run",
-        "file": "/src/" + "y" * 90 + "/main.go",
-        "line": 3,
-    }
-    text = terminal.failure_section(wasteful(offender(stack=[frame])), width)
+    frame = Frame("example.org/" + "x" * 90 + ".Run", "/src/" + "y" * 90 + "/main.go", 3)
+    text = terminal.failure_section(wasteful(offender(stack=(frame,))), width)
     (line,) = [line for line in text.splitlines() if "main.go:3" in line]
     assert len(line) <= width
     assert line.endswith("x.Run")
 
 
 def test_what_the_binary_does_not_tell_is_no_obstacle() -> None:
-    nowhere = offender(stack=[], syscall=None, fd_type=None, local=None, peer=None)
+    nowhere = offender(stack=(), syscall=None, fd_type=None, local=None, peer=None)
     text = terminal.failure_section(wasteful(nowhere), 120)
     assert "spurious wakeups (read on a descriptor), woken in vain, no stack" in text
-    unknown = offender(stack=[{"function": None, "file": None, "line": None}])
-    assert "    ?  ?" in terminal.failure_section(wasteful(unknown), 120)
-    assert github.annotations([wasteful(nowhere), wasteful(unknown)])
+    unknown = wasteful(offender())  # as in a file from another version
+    unknown["services"][0]["offenders"][0]["stack"] = [{"function": None, "file": None, "line": None}]
+    assert "    ?  ?" in terminal.failure_section(unknown, 120)
+    assert github.annotations([wasteful(nowhere), unknown])
 
 
 def test_an_unmeasured_test_says_why_and_how_to_fix_it() -> None:
@@ -456,9 +437,9 @@ def test_the_line_of_go_is_annotated_too_once_for_all_tests_and_with_the_diagnos
     def find(file: str) -> Path | None:
         return Path("src") / file if file.startswith("server/") else None
 
-    library = {"function": "net/http.serve", "file": "net/http/server.go", "line": 9}
-    mine = {"function": "main.run", "file": "server/main.go", "line": 33}
-    tests = [wasteful(offender(stack=[library, mine]), nodeid=f"a.py::test_{i}") for i in range(3)]
+    library = Frame("net/http.serve", "net/http/server.go", 9)
+    mine = Frame("main.run", "server/main.go", 33)
+    tests = [wasteful(offender(stack=(library, mine)), nodeid=f"a.py::test_{i}") for i in range(3)]
     *_, third, in_go = github.annotations([*tests, passed()], Path("py"), find)
     assert third.startswith("::error file=py/tests/test_echo.py,line=7,")
     assert in_go.startswith(
@@ -466,8 +447,8 @@ def test_the_line_of_go_is_annotated_too_once_for_all_tests_and_with_the_diagnos
         "499 of 500 (99.8 %25) spurious wakeups"
     )
     assert "%0Aserver: 500 of 999 wakeups found nothing to read or write" in in_go
-    assert len(github.annotations([wasteful(offender(stack=[library]))], Path(), find)) == 1
-    reported = wasteful(offender(stack=[mine]), mode="report")
+    assert len(github.annotations([wasteful(offender(stack=(library,)))], Path(), find)) == 1
+    reported = wasteful(offender(stack=(mine,)), mode="report")
     first, second = github.annotations([reported], Path(), find, "warning")
     assert first.startswith("::warning file=tests/test_echo.py,line=7")
     assert second.startswith("::warning file=src/server/main.go,line=33")
@@ -492,14 +473,8 @@ def test_a_panic_is_annotated_where_it_was() -> None:
 
 
 def test_a_late_wakeup_is_annotated_with_its_line() -> None:
-    late = {
-        "latency_ns": 12_300_000,
-        "goroutine": 18,
-        "direction": "read",
-        "fd_type": "tcp",
-        "stack": [{"function": "main.reply", "file": "server/main.go", "line": 5}],
-    }
-    slow = built(measured(HEALTHY, slowest=(late,)), max_latency_p99="1us")
+    wakeup = late(12_300_000, goroutine=18, stack=(Frame("main.reply", "server/main.go", 5),))
+    slow = built(measured(HEALTHY, slowest=(wakeup,)), max_latency_p99="1us")
     first, second = github.annotations([slow], Path(), Path)
     assert "woken late at server/main.go:5 main.reply" in first
     assert second.startswith("::error file=server/main.go,line=5,")

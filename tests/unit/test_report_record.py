@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -14,26 +15,19 @@ import pytest
 
 from pytest_netpoll.cli.watch import table
 from pytest_netpoll.errors import NetpollError
+from pytest_netpoll.gobinary.symbols import Frame
 from pytest_netpoll.meter.accumulated import Accumulated
+from pytest_netpoll.model.evidence import Offender, SlowWakeup, TimelinePoint
 from pytest_netpoll.model.limits import resolve
 from pytest_netpoll.model.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
 from pytest_netpoll.model.verdict import judge
 from pytest_netpoll.report import baseline_file, junit, record
 from pytest_netpoll.report import json_report as report_json
+from tests.made_up import offender
 
 HEALTHY = {"wakeups": 200, "productive_wakeups": 200, "events": 200, "polls": 210}
 WASTEFUL = {"wakeups": 200, "productive_wakeups": 100, "spurious_wakeups": 100, "events": 200, "polls": 210}
-OFFENDER = {
-    "offence": "spurious",
-    "count": 99,
-    "share": 0.99,
-    "direction": "read",
-    "syscall": "read",
-    "fd_type": "tcp",
-    "local": "127.0.0.1:7777",
-    "peer": "127.0.0.1:5012",
-    "stack": ({"function": "main.(*watcher).run", "file": "server/fault_dup.go", "line": 33},),
-}
+OFFENDER = offender(99, share=0.99)
 ENVIRONMENT = {"kernel": "6.8.0", "bcc": "0.29.1"}
 
 
@@ -78,6 +72,40 @@ def test_a_record_has_every_field_of_the_contract() -> None:
     assert (service["go_version"], service["unmeasured"]) == ("go1.26.6", None)
     assert list(service["metrics"]) == list(METRICS)
     assert service["offenders"][0]["stack"][0]["line"] == 33
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        (Offender, record.OffenderRecord),
+        (SlowWakeup, record.SlowWakeupRecord),
+        (TimelinePoint, record.TimelineRecord),
+        (Frame, record.FrameRecord),
+    ],
+)
+def test_evidence_has_the_same_fields_in_the_model_and_in_json(kind: Any, keys: Any) -> None:
+    assert {
+        field.name for field in dataclasses.fields(kind)
+    } == keys.__required_keys__ | keys.__optional_keys__
+
+
+def test_evidence_is_plain_json_in_a_record() -> None:
+    (service,) = built(measured(WASTEFUL, offenders=(OFFENDER,)))["services"]
+    assert service["offenders"] == [
+        {
+            "offence": "spurious",
+            "count": 99,
+            "share": 0.99,
+            "direction": "read",
+            "syscall": "read",
+            "outcome": None,
+            "runtime": False,
+            "fd_type": "tcp",
+            "local": "127.0.0.1:7777",
+            "peer": "127.0.0.1:5012",
+            "stack": [{"function": "main.(*watcher).run", "file": "server/fault_dup.go", "line": 33}],
+        }
+    ]
 
 
 def test_what_was_not_measured_is_null() -> None:

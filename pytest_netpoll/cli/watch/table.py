@@ -189,7 +189,7 @@ class View:
         self._stream.flush()
 
 
-def _in_vain(service: record.ServiceRecord) -> list[record.Offender]:
+def _in_vain(service: record.ServiceRecord) -> list[record.OffenderRecord]:
     """Without who made ready calls, which --netpoll-goready=on keeps, too."""
     return [offender for offender in service["offenders"] if offender.get("offence") != "ready"]
 

@@ -351,10 +351,10 @@ def detail(m: Measurement) -> str:
         f"{m.service}: " + ", ".join(f"{name} {METRICS[name].format(v)}" for name, v in m.metrics.items())
     ]
     for offender in m.offenders[:5]:
-        where = " < ".join(f"{f['function']}:{f['line']}" for f in offender["stack"][:6])
+        where = " < ".join(f"{f.function}:{f.line}" for f in offender.stack[:6])
         lines.append(
-            f"  {offender['offence']} {offender['count']} ({offender['share']:.0%}) {offender['direction']} "
-            f"{offender['syscall']} {offender['fd_type']}: {where}"
+            f"  {offender.offence} {offender.count} ({offender.share:.0%}) {offender.direction} "
+            f"{offender.syscall} {offender.fd_type}: {where}"
         )
     return "\n".join(lines)
 

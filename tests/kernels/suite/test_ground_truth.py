@@ -48,12 +48,12 @@ def test_half_of_a_duplicated_connections_wakeups_are_spurious_and_the_line_is_n
     m = window[server]
     assert m.wakeups == pytest.approx(2 * PINGS, abs=2)
     assert 0.45 <= m.spurious <= 0.55
-    assert sum(offender["share"] for offender in m.offenders) == pytest.approx(1)
+    assert sum(offender.share for offender in m.offenders) == pytest.approx(1)
     for offender in m.offenders:
-        frame = offender["stack"][0]
-        assert (frame["function"], frame["line"]) == ("services/kit.Echo", ECHO_READS)
-        assert frame["file"].endswith("kit/kit.go")
-        assert offender["fd_type"] == ("tcp" if has_btf else "socket")
+        frame = offender.stack[0]
+        assert (frame.function, frame.line) == ("services/kit.Echo", ECHO_READS)
+        assert frame.file.endswith("kit/kit.go")
+        assert offender.fd_type == ("tcp" if has_btf else "socket")
 
 
 def test_a_spliced_echo_leaves_no_wakeup_unresolved(launch, connect, spaced_pings, netpoll, go):
@@ -78,7 +78,7 @@ def test_a_herd_is_woken_for_nothing(launch, netpoll, newest_go):
         if m.spurious_wakeups:
             break
     assert 1 <= m.spurious_wakeups <= 3 * CONNECTIONS
-    assert {offender["syscall"] for offender in m.offenders} == {"accept4"}
+    assert {offender.syscall for offender in m.offenders} == {"accept4"}
 
 
 def test_a_message_that_wakes_n_goroutines_is_n_ready_calls(launch, connect, spaced_pings, netpoll, go):

@@ -1,0 +1,39 @@
+"""Evidence as tests of the reports need it, with what matters to them."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from pytest_netpoll.gobinary.symbols import Frame
+from pytest_netpoll.model.evidence import Offender, SlowWakeup, TimelinePoint
+
+WATCHER = Frame("main.(*watcher).run", "server/fault_dup.go", 33)
+
+
+def offender(count: int = 499, **more: Any) -> Offender:
+    """On a TCP connection, all that there was of the kind."""
+    about = {
+        "offence": "spurious",
+        "share": 1.0,
+        "direction": "read",
+        "syscall": "read",
+        "fd_type": "tcp",
+        "local": "127.0.0.1:7777",
+        "peer": "127.0.0.1:5012",
+        "stack": (WATCHER,),
+    }
+    return Offender(count=count, **{**about, **more})
+
+
+def late(latency_ns: int, **more: Any) -> SlowWakeup:
+    """On a TCP connection, of which nothing else is known."""
+    unknown = dict.fromkeys(("goroutine", "syscall", "local", "peer"))
+    about = {**unknown, "at_ms": 1.0, "direction": "read", "fd_type": "tcp", "stack": ()}
+    return SlowWakeup(latency_ns=latency_ns, **{**about, **more})
+
+
+def point(t_ms: float, **counts: Any) -> TimelinePoint:
+    """Without anything in it."""
+    nothing: dict[str, Any] = {field.name: 0 for field in fields(TimelinePoint)}
+    return TimelinePoint(**{**nothing, "t_ms": t_ms, **counts})
