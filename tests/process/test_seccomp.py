@@ -12,7 +12,7 @@ from pytest_netpoll.meter import privilege
 TRY = """
 import ctypes, os, signal, socket, subprocess, sys, threading
 sys.path.insert(0, sys.argv[1])
-import seccomp
+from security import seccomp
 here = sys.argv[2]
 libc = ctypes.CDLL(None, use_errno=True)
 def mount():
@@ -71,7 +71,7 @@ def test_it_starts_nothing_and_writes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_the_filter_is_as_short_as_the_kernel_allows(monkeypatch: pytest.MonkeyPatch, machine: str) -> None:
     monkeypatch.syspath_prepend(str(privilege.AGENT))
-    import seccomp
+    from security import seccomp
 
     code = seccomp._filter(machine)
     assert len(code) % 8 == 0
