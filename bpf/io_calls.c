@@ -92,6 +92,7 @@ static __always_inline void io_call(void *ctx, u32 owner, const struct args *a, 
 	u32 epoch = current_epoch(), accounted = accountable(owner);
 	struct counters *c = counters_of(accounted, epoch);
 	u32 outcome = OUTCOME_DATA, streak = 0, now;
+	u64 row;
 	int key = BANK(accounted, epoch);
 	struct offender o = {};
 	struct io_failures *f;
@@ -129,7 +130,11 @@ static __always_inline void io_call(void *ctx, u32 owner, const struct args *a, 
 		f = io_failures.lookup(&key);
 		if (!f)
 			return;
-		f->outcomes[outcome]++;
+		/* Linux 5.10 and 6.1 know no bounds of a number that was negated. */
+		row = outcome;
+		asm volatile("" : "+r"(row));
+		if (row < OUTCOMES)
+			f->outcomes[row]++;
 		f->failed = 1;
 		if (streak == FUTILE_FROM) {
 			u32 call = ROLE_IO_CALL(role);
