@@ -223,6 +223,19 @@ def test_the_doctor_finds_an_agent_that_is_installed_elsewhere(user, installed):
     assert run.returncode == 0, findings
 
 
+def test_a_directory_that_only_root_may_look_into_ends_no_check(user):
+    """As that of tracefs is; the text of an agent's failure comes from these checks, too."""
+    closed = user.home / "closed"
+    closed.mkdir(mode=0o700)
+    look = "from pathlib import Path; from pytest_netpoll.meter import checks; "
+    look += f"checks.TRACEFS = (Path({str(closed)!r}),); print(checks.tracefs().seen)"
+    try:
+        run = user.run(user.python, "-c", look)
+    finally:
+        closed.rmdir()
+    assert run.stdout == "not mounted, or not to be seen without root (not needed)\n", run.stderr
+
+
 @needs_sudo
 def test_a_killed_pytest_takes_the_agent_behind_sudo_with_it(user, installed):
     source = "def test_it(echo, netpoll):\n    with netpoll.measure():\n"
