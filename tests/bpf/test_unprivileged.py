@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import pytest
 
 from pytest_netpoll.cli import install_agent
 from pytest_netpoll.gobinary.ready_sites import find_sites
+from pytest_netpoll.gobinary.scheduler_layout import find_layout
 from pytest_netpoll.meter import privilege
 from tests import attacks
 from tests.attacks import running
@@ -633,6 +635,81 @@ def test_the_ninth_agent_of_a_user_is_refused(user, installed):
 def test_what_the_agent_keeps_is_what_security_md_says(user, installed):
     with running(user, installed, uprobes=1):
         attacks.what_the_agent_keeps(user, installed)
+
+
+# Stops the agent before it opens a process's memory, for as long as somebody has the pipe open to write.
+STOP = """
+class Memory(Memory):
+    def __init__(self, pid):
+        if os.path.exists({pipe!r}):
+            with open({pipe!r}) as f:
+                f.read()
+        super().__init__(pid)
+"""
+
+
+@contextlib.contextmanager
+def exec_before_memory_is_read(user, process, program):
+    """Has the agent, in what it is asked within, read the memory of what the process execs in between."""
+    pipe = user.home / "pipe"
+
+    def act():
+        with open(pipe, "w"):  # the agent is there
+            pipe.unlink()
+            process.send_signal(signal.SIGUSR1)
+            patiently(lambda: b"ready on" in process.stdout.readline())
+            assert Path(f"/proc/{process.pid}/exe").readlink() == program
+
+    os.mkfifo(pipe, 0o644)
+    thread = threading.Thread(target=act)
+    thread.start()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError), open(pipe):  # where the agent did not come to it
+            pass
+        thread.join()
+
+
+@needs_sudo
+@pytest.mark.uprobes
+@pytest.mark.parametrize(
+    ("successor", "refusal"),
+    [
+        # The same program, so that all that was read fits.
+        ("learn reexec", "the memory of process {pid} does not hold the scheduler's counters"),
+        ("attach reexec", "it runs another program by now"),
+        # Another one, in which something else is at that place: what, is not said.
+        ("attach ready", "it runs another program by now"),
+    ],
+)
+def test_nothing_is_used_that_was_read_of_what_a_process_exec_ed_meanwhile(
+    user, installed, built, newest_go, successor, refusal
+):
+    """Its own program, as the kernel refuses the memory of one that has other rights."""
+    command, name = successor.split()
+    with (installed / "agent" / "processes" / "proc.py").open("a") as file:
+        file.write(STOP.format(pipe=str(user.home / "pipe")))
+    before, after = user.home / "before", user.home / "after"
+    shutil.copy(built("reexec", str(newest_go.go)), before)
+    shutil.copy(built(name, str(newest_go.go)), after)
+    shutil.chown(before, user.uid, user.gid)
+    become = user.become(before, "-then", f"exec {after} -addr 127.0.0.1:0")
+    try:
+        with (
+            running(user, installed, uprobes=1) as ask,
+            attacks.executed(*become, program=before) as process,
+        ):
+            assert "ok" in ask("watch", pid=process.pid)
+            with exec_before_memory_is_read(user, process, after):
+                if command == "learn":
+                    answer = ask("learn", pid=process.pid, **find_layout(str(before)))
+                else:
+                    answer = ask("attach", pid=process.pid, ready=find_sites(str(before)).ready, deadline=0)
+    finally:
+        before.unlink()
+        after.unlink()
+    assert answer["error"]["what"] == refusal.format(pid=process.pid)
 
 
 @needs_sudo
