@@ -27,6 +27,7 @@ settings.register_profile("tests", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("tests")
 
 pytest_plugins = ["pytester"]
+pytest.register_assert_rewrite("tests.attacks")
 
 collect_ignore = ["kernels/suite"]  # runs inside the machines of tests/kernels
 if "NETPOLL_TEST_CONTAINERS" not in os.environ:

@@ -17,6 +17,7 @@ from pytest_netpoll.gobinary.ready_sites import find_sites
 from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.options import Config
+from tests.attacks import byte_at
 from tests.waiting import patiently
 
 pytestmark = pytest.mark.uprobes
@@ -251,20 +252,6 @@ def test_probes_are_there_while_a_service_is_watched_and_no_longer(launch, newes
             patiently(lambda: byte_at(bystander.pid, site) == b"\x55")
         finally:
             bystander.kill()
-
-
-def byte_at(pid, offset):
-    """Of the process's memory, where that offset of its program's file is executed."""
-    exe = str(Path(f"/proc/{pid}/exe").readlink())
-    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-        addresses, mode, at, _, _, *path = line.split()
-        start, end = (int(part, 16) for part in addresses.split("-"))
-        within = offset - int(at, 16)
-        if path == [exe] and "x" in mode and 0 <= within < end - start:
-            with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
-                memory.seek(start + within)
-                return memory.read(1)
-    return None
 
 
 def test_a_busy_service_survives_probes_that_come_and_go(meter, launch, go_toolchain):

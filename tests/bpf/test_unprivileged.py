@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ import pytest
 
 from pytest_netpoll.cli import install_agent
 from pytest_netpoll.gobinary.ready_sites import find_sites
+from pytest_netpoll.gobinary.scheduler_layout import find_layout
 from pytest_netpoll.meter import privilege
+from tests import attacks
+from tests.attacks import running
 from tests.bpf.conftest import ping
-from tests.bpf.test_goready import BREAKPOINT, byte_at
 from tests.waiting import patiently
 
 ROOT = Path(__file__).parents[2]
@@ -43,36 +46,13 @@ needs_sudo = pytest.mark.skipif(
 )
 
 
-class User:
+class User(attacks.User):
     """An ordinary user with a virtual environment, a home, and a Go service to test."""
 
     def __init__(self, name: str, home: Path, python: Path) -> None:
         entry = pwd.getpwnam(name)
-        self.name, self.uid, self.gid = name, entry.pw_uid, entry.pw_gid
-        self.home = home
+        super().__init__(name, entry.pw_uid, entry.pw_gid, home)
         self.python = python
-
-    def run(
-        self, *command: object, capabilities: str = "", **options: Any
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.become(*command, capabilities=capabilities),
-            **{"cwd": self.home, "env": self.environment, "capture_output": True, "text": True, **options},
-            timeout=120,
-            check=False,
-        )
-
-    def become(self, *command: object, capabilities: str = "") -> list[str]:
-        """The command line that runs this one as the user; capabilities: ambient ones, "+bpf,+perfmon"."""
-        become = ["setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups"]
-        if capabilities:
-            become += [f"--inh-caps={capabilities}", f"--ambient-caps={capabilities}"]
-        # setpriv itself still has root's capabilities when it looks for the program; env has not.
-        return [*become, "env", *map(str, command)]
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {"PATH": os.environ["PATH"], "HOME": str(self.home), "LANG": "C.UTF-8"}
 
     def pytest(self, source: str, *options: str, **how: Any) -> Any:
         """Runs pytest on the source, as `run` does; (its result, {test: as in the JSON report})."""
@@ -243,6 +223,19 @@ def test_the_doctor_finds_an_agent_that_is_installed_elsewhere(user, installed):
     findings = {check["name"]: check for check in json.loads(run.stdout)["checks"]}
     assert findings["agent"]["status"] == "ok", findings
     assert run.returncode == 0, findings
+
+
+def test_a_directory_that_only_root_may_look_into_ends_no_check(user):
+    """As that of tracefs is; the text of an agent's failure comes from these checks, too."""
+    closed = user.home / "closed"
+    closed.mkdir(mode=0o700)
+    look = "from pathlib import Path; from pytest_netpoll.meter import checks; "
+    look += f"checks.TRACEFS = (Path({str(closed)!r}),); print(checks.tracefs().seen)"
+    try:
+        run = user.run(user.python, "-c", look)
+    finally:
+        closed.rmdir()
+    assert run.stdout == "not mounted, or not to be seen without root (not needed)\n", run.stderr
 
 
 @needs_sudo
@@ -503,9 +496,7 @@ def test_in_a_window_too_nothing_is_told_of_others_and_their_place_is_free_at_on
     with running(user, installed, max_processes=2) as ask, subprocess.Popen(command) as family:
         try:
             patiently(lambda: [p for p in psutil.Process(family.pid).children() if p.uids().effective == 0])
-            window = ask("open", ready_stacks=0, unclaimed=0, io_stacks=0, io_calls=0, cpu_samples=0)["ok"][
-                "window"
-            ]
+            window = ask("open", **attacks.WINDOW)["ok"]["window"]
             # Another one's, one's own with a child that is root's, and all places for one's own.
             for pid in (1, family.pid):
                 assert "not this user's" in ask("watch", pid=pid)["error"]["what"]
@@ -522,113 +513,26 @@ def test_in_a_window_too_nothing_is_told_of_others_and_their_place_is_free_at_on
             raised.unlink()
 
 
-@contextlib.contextmanager
-def executed(*command, program=None, **options):
-    """The process, once it runs the program."""
-    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, **options) as process:
-        try:
-            wanted = str(program or command[0])
-            patiently(lambda: str(Path(f"/proc/{process.pid}/exe").readlink()) == wanted)
-            assert b"ready on" in process.stdout.readline()
-            yield process
-        finally:
-            process.kill()
-
-
 @needs_sudo
 @pytest.mark.uprobes
 def test_a_users_probes_are_in_the_users_process_and_in_no_other(user, installed):
-    program = user.home / "echo"
-    site = find_sites(str(program)).ready
-    command = [program, "-addr", "127.0.0.1:0"]
-    with (
-        running(user, installed, uprobes=1) as ask,
-        executed(*user.become(*command), program=program) as own,
-        executed(*command) as roots,
-    ):
-        assert ask("watch", pid=own.pid)["ok"]
-        assert "ok" in ask("attach", pid=own.pid, ready=site, deadline=0)
-        assert ask("attach", pid=roots.pid, ready=site, deadline=0)["error"]
-        assert byte_at(own.pid, site) == BREAKPOINT
-        assert byte_at(roots.pid, site) == b"\x55"
+    with running(user, installed, uprobes=1) as ask:
+        attacks.a_users_probes_are_in_the_users_process_and_in_no_other(ask, user, user.home / "echo")
 
 
 @needs_sudo
 @pytest.mark.uprobes
 def test_a_user_chooses_no_place_for_a_probe(user, installed):
-    """Each has a first byte that the kernel would take: in other functions, and amid instructions."""
-    program = user.home / "echo"
-    sites = find_sites(str(program))
-    code = program.read_bytes()
-    amid = [at for at in range(sites.ready + 1, sites.ready + 300) if code[at] & 0xF8 == 0x50]
-    assert amid
-    with (
-        running(user, installed, uprobes=1) as ask,
-        executed(*user.become(program, "-addr", "127.0.0.1:0"), program=program) as own,
-    ):
-        assert ask("watch", pid=own.pid)["ok"]
-        for ready in (*amid, sites.deadline):
-            complaint = ask("attach", pid=own.pid, ready=ready, deadline=0)["error"]["what"]
-            assert "is not where runtime.ready begins" in complaint or "not in runtime.ready" in complaint
-        for deadline in (sites.ready, *amid):
-            assert ask("attach", pid=own.pid, ready=sites.ready, deadline=deadline)["error"]
-        assert byte_at(own.pid, sites.ready) == b"\x55"
-        assert "ok" in ask("attach", pid=own.pid, ready=sites.ready, deadline=sites.deadline)
-
-
-# Shows as the user's own what is root's: an overlay whose file has the attributes of one that belongs to the
-# user, and the data of another one (Linux 6.16 and later).
-DISGUISE = """
-import os, subprocess, sys
-roots, own, argv = sys.argv[1], sys.argv[2], sys.argv[3:]
-name = os.path.basename(argv[0])
-lower = own + "/lower"
-os.mkdir(lower)
-with open(lower + "/" + name, "w") as f:
-    os.truncate(f.fileno(), os.path.getsize(roots + "/" + name))
-    os.chmod(f.fileno(), 0o755)
-os.setxattr(lower + "/" + name, "user.overlay.metacopy", b"")
-os.setxattr(lower + "/" + name, "user.overlay.redirect", b"/" + name.encode())
-mount = ["mount", "-t", "overlay", "overlay", "-o", "userxattr,lowerdir=%s::%s" % (lower, roots)]
-if subprocess.run([*mount, os.path.dirname(argv[0])]).returncode:
-    print("cannot be mounted", flush=True)
-    sys.exit(1)
-os.execv(argv[0], argv)
-"""
+    with running(user, installed, uprobes=1) as ask:
+        attacks.a_user_chooses_no_place_for_a_probe(ask, user, user.home / "echo")
 
 
 @needs_sudo
 @pytest.mark.uprobes
-def test_a_file_that_is_anothers_behind_what_the_user_sees_gets_no_probes(user, installed):
-    roots, own = user.home / "roots", user.home / "disguise"
-    try:
-        for directory in roots, own, own / "seen":
-            directory.mkdir()
-            shutil.chown(directory, 0 if directory == roots else user.uid)
-        shutil.copy(user.home / "echo", roots / "daemon")
-        os.chown(roots / "daemon", 0, 0)
-        site = find_sites(str(roots / "daemon")).ready
-        disguise = ["python3", "-c", DISGUISE, roots, own, own / "seen" / "daemon", "-addr", "127.0.0.1:0"]
-        wall = user.become("unshare", "-Urm", *disguise)
-        with (
-            running(user, installed, uprobes=1) as ask,
-            executed(roots / "daemon", "-addr", "127.0.0.1:0") as daemon,
-            subprocess.Popen(wall, stdout=subprocess.PIPE, cwd=user.home) as process,
-        ):
-            said = process.stdout.readline()
-            if b"ready on" not in said:
-                pytest.skip(f"ordinary users cannot mount that overlay here: {said.decode()}")
-            try:
-                assert Path(f"/proc/{process.pid}/exe").stat().st_uid == user.uid
-                assert ask("watch", pid=process.pid)["ok"]
-                answer = ask("attach", pid=process.pid, ready=site, deadline=0)
-                assert byte_at(daemon.pid, site) == b"\x55"
-                assert "on an overlay that the user may have mounted" in answer["error"]["what"]
-            finally:
-                process.kill()
-    finally:
-        shutil.rmtree(roots, ignore_errors=True)
-        shutil.rmtree(own, ignore_errors=True)
+@pytest.mark.parametrize("how", attacks.OVERLAYS)
+def test_a_file_on_an_overlay_of_the_users_gets_no_probes(user, installed, how):
+    with running(user, installed, uprobes=1) as ask:
+        attacks.a_file_on_an_overlay_of_the_users_gets_no_probes(ask, user, user.home / "echo", how)
 
 
 @needs_sudo
@@ -656,7 +560,7 @@ def test_of_a_users_children_those_that_were_there_when_the_window_opened_have_p
             return connection
 
         def measured(act):
-            window = ask("open", ready_stacks=0, unclaimed=0)["ok"]["window"]
+            window = ask("open", **attacks.WINDOW)["ok"]["window"]
             result = act()
             processes = ask("close", window=window, settle_ms=20)["ok"]["services"][str(shell.pid)]
             return result, processes, [p["ready_calls"] for p in processes if p["executable"] == str(program)]
@@ -703,58 +607,113 @@ def test_of_a_users_children_those_that_were_there_when_the_window_opened_have_p
             program.unlink()
 
 
-def gives_rights(program, how):
-    """Makes it a program that gives its user more rights than the user has, or hides what it is."""
-    os.chown(program, 0, 0)
-    if how == "capabilities":
-        setcap = shutil.which("setcap") or "/usr/sbin/setcap"
-        if not Path(setcap).exists():
-            pytest.skip("there is no setcap")
-        subprocess.run([setcap, "cap_net_raw+ep", program], check=True)
-    else:
-        program.chmod({"setuid": 0o4755, "setgid": 0o2755, "unreadable": 0o711, "plain": 0o755}[how])
+@needs_sudo
+@pytest.mark.parametrize("how", attacks.EXEC_GAINS)
+def test_what_gains_rights_by_an_exec_is_not_counted_from_there_on(user, installed, built, newest_go, how):
+    brief = built("brief", str(newest_go.go))
+    with running(user, installed) as ask:
+        attacks.what_gains_rights_by_an_exec_is_not_counted_from_there_on(ask, user, brief, how)
 
 
 @needs_sudo
-@pytest.mark.parametrize("how", ["plain", "setuid", "setgid", "capabilities", "unreadable"])
-def test_what_gains_rights_by_an_exec_is_not_counted_from_there_on(user, installed, built, newest_go, how):
-    """However briefly it runs: it has ended before anybody could look at it."""
-    if os.statvfs(user.home).f_flag & os.ST_NOSUID:
-        pytest.skip(f"{user.home} does not honour the setuid bit")
-    program = user.home / "brief"
-    shutil.copy(built("brief", str(newest_go.go)), program)
-    gives_rights(program, how)
-    command = user.become("sh", "-c", f"read _; exec {program}")
+def test_invented_descriptors_reveal_nothing_to_a_user(user, installed, built, newest_go):
+    hostile = user.home / "hostile"
+    shutil.copy(built("hostile", str(newest_go.go)), hostile)
+    with running(user, installed, max_fds=16384) as ask:
+        told = attacks.invented_descriptors_reveal_nothing_but_the_programs_own(ask, user, hostile, 4, 150)
+    assert told > 1000
+
+
+@needs_sudo
+def test_the_ninth_agent_of_a_user_is_refused(user, installed):
+    attacks.the_ninth_agent_is_refused(user, installed)
+
+
+@needs_sudo
+def test_what_the_agent_keeps_is_what_security_md_says(user, installed):
+    with running(user, installed, uprobes=1):
+        attacks.what_the_agent_keeps(user, installed)
+
+
+# Stops the agent before it opens a process's memory, for as long as somebody has the pipe open to write.
+STOP = """
+class Memory(Memory):
+    def __init__(self, pid):
+        if os.path.exists({pipe!r}):
+            with open({pipe!r}) as f:
+                f.read()
+        super().__init__(pid)
+"""
+
+
+@contextlib.contextmanager
+def exec_before_memory_is_read(user, process, program):
+    """Has the agent, in what it is asked within, read the memory of what the process execs in between."""
+    pipe = user.home / "pipe"
+
+    def act():
+        with open(pipe, "w"):  # the agent is there
+            pipe.unlink()
+            process.send_signal(signal.SIGUSR1)
+            patiently(lambda: b"ready on" in process.stdout.readline())
+            assert Path(f"/proc/{process.pid}/exe").readlink() == program
+
+    os.mkfifo(pipe, 0o644)
+    thread = threading.Thread(target=act)
+    thread.start()
     try:
-        with running(user, installed) as ask, subprocess.Popen(command, stdin=subprocess.PIPE) as process:
-            patiently(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sh\n")
-            assert "ok" in ask("watch", pid=process.pid)
-            window = ask("open", ready_stacks=0, unclaimed=1)["ok"]["window"]
-            process.stdin.close()
-            process.wait()
-            answer = ask("close", window=window, settle_ms=20)["ok"]
+        yield
     finally:
-        program.unlink()
-    assert process.returncode == 0
-    (process,) = answer["services"][str(process.pid)]
-    counted = {name: value for name, value in process["counters"].items() if value}
-    if how == "plain":
-        assert process["counters"]["productive_wakeups"] > 50
-        assert not process["foreign"]
-    else:
-        assert (process["foreign"], process["executable"], counted) == (True, None, {})
-        assert (process["offenders"], process["slowest"], process["histogram"]) == ([], [], {})
-        (rows,) = answer["timelines"].values()
-        # Each: when, ten counters, run delay, threads.
-        assert not any(value for row in rows for value in row[1:11])
+        with contextlib.suppress(FileNotFoundError), open(pipe):  # where the agent did not come to it
+            pass
+        thread.join()
+
+
+@needs_sudo
+@pytest.mark.uprobes
+@pytest.mark.parametrize(
+    ("successor", "refusal"),
+    [
+        # The same program, so that all that was read fits.
+        ("learn reexec", "the memory of process {pid} does not hold the scheduler's counters"),
+        ("attach reexec", "it runs another program by now"),
+        # Another one, in which something else is at that place: what, is not said.
+        ("attach ready", "it runs another program by now"),
+    ],
+)
+def test_nothing_is_used_that_was_read_of_what_a_process_exec_ed_meanwhile(
+    user, installed, built, newest_go, successor, refusal
+):
+    """Its own program, as the kernel refuses the memory of one that has other rights."""
+    command, name = successor.split()
+    with (installed / "agent" / "processes" / "proc.py").open("a") as file:
+        file.write(STOP.format(pipe=str(user.home / "pipe")))
+    before, after = user.home / "before", user.home / "after"
+    shutil.copy(built("reexec", str(newest_go.go)), before)
+    shutil.copy(built(name, str(newest_go.go)), after)
+    shutil.chown(before, user.uid, user.gid)
+    become = user.become(before, "-then", f"exec {after} -addr 127.0.0.1:0")
+    try:
+        with (
+            running(user, installed, uprobes=1) as ask,
+            attacks.executed(*become, program=before) as process,
+        ):
+            assert "ok" in ask("watch", pid=process.pid)
+            with exec_before_memory_is_read(user, process, after):
+                if command == "learn":
+                    answer = ask("learn", pid=process.pid, **find_layout(str(before)))
+                else:
+                    answer = ask("attach", pid=process.pid, ready=find_sites(str(before)).ready, deadline=0)
+    finally:
+        before.unlink()
+        after.unlink()
+    assert answer["error"]["what"] == refusal.format(pid=process.pid)
 
 
 @needs_sudo
 def test_what_is_unwatched_in_a_window_is_gone_with_it(user, installed):
     with running(user, installed, max_processes=1) as ask, asleep(user) as pid:
-        window = ask("open", ready_stacks=0, unclaimed=0, io_stacks=0, io_calls=0, cpu_samples=0)["ok"][
-            "window"
-        ]
+        window = ask("open", **attacks.WINDOW)["ok"]["window"]
         ask("watch", pid=pid)
         ask("unwatch", pid=pid)
         (process,) = ask("programs")["ok"]["processes"]
@@ -900,26 +859,6 @@ def start(user, *agent, message=None):
     """The first answer of an agent that the user starts through sudo."""
     run = user.run("sudo", "-n", "--", *agent, input=load(message))
     return json.loads(run.stdout.splitlines()[0])
-
-
-@contextlib.contextmanager
-def running(user, installed, **sizes):
-    """ask("watch", pid=1) is what the installed agent answers the user."""
-    agent = privilege.agent_command(privilege.SYSTEM_PYTHON, installed / "agent")
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    command = user.become("sudo", "-n", "--", *agent)
-    with subprocess.Popen(command, cwd=user.home, env=user.environment, **pipes) as process:
-
-        def ask(do, **arguments):
-            process.stdin.write(json.dumps({"id": 1, "do": do, **arguments}) + "\n")
-            process.stdin.flush()
-            return json.loads(process.stdout.readline())
-
-        try:
-            assert "ready" in ask("load", **{"max_processes": 4, "max_fds": 64, "uprobes": 0, **sizes})
-            yield ask
-        finally:
-            process.stdin.close()
 
 
 @contextlib.contextmanager

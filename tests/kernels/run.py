@@ -30,9 +30,10 @@ SERVICES = PROJECT / "tests" / "bpf" / "services"
 
 # What is built of SERVICES: name in the machine -> (package, flags).
 BUILT = {
-    **{name: (name, ()) for name in ("echo", "dup", "spliceecho", "prefork", "ready")},
+    **{name: (name, ()) for name in ("echo", "dup", "spliceecho", "prefork", "ready", "brief", "hostile")},
     "dup-stripped": ("dup", ("-ldflags=-s -w",)),
 }
+SHARED = ("attacks.py", "waiting.py")  # of tests/, which the suite imports
 WHEELS = {"amd64": "x86_64", "arm64": "aarch64"}  # as wheels call a machine
 
 # What it takes: a program, and Debian's package that has it.
@@ -48,7 +49,7 @@ NEEDED = {
     "setpriv": "util-linux",
 }
 
-STEPS = ("doctor", "btf", "user", "pidns", "nobtf", "untyped")
+STEPS = ("doctor", "btf", "user", "security", "pidns", "nobtf", "untyped")
 SHORT_STEPS = ("btf", "user", "nobtf")
 
 
@@ -267,6 +268,9 @@ class Shares:
         build_services(share / "services", arch)
         shutil.copytree(HERE / "suite", share / "suite", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(SERVICES / "kit" / "kit.go", share / "suite" / "kit.go.txt")
+        (share / "suite" / "tests").mkdir()
+        for name in SHARED:
+            shutil.copy(PROJECT / "tests" / name, share / "suite" / "tests")
         shutil.copy(HERE / "inside", share)
         if arch == "amd64":
             copy_python(share / "python")
