@@ -129,9 +129,9 @@ class Session:
         config.pluginmanager.register(self._progress, "netpoll-progress")
         self.meter = Meter(options, Symbolizer(config.rootpath), self._progress.say)
         self.roster = Roster()
-        self.lifetimes = Lifetimes(self.roster)
-        config.pluginmanager.register(self.lifetimes, "netpoll-lifetimes")
         self._deaths = Deaths()
+        self.lifetimes = Lifetimes(self.roster, self._deaths)
+        config.pluginmanager.register(self.lifetimes, "netpoll-lifetimes")
         self.toolchains: dict[str, Toolchain] = {}
         self._baseline: Baseline | None = None
         self._config = config
@@ -299,21 +299,6 @@ class Session:
             *self._deaths.tell(before, "before the test"),
             *self._deaths.tell(meanwhile, "during the test"),
         ]
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
-        __tracebackhide__ = True
-        used = self.roster.own(item)
-        result = yield
-        # A panic takes a while, and whoever stops the service may come first.
-        late = [
-            *self._deaths.take_stopped(),
-            *self._deaths.tell(self._deaths.untold(used), "after the test"),
-        ]
-        if late:
-            said = [text for death in late for text in (death.reason, death.last_words) if text]
-            raise pytest.fail.Exception(cleaned("\n".join(said)), pytrace=False)
-        return result
 
     def _judge(self, item: pytest.Item, judged: Judged, deaths: Sequence[Death]) -> Verdict:
         __tracebackhide__ = True

@@ -5,22 +5,26 @@ A service of a fixture ends after the fixture's own teardown, one of a test befo
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from functools import partial
 from typing import Any
 
 import pytest
 
+from pytest_netpoll.clean import lines as cleaned
+from pytest_netpoll.model.verdict import Death
 from pytest_netpoll.service.service import Service
 from pytest_netpoll.session.attribution import Owner, Roster
+from pytest_netpoll.session.deaths import Deaths
 from pytest_netpoll.session.outcome import plain_failures
 
 
 class Lifetimes:
     """Knows who asks for a service at the moment; a plugin of pytest's, for the hooks that tell it."""
 
-    def __init__(self, roster: Roster) -> None:
+    def __init__(self, roster: Roster, deaths: Deaths) -> None:
         self._roster = roster
+        self._deaths = deaths
         self._item: pytest.Item | None = None
         # The fixtures being set up, each asked for by the one before it. Not by thread: a fixture may
         # start its services in several.
@@ -46,15 +50,31 @@ class Lifetimes:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
         __tracebackhide__ = True
+        used = self._roster.own(item)
+        # Before any of them is stopped: that is not the test's doing then, and hides no kill.
+        late = self._deaths.tell(self._deaths.untold(used), "after the test")
         errors = self._roster.end_made_by(item)
         try:
-            return (yield)
+            result = yield
+        except BaseException:
+            # The teardown fails by itself. What was found already is said beside that, for it is said once.
+            if late:
+                item.add_report_section("teardown", "netpoll", _said(late))
+            raise
         finally:
             errors += self._roster.end_made_by(item)  # in the teardown of a fixture
             self._item = None
             with plain_failures():
                 if errors:
                     raise errors[0]
+        # A panic takes a while, and whoever stops the service may come first.
+        late += [
+            *self._deaths.take_stopped(),
+            *self._deaths.tell(self._deaths.untold(used), "after the test"),
+        ]
+        if late:
+            raise pytest.fail.Exception(_said(late), pytrace=False)
+        return result
 
     def adopt(self, service: Service) -> None:
         """Called with a new service: it ends with whoever asks for it, or else with the session."""
@@ -69,3 +89,7 @@ class Lifetimes:
         __tracebackhide__ = True
         with plain_failures():
             self._roster.end(service)
+
+
+def _said(deaths: Sequence[Death]) -> str:
+    return cleaned("\n".join(text for death in deaths for text in (death.reason, death.last_words) if text))

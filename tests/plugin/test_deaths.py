@@ -112,6 +112,57 @@ def test_it(server): pass
     )
 
 
+# Kills what the test has put into DOOMED, once its call is over.
+KILLER = """
+import os, signal
+DOOMED = []
+
+def pytest_runtest_logreport(report):
+    while report.when == "call" and DOOMED:
+        service = DOOMED.pop()
+        os.kill(service.pid, signal.SIGKILL)
+        while service.running: time.sleep(0.01)
+"""
+
+
+def test_a_kill_between_the_test_and_its_teardown_is_not_hidden_by_the_teardown(run, pytester):
+    """There the services that the test made, or a fixture of its own, are stopped: not by the user."""
+    conftest = pytester.path / "conftest.py"
+    conftest.write_text(f"{conftest.read_text()}\n{KILLER}")
+    result = run(
+        f"""{SAYS}
+import conftest
+
+@pytest.fixture
+def server(start): return start("panic", name="fixtures")
+
+@netpoll()
+def test_made(start): conftest.DOOMED.append(start("panic", name="made"))
+
+def test_fixture(server): conftest.DOOMED.append(server)
+
+@pytest.fixture
+def fails():
+    yield
+    raise OSError("mine")
+
+def test_teardown_fails(fails, start): conftest.DOOMED.append(start("panic", name="beside"))
+
+def test_healthy(start, server): start("panic")
+
+def test_stopped(start):
+    service = start("panic")
+    os.kill(service.pid, signal.SIGKILL)
+    service.stop()
+""",
+    )
+    result.assert_outcomes(passed=5, errors=3)
+    for name in ("made", "fixtures", "beside"):
+        said = f"{name}: service '{name}' ended after the test: killed by SIGKILL"
+        assert result.outlines.count(said) == 1, name
+    result.stdout.fnmatch_lines(["E   OSError: mine", "*- Captured netpoll teardown -*", "beside: service *"])
+
+
 def test_a_service_that_ends_by_itself_fails_the_test_until_it_is_stopped(run):
     """Whoever stops it says that its end was meant, be it killed or ended of its own accord."""
     result = run(

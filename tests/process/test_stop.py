@@ -136,7 +136,7 @@ LAUNCHER = """
 import os, re, sys, time
 from pathlib import Path
 from typing import Any
-from pytest_netpoll.service import ServiceFactory
+from pytest_netpoll.service.service import ServiceFactory
 
 factory = ServiceFactory(rootdir=Path.cwd(), cache_dir=Path.cwd())
 server = factory(command=sys.argv[3:], ready=re.compile(sys.argv[2]))
