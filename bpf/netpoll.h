@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
  * What the probe and the agent share: sizes, and the layout of every map value.
- * The agent reads the structs as BCC describes them, and passes MAX_PROCESSES and MAX_FDS as -D.
+ * The agent reads the structs as BCC describes them, and passes MAX_PROCESSES, MAX_FDS and the numbers that
+ * it shares (its constants.py, bpf/machine.py) as -D.
  */
 #ifndef NETPOLL_H
 #define NETPOLL_H
@@ -12,7 +13,6 @@
 
 /* Windows are cut by epochs. A bank holds what belongs to one epoch, whose number ends in the bank's; a wakeup
  * that is resolved after the cut still counts in the epoch that woke it, so a window's sums never leak. */
-#define BANKS 8
 
 /* The epochs that have a bank, 0 for a bank that nobody asks for. A cut between which no open window distinguishes
  * any more loses its own: what was woken after it counts in the last one before it that is here. */
@@ -22,30 +22,12 @@ struct kept_epochs {
 
 /* An owner is a process in a slot: slot + 1 in the low bits, and above them a number that differs
  * from that of the slot's former processes. */
-#define SLOT_BITS 12
 #define SLOT(owner) (((owner) & ((1 << SLOT_BITS) - 1)) - 1)
 #define BANK(owner, epoch) (SLOT(owner) * BANKS + ((epoch) & (BANKS - 1)))
-
-#define STACKS 4096
-
-/* What is kept beside the counts, and only while somebody may ask for it. */
-#define KEEP_CULPRITS 1		/* who was woken in vain, and who latest */
-#define KEEP_UNCLAIMED 2	/* where events found nobody */
-#define KEEP_FUTILE_CALLS 4	/* whose I/O calls were futile */
-#define KEEP_IO_CALLS 8		/* whose I/O calls there were, futile or not */
 
 /* Where only some of the stacks are recorded, all of these first ones are, of a CPU in an epoch. */
 #define STACKS_EXACT 256
 
-#define SYSCALLS 512
-#define LAYOUTS 3
-
-/* Log-linear: 16 buckets an octave up to 2^40 ns (18 minutes); error below 3.2 %. */
-#define LATENCY_BITS 40
-#define LATENCY_BUCKETS 592
-
-/* So many of the wakeups that took longest are kept, of each bank on each CPU. */
-#define SLOWEST 8
 /* The words of a runtime.g in which goid may be; which it is the agent decides by the version of Go. */
 #define GOID_OFFSET 152
 #define GOID_WORDS 2
@@ -57,20 +39,10 @@ enum direction { DIR_READ = 0, DIR_WRITE = 1 };
 /* What a syscall means to us; filled by the agent from its per-machine table. */
 #define ROLE_READ_ARG(role) ((role) & 0xf)		/* 1 + index of the fd read from, 0 = none */
 #define ROLE_WRITE_ARG(role) (((role) >> 4) & 0xf)	/* 1 + index of the fd written to */
-#define ROLE_POLL 0x100		/* arg0 epoll fd, arg1 events, arg3 timeout in ms */
-#define ROLE_POLL_TIMESPEC 0x200 /* epoll_pwait2: arg3 points to a timespec or is NULL */
-#define ROLE_CTL 0x400		/* arg0 epoll fd, arg1 op, arg2 fd, arg3 event */
-#define ROLE_SOCKOPT 0x800	/* resolves only as getsockopt(SOL_SOCKET, SO_ERROR); no I/O call */
-#define ROLE_CLOSE 0x1000	/* the fd that it "reads from" is another one afterwards, or none */
-#define ROLE_EOF 0x2000		/* 0 is the end of a file, */
-#define ROLE_RECEIVE 0x4000	/* but may be an empty datagram */
 #define ROLE_IO_CALL(role) (((role) >> 16) & (IO_CALLS - 1))	/* which of them it is */
-#define IO_CALLS 32
 
 /* How an I/O call ended: by a number of errno.h, or one of these. */
-#define OUTCOME_EOF 0
 #define OUTCOMES 134		/* the kernel's own, that no program sees, are larger */
-#define OUTCOME_DATA 255
 
 /* The third call in a row that ended alike is futile, and each after it, unless it comes 1 ms later or more. */
 #define FUTILE_FROM 3
