@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
  * What the probe and the agent share: sizes, and the layout of every map value.
- * The agent reads the structs as BCC describes them, and passes MAX_PROCESSES and MAX_FDS as -D.
+ * The agent reads the structs as BCC describes them, and passes MAX_PROCESSES, MAX_FDS and the numbers that
+ * it shares (its constants.py, bpf/machine.py) as -D.
  */
 #ifndef NETPOLL_H
 #define NETPOLL_H
@@ -14,7 +15,6 @@
 /* Windows are cut by epochs. A bank holds the counters of one epoch; the low bits of the epoch's
  * number are the bank's. A wakeup that is resolved after the cut still counts in the epoch that
  * woke it, so a window's sums never leak. */
-#define BANKS 8
 #define ALL_BANKS (MAX_PROCESSES * BANKS)
 
 /* The epoch of each bank, 0 for a bank that is not in use. Once no open window needs the cut
@@ -26,31 +26,13 @@ struct kept_epochs {
 
 /* An owner is a process in a slot: slot + 1 in the low bits, and above them a number that tells
  * it from the processes that had the slot before. */
-#define SLOT_BITS 12
 #define SLOT(owner) (((owner) & ((1 << SLOT_BITS) - 1)) - 1)
 #define BANK(owner, epoch) (SLOT(owner) * BANKS + ((epoch) & (BANKS - 1)))
-
-#define STACKS 4096
-
-/* What is recorded beside the counts, and only while a window may ask for it. */
-#define KEEP_CULPRITS 1 /* who was woken for nothing, and who latest */
-#define KEEP_UNCLAIMED 2 /* where events found nobody */
-#define KEEP_FUTILE_CALLS 4 /* who made futile I/O calls */
-#define KEEP_IO_CALLS 8 /* who made I/O calls, futile or not */
 
 /* Where stacks are sampled, each CPU records this many of an epoch in full before it starts to
  * skip. */
 #define STACKS_EXACT 256
 
-#define SYSCALLS 512
-#define LAYOUTS 3
-
-/* Log-linear: 16 buckets an octave up to 2^40 ns (18 minutes); error below 3.2 %. */
-#define LATENCY_BITS 40
-#define LATENCY_BUCKETS 592
-
-/* How many of the slowest wakeups are kept, in each bank on each CPU. */
-#define SLOWEST 8
 /* The words of a runtime.g in which goid may be; the agent picks one by the Go version. */
 #define GOID_OFFSET 152
 #define GOID_WORDS 2
@@ -62,20 +44,10 @@ enum direction { DIR_READ = 0, DIR_WRITE = 1 };
 /* What a syscall means here; the agent fills the map `roles` from its table for the machine. */
 #define ROLE_READ_ARG(role) ((role) & 0xf) /* 1 + index of the fd read from, 0 = none */
 #define ROLE_WRITE_ARG(role) (((role) >> 4) & 0xf) /* 1 + index of the fd written to */
-#define ROLE_POLL 0x100 /* arg0 epoll fd, arg1 events, arg3 timeout in ms */
-#define ROLE_POLL_TIMESPEC 0x200 /* epoll_pwait2: arg3 points to a timespec or is NULL */
-#define ROLE_CTL 0x400 /* arg0 epoll fd, arg1 op, arg2 fd, arg3 event */
-#define ROLE_SOCKOPT 0x800 /* counts only as getsockopt(SOL_SOCKET, SO_ERROR); no I/O call */
-#define ROLE_CLOSE 0x1000 /* the fd it "reads from" is closed, or another file afterwards */
-#define ROLE_EOF 0x2000 /* a return of 0 means end of file, */
-#define ROLE_RECEIVE 0x4000 /* unless it is an empty datagram */
 #define ROLE_IO_CALL(role) (((role) >> 16) & (IO_CALLS - 1)) /* its number among the I/O calls */
-#define IO_CALLS 32
 
 /* How an I/O call ended: by a number of errno.h, or one of these. */
-#define OUTCOME_EOF 0
 #define OUTCOMES 134 /* larger ones are the kernel's own; programs never see them */
-#define OUTCOME_DATA 255
 
 /* From the third call in a row that ended alike, calls are futile, as long as each comes within
  * 1 ms of the one before. */

@@ -6,10 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pytest_netpoll.agent.constants import SLOWEST
 from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.model.evidence import SlowWakeup
-
-MOST = 8
 
 # Minor version of Go -> which of the agent's two words is runtime.g's goid: it is at 152, save where a
 # field stood before it (at 160). From the DWARF of each of these versions.
@@ -23,7 +22,7 @@ def collect(raw: Sequence[Mapping[str, Any]], symbolizer: Symbolizer) -> tuple[S
     raw: [{"latency_ns", "at_ns", "goid": [word, word], "go_version", "direction", "syscall", "fd_type",
     "local", "peer", "stack": [[file, offset]]}] over all processes of a service.
     """
-    worst = sorted(raw, key=lambda wakeup: -int(wakeup["latency_ns"]))[:MOST]
+    worst = sorted(raw, key=lambda wakeup: -int(wakeup["latency_ns"]))[:SLOWEST]
     return tuple(
         SlowWakeup(
             latency_ns=wakeup["latency_ns"],

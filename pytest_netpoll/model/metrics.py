@@ -14,26 +14,23 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal, TypeAlias
 
+from pytest_netpoll.agent.constants import LATENCY_BITS, LATENCY_BUCKETS, LATENCY_SUB_BITS
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.model import units
 from pytest_netpoll.model.evidence import Offender, SlowWakeup, TimelinePoint
 
 Value: TypeAlias = int | float | None
 
-# The kernel's latency histogram: 16 linear buckets in every octave, exact below 16 ns.
-# bpf/ uses the same constants; a change here is a change of the protocol.
-_SUB_BITS = 4
-_SUB_BUCKETS = 1 << _SUB_BITS
-_MAX_BITS = 40
-BUCKETS = (_MAX_BITS - _SUB_BITS + 1) * _SUB_BUCKETS
+BUCKETS = LATENCY_BUCKETS  # of the kernel's latency histogram
+_SUB_BUCKETS = 1 << LATENCY_SUB_BITS
 
 
 def bucket_of(ns: int) -> int:
     """The index, 0 <= index < BUCKETS, of a latency in ns; longer than 2**40-1 ns (18 min) is clamped."""
-    ns = min(ns, (1 << _MAX_BITS) - 1)
+    ns = min(ns, (1 << LATENCY_BITS) - 1)
     if ns < _SUB_BUCKETS:
         return ns
-    shift = ns.bit_length() - 1 - _SUB_BITS
+    shift = ns.bit_length() - 1 - LATENCY_SUB_BITS
     return (shift + 1) * _SUB_BUCKETS + (ns >> shift) % _SUB_BUCKETS
 
 

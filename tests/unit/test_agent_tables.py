@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import re
 import struct
@@ -27,7 +28,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-machine, layouts = load("bpf/machine"), load("bpf/layouts")
+machine, layouts, constants = load("bpf/machine"), load("bpf/layouts"), load("constants")
 
 # Where the kernel's numbers are to be found where linux-libc-dev is installed; arm64's are the generic ones.
 KERNEL = {
@@ -81,7 +82,7 @@ def test_syscall_numbers_are_those_that_go_uses(name: str, goroot: Path | None) 
 def test_every_number_has_a_role_and_fits_the_kernels_table(name: str) -> None:
     roles = machine.roles(name)
     assert len(roles) == len(machine.NUMBERS[name])
-    assert max(roles) < int(re.search(r"#define SYSCALLS (\d+)", HEADER)[1])  # type: ignore[index]
+    assert max(roles) < machine.MACROS["SYSCALLS"]
     assert all(roles.values())
     assert machine.names(name) == {number: call for call, number in machine.NUMBERS[name].items()}
 
@@ -111,28 +112,36 @@ def test_roles_name_the_descriptor_of_each_direction() -> None:
     assert descriptors("epoll_pwait") == (None, None)
 
 
-def test_roles_are_those_of_the_c_program() -> None:
-    defined = dict(re.findall(r"#define (ROLE_\w+) (0x[0-9a-f]+)", HEADER))
-    assert {name: int(value, 16) for name, value in defined.items()} == {
-        "ROLE_POLL": machine.POLL,
-        "ROLE_POLL_TIMESPEC": machine.POLL_TIMESPEC,
-        "ROLE_CTL": machine.CTL,
-        "ROLE_SOCKOPT": machine.SOCKOPT,
-        "ROLE_CLOSE": machine.CLOSE,
-        "ROLE_EOF": machine.EOF,
-        "ROLE_RECEIVE": machine.RECEIVE,
-    }
+def test_the_c_program_has_no_number_of_its_own_that_the_agent_passes_to_it() -> None:
+    passed = {**constants.MACROS, **machine.MACROS, "LAYOUTS": 3}
+    assert passed.keys() >= {"BANKS", "SLOT_BITS", "KEEP_IO_CALLS", "LATENCY_BUCKETS", "ROLE_POLL"}
+    assert passed.keys() & set(re.findall(r"#\s*define (\w+)", C + HEADER)) == set()
+    used = set(re.findall(r"\w+", C + HEADER))
+    assert passed.keys() - used == {"LATENCY_SUB_BITS"}, "which bucket_of has as plain numbers"
+
+
+def test_offences_are_numbered_as_in_the_c_program() -> None:
+    [text] = re.findall(r"enum offence \{(.*?)\}", HEADER, re.S)
+    numbers = dict(re.findall(r"(\w+) = (\d+)", text))
+    assert [name.lower() for name in sorted(numbers, key=lambda name: int(numbers[name]))] == [
+        {"io": "io_call"}.get(offence, offence) for offence in offenders_of_the_agent()
+    ]
+
+
+def offenders_of_the_agent() -> tuple[str, ...]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(AGENT))
+        offences: tuple[str, ...] = importlib.import_module("counters.offenders").OFFENCES
+    return offences
 
 
 @machines
 def test_every_io_call_has_a_number_of_its_own(name: str) -> None:
-    (shift, most) = re.search(
-        r"#define ROLE_IO_CALL\(role\) \(\(\(role\) >> (\d+)\) & .*\n#define IO_CALLS (\d+)", HEADER
-    ).groups()  # type: ignore[union-attr]
+    [shift] = re.findall(r"#define ROLE_IO_CALL\(role\) \(\(\(role\) >> (\d+)\) & ", HEADER)
     roles = {machine.names(name)[number]: role for number, role in machine.roles(name).items()}
     numbers = {call: roles[call] >> int(shift) for call in machine.IO_CALLS}
     assert sorted(numbers.values()) == list(range(len(machine.IO_CALLS)))
-    assert len(machine.IO_CALLS) <= int(most)
+    assert len(machine.IO_CALLS) <= machine.MACROS["IO_CALLS"]
     assert all(machine.IO_CALLS[number] == call for call, number in numbers.items())
     # These are nobody's I/O.
     assert not {"getsockopt", "close", "dup2", "dup3", "epoll_ctl", "epoll_pwait"} & set(machine.IO_CALLS)
@@ -190,8 +199,7 @@ def test_a_polldesc_is_proven_by_its_descriptor_and_its_tag(layout: object) -> N
         assert not layouts.holds(layout, data, 7, words)
 
 
-def test_the_layouts_fit_the_c_programs_table() -> None:
-    assert len(layouts.LAYOUTS) == int(re.search(r"#define LAYOUTS (\d+)", HEADER)[1])  # type: ignore[index]
+def test_a_polldesc_is_read_as_the_c_program_reads_it() -> None:
     assert layouts.POLLDESC.size == 8 * int(re.search(r"#define PD_WORDS (\d+)", C)[1])  # type: ignore[index]
 
 

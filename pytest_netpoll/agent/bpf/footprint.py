@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from counters.windows import BANKS
+from constants import BANKS
 
 MOST = 1 << 30  # bytes, for a user other than root
 

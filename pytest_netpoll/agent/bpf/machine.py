@@ -10,14 +10,13 @@ import platform
 READ = 0
 WRITE = 4
 
-# bpf/netpoll.h: ROLE_*
-POLL = 0x100
-POLL_TIMESPEC = 0x200
-CTL = 0x400
-SOCKOPT = 0x800
-CLOSE = 0x1000
-EOF = 0x2000
-RECEIVE = 0x4000
+POLL = 0x100  # arg0 epoll fd, arg1 events, arg3 timeout in ms
+POLL_TIMESPEC = 0x200  # epoll_pwait2: arg3 points to a timespec or is NULL
+CTL = 0x400  # arg0 epoll fd, arg1 op, arg2 fd, arg3 event
+SOCKOPT = 0x800  # counts only as getsockopt(SOL_SOCKET, SO_ERROR); no I/O call
+CLOSE = 0x1000  # the fd that it "reads from" is closed, or another file afterwards
+EOF = 0x2000  # a return of 0 means end of file,
+RECEIVE = 0x4000  # unless it is an empty datagram
 IO_CALL = 16  # the shift of ROLE_IO_CALL
 
 
@@ -145,6 +144,20 @@ NUMBERS = {
 
 # struct epoll_event is packed on x86-64 only; the C side chooses by the same define.
 DEFINES: dict[str, list[str]] = {"x86_64": [], "aarch64": ["-DNETPOLL_AARCH64"]}
+
+
+# What the C is told of all this; it is the same on each machine.
+MACROS = {
+    "SYSCALLS": 512,  # numbers are below that
+    "IO_CALLS": 32,  # a power of 2, and room for all of IO_CALLS
+    "ROLE_POLL": POLL,
+    "ROLE_POLL_TIMESPEC": POLL_TIMESPEC,
+    "ROLE_CTL": CTL,
+    "ROLE_SOCKOPT": SOCKOPT,
+    "ROLE_CLOSE": CLOSE,
+    "ROLE_EOF": EOF,
+    "ROLE_RECEIVE": RECEIVE,
+}
 
 
 def current() -> str:

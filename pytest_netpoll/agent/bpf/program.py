@@ -11,17 +11,14 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import constants
 from bpf import atomics, btf, cpu, layouts, machine, tracing, uprobe
+from constants import SLOT_BITS, STACKS
 from processes import namespaces
 from security import privileges
 
 if TYPE_CHECKING:
     from bpf import structs
-
-# bpf/netpoll.h
-SLOT_BITS = 12
-STACKS = 4096
-KEEP_CULPRITS, KEEP_UNCLAIMED, KEEP_FUTILE_CALLS, KEEP_IO_CALLS = 1, 2, 4, 8
 
 # Joined in this order: each uses only what comes before it.
 SOURCES = (
@@ -89,6 +86,7 @@ class Kernel:
         os.environ["BCC_KERNEL_SOURCE"] = os.path.join(sources, "stub")
         flags = ["-I" + sources, f"-DMAX_PROCESSES={max_processes}", f"-DMAX_FDS={max_fds}"]
         flags += machine.DEFINES[name]
+        flags += _defines({**constants.MACROS, **machine.MACROS, "LAYOUTS": len(layouts.LAYOUTS)})
         if atomics.can_exchange():
             flags.append("-DATOMIC_EXCHANGE")
         flags += _defines({**(tasks or {}), **(files or {})})
@@ -233,10 +231,10 @@ class Kernel:
         who made futile I/O calls, or any.
         """
         flags = (
-            culprits * KEEP_CULPRITS
-            | unclaimed * KEEP_UNCLAIMED
-            | futile_calls * KEEP_FUTILE_CALLS
-            | io_calls * KEEP_IO_CALLS
+            culprits * constants.KEEP_CULPRITS
+            | unclaimed * constants.KEEP_UNCLAIMED
+            | futile_calls * constants.KEEP_FUTILE_CALLS
+            | io_calls * constants.KEEP_IO_CALLS
         )
         self._keeping[ctypes.c_int(0)] = ctypes.c_uint32(flags)
 
@@ -310,8 +308,11 @@ class Kernel:
 
     def home(self, tgid: int) -> tuple[int, int]:
         """(tgid, owner) that lives where this tgid would; (0, 0) when nobody does."""
-        value: int = self.watched[ctypes.c_int(tgid & 0xFFFF)].value
+        value: int = self.watched[self._place(tgid)].value
         return value >> 32, value & 0xFFFFFFFF
+
+    def _place(self, tgid: int) -> ctypes.c_int:
+        return ctypes.c_int(tgid % len(self.watched))
 
     def lives(self, tgid: int) -> bool:
         """Whether it is watched, whatever program it runs."""
@@ -337,12 +338,12 @@ class Kernel:
             tgid=tgid, root=root, owner=owner, kept=1, local=pid, capabilities=capabilities, since=now
         )
         self.targets[ctypes.c_int(slot)] = target
-        self.watched[ctypes.c_int(tgid & 0xFFFF)] = ctypes.c_uint64(tgid << 32 | owner)
+        self.watched[self._place(tgid)] = ctypes.c_uint64(tgid << 32 | owner)
         return target
 
     def evict(self, tgid: int) -> None:
         if self.lives(tgid):
-            self.watched[ctypes.c_int(tgid & 0xFFFF)] = ctypes.c_uint64(0)
+            self.watched[self._place(tgid)] = ctypes.c_uint64(0)
 
     def target(self, slot: int) -> structs.Target:
         target: structs.Target = self.targets[ctypes.c_int(slot)]
@@ -363,8 +364,8 @@ class Kernel:
         self.pollers[_slot(poller)] = poller
 
 
-def _defines(offsets: Mapping[str, int]) -> list[str]:
-    return [f"-D{name}={offset}" for name, offset in sorted(offsets.items())]
+def _defines(numbers: Mapping[str, int]) -> list[str]:
+    return [f"-D{name}={number}" for name, number in sorted(numbers.items())]
 
 
 def _slot(owned: structs.Owned) -> ctypes.c_int:

@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from bpf import machine
+from constants import BANKS, OUTCOME_DATA, OUTCOME_EOF, SLOWEST
 from counters import endpoint
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
 _Key = TypeVar("_Key")
 
-BANKS = 8  # bpf/netpoll.h
-SLOWEST = 8
-OUTCOME_EOF, OUTCOME_DATA = 0, 255
 # Windows that opened with different cuts: they need a bank each, the present epoch another, and the next one
 # finds one that is free.
 MOST_OPEN = BANKS - 2
