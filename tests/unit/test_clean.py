@@ -129,7 +129,7 @@ def test_no_report_is_broken_by_a_name_or_obeys_it(name: str) -> None:
     markdown = github.markdown(tests, environment)
     assert_fit_to_print(markdown)
     for line in (line for line in markdown.splitlines() if line.startswith("|")):
-        assert len(re.split(r"(?<!\\)\|", line)) == 5 + len(github.words.COLUMNS), line
+        assert len(re.split(r"(?<!\\)\|", line)) == 5 + len(github.wording.COLUMNS), line
     annotations = github.annotations(tests, Path("sub"), lambda _: Path(name.replace("\0", "")))
     assert len(annotations) == len(tests) + 1
     for line in annotations:
