@@ -165,7 +165,7 @@ def test_a_service_that_cannot_be_stopped_is_an_error_of_its_own_test(run):
         + """
 @pytest.fixture
 def stubborn(go_service, monkeypatch):
-    from pytest_netpoll.service import Service
+    from pytest_netpoll import Service
     service = sleeper(go_service)
     stop = Service.stop
     def fails(self):
