@@ -1,6 +1,7 @@
 """Hooks that this plugin calls, for conftest.py files and other plugins to implement.
 
-Each is called for every measured test, once a service, in this order.
+Each is called for every measured test, once a service, in this order. One that raises fails the test, after
+the others have been called and the test has been judged.
 """
 
 from __future__ import annotations

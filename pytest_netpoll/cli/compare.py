@@ -14,18 +14,12 @@ from pathlib import Path
 from pytest_netpoll.clean import one_line
 from pytest_netpoll.errors import NetpollError, UsageError
 from pytest_netpoll.model import tolerance
-from pytest_netpoll.model.comparison import Baseline, Rules, Sample, compare
-from pytest_netpoll.model.metrics import METRICS
+from pytest_netpoll.model.comparison import Comparison, Rules, compare
 from pytest_netpoll.model.tolerance import Tolerance
 from pytest_netpoll.report import baseline_file, tables
 from pytest_netpoll.report import wording as words
-from pytest_netpoll.report.record import (
-    ComparisonRecord,
-    ServiceRecord,
-    TestRecord,
-    comparison_record,
-    reason_record,
-)
+from pytest_netpoll.report.record import TestRecord, comparison_record
+from pytest_netpoll.report.tables import Compared
 
 PASSED, REGRESSED = 0, 1
 
@@ -40,26 +34,39 @@ def main(arguments: Sequence[str]) -> int:
         # Exit code 2: a 1 would say that something got worse.
         raise UsageError(error.what, why=error.why, fix=error.fix) from None
     rules = Rules(_joined(options.fail), options.latencies)
-    compared = [_compared(nodeid, now, then, rules, records.get(nodeid)) for nodeid in sorted(now.tests)]
+    comparisons = {
+        nodeid: compare(nodeid, now.tests[nodeid], now.environment, then, rules, _limits(records.get(nodeid)))
+        for nodeid in sorted(now.tests)
+    }
+    compared = [
+        Compared(nodeid, comparison_record(comparison), now.tests[nodeid])
+        for nodeid, comparison in comparisons.items()
+    ]
     width = max(60, shutil.get_terminal_size().columns)
     print(tables.comparison_table(compared, width) if compared else f"{options.now} holds no tests")
     gone = sorted(then.tests.keys() - now.tests.keys())
     for nodeid in gone:
         print(one_line(f"{nodeid}: is in {then.name} only"))
-    comparisons = [comparison for record in compared if (comparison := record.get("comparison"))]
     worse = [
-        f"{one_line(record['nodeid'])}: {reason}" for record in compared for reason in words.reasons(record)
+        f"{one_line(nodeid)}: {words.clean(reason)}"
+        for nodeid, comparison in comparisons.items()
+        for reason in dict.fromkeys(comparison.reasons)
     ]
     if worse:
         print("\n" + "\n".join(worse))
-    code, conclusion = _conclusion(comparisons, rules)
+    code, conclusion = _conclusion(list(comparisons.values()), rules)
     print(f"\n{conclusion}")
     return code
 
 
-def _conclusion(comparisons: Sequence[ComparisonRecord], rules: Rules) -> tuple[int, str]:
+def _limits(record: TestRecord | None) -> Mapping[str, int | float]:
+    """None where the newer file is a baseline, which holds no limits."""
+    return record["limits"] if record is not None else {}
+
+
+def _conclusion(comparisons: Sequence[Comparison], rules: Rules) -> tuple[int, str]:
     """The exit code, and the same in words."""
-    outcomes = [comparison["outcome"] for comparison in comparisons]
+    outcomes = [comparison.outcome for comparison in comparisons]
     known = [outcome for outcome in outcomes if outcome != "new"]
     if not known:
         code = REGRESSED if rules.tolerances else PASSED
@@ -117,39 +124,3 @@ def _joined(lists: Sequence[Sequence[Tolerance]]) -> tuple[Tolerance, ...]:
         return tolerance.join(lists)
     except ValueError as error:
         raise UsageError(f"--fail: {error}") from None
-
-
-def _compared(
-    nodeid: str, now: Baseline, then: Baseline, rules: Rules, record: TestRecord | None
-) -> TestRecord:
-    """The test's record, with its comparison; made up where the newer file is a baseline."""
-    samples = now.tests[nodeid]
-    limits = record["limits"] if record is not None else {}
-    comparison = compare(nodeid, samples, now.environment, then, rules, limits)
-    reasons = comparison.reasons
-    return {
-        "nodeid": nodeid,
-        "outcome": "failed" if comparison.regressions else "passed",
-        "reason": "\n".join(reasons) or None,
-        "reasons": list(map(reason_record, reasons)),
-        "window_seconds": 0.0,
-        "limits": dict(limits),
-        "breaches": [],
-        "services": [_service(name, sample) for name, sample in samples.items()],
-        "comparison": comparison_record(comparison),
-    }
-
-
-def _service(name: str, sample: Sample) -> ServiceRecord:
-    metrics: Mapping[str, int | float | None] = sample.metrics
-    return {
-        "name": name,
-        "pid": None,
-        "executable": None,
-        "go_version": sample.go_version,
-        "unmeasured": sample.unmeasured,
-        "why_unmeasured": None if sample.unmeasured is None else reason_record(sample.unmeasured),
-        "metrics": {metric: metrics.get(metric) for metric in METRICS},
-        "offenders": [],
-        "slowest": [],
-    }

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import itertools
 import json
 import os
 import queue
 import shlex
-import subprocess
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from pytest_netpoll.errors import UnmeasuredError
 from pytest_netpoll.meter import checks
+from pytest_netpoll.meter.agent_process import AgentProcess, Transport
 from pytest_netpoll.meter.messages import Closed, Opened, Process, Processes, Ready
 from pytest_netpoll.meter.privilege import why_sudo_refused
 from pytest_netpoll.meter.schema import wrong
@@ -30,21 +31,30 @@ PROTOCOL = 3
 # Seconds. Compiling takes under one on an idle machine; a CI machine is not idle.
 START_DEADLINE = 60.0
 ANSWER_DEADLINE = 10.0
-STOP_DEADLINE = 5.0
 # How long close() waits for the wakeups that are still on their way to their syscall.
 SETTLE_MS = 20
 
-_STDERR_LINES = 15
 NONSENSE = "the eBPF agent answered nonsense"
 
 Answer = TypeVar("Answer")
 
 
+class State(enum.Enum):
+    """Of an agent, as far as we have heard. Those from NEVER_READY on have a reason, `Probe.failed`."""
+
+    STARTING = enum.auto()
+    READY = enum.auto()
+    NEVER_READY = enum.auto()  # another one would not get ready either
+    DIED = enum.auto()  # or was no longer understood: another one may do better
+    NOT_OURS = enum.auto()  # pytest was forked, and the agent answers the process that started it
+
+
 class Probe:
-    """One agent process. Not reusable: when it fails, `failed` says so and a new one is needed.
+    """One agent process. Not reusable: when it fails, `state` and `failed` say so and a new one is needed.
 
     argv: from privilege.command. load: what the agent is to load the program for, as in its first message.
     installed: where the agent for sudo is looked for. say: told what takes longer than a second.
+    start: makes of argv whoever answers. environment: what the agent said of itself when it was ready.
     All methods raise UnmeasuredError, with the agent's own words where it left any.
     """
 
@@ -54,44 +64,25 @@ class Probe:
         load: Mapping[str, int] = MappingProxyType({}),
         installed: Path | None = None,
         say: Say | None = None,
+        start: Callable[[list[str]], Transport] = AgentProcess,
     ) -> None:
         self._say = say
+        self.state = State.STARTING
         self.environment: Mapping[str, Any] = {}
         self.failed: UnmeasuredError | None = None
         self._argv = argv
         self._installed = installed
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
-        self._ready = False
-        # A file rather than a pipe: nobody has to drain it, and it outlives the agent. In memory, for
-        # /tmp may be full, or not be there.
-        self._stderr: IO[bytes] = open(os.memfd_create("netpoll-agent"), "r+b", 0)  # noqa: SIM115
-        try:
-            self._process = subprocess.Popen(
-                argv,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._stderr,
-                env=_environment(),
-                # Ctrl-C in the terminal is for pytest, which then closes the agent's stdin.
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise UnmeasuredError(
-                "the eBPF agent could not be started",
-                why=f"{argv[0]}: {error.strerror}",
-                fix=checks.DOCTOR,
-            ) from None
+        self._agent = start(argv)
         os.register_at_fork(after_in_child=partial(_let_go, weakref.ref(self)))
         self._started = time.monotonic()
-        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        threading.Thread(target=self._read, name="netpoll-agent", daemon=True).start()
         with contextlib.suppress(OSError):  # it has ended: whoever waits for it will hear why
             self._send({"id": 0, "do": "load", **load})
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return self._agent.pid
 
     def wait_ready(self) -> None:
         """Returns when the BPF program is compiled and attached."""
@@ -154,16 +145,9 @@ class Probe:
 
     def stop(self) -> None:
         """Ends the agent, and with it everything it has in the kernel."""
-        if not self._ready:
-            self._kill()  # it does not listen yet
-        with contextlib.suppress(OSError):
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-        try:
-            self._process.wait(STOP_DEADLINE)
-        except subprocess.TimeoutExpired:
-            self._kill()
-        self._stderr.close()
+        if self.state in (State.STARTING, State.NEVER_READY):
+            self._agent.kill()  # it does not listen
+        self._agent.end()
 
     def _ask(self, do: str, wanted: type[Answer], **arguments: int) -> Answer:
         """The answer, which is of the type `wanted`."""
@@ -191,19 +175,17 @@ class Probe:
             return cast("Answer", answer["ok"])
 
     def _send(self, message: Mapping[str, object]) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(message).encode() + b"\n")
-        self._process.stdin.flush()
+        self._agent.send(json.dumps(message).encode() + b"\n")
 
     def _wait_ready(self) -> None:
         if self.failed is not None:
             raise self.failed
-        if self._ready:
+        if self.state is State.READY:
             return
         spent = time.monotonic() - self._started
         first = self._receive(max(1.0, START_DEADLINE - spent), "start")
         if "failed" in first:
-            raise self._fail(**complaint(first["failed"]), detail=self._said())
+            raise self._fail(**complaint(first["failed"]), detail=self._agent.said())
         ready = first.get("ready")
         if not isinstance(ready, dict) or ready.get("protocol") != PROTOCOL:
             raise self._fail("the eBPF agent speaks another protocol", why=f"{first!r:.200}")
@@ -211,7 +193,7 @@ class Probe:
         if strange is not None:
             raise self._fail(NONSENSE, why=strange)
         self.environment = ready
-        self._ready = True
+        self.state = State.READY
 
     def _receive(self, seconds: float, what: str) -> dict[str, Any]:
         try:
@@ -221,7 +203,7 @@ class Probe:
                 f"the eBPF agent did not {what} within {seconds:.3g} s",
                 why="it hangs, or the machine is overloaded",
                 fix=f"try it by hand: {shlex.join(self._argv)}",
-                detail=self._said(),
+                detail=self._agent.said(),
             ) from None
         if line is None:
             raise self._ended()
@@ -237,17 +219,14 @@ class Probe:
         """None at the end of its output; raises queue.Empty after so many seconds."""
         if self._say is not None and seconds > QUIET_SECONDS:
             with contextlib.suppress(queue.Empty):
-                return self._lines.get(timeout=QUIET_SECONDS)
+                return self._agent.receive(QUIET_SECONDS)
             self._say(f"waiting for the eBPF agent to {what}")
             seconds -= QUIET_SECONDS
-        return self._lines.get(timeout=seconds)
+        return self._agent.receive(seconds)
 
     def _ended(self) -> UnmeasuredError:
-        try:
-            status: object = self._process.wait(STOP_DEADLINE)
-        except subprocess.TimeoutExpired:
-            status = "none yet"
-        said = self._said()
+        status = self._agent.status()
+        said = self._agent.said()
         if self._argv[0] == "sudo" and "password is required" in said:
             refused = why_sudo_refused(self._argv, self._installed)
             return self._fail(refused.what, why=refused.why, fix=refused.fix)
@@ -259,52 +238,17 @@ class Probe:
         """Notes that this agent is of no more use."""
         # Looked for only where the message knows none: the cause is the machine's then.
         self.failed = UnmeasuredError(what, why=why, fix=fix or checks.remedy(), detail=detail)
-        self._kill()
+        self.state = State.DIED if self.state is State.READY else State.NEVER_READY
+        self._agent.kill()
         return self.failed
-
-    def _kill(self) -> None:
-        # Under sudo it is not ours to kill; it ends by itself when its stdin closes.
-        with contextlib.suppress(OSError):
-            self._process.kill()
-        with contextlib.suppress(OSError):
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(STOP_DEADLINE)
-
-    def _said(self) -> str:
-        """The end of the agent's stderr."""
-        try:
-            size = os.fstat(self._stderr.fileno()).st_size
-            text = os.pread(self._stderr.fileno(), 64 << 10, max(0, size - (64 << 10)))
-        except (OSError, ValueError):
-            return ""
-        return "\n".join(text.decode(errors="replace").splitlines()[-_STDERR_LINES:])
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as stdout:
-            for line in stdout:
-                self._lines.put(line)
-        self._lines.put(None)
-
-
-def _environment() -> dict[str, str]:
-    """What the agent, or its sudo, is started with."""
-    # Those of a sudo around pytest, where the agent's own would speak for whom it serves.
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SUDO_")}
-    # That sudo asks for a password is to be read in what it says. No more of the locale than that: sudo
-    # passes it on to the agent, who reads file names by it.
-    return kept | {"LANGUAGE": "C"}
 
 
 def _let_go(probe: weakref.ref[Probe]) -> None:
     """In a process that pytest forked without exec: it must not keep the agent when pytest is killed."""
-    if (alive := probe()) is not None and alive._process.stdin is not None:
-        with contextlib.suppress(OSError):
-            alive._process.stdin.close()
-        # Nor would it hear an answer. As one that never got ready: no other agent is started in its place.
-        alive.environment = {}
+    if (alive := probe()) is not None:
+        alive._agent.hang_up()
+        # Nor would it hear an answer.
+        alive.state = State.NOT_OURS
         alive.failed = UnmeasuredError(
             "a test in a process that was forked from pytest's is not measured",
             why="the eBPF agent answers the process only that started it",

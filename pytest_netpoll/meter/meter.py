@@ -7,16 +7,18 @@ import dataclasses
 import operator
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial, reduce
-from typing import Any, Protocol
+from typing import Any
 
-from pytest_netpoll.errors import Reason, ServiceError, UnmeasuredError
+from pytest_netpoll.errors import Reason, UnmeasuredError
 from pytest_netpoll.gobinary.symbols import Symbolizer
-from pytest_netpoll.meter import agent_client, checks, offender_stacks, privilege, slow_stacks
+from pytest_netpoll.meter import agent_client, offender_stacks, privilege, slow_stacks
 from pytest_netpoll.meter import intervals as timeline
-from pytest_netpoll.meter.messages import Closed, Measured, Times
+from pytest_netpoll.meter.doubts import LOSSES, Seen, why_not_exact
+from pytest_netpoll.meter.messages import Closed, Measured, Process, Times
+from pytest_netpoll.meter.processes import Watched, runs_goroutines, version
 from pytest_netpoll.meter.programs import Programs
 from pytest_netpoll.model.metrics import (
     CPU_METRICS,
@@ -27,21 +29,10 @@ from pytest_netpoll.model.metrics import (
     READY_METRICS,
     Measurement,
     Snapshot,
-    not_exact,
 )
 from pytest_netpoll.options import Config
 from pytest_netpoll.service import guardian
-from pytest_netpoll.service.build import go_version_of_program
 from pytest_netpoll.service.patience import Say
-
-# What the agent counts as lost.
-LOSSES = {
-    "lost_fds": Reason("descriptors beyond the table", fix="raise --netpoll-max-fds"),
-    "lost_calls": Reason("I/O calls on descriptors beyond the table", fix="raise --netpoll-max-fds"),
-    "lost_processes": Reason("child processes beyond the table", fix="raise --netpoll-max-processes"),
-    "lost_memory": Reason("events whose memory could not be read"),
-}
-_UPGRADE = "pip install --upgrade pytest-netpoll"
 
 # The stack of one ready call in so many is kept, where that is asked for: it takes several times the probe.
 READY_STACKS = 16
@@ -55,38 +46,30 @@ _EXEC_PATIENCE = 1.0
 _NONSENSE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 
 
-class Watched(Protocol):
-    """What a Meter needs to know of whom it measures: a Service, or another group of processes."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def pid(self) -> int: ...
-    @property
-    def executable(self) -> str: ...
-    @property
-    def go_version(self) -> str | None: ...
-    @property
-    def gomaxprocs(self) -> int | None: ...
-    @property
-    def stopped(self) -> bool: ...
-    def check_alive(self, when: str) -> None: ...
-
-
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Window:
-    """One measured stretch, open until Meter.close.
+    """One measured stretch, open from Meter.open to Meter.close. It alone knows whether it is.
 
     number: how the agent knows it. failed: why there is nothing to close. opened: on the monotonic clock, s.
     ready_stacks, cpu_samples: whether the callers of ready calls, and who uses CPU time, are recorded.
     """
 
     agent: agent_client.Probe | None
-    number: int
-    failed: UnmeasuredError | None
-    opened: float
     ready_stacks: bool
     cpu_samples: bool
+    number: int = 0
+    failed: UnmeasuredError | None = None
+    opened: float = field(default_factory=time.monotonic)
+    is_open: bool = True
+
+    @contextlib.contextmanager
+    def unless_interrupted(self) -> Iterator[None]:
+        """Stays open, but where the block is interrupted (Ctrl-C, pytest-timeout): nobody will close it."""
+        try:
+            yield
+        except BaseException:
+            self.is_open = False
+            raise
 
 
 class Meter:
@@ -95,9 +78,18 @@ class Meter:
     Nothing here raises because measuring is impossible: the reason becomes the measurements'.
     """
 
-    def __init__(self, config: Config, symbolizer: Symbolizer, say: Say | None = None) -> None:
-        """say: told what takes longer than a second."""
+    def __init__(
+        self,
+        config: Config,
+        symbolizer: Symbolizer,
+        say: Say | None = None,
+        new_agent: Callable[[Mapping[str, int]], agent_client.Probe] | None = None,
+    ) -> None:
+        """say: told what takes longer than a second. new_agent: makes of `load` whoever counts; None for the
+        agent, with the privileges that the options name.
+        """
         self._config = config
+        self._new_agent = new_agent or self._launch
         self._say = say
         self._symbolizer = symbolizer
         self._programs = Programs(count_ready=config.goready != "off")
@@ -107,12 +99,27 @@ class Meter:
         self._roots: dict[int, Watched] = {}
         self._not_watched: dict[int, UnmeasuredError] = {}
         self._gone: set[int] = set()
-        self._open = 0
+        self._windows: list[Window] = []
 
     @property
     def environment(self) -> Mapping[str, Any]:
         """What the agent said of itself and the machine; empty while there is none."""
         return self._probe.environment if self._probe is not None else {}
+
+    @property
+    def windows(self) -> Sequence[Window]:
+        """Those that are open."""
+        self._windows = [window for window in self._windows if window.is_open]
+        return self._windows
+
+    @property
+    def roots(self) -> Collection[int]:
+        """The processes that are, or during an open window were, a service."""
+        return self._roots.keys()
+
+    def processes(self) -> Sequence[Process]:
+        """All that the agent watches, descendants too; UnmeasuredError where it cannot be asked."""
+        return self._probe.programs() if self._probe is not None else []
 
     @property
     def agent_pid(self) -> int | None:
@@ -124,15 +131,25 @@ class Meter:
             return
         config = self._config
         try:
-            argv = privilege.command(config.python, config.sudo, config.agent)
-            load = {
-                "max_processes": config.max_processes,
-                "max_fds": config.max_fds,
-                "uprobes": int(config.goready != "off"),
-            }
-            self._probe = agent_client.Probe(argv, load, config.agent, self._say)
+            self._probe = self._new_agent(
+                {
+                    "max_processes": config.max_processes,
+                    "max_fds": config.max_fds,
+                    "uprobes": int(config.goready != "off"),
+                }
+            )
         except UnmeasuredError as error:
             self._refused = error
+
+    def _launch(self, load: Mapping[str, int]) -> agent_client.Probe:
+        config = self._config
+        argv = privilege.command(config.python, config.sudo, config.agent)
+        return agent_client.Probe(argv, load, config.agent, self._say)
+
+    @property
+    def _usable(self) -> agent_client.Probe | None:
+        """The agent, as long as it has not failed."""
+        return self._probe if self._probe is not None and self._probe.failed is None else None
 
     def stop(self) -> None:
         if self._probe is not None:
@@ -147,19 +164,20 @@ class Meter:
         return partial(self._look_at_program, service.pid)
 
     def _look_at_program(self, pid: int) -> None:
-        if self._probe is None or self._probe.failed is not None or pid in self._not_watched:
+        agent = self._usable
+        if agent is None or pid in self._not_watched:
             return
         deadline = time.monotonic() + _EXEC_PATIENCE
         with contextlib.suppress(UnmeasuredError, OSError):
             while True:
-                processes = self._probe.programs()
+                processes = agent.programs()
                 # The kernel has exchanged the program, and may not have said so yet.
                 runs = os.readlink(f"/proc/{pid}/exe")  # noqa: PTH115
                 seen = next((p["executable"] for p in processes if p["pid"] == pid), None)
                 if seen is None or seen.endswith(runs) or time.monotonic() > deadline:
                     break
                 time.sleep(0.002)
-            self._programs.prepare(self._probe, processes)
+            self._programs.prepare(agent, processes)
 
     def follow(self, service: Watched, pid: int) -> None:
         """Watches one process more of a service; one that has ended before that is of no account."""
@@ -173,7 +191,7 @@ class Meter:
     def unwatch(self, service: Watched) -> None:
         """The process has ended or is no longer ours; open windows still count what it did."""
         self._gone |= {pid for pid, of in self._roots.items() if of is service}
-        if not self._open:
+        if not self.windows:
             self._forget(self._gone)
 
     def open(self, limited: Collection[str] = ()) -> Window:
@@ -185,27 +203,27 @@ class Meter:
         """
         self._revive()
         self._retry()
-        self._open += 1
-        failed, number, ready_stacks = self._refused, 0, self._ready_stacks(limited)
-        cpu_samples = self._cpu_samples(limited)
-        if self._probe is not None:
+        ready_stacks = self._ready_stacks(limited)
+        window = Window(self._probe, bool(ready_stacks), self._cpu_samples(limited), failed=self._refused)
+        self._windows.append(window)
+        if self._probe is None:
+            return window
+        io_calls = any(metric in limited for metric in IO_METRICS)
+        futile = io_calls or any(metric in limited for metric in FUTILE_METRICS)
+        with window.unless_interrupted():
             try:
                 self._programs.prepare(self._probe, self._probe.programs())
-                io_calls = any(metric in limited for metric in IO_METRICS)
-                futile = io_calls or any(metric in limited for metric in FUTILE_METRICS)
-                number = self._probe.open(
+                window.number = self._probe.open(
                     ready_stacks,
                     "unclaimed_events" in limited,
                     IO_STACKS if futile else 0,
                     io_calls,
-                    cpu_samples,
+                    window.cpu_samples,
                 )
             except UnmeasuredError as error:
-                failed = error
-            except BaseException:  # Ctrl-C, pytest-timeout: nobody will close it
-                self._open -= 1
-                raise
-        return Window(self._probe, number, failed, time.monotonic(), bool(ready_stacks), cpu_samples)
+                window.failed = error
+        window.opened = time.monotonic()
+        return window
 
     @staticmethod
     def _cpu_samples(limited: Collection[str]) -> bool:
@@ -220,15 +238,16 @@ class Meter:
         try:
             measurements, _ = self._end(window, services, lambda agent: agent.close(window.number))
         finally:  # Ctrl-C, pytest-timeout: nobody will close it a second time
-            self._open -= 1
-            if not self._open:
+            window.is_open = False
+            if not self.windows:
                 self._forget(self._gone)
         return measurements
 
     def lap(
         self, window: Window, services: Sequence[Watched], patience: float
     ) -> tuple[list[Measurement], Window]:
-        """Closes a window and opens the next one with the same cut: nothing is missed or counted twice.
+        """What was measured until now, and the window that goes on from that cut: nothing is missed or
+        counted twice.
 
         patience: seconds to wait for wakeups on their way to their syscall; the next window counts
         meanwhile. Of processes that have ended nothing is kept, so that it can go on for hours.
@@ -241,20 +260,18 @@ class Meter:
             self._programs.prepare(agent, agent.programs())
             return agent.lap(window.number, settle_ms)
 
-        try:
+        with window.unless_interrupted():
             measurements, answer = self._end(window, services, ask)
-        except BaseException:  # nobody will close it
-            self._open -= 1
-            raise
         if answer is None:
-            self._open -= 1
+            window.is_open = False
             return measurements, self.open()
-        if self._open == 1:
+        if self.windows == [window]:
             for pid in self._roots.keys() - self._not_watched.keys():
                 if all(process["exited"] for process in answer["services"].get(str(pid), ())):
                     gone.add(pid)
             self._forget(gone)
-        return measurements, dataclasses.replace(window, opened=time.monotonic())
+        window.opened = time.monotonic()
+        return measurements, window
 
     def _end(
         self,
@@ -306,12 +323,12 @@ class Meter:
             intervals = [answer["timelines"].get(str(pid), []) for pid in roots]
         if answer is not None and processes:
             absent = self._absent(processes)
-            is_go = any(map(_runs_goroutines, processes))
+            is_go = any(map(runs_goroutines, processes))
             snapshots = (_snapshot(process, is_go) for process in processes)
             snapshot = _with_times(reduce(operator.add, snapshots), answer["times"], roots)
             vain = [offender for process in processes for offender in process["offenders"]]
             late = [
-                {**wakeup, "go_version": _version(process)}
+                {**wakeup, "go_version": version(process)}
                 for process in processes
                 for wakeup in process["slowest"]
             ]
@@ -321,7 +338,7 @@ class Meter:
             runtimes = offender_stacks.runtime_ready_calls(blamed, ready_calls)
             counters = {**snapshot.counters, "runtime_ready_calls": runtimes}
             snapshot = dataclasses.replace(snapshot, counters=counters)
-        unmeasured = failed.reason if failed is not None else self._distrust(service, roots, processes)
+        unmeasured = failed.reason if failed is not None else why_not_exact(self._seen(service, processes))
         if unmeasured is None and self._config.goready == "on" and "ready_calls" in absent:
             unmeasured = absent["ready_calls"].about("ready calls were not counted")
         return Measurement(
@@ -356,7 +373,7 @@ class Meter:
                 fix="run pytest as root",
             )
             why = dict.fromkeys(READY_METRICS, reason)
-        for process in filter(_runs_goroutines, processes):
+        for process in filter(runs_goroutines, processes):
             if self._programs.count_ready and process["ready_calls"] is None:
                 reason = self._programs.why_no_ready_calls(process)
                 why |= dict.fromkeys(("ready_calls", "runtime_ready_calls", "wakeups_per_event"), reason)
@@ -369,103 +386,17 @@ class Meter:
                 why["runq_max"] = self._programs.why_no_scheduler(process)
         return why
 
-    def _distrust(
-        self, service: Watched, roots: Sequence[int], processes: Sequence[Measured]
-    ) -> Reason | None:
-        """Why the numbers of this service mean nothing, None when they are exact."""
-        for pid in roots:
-            if pid in self._not_watched:
-                return self._not_watched[pid].reason
-        if not service.stopped:
-            try:
-                service.check_alive("during the test")
-            except ServiceError as error:
-                return error.reason
-        if not processes and service.stopped:
-            return Reason(
-                f"service {service.name!r} had been stopped when the window opened",
-                fix="restart it, or name the others with service=",
-            )
-        if not processes:
-            return Reason(f"service {service.name!r} was not watched when the window opened")
-        proven = [p for p in processes if p["calibration"]["layout"]]
-        go = [p for p in processes if _is_go(p)]
-        # What became another user's may be the service, where there is nobody else.
-        for process in proven or go or processes:
-            if process["foreign"]:
-                return Reason(
-                    f"process {process['pid']} of the service became another user's, of whom pytest is told "
-                    "nothing",
-                    fix="run pytest as root",
-                )
-        for process in processes:
-            calibration = process["calibration"]
-            if calibration["unproven"] and _runs_goroutines(process):
-                count = calibration["proven"] + calibration["unproven"]
-                return Reason(
-                    f"{calibration['unproven']} of {count} descriptors of process {process['pid']} "
-                    f"({_version(process)}) did not decode as pollDescs",
-                    why="a newer pytest-netpoll may know them",
-                    fix=_UPGRADE,
-                )
-            if calibration["more_pollers"]:
-                return Reason(
-                    f"more than one Go runtime waits for the network in process {process['pid']}",
-                    why="as with two c-shared libraries; only one can be measured",
-                )
-        for process in processes:
-            # One that cannot be looked into may be Go for all that is known.
-            if process not in go and process["executable"] is not None:
-                continue
-            why_not = process["calibration"]["why_not"]
-            if why_not:
-                where = f"process {process['pid']} ({_version(process)})"
-                return Reason(f"the poller of {where} is unknown", why=why_not, fix=checks.DOCTOR)
-        unwatched = sum(p["unwatched"] for p in processes)
-        if unwatched:
-            return self._why_not_watched().about(f"{unwatched} not watched")
-        if proven:
-            return self._losses(processes)
-        if not go:
-            return Reason(f"{service.executable or service.name} is not a Go program")
-        what = (
-            f"no descriptor of service {service.name!r} is registered with the Go runtime's network poller "
-            f"({_version(go[0])})"
-        )
-        others = sum(process["calibration"]["others"] for process in go)
-        if not others:
-            return Reason(what, why="it never waited for the network")
-        return Reason(
-            what,
-            why="it never waited for the network by it, or in an unknown way: "
-            f"{others} descriptors are registered with epoll as no known Go does it; "
-            "a newer pytest-netpoll may know it",
-            fix=_UPGRADE,
-        )
-
-    def _why_not_watched(self) -> Reason:
-        if self.environment.get("follows_children", True):
-            return LOSSES["lost_processes"]
-        return Reason(
-            "child processes that this kernel, which has no BTF, does not tell of",
-            fix="start them before the test, in a fixture; where they were there, raise "
-            "--netpoll-max-processes",
-        )
-
-    @staticmethod
-    def _losses(processes: Sequence[Measured]) -> Reason | None:
-        for name, what in LOSSES.items():
-            lost = sum(p["counters"][name] for p in processes)
-            if lost:
-                return what.about(not_exact(lost))
-        return None
+    def _seen(self, service: Watched, processes: Sequence[Measured]) -> Seen:
+        refusals = (self._not_watched.get(pid) for pid, of in self._roots.items() if of is service)
+        follows_children = bool(self.environment.get("follows_children", True))
+        return Seen(service, processes, next(filter(None, refusals), None), follows_children)
 
     def _counts_already(self, service: Watched, pid: int) -> bool:
         """Whether the kernel followed it from another process of the service."""
-        if self._probe is None or self._probe.failed is not None:
+        if self._usable is None:
             return False
         with contextlib.suppress(UnmeasuredError):
-            for process in self._probe.programs():
+            for process in self._usable.programs():
                 if process["pid"] == pid and not process["exited"]:
                     return self._roots.get(process["root"]) is service
         return False
@@ -488,7 +419,8 @@ class Meter:
     def _revive(self) -> None:
         """A new agent in place of one that died: its tests were unmeasured, the next ones need not be."""
         self.start()
-        if self._probe is None or self._probe.failed is None or not self._was_ready():
+        if self._probe is None or self._probe.state is not agent_client.State.DIED:
+            # One that never got ready would not a second time either, and costs its deadline each time.
             return
         self._probe.stop()
         self._probe = None
@@ -499,22 +431,18 @@ class Meter:
 
     def _retry(self) -> None:
         """Watches those that could not be before: there may be room now."""
-        if self._open or self._probe is None or self._probe.failed is not None:
+        if self.windows or self._usable is None:
             return  # an open window was without them: nothing may hide it
         for pid in self._not_watched.keys() - self._gone:
             self._watch(pid)
 
-    def _was_ready(self) -> bool:
-        # One that never got ready would not a second time either, and costs its deadline each time.
-        return bool(self.environment)
-
     def _forget(self, gone: set[int]) -> None:
         for pid in gone & self._roots.keys():
             del self._roots[pid]
-            if self._probe is not None and self._probe.failed is None and pid not in self._not_watched:
+            if self._usable is not None and pid not in self._not_watched:
                 # A failure is noted in the probe; the next window starts a new agent.
                 with contextlib.suppress(UnmeasuredError):
-                    self._probe.unwatch(pid)
+                    self._usable.unwatch(pid)
             self._not_watched.pop(pid, None)
         self._gone = self._gone - gone
 
@@ -527,7 +455,7 @@ def _snapshot(process: Measured, is_go: bool) -> Snapshot:
     counters.pop("lost_offenders")  # the shares tell it: they are over all that was counted
     optional = {name: told[name] for name in OPTIONAL_COUNTERS}
     runq_max = process["runq_max"]
-    if is_go and not _runs_goroutines(process):
+    if is_go and not runs_goroutines(process):
         # It has no goroutines: for the service's sum that is nothing, not something unknown. What was counted
         # is its children's.
         optional = {name: counters.get(name, 0) for name in optional}
@@ -546,20 +474,3 @@ def _with_times(snapshot: Snapshot, times: Mapping[str, Times], roots: Sequence[
         raise ValueError(f"times {times!r:.200}")
     waited = sum(waits) if len(waits) == len(found) else None
     return dataclasses.replace(snapshot, cpu_ns=used, run_delay_ns=waited)
-
-
-def _is_go(process: Measured) -> bool:
-    return _go_version(process) is not None
-
-
-def _runs_goroutines(process: Measured) -> bool:
-    """Also of a program that cannot be read, such as one that was deleted."""
-    return _is_go(process) or process["calibration"]["layout"] is not None
-
-
-def _version(process: Measured) -> str:
-    return _go_version(process) or "not Go"
-
-
-def _go_version(process: Measured) -> str | None:
-    return go_version_of_program(process["executable"] or "")

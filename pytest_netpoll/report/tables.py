@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from pytest_netpoll.model import units
+from pytest_netpoll.model.comparison import Sample, Samples
 from pytest_netpoll.model.metrics import METRICS
 from pytest_netpoll.report import wording
+from pytest_netpoll.report.baseline_file import sample
 from pytest_netpoll.report.cells import layout, shorten
 from pytest_netpoll.report.record import ComparisonRecord, ServiceRecord, TestRecord
 from pytest_netpoll.report.terminal import MOST_OTHERS
@@ -20,13 +23,30 @@ _MOST_CHANGES = 40  # lines below the table
 Row = tuple[TestRecord, ServiceRecord]
 
 
+class Compared(NamedTuple):
+    """A test against its baseline. now: what was measured of its services this time."""
+
+    nodeid: str
+    comparison: ComparisonRecord
+    now: Samples
+
+
+def compared(records: Iterable[TestRecord]) -> list[Compared]:
+    """Those of the tests that were."""
+    return [
+        Compared(record["nodeid"], comparison, {s["name"]: sample(s) for s in record["services"]})
+        for record in records
+        if (comparison := record.get("comparison")) is not None
+    ]
+
+
 def further_tables(records: Sequence[TestRecord], width: int) -> list[tuple[str, str]]:
     """(title, table) for what there is to show; tables are not wider than `width`."""
     found: list[tuple[str, str]] = []
-    compared = [record for record in records if record.get("comparison") is not None]
-    if compared:
-        name = _comparison(compared[0])["baseline"]
-        found.append((f"netpoll: baseline {wording.one_line(name)} → now", comparison_table(compared, width)))
+    tests = compared(records)
+    if tests:
+        name = tests[0].comparison["baseline"]
+        found.append((f"netpoll: baseline {wording.one_line(name)} → now", comparison_table(tests, width)))
     if len({record["toolchain"] for record in records if record.get("toolchain")}) > 1:
         found.append(("netpoll: toolchains", toolchain_table(records, width)))
     repeated = [row for row in _rows(records) if wording.runs_of(row[1]) > 1]
@@ -35,32 +55,33 @@ def further_tables(records: Sequence[TestRecord], width: int) -> list[tuple[str,
     return found
 
 
-def comparison_table(records: Sequence[TestRecord], width: int) -> str:
+def comparison_table(tests: Sequence[Compared], width: int) -> str:
     """ "0.0 % → 49.6 %" for each test and service, those that got worse first; what else changed; notes."""
     rank = list(_OUTCOMES)
-    ordered = sorted(records, key=lambda record: -(rank.index(_comparison(record)["outcome"]) in (1, 2)))[
+    ordered = sorted(tests, key=lambda test: -(rank.index(test.comparison["outcome"]) in (1, 2)))[
         :MOST_OTHERS
     ]
-    rows = _rows(ordered)
-    worse = {found["metric"] for record in ordered for found in _comparison(record)["regressions"]}
+    rows = [(test, name) for test in ordered for name in test.now]
+    worse = {found["metric"] for test in ordered for found in test.comparison["regressions"]}
     columns = {
-        wording.COLUMNS.get(metric, metric): [_then_and_now(row, metric) for row in rows]
+        wording.COLUMNS.get(metric, metric): [_then_and_now(*row, metric) for row in rows]
         for metric in METRICS
         if metric in _COMPARED or metric in worse
     }
-    columns["verdict"] = [_outcome(row) for row in rows]
+    columns["verdict"] = [_outcome(*row) for row in rows]
     # What got worse stays, however narrow the terminal.
     needed = {wording.COLUMNS.get(metric, metric) for metric in worse}
     dropped_first = [heading for heading in _DROPPED_FIRST if heading not in needed]
-    lines = [_table(rows, columns, width, dropped_first)] if rows else []
+    places = [(test.nodeid, name) for test, name in rows]
+    lines = [_table(places, columns, width, dropped_first)] if rows else []
     changed = list(_changed(ordered))
     lines += changed[:_MOST_CHANGES]
     if len(changed) > _MOST_CHANGES:
         lines.append(f"… and {len(changed) - _MOST_CHANGES:,} more that changed")
     notes: dict[str, list[str]] = {}
-    for record in ordered:
-        for note in _comparison(record)["notes"]:
-            notes.setdefault(note, []).append(record["nodeid"])
+    for test in ordered:
+        for note in test.comparison["notes"]:
+            notes.setdefault(note, []).append(test.nodeid)
     for note, nodeids in notes.items():
         # The same for many tests: said once.
         where = nodeids[0] if len(nodeids) == 1 else f"{len(nodeids):,} tests"
@@ -68,14 +89,14 @@ def comparison_table(records: Sequence[TestRecord], width: int) -> str:
     return "\n".join(lines)
 
 
-def _changed(records: Iterable[TestRecord]) -> Iterator[str]:
+def _changed(tests: Iterable[Compared]) -> Iterator[str]:
     """ "test_echo: server: stale_retries 0 → 150, polls 200 → 400", for each service."""
-    for record in records:
+    for test in tests:
         changes: dict[str, list[str]] = {}
-        for change in _comparison(record).get("changes", []):
+        for change in test.comparison.get("changes", []):
             changes.setdefault(change["service"], []).append(change["text"])
         for service, texts in changes.items():
-            yield wording.one_line(f"{record['nodeid']}: {service}: {', '.join(texts)}")
+            yield wording.one_line(f"{test.nodeid}: {service}: {', '.join(texts)}")
 
 
 def toolchain_table(records: Sequence[TestRecord], width: int) -> str:
@@ -116,7 +137,8 @@ def _spread_table(rows: Sequence[Row], width: int) -> str:
     # What no limit is about goes first.
     judged = {wording.COLUMNS.get(metric) for row in rows for metric in wording.judged(*row)}
     dropped_first = sorted((*_DROPPED_FIRST, "spurious"), key=judged.__contains__)
-    return _table(rows, columns, width, [*dropped_first[:-1], "other limits", dropped_first[-1]])
+    places = [(record["nodeid"], service["name"]) for record, service in rows]
+    return _table(places, columns, width, [*dropped_first[:-1], "other limits", dropped_first[-1]])
 
 
 def _other_limits(row: Row) -> Iterator[str]:
@@ -127,43 +149,42 @@ def _other_limits(row: Row) -> Iterator[str]:
 
 
 def _table(
-    rows: Sequence[Row],
+    places: Sequence[tuple[str, str]],
     columns: Mapping[str, Sequence[str]],
     width: int,
-    dropped_first: Sequence[str] = _DROPPED_FIRST,
+    dropped_first: Sequence[str],
 ) -> str:
-    services = [wording.one_line(service["name"]) for _, service in rows]
+    """places: of each row the test and the service."""
+    services = [wording.one_line(name) for _, name in places]
     if len(set(services)) > 1:
         columns = {"service": services, **columns}
-    return layout([record["nodeid"] for record, _ in rows], columns, width, dropped_first)
+    return layout([nodeid for nodeid, _ in places], columns, width, dropped_first)
 
 
 def _rows(records: Iterable[TestRecord]) -> list[Row]:
     return [(record, service) for record in records for service in record["services"]]
 
 
-def _comparison(record: TestRecord) -> ComparisonRecord:
-    comparison = record.get("comparison")
-    assert comparison is not None
-    return comparison
-
-
-def _then_and_now(row: Row, metric: str) -> str:
-    record, service = row
-    now = wording.show(service, metric)
-    for before in _comparison(record)["services"]:
-        if before["name"] == service["name"]:
+def _then_and_now(test: Compared, service: str, metric: str) -> str:
+    now = _show(test.now[service], metric)
+    for before in test.comparison["services"]:
+        if before["name"] == service:
             return f"{METRICS[metric].format(before['metrics'].get(metric))} → {now}"
     return now
 
 
-def _outcome(row: Row) -> str:
-    record, service = row
-    comparison = _comparison(record)
-    regressed = any(found["service"] == service["name"] for found in comparison["regressions"])
+def _show(now: Sample, metric: str) -> str:
+    return (
+        units.NOT_MEASURED if now.unmeasured is not None else METRICS[metric].format(now.metrics.get(metric))
+    )
+
+
+def _outcome(test: Compared, service: str) -> str:
+    comparison = test.comparison
+    regressed = any(found["service"] == service for found in comparison["regressions"])
     if comparison["outcome"] == "regressed" and not regressed:
         return "passed"
     if comparison["outcome"] == "passed" and not comparison.get("judged", True):
-        changed = any(change["service"] == service["name"] for change in comparison.get("changes", []))
+        changed = any(change["service"] == service for change in comparison.get("changes", []))
         return "changed" if changed else "the same"
     return _OUTCOMES[comparison["outcome"]]

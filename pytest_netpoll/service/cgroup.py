@@ -20,7 +20,7 @@ class Program(NamedTuple):
 
 
 class Cgroup:
-    """A cgroup v2 and those below it; what a Meter can measure (window.Watched).
+    """A cgroup v2 and those below it; what a Meter can measure (meter.processes.Watched).
 
     Children are followed from their first moment by the kernel, in whatever program their parent
     runs: hence all processes are watched, those that are not Go's, too. Only what is moved into the

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import pytest
 
@@ -11,34 +13,74 @@ from pytest_netpoll.errors import UsageError
 from pytest_netpoll.model.limits import Limits
 from pytest_netpoll.model.metrics import Measurement
 from pytest_netpoll.model.verdict import Breach, distrust
+from pytest_netpoll.session.outcome import plain_failures
 
 Columns = Mapping[str, int | float | str | None]
 
 
-def breaches(item: pytest.Item, measurements: Sequence[Measurement], limits: Limits) -> list[Breach]:
-    """Of all hooks, for all measurements that can be trusted. UsageError for what is no proper Breach."""
+class Added(NamedTuple):
+    """What users' hooks add to a test.
+
+    columns: of each measurement, none where it cannot be trusted. error: what the first hook that failed
+    raised, in words where it returned what is no proper Breach, or what no table shows.
+    """
+
+    breaches: Sequence[Breach]
+    columns: Sequence[Columns]
+    error: BaseException | None
+
+
+def ask(item: pytest.Item, measurements: Sequence[Measurement], limits: Limits) -> Added:
+    """Calls all hooks for all measurements, also when one of them fails: only then the test is judged."""
+    __tracebackhide__ = True
+    errors: list[BaseException] = []
+    for measurement in measurements:
+        with _kept(errors):
+            item.ihook.pytest_netpoll_measured(item=item, measurement=measurement)
+    breaches: list[Breach] = []
+    columns: list[dict[str, int | float | str | None]] = [{} for _ in measurements]
+    exact = [number for number, made in enumerate(measurements) if distrust(made) is None]
+    for number in exact:
+        with _kept(errors), plain_failures():
+            breaches += _breaches(item, measurements[number], limits)
+    for number in exact:
+        with _kept(errors), plain_failures():
+            columns[number] = _columns(item, measurements[number])
+    return Added(breaches, columns, errors[0] if errors else None)
+
+
+@contextlib.contextmanager
+def _kept(errors: list[BaseException]) -> Iterator[None]:
+    """What the hook in the block raises; not what ends the session."""
+    __tracebackhide__ = True
+    try:
+        yield
+    except pytest.exit.Exception:
+        raise
+    except (Exception, pytest.fail.Exception, pytest.skip.Exception) as error:
+        errors.append(error)
+
+
+def _breaches(item: pytest.Item, measurement: Measurement, limits: Limits) -> list[Breach]:
     __tracebackhide__ = True
     found: list[Breach] = []
-    for measurement in measurements:
-        if distrust(measurement) is not None:
-            continue
-        for result in item.ihook.pytest_netpoll_breaches(item=item, measurement=measurement, limits=limits):
-            for breach in result if isinstance(result, list | tuple) else [result]:
-                if not isinstance(breach, Breach):
-                    raise UsageError(
-                        "pytest_netpoll_breaches must return Breaches",
-                        why=f"one returned {result!r:.100}",
-                        fix="return [Breach(...), ...] or None; from pytest_netpoll import Breach",
-                    )
-                complaint = _complaint(breach)
-                if complaint is not None:
-                    raise UsageError(
-                        "pytest_netpoll_breaches must return Breaches that can be read",
-                        why=f"{complaint} in {breach!r:.200}",
-                        fix='return Breach(service, metric, "max" or "min", measured, limit), or None where '
-                        "nothing was measured",
-                    )
-                found.append(breach)
+    for result in item.ihook.pytest_netpoll_breaches(item=item, measurement=measurement, limits=limits):
+        for breach in result if isinstance(result, list | tuple) else [result]:
+            if not isinstance(breach, Breach):
+                raise UsageError(
+                    "pytest_netpoll_breaches must return Breaches",
+                    why=f"one returned {result!r:.100}",
+                    fix="return [Breach(...), ...] or None; from pytest_netpoll import Breach",
+                )
+            complaint = _complaint(breach)
+            if complaint is not None:
+                raise UsageError(
+                    "pytest_netpoll_breaches must return Breaches that can be read",
+                    why=f"{complaint} in {breach!r:.200}",
+                    fix='return Breach(service, metric, "max" or "min", measured, limit), or None where '
+                    "nothing was measured",
+                )
+            found.append(breach)
     return found
 
 
@@ -58,26 +100,19 @@ def _complaint(breach: Breach) -> str | None:
     return None
 
 
-def columns(item: pytest.Item, measurements: Sequence[Measurement]) -> list[Columns]:
-    """For each of the measurements, none where it cannot be trusted. UsageError for what no table shows."""
+def _columns(item: pytest.Item, measurement: Measurement) -> dict[str, int | float | str | None]:
     __tracebackhide__ = True
-    found: list[Columns] = []
-    for measurement in measurements:
-        if distrust(measurement) is not None:
-            found.append({})
-            continue
-        added: dict[str, int | float | str | None] = {}
-        # The one registered last is called first, and has the last word.
-        for result in reversed(item.ihook.pytest_netpoll_columns(item=item, measurement=measurement)):
-            if not isinstance(result, Mapping) or not all(map(_fits, result.items())):
-                raise UsageError(
-                    "pytest_netpoll_columns must return headings and values",
-                    why=f"one returned {result!r:.100}",
-                    fix='return {"heading": number, text or None, ...}',
-                )
-            added.update(result)
-        found.append(added)
-    return found
+    added: dict[str, int | float | str | None] = {}
+    # The one registered last is called first, and has the last word.
+    for result in reversed(item.ihook.pytest_netpoll_columns(item=item, measurement=measurement)):
+        if not isinstance(result, Mapping) or not all(map(_fits, result.items())):
+            raise UsageError(
+                "pytest_netpoll_columns must return headings and values",
+                why=f"one returned {result!r:.100}",
+                fix='return {"heading": number, text or None, ...}',
+            )
+        added.update(result)
+    return added
 
 
 def _fits(cell: tuple[object, object]) -> bool:

@@ -58,4 +58,4 @@ def test_a_daemon_that_ran_before_is_watched_with_the_service(burst, lacking, li
     family = guardian.family(service._leader, [service._mark])
     assert len(family) == 2
     meter.watch(service)
-    assert {process["pid"] for process in meter._probe.programs()} == family.keys()
+    assert {process["pid"] for process in meter.processes()} == family.keys()

@@ -88,7 +88,7 @@ def test_processes_that_ended_leave_their_room_to_others(cache_dir, newest_go):
             (m,), window = meter.lap(window, [server], PATIENCE)
             assert m.unmeasured is None
             server.stop()
-        assert len(meter._roots) <= 2
+        assert len(meter.roots) <= 2
     finally:
         factory.stop_all()
         meter.stop()

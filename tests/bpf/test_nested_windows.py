@@ -158,7 +158,7 @@ def test_a_thousand_windows_over_5000_connections_in_use_lose_and_leak_nothing(
     launch, meter, many_connections, parked, newest_go
 ):
     server = launch("echo", go=str(newest_go.go))
-    agent = psutil.Process(meter._probe.pid)
+    agent = psutil.Process(meter.agent_pid)
     connections = many_connections(server.address, 5000)
     for connection in connections[-1], connections[0]:
         connection.sendall(b"ping")

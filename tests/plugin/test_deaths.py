@@ -160,7 +160,7 @@ def test_stopped(start):
     for name in ("made", "fixtures", "beside"):
         said = f"{name}: service '{name}' ended after the test: killed by SIGKILL"
         assert result.outlines.count(said) == 1, name
-    result.stdout.fnmatch_lines(["E   OSError: mine", "*- Captured netpoll teardown -*", "beside: service *"])
+    result.stdout.fnmatch_lines(["E *OSError: mine", "*- Captured netpoll teardown -*", "beside: service *"])
 
 
 def test_a_service_that_ends_by_itself_fails_the_test_until_it_is_stopped(run):

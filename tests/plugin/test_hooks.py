@@ -66,7 +66,7 @@ def test_healthy(echo, ping): ping(echo, 10, 0.05)
 def test_report_mode_lets_breaches_of_hooks_pass_and_xfail_expects_them(run, conftest):
     conftest(
         """
-from pytest_netpoll.verdict import Breach
+from pytest_netpoll import Breach
 def pytest_netpoll_breaches(item, measurement, limits):
     assert limits.as_json() == {"max_spurious": 0.9, "min_wakeups": 10}
     return [Breach(measurement.service, "wakeups", "max", measurement.wakeups, 1)]
@@ -134,3 +134,32 @@ def test_a_hook_that_raises_is_shown_and_the_numbers_too(run, conftest):
             "test_it*FAILED",
         ]
     )
+
+
+def test_a_hook_that_fails_keeps_nothing_from_the_others_or_from_the_report(run, conftest, pytester):
+    """Also a limit that another hook found broken is reported, beside the failure."""
+    conftest(
+        """
+from pytest_netpoll import Breach
+def pytest_netpoll_measured(measurement):
+    print("asked: measured", measurement.service)
+    if measurement.service == "echo": raise RuntimeError("mine")
+def pytest_netpoll_breaches(measurement):
+    return Breach(measurement.service, "wakeups", "max", measurement.wakeups, 1)
+def pytest_netpoll_columns(measurement):
+    if measurement.service == "echo": pytest.fail("no column")
+    return {"seen": measurement.service}
+"""
+    )
+    result = run("@netpoll()\ndef test_it(echo, dup, ping): ping(echo)", "--netpoll-json=report.json")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines_random(
+        ["E *RuntimeError: mine", "*asked: measured echo", "*asked: measured dup"]
+    )
+    (test,) = json.loads((pytester.path / "report.json").read_text())["tests"]
+    assert (test["outcome"], test["reason"]) == ("failed", "RuntimeError: mine")
+    assert [(breach["service"], breach["metric"]) for breach in test["breaches"]] == [
+        ("echo", "wakeups"),
+        ("dup", "wakeups"),
+    ]
+    assert [service["columns"] for service in test["services"]] == [{}, {"seen": "dup"}]

@@ -378,14 +378,14 @@ def test_what_changed_is_shown_though_nothing_is_judged() -> None:
     assert (comparison.outcome, comparison.judged) == ("passed", False)
     test = made("t", window(2000))
     test["comparison"] = record.comparison_record(comparison)
-    table = tables.comparison_table([test], 120)
+    table = tables.comparison_table(tables.compared([test]), 120)
     assert table.splitlines()[2].endswith("changed")
     assert "t: server: spurious 1.0 % → 27.6 %, stale_retries 0 → 150, polls 2,000 → 3,000" in table
     page = document.render({}, [test])
     assert 'data-baseline="changed"' in page
     same = replace(comparison, changes=())
     test["comparison"] = record.comparison_record(same)
-    assert tables.comparison_table([test], 120).splitlines()[2].endswith("the same")
+    assert tables.comparison_table(tables.compared([test]), 120).splitlines()[2].endswith("the same")
 
 
 def test_times_of_another_machine_and_shares_of_few_wakeups_are_no_change() -> None:

@@ -94,7 +94,7 @@ def use(directory: Path) -> None:
             verdict = settle(Verdict("passed"), comparison, "gate")
             made = record.build("t", ("t.py", 1), verdict, Limits(), [MEASURED], 1.0, comparison=comparison)
             json.dumps(made, allow_nan=False).encode()
-            tables.comparison_table([made], 80).encode()
+            tables.comparison_table(tables.compared([made]), 80).encode()
     with contextlib.suppress(NetpollError):
         baseline_file.write(baseline_file.path_of(directory, "main"), HERE, [])
 

@@ -62,3 +62,7 @@ def test_two_rooms_have_a_module_of_one_name_only_where_they_are_two_sides_of_on
             rooms.setdefault(path.name, set()).add(relative.parts[0])
     both = {name for name, found in rooms.items() if len(found) > 1}
     assert both <= {"offenders.py", "timeline.py", "elf.py"}
+
+
+def test_the_plugin_is_wiring_only() -> None:
+    assert len((PACKAGE / "plugin.py").read_text().splitlines()) < 200

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,12 +15,14 @@ from hypothesis import strategies as st
 from pytest_netpoll.errors import UnmeasuredError
 from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.meter import agent_client, privilege, schema
-from pytest_netpoll.meter.meter import LOSSES, Meter
+from pytest_netpoll.meter.agent_client import Probe
+from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.model.limits import Limits
-from pytest_netpoll.model.metrics import COUNTERS, METRICS, Measurement
+from pytest_netpoll.model.metrics import METRICS, Measurement
 from pytest_netpoll.model.verdict import judge
 from pytest_netpoll.options import Config
 from pytest_netpoll.report import json_report, record, terminal
+from tests.agents import ABOUT, CLOSED, PROCESSES, READY, SERVICE, Liar
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -65,59 +66,6 @@ def test_the_agent_refuses_what_is_nested_too_deep(protocol: Any) -> None:
         protocol.parse("[" * 1_000_000)
 
 
-ABOUT: dict[str, Any] = {
-    "pid": 4242,
-    "root": 4242,
-    "executable": "/bin/true",
-    "exited": False,
-    "unwatched": 0,
-    "foreign": False,
-    "calibration": {
-        "layout": "go1.25",
-        "epfd": 4,
-        "proven": 3,
-        "unproven": 0,
-        "more_pollers": 0,
-        "why_not": None,
-        "others": 0,
-    },
-    "goready": True,
-    "scheduler": False,
-}
-WAKEUP = {
-    "direction": "read",
-    "syscall": "read",
-    "fd_type": "tcp",
-    "local": "127.0.0.1:80",
-    "peer": None,
-    "stack": [["/bin/true", 4096]],
-}
-MEASURED = {
-    **ABOUT,
-    "counters": {
-        **{name: 7 for name in COUNTERS if name != "lost"},
-        **dict.fromkeys(LOSSES, 0),
-        "lost_offenders": 0,
-    },
-    "histogram": {"130": 14},
-    "latency_max_ns": 9000,
-    "ready_calls": 5,
-    "deadline_wakeups": 1,
-    "dispatches": 20,
-    "runq_max": 2,
-    "unprobed": 0,
-    "io_outcomes": {"data": 5, "EAGAIN": 2},
-    "futile": [["read", "EAGAIN", 1]],
-    "slowest": [{**WAKEUP, "latency_ns": 9000, "at_ns": 5000, "goid": [18, 0]}],
-    "offenders": [{**WAKEUP, "offence": "spurious", "count": 7, "outcome": None}],
-}
-PROCESSES = {"processes": [ABOUT]}
-CLOSED = {
-    "duration_ns": 1_000_000,
-    "services": {"4242": [MEASURED]},
-    "timelines": {"4242": [[1.0, *range(11), 3, 0.5]]},
-    "times": {"4242": {"cpu_ns": 1_000_000, "run_delay_ns": 1000}},
-}
 # Two processes are watched, of which one is gone after a lap of the window: what is asked, what is answered.
 TALK = (
     ("watch", PROCESSES),
@@ -139,18 +87,6 @@ def right_answers() -> list[Any]:
     return answers
 
 
-SERVICE = SimpleNamespace(
-    name="server",
-    pid=4242,
-    executable="/bin/true",
-    go_version=None,
-    gomaxprocs=None,
-    stopped=False,
-    attached=False,
-    check_alive=lambda _: None,
-)
-
-
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[bytes]], list[Measurement]]:
     """told(lines) are the measurements of a meter whose agent says the lines, whatever it is asked.
@@ -159,11 +95,17 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[bytes]], li
     """
 
     def told(lines: list[bytes]) -> list[Measurement]:
-        meter = Meter(Config.default(), Symbolizer(tmp_path_factory.getbasetemp()))
-        liar = meter._probe = agent_client.Probe(["sh", "-c", "cat > /dev/null"])
-        liar._ready = True
-        for line in (*lines, b"no more"):
-            liar._lines.put(line)
+        liar = Liar([READY, *lines, b"no more"])
+        agents: list[Probe] = []
+
+        def new_agent(load: Mapping[str, int]) -> Probe:
+            for former in agents:  # it has failed, and another one would say the same
+                assert former.failed is not None
+                raise former.failed
+            agents.append(Probe(["liar"], load, start=lambda _: liar))
+            return agents[0]
+
+        meter = Meter(Config.default(), Symbolizer(tmp_path_factory.getbasetemp()), new_agent=new_agent)
         try:
             meter.watch(SERVICE)
             meter.follow(SERVICE, 4243)
@@ -172,7 +114,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[bytes]], li
             measurements += meter.close(window, [SERVICE])
         finally:
             meter.stop()
-        assert meter._open == 0
+        assert meter.windows == []
         for measurement in measurements:
             assert_reported(measurement)
         return measurements

@@ -1,0 +1,44 @@
+"""Whom a Meter measures, and what its processes are: of Go or not, with goroutines or not."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from pytest_netpoll.meter.messages import Process
+from pytest_netpoll.service.build import go_version_of_program
+
+
+class Watched(Protocol):
+    """What a Meter needs to know of whom it measures: a Service, or another group of processes."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def executable(self) -> str: ...
+    @property
+    def go_version(self) -> str | None: ...
+    @property
+    def gomaxprocs(self) -> int | None: ...
+    @property
+    def stopped(self) -> bool: ...
+    def check_alive(self, when: str) -> None: ...
+
+
+def is_go(process: Process) -> bool:
+    return _go_version(process) is not None
+
+
+def runs_goroutines(process: Process) -> bool:
+    """Also of a program that cannot be read, such as one that was deleted."""
+    return is_go(process) or process["calibration"]["layout"] is not None
+
+
+def version(process: Process) -> str:
+    """ "go1.26.6"."""
+    return _go_version(process) or "not Go"
+
+
+def _go_version(process: Process) -> str | None:
+    return go_version_of_program(process["executable"] or "")

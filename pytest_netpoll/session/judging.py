@@ -1,0 +1,147 @@
+"""A test's call: it is measured, compared with its baseline and judged, once, when all is known."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import NamedTuple
+
+import pytest
+
+from pytest_netpoll.model.comparison import Comparison, Rules, compare, confirmed, samples_of, settle
+from pytest_netpoll.model.limits import Limits
+from pytest_netpoll.model.median import median_of
+from pytest_netpoll.model.metrics import Measurement
+from pytest_netpoll.model.verdict import Death, Verdict, judge
+from pytest_netpoll.options import Config
+from pytest_netpoll.service.service import Service
+from pytest_netpoll.session import extensions
+from pytest_netpoll.session.attribution import Presence
+from pytest_netpoll.session.marked import LIMITS
+from pytest_netpoll.session.outcome import ENFORCED, enforce
+from pytest_netpoll.session.session import Session
+from pytest_netpoll.session.trial import Trial, is_repeated
+
+
+class Judged(NamedTuple):
+    """What was measured of a test, before pytest has said how the test ended.
+
+    columns: what users' hooks add to each of the measurements.
+    """
+
+    limits: Limits
+    measurements: Sequence[Measurement]
+    verdict: Verdict
+    columns: Sequence[extensions.Columns] = ()
+    comparison: Comparison | None = None
+    requests_per_second: float | None = None
+
+    @classmethod
+    def without_limits(cls, deaths: Sequence[Death] = ()) -> Judged:
+        """Of a test without the marker: nothing but the death of a service fails it."""
+        return cls(Limits(), [], judge([], Limits(), "off", deaths=deaths))
+
+
+JUDGED = pytest.StashKey["Judged | None"]()
+# What a subtest raised, of a test that still runs.
+SUBTEST = pytest.StashKey["BaseException | None"]()
+
+
+def around_call(session: Session, item: pytest.Item) -> Generator[None, object, object]:
+    """Measures pytest's call of the test, and ends the test as the verdict demands."""
+    __tracebackhide__ = True
+    if is_repeated(item):
+        return (yield)
+    # A test that is run again, as by pytest-rerunfailures, begins anew; its fixtures may have measured.
+    item.stash[JUDGED] = item.stash[ENFORCED] = item.stash[SUBTEST] = None
+    presence = session.roster.watch()
+    limits = item.stash.get(LIMITS, None)
+    if limits is None or session.options.mode == "off":
+        return (yield from _around_unmeasured(session, item, presence))
+    return (yield from _around_measured(session, item, presence, limits))
+
+
+def _around_measured(
+    session: Session, item: pytest.Item, presence: Presence, limits: Limits
+) -> Generator[None, object, object]:
+    __tracebackhide__ = True
+    trial = Trial(item, limits, session.meter, session.roster)
+    runs = _runs(session.options, limits)
+    comparison = None
+    try:
+        with trial.window():
+            result = yield
+        trial.again(runs - 1)
+        comparison = _compare(session, item, trial, limits, runs)
+    finally:
+        # Also of a test that fails by itself: its numbers may tell why.
+        measurements = median_of(trial.windows[:runs])
+        requests = trial.requests_per_second(runs)
+        deaths = _dead(session, presence, [s for s in presence.all if s.name in limits.services], item)
+        running = [service.name for service in session.roster.running]
+        added = extensions.ask(item, measurements, limits)
+        mode = session.options.mode
+        verdict = settle(judge(measurements, limits, mode, added.breaches, running, deaths), comparison, mode)
+        # Even if a user's hook failed, what was measured is reported.
+        item.stash[JUDGED] = Judged(limits, measurements, verdict, added.columns, comparison, requests)
+        if added.error is not None:
+            raise added.error
+    enforce(item, verdict, session.options)
+    return result
+
+
+def _around_unmeasured(
+    session: Session, item: pytest.Item, presence: Presence
+) -> Generator[None, object, object]:
+    """A test without limits: it fails all the same if one of its services dies."""
+    __tracebackhide__ = True
+    try:
+        result = yield
+    finally:
+        deaths = _dead(session, presence, [], item, again=False)
+        judged = item.stash[JUDGED] = Judged.without_limits(deaths) if deaths else None
+    if judged is not None:
+        enforce(item, judged.verdict, session.options)
+    return result
+
+
+def _dead(
+    session: Session, presence: Presence, named: list[Service], item: pytest.Item, again: bool = True
+) -> list[Death]:
+    """Of the test's own services and those its marker names the dead ones, stopped since or not.
+
+    again: also of those that an earlier test was told of.
+    """
+    own = list(dict.fromkeys([*session.roster.own(item), *presence.new, *named]))
+    if not again:
+        own = session.deaths.untold(own)
+    before = [service for service in own if service in presence.dead]
+    meanwhile = [service for service in own if service not in presence.dead]
+    return [
+        *session.deaths.take_stopped(),
+        *session.deaths.tell(before, "before the test"),
+        *session.deaths.tell(meanwhile, "during the test"),
+    ]
+
+
+def _runs(options: Config, limits: Limits) -> int:
+    """Windows of a test. What is compared with from now on must not be a single lucky one."""
+    return limits.runs if options.save is None else max(limits.runs, 1 + options.reruns)
+
+
+def _compare(
+    session: Session, item: pytest.Item, trial: Trial, limits: Limits, runs: int
+) -> Comparison | None:
+    """Against the baseline. A time that got worse is measured again: it may be the machine's fault."""
+    if session.baseline is None or trial.failed:
+        return None
+    options = session.options
+    comparison = compare(
+        item.nodeid,
+        samples_of(median_of(trial.windows), limits),
+        session.environment,
+        session.baseline,
+        Rules(options.compare_fail, options.compare_latencies),
+        limits.as_json(),
+        limits.binds,
+    )
+    return confirmed(comparison, options.reruns, lambda: samples_of(trial.again(runs), limits))

@@ -1,0 +1,143 @@
+"""The record of a test: made when pytest has said how the test ended, and carried by pytest's report.
+
+So it also gets from a pytest-xdist worker to its controller.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_netpoll.clean import lines as cleaned
+from pytest_netpoll.clean import one_line
+from pytest_netpoll.report import junit, record, terminal
+from pytest_netpoll.service.service import Service
+from pytest_netpoll.session.fixtures import WINDOWS, Windows
+from pytest_netpoll.session.judging import JUDGED, SUBTEST, Judged
+from pytest_netpoll.session.marked import LIMITS, fixtures_of, toolchain_of
+from pytest_netpoll.session.outcome import ENFORCED, settle_report
+from pytest_netpoll.session.session import Session
+
+
+def complete(
+    session: Session, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport
+) -> None:
+    """Called with each report of pytest's: gives it the outcome and the record that we owe it."""
+    # Only now it is known how the test ended: a unittest.TestCase raises nothing, an xfail may be one.
+    enforced = item.stash.get(ENFORCED, None)
+    if enforced is not None and call.excinfo is not None and call.excinfo.value is enforced.exception:
+        settle_report(report, enforced)
+    if report.failed:
+        for service in _services_behind(session, item):
+            said = _said(service)
+            if said:
+                report.sections.append((f"output of service {one_line(service.name)}", said))
+    if call.when == "call":
+        _attach_record(session, item, call, report)
+    elif call.when == "teardown":
+        _attach_late_windows(item, report)
+
+
+def collect(session: Session, report: pytest.TestReport) -> None:
+    """Takes up what a report carries, here or in the controller of pytest-xdist's workers."""
+    late = getattr(report, "netpoll_late", None)
+    if late is not None:
+        session.reports.add_windows(late)
+    made = getattr(report, "netpoll", None)
+    # "rerun": pytest-rerunfailures runs it again, and what it comes to then is the test's result.
+    if made is not None and getattr(report, "outcome", None) != "rerun":
+        session.reports.records.append(made)
+        session.workers_environment = getattr(report, "netpoll_environment", {})
+
+
+def is_unmeasured(report: pytest.TestReport) -> bool:
+    """Whether the test failed for that alone."""
+    made = getattr(report, "netpoll", None)
+    return made is not None and made["outcome"] == "unmeasured" and report.failed
+
+
+def _attach_record(
+    session: Session, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport
+) -> None:
+    judged = item.stash.get(JUDGED, None)
+    enforced = item.stash.get(ENFORCED, None)
+    error = call.excinfo.value if call.excinfo is not None else None
+    if judged is None and report.failed:
+        # Of a subtest, as long as the test runs; pytest fails the test only where it counts it.
+        item.stash[SUBTEST] = error
+    ours = enforced is not None and error is enforced.exception
+    if ours and report.skipped and not hasattr(report, "wasxfail"):
+        # Not the line of this plugin that raised it.
+        path, line, _ = item.location
+        report.longrepr = (str(item.config.rootpath / path), (line or 0) + 1, str(error))
+    elif isinstance(error, pytest.skip.Exception | pytest.xfail.Exception):
+        return  # it stopped half-way, by its own decision
+    windows = item.stash.get(WINDOWS, None)
+    if enforced is not None and ours:
+        judged = (judged or Judged.without_limits())._replace(verdict=enforced.verdict)
+    elif judged is None and windows is not None:
+        judged = Judged.without_limits()
+    if judged is None:
+        return
+    own = None if ours else error or item.stash[SUBTEST]
+    made = _record(item, judged, own, getattr(report, "wasxfail", None), windows or Windows())
+    item.stash[WINDOWS] = Windows()
+    # The environment, too: a controller has no agent to ask.
+    report.netpoll = made  # type: ignore[attr-defined]
+    report.netpoll_environment = record.plain(session.meter.environment)  # type: ignore[attr-defined]
+    properties = junit.properties(made)
+    # The item's for the teardown's report, where --junitxml looks; a test that is run again has
+    # those of its last run there.
+    for kept in (report.user_properties, item.user_properties):
+        kept[:] = [*(pair for pair in kept if not pair[0].startswith("netpoll.")), *properties]
+    if made["outcome"] != "passed":
+        section = terminal.failure_section(made, session.width)
+        # In pytest's own words of the failure, where JUnit looks, too; a skip's have no room for it.
+        add_section = getattr(report.longrepr, "addsection", None)
+        if add_section is not None:
+            add_section("netpoll", section, "-")
+        else:
+            report.sections.append(("netpoll", section))
+
+
+def _attach_late_windows(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Of fixtures that measure around the test: they close with its teardown."""
+    windows = item.stash.get(WINDOWS, None)
+    if windows is not None and windows.records():
+        late = _record(item, Judged.without_limits(), None, None, windows)
+        report.netpoll_late = late  # type: ignore[attr-defined]
+
+
+def _record(
+    item: pytest.Item, judged: Judged, error: BaseException | None, xfail: str | None, windows: Windows
+) -> record.TestRecord:
+    path, line, _ = item.location
+    return record.build(
+        nodeid=item.nodeid,
+        location=(path, (line or 0) + 1),
+        verdict=judged.verdict,
+        limits=judged.limits,
+        measurements=judged.measurements,
+        columns=judged.columns,
+        window_seconds=max((m.window_seconds for m in judged.measurements), default=0.0),
+        error=None if error is None else f"{type(error).__name__}: {error}",
+        xfail=xfail,
+        comparison=judged.comparison,
+        toolchain=toolchain_of(item),
+        requests_per_second=judged.requests_per_second,
+        windows=windows.records(),
+        windows_left_out=windows.left_out,
+    )
+
+
+def _services_behind(session: Session, item: pytest.Item) -> list[Service]:
+    """Those whose output may explain a failure."""
+    used = session.roster.own(item)
+    if not used and (LIMITS in item.stash or "go_service" in fixtures_of(item)):
+        return session.roster.running
+    return used
+
+
+def _said(service: Service) -> str:
+    """The end of a service's output, and before it its panic, where other goroutines' stacks hide that."""
+    tail, panic = service.tail(), service.last_words()
+    return cleaned(tail if panic in tail else f"{panic}\n[…]\n{tail}")

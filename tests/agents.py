@@ -1,0 +1,121 @@
+"""An agent that says what a test wants, without a process; and what a real one says, to be changed."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+from pytest_netpoll.meter import agent_client
+from pytest_netpoll.meter.doubts import LOSSES
+from pytest_netpoll.model.metrics import COUNTERS
+
+ABOUT: dict[str, Any] = {
+    "pid": 4242,
+    "root": 4242,
+    "executable": "/bin/true",
+    "exited": False,
+    "unwatched": 0,
+    "foreign": False,
+    "calibration": {
+        "layout": "go1.25",
+        "epfd": 4,
+        "proven": 3,
+        "unproven": 0,
+        "more_pollers": 0,
+        "why_not": None,
+        "others": 0,
+    },
+    "goready": True,
+    "scheduler": False,
+}
+WAKEUP = {
+    "direction": "read",
+    "syscall": "read",
+    "fd_type": "tcp",
+    "local": "127.0.0.1:80",
+    "peer": None,
+    "stack": [["/bin/true", 4096]],
+}
+MEASURED = {
+    **ABOUT,
+    "counters": {
+        **{name: 7 for name in COUNTERS if name != "lost"},
+        **dict.fromkeys(LOSSES, 0),
+        "lost_offenders": 0,
+    },
+    "histogram": {"130": 14},
+    "latency_max_ns": 9000,
+    "ready_calls": 5,
+    "deadline_wakeups": 1,
+    "dispatches": 20,
+    "runq_max": 2,
+    "unprobed": 0,
+    "io_outcomes": {"data": 5, "EAGAIN": 2},
+    "futile": [["read", "EAGAIN", 1]],
+    "slowest": [{**WAKEUP, "latency_ns": 9000, "at_ns": 5000, "goid": [18, 0]}],
+    "offenders": [{**WAKEUP, "offence": "spurious", "count": 7, "outcome": None}],
+}
+PROCESSES = {"processes": [ABOUT]}
+CLOSED = {
+    "duration_ns": 1_000_000,
+    "services": {"4242": [MEASURED]},
+    "timelines": {"4242": [[1.0, *range(11), 3, 0.5]]},
+    "times": {"4242": {"cpu_ns": 1_000_000, "run_delay_ns": 1000}},
+}
+
+READY = json.dumps(
+    {
+        "ready": {
+            "protocol": agent_client.PROTOCOL,
+            "bcc": "0.26.0",
+            "python": "3.11.2",
+            "kernel": "6.18.0",
+            "machine": "x86_64",
+            "capabilities": [],
+            "follows_children": True,
+            "typed": True,
+            "no_cpu_samples": None,
+            "startup_seconds": 0.5,
+            "resident_bytes": 1 << 26,
+        }
+    }
+).encode()
+
+
+class Liar:
+    """An agent without a process: whatever it is asked, it says its lines."""
+
+    pid = 4241
+
+    def __init__(self, lines: list[bytes]) -> None:
+        self.lines = lines
+
+    def send(self, line: bytes) -> None: ...
+
+    def receive(self, _: float) -> bytes | None:
+        return self.lines.pop(0) if self.lines else None
+
+    def hang_up(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+    def end(self) -> None: ...
+
+    def status(self) -> str:
+        return "1"
+
+    def said(self) -> str:
+        return ""
+
+
+SERVICE = SimpleNamespace(
+    name="server",
+    pid=4242,
+    executable="/bin/true",
+    go_version=None,
+    gomaxprocs=None,
+    stopped=False,
+    attached=False,
+    check_alive=lambda _: None,
+)

@@ -1,0 +1,92 @@
+"""What a Meter remembers: which windows are open, and whether its agent is worth another try."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_netpoll.gobinary.symbols import Symbolizer
+from pytest_netpoll.meter.agent_client import Probe, State
+from pytest_netpoll.meter.meter import Meter
+from pytest_netpoll.options import Config
+from tests.agents import CLOSED, PROCESSES, READY, SERVICE, Liar
+
+OPENED = {"window": 1}
+
+
+class Interrupts(Liar):
+    """Ctrl-C comes where it would say None."""
+
+    def receive(self, seconds: float) -> bytes | None:
+        line = super().receive(seconds)
+        if line is None:
+            raise KeyboardInterrupt
+        return line
+
+
+def saying(*answers: Any, ready: bytes = READY) -> list[bytes]:
+    """Its lines."""
+    return [ready, *(json.dumps({"id": n, "ok": answer}).encode() for n, answer in enumerate(answers, 1))]
+
+
+@pytest.fixture
+def meter_with(tmp_path: Path) -> Callable[..., tuple[Meter, list[Probe]]]:
+    """meter_with(liar, …): its first agent, the one in its place, and so on; and those that it has used."""
+
+    def meter_with(*liars: Liar) -> tuple[Meter, list[Probe]]:
+        used: list[Probe] = []
+
+        def new_agent(load: Mapping[str, int]) -> Probe:
+            used.append(Probe(["liar"], load, start=lambda _: liars[len(used)]))
+            return used[-1]
+
+        return Meter(Config.default(), Symbolizer(tmp_path), new_agent=new_agent), used
+
+    return meter_with
+
+
+def test_a_window_is_open_until_it_is_closed_and_a_lap_keeps_it_so(meter_with: Any) -> None:
+    meter, _ = meter_with(Liar(saying(PROCESSES, OPENED, PROCESSES, CLOSED, CLOSED)))
+    window = meter.open()
+    assert meter.windows == [window]
+    _, window = meter.lap(window, [], 0)
+    assert (meter.windows, window.failed) == ([window], None)
+    meter.close(window, [])
+    assert (meter.windows, window.is_open) == ([], False)
+
+
+@pytest.mark.parametrize("answers", [0, 1, 2, 3], ids=["open", "opening", "lap", "lapping"])
+def test_a_window_that_is_interrupted_is_open_no_more(meter_with: Any, answers: int) -> None:
+    meter, _ = meter_with(Interrupts(saying(PROCESSES, OPENED, PROCESSES)[: 1 + answers]))
+    with pytest.raises(KeyboardInterrupt):
+        meter.lap(meter.open(), [], 0)
+    assert meter.windows == []
+
+
+def test_a_close_that_is_interrupted_closes_the_one_window_and_no_other(meter_with: Any) -> None:
+    meter, _ = meter_with(Interrupts(saying(PROCESSES, OPENED, PROCESSES, OPENED)))
+    outer, inner = meter.open(), meter.open()
+    with pytest.raises(KeyboardInterrupt):
+        meter.close(inner, [SERVICE])
+    assert meter.windows == [outer]
+    (measurement,) = meter.close(outer, [SERVICE])
+    assert measurement.unmeasured is not None  # nobody knows where that agent's answers are
+    assert meter.windows == []
+
+
+def test_an_agent_that_died_is_replaced_and_one_that_never_was_ready_is_not(meter_with: Any) -> None:
+    meter, agents = meter_with(Liar([READY]), Liar(saying(PROCESSES, OPENED)))
+    assert meter.open().failed is not None
+    assert meter.open().failed is None
+    assert [agent.state for agent in agents] == [State.DIED, State.READY]
+
+    meter, agents = meter_with(Liar([b'{"failed": {"what": "no BTF"}}']), Liar(saying(PROCESSES, OPENED)))
+    for _ in range(2):
+        failed = meter.open().failed
+        assert failed is not None
+        assert failed.what == "no BTF"
+    assert [agent.state for agent in agents] == [State.NEVER_READY]
