@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all test-kernels test-kernels-short check bench clean
+.PHONY: help demo test test-all test-kernels test-kernels-short check docs bench clean
 
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
@@ -59,6 +59,10 @@ check: ## lint, formatting, types
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy --strict
+
+docs: ## write the README's metric table from the code
+	@.ci/setup check
+	@PYTHONPATH=. $(PYTHON) .ci/docs.py
 
 bench: ## measure what measuring costs
 	@.ci/setup bench

@@ -10,16 +10,8 @@ from pytest_netpoll.clean import lines as clean_lines  # noqa: F401 - for the te
 from pytest_netpoll.clean import one_line as one_line
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.model import units
-from pytest_netpoll.model.metrics import (
-    CPU_METRICS,
-    FUTILE_METRICS,
-    IO_METRICS,
-    LIMITABLE,
-    METRICS,
-    POLL_METRICS,
-    READY_METRICS,
-    spread,
-)
+from pytest_netpoll.model.evidence import Offence
+from pytest_netpoll.model.metrics import LIMITABLE, METRICS, Metric, in_report, spread
 from pytest_netpoll.report.record import (
     BreachRecord,
     FrameRecord,
@@ -34,34 +26,17 @@ from pytest_netpoll.report.record import (
 )
 
 # The columns of a table of tests: metric -> heading.
-COLUMNS: Mapping[str, str] = {
-    "wakeups": "wakeups",
-    "spurious": "spurious",
-    "latency_p50": "p50",
-    "latency_p99": "p99",
-    "polls_per_event": "polls/ev",
-    "cpu_seconds": "CPU",
-}
+COLUMNS: Mapping[str, str] = {metric.name: metric.column for metric in in_report("summary")}
 # Of one test under several toolchains: metric -> digits. Two of a second hide what one test costs.
 SIDE_BY_SIDE: Mapping[str, int | None] = {
-    "spurious": None,
-    "polls_per_event": None,
-    "latency_p50": None,
-    "latency_p99": None,
-    "cpu_seconds": 3,
+    metric.name: 3 if metric.unit == "s" else None for metric in in_report("toolchains")
+}
+_HEADINGS = {
+    metric.name: metric.column
+    for report in ("summary", "baseline", "toolchains", "runs")
+    for metric in in_report(report)
 }
 
-# Broken limits that offenders explain, with the offences that do.
-_EXPLAINED_BY: Mapping[str, tuple[str, ...]] = {
-    "spurious": ("spurious",),
-    "spurious_wakeups": ("spurious",),
-    "stale_retries": ("stale",),
-    "unclaimed_events": ("unclaimed",),
-    **dict.fromkeys(READY_METRICS, ("ready",)),
-    **dict.fromkeys(FUTILE_METRICS, ("futile",)),
-    **dict.fromkeys(IO_METRICS, ("io", "futile")),
-    **dict.fromkeys((*CPU_METRICS, *POLL_METRICS), ("cpu",)),
-}
 # offence -> (the metric that is its total, what to call it, what happened there)
 _OFFENCES = {
     "spurious": ("spurious_wakeups", "spurious wakeups", "woken in vain"),
@@ -192,6 +167,16 @@ def show(service: ServiceRecord | None, metric: str, digits: int | None = None) 
     if service is None or not trusted(service):
         return units.NOT_MEASURED
     return METRICS[metric].format(service["metrics"].get(metric), digits)
+
+
+def heading(metric: str) -> str:
+    """What its column is called: "polls/ev"; the name of what is a column only now and then."""
+    return _HEADINGS.get(metric, metric)
+
+
+def kept_longer(columns: Iterable[Metric]) -> list[str]:
+    """The headings in the order in which a narrow terminal leaves them out; the last one it keeps."""
+    return [metric.column for metric in sorted(columns, key=lambda metric: metric.keep)]
 
 
 def own_columns(records: Iterable[TestRecord]) -> list[str]:
@@ -329,13 +314,19 @@ def clean(reason: str) -> Reason:
 
 def offenders_of(record: TestRecord, service: ServiceRecord) -> list[OffenderRecord]:
     """The offenders that explain its broken limits, worst first."""
-    wanted = {o for fault in broken(record, service) for o in _EXPLAINED_BY.get(base_of(fault["metric"]), ())}
+    wanted = _wanted(record, service)
     return [
         offender
         for offender in service["offenders"]
         # A limit is about the program's own calls.
         if offender.get("offence", "spurious") in wanted and not offender.get("runtime")
     ]
+
+
+def _wanted(record: TestRecord, service: ServiceRecord) -> set[Offence]:
+    """What explains its broken limits; nothing is known of metrics that are not of the table."""
+    metrics = [METRICS.get(base_of(fault["metric"])) for fault in broken(record, service)]
+    return {offence for metric in metrics if metric is not None for offence in metric.explained_by}
 
 
 def wakers_of(record: TestRecord, service: ServiceRecord) -> list[OffenderRecord]:
@@ -408,7 +399,7 @@ def _cpu_text(offender: OffenderRecord) -> str:
 
 def unexplained(record: TestRecord, service: ServiceRecord) -> list[Reason]:
     """For each kind of evidence that a broken limit asks for, and that could not be had."""
-    wanted = {o for fault in broken(record, service) for o in _EXPLAINED_BY.get(base_of(fault["metric"]), ())}
+    wanted = _wanted(record, service)
     names = {"cpu": "CPU samples"}
     return [
         clean(_reason(why).about(f"no {names.get(offence, offence)}"))
