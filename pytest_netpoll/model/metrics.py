@@ -589,8 +589,8 @@ _TABLE = (
     ),
     Metric(
         "runtime_ready_calls",
-        "of ready_calls, those of the runtime's own background work (GC, sweeper, scavenger, …), told by the "
-        "callers' stacks; limits on ready_calls are about the others",
+        "of ready_calls, those of the runtime's own background work (GC, sweeper, scavenger, …), recognized "
+        "by the callers' stacks; limits on ready_calls are about the others",
         source="derived",
         absent=_NO_READY_STACKS,
         more_is_worse=False,

@@ -39,11 +39,11 @@ _HEADINGS = {
 
 # offence -> (the metric that is its total, what to call it, what happened there)
 _OFFENCES = {
-    "spurious": ("spurious_wakeups", "spurious wakeups", "woken in vain"),
+    "spurious": ("spurious_wakeups", "spurious wakeups", "parked"),
     "stale": ("stale_retries", "stale retries", "tried again for nothing"),
     "unclaimed": ("unclaimed_events", "unclaimed events", "nobody waiting"),
 }
-# The same of those that are recorded as a sample, so that their shares are told and not their counts.
+# The same of those that are recorded as a sample, so that their shares are shown and not their counts.
 _SAMPLED = {
     "ready": ("ready_calls", "ready calls", "made"),
     "futile": ("futile_calls", "futile I/O calls", "made"),
@@ -51,7 +51,7 @@ _SAMPLED = {
 }
 _LIMITS = {f"{kind}_{metric}": (kind, metric) for kind in ("max", "min") for metric in LIMITABLE}
 _RANK: Mapping[Outcome, int] = {"failed": 0, "unmeasured": 1, "passed": 2}
-# As people are told them, worst first.
+# As reports show them, worst first.
 STATUSES = ("failed", "unmeasured", "would fail", "passed", "xfailed")
 # Of one test's `netpoll.measure()` blocks, those that have a row in a table of tests.
 MOST_WINDOWS = 10
@@ -64,7 +64,7 @@ def count_statuses(records: Iterable[TestRecord]) -> dict[str, int]:
 
 
 def expected(record: TestRecord) -> bool:
-    """Whether it is bad, and pytest was told that it would be: nothing to alarm anybody about."""
+    """Whether it is bad, and xfail says that it would be: nothing to alarm anybody about."""
     return record.get("xfail") is not None and "failed" in (record["outcome"], record.get("gate"))
 
 
@@ -147,7 +147,7 @@ def outcome_of(record: TestRecord, service: ServiceRecord | None) -> Outcome:
 
 
 def status_of(record: TestRecord, service: ServiceRecord | None = None) -> str:
-    """The outcome of a test, or of its row for one service, as people are told it.
+    """The outcome of a test, or of its row for one service, as reports show it.
 
     "xfailed" where that was expected, "would fail" where report mode lets a broken limit pass.
     """
@@ -356,7 +356,7 @@ def slowest_of(record: TestRecord, service: ServiceRecord) -> list[SlowWakeupRec
 
 
 def offender_text(service: ServiceRecord, offender: OffenderRecord) -> str:
-    """ "499 of 500 (99.8 %) spurious wakeups (read on tcp a ← b), woken in vain"."""
+    """ "499 of 500 (99.8 %) spurious wakeups (read on tcp a ← b), parked"; the place follows."""
     offence = offender.get("offence", "spurious")
     if offence == "cpu":
         return _cpu_text(offender)
@@ -371,7 +371,12 @@ def offender_text(service: ServiceRecord, offender: OffenderRecord) -> str:
     amount = units.show(count, "count")
     if total and count <= total:
         amount += f" of {units.show(total, 'count')} ({units.show(count / total, 'share')})"
-    return f"{amount} {name}{where} ({_where(offender)}), {happened}"
+    at = _parked(offender) if offence == "spurious" else f", {happened}"
+    return f"{amount} {name}{where} ({_where(offender)}){at}"
+
+
+def _parked(entry: OffenderRecord | SlowWakeupRecord) -> str:
+    return ", parked" if entry["stack"] else ""
 
 
 def lead_in(entry: OffenderRecord | SlowWakeupRecord) -> str:
@@ -415,11 +420,12 @@ def most_futile(service: ServiceRecord) -> str:
 
 
 def slow_text(service: ServiceRecord, wakeup: SlowWakeupRecord) -> str:
-    """ "12.3 ms to run (read on tcp a ← b, goroutine 18; 1 of 5 threads running), woken late"."""
+    """ "12.3 ms to run (read on tcp a ← b, goroutine 18; 1 of 5 running), parked"; the place follows."""
     goroutine = wakeup.get("goroutine")
     who = "" if goroutine is None else f", goroutine {goroutine}"
     threads = _threads_at(service, wakeup.get("at_ms"))
-    return f"{units.show(wakeup['latency_ns'], 'ns')} to run ({_where(wakeup)}{who}{threads}), woken late"
+    took = units.show(wakeup["latency_ns"], "ns")
+    return f"{took} to run ({_where(wakeup)}{who}{threads}){_parked(wakeup)}"
 
 
 def _threads_at(service: ServiceRecord, at_ms: float | None) -> str:
@@ -514,12 +520,12 @@ def evidence_in(service: ServiceRecord) -> list[tuple[str, OffenderRecord | Slow
 
 
 def diagnosis_of(record: TestRecord) -> list[str]:
-    """What explains the failure in words, without the troubles of services that are not to blame."""
-    blamed = {fault["service"] for fault in broken(record)}
+    """What explains the failure in words, without the troubles of services that kept their limits."""
+    faulty = {fault["service"] for fault in broken(record)}
     found = [
         text
         for text in record.get("diagnosis", [])
-        if not blamed or text.startswith(tuple(f"{name}: " for name in blamed))
+        if not faulty or text.startswith(tuple(f"{name}: " for name in faulty))
     ]
     for window in windows_behind(record)[:1]:
         found += [f"{window_name(window)}, {text}" for text in window["diagnosis"]]

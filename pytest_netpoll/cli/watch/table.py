@@ -127,10 +127,10 @@ class View:
         return lines + self._trouble(measurement, run)
 
     def _trouble(self, measurement: Measurement, run: Accumulated) -> list[str]:
-        """Who was woken in vain in the whole run, and what could not be measured."""
+        """Who was woken for nothing in the whole run, and what could not be measured."""
         lines = []
         service = record.service(run.total)
-        for offender in _in_vain(service)[:MOST_OFFENDERS]:
+        for offender in _for_nothing(service)[:MOST_OFFENDERS]:
             lines.append(self._paint(wording.offender_text(service, offender), _RED))
             place = wording.place(offender["stack"]).strip() or "no stack"
             # The end of a place says more than its start.
@@ -172,7 +172,7 @@ class View:
         self._stream.flush()
 
 
-def _in_vain(service: record.ServiceRecord) -> list[record.OffenderRecord]:
+def _for_nothing(service: record.ServiceRecord) -> list[record.OffenderRecord]:
     """Without who made ready calls, which --netpoll-goready=on keeps, too."""
     return [offender for offender in service["offenders"] if offender.get("offence") != "ready"]
 
@@ -195,8 +195,11 @@ def _line(measurement: Measurement) -> str:
     if measurement.unmeasured is not None:
         return f"{_cells([time])}  not measured: {wording.clean(measurement.unmeasured).headline}"
     line = _cells([time, *(show_now(metric.name, measurement) for metric in in_report("lines"))])
-    worst = next(iter(_in_vain(record.service(measurement))), None)
-    return line if worst is None else f"{line}  woken in vain{wording.place(worst['stack'])}"
+    worst = next(iter(_for_nothing(record.service(measurement))), None)
+    if worst is None:
+        return line
+    place = wording.place(worst["stack"])
+    return f"{line}  woken for nothing{', parked' if place else ''}{place}"
 
 
 def _cells(cells: Sequence[str]) -> str:
