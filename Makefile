@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all test-kernels test-kernels-short test-containers check bench clean
+.PHONY: help demo test test-all test-kernels test-kernels-short test-containers check docs bench clean
 
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
@@ -66,6 +66,10 @@ check: ## lint, formatting, types
 	@.venv/bin/clang-format --dry-run --Werror bpf/*.[ch]
 	@$(PYTHON) -m mypy --strict
 	@$(PYTHON) -m mypy --config-file .ci/mypy-agent.ini
+
+docs: ## write the README's metric table from the code
+	@.ci/setup check
+	@PYTHONPATH=. $(PYTHON) .ci/docs.py
 
 bench: ## measure what measuring costs
 	@.ci/setup bench

@@ -15,11 +15,14 @@ _NAMES = tuple(field.name for field in fields(TimelinePoint) if field.name != "t
 def collect(services: Iterable[Sequence[Sequence[Any]]]) -> tuple[TimelinePoint, ...]:
     """The points, from the agent's rows (its timeline.py) of each root process.
 
-    All are sampled at the same moments; a service that was restarted has two of them.
+    All are sampled at the same moments; a service that was restarted has two of them. Raises ValueError where
+    a row has other columns, or a count is no integer.
     """
     points: dict[float, list[Any]] = {}
     for rows in services:
         for t_ms, *values in rows:
+            if not all(isinstance(count, int) for count in values[:-1]):  # the last one is a mean
+                raise ValueError(f"timeline {values!r:.200}")
             before = points.get(t_ms, [0] * len(_NAMES))
             points[t_ms] = [a + b for a, b in zip(before, values, strict=True)]
     return tuple(

@@ -25,7 +25,6 @@ from pytest_netpoll.model.metrics import (
     FUTILE_METRICS,
     IO_METRICS,
     OPTIONAL_COUNTERS,
-    POLL_METRICS,
     READY_METRICS,
     Measurement,
     Snapshot,
@@ -227,7 +226,7 @@ class Meter:
 
     @staticmethod
     def _cpu_samples(limited: Collection[str]) -> bool:
-        return any(metric in limited for metric in (*CPU_METRICS, *POLL_METRICS))
+        return any(metric in limited for metric in CPU_METRICS)
 
     def _ready_stacks(self, limited: Collection[str]) -> int:
         wanted = self._config.goready == "auto" and any(metric in limited for metric in READY_METRICS)

@@ -1,4 +1,4 @@
-"""From numbers to plain words: which known way of wasting wakeups a measurement shows, and what mends it.
+"""From numbers to plain words: which known way of wasting wakeups a measurement shows, and the fix.
 
 A sentence is said only where the numbers carry it. The thresholds lie far from what healthy services
 measure, also on a busy machine, and far below what each fault of example_project does.
@@ -13,7 +13,7 @@ from pytest_netpoll.model.median import middle
 from pytest_netpoll.model.metrics import Measurement, bucket_bounds
 
 # Fewer, or a smaller part of the wakeups, may be chance.
-LEAST_VAIN = 5
+LEAST_WASTED = 5
 LEAST_SHARE = 0.05
 
 # Polls a second that a timer ended, and how many of them an event.
@@ -35,7 +35,7 @@ _ACCEPTS = ("accept", "accept4")
 
 
 def diagnose(measurement: Measurement) -> list[str]:
-    """A text for each pathology: "server: what was seen: its cause. Typically … To mend it, …".
+    """A text for each pathology: "server: what was seen: its cause. Typically … Fix: …".
 
     Empty for a healthy service, and where the numbers cannot be trusted. Of several runs the one is
     diagnosed whose offenders, slowest wakeups and timeline are kept: they go with its numbers only.
@@ -49,26 +49,26 @@ def diagnose(measurement: Measurement) -> list[str]:
 
 
 def _shared_listener(m: Measurement) -> str | None:
-    vain, accepts = _vain_wakeups(m)
+    spurious, accepts = _spurious_wakeups(m)
     if not _matters(accepts, m):
         return None
     return (
-        f"{_count(accepts)} of {_count(vain)} spurious wakeups found no connection to accept: each "
+        f"{_count(accepts)} of {_count(spurious)} spurious wakeups found no connection to accept: each "
         "connection wakes every acceptor of a shared listener, and one gets it. Typically worker "
-        "processes inherited one listener. To mend it, serve from one process (Go uses all CPUs), or give "
-        "each worker a listener of its own with SO_REUSEPORT."
+        "processes inherited one listener. Fix: serve from one process (Go uses all CPUs), or give each "
+        "worker a listener of its own with SO_REUSEPORT."
     )
 
 
 def _second_reader(m: Measurement) -> str | None:
-    vain, accepts = _vain_wakeups(m)
-    if not _matters(vain - accepts, m):
+    spurious, accepts = _spurious_wakeups(m)
+    if not _matters(spurious - accepts, m):
         return None
     return (
-        f"{_count(vain - accepts)} of {_count(_wakeups(m))} wakeups found nothing to read or write: what "
-        "woke them had been taken by another reader of the same socket. Typically a connection was "
-        "duplicated (File, FileConn, an inherited descriptor) and both ends are read. To mend it, let one "
-        "goroutine read, and close the duplicate."
+        f"{_count(spurious - accepts)} of {_count(_wakeups(m))} wakeups found nothing to read or write: "
+        "another reader of the same socket had already consumed the data. Typically a connection was "
+        "duplicated (File, FileConn, an inherited descriptor) and both ends are read. Fix: read from one "
+        "goroutine only, and close the duplicate."
     )
 
 
@@ -78,10 +78,10 @@ def _stale_readiness(m: Measurement) -> str | None:
     if not _matters(retries, m) or _second_reader(m) is not None:
         return None
     return (
-        f"{_count(retries)} retries got EAGAIN again, beside {_count(_wakeups(m))} wakeups: the wait ended "
-        "at once for an event whose data had been read already. Typically RawConn.Read or a loop of its "
-        "own drains the socket, and takes long between two reads. To mend it, use the connection's Read, "
-        "which forgets old events first, or do not block while draining."
+        f"{_count(retries)} retries got EAGAIN again, beside {_count(_wakeups(m))} wakeups: the wait "
+        "returned immediately because of an event whose data had already been read. Typically RawConn.Read "
+        "or a hand-written loop drains the socket, and takes long between two reads. Fix: use the "
+        "connection's Read, which forgets old events first, or do not block while draining."
     )
 
 
@@ -97,15 +97,15 @@ def _timers(m: Measurement) -> str | None:
     if deadlines is not None and deadlines > ended / 4:
         return (
             f"{seen}, with {_count(deadlines)} deadlines expired and {_count(events)} events: reads or "
-            "writes that give up again and again keep the poller busy. Typically a loop sets a short "
-            "deadline to look at a flag. To mend it, read without a deadline, and to stop call "
+            "writes that time out again and again keep the poller busy. Typically a loop sets a short "
+            "deadline to look at a flag. Fix: read without a deadline, and to stop call "
             "SetReadDeadline(time.Now()) once."
         )
     which = "tickers or deadlines keep" if deadlines is None else "tickers or sleeps keep"
     return (
         f"{seen}, for {_count(events)} events: {which} the poller busy. Typically many components look "
-        "for changes every few milliseconds, or a loop reads with a short deadline. To mend it, notify on "
-        "change, share one slow ticker, or read without a deadline."
+        "for changes every few milliseconds, or a loop reads with a short deadline. Fix: notify on change, "
+        "share one slow ticker, or read without a deadline."
     )
 
 
@@ -127,7 +127,7 @@ def _starvation(m: Measurement) -> str | None:
     if busy:
         said.append(
             "woken goroutines queue behind the service's own CPU-bound ones. "
-            "Typically GOMAXPROCS is too small for a job in the background. To mend it, give the job fewer "
+            "Typically GOMAXPROCS is too small for a job in the background. Fix: give the job fewer "
             "goroutines than GOMAXPROCS, or another process."
         )
     if short:
@@ -135,7 +135,7 @@ def _starvation(m: Measurement) -> str | None:
             "Besides, the machine is short of CPU: the service's threads waited longer for one than they ran."
             if busy
             else "the machine is short of CPU: other processes have it when the service's threads want it. "
-            "To mend it, run less beside the test, or give the machine more CPUs."
+            "Fix: run less beside the test, or give the machine more CPUs."
         )
     return " ".join(said)
 
@@ -149,7 +149,7 @@ _PATHOLOGIES: Sequence[Callable[[Measurement], str | None]] = (
 )
 
 
-def _vain_wakeups(m: Measurement) -> tuple[float, float]:
+def _spurious_wakeups(m: Measurement) -> tuple[float, float]:
     """(spurious wakeups, those of them in accept)."""
     spurious = [offender for offender in m.offenders if offender.offence == "spurious"]
     accepts = sum(offender.count for offender in spurious if offender.syscall in _ACCEPTS)
@@ -172,8 +172,8 @@ def _waited_for_cpu(m: Measurement) -> bool:
     return explained > len(late) / 2
 
 
-def _matters(vain: float, m: Measurement) -> bool:
-    return vain >= max(LEAST_VAIN, LEAST_SHARE * _wakeups(m))
+def _matters(wasted: float, m: Measurement) -> bool:
+    return wasted >= max(LEAST_WASTED, LEAST_SHARE * _wakeups(m))
 
 
 def _wakeups(m: Measurement) -> float:

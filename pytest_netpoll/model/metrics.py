@@ -1,7 +1,4 @@
-"""The metric table, and the numbers it describes: Snapshot (as counted) and Measurement (as read).
-
-`python -m pytest_netpoll.model.metrics` prints the table as Markdown.
-"""
+"""The metric table, and the numbers it describes: Snapshot (as counted) and Measurement (as read)."""
 
 from __future__ import annotations
 
@@ -17,9 +14,15 @@ from typing import Literal, TypeAlias
 from pytest_netpoll.agent.constants import LATENCY_BITS, LATENCY_BUCKETS, LATENCY_SUB_BITS
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.model import units
-from pytest_netpoll.model.evidence import Offender, SlowWakeup, TimelinePoint
+from pytest_netpoll.model.evidence import Offence, Offender, SlowWakeup, TimelinePoint
 
 Value: TypeAlias = int | float | None
+
+# What does not have all metrics. summary: columns of the table of tests, also in HTML and the step summary.
+# baseline, toolchains, runs: columns of the tables below it. watch: rows of its table. lines: columns of its
+# plain lines. junit: properties.
+Report: TypeAlias = Literal["summary", "baseline", "toolchains", "runs", "watch", "lines", "junit"]
+_BY_RANK: tuple[Report, ...] = ("summary", "watch", "lines")
 
 BUCKETS = LATENCY_BUCKETS  # of the kernel's latency histogram
 _SUB_BUCKETS = 1 << LATENCY_SUB_BITS
@@ -201,33 +204,57 @@ def _no_event_or(reason: Reason) -> Reason:
 
 @dataclass(frozen=True)
 class Metric:
-    """One row of the table.
+    """One row of the table. The JSON, the HTML details, baselines and the docs have all metrics.
 
+    compute: reads it from a snapshot, in the canonical value of `unit`; None for the counter of its name.
     source: "counter" is kept by the kernel, "memory" by the Go runtime and read from the process's memory,
     "proc" read from /proc, "derived" computed from those.
     absent: why the metric can be None.
-    read: computes it from a snapshot, in the canonical value of `unit`.
-    tail: of a percentile the share of wakeups beyond it, on which it rests; None for other metrics.
     more_is_worse: False where more of it is neither good nor bad, so that it cannot regress.
-    adds_up: of a count, whether it grows with the window: what is not so has no rate.
+    optional: of what the agent counts, whether a program may give no way to count it.
+    adds_up: of a count, whether it grows with the window: what does not has no rate.
+    tail: of a percentile the share of wakeups beyond it, on which it rests; None for other metrics.
     of: of a rate the metric that it is the rate of, None of others.
+    explained_by: the evidence that is kept for a limit on it, and named when the limit is broken.
+
+    row: of a service's numbers in the terminal, None where it is not among them; rows are in the order in
+    which the table comes to them. part: what it is called there, None where it leads the row. ahead: before
+    the other parts.
+    reports: where else it stands; see Report.
+    heading: of its columns, where that is not the name.
+    rank: columns, and the rows of `watch`, begin with the lowest. Those of one rank are in the table's order.
+    keep: of the columns, a terminal too narrow for all leaves out the lowest first, and the highest never.
     """
 
     name: str
-    unit: units.Unit
     meaning: str
-    source: Literal["counter", "derived", "memory", "proc"]
-    read: Callable[[Snapshot], Value] = field(repr=False, compare=False)
+    unit: units.Unit = "count"
+    compute: Callable[[Snapshot], Value] | None = field(default=None, repr=False, compare=False)
+    source: Literal["counter", "derived", "memory", "proc"] = "counter"
     absent: Reason = _NOT_REPORTED
     more_is_worse: bool = True
-    tail: float | None = None
+    optional: bool = False
     adds_up: bool = True
+    tail: float | None = None
     of: str | None = None
+    explained_by: tuple[Offence, ...] = ()
+    row: str | None = None
+    part: str | None = None
+    ahead: bool = False
+    reports: tuple[Report, ...] = ()
+    heading: str = ""
+    rank: int = 4
+    keep: int = 0
 
     @property
     def base(self) -> str:
         """The metric of the table: itself, or what it is the rate of."""
         return self.of or self.name
+
+    @property
+    def column(self) -> str:
+        """The heading of its columns."""
+        return self.heading or self.name
 
     @property
     def is_time(self) -> bool:
@@ -239,16 +266,12 @@ class Metric:
         """Whether it is a statistic over wakeups, which says nothing over a few of them."""
         return self.name == "spurious" or self.name.startswith("latency_")
 
+    def read(self, snapshot: Snapshot) -> Value:
+        return snapshot.counters.get(self.name) if self.compute is None else self.compute(snapshot)
+
     def format(self, value: Value, digits: int | None = None) -> str:
         """`value` for people: 15,000 · 4.8 % · 1.03 · 1.2 ms; an en dash for None."""
         return units.show(value, self.unit, digits)
-
-
-def _counter(name: str, meaning: str, absent: Reason = _NOT_REPORTED, more_is_worse: bool = True) -> Metric:
-    def read(snapshot: Snapshot) -> int | None:
-        return snapshot.counters.get(name)
-
-    return Metric(name, "count", meaning, "counter", read, absent, more_is_worse)
 
 
 def _pending(snapshot: Snapshot) -> int | None:
@@ -288,14 +311,13 @@ def _latency_max(snapshot: Snapshot) -> int | None:
     return max(snapshot.latency_max_ns, bucket_bounds(max(occupied))[0])
 
 
-def _latency(suffix: str, q: float, who: str) -> Metric:
+def _latency(q: float) -> Callable[[Snapshot], float | None]:
     def read(snapshot: Snapshot) -> float | None:
         middle, longest = percentile(snapshot.histogram, q), _latency_max(snapshot)
         # The middle of the last bucket may lie beyond the longest latency seen.
         return None if middle is None or longest is None else min(middle, longest)
 
-    meaning = f"wake-to-run time not exceeded by {who}"
-    return Metric(f"latency_{suffix}", "ns", meaning, "derived", read, _NO_RESOLVED, tail=round(1 - q, 6))
+    return read
 
 
 def _seconds(nanoseconds: int | None) -> float | None:
@@ -303,122 +325,348 @@ def _seconds(nanoseconds: int | None) -> float | None:
 
 
 _TABLE = (
-    _counter("wakeups", "a readiness event found a goroutine parked on that fd and direction"),
-    _counter("productive_wakeups", "its next I/O syscall there did not return EAGAIN", more_is_worse=False),
-    _counter("spurious_wakeups", "its next I/O syscall there returned EAGAIN"),
-    _counter("abandoned_wakeups", "the fd was closed, or woken again, before any such syscall"),
+    Metric(
+        "wakeups",
+        "a readiness event found a goroutine parked on that fd and direction",
+        row="wakeups",
+        reports=("summary", "watch", "lines", "junit"),
+        rank=1,
+        keep=4,
+    ),
+    Metric(
+        "productive_wakeups",
+        "its next I/O syscall there did not return EAGAIN",
+        more_is_worse=False,
+        row="wakeups",
+        part="productive",
+    ),
+    Metric(
+        "spurious_wakeups",
+        "its next I/O syscall there returned EAGAIN",
+        explained_by=("spurious",),
+        row="wakeups",
+        part="spurious",
+        reports=("watch", "junit"),
+        rank=2,
+    ),
+    Metric(
+        "abandoned_wakeups",
+        "the fd was closed, or woken again, before any such syscall",
+        row="wakeups",
+        part="abandoned",
+        reports=("watch",),
+        rank=2,
+    ),
     Metric(
         "pending_wakeups",
-        "count",
         "not resolved when the window closed",
-        "derived",
-        _pending,
+        compute=_pending,
+        source="derived",
         more_is_worse=False,
         adds_up=False,
+        row="wakeups",
+        part="pending",
     ),
-    Metric("spurious", "share", "spurious / (spurious + productive)", "derived", _spurious, _NO_RESOLVED),
-    _counter("stale_retries", "EAGAIN, no wakeup since, EAGAIN again: a stored readiness was stale"),
-    _counter("events", "epoll events for pollDescs (the runtime's own wake-up fd apart)"),
-    _counter("unclaimed_events", "event directions that found nobody waiting"),
-    _counter("duplicate_events", "event directions that found a readiness already stored"),
-    _counter("parking_events", "event directions that found a goroutine about to park"),
-    _counter("polls", "returns of epoll_wait, epoll_pwait, epoll_pwait2 on the runtime's epoll instance"),
-    _counter("blocking_polls", "polls with a timeout < 0"),
-    _counter("timed_polls", "polls with a timeout > 0"),
-    _counter("nonblocking_polls", "polls with a timeout of 0"),
-    _counter("empty_polls", "non-blocking polls with no event"),
-    _counter("timeout_polls", "timed polls with no event"),
-    _counter("break_polls", "the runtime's own wake-up fd was the only event"),
-    _counter("interrupted_polls", "polls ended by a signal (EINTR)"),
-    Metric("polls_per_event", "ratio", "polls / events", "derived", _per_event("polls"), _NO_EVENT),
-    _counter(
+    Metric(
+        "spurious",
+        "spurious / (spurious + productive)",
+        "share",
+        _spurious,
+        "derived",
+        _NO_RESOLVED,
+        explained_by=("spurious",),
+        reports=("summary", "baseline", "toolchains", "runs", "watch", "lines", "junit"),
+        rank=1,
+        keep=6,
+    ),
+    Metric(
+        "stale_retries",
+        "EAGAIN, no wakeup since, EAGAIN again: a stored readiness was stale",
+        explained_by=("stale",),
+        row="wakeups",
+        part="stale retries",
+        reports=("watch", "junit"),
+        rank=2,
+    ),
+    Metric(
+        "events",
+        "epoll events for pollDescs (the runtime's own wake-up fd apart)",
+        row="events",
+        reports=("watch", "lines", "junit"),
+    ),
+    Metric(
+        "unclaimed_events",
+        "event directions that found nobody waiting",
+        explained_by=("unclaimed",),
+        row="events",
+        part="unclaimed",
+    ),
+    Metric(
+        "duplicate_events",
+        "event directions that found a readiness already stored",
+        row="events",
+        part="duplicate",
+    ),
+    Metric(
+        "parking_events",
+        "event directions that found a goroutine about to park",
+        row="events",
+        part="to parking goroutines",
+    ),
+    Metric(
+        "polls",
+        "returns of epoll_wait, epoll_pwait, epoll_pwait2 on the runtime's epoll instance",
+        explained_by=("cpu",),
+        row="polls",
+        reports=("watch", "lines", "junit"),
+    ),
+    Metric("blocking_polls", "polls with a timeout < 0", explained_by=("cpu",), row="polls", part="blocking"),
+    Metric("timed_polls", "polls with a timeout > 0", explained_by=("cpu",), row="polls", part="timed"),
+    Metric(
+        "nonblocking_polls",
+        "polls with a timeout of 0",
+        explained_by=("cpu",),
+        row="polls",
+        part="non-blocking",
+    ),
+    Metric(
+        "empty_polls",
+        "non-blocking polls with no event",
+        explained_by=("cpu",),
+        row="polls",
+        part="empty",
+        reports=("watch", "lines"),
+        heading="empty",
+    ),
+    Metric(
+        "timeout_polls",
+        "timed polls with no event",
+        explained_by=("cpu",),
+        row="polls",
+        part="timed out",
+        reports=("watch",),
+    ),
+    Metric(
+        "break_polls",
+        "the runtime's own wake-up fd was the only event",
+        explained_by=("cpu",),
+        row="polls",
+        part="woken by the runtime itself",
+        reports=("watch",),
+    ),
+    Metric(
+        "interrupted_polls",
+        "polls ended by a signal (EINTR)",
+        explained_by=("cpu",),
+        row="polls",
+        part="interrupted",
+    ),
+    Metric(
+        "polls_per_event",
+        "polls / events",
+        "ratio",
+        _per_event("polls"),
+        "derived",
+        _NO_EVENT,
+        explained_by=("cpu",),
+        row="polls",
+        part="per event",
+        ahead=True,
+        reports=("summary", "baseline", "toolchains", "runs", "watch", "junit"),
+        heading="polls/ev",
+        keep=3,
+    ),
+    Metric(
         "io_calls",
         "I/O syscalls (reads, writes, accepts, connects, splice, sendfile, … on any descriptor) that "
         "returned, whatever they returned",
+        explained_by=("io", "futile"),
+        row="I/O calls",
     ),
-    _counter(
+    Metric(
         "futile_calls",
         "of those, the third and further in a row on one fd and direction that ended in EAGAIN, end of file "
         "or the same error, each within 1 ms of the one before, with neither data nor an event in between",
+        explained_by=("futile",),
+        row="I/O calls",
+        part="futile",
     ),
     Metric(
         "io_calls_per_wakeup",
-        "ratio",
         "io_calls / wakeups",
-        "derived",
+        "ratio",
         _per("wakeups", "io_calls"),
+        "derived",
         _NO_WAKEUPS,
+        explained_by=("io", "futile"),
+        row="I/O calls",
+        part="per wakeup",
     ),
-    _latency("p50", 0.5, "half the wakeups"),
-    _latency("p90", 0.9, "90 % of the wakeups"),
-    _latency("p99", 0.99, "99 % of the wakeups"),
-    _latency("p999", 0.999, "99.9 % of the wakeups"),
+    Metric(
+        "latency_p50",
+        "wake-to-run time not exceeded by half the wakeups",
+        "ns",
+        _latency(0.5),
+        "derived",
+        _NO_RESOLVED,
+        tail=0.5,
+        row="latency",
+        part="p50",
+        reports=("summary", "toolchains", "runs", "watch", "lines", "junit"),
+        heading="p50",
+        rank=3,
+        keep=1,
+    ),
+    Metric(
+        "latency_p90",
+        "wake-to-run time not exceeded by 90 % of the wakeups",
+        "ns",
+        _latency(0.9),
+        "derived",
+        _NO_RESOLVED,
+        tail=0.1,
+        row="latency",
+        part="p90",
+    ),
+    Metric(
+        "latency_p99",
+        "wake-to-run time not exceeded by 99 % of the wakeups",
+        "ns",
+        _latency(0.99),
+        "derived",
+        _NO_RESOLVED,
+        tail=0.01,
+        row="latency",
+        part="p99",
+        reports=("summary", "baseline", "toolchains", "runs", "watch", "lines", "junit"),
+        heading="p99",
+        rank=3,
+        keep=5,
+    ),
+    Metric(
+        "latency_p999",
+        "wake-to-run time not exceeded by 99.9 % of the wakeups",
+        "ns",
+        _latency(0.999),
+        "derived",
+        _NO_RESOLVED,
+        tail=0.001,
+    ),
     Metric(
         "latency_max",
-        "ns",
         "the longest wake-to-run time, from the poll's return to the resolving syscall's",
-        "derived",
+        "ns",
         _latency_max,
+        "derived",
         _NO_RESOLVED,
         tail=0.0,
+        row="latency",
+        part="max",
+        reports=("watch", "lines", "junit"),
+        heading="max",
+        rank=3,
     ),
-    _counter("ready_calls", "goroutine wakeups through runtime.ready, not the network's", _NO_READY_CALLS),
-    _counter(
-        "deadline_wakeups", "of those, the poller's own for expired deadlines and closed fds", _NO_READY_CALLS
+    Metric(
+        "ready_calls",
+        "goroutine wakeups through runtime.ready, not the network's",
+        absent=_NO_READY_CALLS,
+        optional=True,
+        explained_by=("ready",),
+        row="ready calls",
+        reports=("watch",),
+    ),
+    Metric(
+        "deadline_wakeups",
+        "of those, the poller's own for expired deadlines and closed fds",
+        absent=_NO_READY_CALLS,
+        optional=True,
+        explained_by=("ready",),
+        row="ready calls",
+        part="by deadlines",
     ),
     Metric(
         "runtime_ready_calls",
-        "count",
-        "of ready_calls, those of the runtime's own background work (GC, sweeper, scavenger, …), told by the "
-        "callers' stacks; limits on ready_calls are about the others",
-        "derived",
-        lambda s: s.counters.get("runtime_ready_calls"),
-        _NO_READY_STACKS,
+        "of ready_calls, those of the runtime's own background work (GC, sweeper, scavenger, …), recognized "
+        "by the callers' stacks; limits on ready_calls are about the others",
+        source="derived",
+        absent=_NO_READY_STACKS,
         more_is_worse=False,
+        explained_by=("ready",),
+        row="ready calls",
+        part="of the runtime's own",
+        ahead=True,
     ),
     Metric(
         "wakeups_per_event",
-        "ratio",
         "(wakeups + ready_calls) / events",
-        "derived",
+        "ratio",
         _per_event("wakeups", "ready_calls"),
+        "derived",
         _no_event_or(_NO_READY_CALLS),
+        explained_by=("ready",),
+        row="ready calls",
+        part="wakeups per event",
     ),
     Metric(
         "dispatches",
-        "count",
         "time slices the Go scheduler gave to goroutines (p.schedtick)",
-        "memory",
-        lambda s: s.counters.get("dispatches"),
-        _NO_SCHEDULER,
+        source="memory",
+        absent=_NO_SCHEDULER,
+        optional=True,
+        explained_by=("cpu",),
+        row="dispatches",
     ),
     Metric(
         "dispatches_per_event",
-        "ratio",
         "dispatches / events",
-        "derived",
+        "ratio",
         _per_event("dispatches"),
+        "derived",
         _no_event_or(_NO_SCHEDULER),
+        explained_by=("cpu",),
+        row="dispatches",
+        part="per event",
     ),
     Metric(
         "runq_max",
-        "count",
         "most goroutines seen waiting in a process's run queues, looked at every 10 ms",
-        "memory",
-        lambda s: s.runq_max,
-        _NO_SCHEDULER,
+        compute=lambda s: s.runq_max,
+        source="memory",
+        absent=_NO_SCHEDULER,
         adds_up=False,
+        explained_by=("cpu",),
+        row="dispatches",
+        part="longest run queue",
     ),
-    Metric("cpu_seconds", "s", "CPU time used", "proc", lambda s: _seconds(s.cpu_ns)),
+    Metric(
+        "cpu_seconds",
+        "CPU time used",
+        "s",
+        lambda s: _seconds(s.cpu_ns),
+        "proc",
+        explained_by=("cpu",),
+        row="CPU",
+        reports=("summary", "baseline", "toolchains", "watch", "lines", "junit"),
+        heading="CPU",
+        keep=2,
+    ),
     Metric(
         "run_delay_seconds",
-        "s",
         "time spent runnable but waiting for a CPU",
-        "proc",
+        "s",
         lambda s: _seconds(s.run_delay_ns),
+        "proc",
         _NO_SCHEDSTAT,
+        row="CPU",
+        part="waiting for a CPU",
+        reports=("watch",),
     ),
-    _counter("lost", "what the probe could not record; not 0 = the numbers are not exact"),
+    Metric(
+        "lost",
+        "what the probe could not record; not 0 = the numbers are not exact",
+        row="lost",
+        reports=("junit",),
+    ),
 )
 
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _TABLE}
@@ -427,7 +675,7 @@ METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _TABLE}
 def _rate(metric: Metric) -> Metric:
     name = f"{metric.name}_per_second"
     meaning = f"{metric.name} / seconds of the window"
-    return Metric(name, "ratio", meaning, "derived", lambda _: None, metric.absent, of=metric.name)
+    return Metric(name, meaning, "ratio", lambda _: None, "derived", metric.absent, of=metric.name)
 
 
 # What can be limited besides: a limit on a rate does not depend on how long the test runs.
@@ -436,20 +684,27 @@ RATES: Mapping[str, Metric] = {
 }
 LIMITABLE: Mapping[str, Metric] = {**METRICS, **RATES}
 
-# Those that need a probe on runtime.ready: limits on them are what its callers' stacks are kept for.
-READY_METRICS = ("ready_calls", "runtime_ready_calls", "deadline_wakeups", "wakeups_per_event")
 
-# What stacks of I/O calls are recorded for: of the futile ones, and of all.
-IO_METRICS = ("io_calls", "io_calls_per_wakeup")
-FUTILE_METRICS = ("futile_calls",)
+def in_report(report: Report) -> tuple[Metric, ...]:
+    """The metrics that stand in it, in their order there."""
+    found = [metric for metric in _TABLE if report in metric.reports]
+    return tuple(sorted(found, key=lambda metric: metric.rank) if report in _BY_RANK else found)
 
-# What is explained by what the service does with its CPU time.
-CPU_METRICS = ("cpu_seconds", "dispatches", "dispatches_per_event", "runq_max")
-POLL_METRICS = tuple(m.name for m in _TABLE if m.name.endswith("polls") or m.name == "polls_per_event")
+
+def _explained_by(offence: Offence) -> tuple[str, ...]:
+    return tuple(metric.name for metric in _TABLE if offence in metric.explained_by)
+
+
+# A limit on one of these makes stacks be recorded: of callers of runtime.ready (which takes a probe there),
+# of I/O calls, of the futile ones, of what uses the CPU.
+READY_METRICS = _explained_by("ready")
+IO_METRICS = _explained_by("io")
+FUTILE_METRICS = _explained_by("futile")
+CPU_METRICS = _explained_by("cpu")
 
 # Of the counters: those that a program may give no way to count, and those always there.
-OPTIONAL_COUNTERS = ("ready_calls", "deadline_wakeups", "dispatches")
-COUNTERS = tuple(m.name for m in _TABLE if m.source == "counter" and m.name not in OPTIONAL_COUNTERS)
+OPTIONAL_COUNTERS = tuple(metric.name for metric in _TABLE if metric.optional)
+COUNTERS = tuple(m.name for m in _TABLE if m.source == "counter" and not m.optional)
 
 
 @dataclass(frozen=True)
@@ -552,11 +807,7 @@ def not_exact(lost: Value) -> str:
 
 
 def markdown_table() -> str:
-    """The metric table for the README."""
+    """The metric table for the docs, which `make docs` writes there."""
     names = {"share": "ratio 0–1"}  # noqa: RUF001 - an en dash is right in a range
     rows = [f"| `{m.name}` | {names.get(m.unit, m.unit)} | {m.meaning} |" for m in _TABLE]
     return "\n".join(["| metric | unit | meaning |", "|---|---|---|", *rows])
-
-
-if __name__ == "__main__":
-    print(markdown_table())

@@ -122,7 +122,7 @@ def judge(
             continue
         doubt = distrust(measurement)
         if doubt is not None:
-            # The agent's failure is all services', and is told once; a service's death is told already.
+            # The agent's failure is all services', and is reported once; a service's death is, too.
             if measurement.service not in dead:
                 doubts.setdefault(doubt, []).append(measurement.service)
             continue

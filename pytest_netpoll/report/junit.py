@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 from pytest_netpoll.clean import lines
+from pytest_netpoll.model.metrics import in_report
 from pytest_netpoll.report.record import TestRecord
 from pytest_netpoll.report.wording import one_line, trusted
-
-# Those that CI servers are asked to plot; the others are in the JSON report. In canonical units.
-MAIN = (
-    "wakeups",
-    "spurious_wakeups",
-    "spurious",
-    "stale_retries",
-    "events",
-    "polls",
-    "polls_per_event",
-    "latency_p50",
-    "latency_p99",
-    "latency_max",
-    "cpu_seconds",
-    "lost",
-)
 
 
 def properties(record: TestRecord) -> list[tuple[str, str]]:
     """(name, value) pairs: ("netpoll.outcome", "passed"), ("netpoll.server.latency_p99", "12300000").
 
-    Times are in ns unless the name says otherwise; what was not measured is absent. In report mode
-    "netpoll.gate" is the outcome of gate mode, where that is another one.
+    Of the numbers those that CI servers are asked to plot; the others are in the JSON report. Times are in ns
+    unless the name says otherwise; what was not measured is absent. In report mode "netpoll.gate" is the
+    outcome of gate mode, where that is another one.
     """
     found: list[tuple[str, str]] = [("netpoll.outcome", record["outcome"])]
     gate = record.get("gate", record["outcome"])
@@ -35,11 +21,11 @@ def properties(record: TestRecord) -> list[tuple[str, str]]:
         found.append(("netpoll.gate", gate))
     for service in record["services"]:
         prefix = f"netpoll.{one_line(service['name'])}"
-        for name in MAIN if trusted(service) else ():
-            value = service["metrics"].get(name)
+        for metric in in_report("junit") if trusted(service) else ():
+            value = service["metrics"].get(metric.name)
             if value is not None:
                 # The middle of a latency bucket is a float, but no reader wants "12300000.0".
-                found.append((f"{prefix}.{name}", str(int(value) if value == int(value) else value)))
+                found.append((f"{prefix}.{metric.name}", str(int(value) if value == int(value) else value)))
         unmeasured = service.get("unmeasured")
         if unmeasured is not None:
             found.append((f"{prefix}.unmeasured", lines(unmeasured)))

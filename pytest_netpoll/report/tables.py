@@ -7,16 +7,19 @@ from typing import NamedTuple
 
 from pytest_netpoll.model import units
 from pytest_netpoll.model.comparison import Sample, Samples
-from pytest_netpoll.model.metrics import METRICS
+from pytest_netpoll.model.metrics import METRICS, Report, in_report
 from pytest_netpoll.report import wording
 from pytest_netpoll.report.baseline_file import sample
 from pytest_netpoll.report.cells import layout, shorten
 from pytest_netpoll.report.record import ComparisonRecord, ServiceRecord, TestRecord
 from pytest_netpoll.report.terminal import MOST_OTHERS
 
-_COMPARED = ("spurious", "polls_per_event", "latency_p99", "cpu_seconds")
-_SPREAD = ("spurious", "polls_per_event", "latency_p50", "latency_p99")
-_DROPPED_FIRST = ("CPU", "p50", "polls/ev", "p99")
+_COMPARED = [metric.name for metric in in_report("baseline")]
+_SPREAD = [metric.name for metric in in_report("runs")]
+_TABLES: tuple[Report, ...] = ("baseline", "toolchains", "runs")
+_HEADINGS = wording.kept_longer({m.name: m for report in _TABLES for m in in_report(report)}.values())
+# CPU time is what says least of one test.
+*_DROPPED_FIRST, _LAST = sorted(_HEADINGS, key=lambda heading: heading != "CPU")
 _OUTCOMES = {"passed": "passed", "regressed": "WORSE", "unmeasured": "unmeasured", "new": "no baseline"}
 _MOST_CHANGES = 40  # lines below the table
 
@@ -64,13 +67,13 @@ def comparison_table(tests: Sequence[Compared], width: int) -> str:
     rows = [(test, name) for test in ordered for name in test.now]
     worse = {found["metric"] for test in ordered for found in test.comparison["regressions"]}
     columns = {
-        wording.COLUMNS.get(metric, metric): [_then_and_now(*row, metric) for row in rows]
+        wording.heading(metric): [_then_and_now(*row, metric) for row in rows]
         for metric in METRICS
         if metric in _COMPARED or metric in worse
     }
     columns["verdict"] = [_outcome(*row) for row in rows]
     # What got worse stays, however narrow the terminal.
-    needed = {wording.COLUMNS.get(metric, metric) for metric in worse}
+    needed = set(map(wording.heading, worse))
     dropped_first = [heading for heading in _DROPPED_FIRST if heading not in needed]
     places = [(test.nodeid, name) for test, name in rows]
     lines = [_table(places, columns, width, dropped_first)] if rows else []
@@ -108,7 +111,7 @@ def toolchain_table(records: Sequence[TestRecord], width: int) -> str:
     # Of one test together, though pytest runs all tests of one toolchain before the next.
     rows = [row for group in groups.values() for row in group]
     columns = {
-        wording.COLUMNS[metric]: [wording.show(service, metric, digits) for _, service in rows]
+        wording.heading(metric): [wording.show(service, metric, digits) for _, service in rows]
         for metric, digits in wording.SIDE_BY_SIDE.items()
     }
     rates = [record.get("requests_per_second") for record, _ in rows]
@@ -130,13 +133,13 @@ def toolchain_table(records: Sequence[TestRecord], width: int) -> str:
 def _spread_table(rows: Sequence[Row], width: int) -> str:
     columns = {"runs": [str(wording.runs_of(service)) for _, service in rows]}
     for metric in _SPREAD:
-        columns[wording.COLUMNS[metric]] = [wording.spread_of(service, metric) for _, service in rows]
+        columns[wording.heading(metric)] = [wording.spread_of(service, metric) for _, service in rows]
     others = [", ".join(_other_limits(row)) for row in rows]
     if any(others):
         columns["other limits"] = others
     # What no limit is about goes first.
-    judged = {wording.COLUMNS.get(metric) for row in rows for metric in wording.judged(*row)}
-    dropped_first = sorted((*_DROPPED_FIRST, "spurious"), key=judged.__contains__)
+    judged = {wording.heading(metric) for row in rows for metric in wording.judged(*row)}
+    dropped_first = sorted((*_DROPPED_FIRST, _LAST), key=judged.__contains__)
     places = [(record["nodeid"], service["name"]) for record, service in rows]
     return _table(places, columns, width, [*dropped_first[:-1], "other limits", dropped_first[-1]])
 

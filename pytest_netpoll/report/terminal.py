@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_netpoll.errors import Reason
-from pytest_netpoll.model.metrics import METRICS
+from pytest_netpoll.model.metrics import METRICS, Metric, in_report
 from pytest_netpoll.options import Config
 from pytest_netpoll.report import attached, cells, wording
 from pytest_netpoll.report.record import (
@@ -25,65 +25,20 @@ MOST_OFFENDERS = 3
 MOST_FRAMES = 6
 
 _SERVICE_CELLS = 16
-_DROPPED_FIRST = ("latency_p50", "cpu_seconds", "polls_per_event", "wakeups", "latency_p99")
-
-# The numbers of one service: a row's name, the metric it leads with, and its parts.
-_NUMBERS: tuple[tuple[str, str | None, Mapping[str, str]], ...] = (
-    (
-        "wakeups",
-        "wakeups",
-        {
-            "productive_wakeups": "productive",
-            "spurious_wakeups": "spurious",
-            "abandoned_wakeups": "abandoned",
-            "pending_wakeups": "pending",
-            "stale_retries": "stale retries",
-        },
-    ),
-    (
-        "events",
-        "events",
-        {
-            "unclaimed_events": "unclaimed",
-            "duplicate_events": "duplicate",
-            "parking_events": "to parking goroutines",
-        },
-    ),
-    (
-        "polls",
-        "polls",
-        {
-            "polls_per_event": "per event",
-            "blocking_polls": "blocking",
-            "timed_polls": "timed",
-            "nonblocking_polls": "non-blocking",
-            "empty_polls": "empty",
-            "timeout_polls": "timed out",
-            "break_polls": "woken by the runtime itself",
-            "interrupted_polls": "interrupted",
-        },
-    ),
-    ("I/O calls", "io_calls", {"futile_calls": "futile", "io_calls_per_wakeup": "per wakeup"}),
-    (
-        "latency",
-        None,
-        {f"latency_{name}": name for name in ("p50", "p90", "p99", "max")},
-    ),
-    (
-        "ready calls",
-        "ready_calls",
-        {
-            "runtime_ready_calls": "of the runtime's own",
-            "deadline_wakeups": "by deadlines",
-            "wakeups_per_event": "wakeups per event",
-        },
-    ),
-    ("dispatches", "dispatches", {"dispatches_per_event": "per event", "runq_max": "longest run queue"}),
-    ("CPU", "cpu_seconds", {"run_delay_seconds": "waiting for a CPU"}),
-    ("lost", "lost", {}),
-)
 # What the parts of a row are parts of, where that is not the metric: they may well be more than it.
 _PARTS_OF = {"events": "directions (read, write): "}
+
+
+def _row(name: str) -> tuple[str, Metric | None, list[Metric]]:
+    """The name of a row, the metric that leads it, and its parts."""
+    found = [metric for metric in METRICS.values() if metric.row == name]
+    total = next((metric for metric in found if metric.part is None), None)
+    parts = [metric for metric in found if metric.part is not None]
+    return name, total, sorted(parts, key=lambda metric: not metric.ahead)
+
+
+# The numbers of one service.
+_ROWS = [_row(name) for name in dict.fromkeys(metric.row for metric in METRICS.values() if metric.row)]
 
 
 def header_line(config: Config, *details: str) -> str:
@@ -132,7 +87,7 @@ def _table(records: Sequence[TestRecord], width: int) -> str:
     if len(set(services) - {""}) > 1:
         columns = {"service": [cells.cut(name, _SERVICE_CELLS) for name in services], **columns}
     columns["verdict"] = [_verdict(row) for row in rows]
-    dropped_first = [*(wording.COLUMNS[metric] for metric in _DROPPED_FIRST), *reversed(own)]
+    dropped_first = [*wording.kept_longer(in_report("summary"))[:-1], *reversed(own)]
     return cells.layout(names, columns, width, dropped_first)
 
 
@@ -269,16 +224,16 @@ def _numbers(service: ServiceRecord, width: int, prefix: str = "") -> list[str]:
     """What was counted, without the zeros: a number that is 0 explains nothing."""
     metrics, runs = service["metrics"], wording.runs_of(service)
     rows = []
-    for name, total, parts in _NUMBERS:
+    for name, total, parts in _ROWS:
         detail = ", ".join(
-            f"{METRICS[metric].format(metrics[metric])} {part}{_remark(service, metric)}"
-            for metric, part in parts.items()
-            if metrics.get(metric)
+            f"{part.format(metrics[part.name])} {part.part}{_remark(service, part.name)}"
+            for part in parts
+            if metrics.get(part.name)
         )
         if detail:
             detail = _PARTS_OF.get(name, "") + detail
-        if detail or (total is not None and metrics.get(total)):
-            rows.append([name, METRICS[total].format(metrics.get(total)) if total else "", detail])
+        if detail or (total is not None and metrics.get(total.name)):
+            rows.append([name, total.format(metrics.get(total.name)) if total else "", detail])
     if not rows:
         return []
     used = sum(max(map(cells.width_of, column)) + 2 for column in list(zip(*rows, strict=True))[:2])

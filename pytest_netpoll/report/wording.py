@@ -10,16 +10,8 @@ from pytest_netpoll.clean import lines as clean_lines  # noqa: F401 - for the te
 from pytest_netpoll.clean import one_line as one_line
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.model import units
-from pytest_netpoll.model.metrics import (
-    CPU_METRICS,
-    FUTILE_METRICS,
-    IO_METRICS,
-    LIMITABLE,
-    METRICS,
-    POLL_METRICS,
-    READY_METRICS,
-    spread,
-)
+from pytest_netpoll.model.evidence import Offence
+from pytest_netpoll.model.metrics import LIMITABLE, METRICS, Metric, in_report, spread
 from pytest_netpoll.report.record import (
     BreachRecord,
     FrameRecord,
@@ -34,41 +26,24 @@ from pytest_netpoll.report.record import (
 )
 
 # The columns of a table of tests: metric -> heading.
-COLUMNS: Mapping[str, str] = {
-    "wakeups": "wakeups",
-    "spurious": "spurious",
-    "latency_p50": "p50",
-    "latency_p99": "p99",
-    "polls_per_event": "polls/ev",
-    "cpu_seconds": "CPU",
-}
+COLUMNS: Mapping[str, str] = {metric.name: metric.column for metric in in_report("summary")}
 # Of one test under several toolchains: metric -> digits. Two of a second hide what one test costs.
 SIDE_BY_SIDE: Mapping[str, int | None] = {
-    "spurious": None,
-    "polls_per_event": None,
-    "latency_p50": None,
-    "latency_p99": None,
-    "cpu_seconds": 3,
+    metric.name: 3 if metric.unit == "s" else None for metric in in_report("toolchains")
+}
+_HEADINGS = {
+    metric.name: metric.column
+    for report in ("summary", "baseline", "toolchains", "runs")
+    for metric in in_report(report)
 }
 
-# Broken limits that offenders explain, with the offences that do.
-_EXPLAINED_BY: Mapping[str, tuple[str, ...]] = {
-    "spurious": ("spurious",),
-    "spurious_wakeups": ("spurious",),
-    "stale_retries": ("stale",),
-    "unclaimed_events": ("unclaimed",),
-    **dict.fromkeys(READY_METRICS, ("ready",)),
-    **dict.fromkeys(FUTILE_METRICS, ("futile",)),
-    **dict.fromkeys(IO_METRICS, ("io", "futile")),
-    **dict.fromkeys((*CPU_METRICS, *POLL_METRICS), ("cpu",)),
-}
 # offence -> (the metric that is its total, what to call it, what happened there)
 _OFFENCES = {
-    "spurious": ("spurious_wakeups", "spurious wakeups", "woken in vain"),
+    "spurious": ("spurious_wakeups", "spurious wakeups", "parked"),
     "stale": ("stale_retries", "stale retries", "tried again for nothing"),
     "unclaimed": ("unclaimed_events", "unclaimed events", "nobody waiting"),
 }
-# The same of those that are recorded as a sample, so that their shares are told and not their counts.
+# The same of those that are recorded as a sample, so that their shares are shown and not their counts.
 _SAMPLED = {
     "ready": ("ready_calls", "ready calls", "made"),
     "futile": ("futile_calls", "futile I/O calls", "made"),
@@ -76,7 +51,7 @@ _SAMPLED = {
 }
 _LIMITS = {f"{kind}_{metric}": (kind, metric) for kind in ("max", "min") for metric in LIMITABLE}
 _RANK: Mapping[Outcome, int] = {"failed": 0, "unmeasured": 1, "passed": 2}
-# As people are told them, worst first.
+# As reports show them, worst first.
 STATUSES = ("failed", "unmeasured", "would fail", "passed", "xfailed")
 # Of one test's `netpoll.measure()` blocks, those that have a row in a table of tests.
 MOST_WINDOWS = 10
@@ -89,7 +64,7 @@ def count_statuses(records: Iterable[TestRecord]) -> dict[str, int]:
 
 
 def expected(record: TestRecord) -> bool:
-    """Whether it is bad, and pytest was told that it would be: nothing to alarm anybody about."""
+    """Whether it is bad, and xfail says that it would be: nothing to alarm anybody about."""
     return record.get("xfail") is not None and "failed" in (record["outcome"], record.get("gate"))
 
 
@@ -172,7 +147,7 @@ def outcome_of(record: TestRecord, service: ServiceRecord | None) -> Outcome:
 
 
 def status_of(record: TestRecord, service: ServiceRecord | None = None) -> str:
-    """The outcome of a test, or of its row for one service, as people are told it.
+    """The outcome of a test, or of its row for one service, as reports show it.
 
     "xfailed" where that was expected, "would fail" where report mode lets a broken limit pass.
     """
@@ -192,6 +167,16 @@ def show(service: ServiceRecord | None, metric: str, digits: int | None = None) 
     if service is None or not trusted(service):
         return units.NOT_MEASURED
     return METRICS[metric].format(service["metrics"].get(metric), digits)
+
+
+def heading(metric: str) -> str:
+    """What its column is called: "polls/ev"; the name of what is a column only now and then."""
+    return _HEADINGS.get(metric, metric)
+
+
+def kept_longer(columns: Iterable[Metric]) -> list[str]:
+    """The headings in the order in which a narrow terminal leaves them out; the last one it keeps."""
+    return [metric.column for metric in sorted(columns, key=lambda metric: metric.keep)]
 
 
 def own_columns(records: Iterable[TestRecord]) -> list[str]:
@@ -329,13 +314,19 @@ def clean(reason: str) -> Reason:
 
 def offenders_of(record: TestRecord, service: ServiceRecord) -> list[OffenderRecord]:
     """The offenders that explain its broken limits, worst first."""
-    wanted = {o for fault in broken(record, service) for o in _EXPLAINED_BY.get(base_of(fault["metric"]), ())}
+    wanted = _wanted(record, service)
     return [
         offender
         for offender in service["offenders"]
         # A limit is about the program's own calls.
         if offender.get("offence", "spurious") in wanted and not offender.get("runtime")
     ]
+
+
+def _wanted(record: TestRecord, service: ServiceRecord) -> set[Offence]:
+    """What explains its broken limits; nothing is known of metrics that are not of the table."""
+    metrics = [METRICS.get(base_of(fault["metric"])) for fault in broken(record, service)]
+    return {offence for metric in metrics if metric is not None for offence in metric.explained_by}
 
 
 def wakers_of(record: TestRecord, service: ServiceRecord) -> list[OffenderRecord]:
@@ -365,7 +356,7 @@ def slowest_of(record: TestRecord, service: ServiceRecord) -> list[SlowWakeupRec
 
 
 def offender_text(service: ServiceRecord, offender: OffenderRecord) -> str:
-    """ "499 of 500 (99.8 %) spurious wakeups (read on tcp a ← b), woken in vain"."""
+    """ "499 of 500 (99.8 %) spurious wakeups (read on tcp a ← b), parked"; the place follows."""
     offence = offender.get("offence", "spurious")
     if offence == "cpu":
         return _cpu_text(offender)
@@ -380,7 +371,12 @@ def offender_text(service: ServiceRecord, offender: OffenderRecord) -> str:
     amount = units.show(count, "count")
     if total and count <= total:
         amount += f" of {units.show(total, 'count')} ({units.show(count / total, 'share')})"
-    return f"{amount} {name}{where} ({_where(offender)}), {happened}"
+    at = _parked(offender) if offence == "spurious" else f", {happened}"
+    return f"{amount} {name}{where} ({_where(offender)}){at}"
+
+
+def _parked(entry: OffenderRecord | SlowWakeupRecord) -> str:
+    return ", parked" if entry["stack"] else ""
 
 
 def lead_in(entry: OffenderRecord | SlowWakeupRecord) -> str:
@@ -408,7 +404,7 @@ def _cpu_text(offender: OffenderRecord) -> str:
 
 def unexplained(record: TestRecord, service: ServiceRecord) -> list[Reason]:
     """For each kind of evidence that a broken limit asks for, and that could not be had."""
-    wanted = {o for fault in broken(record, service) for o in _EXPLAINED_BY.get(base_of(fault["metric"]), ())}
+    wanted = _wanted(record, service)
     names = {"cpu": "CPU samples"}
     return [
         clean(_reason(why).about(f"no {names.get(offence, offence)}"))
@@ -424,11 +420,12 @@ def most_futile(service: ServiceRecord) -> str:
 
 
 def slow_text(service: ServiceRecord, wakeup: SlowWakeupRecord) -> str:
-    """ "12.3 ms to run (read on tcp a ← b, goroutine 18; 1 of 5 threads running), woken late"."""
+    """ "12.3 ms to run (read on tcp a ← b, goroutine 18; 1 of 5 running), parked"; the place follows."""
     goroutine = wakeup.get("goroutine")
     who = "" if goroutine is None else f", goroutine {goroutine}"
     threads = _threads_at(service, wakeup.get("at_ms"))
-    return f"{units.show(wakeup['latency_ns'], 'ns')} to run ({_where(wakeup)}{who}{threads}), woken late"
+    took = units.show(wakeup["latency_ns"], "ns")
+    return f"{took} to run ({_where(wakeup)}{who}{threads}){_parked(wakeup)}"
 
 
 def _threads_at(service: ServiceRecord, at_ms: float | None) -> str:
@@ -523,12 +520,12 @@ def evidence_in(service: ServiceRecord) -> list[tuple[str, OffenderRecord | Slow
 
 
 def diagnosis_of(record: TestRecord) -> list[str]:
-    """What explains the failure in words, without the troubles of services that are not to blame."""
-    blamed = {fault["service"] for fault in broken(record)}
+    """What explains the failure in words, without the troubles of services that kept their limits."""
+    faulty = {fault["service"] for fault in broken(record)}
     found = [
         text
         for text in record.get("diagnosis", [])
-        if not blamed or text.startswith(tuple(f"{name}: " for name in blamed))
+        if not faulty or text.startswith(tuple(f"{name}: " for name in faulty))
     ]
     for window in windows_behind(record)[:1]:
         found += [f"{window_name(window)}, {text}" for text in window["diagnosis"]]

@@ -147,7 +147,7 @@ def test_plain_lines_are_for_what_is_no_terminal(watch, launch, connect, spaced_
     text, errors = process.communicate(timeout=20)
     assert errors == ""
     assert "\x1b" not in text
-    assert re.search(r"woken in vain at \S*kit/kit\.go:\d+ services/kit\.Echo\n", text)
+    assert re.search(r"woken for nothing, parked at \S*kit/kit\.go:\d+ services/kit\.Echo\n", text)
     assert re.search(r"^wakeups +\S+/s +(58|59|60|61)$", text, re.MULTILINE)
     assert re.search(r"^spurious +\d\d.\d % +(4[5-9]|5[0-5]).\d %$", text, re.MULTILINE)
     assert text.endswith("\n\nEnded: stopped by you\n")

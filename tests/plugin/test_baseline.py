@@ -74,7 +74,7 @@ def test_new(server, ping): ping(server)
         [
             "server: spurious * % > 0.0 % +0.02 of baseline main",
             "*spurious wakeups (read on tcp *",
-            "*woken in vain at",
+            "*parked at",
             "*baseline main → now*",
             "*test_it.py::test_it *0.0 % → * %*WORSE",
             "*test_it.py::test_new *no baseline",

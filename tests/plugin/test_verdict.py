@@ -31,7 +31,7 @@ def test_wasteful(dup, ping): ping(dup)
             "*_ test_wasteful _*",
             "dup: spurious * % (* of * wakeups) > max 5.0 %",
             "*spurious wakeups (read on tcp *",
-            "*woken in vain at",
+            "*parked at",
             "*kit.go:*services/kit.Echo*",
             "*test_wasteful*FAILED",
             "*test_healthy*0.0 %*passed",

@@ -35,7 +35,7 @@ def test_it(dup, ping, netpoll):
         "window 2, dup (pid *):",
         "  wakeups  *productive, * spurious*",
         "  polls  *blocking*",
-        "  * spurious wakeups (read on tcp *woken in vain*",
+        "  * spurious wakeups (read on tcp *parked*",
         "*kit.go:*services/kit.Echo",
         "window 1, warm-up, dup (pid *",
         "window 2, dup: * wakeups found nothing to read or write*",

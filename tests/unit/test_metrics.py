@@ -4,7 +4,8 @@ import copy
 import itertools
 import json
 import pickle
-from typing import Any
+from pathlib import Path
+from typing import Any, cast, get_args
 
 import pytest
 from hypothesis import given
@@ -16,9 +17,11 @@ from pytest_netpoll.model.metrics import (
     METRICS,
     OPTIONAL_COUNTERS,
     Measurement,
+    Report,
     Snapshot,
     bucket_bounds,
     bucket_of,
+    in_report,
     markdown_table,
     percentile,
 )
@@ -72,6 +75,29 @@ def test_markdown_table_has_a_row_for_every_metric() -> None:
     rows = markdown_table().splitlines()
     assert len(rows) == 2 + len(METRICS)
     assert "| `spurious` | ratio 0–1 | spurious / (spurious + productive) |" in rows  # noqa: RUF001
+
+
+def test_the_readme_has_the_table_that_the_code_has() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    _, _, rest = readme.partition("<!-- begin metrics: written by `make docs` -->\n")
+    table, end, _ = rest.partition("<!-- end metrics -->\n")
+    assert end
+    assert table == f"{markdown_table()}\n", "make docs"
+
+
+@pytest.mark.parametrize("report", get_args(Report))
+def test_a_report_has_what_the_table_puts_there(report: Report) -> None:
+    assert {metric.name for metric in in_report(report)} == {
+        name for name, metric in METRICS.items() if report in metric.reports
+    }
+
+
+def test_where_a_metric_stands_is_said_without_a_clash() -> None:
+    rows = [(metric.row, metric.part) for metric in METRICS.values() if metric.row]
+    assert len(set(rows)) == len(rows), "two of one name, or two that lead a row"
+    for reports in (("summary", "baseline", "toolchains", "runs"), ("lines",)):
+        columns = {metric for report in reports for metric in in_report(cast("Report", report))}
+        assert len({metric.column for metric in columns}) == len(columns)
 
 
 @pytest.mark.parametrize(

@@ -390,7 +390,7 @@ def test_records_of_an_older_file_are_rendered() -> None:
     for extra in ("unmeasured", "histogram", "timeline", "columns", "runs", "gomaxprocs"):
         old["services"][0].pop(extra, None)
     (detail,) = details(old)
-    assert "1 of 50 (2.0 %) spurious wakeups (read on a descriptor), woken in vain" in text(detail["html"])
+    assert "1 of 50 (2.0 %) spurious wakeups (read on a descriptor), no stack" in text(detail["html"])
 
 
 def test_without_tests_the_page_says_so() -> None:

@@ -204,13 +204,12 @@ def test_a_failure_names_limit_numbers_and_line_of_go() -> None:
         "  polls     1,200  1.20 per event, 1,000 blocking, 200 non-blocking",
         "  latency          10.0 µs p50, 10.0 µs p90, 10.0 µs p99, 10.0 µs max",
         "  CPU      0.34 s  0.01 s waiting for a CPU",
-        "  499 of 500 (99.8 %) spurious wakeups (read on tcp 127.0.0.1:7777 ← 127.0.0.1:5012), woken in vain",
-        "    at",
+        "  499 of 500 (99.8 %) spurious wakeups (read on tcp 127.0.0.1:7777 ← 127.0.0.1:5012), parked at",
         "    server/fault_dup.go:33  main.(*watcher).run",
         "    server/fault_dup.go:34  main.(*watcher).run",
-        "server: 500 of 999 wakeups found nothing to read or write: what woke them had been taken by another",
-        "  reader of the same socket. Typically a connection was duplicated (File, FileConn, an inherited",
-        "  descriptor) and both ends are read. To mend it, let one goroutine read, and close the duplicate.",
+        "server: 500 of 999 wakeups found nothing to read or write: another reader of the same socket had",
+        "  already consumed the data. Typically a connection was duplicated (File, FileConn, an inherited",
+        "  descriptor) and both ends are read. Fix: read from one goroutine only, and close the duplicate.",
     ]
 
 
@@ -221,10 +220,8 @@ def test_offenders_are_shown_only_for_limits_they_explain() -> None:
     assert "fault_dup" not in section(wasteful(spurious, max_spurious="100%", max_polls=1), 80)
     text = section(wasteful(spurious, stale, max_spurious="100%", max_stale_retries=0), 120)
     assert "7 of 7 (100.0 %) stale retries (accept4 on tcp listener 127.0.0.1:7777), tried again" in text
-    assert "woken in vain" not in text
-    assert "woken in vain" in section(
-        wasteful(spurious, stale, max_spurious="100%", max_spurious_wakeups=0), 120
-    )
+    assert "parked" not in text
+    assert "parked at" in section(wasteful(spurious, stale, max_spurious="100%", max_spurious_wakeups=0), 120)
 
 
 def test_where_events_found_nobody_is_said_without_a_stack() -> None:
@@ -258,8 +255,8 @@ def test_the_latest_wakeups_are_shown_for_a_latency_limit() -> None:
     wakeup = late(12_300_000, goroutine=18, direction="write", local="a", peer="b", stack=stack)
     slow = measured(HEALTHY, slowest=(wakeup,))
     text = terminal.failure_section(built(slow, max_latency_p99="1us"), 100)
-    assert "12.3 ms to run (write on tcp a → b, goroutine 18), woken late at\n    server/main.go:5" in text
-    assert "woken late" not in terminal.failure_section(built(slow, max_polls=1), 100)
+    assert "12.3 ms to run (write on tcp a → b, goroutine 18), parked at\n    server/main.go:5" in text
+    assert "parked" not in terminal.failure_section(built(slow, max_polls=1), 100)
 
 
 def test_of_a_late_wakeup_it_is_said_what_the_threads_did_meanwhile() -> None:
@@ -268,10 +265,10 @@ def test_of_a_late_wakeup_it_is_said_what_the_threads_did_meanwhile() -> None:
     ]
     slow = measured(HEALTHY, slowest=(late(9_000_000, at_ms=150.0),), timeline=tuple(points))
     text = terminal.failure_section(built(slow, max_latency_p99="1us"), 200)
-    assert "(read on tcp; 1 of 5 threads running, 7.0 ms of 100.0 ms waiting for a CPU), woken late" in text
+    assert "(read on tcp; 1 of 5 threads running, 7.0 ms of 100.0 ms waiting for a CPU), no stack" in text
     untold = replace(slow, snapshot=replace(slow.snapshot, run_delay_ns=None))
     text = terminal.failure_section(built(untold, max_latency_p99="1us"), 200)
-    assert "(read on tcp; 1 of 5 threads running), woken late" in text
+    assert "(read on tcp; 1 of 5 threads running), no stack" in text
 
 
 def test_the_diagnosis_of_a_service_within_its_limits_is_left_to_the_reports() -> None:
@@ -286,7 +283,7 @@ def test_a_failure_is_at_most_a_screenful_and_tells_what_it_left_out() -> None:
     assert "\n… 7 more in --netpoll-json=FILE\nserver: 500 of 999 wakeups found" in deep
     assert deep.endswith("close the duplicate.")  # the diagnosis is worth more than a third stack
     shallow = terminal.failure_section(wasteful(*(offender(100 - i) for i in range(9))), 80)
-    assert shallow.count("woken in vain") == terminal.MOST_OFFENDERS
+    assert shallow.count("parked") == terminal.MOST_OFFENDERS
     assert "… 6 more in --netpoll-json=FILE\n" in shallow
     limits: dict[str, Any] = {f"max_{name}": 0 for name in METRICS if METRICS[name].unit == "count"}
     services = [measured(WASTEFUL, f"s{i}") for i in range(20)]
@@ -313,7 +310,7 @@ def test_stacks_fit_and_keep_the_ends_of_files_and_functions(width: int) -> None
 def test_what_the_binary_does_not_tell_is_no_obstacle() -> None:
     nowhere = offender(stack=(), syscall=None, fd_type=None, local=None, peer=None)
     text = terminal.failure_section(wasteful(nowhere), 120)
-    assert "spurious wakeups (read on a descriptor), woken in vain, no stack" in text
+    assert "spurious wakeups (read on a descriptor), no stack" in text
     unknown = wasteful(offender())  # as in a file from another version
     unknown["services"][0]["offenders"][0]["stack"] = [{"function": None, "file": None, "line": None}]
     assert "    ?  ?" in terminal.failure_section(unknown, 120)
@@ -355,11 +352,10 @@ def test_the_step_summary_lists_the_bad_tests_then_all_in_a_table() -> None:
         "- ❌ `tests/test_echo.py::test_echo`",
         "  - server: spurious 50.1 % (500 of 999 wakeups) > max 5.0 %",
         "  - 499 of 500 (99.8 %) spurious wakeups (read on tcp 127.0.0.1:7777 ← 127.0.0.1:5012), "
-        "woken in vain at server/fault_dup.go:33 main.(\\*watcher).run",
-        "  - server: 500 of 999 wakeups found nothing to read or write: what woke them had been taken by "
-        "another reader of the same socket. Typically a connection was duplicated (File, FileConn, an "
-        "inherited descriptor) and both ends are read. To mend it, let one goroutine read, and close the "
-        "duplicate.",
+        "parked at server/fault_dup.go:33 main.(\\*watcher).run",
+        "  - server: 500 of 999 wakeups found nothing to read or write: another reader of the same socket "
+        "had already consumed the data. Typically a connection was duplicated (File, FileConn, an inherited "
+        "descriptor) and both ends are read. Fix: read from one goroutine only, and close the duplicate.",
         "- ❔ `tests/test_echo.py::test_gone`",
         "  - server: eBPF needs root: pytest is not root",
         "  - fix: sudo -v",
@@ -476,7 +472,7 @@ def test_a_late_wakeup_is_annotated_with_its_line() -> None:
     wakeup = late(12_300_000, goroutine=18, stack=(Frame("main.reply", "server/main.go", 5),))
     slow = built(measured(HEALTHY, slowest=(wakeup,)), max_latency_p99="1us")
     first, second = github.annotations([slow], Path(), Path)
-    assert "woken late at server/main.go:5 main.reply" in first
+    assert "parked at server/main.go:5 main.reply" in first
     assert second.startswith("::error file=server/main.go,line=5,")
 
 

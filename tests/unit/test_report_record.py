@@ -19,7 +19,7 @@ from pytest_netpoll.gobinary.symbols import Frame
 from pytest_netpoll.meter.accumulated import Accumulated
 from pytest_netpoll.model.evidence import Offender, SlowWakeup, TimelinePoint
 from pytest_netpoll.model.limits import resolve
-from pytest_netpoll.model.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
+from pytest_netpoll.model.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of, in_report
 from pytest_netpoll.model.verdict import judge
 from pytest_netpoll.report import baseline_file, junit, record
 from pytest_netpoll.report import json_report as report_json
@@ -321,5 +321,7 @@ def test_what_is_watched_has_no_rates_while_it_cannot_be_measured() -> None:
     assert per_second(measured(WASTEFUL, unmeasured="the service is gone")) == {}
 
 
-def test_junit_names_only_metrics_of_the_table() -> None:
-    assert set(junit.MAIN) <= set(METRICS)
+def test_junit_has_the_metrics_that_the_table_puts_there_in_its_order() -> None:
+    made = built(measured(WASTEFUL))
+    names = [name.rpartition(".")[2] for name, _ in junit.properties(made)]
+    assert names == ["outcome", *(metric.name for metric in in_report("junit"))]

@@ -13,30 +13,12 @@ from tabulate import tabulate
 
 from pytest_netpoll.meter.accumulated import Accumulated
 from pytest_netpoll.model import units
-from pytest_netpoll.model.metrics import METRICS, Measurement, Value
+from pytest_netpoll.model.metrics import METRICS, Measurement, Value, in_report
 from pytest_netpoll.report import record, wording
 from pytest_netpoll.report.cells import cut
 
 SCHEMA = "pytest-netpoll-watch/1"
 
-# The rows of the table. Those in _LINE are the columns of plain lines, too: metric -> heading.
-_ROWS = (
-    *("wakeups", "spurious", "spurious_wakeups", "abandoned_wakeups", "stale_retries"),
-    *("latency_p50", "latency_p99", "latency_max"),
-    *("events", "polls", "empty_polls", "timeout_polls", "break_polls", "polls_per_event"),
-    *("ready_calls", "cpu_seconds", "run_delay_seconds"),
-)
-_LINE = {
-    "wakeups": "wakeups",
-    "spurious": "spurious",
-    "latency_p50": "p50",
-    "latency_p99": "p99",
-    "latency_max": "max",
-    "events": "events",
-    "polls": "polls",
-    "empty_polls": "empty",
-    "cpu_seconds": "CPU",
-}
 _CELLS = 10  # of a column of a plain line
 _HEADING_EVERY = 20  # plain lines
 MOST_OFFENDERS = 3
@@ -110,7 +92,8 @@ class View:
             self._draw(self._table(who, measurement, run))
         else:
             if self._intervals % _HEADING_EVERY == 0:
-                self._write([*([who] if self._intervals == 0 else []), _cells(["time", *_LINE.values()])])
+                headings = _cells(["time", *(metric.column for metric in in_report("lines"))])
+                self._write([*([who] if self._intervals == 0 else []), headings])
             self._write([_line(measurement)])
         self._intervals += 1
 
@@ -144,10 +127,10 @@ class View:
         return lines + self._trouble(measurement, run)
 
     def _trouble(self, measurement: Measurement, run: Accumulated) -> list[str]:
-        """Who was woken in vain in the whole run, and what could not be measured."""
+        """Who was woken for nothing in the whole run, and what could not be measured."""
         lines = []
         service = record.service(run.total)
-        for offender in _in_vain(service)[:MOST_OFFENDERS]:
+        for offender in _for_nothing(service)[:MOST_OFFENDERS]:
             lines.append(self._paint(wording.offender_text(service, offender), _RED))
             place = wording.place(offender["stack"]).strip() or "no stack"
             # The end of a place says more than its start.
@@ -189,15 +172,15 @@ class View:
         self._stream.flush()
 
 
-def _in_vain(service: record.ServiceRecord) -> list[record.OffenderRecord]:
+def _for_nothing(service: record.ServiceRecord) -> list[record.OffenderRecord]:
     """Without who made ready calls, which --netpoll-goready=on keeps, too."""
     return [offender for offender in service["offenders"] if offender.get("offence") != "ready"]
 
 
 def _shown(total: Measurement) -> list[str]:
     """Without rows that have no number, as long as there are any numbers."""
-    known = [name for name in _ROWS if METRICS[name].read(total.snapshot) is not None]
-    return known or list(_ROWS)
+    known = [metric.name for metric in in_report("watch") if metric.read(total.snapshot) is not None]
+    return known or [metric.name for metric in in_report("watch")]
 
 
 def _tabulate(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -211,9 +194,12 @@ def _line(measurement: Measurement) -> str:
     time = datetime.datetime.now().strftime("%H:%M:%S")
     if measurement.unmeasured is not None:
         return f"{_cells([time])}  not measured: {wording.clean(measurement.unmeasured).headline}"
-    line = _cells([time, *(show_now(name, measurement) for name in _LINE)])
-    worst = next(iter(_in_vain(record.service(measurement))), None)
-    return line if worst is None else f"{line}  woken in vain{wording.place(worst['stack'])}"
+    line = _cells([time, *(show_now(metric.name, measurement) for metric in in_report("lines"))])
+    worst = next(iter(_for_nothing(record.service(measurement))), None)
+    if worst is None:
+        return line
+    place = wording.place(worst["stack"])
+    return f"{line}  woken for nothing{', parked' if place else ''}{place}"
 
 
 def _cells(cells: Sequence[str]) -> str:

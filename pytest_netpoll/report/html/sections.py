@@ -150,7 +150,7 @@ def _siblings(tests: Iterable[TestRecord]) -> dict[str, list[_Sibling]]:
 
 def _sibling(number: int, test: TestRecord, service: ServiceRecord, with_requests: bool) -> _Sibling:
     numbers = [
-        (wording.COLUMNS[metric], wording.show(service, metric, digits))
+        (wording.heading(metric), wording.show(service, metric, digits))
         for metric, digits in wording.SIDE_BY_SIDE.items()
     ]
     if with_requests:
