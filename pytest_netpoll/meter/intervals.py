@@ -5,22 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-# The columns of the agent's rows, after their end in ms.
-_NAMES = (
-    "wakeups",
-    "productive",
-    "spurious",
-    "polls",
-    "blocking_polls",
-    "timed_polls",
-    "nonblocking_polls",
-    "empty_polls",
-    "timeout_polls",
-    "break_polls",
-    "run_delay_ns",
-    "threads",
-    "threads_running",
-)
+from pytest_netpoll.agent.counters.timeline import COLUMNS
 
 
 def collect(services: Iterable[Sequence[Sequence[Any]]]) -> tuple[dict[str, Any], ...]:
@@ -31,6 +16,6 @@ def collect(services: Iterable[Sequence[Sequence[Any]]]) -> tuple[dict[str, Any]
     points: dict[float, list[Any]] = {}
     for rows in services:
         for t_ms, *values in rows:
-            before = points.get(t_ms, [0] * len(_NAMES))
+            before = points.get(t_ms, [0] * len(COLUMNS))
             points[t_ms] = [a + b for a, b in zip(before, values, strict=True)]
-    return tuple({"t_ms": t_ms, **dict(zip(_NAMES, points[t_ms], strict=True))} for t_ms in sorted(points))
+    return tuple({"t_ms": t_ms, **dict(zip(COLUMNS, points[t_ms], strict=True))} for t_ms in sorted(points))
