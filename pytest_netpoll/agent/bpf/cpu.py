@@ -43,7 +43,8 @@ class Sampler:
             self.why_not = _not_permitted(error)
         except Exception as error:  # BCC raises bare Exception
             self._close()
-            self.why_not = {"what": f"this kernel refuses perf events of its CPUs' clocks: {error}", "fix": None}
+            what = f"this kernel refuses perf events of its CPUs' clocks: {error}"
+            self.why_not = {"what": what, "fix": None}
 
     def enable(self, wanted: bool) -> None:
         """Samples from here on, or no more."""

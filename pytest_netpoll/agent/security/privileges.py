@@ -20,7 +20,6 @@ PROBING = ("SYS_ADMIN",)
 _ADDING = " ".join(f"--cap-add {name}" for name in LOADING)
 YAMA = "/proc/sys/kernel/yama/ptrace_scope"
 
-_BPF = {"x86_64": 321, "aarch64": 280}
 _SECCOMP_FILTER = "2"
 _PR_SET_KEEPCAPS = 8
 _PR_CAPBSET_DROP = 24
@@ -91,7 +90,7 @@ def _filtered() -> bool:
         if _SECCOMP_FILTER not in [line.split()[1] for line in f if line.startswith("Seccomp:")]:
             return False
     try:
-        syscall.call(_BPF, 0, None, 0)
+        syscall.call(syscall.BPF, 0, None, 0)
     except OSError as error:
         return error.errno == errno.EPERM
     return False
