@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pytest
 
 from pytest_netpoll.errors import UsageError
-from pytest_netpoll.model import tolerance
+from pytest_netpoll.model import tolerance, units
 from pytest_netpoll.model.tolerance import Tolerance
 
 
@@ -59,12 +59,6 @@ def _path(text: str) -> Path:
     if not text:
         raise ValueError("a file name is missing")
     return Path(text).expanduser()
-
-
-def _positive(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and int(text) > 0):
-        raise ValueError(f"{text!r} is not an integer > 0")
-    return int(text)
 
 
 def _natural(text: str) -> int:
@@ -214,7 +208,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "--netpoll-max-fds",
         "netpoll_max_fds",
         "highest file descriptor number + 1 that a service may use",
-        _positive,
+        units.positive,
         default=16384,
         metavar="N",
     ),
@@ -223,7 +217,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "--netpoll-max-processes",
         "netpoll_max_processes",
         "processes watched at once, forked children included",
-        _positive,
+        units.positive,
         default=16,
         metavar="N",
     ),

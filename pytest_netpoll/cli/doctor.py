@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -32,6 +31,7 @@ from pytest_netpoll.meter.messages import ToldAbout
 from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.meter.schema import wrong
 from pytest_netpoll.options import Config, add_agent_options
+from pytest_netpoll.report.cells import wrap
 from pytest_netpoll.service.build import find_go
 from pytest_netpoll.service.service import ServiceFactory
 
@@ -266,19 +266,14 @@ def table(findings: Mapping[str, Finding], width: int) -> str:
     room = max(width - max(map(len, findings)) - len("FAIL") - 4, 40)
     rows = []
     for name, finding in findings.items():
-        lines = _wrap(finding.seen, room)
+        lines = wrap(finding.seen, room, hang="")
         if finding.fix is not None:
-            lines += _wrap(f"fix: {finding.fix}", room)
+            lines += wrap(f"fix: {finding.fix}", room, hang="")
         if finding.detail is not None:
             lines += [f"| {line}" for line in finding.detail.splitlines()]
         rows.append([name, "FAIL" if finding.status == "fail" else finding.status, "\n".join(lines)])
     text = tabulate(rows, headers=["check", "", "seen"], tablefmt="plain", disable_numparse=True)
     return "\n".join(line.rstrip() for line in text.splitlines())
-
-
-def _wrap(text: str, width: int) -> list[str]:
-    # Long words are paths and commands: whole they can be copied.
-    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def _as_json(findings: Mapping[str, Finding], works: bool) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pytest_netpoll.agent.security.capabilities import missing, names
 from pytest_netpoll.errors import NetpollError
 
 # The next command where no better one is known.
@@ -30,9 +31,6 @@ LOCKDOWN = Path("/sys/kernel/security/lockdown")
 JIT = Path("/proc/sys/net/core/bpf_jit_enable")
 TRACEFS = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 STATUS = Path("/proc/self/status")
-
-# linux/capability.h. SYS_ADMIN contains BPF and PERFMON, which are of Linux 5.8.
-CAPABILITIES = {"SYS_PTRACE": 19, "SYS_ADMIN": 21, "PERFMON": 38, "BPF": 39}
 
 
 @dataclass(frozen=True)
@@ -116,12 +114,12 @@ def privileges() -> Finding:
     names = ", ".join(f"CAP_{name}" for name in sorted(held)) or "no capability for BPF"
     if uid != 0:
         return Finding("ok", f"uid {uid}, {names}: the agent is started through sudo")
-    missing = [name for name in ("BPF", "PERFMON") if name not in held]
-    if missing and "SYS_ADMIN" not in held:
+    lacking = missing(held)
+    if lacking:
         return Finding(
             "fail",
-            f"root without {', '.join(f'CAP_{name}' for name in missing)}, as in a container",
-            f"docker run {' '.join(f'--cap-add {name}' for name in missing)} …",
+            f"root without {', '.join(f'CAP_{name}' for name in lacking)}, as in a container",
+            f"docker run {' '.join(f'--cap-add {name}' for name in lacking)} …",
         )
     if "SYS_PTRACE" not in held:
         return Finding(
@@ -134,10 +132,9 @@ def privileges() -> Finding:
 
 
 def capabilities() -> set[str]:
-    """Those of CAPABILITIES that are effective in this process."""
+    """Those that measuring takes and this process has in effect."""
     match = re.search(r"^CapEff:\s*([0-9a-f]+)$", _read(STATUS) or "", re.MULTILINE)
-    bits = int(match[1], 16) if match else 0
-    return {name for name, bit in CAPABILITIES.items() if bits >> bit & 1}
+    return names(int(match[1], 16) if match else 0) - {"DAC_READ_SEARCH"}  # which is no part of loading BPF
 
 
 def tracefs() -> Finding:

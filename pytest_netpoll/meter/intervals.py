@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
 from typing import Any
 
+from pytest_netpoll.agent.counters.timeline import COLUMNS
 from pytest_netpoll.model.evidence import TimelinePoint
-
-# The columns of the agent's rows, after their end in ms: in the order of the point's fields.
-_NAMES = tuple(field.name for field in fields(TimelinePoint) if field.name != "t_ms")
 
 
 def collect(services: Iterable[Sequence[Sequence[Any]]]) -> tuple[TimelinePoint, ...]:
@@ -23,8 +20,8 @@ def collect(services: Iterable[Sequence[Sequence[Any]]]) -> tuple[TimelinePoint,
         for t_ms, *values in rows:
             if not all(isinstance(count, int) for count in values[:-1]):  # the last one is a mean
                 raise ValueError(f"timeline {values!r:.200}")
-            before = points.get(t_ms, [0] * len(_NAMES))
+            before = points.get(t_ms, [0] * len(COLUMNS))
             points[t_ms] = [a + b for a, b in zip(before, values, strict=True)]
     return tuple(
-        TimelinePoint(t_ms=t_ms, **dict(zip(_NAMES, points[t_ms], strict=True))) for t_ms in sorted(points)
+        TimelinePoint(t_ms=t_ms, **dict(zip(COLUMNS, points[t_ms], strict=True))) for t_ms in sorted(points)
     )

@@ -23,10 +23,10 @@ class ToldAbout(TypedDict):
 
 
 class Lack(TypedDict):
-    """Of something that cannot be had here. fix: how it can."""
+    """Of something that cannot be had here. fix: how it can, where that is known."""
 
     what: str
-    fix: str
+    fix: str | None
 
 
 class Ready(TypedDict):

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from pytest_netpoll.agent.security.capabilities import missing, names
 from pytest_netpoll.agent.security.trust import distrust
 from pytest_netpoll.errors import UnmeasuredError
 
@@ -28,11 +29,6 @@ INSTALLED = Path("/usr/local/lib/pytest-netpoll")
 AS_ROOT = f"sudo {shlex.quote(sys.executable)}"
 INSTALL = f"{AS_ROOT} -m pytest_netpoll install-agent"
 UNVERIFIED = "--unverified"  # agent/__main__.py
-
-# linux/capability.h. The first two load BPF programs; CAP_SYS_ADMIN stands for both.
-BPF = 1 << 39
-PERFMON = 1 << 38
-SYS_ADMIN = 1 << 21
 
 _VFS_CAP_EFFECTIVE = 1
 
@@ -129,8 +125,7 @@ def why_sudo_refused(argv: Sequence[str], installed: Path | None) -> UnmeasuredE
 
 def may_load_bpf(interpreter: Path) -> bool:
     """Whether what is started with the interpreter has the capabilities: ambient ones, or the file's."""
-    have = _ambient() | _of_file(interpreter)
-    return bool(have & SYS_ADMIN) or have & (BPF | PERFMON) == BPF | PERFMON
+    return not missing(names(_ambient() | _of_file(interpreter)))
 
 
 def _ambient() -> int:

@@ -37,6 +37,13 @@ _INTEGER = re.compile(r"[0-9]+")
 _EXAMPLE = '"5ms", "250us", "1.5s" or a timedelta'
 
 
+def positive(text: str) -> int:
+    """Of digits alone. Raises ValueError."""
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise ValueError(f"{text!r} is not an integer > 0")
+    return int(text)
+
+
 def parse(value: object, unit: Unit) -> int | float:
     """The canonical value of `value`; ValueError says what is wrong with it and what to write.
 

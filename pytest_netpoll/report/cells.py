@@ -60,13 +60,14 @@ def _width(heading: str, cells: Sequence[str]) -> int:
     return max(map(width_of, [heading, *cells]))
 
 
-def wrap(text: str, width: int, indent: str = "") -> list[str]:
+def wrap(text: str, width: int, indent: str = "", hang: str = "  ") -> list[str]:
+    """hang: what goes before all lines but the first, behind the indent."""
     # Long words are paths and commands: whole they can be copied.
     return textwrap.wrap(
         text,
         max(width, 20),
         initial_indent=indent,
-        subsequent_indent=f"{indent}  ",
+        subsequent_indent=f"{indent}{hang}",
         break_long_words=False,
         break_on_hyphens=False,
     )

@@ -73,3 +73,13 @@ def test_where_perf_events_are_not_permitted_it_is_said_why(lacking, launch, new
     # Who did not ask misses nothing.
     [m] = meter.close(meter.open(limited=["spurious"]), [service])
     assert m.unexplained == {}
+
+
+def test_where_the_kernel_refuses_them_otherwise_all_else_is_measured(lacking, launch, newest_go):
+    meter = lacking({"bpf/cpu.py": "def _open(*_):\n    raise OSError(19, 'No such device')"})
+    service = launch("burn", go=str(newest_go.go))
+    meter.watch(service)
+    window = meter.open(limited=["cpu_seconds"])
+    [m] = meter.close(window, [service])
+    assert m.unmeasured is None
+    assert "refuses perf events of its CPUs' clocks: [Errno 19] No such device" in m.unexplained["cpu"]

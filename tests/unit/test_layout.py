@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "pytest_netpoll"
 
 # Each knows those after it. The agent is a program of its own, run by another Python; of what it shares with
-# the plugin (whose files to believe, how Go functions begin) its copy is the only one.
+# the plugin (numbers, whose files to believe, how Go functions begin) its copy is the only one.
 ORDER = [
     "__main__", "plugin", "cli", "session", "report", "meter", "service", "hookspecs", "options", "model",
     "gobinary", "errors", "clean", "agent",

@@ -31,7 +31,7 @@ class Sampler:
 
     def __init__(self, load: Callable[[], int]) -> None:
         """load: gives the BPF program's file descriptor."""
-        self.why_not: dict[str, str] | str | None = None
+        self.why_not: dict[str, str | None] | None = None
         self._events: list[int] = []
         self._enabled = False
         try:
@@ -43,7 +43,8 @@ class Sampler:
             self.why_not = _not_permitted(error)
         except Exception as error:  # BCC raises bare Exception
             self._close()
-            self.why_not = f"this kernel refuses perf events of its CPUs' clocks: {error}"
+            what = f"this kernel refuses perf events of its CPUs' clocks: {error}"
+            self.why_not = {"what": what, "fix": None}
 
     def enable(self, wanted: bool) -> None:
         """Samples from here on, or no more."""
@@ -77,7 +78,7 @@ def _online() -> Iterator[int]:
             yield from range(int(first), int(last or first) + 1)
 
 
-def _not_permitted(error: OSError) -> dict[str, str]:
+def _not_permitted(error: OSError) -> dict[str, str | None]:
     try:
         with open(_PARANOID) as f:
             paranoid = f", and kernel.perf_event_paranoid is {f.read().strip()}"

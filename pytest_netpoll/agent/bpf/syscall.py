@@ -7,6 +7,9 @@ import os
 import platform
 from collections.abc import Mapping
 
+# Of the kernel's tables: machine -> number.
+BPF = {"x86_64": 321, "aarch64": 280}
+
 
 def call(numbers: Mapping[str, int], *arguments: object) -> int:
     """What it returns. Raises OSError.

@@ -14,8 +14,6 @@ from typing import NamedTuple
 
 from bpf import syscall
 
-_BPF = {"x86_64": 321, "aarch64": 280}  # from the kernel's tables of syscalls
-
 # From include/uapi/linux/bpf.h.
 _PROG_LOAD = 5
 _PROG_GET_NEXT_ID = 11
@@ -121,4 +119,4 @@ def describe(program: int) -> Program:
 
 
 def _bpf(command: int, attr: bytes | ctypes.Array[ctypes.c_uint32]) -> int:
-    return syscall.call(_BPF, command, attr, len(attr))
+    return syscall.call(syscall.BPF, command, attr, len(attr))

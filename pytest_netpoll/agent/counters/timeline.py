@@ -31,6 +31,15 @@ class State(NamedTuple):
     running: int
 
 
+# What the report calls them, in each row after the interval's end in ms.
+_REPORTED = {
+    "productive_wakeups": "productive",
+    "spurious_wakeups": "spurious",
+    "run_delay": "run_delay_ns",
+    "running": "threads_running",
+}
+COLUMNS = tuple(_REPORTED.get(field, field) for field in State._fields)
+
 NOTHING = State._make([0] * len(State._fields))
 COUNTERS = State._fields[: State._fields.index("run_delay")]
 _GROWING = len(COUNTERS) + 1
@@ -95,7 +104,7 @@ class Timeline:
         self._stride *= 2
 
     def of(self, root: int) -> list[list[float]]:
-        """JSON: [[t ms, *COUNTERS, run delay ns, threads, running]]."""
+        """JSON: [[t ms, *COLUMNS]]."""
         rows: list[list[float]] = []
         for point in self._points:
             state = point.services.get(root)

@@ -12,16 +12,14 @@ from typing import NamedTuple
 
 from bpf import syscall
 from processes import namespaces
+from security import capabilities
+from security.capabilities import CAPABILITIES, LOADING
 
-# linux/capability.h
-CAPABILITIES = {"DAC_READ_SEARCH": 2, "SYS_PTRACE": 19, "SYS_ADMIN": 21, "PERFMON": 38, "BPF": 39}
 # What placing a uprobe takes. CAP_PERFMON did for some years; a probe amid an instruction breaks the program.
 PROBING = ("SYS_ADMIN",)
-LOADING = ("BPF", "PERFMON")  # SYS_ADMIN stands for both, as it did alone before 5.8
 _ADDING = " ".join(f"--cap-add {name}" for name in LOADING)
 YAMA = "/proc/sys/kernel/yama/ptrace_scope"
 
-_BPF = {"x86_64": 321, "aarch64": 280}
 _SECCOMP_FILTER = "2"
 _PR_SET_KEEPCAPS = 8
 _PR_CAPBSET_DROP = 24
@@ -49,8 +47,7 @@ def permitted(line_of: str = "CapPrm:") -> set[str]:
     """The names in CAPABILITIES that we have, or could."""
     with open("/proc/self/status") as f:
         line = next(line for line in f if line.startswith(line_of))
-    bits = int(line.split()[1], 16)
-    return {name for name, bit in CAPABILITIES.items() if bits >> bit & 1}
+    return capabilities.names(int(line.split()[1], 16))
 
 
 @contextlib.contextmanager
@@ -69,9 +66,8 @@ def raised(name: str) -> Iterator[None]:
 
 def why_not() -> tuple[str, str] | None:
     """(why BPF programs cannot be loaded, the fix), or None."""
-    have = permitted()
-    missing = [name for name in LOADING if name not in have]
-    if "SYS_ADMIN" not in have and missing:
+    missing = capabilities.missing(permitted())
+    if missing:
         names = " and ".join("CAP_" + name for name in missing)
         fix = f"run it as root; in a container: {_ADDING}"
         return f"the agent lacks {names}", fix
@@ -94,7 +90,7 @@ def _filtered() -> bool:
         if _SECCOMP_FILTER not in [line.split()[1] for line in f if line.startswith("Seccomp:")]:
             return False
     try:
-        syscall.call(_BPF, 0, None, 0)
+        syscall.call(syscall.BPF, 0, None, 0)
     except OSError as error:
         return error.errno == errno.EPERM
     return False

@@ -246,7 +246,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         description="Shows live what the network poller of a Go process does. {port} in COMMAND becomes a "
         "free port; its output is kept, and its end shown when it dies.",
     )
-    parser.add_argument("--pid", type=_positive, metavar="N", help="a running process and its children")
+    parser.add_argument("--pid", type=_pid, metavar="N", help="a running process and its children")
     parser.add_argument("--cgroup", type=Path, metavar="PATH", help="all processes of a cgroup v2, as one")
     parser.add_argument(
         "--interval", type=_seconds, default=1.0, metavar="TIME", help="between two refreshes (default: 1s)"
@@ -270,10 +270,11 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return arguments, command
 
 
-def _positive(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer > 0")
-    return int(text)
+def _pid(text: str) -> int:
+    try:
+        return units.positive(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _seconds(text: str) -> float:
