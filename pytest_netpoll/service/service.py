@@ -67,6 +67,7 @@ class Service:
         self._pipe: Pipe | None = None
         self._held: Held | None = None  # until those who watch it have been told
         self._popen: subprocess.Popen[bytes] | None = None
+        self._parent = os.getpid()
         self._process: psutil.Process | None = None
         self._leader: dict[int, int] = {}
         self._mark = ""  # of the present run
@@ -156,7 +157,7 @@ class Service:
     def running(self) -> bool:
         if self._process is None or (self._stopped and self.attached):
             return False
-        if self._popen is not None:
+        if self._popen is not None and self._parent == os.getpid():
             return self._popen.poll() is None
         try:
             return self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE
@@ -176,7 +177,8 @@ class Service:
     @property
     def returncode(self) -> int | None:
         """The exit status, -N for signal N; None while it runs, and for attached processes."""
-        return None if self._popen is None else self._popen.poll()
+        # Only its parent is told, not a process that was forked from that.
+        return self._popen.poll() if self._popen is not None and self._parent == os.getpid() else None
 
     @property
     def ending(self) -> str:
@@ -439,7 +441,7 @@ class Service:
             raise self._cannot_start(error) from None
         finally:
             pipe.close_write_end()
-        self._popen = self._held.popen
+        self._popen, self._parent = self._held.popen, os.getpid()
         self._pipe = pipe
         stat = guardian.stat(self._popen.pid)
         assert stat is not None  # a child not waited for stays in /proc, at least as a zombie
