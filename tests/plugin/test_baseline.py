@@ -266,7 +266,7 @@ def test_poor_run(echo, ping): ping(echo, next(pauses))
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(
         [
-            "unmeasured: own: it ran in 1 of 2 runs of the test only",
+            "unmeasured: own, own-2: it ran in 1 of 2 runs of the test only",
             "  fix: start it in a fixture*",
             "unmeasured: echo: only ? wakeups; spurious needs at least 10*",
         ]

@@ -140,7 +140,9 @@ def test_it(start, ping):
 def test_without_a_service_limits_are_unmeasured(run):
     result = run("@netpoll(max_spurious=0.05)\ndef test_it(): pass")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["unmeasured: no Go service ran during the test", "  fix: use the go_service *"])
+    result.stdout.fnmatch_lines(
+        ["unmeasured: no Go service ran during the test", "  fix: use the go_service *"]
+    )
 
 
 def test_limits_may_be_one_services_own(run):

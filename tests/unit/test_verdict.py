@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from pytest_netpoll.errors import Reason, UsageError
+from pytest_netpoll.errors import Reason
 from pytest_netpoll.model.limits import Limits, resolve
 from pytest_netpoll.model.median import median_of
 from pytest_netpoll.model.metrics import COUNTERS, Measurement, Snapshot, bucket_of
@@ -308,8 +308,11 @@ def test_a_hooks_breach_that_no_report_could_show_is_refused(
 ) -> None:
     breach = Breach("server", "polls a second", "max", 2, 1)
     answers = [[breach], replace(breach, **change)]
-    item: Any = SimpleNamespace(ihook=SimpleNamespace(pytest_netpoll_breaches=lambda **_: answers))
-    with pytest.raises(UsageError, match=rf"_breaches must .*: {re.escape(complaint)} in Breach"):
-        extensions.breaches(item, [measured(HEALTHY)], limits({}))
+    hooks = dict.fromkeys(("pytest_netpoll_measured", "pytest_netpoll_columns"), lambda **_: [])
+    hooks["pytest_netpoll_breaches"] = lambda **_: answers
+    item: Any = SimpleNamespace(ihook=SimpleNamespace(**hooks))
+    refused = extensions.ask(item, [measured(HEALTHY)], limits({}))
+    assert refused.breaches == []
+    assert re.search(rf"_breaches must .*: {re.escape(complaint)} in Breach", str(refused.error))
     answers.pop()
-    assert extensions.breaches(item, [measured(HEALTHY)], limits({})) == [breach]
+    assert extensions.ask(item, [measured(HEALTHY)], limits({})) == ([breach], [{}], None)
