@@ -205,7 +205,8 @@ def test_descriptors_beyond_the_table_make_a_service_unmeasured(
     (m,) = meter.close(window, [service])
     assert m.unmeasured is not None
     assert "raise --netpoll-max-fds" in m.unmeasured
-    assert 0 < m.lost < 40
+    # Of each the wakeup, and the read that found nothing before the next park.
+    assert 0 < m.lost < 2 * 40
     # What fits is still measured.
     window = meter.open()
     ping_all(few)
