@@ -14,17 +14,14 @@ def pytest_addoption(parser):
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def launch(go_service, pytestconfig):
     """launch("dup", *flags) is the service that has this fault, or had it: without --wasteful it is fixed."""
-    services = {}
 
     def launch(fault, *flags):
         wanted = fault if pytestconfig.getoption("--wasteful") else "none"
-        if (wanted, flags) not in services:
-            args = ["-addr", "127.0.0.1:{port}", "-fault", wanted, *flags]
-            services[wanted, flags] = go_service("./server", args=args, name=wanted)
-        return services[wanted, flags]
+        args = ["-addr", "127.0.0.1:{port}", "-fault", wanted, *flags]
+        return go_service("./server", args=args, name=wanted)
 
     return launch
 

@@ -97,8 +97,14 @@ class Service:
         """(host, port) to connect to.
 
         The {port} it was given, else the first TCP port that it listens on; ServiceError while
-        there is none.
+        there is none, UsageError once whoever asked for it has ended.
         """
+        if self._retired:
+            raise UsageError(
+                f"service {self.name!r} is not there any more",
+                why="the fixture or test that asked for it has ended, and the service with it",
+                fix="to use it in several tests, call go_service in a fixture of a wider scope",
+            )
         if self._address is None:
             why = "it does not listen on any TCP port"
             try:

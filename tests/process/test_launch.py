@@ -315,3 +315,16 @@ def test_wrong_arguments_are_usage_errors_and_run_nothing(
 def test_the_url_answers(go_service: ServiceFactory) -> None:
     server = go_service(command=[sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "{port}"])
     assert urllib.request.urlopen(server.url, timeout=5).status == 200
+
+
+def test_the_address_of_a_service_whose_owner_has_ended_is_an_error_that_says_so(
+    go_service: ServiceFactory, nasty: Nasty
+) -> None:
+    """A cache that outlives the fixture would hand it to the next test."""
+    server = go_service(command=nasty("sleep"), ready=None, env={"PORT": "{port}"})
+    assert server.address[1] == server.port
+    server.retire()
+    for ask in (lambda: server.address, lambda: server.port, lambda: server.url):
+        with pytest.raises(UsageError, match="is not there any more") as refused:
+            ask()
+        assert "wider scope" in (refused.value.fix or "")
