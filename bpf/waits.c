@@ -5,8 +5,8 @@
  */
 
 #ifdef ATOMIC_EXCHANGE
-/* BPF's xchg. Old compilers do not know its name, so it is written as a number. The registers
- * have names that BCC's first pass knows, which compiles for the machine itself. */
+/* BPF's xchg, on x86-64. Old compilers do not know its name, so it is written as a number. The
+ * registers have names that BCC's first pass knows, which compiles for the machine itself. */
 static __always_inline u64 exchange(u64 *word, u64 value)
 {
 	register u64 *at asm("r8") = word;
@@ -16,7 +16,7 @@ static __always_inline u64 exchange(u64 *word, u64 value)
 	return was;
 }
 #else
-/* Kernels before 5.12 have no xchg. Inserting into a map is atomic, too: whoever inserts the
+/* Kernels before 5.12 have no xchg, and on arm64 BCC compiles none. Inserting into a map is atomic, too: whoever inserts the
  * wakeup first takes it. An entry is remembered long enough for the others to find it. */
 struct claim {
 	u64 woken_at;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import struct
 
 from bpf import tracing
@@ -22,5 +23,9 @@ _CODE = b"".join(
 
 
 def can_exchange() -> bool:
-    """Since 5.12; on arm64 since 5.18, before which it would be interpreted."""
-    return tracing.works(b"exchange", _CODE)
+    """Since Linux 5.12, on x86-64.
+
+    waits.c has to name registers for it. On arm64 BCC's first pass takes their names for the machine's own,
+    which its BPF backend does not know.
+    """
+    return platform.machine() == "x86_64" and tracing.works(b"exchange", _CODE)
