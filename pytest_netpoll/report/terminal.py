@@ -168,8 +168,11 @@ def _add_window(screen: _Screen, window: WindowRecord, service: ServiceRecord, w
         why = service.get("unmeasured") or "the numbers are not exact"
         screen.add(cells.wrap(wording.one_line(f"{name}, {service['name']}: not measured: {why}"), width))
         return
-    screen.add(_numbers(service, width, f"{name}, "))
     blocks = wording.evidence_in(service)
+    # Of a window that has no room for its numbers the evidence would be anybody's.
+    if not screen.add(_numbers(service, width, f"{name}, "), at_least=2):
+        screen.left_out += len(blocks)
+        return
     for text, entry in blocks[:MOST_OFFENDERS]:
         head = cells.wrap(text + wording.lead_in(entry), width, "  ")
         screen.add(head + _frames(entry["stack"], width), at_least=len(head) + 1)
@@ -201,13 +204,14 @@ class _Screen:
         self._lines: list[str] = []
         self._end = end
 
-    def add(self, block: list[str], at_least: int | None = None) -> None:
-        """at_least: so many lines of the block are better than none of it."""
+    def add(self, block: list[str], at_least: int | None = None) -> bool:
+        """Whether it had room. at_least: so many lines of the block are better than none of it."""
         room = SECTION_LINES - 1 - len(self._end) - len(self._lines)
         if len(block) <= room or (at_least is not None and at_least <= room):
             self._lines += block[:room]
-        else:
-            self.left_out += 1
+            return True
+        self.left_out += 1
+        return False
 
     def text(self) -> str:
         more = [f"… {self.left_out:,} more in --netpoll-json=FILE"] if self.left_out else []

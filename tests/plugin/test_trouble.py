@@ -97,7 +97,7 @@ def test_a_python_that_is_not_there_is_named(run):
 def test_an_agent_that_dies_or_hangs_during_a_test_spoils_that_test_only(run):
     result = run(
         """
-from pytest_netpoll import probe
+from pytest_netpoll.meter import agent_client as probe
 
 def agent():
     import psutil
