@@ -301,7 +301,7 @@ class Meter:
         try:
             return self._read(window, service, answer, failed, seconds)
         except _NONSENSE as error:
-            nonsense = UnmeasuredError("the eBPF agent answered nonsense", why=repr(error))
+            nonsense = UnmeasuredError(agent_client.NONSENSE, why=repr(error))
             return self._read(window, service, None, failed or nonsense, seconds)
 
     def _read(

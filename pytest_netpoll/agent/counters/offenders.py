@@ -1,4 +1,4 @@
-"""Who was woken in vain or late, as the kernel kept it: places in the program, and the connections."""
+"""Who was woken for nothing or late, as the kernel kept it: places in the program, and the connections."""
 
 from __future__ import annotations
 
