@@ -6,7 +6,7 @@ from pytest_netpoll.errors import NetpollError, Reason, ServiceError, Unmeasured
 from pytest_netpoll.gobinary.symbols import Frame
 from pytest_netpoll.model.evidence import Offender, SlowWakeup, TimelinePoint
 from pytest_netpoll.model.limits import Limits
-from pytest_netpoll.model.metrics import Measurement
+from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.verdict import Breach
 from pytest_netpoll.service.service import Service
 from pytest_netpoll.session.fixtures import GoService, MeasuredWindow, Netpoll

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from pytest_netpoll.model.limits import Limits
-from pytest_netpoll.model.metrics import Measurement
+from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.verdict import Breach
 
 

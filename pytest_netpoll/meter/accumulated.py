@@ -6,7 +6,7 @@ import dataclasses
 
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.meter import offender_stacks
-from pytest_netpoll.model.metrics import Measurement
+from pytest_netpoll.model.measurement import Measurement
 
 
 class Accumulated:

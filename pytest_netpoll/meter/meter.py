@@ -20,15 +20,16 @@ from pytest_netpoll.meter.doubts import LOSSES, Seen, why_not_exact
 from pytest_netpoll.meter.messages import Closed, Measured, Process, Times
 from pytest_netpoll.meter.processes import Watched, runs_goroutines, version
 from pytest_netpoll.meter.programs import Programs
+from pytest_netpoll.meter.snapshots import read_snapshot
+from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.metrics import (
     CPU_METRICS,
     FUTILE_METRICS,
     IO_METRICS,
     OPTIONAL_COUNTERS,
     READY_METRICS,
-    Measurement,
-    Snapshot,
 )
+from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.options import Config
 from pytest_netpoll.service import guardian
 from pytest_netpoll.service.patience import Say
@@ -461,7 +462,7 @@ def _snapshot(process: Measured, is_go: bool) -> Snapshot:
         runq_max = runq_max or 0
     if process["unprobed"]:
         optional.update(ready_calls=None, deadline_wakeups=None)
-    return Snapshot.from_json({**told, "counters": counters | optional, "runq_max": runq_max})
+    return read_snapshot({**told, "counters": counters | optional, "runq_max": runq_max})
 
 
 def _with_times(snapshot: Snapshot, times: Mapping[str, Times], roots: Sequence[int]) -> Snapshot:

@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeAlias
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.model import units
 from pytest_netpoll.model.limits import MIN_WAKEUPS, Limits
-from pytest_netpoll.model.metrics import METRICS, Measurement, Metric, Value, resolved_wakeups
+from pytest_netpoll.model.measurement import Measurement, resolved_wakeups
+from pytest_netpoll.model.metrics import METRICS, Metric, Value
 from pytest_netpoll.model.tolerance import Tolerance
 from pytest_netpoll.model.verdict import Verdict
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pytest_netpoll.model import units
+from pytest_netpoll.model.histogram import bucket_bounds
+from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.median import middle
-from pytest_netpoll.model.metrics import Measurement, bucket_bounds
 
 # Fewer, or a smaller part of the wakeups, may be chance.
 LEAST_WASTED = 5

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import reduce
 
 from pytest_netpoll.errors import Reason
-from pytest_netpoll.model.metrics import Measurement
+from pytest_netpoll.model.measurement import Measurement
 
 
 def median_of(windows: Sequence[Sequence[Measurement]]) -> list[Measurement]:

@@ -1,20 +1,16 @@
-"""The metric table, and the numbers it describes: Snapshot (as counted) and Measurement (as read)."""
+"""The metric table: what each number is called, means and comes from, and where it is reported."""
 
 from __future__ import annotations
 
-import difflib
-import math
-import statistics
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Literal, TypeAlias
 
-from pytest_netpoll.agent.constants import LATENCY_BITS, LATENCY_BUCKETS, LATENCY_SUB_BITS
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.model import units
-from pytest_netpoll.model.evidence import Offence, Offender, SlowWakeup, TimelinePoint
+from pytest_netpoll.model.evidence import Offence
+from pytest_netpoll.model.histogram import bucket_bounds, percentile
+from pytest_netpoll.model.snapshot import Snapshot
 
 Value: TypeAlias = int | float | None
 
@@ -23,164 +19,6 @@ Value: TypeAlias = int | float | None
 # plain lines. junit: properties.
 Report: TypeAlias = Literal["summary", "baseline", "toolchains", "runs", "watch", "lines", "junit"]
 _BY_RANK: tuple[Report, ...] = ("summary", "watch", "lines")
-
-BUCKETS = LATENCY_BUCKETS  # of the kernel's latency histogram
-_SUB_BUCKETS = 1 << LATENCY_SUB_BITS
-
-
-def bucket_of(ns: int) -> int:
-    """The index, 0 <= index < BUCKETS, of a latency in ns; longer than 2**40-1 ns (18 min) is clamped."""
-    ns = min(ns, (1 << LATENCY_BITS) - 1)
-    if ns < _SUB_BUCKETS:
-        return ns
-    shift = ns.bit_length() - 1 - LATENCY_SUB_BITS
-    return (shift + 1) * _SUB_BUCKETS + (ns >> shift) % _SUB_BUCKETS
-
-
-def bucket_bounds(index: int) -> tuple[int, int]:
-    """The half-open range (low, high_exclusive) of ns that a bucket holds."""
-    if not 0 <= index < BUCKETS:
-        raise ValueError(f"bucket {index} is not in 0..{BUCKETS - 1}")
-    octave, sub = divmod(index, _SUB_BUCKETS)
-    if octave == 0:
-        return sub, sub + 1
-    low = (_SUB_BUCKETS + sub) << (octave - 1)
-    return low, low + (1 << (octave - 1))
-
-
-def percentile(histogram: Mapping[int, int], q: float) -> float | None:
-    """The nearest-rank quantile `q` (0 < q <= 1) in ns, None for no samples.
-
-    histogram: bucket index -> count. The answer is the middle of the bucket's integers, at most
-    3.2 % off (and exact below 32 ns, where a bucket holds one integer).
-    """
-    if not 0 < q <= 1:
-        raise ValueError(f"quantile {q} is not in 0..1")
-    # In floats 0.07 * 100 is 7.000000000000001, whose ceiling is one rank too far.
-    rank = math.ceil(Fraction(str(q)) * sum(histogram.values()))
-    seen = 0
-    for index in sorted(histogram):
-        seen += histogram[index]
-        if 0 < rank <= seen:
-            low, high = bucket_bounds(index)
-            return (low + high - 1) / 2
-    return None
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What the kernel counted in one window, for one process or for a sum of them.
-
-    counters: by metric name; an absent one was not measured.
-    histogram: wake-to-run latencies, bucket index -> count.
-    io_outcomes: how the I/O calls ended ("data", "end of file", "EAGAIN", …) -> calls, which add up to
-    io_calls. futile: (syscall, outcome) -> futile calls.
-    """
-
-    counters: Mapping[str, int] = field(default_factory=dict)
-    histogram: Mapping[int, int] = field(default_factory=dict)
-    latency_max_ns: int = 0
-    cpu_ns: int | None = None
-    run_delay_ns: int | None = None
-    runq_max: int | None = None
-    io_outcomes: Mapping[str, int] = field(default_factory=dict)
-    futile: Mapping[tuple[str, str], int] = field(default_factory=dict)
-
-    def __add__(self, other: Snapshot) -> Snapshot:
-        """The sum over two processes; what either did not measure, the sum does not know."""
-        if not isinstance(other, Snapshot):
-            return NotImplemented
-        return Snapshot(
-            counters={
-                name: count + other.counters[name]
-                for name, count in self.counters.items()
-                if name in other.counters
-            },
-            histogram=dict(Counter(self.histogram) + Counter(other.histogram)),
-            latency_max_ns=max(self.latency_max_ns, other.latency_max_ns),
-            cpu_ns=_sum(self.cpu_ns, other.cpu_ns),
-            run_delay_ns=_sum(self.run_delay_ns, other.run_delay_ns),
-            runq_max=_longest(self.runq_max, other.runq_max),
-            io_outcomes=dict(Counter(self.io_outcomes) + Counter(other.io_outcomes)),
-            futile=dict(Counter(self.futile) + Counter(other.futile)),
-        )
-
-    @classmethod
-    def from_json(cls, message: object) -> Snapshot:
-        """Read an agent's message; ValueError says which field is wrong.
-
-        {"counters": {name: int}, "histogram": {"index": int}, "latency_max_ns": int, "runq_max": int|null,
-        "io_outcomes": {outcome: int}, "futile": [[syscall, outcome, int]]};
-        other fields are not ours to judge. Of a process's times nothing is in it.
-        Optional counters may be absent or null.
-        """
-        if not isinstance(message, Mapping):
-            raise ValueError(f"snapshot: expected an object, got {message!r}")
-        raw_counters = _object(message, "counters")
-        # An unknown name may be a misspelt optional counter, which would silently read as not measured.
-        for name in raw_counters:
-            if name not in COUNTERS and name not in OPTIONAL_COUNTERS:
-                raise ValueError(f"counters: unknown counter {name!r}")
-        counters = {name: _natural(raw_counters.get(name), f"counters.{name}") for name in COUNTERS}
-        for name in OPTIONAL_COUNTERS:
-            if raw_counters.get(name) is not None:
-                counters[name] = _natural(raw_counters[name], f"counters.{name}")
-        histogram = {}
-        for key, count in _object(message, "histogram").items():
-            index = int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() else -1
-            if not 0 <= index < BUCKETS:
-                raise ValueError(f"histogram: {key!r} is not a bucket in 0..{BUCKETS - 1}")
-            histogram[index] = _natural(count, f"histogram.{key}")
-        return cls(
-            counters=counters,
-            histogram=histogram,
-            latency_max_ns=_natural(message.get("latency_max_ns"), "latency_max_ns"),
-            runq_max=_optional_natural(message.get("runq_max"), "runq_max"),
-            io_outcomes={
-                outcome: _natural(count, f"io_outcomes.{outcome}")
-                for outcome, count in _object(message, "io_outcomes").items()
-            },
-            futile=_futile(message.get("futile")),
-        )
-
-
-def _sum(a: int | None, b: int | None) -> int | None:
-    return None if a is None or b is None else a + b
-
-
-def _longest(a: int | None, b: int | None) -> int | None:
-    return None if a is None or b is None else max(a, b)
-
-
-def _object(message: Mapping[str, object], name: str) -> Mapping[str, object]:
-    value = message.get(name)
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{name}: expected an object, got {value!r}")
-    return value
-
-
-def _futile(value: object) -> dict[tuple[str, str], int]:
-    if not isinstance(value, list):
-        raise ValueError(f"futile: expected a list, got {value!r:.200}")
-    found: Counter[tuple[str, str]] = Counter()
-    for entry in value:
-        match entry:
-            case [str(syscall), str(outcome), count]:
-                found[syscall, outcome] += _natural(count, "futile")
-            case _:
-                raise ValueError(f"futile: expected [syscall, outcome, calls], got {entry!r:.200}")
-    return dict(found)
-
-
-def _natural(value: object, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{name}: expected an integer >= 0, got {value!r}")
-    return value
-
-
-def _optional_natural(value: object, name: str) -> int | None:
-    return None if value is None else _natural(value, name)
-
 
 # Why a metric may be None.
 _NOT_REPORTED = Reason("the probe did not report it")
@@ -705,100 +543,6 @@ CPU_METRICS = _explained_by("cpu")
 # Of the counters: those that a program may give no way to count, and those always there.
 OPTIONAL_COUNTERS = tuple(metric.name for metric in _TABLE if metric.optional)
 COUNTERS = tuple(m.name for m in _TABLE if m.source == "counter" and not m.optional)
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One service in one window. Every metric of the table is also an attribute, and so is every rate.
-
-    service: its name. pid: of its main process; the snapshot sums over all of them.
-    offenders, slowest: what was woken for nothing and the like, and woken latest, worst first.
-    timeline: the window in intervals.
-    unmeasured: why the numbers cannot be trusted, None if they can.
-    absent: metric -> why it is None this time, where more is known than the table tells.
-    unexplained: offence -> why it could not be recorded where it happens.
-    gomaxprocs: threads that run Go at once; None where it is not known.
-    runs: the windows of a repeated test, in order: each metric is then their median. Empty for one window.
-    """
-
-    service: str
-    pid: int | None
-    executable: str | None
-    go_version: str | None
-    window_seconds: float
-    # Without the large ones: pytest shows what an assertion is about.
-    snapshot: Snapshot = field(default_factory=Snapshot, repr=False)
-    offenders: tuple[Offender, ...] = field(default=(), repr=False)
-    slowest: tuple[SlowWakeup, ...] = field(default=(), repr=False)
-    timeline: tuple[TimelinePoint, ...] = field(default=(), repr=False)
-    unmeasured: Reason | None = None
-    absent: Mapping[str, Reason] = field(default_factory=dict, repr=False)
-    unexplained: Mapping[str, Reason] = field(default_factory=dict, repr=False)
-    gomaxprocs: int | None = None
-    runs: tuple[Measurement, ...] = field(default=(), repr=False)
-
-    def __getattr__(self, name: str) -> Value:
-        metric = LIMITABLE.get(name)
-        if metric is not None:
-            return median(self.each(name)) if self.runs else _value(self, metric)
-        close = difflib.get_close_matches(name, METRICS, n=1)
-        hint = f", did you mean {close[0]!r}?" if close else ""
-        raise AttributeError(f"no metric {name!r}{hint}", name=name, obj=self)
-
-    @property
-    def metrics(self) -> dict[str, Value]:
-        """Every metric of the table, in its order; None where it was not measured."""
-        return {name: getattr(self, name) for name in METRICS}
-
-    def judged(self, name: str) -> list[Value]:
-        """What a limit on it is about, in each of the runs: of ready calls the program's own."""
-        metric = LIMITABLE[name]
-        return [
-            _value(run, metric, run.runtime_ready_calls or 0 if metric.base == "ready_calls" else 0)
-            for run in self.runs or (self,)
-        ]
-
-    def each(self, name: str) -> list[Value]:
-        """The metric, or rate, in each of the runs."""
-        return [_value(run, LIMITABLE[name]) for run in self.runs]
-
-
-def _value(measurement: Measurement, metric: Metric, without: int | float = 0) -> Value:
-    """Of one run. without: how much of the count is left out."""
-    value = METRICS[metric.base].read(measurement.snapshot)
-    if value is not None and without:
-        value = max(0, value - without)
-    if metric.of is None:
-        return value
-    seconds = measurement.window_seconds
-    return value / seconds if value is not None and seconds else None
-
-
-def median(values: Sequence[Value]) -> Value:
-    """None where it was not measured in one of the runs. Of an even number the middle of the middle two."""
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return None
-    middle = statistics.median(known)
-    # Counts stay counts where they can: the median of 2 and 4 is 3, not 3.0.
-    return int(middle) if all(isinstance(v, int) for v in known) and middle == int(middle) else middle
-
-
-def spread(metric: Metric, values: Sequence[Value]) -> str:
-    """The least and the most for people: "5.1 µs to 6.3 µs"; one of them where they look alike."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return metric.format(None)
-    return " to ".join(dict.fromkeys((metric.format(min(known)), metric.format(max(known)))))
-
-
-def resolved_wakeups(metrics: Mapping[str, Value]) -> int | float:
-    """Those of which it is known what came of them: shares and latencies are over no others.
-
-    All of them where it is not said what came of any, as it may be in a baseline.
-    """
-    parts = [metrics.get("productive_wakeups"), metrics.get("spurious_wakeups")]
-    return metrics.get("wakeups") or 0 if None in parts else sum(part or 0 for part in parts)
 
 
 def not_exact(lost: Value) -> str:

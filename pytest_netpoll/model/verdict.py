@@ -9,15 +9,8 @@ from typing import Literal, TypeAlias
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.model import units
 from pytest_netpoll.model.limits import Kind, Limit, Limits
-from pytest_netpoll.model.metrics import (
-    LIMITABLE,
-    METRICS,
-    Measurement,
-    median,
-    not_exact,
-    resolved_wakeups,
-    spread,
-)
+from pytest_netpoll.model.measurement import Measurement, median, resolved_wakeups, spread
+from pytest_netpoll.model.metrics import LIMITABLE, METRICS, not_exact
 
 
 @dataclass(frozen=True)

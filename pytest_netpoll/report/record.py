@@ -17,8 +17,9 @@ from pytest_netpoll.model.comparison import Comparison, Regression
 from pytest_netpoll.model.diagnosis import diagnose
 from pytest_netpoll.model.evidence import Offence
 from pytest_netpoll.model.limits import Limits
+from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.median import middle
-from pytest_netpoll.model.metrics import METRICS, Measurement
+from pytest_netpoll.model.metrics import METRICS
 from pytest_netpoll.model.verdict import Breach, Death, Verdict
 
 Outcome: TypeAlias = Literal["passed", "failed", "unmeasured"]

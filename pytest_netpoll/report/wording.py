@@ -11,7 +11,8 @@ from pytest_netpoll.clean import one_line as one_line
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.model import units
 from pytest_netpoll.model.evidence import Offence
-from pytest_netpoll.model.metrics import LIMITABLE, METRICS, Metric, in_report, spread
+from pytest_netpoll.model.measurement import spread
+from pytest_netpoll.model.metrics import LIMITABLE, METRICS, Metric, in_report
 from pytest_netpoll.report.record import (
     BreachRecord,
     FrameRecord,

@@ -12,7 +12,7 @@ import pytest
 from pytest_netpoll.errors import NetpollError, Reason
 from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.model.limits import Limits
-from pytest_netpoll.model.metrics import Measurement
+from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.service.service import Service, ServiceFactory
 
 # A service in a client in a tuple is found; deeper lie other libraries' insides.

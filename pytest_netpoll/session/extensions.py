@@ -11,7 +11,7 @@ import pytest
 
 from pytest_netpoll.errors import UsageError
 from pytest_netpoll.model.limits import Limits
-from pytest_netpoll.model.metrics import Measurement
+from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.verdict import Breach, distrust
 from pytest_netpoll.session.outcome import plain_failures
 

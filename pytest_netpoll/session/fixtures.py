@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_netpoll.meter.meter import Meter
-from pytest_netpoll.model.metrics import Measurement
+from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.verdict import Death, Verdict, distrust
 from pytest_netpoll.options import Config
 from pytest_netpoll.report import record

@@ -9,8 +9,8 @@ import pytest
 
 from pytest_netpoll.model.comparison import Comparison, Rules, compare, confirmed, samples_of, settle
 from pytest_netpoll.model.limits import Limits
+from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.median import median_of
-from pytest_netpoll.model.metrics import Measurement
 from pytest_netpoll.model.verdict import Death, Verdict, judge
 from pytest_netpoll.options import Config
 from pytest_netpoll.service.service import Service

@@ -12,8 +12,8 @@ import pytest
 
 from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.model.limits import Limits
+from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.median import median_of
-from pytest_netpoll.model.metrics import Measurement
 from pytest_netpoll.session.attribution import Roster, doubted
 from pytest_netpoll.session.outcome import plain_failures
 

@@ -29,7 +29,7 @@ import psutil
 from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.meter import privilege
 from pytest_netpoll.meter.meter import Meter
-from pytest_netpoll.model.metrics import Measurement
+from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.options import Config
 from pytest_netpoll.service.service import Service
 

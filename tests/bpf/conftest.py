@@ -18,7 +18,7 @@ import pytest
 from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.meter import privilege
 from pytest_netpoll.meter.meter import Meter
-from pytest_netpoll.model.metrics import Measurement
+from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.options import Config
 from pytest_netpoll.service.build import Builder
 from pytest_netpoll.service.service import Service, ServiceFactory

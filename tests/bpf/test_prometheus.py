@@ -97,7 +97,7 @@ def test_what_is_scraped_is_what_the_service_did(scraped):
 
 def test_a_bucket_holds_what_took_less_than_its_border():
     """Borders are also those of the kernel's buckets: no latency is counted on the wrong side."""
-    from pytest_netpoll.model.metrics import bucket_of
+    from pytest_netpoll.model.histogram import bucket_of
 
     for border in prometheus.BORDERS_NS:
         histogram = {bucket_of(border - 1): 3, bucket_of(border): 4}
@@ -107,7 +107,8 @@ def test_a_bucket_holds_what_took_less_than_its_border():
 
 
 def test_a_gauge_is_absent_while_the_last_interval_could_not_be_measured():
-    from pytest_netpoll.model.metrics import Measurement, Snapshot
+    from pytest_netpoll.model.measurement import Measurement
+    from pytest_netpoll.model.snapshot import Snapshot
 
     counted = Measurement("server", 1, None, None, 1.0, Snapshot({"events": 2, "polls": 4}))
     doubtful = replace(counted, unmeasured="the service is gone")

@@ -21,12 +21,15 @@ from pytest_netpoll.cli.watch.table import View
 from pytest_netpoll.meter.accumulated import Accumulated
 from pytest_netpoll.model.comparison import Baseline, Rules, Sample, compare
 from pytest_netpoll.model.limits import resolve
-from pytest_netpoll.model.metrics import COUNTERS, Measurement, Snapshot, markdown_table
+from pytest_netpoll.model.measurement import Measurement
+from pytest_netpoll.model.metrics import COUNTERS, markdown_table
+from pytest_netpoll.model.snapshot import Snapshot
+from pytest_netpoll.meter.snapshots import read_snapshot
 from pytest_netpoll.model.verdict import judge
 from pytest_netpoll.report import junit, record, tables, terminal
 
 counters = {**dict.fromkeys(COUNTERS, 0), "polls": 20, "closed_polls": 7}
-snapshot = Snapshot.from_json(
+snapshot = read_snapshot(
     {"counters": counters, "histogram": {}, "latency_max_ns": 0, "io_outcomes": {}, "futile": []}
 )
 m = Measurement("server", 42, "/srv/server", "go1.27.3", 2.0, snapshot)

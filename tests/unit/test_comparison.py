@@ -13,9 +13,12 @@ from pytest_netpoll import __main__ as command_line
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.model import tolerance
 from pytest_netpoll.model.comparison import Baseline, Rules, Sample, compare, confirmed, settle
+from pytest_netpoll.model.histogram import bucket_of
 from pytest_netpoll.model.limits import Limits, resolve
+from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.median import median_of
-from pytest_netpoll.model.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
+from pytest_netpoll.model.metrics import COUNTERS, METRICS
+from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import Breach, Verdict, judge
 from pytest_netpoll.report import baseline_file, json_report, record, tables
 from pytest_netpoll.report.html import document

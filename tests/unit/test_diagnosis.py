@@ -8,8 +8,11 @@ import pytest
 
 from pytest_netpoll.model.diagnosis import diagnose
 from pytest_netpoll.model.evidence import Offender
+from pytest_netpoll.model.histogram import bucket_of
+from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.median import median_of
-from pytest_netpoll.model.metrics import COUNTERS, Measurement, Snapshot, bucket_of
+from pytest_netpoll.model.metrics import COUNTERS
+from pytest_netpoll.model.snapshot import Snapshot
 from tests.made_up import late, offender, point
 
 MS = 1_000_000

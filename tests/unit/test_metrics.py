@@ -11,20 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_netpoll.meter.snapshots import read_snapshot
+from pytest_netpoll.model.histogram import BUCKETS, bucket_bounds, bucket_of, percentile
+from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.metrics import (
-    BUCKETS,
     COUNTERS,
     METRICS,
     OPTIONAL_COUNTERS,
-    Measurement,
     Report,
-    Snapshot,
-    bucket_bounds,
-    bucket_of,
     in_report,
     markdown_table,
-    percentile,
 )
+from pytest_netpoll.model.snapshot import Snapshot
 
 LATENCIES = st.integers(0, 2**40 - 1)
 
@@ -277,15 +275,15 @@ def test_an_agents_message_becomes_a_snapshot() -> None:
     )
     # Of two outcomes on two CPUs, or one of each: they add up.
     futile = [["read", "EAGAIN", 1], ["read", "EAGAIN", 2]]
-    assert Snapshot.from_json(message(pid=42, runq_max=5, futile=futile)) == expected
+    assert read_snapshot(message(pid=42, runq_max=5, futile=futile)) == expected
 
 
 def test_optional_counters_may_be_absent_or_null_or_there() -> None:
     for name in OPTIONAL_COUNTERS:
-        assert name not in Snapshot.from_json(message()).counters
+        assert name not in read_snapshot(message()).counters
         null: dict[str, int | None] = {**counters(), name: None}
-        assert name not in Snapshot.from_json(message(counters=null)).counters
-        assert Snapshot.from_json(message(counters=counters(**{name: 4}))).counters[name] == 4
+        assert name not in read_snapshot(message(counters=null)).counters
+        assert read_snapshot(message(counters=counters(**{name: 4}))).counters[name] == 4
 
 
 @pytest.mark.parametrize(
@@ -317,4 +315,4 @@ def test_optional_counters_may_be_absent_or_null_or_there() -> None:
 )
 def test_a_malformed_message_is_a_value_error_that_names_the_field(bad: object, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
-        Snapshot.from_json(bad)
+        read_snapshot(bad)

@@ -18,7 +18,8 @@ from pytest_netpoll.meter import agent_client, privilege, schema
 from pytest_netpoll.meter.agent_client import Probe
 from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.model.limits import Limits
-from pytest_netpoll.model.metrics import METRICS, Measurement
+from pytest_netpoll.model.measurement import Measurement
+from pytest_netpoll.model.metrics import METRICS
 from pytest_netpoll.model.verdict import judge
 from pytest_netpoll.options import Config
 from pytest_netpoll.report import json_report, record, terminal

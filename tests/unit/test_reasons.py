@@ -13,7 +13,7 @@ from pathlib import Path
 from pytest_netpoll.errors import Reason, UnmeasuredError
 from pytest_netpoll.meter.checks import Finding
 from pytest_netpoll.model.limits import resolve
-from pytest_netpoll.model.metrics import Measurement
+from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.verdict import judge
 from pytest_netpoll.report import baseline_file, github, junit, record, terminal, wording
 from pytest_netpoll.report.html import document

@@ -14,9 +14,12 @@ import pytest
 
 from pytest_netpoll.errors import NetpollError, UsageError
 from pytest_netpoll.model.evidence import Offence
+from pytest_netpoll.model.histogram import bucket_of
 from pytest_netpoll.model.limits import resolve
+from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.median import median_of
-from pytest_netpoll.model.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
+from pytest_netpoll.model.metrics import COUNTERS, METRICS
+from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import judge
 from pytest_netpoll.report import record
 from pytest_netpoll.report.html import document, sections

@@ -14,9 +14,12 @@ import pytest
 from pytest_netpoll.errors import NetpollError, Reason, UnmeasuredError
 from pytest_netpoll.gobinary.symbols import Frame
 from pytest_netpoll.model.evidence import Offender
+from pytest_netpoll.model.histogram import bucket_of
 from pytest_netpoll.model.limits import resolve
+from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.median import median_of
-from pytest_netpoll.model.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of
+from pytest_netpoll.model.metrics import COUNTERS, METRICS
+from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import Death, judge
 from pytest_netpoll.options import Config
 from pytest_netpoll.report import github, record, terminal, wording

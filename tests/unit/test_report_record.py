@@ -18,8 +18,11 @@ from pytest_netpoll.errors import NetpollError
 from pytest_netpoll.gobinary.symbols import Frame
 from pytest_netpoll.meter.accumulated import Accumulated
 from pytest_netpoll.model.evidence import Offender, SlowWakeup, TimelinePoint
+from pytest_netpoll.model.histogram import bucket_of
 from pytest_netpoll.model.limits import resolve
-from pytest_netpoll.model.metrics import COUNTERS, METRICS, Measurement, Snapshot, bucket_of, in_report
+from pytest_netpoll.model.measurement import Measurement
+from pytest_netpoll.model.metrics import COUNTERS, METRICS, in_report
+from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import judge
 from pytest_netpoll.report import baseline_file, junit, record
 from pytest_netpoll.report import json_report as report_json

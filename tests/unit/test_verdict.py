@@ -9,9 +9,12 @@ from typing import Any, Literal
 import pytest
 
 from pytest_netpoll.errors import Reason
+from pytest_netpoll.model.histogram import bucket_of
 from pytest_netpoll.model.limits import Limits, resolve
+from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.median import median_of
-from pytest_netpoll.model.metrics import COUNTERS, Measurement, Snapshot, bucket_of
+from pytest_netpoll.model.metrics import COUNTERS
+from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import Breach, Death, Verdict, judge
 from pytest_netpoll.session import extensions
 

@@ -25,7 +25,7 @@ from pytest_netpoll.meter.accumulated import Accumulated
 from pytest_netpoll.meter.meter import Meter, Window
 from pytest_netpoll.meter.processes import Watched
 from pytest_netpoll.model import units
-from pytest_netpoll.model.metrics import Measurement
+from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.options import Config, add_agent_options
 from pytest_netpoll.service.cgroup import Cgroup
 from pytest_netpoll.service.service import Service, ServiceFactory

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_netpoll.cli.watch.page_server import PageServer
 from pytest_netpoll.errors import NetpollError
-from pytest_netpoll.model.metrics import METRICS, Measurement, Metric, bucket_bounds, percentile
+from pytest_netpoll.model.histogram import bucket_bounds, percentile
+from pytest_netpoll.model.measurement import Measurement
+from pytest_netpoll.model.metrics import METRICS, Metric
 
 if TYPE_CHECKING:
     from prometheus_client import Metric as Family

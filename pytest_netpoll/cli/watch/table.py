@@ -13,7 +13,8 @@ from tabulate import tabulate
 
 from pytest_netpoll.meter.accumulated import Accumulated
 from pytest_netpoll.model import units
-from pytest_netpoll.model.metrics import METRICS, Measurement, Value, in_report
+from pytest_netpoll.model.measurement import Measurement
+from pytest_netpoll.model.metrics import METRICS, Value, in_report
 from pytest_netpoll.report import record, wording
 from pytest_netpoll.report.cells import cut
 

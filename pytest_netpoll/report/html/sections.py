@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from pytest_netpoll.model import units
-from pytest_netpoll.model.metrics import LIMITABLE, METRICS, Metric, Value, bucket_bounds
+from pytest_netpoll.model.histogram import bucket_bounds
+from pytest_netpoll.model.metrics import LIMITABLE, METRICS, Metric, Value
 from pytest_netpoll.report import wording
 from pytest_netpoll.report.html import overview
 from pytest_netpoll.report.record import (

@@ -28,7 +28,8 @@ from tabulate import tabulate
 from pytest_netpoll.errors import NetpollError, ServiceError
 from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.meter.meter import Meter
-from pytest_netpoll.model.metrics import METRICS, Measurement
+from pytest_netpoll.model.measurement import Measurement
+from pytest_netpoll.model.metrics import METRICS
 from pytest_netpoll.options import Config
 from pytest_netpoll.service.readiness import Ready
 from pytest_netpoll.service.service import ServiceFactory

@@ -1,0 +1,78 @@
+"""The agent's numbers of a process as a Snapshot: nothing else of the plugin reads them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from pytest_netpoll.model.histogram import BUCKETS
+from pytest_netpoll.model.metrics import COUNTERS, OPTIONAL_COUNTERS
+from pytest_netpoll.model.snapshot import Snapshot
+
+
+def read_snapshot(message: object) -> Snapshot:
+    """Read an agent's message; ValueError says which field is wrong.
+
+    {"counters": {name: int}, "histogram": {"index": int}, "latency_max_ns": int, "runq_max": int|null,
+    "io_outcomes": {outcome: int}, "futile": [[syscall, outcome, int]]};
+    other fields are not ours to judge. Of a process's times nothing is in it.
+    Optional counters may be absent or null.
+    """
+    if not isinstance(message, Mapping):
+        raise ValueError(f"snapshot: expected an object, got {message!r}")
+    raw_counters = _object(message, "counters")
+    # An unknown name may be a misspelt optional counter, which would silently read as not measured.
+    for name in raw_counters:
+        if name not in COUNTERS and name not in OPTIONAL_COUNTERS:
+            raise ValueError(f"counters: unknown counter {name!r}")
+    counters = {name: _natural(raw_counters.get(name), f"counters.{name}") for name in COUNTERS}
+    for name in OPTIONAL_COUNTERS:
+        if raw_counters.get(name) is not None:
+            counters[name] = _natural(raw_counters[name], f"counters.{name}")
+    histogram = {}
+    for key, count in _object(message, "histogram").items():
+        index = int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() else -1
+        if not 0 <= index < BUCKETS:
+            raise ValueError(f"histogram: {key!r} is not a bucket in 0..{BUCKETS - 1}")
+        histogram[index] = _natural(count, f"histogram.{key}")
+    return Snapshot(
+        counters=counters,
+        histogram=histogram,
+        latency_max_ns=_natural(message.get("latency_max_ns"), "latency_max_ns"),
+        runq_max=_optional_natural(message.get("runq_max"), "runq_max"),
+        io_outcomes={
+            outcome: _natural(count, f"io_outcomes.{outcome}")
+            for outcome, count in _object(message, "io_outcomes").items()
+        },
+        futile=_futile(message.get("futile")),
+    )
+
+
+def _object(message: Mapping[str, object], name: str) -> Mapping[str, object]:
+    value = message.get(name)
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name}: expected an object, got {value!r}")
+    return value
+
+
+def _futile(value: object) -> dict[tuple[str, str], int]:
+    if not isinstance(value, list):
+        raise ValueError(f"futile: expected a list, got {value!r:.200}")
+    found: Counter[tuple[str, str]] = Counter()
+    for entry in value:
+        match entry:
+            case [str(syscall), str(outcome), count]:
+                found[syscall, outcome] += _natural(count, "futile")
+            case _:
+                raise ValueError(f"futile: expected [syscall, outcome, calls], got {entry!r:.200}")
+    return dict(found)
+
+
+def _natural(value: object, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{name}: expected an integer >= 0, got {value!r}")
+    return value
+
+
+def _optional_natural(value: object, name: str) -> int | None:
+    return None if value is None else _natural(value, name)
