@@ -221,8 +221,8 @@ def test_what_cannot_be_counted_is_unmeasured_only_with_on(
     meter_with, factory, built, connect, spaced_pings, tmp_path, monkeypatch, goready
 ):
     # A program that is deleted while it runs cannot be read any more; nobody looks before.
-    monkeypatch.setattr(factory, "_on_spawn", None)
-    monkeypatch.setattr(factory, "_on_exit", None)
+    monkeypatch.setattr(factory, "on_spawn", None)
+    monkeypatch.setattr(factory, "on_exit", None)
     program = shutil.copy(built("ready"), tmp_path / "deleted")
     server = factory(command=[str(program), "-n", str(WOKEN), "-addr", "127.0.0.1:{port}"])
     program.unlink()
