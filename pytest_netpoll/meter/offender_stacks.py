@@ -30,7 +30,7 @@ _BACKGROUND = re.compile(
     r"runtime\.(gc[A-Z]|bgsweep|bgscavenge|forcegchelper|runfinq|runFinalizers|runCleanups|suspendG|resumeG|sysmon)"
 )
 
-# Where the probe is before the frame pointer is set (Go 1.19), the caller itself is missing: it is findRunnable.
+# Where the probe is ahead of the frame pointer's setting (Go 1.19), the caller, findRunnable, is missing.
 _FINDERS = ("runtime.findRunnable", "runtime.schedule")
 
 # Stands for the runtime where it runs for nobody in particular.

@@ -125,7 +125,10 @@ HEALTHY = {
 def test_healthy_programs_have_no_futile_call_whatever_they_wait_for(launch, measure, newest_go):
     service = launch("healthy", go=str(newest_go.go))
     measured = {}
-    with socket.create_connection(service.address, timeout=60) as connection, connection.makefile("rw") as wire:
+    with (
+        socket.create_connection(service.address, timeout=60) as connection,
+        connection.makefile("rw") as wire,
+    ):
         for kind, (times, _) in HEALTHY.items():
             with measure() as stretch:
                 wire.write(f"{kind} {times}\n")
