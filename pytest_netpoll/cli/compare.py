@@ -16,8 +16,7 @@ from pytest_netpoll.errors import NetpollError, UsageError
 from pytest_netpoll.model import tolerance
 from pytest_netpoll.model.comparison import Comparison, Rules, compare
 from pytest_netpoll.model.tolerance import Tolerance
-from pytest_netpoll.report import baseline_file, tables
-from pytest_netpoll.report import wording
+from pytest_netpoll.report import baseline_file, tables, wording
 from pytest_netpoll.report.record import TestRecord, comparison_record
 from pytest_netpoll.report.tables import Compared
 
