@@ -313,3 +313,18 @@ def test_the_runtimes_own_ready_calls_are_separated(launch, commands, meter, new
     assert command(n) == "done"
     [m] = meter.close(window, [service])
     assert m.runtime_ready_calls is None
+
+
+def test_an_otherwise_idle_service_that_collects_garbage_makes_no_ready_call_of_its_own(
+    launch, commands, meter, go_toolchain
+):
+    n = 50
+    service = launch("gc", "-alone", go=str(go_toolchain.go), env={"GOMAXPROCS": "2"})
+    command = commands(service)
+    window = meter.open(limited=["ready_calls"])
+    assert command(n) == "done"
+    [m] = meter.close(window, [service])
+    assert m.unmeasured is None
+    assert m.ready_calls >= n
+    own = [o for o in m.offenders if o.offence == "ready" and not o.runtime]
+    assert (m.ready_calls - m.runtime_ready_calls, own) == (0, [])
