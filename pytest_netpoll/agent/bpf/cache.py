@@ -1,9 +1,9 @@
 """Keeps what BCC compiled, for the next start: an entry is a file whose name is the key of all it depends on.
 
 What is read here runs in the kernel. So it is read only from where nobody can write but root, and the
-agent's own user where that isn't root; a user for whom sudo starts it can't choose the place. An entry
-is a line with the checksum of the rest, which is JSON. What can't be trusted, read or kept only costs the time
-to compile.
+agent's own user where that isn't root; a user for whom sudo starts it can't choose the place. An entry is a
+line with the checksum of the rest, which is JSON. What can't be trusted, read or kept only costs the time to
+compile.
 """
 
 from __future__ import annotations
@@ -131,6 +131,10 @@ class Cache:
         path = os.path.join(self.directory, key + _SUFFIX)
         draft = os.path.join(self.directory, f".{key}.{os.getpid()}.{time.monotonic_ns()}")
         try:
+            # Before anything is made there, and then of the whole way.
+            reason = trust.distrust_place(_above(self.directory), self._uid)
+            if reason is not None:
+                raise Unusable(reason)
             _make(self.directory)
             reason = trust.distrust_place(self.directory, self._uid)
             if reason is not None:
@@ -162,6 +166,13 @@ class Cache:
         for _, path in sorted(entries)[:-MOST]:
             with contextlib.suppress(OSError):
                 os.unlink(path)
+
+
+def _above(directory: str) -> str:
+    """It, or the next above it that exists."""
+    while not os.path.lexists(directory):
+        directory = os.path.dirname(directory)
+    return directory
 
 
 def _make(directory: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import os
 import resource
@@ -204,11 +205,14 @@ class Kernel:
             # Now, while we may: they are attached only when a program is known.
             for function in UPROBES:
                 loaded.load(function, tracing.KPROBE)
-            if tracepoint is None:
-                drain = loaded.load(DRAIN, tracing.RAW_TRACEPOINT)
-            else:
-                entry = loaded.load_typed(AT_SYS_EXIT, tracepoint)
-                drain = loaded.load_typed(DRAIN, tracepoint)
+            entry, drain = loaded.load_together(
+                *(
+                    functools.partial(loaded.load, name, tracing.RAW_TRACEPOINT)
+                    if tracepoint is None
+                    else functools.partial(loaded.load_typed, name, tracepoint)
+                    for name in (AT_SYS_EXIT, DRAIN)
+                )
+            )
             loaded.table(b"continuations")[ctypes.c_int(0)] = ctypes.c_uint32(drain)
             loaded.attach_named()
             if tracepoint is None:
