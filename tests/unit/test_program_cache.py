@@ -118,6 +118,23 @@ def test_an_entry_with_one_part_forged_makes_a_map_or_is_refused(path: tuple[Any
                 maps._type_of(definition.leaf, definition.value_size)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("flags", [1]),
+        ("typed", 1),
+        ("bcc", None),
+        ("answers", {"task.tgid": -1}),
+        ("answers", {"task.tgid": True}),
+        ("files", [["/x", "1", 2]]),
+        ("files", [["/x", 1]]),
+    ],
+)
+def test_an_entry_with_a_part_of_another_type_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(cache.Unusable, match="is not an entry"):
+        cache.parse(text_of({**VALID, name: value}))
+
+
 @given(st.binary())
 def test_instructions_that_refer_to_no_map_are_refused(code: bytes) -> None:
     with contextlib.suppress(ValueError):
