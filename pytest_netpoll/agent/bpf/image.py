@@ -90,7 +90,7 @@ class Image:
             code = self._programs.get(name.decode())
             if code is None:
                 raise ValueError(f"there is no function {name.decode()}")
-            self._loaded[name] = load(compiler.relocate(code, lambda index: self._table(index).fd))
+            self._loaded[name] = load(compiler.relocate(code, lambda index: self._table(index).map_fd))
         return self._loaded[name]
 
     def _table(self, index: int) -> maps.Map:

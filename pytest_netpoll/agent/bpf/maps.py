@@ -79,7 +79,7 @@ class Map:
             attr = _NEW.pack(*numbers, definition.flags, 0, 0, name)
         except struct.error as error:
             raise ValueError(str(error)) from error
-        self.fd = syscall.bpf(_CREATE, attr)
+        self.map_fd = syscall.bpf(_CREATE, attr)
 
     def __getitem__(self, key: Any) -> Any:
         value = self.Leaf()
@@ -129,7 +129,7 @@ class Map:
         return value
 
     def close(self) -> None:
-        os.close(self.fd)
+        os.close(self.map_fd)
 
     def _forget(self, key: Any) -> None:
         try:
@@ -145,7 +145,7 @@ class Map:
             raise TypeError(f"a value of {ctypes.sizeof(value)} bytes")
         if key is not None and ctypes.sizeof(key) != ctypes.sizeof(self.Key):
             raise TypeError(f"a key of {ctypes.sizeof(key)} bytes")
-        attr = _ELEMENT.pack(self.fd, _address(key), _address(value), 0)
+        attr = _ELEMENT.pack(self.map_fd, _address(key), _address(value), 0)
         try:
             syscall.bpf(command, attr)
         except FileNotFoundError:

@@ -108,8 +108,10 @@ class Kernel:
         if not namespaces.in_initial_pids():
             flags += self._translation(types.offsets(btf.PID_MEMBERS))
         tracepoint = types.typedef("btf_trace_sys_exit")
-        if entry is None or not self._load_kept(entry, flags, tracepoint, served):
-            entry = self._compile(sources, flags, tracepoint, served, types)
+        # Those that are preferred come first.
+        variants = [flags]
+        if entry is None or not self._load_kept(entry, variants, tracepoint, served):
+            entry = self._compile(sources, variants, tracepoint, served, types)
             if kept is not None:
                 self._keep(kept, key, entry)
         self.bcc = entry.bcc
@@ -148,9 +150,9 @@ class Kernel:
         return entry
 
     def _load_kept(
-        self, entry: cache.Entry, flags: Sequence[str], tracepoint: int | None, served: int | None
+        self, entry: cache.Entry, variants: list[list[str]], tracepoint: int | None, served: int | None
     ) -> bool:
-        if list(entry.flags) != flags:
+        if list(entry.flags) not in variants:
             self.not_kept = "it was compiled for other sizes, or another kernel"
             return False
         try:
@@ -168,29 +170,38 @@ class Kernel:
             self.not_filled = str(error)
 
     def _compile(
-        self, sources: str, flags: list[str], tracepoint: int | None, served: int | None, types: btf.Answers
+        self,
+        sources: str,
+        variants: list[list[str]],
+        tracepoint: int | None,
+        served: int | None,
+        types: btf.Answers,
     ) -> cache.Entry:
+        """Loads the first of the variants that can be, and with types where it can be. Raises LoadFailed.
+
+        Kernels and BCCs differ in what they take.
+        """
         bcc = binding.load()
         os.environ["BCC_KERNEL_SOURCE"] = os.path.join(sources, "stub")
         text = b""
         for source in SOURCES:
             with open(os.path.join(sources, source), "rb") as f:
                 text += f.read()
-        given = ["-I" + sources, *flags]
-        compiled = None
-        if tracepoint is not None:
-            # Kernels and BCCs differ in what they take; then it is done as it always could be.
-            with contextlib.suppress(Exception):
-                compiled = compiler.compile(bcc, text, [*given, "-DTYPED_ARGS"])
-                self._load(compiled, tracepoint, served)
-        if not self.typed:
-            try:
-                compiled = compiler.compile(bcc, text, given)
-                self._load(compiled, None, served)
-            except Exception as error:  # BCC raises bare Exception
-                raise LoadFailed(str(error)) from error
-        assert compiled is not None
-        return cache.Entry(flags, types.known, self.typed, bcc.__version__, binding.files(bcc), compiled)
+        failed: Exception | None = None
+        for flags in variants:
+            for point in (tracepoint, None) if tracepoint is not None else (None,):
+                given = ["-I" + sources, *flags, *([] if point is None else ["-DTYPED_ARGS"])]
+                try:
+                    compiled = compiler.compile(bcc, text, given)
+                    self._load(compiled, point, served)
+                except Exception as error:  # BCC raises bare Exception
+                    failed = error
+                else:
+                    files = binding.files(bcc)
+                    return cache.Entry(
+                        flags, types.known, point is not None, bcc.__version__, files, compiled
+                    )
+        raise LoadFailed(str(failed)) from failed
 
     def _load(self, compiled: compiler.Compiled, tracepoint: int | None, served: int | None) -> None:
         """Attaches everything at once: it does nothing while nobody is watched. Raises OSError, ValueError.
