@@ -27,5 +27,6 @@ COMMANDS = {
         "pytest_netpoll.cli.install_agent",
         "put a copy of the agent where sudo may start it, for users without root",
     ),
+    "schema": Command("pytest_netpoll.cli.print_schema", "print the JSON Schema of the JSON report"),
     "watch": Command("pytest_netpoll.cli.watch.app", "watch a running Go process, or a command, live"),
 }

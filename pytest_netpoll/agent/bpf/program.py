@@ -120,7 +120,8 @@ class Kernel:
         self.watched = table(b"watched")
         self.targets = table(b"targets")
         self.pollers = table(b"pollers")
-        self.epochs = table(b"epochs")
+        self._settings = table(b"settings")
+        self._current = self._settings.Leaf()
         self._kept_epochs = table(b"kept_epochs")
         self.counts = table(b"counts")
         self.latencies = table(b"latencies")
@@ -130,7 +131,6 @@ class Kernel:
         self.offenders = table(b"offenders")
         self.switches = table(b"switches")
         self.free_slots = table(b"free_slots")
-        self._keeping = table(b"keeping")
         self._ready_sampling = table(b"ready_sampling")
         self._io_sampling = table(b"io_sampling")
         self._fill(table(b"roles"), table(b"layouts"), name)
@@ -288,19 +288,20 @@ class Kernel:
         self._kept_epochs[ctypes.c_int(0)] = leaf
 
     def set_epoch(self, epoch: int) -> None:
-        self.epochs[ctypes.c_int(0)] = ctypes.c_uint32(epoch)
+        self._current.epoch = epoch
+        self._settings[ctypes.c_int(0)] = self._current
 
     def keep(self, culprits: bool, unclaimed: bool, futile_calls: bool, io_calls: bool) -> None:
         """What is recorded: who was woken for nothing or latest; on which descriptors events found nobody;
         who made futile I/O calls, or any.
         """
-        flags = (
+        self._current.keeping = (
             culprits * constants.KEEP_CULPRITS
             | unclaimed * constants.KEEP_UNCLAIMED
             | futile_calls * constants.KEEP_FUTILE_CALLS
             | io_calls * constants.KEEP_IO_CALLS
         )
-        self._keeping[ctypes.c_int(0)] = ctypes.c_uint32(flags)
+        self._settings[ctypes.c_int(0)] = self._current
 
     def forget_culprits(self) -> None:
         self.offenders.clear()
