@@ -107,8 +107,9 @@ def kept(arguments: Sequence[str]) -> cache.Cache | None:
         return None
     if directory is None:
         try:
-            # Not by the environment, which is the user's.
-            directory = os.path.join(pwd.getpwuid(uid).pw_dir, ".cache", "pytest-netpoll")
+            # Not by the environment, which is the user's. Some systems have a link where homes are.
+            home = os.path.realpath(pwd.getpwuid(uid).pw_dir)
+            directory = os.path.join(home, ".cache", "pytest-netpoll")
         except KeyError:
             return None
     return cache.Cache(os.path.abspath(directory), uid, True)
