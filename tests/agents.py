@@ -76,6 +76,8 @@ READY = json.dumps(
             "follows_children": True,
             "typed": True,
             "no_cpu_samples": None,
+            "program": "cache",
+            "not_cached": None,
             "startup_seconds": 0.5,
             "resident_bytes": 1 << 26,
         }

@@ -31,7 +31,8 @@ class Lack(TypedDict):
 
 class Ready(TypedDict):
     """To load. capabilities: those that the agent keeps. typed: whether sys_exit's arguments are.
-    no_cpu_samples: why there are none; None where there are.
+    no_cpu_samples: why there are none; None where there are. program: "compiled", or where it came from:
+    "cache"; not_cached: why not from there, None where that is off.
     """
 
     protocol: int
@@ -43,6 +44,8 @@ class Ready(TypedDict):
     follows_children: bool
     typed: bool
     no_cpu_samples: Lack | None
+    program: str
+    not_cached: Lack | None
     startup_seconds: float
     resident_bytes: int
 
