@@ -186,7 +186,7 @@ def write_sudoers(file: Path, line: str) -> list[str]:
             try:
                 former = file.read_text(errors="surrogateescape").splitlines()
             except FileNotFoundError:
-                former = ['# pytest-netpoll: exactly its agent. See README, "Without root".']
+                former = ["# pytest-netpoll: exactly its agent. See docs/without-root.md."]
             user = line.split()[0]
             own = [old for old in former if (ours := _LINE.fullmatch(old)) and ours["user"] == user]
             text = "".join(f"{kept}\n" for kept in [*(old for old in former if old not in own), line])
