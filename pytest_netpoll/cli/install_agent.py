@@ -1,4 +1,4 @@
-"""`install-agent`: a copy of the agent that is root's alone, and the line in sudoers that allows it."""
+"""`install-agent`: a copy of the agent that only root can change, and the line in sudoers that allows it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
             fix=install_command(options.prefix),
         )
     install(options.prefix)
-    print(f"installed the agent in {options.prefix}: root's, and nobody else's to change")
+    print(f"installed the agent in {options.prefix}, owned by root and writable only by root")
     if options.sudoers is None:
         check_syntax(f"{line}\n")
         print("to let the user start it without a password, add with visudo, or by --sudoers, the line\n")
@@ -66,17 +66,28 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pytest_netpoll install-agent", description=__doc__)
-    parser.add_argument("--prefix", type=_path, default=INSTALLED, help="default: %(default)s")
+    parser = argparse.ArgumentParser(
+        prog="python -m pytest_netpoll install-agent",
+        description="Copy the agent to where only root can change it, and print the line for sudoers that "
+        "lets a user start it.",
+    )
+    parser.add_argument(
+        "--prefix", type=_path, default=INSTALLED, help="its directory (default: %(default)s)"
+    )
     parser.add_argument(
         "--user",
         default=os.environ.get("SUDO_USER") or getpass.getuser(),
-        help="who may start it, or %%GROUP; the lines of others stay; default: who called sudo",
+        help="who may start it, or %%GROUP; keeps the lines of others (default: who called sudo)",
     )
     parser.add_argument(
-        "--sudoers", nargs="?", type=_path, const=SUDOERS, metavar="FILE", help=f"write the line to {SUDOERS}"
+        "--sudoers",
+        nargs="?",
+        type=_path,
+        const=SUDOERS,
+        metavar="FILE",
+        help=f"write the line to FILE (default: {SUDOERS})",
     )
-    parser.add_argument("--python", type=_path, default=SYSTEM_PYTHON, help="default: %(default)s")
+    parser.add_argument("--python", type=_path, default=SYSTEM_PYTHON, help="runs it (default: %(default)s)")
     return parser
 
 

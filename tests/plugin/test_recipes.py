@@ -1,4 +1,4 @@
-"""The recipes of docs/recipes.md, as written: a healthy service passes, one with a fault is caught."""
+"""The quick start and the recipes, as written: a healthy service passes, one with a fault is caught."""
 
 from __future__ import annotations
 
@@ -192,3 +192,20 @@ def test_the_recipe_for_a_service_for_each_test_measures_the_start_too(follow):
     result, tests = follow("A service for each test")
     result.assert_outcomes(passed=2)
     assert metrics_of(tests["test_the_start_is_measured_too"])["wakeups"] >= 1
+
+
+def test_the_quick_start_passes_until_there_is_a_second_reader(run, pytester):  # noqa: ARG001 - has found Go's cache
+    page = (ROOT / "docs" / "quickstart.md").read_text()
+    python = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", page, re.S))
+    [service, broken] = re.findall(r"```go\n(.*?)```", page, re.S)
+    [module] = re.findall(r"```\n(module .*?)```", page, re.S)
+    (pytester.path / "server").mkdir()
+    for name, text in {**python, "go.mod": module, "server/main.go": service}.items():
+        (pytester.path / name).write_text(text)
+    pytester.runpytest_subprocess(timeout=120).assert_outcomes(passed=1)
+
+    second_reader = re.sub(r"func handle\(.*?\n}\n", lambda _: broken, service, flags=re.S)
+    (pytester.path / "server" / "main.go").write_text(second_reader)
+    result = pytester.runpytest_subprocess(timeout=120)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["server: spurious * > max 1.0 %", "*server/main.go:43 *main.echo"])
