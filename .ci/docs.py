@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -104,12 +105,19 @@ def json_keys() -> str:
 
 
 def _record(record: dict[str, Any]) -> str:
-    required = record["required"]
-    keys = [
-        (f"`{key}`" if key in required else f"*`{key}`*", _type(value))
-        for key, value in record["properties"].items()
+    """Of a description "What it is. key: meaning. key, key: meaning." the meanings go into the table."""
+    keys, meanings = record["properties"], {}
+    any_key = "|".join(keys)
+    intro, *described = re.split(
+        rf"(?:(?<=^)|(?<=[.;] ))((?:{any_key})(?:, (?:{any_key}))*): ", record["description"]
+    )
+    for names, meaning in zip(described[::2], described[1::2], strict=True):
+        meanings |= dict.fromkeys(names.split(", "), meaning.strip(" ;").replace("None", "null"))
+    lines = [
+        (f"`{key}`" if key in record["required"] else f"*`{key}`*", _type(value), meanings.get(key, ""))
+        for key, value in keys.items()
     ]
-    return f"{record['description']}\n\n{rows(('key', 'type'), *keys)}"
+    return f"{intro.strip()}\n\n{rows(('key', 'type', ''), *lines)}".lstrip()
 
 
 def _type(value: dict[str, Any]) -> str:
