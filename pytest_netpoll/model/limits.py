@@ -1,10 +1,11 @@
 """\
-netpoll(max_<metric>=..., min_<metric>=..., service="name", runs=1): measure the Go services during the test
-and fail it when a limit is broken. max_<count>_per_second limits a count's rate. Times are "5ms", "250us",
-"1.5s" or a timedelta; max_spurious is "5%" or 0.05. Without limits it only measures and reports. service=
-restricts the limits to one service, also those of markers further in without one; the marker may be
-repeated. runs= repeats the test's call, each in a window of its own, and judges each metric's median. Of
-markers on the test, its class, its module and the ini option netpoll_limits the closest wins, limit by limit.
+netpoll(max_<metric>=..., min_<metric>=..., service="name", runs=1): measure the Go services during the test,
+and fail it if a limit is broken. Without limits it only measures and reports. max_<count>_per_second limits
+a count's rate. Times are "5ms", "250us", "1.5s" or a timedelta; max_spurious is "5%" or 0.05. service=
+restricts the limits to one service, also those of inner markers without service=; the marker may be
+repeated. runs= repeats the test's call, each time in a window of its own, and judges each metric's median.
+Of the markers on the test, its class, its module, and the ini option netpoll_limits, the closest wins, limit
+by limit.
 """
 
 from __future__ import annotations
