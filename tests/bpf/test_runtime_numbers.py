@@ -168,7 +168,9 @@ def test_what_a_cpu_quota_stopped_is_what_the_kernel_says(launch, measure, newes
     with measure() as free:
         time.sleep(0.2)
     m = free(service)
-    assert (m.throttled_periods, m.throttled_seconds, m.cgroups) == (0, 0, ())
+    if m.cgroups:
+        pytest.skip("a CPU quota binds whatever runs here")
+    assert (m.throttled_periods, m.throttled_seconds) == (0, 0)
     (quota / "cgroup.procs").write_text(str(service.pid))
     patiently(lambda: throttled(quota)[0] > 2)
     before = throttled(quota)

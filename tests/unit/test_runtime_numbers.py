@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import itertools
+import struct
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pytest_netpoll.meter import cgroups, privilege
 from pytest_netpoll.meter.snapshots import read_snapshot
@@ -67,6 +71,52 @@ def test_a_histogram_that_shrank_is_unknown_and_what_grew_has_its_bounds(agent):
     assert between(tuple(before), tuple(after)) == [[256, 320, 3], [1 << 47, 1 << 48, 1]]
     assert between(tuple(after), tuple(before)) is None
     assert between(tuple(after), (0,)) is None
+
+
+class Hostile:
+    """A process's memory that holds whatever was drawn: words, and nothing at some places."""
+
+    def __init__(self, words: list[int]) -> None:
+        self.words = words
+        self.reads = 0
+
+    def read(self, address: int, size: int) -> bytes | None:
+        assert 0 <= size <= 1 << 17
+        self.reads += 1
+        start = (address ^ self.reads) % len(self.words)
+        if self.words[start] % 7 == 3:
+            return None
+        words = [self.words[(start + i) % len(self.words)] for i in range(size // 8 + 1)]
+        return struct.pack(f"<{len(words)}Q", *words)[:size]
+
+
+WORDS = st.one_of(
+    st.integers(0, 5), st.integers(0, 2**64 - 1), st.sampled_from([1 << 63, 2**64 - 8, 1 << 40])
+)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(words=st.lists(WORDS, min_size=1, max_size=40), bias=st.sampled_from([0, 1 << 46, -(1 << 30)]))
+def test_memory_that_holds_anything_gives_numbers_or_nothing(agent, words, bias):
+    module = agent("counters.scheduler_memory")
+    layout = module.Layout(64, 72, 80, 0, 4, 16, 24, 40, 48, 56, 4096, 1280, 8192, 8200, 8208, 16, 24)
+    assert layout.plausible
+    memory = Hostile(words)
+    state = None
+    with contextlib.suppress(struct.error):  # as Schedulers does
+        state = module.read_state(memory, layout, bias)
+    assert state is None or (0 <= state.running <= state.ps <= 4096 and 0 <= state.runnable < 1 << 32)
+    totals = module.read_totals(memory, layout, bias)
+    assert totals.latencies is None or len(totals.latencies) == 162
+    assert memory.reads < 3 * 4096 + 2 * 16384 + 20
+
+
+@pytest.mark.parametrize("name", ["runqhead", "m", "curg", "gstatus", "alllink", "time_to_run_size"])
+def test_a_layout_with_a_struct_too_large_to_be_read_is_refused(agent, name):
+    module = agent("counters.scheduler_memory")
+    layout = module.Layout(64, 72, 80, 0, 4, 16, 24, 40, 48, 56, 4096, 5760, 8192, 8200, 8208, 16, 24)
+    assert layout.plausible
+    assert not layout._replace(**{name: 1 << 30}).plausible
 
 
 def test_percentiles_of_scheduling_latencies_are_the_middles_of_the_runtimes_buckets():
