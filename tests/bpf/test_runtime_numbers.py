@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pytest_netpoll.gobinary import time_to_run
+from pytest_netpoll.gobinary.scheduler_layout import find_layout
 from tests.waiting import patiently
 
 ROUNDS = 60
@@ -76,6 +78,16 @@ def test_a_stripped_programs_machine_code_proves_where_its_latencies_are(runtime
         assert "the program is stripped" in m.absent[name].why
 
 
+@pytest.mark.parametrize("arch", ["amd64", "arm64"])
+def test_the_machine_code_tells_what_the_debug_information_does(built, go_toolchain, go_minor, arch):
+    path = built("echo", go=str(go_toolchain.go), env={"GOARCH": arch, "CGO_ENABLED": "0"})
+    if go_minor < 20:
+        with pytest.raises(ValueError, match="inlined or absent"):
+            time_to_run.find(path)
+        return
+    assert time_to_run.find(path) == find_layout(path).places["time_to_run"]
+
+
 def test_waits_for_locks_are_what_the_runtime_estimates(runtimes, go_minor):
     mutex, (waited, estimated, *_) = runtimes("mutex", 20)
     channel, (_, contended, *_) = runtimes("channel", 100)
@@ -104,7 +116,8 @@ def test_events_of_a_poll_are_those_that_were_ready_at_once(
     with measure() as idle:
         time.sleep(0.1)
     m = idle(service)
-    assert (m.p_utilization, m.mutex_wait_seconds, m.events_per_poll_max) == (0, 0, None)
+    assert (m.mutex_wait_seconds, m.events_per_poll_max) == (0, None)
+    assert m.p_utilization <= 0.2
     with measure() as calm:
         spaced_pings(connections[0], 30)
     m = calm(service)

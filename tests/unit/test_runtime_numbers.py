@@ -176,7 +176,7 @@ def stat(directory: Any, periods: int, throttled: int, usec: int) -> None:
 def test_of_nested_cgroups_of_v2_the_one_that_stopped_it_longest_counts(v2):
     throttling, root, _ = v2
     (root / "a" / "cpu.max").write_text("20000 100000\n")
-    (root / "a" / "b" / "cpu.max").write_text("max 100000\n")
+    (root / "a" / "b" / "cpu.max").write_text("50000 100000\n")
     stat(root / "a", 5, 2, 100)
     stat(root / "a" / "b", 0, 0, 0)
     throttling.sample({7: [Live(7)]})
@@ -184,12 +184,14 @@ def test_of_nested_cgroups_of_v2_the_one_that_stopped_it_longest_counts(v2):
     throttling.sample({7: [Live(7)]})
     before = throttling.grown(7)
     stat(root / "a", 15, 11, 700)
+    stat(root / "a" / "b", 10, 3, 50)
     throttling.sample({7: [Live(7)]})
     assert throttling.grown(7) - before == 600_000
     told = throttling.told(1, 7)
     quotas = cgroups.collect([told, told])  # another process in the same cgroup
     assert (quotas.ns, quotas.throttled, quotas.absent) == (600_000, 9, {})
-    [cgroup] = quotas.cgroups
+    cgroup, inner = quotas.cgroups
+    assert (inner.name, inner.throttled_periods, inner.throttled_ns) == ("/a/b", 3, 50_000)
     assert (cgroup.name, cgroup.quota_us, cgroup.period_us, cgroup.periods) == ("/a", 20_000, 100_000, 10)
     throttling.lap(1)
     assert cgroups.collect([throttling.told(1, 7)]).throttled == 0
