@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pytest_netpoll.cli.watch import prometheus
 from pytest_netpoll.meter import cgroups, privilege
 from pytest_netpoll.meter.snapshots import read_snapshot
 from pytest_netpoll.model.correlation import wasted_and_answered
@@ -286,3 +287,14 @@ def test_wasted_wakeups_that_go_with_fewer_answers_correlate():
 def test_of_few_intervals_or_of_what_never_changed_there_is_no_correlation(given):
     found = wasted_and_answered(given)
     assert (found.coefficient, found.intervals) == (None, len(given))
+
+
+def test_prometheus_gets_scheduling_latencies_as_a_histogram_of_its_own():
+    m = measurement(read_snapshot(message(sched_latency=[[1024, 1280, 3], [4096, 5120, 1]])))
+    with prometheus.Exporter("127.0.0.1", 0) as exporter:
+        exporter.update(m, m)
+        families = {family.name: family for family in exporter.collect()}
+    samples = families["netpoll_sched_latency_seconds"].samples
+    buckets = [(s.labels["le"], s.value) for s in samples if s.name.endswith("_bucket")]
+    assert buckets[:4] == [("1.024e-06", 0), ("2.048e-06", 3), ("4.096e-06", 3), ("8.192e-06", 4)]
+    assert buckets[-1] == ("+Inf", 4)
