@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-VERSION = 3
+VERSION = 4
 
 
 class BadMessage(Exception):
@@ -28,7 +28,22 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "unwatch": ("pid",),
     "programs": (),
     "attach": ("pid", "ready", "deadline"),
-    "learn": ("pid", "allp", "runqsize", "number", "status", "schedtick", "runqhead"),
+    "learn": (
+        "pid",
+        *(
+            "allp",
+            "runqsize",
+            "nmspinning",
+            "number",
+            "status",
+            "schedtick",
+            "runqhead",
+            "m",
+            "curg",
+            "gstatus",
+        ),
+        *("time_to_run", "time_to_run_size", "mutex_wait", "lock_wait", "allm", "alllink", "m_lock_wait"),
+    ),
     "open": ("ready_stacks", "unclaimed", "io_stacks", "io_calls", "cpu_samples"),
     "close": ("window", "settle_ms"),
     "lap": ("window", "settle_ms"),

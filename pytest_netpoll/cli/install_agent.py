@@ -74,8 +74,8 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pytest_netpoll install-agent",
-        description="Copy the agent to where only root can change it, compile its program, and print the line "
-        "for sudoers that lets a user start it.",
+        description="Copy the agent to where only root can change it, compile its program, and print the "
+        "line for sudoers that lets a user start it.",
     )
     parser.add_argument(
         "--prefix", type=_path, default=INSTALLED, help="its directory (default: %(default)s)"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pytest_netpoll.model import units
+from pytest_netpoll.model.evidence import TimelinePoint
 from pytest_netpoll.model.histogram import bucket_bounds
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.median import middle
@@ -110,7 +111,29 @@ def _timers(m: Measurement) -> str | None:
     )
 
 
+def _cpu_quota(m: Measurement) -> str | None:
+    """Of late wakeups where the quota stopped the service while most of the slowest were on their way."""
+    quota = next((cgroup for cgroup in m.cgroups if cgroup.throttled_periods and cgroup.period_us), None)
+    if quota is None or quota.quota_us is None or quota.period_us is None or not _many_late(m):
+        return None
+    if not _explained(m, lambda point: point.throttled_ns or 0):
+        return None
+    return (
+        f"the CPU quota of the cgroup {quota.name}, {quota.quota_us / 1000:g} ms every "
+        f"{quota.period_us / 1000:g} ms, stopped the service in {_count(quota.throttled_periods)} of "
+        f"{_count(quota.periods)} periods: woken goroutines wait until the next period. Fix: raise the "
+        "quota, or lower GOMAXPROCS and the CPU time that the service uses."
+    )
+
+
+def _many_late(m: Measurement) -> bool:
+    count = sum(n for bucket, n in m.snapshot.histogram.items() if bucket_bounds(bucket)[0] >= LATE_NS)
+    return count >= max(LEAST_LATE, LATE_SHARE * sum(m.snapshot.histogram.values()))
+
+
 def _starvation(m: Measurement) -> str | None:
+    if _cpu_quota(m) is not None:
+        return None
     late = {bucket: n for bucket, n in m.snapshot.histogram.items() if bucket_bounds(bucket)[0] >= LATE_NS}
     count, resolved = sum(late.values()), sum(m.snapshot.histogram.values())
     used, waited = m.cpu_seconds, m.run_delay_seconds
@@ -146,6 +169,7 @@ _PATHOLOGIES: Sequence[Callable[[Measurement], str | None]] = (
     _second_reader,
     _stale_readiness,
     _timers,
+    _cpu_quota,
     _starvation,
 )
 
@@ -159,6 +183,11 @@ def _spurious_wakeups(m: Measurement) -> tuple[float, float]:
 
 def _waited_for_cpu(m: Measurement) -> bool:
     """Whether the service's threads waited for a CPU while most of the slowest wakeups were on their way."""
+    return _explained(m, lambda point: point.run_delay_ns)
+
+
+def _explained(m: Measurement, waited_in: Callable[[TimelinePoint], int]) -> bool:
+    """Whether it was long enough while most of the slowest wakeups were on their way."""
     late = [wakeup for wakeup in m.slowest if wakeup.latency_ns >= LATE_NS]
     explained = 0
     for wakeup in late:
@@ -167,7 +196,7 @@ def _waited_for_cpu(m: Measurement) -> bool:
         waited = 0
         for point in m.timeline:
             if opened < end and begin < point.t_ms:
-                waited += point.run_delay_ns
+                waited += waited_in(point)
             opened = point.t_ms
         explained += waited >= CPU_WAIT_SHARE * wakeup.latency_ns
     return explained > len(late) / 2

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, cast
 
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.model.comparison import Comparison, Regression
+from pytest_netpoll.model.correlation import wasted_and_answered
 from pytest_netpoll.model.diagnosis import diagnose
 from pytest_netpoll.model.evidence import Offence
 from pytest_netpoll.model.limits import Limits
@@ -79,6 +80,31 @@ class _TimelineExtra(TypedDict, total=False):
     empty_polls: int
     timeout_polls: int
     break_polls: int
+    throttled_ns: int | None
+    runq_max: int | None
+    ps_running: float | None
+    spinning: float | None
+    answers: int | None
+
+
+class CorrelationRecord(TypedDict):
+    """model.correlation.Correlation, between two things of a timeline, both a second."""
+
+    metric: str
+    other: str
+    coefficient: float | None
+    intervals: int
+
+
+class CpuQuotaRecord(TypedDict):
+    """model.evidence.CpuQuota."""
+
+    name: str
+    quota_us: int | None
+    period_us: int | None
+    periods: int
+    throttled_periods: int
+    throttled_ns: int
 
 
 class FutileCalls(TypedDict):
@@ -184,6 +210,8 @@ class _ServiceExtra(TypedDict, total=False):
     io_outcomes: dict[str, int]
     futile: list[FutileCalls]
     timeline: list[TimelineRecord]
+    correlation: CorrelationRecord
+    cgroups: list[CpuQuotaRecord]
     columns: dict[str, int | float | str | None]
 
 
@@ -195,8 +223,9 @@ class ServiceRecord(_ServiceExtra):
     runs, whose medians `metrics` then are; empty for a single run. histogram: bucket (see
     metrics.bucket_bounds) -> latencies in it. io_outcomes: how the I/O calls ended -> calls, which add up to
     io_calls; futile: the futile ones of them; of several runs both are those of the run whose offenders
-    are listed. timeline: in order of time. columns: heading -> value, what the hook pytest_netpoll_columns
-    adds to the tables.
+    are listed. timeline: in order of time. correlation: of its intervals. cgroups: whose CPU quota bound the
+    service, the one that stopped it longest first. columns: heading -> value, what the hook
+    pytest_netpoll_columns adds to the tables.
     """
 
     name: str
@@ -441,7 +470,19 @@ def _service(measurement: Measurement, columns: Mapping[str, int | float | str |
             for (syscall, outcome), count in one.futile.items()
         ],
         "timeline": [cast("TimelineRecord", asdict(point)) for point in measurement.timeline],
+        "correlation": _correlation(measurement),
+        "cgroups": [cast("CpuQuotaRecord", asdict(cgroup)) for cgroup in measurement.cgroups],
         "columns": dict(columns),
+    }
+
+
+def _correlation(measurement: Measurement) -> CorrelationRecord:
+    found = wasted_and_answered(measurement.timeline)
+    return {
+        "metric": "spurious_wakeups",
+        "other": found.other,
+        "coefficient": found.coefficient,
+        "intervals": found.intervals,
     }
 
 

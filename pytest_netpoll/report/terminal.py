@@ -153,6 +153,8 @@ def failure_section(record: TestRecord, width: int) -> str:
         caution = attached.caution(record, service)
         if caution is not None:
             screen.add(cells.wrap(caution, width, "  "))
+        for quota in wording.quotas_of(record, service):
+            screen.add(cells.wrap(quota, width, "  "))
         for missing in wording.unexplained(record, service):
             screen.add(_reason(missing, width, "  "))
         for text, entry in blocks[:MOST_OFFENDERS]:

@@ -49,6 +49,8 @@ def message(**changes: Any) -> dict[str, Any]:
         "runq_max": None,
         "io_outcomes": {"data": 3, "EAGAIN": 2},
         "futile": [],
+        "events_per_poll": {},
+        "sched_latency": None,
     }
     return {**full, **changes}
 
@@ -59,11 +61,14 @@ def test_table_has_every_metric_of_the_contract_in_its_order() -> None:
         stale_retries events unclaimed_events duplicate_events parking_events
         polls blocking_polls timed_polls nonblocking_polls
         empty_polls timeout_polls break_polls interrupted_polls polls_per_event
+        events_per_poll_p50 events_per_poll_p99 events_per_poll_max
         io_calls futile_calls io_calls_per_wakeup
         latency_p50 latency_p90 latency_p99 latency_p999 latency_max
         ready_calls deadline_wakeups runtime_ready_calls wakeups_per_event
-        dispatches dispatches_per_event runq_max
-        cpu_seconds run_delay_seconds lost
+        dispatches dispatches_per_event runq_max p_utilization
+        sched_latency_p50 sched_latency_p90 sched_latency_p99 sched_latency_p999 sched_latency_max
+        mutex_wait_seconds runtime_lock_wait_seconds
+        cpu_seconds run_delay_seconds throttled_seconds throttled_periods lost
     """
     assert list(METRICS) == contract.split()
 

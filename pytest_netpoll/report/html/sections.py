@@ -39,6 +39,10 @@ _SERIES = (
     "break_polls",
     "threads_running",
     "run_delay_ns",
+    "runq_max",
+    "ps_running",
+    "spinning",
+    "throttled_ns",
 )
 
 
@@ -371,6 +375,6 @@ def _timeline(service: ServiceRecord) -> dict[str, Any] | None:
         # Of most of them: the last one ends with the window.
         "step_ms": round(statistics.median(map(operator.sub, ends, [0, *ends[:-1]]))),
         "ends_ms": ends,
-        # Files from before polls were split have no classes of them.
-        **{name: [series.get(name, 0) for series in points] for name in _SERIES},
+        # Files from before polls were split have no classes of them; of a stripped program less is known.
+        **{name: [series.get(name) or 0 for series in points] for name in _SERIES},
     }
