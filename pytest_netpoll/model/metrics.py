@@ -558,8 +558,8 @@ _TABLE = (
             "memory",
             _NO_SCHED_EVENT,
             explained_by=("cpu",),
-            row="sched latency",
-            part=name,
+            row=None if name == "p999" else "sched latency",
+            part=None if name == "p999" else name,
         )
         for name, q, meaning in (
             ("p50", 0.5, "not exceeded by half"),

@@ -144,6 +144,8 @@ def failure_section(record: TestRecord, width: int) -> str:
         for service in _read_first(window):
             _add_window(screen, window, service, width)
     for service in concerned:
+        for quota in wording.quotas_of(record, service):
+            screen.add(cells.wrap(quota, width, "  "))
         screen.add(_numbers(service, width))
         blocks: list[tuple[str, OffenderRecord | SlowWakeupRecord]] = [
             *((wording.offender_text(service, o), o) for o in wording.offenders_of(record, service)),
@@ -153,8 +155,6 @@ def failure_section(record: TestRecord, width: int) -> str:
         caution = attached.caution(record, service)
         if caution is not None:
             screen.add(cells.wrap(caution, width, "  "))
-        for quota in wording.quotas_of(record, service):
-            screen.add(cells.wrap(quota, width, "  "))
         for missing in wording.unexplained(record, service):
             screen.add(_reason(missing, width, "  "))
         for text, entry in blocks[:MOST_OFFENDERS]:
