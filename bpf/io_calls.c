@@ -65,7 +65,7 @@ static __always_inline u32 lengthen_streak(struct wait *w, u32 outcome, u32 now)
 
 /* Records who made the call. calls: how many such calls this CPU has counted in the epoch. */
 static __always_inline void record_io_call(void *ctx, struct counters *c, struct offender *o,
-					   u64 calls)
+					   u64 calls, u64 bytes)
 {
 	int zero = 0;
 	u32 *every = io_sampling.lookup(&zero);
@@ -80,7 +80,7 @@ static __always_inline void record_io_call(void *ctx, struct counters *c, struct
 		weight = *every;
 	}
 	o->stack = stack_of(ctx);
-	record_offender(c, o, weight);
+	record_offender(c, o, weight, bytes);
 }
 
 /* An I/O syscall has returned. */
@@ -158,5 +158,6 @@ static __always_inline void count_io_call(void *ctx, u32 owner, const struct arg
 	o.direction = writes ? DIR_WRITE : DIR_READ;
 	o.fd = writes ? write_fd : read_fd;
 	o.offence = streak == FUTILE_FROM ? FUTILE : IO_CALL;
-	record_io_call(ctx, c, &o, streak == FUTILE_FROM ? c->futile_calls : c->io_calls);
+	record_io_call(ctx, c, &o, streak == FUTILE_FROM ? c->futile_calls : c->io_calls,
+		       ret > 0 ? ret : 0);
 }

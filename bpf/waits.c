@@ -223,8 +223,10 @@ static __always_inline void resolve_wait(void *ctx, u32 owner, u32 nr, u32 fd, i
 	o.fd = fd;
 	o.syscall = nr;
 	o.direction = direction;
+	o.events = w->events;
+	o.seen = look_at_socket(fd);
 	o.stack = stack_of(ctx);
-	record_offender(c, &o, 1);
+	record_offender(c, &o, 1, 0);
 }
 
 /* From here on the descriptor is another file, or none. */

@@ -54,7 +54,18 @@ MEASURED = {
     "io_outcomes": {"data": 5, "EAGAIN": 2},
     "futile": [["read", "EAGAIN", 1]],
     "slowest": [{**WAKEUP, "latency_ns": 9000, "at_ns": 5000, "goid": [18, 0]}],
-    "offenders": [{**WAKEUP, "offence": "spurious", "count": 7, "outcome": None}],
+    "offenders": [
+        {
+            **WAKEUP,
+            "offence": "spurious",
+            "count": 7,
+            "outcome": None,
+            "events": ["EPOLLIN"],
+            "bytes": None,
+            "registered_twice": False,
+            "error_queue": False,
+        }
+    ],
 }
 PROCESSES = {"processes": [ABOUT]}
 CLOSED = {
@@ -62,6 +73,7 @@ CLOSED = {
     "services": {"4242": [MEASURED]},
     "timelines": {"4242": [[1.0, *range(11), 3, 0.5]]},
     "times": {"4242": {"cpu_ns": 1_000_000, "run_delay_ns": 1000}},
+    "dropped_datagrams": {"4242": 0},
 }
 
 READY = json.dumps(
@@ -76,6 +88,7 @@ READY = json.dumps(
             "follows_children": True,
             "typed": True,
             "no_cpu_samples": None,
+            "sees_sockets": True,
             "startup_seconds": 0.5,
             "resident_bytes": 1 << 26,
         }

@@ -130,6 +130,7 @@ def load(
         "follows_children": loaded.follows_children,
         "typed": loaded.typed,
         "no_cpu_samples": loaded.cpu.why_not,
+        "sees_sockets": loaded.sees_sockets,
         "startup_seconds": time.monotonic() - started,
         "resident_bytes": resident_bytes(),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-VERSION = 3
+VERSION = 4
 
 
 class BadMessage(Exception):

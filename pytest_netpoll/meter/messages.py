@@ -31,7 +31,8 @@ class Lack(TypedDict):
 
 class Ready(TypedDict):
     """To load. capabilities: those that the agent keeps. typed: whether sys_exit's arguments are.
-    no_cpu_samples: why there are none; None where there are.
+    no_cpu_samples: why there are none; None where there are. sees_sockets: whether it is known what lies
+    behind a wakeup for nothing.
     """
 
     protocol: int
@@ -43,6 +44,7 @@ class Ready(TypedDict):
     follows_children: bool
     typed: bool
     no_cpu_samples: Lack | None
+    sees_sockets: bool
     startup_seconds: float
     resident_bytes: int
 
@@ -96,12 +98,17 @@ class Wakeup(TypedDict):
 
 class Offender(Wakeup):
     """offence: one of agent/counters/offenders.py; for "ready", "futile" and "io" the count is an estimate.
-    outcome: how the I/O call ended, of these two.
+    outcome: how the I/O call ended, and bytes: what such calls moved, of these two. events: the epoll events
+    that woke it; registered_twice: with epoll; error_queue: whether that held anything. None: not known.
     """
 
     offence: str
     count: int
     outcome: str | None
+    events: list[str]
+    bytes: int | None
+    registered_twice: bool | None
+    error_queue: bool | None
 
 
 class SlowWakeup(Wakeup):
@@ -153,9 +160,12 @@ class Opened(TypedDict):
 
 
 class Closed(TypedDict):
-    """To close and lap, by the root's pid. timelines: rows of agent/counters/timeline.py."""
+    """To close and lap, by the root's pid. timelines: rows of agent/counters/timeline.py. dropped_datagrams:
+    UDP, for their checksum, in the network namespace.
+    """
 
     duration_ns: int
     services: dict[str, list[Measured]]
     timelines: dict[str, list[list[float]]]
     times: dict[str, Times]
+    dropped_datagrams: dict[str, int | None]

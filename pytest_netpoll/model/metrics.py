@@ -533,12 +533,8 @@ def _explained_by(offence: Offence) -> tuple[str, ...]:
     return tuple(metric.name for metric in _TABLE if offence in metric.explained_by)
 
 
-# A limit on one of these makes stacks be recorded: of callers of runtime.ready (which takes a probe there),
-# of I/O calls, of the futile ones, of what uses the CPU.
+# What takes a probe at runtime.ready.
 READY_METRICS = _explained_by("ready")
-IO_METRICS = _explained_by("io")
-FUTILE_METRICS = _explained_by("futile")
-CPU_METRICS = _explained_by("cpu")
 
 # Of the counters: those that a program may give no way to count, and those always there.
 OPTIONAL_COUNTERS = tuple(metric.name for metric in _TABLE if metric.optional)

@@ -15,6 +15,7 @@ class Snapshot:
     histogram: wake-to-run latencies, bucket index -> count.
     io_outcomes: how the I/O calls ended ("data", "end of file", "EAGAIN", …) -> calls, which add up to
     io_calls. futile: (syscall, outcome) -> futile calls.
+    dropped_datagrams: that the network namespace dropped for their checksum.
     """
 
     counters: Mapping[str, int] = field(default_factory=dict)
@@ -25,6 +26,7 @@ class Snapshot:
     runq_max: int | None = None
     io_outcomes: Mapping[str, int] = field(default_factory=dict)
     futile: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    dropped_datagrams: int | None = None
 
     def __add__(self, other: Snapshot) -> Snapshot:
         """The sum over two processes; what either did not measure, the sum does not know."""
@@ -43,6 +45,7 @@ class Snapshot:
             runq_max=_longest(self.runq_max, other.runq_max),
             io_outcomes=dict(Counter(self.io_outcomes) + Counter(other.io_outcomes)),
             futile=dict(Counter(self.futile) + Counter(other.futile)),
+            dropped_datagrams=_sum(self.dropped_datagrams, other.dropped_datagrams),
         )
 
 

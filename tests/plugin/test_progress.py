@@ -83,7 +83,7 @@ READY = {
     "protocol": agent_client.PROTOCOL,
     **dict.fromkeys(("bcc", "python", "kernel", "machine"), ""),
     "capabilities": [],
-    **dict.fromkeys(("follows_children", "typed"), True),
+    **dict.fromkeys(("follows_children", "typed", "sees_sockets"), True),
     "no_cpu_samples": None,
     **dict.fromkeys(("startup_seconds", "resident_bytes"), 1),
 }
