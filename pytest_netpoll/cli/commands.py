@@ -27,5 +27,6 @@ COMMANDS = {
         "pytest_netpoll.cli.install_agent",
         "put a copy of the agent where sudo may start it, for users without root",
     ),
+    "rules": Command("pytest_netpoll.cli.rules", "list the rules that a test can forbid, or explain some"),
     "watch": Command("pytest_netpoll.cli.watch.app", "watch a running Go process, or a command, live"),
 }

@@ -60,6 +60,8 @@ def summary_table(
         return None
     shown, notes = wording.select(records, MOST_OTHERS, MOST_PASSED)
     lines = [_table(shown, width), *notes]
+    for missing in wording.unchecked_rules(records):
+        lines += _reason(missing, width)
     environment_lines = [
         wording.environment_line(records, environment or {}),
         attached.line(environment or {}),

@@ -13,6 +13,7 @@ from pytest_netpoll.model import units
 from pytest_netpoll.model.evidence import Offence
 from pytest_netpoll.model.measurement import spread
 from pytest_netpoll.model.metrics import LIMITABLE, METRICS, Metric, in_report
+from pytest_netpoll.model.rules import RULES
 from pytest_netpoll.report.record import (
     BreachRecord,
     FrameRecord,
@@ -283,8 +284,13 @@ def reasons(record: TestRecord) -> list[Reason]:
         Reason(f"{death['service']}: {death['how']}", fix=death.get("fix"))
         for death in record.get("deaths", [])
     ]
-    found = [*dead, *(Reason(breach_text(fault)) for fault in broken(record)), *given]
+    found = [*dead, *map(_breach_reason, broken(record)), *given]
     return [clean(reason) for reason in dict.fromkeys(found)]
+
+
+def _breach_reason(fault: BreachRecord | RegressionRecord) -> Reason:
+    fix = None if "baseline" in fault else fault.get("fix")
+    return Reason(breach_text(fault), fix=fix)
 
 
 def unmeasured_reason(service: ServiceRecord) -> Reason | None:
@@ -325,9 +331,10 @@ def offenders_of(record: TestRecord, service: ServiceRecord) -> list[OffenderRec
 
 
 def _wanted(record: TestRecord, service: ServiceRecord) -> set[Offence]:
-    """What explains its broken limits; nothing is known of metrics that are not of the table."""
-    metrics = [METRICS.get(base_of(fault["metric"])) for fault in broken(record, service)]
-    return {offence for metric in metrics if metric is not None for offence in metric.explained_by}
+    """What explains its broken limits and rules; nothing is known of metrics that are not of the table."""
+    names = [base_of(fault["metric"]) for fault in broken(record, service)]
+    found = {offence for name in names if name in METRICS for offence in METRICS[name].explained_by}
+    return found | {offence for name in names if name in RULES for offence in RULES[name].offences}
 
 
 def wakers_of(record: TestRecord, service: ServiceRecord) -> list[OffenderRecord]:
@@ -406,7 +413,7 @@ def _cpu_text(offender: OffenderRecord) -> str:
 def unexplained(record: TestRecord, service: ServiceRecord) -> list[Reason]:
     """For each kind of evidence that a broken limit asks for, and that could not be had."""
     wanted = _wanted(record, service)
-    names = {"cpu": "CPU samples"}
+    names = {"cpu": "CPU samples", "spurious": "cause of spurious wakeups"}
     return [
         clean(_reason(why).about(f"no {names.get(offence, offence)}"))
         for offence, why in service.get("unexplained", {}).items()
@@ -525,12 +532,39 @@ def diagnosis_of(record: TestRecord) -> list[str]:
     faulty = {fault["service"] for fault in broken(record)}
     found = [
         text
-        for text in record.get("diagnosis", [])
-        if not faulty or text.startswith(tuple(f"{name}: " for name in faulty))
+        for service in record["services"]
+        if not faulty or service["name"] in faulty
+        for text in rule_texts(service)
     ]
     for window in windows_behind(record)[:1]:
-        found += [f"{window_name(window)}, {text}" for text in window["diagnosis"]]
+        found += [f"{window_name(window)}, {text}" for s in window["services"] for text in rule_texts(s)]
     return [one_line(text) for text in found]
+
+
+def rule_texts(service: ServiceRecord, forbidden: bool = False) -> list[str]:
+    """A text for each rule that it breaks. forbidden: also of those whose text is among the reasons
+    already.
+    """
+    return [
+        f"{service['name']}: {rule['code']} {rule['name']}: {rule['text']} Fix: {rule['fix']}"
+        for rule in service.get("rules", [])
+        if forbidden or not rule["forbidden"]
+    ]
+
+
+def unchecked_rules(records: Iterable[TestRecord]) -> list[Reason]:
+    """ "NP302 deadline-churn was not checked in 3 tests: ready calls were not counted", for each of them."""
+    tests: dict[tuple[str, Reason], dict[str, None]] = {}
+    for record in records:
+        for service in record["services"]:
+            for rule in service.get("unchecked", []):
+                name = one_line(f"{rule['code']} {rule['name']}")
+                tests.setdefault((name, clean(_reason(rule))), {})[record["nodeid"]] = None
+    found = []
+    for (name, why), nodeids in tests.items():
+        where = one_line(next(iter(nodeids))) if len(nodeids) == 1 else f"{len(nodeids):,} tests"
+        found.append(why.about(f"{name} was not checked in {where}"))
+    return found
 
 
 def place(stack: Sequence[FrameRecord]) -> str:
