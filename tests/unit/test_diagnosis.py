@@ -279,8 +279,9 @@ def test_small_reads_are_many_and_small(reads: Any, expected: list[str]) -> None
     [
         (1.9, 8.0, 48, 2, ["NP406"]),
         (1.9, 8.0, 2, 2, []),
-        (0.5, 8.0, 48, 2, []),  # others have the CPUs
+        (0.2, 8.0, 48, 2, []),  # others have the CPUs
         (1.9, 0.1, 48, 2, []),
+        (1.9, 2.0, 48, 2, []),  # hardly more threads than CPUs
         (1.9, 8.0, None, 2, []),
         (1.9, 8.0, 48, None, []),
     ],
@@ -292,7 +293,7 @@ def test_more_ps_than_cpus_wait_for_each_other(
 
 
 @pytest.mark.parametrize(
-    ("share", "used", "expected"), [(0.5, 1.0, ["NP407"]), (0.1, 1.0, []), (0.5, 0.3, [])]
+    ("share", "used", "expected"), [(0.5, 1.0, ["NP407"]), (0.1, 1.0, []), (0.5, 0.2, [])]
 )
 def test_gc_pressure_is_a_large_part_of_much(share: float, used: float, expected: list[str]) -> None:
     assert codes(cpu(share, "runtime.gcDrain"), cpu=used) == expected
@@ -308,8 +309,10 @@ POLLS = {"polls": 100, "nonblocking_polls": 99, "events": 100}
         ({"polls": 5000, "nonblocking_polls": 5000}, 0.98, []),  # it looks whenever it has served one
         ({"nonblocking_polls": 80}, 0.98, []),
         ({"events": 3}, 0.98, []),
+        ({}, 0.05, []),
         ({}, 0.3, []),
     ],
 )
 def test_nobody_polls_where_all_ps_are_busy(counts: Any, used: float, expected: list[str]) -> None:
-    assert codes(cpu=used, facts={"gomaxprocs": 1, "cpus": 2}, **{**POLLS, **counts}) == expected
+    facts = {"gomaxprocs": 1, "cpus": 2}
+    assert codes(cpu=used, waited=0.02, facts=facts, **{**POLLS, **counts}) == expected

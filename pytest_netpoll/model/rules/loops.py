@@ -16,13 +16,16 @@ from pytest_netpoll.model.rules.rule import (
     seconds,
     share,
     stack_of,
+    wanted,
 )
 
 # Futile calls: a healthy service has none, and few may be a library's second thoughts.
 LEAST_FUTILE = 100
 
-# Of a loop that only looks: CPU time, s in a second, and the part of its samples in calls that look.
-LEAST_BURNT = 0.25
+# Of a loop that only looks: CPU time that it used, and that it had use for, s in a second; and the part of
+# its samples in calls that look.
+LEAST_BURNT = 0.1
+LEAST_WANTED = 0.25
 LOOKING_SHARE = 0.5
 
 # Of reads that are too small: how many, how many a wakeup, and bytes each.
@@ -64,7 +67,9 @@ def _busy_loop(m: Measurement) -> Proof | None:
         return None
     for loop in offenders(m, "cpu"):
         burnt = loop.share * used
-        if burnt >= LEAST_BURNT * m.window_seconds and loop.not_blocking >= LOOKING_SHARE * loop.count:
+        long = burnt >= LEAST_BURNT * m.window_seconds
+        long = long and loop.share * wanted(m) >= LEAST_WANTED * m.window_seconds
+        if long and loop.not_blocking >= LOOKING_SHARE * loop.count:
             return Proof(
                 burnt,
                 f"{seconds(burnt)} of CPU in {seconds(m.window_seconds)} went to a loop that looks and never "
@@ -140,9 +145,9 @@ RULES = (
         "NP204",
         "busy-loop",
         "A goroutine looks for something in a loop that never waits.",
-        f"CPU samples of one function, worth at least {LEAST_BURNT} s of CPU a second, at least half of "
-        "which are in calls that only look: of a select with a default, of runtime.Gosched, of a lock that "
-        "is tried.",
+        f"CPU samples of one function, that ran or waited for a CPU for at least {LEAST_WANTED} s a second, "
+        "at least half of which are in calls that only look: of a select with a default, of "
+        "runtime.Gosched, of a lock that is tried.",
         "wait: leave the default out of the select, or use a channel, a sync.Cond or a ticker.",
         "A computation uses as much CPU time, but in code of its own.",
         "A watcher that asks in a loop, by select with default, whether it shall end.",

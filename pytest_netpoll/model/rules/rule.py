@@ -119,6 +119,13 @@ def no_cpu_samples(m: Measurement) -> Reason | None:
     return m.unexplained.get("cpu")
 
 
+def wanted(m: Measurement) -> float:
+    """Thread-seconds that ran or waited for a CPU: what the service would have used, had the machine been
+    idle.
+    """
+    return (m.cpu_seconds or 0) + (m.run_delay_seconds or 0)
+
+
 def count(value: float) -> str:
     return units.show(round(value), "count")
 

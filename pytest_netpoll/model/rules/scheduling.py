@@ -16,9 +16,11 @@ from pytest_netpoll.model.rules.rule import (
     no_cpu_samples,
     number,
     offenders,
+    rate,
     seconds,
     share,
     stack_of,
+    wanted,
 )
 
 # ns to run from which a wakeup is late; so many must be, and so large a part.
@@ -32,17 +34,19 @@ BUSY_WANTED = 0.8
 # Of the CPU samples: so many in the program's own code, when that is what others wait for; or in the GC.
 RUNNING_SHARE = 0.5
 GC_SHARE = 0.25
-GC_USED = 0.2  # CPU, s in a second
+GC_USED = 0.08  # CPU, s in a second; and as in BUSY_WANTED:
+GC_WANTED = 0.2
 # Of a late wakeup's delay: what the threads must have waited for a CPU meanwhile to explain it.
 CPU_WAIT_SHARE = 0.5
-# Polls a second that sysmon makes, at most, while nobody else does; of them non-blocking; CPU used by all Ps.
+# Polls a second that sysmon makes, at most, while nobody else does; of them non-blocking; and of all Ps, how
+# much wanted a CPU.
 SYSMON_RATE = 200
 NONBLOCKING_SHARE = 0.95
-PS_USED = 0.8
+PS_WANTED = 0.8
 LEAST_EVENTS = 10
-# Of the CPUs that a service may use: what it used, while its threads waited for each other half as long.
-CPUS_USED = 0.7
-LEAST_WAITED = 0.5
+# Of the CPUs that a service may use: what it used, and how many threads wanted one at a time, in the mean.
+CPUS_USED = 0.15
+CPUS_WANTED = 2
 
 _GC = "runtime.gc"
 
@@ -106,15 +110,15 @@ def _nobody_polls(m: Measurement) -> Proof | None:
     few = polls <= SYSMON_RATE * m.window_seconds and number(m, "events") >= LEAST_EVENTS
     if not few or number(m, "nonblocking_polls") < NONBLOCKING_SHARE * polls:
         return None
-    if used < PS_USED * min(ps, m.cpus) * m.window_seconds:
+    if used < BUSY_USED * m.window_seconds or wanted(m) < PS_WANTED * min(ps, m.cpus) * m.window_seconds:
         return None
     running = _own_code(m)
     return Proof(
         polls,
-        f"{count(number(m, 'nonblocking_polls'))} of {count(polls)} polls did not block, "
-        f"{units.show(round(polls / m.window_seconds), 'count')} a second, with {seconds(used)} of CPU used "
-        f"on {ps} of GOMAXPROCS in {seconds(m.window_seconds)}: there is always a goroutine to run, so "
-        "nobody looks at the network but the runtime's monitor, every 10 ms. Messages wait for it.",
+        f"{count(number(m, 'nonblocking_polls'))} of {count(polls)} polls did not block, {rate(polls, m)} a "
+        f"second, with GOMAXPROCS={ps} and {seconds(used)} of CPU used in {seconds(m.window_seconds)}: "
+        "there is always a goroutine to run, so nobody looks at the network but the runtime's monitor, "
+        "every 10 ms. Messages wait for it.",
         stack_of(running),
     )
 
@@ -153,13 +157,14 @@ def _too_many_ps(m: Measurement) -> Proof | None:
     used, waited, ps, cpus = m.cpu_seconds, m.run_delay_seconds, m.gomaxprocs, m.cpus
     if used is None or waited is None or ps is None or cpus is None or ps <= cpus:
         return None
-    if used < CPUS_USED * cpus * m.window_seconds or waited < LEAST_WAITED * used:
+    at_a_time = wanted(m) / m.window_seconds
+    if used < CPUS_USED * cpus * m.window_seconds or at_a_time < CPUS_WANTED * cpus:
         return None
     return Proof(
         ps,
-        f"GOMAXPROCS is {ps} on {cpus} CPU{'s' if cpus > 1 else ''}: with {seconds(used)} of CPU used, the "
-        f"service's threads waited {seconds(waited)} for a CPU in {seconds(m.window_seconds)}, mostly for "
-        "each other.",
+        f"GOMAXPROCS is {ps} on {cpus} CPU{'s' if cpus > 1 else ''}: {at_a_time:.1f} of the service's "
+        f"threads wanted a CPU at a time, in the mean, so they wait for each other; {seconds(waited)} in "
+        f"{seconds(m.window_seconds)}, with {seconds(used)} used.",
         stack_of(_own_code(m)),
     )
 
@@ -170,6 +175,8 @@ def _gc_pressure(m: Measurement) -> Proof | None:
     collecting = [o for o in offenders(m, "cpu") if o.stack and o.stack[0].function.startswith(_GC)]
     part = _shares(collecting)
     if used is None or part < GC_SHARE or part * used < GC_USED * m.window_seconds:
+        return None
+    if part * wanted(m) < GC_WANTED * m.window_seconds:
         return None
     return Proof(
         part * used,
@@ -203,7 +210,7 @@ RULES = (
         "nobody-polls",
         "All Ps always have something to run, so that the network is looked at every 10 ms only.",
         f"Polls that do not block, {NONBLOCKING_SHARE:.0%} of them or more, and at most {SYSMON_RATE} a "
-        f"second; and at least {PS_USED:.0%} of the CPU time that the Ps can use.",
+        f"second; and threads that run or wait for a CPU for {PS_WANTED:.0%} of what the Ps can use.",
         "let CPU-bound goroutines rest, give them fewer goroutines than GOMAXPROCS, or a process of its own.",
         "A service that is busy with its own messages polls thousands of times a second.",
         "Goroutines that compute for 50 µs and yield, forever.",
@@ -226,7 +233,7 @@ RULES = (
         "more-Ps-than-CPUs",
         "GOMAXPROCS is more than the CPUs that the service may use, and its threads wait for each other.",
         f"GOMAXPROCS, the CPUs that the process may run on, at least {CPUS_USED:.0%} of them used, and "
-        "threads that waited half as long as they ran, or longer.",
+        f"{CPUS_WANTED} threads for each of them, in the mean, that ran or waited for one.",
         "leave GOMAXPROCS to the runtime, or set it to the number of CPUs.",
         "A machine that is short of CPU (NP404), where others have it.",
         "A service with GOMAXPROCS=48 in a cpuset of 2.",
