@@ -291,11 +291,11 @@ def test_the_diagnosis_of_a_service_within_its_limits_is_left_to_the_reports() -
 
 
 def test_a_failure_is_at_most_a_screenful_and_tells_what_it_left_out() -> None:
-    deep = terminal.failure_section(wasteful(*(offender(100 - i, 20) for i in range(9))), 80)
+    deep = terminal.failure_section(wasteful(*(offender(100 - i, 20 + i) for i in range(9))), 80)
     assert len(deep.splitlines()) == terminal.SECTION_LINES
     assert "\n… 7 more in --netpoll-json=FILE\nserver: NP101 second-reader: 864 of 999 wakeups found" in deep
     assert deep.endswith("close the duplicate.")  # the diagnosis is worth more than a third stack
-    shallow = terminal.failure_section(wasteful(*(offender(100 - i) for i in range(9))), 80)
+    shallow = terminal.failure_section(wasteful(*(offender(100 - i, 1 + i) for i in range(9))), 80)
     assert shallow.count("parked") == terminal.MOST_OFFENDERS
     assert "… 6 more in --netpoll-json=FILE\n" in shallow
     limits: dict[str, Any] = {f"max_{name}": 0 for name in METRICS if METRICS[name].unit == "count"}
