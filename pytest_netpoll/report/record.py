@@ -277,6 +277,7 @@ class _TestExtra(TypedDict, total=False):
     deaths: list[DeathRecord]
     windows: list[WindowRecord]
     windows_left_out: int
+    forbidden: list[str]
 
 
 class TestRecord(_TestExtra):
@@ -290,7 +291,8 @@ class TestRecord(_TestExtra):
     seen, what causes it, how to fix it. toolchain: which of several Go toolchains, as in the nodeid.
     requests_per_second: of what the test reported with record_property("requests", n). gate: the outcome that
     gate mode would have given; another one than `outcome` only in report mode. deaths: the services that
-    ended without being stopped. windows: of the `netpoll.measure()` blocks, of very many the last ones.
+    ended without being stopped. forbidden: the codes of the rules that no service may break. windows: of the
+    `netpoll.measure()` blocks, of very many the last ones.
     """
 
     nodeid: str
@@ -350,6 +352,7 @@ def build(
         "deaths": [_death(death) for death in (verdict.deaths if verdict else ())],
         "windows": list(windows),
         "windows_left_out": windows_left_out,
+        "forbidden": list(limits.forbidden(None)),
         "services": [
             _service(measurement, own, limits)
             for measurement, own in zip(measurements, columns or [{}] * len(measurements), strict=True)

@@ -118,7 +118,7 @@ def test_only_what_forbidden_rules_need_is_recorded() -> None:
 
 def test_a_forbidden_rule_that_is_proven_fails_with_code_line_and_fix() -> None:
     made = judged(second_reader(), limits({"forbid": "all"}))
-    assert made["outcome"] == "failed"
+    assert (made["outcome"], made["forbidden"]) == ("failed", sorted(RULES))
     [reason] = made["reasons"]
     assert reason["what"] == "server: NP101 second-reader at server/fault_dup.go:33 main.(*watcher).run"
     assert (reason["why"] or "").startswith("90 of 190 wakeups found nothing to read")
@@ -165,7 +165,8 @@ def test_a_rule_without_its_evidence_is_listed_under_all_and_unmeasured_by_its_o
     assert {rule["code"] for rule in made["services"][0]["unchecked"]} == {"NP204", "NP401", "NP407"}
     said = wording.unchecked_rules([made, made])[0]
     assert said == Reason("NP204 busy-loop was not checked in t.py::test: no perf events", fix=lack.fix)
-    assert said in (terminal.summary_table([made], 100) or "")
+    assert said.what in (terminal.summary_table([made], 100) or "")
+    assert said.what in github.markdown([made], {}).replace("\\", "")
     for named in ("busy-loop", "NP204"):
         made = judged(healthy, limits({"forbid": named}))
         assert made["outcome"] == "unmeasured"
