@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all test-kernels test-kernels-short test-containers check docs bench clean
+.PHONY: help demo test test-all test-kernels test-kernels-short test-containers test-wild check docs bench clean
 
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
@@ -58,6 +58,10 @@ test-containers: export NETPOLL_TEST_CONTAINERS = 1
 test-containers: ## run what is claimed of containers, with podman and docker
 	@.ci/setup containers
 	@$(PYTEST) tests/bpf/test_containers.py tests/bpf/test_ci_images.py $(ARGS)
+
+test-wild: ## measure well-known Go servers under load; downloads them
+	@.ci/setup wild
+	@$(PYTHON) tests/bpf/wild/wild.py $(ARGS)
 
 check: ## lint, formatting, types
 	@.ci/setup check

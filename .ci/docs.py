@@ -1,9 +1,11 @@
-"""Writes what the docs have from the code: README.md's metric table. Run by `make docs`."""
+"""Writes what is made from the code: README.md's metric table, and the JSON Schema. Run by `make docs`."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+
+import json_schema
 
 from pytest_netpoll.model.metrics import markdown_table
 
@@ -22,3 +24,4 @@ def generated(text: str) -> str:
 
 if __name__ == "__main__":
     README.write_text(generated(README.read_text()))
+    json_schema.FILE.write_text(json_schema.text())

@@ -8,19 +8,21 @@
  * ask for a process's number here it waits for the process, which fails and which the process
  * does not notice. */
 BPF_ARRAY(asked, struct identity, 1);
-BPF_ARRAY(agent_level, u32, 1);
+BPF_ARRAY(agent, struct identity, 1); /* by its number in its own namespace */
 
 #define UPID_SIZE 16
 
 RAW_TRACEPOINT_PROBE(sched_process_wait)
 {
 	struct bpf_pidns_info waiting = {};
-	struct identity *answer;
+	struct identity *answer, *asker;
 	int zero = 0;
 
-	if (bpf_get_ns_current_pid_tgid(PID_NAMESPACE_DEVICE, PID_NAMESPACE_INODE, &waiting,
+	asker = agent.lookup(&zero);
+	if (!asker ||
+	    bpf_get_ns_current_pid_tgid(PID_NAMESPACE_DEVICE, PID_NAMESPACE_INODE, &waiting,
 					sizeof(waiting)) ||
-	    waiting.tgid != AGENT_PID)
+	    waiting.tgid != asker->tgid)
 		return 0;
 	answer = asked.lookup(&zero);
 	if (!answer)
@@ -36,19 +38,19 @@ RAW_TRACEPOINT_PROBE(sched_process_wait)
 static __always_inline u32 local_number(u64 task)
 {
 	int zero = 0;
-	u32 *level = agent_level.lookup(&zero);
+	struct identity *here = agent.lookup(&zero);
 	u32 number = 0, levels = 0;
 	u64 pid = 0;
 
-	if (!level)
+	if (!here)
 		return 0;
 	bpf_probe_read_kernel(&pid, sizeof(pid), (void *)(task + TASK_THREAD_PID_OFFSET));
 	/* It has a number in each namespace down to its own. */
 	if (bpf_probe_read_kernel(&levels, sizeof(levels), (void *)(pid + PID_LEVEL_OFFSET)) ||
-	    levels < *level)
+	    levels < here->level)
 		return 0;
 	bpf_probe_read_kernel(&number, sizeof(number),
-			      (void *)(pid + PID_NUMBERS_OFFSET + *level * UPID_SIZE));
+			      (void *)(pid + PID_NUMBERS_OFFSET + here->level * UPID_SIZE));
 	return number;
 }
 #else
@@ -64,6 +66,8 @@ static __always_inline void assign_owner(u64 *entry, struct target *t, u32 slot)
 }
 
 #ifdef TASK_CRED_OFFSET
+BPF_ARRAY(served_uid, u32, 1);
+
 #define DUMPABLE 3 /* bits of mm_struct.flags; 1: its user may inspect it */
 
 /* Whether the user we serve may inspect the program that was just exec'ed, by what the kernel
@@ -75,8 +79,12 @@ static __always_inline int user_may_inspect(const struct target *t)
 	u64 mm = kernel_word(task + TASK_MM_OFFSET);
 	u64 users = kernel_word(cred + CRED_USER_NS_OFFSET);
 	u32 uid = 0, euid = 0, suid = 0, fsuid = 0, gid = 0, egid = 0, sgid = 0, fsgid = 0,
-	    level = 0;
+	    level = 0, *served;
+	int zero = 0;
 
+	served = served_uid.lookup(&zero);
+	if (!served)
+		return 0;
 	/* What cannot be read is not known to be allowed. */
 	if (READ_MEMBER(uid, cred + CRED_UID_OFFSET) ||
 	    READ_MEMBER(euid, cred + CRED_EUID_OFFSET) ||
@@ -88,7 +96,7 @@ static __always_inline int user_may_inspect(const struct target *t)
 	    READ_MEMBER(fsgid, cred + CRED_FSGID_OFFSET) ||
 	    READ_MEMBER(level, users + USER_NS_LEVEL_OFFSET))
 		return 0;
-	if (uid != SERVED_UID || euid != uid || suid != uid || fsuid != uid)
+	if (uid != *served || euid != uid || suid != uid || fsuid != uid)
 		return 0;
 	if (egid != gid || sgid != gid || fsgid != gid)
 		return 0;

@@ -42,6 +42,19 @@ static __always_inline int is_datagram(u32 role, u32 fd)
 #endif
 }
 
+/* As charged_owner, which a descriptor asks only until its owner is kept: it stays so. */
+static __always_inline u32 charged_for(struct wait *w, u32 owner)
+{
+	u32 charged;
+
+	if (w && w->kept)
+		return owner;
+	charged = charged_owner(owner);
+	if (w && charged == owner)
+		w->kept = 1;
+	return charged;
+}
+
 static __always_inline int in_streak(const struct wait *w, u32 outcome)
 {
 	return w && w->streak && w->outcome == outcome;
@@ -63,12 +76,24 @@ static __always_inline u32 lengthen_streak(struct wait *w, u32 outcome, u32 now)
 	return streak;
 }
 
-/* Records who made the call. calls: how many such calls this CPU has counted in the epoch. */
-static __always_inline void record_io_call(void *ctx, struct counters *c, struct offender *o,
-					   u64 calls, u64 bytes)
+/* Records who made the call. bytes: that it moved. */
+static __always_inline void record_io_call(void *ctx, struct counters *c, u32 owner, u32 epoch,
+					   u32 nr, u32 outcome, u32 fd, int direction, int futile,
+					   u64 bytes)
 {
 	int zero = 0;
 	u32 *every = io_sampling.lookup(&zero);
+	/* How many such calls this CPU has counted in the epoch. */
+	u64 calls = futile ? c->futile_calls : c->io_calls;
+	struct offender o = {
+		.owner = owner,
+		.epoch = epoch,
+		.fd = fd,
+		.syscall = nr,
+		.direction = direction,
+		.offence = futile ? FUTILE : IO_CALL,
+		.outcome = outcome,
+	};
 	u32 weight = 1;
 
 	if (!every || !*every)
@@ -79,29 +104,30 @@ static __always_inline void record_io_call(void *ctx, struct counters *c, struct
 			return;
 		weight = *every;
 	}
-	o->stack = stack_of(ctx);
-	record_offender(c, o, weight, bytes);
+	o.stack = stack_of(ctx);
+	record_offender(c, &o, weight, bytes);
 }
 
-/* An I/O syscall has returned. */
-static __always_inline void count_io_call(void *ctx, u32 owner, const struct args *a, u32 role,
-					  long ret)
+/* An I/O syscall has returned. r, w: the waits of what it reads from and writes to; 0 where it does
+ * neither, or where the table does not hold the descriptor. */
+static __always_inline void count_io_call(void *ctx, u32 owner, u32 role, u32 nr, struct wait *r,
+					  u32 read_fd, struct wait *w, u32 write_fd, long ret)
 {
 	u32 reads = ROLE_READ_ARG(role), writes = ROLE_WRITE_ARG(role);
-	u32 read_fd = reads == 1 ? a->arg[0] : a->arg[1];
-	u32 write_fd = writes == 1 ? a->arg[0] : writes == 2 ? a->arg[1] : a->arg[2];
-	struct wait *r = reads ? wait_of(owner, read_fd, DIR_READ) : 0;
-	struct wait *w = writes ? wait_of(owner, write_fd, DIR_WRITE) : 0;
-	u32 epoch = current_epoch(), accounted = charged_owner(owner);
-	struct counters *c = counters_of(accounted, epoch);
-	u32 outcome = OUTCOME_DATA, streak = 0, now;
-	u64 row;
-	int key = BANK(accounted, epoch);
-	struct offender o = {};
+	u32 outcome = OUTCOME_DATA, streak = 0, epoch, now;
+	struct settings *s = current_settings();
 	struct io_failures *f;
+	struct counters *c;
+	int key;
+	u64 row;
 
 	/* A call that a signal interrupted and that the kernel restarts has no outcome yet. */
-	if (!c || (ret < 0 && -ret >= OUTCOMES))
+	if (!s || (ret < 0 && -ret >= OUTCOMES))
+		return;
+	epoch = s->epoch;
+	key = BANK(charged_for(r ? r : w, owner), epoch);
+	c = counts.lookup(&key);
+	if (!c)
 		return;
 	c->io_calls++;
 	if (ret < 0)
@@ -149,15 +175,8 @@ static __always_inline void count_io_call(void *ctx, u32 owner, const struct arg
 			f->why[call] = outcome;
 		}
 	}
-	if (!keeps(KEEP_IO_CALLS | (streak == FUTILE_FROM ? KEEP_FUTILE_CALLS : 0)))
-		return;
-	o.owner = owner;
-	o.epoch = epoch;
-	o.syscall = a->nr;
-	o.outcome = outcome;
-	o.direction = writes ? DIR_WRITE : DIR_READ;
-	o.fd = writes ? write_fd : read_fd;
-	o.offence = streak == FUTILE_FROM ? FUTILE : IO_CALL;
-	record_io_call(ctx, c, &o, streak == FUTILE_FROM ? c->futile_calls : c->io_calls,
-		       ret > 0 ? ret : 0);
+	if (s->keeping & (KEEP_IO_CALLS | (streak == FUTILE_FROM ? KEEP_FUTILE_CALLS : 0)))
+		record_io_call(ctx, c, owner, epoch, nr, outcome, writes ? write_fd : read_fd,
+			       writes ? DIR_WRITE : DIR_READ, streak == FUTILE_FROM,
+			       ret > 0 ? ret : 0);
 }

@@ -14,7 +14,7 @@
 BPF_ARRAY(watched, u64, WATCHED_ENTRIES); /* tgid << 32 | owner; 0 = not watched */
 BPF_ARRAY(roles, u32, SYSCALLS);
 BPF_ARRAY(layouts, struct layout, LAYOUTS);
-BPF_ARRAY(epochs, u32, 1);
+BPF_ARRAY(settings, struct settings, 1);
 BPF_ARRAY(kept_epochs, struct kept_epochs, 1);
 BPF_ARRAY(targets, struct target, MAX_PROCESSES);
 BPF_ARRAY(pollers, struct poller, MAX_PROCESSES);
@@ -25,5 +25,4 @@ BPF_PERCPU_ARRAY(slowest, struct slowest, ALL_BANKS);
 BPF_STACK_TRACE(stacks, STACKS);
 BPF_STACK_TRACE(more_stacks, STACKS);
 BPF_HASH(offenders, struct offender, struct offender_stats, 16384);
-BPF_ARRAY(keeping, u32, 1); /* KEEP_... */
 BPF_QUEUE(free_slots, u32, MAX_PROCESSES);

@@ -14,8 +14,10 @@ int syscall_returned(struct bpf_raw_tracepoint_args *ctx)
 	u32 owner = owner_of(bpf_get_current_pid_tgid() >> 32), *role;
 	long ret = ctx->args[1];
 	struct poller *p;
+	u32 read_fd, write_fd;
+	struct wait *r, *w;
 	struct args a;
-	int nr, direction;
+	int nr;
 
 	if (!owner)
 		return 0;
@@ -41,20 +43,18 @@ int syscall_returned(struct bpf_raw_tracepoint_args *ctx)
 	}
 	if (*role & ROLE_SOCKOPT && (a.arg[1] != SOL_SOCKET || a.arg[2] != SO_ERROR))
 		return 0;
-	/* Comparisons, because the verifier refuses a variable offset into the stack. */
-#pragma clang loop unroll(full)
-	for (direction = DIR_READ; direction <= DIR_WRITE; direction++) {
-		u32 arg = *role >> (direction * 4) & 0xf;
-
-		if (arg)
-			resolve_wait(ctx, owner, nr,
-				     arg == 1 ? a.arg[0] :
-				     arg == 2 ? a.arg[1] :
-						a.arg[2],
-				     direction, ret);
-	}
+	read_fd = ROLE_READ_ARG(*role) == 1 ? a.arg[0] : a.arg[1];
+	write_fd = ROLE_WRITE_ARG(*role) == 1 ? a.arg[0] :
+		   ROLE_WRITE_ARG(*role) == 2 ? a.arg[1] :
+						a.arg[2];
+	r = ROLE_READ_ARG(*role) ? wait_of(owner, read_fd, DIR_READ) : 0;
+	w = ROLE_WRITE_ARG(*role) ? wait_of(owner, write_fd, DIR_WRITE) : 0;
+	if (r)
+		resolve_wait(ctx, r, nr, read_fd, DIR_READ, ret);
+	if (w)
+		resolve_wait(ctx, w, nr, write_fd, DIR_WRITE, ret);
 	/* Last: anything behind it the verifier would walk through once for each of its ends. */
 	if (!(*role & ROLE_SOCKOPT))
-		count_io_call(ctx, owner, &a, *role, ret);
+		count_io_call(ctx, owner, *role, nr, r, read_fd, w, write_fd, ret);
 	return 0;
 }

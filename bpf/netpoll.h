@@ -17,6 +17,12 @@
  * woke it, so a window's sums never leak. */
 #define ALL_BANKS (MAX_PROCESSES * BANKS)
 
+/* Together, because every I/O call needs both: each lookup costs it 1 to 2 ns. */
+struct settings {
+	u32 epoch; /* the current one */
+	u32 keeping; /* KEEP_... */
+};
+
 /* The epoch of each bank, 0 for a bank that is not in use. Once no open window needs the cut
  * between two epochs, the later one loses its bank: its wakeups then count in the last epoch
  * before it that has one. */
@@ -165,7 +171,8 @@ struct wait {
 	u32 epoch; /* when it was woken */
 	u32 owner;
 	u8 flags;
-	u8 events; /* EVENT_..., of the last event here */
+	u8 kept : 1; /* the owner's target is kept: its calls count in its own banks */
+	u8 events : 7; /* EVENT_..., of the last event here */
 	u8 outcome; /* how the last I/O calls ended, */
 	u8 streak; /* and how many in a row did so without data */
 	u32 failed_at; /* when the last of them returned, ns >> FAILED_AT_SHIFT */

@@ -4,12 +4,18 @@
  * waits.
  */
 
-static __always_inline u32 current_epoch(void)
+static __always_inline struct settings *current_settings(void)
 {
 	int zero = 0;
-	u32 *epoch = epochs.lookup(&zero);
 
-	return epoch ? *epoch : 0;
+	return settings.lookup(&zero);
+}
+
+static __always_inline u32 current_epoch(void)
+{
+	struct settings *s = current_settings();
+
+	return s ? s->epoch : 0;
 }
 
 static __always_inline u64 *watched_entry(u32 tgid)
@@ -76,6 +82,7 @@ static __always_inline struct wait *wait_of(u32 owner, u64 fd, int direction)
 		/* Left by an earlier process in this slot. */
 		w->woken_at = 0;
 		w->flags = 0;
+		w->kept = 0;
 		w->streak = 0;
 		w->owner = owner;
 	}
@@ -106,10 +113,9 @@ static __always_inline u32 kept_epoch(u32 epoch)
 /* what: KEEP_..., any of which will do. */
 static __always_inline int keeps(u32 what)
 {
-	int zero = 0;
-	u32 *kept = keeping.lookup(&zero);
+	struct settings *s = current_settings();
 
-	return kept && *kept & what;
+	return s && s->keeping & what;
 }
 
 /* The owner in whose banks a process's calls and children count. A server may run one program

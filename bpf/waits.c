@@ -183,22 +183,38 @@ static __always_inline int readiness_is_stored(struct wait *w, int direction)
 	return waiter == PD_READY;
 }
 
+/* A goroutine was woken for nothing: records where it was. */
+static __always_inline void record_culprit(void *ctx, struct counters *c, struct wait *w, u32 epoch,
+					   u32 nr, u32 fd, int direction, int offence)
+{
+	struct offender o = {
+		.owner = w->owner,
+		.epoch = epoch,
+		.fd = fd,
+		.syscall = nr,
+		.direction = direction,
+		.offence = offence,
+		.events = w->events,
+		.seen = look_at_socket(fd),
+	};
+
+	o.stack = stack_of(ctx);
+	record_offender(c, &o, 1, 0);
+}
+
 /* An I/O syscall on fd has returned: resolves the pending wakeup, if any. */
-static __always_inline void resolve_wait(void *ctx, u32 owner, u32 nr, u32 fd, int direction,
+static __always_inline void resolve_wait(void *ctx, struct wait *w, u32 nr, u32 fd, int direction,
 					 long ret)
 {
-	struct wait *w = wait_of(owner, fd, direction);
-	struct offender o = {};
 	struct counters *c = 0;
+	int offence = SPURIOUS;
+	u32 epoch = 0;
 	u64 woken_at;
 
-	if (!w)
-		return;
-	woken_at = take_wakeup(w, &o.epoch);
+	woken_at = take_wakeup(w, &epoch);
 	if (woken_at) {
-		o.epoch = kept_epoch(o.epoch);
-		o.offence = SPURIOUS;
-		c = resolve_wakeup(ctx, w, woken_at, o.epoch, nr, fd, direction, ret);
+		epoch = kept_epoch(epoch);
+		c = resolve_wakeup(ctx, w, woken_at, epoch, nr, fd, direction, ret);
 		w->flags = ret == -EAGAIN ? WAIT_TRIED : 0;
 		if (ret != -EAGAIN)
 			return;
@@ -208,25 +224,16 @@ static __always_inline void resolve_wait(void *ctx, u32 owner, u32 nr, u32 fd, i
 		return;
 	} else {
 		if (w->flags & WAIT_ARMED) {
-			o.epoch = current_epoch();
-			o.offence = STALE;
-			c = counters_of(owner, o.epoch);
+			epoch = current_epoch();
+			offence = STALE;
+			c = counters_of(w->owner, epoch);
 			if (c)
 				c->stale_retries++;
 		}
 		w->flags = WAIT_TRIED | (readiness_is_stored(w, direction) ? WAIT_ARMED : 0);
 	}
-	if (!c || !keeps(KEEP_CULPRITS))
-		return;
-	/* A goroutine was woken for nothing: record where it was. */
-	o.owner = owner;
-	o.fd = fd;
-	o.syscall = nr;
-	o.direction = direction;
-	o.events = w->events;
-	o.seen = look_at_socket(fd);
-	o.stack = stack_of(ctx);
-	record_offender(c, &o, 1, 0);
+	if (c && keeps(KEEP_CULPRITS))
+		record_culprit(ctx, c, w, epoch, nr, fd, direction, offence);
 }
 
 /* From here on the descriptor is another file, or none. */

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -60,6 +60,10 @@ def _path(text: str) -> Path:
     if not text:
         raise ValueError("a file name is missing")
     return Path(text).expanduser()
+
+
+def _directory_or_off(text: str) -> Path | str:
+    return text if text == "off" else _path(text)
 
 
 def _natural(text: str) -> int:
@@ -262,6 +266,16 @@ OPTIONS: tuple[OptionSpec, ...] = (
         metavar="RULES",
     ),
     OptionSpec(
+        "cache",
+        "--netpoll-cache",
+        "netpoll_cache",
+        "keep the compiled BPF program for the next start in DIR, where nobody else may write; off: nowhere "
+        "(default: ~/.cache/pytest-netpoll of the user that the agent runs as; an agent that sudo starts by "
+        "install-agent's line has its own beside it)",
+        _directory_or_off,
+        metavar="DIR|off",
+    ),
+    OptionSpec(
         "limits",
         None,
         "netpoll_limits",
@@ -275,7 +289,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
 
 
 # Of the table: what `python -m pytest_netpoll` takes, too.
-AGENT_OPTIONS = ("goready", "sudo", "max_fds", "max_processes", "python", "agent")
+AGENT_OPTIONS = ("goready", "sudo", "max_fds", "max_processes", "python", "agent", "cache")
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -292,11 +306,11 @@ def add_options(parser: pytest.Parser) -> None:
                 parser.addini(spec.ini, help=help, type="string", default="")
 
 
-def add_agent_options(parser: argparse.ArgumentParser) -> None:
-    """AGENT_OPTIONS, for commands outside pytest; read them with Config.from_arguments."""
+def add_agent_options(parser: argparse.ArgumentParser, names: Collection[str] = AGENT_OPTIONS) -> None:
+    """AGENT_OPTIONS, or some of them, for commands outside pytest; read them with Config.from_arguments."""
     group = parser.add_argument_group("the eBPF agent")
     for spec in OPTIONS:
-        if spec.name in AGENT_OPTIONS and spec.cli is not None:
+        if spec.name in names and spec.cli is not None:
             group.add_argument(spec.cli, **_attributes(spec))
 
 
@@ -353,6 +367,7 @@ class Config:
     max_processes: int
     python: Path | None
     agent: Path | None
+    cache: Path | Literal["off"] | None
     forbid: str | None
     allow: str | None
     limits: Mapping[str, str]

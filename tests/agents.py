@@ -89,6 +89,8 @@ READY = json.dumps(
             "typed": True,
             "no_cpu_samples": None,
             "sees_sockets": True,
+            "program": "cache",
+            "not_cached": None,
             "startup_seconds": 0.5,
             "resident_bytes": 1 << 26,
         }

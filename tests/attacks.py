@@ -64,7 +64,7 @@ def agent_of(installed):
 
 @contextlib.contextmanager
 def running(user, installed, **sizes):
-    """ask("watch", pid=1) is what the installed agent answers the user."""
+    """ask("watch", pid=1) is what the installed agent answers the user; ask.ready, what it said at first."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     command = user.become("sudo", "-n", "--", *agent_of(installed))
     with subprocess.Popen(command, cwd=user.home, env=user.environment, **pipes) as process:
@@ -77,6 +77,7 @@ def running(user, installed, **sizes):
         try:
             first = ask("load", **{"max_processes": 4, "max_fds": 64, "uprobes": 0, **sizes})
             assert "ready" in first, first
+            ask.ready = first["ready"]
             yield ask
         finally:
             process.stdin.close()

@@ -2,15 +2,20 @@
 
 Run as `python3 -I agent` by the system's Python, which alone can import BCC. Speaks JSON, one message a
 line, on stdin and stdout; stderr is for humans. Ends, and with it everything in the kernel, when stdin
-closes, while it compiles too. It never writes a file and never starts a program. Once the program is loaded
-it gives up its privileges, and it tells a user of that user's own processes only.
+closes, while it compiles too. It never starts a program. It writes no file but its cache of what it compiled,
+and none at all where sudo starts it by a line of install-agent's. Once the program is loaded it gives up its
+privileges, and it tells a user of that user's own processes only.
 
     → {"id": 0, "do": "load", "max_processes": 16, "max_fds": 16384, "uprobes": 1}
     ← {"ready": {…}}   or   {"failed": {"what": …, "fix": …}}
     → {"id": 1, "do": "watch", "pid": 4242}
     ← {"id": 1, "ok": {…}}   or   {"id": 1, "error": {"what": …, "fix": …}}
 
-Nothing is on the command line, so that a line in sudoers can allow exactly this and nothing else.
+Nothing is on the command line, so that a line in sudoers can allow exactly this and nothing else. Whoever
+needs no such line may add
+
+    --unverified [--cache=DIR|--cache=off]      for whoever may do as root what they like anyway
+    --fill=MAX_PROCESSES,MAX_FDS                install-agent's: fills the installed agent's cache, for users
 """
 
 from __future__ import annotations
@@ -19,21 +24,27 @@ import contextlib
 import json
 import os
 import platform
+import pwd
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import handlers
 import protocol
-from bpf import binding, footprint, program
+from bpf import binding, cache, cpus, footprint, program
 from counters import sampler
 from processes import proc, watched
 from security import budget, hangup, privileges, seccomp, trust
 
-# Says that the files need not be root's alone: for whoever may do as root what they like anyway.
+# Says that the files need not be root's alone.
 UNVERIFIED = "--unverified"
+CACHE = "--cache="
+FILL = "--fill="
+OFF = "off"
+REFRESH = "sudo python -m pytest_netpoll install-agent"
+_NOBODY = 65534
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -85,32 +96,55 @@ def _take_place(user: privileges.Invoker, max_processes: int, max_fds: int, cpus
         raise protocol.Unable(str(error), fix) from error
 
 
+def kept(arguments: Sequence[str]) -> cache.Cache | None:
+    """Where what was compiled is kept: the installed agent's beside it, where only install-agent writes."""
+    if UNVERIFIED not in arguments:
+        fill = any(argument.startswith(FILL) for argument in arguments)
+        return cache.Cache(os.path.join(os.path.dirname(HERE), "cache"), 0, fill, REFRESH)
+    uid = os.geteuid()
+    directory = next((word[len(CACHE) :] for word in arguments if word.startswith(CACHE)), None)
+    if directory == OFF:
+        return None
+    if directory is None:
+        try:
+            # Not by the environment, which is the user's. Some systems have a link where homes are.
+            home = os.path.realpath(pwd.getpwuid(uid).pw_dir)
+            directory = os.path.join(home, ".cache", "pytest-netpoll")
+        except KeyError:
+            return None
+    return cache.Cache(os.path.abspath(directory), uid, True)
+
+
 def load(
-    user: privileges.Invoker, timers: sampler.Timers, max_processes: int, max_fds: int, uprobes: int
+    user: privileges.Invoker,
+    timers: sampler.Timers,
+    keeper: cache.Cache | None,
+    max_processes: int,
+    max_fds: int,
+    uprobes: int,
 ) -> tuple[handlers.Agent, dict[str, Any]]:
     """The agent, and what to say of it, with the program in the kernel and privileges given up.
 
-    uprobes: whether probes are to be placed in programs later, which takes a privilege more. Raises
-    protocol.Unable.
+    keeper: of what was compiled. uprobes: whether probes are to be placed in programs later, which takes a
+    privilege more. Raises protocol.Unable.
     """
     started = time.monotonic()
     problem = privileges.why_not()
     if problem is not None:
         raise protocol.Unable(*problem)
-    bcc = binding.load()
     if not user.is_root:
-        cpus = len(bcc.utils.get_possible_cpus())
-        problem = footprint.too_large(max_processes, max_fds, cpus)
+        possible = cpus.possible()
+        problem = footprint.too_large(max_processes, max_fds, possible)
         if problem is not None:
             raise protocol.Unable(*problem)
         # Whoever has the capabilities themselves is bound by nothing that this agent does.
         if os.geteuid() == 0:
-            _take_place(user, max_processes, max_fds, cpus)
+            _take_place(user, max_processes, max_fds, possible)
     try:
         # A second on an idle machine, many on a busy one; whoever started us may be killed meanwhile.
         with hangup.ends_with(sys.stdin.fileno()):
             served = None if user.is_root else user.uid
-            loaded = program.Kernel(bcc, sources(), max_processes, max_fds, served)
+            loaded = program.Kernel(sources(), max_processes, max_fds, served, keeper)
     except program.LoadFailed as error:
         raise protocol.Unable(f"the BPF program could not be loaded: {error}", error.fix) from error
     kept = privileges.drop(user, loaded.works, privileges.PROBING if uprobes else ())
@@ -122,7 +156,7 @@ def load(
     agent = handlers.Agent(loaded, timers, user, lambda pid: user.is_root or privileges.owns(user, pid))
     return agent, {
         "protocol": protocol.VERSION,
-        "bcc": bcc.__version__,
+        "bcc": loaded.bcc,
         "python": platform.python_version(),
         "kernel": platform.release(),
         "machine": platform.machine(),
@@ -131,9 +165,36 @@ def load(
         "typed": loaded.typed,
         "no_cpu_samples": loaded.cpu.why_not,
         "sees_sockets": loaded.sees_sockets,
+        "program": "compiled" if loaded.compiled else "cache",
+        "not_cached": _not_cached(loaded, keeper),
         "startup_seconds": time.monotonic() - started,
         "resident_bytes": resident_bytes(),
     }
+
+
+def _not_cached(loaded: program.Kernel, keeper: cache.Cache | None) -> dict[str, str | None] | None:
+    """Why the program did not come from the cache, and what keeps it from being there by now."""
+    if keeper is None or not loaded.compiled:
+        return None
+    why = [loaded.not_kept, loaded.not_filled if keeper.writes else ""]
+    return {"what": "; ".join(filter(None, why)), "fix": keeper.fix}
+
+
+def fill(sizes: str) -> dict[str, str]:
+    """Compiles for users who come through sudo, proves that it can be loaded, and keeps it. Raises Unable."""
+    keeper = kept([FILL])
+    max_processes, max_fds = map(int, sizes.split(","))
+    problem = privileges.why_not()
+    if problem is not None or keeper is None:
+        raise protocol.Unable(*(problem or ("there is no cache",)))
+    try:
+        # Of nobody in particular: it is told whom it serves when it is loaded.
+        loaded = program.Kernel(sources(), max_processes, max_fds, served=_NOBODY, kept=keeper)
+    except program.LoadFailed as error:
+        raise protocol.Unable(f"the BPF program could not be loaded: {error}", error.fix) from error
+    if loaded.not_filled:
+        raise protocol.Unable(loaded.not_filled)
+    return {"kernel": platform.release(), "bcc": loaded.bcc, "directory": keeper.directory}
 
 
 def main() -> int:
@@ -156,15 +217,18 @@ def main() -> int:
     lines = timers.lines(sys.stdin.fileno())
     with contextlib.suppress(BrokenPipeError):
         try:
-            if sys.argv[1:] != [UNVERIFIED]:
+            if UNVERIFIED not in sys.argv[1:]:
                 verify()
+            if sys.argv[1:] and sys.argv[1].startswith(FILL):
+                send({"filled": fill(sys.argv[1][len(FILL) :])})
+                return 0
             _, command, arguments = protocol.parse(next(lines, ""))
             if command not in protocol.FIRST:
                 raise protocol.BadMessage(f"the first is load, not {command}")
             if command == "about":
                 send({"about": binding.about()})
                 return 0
-            agent, ready = load(user, timers, **arguments)
+            agent, ready = load(user, timers, kept(sys.argv[1:]), **arguments)
         except (protocol.Unable, protocol.BadMessage) as error:
             send({"failed": {"what": str(error), "fix": getattr(error, "fix", None)}})
             return 1

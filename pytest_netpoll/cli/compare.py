@@ -16,8 +16,7 @@ from pytest_netpoll.errors import NetpollError, UsageError
 from pytest_netpoll.model import tolerance
 from pytest_netpoll.model.comparison import Comparison, Rules, compare
 from pytest_netpoll.model.tolerance import Tolerance
-from pytest_netpoll.report import baseline_file, tables
-from pytest_netpoll.report import wording as words
+from pytest_netpoll.report import baseline_file, tables, wording
 from pytest_netpoll.report.record import TestRecord, comparison_record
 from pytest_netpoll.report.tables import Compared
 
@@ -48,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     for nodeid in gone:
         print(one_line(f"{nodeid}: is in {then.name} only"))
     worse = [
-        f"{one_line(nodeid)}: {words.clean(reason)}"
+        f"{one_line(nodeid)}: {wording.clean(reason)}"
         for nodeid, comparison in comparisons.items()
         for reason in dict.fromkeys(comparison.reasons)
     ]
@@ -65,7 +64,7 @@ def _limits(record: TestRecord | None) -> Mapping[str, int | float]:
 
 
 def _conclusion(comparisons: Sequence[Comparison], rules: Rules) -> tuple[int, str]:
-    """The exit code, and the same in words."""
+    """The exit code, and the same in wording."""
     outcomes = [comparison.outcome for comparison in comparisons]
     known = [outcome for outcome in outcomes if outcome != "new"]
     if not known:

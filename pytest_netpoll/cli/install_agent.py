@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import getpass
 import grp
+import json
 import os
 import pwd
 import re
@@ -20,6 +21,7 @@ from pytest_netpoll.agent.security.trust import distrust, distrust_place
 from pytest_netpoll.errors import NetpollError, UsageError
 from pytest_netpoll.meter.privilege import (
     AGENT,
+    FILL,
     INSTALLED,
     SYSTEM_PYTHON,
     agent_command,
@@ -27,6 +29,9 @@ from pytest_netpoll.meter.privilege import (
     install_command,
     parts,
 )
+from pytest_netpoll.options import Config, add_agent_options
+
+FILL_DEADLINE = 300.0  # s; an emulated machine takes 20
 
 SUDOERS = Path("/etc/sudoers.d/pytest-netpoll")
 
@@ -53,6 +58,7 @@ def main(argv: Sequence[str]) -> int:
         )
     install(options.prefix)
     print(f"installed the agent in {options.prefix}: root's, and nobody else's to change")
+    print(fill_cache(options.prefix, options.python, Config.from_arguments(options)))
     if options.sudoers is None:
         check_syntax(f"{line}\n")
         print("to let the user start it without a password, add with visudo, or by --sudoers, the line\n")
@@ -76,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sudoers", nargs="?", type=_path, const=SUDOERS, metavar="FILE", help=f"write the line to {SUDOERS}"
     )
+    add_agent_options(parser, ("max_fds", "max_processes"))
     parser.add_argument("--python", type=_path, default=SYSTEM_PYTHON, help="default: %(default)s")
     return parser
 
@@ -148,6 +155,47 @@ def install(prefix: Path) -> None:
     reason = distrust(str(prefix))
     if reason is not None:
         raise InstallError(f"the agent in {prefix} must not be used", why=reason, fix=f"rm -r {prefix}")
+
+
+def fill_cache(prefix: Path, python: Path, config: Config) -> str:
+    """Compiles now what each start would compile: the installed agent's Python, and its BPF program.
+
+    Returns what became of that, in words. Users of the agent can't: it writes nothing for them.
+    """
+    again = install_command(prefix)
+    agent = str(prefix / "agent")
+    _run([str(python), "-I", "-m", "compileall", "-q", agent])
+    sizes = f"{FILL}{config.max_processes},{config.max_fds}"
+    run = _run([*agent_command(python, prefix / "agent"), sizes])
+    try:
+        answer = json.loads(run.stdout) if run is not None else {}
+    except ValueError:
+        answer = {}
+    filled = answer.get("filled")
+    if filled:
+        return (
+            f"compiled the BPF program for Linux {filled['kernel']} with BCC {filled['bcc']}; "
+            f"after an update of either, call again: {again}"
+        )
+    why = answer.get("failed", {}).get("what", "the agent did not answer")
+    return f"could not compile the BPF program now ({why}), so each start will, until you call again: {again}"
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
+    """In an environment of nobody in particular; None where it does not come to an end."""
+    try:
+        return subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=FILL_DEADLINE,
+            env={"PATH": os.defpath},
+            umask=0o022,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -32,7 +32,8 @@ class Lack(TypedDict):
 class Ready(TypedDict):
     """To load. capabilities: those that the agent keeps. typed: whether sys_exit's arguments are.
     no_cpu_samples: why there are none; None where there are. sees_sockets: whether it is known what lies
-    behind a wakeup for nothing.
+    behind a wakeup for nothing. program: "compiled", or where it came from: "cache"; not_cached: why not from
+    there, None where that is off.
     """
 
     protocol: int
@@ -45,6 +46,8 @@ class Ready(TypedDict):
     typed: bool
     no_cpu_samples: Lack | None
     sees_sockets: bool
+    program: str
+    not_cached: Lack | None
     startup_seconds: float
     resident_bytes: int
 

@@ -144,7 +144,7 @@ class Meter:
 
     def _launch(self, load: Mapping[str, int]) -> agent_client.Probe:
         config = self._config
-        argv = privilege.command(config.python, config.sudo, config.agent)
+        argv = privilege.command(config.python, config.sudo, config.agent, config.cache)
         return agent_client.Probe(argv, load, config.agent, self._say)
 
     @property

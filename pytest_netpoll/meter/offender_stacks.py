@@ -33,6 +33,8 @@ _BACKGROUND = re.compile(
 # Of the runtime's functions those that only look, where a loop of the program's own calls them: of a select
 # with a default, of runtime.Gosched, of a lock that is tried.
 _NOT_BLOCKING = re.compile(r"runtime\.(selectnbrecv|selectnbsend|Gosched)|sync\.\(\*(RW)?Mutex\)\.Try\w*Lock")
+# Where the probe is ahead of the frame pointer's setting (Go 1.19), the caller, findRunnable, is missing.
+_FINDERS = ("runtime.findRunnable", "runtime.schedule")
 
 # Stands for the runtime where it runs for nobody in particular.
 _SCHEDULING = Frame("runtime.schedule", "runtime/proc.go", 0)
@@ -172,11 +174,7 @@ def by_the_runtime(frames: Sequence[Frame]) -> bool:
     for inner, frame in zip((None, *frames), frames, strict=False):
         if _BACKGROUND.match(frame.function):
             return True
-        if (
-            frame.function == "runtime.findRunnable"
-            and inner is not None
-            and inner.function == "runtime.ready"
-        ):
+        if frame.function in _FINDERS and inner is not None and inner.function == "runtime.ready":
             return True  # it wakes the goroutine that runs finalizers
         if frame.package_root not in PLUMBING:
             return False

@@ -28,7 +28,10 @@ INSTALLED = Path("/usr/local/lib/pytest-netpoll")
 # By its path: what a virtual environment puts on PATH is not on sudo's.
 AS_ROOT = f"sudo {shlex.quote(sys.executable)}"
 INSTALL = f"{AS_ROOT} -m pytest_netpoll install-agent"
-UNVERIFIED = "--unverified"  # agent/__main__.py
+# Of agent/__main__.py.
+UNVERIFIED = "--unverified"
+CACHE = "--cache="
+FILL = "--fill="
 
 _VFS_CAP_EFFECTIVE = 1
 
@@ -45,12 +48,19 @@ def bpf_sources() -> Path:
     )
 
 
-def command(python: Path | None, sudo: Literal["auto", "never"], installed: Path | None = None) -> list[str]:
+def command(
+    python: Path | None,
+    sudo: Literal["auto", "never"],
+    installed: Path | None = None,
+    cache: Path | Literal["off"] | None = None,
+) -> list[str]:
     """The agent's command line. UnmeasuredError when it cannot be had with the privileges at hand.
 
-    installed: where install-agent put the copy for sudo.
+    installed: where install-agent put the copy for sudo. cache: of --netpoll-cache; the copy has its own.
     """
     interpreter, own = python or SYSTEM_PYTHON, own_command(python)
+    if cache is not None:
+        own.append(f"{CACHE}{cache}")
     bpf_sources()
     if os.geteuid() == 0 or may_load_bpf(interpreter):
         return own

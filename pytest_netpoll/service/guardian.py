@@ -139,16 +139,16 @@ class Guardian:
     """The side in pytest: keeps the guardian process told of what must not outlive us."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._leaders: dict[str, tuple[int, int] | None] = {}  # mark -> (pid, start time)
+        self.process: subprocess.Popen[bytes] | None = None
+        self.leaders: dict[str, tuple[int, int] | None] = {}  # mark -> (pid, start time)
 
     def start(self) -> None:
         """Returns when it watches; called before what it is to end is started. Raises NoGuardian."""
-        if self._process is not None and self._process.poll() is None:
+        if self.process is not None and self.process.poll() is None:
             return
-        self._process = _start_guardian()
+        self.process = _start_guardian()
         # Those of one that somebody killed are the next one's.
-        if not self._write("".join(map(self._line, self._leaders))):
+        if not self._write("".join(map(self._line, self.leaders))):
             raise NoGuardian("it was killed at once")
 
     def expect(self, mark: str) -> None:
@@ -160,30 +160,30 @@ class Guardian:
         self._set(mark, (pid, start))
 
     def remove(self, mark: str) -> None:
-        if mark in self._leaders:
-            del self._leaders[mark]
+        if mark in self.leaders:
+            del self.leaders[mark]
             # Whoever is added next will say so; this one has ended.
             with contextlib.suppress(NoGuardian):
                 self._tell(f"-{mark}\n")
 
     def _set(self, mark: str, leader: tuple[int, int] | None) -> None:
-        self._leaders[mark] = leader
+        self.leaders[mark] = leader
         try:
             self._tell(self._line(mark))
         except NoGuardian:
-            del self._leaders[mark]
+            del self.leaders[mark]
             raise
 
     def _line(self, mark: str) -> str:
-        return f"+{mark} {' '.join(map(str, self._leaders[mark] or ()))}\n"
+        return f"+{mark} {' '.join(map(str, self.leaders[mark] or ()))}\n"
 
     def close(self) -> None:
         """Let the guardian go; it ends first what was added and not removed."""
-        if self._process is not None:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            self._process.wait()
-            self._process = None
+        if self.process is not None:
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+            self.process.wait()
+            self.process = None
 
     def _tell(self, text: str) -> None:
         if not self._write(text):
@@ -191,13 +191,13 @@ class Guardian:
 
     def _write(self, text: str) -> bool:
         """Whether there was one to hear it."""
-        if self._process is None:
+        if self.process is None:
             return False
-        assert self._process.stdin is not None
+        assert self.process.stdin is not None
         try:
-            self._process.stdin.write(text.encode())
+            self.process.stdin.write(text.encode())
         except BrokenPipeError:  # somebody killed it
-            self._process.wait()
+            self.process.wait()
             return False
         return True
 

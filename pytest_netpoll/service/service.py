@@ -522,8 +522,8 @@ class ServiceFactory:
         self.guardian = guardian.Guardian()
         self.say = say
         self._rootdir = rootdir.absolute()
-        self._on_spawn = on_spawn
-        self._on_exit = on_exit
+        self.on_spawn = on_spawn
+        self.on_exit = on_exit
         self._on_ready = on_ready
         self._taken = taken
         self._builder = Builder(cache_dir, say)
@@ -626,12 +626,12 @@ class ServiceFactory:
     def spawned(self, service: Service) -> Callable[[], None] | None:
         """What is to be called once it runs its program, if anything."""
         self.services.append(service)
-        return self._on_spawn(service) if self._on_spawn is not None else None
+        return self.on_spawn(service) if self.on_spawn is not None else None
 
     def stopped(self, service: Service) -> None:
         self.services.remove(service)
-        if self._on_exit is not None:
-            self._on_exit(service)
+        if self.on_exit is not None:
+            self.on_exit(service)
 
     def ready(self, service: Service) -> None:
         if self._on_ready is not None:

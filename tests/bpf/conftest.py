@@ -76,9 +76,9 @@ def factory(session_factory: ServiceFactory) -> Iterator[ServiceFactory]:
 def new_meter(factory: ServiceFactory) -> Iterator[Callable[..., Meter]]:
     """new_meter(max_fds=64): a meter with an agent of its own; no meter is told of services by itself."""
     with contextlib.ExitStack() as stack:
-        stack.callback(setattr, factory, "_on_spawn", factory._on_spawn)
-        stack.callback(setattr, factory, "_on_exit", factory._on_exit)
-        factory._on_spawn = factory._on_exit = None
+        stack.callback(setattr, factory, "on_spawn", factory.on_spawn)
+        stack.callback(setattr, factory, "on_exit", factory.on_exit)
+        factory.on_spawn = factory.on_exit = None
 
         def new_meter(**options: object) -> Meter:
             meter = Meter(dataclasses.replace(Config.default(), **options), Symbolizer(SERVICES))

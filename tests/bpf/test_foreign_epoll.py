@@ -196,7 +196,7 @@ def test_an_unknown_layout_is_unmeasured_with_the_go_version_and_what_was_seen(
 ):
     meter = new_meter()
     if watched == "from its start":
-        factory._on_spawn = meter.watch
+        factory.on_spawn = meter.watch
     service = launch("echo", go=str(go_toolchain.go))
     connection = connect(service.address)
     if watched == "later":

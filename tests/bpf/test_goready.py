@@ -221,8 +221,8 @@ def test_what_cannot_be_counted_is_unmeasured_only_with_on(
     meter_with, factory, built, connect, spaced_pings, tmp_path, monkeypatch, goready
 ):
     # A program that is deleted while it runs cannot be read any more; nobody looks before.
-    monkeypatch.setattr(factory, "_on_spawn", None)
-    monkeypatch.setattr(factory, "_on_exit", None)
+    monkeypatch.setattr(factory, "on_spawn", None)
+    monkeypatch.setattr(factory, "on_exit", None)
     program = shutil.copy(built("ready"), tmp_path / "deleted")
     server = factory(command=[str(program), "-n", str(WOKEN), "-addr", "127.0.0.1:{port}"])
     program.unlink()
@@ -313,3 +313,18 @@ def test_the_runtimes_own_ready_calls_are_separated(launch, commands, meter, new
     assert command(n) == "done"
     [m] = meter.close(window, [service])
     assert m.runtime_ready_calls is None
+
+
+def test_an_otherwise_idle_service_that_collects_garbage_makes_no_ready_call_of_its_own(
+    launch, commands, meter, go_toolchain
+):
+    n = 50
+    service = launch("gc", "-alone", go=str(go_toolchain.go), env={"GOMAXPROCS": "2"})
+    command = commands(service)
+    window = meter.open(limited=["ready_calls"])
+    assert command(n) == "done"
+    [m] = meter.close(window, [service])
+    assert m.unmeasured is None
+    assert m.ready_calls >= n
+    own = [o for o in m.offenders if o.offence == "ready" and not o.runtime]
+    assert (m.ready_calls - m.runtime_ready_calls, own) == (0, [])

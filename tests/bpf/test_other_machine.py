@@ -12,10 +12,9 @@ from pytest_netpoll.meter import privilege
 LOAD = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import bcc
 from bpf import machine, program
 machine.current = lambda: "aarch64"
-loaded = program.Kernel(bcc, sys.argv[2], max_processes=4, max_fds=64)
+loaded = program.Kernel(sys.argv[2], max_processes=4, max_fds=64)
 print("signed" if loaded.signed else "unsigned", "addresses")
 """
 

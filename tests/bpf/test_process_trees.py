@@ -48,9 +48,9 @@ def meter_for():
         def meter_for(factory, **options):
             meter = Meter(dataclasses.replace(Config.default(), **options), Symbolizer(factory._rootdir))
             stack.callback(meter.stop)
-            stack.callback(setattr, factory, "_on_spawn", factory._on_spawn)
-            stack.callback(setattr, factory, "_on_exit", factory._on_exit)
-            factory._on_spawn, factory._on_exit = meter.watch, meter.unwatch
+            stack.callback(setattr, factory, "on_spawn", factory.on_spawn)
+            stack.callback(setattr, factory, "on_exit", factory.on_exit)
+            factory.on_spawn, factory.on_exit = meter.watch, meter.unwatch
             return meter
 
         yield meter_for
@@ -278,9 +278,9 @@ def test_a_process_refused_for_want_of_room_leaves_the_room_that_there_is(
 ):
     # Its children are there already when it is watched.
     meter = meter_for(factory, max_processes=4)
-    told, factory._on_spawn = factory._on_spawn, None
+    told, factory.on_spawn = factory.on_spawn, None
     server = launch("prefork", "-n", "4", go=str(newest_go.go))
-    factory._on_spawn = told
+    factory.on_spawn = told
     meter.watch(server)
     echo = launch("echo", go=str(newest_go.go))
     refused, m = meter.close(meter.open(), [server, echo])

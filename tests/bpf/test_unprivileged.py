@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import importlib.metadata
 import json
@@ -157,9 +158,28 @@ def make_venv(user: User) -> None:
         pytest.skip(f"the tests' packages do not work with {python}: {tried.stderr}")
 
 
+@pytest.fixture(scope="module")
+def filled():
+    """What install-agent does to fill the cache, with these tests' sizes; it compiles once."""
+    fill_cache, caches = install_agent.fill_cache, []
+    with tempfile.TemporaryDirectory() as scratch:
+        kept = Path(scratch) / "cache"
+
+        def fill(prefix, python, config):
+            if not kept.exists():
+                caches.append(fill_cache(prefix, python, config))
+                fill_cache(prefix, python, dataclasses.replace(config, max_processes=4, max_fds=64))
+                shutil.copytree(prefix / "cache", kept)
+            shutil.copytree(kept, prefix / "cache", dirs_exist_ok=True)
+            return caches[0]
+
+        yield fill
+
+
 @pytest.fixture
-def installed(user):
+def installed(user, filled, monkeypatch):
     """The directory of an agent that is installed for the user, with its line in sudoers."""
+    monkeypatch.setattr(install_agent, "fill_cache", filled)
     prefix = Path(f"/usr/local/lib/netpoll-test-{os.getpid()}")
     sudoers = Path(f"/etc/sudoers.d/netpoll-test-{os.getpid()}")
     try:
@@ -254,6 +274,7 @@ def test_a_killed_pytest_takes_the_agent_behind_sudo_with_it(user, installed):
 @needs_sudo
 def test_an_agent_behind_sudo_loads_nothing_for_a_pytest_that_was_killed_meanwhile(user, installed):
     write(user.home, MEASURED)
+    shutil.rmtree(installed / "cache")
     command = user.become(*user.pytest_command, f"--netpoll-agent={installed}")
     with subprocess.Popen(command, cwd=user.home, env=user.environment, stdout=subprocess.DEVNULL) as process:
         patiently(lambda: "libbcc" in seen_of_agents(installed, "maps"), step=0.005)
@@ -342,6 +363,42 @@ def test_an_installed_agent_that_others_can_change_is_used_by_nobody(user, insta
 
 
 @needs_sudo
+def test_the_installed_agent_reads_its_cache_and_never_writes_it(user, installed):
+    with running(user, installed) as ask:
+        assert (ask.ready["program"], ask.ready["not_cached"]) == ("cache", None)
+    entries = sorted((installed / "cache").iterdir())
+    for entry in entries:
+        assert (entry.stat().st_uid, entry.stat().st_mode & 0o777) == (0, 0o600)
+        entry.write_bytes(entry.read_bytes()[:-1])
+    damaged = [entry.read_bytes() for entry in entries]
+    with running(user, installed) as ask:
+        assert ask.ready["program"] == "compiled"
+        assert ask.ready["not_cached"] == {
+            "what": "what is kept is damaged, or of another format",
+            "fix": "sudo python -m pytest_netpoll install-agent",
+        }
+    assert [entry.read_bytes() for entry in sorted((installed / "cache").iterdir())] == damaged
+
+
+@needs_sudo
+def test_a_cache_that_is_not_roots_alone_is_not_read(user, installed):
+    (installed / "cache").chmod(0o777)
+    with running(user, installed) as ask:
+        assert ask.ready["program"] == "compiled"
+        why = ask.ready["not_cached"]["what"]
+        assert why == f"{installed}/cache can be written to by others than root (mode 777)"
+
+
+@needs_sudo
+@pytest.mark.parametrize("argument", ["--cache=/home", "--fill=4,64", "--unverified"])
+def test_sudo_lets_the_user_choose_no_cache_and_fill_none(user, installed, argument):
+    command = privilege.agent_command(privilege.SYSTEM_PYTHON, installed / "agent")
+    refused = user.run("sudo", "-n", "--", *command, argument)
+    assert refused.returncode == 1
+    assert "password is required" in refused.stderr
+
+
+@needs_sudo
 def test_where_the_disk_is_full_the_agent_that_was_installed_stays(installed, monkeypatch):
     def contents():
         return {path: path.read_bytes() for path in installed.rglob("*") if path.is_file()}
@@ -362,7 +419,7 @@ def test_where_the_disk_is_full_the_agent_that_was_installed_stays(installed, mo
     assert contents() == before
     install_agent.install(installed)
     assert privilege.is_usable(installed)
-    assert sorted(path.name for path in installed.iterdir()) == ["agent", "bpf"]
+    assert sorted(path.name for path in installed.iterdir()) == ["agent", "bpf", "cache"]
 
 
 @needs_sudo

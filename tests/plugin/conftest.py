@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ROOT / "tests" / "bpf" / "services"
+
+SCHEMA = json.loads((ROOT / "pytest_netpoll" / "report" / "schema" / "report.json").read_text())
 
 IMPORTS = "import pytest, os, signal, time\nnetpoll = pytest.mark.netpoll\n"
 
@@ -81,6 +85,9 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[
         assert "INTERNALERROR" not in text
         if "timeout" not in plugins:  # which shows where each thread is
             assert not re.search(r"pytest_netpoll/\S*\.py", text), "a traceback of ours"
+        for path in pytester.path.glob("*.json"):
+            if path.read_text().startswith(f'{{"schema": "{SCHEMA["properties"]["schema"]["const"]}"'):
+                jsonschema.validate(json.loads(path.read_text()), SCHEMA)
         return result
 
     return run

@@ -81,10 +81,10 @@ def test_waiting_is_said_on_a_line_of_its_own_and_progress_goes_on_after_it(on_t
 
 READY = {
     "protocol": agent_client.PROTOCOL,
-    **dict.fromkeys(("bcc", "python", "kernel", "machine"), ""),
+    **dict.fromkeys(("bcc", "python", "kernel", "machine", "program"), ""),
     "capabilities": [],
     **dict.fromkeys(("follows_children", "typed", "sees_sockets"), True),
-    "no_cpu_samples": None,
+    **dict.fromkeys(("no_cpu_samples", "not_cached")),
     **dict.fromkeys(("startup_seconds", "resident_bytes"), 1),
 }
 AGENT = """

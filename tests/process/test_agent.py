@@ -138,7 +138,8 @@ def test_it_ends_when_its_stdin_closes():
 
 
 def test_while_it_compiles_it_ends_with_its_stdin_too_and_loads_nothing():
-    with subprocess.Popen(command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as agent:
+    compiles = privilege.command(None, "auto", cache="off")
+    with subprocess.Popen(compiles, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as agent:
         assert agent.stdin is not None
         assert agent.stdout is not None
         agent.stdin.write(json.dumps({"id": 0, "do": "load", **SIZES}) + "\n")

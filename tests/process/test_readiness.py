@@ -137,7 +137,7 @@ def test_never_ready_tells_what_was_awaited_how_long_and_what_was_printed(
 
 def test_what_never_gets_ready_is_ended(go_service: ServiceFactory, nasty: Nasty) -> None:
     pids: list[int] = []
-    go_service._on_spawn = lambda service: pids.append(service.pid)
+    go_service.on_spawn = lambda service: pids.append(service.pid)
     with pytest.raises(ServiceError, match="not ready within"):
         go_service(command=nasty("sleep"), timeout=0.1)
     assert not psutil.pid_exists(pids[0])

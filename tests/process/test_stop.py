@@ -146,7 +146,7 @@ if sys.argv[1] == "crash":
 if sys.argv[1] == "fork" and os.fork() == 0:
     os.close(1)
     time.sleep(3600)
-print(server.pid, child, factory.guardian._process.pid, flush=True)
+print(server.pid, child, factory.guardian.process.pid, flush=True)
 if sys.argv[1] != "exit":
     time.sleep(3600)
 """
@@ -249,7 +249,7 @@ def test_an_interrupt_while_a_service_is_being_started_leaves_nothing(
         go_service(command=nasty("sleep"), ready=None)
     [process] = started
     assert process.wait(0) in (-signal.SIGTERM, -signal.SIGKILL)
-    assert go_service.guardian._leaders == {}
+    assert go_service.guardian.leaders == {}
 
 
 def test_what_started_just_before_pytest_was_killed_is_ended_by_the_guardian() -> None:
@@ -267,12 +267,12 @@ def test_a_service_without_a_mark_has_no_family_among_strangers() -> None:
 
 def test_a_guardian_that_was_killed_is_replaced(go_service: ServiceFactory, nasty: Nasty) -> None:
     go_service(command=nasty("sleep"), ready=None)
-    first = go_service.guardian._process
+    first = go_service.guardian.process
     assert first is not None
     first.kill()
     first.wait()
     go_service(command=nasty("sleep"), ready=None)
-    second = go_service.guardian._process
+    second = go_service.guardian.process
     assert second is not None
     assert second.pid != first.pid
     assert second.poll() is None
@@ -303,7 +303,7 @@ def test_a_service_is_ended_whose_guardian_was_killed_and_cannot_be_replaced(
     go_service: ServiceFactory, nasty: Nasty, monkeypatch: pytest.MonkeyPatch, ends: Ends
 ) -> None:
     first = go_service(command=nasty("sleep"), ready=None)
-    guardian = go_service.guardian._process
+    guardian = go_service.guardian.process
     assert guardian is not None
     command = nasty("sleep")
     stat, started = guard.stat, []
@@ -328,7 +328,7 @@ def test_the_guardian_ends_with_the_session_and_touches_nothing_that_was_stopped
     go_service: ServiceFactory, nasty: Nasty, ends: Ends
 ) -> None:
     go_service(command=nasty("sleep"), ready=None)
-    guardian = go_service.guardian._process
+    guardian = go_service.guardian.process
     assert guardian is not None
     begin = time.monotonic()
     go_service.stop_all()
@@ -339,7 +339,7 @@ def test_the_guardian_ends_with_the_session_and_touches_nothing_that_was_stopped
 def test_services_do_not_hold_the_guardians_pipe(go_service: ServiceFactory, nasty: Nasty) -> None:
     go_service(command=nasty("sleep"), ready=None)
     server = go_service(command=nasty("sleep"), ready=None)
-    process = go_service.guardian._process
+    process = go_service.guardian.process
     assert process is not None
     assert process.stdin is not None
     pipe = os.fstat(process.stdin.fileno()).st_ino

@@ -74,6 +74,7 @@ def test_no_share_is_more_than_all(counters):
         # The GC may begin wherever the program allocates.
         (["runtime.ready", "runtime.gcStart", "runtime.mallocgc", "main.work"], True),
         (["runtime.ready", "runtime.findRunnable", "runtime.schedule"], True),
+        (["runtime.ready", "runtime.schedule", "runtime.mcall"], True),
         # What a finalizer does, the program does.
         (["runtime.ready", "runtime.goready", "runtime.send", "main.finalize", "runtime.runfinq"], False),
         (["runtime.ready", "runtime.goready", "runtime.chansend", "main.work"], False),

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
 import sys
+from collections.abc import Iterable, Sequence
+from importlib.machinery import PathFinder
 from typing import Any
 
 from protocol import Unable
+
+_LIBRARY = re.compile(r"/.*/lib(bcc|clang|LLVM)[^/]*$")
 
 
 def load() -> Any:
@@ -33,6 +39,36 @@ def about() -> dict[str, str]:
     """Which BCC there is; needs no privileges. Raises Unable."""
     bcc = load()
     return {"bcc": bcc.__version__, "bcc_file": bcc.__file__, "python": platform.python_version()}
+
+
+def files(bcc: Any) -> list[tuple[str, int, int]]:
+    """(path, size, mtime in ns) of what the loaded module consists of, with its libraries and LLVM's."""
+    package = os.path.dirname(bcc.__file__)
+    paths = {os.path.join(package, name) for name in os.listdir(package) if name.endswith(".py")}
+    with open("/proc/self/maps") as f:
+        mapped = (line.split(None, 5)[-1].strip() for line in f)
+        paths |= {path for path in mapped if _LIBRARY.match(path)}
+    return [_identity(path) for path in sorted(paths)]
+
+
+def changed(files: Iterable[Sequence[Any]]) -> str | None:
+    """What is there of BCC that is not as in `files` any more; None where all of it is."""
+    spec = PathFinder.find_spec("bcc")
+    origin = None if spec is None else spec.origin
+    if origin not in [path for path, *_ in files]:
+        return origin or "BCC"
+    for path, *rest in files:
+        try:
+            if list(_identity(path)[1:]) != rest:
+                return str(path)
+        except OSError:
+            return str(path)
+    return None
+
+
+def _identity(path: str) -> tuple[str, int, int]:
+    status = os.stat(path)
+    return path, status.st_size, status.st_mtime_ns
 
 
 def install_command() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 WORDS = struct.Struct("=III")  # how a type begins, and each member of a struct or union
 STRUCT, UNION, TYPEDEF = 4, 5, 8
@@ -43,20 +43,8 @@ class Types:
         """Its number, or None."""
         return self._number(TYPEDEF, name)
 
-    def offsets(self, members: Mapping[str, tuple[str, str]]) -> dict[str, int] | None:
-        """{what: byte offset} of {what: (struct, member)}, or None when not all are there.
-
-        Members of nameless inner structs count as the outer one's.
-        """
-        found = {}
-        for what, pair in members.items():
-            offset = self._offset(*pair)
-            if offset is None:
-                return None
-            found[what] = offset
-        return found
-
-    def _offset(self, struct_name: str, member: str) -> int | None:
+    def offset(self, struct_name: str, member: str) -> int | None:
+        """Bytes, or None."""
         number = self._number(STRUCT, struct_name)
         wanted = self._name(member)
         return None if number is None or wanted is None else self._inside(number, wanted)
@@ -94,6 +82,44 @@ def kernels(path: str = "/sys/kernel/btf/vmlinux") -> Types:
             return Types(f.read())
     except (OSError, ValueError):
         return Types(_NOTHING)
+
+
+class Answers:
+    """What the running kernel's Types tell, which are read only for what isn't known by now: they are large.
+
+    known: question -> answer, of such a kernel; what else is asked is added.
+    """
+
+    def __init__(self, known: Mapping[str, int | None] | None = None) -> None:
+        self.known = dict(known or {})
+        self._types: Types | None = None
+
+    def typedef(self, name: str) -> int | None:
+        """As of Types."""
+        return self._answer(name, lambda types: types.typedef(name))
+
+    def offsets(self, members: Mapping[str, tuple[str, str]]) -> dict[str, int] | None:
+        """{what: byte offset} of {what: (struct, member)}, or None when not all are there.
+
+        Members of nameless inner structs count as the outer one's.
+        """
+        found = {}
+        for what, (name, member) in members.items():
+            offset = self._offset(name, member)
+            if offset is None:
+                return None
+            found[what] = offset
+        return found
+
+    def _offset(self, name: str, member: str) -> int | None:
+        return self._answer(f"{name}.{member}", lambda types: types.offset(name, member))
+
+    def _answer(self, question: str, ask: Callable[[Types], int | None]) -> int | None:
+        if question not in self.known:
+            if self._types is None:
+                self._types = kernels()
+            self.known[question] = ask(self._types)
+        return self.known[question]
 
 
 # What the C calls them -> where they are. Each group is of use only as a whole.

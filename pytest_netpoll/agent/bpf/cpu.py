@@ -8,9 +8,9 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from bpf import syscall
+from bpf import cpus, syscall
 
 FREQUENCY = 499  # Hz: not in time with anything that happens every millisecond
 
@@ -23,7 +23,6 @@ _FD_CLOEXEC = 8
 _IOC_ENABLE, _IOC_DISABLE = 0x2400, 0x2401
 _IOC_SET_BPF = 0x40042408
 _PARANOID = "/proc/sys/kernel/perf_event_paranoid"
-_ONLINE = "/sys/devices/system/cpu/online"
 
 
 class Sampler:
@@ -36,12 +35,12 @@ class Sampler:
         self._enabled = False
         try:
             program = load()
-            for cpu in _online():
+            for cpu in cpus.online():
                 self._events.append(_open(cpu, program))
         except PermissionError as error:
             self._close()
             self.why_not = _not_permitted(error)
-        except Exception as error:  # BCC raises bare Exception
+        except (OSError, ValueError) as error:
             self._close()
             what = f"this kernel refuses perf events of its CPUs' clocks: {error}"
             self.why_not = {"what": what, "fix": None}
@@ -68,14 +67,6 @@ def _open(cpu: int, program: int) -> int:
         os.close(fd)
         raise
     return fd
-
-
-def _online() -> Iterator[int]:
-    """The numbers of the CPUs, of "0-3,5"."""
-    with open(_ONLINE) as f:
-        for part in f.read().strip().split(","):
-            first, _, last = part.partition("-")
-            yield from range(int(first), int(last or first) + 1)
 
 
 def _not_permitted(error: OSError) -> dict[str, str | None]:

@@ -1,18 +1,19 @@
-"""The BPF program in the kernel: compile, load, attach; typed access to its maps."""
+"""The BPF program in the kernel: compiled or from the cache, loaded, attached; typed access to its maps."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import os
 import resource
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import constants
-from bpf import atomics, btf, cpu, layouts, machine, tracing, uprobe
+from bpf import atomics, binding, btf, cache, compiler, cpu, image, layouts, machine, tracing, uprobe
 from constants import SLOT_BITS, STACKS
 from processes import namespaces
 from security import privileges
@@ -36,6 +37,7 @@ SOURCES = (
     "goready.c",
     "cpu.c",
 )
+_PARTS = (".c", ".h", ".py")
 AT_SYS_EXIT, DRAIN = b"syscall_returned", b"drain_events"
 UPROBES = (b"ready_called", b"deadline_woke")
 
@@ -53,15 +55,23 @@ class LoadFailed(Exception):
 
 
 class Kernel:
-    """Everything is attached on return. Raises LoadFailed.
+    """Everything is attached on return. Raises LoadFailed, and Unable where there is no BCC that it needs.
 
-    bcc: the imported module. What of it has no types is Any: BPF objects, tables, and what is read from them.
+    What has no types is Any: BCC's module, and what is read from maps.
     sources: the directory that holds SOURCES, their headers and stub/.
     served: the uid of the user whose processes alone are watched; None for root, who may have any.
+    kept: where what was compiled is kept, None for nowhere.
+    compiled: whether it was, and does not come from the cache. not_kept: why that was of no use; not_filled:
+    why it is not there by now.
     """
 
     def __init__(
-        self, bcc: Any, sources: str, max_processes: int, max_fds: int, served: int | None = None
+        self,
+        sources: str,
+        max_processes: int,
+        max_fds: int,
+        served: int | None = None,
+        kept: cache.Cache | None = None,
     ) -> None:
         name = machine.current()
         if name not in machine.NUMBERS:
@@ -71,20 +81,23 @@ class Kernel:
             )
         if max_processes >= 1 << SLOT_BITS:
             raise LoadFailed(f"{max_processes} processes are more than {(1 << SLOT_BITS) - 1}")
-        self._bcc = bcc
         self.signed = name == "x86_64"
         self.max_processes = max_processes
         self.max_fds = max_fds
-        types = btf.kernels()
-        tasks, files = types.offsets(btf.TASK_MEMBERS), types.offsets(btf.FILE_MEMBERS)
-        self.follows_children = tasks is not None
-        self.typed = False  # whether sys_exit's arguments are
-        self._translator: namespaces.Translator | None = None
         # Before 5.11 maps are charged to this limit, and the default is far too small.
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        os.environ["BCC_KERNEL_SOURCE"] = os.path.join(sources, "stub")
-        flags = ["-I" + sources, f"-DMAX_PROCESSES={max_processes}", f"-DMAX_FDS={max_fds}"]
+        self.compiled, self.typed = True, False
+        self.bcc = self.not_kept = self.not_filled = ""
+        key, entry = "", None
+        if kept is not None:
+            key = cache.key(_parts(sources), name, max_processes, max_fds, served is not None)
+            entry = self._recall(kept, key)
+        types = btf.Answers(entry.answers if entry is not None else None)
+        tasks, files = types.offsets(btf.TASK_MEMBERS), types.offsets(btf.FILE_MEMBERS)
+        self.follows_children = tasks is not None
+        self._translator: namespaces.Translator | None = None
+        flags = [f"-DMAX_PROCESSES={max_processes}", f"-DMAX_FDS={max_fds}"]
         flags += machine.DEFINES[name]
         flags += _defines({**constants.MACROS, **machine.MACROS, "LAYOUTS": len(layouts.LAYOUTS)})
         if atomics.can_exchange():
@@ -94,16 +107,24 @@ class Kernel:
         self.sees_sockets = bool(files and sockets and registered)
         flags += _defines({**(tasks or {}), **(files or {}), **(sockets or {}), **(registered or {})})
         if served is not None:
-            flags += self._restriction(served, types.offsets(btf.CREDENTIAL_MEMBERS))
+            flags += self._restriction(types.offsets(btf.CREDENTIAL_MEMBERS))
         if not namespaces.in_initial_pids():
             flags += self._translation(types.offsets(btf.PID_MEMBERS))
-        self._load(sources, flags, types.typedef("btf_trace_sys_exit"))
-        self.cpu = cpu.Sampler(lambda: self.bpf.load_func(b"cpu_sampled", bcc.BPF.PERF_EVENT).fd)
-        table = self.bpf.get_table
+        tracepoint = types.typedef("btf_trace_sys_exit")
+        # Those that are preferred come first.
+        variants = [flags]
+        if entry is None or not self._load_kept(entry, variants, tracepoint, served):
+            entry = self._compile(sources, variants, tracepoint, served, types)
+            if kept is not None:
+                self._keep(kept, key, entry)
+        self.bcc = entry.bcc
+        self.cpu = cpu.Sampler(lambda: self.image.load(b"cpu_sampled", tracing.PERF_EVENT))
+        table = self.image.table
         self.watched = table(b"watched")
         self.targets = table(b"targets")
         self.pollers = table(b"pollers")
-        self.epochs = table(b"epochs")
+        self._settings = table(b"settings")
+        self._current = self._settings.Leaf()
         self._kept_epochs = table(b"kept_epochs")
         self.counts = table(b"counts")
         self.latencies = table(b"latencies")
@@ -113,74 +134,117 @@ class Kernel:
         self.offenders = table(b"offenders")
         self.switches = table(b"switches")
         self.free_slots = table(b"free_slots")
-        self._keeping = table(b"keeping")
         self._ready_sampling = table(b"ready_sampling")
         self._io_sampling = table(b"io_sampling")
         self._fill(table(b"roles"), table(b"layouts"), name)
         if not namespaces.in_initial_pids():
-            self._translator = namespaces.Translator(self.bpf)
+            self._translator = namespaces.Translator(table)
 
-    def _load(self, sources: str, flags: list[str], tracepoint: int | None) -> None:
-        """Attaches everything at once: it does nothing while nobody is watched.
+    def _recall(self, kept: cache.Cache, key: str) -> cache.Entry | None:
+        try:
+            entry = kept.recall(key)
+        except cache.Unusable as error:
+            self.not_kept = str(error)
+            return None
+        changed = binding.changed(entry.files)
+        if changed is not None:
+            self.not_kept = f"{changed} is not the one that it was compiled with"
+            return None
+        return entry
 
-        tracepoint: the number of sys_exit's type, None where the kernel has none.
+    def _load_kept(
+        self, entry: cache.Entry, variants: list[list[str]], tracepoint: int | None, served: int | None
+    ) -> bool:
+        if list(entry.flags) not in variants:
+            self.not_kept = "it was compiled for other sizes, or another kernel"
+            return False
+        try:
+            self._load(entry.compiled, tracepoint if entry.typed else None, served)
+        except (OSError, KeyError, ValueError) as error:
+            self.not_kept = f"the kernel does not take what is kept: {error}"
+            return False
+        self.compiled = False
+        return True
+
+    def _keep(self, kept: cache.Cache, key: str, entry: cache.Entry) -> None:
+        try:
+            kept.keep(key, entry)
+        except cache.Unusable as error:
+            self.not_filled = str(error)
+
+    def _compile(
+        self,
+        sources: str,
+        variants: list[list[str]],
+        tracepoint: int | None,
+        served: int | None,
+        types: btf.Answers,
+    ) -> cache.Entry:
+        """Loads the first of the variants that can be, and with types where it can be. Raises LoadFailed.
+
+        Kernels and BCCs differ in what they take.
         """
+        bcc = binding.load()
+        os.environ["BCC_KERNEL_SOURCE"] = os.path.join(sources, "stub")
         text = b""
         for source in SOURCES:
             with open(os.path.join(sources, source), "rb") as f:
                 text += f.read()
-        cwd = os.getcwd()
-        try:
-            if tracepoint is not None:
-                # Kernels and BCCs differ in what they take; then it is done as it always could be.
-                with contextlib.suppress(Exception):
-                    self._load_typed(text, flags, tracepoint)
-                    return
-            self._load_untyped(text, flags)
-        except Exception as error:  # BCC raises bare Exception
-            raise LoadFailed(str(error)) from error
-        finally:
-            os.chdir(cwd)
+        failed: Exception | None = None
+        for flags in variants:
+            for point in (tracepoint, None) if tracepoint is not None else (None,):
+                given = ["-I" + sources, *flags, *([] if point is None else ["-DTYPED_ARGS"])]
+                try:
+                    compiled = compiler.compile(bcc, text, given)
+                    self._load(compiled, point, served)
+                except Exception as error:  # BCC raises bare Exception
+                    failed = error
+                else:
+                    files = binding.files(bcc)
+                    return cache.Entry(
+                        flags, types.known, point is not None, bcc.__version__, files, compiled
+                    )
+        raise LoadFailed(str(failed)) from failed
 
-    def _load_typed(self, text: bytes, flags: list[str], tracepoint: int) -> None:
-        self.bpf = self._bcc.BPF(text=text, cflags=[*flags, "-DTYPED_ARGS"])
+    def _load(self, compiled: compiler.Compiled, tracepoint: int | None, served: int | None) -> None:
+        """Attaches everything at once: it does nothing while nobody is watched. Raises OSError, ValueError.
+
+        tracepoint: the number of sys_exit's type, None where the program is not to have it.
+        """
+        loaded = image.Image(compiled)
         with contextlib.ExitStack() as undo:
-            undo.callback(self.bpf.cleanup)
-            self._load_uprobes()
-            programs: list[int] = []
-            for name in (AT_SYS_EXIT, DRAIN):
-                programs.append(tracing.load(name, self.bpf.dump_func(name), tracepoint))
-                # Each keeps all the maps in the kernel, beside those that are made next.
-                undo.callback(os.close, programs[-1])
-            entry, drain = programs
-            self._continue_with(drain)
-            self._link = tracing.attach(entry)
+            undo.callback(loaded.close)
+            if served is not None:
+                loaded.table(b"served_uid")[ctypes.c_int(0)] = ctypes.c_uint32(served)
+            # Now, while we may: they are attached only when a program is known.
+            for function in UPROBES:
+                loaded.load(function, tracing.KPROBE)
+            entry, drain = loaded.load_together(
+                *(
+                    functools.partial(loaded.load, name, tracing.RAW_TRACEPOINT)
+                    if tracepoint is None
+                    else functools.partial(loaded.load_typed, name, tracepoint)
+                    for name in (AT_SYS_EXIT, DRAIN)
+                )
+            )
+            loaded.table(b"continuations")[ctypes.c_int(0)] = ctypes.c_uint32(drain)
+            loaded.attach_named()
+            if tracepoint is None:
+                loaded.attach(AT_SYS_EXIT, b"sys_exit")
+            else:
+                loaded.attach_typed(entry)
             undo.pop_all()
-        self.typed = True
-
-    def _load_untyped(self, text: bytes, flags: list[str]) -> None:
-        self.bpf = self._bcc.BPF(text=text, cflags=flags)
-        self._load_uprobes()
-        self._continue_with(self.bpf.load_func(DRAIN, self._bcc.BPF.RAW_TRACEPOINT).fd)
-        self.bpf.attach_raw_tracepoint(tp=b"sys_exit", fn_name=AT_SYS_EXIT)
-
-    def _continue_with(self, program: int) -> None:
-        self.bpf.get_table(b"continuations")[ctypes.c_int(0)] = ctypes.c_int(program)
-
-    def _load_uprobes(self) -> None:
-        # Now, while we may: they are attached only when a program is known.
-        for function in UPROBES:
-            self.bpf.load_func(function, self._bcc.BPF.KPROBE)
+        self.image, self.typed = loaded, tracepoint is not None
 
     @staticmethod
-    def _restriction(served: int, offsets: Mapping[str, int] | None) -> list[str]:
+    def _restriction(offsets: Mapping[str, int] | None) -> list[str]:
         if offsets is None:
             raise LoadFailed(
                 "this kernel has no BTF, and without it the agent cannot tell at an exec whether the program "
                 "has more rights than its user",
                 "run pytest as root",
             )
-        return [*_defines(offsets), f"-DSERVED_UID={served}U"]
+        return _defines(offsets)
 
     @staticmethod
     def _translation(offsets: Mapping[str, int] | None) -> list[str]:
@@ -216,7 +280,7 @@ class Kernel:
         """Whether this process may use the maps."""
         try:
             self.home(0)
-        except KeyError:
+        except OSError:
             return False
         return True
 
@@ -227,19 +291,20 @@ class Kernel:
         self._kept_epochs[ctypes.c_int(0)] = leaf
 
     def set_epoch(self, epoch: int) -> None:
-        self.epochs[ctypes.c_int(0)] = ctypes.c_uint32(epoch)
+        self._current.epoch = epoch
+        self._settings[ctypes.c_int(0)] = self._current
 
     def keep(self, culprits: bool, unclaimed: bool, futile_calls: bool, io_calls: bool) -> None:
         """What is recorded: who was woken for nothing or latest; on which descriptors events found nobody;
         who made futile I/O calls, or any.
         """
-        flags = (
+        self._current.keeping = (
             culprits * constants.KEEP_CULPRITS
             | unclaimed * constants.KEEP_UNCLAIMED
             | futile_calls * constants.KEEP_FUTILE_CALLS
             | io_calls * constants.KEEP_IO_CALLS
         )
-        self._keeping[ctypes.c_int(0)] = ctypes.c_uint32(flags)
+        self._settings[ctypes.c_int(0)] = self._current
 
     def forget_culprits(self) -> None:
         self.offenders.clear()
@@ -256,9 +321,8 @@ class Kernel:
             self._free_stacks(lambda number: number not in still_wanted)
 
     def _free_stacks(self, unwanted: Callable[[int], bool]) -> None:
-        # One by one: what BCC calls clear() does nothing to them.
         for i, table in enumerate(self._stacks):
-            for place in [key.value for key in table.keys()]:  # noqa: SIM118 - a table of BCC's
+            for place in [key.value for key in table.keys()]:  # noqa: SIM118 - no dict
                 if unwanted(i * STACKS + place):
                     with contextlib.suppress(KeyError):
                         del table[ctypes.c_int(place)]
@@ -269,7 +333,6 @@ class Kernel:
         if table not in range(len(self._stacks)):
             return []
         try:
-            # At once: BCC's walk() asks the kernel for the whole stack again for every frame.
             return list(itertools.takewhile(bool, self._stacks[table][ctypes.c_int(place)].ip))
         except KeyError:
             return []
@@ -288,13 +351,13 @@ class Kernel:
         Returns the file descriptor that keeps it attached. Raises LoadFailed.
         """
         try:
-            program = self.bpf.load_func(function, self._bcc.BPF.KPROBE)
+            program = self.image.load(function, tracing.KPROBE)
             with privileges.raised("SYS_ADMIN"):
-                return uprobe.attach(path, offset, program.fd, pid)
+                return uprobe.attach(path, offset, program, pid)
         except PermissionError as error:
             fix = "run pytest as root, or give it CAP_SYS_ADMIN (docker run --cap-add SYS_ADMIN)"
             raise LoadFailed(str(error), fix) from error
-        except Exception as error:  # BCC raises bare Exception
+        except (OSError, ValueError) as error:
             raise LoadFailed(str(error)) from error
 
     def take_slot(self) -> int | None:
@@ -365,6 +428,16 @@ class Kernel:
     def set_poller(self, poller: structs.Poller) -> None:
         """Of use only while the process has this owner, that is, until it execs."""
         self.pollers[_slot(poller)] = poller
+
+
+def _parts(sources: str) -> Iterator[str]:
+    """The files that what is compiled depends on: the C, and what of the agent asks the kernel and loads."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    yield constants.__file__
+    for top in (here, sources):
+        for directory, below, files in os.walk(top):
+            below[:] = sorted(name for name in below if name != "__pycache__")
+            yield from (os.path.join(directory, name) for name in sorted(files) if name.endswith(_PARTS))
 
 
 def _defines(numbers: Mapping[str, int]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import platform
 from collections.abc import Mapping
@@ -16,9 +17,21 @@ def call(numbers: Mapping[str, int], *arguments: object) -> int:
 
     numbers: machine -> the call's number there, of the kernel's tables.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    result: int = libc.syscall(numbers[platform.machine()], *arguments)
+    result: int = _libc().syscall(numbers[_machine()], *arguments)
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return result
+
+
+def bpf(command: int, attr: bytes | ctypes.Array[ctypes.c_uint32]) -> int:
+    """bpf(2). attr: of its union. Raises OSError."""
+    return call(BPF, command, attr, len(attr))
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+_machine = functools.cache(platform.machine)

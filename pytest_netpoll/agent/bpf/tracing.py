@@ -1,14 +1,16 @@
-"""Loads BPF programs for a raw tracepoint whose arguments have types (tp_btf), and attaches them.
+"""Loads BPF programs by the kernel's own syscall, and attaches them to tracepoints.
 
-By the kernel's own syscall, for BCC has no such programs. What an argument points to is read there without a
-call, which else is most of what a watched syscall costs.
+BCC doesn't know those with types (tp_btf). What their arguments point to is read without a call, which is
+most of what a watched syscall costs otherwise.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import struct
+import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -21,7 +23,9 @@ _PROG_GET_FD_BY_ID = 13
 _OBJ_GET_INFO_BY_FD = 15
 _RAW_TRACEPOINT_OPEN = 17
 _PROG_TYPE_SOCKET_FILTER = 1
-_PROG_TYPE_RAW_TRACEPOINT = 17
+KPROBE = 2
+PERF_EVENT = 7
+RAW_TRACEPOINT = 17
 _PROG_TYPE_TRACING = 26
 _TRACE_RAW_TP = 23
 # union bpf_attr: of a load up to attach_btf_id, of an attachment the whole.
@@ -31,6 +35,8 @@ _INFO = struct.Struct("=II8x24xQIIQ16s")  # struct bpf_prog_info, up to the name
 _INFO_BY_FD = struct.Struct("=IIQ")
 _COMPILED_SIZE = slice(16, 20)  # in struct bpf_prog_info
 _NOTHING = struct.pack("<QQ", 0xB7, 0x95)  # r0 = 0; return
+_LOG = 1 << 24  # bytes: before Linux 5.2 the kernel takes no more
+_LOG_TOLD = 64 << 10
 
 LICENSE = b"Dual MIT/GPL"
 
@@ -43,11 +49,23 @@ class Program(NamedTuple):
     name: bytes
 
 
-def load(name: bytes, code: bytes, tracepoint: int) -> int:
-    """The file descriptor of the loaded program. Raises OSError.
+def load(kind: int, name: bytes, code: bytes) -> int:
+    """The file descriptor of the loaded program. Raises OSError, and prints why the verifier refuses it.
 
-    code: its instructions. tracepoint: the number of its typedef, btf_trace_NAME.
+    kind: of enum bpf_prog_type. code: its instructions.
     """
+    try:
+        return _load(kind, name, code)
+    except OSError:
+        log = ctypes.create_string_buffer(_LOG)
+        with contextlib.suppress(OSError):
+            return _load(kind, name, code, log=log)
+        print(log.value[-_LOG_TOLD:].decode(errors="replace"), file=sys.stderr)
+        raise
+
+
+def load_typed(name: bytes, code: bytes, tracepoint: int) -> int:
+    """The same, for a tracepoint with types; says nothing of why. tracepoint: its typedef's number."""
     return _load(_PROG_TYPE_TRACING, name, code, _TRACE_RAW_TP, tracepoint)
 
 
@@ -55,9 +73,9 @@ def works(name: bytes, code: bytes) -> bool:
     """Whether the kernel takes the program, for a raw tracepoint, and compiles it to machine code."""
     info = ctypes.create_string_buffer(128)
     try:
-        program = _load(_PROG_TYPE_RAW_TRACEPOINT, name, code, 0, 0)
+        program = _load(RAW_TRACEPOINT, name, code)
         try:
-            _bpf(_OBJ_GET_INFO_BY_FD, _INFO_BY_FD.pack(program, len(info), ctypes.addressof(info)))
+            syscall.bpf(_OBJ_GET_INFO_BY_FD, _INFO_BY_FD.pack(program, len(info), ctypes.addressof(info)))
         finally:
             os.close(program)
     except OSError:
@@ -67,10 +85,17 @@ def works(name: bytes, code: bytes) -> bool:
 
 def load_nothing(name: bytes) -> int:
     """The file descriptor of a program that is there and does nothing. Raises OSError."""
-    return _load(_PROG_TYPE_SOCKET_FILTER, name, _NOTHING, 0, 0)
+    return _load(_PROG_TYPE_SOCKET_FILTER, name, _NOTHING)
 
 
-def _load(kind: int, name: bytes, code: bytes, attach_type: int, tracepoint: int) -> int:
+def _load(
+    kind: int,
+    name: bytes,
+    code: bytes,
+    attach_type: int = 0,
+    tracepoint: int = 0,
+    log: ctypes.Array[ctypes.c_char] | None = None,
+) -> int:
     text = ctypes.create_string_buffer(code, len(code))
     licence = ctypes.create_string_buffer(LICENSE)
     attr = _LOAD.pack(
@@ -78,19 +103,26 @@ def _load(kind: int, name: bytes, code: bytes, attach_type: int, tracepoint: int
         len(code) // 8,
         ctypes.addressof(text),
         ctypes.addressof(licence),
-        *(0, 0, 0, 0, 0),  # no log, no version of the kernel, no flags
+        *((0, 0, 0) if log is None else (1, len(log), ctypes.addressof(log))),
+        *(0, 0),  # no version of the kernel, no flags
         name[:15],
         0,
         attach_type,
         *(0, 0, 0, 0, 0, 0, 0),  # no BTF of its own
         tracepoint,
     )
-    return _bpf(_PROG_LOAD, attr)
+    return syscall.bpf(_PROG_LOAD, attr)
 
 
 def attach(program: int) -> int:
-    """The file descriptor that keeps it attached. Raises OSError."""
-    return _bpf(_RAW_TRACEPOINT_OPEN, _OPEN.pack(0, program, 0))
+    """The file descriptor that keeps one with types attached. Raises OSError."""
+    return syscall.bpf(_RAW_TRACEPOINT_OPEN, _OPEN.pack(0, program, 0))
+
+
+def attach_to(tracepoint: bytes, program: int) -> int:
+    """The file descriptor that keeps it attached to the tracepoint of that name. Raises OSError."""
+    name = ctypes.create_string_buffer(tracepoint)
+    return syscall.bpf(_RAW_TRACEPOINT_OPEN, _OPEN.pack(ctypes.addressof(name), program, 0))
 
 
 def numbers() -> Iterator[int]:
@@ -98,7 +130,7 @@ def numbers() -> Iterator[int]:
     attr = (ctypes.c_uint32 * 3)()
     while True:
         try:
-            _bpf(_PROG_GET_NEXT_ID, attr)
+            syscall.bpf(_PROG_GET_NEXT_ID, attr)
         except FileNotFoundError:
             return
         yield attr[1]
@@ -107,16 +139,12 @@ def numbers() -> Iterator[int]:
 
 def open_number(number: int) -> int:
     """The program's file descriptor. Raises OSError."""
-    return _bpf(_PROG_GET_FD_BY_ID, (ctypes.c_uint32 * 3)(number))
+    return syscall.bpf(_PROG_GET_FD_BY_ID, (ctypes.c_uint32 * 3)(number))
 
 
 def describe(program: int) -> Program:
     """The Program behind the file descriptor. Raises OSError."""
     info = ctypes.create_string_buffer(_INFO.size)
-    _bpf(_OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", program, _INFO.size, ctypes.addressof(info)))
+    syscall.bpf(_OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", program, _INFO.size, ctypes.addressof(info)))
     _, number, _, uid, _, _, name = _INFO.unpack(info.raw)
     return Program(number, uid, name)
-
-
-def _bpf(command: int, attr: bytes | ctypes.Array[ctypes.c_uint32]) -> int:
-    return syscall.call(syscall.BPF, command, attr, len(attr))

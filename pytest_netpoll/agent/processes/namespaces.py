@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 INITIAL_PIDS = 0xEFFFFFFC  # the kernel's PROC_PID_INIT_INO: the same since 3.8
@@ -52,20 +52,21 @@ def defines(offsets: Mapping[str, int]) -> list[str]:
     """What the C needs in order to translate for us. offsets: of btf.PID_MEMBERS."""
     here = os.stat("/proc/self/ns/pid")
     flags = [f"-D{name}={offset}" for name, offset in sorted(offsets.items())]
-    flags += [f"-DPID_NAMESPACE_DEVICE={here.st_dev}", f"-DPID_NAMESPACE_INODE={here.st_ino}U"]
-    return [*flags, f"-DAGENT_PID={os.getpid()}"]
+    return [*flags, f"-DPID_NAMESPACE_DEVICE={here.st_dev}", f"-DPID_NAMESPACE_INODE={here.st_ino}U"]
 
 
 class Translator:
     """Asks the kernel for the number that a process has in the initial pid namespace.
 
-    bpf: bcc.BPF.
+    table: gives the program's map of a name.
     """
 
-    def __init__(self, bpf: Any) -> None:
-        self._asked = bpf.get_table(b"asked")
+    def __init__(self, table: Callable[[bytes], Any]) -> None:
+        self._asked, agent = table(b"asked"), table(b"agent")
+        # Whose questions it answers; the level is needed once somebody is watched.
+        agent[ctypes.c_int(0)] = agent.Leaf(tgid=os.getpid())
         self._ask(os.getpid())
-        bpf.get_table(b"agent_level")[ctypes.c_int(0)] = ctypes.c_uint32(self._answer().level)
+        agent[ctypes.c_int(0)] = agent.Leaf(tgid=os.getpid(), level=self._answer().level)
 
     def tgid(self, pid: int) -> int:
         """0 where there is no such process."""

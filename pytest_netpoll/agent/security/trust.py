@@ -1,6 +1,6 @@
 """Whether files are root's alone: what sudo starts for a user must not be the user's to change.
 
-The agent asks this of itself, and pytest of the agent before it starts it.
+The agent asks this of itself and of its cache, and pytest of the agent before it starts it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ def distrust(path: str) -> str | None:
     return distrust_place(path) or _distrust_content(path)
 
 
-def distrust_place(path: str) -> str | None:
-    """The same of the file or the directory and of all above it, whatever it holds."""
+def distrust_place(path: str, uid: int = 0) -> str | None:
+    """The same of the file or the directory and of all above it, whatever it holds.
+
+    uid: who may own any of it, besides root.
+    """
     path = os.path.abspath(path)
     above = [path]
     while above[0] != "/":
         above.insert(0, os.path.dirname(above[0]))
     for name in above:
-        reason = _distrust_one(name)
+        reason = _distrust_one(name, uid)
         if reason is not None:
             return reason
     return None
@@ -39,16 +42,17 @@ def _distrust_content(path: str) -> str | None:
     return None
 
 
-def _distrust_one(path: str) -> str | None:
+def _distrust_one(path: str, uid: int = 0) -> str | None:
     try:
         status = os.lstat(path)
     except OSError as error:
         return f"{path}: {error.strerror}"
     if stat.S_ISLNK(status.st_mode):
         return f"{path} is a symbolic link"
-    if status.st_uid != 0:
+    if status.st_uid not in (0, uid):
         return f"{path} belongs to user {status.st_uid}, not to root"
     # With an access control list, the group's bits are the most that it grants to anybody.
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return f"{path} can be written to by others than root (mode {stat.S_IMODE(status.st_mode):o})"
+        who = "its owner" if uid else "root"
+        return f"{path} can be written to by others than {who} (mode {stat.S_IMODE(status.st_mode):o})"
     return None

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
-import shutil
 from collections.abc import Sequence
-from typing import TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from tabulate import tabulate
 
@@ -18,14 +16,21 @@ from pytest_netpoll.model.metrics import METRICS, Value, in_report
 from pytest_netpoll.report import record, wording
 from pytest_netpoll.report.cells import cut
 
+if TYPE_CHECKING:
+    from rich.live import Live
+
 SCHEMA = "pytest-netpoll-watch/1"
 
 _CELLS = 10  # of a column of a plain line
 _HEADING_EVERY = 20  # plain lines
 MOST_OFFENDERS = 3
 
-_BOLD, _RED, _YELLOW = "1", "31", "33"
-_HIDE_CURSOR, _SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
+
+class _Line(NamedTuple):
+    """A line of the screen; style: as rich names it."""
+
+    text: str
+    style: str = ""
 
 
 def rate(name: str, measurement: Measurement) -> Value:
@@ -58,118 +63,123 @@ def show_total(name: str, total: Measurement) -> str:
     return METRICS[name].format(METRICS[name].read(total.snapshot))
 
 
+def _screen(stream: TextIO) -> Live | None:
+    """None where nothing can be drawn in place: no terminal, or rich is not installed (the extra `watch`)."""
+    if not stream.isatty():
+        return None
+    try:
+        from rich.console import Console
+        from rich.live import Live
+    except ImportError:
+        return None
+    console = Console(file=stream, highlight=False, markup=False, emoji=False)
+    if console.is_dumb_terminal:
+        return None
+    return Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False)
+
+
 class View:
-    """Writes to a stream; a context manager, for the cursor is hidden while it draws."""
+    """Writes to a stream; a context manager, as the screen has to be put back in order."""
 
     def __init__(self, stream: TextIO, *, as_json: bool = False) -> None:
         self._stream = stream
         self._as_json = as_json
-        self._in_place = not as_json and stream.isatty() and os.environ.get("TERM") != "dumb"
-        # https://no-color.org: set and not empty.
-        self._coloured = self._in_place and not os.environ.get("NO_COLOR")
-        self._drawn = 0  # lines of the table on the screen
+        self._live = None if as_json else _screen(stream)
         self._intervals = 0
 
     def __enter__(self) -> View:
-        if self._in_place:
-            self._stream.write(_HIDE_CURSOR)
+        if self._live is not None:
+            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._in_place:
-            self._stream.write(_SHOW_CURSOR)
-            self._stream.flush()
+        if self._live is not None:
+            self._live.stop()
 
     def note(self, text: str) -> None:
         """A line above the table; not in JSON, which is for programs."""
         if not self._as_json:
-            self._write([text])
+            self._write([_Line(text)])
 
     def interval(self, who: str, measurement: Measurement, run: Accumulated) -> None:
         """who: the heading."""
         if self._as_json:
-            self._write([_json("interval", who, measurement)])
-        elif self._in_place:
-            self._draw(self._table(who, measurement, run))
+            self._write([_Line(_json("interval", who, measurement))])
+        elif self._live is not None:
+            self._draw(self._live, self._table(who, measurement, run))
         else:
+            if self._intervals == 0:
+                self._write([_Line(who)])
             if self._intervals % _HEADING_EVERY == 0:
                 headings = _cells(["time", *(metric.column for metric in in_report("lines"))])
-                self._write([*([who] if self._intervals == 0 else []), headings])
-            self._write([_line(measurement)])
+                self._write([_Line(headings)])
+            self._write([_Line(_line(measurement))])
         self._intervals += 1
 
     def summary(self, who: str, run: Accumulated, reason: str, output: str) -> None:
         """The whole run. reason: why it ended. output: the last lines of a command that ended."""
         if self._as_json:
-            self._write([_json("summary", who, run.total, reason, run)])
+            self._write([_Line(_json("summary", who, run.total, reason, run))])
             return
-        if self._in_place:
-            self._draw([])
-        lines = [self._paint(f"{who}, {units.show(run.total.window_seconds, 's')} in all", _BOLD)]
+        if self._live is not None:
+            self._live.stop()
+        lines = [_Line(f"{who}, {units.show(run.total.window_seconds, 's')} in all", "bold")]
         if run.total.unmeasured is None:
             rows = [
                 [name, show_now(name, run.total), show_total(name, run.total)] for name in _shown(run.total)
             ]
             lines += _tabulate(["", "on average", "in all"], rows)
         lines += self._trouble(run.total, run)
-        lines += ["", f"Ended: {wording.clean(reason).headline}"]
+        lines += [_Line(""), _Line(f"Ended: {wording.clean(reason).headline}")]
         if output:
             # Behind a mark, one_line leaves the indentation as it is.
-            lines += ["its last output:", *(wording.one_line(f"| {line}") for line in output.splitlines())]
+            shown = (wording.one_line(f"| {line}") for line in output.splitlines())
+            lines += [_Line("its last output:"), *map(_Line, shown)]
         self._write(lines)
 
-    def _table(self, who: str, measurement: Measurement, run: Accumulated) -> list[str]:
+    def _table(self, who: str, measurement: Measurement, run: Accumulated) -> list[_Line]:
         total = run.total
-        lines = [
-            self._paint(f"{who}, {units.show(total.window_seconds, 's')} – Ctrl-C ends", _BOLD)  # noqa: RUF001
-        ]
+        heading = f"{who}, {units.show(total.window_seconds, 's')} – Ctrl-C ends"  # noqa: RUF001
         rows = [[name, show_now(name, measurement), show_total(name, total)] for name in _shown(total)]
-        lines += _tabulate(["", "now", "since the start"], rows)
-        return lines + self._trouble(measurement, run)
+        table = _tabulate(["", "now", "since the start"], rows)
+        return [_Line(heading, "bold"), *table, *self._trouble(measurement, run)]
 
-    def _trouble(self, measurement: Measurement, run: Accumulated) -> list[str]:
+    def _trouble(self, measurement: Measurement, run: Accumulated) -> list[_Line]:
         """Who was woken for nothing in the whole run, and what could not be measured."""
         lines = []
         service = record.service(run.total)
         for offender in _for_nothing(service)[:MOST_OFFENDERS]:
-            lines.append(self._paint(wording.offender_text(service, offender), _RED))
+            lines.append(_Line(wording.offender_text(service, offender), "red"))
             place = wording.place(offender["stack"]).strip() or "no stack"
             # The end of a place says more than its start.
-            lines.append(f"  {cut(place, self._width() - 2)}")
+            lines.append(_Line(f"  {cut(place, self._width() - 2)}"))
         if measurement.unmeasured is not None:
             reason = wording.clean(measurement.unmeasured)
-            lines.append(self._paint(f"not measured: {reason.headline}", _YELLOW))
-            lines += [f"  fix: {reason.fix}"] if reason.fix else []
+            lines.append(_Line(f"not measured: {reason.headline}", "yellow"))
+            lines += [_Line(f"  fix: {reason.fix}")] if reason.fix else []
         elif run.missed is not None:
             missed = units.show(run.missed_seconds, "s")
-            lines.append(
-                self._paint(f"not measured for {missed}: {wording.clean(run.missed).headline}", _YELLOW)
-            )
-        return ["", *lines] if lines else []
+            headline = wording.clean(run.missed).headline
+            lines.append(_Line(f"not measured for {missed}: {headline}", "yellow"))
+        return [_Line(""), *lines] if lines else []
 
-    def _draw(self, lines: Sequence[str]) -> None:
+    def _draw(self, live: Live, lines: Sequence[_Line]) -> None:
         """In place of what was drawn before."""
-        # The terminal would scroll, and the next table not find its place, with a line too many or too long.
-        shown = [self._fit(line) for line in lines[: shutil.get_terminal_size().lines - 1]]
-        back = f"\x1b[{self._drawn}F" if self._drawn else ""
-        self._stream.write(back + "".join(f"{line}\x1b[K\n" for line in shown) + "\x1b[J")
-        self._stream.flush()
-        self._drawn = len(shown)
+        from rich.text import Text
+
+        screen = Text(no_wrap=True, overflow="ellipsis", end="")
+        screen.append_text(Text("\n").join(Text(line.text, line.style) for line in lines))
+        live.update(screen, refresh=True)
 
     def _width(self) -> int:
-        return shutil.get_terminal_size().columns - 1 if self._in_place else 1000
+        return 1000 if self._live is None else self._live.console.width
 
-    def _fit(self, line: str) -> str:
-        start, mark, rest = line.partition("m") if line.startswith("\x1b[") else ("", "", line)
-        text, end, _ = rest.partition("\x1b[0m")
-        # `cut` keeps the end of what it is given.
-        return f"{start}{mark}{cut(text[::-1], self._width())[::-1]}{end}"
-
-    def _paint(self, text: str, code: str) -> str:
-        return f"\x1b[{code}m{text}\x1b[0m" if self._coloured else text
-
-    def _write(self, lines: Sequence[str]) -> None:
-        self._stream.write("".join(f"{line}\n" for line in lines))
+    def _write(self, lines: Sequence[_Line]) -> None:
+        if self._live is not None:
+            for line in lines:
+                self._live.console.print(line.text, style=line.style or None, soft_wrap=True)
+            return
+        self._stream.write("".join(f"{line.text}\n" for line in lines))
         self._stream.flush()
 
 
@@ -184,11 +194,11 @@ def _shown(total: Measurement) -> list[str]:
     return known or [metric.name for metric in in_report("watch")]
 
 
-def _tabulate(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def _tabulate(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[_Line]:
     table = tabulate(
         rows, headings, tablefmt="plain", disable_numparse=True, colalign=("left", "right", "right")
     )
-    return [line.rstrip() for line in table.splitlines()]
+    return [_Line(line.rstrip()) for line in table.splitlines()]
 
 
 def _line(measurement: Measurement) -> str:

@@ -1,6 +1,6 @@
 """Real Go servers that nobody here wrote, measured under load on loopback: prints a Markdown table.
 
-    python tests/bpf/wild/wild.py [--seconds N] [name ...]
+    make test-wild ARGS='[--seconds N] [name ...]'
 
 The first run downloads what it needs, from Debian's archive (stripped binaries, Go 1.19) and through the
 Go module proxy (newest releases), into .tools/wild; nothing is installed into the system. Needs root, BCC,

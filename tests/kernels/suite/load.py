@@ -1,4 +1,5 @@
-"""Loads and attaches the untyped program on a kernel that has BTF, as where it refuses the typed one.
+"""Loads and attaches the program from the cache; then the untyped one on a kernel that has BTF, as where it
+refuses the typed one.
 
 On the system's Python; its argument is the installed package's directory.
 """
@@ -8,9 +9,15 @@ import sys
 package = sys.argv[1]
 sys.path.insert(0, f"{package}/agent")
 
-import bcc  # noqa: E402
+from bpf import cache, program, tracing  # noqa: E402
 
-from bpf import program, tracing  # noqa: E402
+compiled, kept = (
+    program.Kernel(f"{package}/bpf", 64, 1024, kept=cache.Cache("/run/netpoll-cache", 0, writes=True))
+    for _ in range(2)
+)
+assert (compiled.compiled, compiled.not_filled) == (True, ""), compiled.not_filled
+assert (kept.compiled, kept.typed, kept.works()) == (False, compiled.typed, True), kept.not_kept
+print("loaded from the cache")
 
 
 def refuse(*_):
@@ -18,6 +25,6 @@ def refuse(*_):
 
 
 tracing.attach = refuse
-loaded = program.Kernel(bcc, f"{package}/bpf", 64, 1024)
+loaded = program.Kernel(f"{package}/bpf", 64, 1024)
 assert (loaded.typed, loaded.follows_children, loaded.works()) == (False, True, True)
 print("loaded without types")

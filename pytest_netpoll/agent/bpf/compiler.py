@@ -1,0 +1,93 @@
+"""What BCC makes of the C: instructions and descriptions of maps, of which a program can be made again."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from bpf import maps
+from bpf.maps import Definition
+
+# struct bpf_insn: code, registers, offset, immediate. One that takes two places loads 64 bits: a number, or
+# what its source register says.
+_INSTRUCTION = struct.Struct("=BBhi")
+_LOAD_64 = 0x18
+_NUMBER, _MAP = 0, 1
+
+
+class Compiled(NamedTuple):
+    """programs: name -> instructions, in which a map is its index in `maps`."""
+
+    maps: Sequence[Definition]
+    programs: dict[str, bytes]
+
+
+def compile(bcc: Any, text: bytes, flags: Sequence[str]) -> Compiled:
+    """bcc: the imported module. Nothing of it is left in the kernel. Raises whatever BCC does."""
+
+    class Source(bcc.BPF):  # type: ignore[misc]
+        def _trace_autoload(self) -> None:
+            """Loads and attaches nothing: that is done with what was compiled."""
+
+    cwd = os.getcwd()
+    try:
+        source = Source(text=text, cflags=list(flags))
+    finally:
+        os.chdir(cwd)
+    try:
+        return _taken_apart(bcc.lib, source)
+    finally:
+        source.cleanup()
+
+
+def _taken_apart(lib: Any, source: Any) -> Compiled:
+    module = ctypes.c_void_p(source.module)
+    # BCC's Python module says nothing of these two.
+    lib.bpf_num_tables.restype = ctypes.c_size_t
+    lib.bpf_num_tables.argtypes = [ctypes.c_void_p]
+    lib.bpf_table_name.restype = ctypes.c_char_p
+    lib.bpf_table_name.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    names = [lib.bpf_table_name(module, i) for i in range(lib.bpf_num_tables(module))]
+    fds = [lib.bpf_table_fd(module, name) for name in names]
+    functions = [lib.bpf_function_name(module, i) for i in range(lib.bpf_num_functions(module))]
+
+    def describe(name: bytes, fd: int) -> Definition:
+        about = maps.about(fd)
+        key = _described(lib.bpf_table_key_desc(module, name)) if about.key_size else None
+        return Definition(name.decode(), *about, key, _described(lib.bpf_table_leaf_desc(module, name)))
+
+    return Compiled(
+        [describe(name, fd) for name, fd in zip(names, fds)],  # noqa: B905 - since 3.10
+        {name.decode(): relocate(source.dump_func(name), fds.index) for name in functions},
+    )
+
+
+def _described(text: bytes) -> Any:
+    return json.loads(text.decode())
+
+
+def relocate(code: bytes, translate: Callable[[int], int]) -> bytes:
+    """The instructions, with the number of each map translated. ValueError where they refer to anything else.
+
+    translate: may raise IndexError or ValueError.
+    """
+    relocated = bytearray(code)
+    at = 0
+    try:
+        while at < len(code):
+            operation, registers, offset, number = _INSTRUCTION.unpack_from(code, at)
+            if operation == _LOAD_64:
+                source = registers >> 4
+                if source == _MAP:
+                    _INSTRUCTION.pack_into(relocated, at, operation, registers, offset, translate(number))
+                elif source != _NUMBER:
+                    raise ValueError(f"instruction {at // 8} refers to what is no map ({source})")
+                at += _INSTRUCTION.size
+            at += _INSTRUCTION.size
+    except (IndexError, struct.error) as error:
+        raise ValueError(f"instruction {at // 8}: {error}") from error
+    return bytes(relocated)

@@ -1,0 +1,160 @@
+"""Starts of the agent: from the cache where it can be, and compiled where not, with the reason."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pwd
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pytest_netpoll.cli import doctor
+from pytest_netpoll.meter import privilege
+
+pytestmark = [
+    pytest.mark.bpf,
+    pytest.mark.skipif(os.geteuid() != 0, reason="damages what the agent keeps for root"),
+]
+
+
+@pytest.fixture(scope="module")
+def directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=pwd.getpwuid(0).pw_dir, prefix=".netpoll-test-") as above:
+        yield Path(above) / "cache"
+
+
+@pytest.fixture(scope="module")
+def kept(directory: Path) -> Path:
+    """The file of an entry."""
+    assert start(directory)["program"] == "compiled"
+    (file,) = directory.iterdir()
+    return file
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(privilege.AGENT))
+    return importlib.import_module("bpf.cache")
+
+
+def start(where: object, max_processes: int = 4) -> dict[str, Any]:
+    """What the agent says when it is ready."""
+    command = privilege.command(None, "never", cache=where)  # type: ignore[arg-type]
+    load = {"id": 0, "do": "load", "max_processes": max_processes, "max_fds": 64, "uprobes": 0}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as agent:
+        assert agent.stdin is not None
+        assert agent.stdout is not None
+        agent.stdin.write(json.dumps(load) + "\n")
+        agent.stdin.flush()
+        ready: dict[str, Any] = json.loads(agent.stdout.readline())["ready"]
+        agent.stdin.close()
+    return ready
+
+
+def why_compiled(directory: Path) -> str:
+    ready = start(directory)
+    assert ready["program"] == "compiled"
+    what: str = ready["not_cached"]["what"]
+    return what
+
+
+@pytest.mark.usefixtures("kept")
+def test_the_second_start_compiles_nothing(directory: Path) -> None:
+    compiled, cached = start("off"), start(directory)
+    assert (compiled["program"], compiled["not_cached"]) == ("compiled", None)
+    assert (cached["program"], cached["not_cached"]) == ("cache", None)
+    same = ("bcc", "typed", "follows_children", "no_cpu_samples", "capabilities")
+    assert {name: cached[name] for name in same} == {name: compiled[name] for name in same}
+    # Neither BCC nor LLVM.
+    assert cached["resident_bytes"] < compiled["resident_bytes"] / 3
+    assert cached["startup_seconds"] < compiled["startup_seconds"]
+
+
+@pytest.mark.usefixtures("kept")
+def test_other_sizes_are_another_entry(directory: Path) -> None:
+    ready = start(directory, max_processes=5)
+    assert ready["program"] == "compiled"
+    assert "has none for this kernel, BCC, version and sizes" in ready["not_cached"]["what"]
+    assert len(list(directory.iterdir())) == 2
+
+
+def damaged(_: Any, text: bytes) -> bytes:
+    return text[:-1]
+
+
+def of_another_bcc(cache: Any, text: bytes) -> bytes:
+    entry = cache.parse(text)
+    files = [[path, size, changed + 1] for path, size, changed in entry.files]
+    rendered: bytes = cache.render(entry._replace(files=files))
+    return rendered
+
+
+def of_other_offsets(cache: Any, text: bytes) -> bytes:
+    entry = cache.parse(text)
+    rendered: bytes = cache.render(entry._replace(flags=[*entry.flags, "-DTASK_TGID_OFFSET=1"]))
+    return rendered
+
+
+def of_other_instructions(cache: Any, text: bytes) -> bytes:
+    entry = cache.parse(text)
+    # A load through a number as if it were a pointer: no verifier takes that.
+    forged = bytes.fromhex("b7010000 00000000 79100000 00000000 95000000 00000000".replace(" ", ""))
+    programs = dict.fromkeys(entry.compiled.programs, forged)
+    rendered: bytes = cache.render(entry._replace(compiled=entry.compiled._replace(programs=programs)))
+    return rendered
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (damaged, "what is kept is damaged"),
+        (of_another_bcc, "is not the one that it was compiled with"),
+        (of_other_offsets, "it was compiled for other sizes, or another kernel"),
+        (of_other_instructions, "the kernel does not take what is kept"),
+    ],
+)
+def test_what_is_spoilt_is_compiled_and_kept_anew(
+    directory: Path, kept: Path, cache: ModuleType, spoil: Callable[[Any, bytes], bytes], why: str
+) -> None:
+    kept.write_bytes(spoil(cache, kept.read_bytes()))
+    assert why in why_compiled(directory)
+    assert start(directory)["program"] == "cache"
+
+
+def test_where_nothing_can_be_kept_it_compiles_and_says_so(tmp_path: Path) -> None:
+    (shared := tmp_path / "shared").mkdir()
+    shared.chmod(0o777)
+    assert "can be written to by others than root" in why_compiled(shared)
+    assert list(shared.iterdir()) == []
+
+
+def test_it_is_no_error_where_there_is_no_room(directory: Path) -> None:
+    small = directory.with_name("small")
+    small.mkdir(mode=0o700)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k,mode=700", "tmpfs", small], check=True)
+    try:
+        assert "cannot be written to: No space left on device" in why_compiled(small)
+        assert list(small.iterdir()) == []
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_the_doctor_says_which_way_it_came() -> None:
+    environment = {"program": "cache", "not_cached": None, "resident_bytes": 20_000_000}
+    meter: Any = SimpleNamespace(
+        environment=environment, open=lambda: SimpleNamespace(failed=None), close=lambda *_: []
+    )
+    assert doctor.agent(meter).seen == "loaded from the cache and attached in 0.0 s (20 MB)"
+    environment["program"] = "compiled"
+    assert doctor.agent(meter).seen == "compiled, loaded and attached in 0.0 s (20 MB)"
+    environment["not_cached"] = {"what": "it is damaged", "fix": "install-agent"}
+    found = doctor.agent(meter)
+    assert found.seen.endswith("(20 MB); not from the cache: it is damaged")
+    assert (found.status, found.fix) == ("ok", "install-agent")

@@ -1,0 +1,55 @@
+"""The published JSON Schema is what the code reads and writes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from pytest_netpoll.__main__ import main
+from pytest_netpoll.report import json_report
+
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "pytest_netpoll" / "report" / "schema" / "report.json"
+SCHEMA = json.loads(FILE.read_text())
+
+
+def test_the_file_is_what_make_docs_writes() -> None:
+    source = "import json_schema; print(json_schema.text(), end='')"
+    made = subprocess.run(
+        [sys.executable, "-c", source],
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / '.ci'}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert made.stdout == FILE.read_text(), "make docs"
+
+
+def test_it_is_a_schema_that_a_report_without_tests_meets(tmp_path: Path) -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    json_report.write(tmp_path / "r.json", {"kernel": "6.1"}, [])
+    jsonschema.validate(json.loads((tmp_path / "r.json").read_text()), SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"schema": "pytest-netpoll/2", "environment": {}, "tests": []},
+        {"schema": "pytest-netpoll/1", "environment": {}},
+        {"schema": "pytest-netpoll/1", "environment": {}, "tests": [{"nodeid": "t"}]},
+    ],
+    ids=["another version", "no tests", "half a test"],
+)
+def test_what_is_no_report_does_not_meet_it(broken: object) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(broken, SCHEMA)
+
+
+def test_the_command_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == SCHEMA
