@@ -338,7 +338,7 @@ def test_thousands_of_tests_are_searched_filtered_and_sorted(tmp_path, page):
     page.one("#reset").send_keys(Keys.ENTER)
     assert len(page.names()) == 2000
     page.one("#open").send_keys(Keys.ENTER)
-    page.until(lambda: len(page.all(".detail")) == 100)
+    page.until(lambda: len(page.all(".detail")) == 101)  # the failed one is not among the first 100
     assert len(page.all("[data-drawn]")) < len(page.all(".chart"))
     page.assert_in_order()
 
