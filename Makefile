@@ -71,7 +71,7 @@ check: ## lint, formatting, types
 	@$(PYTHON) -m mypy --strict
 	@$(PYTHON) -m mypy --config-file .ci/mypy-agent.ini
 
-docs: ## write the README's metric table from the code
+docs: ## write the generated parts of docs/, and the JSON Schema
 	@.ci/setup check
 	@PYTHONPATH=. $(PYTHON) .ci/docs.py
 

@@ -153,6 +153,11 @@ struct io_failures {
 	u64 failed; /* 0 = everything here is 0 */
 };
 
+/* polls[n - 1]: those that brought n events; more than the runtime's buffer holds count as so many. */
+struct polls_by_events {
+	u32 polls[MOST_EVENTS];
+};
+
 /* A process by its numbers. */
 struct identity {
 	u32 tgid; /* in the initial pid namespace, as everywhere in this program */

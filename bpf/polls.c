@@ -18,6 +18,21 @@ struct drain {
 };
 BPF_PERCPU_ARRAY(drains, struct drain, 1);
 BPF_PROG_ARRAY(continuations, 1);
+BPF_PERCPU_ARRAY(polls_by_events, struct polls_by_events, ALL_BANKS);
+
+static __always_inline void count_events(u32 owner, u32 epoch, u32 events)
+{
+	int key = BANK(owner, epoch);
+	struct polls_by_events *by = polls_by_events.lookup(&key);
+	u32 index = events - 1;
+
+	if (index >= MOST_EVENTS)
+		index = MOST_EVENTS - 1;
+	/* What is indexed must be what is compared, so the compiler may not know better. */
+	asm volatile("" : "+r"(index));
+	if (by && index < MOST_EVENTS)
+		by->polls[index]++;
+}
 
 /* An event that found nobody. */
 static __always_inline void count_unclaimed(struct counters *c, u32 owner, u32 epoch, u64 fd,
@@ -148,6 +163,8 @@ static __always_inline void drain_batch(void *ctx, struct drain *d)
 	}
 	if (d->found == 0)
 		c->break_polls++;
+	else
+		count_events(owner, epoch, d->found);
 }
 
 int drain_events(struct bpf_raw_tracepoint_args *ctx)

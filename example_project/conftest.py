@@ -21,7 +21,7 @@ def launch(go_service, pytestconfig):
     def launch(fault, *flags):
         wanted = fault if pytestconfig.getoption("--wasteful") else "none"
         args = ["-addr", "127.0.0.1:{port}", "-fault", wanted, *flags]
-        return go_service("./server", args=args, name=wanted)
+        return go_service("./server", args=args, name="healthy" if wanted == "none" else wanted)
 
     return launch
 

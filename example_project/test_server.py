@@ -52,7 +52,7 @@ def test_a_message_is_told_to_whom_it_concerns(server, ping):
 
 @pytest.mark.fault("stale")
 @pytest.mark.netpoll(max_stale_retries=5)
-def test_a_message_in_two_pieces_is_read_without_vain_retries(server, receive):
+def test_a_message_in_two_pieces_is_read_without_stale_retries(server, receive):
     with socket.create_connection(server.address, timeout=10) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for _ in range(50):

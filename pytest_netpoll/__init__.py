@@ -4,7 +4,7 @@ __version__ = "0.1.0"  # first: the modules below read it
 
 from pytest_netpoll.errors import NetpollError, Reason, ServiceError, UnmeasuredError, UsageError
 from pytest_netpoll.gobinary.symbols import Frame
-from pytest_netpoll.model.evidence import Offender, SlowWakeup, TimelinePoint
+from pytest_netpoll.model.evidence import CpuQuota, Offender, SlowWakeup, TimelinePoint
 from pytest_netpoll.model.limits import Limits
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.verdict import Breach
@@ -13,6 +13,7 @@ from pytest_netpoll.session.fixtures import GoService, MeasuredWindow, Netpoll
 
 __all__ = [
     "Breach",
+    "CpuQuota",
     "Frame",
     "GoService",
     "Limits",

@@ -1,6 +1,6 @@
 """Hooks that this plugin calls, for conftest.py files and other plugins to implement.
 
-Each is called for every measured test, once a service, in this order. One that raises fails the test, after
+Each is called for every measured test, once per service, in this order. One that raises fails the test, after
 the others have been called and the test has been judged.
 """
 
@@ -17,9 +17,9 @@ from pytest_netpoll.model.verdict import Breach
 
 @pytest.hookspec
 def pytest_netpoll_measured(item: pytest.Item, measurement: Measurement) -> None:
-    """Called with all that was measured, before the verdict on its limits.
+    """Called with every measurement, before the verdict on its limits.
 
-    measurement.unmeasured says why the numbers cannot be trusted; it is None where they can.
+    measurement.unmeasured says why the service could not be measured; None if it was.
     """
 
 
@@ -27,9 +27,9 @@ def pytest_netpoll_measured(item: pytest.Item, measurement: Measurement) -> None
 def pytest_netpoll_breaches(
     item: pytest.Item, measurement: Measurement, limits: Limits
 ) -> Breach | Sequence[Breach] | None:
-    """Limits of your own that the measurement breaks; they count as the marker's do.
+    """Limits of your own that the measurement breaks. They count as the marker's do.
 
-    Called before the verdict, and only with numbers that can be trusted. limits: those of the marker.
+    Called before the verdict, and only for measured services. limits: those of the marker.
     """
 
 
@@ -37,8 +37,8 @@ def pytest_netpoll_breaches(
 def pytest_netpoll_columns(
     item: pytest.Item, measurement: Measurement
 ) -> Mapping[str, int | float | str | None] | None:
-    """Columns of your own for the reports: heading -> value, None where there is none.
+    """Columns of your own for the reports: heading -> value, None if there is none.
 
-    Called only with numbers that can be trusted. They are in the terminal's table and in the JSON
-    report, as "columns" of the service.
+    Called only for measured services. They are in the terminal's table, and in the JSON report as
+    "columns" of the service.
     """

@@ -116,7 +116,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
     _one_of(
         "mode",
         "--netpoll",
-        "gate: a broken limit fails the test; report: it is only reported, as is what could not be measured; "
+        "gate: a broken limit fails the test; report: broken limits and unmeasured tests are only reported; "
         "off: nothing is measured",
         "gate",
         "report",
@@ -125,7 +125,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
     _one_of(
         "unmeasured",
         "--netpoll-unmeasured",
-        "what becomes of a test that could not be measured",
+        "how to treat unmeasured tests",
         "fail",
         "skip",
     ),
@@ -141,7 +141,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "html",
         "--netpoll-html",
         "netpoll_html",
-        "write a report to FILE as HTML",
+        "write an HTML report to FILE; needs pip install 'pytest-netpoll[html]'",
         _path,
         metavar="FILE",
     ),
@@ -149,7 +149,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "save",
         "--netpoll-save",
         "netpoll_save",
-        "write each test's metrics to the baseline .netpoll/NAME.json, to be committed",
+        "write each test's metrics to the baseline .netpoll/NAME.json; commit that file",
         _baseline_name,
         metavar="NAME",
     ),
@@ -157,7 +157,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "compare",
         "--netpoll-compare",
         "netpoll_compare",
-        "show each test's metrics now against those of the baseline NAME",
+        "compare each test's metrics with the baseline NAME",
         _baseline_name,
         metavar="NAME",
     ),
@@ -165,7 +165,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "compare_fail",
         "--netpoll-compare-fail",
         "netpoll_compare_fail",
-        "fail tests that got worse than the baseline by more: spurious:+0.02,latency_p99:+5ms",
+        "fail tests that regress by more than TOLERANCE: spurious:+0.02,latency_p99:+5ms",
         tolerance.parse_list,
         default=(),
         metavar="METRIC:TOLERANCE[,...]",
@@ -175,7 +175,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
     _one_of(
         "compare_latencies",
         "--netpoll-compare-latencies",
-        "auto: compare times only where Go, kernel, machine, GOMAXPROCS and plugin are the baseline's",
+        "auto: compare timings only if Go, kernel, machine, GOMAXPROCS and plugin are the baseline's",
         "auto",
         "always",
     ),
@@ -183,7 +183,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "reruns",
         "--netpoll-reruns",
         "netpoll_reruns",
-        "measure so often again before a time fails for its baseline, and for a baseline that is saved",
+        "remeasure N times before failing a timing regression, and before saving a baseline",
         _natural,
         default=2,
         metavar="N",
@@ -192,7 +192,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "go",
         "--netpoll-go",
         "netpoll_go",
-        "build services with this Go: a version, a command, or the path of a GOROOT; given several times, "
+        "build services with this Go: a version, a command, or the path of a GOROOT; if given several times, "
         "run each marked test with each",
         _toolchain,
         default=(),
@@ -202,7 +202,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
     _one_of(
         "goready",
         "--netpoll-goready",
-        "count goroutine wakeups through runtime.ready; auto: where that is cheap and permitted",
+        "count goroutine wakeups through runtime.ready; auto: if that is cheap and permitted",
         "auto",
         "on",
         "off",
@@ -210,7 +210,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
     _one_of(
         "sudo",
         "--netpoll-sudo",
-        "start the eBPF agent through 'sudo -n' where pytest is not root",
+        "start the eBPF agent through 'sudo -n' if pytest is not root",
         "auto",
         "never",
     ),
@@ -279,7 +279,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "limits",
         None,
         "netpoll_limits",
-        "default limits of all marked tests, one a line: max_spurious = 0.05",
+        "default limits of all marked tests, one per line: max_spurious = 0.05",
         _limit,
         default=MappingProxyType({}),
         repeatable=True,

@@ -51,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def netpoll_toolchain(request: pytest.FixtureRequest) -> str | None:
-    """Which --netpoll-go builds the services of this test ("go1.21.13"); None without that option.
+    """The --netpoll-go that builds the services of this test, such as "go1.21.13"; None without that option.
 
     With several of them it is parametrised: all that depends on go_service is made once for each.
     """
@@ -72,7 +72,7 @@ def go_service(request: pytest.FixtureRequest, netpoll_toolchain: str | None) ->
 
 @pytest.fixture
 def netpoll(request: pytest.FixtureRequest) -> Netpoll:
-    """Measures a stretch of a test: `with netpoll.measure() as window: …`, then `window[service].wakeups`."""
+    """Measures a part of a test: `with netpoll.measure() as window: …`, then `window[service].wakeups`."""
     session = request.config.stash[SESSION]
     return Netpoll(request.node, session.options, session.meter, session.roster)
 

@@ -50,6 +50,12 @@ MEASURED = {
     "deadline_wakeups": 1,
     "dispatches": 20,
     "runq_max": 2,
+    "events_per_poll": {"1": 4, "3": 1},
+    "p_looks": 20,
+    "p_running": 5,
+    "sched_latency": [[256, 320, 6], [1024, 1280, 2]],
+    "mutex_wait": 3000,
+    "lock_wait": None,
     "unprobed": 0,
     "io_outcomes": {"data": 5, "EAGAIN": 2},
     "futile": [["read", "EAGAIN", 1]],
@@ -71,7 +77,10 @@ PROCESSES = {"processes": [ABOUT]}
 CLOSED = {
     "duration_ns": 1_000_000,
     "services": {"4242": [MEASURED]},
-    "timelines": {"4242": [[1.0, *range(11), 3, 0.5]]},
+    "timelines": {"4242": [[1.0, *range(11), 3, 0.5, 2_000_000, 4, 0.5, 0.1]]},
+    "throttled": {
+        "4242": {"unknown": None, "cgroups": [["/x", 5, 1, 1_000_000, 15, 4, 3_000_000, 20_000, 100_000]]}
+    },
     "times": {"4242": {"cpu_ns": 1_000_000, "run_delay_ns": 1000}},
     "dropped_datagrams": {"4242": 0},
 }

@@ -36,4 +36,4 @@ def late(latency_ns: int, **more: Any) -> SlowWakeup:
 def point(t_ms: float, **counts: Any) -> TimelinePoint:
     """Without anything in it."""
     nothing: dict[str, Any] = {field.name: 0 for field in fields(TimelinePoint)}
-    return TimelinePoint(**{**nothing, "t_ms": t_ms, **counts})
+    return TimelinePoint(**{**nothing, "answers": None, "t_ms": t_ms, **counts})

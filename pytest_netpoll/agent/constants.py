@@ -7,6 +7,8 @@ SLOT_BITS = 12  # of an owner
 STACKS = 4096  # in each of the two maps that hold them
 SLOWEST = 8  # wakeups that are kept, of each bank on each CPU
 
+MOST_EVENTS = 128  # of a poll: so many the runtime's buffer holds
+
 # What is recorded beside the counts, as long as somebody may ask for it.
 KEEP_CULPRITS = 1
 KEEP_UNCLAIMED = 2

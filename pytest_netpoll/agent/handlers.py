@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import protocol
 from bpf import ready_probes
-from counters import offenders, run_queues, sampler, timeline, windows
+from counters import offenders, run_queues, sampler, scheduler_memory, throttling, timeline, windows
 from processes import proc
 from processes import watched as watch
 
@@ -50,6 +50,7 @@ class Agent:
         self._evidence: dict[int, Evidence] = {}  # by window
         self._probes = ready_probes.Probes(kernel, user, may_watch)
         self._schedulers = run_queues.Schedulers(kernel.is_current)
+        self._throttling = throttling.Throttling()
         self._sampling: list[sampler.Timer] = []  # while a window is open
         self._resting: sampler.Timer | None = None  # while none is
 
@@ -75,7 +76,7 @@ class Agent:
         return {}
 
     def learn(self, pid: int, **layout: int) -> dict[str, Any]:
-        if not self._schedulers.learn(self._find(pid), run_queues.Layout(**layout)):
+        if not self._schedulers.learn(self._find(pid), scheduler_memory.Layout(**layout)):
             raise watch.Refused(f"the memory of process {pid} does not hold the scheduler's counters")
         return {}
 
@@ -100,6 +101,7 @@ class Agent:
             raise watch.Refused(str(error)) from error
         self._at_open[window] = self._times()
         self._dropped[window] = self._dropped_datagrams()
+        self._throttling.open(window)
         self._timelines[window] = timeline.Timeline(self._beginning())
         self._probes.open(window, ready_stacks)
         self._evidence[window] = evidence
@@ -116,6 +118,7 @@ class Agent:
         answer, _ = self._end(window, settle_ms, self._windows.close)
         del self._at_open[window], self._dropped[window], self._timelines[window]
         self._schedulers.close(window)
+        self._throttling.close(window)
         self._probes.close(window)
         del self._evidence[window]
         self._keep(self._evidence.values())
@@ -166,7 +169,11 @@ class Agent:
         self._processes.refresh()
         self._processes.miss_children()
         self._sample()
-        scheduled = self._schedulers.lap(window, self._live())
+        now = self._schedulers.read(self._live())
+        runtimes = self._runtimes(window)
+        throttled = {root: self._throttling.told(window, root) for root in self._processes.roots()}
+        self._throttling.lap(window)
+        scheduled = self._schedulers.lap(window, self._live(), now)
         kept = self._kept(window)
         at_open, points = self._at_open[window], self._timelines[window]
         at_close = self._at_open[window] = self._times()
@@ -178,7 +185,7 @@ class Agent:
                 banks[process.slot].forget()
         points.add(
             closed.closed - closed.opened,
-            self._by_root(lambda p, names: [banks[p.slot].counters[name] for name in names]),
+            self._by_root(lambda p, names: [banks[p.slot].counters[name] for name in names], runtimes),
         )
         offences = [kept[name] for name in kept if any(bank.counters[name] for bank in banks.values())]
         if self._evidence[window].cpu_samples:
@@ -197,6 +204,7 @@ class Agent:
             "duration_ns": closed.closed - closed.opened,
             "services": services,
             "timelines": {root: points.of(root) for root in services},
+            "throttled": {root: throttled[root] for root in services},
             "times": {root: watch.passed(at_open.get(root, (0, 0)), at_close[root]) for root in services},
             "dropped_datagrams": {
                 root: watch.difference(dropped.get(root), self._dropped[window].get(root))
@@ -225,18 +233,35 @@ class Agent:
     def _sample(self, states: bool = True) -> None:
         for process in self._live():
             process.sample(functools.partial(self._kernel.lives, process.tgid), states)
+        self._throttling.sample({root: self._processes.of(root) for root in self._processes.roots()})
 
     def _sample_schedulers(self) -> None:
         self._schedulers.sample(self._live())
 
     def _beginning(self) -> dict[int, timeline.State]:
         """What a window begins with: it has counted nothing, whatever was since its cut."""
-        return self._by_root(lambda _, names: [0] * len(names))
+        began = {root: timeline.Runtime(self._throttling.grown(root)) for root in self._processes.roots()}
+        return self._by_root(lambda _, names: [0] * len(names), began)
 
     def _states(self, window: int) -> dict[int, timeline.State]:
-        return self._by_root(lambda p, names: self._windows.so_far(p.slot, window, names))
+        runtimes = self._runtimes(window)
+        return self._by_root(lambda p, names: self._windows.so_far(p.slot, window, names), runtimes)
 
-    def _by_root(self, counters: Callable[[Process, Sequence[str]], list[int]]) -> dict[int, timeline.State]:
+    def _runtimes(self, window: int) -> dict[int, timeline.Runtime]:
+        """By root, for the window's next interval, which ends now."""
+        return {
+            root: timeline.Runtime(
+                self._throttling.grown(root),
+                *(self._schedulers.interval(window, self._processes.of(root)) or ()),
+            )
+            for root in self._processes.roots()
+        }
+
+    def _by_root(
+        self,
+        counters: Callable[[Process, Sequence[str]], list[int]],
+        runtimes: Mapping[int, timeline.Runtime],
+    ) -> dict[int, timeline.State]:
         """By the root of the processes. counters: gives those of these names."""
         names = timeline.COUNTERS
         states = {}
@@ -248,6 +273,7 @@ class Agent:
                 waited,
                 sum(p.threads for p in processes),
                 sum(p.running for p in processes),
+                runtimes.get(root, timeline.UNKNOWN),
             )
         return states
 
@@ -316,12 +342,12 @@ class Agent:
         about.update(
             counters=bank.counters,
             histogram=bank.histogram,
+            events_per_poll=bank.polls_by_events,
             latency_max_ns=latency_max,
             **bank.failures.told(bank.counters["io_calls"]),
             offenders=culprits,
             slowest=offenders.slowest(self._kernel, process, bank.slowest, window),
-            dispatches=scheduled.dispatches,
-            runq_max=scheduled.runq_max,
+            **scheduled._asdict(),
             unprobed=0,
             **self._probes.counted(process, window, bank.counters),
         )

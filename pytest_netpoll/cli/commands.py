@@ -21,7 +21,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "compare": Command("pytest_netpoll.cli.compare", "compare two saved reports or baselines"),
     "doctor": Command(
-        "pytest_netpoll.cli.doctor", "check whether this machine can measure, and say how to fix it"
+        "pytest_netpoll.cli.doctor", "check whether this machine can measure, and how to fix it if not"
     ),
     "install-agent": Command(
         "pytest_netpoll.cli.install_agent",

@@ -87,11 +87,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pytest_netpoll compare",
         description="Compare two files of --netpoll-json or --netpoll-save, test by test.",
-        epilog="Exit codes: 0 nothing got worse by more than --fail tolerates (without --fail nothing is "
+        epilog="Exit codes: 0 nothing regressed by more than --fail tolerates (without --fail nothing is "
         "judged); 1 something did, or what --fail names could not be compared; 2 wrong arguments, or a file "
         "that cannot be read.",
     )
-    parser.add_argument("then", type=Path, metavar="A", help="the file to compare with")
+    parser.add_argument("then", type=Path, metavar="A", help="the older file")
     parser.add_argument("now", type=Path, metavar="B", help="the newer file")
     parser.add_argument(
         "--fail",
@@ -99,13 +99,13 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="METRIC:TOLERANCE[,...]",
-        help="what must not get worse by more, as with --netpoll-compare-fail",
+        help="what must not regress by more than TOLERANCE, as with --netpoll-compare-fail",
     )
     parser.add_argument(
         "--latencies",
         choices=("auto", "always"),
         default="auto",
-        help="auto: compare times only where the environments are the same",
+        help="auto: compare timings only if the environments are the same",
     )
     return parser
 

@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     """The exit status; see the module."""
     parser = argparse.ArgumentParser(
         prog="python -m pytest_netpoll doctor",
-        description="Checks whether this machine can measure, and says how to fix it where it cannot.",
+        description="Check whether this machine can measure, and how to fix it if not.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     add_agent_options(parser)

@@ -1,4 +1,4 @@
-"""`install-agent`: a copy of the agent that is root's alone, and the line in sudoers that allows it."""
+"""`install-agent`: a copy of the agent that only root can change, and the line in sudoers that allows it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
             fix=install_command(options.prefix),
         )
     install(options.prefix)
-    print(f"installed the agent in {options.prefix}: root's, and nobody else's to change")
+    print(f"installed the agent in {options.prefix}, owned by root and writable only by root")
     print(fill_cache(options.prefix, options.python, Config.from_arguments(options)))
     if options.sudoers is None:
         check_syntax(f"{line}\n")
@@ -72,18 +72,29 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pytest_netpoll install-agent", description=__doc__)
-    parser.add_argument("--prefix", type=_path, default=INSTALLED, help="default: %(default)s")
+    parser = argparse.ArgumentParser(
+        prog="python -m pytest_netpoll install-agent",
+        description="Copy the agent to where only root can change it, compile its program, and print the "
+        "line for sudoers that lets a user start it.",
+    )
+    parser.add_argument(
+        "--prefix", type=_path, default=INSTALLED, help="its directory (default: %(default)s)"
+    )
     parser.add_argument(
         "--user",
         default=os.environ.get("SUDO_USER") or getpass.getuser(),
-        help="who may start it, or %%GROUP; the lines of others stay; default: who called sudo",
+        help="who may start it, or %%GROUP; keeps the lines of others (default: who called sudo)",
     )
     parser.add_argument(
-        "--sudoers", nargs="?", type=_path, const=SUDOERS, metavar="FILE", help=f"write the line to {SUDOERS}"
+        "--sudoers",
+        nargs="?",
+        type=_path,
+        const=SUDOERS,
+        metavar="FILE",
+        help=f"write the line to FILE (default: {SUDOERS})",
     )
     add_agent_options(parser, ("max_fds", "max_processes"))
-    parser.add_argument("--python", type=_path, default=SYSTEM_PYTHON, help="default: %(default)s")
+    parser.add_argument("--python", type=_path, default=SYSTEM_PYTHON, help="runs it (default: %(default)s)")
     return parser
 
 

@@ -29,6 +29,7 @@ _FUNCDATA_INLINE_TREE = 3
 _ABSENT = 0xFFFFFFFF
 _PROOFS = 200  # functions with inlined calls that must decode
 _DEEPEST = 100
+_LONGEST_CODE = 1 << 20
 
 
 class Line(NamedTuple):
@@ -97,6 +98,15 @@ class PcLineTable:
             if at in wanted:
                 found[wanted[at]] = self._text + start
         return found
+
+    def code(self, entry: int) -> bytes:
+        """The machine code of the function with that entry, up to the next one's."""
+        target = entry - self._text
+        at = self._offset_of(entry)
+        following = bisect_right(self._starts, target)
+        if at is None or following == len(self._starts):
+            return b""
+        return self._data[at : at + min(self._starts[following] - target, _LONGEST_CODE)]
 
     def _find(self) -> None:
         for magic in (_MAGIC_120, _MAGIC_118):

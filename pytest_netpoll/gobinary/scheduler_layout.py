@@ -1,48 +1,130 @@
-"""Where a Go program keeps its scheduler's counters, as its debug information tells.
+"""Where a Go program keeps its scheduler's counters.
 
-p.schedtick of each runtime.p counts the time slices it gave; the lengths of the run queues are beside it.
+Its debug information tells; of a stripped program its machine code gives the address of one of them, the
+histogram sched.timeToRun.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from pytest_netpoll.errors import UnmeasuredError
+from pytest_netpoll.errors import Reason, UnmeasuredError
+from pytest_netpoll.gobinary import time_to_run
 from pytest_netpoll.gobinary.elf import read_elf
 from pytest_netpoll.gobinary.symtab import addresses
 
 _FIX = "build the service with its debug information: without -ldflags=-s or -w"
 
+# What the agent is told, in its run_queues.Layout: link-time addresses and offsets; 0 for what is unknown.
+QUEUES = (
+    "allp",
+    "runqsize",
+    "nmspinning",
+    "number",
+    "status",
+    "schedtick",
+    "runqhead",
+    "m",
+    "curg",
+    "gstatus",
+)
+LATENCY = ("time_to_run", "time_to_run_size")
+MUTEXES = ("mutex_wait",)
+LOCKS = ("lock_wait", "allm", "alllink", "m_lock_wait")
 
-def find_layout(path: str) -> Mapping[str, int]:
-    """What probe.Probe.learn takes. UnmeasuredError where the program does not tell."""
+
+@dataclass(frozen=True)
+class SchedulerLayout:
+    """places: of QUEUES, LATENCY, MUTEXES and LOCKS, each group known as a whole or 0. lacks: the first name
+    of a group -> why it is unknown.
+    """
+
+    places: Mapping[str, int]
+    lacks: Mapping[str, Reason] = field(default_factory=dict)
+
+
+def find_layout(path: str) -> SchedulerLayout:
+    """UnmeasuredError where the program tells nothing."""
     what = f"the scheduler of {path} is unknown"
     try:
         with open(path, "rb") as file:
             elf = read_elf(file)
             if elf.get_section_by_name(".symtab") is None or not elf.has_dwarf_info():
-                raise UnmeasuredError(what, why="the program is stripped", fix=_FIX)
-            structs, symbols = _structs(elf), addresses(elf, ("runtime.allp", "runtime.sched"))
-            p, schedt = structs["runtime.p"], structs["runtime.schedt"]
-            if "runqsize" in schedt:
-                queue = schedt["runqsize"]
-            else:  # newer: the queue itself knows its length
-                queue = schedt["runq"] + structs["runtime.gQueue"]["size"]
-            if p["runqtail"] != p["runqhead"] + 4 or p["runqhead"] < p["schedtick"]:
-                raise UnmeasuredError(what, why="runtime.p is laid out as in no known version of Go")
-            return {
-                "allp": symbols["runtime.allp"],
-                "runqsize": symbols["runtime.sched"] + queue,
-                "number": p["id"],
-                **{name: p[name] for name in ("status", "schedtick", "runqhead")},
-            }
+                return _stripped(path, Reason(what, why="the program is stripped", fix=_FIX))
+            return _described(elf, what)
     except UnmeasuredError:
         raise
     except KeyError as error:
         raise UnmeasuredError(what, why=f"its debug information has no {error.args[0]}", fix=_FIX) from None
     except Exception as error:  # a damaged file breaks pyelftools in any way
         raise UnmeasuredError(what, why=f"its program cannot be read: {error}") from None
+
+
+def _stripped(path: str, stripped: Reason) -> SchedulerLayout:
+    try:
+        address = time_to_run.find(path)
+    except ValueError as error:
+        why = f"{stripped.why}, and its machine code does not show where they are: {error}"
+        raise UnmeasuredError(stripped.what, why=why, fix=_FIX) from None
+    unknown = dict.fromkeys((*QUEUES, *MUTEXES, *LOCKS), 0)
+    return SchedulerLayout(
+        {**unknown, "time_to_run": address, "time_to_run_size": time_to_run.COUNTERS},
+        {QUEUES[0]: stripped, MUTEXES[0]: stripped, LOCKS[0]: stripped},
+    )
+
+
+def _described(elf: Any, what: str) -> SchedulerLayout:
+    structs = _structs(elf)
+    symbols = addresses(elf, ("runtime.allp", "runtime.sched", "runtime.allm"))
+    sched, p, m, schedt = symbols["runtime.sched"], *map(structs.__getitem__, _WANTED[:3])
+    queue = schedt.get("runqsize")
+    if queue is None:  # newer: the queue itself knows its length
+        queue = schedt["runq"] + structs["runtime.gQueue"]["size"]
+    if p["runqtail"] != p["runqhead"] + 4 or p["runqhead"] < p["schedtick"]:
+        raise UnmeasuredError(what, why="runtime.p is laid out as in no known version of Go")
+    places = {
+        "allp": symbols["runtime.allp"],
+        "runqsize": sched + queue,
+        "nmspinning": sched + schedt["nmspinning"],
+        "number": p["id"],
+        **{name: p[name] for name in ("status", "schedtick", "runqhead", "m")},
+        "curg": m["curg"],
+        "gstatus": structs["runtime.g"]["atomicstatus"],
+        **dict.fromkeys((*LATENCY, *MUTEXES, *LOCKS), 0),
+    }
+    lacks: dict[str, Reason] = {}
+    size = structs["runtime.timeHistogram"]["underflow"]  # it is behind the counters
+    if size in time_to_run.SIZES:
+        places |= {"time_to_run": sched + schedt["timeToRun"], "time_to_run_size": size}
+    else:
+        lacks[LATENCY[0]] = Reason(what, why="runtime.timeHistogram is laid out as in no known version of Go")
+    if "totalMutexWaitTime" in schedt:
+        places["mutex_wait"] = sched + schedt["totalMutexWaitTime"]
+    else:
+        lacks[MUTEXES[0]] = Reason("the Go runtime keeps no time of waits for mutexes before Go 1.20")
+    if "totalRuntimeLockWaitTime" in schedt:
+        places |= {
+            "lock_wait": sched + schedt["totalRuntimeLockWaitTime"],
+            "allm": symbols["runtime.allm"],
+            "alllink": m["alllink"],
+            "m_lock_wait": m["mLockProfile"] + structs["runtime.mLockProfile"]["waitTime"],
+        }
+    else:
+        lacks[LOCKS[0]] = Reason("the Go runtime keeps no time of waits for its own locks before Go 1.22")
+    return SchedulerLayout(places, lacks)
+
+
+_WANTED = (
+    "runtime.p",
+    "runtime.m",
+    "runtime.schedt",
+    "runtime.g",
+    "runtime.gQueue",
+    "runtime.timeHistogram",
+    "runtime.mLockProfile",
+)
 
 
 def _structs(elf: Any) -> dict[str, dict[str, int]]:
@@ -53,7 +135,7 @@ def _structs(elf: Any) -> dict[str, dict[str, int]]:
     dwarf = elf.get_dwarf_info()
     data = dwarf.debug_info_sec.stream.getvalue()
     found: dict[str, dict[str, int]] = {}
-    for name in ("runtime.p", "runtime.schedt", "runtime.gQueue"):
+    for name in _WANTED:
         wanted = name.encode() + b"\0"
         at = data.find(wanted)
         while at >= 0 and name not in found:

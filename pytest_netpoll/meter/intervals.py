@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pytest_netpoll.agent.counters.timeline import COLUMNS
+from pytest_netpoll.agent.counters.timeline import COLUMNS, Runtime
 from pytest_netpoll.model.evidence import TimelinePoint
 
 
@@ -18,10 +18,24 @@ def collect(services: Iterable[Sequence[Sequence[Any]]]) -> tuple[TimelinePoint,
     points: dict[float, list[Any]] = {}
     for rows in services:
         for t_ms, *values in rows:
-            if not all(isinstance(count, int) for count in values[:-1]):  # the last one is a mean
-                raise ValueError(f"timeline {values!r:.200}")
-            before = points.get(t_ms, [0] * len(COLUMNS))
-            points[t_ms] = [a + b for a, b in zip(before, values, strict=True)]
+            for column, value in zip(COLUMNS, values, strict=True):
+                known = value is not None or column not in Runtime._fields
+                if known and not isinstance(value, int) and column not in _MEANS:
+                    raise ValueError(f"timeline {values!r:.200}")
+            before = points.get(t_ms, values)
+            points[t_ms] = values if before is values else list(map(_together, COLUMNS, before, values))
     return tuple(
         TimelinePoint(t_ms=t_ms, **dict(zip(COLUMNS, points[t_ms], strict=True))) for t_ms in sorted(points)
     )
+
+
+_MEANS = ("threads_running", "ps_running", "spinning")
+# Not to be added up: several processes may be in one cgroup, and the metric is of the longest run queue.
+_MOST = ("throttled_ns", "runq_max")
+
+
+def _together(column: str, a: float | None, b: float | None) -> float | None:
+    """Of two processes that were the service; one of which nothing is known does not count."""
+    if a is None or b is None:
+        return a if b is None else b
+    return max(a, b) if column in _MOST else a + b

@@ -126,6 +126,9 @@ class Measured(Process):
     """A process in a window. None of the optional counters: not counted.
 
     io_outcomes: how its I/O calls ended -> calls. futile: [syscall, outcome, calls].
+    events_per_poll: events -> polls that brought so many. p_looks, p_running: Ps seen, over all looks, and
+    those of them that ran Go code. sched_latency: [least ns, first ns beyond, goroutines]. mutex_wait,
+    lock_wait: ns.
     unprobed: children that came and went before probes were there, counted with the service's first process.
     """
 
@@ -136,6 +139,12 @@ class Measured(Process):
     deadline_wakeups: int | None
     dispatches: int | None
     runq_max: int | None
+    events_per_poll: dict[str, int]
+    p_looks: int | None
+    p_running: int | None
+    sched_latency: list[list[int]] | None
+    mutex_wait: int | None
+    lock_wait: int | None
     io_outcomes: dict[str, int]
     futile: list[list[Any]]
     unprobed: int
@@ -148,6 +157,18 @@ class Times(TypedDict):
 
     cpu_ns: int
     run_delay_ns: int | None
+
+
+class Throttled(TypedDict):
+    """CPU quotas of what descended from a root. unknown: why, None where they are known.
+
+    cgroups: [name, periods, throttled periods and ns throttled when the window opened (or when it was first
+    seen there), the same when it closed, µs of CPU in a period, µs of a period], the last two null without a
+    quota.
+    """
+
+    unknown: str | None
+    cgroups: list[list[Any]]
 
 
 class Processes(TypedDict):
@@ -169,6 +190,7 @@ class Closed(TypedDict):
 
     duration_ns: int
     services: dict[str, list[Measured]]
-    timelines: dict[str, list[list[float]]]
+    timelines: dict[str, list[list[float | None]]]
+    throttled: dict[str, Throttled]
     times: dict[str, Times]
     dropped_datagrams: dict[str, int | None]

@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 from pytest_netpoll.errors import Reason, UnmeasuredError
+from pytest_netpoll.gobinary import scheduler_layout
 from pytest_netpoll.gobinary.symbols import Symbolizer
-from pytest_netpoll.meter import agent_client, offender_stacks, privilege, slow_stacks
+from pytest_netpoll.meter import agent_client, cgroups, offender_stacks, privilege, slow_stacks
 from pytest_netpoll.meter import intervals as timeline
 from pytest_netpoll.meter.doubts import LOSSES, Seen, why_not_exact
 from pytest_netpoll.meter.messages import Closed, Measured, Process, Times
@@ -23,11 +24,16 @@ from pytest_netpoll.meter.programs import Programs
 from pytest_netpoll.meter.snapshots import read_snapshot
 from pytest_netpoll.model.evidence import Offence
 from pytest_netpoll.model.measurement import Measurement
-from pytest_netpoll.model.metrics import METRICS, OPTIONAL_COUNTERS, READY_METRICS
+from pytest_netpoll.model.metrics import METRICS, OPTIONAL_COUNTERS, READY_METRICS, SCHED_LATENCIES
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.options import Config
 from pytest_netpoll.service import guardian
 from pytest_netpoll.service.patience import Say
+
+_Field: TypeAlias = Literal[
+    "dispatches", "runq_max", "p_looks", "p_running", "sched_latency", "mutex_wait", "lock_wait"
+]
+_FIELDS: tuple[_Field, ...] = get_args(_Field)
 
 # The stack of one ready call in so many is kept, where that is asked for: it takes several times the probe.
 READY_STACKS = 16
@@ -41,6 +47,16 @@ _NO_SOCKETS = Reason(
     "what lies behind a wakeup for nothing is not known",
     why="the kernel does not describe its sockets (it has no BTF)",
     fix="use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as those of distributions are",
+)
+
+# What is read of the Go scheduler: its field in a message, the group of scheduler_layout, its metrics.
+_OF_THE_SCHEDULER: tuple[tuple[_Field, str, tuple[str, ...]], ...] = (
+    ("dispatches", scheduler_layout.QUEUES[0], ("dispatches", "dispatches_per_event")),
+    ("runq_max", scheduler_layout.QUEUES[0], ("runq_max",)),
+    ("p_looks", scheduler_layout.QUEUES[0], ("p_utilization",)),
+    ("sched_latency", scheduler_layout.LATENCY[0], SCHED_LATENCIES),
+    ("mutex_wait", scheduler_layout.MUTEXES[0], ("mutex_wait_seconds",)),
+    ("lock_wait", scheduler_layout.LOCKS[0], ("runtime_lock_wait_seconds",)),
 )
 
 # What comes of reading numbers that cannot be, in an answer that is otherwise what it should be.
@@ -315,6 +331,7 @@ class Meter:
         snapshot, vain, late = Snapshot(), [], []
         intervals: list[Sequence[Sequence[Any]]] = []
         absent: dict[str, Reason] = {}
+        quotas = cgroups.NOTHING
         if answer is not None:
             processes = [process for pid in roots for process in answer["services"].get(str(pid), [])]
             intervals = [answer["timelines"].get(str(pid), []) for pid in roots]
@@ -324,6 +341,13 @@ class Meter:
             snapshots = (_snapshot(process, is_go) for process in processes)
             snapshot = _with_times(reduce(operator.add, snapshots), answer["times"], roots)
             snapshot = _with_datagrams(snapshot, answer["dropped_datagrams"], roots)
+            quotas = cgroups.collect(
+                [answer["throttled"][str(pid)] for pid in roots if str(pid) in answer["throttled"]]
+            )
+            snapshot = dataclasses.replace(
+                snapshot, throttled_ns=quotas.ns, throttled_periods=quotas.throttled
+            )
+            absent |= quotas.absent
             vain = [offender for process in processes for offender in process["offenders"]]
             late = [
                 {**wakeup, "go_version": version(process)}
@@ -349,6 +373,7 @@ class Meter:
             offenders=blamed,
             slowest=slow_stacks.collect(late, self._symbolizer),
             timeline=timeline.collect(intervals),
+            cgroups=quotas.cgroups,
             unmeasured=unmeasured,
             absent=absent,
             unexplained=self._unexplained(window),
@@ -383,11 +408,9 @@ class Meter:
                 why |= dict.fromkeys(("ready_calls", "runtime_ready_calls", "wakeups_per_event"), reason)
             if self._programs.count_ready and process["deadline_wakeups"] is None:
                 why["deadline_wakeups"] = self._programs.why_no_deadlines(process)
-            if process["dispatches"] is None:
-                reason = self._programs.why_no_scheduler(process)
-                why |= {"dispatches": reason, "dispatches_per_event": reason}
-            if process["runq_max"] is None:
-                why["runq_max"] = self._programs.why_no_scheduler(process)
+            for name, group, metrics in _OF_THE_SCHEDULER:
+                if process[name] is None:
+                    why |= dict.fromkeys(metrics, self._programs.why_no_scheduler(process, group))
         return why
 
     def _seen(self, service: Watched, processes: Sequence[Measured]) -> Seen:
@@ -466,15 +489,16 @@ def _snapshot(process: Measured, is_go: bool) -> Snapshot:
     counters["lost"] = sum(counters.pop(name) for name in LOSSES)
     counters.pop("lost_offenders")  # the shares tell it: they are over all that was counted
     optional = {name: told[name] for name in OPTIONAL_COUNTERS}
-    runq_max = process["runq_max"]
+    scheduler: dict[str, Any] = {name: process[name] for name in _FIELDS}
     if is_go and not runs_goroutines(process):
         # It has no goroutines: for the service's sum that is nothing, not something unknown. What was counted
         # is its children's.
         optional = {name: counters.get(name, 0) for name in optional}
-        runq_max = runq_max or 0
+        nothing = {**dict.fromkeys(scheduler, 0), "sched_latency": []}
+        scheduler = {name: nothing[name] if value is None else value for name, value in scheduler.items()}
     if process["unprobed"]:
         optional.update(ready_calls=None, deadline_wakeups=None)
-    return read_snapshot({**told, "counters": counters | optional, "runq_max": runq_max})
+    return read_snapshot({**told, "counters": counters | optional, **scheduler})
 
 
 def _with_datagrams(snapshot: Snapshot, dropped: Mapping[str, int | None], roots: Sequence[int]) -> Snapshot:

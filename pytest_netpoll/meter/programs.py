@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TypeVar
 
 from pytest_netpoll.errors import Reason, UnmeasuredError
 from pytest_netpoll.gobinary import ready_sites, scheduler_layout
 from pytest_netpoll.gobinary.elf import Key, key_of
+from pytest_netpoll.gobinary.scheduler_layout import SchedulerLayout
 from pytest_netpoll.meter.agent_client import Probe
 from pytest_netpoll.meter.messages import Measured, Process
 from pytest_netpoll.service.build import go_version_of_program
@@ -25,7 +26,7 @@ class Programs:
     def __init__(self, count_ready: bool) -> None:
         self.count_ready = count_ready
         self._sites: dict[Key, ready_sites.Sites | UnmeasuredError] = {}
-        self._layouts: dict[Key, Mapping[str, int] | UnmeasuredError] = {}
+        self._layouts: dict[Key, SchedulerLayout | UnmeasuredError] = {}
         # By the agent, last time; by (subject, program).
         self._refusals: dict[tuple[str, Key], UnmeasuredError] = {}
 
@@ -49,9 +50,13 @@ class Programs:
         version = go_version_of_program(process["executable"] or "")
         return Reason(f"{ready_sites.DEADLINE} is not there in {version}")
 
-    def why_no_scheduler(self, process: Measured) -> Reason:
+    def why_no_scheduler(self, process: Measured, group: str) -> Reason:
+        """group: the first name of one of scheduler_layout's groups, which is not known of the process."""
         if process["exited"]:
             return Reason(f"process {process['pid']} has ended, and its memory with it")
+        layout = self._layouts.get(key_of(process["executable"] or ""))
+        if isinstance(layout, SchedulerLayout) and group in layout.lacks:
+            return layout.lacks[group]
         return self._why("scheduler", process)
 
     def _why(self, subject: str, process: Measured) -> Reason:
@@ -80,7 +85,7 @@ class Programs:
         agent.attach(pid, sites.ready, sites.deadline)
 
     def _learn(self, agent: Probe, pid: int, key: Key) -> None:
-        agent.learn(pid, _remembered(self._layouts, key, scheduler_layout.find_layout))
+        agent.learn(pid, _remembered(self._layouts, key, scheduler_layout.find_layout).places)
 
 
 def _remembered(known: dict[Key, T | UnmeasuredError], key: Key, find: Callable[[str], T]) -> T:

@@ -14,7 +14,8 @@ def read_snapshot(message: object) -> Snapshot:
     """Read an agent's message; ValueError says which field is wrong.
 
     {"counters": {name: int}, "histogram": {"index": int}, "latency_max_ns": int, "runq_max": int|null,
-    "io_outcomes": {outcome: int}, "futile": [[syscall, outcome, int]]};
+    "io_outcomes": {outcome: int}, "futile": [[syscall, outcome, int]], "events_per_poll": {"int": int},
+    "p_looks", "p_running", "mutex_wait", "lock_wait": int|null, "sched_latency": [[ns, ns, int]]|null};
     other fields are not ours to judge. Of a process's times nothing is in it.
     Optional counters may be absent or null.
     """
@@ -45,6 +46,12 @@ def read_snapshot(message: object) -> Snapshot:
             for outcome, count in _object(message, "io_outcomes").items()
         },
         futile=_futile(message.get("futile")),
+        events_per_poll=_polls(_object(message, "events_per_poll")),
+        p_looks=_optional_natural(message.get("p_looks"), "p_looks"),
+        p_running=_optional_natural(message.get("p_running"), "p_running"),
+        sched_latency=_latencies(message.get("sched_latency")),
+        mutex_wait_ns=_optional_natural(message.get("mutex_wait"), "mutex_wait"),
+        lock_wait_ns=_optional_natural(message.get("lock_wait"), "lock_wait"),
     )
 
 
@@ -66,6 +73,29 @@ def _futile(value: object) -> dict[tuple[str, str], int]:
             case _:
                 raise ValueError(f"futile: expected [syscall, outcome, calls], got {entry!r:.200}")
     return dict(found)
+
+
+def _polls(value: Mapping[str, object]) -> dict[int, int]:
+    for events in value:
+        if not (events.isascii() and events.isdecimal() and len(events) <= 4 and int(events)):
+            raise ValueError(f"events_per_poll: {events!r:.60} is no number of events")
+    return {int(events): _natural(polls, f"events_per_poll.{events}") for events, polls in value.items()}
+
+
+def _latencies(value: object) -> dict[tuple[int, int], int] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise ValueError(f"sched_latency: expected a list, got {value!r:.200}")
+    found: dict[tuple[int, int], int] = {}
+    for entry in value:
+        match entry:
+            case [low, high, count]:
+                bounds = _natural(low, "sched_latency"), _natural(high, "sched_latency")
+                found[bounds] = _natural(count, "sched_latency")
+            case _:
+                raise ValueError(f"sched_latency: expected [ns, ns, count], got {entry!r:.200}")
+    return found
 
 
 def _natural(value: object, name: str) -> int:

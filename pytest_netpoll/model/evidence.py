@@ -78,6 +78,9 @@ class TimelinePoint:
     to the metrics of that name. run_delay_ns: waited for a CPU, over all threads; 0 where the metric
     run_delay_seconds was not measured. threads: alive at the sample; threads_running: of them on a CPU or
     waiting for one, a mean where intervals were put together.
+    runq_max: most goroutines in a process's run queues. ps_running: Ps that ran Go code, spinning: threads
+    that looked for work, on average. throttled_ns: for so long a CPU quota stopped the service, over all
+    CPUs. answers: requests answered. Those are None where they are unknown.
     """
 
     t_ms: float
@@ -94,3 +97,25 @@ class TimelinePoint:
     run_delay_ns: int
     threads: int
     threads_running: float
+    throttled_ns: int | None = None
+    runq_max: int | None = None
+    ps_running: float | None = None
+    spinning: float | None = None
+    answers: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuQuota:
+    """A cgroup whose CPU quota bound a service in a window.
+
+    quota_us: of CPU in each period of period_us; None where there is no quota (any more). periods: in which
+    it wanted to run; throttled_periods: those of them in which the quota stopped it; throttled_ns: for how
+    long, over all CPUs.
+    """
+
+    name: str
+    quota_us: int | None
+    period_us: int | None
+    periods: int
+    throttled_periods: int
+    throttled_ns: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from fractions import Fraction
+from typing import TypeVar
 
 from pytest_netpoll.agent.constants import LATENCY_BITS, LATENCY_BUCKETS, LATENCY_SUB_BITS
 
@@ -32,20 +33,31 @@ def bucket_bounds(index: int) -> tuple[int, int]:
     return low, low + (1 << (octave - 1))
 
 
+_Value = TypeVar("_Value", int, tuple[int, int])
+
+
+def ranked(counts: Mapping[_Value, int], q: float) -> _Value | None:
+    """The nearest-rank quantile `q` (0 < q <= 1) of values that occur so often; None for no samples."""
+    if not 0 < q <= 1:
+        raise ValueError(f"quantile {q} is not in 0..1")
+    # In floats 0.07 * 100 is 7.000000000000001, whose ceiling is one rank too far.
+    rank = math.ceil(Fraction(str(q)) * sum(counts.values()))
+    seen = 0
+    for value in sorted(counts):
+        seen += counts[value]
+        if 0 < rank <= seen:
+            return value
+    return None
+
+
 def percentile(histogram: Mapping[int, int], q: float) -> float | None:
     """The nearest-rank quantile `q` (0 < q <= 1) in ns, None for no samples.
 
     histogram: bucket index -> count. The answer is the middle of the bucket's integers, at most
     3.2 % off (and exact below 32 ns, where a bucket holds one integer).
     """
-    if not 0 < q <= 1:
-        raise ValueError(f"quantile {q} is not in 0..1")
-    # In floats 0.07 * 100 is 7.000000000000001, whose ceiling is one rank too far.
-    rank = math.ceil(Fraction(str(q)) * sum(histogram.values()))
-    seen = 0
-    for index in sorted(histogram):
-        seen += histogram[index]
-        if 0 < rank <= seen:
-            low, high = bucket_bounds(index)
-            return (low + high - 1) / 2
-    return None
+    index = ranked(histogram, q)
+    if index is None:
+        return None
+    low, high = bucket_bounds(index)
+    return (low + high - 1) / 2

@@ -1,12 +1,13 @@
 """\
 netpoll(max_<metric>=..., min_<metric>=..., forbid="all", allow="NP301", service="name", runs=1): measure the
-Go services during the test and fail it when a limit is broken, or a forbidden rule. forbid= and allow= name
-rules by code, beginning of a code, or name ("NP1,busy-loop"); see python -m pytest_netpoll rules.
-max_<count>_per_second limits a count's rate. Times are "5ms", "250us", "1.5s" or a timedelta; max_spurious is
-"5%" or 0.05. Without limits it only measures and reports. service= restricts the limits to one service, also
-those of markers further in without one; the marker may be repeated. runs= repeats the test's call, each in a
-window of its own, and judges each metric's median. Of markers on the test, its class, its module and the ini
-options netpoll_limits, netpoll_forbid and netpoll_allow the closest wins, limit by limit and rule by rule.
+Go services during the test, and fail it if a limit is broken, or a forbidden rule. Without either it only
+measures and reports. forbid= and allow= name rules by code, beginning of a code, or name ("NP1,busy-loop");
+see python -m pytest_netpoll rules. max_<count>_per_second limits a count's rate. Times are "5ms", "250us",
+"1.5s" or a timedelta; max_spurious is "5%" or 0.05. service= restricts limits and rules to one service, also
+those of inner markers without service=; the marker may be repeated. runs= repeats the test's call, each time
+in a window of its own, and judges each metric's median. Of the markers on the test, its class, its module,
+and the ini options netpoll_limits, netpoll_forbid and netpoll_allow, the closest wins, limit by limit and
+rule by rule.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.model import units
 from pytest_netpoll.model.evidence import Offence
-from pytest_netpoll.model.histogram import bucket_bounds, percentile
+from pytest_netpoll.model.histogram import bucket_bounds, percentile, ranked
 from pytest_netpoll.model.snapshot import Snapshot
 
 Value: TypeAlias = int | float | None
@@ -34,6 +34,11 @@ _NO_SCHEDSTAT = Reason(
     "there is no /proc/PID/schedstat", why="this kernel was built without CONFIG_SCHED_INFO"
 )
 _NO_EVENT = Reason("there was no event")
+_NO_QUOTA_READ = Reason("the counters of the service's cgroup could not be read")
+_NO_SCHED_EVENT = Reason(
+    "the Go runtime recorded no scheduling event in the window, of which it records one in 8",
+    fix="send more traffic",
+)
 
 
 def _no_event_or(reason: Reason) -> Reason:
@@ -156,6 +161,31 @@ def _latency(q: float) -> Callable[[Snapshot], float | None]:
         return None if middle is None or longest is None else min(middle, longest)
 
     return read
+
+
+def _events_per_poll(q: float) -> Callable[[Snapshot], int | None]:
+    """The nearest-rank quantile."""
+
+    def read(snapshot: Snapshot) -> int | None:
+        return ranked(snapshot.events_per_poll, q)
+
+    return read
+
+
+def _sched_latency(q: float) -> Callable[[Snapshot], float | None]:
+    """The middle of the runtime's bucket, which is wide."""
+
+    def read(snapshot: Snapshot) -> float | None:
+        bounds = ranked(snapshot.sched_latency or {}, q)
+        return None if bounds is None else (bounds[0] + bounds[1] - 1) / 2
+
+    return read
+
+
+def _p_utilization(snapshot: Snapshot) -> float | None:
+    if not snapshot.p_looks or snapshot.p_running is None:
+        return None
+    return snapshot.p_running / snapshot.p_looks
 
 
 def _seconds(nanoseconds: int | None) -> float | None:
@@ -313,6 +343,35 @@ _TABLE = (
         reports=("summary", "baseline", "toolchains", "runs", "watch", "junit"),
         heading="polls/ev",
         keep=3,
+    ),
+    Metric(
+        "events_per_poll_p50",
+        "events not exceeded by half the polls that brought any",
+        compute=_events_per_poll(0.5),
+        source="derived",
+        absent=_NO_EVENT,
+        more_is_worse=False,
+        adds_up=False,
+        row="events",
+        part="a poll (p50)",
+    ),
+    Metric(
+        "events_per_poll_p99",
+        "events not exceeded by 99 % of the polls that brought any",
+        compute=_events_per_poll(0.99),
+        source="derived",
+        absent=_NO_EVENT,
+        more_is_worse=False,
+        adds_up=False,
+    ),
+    Metric(
+        "events_per_poll_max",
+        "most events that one poll brought, 128 at most",
+        compute=_events_per_poll(1),
+        source="derived",
+        absent=_NO_EVENT,
+        more_is_worse=False,
+        adds_up=False,
     ),
     Metric(
         "io_calls",
@@ -482,6 +541,62 @@ _TABLE = (
         part="longest run queue",
     ),
     Metric(
+        "p_utilization",
+        "of GOMAXPROCS: Ps seen running Go code, looked at every 10 ms; not system calls, garbage collection "
+        "or the search for work",
+        "share",
+        _p_utilization,
+        "memory",
+        _NO_SCHEDULER,
+        more_is_worse=False,
+        explained_by=("cpu",),
+        row="dispatches",
+        part="of the Ps busy",
+    ),
+    *(
+        Metric(
+            f"sched_latency_{name}",
+            f"how long goroutines were runnable before they ran, whatever woke them: {meaning}; the Go "
+            "runtime's own histogram of one scheduling event in 8, up to 12.5 % off",
+            "ns",
+            _sched_latency(q),
+            "memory",
+            _NO_SCHED_EVENT,
+            explained_by=("cpu",),
+            row="sched latency",
+            part=name,
+        )
+        for name, q, meaning in (
+            ("p50", 0.5, "not exceeded by half"),
+            ("p90", 0.9, "not exceeded by 90 %"),
+            ("p99", 0.99, "not exceeded by 99 %"),
+            ("p999", 0.999, "not exceeded by 99.9 %"),
+            ("max", 1.0, "the longest"),
+        )
+    ),
+    Metric(
+        "mutex_wait_seconds",
+        "estimate: time goroutines waited for sync.Mutex and sync.RWMutex, as the Go runtime keeps it; one "
+        "wait in 8 is sampled, and counted when it ends",
+        "s",
+        lambda s: _seconds(s.mutex_wait_ns),
+        "memory",
+        _NO_SCHEDULER,
+        row="waits",
+        part="for mutexes (estimate)",
+    ),
+    Metric(
+        "runtime_lock_wait_seconds",
+        "estimate: time threads waited for the runtime's own locks, as the Go runtime keeps it; one wait in "
+        "8 is sampled",
+        "s",
+        lambda s: _seconds(s.lock_wait_ns),
+        "memory",
+        _NO_SCHEDULER,
+        row="waits",
+        part="for the runtime's locks (estimate)",
+    ),
+    Metric(
         "cpu_seconds",
         "CPU time used",
         "s",
@@ -503,6 +618,26 @@ _TABLE = (
         row="CPU",
         part="waiting for a CPU",
         reports=("watch",),
+    ),
+    Metric(
+        "throttled_seconds",
+        "for how long the CPU quota of the service's cgroup, or of one above it, stopped it, over all CPUs; "
+        "of several such cgroups the one that stopped it longest",
+        "s",
+        lambda s: _seconds(s.throttled_ns),
+        "proc",
+        _NO_QUOTA_READ,
+        row="CPU",
+        part="stopped by a CPU quota",
+    ),
+    Metric(
+        "throttled_periods",
+        "periods in which that quota stopped it",
+        compute=lambda s: s.throttled_periods,
+        source="proc",
+        absent=_NO_QUOTA_READ,
+        row="CPU",
+        part="periods of it",
     ),
     Metric(
         "lost",
@@ -540,6 +675,8 @@ def _explained_by(offence: Offence) -> tuple[str, ...]:
 
 # What takes a probe at runtime.ready.
 READY_METRICS = _explained_by("ready")
+
+SCHED_LATENCIES = tuple(name for name in METRICS if name.startswith("sched_latency_"))
 
 # Of the counters: those that a program may give no way to count, and those always there.
 OPTIONAL_COUNTERS = tuple(metric.name for metric in _TABLE if metric.optional)

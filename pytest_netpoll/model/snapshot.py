@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+_Bucket = TypeVar("_Bucket")
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,9 @@ class Snapshot:
     io_outcomes: how the I/O calls ended ("data", "end of file", "EAGAIN", …) -> calls, which add up to
     io_calls. futile: (syscall, outcome) -> futile calls.
     dropped_datagrams: that the network namespace dropped for their checksum.
+    events_per_poll: events -> polls that brought so many.
+    p_looks, p_running: Ps seen, over all looks at them, and those of them that ran Go code.
+    sched_latency: (least ns, first ns beyond) -> goroutines that were runnable for so long before they ran.
     """
 
     counters: Mapping[str, int] = field(default_factory=dict)
@@ -27,6 +33,14 @@ class Snapshot:
     io_outcomes: Mapping[str, int] = field(default_factory=dict)
     futile: Mapping[tuple[str, str], int] = field(default_factory=dict)
     dropped_datagrams: int | None = None
+    events_per_poll: Mapping[int, int] = field(default_factory=dict)
+    p_looks: int | None = None
+    p_running: int | None = None
+    sched_latency: Mapping[tuple[int, int], int] | None = None
+    mutex_wait_ns: int | None = None
+    lock_wait_ns: int | None = None
+    throttled_ns: int | None = None
+    throttled_periods: int | None = None
 
     def __add__(self, other: Snapshot) -> Snapshot:
         """The sum over two processes; what either did not measure, the sum does not know."""
@@ -46,11 +60,23 @@ class Snapshot:
             io_outcomes=dict(Counter(self.io_outcomes) + Counter(other.io_outcomes)),
             futile=dict(Counter(self.futile) + Counter(other.futile)),
             dropped_datagrams=_sum(self.dropped_datagrams, other.dropped_datagrams),
+            events_per_poll=dict(Counter(self.events_per_poll) + Counter(other.events_per_poll)),
+            p_looks=_sum(self.p_looks, other.p_looks),
+            p_running=_sum(self.p_running, other.p_running),
+            sched_latency=_histogram(self.sched_latency, other.sched_latency),
+            mutex_wait_ns=_sum(self.mutex_wait_ns, other.mutex_wait_ns),
+            lock_wait_ns=_sum(self.lock_wait_ns, other.lock_wait_ns),
+            throttled_ns=_sum(self.throttled_ns, other.throttled_ns),
+            throttled_periods=_sum(self.throttled_periods, other.throttled_periods),
         )
 
 
 def _sum(a: int | None, b: int | None) -> int | None:
     return None if a is None or b is None else a + b
+
+
+def _histogram(a: Mapping[_Bucket, int] | None, b: Mapping[_Bucket, int] | None) -> dict[_Bucket, int] | None:
+    return None if a is None or b is None else dict(Counter(a) + Counter(b))
 
 
 def _longest(a: int | None, b: int | None) -> int | None:

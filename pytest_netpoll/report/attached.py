@@ -1,6 +1,6 @@
 """What was attached while the tests were measured: a latency measured under uprobes is not read as another.
 
-What that costs was not measured here, so it is not said: README.md tells what it cost elsewhere.
+What that costs was not measured here, so it is not said: docs/overhead.md has what it cost elsewhere.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 from pytest_netpoll.report import wording
 from pytest_netpoll.report.record import ServiceRecord, TestRecord
 
-_COST = 'not measured in this run; see "What it costs" in the README of pytest-netpoll'
+_COST = "not measured in this run; see docs/overhead.md of pytest-netpoll"
 
 
 class Attached(TypedDict):

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, cast
 
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.model.comparison import Comparison, Regression
+from pytest_netpoll.model.correlation import wasted_and_answered
 from pytest_netpoll.model.diagnosis import diagnose, findings, unchecked
 from pytest_netpoll.model.evidence import Cause, Offence
 from pytest_netpoll.model.limits import Limits
@@ -82,6 +83,31 @@ class _TimelineExtra(TypedDict, total=False):
     empty_polls: int
     timeout_polls: int
     break_polls: int
+    throttled_ns: int | None
+    runq_max: int | None
+    ps_running: float | None
+    spinning: float | None
+    answers: int | None
+
+
+class CorrelationRecord(TypedDict):
+    """model.correlation.Correlation, between two things of a timeline, both a second."""
+
+    metric: str
+    other: str
+    coefficient: float | None
+    intervals: int
+
+
+class CpuQuotaRecord(TypedDict):
+    """model.evidence.CpuQuota."""
+
+    name: str
+    quota_us: int | None
+    period_us: int | None
+    periods: int
+    throttled_periods: int
+    throttled_ns: int
 
 
 class FutileCalls(TypedDict):
@@ -212,6 +238,8 @@ class _ServiceExtra(TypedDict, total=False):
     io_outcomes: dict[str, int]
     futile: list[FutileCalls]
     timeline: list[TimelineRecord]
+    correlation: CorrelationRecord
+    cgroups: list[CpuQuotaRecord]
     columns: dict[str, int | float | str | None]
 
 
@@ -224,7 +252,8 @@ class ServiceRecord(_ServiceExtra):
     metrics.bucket_bounds) -> latencies in it. io_outcomes: how the I/O calls ended -> calls, which add up to
     io_calls; futile: the futile ones of them; of several runs both are those of the run whose offenders
     are listed. rules: that it breaks, forbidden or not; unchecked: forbidden ones. timeline: in order of
-    time. columns: heading -> value, what the hook pytest_netpoll_columns adds to the tables.
+    time. correlation: of its intervals. cgroups: whose CPU quota bound the service, the one that stopped it
+    longest first. columns: heading -> value, what the hook pytest_netpoll_columns adds to the tables.
     """
 
     name: str
@@ -476,6 +505,8 @@ def _service(
             for (syscall, outcome), count in one.futile.items()
         ],
         "timeline": [cast("TimelineRecord", asdict(point)) for point in measurement.timeline],
+        "correlation": _correlation(measurement),
+        "cgroups": [cast("CpuQuotaRecord", asdict(cgroup)) for cgroup in measurement.cgroups],
         "columns": dict(columns),
         "rules": [
             {
@@ -493,6 +524,16 @@ def _service(
             for missing in (unchecked(measurement) if forbidden and measurement.unmeasured is None else [])
             if missing.rule.code in forbidden
         ],
+    }
+
+
+def _correlation(measurement: Measurement) -> CorrelationRecord:
+    found = wasted_and_answered(measurement.timeline)
+    return {
+        "metric": "spurious_wakeups",
+        "other": found.other,
+        "coefficient": found.coefficient,
+        "intervals": found.intervals,
     }
 
 

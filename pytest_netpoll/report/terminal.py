@@ -149,6 +149,8 @@ def failure_section(record: TestRecord, width: int) -> str:
         caution = attached.caution(record, service)
         if caution is not None:
             screen.add(cells.wrap(caution, width, "  "))
+        for quota in wording.quotas_of(record, service):
+            screen.add(cells.wrap(quota, width, "  "))
         for missing in wording.unexplained(record, service):
             screen.add(_reason(missing, width, "  "))
         _add_entries(screen, blocks, width)

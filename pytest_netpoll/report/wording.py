@@ -16,6 +16,7 @@ from pytest_netpoll.model.metrics import LIMITABLE, METRICS, Metric, in_report
 from pytest_netpoll.model.rules import RULES
 from pytest_netpoll.report.record import (
     BreachRecord,
+    CpuQuotaRecord,
     FrameRecord,
     OffenderRecord,
     Outcome,
@@ -335,7 +336,7 @@ def explaining(record: TestRecord, service: ServiceRecord) -> list[Entry]:
     found: dict[str, list[Entry]] = {}
     for fault in broken(record, service):
         name = base_of(fault["metric"])
-        if name.startswith("latency_"):
+        if name.startswith(("latency_", "sched_latency_")):
             found.setdefault("late", late_entries(service))
         for offence in _evidence_for(name):
             # A limit is about the program's own calls.
@@ -530,6 +531,28 @@ def _threads_at(service: ServiceRecord, at_ms: float | None) -> str:
     return ""
 
 
+def quotas_of(record: TestRecord, service: ServiceRecord) -> list[str]:
+    """A line for each cgroup whose quota stopped the service, where a limit on that is broken:
+
+    "the cgroup /x allows 0.2 CPUs (20 ms every 100 ms) and stopped the service in 30 of 31 periods".
+    """
+    if not any(base_of(fault["metric"]).startswith("throttled_") for fault in broken(record, service)):
+        return []
+    return [
+        one_line(quota_text(cgroup)) for cgroup in service.get("cgroups", []) if cgroup["throttled_periods"]
+    ]
+
+
+def quota_text(cgroup: CpuQuotaRecord) -> str:
+    quota, period = cgroup["quota_us"], cgroup["period_us"]
+    allows = ""
+    if quota is not None and period:
+        cpus = f"{quota / period:.3g} {'CPU' if quota == period else 'CPUs'}"
+        allows = f"allows {cpus} ({quota / 1000:g} ms every {period / 1000:g} ms) and "
+    stopped = f"{cgroup['throttled_periods']:,} of {cgroup['periods']:,} periods"
+    return f"the cgroup {cgroup['name']} {allows}stopped the service in {stopped}"
+
+
 def _where(wakeup: OffenderRecord | SlowWakeupRecord) -> str:
     arrow = "→" if wakeup["direction"] == "write" else "←"
     ends = f" {arrow} ".join(end for end in (wakeup.get("local"), wakeup.get("peer")) if end)
@@ -563,6 +586,9 @@ def worst_place(record: TestRecord) -> Evidence | None:
     for service in record["services"]:
         for entry in explaining(record, service)[:1]:
             return Evidence(entry.text, entry.stack)
+    for service in record["services"]:
+        for text in quotas_of(record, service)[:1]:
+            return Evidence(text, [])
     for window in windows_behind(record):
         for service in window["services"]:
             for entry in evidence_in(service)[:1]:

@@ -87,7 +87,7 @@ class Service:
 
     @property
     def pid(self) -> int:
-        """Changes with every restart."""
+        """Of its main process; changes with every restart."""
         if self._process is None:
             raise ServiceError(f"service {self.name!r} has no process", why="it was never started")
         return self._process.pid
@@ -122,10 +122,12 @@ class Service:
 
     @property
     def port(self) -> int:
+        """The second half of `address`."""
         return self.address[1]
 
     @property
     def url(self) -> str:
+        """Of `address`: "http://127.0.0.1:8080"."""
         host, port = self.address
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

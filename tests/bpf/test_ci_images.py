@@ -1,4 +1,4 @@
-"""example_project/ci in real containers: the images it describes, the flags README names, a compose file.
+"""example_project/ci in real containers: its images, the flags of docs/containers.md, a compose file.
 
 Images of a registry are not asked for: the base is Debian by debootstrap, and Go as these tests have it.
 """
@@ -33,7 +33,7 @@ ENV PATH=/usr/local/go/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sb
 ENV GOTOOLCHAIN=local PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels
 """
 
-# What README calls a container with the service in it, and one for services of other containers.
+# What docs/containers.md calls a container with the service in it, and one for services of other containers.
 OWN = """
 import socket, time
 import pytest

@@ -26,7 +26,7 @@ import pytest
 
 from pytest_netpoll.cli import install_agent
 from pytest_netpoll.gobinary.ready_sites import find_sites
-from pytest_netpoll.gobinary.scheduler_layout import find_layout
+from pytest_netpoll.gobinary.scheduler_layout import LATENCY, LOCKS, MUTEXES, QUEUES, find_layout
 from pytest_netpoll.meter import privilege
 from tests import attacks
 from tests.attacks import running
@@ -35,7 +35,7 @@ from tests.waiting import patiently
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
-LAYOUT = ("allp", "runqsize", "number", "status", "schedtick", "runqhead")  # of the message "learn"
+LAYOUT = (*QUEUES, *LATENCY, *MUTEXES, *LOCKS)  # of the message "learn"
 REQUIRED = ("pytest", "pluggy", "iniconfig", "packaging", "pygments", "psutil", "pyelftools", "tabulate")
 
 pytestmark = pytest.mark.skipif(
@@ -758,7 +758,7 @@ def test_nothing_is_used_that_was_read_of_what_a_process_exec_ed_meanwhile(
             assert "ok" in ask("watch", pid=process.pid)
             with exec_before_memory_is_read(user, process, after):
                 if command == "learn":
-                    answer = ask("learn", pid=process.pid, **find_layout(str(before)))
+                    answer = ask("learn", pid=process.pid, **find_layout(str(before)).places)
                 else:
                     answer = ask("attach", pid=process.pid, ready=find_sites(str(before)).ready, deadline=0)
     finally:

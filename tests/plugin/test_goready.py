@@ -37,7 +37,7 @@ def test_a_broken_limit_names_the_line_that_wakes_and_what_was_attached(run, pyt
     assert uprobes == {
         "probe": "uprobes on runtime.ready",
         "services": ["ready"],
-        "cost": 'not measured in this run; see "What it costs" in the README of pytest-netpoll',
+        "cost": "not measured in this run; see docs/overhead.md of pytest-netpoll",
     }
     offender = report["tests"][0]["services"][0]["offenders"][0]
     assert offender["offence"] == "ready"

@@ -1,4 +1,4 @@
-"""Hooks for users: the README's example, and what happens when a hook is wrong."""
+"""Hooks for users: the example of docs/hooks.md, and what happens when a hook is wrong."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def conftest(run, pytester):  # noqa: ARG001 - run has made the file
     return conftest
 
 
-def test_the_readmes_example_adds_a_limit_and_a_column(run, conftest, pytester):
-    section = (ROOT / "README.md").read_text().partition("\n## Hooks\n")[2].partition("\n## ")[0]
-    [example] = re.findall(r"```python\n(.*?)```", section, re.S)
+def test_the_example_of_the_docs_adds_a_limit_and_a_column(run, conftest, pytester):
+    page = (ROOT / "docs" / "hooks.md").read_text().partition("<!-- begin")[0]
+    [example] = re.findall(r"```python\n(.*?)```", page, re.S)
     conftest(example)
     result = run(
         f"""

@@ -140,7 +140,7 @@ def test_the_undamaged_one_is_read(program: bytes, written: Mutate) -> None:
     assert any(call.function.startswith("runtime.") and call.line > 0 for call in calls)
     assert place_of(path) is not None
     assert find_sites(path).ready > 0
-    assert find_layout(path)["allp"] > 0
+    assert find_layout(path).places["allp"] > 0
 
 
 def test_a_damaged_one_is_told(program: bytes, written: Mutate, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,8 @@ from pytest_netpoll.report import junit, record, tables, terminal
 
 counters = {**dict.fromkeys(COUNTERS, 0), "polls": 20, "closed_polls": 7}
 snapshot = read_snapshot(
-    {"counters": counters, "histogram": {}, "latency_max_ns": 0, "io_outcomes": {}, "futile": []}
+    {"counters": counters, "histogram": {}, "latency_max_ns": 0, "io_outcomes": {}, "futile": [],
+     "events_per_poll": {}}
 )
 m = Measurement("server", 42, "/srv/server", "go1.27.3", 2.0, snapshot)
 limits = resolve([((), {"max_closed_polls": 3, "max_closed_polls_per_second": 1})], "t")

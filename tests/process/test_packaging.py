@@ -112,6 +112,14 @@ def test_the_changelog_has_a_dated_section_for_this_version(wheel: Path) -> None
     assert re.search(heading, (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
 
 
+def test_links_of_the_package_page_lead_out_of_it(wheel: Path) -> None:
+    page = message_from_string(metadata_file(wheel, "METADATA")).get_payload()
+    targets = re.findall(r"\]\(([^)]*)\)", str(page))
+    project = "https://github.com/pytest-netpoll/pytest-netpoll/blob/main/"
+    assert f"{project}docs/quickstart.md" in targets
+    assert not [target for target in targets if not re.match("https:|#", target)]
+
+
 def test_the_package_page_leads_to_the_project(wheel: Path) -> None:
     urls = message_from_string(metadata_file(wheel, "METADATA")).get_all("Project-URL", [])
     assert {url.partition(",")[0] for url in urls} >= {"Documentation", "Changelog", "Issues"}

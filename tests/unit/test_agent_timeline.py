@@ -88,7 +88,7 @@ def test_a_service_that_comes_later_is_counted_from_its_beginning(agent):
     timeline = module.Timeline({})
     timeline.add(100, {})
     timeline.add(200, {7: module.total([range(1, 11), [1] * 10], run_delay=4, threads=2, running=1)})
-    assert timeline.of(7) == [[0.0, *range(2, 12), 4, 2, 1.0]]
+    assert timeline.of(7) == [[0.0, *range(2, 12), 4, 2, 1.0, None, None, None, None]]
 
 
 def test_where_the_kernel_does_not_tell_what_threads_waited_it_is_not_known(agent, monkeypatch):
@@ -105,13 +105,15 @@ def test_where_the_kernel_does_not_tell_what_threads_waited_it_is_not_known(agen
 
 def test_two_processes_that_were_the_service_are_put_together_by_time():
     counts = [1, 1, 0, 2, 1, 1, 0, 0, 1, 0]
-    first = [[100.0, *counts, 7, 4, 1]]
-    second = [[100.0, *counts, 1, 5, 0.5], [200.0] + [0] * 13]
+    first = [[100.0, *counts, 7, 4, 1, 3000, 6, None, 0.5]]
+    second = [[100.0, *counts, 1, 5, 0.5, 2000, 2, 0.5, 1], [200.0] + [0] * 17]
     points = collect([first, second])
     assert [point.t_ms for point in points] == [100.0, 200.0]
     both = points[0]
     assert (both.wakeups, both.spurious, both.polls, both.timeout_polls) == (2, 0, 4, 2)
     assert (both.threads, both.threads_running, both.run_delay_ns) == (9, 1.5, 8)
+    # They may be in one cgroup; of one nothing is known of its Ps.
+    assert (both.throttled_ns, both.runq_max, both.ps_running, both.spinning) == (3000, 6, 0.5, 1.5)
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,14 @@ HISTOGRAM = 2368
 COUNTERS = 232
 SLOWEST = 776
 IO_FAILURES = 1368
+POLLS_BY_EVENTS = 512
 SLOT = 4  # in the queue of free ones
 OTHERS = 12 << 20  # maps that are always as large, most of it stacks
 
 
 def size(max_processes: int, max_fds: int, cpus: int) -> int:
     """Bytes. cpus: those that there may ever be; some maps have everything once for each."""
-    bank = HISTOGRAM + cpus * (COUNTERS + SLOWEST + IO_FAILURES)
+    bank = HISTOGRAM + cpus * (COUNTERS + SLOWEST + IO_FAILURES + POLLS_BY_EVENTS)
     return OTHERS + max_processes * (BANKS * bank + 2 * max_fds * WAIT + TARGET + POLLER + SLOT)
 
 

@@ -130,6 +130,7 @@ class Kernel:
         self.latencies = table(b"latencies")
         self.slowest = table(b"slowest")
         self.io_failures = table(b"io_failures")
+        self.polls_by_events = table(b"polls_by_events")
         self._stacks = (table(b"stacks"), table(b"more_stacks"))
         self.offenders = table(b"offenders")
         self.switches = table(b"switches")

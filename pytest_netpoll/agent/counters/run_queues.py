@@ -6,47 +6,61 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from bpf import elf
+from counters import scheduler_memory
+from counters.scheduler_memory import Layout, State, Totals
 from processes import proc
 
 if TYPE_CHECKING:
     from processes.watched import Process
 
 
-class Layout(NamedTuple):
-    """Link-time addresses of runtime.allp and of the length of the global run queue; the rest are offsets in
-    runtime.p (number: of its id).
-    """
-
-    allp: int
-    runqsize: int
-    number: int
-    status: int
-    schedtick: int
-    runqhead: int
-
-
-class State(NamedTuple):
-    """What runs in a process: {p.id: p.schedtick}, and the goroutines that wait in its run queues."""
-
-    ticks: dict[int, int]
-    runnable: int
-
-
 class Scheduled(NamedTuple):
-    """Of one process in one window; None where that is not known."""
+    """Of one process in one window; None where that is not known.
+
+    p_looks: Ps, over all looks at them; p_running: those that ran Go code. sched_latency: [[least ns, first
+    ns beyond, count]]. Waits are in ns.
+    """
 
     dispatches: int | None
     runq_max: int | None
+    p_looks: int | None
+    p_running: int | None
+    sched_latency: list[list[int]] | None
+    mutex_wait: int | None
+    lock_wait: int | None
+
+
+class Looks:
+    """What was seen of a process's run queues and Ps: sums over the looks, but the most goroutines."""
+
+    def __init__(self) -> None:
+        self.looks = self.longest = self.ps = self.running = self.spinning = 0
+
+    def add(self, state: State) -> None:
+        self.looks += 1
+        self.longest = max(self.longest, state.runnable)
+        self.ps += state.ps
+        self.running += state.running
+        self.spinning += state.spinning
+
+
+class Mean(NamedTuple):
+    """Of the processes of a service in one interval: most goroutines in run queues, Ps that run, threads that
+    look for work, the last two on average.
+    """
+
+    runq_max: int
+    running: float
+    spinning: float
 
 
 # Seconds between two looks at the run queues, while a window is open.
 PERIOD = 0.01
 
-_SLICE = struct.Struct("<QQQ")
-_MOST_PS = 4096
-_LAST_STATUS = 4  # _Pdead
-_RUNQ = 256  # a p's run queue holds so many
+_LONGEST = 1 << 62  # ns; the memory may hold anything
+
+_NOTHING = Totals(None, None, None)
+_UNKNOWN = (None, _NOTHING)
 
 
 class Schedulers:
@@ -55,14 +69,19 @@ class Schedulers:
     def __init__(self, is_current: Callable[[Process], bool]) -> None:
         self._is_current = is_current
         self._layouts: dict[tuple[int, int] | None, Layout] = {}  # by Process.program
+        self._biases: dict[int, int] = {}  # by owner
         # Of each process while it runs one program: an exec begins them anew, and a pid may be used anew.
-        self._at_open: dict[int, dict[int, State | None]] = {}  # window -> {owner: State}
-        self._longest: dict[int, dict[int, int]] = {}  # window -> {owner: goroutines in the run queues}
+        self._at_open: dict[int, dict[int, tuple[State | None, Totals]]] = {}  # window -> {owner: …}
+        self._looks: dict[int, dict[int, Looks]] = {}  # window -> {owner: Looks}
+        self._latest: dict[int, dict[int, Looks]] = {}  # the same, since the window's last interval
 
     def learn(self, process: Process, layout: Layout) -> bool:
         """Reads the counters of the program from now on. Returns whether the live process bears it out."""
+        if not layout.plausible:
+            return False
         self._layouts[process.program] = layout
-        if self.read(process) is None:
+        known, totals = self._read(process)
+        if known is None if layout.allp else totals.latencies is None:
             del self._layouts[process.program]
             return False
         return True
@@ -70,61 +89,99 @@ class Schedulers:
     def knows(self, process: Process) -> bool:
         return process.program in self._layouts
 
-    def read(self, process: Process) -> State | None:
-        """State, or None where the memory does not hold what it should."""
+    def _read(self, process: Process, totals: bool = True) -> tuple[State | None, Totals]:
+        """What it is; None where the memory does not hold what it should. totals: whether to read those."""
         layout = self._layouts.get(process.program)
-        if layout is None or process.exited:
-            return None
-        bias = _bias(process)
-        if bias is None:
-            return None
+        if layout is None or process.exited or not (layout.allp or totals):
+            return _UNKNOWN
+        if process.owner not in self._biases:
+            found = scheduler_memory.bias(process)
+            if found is None:
+                return _UNKNOWN
+            self._biases[process.owner] = found
+        bias = self._biases[process.owner]
+        state, grown = None, _NOTHING
         try:
             with proc.Memory(process.pid) as memory:
-                state = _read(memory, layout, bias)
+                if layout.allp:
+                    state = scheduler_memory.read_state(memory, layout, bias)
+                if totals:
+                    grown = scheduler_memory.read_totals(memory, layout, bias)
         except (OSError, struct.error):
-            return None
-        return state if self._is_current(process) else None
+            return _UNKNOWN
+        return (state, grown) if self._is_current(process) else _UNKNOWN
 
     def open(self, window: int, processes: Iterable[Process]) -> None:
-        self._begin(window, {process.owner: self.read(process) for process in processes})
+        processes = list(processes)
+        owners = {process.owner for process in processes}
+        self._biases = {owner: bias for owner, bias in self._biases.items() if owner in owners}
+        self._begin(window, {process.owner: self._read(process) for process in processes})
 
     def sample(self, processes: Iterable[Process]) -> None:
         for process in processes:
-            self._note(process, self.read(process))
+            self._note(process, self._read(process, totals=False)[0])
 
-    def lap(self, window: int, processes: Iterable[Process]) -> dict[int, Scheduled]:
+    def interval(self, window: int, processes: Iterable[Process]) -> Mean | None:
+        """Of these in the open window, since this was asked last; None where nothing was seen."""
+        found = [looks for p in processes if (looks := self._latest[window].pop(p.owner, None))]
+        if not found:
+            return None
+        return Mean(
+            max(looks.longest for looks in found),
+            sum(looks.running / looks.looks for looks in found),
+            sum(looks.spinning / looks.looks for looks in found),
+        )
+
+    def read(self, processes: Iterable[Process]) -> dict[int, tuple[State | None, Totals]]:
+        """{owner: what it is now}, which counts as a look in every open window."""
+        now = {}
+        for process in processes:
+            now[process.owner] = self._read(process)
+            self._note(process, now[process.owner][0])
+        return now
+
+    def lap(
+        self, window: int, processes: Iterable[Process], now: dict[int, tuple[State | None, Totals]]
+    ) -> dict[int, Scheduled]:
         """{owner: Scheduled} of the window, which begins anew with what was read."""
-        longest = self._longest[window]
-        now: dict[int, State | None] = {}
+        seen = self._looks[window]
         scheduled: dict[int, Scheduled] = {}
         for process in processes:
-            before, after = self._before(window, process), self.read(process)
-            self._note(process, after)
-            lengths = [longest[owner] for owner in process.lives if owner in longest]
-            scheduled[process.owner] = Scheduled(_dispatches(before, after), max(lengths, default=None))
-            now[process.owner] = after
+            before, after = self._before(window, process), now.get(process.owner, _UNKNOWN)
+            looks = [seen[owner] for owner in process.lives if owner in seen]
+            scheduled[process.owner] = Scheduled(
+                _dispatches(before and before[0], after[0]),
+                max((look.longest for look in looks), default=None),
+                sum(look.ps for look in looks) if looks else None,
+                sum(look.running for look in looks) if looks else None,
+                *(_grown(before[1], after[1]) if before is not None else _NOTHING),
+            )
         self._begin(window, now)
         return scheduled
 
-    def _before(self, window: int, process: Process) -> State | None:
+    def _before(self, window: int, process: Process) -> tuple[State | None, Totals] | None:
         at_open = self._at_open[window]
         if process.owner in at_open:
             return at_open[process.owner]
-        if any(at_open.get(owner) for owner in process.lives):
+        if any(at_open.get(owner, _UNKNOWN) != _UNKNOWN for owner in process.lives):
             return None  # with the program that it ran then, what that counted in the window is gone
-        return State({}, 0)  # a process that has come since, as a p that has, began with 0
+        # A process that has come since, as a p that has, began with 0.
+        return State({}, 0, 0, 0, 0), Totals((), 0, 0)
 
     def close(self, window: int) -> None:
-        del self._at_open[window], self._longest[window]
+        del self._at_open[window], self._looks[window], self._latest[window]
 
-    def _begin(self, window: int, states: dict[int, State | None]) -> None:
+    def _begin(self, window: int, states: dict[int, tuple[State | None, Totals]]) -> None:
         self._at_open[window] = states
-        self._longest[window] = {owner: state.runnable for owner, state in states.items() if state}
+        self._looks[window], self._latest[window] = {}, {}
+        for owner, (state, _) in states.items():
+            if state is not None:
+                self._looks[window].setdefault(owner, Looks()).add(state)
 
     def _note(self, process: Process, state: State | None) -> None:
         if state is not None:
-            for longest in self._longest.values():
-                longest[process.owner] = max(longest.get(process.owner, 0), state.runnable)
+            for looks in (*self._looks.values(), *self._latest.values()):
+                looks.setdefault(process.owner, Looks()).add(state)
 
 
 def _dispatches(before: State | None, after: State | None) -> int | None:
@@ -134,36 +191,14 @@ def _dispatches(before: State | None, after: State | None) -> int | None:
     return sum((tick - before.ticks.get(p, 0)) & 0xFFFFFFFF for p, tick in after.ticks.items())
 
 
-def _bias(process: Process) -> int | None:
-    """How far from its link-time addresses the program is loaded."""
-    own = [m for m in process.mappings if m.path == process.executable]
-    try:
-        with open(f"/proc/{process.pid}/exe", "rb") as f:
-            address = elf.address_of(f, own[0].offset)
-    except (OSError, ValueError, IndexError):
-        return None
-    return None if address is None else own[0].start - address
+def _grown(before: Totals, after: Totals) -> tuple[list[list[int]] | None, int | None, int | None]:
+    """Scheduled's last fields."""
+    latencies = None
+    if before.latencies is not None and after.latencies is not None:
+        old = before.latencies or (0,) * len(after.latencies)
+        latencies = scheduler_memory.latencies_between(old, after.latencies)
+    return latencies, _waited(before.mutex_wait, after.mutex_wait), _waited(before.lock_wait, after.lock_wait)
 
 
-def _read(memory: proc.Memory, layout: Layout, bias: int) -> State | None:
-    # A read of what is not there is too short for struct.
-    start, length, capacity = _SLICE.unpack(memory.read(bias + layout.allp, _SLICE.size) or b"")
-    if not 0 < length <= capacity <= _MOST_PS:
-        return None
-    (runnable,) = struct.unpack("<i", memory.read(bias + layout.runqsize, 4) or b"")
-    if runnable < 0:
-        return None
-    ticks: dict[int, int] = {}
-    for number, p in enumerate(struct.unpack(f"<{length}Q", memory.read(start, 8 * length) or b"")):
-        words = memory.read(p, layout.runqhead + 8) or b""
-        (identity,) = struct.unpack_from("<i", words, layout.number)
-        (status,) = struct.unpack_from("<I", words, layout.status)
-        if identity != number or status > _LAST_STATUS:
-            return None
-        (ticks[number],) = struct.unpack_from("<I", words, layout.schedtick)
-        head, tail = struct.unpack_from("<II", words, layout.runqhead)
-        waiting = (tail - head) & 0xFFFFFFFF
-        if waiting > _RUNQ:
-            return None
-        runnable += waiting
-    return State(ticks, runnable)
+def _waited(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else min(max(0, after - before), _LONGEST)

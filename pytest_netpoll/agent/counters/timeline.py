@@ -4,10 +4,42 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 PERIOD = 0.1  # s
 MOST_POINTS = 600
+
+
+class Runtime(NamedTuple):
+    """What the Go scheduler and CPU quotas did; None where that is unknown. throttled_ns only grows.
+
+    runq_max: most goroutines in run queues. ps_running: Ps that run Go code. spinning: threads that look for
+    work. The last two are means.
+    """
+
+    throttled_ns: int | None = None
+    runq_max: int | None = None
+    ps_running: float | None = None
+    spinning: float | None = None
+
+    def since(self, before: Runtime) -> Runtime:
+        if self.throttled_ns is None or before.throttled_ns is None:
+            return self._replace(throttled_ns=None)
+        return self._replace(throttled_ns=self.throttled_ns - before.throttled_ns)
+
+    def with_later(self, later: Runtime, samples: int, more: int) -> Runtime:
+        """Over both intervals, of so many samples."""
+        known = None not in (self.throttled_ns, later.throttled_ns)
+        queues = [queue for queue in (self.runq_max, later.runq_max) if queue is not None]
+        return Runtime(
+            (self.throttled_ns or 0) + (later.throttled_ns or 0) if known else None,
+            max(queues, default=None),
+            _mean(self.ps_running, samples, later.ps_running, more),
+            _mean(self.spinning, samples, later.spinning, more),
+        )
+
+
+UNKNOWN = Runtime()
 
 
 class State(NamedTuple):
@@ -29,6 +61,7 @@ class State(NamedTuple):
     run_delay: int
     threads: int
     running: int
+    runtime: Runtime = UNKNOWN
 
 
 # What the report calls them, in each row after the interval's end in ms.
@@ -38,17 +71,29 @@ _REPORTED = {
     "run_delay": "run_delay_ns",
     "running": "threads_running",
 }
-COLUMNS = tuple(_REPORTED.get(field, field) for field in State._fields)
+COLUMNS = (*(_REPORTED.get(field, field) for field in State._fields[:-1]), *Runtime._fields)
 
-NOTHING = State._make([0] * len(State._fields))
+NOTHING = State._make([0] * (len(State._fields) - 1) + [Runtime(throttled_ns=0)])
 COUNTERS = State._fields[: State._fields.index("run_delay")]
 _GROWING = len(COUNTERS) + 1
 
 
-def total(counters: Sequence[Sequence[int]], run_delay: int, threads: int, running: int) -> State:
+def total(
+    counters: Sequence[Sequence[int]],
+    run_delay: int,
+    threads: int,
+    running: int,
+    runtime: Runtime = UNKNOWN,
+) -> State:
     """The State of several processes together. counters: a row of each; the others are sums already."""
     sums = [sum(row[i] for row in counters) for i in range(len(COUNTERS))]
-    return State._make([*sums, run_delay, threads, running])
+    return State._make([*sums, run_delay, threads, running, runtime])
+
+
+def _mean(a: float | None, samples: int, b: float | None, more: int) -> float | None:
+    if a is None or b is None:
+        return a if b is None else b
+    return (a * samples + b * more) / (samples + more)
 
 
 class Point:
@@ -68,7 +113,8 @@ class Point:
             counts = map(operator.add, old[:_GROWING], new[:_GROWING])
             # running is a sum, in the end divided by the samples.
             threads, running = max(old.threads, new.threads), old.running + new.running
-            self.services[root] = State._make([*counts, threads, running])
+            runtime = old.runtime.with_later(new.runtime, self.samples, later.samples)
+            self.services[root] = State._make([*counts, threads, running, runtime])
         self.t = later.t
         self.samples += later.samples
 
@@ -87,7 +133,8 @@ class Timeline:
         for root, state in states.items():
             before = self._last.get(root, NOTHING)
             counts = map(operator.sub, state[:_GROWING], before[:_GROWING])
-            services[root] = State._make([*counts, state.threads, state.running])
+            runtime = state.runtime.since(before.runtime)
+            services[root] = State._make([*counts, state.threads, state.running, runtime])
         self._last = states
         point = Point(t, services)
         if self._points and self._points[-1].samples < self._stride:
@@ -103,12 +150,15 @@ class Timeline:
         self._points = self._points[::2]
         self._stride *= 2
 
-    def of(self, root: int) -> list[list[float]]:
+    def of(self, root: int) -> list[list[float | None]]:
         """JSON: [[t ms, *COLUMNS]]."""
-        rows: list[list[float]] = []
+        rows: list[list[float | None]] = []
         for point in self._points:
             state = point.services.get(root)
             if state is not None:
                 running = round(state.running / point.samples, 2)
-                rows.append([round(point.t / 1e6, 1), *state[:-1], running])
+                throttled, queue, *means = state.runtime
+                rounded = (None if mean is None else round(mean, 2) for mean in means)
+                row: tuple[Any, ...] = state[: State._fields.index("running")]
+                rows.append([round(point.t / 1e6, 1), *row, running, throttled, queue, *rounded])
         return rows

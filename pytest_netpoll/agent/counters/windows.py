@@ -93,6 +93,7 @@ class Bank:
         self.histogram = histogram  # {bucket: int}
         self.slowest = list(slowest)  # SlowWakeups, the slowest first
         self.failures = Failures()
+        self.polls_by_events: dict[int, int] = {}  # events -> polls that brought so many
 
     def add(self, other: Bank) -> None:
         for name, value in other.counters.items():
@@ -103,12 +104,14 @@ class Bank:
         _add(self.histogram, other.histogram)
         self.slowest = sorted(self.slowest + other.slowest, reverse=True)[:SLOWEST]
         self.failures.add(other.failures)
+        _add(self.polls_by_events, other.polls_by_events)
 
     def forget(self) -> None:
         self.counters = dict.fromkeys(self.counters, 0)
         self.histogram = {}
         self.slowest = []
         self.failures = Failures()
+        self.polls_by_events = {}
 
 
 def pending(counters: Mapping[str, int]) -> int:
@@ -244,6 +247,9 @@ class Windows:
             bank.slowest = self._slowest(key)
         if bank.counters["io_calls"]:
             bank.failures = self._failures(key)
+        if bank.counters["events"]:
+            for cpu in self._kernel.polls_by_events[key]:
+                _add(bank.polls_by_events, {n: polls for n, polls in enumerate(cpu.polls, 1) if polls})
         return bank
 
     def _counters(self, slot: int, epoch: int) -> dict[str, int]:
@@ -346,3 +352,4 @@ class Windows:
         self._kernel.latencies[key] = self._kernel.latencies.Leaf()
         self._kernel.slowest[key] = self._kernel.slowest.Leaf()
         self._kernel.io_failures[key] = self._kernel.io_failures.Leaf()
+        self._kernel.polls_by_events[key] = self._kernel.polls_by_events.Leaf()

@@ -243,17 +243,17 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog="python -m pytest_netpoll watch",
         usage="%(prog)s [options] (--pid N | --cgroup PATH | -- COMMAND …)",
-        description="Shows live what the network poller of a Go process does. {port} in COMMAND becomes a "
-        "free port; its output is kept, and its end shown when it dies.",
+        description="Show live what the network poller of a Go process does. {port} in COMMAND becomes a "
+        "free port. The output of COMMAND is kept, and its last lines are shown if it dies.",
     )
     parser.add_argument("--pid", type=_pid, metavar="N", help="a running process and its children")
     parser.add_argument("--cgroup", type=Path, metavar="PATH", help="all processes of a cgroup v2, as one")
     parser.add_argument(
         "--interval", type=_seconds, default=1.0, metavar="TIME", help="between two refreshes (default: 1s)"
     )
-    parser.add_argument("--duration", type=_seconds, metavar="TIME", help="end after so long")
+    parser.add_argument("--duration", type=_seconds, metavar="TIME", help="stop after this time")
     parser.add_argument(
-        "--json", action="store_true", help="a line of JSON each interval, and one at the end"
+        "--json", action="store_true", help="print a line of JSON for each interval, and one at the end"
     )
     parser.add_argument(
         "--prometheus",

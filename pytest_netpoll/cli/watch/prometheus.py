@@ -6,7 +6,7 @@ latencies a histogram. prometheus_client is an extra, imported only when it is a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +36,13 @@ def cumulative(histogram: Mapping[int, int]) -> list[tuple[str, int]]:
 
     histogram: bucket index -> count, as in a Snapshot.
     """
-    ends = [(bucket_bounds(index)[1], count) for index, count in histogram.items()]
+    return _cumulative([(bucket_bounds(index)[1], count) for index, count in histogram.items()])
+
+
+def _cumulative(ends: Sequence[tuple[int, int]]) -> list[tuple[str, int]]:
+    """ends: (first ns beyond a bucket, how many are in it)"""
     buckets = [(repr(border / 1e9), sum(n for end, n in ends if end <= border)) for border in BORDERS_NS]
-    return [*buckets, ("+Inf", sum(histogram.values()))]
+    return [*buckets, ("+Inf", sum(count for _, count in ends))]
 
 
 class Exporter:
@@ -101,6 +105,8 @@ class Exporter:
             if family is not None:
                 yield family
         yield _latency(core, total, labels)
+        if total.snapshot.sched_latency is not None:
+            yield _sched_latency(core, total.snapshot.sched_latency, labels)
 
 
 def _info(core: Any, total: Measurement, labels: Mapping[str, str]) -> Family:
@@ -142,5 +148,20 @@ def _latency(core: Any, total: Measurement, labels: Mapping[str, str]) -> Family
     )
     family.add_metric(  # type: ignore[attr-defined]
         list(labels.values()), buckets=cumulative(histogram), sum_value=nanoseconds / 1e9
+    )
+    return family
+
+
+def _sched_latency(core: Any, histogram: Mapping[tuple[int, int], int], labels: Mapping[str, str]) -> Family:
+    nanoseconds = sum((low + high - 1) / 2 * count for (low, high), count in histogram.items())
+    family: Family = core.HistogramMetricFamily(
+        f"{PREFIX}sched_latency_seconds",
+        "How long goroutines were runnable before they ran, of one scheduling event in 8.",
+        labels=list(labels),
+    )
+    family.add_metric(  # type: ignore[attr-defined]
+        list(labels.values()),
+        buckets=_cumulative([(high, count) for (_, high), count in histogram.items()]),
+        sum_value=nanoseconds / 1e9,
     )
     return family

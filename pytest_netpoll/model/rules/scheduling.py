@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from pytest_netpoll.errors import Reason
 from pytest_netpoll.gobinary.symbols import PLUMBING
 from pytest_netpoll.model import units
-from pytest_netpoll.model.evidence import Offender
+from pytest_netpoll.model.evidence import Offender, TimelinePoint
 from pytest_netpoll.model.histogram import bucket_bounds
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.rules.rule import (
@@ -82,6 +83,8 @@ def _starvation(m: Measurement) -> Proof | None:
     running = _own_code(m)
     if not late or used is None or waited is None or _shares(running) < RUNNING_SHARE:
         return None
+    if _cpu_quota(m) is not None:
+        return None
     if used < BUSY_USED * m.window_seconds or used + waited < BUSY_WANTED * m.window_seconds:
         return None
     at = f"{running[0].stack[0].function} alone has {share(running[0].share)}"
@@ -105,7 +108,7 @@ def _fix_starvation(m: Measurement) -> str:
 def _nobody_polls(m: Measurement) -> Proof | None:
     polls, used, ps = number(m, "polls"), m.cpu_seconds, m.gomaxprocs
     # What wakeups are late for explains more.
-    if used is None or ps is None or m.cpus is None or _late(m)[0]:
+    if used is None or ps is None or m.cpus is None or _late(m)[0] or m.throttled_periods:
         return None
     few = polls <= SYSMON_RATE * m.window_seconds and number(m, "events") >= LEAST_EVENTS
     if not few or number(m, "nonblocking_polls") < NONBLOCKING_SHARE * polls:
@@ -123,8 +126,27 @@ def _nobody_polls(m: Measurement) -> Proof | None:
     )
 
 
-def _waited_for_cpu(m: Measurement) -> bool:
-    """Whether the service's threads waited for a CPU while most of the slowest wakeups were on their way."""
+def _cpu_quota(m: Measurement) -> Proof | None:
+    quota = next((cgroup for cgroup in m.cgroups if cgroup.throttled_periods and cgroup.period_us), None)
+    if quota is None or quota.quota_us is None or quota.period_us is None or not _late(m)[0]:
+        return None
+    if not _explained(m, lambda point: point.throttled_ns or 0):
+        return None
+    return Proof(
+        quota.throttled_periods,
+        f"the CPU quota of the cgroup {quota.name}, {quota.quota_us / 1000:g} ms every "
+        f"{quota.period_us / 1000:g} ms, stopped the service in {count(quota.throttled_periods)} of "
+        f"{count(quota.periods)} periods: woken goroutines wait until the next period.",
+        stack_of(_own_code(m)),
+    )
+
+
+def _no_throttling(m: Measurement) -> Reason | None:
+    return m.absent.get("throttled_periods") if m.throttled_periods is None else None
+
+
+def _explained(m: Measurement, waited_in: Callable[[TimelinePoint], int]) -> bool:
+    """Whether it was long enough while most of the slowest wakeups were on their way."""
     late = [wakeup for wakeup in m.slowest if wakeup.latency_ns >= LATE_NS]
     explained = 0
     for wakeup in late:
@@ -133,7 +155,7 @@ def _waited_for_cpu(m: Measurement) -> bool:
         waited = 0
         for point in m.timeline:
             if opened < end and begin < point.t_ms:
-                waited += point.run_delay_ns
+                waited += waited_in(point)
             opened = point.t_ms
         explained += waited >= CPU_WAIT_SHARE * wakeup.latency_ns
     return explained > len(late) / 2
@@ -142,10 +164,13 @@ def _waited_for_cpu(m: Measurement) -> bool:
 def _machine_busy(m: Measurement) -> Proof | None:
     late, _ = _late(m)
     used, waited = m.cpu_seconds, m.run_delay_seconds
-    if not late or used is None or waited is None or waited < used or not _waited_for_cpu(m):
+    if not late or used is None or waited is None or waited < used:
         return None
-    if _too_many_ps(m) is not None:
-        return None  # its threads waited for each other
+    if not _explained(m, lambda point: point.run_delay_ns):
+        return None
+    # Its threads waited for each other, or for the quota.
+    if _too_many_ps(m) is not None or _cpu_quota(m) is not None:
+        return None
     return Proof(
         late,
         f"{_lateness(m)} the machine is short of CPU: other processes have it when the service's threads "
@@ -157,6 +182,8 @@ def _too_many_ps(m: Measurement) -> Proof | None:
     used, waited, ps, cpus = m.cpu_seconds, m.run_delay_seconds, m.gomaxprocs, m.cpus
     if used is None or waited is None or ps is None or cpus is None or ps <= cpus:
         return None
+    if m.throttled_periods:
+        return None  # what waits for its quota is runnable, too
     at_a_time = wanted(m) / m.window_seconds
     if used < CPUS_USED * cpus * m.window_seconds or at_a_time < CPUS_WANTED * cpus:
         return None
@@ -215,6 +242,20 @@ RULES = (
         "A service that is busy with its own messages polls thousands of times a second.",
         "Goroutines that compute for 50 µs and yield, forever.",
         _nobody_polls,
+        offences=("cpu",),
+    ),
+    Rule(
+        "NP403",
+        "cpu-quota",
+        "The CPU quota of the service's cgroup, or of one above it, stops it until the next period.",
+        "Late wakeups as in NP401, and a quota that stopped the service (throttled_periods) while most "
+        "of the slowest wakeups were on their way.",
+        "raise the quota, or lower GOMAXPROCS and the CPU time that the service uses.",
+        "A service that starves itself (NP401) or a busy machine (NP404), without periods in which the quota "
+        "stopped it.",
+        "A service with more work than the limit of its container allows.",
+        _cpu_quota,
+        _no_throttling,
         offences=("cpu",),
     ),
     Rule(

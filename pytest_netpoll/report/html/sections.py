@@ -39,6 +39,10 @@ _SERIES = (
     "break_polls",
     "threads_running",
     "run_delay_ns",
+    "runq_max",
+    "ps_running",
+    "spinning",
+    "throttled_ns",
 )
 
 
@@ -248,7 +252,7 @@ class _Service:
 
     def _shows_lateness(self) -> bool:
         """Whether what explains a broken limit has the slowest wakeups already."""
-        return any(metric.startswith("latency_") for metric in self.broken)
+        return any(metric.startswith(("latency_", "sched_latency_")) for metric in self.broken)
 
 
 def _then(test: TestRecord, service: ServiceRecord) -> Mapping[str, Value]:
@@ -380,6 +384,6 @@ def _timeline(service: ServiceRecord) -> dict[str, Any] | None:
         # Of most of them: the last one ends with the window.
         "step_ms": round(statistics.median(map(operator.sub, ends, [0, *ends[:-1]]))),
         "ends_ms": ends,
-        # Files from before polls were split have no classes of them.
-        **{name: [series.get(name, 0) for series in points] for name in _SERIES},
+        # Files from before polls were split have no classes of them; of a stripped program less is known.
+        **{name: [series.get(name) or 0 for series in points] for name in _SERIES},
     }

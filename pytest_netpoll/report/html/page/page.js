@@ -129,7 +129,11 @@
     timeout_polls: "ended by a timer",
     break_polls: "woken by the runtime itself",
     threads_running: "threads running",
+    ps_running: "Ps running Go",
+    spinning: "threads looking for work",
+    runq_max: "goroutines waiting",
     delay: "ms waiting",
+    throttled: "ms stopped",
   };
   const COLOURS = {
     eventful_polls: "polls",
@@ -137,12 +141,19 @@
     timeout_polls: "timers",
     break_polls: "breaks",
     threads_running: "threads",
+    ps_running: "threads",
+    spinning: "timers",
+    runq_max: "threads",
+    throttled: "delay",
   };
   const PANELS = [
     { title: "wakeups", fields: ["productive", "spurious", "other"], legend: true },
     { title: "polls", fields: ["eventful_polls", "empty_polls", "timeout_polls", "break_polls"], legend: true },
     { title: "threads running, or ready to", fields: ["threads_running"] },
+    { title: "Ps running Go, and threads looking for work", fields: ["ps_running", "spinning"] },
+    { title: "longest run queue", fields: ["runq_max"] },
     { title: "ms waiting for a CPU, over all threads", fields: ["delay"] },
+    { title: "ms stopped by a CPU quota, over all CPUs", fields: ["throttled"] },
   ];
 
   // Not worth a place in the legend where there are none.
@@ -156,6 +167,7 @@
       Math.max(0, all - line.empty_polls[i] - line.timeout_polls[i] - line.break_polls[i]),
     ),
     delay: line.run_delay_ns.map((ns) => ns / 1e6),
+    throttled: line.throttled_ns.map((ns) => ns / 1e6),
     starts_ms: [0, ...line.ends_ms.slice(0, -1)],
   });
 

@@ -1,0 +1,46 @@
+"""Do wakeups for nothing cost throughput? How the two went together, interval by interval."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pytest_netpoll.model.evidence import TimelinePoint
+
+# Of fewer intervals a coefficient is chance.
+LEAST_INTERVALS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correlation:
+    """Between spurious wakeups a second and `other`, which is "answers" or else
+    "productive_wakeups", a second.
+
+    coefficient: Pearson's, -1 to 1; None below LEAST_INTERVALS, and where one of the two never changed.
+    """
+
+    other: str
+    coefficient: float | None
+    intervals: int
+
+
+def wasted_and_answered(points: Sequence[TimelinePoint]) -> Correlation:
+    """Over the window's intervals. The last may be much shorter than the others, and is then left out."""
+    known = bool(points) and all(point.answers is not None for point in points)
+    wasted: list[float] = []
+    answers: list[float] = []
+    begin, usual = 0.0, points[0].t_ms if points else 0.0
+    for point in points:
+        milliseconds = point.t_ms - begin
+        begin = point.t_ms
+        if milliseconds >= usual / 2:
+            wasted.append(point.spurious / milliseconds)
+            answers.append(((point.answers or 0) if known else point.productive) / milliseconds)
+    coefficient = None
+    if len(wasted) >= LEAST_INTERVALS and len(set(wasted)) > 1 and len(set(answers)) > 1:
+        # Rounding makes it a little more than 1.
+        coefficient = max(-1.0, min(1.0, statistics.correlation(wasted, answers)))
+    return Correlation(
+        other="answers" if known else "productive_wakeups", coefficient=coefficient, intervals=len(wasted)
+    )

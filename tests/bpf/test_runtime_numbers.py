@@ -1,0 +1,203 @@
+"""What the Go runtime keeps of itself, and what quotas do: against what the program and the kernel say."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pytest_netpoll.gobinary import time_to_run
+from pytest_netpoll.gobinary.scheduler_layout import find_layout
+from tests.waiting import patiently
+
+ROUNDS = 60
+
+
+@pytest.fixture
+def runtimes(launch, commands, measure, go_toolchain):
+    """runtimes("wakes", 60, "-hogs", 2): the measurement of a command, and the service's answer to it.
+
+    Of services/runtime: [what it timed itself, ns waited for locks, scheduling events, and the bounds of the
+    bucket of their median].
+    """
+
+    def runtimes(do, rounds, *args, flags=()):
+        service = launch("runtime", "-do", do, *args, go=str(go_toolchain.go), build_flags=list(flags))
+        command = commands(service)
+        command(1)  # metrics.Read allocates the first time
+        with measure() as stretch:
+            answer = command(rounds)
+        return stretch(service), [int(number) for number in answer.split()]
+
+    return runtimes
+
+
+@pytest.fixture
+def go_minor(go_toolchain):
+    return int(go_toolchain.version.split(".")[1])
+
+
+def assert_the_runtimes_own(m, answer):
+    """The window holds a few events more than the command."""
+    _, _, events, low, high = answer
+    assert events <= sum(m.snapshot.sched_latency.values()) <= events + 20
+    assert low / 1.3 <= m.sched_latency_p50 <= high * 1.3
+    assert m.sched_latency_p50 <= m.sched_latency_p90 <= m.sched_latency_p99 <= m.sched_latency_p999
+    assert m.sched_latency_p999 <= m.sched_latency_max
+
+
+def test_goroutines_behind_hogs_wait_long_and_without_hogs_they_do_not(runtimes):
+    calm, answer = runtimes("wakes", ROUNDS)
+    assert_the_runtimes_own(calm, answer)
+    starved, slow_answer = runtimes("wakes", 20, "-hogs", 2, "-cpu", 1)
+    assert_the_runtimes_own(starved, slow_answer)
+    # The goroutines' own clocks; the hogs' waits for each other are among the runtime's.
+    assert slow_answer[0] / 2 <= starved.sched_latency_p50 <= slow_answer[0] * 2
+    assert starved.sched_latency_p50 >= max(1_000_000, 10 * calm.sched_latency_p50)
+    assert starved.p_utilization > 0.8
+    assert 0.8 < max(point.ps_running for point in starved.timeline) <= 1
+    assert max(point.runq_max for point in starved.timeline) == starved.runq_max >= 10
+    assert all(point.spinning <= 1 for point in starved.timeline)
+
+
+def test_a_stripped_programs_machine_code_proves_where_its_latencies_are(runtimes, go_minor):
+    m, answer = runtimes("wakes", ROUNDS, flags=["-ldflags=-s -w"])
+    if go_minor < 20:
+        assert m.sched_latency_p50 is None
+        assert "inlined or absent" in m.absent["sched_latency_p50"].why
+    else:
+        assert_the_runtimes_own(m, answer)
+    for name in ("p_utilization", "mutex_wait_seconds", "runtime_lock_wait_seconds", "dispatches"):
+        assert getattr(m, name) is None
+        assert "the program is stripped" in m.absent[name].why
+
+
+@pytest.mark.parametrize("arch", ["amd64", "arm64"])
+def test_the_machine_code_tells_what_the_debug_information_does(built, go_toolchain, go_minor, arch):
+    path = built("echo", go=str(go_toolchain.go), env={"GOARCH": arch, "CGO_ENABLED": "0"})
+    if go_minor < 20:
+        with pytest.raises(ValueError, match="inlined or absent"):
+            time_to_run.find(path)
+        return
+    assert time_to_run.find(path) == find_layout(path).places["time_to_run"]
+
+
+def test_waits_for_locks_are_what_the_runtime_estimates(runtimes, go_minor):
+    mutex, (waited, estimated, *_) = runtimes("mutex", 20)
+    channel, (_, contended, *_) = runtimes("channel", 100)
+    if go_minor < 20:
+        assert mutex.mutex_wait_seconds is None
+        assert "before Go 1.20" in mutex.absent["mutex_wait_seconds"].what
+        return
+    # The waits for the runtime's own locks are in the estimate of the program, too.
+    locks = mutex.runtime_lock_wait_seconds or 0
+    assert (mutex.mutex_wait_seconds + locks) * 1e9 == pytest.approx(estimated, rel=0.05, abs=1e6)
+    # Its own clock runs on until a goroutine that has the lock runs.
+    assert waited / 4 <= mutex.mutex_wait_seconds * 1e9 <= 1.6 * waited
+    assert channel.mutex_wait_seconds == 0
+    if go_minor < 22:
+        assert channel.runtime_lock_wait_seconds is None
+        return
+    assert channel.runtime_lock_wait_seconds * 1e9 == pytest.approx(contended, rel=0.05, abs=1e6)
+
+
+def test_events_of_a_poll_are_those_that_were_ready_at_once(
+    launch, measure, connect, spaced_pings, newest_go
+):
+    """Those of the connections that became readable while the service was stopped."""
+    service = launch("echo", go=str(newest_go.go))
+    connections = [connect(service.address) for _ in range(20)]
+    with measure() as idle:
+        time.sleep(0.1)
+    m = idle(service)
+    assert (m.mutex_wait_seconds, m.events_per_poll_max) == (0, None)
+    assert m.p_utilization <= 0.2
+    with measure() as calm:
+        spaced_pings(connections[0], 30)
+    m = calm(service)
+    assert (m.events_per_poll_p50, m.events_per_poll_max) == (1, 1)
+    assert sum(m.snapshot.events_per_poll.values()) == m.events
+    stopped = psutil.Process(service.pid)
+    with measure() as stretch:
+        os.kill(service.pid, signal.SIGSTOP)
+        patiently(lambda: stopped.status() == psutil.STATUS_STOPPED)
+        for connection in connections:
+            connection.sendall(b"ping")
+        os.kill(service.pid, signal.SIGCONT)
+        for connection in connections:
+            assert connection.recv(4) == b"ping"
+    m = stretch(service)
+    assert m.events_per_poll_max == m.events_per_poll_p99 == 20
+    assert sum(events * polls for events, polls in m.snapshot.events_per_poll.items()) == m.events
+
+
+@pytest.fixture
+def quota():
+    """A cgroup with 20 ms of CPU every 100 ms, v1 or v2; its directory."""
+    mounts = Path("/proc/self/mounts").read_text()
+    v1 = re.search(r"^\S+ (\S+) cgroup (?:\S*,)?cpu[, ]", mounts, re.MULTILINE)
+    v2 = re.search(r"^\S+ (\S+) cgroup2 ", mounts, re.MULTILINE)
+    if v1 is None and v2 is None:
+        pytest.skip("no cgroup filesystem is mounted")
+    path = Path((v1 or v2)[1]) / f"netpoll-quota-{os.getpid()}"
+    try:
+        path.mkdir()
+        if v1 is None:
+            (path / "cpu.max").write_text("20000 100000")
+        else:
+            (path / "cpu.cfs_period_us").write_text("100000")
+            (path / "cpu.cfs_quota_us").write_text("20000")
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            path.rmdir()
+        pytest.skip(f"no cgroup with a CPU quota can be made at {path}: {error.strerror}")
+    yield path
+    for pid in (path / "cgroup.procs").read_text().split():
+        os.kill(int(pid), signal.SIGKILL)
+    patiently(lambda: not (path / "cgroup.procs").read_text() and removed(path))
+
+
+def removed(path):
+    with contextlib.suppress(OSError):
+        path.rmdir()
+    return not path.exists()
+
+
+def throttled(path):
+    """(periods throttled, seconds), by the kernel."""
+    found = dict(line.split() for line in (path / "cpu.stat").read_text().splitlines())
+    ns = int(found["throttled_time"]) if "throttled_time" in found else int(found["throttled_usec"]) * 1000
+    return int(found["nr_throttled"]), ns / 1e9
+
+
+def test_what_a_cpu_quota_stopped_is_what_the_kernel_says(launch, measure, newest_go, quota):
+    service = launch("runtime", "-hogs", 2, go=str(newest_go.go))
+    with measure() as free:
+        time.sleep(0.2)
+    m = free(service)
+    if m.cgroups:
+        pytest.skip("a CPU quota binds whatever runs here")
+    assert (m.throttled_periods, m.throttled_seconds) == (0, 0)
+    (quota / "cgroup.procs").write_text(str(service.pid))
+    patiently(lambda: throttled(quota)[0] > 2)
+    before = throttled(quota)
+    with measure() as stretch:
+        first = throttled(quota)
+        patiently(lambda: throttled(quota)[0] >= first[0] + 4)
+        last = throttled(quota)
+    after = throttled(quota)
+    m = stretch(service)
+    assert last[0] - first[0] <= m.throttled_periods <= after[0] - before[0]
+    assert last[1] - first[1] <= m.throttled_seconds <= after[1] - before[1]
+    assert m.throttled_seconds > 0.1
+    [cgroup] = m.cgroups
+    assert (cgroup.quota_us, cgroup.period_us) == (20_000, 100_000)
+    assert cgroup.name.endswith(f"/{quota.name}")
+    assert cgroup.throttled_periods == m.throttled_periods <= cgroup.periods
+    assert m.throttled_seconds == pytest.approx(sum(point.throttled_ns for point in m.timeline) / 1e9)
