@@ -83,7 +83,7 @@ def _starvation(m: Measurement) -> Proof | None:
     running = _own_code(m)
     if not late or used is None or waited is None or _shares(running) < RUNNING_SHARE:
         return None
-    if _cpu_quota(m) is not None:
+    if m.throttled_periods:
         return None
     if used < BUSY_USED * m.window_seconds or used + waited < BUSY_WANTED * m.window_seconds:
         return None
@@ -168,8 +168,8 @@ def _machine_busy(m: Measurement) -> Proof | None:
         return None
     if not _explained(m, lambda point: point.run_delay_ns):
         return None
-    # Its threads waited for each other, or for the quota.
-    if _too_many_ps(m) is not None or _cpu_quota(m) is not None:
+    # Its threads waited for each other, or for their quota.
+    if _too_many_ps(m) is not None or m.throttled_periods:
         return None
     return Proof(
         late,
