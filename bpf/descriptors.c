@@ -81,8 +81,59 @@ static __always_inline void describe(u64 fd, struct endpoint *e)
 	if (file_of(fd) != file)
 		__builtin_memset(e, 0, sizeof(*e));
 }
+
+#ifdef FILE_EPOLL_OFFSET
+#define FILE_REGISTRATIONS
+/* Since 5.11 a file points to the head of its registrations, in all epoll instances. */
+static __always_inline int registered_twice(u64 file)
+{
+	u64 head = kernel_word(file + FILE_EPOLL_OFFSET);
+	u64 first = head ? kernel_word(head) : 0;
+
+	return first && kernel_word(first);
+}
+#elif defined(FILE_EPOLL_LIST_OFFSET)
+#define FILE_REGISTRATIONS
+/* Before, it held the head, of a list that ends in it. */
+static __always_inline int registered_twice(u64 file)
+{
+	u64 head = file + FILE_EPOLL_LIST_OFFSET;
+	u64 first = kernel_word(head);
+
+	return first && first != head && kernel_word(first) != head;
+}
+#endif
+
+/* SEEN_..., 0 for what is no socket, and where the kernel does not tell. A duplicate of a
+ * descriptor is the same file, also in another process. */
+static __always_inline u32 look_at_socket(u64 fd)
+{
+#if defined(SOCK_ERROR_QUEUE_OFFSET) && defined(FILE_REGISTRATIONS)
+	u64 file = file_of(fd), socket, sk;
+	u32 length = 0, seen = SEEN_SOCKET;
+	u16 mode = 0;
+
+	READ_MEMBER(mode, kernel_word(file + FILE_INODE_OFFSET) + INODE_MODE_OFFSET);
+	if ((mode & S_IFMT) != S_IFSOCK)
+		return 0;
+	socket = kernel_word(file + FILE_PRIVATE_OFFSET);
+	if (!socket || kernel_word(socket + SOCKET_FILE_OFFSET) != file)
+		return 0;
+	sk = kernel_word(socket + SOCKET_SK_OFFSET);
+	if (!sk || READ_MEMBER(length, sk + SOCK_ERROR_QUEUE_OFFSET + QUEUE_LENGTH_OFFSET))
+		return 0;
+	if (length)
+		seen |= SEEN_QUEUED;
+	if (registered_twice(file))
+		seen |= SEEN_TWICE;
+	return seen;
+#else
+	return 0;
+#endif
+}
 #else
 #define file_of(fd) 0
 #define inode_of(file) 0
 #define describe(fd, e)
+#define look_at_socket(fd) 0
 #endif

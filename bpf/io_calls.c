@@ -76,9 +76,10 @@ static __always_inline u32 lengthen_streak(struct wait *w, u32 outcome, u32 now)
 	return streak;
 }
 
-/* Records who made the call. */
+/* Records who made the call. bytes: that it moved. */
 static __always_inline void record_io_call(void *ctx, struct counters *c, u32 owner, u32 epoch,
-					   u32 nr, u32 outcome, u32 fd, int direction, int futile)
+					   u32 nr, u32 outcome, u32 fd, int direction, int futile,
+					   u64 bytes)
 {
 	int zero = 0;
 	u32 *every = io_sampling.lookup(&zero);
@@ -104,7 +105,7 @@ static __always_inline void record_io_call(void *ctx, struct counters *c, u32 ow
 		weight = *every;
 	}
 	o.stack = stack_of(ctx);
-	record_offender(c, &o, weight);
+	record_offender(c, &o, weight, bytes);
 }
 
 /* An I/O syscall has returned. r, w: the waits of what it reads from and writes to; 0 where it does
@@ -176,5 +177,6 @@ static __always_inline void count_io_call(void *ctx, u32 owner, u32 role, u32 nr
 	}
 	if (s->keeping & (KEEP_IO_CALLS | (streak == FUTILE_FROM ? KEEP_FUTILE_CALLS : 0)))
 		record_io_call(ctx, c, owner, epoch, nr, outcome, writes ? write_fd : read_fd,
-			       writes ? DIR_WRITE : DIR_READ, streak == FUTILE_FROM);
+			       writes ? DIR_WRITE : DIR_READ, streak == FUTILE_FROM,
+			       ret > 0 ? ret : 0);
 }

@@ -176,11 +176,22 @@ struct wait {
 	u32 epoch; /* when it was woken */
 	u32 owner;
 	u8 flags;
-	u8 kept; /* the owner's target is kept: its calls count in its own banks */
+	u8 kept : 1; /* the owner's target is kept: its calls count in its own banks */
+	u8 events : 7; /* EVENT_..., of the last event here */
 	u8 outcome; /* how the last I/O calls ended, */
 	u8 streak; /* and how many in a row did so without data */
 	u32 failed_at; /* when the last of them returned, ns >> FAILED_AT_SHIFT */
 };
+
+/* The bits of epoll_event.events that concern one direction: the kernel's own in the low byte, and
+ * EPOLLRDHUP moved there. */
+#define EVENT_RDHUP 0x20
+#define EVENT_BITS(events) (((events) & 0x1f) | ((events) & EPOLLRDHUP ? EVENT_RDHUP : 0))
+
+/* What was seen of a socket when an offence on it was recorded. */
+#define SEEN_SOCKET 1 /* the rest could be looked at */
+#define SEEN_TWICE 2 /* it is registered with epoll more than once */
+#define SEEN_QUEUED 4 /* its error queue holds something */
 
 #define WAIT_TRIED 1 /* the last syscall returned EAGAIN */
 #define WAIT_STORED 2 /* since then an event was stored in the pollDesc */
@@ -241,7 +252,9 @@ struct offender {
 	u8 direction;
 	u8 offence;
 	u8 outcome; /* of an I/O call */
-	u8 unused[3];
+	u8 events; /* EVENT_... that woke a spurious or stale one */
+	u8 seen; /* SEEN_... */
+	u8 unused;
 };
 
 /* CPU time of the scheduler, by the call that entered it. */
@@ -254,6 +267,7 @@ struct scheduling {
 
 struct offender_stats {
 	u64 count;
+	u64 bytes; /* that recorded I/O calls moved, times what each stands for */
 	struct endpoint end;
 };
 

@@ -21,8 +21,9 @@ static __always_inline s32 stack_of(void *ctx)
 /* A new entry while it is filled in: too large for the BPF stack. */
 BPF_PERCPU_ARRAY(new_offender_stats, struct offender_stats, 1);
 
-/* times: how many such offences this one stands for. */
-static __always_inline void record_offender(struct counters *c, struct offender *o, u32 times)
+/* times: how many such offences this one stands for. bytes: that it moved. */
+static __always_inline void record_offender(struct counters *c, struct offender *o, u32 times,
+					    u64 bytes)
 {
 	struct offender_stats *stats = offenders.lookup(o);
 	struct offender_stats *first;
@@ -43,4 +44,6 @@ static __always_inline void record_offender(struct counters *c, struct offender 
 		stats->end.several = 1;
 	}
 	__sync_fetch_and_add(&stats->count, times);
+	if (bytes)
+		__sync_fetch_and_add(&stats->bytes, times * bytes);
 }

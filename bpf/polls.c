@@ -51,13 +51,14 @@ static __always_inline void count_unclaimed(struct counters *c, u32 owner, u32 e
 			.offence = UNCLAIMED,
 		};
 
-		record_offender(c, &o, 1);
+		record_offender(c, &o, 1, 0);
 	}
 }
 
 /* One direction of one event. waiter: what netpollready will find in the pollDesc. */
 static __always_inline void event_in_direction(struct counters *c, u32 owner, u32 epoch, u64 fd,
-					       int direction, u64 pd, u64 waiter, u64 now)
+					       int direction, u64 pd, u64 waiter, u32 events,
+					       u64 now)
 {
 	struct wait *w = wait_of(owner, fd, direction);
 
@@ -74,6 +75,7 @@ static __always_inline void event_in_direction(struct counters *c, u32 owner, u3
 		w->pd = pd;
 		w->epoch = epoch;
 		w->flags = 0;
+		w->events = events;
 		/* Last: from here on it may be taken. */
 #ifdef ATOMIC_EXCHANGE
 		if (exchange(&w->woken_at, now))
@@ -91,6 +93,7 @@ static __always_inline void event_in_direction(struct counters *c, u32 owner, u3
 		count_unclaimed(c, owner, epoch, fd, direction);
 	if (w && !(w->flags & WAIT_STORED)) {
 		w->pd = pd;
+		w->events = events;
 		w->flags |= WAIT_STORED | (w->flags & WAIT_TRIED ? WAIT_ARMED : 0);
 	}
 }
@@ -118,9 +121,11 @@ static __always_inline int drain_event(struct counters *c, struct poller *p, u32
 		return 1;
 	}
 	if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
-		event_in_direction(c, owner, epoch, pd[PD_FD], DIR_READ, address, rg, now);
+		event_in_direction(c, owner, epoch, pd[PD_FD], DIR_READ, address, rg,
+				   EVENT_BITS(events & ~EPOLLOUT), now);
 	if (events & (EPOLLOUT | EPOLLHUP | EPOLLERR))
-		event_in_direction(c, owner, epoch, pd[PD_FD], DIR_WRITE, address, wg, now);
+		event_in_direction(c, owner, epoch, pd[PD_FD], DIR_WRITE, address, wg,
+				   EVENT_BITS(events & ~(EPOLLIN | EPOLLRDHUP)), now);
 	return 1;
 }
 

@@ -194,10 +194,12 @@ static __always_inline void record_culprit(void *ctx, struct counters *c, struct
 		.syscall = nr,
 		.direction = direction,
 		.offence = offence,
+		.events = w->events,
+		.seen = look_at_socket(fd),
 	};
 
 	o.stack = stack_of(ctx);
-	record_offender(c, &o, 1);
+	record_offender(c, &o, 1, 0);
 }
 
 /* An I/O syscall on fd has returned: resolves the pending wakeup, if any. */

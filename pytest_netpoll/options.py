@@ -15,6 +15,7 @@ import pytest
 
 from pytest_netpoll.errors import UsageError
 from pytest_netpoll.model import tolerance, units
+from pytest_netpoll.model.rules import choice
 from pytest_netpoll.model.tolerance import Tolerance
 
 
@@ -83,6 +84,12 @@ def _toolchain(text: str) -> str | Path:
     if not text:
         raise ValueError('a toolchain is missing: give a version such as "1.21.13", or a GOROOT')
     return _path(text) if os.sep in text else text
+
+
+def _rules(text: str) -> str:
+    """Checked here, and read with the markers."""
+    choice.parse(text)
+    return text
 
 
 def _limit(line: str) -> tuple[str, str]:
@@ -242,6 +249,23 @@ OPTIONS: tuple[OptionSpec, ...] = (
         metavar="DIR",
     ),
     OptionSpec(
+        "forbid",
+        "--netpoll-forbid",
+        "netpoll_forbid",
+        "fail marked tests whose services break one of these rules: all, or codes and names such as "
+        "NP1,busy-loop; see python -m pytest_netpoll rules",
+        _rules,
+        metavar="RULES",
+    ),
+    OptionSpec(
+        "allow",
+        "--netpoll-allow",
+        "netpoll_allow",
+        "of the rules that are forbidden, allow these",
+        _rules,
+        metavar="RULES",
+    ),
+    OptionSpec(
         "cache",
         "--netpoll-cache",
         "netpoll_cache",
@@ -344,7 +368,15 @@ class Config:
     python: Path | None
     agent: Path | None
     cache: Path | Literal["off"] | None
+    forbid: str | None
+    allow: str | None
     limits: Mapping[str, str]
+
+    @property
+    def defaults(self) -> dict[str, str]:
+        """What holds for every marked test, as the marker's arguments."""
+        rules = {"forbid": self.forbid, "allow": self.allow}
+        return {**self.limits, **{name: text for name, text in rules.items() if text is not None}}
 
     @classmethod
     def default(cls) -> Config:

@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
             raise UsageError(
                 "--netpoll-compare-fail has nothing to compare with", fix="add --netpoll-compare=NAME"
             )
-        marker.resolve([], "", options.limits)
+        marker.resolve([], "", options.defaults)
     session = config.stash[SESSION] = Session(config, options)
     config.pluginmanager.register(session.progress, "netpoll-progress")
     config.pluginmanager.register(session.lifetimes, "netpoll-lifetimes")

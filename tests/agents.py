@@ -60,7 +60,18 @@ MEASURED = {
     "io_outcomes": {"data": 5, "EAGAIN": 2},
     "futile": [["read", "EAGAIN", 1]],
     "slowest": [{**WAKEUP, "latency_ns": 9000, "at_ns": 5000, "goid": [18, 0]}],
-    "offenders": [{**WAKEUP, "offence": "spurious", "count": 7, "outcome": None}],
+    "offenders": [
+        {
+            **WAKEUP,
+            "offence": "spurious",
+            "count": 7,
+            "outcome": None,
+            "events": ["EPOLLIN"],
+            "bytes": None,
+            "registered_twice": False,
+            "error_queue": False,
+        }
+    ],
 }
 PROCESSES = {"processes": [ABOUT]}
 CLOSED = {
@@ -71,6 +82,7 @@ CLOSED = {
         "4242": {"unknown": None, "cgroups": [["/x", 5, 1, 1_000_000, 15, 4, 3_000_000, 20_000, 100_000]]}
     },
     "times": {"4242": {"cpu_ns": 1_000_000, "run_delay_ns": 1000}},
+    "dropped_datagrams": {"4242": 0},
 }
 
 READY = json.dumps(
@@ -85,6 +97,7 @@ READY = json.dumps(
             "follows_children": True,
             "typed": True,
             "no_cpu_samples": None,
+            "sees_sockets": True,
             "program": "cache",
             "not_cached": None,
             "startup_seconds": 0.5,

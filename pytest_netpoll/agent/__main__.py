@@ -164,6 +164,7 @@ def load(
         "follows_children": loaded.follows_children,
         "typed": loaded.typed,
         "no_cpu_samples": loaded.cpu.why_not,
+        "sees_sockets": loaded.sees_sockets,
         "program": "compiled" if loaded.compiled else "cache",
         "not_cached": _not_cached(loaded, keeper),
         "startup_seconds": time.monotonic() - started,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import protocol
 from bpf import ready_probes
 from counters import offenders, run_queues, sampler, scheduler_memory, throttling, timeline, windows
+from processes import proc
 from processes import watched as watch
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Agent:
         self._windows = windows.Windows(kernel)
         self._processes = watch.Processes(kernel, self._windows, may_watch)
         self._at_open: dict[int, dict[int, tuple[int, int]]] = {}  # window -> {root: (ns used, ns waited)}
+        self._dropped: dict[int, dict[int, int | None]] = {}  # window -> {root: datagrams}
         self._timelines: dict[int, timeline.Timeline] = {}  # by window
         self._evidence: dict[int, Evidence] = {}  # by window
         self._probes = ready_probes.Probes(kernel, user, may_watch)
@@ -98,6 +100,7 @@ class Agent:
         except windows.TooMany as error:
             raise watch.Refused(str(error)) from error
         self._at_open[window] = self._times()
+        self._dropped[window] = self._dropped_datagrams()
         self._throttling.open(window)
         self._timelines[window] = timeline.Timeline(self._beginning())
         self._probes.open(window, ready_stacks)
@@ -113,7 +116,7 @@ class Agent:
 
     def close(self, window: int, settle_ms: int) -> dict[str, Any]:
         answer, _ = self._end(window, settle_ms, self._windows.close)
-        del self._at_open[window], self._timelines[window]
+        del self._at_open[window], self._dropped[window], self._timelines[window]
         self._schedulers.close(window)
         self._throttling.close(window)
         self._probes.close(window)
@@ -174,6 +177,7 @@ class Agent:
         kept = self._kept(window)
         at_open, points = self._at_open[window], self._timelines[window]
         at_close = self._at_open[window] = self._times()
+        dropped, self._dropped[window] = self._dropped[window], self._dropped_datagrams()
         self._windows.settled(closed, self._processes.slots(), min(settle_ms, MAX_SETTLE_MS) / 1000)
         banks = {p.slot: self._windows.sum(p.slot, closed) for p in self._live()}
         for process in self._live():
@@ -202,6 +206,10 @@ class Agent:
             "timelines": {root: points.of(root) for root in services},
             "throttled": {root: throttled[root] for root in services},
             "times": {root: watch.passed(at_open.get(root, (0, 0)), at_close[root]) for root in services},
+            "dropped_datagrams": {
+                root: watch.difference(dropped.get(root), self._dropped[window].get(root))
+                for root in services
+            },
         }
         return answer, closed.end
 
@@ -271,6 +279,14 @@ class Agent:
 
     def _times(self) -> dict[int, tuple[int, int]]:
         return {root: self._processes.times(root) for root in self._processes.roots()}
+
+    def _dropped_datagrams(self) -> dict[int, int | None]:
+        """By root, as of now: those with a wrong checksum. They are their network namespace's."""
+        found: dict[int, int | None] = {}
+        for process in self._live():
+            if not process.exited and not process.foreign and found.get(process.root) is None:
+                found[process.root] = proc.udp_checksum_errors(process.pid)
+        return found
 
     def _live(self) -> list[Process]:
         return [p for root in self._processes.roots() for p in self._processes.of(root)]

@@ -27,6 +27,7 @@ COMMANDS = {
         "pytest_netpoll.cli.install_agent",
         "put a copy of the agent where sudo may start it, for users without root",
     ),
+    "rules": Command("pytest_netpoll.cli.rules", "list the rules that a test can forbid, or explain some"),
     "schema": Command("pytest_netpoll.cli.print_schema", "print the JSON Schema of the JSON report"),
     "watch": Command("pytest_netpoll.cli.watch.app", "watch a running Go process, or a command, live"),
 }

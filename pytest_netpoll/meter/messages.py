@@ -31,8 +31,9 @@ class Lack(TypedDict):
 
 class Ready(TypedDict):
     """To load. capabilities: those that the agent keeps. typed: whether sys_exit's arguments are.
-    no_cpu_samples: why there are none; None where there are. program: "compiled", or where it came from:
-    "cache"; not_cached: why not from there, None where that is off.
+    no_cpu_samples: why there are none; None where there are. sees_sockets: whether it is known what lies
+    behind a wakeup for nothing. program: "compiled", or where it came from: "cache"; not_cached: why not from
+    there, None where that is off.
     """
 
     protocol: int
@@ -44,6 +45,7 @@ class Ready(TypedDict):
     follows_children: bool
     typed: bool
     no_cpu_samples: Lack | None
+    sees_sockets: bool
     program: str
     not_cached: Lack | None
     startup_seconds: float
@@ -99,12 +101,17 @@ class Wakeup(TypedDict):
 
 class Offender(Wakeup):
     """offence: one of agent/counters/offenders.py; for "ready", "futile" and "io" the count is an estimate.
-    outcome: how the I/O call ended, of these two.
+    outcome: how the I/O call ended, and bytes: what such calls moved, of these two. events: the epoll events
+    that woke it; registered_twice: with epoll; error_queue: whether that held anything. None: not known.
     """
 
     offence: str
     count: int
     outcome: str | None
+    events: list[str]
+    bytes: int | None
+    registered_twice: bool | None
+    error_queue: bool | None
 
 
 class SlowWakeup(Wakeup):
@@ -177,10 +184,13 @@ class Opened(TypedDict):
 
 
 class Closed(TypedDict):
-    """To close and lap, by the root's pid. timelines: rows of agent/counters/timeline.py."""
+    """To close and lap, by the root's pid. timelines: rows of agent/counters/timeline.py. dropped_datagrams:
+    UDP, for their checksum, in the network namespace.
+    """
 
     duration_ns: int
     services: dict[str, list[Measured]]
     timelines: dict[str, list[list[float | None]]]
     throttled: dict[str, Throttled]
     times: dict[str, Times]
+    dropped_datagrams: dict[str, int | None]

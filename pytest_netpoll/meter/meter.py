@@ -22,15 +22,9 @@ from pytest_netpoll.meter.messages import Closed, Measured, Process, Times
 from pytest_netpoll.meter.processes import Watched, runs_goroutines, version
 from pytest_netpoll.meter.programs import Programs
 from pytest_netpoll.meter.snapshots import read_snapshot
+from pytest_netpoll.model.evidence import Offence
 from pytest_netpoll.model.measurement import Measurement
-from pytest_netpoll.model.metrics import (
-    CPU_METRICS,
-    FUTILE_METRICS,
-    IO_METRICS,
-    OPTIONAL_COUNTERS,
-    READY_METRICS,
-    SCHED_LATENCIES,
-)
+from pytest_netpoll.model.metrics import METRICS, OPTIONAL_COUNTERS, READY_METRICS, SCHED_LATENCIES
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.options import Config
 from pytest_netpoll.service import guardian
@@ -48,6 +42,12 @@ IO_STACKS = 64
 
 # Seconds between an exec and the kernel's word of it, at most.
 _EXEC_PATIENCE = 1.0
+
+_NO_SOCKETS = Reason(
+    "what lies behind a wakeup for nothing is not known",
+    why="the kernel does not describe its sockets (it has no BTF)",
+    fix="use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as those of distributions are",
+)
 
 # What is read of the Go scheduler: its field in a message, the group of scheduler_layout, its metrics.
 _OF_THE_SCHEDULER: tuple[tuple[_Field, str, tuple[str, ...]], ...] = (
@@ -211,29 +211,29 @@ class Meter:
         if not self.windows:
             self._forget(self._gone)
 
-    def open(self, limited: Collection[str] = ()) -> Window:
+    def open(self, limited: Collection[str] = (), offences: Collection[Offence] = ()) -> Window:
         """Opens a window over all services that run.
 
         limited: the metrics that are to be judged. Some of what would explain them is kept only if it may
         be wanted: who makes ready calls (kept always with --netpoll-goready=on), where events found nobody,
-        who makes I/O calls, who uses CPU time.
+        who makes I/O calls, who uses CPU time. offences: what else is to be kept.
         """
         self._revive()
         self._retry()
-        ready_stacks = self._ready_stacks(limited)
-        window = Window(self._probe, bool(ready_stacks), self._cpu_samples(limited), failed=self._refused)
+        wanted = {*offences, *(o for name in limited if name in METRICS for o in METRICS[name].explained_by)}
+        ready_stacks = self._ready_stacks("ready" in wanted)
+        window = Window(self._probe, bool(ready_stacks), "cpu" in wanted, failed=self._refused)
         self._windows.append(window)
         if self._probe is None:
             return window
-        io_calls = any(metric in limited for metric in IO_METRICS)
-        futile = io_calls or any(metric in limited for metric in FUTILE_METRICS)
+        io_calls = "io" in wanted
         with window.unless_interrupted():
             try:
                 self._programs.prepare(self._probe, self._probe.programs())
                 window.number = self._probe.open(
                     ready_stacks,
-                    "unclaimed_events" in limited,
-                    IO_STACKS if futile else 0,
+                    "unclaimed" in wanted,
+                    IO_STACKS if io_calls or "futile" in wanted else 0,
                     io_calls,
                     window.cpu_samples,
                 )
@@ -242,13 +242,9 @@ class Meter:
         window.opened = time.monotonic()
         return window
 
-    @staticmethod
-    def _cpu_samples(limited: Collection[str]) -> bool:
-        return any(metric in limited for metric in CPU_METRICS)
-
-    def _ready_stacks(self, limited: Collection[str]) -> int:
-        wanted = self._config.goready == "auto" and any(metric in limited for metric in READY_METRICS)
-        return READY_STACKS if wanted or self._config.goready == "on" else 0
+    def _ready_stacks(self, wanted: bool) -> int:
+        asked = wanted and self._config.goready == "auto"
+        return READY_STACKS if asked or self._config.goready == "on" else 0
 
     def close(self, window: Window, services: Sequence[Watched]) -> list[Measurement]:
         """Closes a window: one measurement for each of the services, in their order."""
@@ -344,6 +340,7 @@ class Meter:
             is_go = any(map(runs_goroutines, processes))
             snapshots = (_snapshot(process, is_go) for process in processes)
             snapshot = _with_times(reduce(operator.add, snapshots), answer["times"], roots)
+            snapshot = _with_datagrams(snapshot, answer["dropped_datagrams"], roots)
             quotas = cgroups.collect(
                 [answer["throttled"][str(pid)] for pid in roots if str(pid) in answer["throttled"]]
             )
@@ -381,12 +378,18 @@ class Meter:
             absent=absent,
             unexplained=self._unexplained(window),
             gomaxprocs=service.gomaxprocs,
+            cpus=_cpus(roots[-1]) if roots else None,
         )
 
     def _unexplained(self, window: Window) -> dict[str, Reason]:
-        """Offence -> why nothing is recorded of it, where it was asked for."""
+        """Offence -> why nothing is recorded of it, or not what explains it, where it was asked for."""
+        found: dict[str, Reason] = {}
         lack = self.environment.get("no_cpu_samples")
-        return {"cpu": Reason(lack["what"], fix=lack["fix"])} if window.cpu_samples and lack else {}
+        if window.cpu_samples and lack:
+            found["cpu"] = Reason(lack["what"], fix=lack["fix"])
+        if not self.environment.get("sees_sockets", True):
+            found["spurious"] = _NO_SOCKETS
+        return found
 
     def _absent(self, processes: Sequence[Measured]) -> dict[str, Reason]:
         """Metric -> why the process that it is not known of does not tell."""
@@ -471,6 +474,14 @@ class Meter:
         self._gone = self._gone - gone
 
 
+def _cpus(pid: int) -> int | None:
+    """How many CPUs it may run on; None where it has ended."""
+    try:
+        return len(os.sched_getaffinity(pid))
+    except OSError:
+        return None
+
+
 def _snapshot(process: Measured, is_go: bool) -> Snapshot:
     """is_go: whether a process of the service is, this one or another."""
     told: Mapping[str, Any] = {**process}
@@ -488,6 +499,12 @@ def _snapshot(process: Measured, is_go: bool) -> Snapshot:
     if process["unprobed"]:
         optional.update(ready_calls=None, deadline_wakeups=None)
     return read_snapshot({**told, "counters": counters | optional, **scheduler})
+
+
+def _with_datagrams(snapshot: Snapshot, dropped: Mapping[str, int | None], roots: Sequence[int]) -> Snapshot:
+    # Processes of one service are mostly in one network namespace: its total is no sum over them.
+    known = [count for pid in roots if (count := dropped.get(str(pid))) is not None]
+    return dataclasses.replace(snapshot, dropped_datagrams=max(known, default=None))
 
 
 def _with_times(snapshot: Snapshot, times: Mapping[str, Times], roots: Sequence[int]) -> Snapshot:

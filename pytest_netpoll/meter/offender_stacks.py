@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, get_args
 
-from pytest_netpoll.gobinary.symbols import PLUMBING, Frame, Symbolizer, trim
-from pytest_netpoll.model.evidence import Offence, Offender
+from pytest_netpoll.gobinary.symbols import PLUMBING, STANDARD, Frame, Symbolizer, trim
+from pytest_netpoll.model.evidence import Cause, Offence, Offender
 
 _OFFENCES = get_args(Offence)
 # Of an entry's fields: those that are texts or None.
@@ -30,6 +30,9 @@ _BACKGROUND = re.compile(
     r"runtime\.(gc[A-Z]|bgsweep|bgscavenge|forcegchelper|runfinq|runFinalizers|runCleanups|suspendG|resumeG|sysmon)"
 )
 
+# Of the runtime's functions those that only look, where a loop of the program's own calls them: of a select
+# with a default, of runtime.Gosched, of a lock that is tried.
+_NOT_BLOCKING = re.compile(r"runtime\.(selectnbrecv|selectnbsend|Gosched)|sync\.\(\*(RW)?Mutex\)\.Try\w*Lock")
 # Where the probe is ahead of the frame pointer's setting (Go 1.19), the caller, findRunnable, is missing.
 _FINDERS = ("runtime.findRunnable", "runtime.schedule")
 
@@ -45,8 +48,8 @@ def collect(
 ) -> tuple[Offender, ...]:
     """The offenders, the worst first.
 
-    raw: [{"offence", "count", "direction", "syscall", "outcome", "fd_type", "local", "peer", "stack": [[file,
-    offset]]}] over all processes of a service. counters: the service's. share: of all spurious wakeups
+    raw: messages.Offender over all processes of a service. counters: the service's. share: of all spurious
+    wakeups
     (retries, unclaimed events) that were counted, so that shares add up to less than 1 where the kernel's
     table of offenders had no room; of ready calls and I/O calls, of those in the sample.
     Raises ValueError, KeyError or TypeError where `raw` is something else.
@@ -54,6 +57,7 @@ def collect(
     places: dict[Place, list[Mapping[str, Any]]] = defaultdict(list)
     # A loop is seen running on each of its lines: it is one place, for which the line seen most often stands.
     lines: dict[tuple[str, ...], Counter[tuple[Frame, ...]]] = defaultdict(Counter)
+    looked: Counter[tuple[str, ...]] = Counter()
     totals: dict[str, int] = defaultdict(int)
     for entry in raw:
         _check(entry)
@@ -65,12 +69,13 @@ def collect(
             stack = _running(frames, stack)
             where = tuple(frame.function for frame in stack)
             lines[where][stack] += entry["count"]
+            looked[where] += entry["count"] * _only_looks(frames)
         kind = tuple(entry[name] for name in ("offence", "direction", "syscall", "outcome", "fd_type"))
-        places[(*kind, ready and by_the_runtime(frames), where)].append(entry)
+        places[(*kind, cause_of(entry), ready and by_the_runtime(frames), where)].append(entry)
         totals[entry["offence"]] += entry["count"]
     totals = _all(totals, counters)
     merged = []
-    for (offence, direction, syscall, outcome, fd_type, runtime, where), entries in places.items():
+    for (offence, direction, syscall, outcome, fd_type, cause, runtime, where), entries in places.items():
         count = sum(entry["count"] for entry in entries)
         stack = lines[where].most_common(1)[0][0] if offence == "cpu" else where
         merged.append(
@@ -85,10 +90,42 @@ def collect(
                 fd_type=fd_type,
                 local=_common(entry["local"] for entry in entries),
                 peer=_common(entry["peer"] for entry in entries),
+                cause=cause,
+                bytes=_moved(entries),
+                not_blocking=looked[where] if offence == "cpu" else 0,
                 stack=stack,
             )
         )
     return tuple(sorted(merged, key=lambda offender: (offender.stack == (_SCHEDULING,), -offender.count)))
+
+
+def cause_of(entry: Mapping[str, Any]) -> Cause | None:
+    """Of a message's offender."""
+    events = entry["events"]
+    if entry["fd_type"] == "unixgram" and entry["direction"] == "write":
+        return "full queue" if "EPOLLOUT" in events else None
+    if entry["direction"] != "read" or entry["registered_twice"] is None:
+        return None
+    if "EPOLLIN" in events:
+        return "registered twice" if entry["registered_twice"] else "data"
+    if "EPOLLERR" in events:
+        return "error queue" if entry["error_queue"] else "socket error"
+    return None
+
+
+def _moved(entries: Iterable[Mapping[str, Any]]) -> int | None:
+    moved = [entry["bytes"] for entry in entries if entry["bytes"] is not None]
+    return sum(moved) if moved else None
+
+
+def _only_looks(frames: Sequence[Frame]) -> bool:
+    """Whether a CPU sample was taken in a call that the user's own code makes to look, and not to wait."""
+    inner = ""
+    for frame in frames:
+        if frame.package_root not in STANDARD | PLUMBING and frame.function != "?":
+            return _NOT_BLOCKING.fullmatch(inner) is not None
+        inner = frame.function
+    return False
 
 
 def _running(frames: Sequence[Frame], trimmed: tuple[Frame, ...]) -> tuple[Frame, ...]:
@@ -156,6 +193,7 @@ def _check(entry: Mapping[str, Any]) -> None:
     count = entry["count"]
     texts = [entry["direction"], *(entry[name] for name in _OPTIONAL_TEXTS if entry[name] is not None)]
     whole = isinstance(count, int) and count > 0 and all(isinstance(text, str) for text in texts)
+    whole = whole and isinstance(entry["events"], list) and isinstance(entry["bytes"], int | None)
     if not whole or entry["offence"] not in _OFFENCES:
         raise ValueError(f"offender {dict(entry)!r:.200}")
 
@@ -166,7 +204,8 @@ def total(laps: Iterable[Sequence[Offender]], counters: Mapping[str, int]) -> tu
     totals: dict[str, int] = defaultdict(int)
     for offender in chain.from_iterable(laps):
         totals[offender.offence] += offender.count
-        place = (offender.offence, offender.direction, offender.syscall, offender.outcome, offender.stack)
+        kind = (offender.offence, offender.direction, offender.syscall, offender.outcome, offender.cause)
+        place = (*kind, offender.stack)
         known = merged.get(place)
         merged[place] = offender if known is None else _together(known, offender)
     totals = _all(totals, counters)
@@ -181,6 +220,8 @@ def _together(one: Offender, other: Offender) -> Offender:
     return dataclasses.replace(
         one,
         count=one.count + other.count,
+        not_blocking=one.not_blocking + other.not_blocking,
+        bytes=None if one.bytes is None or other.bytes is None else one.bytes + other.bytes,
         # Of a connection that was closed before anybody looked, the kind is not known any more.
         fd_type=_common({one.fd_type, other.fd_type} - {"closed"} or {"closed"}),
         local=_common((one.local, other.local)),

@@ -9,6 +9,12 @@ from pytest_netpoll.gobinary.symbols import Frame
 
 Offence: TypeAlias = Literal["spurious", "stale", "ready", "unclaimed", "futile", "io", "cpu"]
 
+# What lies behind a wakeup for nothing, or a stale retry. "registered twice": it was for reading, and the
+# socket is registered with epoll more than once. "error queue": for an error, and the socket's error queue
+# held something. "socket error": for one, and it held nothing. "full queue": for writing to a Unix datagram
+# socket. "data": for reading, and the socket is registered once.
+Cause: TypeAlias = Literal["registered twice", "error queue", "socket error", "full queue", "data"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Offender:
@@ -21,6 +27,9 @@ class Offender:
     the service; of what is sampled, of those in the sample. Where the kernel had no room for all of them,
     shares add up to less than 1. outcome: how the I/O call ended ("data", "end of file", "EAGAIN", …), None
     of other offences. runtime: of a ready call, whether the runtime made it for its own background work.
+    cause: of what is spurious or stale; None where it is not known. bytes: what the I/O calls moved,
+    estimated. not_blocking: of CPU samples, those in a call of the runtime that only looks, such as that of a
+    select with a default.
     local, peer: None where they differ between those at this place, and for what has none.
     stack: innermost first, starts at the user's own code; empty where the kernel had no room for it.
     """
@@ -35,6 +44,9 @@ class Offender:
     fd_type: str | None
     local: str | None = None
     peer: str | None = None
+    cause: Cause | None = None
+    bytes: int | None = None
+    not_blocking: int = 0
     stack: tuple[Frame, ...]
 
 

@@ -1,11 +1,13 @@
 """\
-netpoll(max_<metric>=..., min_<metric>=..., service="name", runs=1): measure the Go services during the test,
-and fail it if a limit is broken. Without limits it only measures and reports. max_<count>_per_second limits
-a count's rate. Times are "5ms", "250us", "1.5s" or a timedelta; max_spurious is "5%" or 0.05. service=
-restricts the limits to one service, also those of inner markers without service=; the marker may be
-repeated. runs= repeats the test's call, each time in a window of its own, and judges each metric's median.
-Of the markers on the test, its class, its module, and the ini option netpoll_limits, the closest wins, limit
-by limit.
+netpoll(max_<metric>=..., min_<metric>=..., forbid="all", allow="NP301", service="name", runs=1): measure the
+Go services during the test, and fail it if a limit is broken, or a forbidden rule. Without either it only
+measures and reports. forbid= and allow= name rules by code, beginning of a code, or name ("NP1,busy-loop");
+see python -m pytest_netpoll rules. max_<count>_per_second limits a count's rate. Times are "5ms", "250us",
+"1.5s" or a timedelta; max_spurious is "5%" or 0.05. service= restricts limits and rules to one service, also
+those of inner markers without service=; the marker may be repeated. runs= repeats the test's call, each time
+in a window of its own, and judges each metric's median. Of the markers on the test, its class, its module,
+and the ini options netpoll_limits, netpoll_forbid and netpoll_allow, the closest wins, limit by limit and
+rule by rule.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from typing import Literal, TypeAlias
 
 from pytest_netpoll.errors import UsageError
 from pytest_netpoll.model import units
+from pytest_netpoll.model.evidence import Offence
 from pytest_netpoll.model.metrics import LIMITABLE, METRICS, RATES, Metric
+from pytest_netpoll.model.rules import RULES, choice
 
 Kind: TypeAlias = Literal["max", "min"]
 
@@ -30,6 +34,9 @@ _LIMITS: Mapping[str, tuple[Kind, Metric]] = {
     **{f"max_{name}": ("max", metric) for name, metric in RATES.items()},
 }
 _DEFAULTS_WHERE = "ini option netpoll_limits"
+# What is no limit, of a marker's arguments.
+_RULES = ("forbid", "allow")
+_OTHERS = ("service", "runs", *_RULES)
 
 
 def help_text() -> str:
@@ -74,16 +81,28 @@ _IMPLIED_MIN_WAKEUPS = Limit("min", "wakeups", MIN_WAKEUPS, str(MIN_WAKEUPS), im
 
 
 @dataclass(frozen=True)
+class Ruling:
+    """Whether a rule is forbidden. named: by itself, not with others. service: as a Limit's."""
+
+    code: str
+    forbidden: bool
+    named: bool
+    service: str | None = None
+
+
+@dataclass(frozen=True)
 class Limits:
     """All limits on one test, none of them contradictory.
 
     limits: as written, at most one per service and name. services: those that a service= named,
     also where it came without limits. runs: windows that the limits are judged over, >= 1.
+    rulings: at most one per service and rule.
     """
 
     limits: tuple[Limit, ...] = ()
     services: tuple[str, ...] = ()
     runs: int = 1
+    rulings: tuple[Ruling, ...] = ()
 
     def for_service(self, name: str | None) -> tuple[Limit, ...]:
         """What binds this service: its own limits over the general ones, and the implied min_wakeups.
@@ -97,9 +116,31 @@ class Limits:
             binding.setdefault("min_wakeups", _IMPLIED_MIN_WAKEUPS)
         return tuple(binding.values())
 
+    def forbidden(self, name: str | None) -> dict[str, bool]:
+        """{code: whether by its own name} of the rules that this service may not break, by their codes.
+
+        None gives those that no service may.
+        """
+        binding = {ruling.code: ruling for ruling in self.rulings if ruling.service is None}
+        if name is not None:
+            binding |= {ruling.code: ruling for ruling in self.rulings if ruling.service == name}
+        return {code: binding[code].named for code in sorted(binding) if binding[code].forbidden}
+
+    @property
+    def offences(self) -> set[Offence]:
+        """What has to be recorded for the forbidden rules."""
+        codes = {ruling.code for ruling in self.rulings if ruling.forbidden}
+        return {offence for code in codes for offence in RULES[code].offences}
+
+    @property
+    def judges(self) -> bool:
+        """Whether a test can break anything."""
+        return bool(self.limits) or any(ruling.forbidden for ruling in self.rulings)
+
     def binds(self, name: str) -> bool:
         """Whether the test is about this service at all: a marker for others leaves it out."""
-        return not self.services or name in self.services or bool(self.for_service(name))
+        bound = bool(self.for_service(name) or self.forbidden(name))
+        return not self.services or name in self.services or bound
 
     def as_json(self) -> dict[str, int | float]:
         """{"max_spurious": 0.05, "min_wakeups": 10, "server:max_latency_p99": 5000000}."""
@@ -129,6 +170,7 @@ def resolve(
     where: the test's name for messages. UsageError on anything the user has to correct.
     """
     chosen: dict[tuple[str | None, str], Limit] = {}
+    rulings: dict[tuple[str | None, str], Ruling] = {}
     services: dict[str, None] = {}
     runs: list[int] = []
     own = [_read_service(args, kwargs, where) for args, kwargs in marks]
@@ -137,12 +179,16 @@ def resolve(
         for service in about:
             if service is not None:
                 services[service] = None
-            for limit in _read_limits(_without(kwargs, "service", "runs"), service, where):
+            for limit in _read_limits(_without(kwargs, *_OTHERS), service, where):
                 chosen.setdefault((service, limit.name), limit)
+            for ruling in _read_rulings(kwargs, service, where):
+                rulings.setdefault((service, ruling.code), ruling)
     runs += _read_runs(defaults or {}, _DEFAULTS_WHERE)
-    for limit in _read_limits(_without(defaults or {}, "runs"), None, _DEFAULTS_WHERE):
+    for limit in _read_limits(_without(defaults or {}, "runs", *_RULES), None, _DEFAULTS_WHERE):
         chosen.setdefault((None, limit.name), limit)
-    limits = Limits(tuple(chosen.values()), tuple(services), runs[0] if runs else 1)
+    for ruling in _read_rulings(defaults or {}, None, _DEFAULTS_WHERE):
+        rulings.setdefault((None, ruling.code), ruling)
+    limits = Limits(tuple(chosen.values()), tuple(services), runs[0] if runs else 1, tuple(rulings.values()))
     for name in (None, *limits.services):
         _reject_contradictions(limits.for_service(name), where)
     return limits
@@ -197,6 +243,30 @@ def _read_runs(given: Mapping[str, object], where: str) -> list[int]:
     return [number]
 
 
+def _read_rulings(given: Mapping[str, object], service: str | None, where: str) -> Iterator[Ruling]:
+    """One for each rule that is named; where it is named twice, what says so more exactly decides."""
+    found: list[tuple[int, bool, choice.Choice]] = []
+    for name in _RULES:
+        if name not in given:
+            continue
+        text = given[name]
+        try:
+            if not isinstance(text, str):
+                raise ValueError(f"{text!r:.100} is no text")
+            found += [(chosen.breadth, name == "forbid", chosen) for chosen in choice.parse(text)]
+        except ValueError as error:
+            raise UsageError(
+                f"{where}: bad {name}={text!r:.100}",
+                why=str(error),
+                fix=f'write {name}="all", codes, beginnings of codes or names, with commas between; '
+                "see python -m pytest_netpoll rules",
+            ) from None
+    decided: dict[str, Ruling] = {}
+    for breadth, forbidden, chosen in sorted(found, key=lambda entry: entry[:2]):
+        decided.setdefault(chosen.code, Ruling(chosen.code, forbidden, breadth == 0, service))
+    yield from decided.values()
+
+
 def _without(given: Mapping[str, object], *names: str) -> dict[str, object]:
     return {name: value for name, value in given.items() if name not in names}
 
@@ -220,7 +290,7 @@ def _unknown(name: str) -> str:
         return "'service' is not a limit: a default binds all services"
     # Bare metric names are candidates too: 'latncy_p99' lacks the prefix and a letter.
     wanted = {
-        **{known: known for known in (*_LIMITS, "service", "runs")},
+        **{known: known for known in (*_LIMITS, *_OTHERS)},
         **{bare: f"max_{bare}" for bare in LIMITABLE},
     }
     close = difflib.get_close_matches(name, wanted, n=1)

@@ -24,7 +24,7 @@ class Measurement:
     unmeasured: why the numbers cannot be trusted, None if they can.
     absent: metric -> why it is None this time, where more is known than the table tells.
     unexplained: offence -> why it could not be recorded where it happens.
-    gomaxprocs: threads that run Go at once; None where it is not known.
+    gomaxprocs: threads that run Go at once; cpus: that it may run on; None where it is not known.
     runs: the windows of a repeated test, in order: each metric is then their median. Empty for one window.
     """
 
@@ -43,6 +43,7 @@ class Measurement:
     absent: Mapping[str, Reason] = field(default_factory=dict, repr=False)
     unexplained: Mapping[str, Reason] = field(default_factory=dict, repr=False)
     gomaxprocs: int | None = None
+    cpus: int | None = None
     runs: tuple[Measurement, ...] = field(default=(), repr=False)
 
     def __getattr__(self, name: str) -> Value:

@@ -406,6 +406,7 @@ _TABLE = (
         _latency(0.5),
         "derived",
         _NO_RESOLVED,
+        explained_by=("cpu",),
         tail=0.5,
         row="latency",
         part="p50",
@@ -421,6 +422,7 @@ _TABLE = (
         _latency(0.9),
         "derived",
         _NO_RESOLVED,
+        explained_by=("cpu",),
         tail=0.1,
         row="latency",
         part="p90",
@@ -432,6 +434,7 @@ _TABLE = (
         _latency(0.99),
         "derived",
         _NO_RESOLVED,
+        explained_by=("cpu",),
         tail=0.01,
         row="latency",
         part="p99",
@@ -447,6 +450,7 @@ _TABLE = (
         _latency(0.999),
         "derived",
         _NO_RESOLVED,
+        explained_by=("cpu",),
         tail=0.001,
     ),
     Metric(
@@ -456,6 +460,7 @@ _TABLE = (
         _latency_max,
         "derived",
         _NO_RESOLVED,
+        explained_by=("cpu",),
         tail=0.0,
         row="latency",
         part="max",
@@ -668,12 +673,8 @@ def _explained_by(offence: Offence) -> tuple[str, ...]:
     return tuple(metric.name for metric in _TABLE if offence in metric.explained_by)
 
 
-# A limit on one of these makes stacks be recorded: of callers of runtime.ready (which takes a probe there),
-# of I/O calls, of the futile ones, of what uses the CPU.
+# What takes a probe at runtime.ready.
 READY_METRICS = _explained_by("ready")
-IO_METRICS = _explained_by("io")
-FUTILE_METRICS = _explained_by("futile")
-CPU_METRICS = _explained_by("cpu")
 
 SCHED_LATENCIES = tuple(name for name in METRICS if name.startswith("sched_latency_"))
 

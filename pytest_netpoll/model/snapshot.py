@@ -18,6 +18,7 @@ class Snapshot:
     histogram: wake-to-run latencies, bucket index -> count.
     io_outcomes: how the I/O calls ended ("data", "end of file", "EAGAIN", …) -> calls, which add up to
     io_calls. futile: (syscall, outcome) -> futile calls.
+    dropped_datagrams: that the network namespace dropped for their checksum.
     events_per_poll: events -> polls that brought so many.
     p_looks, p_running: Ps seen, over all looks at them, and those of them that ran Go code.
     sched_latency: (least ns, first ns beyond) -> goroutines that were runnable for so long before they ran.
@@ -31,6 +32,7 @@ class Snapshot:
     runq_max: int | None = None
     io_outcomes: Mapping[str, int] = field(default_factory=dict)
     futile: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    dropped_datagrams: int | None = None
     events_per_poll: Mapping[int, int] = field(default_factory=dict)
     p_looks: int | None = None
     p_running: int | None = None
@@ -57,6 +59,7 @@ class Snapshot:
             runq_max=_longest(self.runq_max, other.runq_max),
             io_outcomes=dict(Counter(self.io_outcomes) + Counter(other.io_outcomes)),
             futile=dict(Counter(self.futile) + Counter(other.futile)),
+            dropped_datagrams=_sum(self.dropped_datagrams, other.dropped_datagrams),
             events_per_poll=dict(Counter(self.events_per_poll) + Counter(other.events_per_poll)),
             p_looks=_sum(self.p_looks, other.p_looks),
             p_running=_sum(self.p_running, other.p_running),

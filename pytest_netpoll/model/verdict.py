@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.model import units
+from pytest_netpoll.model.diagnosis import findings, unchecked
 from pytest_netpoll.model.limits import Kind, Limit, Limits
 from pytest_netpoll.model.measurement import Measurement, median, resolved_wakeups, spread
 from pytest_netpoll.model.metrics import LIMITABLE, METRICS, not_exact
@@ -33,6 +34,27 @@ class Breach:
         detail = f" ({self.detail})" if self.detail else ""
         sign = ">" if self.kind == "max" else "<"
         return f"{self.service}: {self.metric} {measured}{detail} {sign} {self.kind} {limit}"
+
+    @property
+    def reason(self) -> Reason:
+        """What a report says of it."""
+        return Reason(str(self))
+
+
+@dataclass(frozen=True)
+class BrokenRule(Breach):
+    """A forbidden rule that is proven. metric: its code. measured: what was counted. why: what was seen, and
+    where.
+    """
+
+    why: Reason = field(default=Reason(""), compare=False)
+
+    def __str__(self) -> str:
+        return self.why.about(self.service).headline
+
+    @property
+    def reason(self) -> Reason:
+        return self.why.about(self.service)
 
 
 def _plain(value: int | float | None, digits: int | None = None) -> str:
@@ -108,7 +130,7 @@ def judge(
     undecided: list[Reason] = []
     doubts: dict[Reason, list[str]] = {}
     dead = {death.service for death in deaths}
-    if limits.limits and not measurements and not unmeasured:
+    if limits.judges and not measurements and not unmeasured:
         undecided.append(_no_service(running))
     for measurement in measurements:
         if not limits.binds(measurement.service):
@@ -119,7 +141,11 @@ def judge(
             if measurement.service not in dead:
                 doubts.setdefault(doubt, []).append(measurement.service)
             continue
-        for finding in _check(measurement, limits.for_service(measurement.service)):
+        forbidden = limits.forbidden(measurement.service)
+        for finding in [
+            *_check(measurement, limits.for_service(measurement.service)),
+            *_check_rules(measurement, forbidden),
+        ]:
             if isinstance(finding, Breach):
                 breaches.append(finding)
             else:
@@ -128,7 +154,7 @@ def judge(
     broken = (*breaches, *further)
     reasons = [
         *(death.reason for death in deaths),
-        *(Reason(str(breach)) for breach in broken),
+        *(breach.reason for breach in broken),
         *unmeasured,
         *undecided,
     ]
@@ -202,6 +228,22 @@ def _check(measurement: Measurement, limits: Sequence[Limit]) -> list[Breach | R
             detail = _detail(measurement, metric.name)
             findings.append(Breach(measurement.service, metric.name, limit.kind, value, limit.value, detail))
     return findings
+
+
+def _check_rules(measurement: Measurement, forbidden: Mapping[str, bool]) -> list[Breach | Reason]:
+    """The forbidden rules that are broken, and why one that is forbidden by its name could not be checked."""
+    if not forbidden:
+        return []
+    broken: list[Breach | Reason] = [
+        BrokenRule(found.service, found.rule.code, "max", found.proof.count, 0, why=found.reason)
+        for found in findings(measurement)
+        if found.rule.code in forbidden
+    ]
+    return broken + [
+        missing.why.about(f"{missing.rule} was not checked")
+        for missing in unchecked(measurement)
+        if forbidden.get(missing.rule.code)
+    ]
 
 
 _WAKEUPS = {"wakeups": "wakeups", "ready_calls": "ready calls"}

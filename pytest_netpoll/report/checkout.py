@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import functools
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 # What no file of the repository's own is in.
 _FOREIGN = {"node_modules", "vendor", "testdata"}
 _MOST_DIRECTORIES = 20_000
+
+
+def git(directory: Path, *arguments: str) -> str | None:
+    """What git says of the repository that the directory is in; None where there is none, or no git."""
+    try:
+        run = subprocess.run(
+            ["git", "-C", str(directory), *arguments], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return run.stdout.strip() or None if run.returncode == 0 else None
 
 
 class Checkout:

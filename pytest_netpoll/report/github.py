@@ -34,8 +34,8 @@ def markdown(records: Sequence[TestRecord], environment: Mapping[str, Any]) -> s
         _spread(row.record, row.service, metric) for row in wording.rows(shown) for metric in wording.COLUMNS
     ):
         lines += ["In brackets: the least and the most over the runs, of which the median is judged.", ""]
-    for note in notes:
-        lines += [_text(note), ""]
+    for note in [*notes, *(line for why in wording.unchecked_rules(records) for line in why.splitlines())]:
+        lines += [_text(wording.one_line(note)), ""]
     for line in (wording.environment_line(records, environment), attached.line(environment)):
         if line:
             lines += [_text(line), ""]

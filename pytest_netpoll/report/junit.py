@@ -13,7 +13,8 @@ def properties(record: TestRecord) -> list[tuple[str, str]]:
 
     Of the numbers those that CI servers are asked to plot; the others are in the JSON report. Times are in ns
     unless the name says otherwise; what was not measured is absent. In report mode "netpoll.gate" is the
-    outcome of gate mode, where that is another one.
+    outcome of gate mode, where that is another one. "netpoll.server.rules" has the codes of the rules that
+    are broken.
     """
     found: list[tuple[str, str]] = [("netpoll.outcome", record["outcome"])]
     gate = record.get("gate", record["outcome"])
@@ -26,6 +27,9 @@ def properties(record: TestRecord) -> list[tuple[str, str]]:
             if value is not None:
                 # The middle of a latency bucket is a float, but no reader wants "12300000.0".
                 found.append((f"{prefix}.{metric.name}", str(int(value) if value == int(value) else value)))
+        rules = [rule["code"] for rule in service.get("rules", [])]
+        if rules:
+            found.append((f"{prefix}.rules", " ".join(rules)))
         unmeasured = service.get("unmeasured")
         if unmeasured is not None:
             found.append((f"{prefix}.unmeasured", lines(unmeasured)))

@@ -15,8 +15,8 @@ from typing import Any, Literal, TypeAlias, TypedDict, cast
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.model.comparison import Comparison, Regression
 from pytest_netpoll.model.correlation import wasted_and_answered
-from pytest_netpoll.model.diagnosis import diagnose
-from pytest_netpoll.model.evidence import Offence
+from pytest_netpoll.model.diagnosis import diagnose, findings, unchecked
+from pytest_netpoll.model.evidence import Cause, Offence
 from pytest_netpoll.model.limits import Limits
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.median import middle
@@ -41,6 +41,9 @@ class _OffenderExtra(TypedDict, total=False):
     offence: Offence
     outcome: str | None
     runtime: bool
+    cause: Cause | None
+    bytes: int | None
+    not_blocking: int
     local: str | None
     peer: str | None
 
@@ -131,10 +134,13 @@ class TimelineRecord(_TimelineExtra):
 class _BreachExtra(TypedDict, total=False):
     kind: Literal["max", "min"]
     text: str
+    fix: str | None
 
 
 class BreachRecord(_BreachExtra):
-    """A broken limit; `text` says it in one line for people."""
+    """A broken limit, or a forbidden rule, whose code is then the metric, and what was counted is measured;
+    `text` says it in one line for people.
+    """
 
     service: str
     metric: str
@@ -200,7 +206,29 @@ class ReasonRecord(TypedDict):
     fix: str | None
 
 
+class RuleRecord(TypedDict):
+    """A rule that a service breaks. text: what was seen and what caused it. line: "main.go:33", None where
+    no code was recorded. forbidden: for this test.
+    """
+
+    code: str
+    name: str
+    text: str
+    line: str | None
+    fix: str
+    forbidden: bool
+
+
+class UncheckedRule(ReasonRecord):
+    """A forbidden rule whose evidence could not be had."""
+
+    code: str
+    name: str
+
+
 class _ServiceExtra(TypedDict, total=False):
+    rules: list[RuleRecord]
+    unchecked: list[UncheckedRule]
     unmeasured: str | None
     why_unmeasured: ReasonRecord | None
     gomaxprocs: int | None
@@ -223,9 +251,9 @@ class ServiceRecord(_ServiceExtra):
     runs, whose medians `metrics` then are; empty for a single run. histogram: bucket (see
     metrics.bucket_bounds) -> latencies in it. io_outcomes: how the I/O calls ended -> calls, which add up to
     io_calls; futile: the futile ones of them; of several runs both are those of the run whose offenders
-    are listed. timeline: in order of time. correlation: of its intervals. cgroups: whose CPU quota bound the
-    service, the one that stopped it longest first. columns: heading -> value, what the hook
-    pytest_netpoll_columns adds to the tables.
+    are listed. rules: that it breaks, forbidden or not; unchecked: forbidden ones. timeline: in order of
+    time. correlation: of its intervals. cgroups: whose CPU quota bound the service, the one that stopped it
+    longest first. columns: heading -> value, what the hook pytest_netpoll_columns adds to the tables.
     """
 
     name: str
@@ -278,6 +306,7 @@ class _TestExtra(TypedDict, total=False):
     deaths: list[DeathRecord]
     windows: list[WindowRecord]
     windows_left_out: int
+    forbidden: list[str]
 
 
 class TestRecord(_TestExtra):
@@ -291,7 +320,8 @@ class TestRecord(_TestExtra):
     seen, what causes it, how to fix it. toolchain: which of several Go toolchains, as in the nodeid.
     requests_per_second: of what the test reported with record_property("requests", n). gate: the outcome that
     gate mode would have given; another one than `outcome` only in report mode. deaths: the services that
-    ended without being stopped. windows: of the `netpoll.measure()` blocks, of very many the last ones.
+    ended without being stopped. forbidden: the codes of the rules that no service may break. windows: of the
+    `netpoll.measure()` blocks, of very many the last ones.
     """
 
     nodeid: str
@@ -351,8 +381,9 @@ def build(
         "deaths": [_death(death) for death in (verdict.deaths if verdict else ())],
         "windows": list(windows),
         "windows_left_out": windows_left_out,
+        "forbidden": list(limits.forbidden(None)),
         "services": [
-            _service(measurement, own)
+            _service(measurement, own, limits)
             for measurement, own in zip(measurements, columns or [{}] * len(measurements), strict=True)
         ],
     }
@@ -369,7 +400,7 @@ def window(
         "window_seconds": max((m.window_seconds for m in measurements), default=0.0),
         "read": list(read),
         "diagnosis": [text for measurement in measurements for text in diagnose(measurement)],
-        "services": [_service(measurement, {}) for measurement in measurements],
+        "services": [_service(measurement, {}, Limits()) for measurement in measurements],
     }
     return cast("WindowRecord", plain(made))
 
@@ -386,7 +417,7 @@ def _death(death: Death) -> DeathRecord:
 
 def service(measurement: Measurement) -> ServiceRecord:
     """The record of one service alone, as in the JSON report."""
-    return cast("ServiceRecord", plain(_service(measurement, {})))
+    return cast("ServiceRecord", plain(_service(measurement, {}, Limits())))
 
 
 def _first_line(text: str) -> str:
@@ -407,6 +438,7 @@ def _breach(breach: Breach) -> BreachRecord:
         "measured": breach.measured,
         "limit": breach.limit,
         "text": str(breach),
+        "fix": breach.reason.fix,
     }
 
 
@@ -446,8 +478,11 @@ def _regression(regression: Regression) -> RegressionRecord:
     }
 
 
-def _service(measurement: Measurement, columns: Mapping[str, int | float | str | None]) -> ServiceRecord:
+def _service(
+    measurement: Measurement, columns: Mapping[str, int | float | str | None], limits: Limits
+) -> ServiceRecord:
     one = middle(measurement.runs).snapshot if measurement.runs else measurement.snapshot
+    forbidden = limits.forbidden(measurement.service)
     return {
         "name": measurement.service,
         "pid": measurement.pid,
@@ -473,6 +508,22 @@ def _service(measurement: Measurement, columns: Mapping[str, int | float | str |
         "correlation": _correlation(measurement),
         "cgroups": [cast("CpuQuotaRecord", asdict(cgroup)) for cgroup in measurement.cgroups],
         "columns": dict(columns),
+        "rules": [
+            {
+                "code": found.rule.code,
+                "name": found.rule.name,
+                "text": found.proof.text,
+                "line": found.line,
+                "fix": found.fix,
+                "forbidden": found.rule.code in forbidden,
+            }
+            for found in findings(measurement)
+        ],
+        "unchecked": [
+            {"code": missing.rule.code, "name": missing.rule.name, **reason_record(missing.why)}
+            for missing in (unchecked(measurement) if forbidden and measurement.unmeasured is None else [])
+            if missing.rule.code in forbidden
+        ],
     }
 
 

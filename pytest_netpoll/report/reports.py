@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
+import shlex
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +14,7 @@ from typing import Any, Literal
 from pytest_netpoll import __version__
 from pytest_netpoll.errors import NetpollError
 from pytest_netpoll.options import Config
-from pytest_netpoll.report import baseline_file, github, json_report, wording
+from pytest_netpoll.report import baseline_file, checkout, github, json_report, wording
 from pytest_netpoll.report.attached import attached
 from pytest_netpoll.report.checkout import Checkout
 from pytest_netpoll.report.html import document
@@ -58,6 +61,18 @@ class Reports:
             "kernel": platform.release(),
             **told,
             "attached": attached(self.records),
+            **self._run,
+        }
+
+    @functools.cached_property
+    def _run(self) -> dict[str, str | None]:
+        """What was run: the commit and branch of the tests, and the command line."""
+        return {
+            "commit": os.environ.get("GITHUB_SHA") or checkout.git(self._rootdir, "rev-parse", "HEAD"),
+            "branch": os.environ.get("GITHUB_HEAD_REF")
+            or os.environ.get("GITHUB_REF_NAME")
+            or checkout.git(self._rootdir, "symbolic-ref", "--short", "HEAD"),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         }
 
     def write(self, environment: Mapping[str, Any], say_written: bool) -> None:
@@ -94,6 +109,6 @@ class Reports:
             except NetpollError as error:  # nobody asked for it: no reason to fail
                 self.lines.append(f"netpoll: {error}")
         if os.environ.get("GITHUB_ACTIONS") == "true":
-            checkout = Checkout(self._rootdir, Path(os.environ.get("GITHUB_WORKSPACE") or self._rootdir))
+            found = Checkout(self._rootdir, Path(os.environ.get("GITHUB_WORKSPACE") or self._rootdir))
             level: Literal["error", "warning"] = "warning" if self._options.mode == "report" else "error"
-            self.lines += github.annotations(self.records, checkout.root, checkout.find, level)
+            self.lines += github.annotations(self.records, found.root, found.find, level)

@@ -49,7 +49,9 @@ def further_tables(records: Sequence[TestRecord], width: int) -> list[tuple[str,
     tests = compared(records)
     if tests:
         name = tests[0].comparison["baseline"]
-        found.append((f"netpoll: baseline {wording.one_line(name)} → now", comparison_table(tests, width)))
+        found.append(
+            (f"netpoll: baseline {wording.one_line(name)} → now", comparison_table(tests, width, records))
+        )
     if len({record["toolchain"] for record in records if record.get("toolchain")}) > 1:
         found.append(("netpoll: toolchains", toolchain_table(records, width)))
     repeated = [row for row in _rows(records) if wording.runs_of(row[1]) > 1]
@@ -58,22 +60,26 @@ def further_tables(records: Sequence[TestRecord], width: int) -> list[tuple[str,
     return found
 
 
-def comparison_table(tests: Sequence[Compared], width: int) -> str:
-    """ "0.0 % → 49.6 %" for each test and service, those that got worse first; what else changed; notes."""
+def comparison_table(tests: Sequence[Compared], width: int, judged: Sequence[TestRecord] = ()) -> str:
+    """ "0.0 % → 49.6 %" for each test and service, those that got worse first; what else changed; notes.
+
+    judged: the tests as they are now, whose limited metrics are shown, too.
+    """
     rank = list(_OUTCOMES)
     ordered = sorted(tests, key=lambda test: -(rank.index(test.comparison["outcome"]) in (1, 2)))[
         :MOST_OTHERS
     ]
     rows = [(test, name) for test in ordered for name in test.now]
     worse = {found["metric"] for test in ordered for found in test.comparison["regressions"]}
+    limited = _judged(judged)
     columns = {
         wording.heading(metric): [_then_and_now(*row, metric) for row in rows]
         for metric in METRICS
-        if metric in _COMPARED or metric in worse
+        if metric in _COMPARED or metric in worse or metric in limited
     }
     columns["verdict"] = [_outcome(*row) for row in rows]
     # What got worse stays, however narrow the terminal.
-    needed = set(map(wording.heading, worse))
+    needed = set(map(wording.heading, {*worse, *limited}))
     dropped_first = [heading for heading in _DROPPED_FIRST if heading not in needed]
     places = [(test.nodeid, name) for test, name in rows]
     lines = [_table(places, columns, width, dropped_first)] if rows else []
@@ -90,6 +96,13 @@ def comparison_table(tests: Sequence[Compared], width: int) -> str:
         where = nodeids[0] if len(nodeids) == 1 else f"{len(nodeids):,} tests"
         lines.append(wording.one_line(f"{where}: {note}"))
     return "\n".join(lines)
+
+
+def _judged(records: Iterable[TestRecord]) -> set[str]:
+    """The metrics that a limit is about, or that broke one."""
+    broken = {wording.base_of(fault["metric"]) for record in records for fault in record["breaches"]}
+    limited = {metric for record, service in _rows(records) for metric in wording.judged(record, service)}
+    return limited | (broken & METRICS.keys())
 
 
 def _changed(tests: Iterable[Compared]) -> Iterator[str]:
@@ -110,10 +123,16 @@ def toolchain_table(records: Sequence[TestRecord], width: int) -> str:
             groups.setdefault(wording.without_toolchain(row[0]), []).append(row)
     # Of one test together, though pytest runs all tests of one toolchain before the next.
     rows = [row for group in groups.values() for row in group]
+    limited = _judged(records)
     columns = {
-        wording.heading(metric): [wording.show(service, metric, digits) for _, service in rows]
-        for metric, digits in wording.SIDE_BY_SIDE.items()
+        wording.heading(metric): [
+            wording.show(service, metric, wording.SIDE_BY_SIDE.get(metric)) for _, service in rows
+        ]
+        for metric in METRICS
+        if metric in wording.SIDE_BY_SIDE or metric in limited
     }
+    needed = set(map(wording.heading, limited))
+    dropped_first = sorted(_DROPPED_FIRST, key=needed.__contains__)
     rates = [record.get("requests_per_second") for record, _ in rows]
     if any(rate is not None for rate in rates):
         columns["req/s"] = [units.show(rate, "count") for rate in rates]
@@ -121,7 +140,7 @@ def toolchain_table(records: Sequence[TestRecord], width: int) -> str:
     if any(len({service["name"] for _, service in group}) > 1 for group in groups.values()):
         columns = {"service": services, **columns}
     labels = [wording.one_line(record.get("toolchain") or "") for record, _ in rows]
-    table = layout(labels, columns, width - 2, _DROPPED_FIRST, "go")
+    table = layout(labels, columns, width - 2, dropped_first, "go")
     head, rule, *lines = [f"  {line}" for line in table.splitlines()]
     shown = [head, rule]
     for name, group in groups.items():

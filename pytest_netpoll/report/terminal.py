@@ -11,9 +11,7 @@ from pytest_netpoll.options import Config
 from pytest_netpoll.report import attached, cells, wording
 from pytest_netpoll.report.record import (
     FrameRecord,
-    OffenderRecord,
     ServiceRecord,
-    SlowWakeupRecord,
     TestRecord,
     WindowRecord,
 )
@@ -60,6 +58,8 @@ def summary_table(
         return None
     shown, notes = wording.select(records, MOST_OTHERS, MOST_PASSED)
     lines = [_table(shown, width), *notes]
+    for missing in wording.unchecked_rules(records):
+        lines += _reason(missing, width)
     environment_lines = [
         wording.environment_line(records, environment or {}),
         attached.line(environment or {}),
@@ -147,21 +147,21 @@ def failure_section(record: TestRecord, width: int) -> str:
         for quota in wording.quotas_of(record, service):
             screen.add(cells.wrap(quota, width, "  "))
         screen.add(_numbers(service, width))
-        blocks: list[tuple[str, OffenderRecord | SlowWakeupRecord]] = [
-            *((wording.offender_text(service, o), o) for o in wording.offenders_of(record, service)),
-            *((wording.slow_text(service, wakeup), wakeup) for wakeup in wording.slowest_of(record, service)),
-            *((wording.offender_text(service, o), o) for o in wording.wakers_of(record, service)),
-        ]
+        blocks = [*wording.explaining(record, service), *wording.callers(record, service)]
         caution = attached.caution(record, service)
         if caution is not None:
             screen.add(cells.wrap(caution, width, "  "))
         for missing in wording.unexplained(record, service):
             screen.add(_reason(missing, width, "  "))
-        for text, entry in blocks[:MOST_OFFENDERS]:
-            head = cells.wrap(text + wording.lead_in(entry), width, "  ")
-            screen.add(head + _frames(entry["stack"], width), at_least=len(head) + 1)
-        screen.left_out += len(blocks[MOST_OFFENDERS:])
+        _add_entries(screen, blocks, width)
     return screen.text()
+
+
+def _add_entries(screen: _Screen, entries: Sequence[wording.Entry], width: int) -> None:
+    for entry in entries[:MOST_OFFENDERS]:
+        head = cells.wrap(entry.text + entry.lead_in, width, "  ")
+        screen.add(head + _frames(entry.stack, width), at_least=len(head) + 1)
+    screen.left_out += len(entries[MOST_OFFENDERS:])
 
 
 def _add_window(screen: _Screen, window: WindowRecord, service: ServiceRecord, width: int) -> None:
@@ -175,10 +175,7 @@ def _add_window(screen: _Screen, window: WindowRecord, service: ServiceRecord, w
     if not screen.add(_numbers(service, width, f"{name}, "), at_least=2):
         screen.left_out += len(blocks)
         return
-    for text, entry in blocks[:MOST_OFFENDERS]:
-        head = cells.wrap(text + wording.lead_in(entry), width, "  ")
-        screen.add(head + _frames(entry["stack"], width), at_least=len(head) + 1)
-    screen.left_out += len(blocks[MOST_OFFENDERS:])
+    _add_entries(screen, blocks, width)
 
 
 def _read_first(window: WindowRecord) -> list[ServiceRecord]:

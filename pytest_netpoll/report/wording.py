@@ -13,6 +13,7 @@ from pytest_netpoll.model import units
 from pytest_netpoll.model.evidence import Offence
 from pytest_netpoll.model.measurement import spread
 from pytest_netpoll.model.metrics import LIMITABLE, METRICS, Metric, in_report
+from pytest_netpoll.model.rules import RULES
 from pytest_netpoll.report.record import (
     BreachRecord,
     CpuQuotaRecord,
@@ -284,8 +285,13 @@ def reasons(record: TestRecord) -> list[Reason]:
         Reason(f"{death['service']}: {death['how']}", fix=death.get("fix"))
         for death in record.get("deaths", [])
     ]
-    found = [*dead, *(Reason(breach_text(fault)) for fault in broken(record)), *given]
+    found = [*dead, *map(_breach_reason, broken(record)), *given]
     return [clean(reason) for reason in dict.fromkeys(found)]
+
+
+def _breach_reason(fault: BreachRecord | RegressionRecord) -> Reason:
+    fix = None if "baseline" in fault else fault.get("fix")
+    return Reason(breach_text(fault), fix=fix)
 
 
 def unmeasured_reason(service: ServiceRecord) -> Reason | None:
@@ -314,27 +320,108 @@ def clean(reason: str) -> Reason:
     return Reason(one_line(parts.what), why=why, fix=fix)
 
 
-def offenders_of(record: TestRecord, service: ServiceRecord) -> list[OffenderRecord]:
-    """The offenders that explain its broken limits, worst first."""
-    wanted = _wanted(record, service)
-    return [
-        offender
-        for offender in service["offenders"]
-        # A limit is about the program's own calls.
-        if offender.get("offence", "spurious") in wanted and not offender.get("runtime")
-    ]
+class Entry(NamedTuple):
+    """Something that was recorded, and how many more of its kind at the same place. text: on one line; the
+    stack follows.
+    """
+
+    text: str
+    stack: list[FrameRecord]
+    lead_in: str
+    share: float | None = None
+
+
+def explaining(record: TestRecord, service: ServiceRecord) -> list[Entry]:
+    """What explains its broken limits and rules: of the first that is broken first, the worst first."""
+    found: dict[str, list[Entry]] = {}
+    for fault in broken(record, service):
+        name = base_of(fault["metric"])
+        if name.startswith(("latency_", "sched_latency_")):
+            found.setdefault("late", late_entries(service))
+        for offence in _evidence_for(name):
+            # A limit is about the program's own calls.
+            own = [o for o in service["offenders"] if _offence(o) == offence and not o.get("runtime")]
+            found.setdefault(offence, offender_entries(service, own))
+    return [entry for entries in found.values() for entry in entries]
+
+
+def _evidence_for(metric: str) -> Sequence[Offence]:
+    """Nothing is known of metrics that are not of the table."""
+    if metric in METRICS:
+        return METRICS[metric].explained_by
+    return RULES[metric].offences if metric in RULES else ()
 
 
 def _wanted(record: TestRecord, service: ServiceRecord) -> set[Offence]:
-    """What explains its broken limits; nothing is known of metrics that are not of the table."""
-    metrics = [METRICS.get(base_of(fault["metric"])) for fault in broken(record, service)]
-    return {offence for metric in metrics if metric is not None for offence in metric.explained_by}
+    """What explains its broken limits and rules."""
+    return {o for fault in broken(record, service) for o in _evidence_for(base_of(fault["metric"]))}
 
 
-def wakers_of(record: TestRecord, service: ServiceRecord) -> list[OffenderRecord]:
+def _offence(offender: OffenderRecord) -> Offence:
+    return offender.get("offence", "spurious")
+
+
+# What is no offence unless a broken limit says so, and what it is called then.
+_ORDINARY: Mapping[Offence, str] = {"ready": "Callers", "io": "I/O calls", "cpu": "CPU time"}
+
+
+def besides(record: TestRecord, service: ServiceRecord) -> list[tuple[str, list[Entry]]]:
+    """(heading, entries) of what was recorded and explains nothing that is broken."""
+    wanted = _wanted(record, service)
+    rest = [o for o in service["offenders"] if _offence(o) not in wanted or o.get("runtime")]
+    wasteful = [o for o in rest if _offence(o) not in _ORDINARY]
+    groups = [("Offenders", wasteful)]
+    groups += [(heading, [o for o in rest if _offence(o) == kind]) for kind, heading in _ORDINARY.items()]
+    return [(heading, offender_entries(service, found)) for heading, found in groups if found]
+
+
+def callers(record: TestRecord, service: ServiceRecord) -> list[Entry]:
     """Who made ready calls, worst first, where that was asked for but explains no broken limit."""
-    explaining = offenders_of(record, service)
-    return [o for o in service["offenders"] if o.get("offence") == "ready" and o not in explaining]
+    return [
+        entry for heading, entries in besides(record, service) if heading == "Callers" for entry in entries
+    ]
+
+
+def offender_entries(service: ServiceRecord, offenders: Iterable[OffenderRecord]) -> list[Entry]:
+    """One for each kind of offence and stack, the worst first."""
+    places: dict[tuple[Any, ...], list[OffenderRecord]] = {}
+    for offender in offenders:
+        stack = tuple((frame["file"], frame["line"], frame["function"]) for frame in offender["stack"])
+        # Without a stack it is the descriptor that tells one from the other.
+        place = stack or (offender["fd_type"], offender.get("local"), offender.get("peer"))
+        places.setdefault((_offence(offender), offender.get("runtime"), place), []).append(offender)
+    merged = sorted(map(_together, places.values()), key=lambda offender: -offender["count"])
+    return [
+        Entry(offender_text(service, offender), offender["stack"], lead_in(offender), offender["share"])
+        for offender in merged
+    ]
+
+
+def _together(same: Sequence[OffenderRecord]) -> OffenderRecord:
+    """Of one place the worst, with all their numbers."""
+    worst = max(same, key=lambda offender: offender["count"])
+    shares = [offender["share"] for offender in same]
+    outcomes = dict.fromkeys(o["outcome"] for o in same if o.get("outcome"))
+    together: OffenderRecord = {
+        **worst,
+        "count": sum(offender["count"] for offender in same),
+        "share": None if None in shares else sum(share or 0 for share in shares),
+    }
+    if outcomes:
+        together["outcome"] = " or ".join(filter(None, outcomes))
+    return together
+
+
+def late_entries(service: ServiceRecord) -> list[Entry]:
+    """The latest wakeups, one for each place at which goroutines were parked, the latest first."""
+    places: dict[tuple[Any, ...], list[SlowWakeupRecord]] = {}
+    for wakeup in service["slowest"]:
+        stack = tuple((frame["file"], frame["line"], frame["function"]) for frame in wakeup["stack"])
+        places.setdefault((wakeup["direction"], wakeup["fd_type"], stack), []).append(wakeup)
+    return [
+        Entry(slow_text(service, same[0], same[1:]), same[0]["stack"], lead_in(same[0]))
+        for same in places.values()
+    ]
 
 
 def not_kept(service: ServiceRecord) -> list[str]:
@@ -351,17 +438,9 @@ def not_kept(service: ServiceRecord) -> list[str]:
     return lines
 
 
-def slowest_of(record: TestRecord, service: ServiceRecord) -> list[SlowWakeupRecord]:
-    """The latest wakeups, where a latency limit of the service is broken."""
-    late = any(
-        fault["metric"].startswith(("latency_", "sched_latency_")) for fault in broken(record, service)
-    )
-    return service["slowest"] if late else []
-
-
 def offender_text(service: ServiceRecord, offender: OffenderRecord) -> str:
     """ "499 of 500 (99.8 %) spurious wakeups (read on tcp a ← b), parked"; the place follows."""
-    offence = offender.get("offence", "spurious")
+    offence = _offence(offender)
     if offence == "cpu":
         return _cpu_text(offender)
     if offence in _SAMPLED:
@@ -409,7 +488,7 @@ def _cpu_text(offender: OffenderRecord) -> str:
 def unexplained(record: TestRecord, service: ServiceRecord) -> list[Reason]:
     """For each kind of evidence that a broken limit asks for, and that could not be had."""
     wanted = _wanted(record, service)
-    names = {"cpu": "CPU samples"}
+    names = {"cpu": "CPU samples", "spurious": "cause of spurious wakeups"}
     return [
         clean(_reason(why).about(f"no {names.get(offence, offence)}"))
         for offence, why in service.get("unexplained", {}).items()
@@ -423,13 +502,17 @@ def most_futile(service: ServiceRecord) -> str:
     return f"{worst['syscall']}, {worst['outcome']}" if worst else ""
 
 
-def slow_text(service: ServiceRecord, wakeup: SlowWakeupRecord) -> str:
-    """ "12.3 ms to run (read on tcp a ← b, goroutine 18; 1 of 5 running), parked"; the place follows."""
+def slow_text(service: ServiceRecord, wakeup: SlowWakeupRecord, more: Sequence[SlowWakeupRecord] = ()) -> str:
+    """ "12.3 ms to run (read on tcp a ← b, goroutine 18; 1 of 5 running), parked"; the place follows.
+
+    more: others at that place, which took less long.
+    """
     goroutine = wakeup.get("goroutine")
     who = "" if goroutine is None else f", goroutine {goroutine}"
     threads = _threads_at(service, wakeup.get("at_ms"))
     took = units.show(wakeup["latency_ns"], "ns")
-    return f"{took} to run ({_where(wakeup)}{who}{threads}){_parked(wakeup)}"
+    others = f", and {len(more):,} more from {units.show(more[-1]['latency_ns'], 'ns')}" if more else ""
+    return f"{took} to run ({_where(wakeup)}{who}{threads}){others}{_parked(wakeup)}"
 
 
 def _threads_at(service: ServiceRecord, at_ms: float | None) -> str:
@@ -501,19 +584,16 @@ def worst_place(record: TestRecord) -> Evidence | None:
             text = one_line(f"{death['service']}: {death['last_words'].partition(chr(10))[0]}")
             return Evidence(text, stack)
     for service in record["services"]:
-        for offender in offenders_of(record, service)[:1]:
-            return Evidence(offender_text(service, offender), offender["stack"])
+        for entry in explaining(record, service)[:1]:
+            return Evidence(entry.text, entry.stack)
     for service in record["services"]:
         for text in quotas_of(record, service)[:1]:
             return Evidence(text, [])
-    for service in record["services"]:
-        for wakeup in slowest_of(record, service)[:1]:
-            return Evidence(slow_text(service, wakeup), wakeup["stack"])
     for window in windows_behind(record):
         for service in window["services"]:
-            for entry_text, entry in evidence_in(service)[:1]:
-                text = f"{window_name(window)}, {one_line(service['name'])}: {entry_text}"
-                return Evidence(text, entry["stack"])
+            for entry in evidence_in(service)[:1]:
+                text = f"{window_name(window)}, {one_line(service['name'])}: {entry.text}"
+                return Evidence(text, entry.stack)
     return None
 
 
@@ -538,14 +618,12 @@ def windows_behind(record: TestRecord) -> list[WindowRecord]:
     return [window for window in windows if window["read"]] + [w for w in windows if not w["read"]]
 
 
-def evidence_in(service: ServiceRecord) -> list[tuple[str, OffenderRecord | SlowWakeupRecord]]:
+def evidence_in(service: ServiceRecord) -> list[Entry]:
     """Of a window, on which there are no limits: its offenders, or else who was woken latest."""
     if not trusted(service):
         return []
-    offenders = [o for o in service["offenders"] if o.get("offence") != "ready"]
-    if offenders:
-        return [(offender_text(service, offender), offender) for offender in offenders]
-    return [(slow_text(service, wakeup), wakeup) for wakeup in service["slowest"][:1]]
+    offenders = [o for o in service["offenders"] if _offence(o) not in _ORDINARY]
+    return offender_entries(service, offenders) or late_entries(service)[:1]
 
 
 def diagnosis_of(record: TestRecord) -> list[str]:
@@ -553,12 +631,46 @@ def diagnosis_of(record: TestRecord) -> list[str]:
     faulty = {fault["service"] for fault in broken(record)}
     found = [
         text
-        for text in record.get("diagnosis", [])
-        if not faulty or text.startswith(tuple(f"{name}: " for name in faulty))
+        for service in record["services"]
+        if not faulty or service["name"] in faulty
+        for text in rule_texts(service)
     ]
     for window in windows_behind(record)[:1]:
-        found += [f"{window_name(window)}, {text}" for text in window["diagnosis"]]
+        found += [f"{window_name(window)}, {text}" for s in window["services"] for text in rule_texts(s)]
     return [one_line(text) for text in found]
+
+
+def all_rule_texts(record: TestRecord) -> list[str]:
+    """The diagnosis of all its services; in a file from before rules had codes, as that says it."""
+    if not any("rules" in service for service in record["services"]):
+        return record.get("diagnosis", [])
+    return [text for service in record["services"] for text in rule_texts(service, forbidden=True)]
+
+
+def rule_texts(service: ServiceRecord, forbidden: bool = False) -> list[str]:
+    """A text for each rule that it breaks. forbidden: also of those whose text is among the reasons
+    already.
+    """
+    return [
+        f"{service['name']}: {rule['code']} {rule['name']}: {rule['text']} Fix: {rule['fix']}"
+        for rule in service.get("rules", [])
+        if forbidden or not rule["forbidden"]
+    ]
+
+
+def unchecked_rules(records: Iterable[TestRecord]) -> list[Reason]:
+    """ "NP302 deadline-churn was not checked in 3 tests: ready calls were not counted", for each of them."""
+    tests: dict[tuple[str, Reason], dict[str, None]] = {}
+    for record in records:
+        for service in record["services"]:
+            for rule in service.get("unchecked", []):
+                name = one_line(f"{rule['code']} {rule['name']}")
+                tests.setdefault((name, clean(_reason(rule))), {})[record["nodeid"]] = None
+    found = []
+    for (name, why), nodeids in tests.items():
+        where = one_line(next(iter(nodeids))) if len(nodeids) == 1 else f"{len(nodeids):,} tests"
+        found.append(why.about(f"{name} was not checked in {where}"))
+    return found
 
 
 def place(stack: Sequence[FrameRecord]) -> str:

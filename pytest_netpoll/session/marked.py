@@ -38,7 +38,7 @@ def resolve_limits(config: pytest.Config, items: list[pytest.Item], options: Con
             if found:
                 marks = [(mark.args, mark.kwargs) for _, mark in found]
                 levels = [node for node, _ in found]
-                item.stash[LIMITS] = marker.resolve(marks, item.nodeid, options.limits, levels)
+                item.stash[LIMITS] = marker.resolve(marks, item.nodeid, options.defaults, levels)
     except UsageError as error:
         output = getattr(config, "workeroutput", None)
         if output is None:

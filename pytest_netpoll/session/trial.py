@@ -46,7 +46,8 @@ class Trial:
         """Measures the block, also one that fails: its numbers may tell why."""
         presence = self._roster.watch()
         reported = len(self._item.user_properties)
-        window = self._meter.open(limited={limit.base for limit in self._limits.limits})
+        limited = {limit.base for limit in self._limits.limits}
+        window = self._meter.open(limited, self._limits.offences)
         try:
             yield
         finally:

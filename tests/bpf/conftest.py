@@ -8,7 +8,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.meter import privilege
 from pytest_netpoll.meter.meter import Meter
+from pytest_netpoll.model.evidence import Offence
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.options import Config
 from pytest_netpoll.service.build import Builder
@@ -142,12 +143,12 @@ class Stretch:
 @pytest.fixture
 def measure(
     meter: Meter, factory: ServiceFactory
-) -> Callable[[], contextlib.AbstractContextManager[Stretch]]:
+) -> Callable[..., contextlib.AbstractContextManager[Stretch]]:
     """with measure() as stretch: …; the laws that always hold are checked for every service in it."""
 
     @contextlib.contextmanager
-    def measure() -> Iterator[Stretch]:
-        window = meter.open()
+    def measure(offences: Collection[Offence] = ()) -> Iterator[Stretch]:
+        window = meter.open(offences=offences)
         stretch = Stretch()
         try:
             yield stretch

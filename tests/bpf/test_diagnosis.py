@@ -12,9 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from pytest_netpoll.model.diagnosis import diagnose
+from pytest_netpoll.model.diagnosis import diagnose, findings
+from pytest_netpoll.model.limits import resolve
 
 SERVER = Path(__file__).parents[2] / "example_project" / "server"
+
+
+@pytest.fixture
+def measure(measure):
+    """As with all rules forbidden."""
+    return lambda: measure(resolve([((), {"forbid": "all"})], "t").offences)
 
 
 @pytest.fixture
@@ -47,25 +54,38 @@ def receive(connection):
     return data
 
 
-# fault -> (what the client does, what is said)
+# fault -> (what the client does, its rule, what is said)
 FAULTS = {
-    "dup": (lambda s: ping(s, 100), ["wakeups found nothing to read or write", "both ends are read"]),
-    "tickers": (lambda s: ping(s, 15, 0.05), ["blocking polls ended by a timer", "share one slow ticker"]),
-    "busy-poll": (lambda s: ping(s, 15, 0.05), ["blocking polls ended by a timer", "without a deadline"]),
-    "stale": (lambda s: ping_in_pieces(s, 30), ["retries got EAGAIN again", "drains the socket"]),
+    "dup": (
+        lambda s: ping(s, 100),
+        "NP101",
+        ["wakeups found nothing to read or write", "both ends are read"],
+    ),
+    "tickers": (
+        lambda s: ping(s, 15, 0.05),
+        "NP301",
+        ["blocking polls ended by a timer", "share one slow ticker"],
+    ),
+    "busy-poll": (
+        lambda s: ping(s, 15, 0.05),
+        "NP302",
+        ["blocking polls ended by a timer", "without a deadline"],
+    ),
+    "stale": (lambda s: ping_in_pieces(s, 30), "NP103", ["retries got EAGAIN again", "drains the socket"]),
     # With time for the reader to park again, which takes it a turn of its own.
-    "starve": (lambda s: ping(s, 20, 0.2), ["ran more than 5.0 ms late", "CPU-bound", "GOMAXPROCS"]),
+    "starve": (lambda s: ping(s, 20, 0.2), "NP401", ["ran more than 5.0 ms late", "CPU-bound", "GOMAXPROCS"]),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_recognised_and_no_other(launch_fault, measure, fault):
-    act, said = FAULTS[fault]
+    act, code, said = FAULTS[fault]
     server = launch_fault(fault)
     with measure() as stretch:
         act(server)
     texts = unhurried(stretch(server))
     assert len(texts) == 1, texts
+    assert [f.rule.code for f in findings(stretch(server)) if f.rule.code != "NP404"] == [code]
     assert texts[0].startswith(f"{fault}: ")
     for phrase in said:
         assert phrase in texts[0]

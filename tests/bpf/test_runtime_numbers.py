@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from pytest_netpoll.gobinary import time_to_run
 from pytest_netpoll.gobinary.scheduler_layout import find_layout
+from pytest_netpoll.model.diagnosis import findings
 from tests.waiting import patiently
 
 ROUNDS = 60
@@ -201,3 +203,23 @@ def test_what_a_cpu_quota_stopped_is_what_the_kernel_says(launch, measure, newes
     assert cgroup.name.endswith(f"/{quota.name}")
     assert cgroup.throttled_periods == m.throttled_periods <= cgroup.periods
     assert m.throttled_seconds == pytest.approx(sum(point.throttled_ns for point in m.timeline) / 1e9)
+
+
+def test_a_service_that_its_quota_stops_does_not_starve_itself(launch, meter, newest_go, quota):
+    service = launch("causes", "-do", "spin", go=str(newest_go.go), env={"GOMAXPROCS": "2"})
+    # So little that it is used up on a busy machine, too.
+    for name, least in (("cpu.max", "5000 100000"), ("cpu.cfs_quota_us", "5000")):
+        if (quota / name).exists():
+            (quota / name).write_text(least)
+    (quota / "cgroup.procs").write_text(str(service.pid))
+    patiently(lambda: throttled(quota)[0] > 2)
+    window = meter.open(offences=["cpu"])
+    with socket.create_connection(service.address, timeout=60) as connection:
+        for _ in range(20):
+            connection.sendall(b"0\n")
+            assert connection.recv(16) == b"done\n"
+            time.sleep(0.02)
+    [m] = meter.close(window, [service])
+    found = {finding.rule.code: finding for finding in findings(m)}
+    assert found.keys() == {"NP403"}, [str(finding) for finding in found.values()]
+    assert "5 ms every 100 ms, stopped the service in" in found["NP403"].proof.text

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_netpoll.model.diagnosis import findings, unchecked
 from tests.waiting import patiently
 
 PINGS = 200
@@ -38,8 +39,12 @@ def test_wakeups_are_counted_the_same_and_the_line_is_named(
     assert (meter.environment["typed"], meter.environment["follows_children"]) == (False, follows)
     assert m.productive_wakeups == pytest.approx(PINGS, rel=0.01)
     assert 0.45 <= m.spurious <= 0.55
+    # What cannot be known is no second reader.
+    found, missed = {f.rule.code for f in findings(m)}, {u.rule.code for u in unchecked(m)}
+    assert ("NP101" in found, "NP101" in missed) == (follows, not follows)
     for offender in m.offenders:
         assert offender.fd_type == kind
+        assert offender.cause == ("registered twice" if follows else None)
         assert offender.stack[0].function == "services/kit.Echo"
 
 

@@ -83,7 +83,7 @@ READY = {
     "protocol": agent_client.PROTOCOL,
     **dict.fromkeys(("bcc", "python", "kernel", "machine", "program"), ""),
     "capabilities": [],
-    **dict.fromkeys(("follows_children", "typed"), True),
+    **dict.fromkeys(("follows_children", "typed", "sees_sockets"), True),
     **dict.fromkeys(("no_cpu_samples", "not_cached")),
     **dict.fromkeys(("startup_seconds", "resident_bytes"), 1),
 }

@@ -1,12 +1,15 @@
-"""Where the numbers do not carry a sentence, none is said."""
+"""Each rule's thresholds: where the numbers do not prove a sentence, none is said."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 
-from pytest_netpoll.model.diagnosis import diagnose
+from pytest_netpoll.gobinary.symbols import Frame
+from pytest_netpoll.model.diagnosis import diagnose, findings
 from pytest_netpoll.model.evidence import Offender
 from pytest_netpoll.model.histogram import bucket_of
 from pytest_netpoll.model.measurement import Measurement
@@ -25,13 +28,18 @@ def measurement(
     offenders: tuple[Offender, ...] = (),
     delayed: float | None = None,
     unmeasured: str | None = None,
+    facts: Mapping[str, Any] = MappingProxyType({}),
+    seen: Mapping[str, Any] = MappingProxyType({}),
     **counts: int,
 ) -> Measurement:
-    """Of a second. histogram: ns -> wakeups. cpu, waited: s. delayed: in the slowest wakeup's interval."""
+    """Of a second. histogram: ns -> wakeups. cpu, waited: s. delayed: in the slowest wakeup's interval.
+
+    facts: of the Measurement; seen: of its Snapshot.
+    """
     counters = {**dict.fromkeys(COUNTERS, 0), **counts}
     latencies = {bucket_of(ns): n for ns, n in (histogram or {}).items()}
     delays = [50 * MS, waited * 1e8 if delayed is None else delayed * 1e9, 50 * MS]
-    snapshot = Snapshot(counters, latencies, 0, int(cpu * 1e9), int(waited * 1e9))
+    snapshot = Snapshot(counters, latencies, 0, int(cpu * 1e9), int(waited * 1e9), **seen)
     return Measurement(
         "s",
         1,
@@ -43,10 +51,15 @@ def measurement(
         slowest=(late(20 * MS, at_ms=150.0),),
         timeline=tuple(point(100.0 * i, run_delay_ns=int(delay)) for i, delay in enumerate(delays, 1)),
         unmeasured=unmeasured,
+        **facts,
     )
 
 
-DUP = {"productive_wakeups": 100, "spurious_wakeups": 90}
+DUP: Any = {
+    "productive_wakeups": 100,
+    "spurious_wakeups": 90,
+    "offenders": (offender(90, cause="registered twice"),),
+}
 TICKERS = {"blocking_polls": 10, "timed_polls": 990, "timeout_polls": 900, "events": 10}
 
 
@@ -62,10 +75,6 @@ def test_of_numbers_that_cannot_be_trusted_nothing_is_said(more: Any) -> None:
 @pytest.mark.parametrize(
     "counts",
     [
-        {"productive_wakeups": 1000, "spurious_wakeups": 40},  # few of many
-        {"productive_wakeups": 3, "spurious_wakeups": 4},  # half of next to none
-        {"productive_wakeups": 1000, "stale_retries": 40},
-        {"productive_wakeups": 3, "stale_retries": 4},
         {**TICKERS, "timeout_polls": 150},  # seldom
         {**TICKERS, "events": 500},  # busy, with a timer now and then
         {**TICKERS, "blocking_polls": 1000},  # most ended by events
@@ -76,16 +85,19 @@ def test_what_may_be_chance_is_not_said(counts: dict[str, int]) -> None:
 
 
 def test_acceptors_and_readers_woken_for_nothing_are_different_troubles() -> None:
-    both = measurement(**DUP, offenders=(offender(60, syscall="accept4"), offender(30)))
-    accepting, reading = diagnose(both)
+    twice: Any = {"cause": "registered twice"}
+    accept = offender(60, syscall="accept4", **twice)
+    both = measurement(**{**DUP, "offenders": (accept, offender(30, **twice))})
+    reading, accepting = diagnose(both)
     assert accepting.startswith("s: 60 of 90 spurious wakeups found no connection to accept")
     assert reading.startswith("s: 30 of 190 wakeups found nothing to read or write")
-    [accepting] = diagnose(measurement(**DUP, offenders=(offender(90, syscall="accept4"),)))
+    [accepting] = diagnose(measurement(**{**DUP, "offenders": (offender(90, syscall="accept4", **twice),)}))
     assert "accept" in accepting
 
 
 def test_a_second_reader_explains_retries_too() -> None:
-    [text] = diagnose(measurement(**DUP, stale_retries=60, offenders=(offender(90),)))
+    retries = offender(60, offence="stale", cause="registered twice")
+    [text] = diagnose(measurement(**{**DUP, "offenders": (*DUP["offenders"], retries)}, stale_retries=60))
     assert "another reader of the same socket" in text
 
 
@@ -103,26 +115,55 @@ def test_deadlines_are_told_from_tickers_where_they_were_counted() -> None:
     assert "tickers or sleeps keep the poller busy" in text
 
 
+def cpu(share: float, function: str = "main.hog", **more: Any) -> Offender:
+    """499 CPU samples a second."""
+    stack = (Frame(function, "server/hog.go", 12),)
+    return offender(round(499 * share), offence="cpu", share=share, stack=stack, **more)
+
+
 def test_who_has_the_cpu_says_why_wakeups_are_late() -> None:
     late = {20 * MS: 50}
-    [own] = diagnose(measurement(late, cpu=0.98, waited=0.02))
+    hog = (cpu(0.9),)
+    [own] = diagnose(measurement(late, cpu=0.98, waited=0.02, offenders=hog))
     assert "50 of 50 wakeups ran more than 5.0 ms late" in own
     assert "CPU-bound" in own
+    assert "main.hog alone has 90.0 %" in own
     assert "machine" not in own
-    [machine] = diagnose(measurement(late, cpu=0.02, waited=0.9))
+    [machine] = diagnose(measurement(late, cpu=0.02, waited=0.9, offenders=hog))
     assert "machine is short of CPU: other" in machine
     assert "CPU-bound" not in machine
-    [both] = diagnose(measurement(late, cpu=0.4, waited=0.6))
-    assert "CPU-bound" in both
-    assert "Besides, the machine is short of CPU" in both
+    own, machine = diagnose(measurement(late, cpu=0.4, waited=0.6, offenders=hog))
+    assert "CPU-bound" in own
+    assert "the machine is short of CPU" in machine
 
 
-def test_waiting_for_a_cpu_at_another_time_explains_no_late_wakeup() -> None:
-    assert diagnose(measurement({20 * MS: 50}, cpu=0.02, waited=0.9, delayed=0.001)) == []
+@pytest.mark.parametrize("samples", [(), (cpu(0.9, "runtime.gcDrain"),), (cpu(0.9, "runtime.schedule"),)])
+def test_without_the_programs_own_code_in_the_samples_it_does_not_starve_itself(samples: Any) -> None:
+    made = measurement({20 * MS: 50}, cpu=0.98, waited=0.02, offenders=samples)
+    assert not any("CPU-bound" in text for text in diagnose(made))
 
 
 @pytest.mark.parametrize(
-    ("late", "cpu", "waited"),
+    ("gomaxprocs", "cpus", "fix"),
+    [
+        (1, 2, "Fix: raise GOMAXPROCS, which is 1"),
+        (1, 1, "Fix: give CPU-bound work a process of its own, or the service more than one CPU"),
+        (4, 4, "Fix: give CPU-bound work fewer goroutines than GOMAXPROCS"),
+        (None, None, "fewer goroutines than GOMAXPROCS"),
+    ],
+)
+def test_the_advice_is_possible(gomaxprocs: int | None, cpus: int | None, fix: str) -> None:
+    facts = {"gomaxprocs": gomaxprocs, "cpus": cpus}
+    [text] = diagnose(measurement({20 * MS: 50}, 0.98, 0.02, facts=facts, offenders=(cpu(0.9),)))
+    assert fix in text
+
+
+def test_waiting_for_a_cpu_at_another_time_explains_no_late_wakeup() -> None:
+    assert diagnose(measurement({20 * MS: 50}, 0.02, 0.9, offenders=(cpu(0.9),), delayed=0.001)) == []
+
+
+@pytest.mark.parametrize(
+    ("late", "used", "waited"),
     [
         ({20 * MS: 50}, 0.1, 0.08),  # late for neither of the reasons known
         ({20 * MS: 9, 10_000: 100}, 0.98, 0.02),  # a few
@@ -131,18 +172,147 @@ def test_waiting_for_a_cpu_at_another_time_explains_no_late_wakeup() -> None:
     ],
 )
 def test_lateness_without_its_cause_in_the_numbers_is_not_explained(
-    late: dict[int, int], cpu: float, waited: float
+    late: dict[int, int], used: float, waited: float
 ) -> None:
-    assert diagnose(measurement(late, cpu, waited)) == []
+    assert diagnose(measurement(late, used, waited, offenders=(cpu(0.9),))) == []
 
 
 def test_of_several_runs_one_is_diagnosed_with_its_own_numbers() -> None:
     seldom = measurement(**{**TICKERS, "timeout_polls": 150, "blocking_polls": 100, "timed_polls": 150})
     assert diagnose(seldom) == []
     assert diagnose(*median_of([[seldom]] * 4)) == []
+
+    def herd(n: int) -> Offender:
+        return offender(n, syscall="accept4", cause="registered twice")
+
     herds = [
-        [measurement(productive_wakeups=100, spurious_wakeups=n, offenders=(offender(n, syscall="accept4"),))]
-        for n in (20, 90, 60)
+        [measurement(productive_wakeups=100, spurious_wakeups=n, offenders=(herd(n),))] for n in (20, 90, 60)
     ]
     [accepting] = diagnose(*median_of(herds))
     assert accepting.startswith("s: 60 of 60 spurious wakeups found no connection to accept")
+
+
+def codes(*offenders: Offender, **more: Any) -> list[str]:
+    """Of the rules that a measurement with these offenders breaks; 200 wakeups, 100 of them spurious."""
+    counts = {"wakeups": 200, "productive_wakeups": 100, "spurious_wakeups": 100, "stale_retries": 100}
+    return [f.rule.code for f in findings(measurement(**{**counts, **more}, offenders=offenders))]
+
+
+REFUSED = {"io_outcomes": {"ECONNREFUSED": 100}}
+DROPPED = {"dropped_datagrams": 100}
+
+
+@pytest.mark.parametrize(
+    ("woken", "seen", "code"),
+    [
+        ({"cause": "registered twice"}, {}, "NP101"),
+        ({"cause": "registered twice", "syscall": "accept"}, {}, "NP102"),
+        ({"cause": "data", "offence": "stale"}, {}, "NP103"),
+        ({"cause": "full queue", "direction": "write", "fd_type": "unixgram"}, {}, "NP104"),
+        ({"cause": "error queue", "fd_type": "udp"}, {}, "NP105"),
+        ({"cause": "socket error", "fd_type": "udp"}, REFUSED, "NP106"),
+        ({"cause": "data", "fd_type": "udp"}, DROPPED, "NP107"),
+        # Of these nothing is proven.
+        ({"cause": None}, {}, None),
+        ({"cause": None, "syscall": "accept"}, {}, None),
+        ({"cause": "data"}, {}, None),
+        ({"cause": "registered twice", "offence": "stale"}, {}, None),
+        ({"cause": "error queue", "offence": "stale"}, {}, None),
+        ({"cause": "socket error", "fd_type": "udp"}, {}, None),
+        ({"cause": "socket error", "fd_type": "tcp"}, REFUSED, None),
+        ({"cause": "data", "fd_type": "udp"}, {"dropped_datagrams": 50}, None),
+        ({"cause": "data", "fd_type": "tcp"}, DROPPED, None),
+        ({"cause": "registered twice", "fd_type": "udp"}, DROPPED, None),
+    ],
+)
+def test_what_lies_behind_a_wakeup_decides(woken: Any, seen: Any, code: str | None) -> None:
+    for count, expected in ((100, code), (8, None)):  # the second may be chance
+        found = codes(offender(count, **woken), seen={"dropped_datagrams": 0, **seen})
+        assert found == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize(
+    ("futile", "expected"),
+    [
+        ({("read", "EAGAIN"): 1000}, ["NP201"]),
+        ({("read", "end of file"): 1000}, ["NP202"]),
+        ({("accept4", "EMFILE"): 1000}, ["NP203"]),
+        ({("read", "EAGAIN"): 60, ("read", "end of file"): 60, ("accept4", "EMFILE"): 60}, []),
+        ({}, []),
+    ],
+)
+def test_loops_are_told_by_how_their_calls_end(futile: Any, expected: list[str]) -> None:
+    assert codes(seen={"futile": futile}) == expected
+
+
+@pytest.mark.parametrize(
+    ("used", "samples", "expected"),
+    [
+        (1.0, cpu(0.9, not_blocking=400), ["NP204"]),
+        (1.0, cpu(0.9, not_blocking=100), []),  # it computes, and looks now and then
+        (1.0, cpu(0.2, not_blocking=90), []),  # a small part
+        (0.1, cpu(0.9, not_blocking=400), []),
+    ],
+)
+def test_a_busy_loop_looks_most_of_the_time(used: float, samples: Offender, expected: list[str]) -> None:
+    assert codes(samples, cpu=used) == expected
+
+
+@pytest.mark.parametrize(
+    ("reads", "expected"),
+    [
+        ({}, ["NP205"]),
+        ({"bytes": 20_000 * 512}, []),  # large pieces
+        ({"count": 1_500}, []),  # less than ten for each of 200 wakeups
+        ({"fd_type": "file"}, []),
+        ({"syscall": "write"}, []),
+        ({"outcome": "EAGAIN"}, []),
+    ],
+)
+def test_small_reads_are_many_and_small(reads: Any, expected: list[str]) -> None:
+    about = {"count": 20_000, "offence": "io", "outcome": "data", "bytes": 20_000, **reads}
+    assert codes(offender(**about)) == expected
+
+
+@pytest.mark.parametrize(
+    ("used", "waited", "ps", "cpus", "expected"),
+    [
+        (1.9, 8.0, 48, 2, ["NP406"]),
+        (1.9, 8.0, 2, 2, []),
+        (0.2, 8.0, 48, 2, []),  # others have the CPUs
+        (1.9, 0.1, 48, 2, []),
+        (1.9, 2.0, 48, 2, []),  # hardly more threads than CPUs
+        (1.9, 8.0, None, 2, []),
+        (1.9, 8.0, 48, None, []),
+    ],
+)
+def test_more_ps_than_cpus_wait_for_each_other(
+    used: float, waited: float, ps: int | None, cpus: int | None, expected: list[str]
+) -> None:
+    assert codes(cpu=used, waited=waited, facts={"gomaxprocs": ps, "cpus": cpus}) == expected
+
+
+@pytest.mark.parametrize(
+    ("share", "used", "expected"), [(0.5, 1.0, ["NP407"]), (0.1, 1.0, []), (0.5, 0.2, [])]
+)
+def test_gc_pressure_is_a_large_part_of_much(share: float, used: float, expected: list[str]) -> None:
+    assert codes(cpu(share, "runtime.gcDrain"), cpu=used) == expected
+
+
+POLLS = {"polls": 100, "nonblocking_polls": 99, "events": 100}
+
+
+@pytest.mark.parametrize(
+    ("counts", "used", "expected"),
+    [
+        ({}, 0.98, ["NP402"]),
+        ({"polls": 5000, "nonblocking_polls": 5000}, 0.98, []),  # it looks whenever it has served one
+        ({"nonblocking_polls": 80}, 0.98, []),
+        ({"events": 3}, 0.98, []),
+        ({}, 0.05, []),
+        ({}, 0.3, []),
+    ],
+)
+def test_nobody_polls_where_all_ps_are_busy(counts: Any, used: float, expected: list[str]) -> None:
+    facts = {"gomaxprocs": 1, "cpus": 2}
+    assert codes(cpu=used, waited=0.02, facts=facts, **{**POLLS, **counts}) == expected

@@ -10,6 +10,7 @@ from pytest_netpoll.gobinary.symbols import Frame, Symbolizer
 from pytest_netpoll.meter import offender_stacks
 from tests.made_up import offender
 
+SEEN = {"events": ["EPOLLIN"], "registered_twice": False, "error_queue": False}
 COUNTERS = {"spurious_wakeups": 65, "stale_retries": 5}
 
 
@@ -47,14 +48,14 @@ def test_what_was_counted_and_not_kept_is_missing_in_the_shares():
 
 
 def test_of_one_window_too(tmp_path):
-    raw = [{**asdict(entry), "stack": []} for entry in (lap(30), lap(3, offence="stale"))]
+    raw = [{**asdict(entry), **SEEN, "stack": []} for entry in (lap(30), lap(3, offence="stale"))]
     found = offender_stacks.collect(raw, Symbolizer(tmp_path), {"spurious_wakeups": 40, "stale_retries": 4})
     assert [o.share for o in found] == [0.75, 0.75]
 
 
 @pytest.mark.parametrize("wrong", [{"offence": "spurios"}, {"count": 0}, {"count": "3"}, {"syscall": 3}])
 def test_an_entry_of_another_kind_is_a_value_error(tmp_path, wrong):
-    raw = [{**asdict(lap(3)), "stack": [], **wrong}]
+    raw = [{**asdict(lap(3)), **SEEN, "stack": [], **wrong}]
     with pytest.raises(ValueError, match="offender"):
         offender_stacks.collect(raw, Symbolizer(tmp_path), {})
 
@@ -95,3 +96,41 @@ def test_the_runtimes_share_of_the_sample_is_its_share_of_all():
     sample = [caller(30, True), caller(10, False), caller(500, False, "spurious")]
     assert offender_stacks.runtime_ready_calls(sample, 400) == 300
     assert offender_stacks.runtime_ready_calls([], 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("events", "seen", "cause"),
+    [
+        (["EPOLLIN"], {"registered_twice": True}, "registered twice"),
+        (["EPOLLIN"], {}, "data"),
+        (["EPOLLIN", "EPOLLERR"], {"error_queue": True}, "data"),
+        (["EPOLLERR"], {"error_queue": True}, "error queue"),
+        (["EPOLLERR"], {"registered_twice": True}, "socket error"),
+        (["EPOLLHUP"], {}, None),
+        ([], {}, None),
+        (["EPOLLIN"], {"registered_twice": None}, None),
+        (["EPOLLOUT"], {"direction": "write"}, None),
+        (["EPOLLOUT"], {"direction": "write", "fd_type": "unixgram"}, "full queue"),
+        (["EPOLLHUP"], {"direction": "write", "fd_type": "unixgram"}, None),
+    ],
+)
+def test_event_bits_and_what_was_seen_of_the_socket_tell_the_cause(events, seen, cause):
+    entry = {**asdict(lap(3)), **SEEN, "events": events, **seen}
+    assert offender_stacks.cause_of(entry) == cause
+
+
+@pytest.mark.parametrize(
+    ("functions", "looks"),
+    [
+        (["runtime.chanrecv", "runtime.selectnbrecv", "main.watch"], True),
+        (["runtime.Gosched", "main.work"], True),
+        (["sync.(*Mutex).TryLock", "main.work"], True),
+        (["main.watch", "main.serve"], False),
+        (["runtime.mallocgc", "main.work"], False),
+        (["runtime.chanrecv", "runtime.chanrecv1", "main.work"], False),
+        (["runtime.schedule"], False),
+    ],
+)
+def test_calls_that_only_look_are_told_by_their_names(functions, looks):
+    frames = [Frame(function, "file.go", 1) for function in functions]
+    assert offender_stacks._only_looks(frames) == looks

@@ -50,7 +50,9 @@ def measured(counts: Mapping[str, int], name: str = "server", **more: Any) -> Me
 
 def offender(count: int = 499, frames: int = 1, **more: Any) -> Offender:
     stack = tuple(replace(WATCHER, line=33 + i) for i in range(frames))
-    return made_up.offender(count, **{"share": count / 500, "stack": stack, **more})
+    return made_up.offender(
+        count, **{"share": count / 500, "stack": stack, "cause": "registered twice", **more}
+    )
 
 
 def built(
@@ -120,7 +122,9 @@ def test_numbers_that_are_not_exact_are_not_shown() -> None:
 
 
 def test_several_services_have_a_row_each_and_a_column() -> None:
-    both = built(measured(WASTEFUL, "front"), measured(HEALTHY, "back"), max_spurious=0.05)
+    both = built(
+        measured(WASTEFUL, "front", offenders=(offender(),)), measured(HEALTHY, "back"), max_spurious=0.05
+    )
     rows = table(both).splitlines()
     assert "service" in rows[0]
     assert re.search(r" front .* FAILED$", rows[2])
@@ -210,9 +214,10 @@ def test_a_failure_names_limit_numbers_and_line_of_go() -> None:
         "  499 of 500 (99.8 %) spurious wakeups (read on tcp 127.0.0.1:7777 ← 127.0.0.1:5012), parked at",
         "    server/fault_dup.go:33  main.(*watcher).run",
         "    server/fault_dup.go:34  main.(*watcher).run",
-        "server: 500 of 999 wakeups found nothing to read or write: another reader of the same socket had",
-        "  already consumed the data. Typically a connection was duplicated (File, FileConn, an inherited",
-        "  descriptor) and both ends are read. Fix: read from one goroutine only, and close the duplicate.",
+        "server: NP101 second-reader: 499 of 999 wakeups found nothing to read or write: another reader of",
+        "  the same socket had already consumed the data (the socket is registered with epoll more than",
+        "  once). Typically a connection was duplicated (File, FileConn, an inherited descriptor) and both",
+        "  ends are read. Fix: read from one goroutine only, and close the duplicate.",
     ]
 
 
@@ -275,17 +280,22 @@ def test_of_a_late_wakeup_it_is_said_what_the_threads_did_meanwhile() -> None:
 
 
 def test_the_diagnosis_of_a_service_within_its_limits_is_left_to_the_reports() -> None:
-    both = built(measured(WASTEFUL, "front"), measured(HEALTHY, "back"), max_polls=205, service="back")
+    both = built(
+        measured(WASTEFUL, "front", offenders=(offender(),)),
+        measured(HEALTHY, "back"),
+        max_polls=205,
+        service="back",
+    )
     assert len(both["diagnosis"]) == 1
     assert "front" not in terminal.failure_section(both, 80)
 
 
 def test_a_failure_is_at_most_a_screenful_and_tells_what_it_left_out() -> None:
-    deep = terminal.failure_section(wasteful(*(offender(100 - i, 20) for i in range(9))), 80)
+    deep = terminal.failure_section(wasteful(*(offender(100 - i, 20 + i) for i in range(9))), 80)
     assert len(deep.splitlines()) == terminal.SECTION_LINES
-    assert "\n… 7 more in --netpoll-json=FILE\nserver: 500 of 999 wakeups found" in deep
+    assert "\n… 7 more in --netpoll-json=FILE\nserver: NP101 second-reader: 864 of 999 wakeups found" in deep
     assert deep.endswith("close the duplicate.")  # the diagnosis is worth more than a third stack
-    shallow = terminal.failure_section(wasteful(*(offender(100 - i) for i in range(9))), 80)
+    shallow = terminal.failure_section(wasteful(*(offender(100 - i, 1 + i) for i in range(9))), 80)
     assert shallow.count("parked") == terminal.MOST_OFFENDERS
     assert "… 6 more in --netpoll-json=FILE\n" in shallow
     limits: dict[str, Any] = {f"max_{name}": 0 for name in METRICS if METRICS[name].unit == "count"}
@@ -295,7 +305,9 @@ def test_a_failure_is_at_most_a_screenful_and_tells_what_it_left_out() -> None:
 
 
 def test_only_the_services_that_failed_are_described() -> None:
-    both = built(measured(WASTEFUL, "front"), measured(HEALTHY, "back"), max_spurious=0.05)
+    both = built(
+        measured(WASTEFUL, "front", offenders=(offender(),)), measured(HEALTHY, "back"), max_spurious=0.05
+    )
     text = terminal.failure_section(both, 80)
     assert "front (pid" in text
     assert "back" not in text
@@ -356,9 +368,10 @@ def test_the_step_summary_lists_the_bad_tests_then_all_in_a_table() -> None:
         "  - server: spurious 50.1 % (500 of 999 wakeups) > max 5.0 %",
         "  - 499 of 500 (99.8 %) spurious wakeups (read on tcp 127.0.0.1:7777 ← 127.0.0.1:5012), "
         "parked at server/fault_dup.go:33 main.(\\*watcher).run",
-        "  - server: 500 of 999 wakeups found nothing to read or write: another reader of the same socket "
-        "had already consumed the data. Typically a connection was duplicated (File, FileConn, an inherited "
-        "descriptor) and both ends are read. Fix: read from one goroutine only, and close the duplicate.",
+        "  - server: NP101 second-reader: 499 of 999 wakeups found nothing to read or write: another reader "
+        "of the same socket had already consumed the data (the socket is registered with epoll more than "
+        "once). Typically a connection was duplicated (File, FileConn, an inherited descriptor) and both "
+        "ends are read. Fix: read from one goroutine only, and close the duplicate.",
         "- ❔ `tests/test_echo.py::test_gone`",
         "  - server: eBPF needs root: pytest is not root",
         "  - fix: sudo -v",
@@ -426,7 +439,10 @@ def test_annotations_mark_failed_and_unmeasured_tests_on_one_line_each() -> None
         "::error file=tests/test_echo.py,line=7,title=netpoll%3A tests/test_echo.py%3A%3Atest_echo::"
         "server: spurious 50.1 %25 (500 of 999 wakeups) > max 5.0 %25%0A499 of 500"
     )
-    assert "at server/fault_dup.go:33 main.(*watcher).run%0Aserver: 500 of 999 wakeups found" in first
+    assert (
+        "at server/fault_dup.go:33 main.(*watcher).run%0Aserver: NP101 second-reader: 499 of 999 wakeups "
+        "found" in first
+    )
     assert first.endswith("close the duplicate.")
     assert "title=netpoll%3A a.py%3A%3At[1%2C2]::server: eBPF needs root" in second
     assert "\n" not in first + second
@@ -445,7 +461,7 @@ def test_the_line_of_go_is_annotated_too_once_for_all_tests_and_with_the_diagnos
         "::error file=src/server/main.go,line=33,title=netpoll%3A a.py%3A%3Atest_0 and 2 more tests::"
         "499 of 500 (99.8 %25) spurious wakeups"
     )
-    assert "%0Aserver: 500 of 999 wakeups found nothing to read or write" in in_go
+    assert "%0Aserver: NP101 second-reader: 499 of 999 wakeups found nothing to read or write" in in_go
     assert len(github.annotations([wasteful(offender(stack=(library,)))], Path(), find)) == 1
     reported = wasteful(offender(stack=(mine,)), mode="report")
     first, second = github.annotations([reported], Path(), find, "warning")

@@ -106,6 +106,9 @@ def test_evidence_is_plain_json_in_a_record() -> None:
             "fd_type": "tcp",
             "local": "127.0.0.1:7777",
             "peer": "127.0.0.1:5012",
+            "cause": None,
+            "bytes": None,
+            "not_blocking": 0,
             "stack": [{"function": "main.(*watcher).run", "file": "server/fault_dup.go", "line": 33}],
         }
     ]

@@ -174,3 +174,9 @@ FILE_MEMBERS = {
     "SOCK_ADDRESS6_OFFSET": ("sock_common", "skc_v6_rcv_saddr"),
     "SOCK_PEER_ADDRESS6_OFFSET": ("sock_common", "skc_v6_daddr"),
 }
+# What lies behind a wakeup for nothing: the socket's error queue, and where else it is registered.
+SOCKET_MEMBERS = {
+    "SOCK_ERROR_QUEUE_OFFSET": ("sock", "sk_error_queue"),
+    "QUEUE_LENGTH_OFFSET": ("sk_buff_head", "qlen"),
+}
+REGISTRATIONS = ({"FILE_EPOLL_OFFSET": ("file", "f_ep")}, {"FILE_EPOLL_LIST_OFFSET": ("file", "f_ep_links")})

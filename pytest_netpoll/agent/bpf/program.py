@@ -102,7 +102,10 @@ class Kernel:
         flags += _defines({**constants.MACROS, **machine.MACROS, "LAYOUTS": len(layouts.LAYOUTS)})
         if atomics.can_exchange():
             flags.append("-DATOMIC_EXCHANGE")
-        flags += _defines({**(tasks or {}), **(files or {})})
+        sockets = types.offsets(btf.SOCKET_MEMBERS)
+        registered = next(filter(None, map(types.offsets, btf.REGISTRATIONS)), None)
+        self.sees_sockets = bool(files and sockets and registered)
+        flags += _defines({**(tasks or {}), **(files or {}), **(sockets or {}), **(registered or {})})
         if served is not None:
             flags += self._restriction(types.offsets(btf.CREDENTIAL_MEMBERS))
         if not namespaces.in_initial_pids():

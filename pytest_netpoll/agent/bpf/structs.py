@@ -83,6 +83,8 @@ class Offender(Protocol):
     direction: int
     offence: int
     outcome: int
+    events: int
+    seen: int
 
 
 class Scheduling(Protocol):
@@ -94,4 +96,5 @@ class Scheduling(Protocol):
 
 class Blame(Protocol):
     count: int
+    bytes: int
     end: Endpoint

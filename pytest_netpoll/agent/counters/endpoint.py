@@ -13,7 +13,7 @@ from processes import proc
 if TYPE_CHECKING:
     from bpf import structs
 
-    # type: tcp, listener, udp, unix, pipe, …; closed where nobody knows any more. The addresses, local and the
+    # type: tcp, listener, udp, unix, unixgram, pipe, …; closed where nobody knows any more. The addresses, local and the
     # peer's, are "host:port" or a unix socket's path, None where there is none, or where there were several.
     Words = tuple[str, Optional[str], Optional[str]]
 
@@ -60,7 +60,9 @@ def _words(pid: int, fd: int, end: Endpoint, paths: Mapping[int, str]) -> Words:
         if end.peer_port:
             peer = _address(end.family, end.peer_address, socket.ntohs(end.peer_port))
     elif end.family == socket.AF_UNIX:
-        kind, local = "unix", paths.get(end.inode)
+        # As the net package calls them.
+        kind = "unixgram" if end.type == socket.SOCK_DGRAM else "unix"
+        local = paths.get(end.inode)
     elif stat.S_ISSOCK(end.mode):
         kind = "socket"
     elif stat.S_ISFIFO(end.mode):

@@ -14,10 +14,14 @@ if TYPE_CHECKING:
     from processes.proc import Mapping
     from processes.watched import Process
 
-    # By owner: what was kept, how often, and on which descriptor.
-    Kept = dict[int, list[tuple[structs.Offender, int, endpoint.Endpoint]]]
+    # By owner: what was kept, how often, how many bytes it moved, and on which descriptor.
+    Kept = dict[int, list[tuple[structs.Offender, int, int, endpoint.Endpoint]]]
 
 OFFENCES = ("spurious", "stale", "ready", "unclaimed", "futile", "io", "cpu")  # bpf/netpoll.h: enum offence
+
+# bpf/netpoll.h: EVENT_BITS, SEEN_...
+_EVENTS = {0x1: "EPOLLIN", 0x4: "EPOLLOUT", 0x8: "EPOLLERR", 0x10: "EPOLLHUP", 0x20: "EPOLLRDHUP"}
+_SOCKET, _TWICE, _QUEUED = 1, 2, 4
 
 
 def kept(kernel: Kernel, window: windows.Window, offences: Collection[str]) -> Kept:
@@ -26,28 +30,44 @@ def kept(kernel: Kernel, window: windows.Window, offences: Collection[str]) -> K
     # Going through the map takes its time.
     for key, stats in kernel.offenders.items() if offences else ():
         if window.first <= key.epoch < window.end and OFFENCES[key.offence] in offences:
-            found.setdefault(key.owner, []).append((key, stats.count, endpoint.copy(stats.end)))
+            found.setdefault(key.owner, []).append((key, stats.count, stats.bytes, endpoint.copy(stats.end)))
     return found
 
 
 def culprits(kernel: Kernel, process: Process, found: Kept) -> list[dict[str, Any]]:
     """JSON of what `kept` found of the process; the counts of "ready", "futile" and "io" are estimates."""
     own = [] if process.foreign else [entry for owner in process.lives for entry in found.get(owner, ())]
-    ends = endpoint.words(process.pid, {(key.fd, end) for key, _, end in own})
+    ends = endpoint.words(process.pid, {(key.fd, end) for key, _, _, end in own})
     offenders = []
-    for key, count, end in own:
+    for key, count, moved, end in own:
         offence = OFFENCES[key.offence]
         place = _place(kernel, process.lives[key.owner], key, ends[key.fd, end])
-        entry = {"offence": offence, "count": count, "outcome": None, **place}
+        entry = {"offence": offence, "count": count, "outcome": None, **_NOTHING_MORE, **place}
         if offence in ("ready", "cpu"):
             # No descriptor is known of it.
             entry.update(direction="", syscall=None, fd_type=None, local=None, peer=None)
         elif offence == "unclaimed":
             entry.update(syscall=None)
         elif offence in ("futile", "io"):
-            entry["outcome"] = windows.outcome(key.outcome)
+            entry.update(outcome=windows.outcome(key.outcome), bytes=moved)
+        else:
+            entry.update(_behind(key))
         offenders.append(entry)
     return offenders
+
+
+# Of offences without it.
+_NOTHING_MORE: dict[str, Any] = {"events": [], "bytes": None, "registered_twice": None, "error_queue": None}
+
+
+def _behind(key: structs.Offender) -> dict[str, Any]:
+    """What woke it, and what was seen of its socket; None where that is not known."""
+    known = bool(key.seen & _SOCKET)
+    return {
+        "events": [name for bit, name in _EVENTS.items() if key.events & bit],
+        "registered_twice": bool(key.seen & _TWICE) if known else None,
+        "error_queue": bool(key.seen & _QUEUED) if known else None,
+    }
 
 
 def switches(kernel: Kernel, process: Process, window: windows.Window) -> list[dict[str, Any]]:
@@ -59,6 +79,7 @@ def switches(kernel: Kernel, process: Process, window: windows.Window) -> list[d
             "offence": "cpu",
             "count": count.value,
             "outcome": None,
+            **_NOTHING_MORE,
             "direction": "",
             "syscall": None,
             "fd_type": None,

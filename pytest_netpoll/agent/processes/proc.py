@@ -283,6 +283,20 @@ def link(pid: int, fd: int) -> str | None:
         return None
 
 
+def udp_checksum_errors(pid: int) -> int | None:
+    """Datagrams that the process's network namespace dropped for their checksum, over IPv4 and IPv6."""
+    try:
+        with open(f"/proc/{pid}/net/snmp") as f:
+            names, values = (line.split() for line in f if line.startswith("Udp: "))
+        total = int(values[names.index("InCsumErrors")])
+        if os.path.exists(f"/proc/{pid}/net/snmp6"):
+            with open(f"/proc/{pid}/net/snmp6") as f:
+                total += sum(int(line.split()[1]) for line in f if line.startswith("Udp6InCsumErrors"))
+    except (OSError, ValueError, IndexError):
+        return None
+    return total
+
+
 def unix_paths(pid: int, inodes: Collection[int]) -> dict[int, str]:
     """{inode: path} of unix sockets in the process's network namespace; "" of those without a path."""
     paths: dict[int, str] = {}

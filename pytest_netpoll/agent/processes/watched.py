@@ -124,6 +124,10 @@ def passed(before: tuple[int, int], after: tuple[int, int]) -> dict[str, int | N
     }
 
 
+def difference(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else after - before
+
+
 class Processes:
     """Mirrors the kernel's targets.
 

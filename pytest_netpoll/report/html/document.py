@@ -76,6 +76,7 @@ def render(environment: Mapping[str, Any], records: Iterable[TestRecord]) -> str
             *(("added", heading, "") for heading in added),
         ],
         environment=list(_flat(environment)),
+        **{name: environment.get(name) for name in ("commit", "branch", "command")},
         environment_line=wording.environment_line(tests, environment),
         style=(PAGE / "page.css").read_text(encoding="utf-8"),
         script=script,

@@ -107,18 +107,22 @@ def _compared_with_baseline(test: TestRecord) -> str:
 
 
 class Cell(NamedTuple):
-    """text: for people. value: to sort by, empty where there is none. worse: than what it got worse."""
+    """text: for people. value: to sort by, empty where there is none. worse: than what it got worse. broken:
+    by which limits.
+    """
 
     text: str
     value: str
     worse: str = ""
+    broken: str = ""
 
 
 class Row(NamedTuple):
     """A test in the table. columns: of each of the columns, a cell for each service.
 
     baseline, against: how it compares with its baseline, and what is to be said of that. folder, name: of
-    the nodeid, without what `toolchain` tells.
+    the nodeid, without what `toolchain` tells. services: each with its outcome. why: it did not pass; more:
+    how many reasons there are besides.
     """
 
     nodeid: str
@@ -129,8 +133,10 @@ class Row(NamedTuple):
     against: str
     folder: str
     name: str
-    services: list[str]
+    services: list[tuple[str, str]]
     columns: list[list[Cell]]
+    why: str
+    more: int
 
 
 def row(number: int, record: TestRecord, own: Sequence[str]) -> Row:
@@ -145,12 +151,27 @@ def row(number: int, record: TestRecord, own: Sequence[str]) -> Row:
         baseline,
         _BASELINE[baseline][1] if baseline in _REMARKABLE else "",
         *split(wording.without_toolchain(record)),
-        [_service(row) for row in rows],
+        [(_service(row), _status(row)) for row in rows],
         [
             *([_cell(record, service, metric) for service in services] for metric in wording.COLUMNS),
             *([added(service, heading) for service in services] for heading in own),
         ],
+        *_why(record),
     )
+
+
+def _why(record: TestRecord) -> tuple[str, int]:
+    """(the first reason for which it did not pass, how many others there are)."""
+    error = [wording.one_line(record.get("error") or "")] if record.get("error") else []
+    said = [*error, *(reason.headline for reason in wording.reasons(record))]
+    return (said[0], len(said) - 1) if said else ("", 0)
+
+
+def _status(row: wording.Row) -> str:
+    """Of a service; empty where its test has only one, which says it."""
+    if row.window is not None or len(row.record["services"]) < 2:
+        return ""
+    return wording.status_of(row.record, row.service)
 
 
 def _service(row: wording.Row) -> str:
@@ -173,7 +194,9 @@ def _cell(record: TestRecord, service: ServiceRecord, metric: str) -> Cell:
         r for r in wording.regressions(record) if (r["service"], r["metric"]) == (service["name"], metric)
     ]
     then = f"worse than {METRICS[metric].format(worse[0]['baseline'])}" if worse else ""
-    return Cell(wording.show(service, metric), "" if value is None else repr(value), then)
+    breaches = [b for b in record["breaches"] if b["service"] == service["name"]]
+    broken = [wording.breach_text(b) for b in breaches if wording.base_of(b["metric"]) == metric]
+    return Cell(wording.show(service, metric), "" if value is None else repr(value), then, "; ".join(broken))
 
 
 def added(service: ServiceRecord, heading: str) -> Cell:

@@ -225,6 +225,9 @@ class _Service:
         breaches = [breach for breach in test["breaches"] if breach["service"] == record["name"]]
         self.limits = list(_limits(test, record, breaches))
         self.broken = {fault["metric"] for fault in wording.broken(test, record)}
+        self.explaining = wording.explaining(test, record)
+        self.besides = wording.besides(test, record)
+        self.late = [] if self._shows_lateness() else wording.late_entries(record)
         self.runs = wording.runs_of(record)
         comparison = test.get("comparison")
         self.baseline = None if comparison is None else comparison["baseline"]
@@ -246,6 +249,10 @@ class _Service:
         prefix = f"{record['name']}: "
         notes = [] if comparison is None else comparison["notes"]
         self.notes = [note.removeprefix(prefix) for note in notes if note.startswith(prefix)]
+
+    def _shows_lateness(self) -> bool:
+        """Whether what explains a broken limit has the slowest wakeups already."""
+        return any(metric.startswith(("latency_", "sched_latency_")) for metric in self.broken)
 
 
 def _then(test: TestRecord, service: ServiceRecord) -> Mapping[str, Value]:
@@ -369,6 +376,8 @@ def _timeline(service: ServiceRecord) -> dict[str, Any] | None:
     """{"step_ms": 100, "ends_ms": [100, 200, …], and for each of the series its values}; None without any."""
     points = cast("list[dict[str, float]]", service.get("timeline", []))
     if not points or not wording.trusted(service):
+        return None
+    if not any(point.get(name) for point in points for name in _SERIES):
         return None
     ends = [point["t_ms"] for point in points]
     return {

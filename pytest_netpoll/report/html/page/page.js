@@ -137,19 +137,18 @@
   };
   const COLOURS = {
     eventful_polls: "polls",
-    empty_polls: "other",
+    empty_polls: "empty",
     timeout_polls: "timers",
     break_polls: "breaks",
-    threads_running: "other",
-    ps_running: "other",
+    threads_running: "threads",
+    ps_running: "threads",
     spinning: "timers",
-    runq_max: "other",
-    delay: "other",
-    throttled: "other",
+    runq_max: "threads",
+    throttled: "delay",
   };
   const PANELS = [
-    { title: "wakeups", fields: ["productive", "spurious", "other"] },
-    { title: "polls", fields: ["eventful_polls", "empty_polls", "timeout_polls", "break_polls"] },
+    { title: "wakeups", fields: ["productive", "spurious", "other"], legend: true },
+    { title: "polls", fields: ["eventful_polls", "empty_polls", "timeout_polls", "break_polls"], legend: true },
     { title: "threads running, or ready to", fields: ["threads_running"] },
     { title: "Ps running Go, and threads looking for work", fields: ["ps_running", "spinning"] },
     { title: "longest run queue", fields: ["runq_max"] },
@@ -175,7 +174,7 @@
   const timeline = (given) => {
     const line = completed(given);
     const shown = (field) => line[field].some((value) => value > 0);
-    const panels = PANELS.filter(({ fields }, i) => i < 2 || fields.some(shown));
+    const panels = PANELS.filter(({ fields }) => fields.some(shown));
     const gap = 0.12;
     const height = (1 - gap * (panels.length - 1)) / panels.length;
     const width = line.ends_ms.map((end, i) => (end - line.starts_ms[i]) / 1000);
@@ -183,7 +182,7 @@
     const traces = [];
     const axes = {};
     const titles = [];
-    panels.forEach(({ title, fields }, i) => {
+    panels.forEach(({ title, fields, legend = false }, i) => {
       const suffix = i === 0 ? "" : i + 1;
       const top = 1 - i * (height + gap);
       axes[`yaxis${suffix}`] = axis({
@@ -198,7 +197,7 @@
         traces.push({
           type: "bar",
           name: NAMES[field] ?? field,
-          showlegend: i < 2,
+          showlegend: legend,
           x: seconds,
           width,
           y: line[field],
@@ -434,5 +433,9 @@
   });
 
   filter(); // a browser that goes back fills the form as it was
-  openLinked();
+  // What somebody has to look at is open, unless a link says what is.
+  const MOST_OPEN_AT_FIRST = 5;
+  const bad = ({ body }) => ["failed", "unmeasured", "would fail"].includes(body.dataset.outcome);
+  if (location.hash.length > 1) openLinked();
+  else for (const test of tests.filter(bad).slice(0, MOST_OPEN_AT_FIRST)) setOpen(test, true);
 })();

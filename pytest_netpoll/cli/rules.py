@@ -1,0 +1,56 @@
+"""`python -m pytest_netpoll rules [RULE …]`: the rules that a test can forbid, and what each means."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import textwrap
+from collections.abc import Sequence
+
+from pytest_netpoll.errors import UsageError
+from pytest_netpoll.model.rules import RULES, choice
+from pytest_netpoll.model.rules.rule import Rule
+from pytest_netpoll.report.cells import tabulated
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pytest_netpoll rules",
+        description="List the rules that a test can forbid, or explain some of them.",
+    )
+    parser.add_argument(
+        "rule",
+        nargs="*",
+        metavar="RULE",
+        help='a code, the beginning of one, or a name: "NP201", "NP2", "busy-loop"; "all" for all',
+    )
+    named: list[str] = parser.parse_args(arguments).rule
+    if not named:
+        rows = [[rule.code, rule.name, rule.meaning] for rule in RULES.values()]
+        print(tabulated(rows, ["left", "left", "left"]))
+        print(
+            '\nTo forbid them: @pytest.mark.netpoll(forbid="all"), or netpoll_forbid = all in the ini file.'
+        )
+        return 0
+    try:
+        codes = sorted({chosen.code for name in named for chosen in choice.parse(name)})
+    except ValueError as error:
+        raise UsageError(str(error), fix="see the list: python -m pytest_netpoll rules") from None
+    width = min(shutil.get_terminal_size().columns, 100)
+    print("\n\n".join(explanation(RULES[code], width) for code in codes))
+    return 0
+
+
+def explanation(rule: Rule, width: int) -> str:
+    """All that is known of it, in lines that are not wider than `width`."""
+    parts = {
+        "evidence": rule.evidence,
+        "example": rule.example,
+        "looks alike": rule.alike,
+        "fix": rule.fix,
+        "forbid": f'@pytest.mark.netpoll(forbid="{rule.code}") or forbid="{rule.name}"',
+    }
+    lines = [str(rule), *textwrap.wrap(rule.meaning, width)]
+    for name, text in parts.items():
+        lines += ["", *textwrap.wrap(f"{name}: {text}", width, subsequent_indent="  ")]
+    return "\n".join(lines)

@@ -1,0 +1,170 @@
+"""NP2: I/O calls and CPU time that bring nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from pytest_netpoll.model.evidence import Offender
+from pytest_netpoll.model.measurement import Measurement
+from pytest_netpoll.model.rules.rule import (
+    Proof,
+    Rule,
+    count,
+    no_cpu_samples,
+    offenders,
+    rate,
+    seconds,
+    share,
+    stack_of,
+    wanted,
+)
+
+# Futile calls: a healthy service has none, and few may be a library's second thoughts.
+LEAST_FUTILE = 100
+
+# Of a loop that only looks: CPU time that it used, and that it had use for, s in a second; and the part of
+# its samples in calls that look.
+LEAST_BURNT = 0.1
+LEAST_WANTED = 0.25
+LOOKING_SHARE = 0.5
+
+# Of reads that are too small: how many, how many a wakeup, and bytes each.
+LEAST_READS = 200
+READS_PER_WAKEUP = 10
+SMALL_READ = 16
+_READS = ("read", "readv", "recvfrom", "recvmsg")
+
+
+def _spin(
+    text: str, among: Collection[str] = (), but: Collection[str] = ()
+) -> Callable[[Measurement], Proof | None]:
+    """Of the futile calls with an outcome of `among`, or of any that is not of `but`."""
+
+    def concerns(outcome: str | None) -> bool:
+        return outcome in among if among else outcome not in but
+
+    def prove(m: Measurement) -> Proof | None:
+        kinds = {kind: n for kind, n in m.snapshot.futile.items() if concerns(kind[1])}
+        n = sum(kinds.values())
+        if n < LEAST_FUTILE:
+            return None
+        syscall, outcome = max(kinds, key=lambda kind: kinds[kind])
+        found = [o for o in offenders(m, "futile") if concerns(o.outcome)]
+        said = text.format(n=count(n), rate=rate(n, m), syscall=syscall, outcome=outcome)
+        return Proof(n, said, stack_of(found))
+
+    return prove
+
+
+_WITHOUT_PAUSE = (
+    "{n} I/O calls in a row ({rate} a second, mostly {syscall}) ended in {outcome}, without data or an event"
+)
+
+
+def _busy_loop(m: Measurement) -> Proof | None:
+    used = m.cpu_seconds
+    if used is None:
+        return None
+    for loop in offenders(m, "cpu"):
+        burnt = loop.share * used
+        long = burnt >= LEAST_BURNT * m.window_seconds
+        long = long and loop.share * wanted(m) >= LEAST_WANTED * m.window_seconds
+        if long and loop.not_blocking >= LOOKING_SHARE * loop.count:
+            return Proof(
+                burnt,
+                f"{seconds(burnt)} of CPU in {seconds(m.window_seconds)} went to a loop that looks and never "
+                f"waits: {share(loop.not_blocking / loop.count)} of its CPU samples are in calls that do not "
+                "block. Typically a select with a default, or runtime.Gosched, in a loop.",
+                loop.stack,
+            )
+    return None
+
+
+def _unbuffered(m: Measurement) -> Proof | None:
+    wakeups = m.wakeups or 0
+
+    def too_small(o: Offender) -> bool:
+        small = o.bytes is not None and o.bytes <= SMALL_READ * o.count
+        reads = o.outcome == "data" and o.syscall in _READS and o.fd_type in ("tcp", "unix")
+        return reads and small and o.count >= max(LEAST_READS, READS_PER_WAKEUP * wakeups)
+
+    for reader in filter(too_small, offenders(m, "io")):
+        assert reader.bytes is not None
+        return Proof(
+            reader.count,
+            f"about {count(reader.count)} {reader.syscall} calls for {count(wakeups)} wakeups brought "
+            f"{reader.bytes / reader.count:.1f} bytes each. Typically a message is read byte by byte, or "
+            "field by field, from the connection itself.",
+            reader.stack,
+        )
+    return None
+
+
+_PAUSE_FREE = (
+    "A driver's check of its connection, or the try before a park, makes two such calls in a row, and is "
+    "none."
+)
+
+RULES = (
+    Rule(
+        "NP201",
+        "spin-eagain",
+        "A loop tries an I/O call again and again that would block, instead of waiting.",
+        f"At least {LEAST_FUTILE} futile calls (the third and further in a row on one descriptor and "
+        "direction, within 1 ms) that ended in EAGAIN.",
+        "wait for the descriptor: put it into non-blocking mode before os.NewFile, or use the net package's "
+        "calls.",
+        _PAUSE_FREE,
+        "io.Copy from a connection to a full pipe that the runtime does not poll.",
+        _spin(_WITHOUT_PAUSE + ": a loop tries again instead of waiting.", among=("EAGAIN",)),
+        offences=("futile",),
+    ),
+    Rule(
+        "NP202",
+        "spin-eof",
+        "A loop reads again and again after the end of the file or the connection.",
+        f"At least {LEAST_FUTILE} futile calls that ended in the end of the file.",
+        "leave the loop at io.EOF.",
+        _PAUSE_FREE,
+        "A handler that continues at io.EOF.",
+        _spin(_WITHOUT_PAUSE + ": a loop takes the end of the file for nothing yet.", among=("end of file",)),
+        offences=("futile",),
+    ),
+    Rule(
+        "NP203",
+        "spin-error",
+        "A loop makes an I/O call again and again that fails.",
+        f"At least {LEAST_FUTILE} futile calls that ended in the same error.",
+        "leave the loop at errors that stay, and pause before the next try at those that may pass.",
+        _PAUSE_FREE,
+        "An accept loop that ignores EMFILE (example_project: -fault spin).",
+        _spin(_WITHOUT_PAUSE + ": a loop ignores the error.", but=("EAGAIN", "end of file")),
+        offences=("futile",),
+    ),
+    Rule(
+        "NP204",
+        "busy-loop",
+        "A goroutine looks for something in a loop that never waits.",
+        f"CPU samples of one function, that ran or waited for a CPU for at least {LEAST_WANTED} s a second, "
+        "at least half of which are in calls that only look: of a select with a default, of "
+        "runtime.Gosched, of a lock that is tried.",
+        "wait: leave the default out of the select, or use a channel, a sync.Cond or a ticker.",
+        "A computation uses as much CPU time, but in code of its own.",
+        "A watcher that asks in a loop, by select with default, whether it shall end.",
+        _busy_loop,
+        no_cpu_samples,
+        offences=("cpu",),
+    ),
+    Rule(
+        "NP205",
+        "unbuffered-io",
+        "A message is read in many small pieces, each with a system call.",
+        f"At one place at least {READS_PER_WAKEUP} reads a wakeup that brought {SMALL_READ} bytes or fewer "
+        "each, from a sample of all I/O calls.",
+        "read through a bufio.Reader.",
+        "A large transfer makes as many calls for a wakeup, but with large pieces.",
+        "A line protocol whose reader asks for one byte at a time (example_project: -fault unbuffered).",
+        _unbuffered,
+        offences=("io",),
+    ),
+)

@@ -1,0 +1,296 @@
+"""NP4: goroutines that run late, and what has the CPU meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pytest_netpoll.errors import Reason
+from pytest_netpoll.gobinary.symbols import PLUMBING
+from pytest_netpoll.model import units
+from pytest_netpoll.model.evidence import Offender, TimelinePoint
+from pytest_netpoll.model.histogram import bucket_bounds
+from pytest_netpoll.model.measurement import Measurement
+from pytest_netpoll.model.rules.rule import (
+    Proof,
+    Rule,
+    count,
+    no_cpu_samples,
+    number,
+    offenders,
+    rate,
+    seconds,
+    share,
+    stack_of,
+    wanted,
+)
+
+# ns to run from which a wakeup is late; so many must be, and so large a part.
+LATE_NS = 5_000_000
+LEAST_LATE = 10
+LATE_SHARE = 0.1
+# Of the window: CPU that the service used, and that it had use for, when its own goroutines are what others
+# wait for. On a busy machine it gets little of what it wants.
+BUSY_USED = 0.1
+BUSY_WANTED = 0.8
+# Of the CPU samples: so many in the program's own code, when that is what others wait for; or in the GC.
+RUNNING_SHARE = 0.5
+GC_SHARE = 0.25
+GC_USED = 0.08  # CPU, s in a second; and as in BUSY_WANTED:
+GC_WANTED = 0.2
+# Of a late wakeup's delay: what the threads must have waited for a CPU meanwhile to explain it.
+CPU_WAIT_SHARE = 0.5
+# Polls a second that sysmon makes, at most, while nobody else does; of them non-blocking; and of all Ps, how
+# much wanted a CPU.
+SYSMON_RATE = 200
+NONBLOCKING_SHARE = 0.95
+PS_WANTED = 0.8
+LEAST_EVENTS = 10
+# Of the CPUs that a service may use: what it used, and how many threads wanted one at a time, in the mean.
+CPUS_USED = 0.15
+CPUS_WANTED = 2
+
+_GC = "runtime.gc"
+
+
+def _late(m: Measurement) -> tuple[int, int]:
+    """(wakeups that ran late, all that are resolved); 0 of them where it may be chance."""
+    late = sum(n for bucket, n in m.snapshot.histogram.items() if bucket_bounds(bucket)[0] >= LATE_NS)
+    all_of_them = sum(m.snapshot.histogram.values())
+    return (late if late >= max(LEAST_LATE, LATE_SHARE * all_of_them) else 0), all_of_them
+
+
+def _lateness(m: Measurement) -> str:
+    late, all_of_them = _late(m)
+    used, waited = seconds(m.cpu_seconds or 0), seconds(m.run_delay_seconds or 0)
+    return (
+        f"{count(late)} of {count(all_of_them)} wakeups ran more than {units.show(LATE_NS, 'ns')} late, "
+        f"with {used} of CPU used and {waited} waited for in {seconds(m.window_seconds)}:"
+    )
+
+
+def _own_code(m: Measurement) -> list[Offender]:
+    """The CPU samples of the program's own code: neither the GC's nor the scheduler's."""
+    return [o for o in offenders(m, "cpu") if o.stack and o.stack[0].package_root not in PLUMBING]
+
+
+def _shares(found: Sequence[Offender]) -> float:
+    return sum(o.share for o in found)
+
+
+def _starvation(m: Measurement) -> Proof | None:
+    late, _ = _late(m)
+    used, waited = m.cpu_seconds, m.run_delay_seconds
+    running = _own_code(m)
+    if not late or used is None or waited is None or _shares(running) < RUNNING_SHARE:
+        return None
+    if m.throttled_periods:
+        return None
+    if used < BUSY_USED * m.window_seconds or used + waited < BUSY_WANTED * m.window_seconds:
+        return None
+    at = f"{running[0].stack[0].function} alone has {share(running[0].share)}"
+    return Proof(
+        late,
+        f"{_lateness(m)} woken goroutines queue behind the service's own CPU-bound ones, which have "
+        f"{share(_shares(running))} of its CPU samples; {at}.",
+        stack_of(running),
+        _fix_starvation(m),
+    )
+
+
+def _fix_starvation(m: Measurement) -> str:
+    if m.gomaxprocs == 1:
+        if m.cpus is None or m.cpus > 1:
+            return "raise GOMAXPROCS, which is 1, or give CPU-bound work a process of its own."
+        return "give CPU-bound work a process of its own, or the service more than one CPU (GOMAXPROCS is 1)."
+    return _STARVATION_FIX
+
+
+def _nobody_polls(m: Measurement) -> Proof | None:
+    polls, used, ps = number(m, "polls"), m.cpu_seconds, m.gomaxprocs
+    # What wakeups are late for explains more.
+    if used is None or ps is None or m.cpus is None or _late(m)[0] or m.throttled_periods:
+        return None
+    few = polls <= SYSMON_RATE * m.window_seconds and number(m, "events") >= LEAST_EVENTS
+    if not few or number(m, "nonblocking_polls") < NONBLOCKING_SHARE * polls:
+        return None
+    if used < BUSY_USED * m.window_seconds or wanted(m) < PS_WANTED * min(ps, m.cpus) * m.window_seconds:
+        return None
+    running = _own_code(m)
+    return Proof(
+        polls,
+        f"{count(number(m, 'nonblocking_polls'))} of {count(polls)} polls did not block, {rate(polls, m)} a "
+        f"second, with GOMAXPROCS={ps} and {seconds(used)} of CPU used in {seconds(m.window_seconds)}: "
+        "there is always a goroutine to run, so nobody looks at the network but the runtime's monitor, "
+        "every 10 ms. Messages wait for it.",
+        stack_of(running),
+    )
+
+
+def _cpu_quota(m: Measurement) -> Proof | None:
+    quota = next((cgroup for cgroup in m.cgroups if cgroup.throttled_periods and cgroup.period_us), None)
+    if quota is None or quota.quota_us is None or quota.period_us is None or not _late(m)[0]:
+        return None
+    if not _explained(m, lambda point: point.throttled_ns or 0):
+        return None
+    return Proof(
+        quota.throttled_periods,
+        f"the CPU quota of the cgroup {quota.name}, {quota.quota_us / 1000:g} ms every "
+        f"{quota.period_us / 1000:g} ms, stopped the service in {count(quota.throttled_periods)} of "
+        f"{count(quota.periods)} periods: woken goroutines wait until the next period.",
+        stack_of(_own_code(m)),
+    )
+
+
+def _no_throttling(m: Measurement) -> Reason | None:
+    return m.absent.get("throttled_periods") if m.throttled_periods is None else None
+
+
+def _explained(m: Measurement, waited_in: Callable[[TimelinePoint], int]) -> bool:
+    """Whether it was long enough while most of the slowest wakeups were on their way."""
+    late = [wakeup for wakeup in m.slowest if wakeup.latency_ns >= LATE_NS]
+    explained = 0
+    for wakeup in late:
+        end, begin = wakeup.at_ms, wakeup.at_ms - wakeup.latency_ns / 1e6
+        opened = 0.0
+        waited = 0
+        for point in m.timeline:
+            if opened < end and begin < point.t_ms:
+                waited += waited_in(point)
+            opened = point.t_ms
+        explained += waited >= CPU_WAIT_SHARE * wakeup.latency_ns
+    return explained > len(late) / 2
+
+
+def _machine_busy(m: Measurement) -> Proof | None:
+    late, _ = _late(m)
+    used, waited = m.cpu_seconds, m.run_delay_seconds
+    if not late or used is None or waited is None or waited < used:
+        return None
+    if not _explained(m, lambda point: point.run_delay_ns):
+        return None
+    # Its threads waited for each other, or for their quota.
+    if _too_many_ps(m) is not None or m.throttled_periods:
+        return None
+    return Proof(
+        late,
+        f"{_lateness(m)} the machine is short of CPU: other processes have it when the service's threads "
+        "want it.",
+    )
+
+
+def _too_many_ps(m: Measurement) -> Proof | None:
+    used, waited, ps, cpus = m.cpu_seconds, m.run_delay_seconds, m.gomaxprocs, m.cpus
+    if used is None or waited is None or ps is None or cpus is None or ps <= cpus:
+        return None
+    if m.throttled_periods:
+        return None  # what waits for its quota is runnable, too
+    at_a_time = wanted(m) / m.window_seconds
+    if used < CPUS_USED * cpus * m.window_seconds or at_a_time < CPUS_WANTED * cpus:
+        return None
+    return Proof(
+        ps,
+        f"GOMAXPROCS is {ps} on {cpus} CPU{'s' if cpus > 1 else ''}: {at_a_time:.1f} of the service's "
+        f"threads wanted a CPU at a time, in the mean, so they wait for each other; {seconds(waited)} in "
+        f"{seconds(m.window_seconds)}, with {seconds(used)} used.",
+        stack_of(_own_code(m)),
+    )
+
+
+def _gc_pressure(m: Measurement) -> Proof | None:
+    used = m.cpu_seconds
+    # The runtime's background work stands for itself (meter/offender_stacks.py).
+    collecting = [o for o in offenders(m, "cpu") if o.stack and o.stack[0].function.startswith(_GC)]
+    part = _shares(collecting)
+    if used is None or part < GC_SHARE or part * used < GC_USED * m.window_seconds:
+        return None
+    if part * wanted(m) < GC_WANTED * m.window_seconds:
+        return None
+    return Proof(
+        part * used,
+        f"{share(part)} of the CPU samples are in the garbage collector, {seconds(part * used)} of CPU in "
+        f"{seconds(m.window_seconds)}. Typically the program allocates for each message, or GOGC is low for "
+        "a small heap.",
+        stack_of(_own_code(m)),
+    )
+
+
+_STARVATION_FIX = "give CPU-bound work fewer goroutines than GOMAXPROCS, or a process of its own."
+
+RULES = (
+    Rule(
+        "NP401",
+        "starvation",
+        "Woken goroutines wait until the service's own CPU-bound goroutines let them run.",
+        f"At least {LEAST_LATE} wakeups, and a tenth of them, that ran more than 5 ms late; CPU used and "
+        f"waited for, together {BUSY_WANTED} s a second or more; and at least half of the CPU samples in "
+        "the program's own code.",
+        _STARVATION_FIX,
+        "A machine that is short of CPU (NP404) and garbage collection (NP407) make goroutines late, too.",
+        "A report is computed in the background by as many goroutines as GOMAXPROCS (example_project: "
+        "-fault starve).",
+        _starvation,
+        no_cpu_samples,
+        offences=("cpu",),
+    ),
+    Rule(
+        "NP402",
+        "nobody-polls",
+        "All Ps always have something to run, so that the network is looked at every 10 ms only.",
+        f"Polls that do not block, {NONBLOCKING_SHARE:.0%} of them or more, and at most {SYSMON_RATE} a "
+        f"second; and threads that run or wait for a CPU for {PS_WANTED:.0%} of what the Ps can use.",
+        "let CPU-bound goroutines rest, give them fewer goroutines than GOMAXPROCS, or a process of its own.",
+        "A service that is busy with its own messages polls thousands of times a second.",
+        "Goroutines that compute for 50 µs and yield, forever.",
+        _nobody_polls,
+        offences=("cpu",),
+    ),
+    Rule(
+        "NP403",
+        "cpu-quota",
+        "The CPU quota of the service's cgroup, or of one above it, stops it until the next period.",
+        "Late wakeups as in NP401, and a quota that stopped the service (throttled_periods) while most "
+        "of the slowest wakeups were on their way.",
+        "raise the quota, or lower GOMAXPROCS and the CPU time that the service uses.",
+        "A service that starves itself (NP401) or a busy machine (NP404), without periods in which the quota "
+        "stopped it.",
+        "A service with more work than the limit of its container allows.",
+        _cpu_quota,
+        _no_throttling,
+        offences=("cpu",),
+    ),
+    Rule(
+        "NP404",
+        "machine-busy",
+        "The machine is short of CPU: the service's threads wait for one while others run.",
+        "Late wakeups as in NP401; threads that waited for a CPU longer than they ran, also while most of "
+        "the slowest wakeups were on their way.",
+        "run less beside the test, or give the machine more CPUs.",
+        "A service that starves itself (NP401), or has more threads than CPUs (NP406).",
+        "Any service, beside a compiler.",
+        _machine_busy,
+    ),
+    Rule(
+        "NP406",
+        "more-Ps-than-CPUs",
+        "GOMAXPROCS is more than the CPUs that the service may use, and its threads wait for each other.",
+        f"GOMAXPROCS, the CPUs that the process may run on, at least {CPUS_USED:.0%} of them used, and "
+        f"{CPUS_WANTED} threads for each of them, in the mean, that ran or waited for one.",
+        "leave GOMAXPROCS to the runtime, or set it to the number of CPUs.",
+        "A machine that is short of CPU (NP404), where others have it.",
+        "A service with GOMAXPROCS=48 in a cpuset of 2.",
+        _too_many_ps,
+    ),
+    Rule(
+        "NP407",
+        "gc-pressure",
+        "The garbage collector has a large part of the service's CPU time.",
+        f"At least {GC_SHARE:.0%} of the CPU samples in the garbage collector, worth {GC_USED} s of CPU a "
+        "second.",
+        "allocate less (reuse buffers, sync.Pool), or raise GOGC, with GOMEMLIMIT as its bound.",
+        "A computation (NP401) uses as much CPU, in code of its own.",
+        "A handler that allocates for each message, with GOGC=5.",
+        _gc_pressure,
+        no_cpu_samples,
+        offences=("cpu",),
+    ),
+)

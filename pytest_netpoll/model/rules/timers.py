@@ -1,0 +1,101 @@
+"""NP3: timers and deadlines that keep the poller busy."""
+
+from __future__ import annotations
+
+from pytest_netpoll.errors import Reason
+from pytest_netpoll.model.measurement import Measurement
+from pytest_netpoll.model.rules.rule import Proof, Rule, count, number, offenders, rate, stack_of
+
+# Polls a second that a timer ended, and how many of them an event.
+TIMER_RATE = 200
+TIMERS_PER_EVENT = 5
+
+# Deadlines that expired a second.
+DEADLINE_RATE = 50
+
+
+def _ended(m: Measurement) -> float:
+    """Polls that a timer ended: by their timeout, or by the runtime itself, which has a sooner one."""
+    return number(m, "timeout_polls") + number(m, "break_polls")
+
+
+def _churn(m: Measurement, least_rate: float) -> bool:
+    ended, events = _ended(m), number(m, "events")
+    waiting = number(m, "blocking_polls") + number(m, "timed_polls")
+    return (
+        ended >= least_rate * m.window_seconds and ended >= TIMERS_PER_EVENT * events and ended >= waiting / 2
+    )
+
+
+def _expired(m: Measurement) -> float:
+    return m.deadline_wakeups or 0
+
+
+def _seen(m: Measurement) -> str:
+    waiting = number(m, "blocking_polls") + number(m, "timed_polls")
+    ended, a_second = count(_ended(m)), rate(_ended(m), m)
+    return f"{ended} of {count(waiting)} blocking polls ended by a timer, {a_second} a second"
+
+
+def _timer_churn(m: Measurement) -> Proof | None:
+    if not _churn(m, TIMER_RATE) or _deadline_churn(m) is not None:
+        return None
+    which = "tickers or deadlines keep" if m.deadline_wakeups is None else "tickers or sleeps keep"
+    return Proof(
+        _ended(m),
+        f"{_seen(m)}, for {count(number(m, 'events'))} events: {which} the poller busy. Typically many "
+        "components look for changes every few milliseconds, or a loop reads with a short deadline.",
+        stack_of([o for o in offenders(m, "ready") if not o.runtime]),
+    )
+
+
+def _deadline_churn(m: Measurement) -> Proof | None:
+    expired = _expired(m)
+    if not _churn(m, DEADLINE_RATE) or expired <= _ended(m) / 4 or expired < DEADLINE_RATE * m.window_seconds:
+        return None
+    return Proof(
+        expired,
+        f"{_seen(m)}, with {count(expired)} deadlines expired and {count(number(m, 'events'))} events: "
+        "reads or writes that time out again and again keep the poller busy. Typically a loop sets a short "
+        "deadline to look at a flag.",
+        # Whose deadline it was, no stack of a waker tells: there the runtime wakes.
+    )
+
+
+def _no_deadlines(m: Measurement) -> Reason | None:
+    if m.deadline_wakeups is not None:
+        return None
+    return m.absent.get("deadline_wakeups") or Reason(
+        "deadline wakeups were not counted", fix="--netpoll-goready=on"
+    )
+
+
+RULES = (
+    Rule(
+        "NP301",
+        "timer-churn",
+        "Timers end the poller's waits again and again while the network is quiet.",
+        f"At least {TIMER_RATE} polls a second that a timer ended, half or more of those that waited, and "
+        f"{TIMERS_PER_EVENT} for each event or more.",
+        "notify on change, share one slow ticker, or read without a deadline.",
+        "Deadlines (NP302) end polls in the same way; they are told apart where deadline wakeups are "
+        "counted.",
+        "Fifty components that each look every few milliseconds whether something changed (example_project: "
+        "-fault tickers).",
+        _timer_churn,
+        offences=("ready",),
+    ),
+    Rule(
+        "NP302",
+        "deadline-churn",
+        "Reads or writes time out again and again, and are tried anew.",
+        f"At least {DEADLINE_RATE} deadlines a second that expired, and polls that timers ended as in "
+        "NP301. Needs uprobes.",
+        "read without a deadline, and to stop call SetReadDeadline(time.Now()) once.",
+        "Tickers and sleeps (NP301) end as many polls, and no deadline expires.",
+        "A handler that gives up its Read every millisecond to look at a flag (example_project: -fault "
+        "busy-poll).",
+        _deadline_churn,
+        _no_deadlines,
+    ),
+)

@@ -1,0 +1,242 @@
+// Services with one fault each, or none, for the rules. A command "N" lets -do go on for N ms, and answers "done":
+//
+//	errqueue  echo over UDP on the same port, whose socket asks for timestamps of what it sends, and reads none:
+//	          each answer wakes the reader for nothing. It needs no command.
+//	plain     the same without timestamps.
+//	unixgram  four senders share one Unix datagram socket whose receiver takes a message a millisecond.
+//	refused   a datagram every 2 ms to a port where nobody listens; who waits for the answer sends a word first, and
+//	          so gets the refusal that woke it.
+//	select    a loop asks for an end by a select with a default. It uses a CPU.
+//	compute   a loop computes, and asks for the end now and then. It uses a CPU.
+//	gc        a loop allocates, beside a million live pointers, with GOGC=5.
+//	yield     from the start and for ever four goroutines compute for 50 µs and yield.
+//	spin      from the start and for ever eight goroutines compute.
+//	bulk      reads the N KiB that follow, but for the last 8 at most, 512 bytes at a time.
+package main
+
+import (
+	"flag"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"services/kit"
+)
+
+func main() {
+	addr := flag.String("addr", "127.0.0.1:0", "address")
+	do := flag.String("do", "plain", "the fault")
+	flag.Parse()
+	l := kit.Bind(*addr)
+	begin := func(net.Conn, int) {}
+	switch *do {
+	case "errqueue", "plain":
+		echo(l.Addr().String(), *do == "errqueue")
+	case "unixgram":
+		begin = unixgram()
+	case "refused":
+		begin = refused()
+	case "select", "compute":
+		begin = func(_ net.Conn, n int) {
+			end := make(chan bool)
+			time.AfterFunc(time.Duration(n)*time.Millisecond, func() { close(end) })
+			if *do == "select" {
+				look(end)
+			} else {
+				compute(end)
+			}
+		}
+	case "gc":
+		debug.SetGCPercent(5)
+		begin = allocate
+	case "yield", "spin":
+		begin = func(_ net.Conn, n int) { time.Sleep(time.Duration(n) * time.Millisecond) }
+		go crowd(*do == "yield")
+	case "bulk":
+		begin = bulk
+	}
+	kit.Ready(l)
+	kit.Commands(l, func(c net.Conn, n int) string {
+		begin(c, n)
+		return "done"
+	})
+}
+
+func echo(addr string, timestamps bool) {
+	pc, err := net.ListenPacket("udp", addr)
+	kit.Must(err)
+	c := pc.(*net.UDPConn)
+	if timestamps {
+		raw, err := c.SyscallConn()
+		kit.Must(err)
+		raw.Control(func(fd uintptr) {
+			const txSoftware, software, tsOnly = 1 << 1, 1 << 4, 1 << 11
+			how := txSoftware | software | tsOnly
+			kit.Must(syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_TIMESTAMPING, how))
+		})
+	}
+	type message struct {
+		data []byte
+		to   net.Addr
+	}
+	answers := make(chan message, 100)
+	go func() {
+		for m := range answers {
+			time.Sleep(500 * time.Microsecond) // the reader has parked again
+			c.WriteTo(m.data, m.to)
+		}
+	}()
+	go func() {
+		for {
+			buf := make([]byte, 64)
+			n, from, err := c.ReadFrom(buf)
+			kit.Must(err)
+			answers <- message{buf[:n], from}
+		}
+	}()
+}
+
+func unixgram() func(net.Conn, int) {
+	dir, err := os.MkdirTemp("", "causes")
+	kit.Must(err)
+	defer os.RemoveAll(dir) // when the senders have connected
+	at := &net.UnixAddr{Name: filepath.Join(dir, "socket"), Net: "unixgram"}
+	receiver, err := net.ListenUnixgram("unixgram", at)
+	kit.Must(err)
+	go func() {
+		for buf := make([]byte, 64); ; time.Sleep(time.Millisecond) {
+			_, err := receiver.Read(buf)
+			kit.Must(err)
+		}
+	}()
+	senders := make([]*net.UnixConn, 4)
+	for i := range senders {
+		senders[i], err = net.DialUnix("unixgram", nil, at)
+		kit.Must(err)
+	}
+	return func(_ net.Conn, n int) {
+		end := time.Now().Add(time.Duration(n) * time.Millisecond)
+		done := make(chan bool)
+		for _, c := range senders {
+			c := c
+			go func() {
+				for time.Now().Before(end) {
+					_, err := c.Write([]byte("message"))
+					kit.Must(err)
+				}
+				done <- true
+			}()
+		}
+		for range senders {
+			<-done
+		}
+	}
+}
+
+func refused() func(net.Conn, int) {
+	nobody, err := net.ListenPacket("udp", "127.0.0.1:0")
+	kit.Must(err)
+	c, err := net.Dial("udp", nobody.LocalAddr().String())
+	kit.Must(err)
+	nobody.Close()
+	raw, err := c.(*net.UDPConn).SyscallConn()
+	kit.Must(err)
+	word := []byte("word")
+	go raw.Read(func() func(uintptr) bool {
+		woken := false
+		return func(fd uintptr) bool {
+			if woken {
+				syscall.Write(int(fd), word)
+			}
+			woken = true
+			_, err := syscall.Read(int(fd), make([]byte, 64))
+			return err != syscall.EAGAIN
+		}
+	}())
+	return func(_ net.Conn, n int) {
+		for ; n > 0; n -= 2 {
+			raw.Control(func(fd uintptr) { syscall.Write(int(fd), word) })
+			time.Sleep(2 * time.Millisecond)
+		}
+	}
+}
+
+//go:noinline
+func look(end chan bool) {
+	for {
+		select {
+		case <-end:
+			return
+		default:
+		}
+	}
+}
+
+var sink uint64
+
+//go:noinline
+func compute(end chan bool) {
+	for x := uint64(1); ; {
+		for i := 0; i < 100_000; i++ {
+			x ^= x << 13
+			x ^= x >> 7
+			x ^= x << 17
+		}
+		sink = x
+		select {
+		case <-end:
+			return
+		default:
+		}
+	}
+}
+
+type node struct{ next *node }
+
+func allocate(_ net.Conn, n int) {
+	live := make([]*node, 1_000_000)
+	for i := range live {
+		live[i] = new(node)
+	}
+	for i, end := 0, time.Now().Add(time.Duration(n)*time.Millisecond); time.Now().Before(end); i++ {
+		for j := 0; j < 1000; j++ {
+			live[(i*1000+j)%len(live)] = new(node)
+		}
+	}
+	runtime.KeepAlive(live)
+}
+
+func crowd(yields bool) {
+	goroutines := 8
+	if yields {
+		goroutines = 4
+	}
+	for i := 0; i < goroutines; i++ {
+		go func() {
+			for {
+				for t := time.Now(); time.Since(t) < 50*time.Microsecond; {
+				}
+				if yields {
+					runtime.Gosched()
+				}
+			}
+		}()
+	}
+}
+
+func bulk(c net.Conn, n int) {
+	buf := make([]byte, 512)
+	for left := (n - 8) << 10; left > 0; { // some of them came with the command
+		read, err := c.Read(buf)
+		if err == io.EOF {
+			return
+		}
+		kit.Must(err)
+		left -= read
+	}
+}

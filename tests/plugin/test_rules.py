@@ -1,0 +1,62 @@
+"""Rules that a test forbids, in a user's project."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+@pytest.mark.bpf
+def test_a_forbidden_rule_fails_with_its_line_and_what_cannot_be_checked_is_said(run, pytester):
+    pytester.makeini("[pytest]\nnetpoll_forbid = all\n")
+    result = run(
+        """
+@netpoll
+def test_healthy(echo, ping): ping(echo, 20)
+
+@netpoll
+def test_wasteful(dup, ping): ping(dup, 20)
+
+@netpoll(allow="second-reader")
+def test_allowed(dup, ping): ping(dup, 20)
+
+@netpoll(forbid="deadline-churn")
+def test_unknown(echo, ping): ping(echo, 20)
+""",
+        "--netpoll-goready=off",
+        "--netpoll-json=report.json",
+    )
+    result.assert_outcomes(passed=2, failed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "*dup: NP101 second-reader at */kit/kit.go:* *: 2* of * wakeups found nothing to read*",
+            "*fix: read from one goroutine only*",
+            "*echo: NP302 deadline-churn was not checked: deadline wakeups were not counted*",
+            "*NP302 deadline-churn was not checked in 4 tests: deadline wakeups were not*",
+            "*fix: --netpoll-goready=on*",
+        ]
+    )
+    tests = json.loads((pytester.path / "report.json").read_text())["tests"]
+    found = {t["nodeid"].rpartition("::")[2]: t for t in tests}
+    assert {name: test["outcome"] for name, test in found.items()} == {
+        "test_healthy": "passed",
+        "test_wasteful": "failed",
+        "test_allowed": "passed",
+        "test_unknown": "unmeasured",
+    }
+    for name, forbidden in (("test_wasteful", True), ("test_allowed", False)):
+        [rule] = found[name]["services"][0]["rules"]
+        assert (rule["code"], rule["forbidden"]) == ("NP101", forbidden)
+    assert found["test_healthy"]["services"][0]["rules"] == []
+
+
+@pytest.mark.parametrize("where", ["marker", "option", "ini"])
+def test_a_name_that_is_no_rules_is_a_usage_error(run, pytester, where):
+    if where == "ini":
+        pytester.makeini("[pytest]\nnetpoll_forbid = second-raeder\n")
+    marker = '(forbid="second-raeder")' if where == "marker" else ""
+    options = ["--netpoll-forbid=second-raeder"] if where == "option" else []
+    result = run(f"@netpoll{marker}\ndef test_it(): pass", *options)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "no rule 'second-raeder', did you mean 'second-reader'?" in result.stderr.str()

@@ -1,0 +1,202 @@
+"""The rules that a test can forbid: how they are named, how they bind, and what comes of a broken one."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+
+from pytest_netpoll.__main__ import main
+from pytest_netpoll.errors import Reason, UsageError
+from pytest_netpoll.model.limits import Limits, resolve
+from pytest_netpoll.model.measurement import Measurement
+from pytest_netpoll.model.metrics import COUNTERS
+from pytest_netpoll.model.rules import RULES
+from pytest_netpoll.model.snapshot import Snapshot
+from pytest_netpoll.model.verdict import judge
+from pytest_netpoll.report import github, junit, record, terminal, wording
+from tests.made_up import offender
+
+FAMILY = {code for code in RULES if code.startswith("NP1")}
+
+
+def limits(*marks: dict[str, object], **defaults: str) -> Limits:
+    """Of markers given by their kwargs, closest first."""
+    return resolve([((), mark) for mark in marks], "t.py::test", defaults)
+
+
+def second_reader(**more: Any) -> Measurement:
+    counters = {**dict.fromkeys(COUNTERS, 0), "productive_wakeups": 100, "spurious_wakeups": 90}
+    counters |= {"wakeups": 190, "deadline_wakeups": 0, "ready_calls": 0}
+    found = Measurement(
+        "server",
+        1,
+        "/server",
+        "go1.26.6",
+        1.0,
+        Snapshot(counters, cpu_ns=10**8, run_delay_ns=0, dropped_datagrams=0),
+        offenders=(offender(90, cause="registered twice"),),
+    )
+    return dataclasses.replace(found, **more)
+
+
+def judged(measurement: Measurement, chosen: Limits, mode: Any = "gate") -> record.TestRecord:
+    verdict = judge([measurement], chosen, mode)
+    return record.build("t.py::test", ("t.py", 3), verdict, chosen, [measurement], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("named", "codes"),
+    [
+        ("all", set(RULES)),
+        ("NP1", FAMILY),
+        ("np101", {"NP101"}),
+        ("second-reader", {"NP101"}),
+        ("NP1, busy-loop,", FAMILY | {"NP204"}),
+        ("more-ps-than-cpus", {"NP406"}),
+    ],
+)
+def test_rules_are_named_by_code_family_and_name(named: str, codes: set[str]) -> None:
+    assert set(limits({"forbid": named}).forbidden("server")) == codes
+
+
+@pytest.mark.parametrize(
+    ("named", "complaint"),
+    [
+        ("second-raeder", "no rule 'second-raeder', did you mean 'second-reader'?"),
+        ("NP1O1", "did you mean 'NP101'"),
+        ("reader", "did you mean 'second-reader'?"),
+        ("NP9", "no rule 'NP9'"),
+        ("", "it names no rule"),
+        (True, "True is no text"),
+        (["all"], "['all'] is no text"),
+    ],
+)
+def test_what_names_no_rule_is_a_usage_error(named: object, complaint: str) -> None:
+    for argument in ("forbid", "allow"):
+        with pytest.raises(UsageError, match=re.escape(complaint)) as error:
+            limits({argument: named})
+        assert error.value.what.startswith(f"t.py::test: bad {argument}=")
+        assert "python -m pytest_netpoll rules" in (error.value.fix or "")
+
+
+@pytest.mark.parametrize(
+    ("marks", "left"),
+    [
+        ([{"forbid": "all", "allow": "NP1"}], set(RULES) - FAMILY),
+        ([{"allow": "NP101"}, {"forbid": "NP1"}], FAMILY - {"NP101"}),
+        ([{"forbid": "NP101"}, {"forbid": "all", "allow": "NP1"}], set(RULES) - FAMILY | {"NP101"}),
+        # What is said more exactly decides.
+        ([{"forbid": "NP101", "allow": "NP1"}], {"NP101"}),
+        ([{"allow": "all"}, {"forbid": "NP101"}], set()),
+    ],
+)
+def test_the_closest_word_on_a_rule_decides(marks: list[dict[str, object]], left: set[str]) -> None:
+    assert set(limits(*marks).forbidden("server")) == left
+
+
+def test_options_are_the_outermost_word() -> None:
+    chosen = limits({"allow": "busy-loop"}, forbid="NP2", allow="NP205")
+    assert set(chosen.forbidden("server")) == {"NP201", "NP202", "NP203"}
+    assert chosen.judges
+
+
+def test_a_service_of_its_own_name_has_its_own_rules() -> None:
+    chosen = limits({"service": "one", "allow": "NP101"}, {"forbid": "NP1"})
+    assert set(chosen.forbidden("one")) == FAMILY - {"NP101"}
+    assert set(chosen.forbidden("other")) == FAMILY
+
+
+def test_only_what_forbidden_rules_need_is_recorded() -> None:
+    assert limits({"forbid": "NP201"}).offences == {"futile"}
+    assert limits({"forbid": "NP4"}).offences == {"cpu"}
+    assert limits({"forbid": "all"}).offences >= {"futile", "io", "cpu", "ready"}
+    assert limits({"allow": "all"}).offences == set()
+
+
+def test_a_forbidden_rule_that_is_proven_fails_with_code_line_and_fix() -> None:
+    made = judged(second_reader(), limits({"forbid": "all"}))
+    assert (made["outcome"], made["forbidden"]) == ("failed", sorted(RULES))
+    [reason] = made["reasons"]
+    assert reason["what"] == "server: NP101 second-reader at server/fault_dup.go:33 main.(*watcher).run"
+    assert (reason["why"] or "").startswith("90 of 190 wakeups found nothing to read")
+    assert (reason["fix"] or "").startswith("read from one goroutine only")
+    [breach] = made["breaches"]
+    assert (breach["metric"], breach["measured"], breach["limit"]) == ("NP101", 90, 0)
+    [rule] = made["services"][0]["rules"]
+    assert (rule["code"], rule["name"], rule["forbidden"]) == ("NP101", "second-reader", True)
+    assert rule["line"] == "server/fault_dup.go:33"
+    [diagnosis] = made["diagnosis"]
+    assert diagnosis == f"server: {rule['text']} Fix: {rule['fix']}"
+
+
+def test_reports_carry_the_code_and_say_it_once() -> None:
+    made = judged(second_reader(), limits({"forbid": "NP101"}))
+    assert ("netpoll.server.rules", "NP101") in junit.properties(made)
+    [annotation] = github.annotations([made])
+    assert annotation.count("NP101 second-reader") == 1
+    section = terminal.failure_section(made, 100)
+    assert section.count("NP101 second-reader") == 1
+    assert "fix: read from one goroutine only" in section
+    assert wording.worst_place(made) is not None
+
+
+def test_a_rule_that_is_not_forbidden_is_a_diagnosis_only() -> None:
+    made = judged(second_reader(), limits({"forbid": "all", "allow": "second-reader"}))
+    assert (made["outcome"], made["breaches"]) == ("passed", [])
+    assert made["services"][0]["rules"][0]["forbidden"] is False
+    [text] = wording.diagnosis_of(made)
+    assert text.startswith("server: NP101 second-reader: 90 of 190")
+
+
+def test_report_mode_says_what_gate_mode_would() -> None:
+    made = judged(second_reader(), limits({"forbid": "all"}), "report")
+    assert (made["outcome"], made["gate"]) == ("passed", "failed")
+    assert wording.status_of(made) == "would fail"
+
+
+def test_a_rule_without_its_evidence_is_listed_under_all_and_unmeasured_by_its_own_name() -> None:
+    lack = Reason("no perf events", fix="--cap-add PERFMON")
+    healthy = second_reader(offenders=(), unexplained={"cpu": lack})
+    made = judged(healthy, limits({"forbid": "all"}))
+    assert made["outcome"] == "passed"
+    assert {rule["code"] for rule in made["services"][0]["unchecked"]} == {"NP204", "NP401", "NP407"}
+    said = wording.unchecked_rules([made, made])[0]
+    assert said == Reason("NP204 busy-loop was not checked in t.py::test: no perf events", fix=lack.fix)
+    assert said.what in (terminal.summary_table([made], 100) or "")
+    assert said.what in github.markdown([made], {}).replace("\\", "")
+    for named in ("busy-loop", "NP204"):
+        made = judged(healthy, limits({"forbid": named}))
+        assert made["outcome"] == "unmeasured"
+        assert made["reasons"] == [
+            {
+                "what": "server: NP204 busy-loop was not checked: no perf events",
+                "why": None,
+                "fix": "--cap-add PERFMON",
+            }
+        ]
+    # Where it is not forbidden, nothing is missed.
+    assert judged(healthy, limits({"forbid": "NP1"}))["services"][0]["unchecked"] == []
+
+
+def test_a_test_without_a_service_does_not_pass_a_rule() -> None:
+    assert judge([], limits({"forbid": "all"})).outcome == "unmeasured"
+    assert judge([], limits({"allow": "all"})).outcome == "passed"
+
+
+def test_every_rule_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rules"]) == 0
+    listed = capsys.readouterr().out
+    for rule in RULES.values():
+        assert re.search(rf"^{rule.code} +{rule.name} ", listed, re.MULTILINE)
+        assert main(["rules", rule.name]) == 0
+        explained = capsys.readouterr().out
+        assert explained.startswith(f"{rule.code} {rule.name}\n")
+        for part in ("evidence: ", "example: ", "looks alike: ", "fix: "):
+            assert part in explained
+    assert main(["rules", "all", "NP1"]) == 0
+    assert capsys.readouterr().out.count("evidence: ") == len(RULES)
+    assert main(["rules", "busyloop"]) == 2
+    assert "did you mean 'busy-loop'?" in capsys.readouterr().err
