@@ -53,6 +53,7 @@ MEASURED = {
     "unprobed": 0,
     "io_outcomes": {"data": 5, "EAGAIN": 2},
     "futile": [["read", "EAGAIN", 1]],
+    "parked": None,
     "slowest": [{**WAKEUP, "latency_ns": 9000, "at_ns": 5000, "goid": [18, 0]}],
     "offenders": [{**WAKEUP, "offence": "spurious", "count": 7, "outcome": None}],
 }

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import protocol
 from bpf import ready_probes
-from counters import offenders, run_queues, sampler, timeline, windows
+from counters import offenders, parking, run_queues, sampler, timeline, windows
+from processes import goroutines
 from processes import watched as watch
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Agent:
         self._evidence: dict[int, Evidence] = {}  # by window
         self._probes = ready_probes.Probes(kernel, user, may_watch)
         self._schedulers = run_queues.Schedulers(kernel.is_current)
+        self._parking = parking.Parking(kernel)
         self._sampling: list[sampler.Timer] = []  # while a window is open
         self._resting: sampler.Timer | None = None  # while none is
 
@@ -84,11 +86,29 @@ class Agent:
                 return process
         raise watch.Refused(f"process {pid} is not watched")
 
+    def parked(self, pid: int) -> dict[str, Any]:
+        """Who is parked on descriptors now, in the processes of that root."""
+        self._refresh()
+        processes = [p for p in self._processes.of(pid) if not p.exited and not p.foreign]
+        if not processes:
+            raise watch.Refused(f"process {pid} is not watched")
+        try:
+            return {"processes": [{"pid": p.pid, **self._parking.now(p)} for p in processes]}
+        except goroutines.Unreadable as error:
+            raise watch.Refused(f"its goroutines cannot be read: {error}") from error
+
     def open(
-        self, ready_stacks: int, unclaimed: int, io_stacks: int, io_calls: int, cpu_samples: int
+        self,
+        ready_stacks: int,
+        unclaimed: int,
+        io_stacks: int,
+        io_calls: int,
+        cpu_samples: int,
+        parked: int,
     ) -> dict[str, Any]:
         self._refresh()
         self._processes.reap()
+        before = self._parking.before(self._live()) if parked else None
         self._sample(states=False)
         evidence = Evidence(bool(unclaimed), io_stacks, bool(io_calls), bool(cpu_samples))
         self._keep([*self._evidence.values(), evidence])
@@ -98,6 +118,8 @@ class Agent:
             raise watch.Refused(str(error)) from error
         self._at_open[window] = self._times()
         self._timelines[window] = timeline.Timeline(self._beginning())
+        if before is not None:
+            self._parking.open(window, before)
         self._probes.open(window, ready_stacks)
         self._evidence[window] = evidence
         self._schedulers.open(window, self._live())
@@ -113,6 +135,7 @@ class Agent:
         answer, _ = self._end(window, settle_ms, self._windows.close)
         del self._at_open[window], self._timelines[window]
         self._schedulers.close(window)
+        self._parking.close(window)
         self._probes.close(window)
         del self._evidence[window]
         self._keep(self._evidence.values())
@@ -180,6 +203,8 @@ class Agent:
         if self._evidence[window].cpu_samples:
             offences.append("cpu")
         found = offenders.kept(self._kernel, closed, offences)
+        # Last, because it waits for whom the window's end finds at work.
+        parked = self._parking.lap(window, self._live())
         services = {}
         for root in sorted(self._processes.roots()):
             children = sum(banks[p.slot].counters.pop("children") for p in self._processes.of(root))
@@ -189,6 +214,8 @@ class Agent:
                 for p in self._processes.of(root)
             ]
             services[root][0]["unprobed"] = unprobed
+            for process, told in zip(self._processes.of(root), services[root]):  # noqa: B905 - 3.9 has no strict
+                told["parked"] = parked.get(process.owner)
         answer = {
             "duration_ns": closed.closed - closed.opened,
             "services": services,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-VERSION = 3
+VERSION = 4
 
 
 class BadMessage(Exception):
@@ -27,9 +27,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "watch": ("pid",),
     "unwatch": ("pid",),
     "programs": (),
+    "parked": ("pid",),
     "attach": ("pid", "ready", "deadline"),
     "learn": ("pid", "allp", "runqsize", "number", "status", "schedtick", "runqhead"),
-    "open": ("ready_stacks", "unclaimed", "io_stacks", "io_calls", "cpu_samples"),
+    "open": ("ready_stacks", "unclaimed", "io_stacks", "io_calls", "cpu_samples", "parked"),
     "close": ("window", "settle_ms"),
     "lap": ("window", "settle_ms"),
 }

@@ -112,10 +112,43 @@ class SlowWakeup(Wakeup):
     goid: list[int]
 
 
+class Parked(TypedDict):
+    """Who is parked on descriptors. why_not: why it isn't known; all else is empty then.
+
+    goroutines: [goid or null, direction, type, local, peer, its stack's index, whether it came in the window,
+    whether its peer is gone]: all of them, or those that stand out and examples. before, after: [direction,
+    stack's index, how many there were, type or null, local or null] at the window's ends.
+    abandoned: [type, local, peer, a goroutine's index or null] of sockets whose peers closed in the window.
+    stuck: [goroutine's index, descriptor, inode, bytes unread]. undecided: how many may be stuck.
+    """
+
+    why_not: str | None
+    goroutines: list[list[Any]]
+    before: list[list[Any]]
+    after: list[list[Any]]
+    stacks: list[list[list[Any]]]
+    abandoned: list[list[Any]]
+    stuck: list[list[int]]
+    undecided: int
+
+
+class ParkedIn(Parked):
+    """Now, in one process."""
+
+    pid: int
+
+
+class ParkedNow(TypedDict):
+    """To parked."""
+
+    processes: list[ParkedIn]
+
+
 class Measured(Process):
     """A process in a window. None of the optional counters: not counted.
 
-    io_outcomes: how its I/O calls ended -> calls. futile: [syscall, outcome, calls].
+    parked: None where it was not asked for. io_outcomes: how its I/O calls ended -> calls. futile: [syscall,
+    outcome, calls].
     unprobed: children that came and went before probes were there, counted with the service's first process.
     """
 
@@ -131,6 +164,7 @@ class Measured(Process):
     unprobed: int
     offenders: list[Offender]
     slowest: list[SlowWakeup]
+    parked: Parked | None
 
 
 class Times(TypedDict):

@@ -34,6 +34,9 @@ _NO_SCHEDSTAT = Reason(
     "there is no /proc/PID/schedstat", why="this kernel was built without CONFIG_SCHED_INFO"
 )
 _NO_EVENT = Reason("there was no event")
+_NOT_LOOKED_AT = Reason(
+    "parked goroutines were not looked at", fix="limit them, with max_parked_growth=… or so"
+)
 
 
 def _no_event_or(reason: Reason) -> Reason:
@@ -500,6 +503,47 @@ _TABLE = (
         reports=("watch",),
     ),
     Metric(
+        "parked_goroutines",
+        "goroutines parked on descriptors when the window closed",
+        source="memory",
+        absent=_NOT_LOOKED_AT,
+        more_is_worse=False,
+        adds_up=False,
+        explained_by=("parked",),
+        row="parked",
+    ),
+    Metric(
+        "parked_growth",
+        "those at the end less those at the start, by stack, the stacks that grew only: what others released "
+        "does not hide it",
+        source="memory",
+        absent=_NOT_LOOKED_AT,
+        adds_up=False,
+        explained_by=("parked",),
+        row="parked",
+        part="more than at the start",
+    ),
+    Metric(
+        "abandoned_descriptors",
+        "sockets still open at the end whose peer has closed, that were not so at the start",
+        source="memory",
+        absent=_NOT_LOOKED_AT,
+        adds_up=False,
+        explained_by=("parked",),
+        row="parked",
+        part="abandoned descriptors",
+    ),
+    Metric(
+        "stuck_goroutines",
+        "of the parked, those whose TCP or UDP socket holds data that a poll reported more than 20 ms ago",
+        source="memory",
+        absent=_NOT_LOOKED_AT,
+        adds_up=False,
+        explained_by=("parked",),
+        row="parked",
+        part="stuck",
+    ),
+    Metric(
         "lost",
         "what the probe could not record; not 0 = the numbers are not exact",
         row="lost",
@@ -534,11 +578,12 @@ def _explained_by(offence: Offence) -> tuple[str, ...]:
 
 
 # A limit on one of these makes stacks be recorded: of callers of runtime.ready (which takes a probe there),
-# of I/O calls, of the futile ones, of what uses the CPU.
+# of I/O calls, of the futile ones, of what uses the CPU, of who is parked.
 READY_METRICS = _explained_by("ready")
 IO_METRICS = _explained_by("io")
 FUTILE_METRICS = _explained_by("futile")
 CPU_METRICS = _explained_by("cpu")
+PARKED_METRICS = _explained_by("parked")
 
 # Of the counters: those that a program may give no way to count, and those always there.
 OPTIONAL_COUNTERS = tuple(metric.name for metric in _TABLE if metric.optional)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from pytest_netpoll.clean import lines as clean_lines  # noqa: F401 - for the templates
 from pytest_netpoll.clean import one_line as one_line
@@ -49,6 +49,13 @@ _SAMPLED = {
     "ready": ("ready_calls", "ready calls", "made"),
     "futile": ("futile_calls", "futile I/O calls", "made"),
     "io": ("io_calls", "I/O calls", "made"),
+}
+# What a limit on it is about, of an entry of "parked".
+_PARKED = {
+    "parked_goroutines": "count",
+    "parked_growth": "growth",
+    "abandoned_descriptors": "abandoned",
+    "stuck_goroutines": "stuck",
 }
 _LIMITS = {f"{kind}_{metric}": (kind, metric) for kind in ("max", "min") for metric in LIMITABLE}
 _RANK: Mapping[Outcome, int] = {"failed": 0, "unmeasured": 1, "passed": 2}
@@ -321,7 +328,14 @@ def offenders_of(record: TestRecord, service: ServiceRecord) -> list[OffenderRec
         for offender in service["offenders"]
         # A limit is about the program's own calls.
         if offender.get("offence", "spurious") in wanted and not offender.get("runtime")
+        if offender.get("offence") != "parked" or _concerned(record, service, offender)
     ]
+
+
+def _concerned(record: TestRecord, service: ServiceRecord, offender: OffenderRecord) -> bool:
+    """Whether any of these parked goroutines broke a limit."""
+    fields = {_PARKED[name] for fault in broken(record, service) if (name := fault["metric"]) in _PARKED}
+    return any(cast("dict[str, int]", offender).get(field) for field in fields)
 
 
 def _wanted(record: TestRecord, service: ServiceRecord) -> set[Offence]:
@@ -361,6 +375,8 @@ def offender_text(service: ServiceRecord, offender: OffenderRecord) -> str:
     offence = offender.get("offence", "spurious")
     if offence == "cpu":
         return _cpu_text(offender)
+    if offence == "parked":
+        return _parked_text(offender)
     if offence in _SAMPLED:
         return _sampled_text(service, offender)
     metric, name, happened = _OFFENCES[offence]
@@ -384,7 +400,8 @@ def lead_in(entry: OffenderRecord | SlowWakeupRecord) -> str:
     """What joins its text and its stack: " at", or that there is none where there should be one."""
     if entry["stack"]:
         return " at"
-    return "" if entry.get("offence") == "unclaimed" else ", no stack"
+    stackless = entry.get("offence") == "unclaimed" or entry.get("count") == 0
+    return "" if stackless else ", no stack"
 
 
 def _sampled_text(service: ServiceRecord, offender: OffenderRecord) -> str:
@@ -401,6 +418,30 @@ def _cpu_text(offender: OffenderRecord) -> str:
     share = offender["share"] or 0
     samples = units.show(round(offender["count"] / share), "count") if share else units.NOT_MEASURED
     return f"{units.show(share, 'share')} of {samples} CPU samples, running"
+
+
+def _parked_text(offender: OffenderRecord) -> str:
+    """ "30 goroutines (read on tcp a, peers b, c): 20 more than at the start, parked"; the place follows."""
+    gone, growth = offender.get("abandoned", 0), offender.get("growth", 0)
+    peers = offender.get("peers") or []
+    known_as = f"{'peers' if len(peers) > 1 else 'peer'} {', '.join(peers)}" if peers else ""
+    if not offender["count"]:
+        ends = ", ".join(filter(None, (offender.get("local"), known_as)))
+        what = f"{units.show(gone, 'count')} {offender['fd_type']} descriptors"
+        return one_line(f"{what} whose peers have closed, and nobody is parked on them ({ends})")
+    found = [
+        f"{units.show(number, 'count')} {what}"
+        for number, what in (
+            (offender.get("stuck", 0), "with data to read"),
+            (gone, "whose peers have closed"),
+            (growth, "more than at the start"),
+        )
+        if number
+    ]
+    on = f"{offender['direction']} on {offender['fd_type'] or 'descriptors'} {offender.get('local') or ''}"
+    where = ", ".join(filter(None, (on.rstrip(), known_as)))
+    more = f": {', '.join(found)}" if found else ""
+    return one_line(f"{units.show(offender['count'], 'count')} goroutines ({where}){more}, parked")
 
 
 def unexplained(record: TestRecord, service: ServiceRecord) -> list[Reason]:

@@ -64,7 +64,8 @@ def test_table_has_every_metric_of_the_contract_in_its_order() -> None:
         latency_p50 latency_p90 latency_p99 latency_p999 latency_max
         ready_calls deadline_wakeups runtime_ready_calls wakeups_per_event
         dispatches dispatches_per_event runq_max
-        cpu_seconds run_delay_seconds lost
+        cpu_seconds run_delay_seconds
+        parked_goroutines parked_growth abandoned_descriptors stuck_goroutines lost
     """
     assert list(METRICS) == contract.split()
 

@@ -65,7 +65,7 @@ def switches(kernel: Kernel, process: Process, window: windows.Window) -> list[d
             "local": None,
             "peer": None,
             # Both are where calls return to, which of the innermost frame is not expected.
-            "stack": _frames(process.lives[key.owner], (key.pc - 1, key.caller)),
+            "stack": frames(process.lives[key.owner], (key.pc - 1, key.caller)),
         }
         for key, count in kernel.switches.items()
         if window.first <= key.epoch < window.end and key.owner in process.lives
@@ -106,10 +106,10 @@ def _place(
 
 
 def _stack(kernel: Kernel, mappings: Sequence[Mapping], number: int) -> list[list[Any]]:
-    return _frames(mappings, kernel.stack(number))
+    return frames(mappings, kernel.stack(number))
 
 
-def _frames(mappings: Sequence[Mapping], addresses: Iterable[int]) -> list[list[Any]]:
+def frames(mappings: Sequence[Mapping], addresses: Iterable[int]) -> list[list[Any]]:
     """[[file, offset in the file]], innermost first: what addr2line can be asked on any machine."""
     frames: list[list[Any]] = []
     for address in addresses:
