@@ -8,7 +8,6 @@
  */
 
 BPF_PERCPU_ARRAY(io_failures, struct io_failures, ALL_BANKS);
-BPF_ARRAY(io_sampling, u32, 1); /* record one call in this many; 0 = none */
 
 /* The descriptor was closed, or replaced by dup2. */
 static __always_inline void end_streaks(u32 owner, u32 fd)
@@ -67,18 +66,10 @@ static __always_inline u32 lengthen_streak(struct wait *w, u32 outcome, u32 now)
 static __always_inline void record_io_call(void *ctx, struct counters *c, struct offender *o,
 					   u64 calls)
 {
-	int zero = 0;
-	u32 *every = io_sampling.lookup(&zero);
-	u32 weight = 1;
+	u32 weight = sampled(SAMPLE_IO_CALLS, calls);
 
-	if (!every || !*every)
+	if (!weight)
 		return;
-	if (calls > STACKS_EXACT) {
-		/* At random: every n-th could keep step with a service that works in a pattern. */
-		if (bpf_get_prandom_u32() % *every)
-			return;
-		weight = *every;
-	}
 	o->stack = stack_of(ctx);
 	record_offender(c, o, weight);
 }

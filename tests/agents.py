@@ -55,7 +55,7 @@ MEASURED = {
     "futile": [["read", "EAGAIN", 1]],
     "parked": None,
     "slowest": [{**WAKEUP, "latency_ns": 9000, "at_ns": 5000, "goid": [18, 0]}],
-    "offenders": [{**WAKEUP, "offence": "spurious", "count": 7, "outcome": None}],
+    "offenders": [{**WAKEUP, "offence": "spurious", "count": 7, "outcome": None, "woken_stack": []}],
 }
 PROCESSES = {"processes": [ABOUT]}
 CLOSED = {

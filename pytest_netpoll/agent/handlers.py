@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import constants
 import protocol
 from bpf import ready_probes
 from counters import offenders, parking, run_queues, sampler, timeline, windows
@@ -25,13 +26,15 @@ class Evidence(NamedTuple):
     """What a window is to explain.
 
     unclaimed: where events found nobody. io_stacks: the stack of one futile I/O call in so many is recorded,
-    of none for 0; io_calls: of any, not of futile ones only. cpu_samples: who uses the CPU.
+    of none for 0; io_calls: of any, not of futile ones only. cpu_samples: who uses the CPU. woken: where the
+    goroutines of one poll in so many had been parked, of none for 0.
     """
 
     unclaimed: bool
     io_stacks: int
     io_calls: bool
     cpu_samples: bool
+    woken: int
 
 
 class Agent:
@@ -105,12 +108,13 @@ class Agent:
         io_calls: int,
         cpu_samples: int,
         parked: int,
+        woken: int,
     ) -> dict[str, Any]:
         self._refresh()
         self._processes.reap()
         before = self._parking.before(self._live()) if parked else None
         self._sample(states=False)
-        evidence = Evidence(bool(unclaimed), io_stacks, bool(io_calls), bool(cpu_samples))
+        evidence = Evidence(bool(unclaimed), io_stacks, bool(io_calls), bool(cpu_samples), woken)
         self._keep([*self._evidence.values(), evidence])
         try:
             window = self._windows.open(self._processes.slots())
@@ -158,7 +162,8 @@ class Agent:
             bool(every),
             any(evidence.io_calls for evidence in wanted),
         )
-        self._kernel.sample_io_stacks(every)
+        self._kernel.sample(constants.SAMPLE_IO_CALLS, every)
+        self._kernel.sample(constants.SAMPLE_WOKEN, max((evidence.woken for evidence in wanted), default=0))
         self._kernel.cpu.enable(any(evidence.cpu_samples for evidence in wanted))
 
     def lap(self, window: int, settle_ms: int) -> dict[str, Any]:
@@ -306,6 +311,8 @@ class Agent:
             kept["futile_calls"] = "futile"
         if evidence.io_calls:
             kept["io_calls"] = "io"
+        if evidence.woken:
+            kept["wakeups"] = "woken"
         if self._probes.keeps_stacks(window):
             kept["ready_calls"] = "ready"
         return kept

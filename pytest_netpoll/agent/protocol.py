@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "parked": ("pid",),
     "attach": ("pid", "ready", "deadline"),
     "learn": ("pid", "allp", "runqsize", "number", "status", "schedtick", "runqhead"),
-    "open": ("ready_stacks", "unclaimed", "io_stacks", "io_calls", "cpu_samples", "parked"),
+    "open": ("ready_stacks", "unclaimed", "io_stacks", "io_calls", "cpu_samples", "parked", "woken"),
     "close": ("window", "settle_ms"),
     "lap": ("window", "settle_ms"),
 }

@@ -119,13 +119,15 @@ class Probe:
         io_calls: bool = False,
         cpu_samples: bool = False,
         parked: bool = False,
+        woken: int = 0,
     ) -> int:
         """Opens a window over everything watched; returns its number.
 
         ready_stacks: the stack of one ready call in so many is kept, of none for 0. unclaimed: whether it is
         kept on which descriptors events found nobody. io_stacks: as ready_stacks, of futile I/O calls;
         io_calls: whether of all I/O calls. cpu_samples: whether stacks of what uses CPU time are recorded.
-        parked: whether to look at its two ends who is parked.
+        parked: whether to look at its two ends who is parked. woken: of one poll in so many it is kept where
+        those were parked whom it woke, of none for 0.
         """
         return self._ask(
             "open",
@@ -136,6 +138,7 @@ class Probe:
             io_calls=int(io_calls),
             cpu_samples=int(cpu_samples),
             parked=int(parked),
+            woken=woken,
         )["window"]
 
     def close(self, window: int) -> Closed:

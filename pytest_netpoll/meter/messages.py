@@ -95,13 +95,15 @@ class Wakeup(TypedDict):
 
 
 class Offender(Wakeup):
-    """offence: one of agent/counters/offenders.py; for "ready", "futile" and "io" the count is an estimate.
-    outcome: how the I/O call ended, of these two.
+    """offence: one of agent/counters/offenders.py; for "ready", "futile", "io" and "woken" the count is an
+    estimate. outcome: how the I/O call ended, of "futile" and "io". woken_stack: of "ready", where the woken
+    goroutine had been parked.
     """
 
     offence: str
     count: int
     outcome: str | None
+    woken_stack: list[list[Any]]
 
 
 class SlowWakeup(Wakeup):

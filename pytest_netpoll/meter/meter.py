@@ -30,6 +30,8 @@ from pytest_netpoll.model.metrics import (
     OPTIONAL_COUNTERS,
     PARKED_METRICS,
     READY_METRICS,
+    READY_STACK_METRICS,
+    WOKEN_METRICS,
 )
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.options import Config
@@ -40,6 +42,8 @@ from pytest_netpoll.service.patience import Say
 READY_STACKS = 16
 # Of one I/O call: there may be a million a second.
 IO_STACKS = 64
+# Of the polls that wake somebody.
+WOKEN_STACKS = 16
 
 # Seconds between an exec and the kernel's word of it, at most.
 _EXEC_PATIENCE = 1.0
@@ -216,7 +220,7 @@ class Meter:
 
         limited: the metrics that are to be judged. Some of what would explain them is kept only if it may
         be wanted: who makes ready calls (kept always with --netpoll-goready=on), where events found nobody,
-        who makes I/O calls, who uses CPU time, who is parked.
+        who makes I/O calls, who uses CPU time, who is parked, whom the network wakes.
         """
         self._revive()
         self._retry()
@@ -240,6 +244,7 @@ class Meter:
                     io_calls,
                     window.cpu_samples,
                     parked,
+                    WOKEN_STACKS if any(metric in limited for metric in WOKEN_METRICS) else 0,
                 )
             except UnmeasuredError as error:
                 window.failed = error
@@ -251,7 +256,7 @@ class Meter:
         return any(metric in limited for metric in CPU_METRICS)
 
     def _ready_stacks(self, limited: Collection[str]) -> int:
-        wanted = self._config.goready == "auto" and any(metric in limited for metric in READY_METRICS)
+        wanted = self._config.goready == "auto" and any(metric in limited for metric in READY_STACK_METRICS)
         return READY_STACKS if wanted or self._config.goready == "on" else 0
 
     def close(self, window: Window, services: Sequence[Watched]) -> list[Measurement]:

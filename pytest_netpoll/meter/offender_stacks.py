@@ -30,8 +30,13 @@ _BACKGROUND = re.compile(
     r"runtime\.(gc[A-Z]|bgsweep|bgscavenge|forcegchelper|runfinq|runFinalizers|runCleanups|suspendG|resumeG|sysmon)"
 )
 
+_TIMER = re.compile(r"runtime\.(runOneTimer|\(\*timer\)\.unlockAndRun)$")
+
 # Stands for the runtime where it runs for nobody in particular.
 _SCHEDULING = Frame("runtime.schedule", "runtime/proc.go", 0)
+
+# Of two windows' offenders at the same place these are equal, and their stacks.
+_PLACE = ("offence", "direction", "syscall", "outcome")
 
 # offence -> the counter of all of them, kept or not. What is recorded as a sample only is not here.
 _COUNTERS = {"spurious": "spurious_wakeups", "stale": "stale_retries", "unclaimed": "unclaimed_events"}
@@ -43,9 +48,9 @@ def collect(
     """The offenders, the worst first.
 
     raw: [{"offence", "count", "direction", "syscall", "outcome", "fd_type", "local", "peer", "stack": [[file,
-    offset]]}] over all processes of a service. counters: the service's. share: of all spurious wakeups
-    (retries, unclaimed events) that were counted, so that shares add up to less than 1 where the kernel's
-    table of offenders had no room; of ready calls and I/O calls, of those in the sample.
+    offset]], "woken_stack"}] over all processes of a service. counters: the service's. share: of all spurious
+    wakeups (retries, unclaimed events) that were counted, so that shares add up to less than 1 where the
+    kernel's table of offenders had no room; of what is recorded as a sample, of that.
     Raises ValueError, KeyError or TypeError where `raw` is something else.
     """
     places: dict[Place, list[Mapping[str, Any]]] = defaultdict(list)
@@ -62,12 +67,14 @@ def collect(
             stack = _running(frames, stack)
             where = tuple(frame.function for frame in stack)
             lines[where][stack] += entry["count"]
+        woken = symbolizer.stack([(str(path), int(offset)) for path, offset in entry["woken_stack"]])
         kind = tuple(entry[name] for name in ("offence", "direction", "syscall", "outcome", "fd_type"))
-        places[(*kind, ready and by_the_runtime(frames), where)].append(entry)
+        runtime = ready and (by_the_runtime(frames) or by_the_runtime(woken))
+        places[(*kind, runtime, where, trim(woken))].append(entry)
         totals[entry["offence"]] += entry["count"]
     totals = _all(totals, counters)
     merged = []
-    for (offence, direction, syscall, outcome, fd_type, runtime, where), entries in places.items():
+    for (offence, direction, syscall, outcome, fd_type, runtime, where, woken), entries in places.items():
         count = sum(entry["count"] for entry in entries)
         stack = lines[where].most_common(1)[0][0] if offence == "cpu" else where
         merged.append(
@@ -83,6 +90,7 @@ def collect(
                 local=_common(entry["local"] for entry in entries),
                 peer=_common(entry["peer"] for entry in entries),
                 stack=stack,
+                woken_stack=woken,
             )
         )
     return tuple(sorted(merged, key=lambda offender: (offender.stack == (_SCHEDULING,), -offender.count)))
@@ -127,11 +135,14 @@ def _callers(frames: Sequence[Frame]) -> Sequence[Frame]:
 
 
 def by_the_runtime(frames: Sequence[Frame]) -> bool:
-    """Whether a ready call was made by the runtime's own background work. frames: innermost first.
+    """Whether a ready call was made by the runtime's own background work, or for it. frames: of the waker, or
+    of the woken goroutine, innermost first.
 
     A finalizer's own calls are the program's, though the runtime runs it.
     """
     for inner, frame in zip((None, *frames), frames, strict=False):
+        if _TIMER.match(frame.function):
+            return False  # whoever finds it expired, it is somebody else's
         if _BACKGROUND.match(frame.function):
             return True
         if (
@@ -167,7 +178,7 @@ def total(laps: Iterable[Sequence[Offender]], counters: Mapping[str, int]) -> tu
     totals: dict[str, int] = defaultdict(int)
     for offender in chain.from_iterable(laps):
         totals[offender.offence] += offender.count
-        place = (offender.offence, offender.direction, offender.syscall, offender.outcome, offender.stack)
+        place = (*(getattr(offender, name) for name in _PLACE), offender.stack, offender.woken_stack)
         known = merged.get(place)
         merged[place] = offender if known is None else _together(known, offender)
     totals = _all(totals, counters)

@@ -7,23 +7,26 @@ from typing import Literal, TypeAlias
 
 from pytest_netpoll.gobinary.symbols import Frame
 
-Offence: TypeAlias = Literal["spurious", "stale", "ready", "unclaimed", "futile", "io", "cpu", "parked"]
+Offence: TypeAlias = Literal[
+    "spurious", "stale", "ready", "unclaimed", "futile", "io", "cpu", "parked", "woken"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Offender:
     """A place in the code that was woken for nothing (spurious), tried again for nothing (stale), wakes
     goroutines by runtime.ready (ready: it has no descriptor), makes I/O calls (futile: futile ones; io:
-    others), or used CPU time (cpu: counts are samples); where goroutines were parked when the window closed
-    (parked); or a descriptor whose events found nobody waiting (unclaimed: no code is concerned, so there is
-    no stack).
+    others), or used CPU time (cpu: counts are samples); where goroutines were parked that the network woke
+    (woken), or when the window closed (parked); or a descriptor whose events found nobody waiting (unclaimed:
+    no code is concerned, so there is no stack).
 
-    count: estimated from a sample for ready calls and I/O calls. share: 0-1, of all such that were counted in
-    the service; of what is sampled, of those in the sample. Where the kernel had no room for all of them,
-    shares add up to less than 1. outcome: how the I/O call ended ("data", "end of file", "EAGAIN", …), None
-    of other offences. runtime: of a ready call, whether the runtime made it for its own background work.
+    count: estimated from a sample for ready calls, I/O calls and the woken. share: 0-1, of all such that were
+    counted in the service; of what is sampled, of those in the sample. Where the kernel had no room for all,
+    shares add up to less than 1. outcome: how the I/O call ended ("data", "end of file", "EAGAIN", …),
+    None of other offences. runtime: of a ready call, whether the runtime made it for its own background work.
     local, peer: None where they differ between those at this place, and for what has none.
     stack: innermost first, starts at the user's own code; empty where the kernel had no room for it.
+    woken_stack: of a ready call, where the woken goroutine had been parked; empty where that isn't known.
 
     Of "parked" alone: growth: how many more than when the window opened. abandoned: descriptors whose peers
     closed meanwhile; the ones that nobody is parked on are an entry without a stack, of count 0. stuck: of
@@ -42,6 +45,7 @@ class Offender:
     local: str | None = None
     peer: str | None = None
     stack: tuple[Frame, ...]
+    woken_stack: tuple[Frame, ...] = ()
     growth: int = 0
     abandoned: int = 0
     stuck: int = 0

@@ -115,6 +115,10 @@ class Metric:
         return units.show(value, self.unit, digits)
 
 
+# Of polls: whom they woke, whom timers did (for which polls end, too), and who uses the CPU meanwhile.
+_POLLERS: tuple[Offence, ...] = ("woken", "ready", "cpu")
+
+
 def _pending(snapshot: Snapshot) -> int | None:
     counters = snapshot.counters
     if "wakeups" not in counters:
@@ -173,6 +177,7 @@ _TABLE = (
         reports=("summary", "watch", "lines", "junit"),
         rank=1,
         keep=4,
+        explained_by=("woken",),
     ),
     Metric(
         "productive_wakeups",
@@ -180,6 +185,7 @@ _TABLE = (
         more_is_worse=False,
         row="wakeups",
         part="productive",
+        explained_by=("woken",),
     ),
     Metric(
         "spurious_wakeups",
@@ -234,6 +240,7 @@ _TABLE = (
         "epoll events for pollDescs (the runtime's own wake-up fd apart)",
         row="events",
         reports=("watch", "lines", "junit"),
+        explained_by=("woken",),
     ),
     Metric(
         "unclaimed_events",
@@ -257,23 +264,23 @@ _TABLE = (
     Metric(
         "polls",
         "returns of epoll_wait, epoll_pwait, epoll_pwait2 on the runtime's epoll instance",
-        explained_by=("cpu",),
+        explained_by=_POLLERS,
         row="polls",
         reports=("watch", "lines", "junit"),
     ),
-    Metric("blocking_polls", "polls with a timeout < 0", explained_by=("cpu",), row="polls", part="blocking"),
-    Metric("timed_polls", "polls with a timeout > 0", explained_by=("cpu",), row="polls", part="timed"),
+    Metric("blocking_polls", "polls with a timeout < 0", explained_by=_POLLERS, row="polls", part="blocking"),
+    Metric("timed_polls", "polls with a timeout > 0", explained_by=_POLLERS, row="polls", part="timed"),
     Metric(
         "nonblocking_polls",
         "polls with a timeout of 0",
-        explained_by=("cpu",),
+        explained_by=_POLLERS,
         row="polls",
         part="non-blocking",
     ),
     Metric(
         "empty_polls",
         "non-blocking polls with no event",
-        explained_by=("cpu",),
+        explained_by=_POLLERS,
         row="polls",
         part="empty",
         reports=("watch", "lines"),
@@ -282,7 +289,7 @@ _TABLE = (
     Metric(
         "timeout_polls",
         "timed polls with no event",
-        explained_by=("cpu",),
+        explained_by=_POLLERS,
         row="polls",
         part="timed out",
         reports=("watch",),
@@ -290,7 +297,7 @@ _TABLE = (
     Metric(
         "break_polls",
         "the runtime's own wake-up fd was the only event",
-        explained_by=("cpu",),
+        explained_by=_POLLERS,
         row="polls",
         part="woken by the runtime itself",
         reports=("watch",),
@@ -298,7 +305,7 @@ _TABLE = (
     Metric(
         "interrupted_polls",
         "polls ended by a signal (EINTR)",
-        explained_by=("cpu",),
+        explained_by=_POLLERS,
         row="polls",
         part="interrupted",
     ),
@@ -309,7 +316,7 @@ _TABLE = (
         _per_event("polls"),
         "derived",
         _NO_EVENT,
-        explained_by=("cpu",),
+        explained_by=_POLLERS,
         row="polls",
         part="per event",
         ahead=True,
@@ -578,8 +585,11 @@ def _explained_by(offence: Offence) -> tuple[str, ...]:
 
 
 # A limit on one of these makes stacks be recorded: of callers of runtime.ready (which takes a probe there),
-# of I/O calls, of the futile ones, of what uses the CPU, of who is parked.
-READY_METRICS = _explained_by("ready")
+# of whom the network wakes, of I/O calls, of the futile ones, of what uses the CPU, of who is parked.
+# READY_METRICS are those that need the probe themselves.
+READY_STACK_METRICS = _explained_by("ready")
+READY_METRICS = tuple(metric.name for metric in _TABLE if metric.explained_by == ("ready",))
+WOKEN_METRICS = _explained_by("woken")
 IO_METRICS = _explained_by("io")
 FUTILE_METRICS = _explained_by("futile")
 CPU_METRICS = _explained_by("cpu")

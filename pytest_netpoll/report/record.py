@@ -43,6 +43,7 @@ class _OffenderExtra(TypedDict, total=False):
     runtime: bool
     local: str | None
     peer: str | None
+    woken_stack: list[FrameRecord]
     growth: int
     abandoned: int
     stuck: int
@@ -468,6 +469,8 @@ def _service(measurement: Measurement, columns: Mapping[str, int | float | str |
 
 def _offender(offender: Offender) -> OffenderRecord:
     made = asdict(offender)
+    if offender.offence != "ready":
+        del made["woken_stack"]
     if offender.offence != "parked":
         for name in ("growth", "abandoned", "stuck", "peers"):
             del made[name]

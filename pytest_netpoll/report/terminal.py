@@ -157,7 +157,7 @@ def failure_section(record: TestRecord, width: int) -> str:
             screen.add(_reason(missing, width, "  "))
         for text, entry in blocks[:MOST_OFFENDERS]:
             head = cells.wrap(text + wording.lead_in(entry), width, "  ")
-            screen.add(head + _frames(entry["stack"], width), at_least=len(head) + 1)
+            screen.add(head + _frames(wording.shown_stack(entry), width), at_least=len(head) + 1)
         screen.left_out += len(blocks[MOST_OFFENDERS:])
     return screen.text()
 
@@ -175,7 +175,7 @@ def _add_window(screen: _Screen, window: WindowRecord, service: ServiceRecord, w
         return
     for text, entry in blocks[:MOST_OFFENDERS]:
         head = cells.wrap(text + wording.lead_in(entry), width, "  ")
-        screen.add(head + _frames(entry["stack"], width), at_least=len(head) + 1)
+        screen.add(head + _frames(wording.shown_stack(entry), width), at_least=len(head) + 1)
     screen.left_out += len(blocks[MOST_OFFENDERS:])
 
 

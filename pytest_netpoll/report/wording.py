@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 from pytest_netpoll.clean import lines as clean_lines  # noqa: F401 - for the templates
 from pytest_netpoll.clean import one_line as one_line
 from pytest_netpoll.errors import Reason
+from pytest_netpoll.gobinary.symbols import PLUMBING, STANDARD, package_root
 from pytest_netpoll.model import units
 from pytest_netpoll.model.evidence import Offence
 from pytest_netpoll.model.measurement import spread
@@ -49,6 +50,7 @@ _SAMPLED = {
     "ready": ("ready_calls", "ready calls", "made"),
     "futile": ("futile_calls", "futile I/O calls", "made"),
     "io": ("io_calls", "I/O calls", "made"),
+    "woken": ("wakeups", "wakeups", "parked"),
 }
 # What a limit on it is about, of an entry of "parked".
 _PARKED = {
@@ -396,9 +398,19 @@ def _parked(entry: OffenderRecord | SlowWakeupRecord) -> str:
     return ", parked" if entry["stack"] else ""
 
 
+def shown_stack(entry: OffenderRecord | SlowWakeupRecord) -> list[FrameRecord]:
+    """Of a ready call that the runtime made, as for a timer, where the woken goroutine was parked."""
+    woken = cast("OffenderRecord", entry).get("woken_stack") or []
+    return woken if woken and not any(map(_is_users, entry["stack"])) else entry["stack"]
+
+
+def _is_users(frame: FrameRecord) -> bool:
+    return package_root(frame["function"] or "runtime") not in STANDARD | PLUMBING
+
+
 def lead_in(entry: OffenderRecord | SlowWakeupRecord) -> str:
     """What joins its text and its stack: " at", or that there is none where there should be one."""
-    if entry["stack"]:
+    if shown_stack(entry):
         return " at"
     stackless = entry.get("offence") == "unclaimed" or entry.get("count") == 0
     return "" if stackless else ", no stack"
@@ -410,6 +422,14 @@ def _sampled_text(service: ServiceRecord, offender: OffenderRecord) -> str:
     total = units.show(service["metrics"].get(metric), "count")
     outcome = offender.get("outcome")
     where = f" ({_where(offender)}, {outcome})" if outcome else ""
+    if offender["offence"] == "woken":
+        where = f" ({_where(offender)})"
+    woken = offender.get("woken_stack") or []
+    if woken and shown_stack(offender) is woken:
+        by = f" by {one_line(offender['stack'][0]['function'] or '?')}" if offender["stack"] else ""
+        happened = f"made{by}, woke who was parked"
+    elif woken:
+        where = f", which woke who was parked{place(woken)}"
     return f"{units.show(offender['share'], 'share')} of {total} {name}{where}, {happened}"
 
 
@@ -518,7 +538,7 @@ def worst_place(record: TestRecord) -> Evidence | None:
             return Evidence(text, stack)
     for service in record["services"]:
         for offender in offenders_of(record, service)[:1]:
-            return Evidence(offender_text(service, offender), offender["stack"])
+            return Evidence(offender_text(service, offender), shown_stack(offender))
     for service in record["services"]:
         for wakeup in slowest_of(record, service)[:1]:
             return Evidence(slow_text(service, wakeup), wakeup["stack"])

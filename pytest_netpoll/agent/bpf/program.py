@@ -31,12 +31,14 @@ SOURCES = (
     "io_calls.c",
     "calibration.c",
     "polls.c",
+    "woken.c",
     "netpoll.c",
     "children.c",
     "goready.c",
     "cpu.c",
 )
-AT_SYS_EXIT, DRAIN = b"syscall_returned", b"drain_events"
+AT_SYS_EXIT = b"syscall_returned"
+CONTINUATIONS = (b"drain_events", b"record_woken")  # bpf/polls.c: by their numbers
 UPROBES = (b"ready_called", b"deadline_woke")
 
 
@@ -111,8 +113,8 @@ class Kernel:
         self.switches = table(b"switches")
         self.free_slots = table(b"free_slots")
         self._keeping = table(b"keeping")
-        self._ready_sampling = table(b"ready_sampling")
-        self._io_sampling = table(b"io_sampling")
+        self._sampling = table(b"sampling")
+        self._parked_stacks = table(b"parked_stacks")
         self._fill(table(b"roles"), table(b"layouts"), name)
         if not namespaces.in_initial_pids():
             self._translator = namespaces.Translator(self.bpf)
@@ -145,12 +147,12 @@ class Kernel:
             undo.callback(self.bpf.cleanup)
             self._load_uprobes()
             programs: list[int] = []
-            for name in (AT_SYS_EXIT, DRAIN):
+            for name in (AT_SYS_EXIT, *CONTINUATIONS):
                 programs.append(tracing.load(name, self.bpf.dump_func(name), tracepoint))
                 # Each keeps all the maps in the kernel, beside those that are made next.
                 undo.callback(os.close, programs[-1])
-            entry, drain = programs
-            self._continue_with(drain)
+            entry, *others = programs
+            self._continue_with(others)
             self._link = tracing.attach(entry)
             undo.pop_all()
         self.typed = True
@@ -158,11 +160,14 @@ class Kernel:
     def _load_untyped(self, text: bytes, flags: list[str]) -> None:
         self.bpf = self._bcc.BPF(text=text, cflags=flags)
         self._load_uprobes()
-        self._continue_with(self.bpf.load_func(DRAIN, self._bcc.BPF.RAW_TRACEPOINT).fd)
+        raw = self._bcc.BPF.RAW_TRACEPOINT
+        self._continue_with([self.bpf.load_func(name, raw).fd for name in CONTINUATIONS])
         self.bpf.attach_raw_tracepoint(tp=b"sys_exit", fn_name=AT_SYS_EXIT)
 
-    def _continue_with(self, program: int) -> None:
-        self.bpf.get_table(b"continuations")[ctypes.c_int(0)] = ctypes.c_int(program)
+    def _continue_with(self, programs: Sequence[int]) -> None:
+        table = self.bpf.get_table(b"continuations")
+        for number, program in enumerate(programs):
+            table[ctypes.c_int(number)] = ctypes.c_int(program)
 
     def _load_uprobes(self) -> None:
         # Now, while we may: they are attached only when a program is known.
@@ -241,6 +246,7 @@ class Kernel:
     def forget_culprits(self) -> None:
         self.offenders.clear()
         self.switches.clear()
+        self._parked_stacks.clear()
         self._free_stacks(lambda _: True)
 
     def make_room_for_stacks(self, still_wanted: Collection[int]) -> None:
@@ -271,13 +277,24 @@ class Kernel:
         except KeyError:
             return []
 
-    def sample_ready_stacks(self, every: int) -> None:
-        """Keeps the stack of one ready call in `every`, of none for 0."""
-        self._ready_sampling[ctypes.c_int(0)] = ctypes.c_uint32(every)
+    def parked_stack(self, number: int) -> list[int]:
+        """As `stack`, of a woken goroutine."""
+        try:
+            return list(itertools.takewhile(bool, self._parked_stacks[ctypes.c_uint64(number)].pc))
+        except KeyError:
+            return []
 
-    def sample_io_stacks(self, every: int) -> None:
-        """Records the stack of one I/O call in `every` of those that are to be recorded, of none for 0."""
-        self._io_sampling[ctypes.c_int(0)] = ctypes.c_uint32(every)
+    def forget_parked_stacks(self, still_wanted: Collection[int]) -> None:
+        """Makes room where half of it is taken."""
+        numbers = [key.value for key in self._parked_stacks.keys()]  # noqa: SIM118 - a table of BCC's
+        for number in numbers if len(numbers) > constants.PARKED_STACKS // 2 else ():
+            if number not in still_wanted:
+                with contextlib.suppress(KeyError):
+                    del self._parked_stacks[ctypes.c_uint64(number)]
+
+    def sample(self, what: int, every: int) -> None:
+        """Records one in `every` of those that are to be recorded, none for 0. what: constants.SAMPLE_…"""
+        self._sampling[ctypes.c_int(what)] = ctypes.c_uint32(every)
 
     def attach_uprobe(self, path: bytes, offset: int, function: bytes, pid: int = uprobe.EVERYBODY) -> int:
         """Runs the BPF function where the program's file is executed at the offset, by this process or all.

@@ -83,6 +83,7 @@ class Offender(Protocol):
     direction: int
     offence: int
     outcome: int
+    woken: int
 
 
 class Scheduling(Protocol):

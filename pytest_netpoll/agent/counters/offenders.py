@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     # By owner: what was kept, how often, and on which descriptor.
     Kept = dict[int, list[tuple[structs.Offender, int, endpoint.Endpoint]]]
 
-OFFENCES = ("spurious", "stale", "ready", "unclaimed", "futile", "io", "cpu")  # bpf/netpoll.h: enum offence
+OFFENCES = (
+    "spurious",
+    "stale",
+    "ready",
+    "unclaimed",
+    "futile",
+    "io",
+    "cpu",
+    "woken",
+)  # bpf/netpoll.h: enum offence
 
 
 def kept(kernel: Kernel, window: windows.Window, offences: Collection[str]) -> Kept:
@@ -31,7 +40,7 @@ def kept(kernel: Kernel, window: windows.Window, offences: Collection[str]) -> K
 
 
 def culprits(kernel: Kernel, process: Process, found: Kept) -> list[dict[str, Any]]:
-    """JSON of what `kept` found of the process; the counts of "ready", "futile" and "io" are estimates."""
+    """JSON of what `kept` found of the process; counts of what is sampled are estimates."""
     own = [] if process.foreign else [entry for owner in process.lives for entry in found.get(owner, ())]
     ends = endpoint.words(process.pid, {(key.fd, end) for key, _, end in own})
     offenders = []
@@ -39,10 +48,13 @@ def culprits(kernel: Kernel, process: Process, found: Kept) -> list[dict[str, An
         offence = OFFENCES[key.offence]
         place = _place(kernel, process.lives[key.owner], key, ends[key.fd, end])
         entry = {"offence": offence, "count": count, "outcome": None, **place}
+        # Its own place is where it was parked, which of a ready call is the other's.
+        woken = frames(process.lives[key.owner], kernel.parked_stack(key.woken)) if key.woken else []
+        entry.update({"stack": woken, "woken_stack": []} if offence == "woken" else {"woken_stack": woken})
         if offence in ("ready", "cpu"):
             # No descriptor is known of it.
             entry.update(direction="", syscall=None, fd_type=None, local=None, peer=None)
-        elif offence == "unclaimed":
+        elif offence in ("unclaimed", "woken"):
             entry.update(syscall=None)
         elif offence in ("futile", "io"):
             entry["outcome"] = windows.outcome(key.outcome)
@@ -64,6 +76,7 @@ def switches(kernel: Kernel, process: Process, window: windows.Window) -> list[d
             "fd_type": None,
             "local": None,
             "peer": None,
+            "woken_stack": [],
             # Both are where calls return to, which of the innermost frame is not expected.
             "stack": frames(process.lives[key.owner], (key.pc - 1, key.caller)),
         }
@@ -130,3 +143,4 @@ def forget(kernel: Kernel, end: int) -> None:
         if key.epoch < end:
             del kernel.offenders[key]
     kernel.make_room_for_stacks({key.stack for key in kept if key.epoch >= end})
+    kernel.forget_parked_stacks({key.woken for key in kept if key.epoch >= end})
