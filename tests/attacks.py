@@ -144,6 +144,25 @@ def a_users_probes_are_in_the_users_process_and_in_no_other(ask, user, program):
         assert byte_at(roots.pid, site) == code_at(program, site)
 
 
+def a_user_sees_parked_goroutines_of_the_users_own_alone(ask, user, program):
+    """program: services/echo, the user's. Root runs it, too."""
+    command = [program, "-addr", "127.0.0.1:0"]
+    with (
+        executed(*user.become(*command), program=program) as own,
+        executed(*command) as roots,
+        watched(ask, own.pid),
+    ):
+        (process,) = ask("parked", pid=own.pid)["ok"]["processes"]
+        assert [row[1:3] for row in process["goroutines"]] == [["read", "listener"]]
+        assert len(process["stacks"][0]) > 3
+        for pid in (roots.pid, os.getpid(), 1):
+            assert ask("parked", pid=pid)["error"]["what"] == f"process {pid} is not watched"
+        window = ask("open", **{**WINDOW, "parked": 1})["ok"]["window"]
+        answer = ask("close", window=window, settle_ms=0)["ok"]
+    ((told,),) = answer["services"].values()
+    assert (told["pid"], told["parked"]["after"][0][2:4]) == (own.pid, [1, "listener"])
+
+
 def a_user_chooses_no_place_for_a_probe(ask, user, program):
     """Each has a first byte that the kernel would take: in other functions, and amid instructions."""
     sites = find_sites(str(program))

@@ -50,10 +50,11 @@ def _groups(parked: Sequence[ParkedGoroutine]) -> list[str]:
     places: dict[tuple[str, str | None, tuple[Frame, ...]], list[ParkedGoroutine]] = {}
     for goroutine in parked:
         places.setdefault((goroutine.direction, goroutine.fd_type, goroutine.stack), []).append(goroutine)
-    return [
-        _group(f"{direction} on {kind or 'a descriptor'}", stack, found)
-        for (direction, kind, stack), found in sorted(places.items(), key=lambda item: -len(item[1]))
+    texts = [
+        (-len(found), _group(f"{direction} on {kind or 'a descriptor'}", stack, found))
+        for (direction, kind, stack), found in places.items()
     ]
+    return [text for _, text in sorted(texts)]
 
 
 def _group(on: str, stack: Sequence[Frame], found: Sequence[ParkedGoroutine]) -> str:

@@ -157,7 +157,8 @@ def failure_section(record: TestRecord, width: int) -> str:
             screen.add(_reason(missing, width, "  "))
         for text, entry in blocks[:MOST_OFFENDERS]:
             head = cells.wrap(text + wording.lead_in(entry), width, "  ")
-            screen.add(head + _frames(wording.shown_stack(entry), width), at_least=len(head) + 1)
+            woken = cells.wrap(wording.woken_text(entry), width, "  ")
+            screen.add(head + _frames(wording.shown_stack(entry), width) + woken, at_least=len(head) + 1)
         screen.left_out += len(blocks[MOST_OFFENDERS:])
     return screen.text()
 

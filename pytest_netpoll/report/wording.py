@@ -428,9 +428,15 @@ def _sampled_text(service: ServiceRecord, offender: OffenderRecord) -> str:
     if woken and shown_stack(offender) is woken:
         by = f" by {one_line(offender['stack'][0]['function'] or '?')}" if offender["stack"] else ""
         happened = f"made{by}, woke who was parked"
-    elif woken:
-        where = f", which woke who was parked{place(woken)}"
     return f"{units.show(offender['share'], 'share')} of {total} {name}{where}, {happened}"
+
+
+def woken_text(entry: OffenderRecord | SlowWakeupRecord) -> str:
+    """ "which woke who was parked at pool.go:31 main.worker", of a ready call; empty where that isn't known,
+    or is what shown_stack gives.
+    """
+    woken = cast("OffenderRecord", entry).get("woken_stack") or []
+    return f"which woke who was parked{place(woken)}" if woken and shown_stack(entry) is not woken else ""
 
 
 def _cpu_text(offender: OffenderRecord) -> str:
