@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from processes.sockets import Socket
     from processes.watched import Process
 
-BEFORE, AFTER = 0.25, 0.5  # s to wait for a process that does not rest
+BEFORE, AFTER = 0.25, 1.0  # s to wait for a process that does not rest
 STUCK = 0.02  # s that data is unread, at least
 EXAMPLES = 5  # of the goroutines that are parked at one place
 _UNDECIDED = 1.0  # s after which it isn't known who is stuck
