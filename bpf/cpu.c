@@ -7,14 +7,10 @@
 BPF_HASH(switches, struct scheduling, u64, 4096);
 
 #ifndef NETPOLL_AARCH64
-#define GOBUF_OFFSET 56 /* of a runtime.g */
-#define GOBUF_WORDS 7
 #define DEEPEST 12
 
 /* On the scheduler's stack: finds the goroutine whose call entered the scheduler. runtime.mcall
- * left that g above the outermost frame, which has a frame pointer of 0. Its gobuf holds the g
- * itself, which proves it. The caller's frame is in word 5 or 6 of the gobuf, by the Go version;
- * if it is in 6, word 5 is 0. */
+ * left that g above the outermost frame, which has a frame pointer of 0. */
 static __always_inline int find_switch(void *ctx, struct scheduling *s)
 {
 	u64 frame, words[2], g = 0, gobuf[GOBUF_WORDS];
@@ -34,10 +30,10 @@ static __always_inline int find_switch(void *ctx, struct scheduling *s)
 	if (words[0] || bpf_probe_read_user(&g, sizeof(g), (void *)(frame + 16)))
 		return 0;
 	if (bpf_probe_read_user(gobuf, sizeof(gobuf), (void *)(g + GOBUF_OFFSET)) || !g ||
-	    gobuf[2] != g)
+	    gobuf[GOBUF_G] != g)
 		return 0;
-	s->pc = gobuf[1];
-	frame = gobuf[5] ? gobuf[5] : gobuf[6];
+	s->pc = gobuf[GOBUF_PC];
+	frame = gobuf[GOBUF_BP] ? gobuf[GOBUF_BP] : gobuf[GOBUF_BP + 1];
 	return !bpf_probe_read_user(&s->caller, sizeof(s->caller), (void *)(frame + 8));
 }
 #else

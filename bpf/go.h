@@ -16,4 +16,13 @@
 #define PD_FD 1
 #define PD_FDSEQ 2
 
+/* runtime.g.sched: where a goroutine that does not run goes on. It holds the g itself, which
+ * proves it. The frame pointer is in word GOBUF_BP or the next one, by the Go version; if it is
+ * in the next one, this is 0. */
+#define GOBUF_OFFSET 56
+#define GOBUF_WORDS 7
+#define GOBUF_PC 1
+#define GOBUF_G 2
+#define GOBUF_BP 5
+
 #endif

@@ -7,32 +7,29 @@
  * their first instruction. Processes that are not watched come by, too, and are dropped here.
  */
 
-BPF_ARRAY(ready_sampling, u32, 1); /* record one ready call in this many; 0 = none */
+/* Of a Go function, by its internal ABI. */
+#ifdef NETPOLL_AARCH64
+#define FIRST_ARGUMENT(ctx) ((ctx)->regs[0])
+#else
+#define FIRST_ARGUMENT(ctx) ((ctx)->ax)
+#endif
 
-/* Records the waker's stack. That costs twice as much as the probe itself, so after the first
- * calls (of a CPU, in an epoch) only some are recorded, and each stands for those that were
- * skipped. */
-static __always_inline void record_waker(void *ctx, u32 owner, u32 epoch, u64 calls)
+/* Records the waker's stack, and where the woken goroutine had been parked. That costs twice as
+ * much as the probe itself, so after the first calls only some are recorded. */
+static __always_inline void record_waker(struct pt_regs *ctx, u32 owner, u32 epoch, u64 calls)
 {
-	int zero = 0;
-	u32 *every = ready_sampling.lookup(&zero);
-	struct offender o = {};
+	u32 weight = sampled(SAMPLE_READY_CALLS, calls);
 	struct offender_stats first = {}, *stats;
-	u64 weight = 1;
+	struct offender o = {};
 
-	if (!every || !*every)
+	if (!weight)
 		return;
-	if (calls > STACKS_EXACT) {
-		/* At random: every n-th could keep step with a service that wakes in a pattern. */
-		if (bpf_get_prandom_u32() % *every)
-			return;
-		weight = *every;
-	}
 	o.owner = owner;
 	o.epoch = epoch;
 	o.offence = READY;
 	/* Counted without a stack, too, so that shares stay true. */
 	o.stack = stack_of(ctx);
+	o.woken = parked_at(FIRST_ARGUMENT(ctx));
 	stats = offenders.lookup_or_try_init(&o, &first);
 	if (stats)
 		__sync_fetch_and_add(&stats->count, weight);

@@ -8,7 +8,6 @@
  */
 
 BPF_PERCPU_ARRAY(io_failures, struct io_failures, ALL_BANKS);
-BPF_ARRAY(io_sampling, u32, 1); /* record one call in this many; 0 = none */
 
 /* The descriptor was closed, or replaced by dup2. */
 static __always_inline void end_streaks(u32 owner, u32 fd)
@@ -81,10 +80,8 @@ static __always_inline void record_io_call(void *ctx, struct counters *c, u32 ow
 					   u32 nr, u32 outcome, u32 fd, int direction, int futile,
 					   u64 bytes)
 {
-	int zero = 0;
-	u32 *every = io_sampling.lookup(&zero);
 	/* How many such calls this CPU has counted in the epoch. */
-	u64 calls = futile ? c->futile_calls : c->io_calls;
+	u32 weight = sampled(SAMPLE_IO_CALLS, futile ? c->futile_calls : c->io_calls);
 	struct offender o = {
 		.owner = owner,
 		.epoch = epoch,
@@ -94,16 +91,9 @@ static __always_inline void record_io_call(void *ctx, struct counters *c, u32 ow
 		.offence = futile ? FUTILE : IO_CALL,
 		.outcome = outcome,
 	};
-	u32 weight = 1;
 
-	if (!every || !*every)
+	if (!weight)
 		return;
-	if (calls > STACKS_EXACT) {
-		/* At random: every n-th could keep step with a service that works in a pattern. */
-		if (bpf_get_prandom_u32() % *every)
-			return;
-		weight = *every;
-	}
 	o.stack = stack_of(ctx);
 	record_offender(c, &o, weight, bytes);
 }

@@ -25,4 +25,5 @@ BPF_PERCPU_ARRAY(slowest, struct slowest, ALL_BANKS);
 BPF_STACK_TRACE(stacks, STACKS);
 BPF_STACK_TRACE(more_stacks, STACKS);
 BPF_HASH(offenders, struct offender, struct offender_stats, 16384);
+BPF_ARRAY(sampling, u32, SAMPLINGS); /* SAMPLE_...: record one in this many; 0 = none */
 BPF_QUEUE(free_slots, u32, MAX_PROCESSES);

@@ -229,8 +229,13 @@ struct slowest {
 	u64 least; /* which of them is replaced next */
 };
 
-/* READY and CPU are no offences: a place that wakes goroutines, and one that was seen running.
- * Their fd, syscall and direction are 0. UNCLAIMED is an event that found nobody: no syscall, no
+/* Where a goroutine was parked, innermost first. */
+struct parked_stack {
+	u64 pc[PARKED_FRAMES]; /* 0 = no more */
+};
+
+/* READY, CPU and WOKEN are no offences: a place that wakes goroutines, one that was seen running,
+ * and one that a poll woke. The fd, syscall and direction of the first two are 0. UNCLAIMED is an event that found nobody: no syscall, no
  * stack. */
 enum offence {
 	SPURIOUS = 0,
@@ -239,7 +244,8 @@ enum offence {
 	UNCLAIMED = 3,
 	FUTILE = 4,
 	IO_CALL = 5,
-	CPU = 6
+	CPU = 6,
+	WOKEN = 7
 };
 #define NO_STACK (-1)
 
@@ -255,6 +261,7 @@ struct offender {
 	u8 events; /* EVENT_... that woke a spurious or stale one */
 	u8 seen; /* SEEN_... */
 	u8 unused;
+	u64 woken; /* of READY and WOKEN: the id of the woken goroutine's stack in parked_stacks */
 };
 
 /* CPU time of the scheduler, by the call that entered it. */

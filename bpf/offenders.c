@@ -18,6 +18,20 @@ static __always_inline s32 stack_of(void *ctx)
 	return id < 0 ? NO_STACK : id;
 }
 
+/* For how many this one is to be recorded, 0 = not at all. what: SAMPLE_.... seen: how many there
+ * were on this CPU in the epoch. */
+static __always_inline u32 sampled(int what, u64 seen)
+{
+	u32 *every = sampling.lookup(&what);
+
+	if (!every || !*every)
+		return 0;
+	if (seen <= STACKS_EXACT)
+		return 1;
+	/* At random: every n-th could keep step with a service that works in a pattern. */
+	return bpf_get_prandom_u32() % *every ? 0 : *every;
+}
+
 /* A new entry while it is filled in: too large for the BPF stack. */
 BPF_PERCPU_ARRAY(new_offender_stats, struct offender_stats, 1);
 

@@ -15,9 +15,13 @@ struct drain {
 	u32 next;
 	u32 n;
 	u32 found;
+	u32 recorded; /* by woken.c, */
+	u32 weight; /* and for how many polls each event; 0 = none is to be recorded */
 };
 BPF_PERCPU_ARRAY(drains, struct drain, 1);
-BPF_PROG_ARRAY(continuations, 1);
+BPF_PROG_ARRAY(continuations, 2);
+#define DRAIN_EVENTS 0
+#define RECORD_WOKEN 1
 BPF_PERCPU_ARRAY(polls_by_events, struct polls_by_events, ALL_BANKS);
 
 static __always_inline void count_events(u32 owner, u32 epoch, u32 events)
@@ -157,7 +161,7 @@ static __always_inline void drain_batch(void *ctx, struct drain *d)
 	}
 	if (left > BATCH) {
 		d->next += BATCH;
-		continuations.call(ctx, 0);
+		continuations.call(ctx, DRAIN_EVENTS);
 		c->lost_memory++; /* reached only when the tail call was refused */
 		return;
 	}
@@ -165,6 +169,8 @@ static __always_inline void drain_batch(void *ctx, struct drain *d)
 		c->break_polls++;
 	else
 		count_events(owner, epoch, d->found);
+	if (d->found && d->weight)
+		continuations.call(ctx, RECORD_WOKEN);
 }
 
 int drain_events(struct bpf_raw_tracepoint_args *ctx)
@@ -232,6 +238,8 @@ static __always_inline void poll_returned(void *ctx, u32 owner, const struct arg
 	d->next = 0;
 	d->n = ret;
 	d->found = 0;
-	continuations.call(ctx, 0);
+	d->recorded = 0;
+	d->weight = sampled(SAMPLE_WOKEN, c->wakeups);
+	continuations.call(ctx, DRAIN_EVENTS);
 	c->lost_memory++; /* reached only when the tail call was refused */
 }

@@ -4,7 +4,7 @@ __version__ = "0.1.0"  # first: the modules below read it
 
 from pytest_netpoll.errors import NetpollError, Reason, ServiceError, UnmeasuredError, UsageError
 from pytest_netpoll.gobinary.symbols import Frame
-from pytest_netpoll.model.evidence import CpuQuota, Offender, SlowWakeup, TimelinePoint
+from pytest_netpoll.model.evidence import CpuQuota, Offender, ParkedGoroutine, SlowWakeup, TimelinePoint
 from pytest_netpoll.model.limits import Limits
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.verdict import Breach
@@ -22,6 +22,7 @@ __all__ = [
     "Netpoll",
     "NetpollError",
     "Offender",
+    "ParkedGoroutine",
     "Reason",
     "Service",
     "ServiceError",

@@ -59,6 +59,7 @@ MEASURED = {
     "unprobed": 0,
     "io_outcomes": {"data": 5, "EAGAIN": 2},
     "futile": [["read", "EAGAIN", 1]],
+    "parked": None,
     "slowest": [{**WAKEUP, "latency_ns": 9000, "at_ns": 5000, "goid": [18, 0]}],
     "offenders": [
         {
@@ -70,6 +71,7 @@ MEASURED = {
             "bytes": None,
             "registered_twice": False,
             "error_queue": False,
+            "woken_stack": [],
         }
     ],
 }

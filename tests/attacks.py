@@ -26,7 +26,8 @@ from tests.waiting import patiently
 
 EXEC_GAINS = ("plain", "setuid", "setgid", "capabilities", "unreadable")
 OTHERS, ELSEWHERE, OWN = "127.66.0.", "127.88.0.", "127.77.0.1"
-WINDOW = {"ready_stacks": 0, "unclaimed": 0, "io_stacks": 0, "io_calls": 0, "cpu_samples": 0}
+NOTHING = ("ready_stacks", "unclaimed", "io_stacks", "io_calls", "cpu_samples", "parked", "woken")
+WINDOW = dict.fromkeys(NOTHING, 0)
 CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_BPF = 1 << 19, 1 << 21, 1 << 39
 
 
@@ -142,6 +143,25 @@ def a_users_probes_are_in_the_users_process_and_in_no_other(ask, user, program):
         assert ask("attach", pid=roots.pid, ready=site, deadline=0)["error"]
         assert byte_at(own.pid, site) not in (code_at(program, site), None)
         assert byte_at(roots.pid, site) == code_at(program, site)
+
+
+def a_user_sees_parked_goroutines_of_the_users_own_alone(ask, user, program):
+    """program: services/echo, the user's. Root runs it, too."""
+    command = [program, "-addr", "127.0.0.1:0"]
+    with (
+        executed(*user.become(*command), program=program) as own,
+        executed(*command) as roots,
+        watched(ask, own.pid),
+    ):
+        (process,) = ask("parked", pid=own.pid)["ok"]["processes"]
+        assert [row[1:3] for row in process["goroutines"]] == [["read", "listener"]]
+        assert len(process["stacks"][0]) > 3
+        for pid in (roots.pid, os.getpid(), 1):
+            assert ask("parked", pid=pid)["error"]["what"] == f"process {pid} is not watched"
+        window = ask("open", **{**WINDOW, "parked": 1})["ok"]["window"]
+        answer = ask("close", window=window, settle_ms=0)["ok"]
+    ((told,),) = answer["services"].values()
+    assert (told["pid"], told["parked"]["after"][0][2:4]) == (own.pid, [1, "listener"])
 
 
 def a_user_chooses_no_place_for_a_probe(ask, user, program):

@@ -15,6 +15,17 @@ KEEP_UNCLAIMED = 2
 KEEP_FUTILE_CALLS = 4
 KEEP_IO_CALLS = 8
 
+# What is recorded as a sample.
+SAMPLE_READY_CALLS = 0
+SAMPLE_IO_CALLS = 1
+SAMPLE_WOKEN = 2
+SAMPLINGS = 3
+
+# Of where goroutines are parked: stacks that are kept, frames of each, events of a poll that are looked at.
+PARKED_STACKS = 4096
+PARKED_FRAMES = 24
+MOST_RECORDED = 8
+
 # The latency histogram, of buckets that are linear within each octave: exact below 2^LATENCY_SUB_BITS ns.
 LATENCY_BITS = 40  # longer than 2^40 ns (18 minutes) is clamped
 LATENCY_SUB_BITS = 4

@@ -6,10 +6,20 @@ import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import constants
 import protocol
 from bpf import ready_probes
-from counters import offenders, run_queues, sampler, scheduler_memory, throttling, timeline, windows
-from processes import proc
+from counters import (
+    offenders,
+    parking,
+    run_queues,
+    sampler,
+    scheduler_memory,
+    throttling,
+    timeline,
+    windows,
+)
+from processes import goroutines, proc
 from processes import watched as watch
 
 if TYPE_CHECKING:
@@ -25,13 +35,15 @@ class Evidence(NamedTuple):
     """What a window is to explain.
 
     unclaimed: where events found nobody. io_stacks: the stack of one futile I/O call in so many is recorded,
-    of none for 0; io_calls: of any, not of futile ones only. cpu_samples: who uses the CPU.
+    of none for 0; io_calls: of any, not of futile ones only. cpu_samples: who uses the CPU. woken: where the
+    goroutines of one poll in so many had been parked, of none for 0.
     """
 
     unclaimed: bool
     io_stacks: int
     io_calls: bool
     cpu_samples: bool
+    woken: int
 
 
 class Agent:
@@ -51,6 +63,7 @@ class Agent:
         self._probes = ready_probes.Probes(kernel, user, may_watch)
         self._schedulers = run_queues.Schedulers(kernel.is_current)
         self._throttling = throttling.Throttling()
+        self._parking = parking.Parking(kernel)
         self._sampling: list[sampler.Timer] = []  # while a window is open
         self._resting: sampler.Timer | None = None  # while none is
 
@@ -87,13 +100,32 @@ class Agent:
                 return process
         raise watch.Refused(f"process {pid} is not watched")
 
+    def parked(self, pid: int) -> dict[str, Any]:
+        """Who is parked on descriptors now, in the processes of that root."""
+        self._refresh()
+        processes = [p for p in self._processes.of(pid) if not p.exited and not p.foreign]
+        if not processes:
+            raise watch.Refused(f"process {pid} is not watched")
+        try:
+            return {"processes": [{"pid": p.pid, **self._parking.now(p)} for p in processes]}
+        except goroutines.Unreadable as error:
+            raise watch.Refused(f"its goroutines cannot be read: {error}") from error
+
     def open(
-        self, ready_stacks: int, unclaimed: int, io_stacks: int, io_calls: int, cpu_samples: int
+        self,
+        ready_stacks: int,
+        unclaimed: int,
+        io_stacks: int,
+        io_calls: int,
+        cpu_samples: int,
+        parked: int,
+        woken: int,
     ) -> dict[str, Any]:
         self._refresh()
         self._processes.reap()
+        before = self._parking.before(self._live()) if parked else None
         self._sample(states=False)
-        evidence = Evidence(bool(unclaimed), io_stacks, bool(io_calls), bool(cpu_samples))
+        evidence = Evidence(bool(unclaimed), io_stacks, bool(io_calls), bool(cpu_samples), woken)
         self._keep([*self._evidence.values(), evidence])
         try:
             window = self._windows.open(self._processes.slots())
@@ -103,6 +135,8 @@ class Agent:
         self._dropped[window] = self._dropped_datagrams()
         self._throttling.open(window)
         self._timelines[window] = timeline.Timeline(self._beginning())
+        if before is not None:
+            self._parking.open(window, before)
         self._probes.open(window, ready_stacks)
         self._evidence[window] = evidence
         self._schedulers.open(window, self._live())
@@ -119,6 +153,7 @@ class Agent:
         del self._at_open[window], self._dropped[window], self._timelines[window]
         self._schedulers.close(window)
         self._throttling.close(window)
+        self._parking.close(window)
         self._probes.close(window)
         del self._evidence[window]
         self._keep(self._evidence.values())
@@ -141,7 +176,8 @@ class Agent:
             bool(every),
             any(evidence.io_calls for evidence in wanted),
         )
-        self._kernel.sample_io_stacks(every)
+        self._kernel.sample(constants.SAMPLE_IO_CALLS, every)
+        self._kernel.sample(constants.SAMPLE_WOKEN, max((evidence.woken for evidence in wanted), default=0))
         self._kernel.cpu.enable(any(evidence.cpu_samples for evidence in wanted))
 
     def lap(self, window: int, settle_ms: int) -> dict[str, Any]:
@@ -191,6 +227,8 @@ class Agent:
         if self._evidence[window].cpu_samples:
             offences.append("cpu")
         found = offenders.kept(self._kernel, closed, offences)
+        # Last, because it waits for whom the window's end finds at work.
+        parked = self._parking.lap(window, self._live())
         services = {}
         for root in sorted(self._processes.roots()):
             children = sum(banks[p.slot].counters.pop("children") for p in self._processes.of(root))
@@ -200,6 +238,8 @@ class Agent:
                 for p in self._processes.of(root)
             ]
             services[root][0]["unprobed"] = unprobed
+            for process, told in zip(self._processes.of(root), services[root]):  # noqa: B905 - 3.9 has no strict
+                told["parked"] = parked.get(process.owner)
         answer = {
             "duration_ns": closed.closed - closed.opened,
             "services": services,
@@ -321,6 +361,8 @@ class Agent:
             kept["futile_calls"] = "futile"
         if evidence.io_calls:
             kept["io_calls"] = "io"
+        if evidence.woken:
+            kept["wakeups"] = "woken"
         if self._probes.keeps_stacks(window):
             kept["ready_calls"] = "ready"
         return kept

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "watch": ("pid",),
     "unwatch": ("pid",),
     "programs": (),
+    "parked": ("pid",),
     "attach": ("pid", "ready", "deadline"),
     "learn": (
         "pid",
@@ -44,7 +45,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         ),
         *("time_to_run", "time_to_run_size", "mutex_wait", "lock_wait", "allm", "alllink", "m_lock_wait"),
     ),
-    "open": ("ready_stacks", "unclaimed", "io_stacks", "io_calls", "cpu_samples"),
+    "open": ("ready_stacks", "unclaimed", "io_stacks", "io_calls", "cpu_samples", "parked", "woken"),
     "close": ("window", "settle_ms"),
     "lap": ("window", "settle_ms"),
 }

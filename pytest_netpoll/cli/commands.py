@@ -23,6 +23,9 @@ COMMANDS = {
     "doctor": Command(
         "pytest_netpoll.cli.doctor", "check whether this machine can measure, and how to fix it if not"
     ),
+    "dump": Command(
+        "pytest_netpoll.cli.dump", "show where the goroutines of a Go process are parked on descriptors"
+    ),
     "install-agent": Command(
         "pytest_netpoll.cli.install_agent",
         "put a copy of the agent where sudo may start it, for users without root",

@@ -21,7 +21,7 @@ from typing import Any, TypeVar, cast
 from pytest_netpoll.errors import UnmeasuredError
 from pytest_netpoll.meter import checks
 from pytest_netpoll.meter.agent_process import AgentProcess, Transport
-from pytest_netpoll.meter.messages import Closed, Opened, Process, Processes, Ready
+from pytest_netpoll.meter.messages import Closed, Opened, ParkedIn, ParkedNow, Process, Processes, Ready
 from pytest_netpoll.meter.privilege import why_sudo_refused
 from pytest_netpoll.meter.schema import wrong
 from pytest_netpoll.service.patience import QUIET_SECONDS, Say
@@ -118,12 +118,16 @@ class Probe:
         io_stacks: int = 0,
         io_calls: bool = False,
         cpu_samples: bool = False,
+        parked: bool = False,
+        woken: int = 0,
     ) -> int:
         """Opens a window over everything watched; returns its number.
 
         ready_stacks: the stack of one ready call in so many is kept, of none for 0. unclaimed: whether it is
         kept on which descriptors events found nobody. io_stacks: as ready_stacks, of futile I/O calls;
         io_calls: whether of all I/O calls. cpu_samples: whether stacks of what uses CPU time are recorded.
+        parked: whether to look at its two ends who is parked. woken: of one poll in so many it is kept where
+        those were parked whom it woke, of none for 0.
         """
         return self._ask(
             "open",
@@ -133,6 +137,8 @@ class Probe:
             io_stacks=io_stacks,
             io_calls=int(io_calls),
             cpu_samples=int(cpu_samples),
+            parked=int(parked),
+            woken=woken,
         )["window"]
 
     def close(self, window: int) -> Closed:
@@ -142,6 +148,10 @@ class Probe:
     def lap(self, window: int, settle_ms: int) -> Closed:
         """As `close`, and opens the window anew with the same cut."""
         return self._ask("lap", Closed, window=window, settle_ms=settle_ms)
+
+    def parked(self, pid: int) -> Sequence[ParkedIn]:
+        """Who is parked on descriptors now, by process of that root."""
+        return self._ask("parked", ParkedNow, pid=pid)["processes"]
 
     def stop(self) -> None:
         """Ends the agent, and with it everything it has in the kernel."""

@@ -100,9 +100,10 @@ class Wakeup(TypedDict):
 
 
 class Offender(Wakeup):
-    """offence: one of agent/counters/offenders.py; for "ready", "futile" and "io" the count is an estimate.
-    outcome: how the I/O call ended, and bytes: what such calls moved, of these two. events: the epoll events
-    that woke it; registered_twice: with epoll; error_queue: whether that held anything. None: not known.
+    """offence: one of agent/counters/offenders.py; for "ready", "futile", "io" and "woken" the count is an
+    estimate. outcome: how the I/O call ended, and bytes: what such calls moved, of "futile" and "io". events:
+    the epoll events that woke it; registered_twice: with epoll; error_queue: whether that held anything.
+    None: not known. woken_stack: of "ready", where the woken goroutine had been parked.
     """
 
     offence: str
@@ -112,6 +113,7 @@ class Offender(Wakeup):
     bytes: int | None
     registered_twice: bool | None
     error_queue: bool | None
+    woken_stack: list[list[Any]]
 
 
 class SlowWakeup(Wakeup):
@@ -122,10 +124,43 @@ class SlowWakeup(Wakeup):
     goid: list[int]
 
 
+class Parked(TypedDict):
+    """Who is parked on descriptors. why_not: why it isn't known; all else is empty then.
+
+    goroutines: [goid or null, direction, type, local, peer, its stack's index, whether it came in the window,
+    whether its peer is gone]: all of them, or those that stand out and examples. before, after: [direction,
+    stack's index, how many there were, type or null, local or null] at the window's ends.
+    abandoned: [type, local, peer, a goroutine's index or null] of sockets whose peers closed in the window.
+    stuck: [goroutine's index, descriptor, inode, bytes unread]. undecided: how many may be stuck.
+    """
+
+    why_not: str | None
+    goroutines: list[list[Any]]
+    before: list[list[Any]]
+    after: list[list[Any]]
+    stacks: list[list[list[Any]]]
+    abandoned: list[list[Any]]
+    stuck: list[list[int]]
+    undecided: int
+
+
+class ParkedIn(Parked):
+    """Now, in one process."""
+
+    pid: int
+
+
+class ParkedNow(TypedDict):
+    """To parked."""
+
+    processes: list[ParkedIn]
+
+
 class Measured(Process):
     """A process in a window. None of the optional counters: not counted.
 
-    io_outcomes: how its I/O calls ended -> calls. futile: [syscall, outcome, calls].
+    parked: None where it was not asked for. io_outcomes: how its I/O calls ended -> calls. futile: [syscall,
+    outcome, calls].
     events_per_poll: events -> polls that brought so many. p_looks, p_running: Ps seen, over all looks, and
     those of them that ran Go code. sched_latency: [least ns, first ns beyond, goroutines]. mutex_wait,
     lock_wait: ns.
@@ -150,6 +185,7 @@ class Measured(Process):
     unprobed: int
     offenders: list[Offender]
     slowest: list[SlowWakeup]
+    parked: Parked | None
 
 
 class Times(TypedDict):

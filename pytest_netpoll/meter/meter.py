@@ -15,14 +15,14 @@ from typing import Any, Literal, TypeAlias, get_args
 from pytest_netpoll.errors import Reason, UnmeasuredError
 from pytest_netpoll.gobinary import scheduler_layout
 from pytest_netpoll.gobinary.symbols import Symbolizer
-from pytest_netpoll.meter import agent_client, cgroups, offender_stacks, privilege, slow_stacks
+from pytest_netpoll.meter import agent_client, cgroups, offender_stacks, parked_groups, privilege, slow_stacks
 from pytest_netpoll.meter import intervals as timeline
 from pytest_netpoll.meter.doubts import LOSSES, Seen, why_not_exact
 from pytest_netpoll.meter.messages import Closed, Measured, Process, Times
 from pytest_netpoll.meter.processes import Watched, runs_goroutines, version
 from pytest_netpoll.meter.programs import Programs
 from pytest_netpoll.meter.snapshots import read_snapshot
-from pytest_netpoll.model.evidence import Offence
+from pytest_netpoll.model.evidence import Offence, ParkedGoroutine
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.metrics import METRICS, OPTIONAL_COUNTERS, READY_METRICS, SCHED_LATENCIES
 from pytest_netpoll.model.snapshot import Snapshot
@@ -39,6 +39,8 @@ _FIELDS: tuple[_Field, ...] = get_args(_Field)
 READY_STACKS = 16
 # Of one I/O call: there may be a million a second.
 IO_STACKS = 64
+# Of the polls that wake somebody.
+WOKEN_STACKS = 16
 
 # Seconds between an exec and the kernel's word of it, at most.
 _EXEC_PATIENCE = 1.0
@@ -69,11 +71,13 @@ class Window:
 
     number: how the agent knows it. failed: why there is nothing to close. opened: on the monotonic clock, s.
     ready_stacks, cpu_samples: whether the callers of ready calls, and who uses CPU time, are recorded.
+    parked: whether it is looked at who is parked.
     """
 
     agent: agent_client.Probe | None
     ready_stacks: bool
     cpu_samples: bool
+    parked: bool = False
     number: int = 0
     failed: UnmeasuredError | None = None
     opened: float = field(default_factory=time.monotonic)
@@ -137,6 +141,19 @@ class Meter:
     def processes(self) -> Sequence[Process]:
         """All that the agent watches, descendants too; UnmeasuredError where it cannot be asked."""
         return self._probe.programs() if self._probe is not None else []
+
+    def parked(self, service: Watched) -> list[ParkedGoroutine]:
+        """The service's goroutines that are parked on descriptors now. Raises UnmeasuredError."""
+        if self._refused is not None:
+            raise self._refused
+        found: list[ParkedGoroutine] = []
+        for pid, of in self._roots.items():
+            if of is service and pid not in self._gone:
+                if pid in self._not_watched:
+                    raise self._not_watched[pid]
+                assert self._probe is not None
+                found += parked_groups.now(self._probe.parked(pid), self._symbolizer)
+        return found
 
     @property
     def agent_pid(self) -> int | None:
@@ -216,13 +233,16 @@ class Meter:
 
         limited: the metrics that are to be judged. Some of what would explain them is kept only if it may
         be wanted: who makes ready calls (kept always with --netpoll-goready=on), where events found nobody,
-        who makes I/O calls, who uses CPU time. offences: what else is to be kept.
+        who makes I/O calls, who uses CPU time, who is parked, whom the network wakes. offences: what else is
+        to be kept.
         """
         self._revive()
         self._retry()
         wanted = {*offences, *(o for name in limited if name in METRICS for o in METRICS[name].explained_by)}
         ready_stacks = self._ready_stacks("ready" in wanted)
-        window = Window(self._probe, bool(ready_stacks), "cpu" in wanted, failed=self._refused)
+        window = Window(
+            self._probe, bool(ready_stacks), "cpu" in wanted, "parked" in wanted, failed=self._refused
+        )
         self._windows.append(window)
         if self._probe is None:
             return window
@@ -236,6 +256,8 @@ class Meter:
                     IO_STACKS if io_calls or "futile" in wanted else 0,
                     io_calls,
                     window.cpu_samples,
+                    window.parked,
+                    WOKEN_STACKS if "woken" in wanted else 0,
                 )
             except UnmeasuredError as error:
                 window.failed = error
@@ -360,6 +382,11 @@ class Meter:
             runtimes = offender_stacks.runtime_ready_calls(blamed, ready_calls)
             counters = {**snapshot.counters, "runtime_ready_calls": runtimes}
             snapshot = dataclasses.replace(snapshot, counters=counters)
+        if window.parked and processes:
+            found = parked_groups.collect(processes, self._symbolizer)
+            absent |= found.absent
+            blamed += found.groups
+            snapshot = dataclasses.replace(snapshot, counters={**snapshot.counters, **found.counters})
         unmeasured = failed.reason if failed is not None else why_not_exact(self._seen(service, processes))
         if unmeasured is None and self._config.goready == "on" and "ready_calls" in absent:
             unmeasured = absent["ready_calls"].about("ready calls were not counted")

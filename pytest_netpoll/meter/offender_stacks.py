@@ -35,9 +35,13 @@ _BACKGROUND = re.compile(
 _NOT_BLOCKING = re.compile(r"runtime\.(selectnbrecv|selectnbsend|Gosched)|sync\.\(\*(RW)?Mutex\)\.Try\w*Lock")
 # Where the probe is ahead of the frame pointer's setting (Go 1.19), the caller, findRunnable, is missing.
 _FINDERS = ("runtime.findRunnable", "runtime.schedule")
+_TIMER = re.compile(r"runtime\.(runOneTimer|\(\*timer\)\.unlockAndRun)$")
 
 # Stands for the runtime where it runs for nobody in particular.
 _SCHEDULING = Frame("runtime.schedule", "runtime/proc.go", 0)
+
+# Of two windows' offenders at the same place these are equal, and their stacks.
+_PLACE = ("offence", "direction", "syscall", "outcome", "cause")
 
 # offence -> the counter of all of them, kept or not. What is recorded as a sample only is not here.
 _COUNTERS = {"spurious": "spurious_wakeups", "stale": "stale_retries", "unclaimed": "unclaimed_events"}
@@ -49,9 +53,8 @@ def collect(
     """The offenders, the worst first.
 
     raw: messages.Offender over all processes of a service. counters: the service's. share: of all spurious
-    wakeups
-    (retries, unclaimed events) that were counted, so that shares add up to less than 1 where the kernel's
-    table of offenders had no room; of ready calls and I/O calls, of those in the sample.
+    wakeups (retries, unclaimed events) that were counted, so that shares add up to less than 1 where the
+    kernel's table of offenders had no room; of what is recorded as a sample, of that.
     Raises ValueError, KeyError or TypeError where `raw` is something else.
     """
     places: dict[Place, list[Mapping[str, Any]]] = defaultdict(list)
@@ -70,12 +73,24 @@ def collect(
             where = tuple(frame.function for frame in stack)
             lines[where][stack] += entry["count"]
             looked[where] += entry["count"] * _only_looks(frames)
+        woken = symbolizer.stack([(str(path), int(offset)) for path, offset in entry["woken_stack"]])
         kind = tuple(entry[name] for name in ("offence", "direction", "syscall", "outcome", "fd_type"))
-        places[(*kind, cause_of(entry), ready and by_the_runtime(frames), where)].append(entry)
+        runtime = ready and (by_the_runtime(frames) or by_the_runtime(woken))
+        places[(*kind, cause_of(entry), runtime, where, trim(woken))].append(entry)
         totals[entry["offence"]] += entry["count"]
     totals = _all(totals, counters)
     merged = []
-    for (offence, direction, syscall, outcome, fd_type, cause, runtime, where), entries in places.items():
+    for (
+        offence,
+        direction,
+        syscall,
+        outcome,
+        fd_type,
+        cause,
+        runtime,
+        where,
+        woken,
+    ), entries in places.items():
         count = sum(entry["count"] for entry in entries)
         stack = lines[where].most_common(1)[0][0] if offence == "cpu" else where
         merged.append(
@@ -94,6 +109,7 @@ def collect(
                 bytes=_moved(entries),
                 not_blocking=looked[where] if offence == "cpu" else 0,
                 stack=stack,
+                woken_stack=woken,
             )
         )
     return tuple(sorted(merged, key=lambda offender: (offender.stack == (_SCHEDULING,), -offender.count)))
@@ -167,11 +183,14 @@ def _callers(frames: Sequence[Frame]) -> Sequence[Frame]:
 
 
 def by_the_runtime(frames: Sequence[Frame]) -> bool:
-    """Whether a ready call was made by the runtime's own background work. frames: innermost first.
+    """Whether a ready call was made by the runtime's own background work, or for it. frames: of the waker, or
+    of the woken goroutine, innermost first.
 
     A finalizer's own calls are the program's, though the runtime runs it.
     """
     for inner, frame in zip((None, *frames), frames, strict=False):
+        if _TIMER.match(frame.function):
+            return False  # whoever finds it expired, it is somebody else's
         if _BACKGROUND.match(frame.function):
             return True
         if frame.function in _FINDERS and inner is not None and inner.function == "runtime.ready":
@@ -204,8 +223,7 @@ def total(laps: Iterable[Sequence[Offender]], counters: Mapping[str, int]) -> tu
     totals: dict[str, int] = defaultdict(int)
     for offender in chain.from_iterable(laps):
         totals[offender.offence] += offender.count
-        kind = (offender.offence, offender.direction, offender.syscall, offender.outcome, offender.cause)
-        place = (*kind, offender.stack)
+        place = (*(getattr(offender, name) for name in _PLACE), offender.stack, offender.woken_stack)
         known = merged.get(place)
         merged[place] = offender if known is None else _together(known, offender)
     totals = _all(totals, counters)

@@ -7,7 +7,9 @@ from typing import Literal, TypeAlias
 
 from pytest_netpoll.gobinary.symbols import Frame
 
-Offence: TypeAlias = Literal["spurious", "stale", "ready", "unclaimed", "futile", "io", "cpu"]
+Offence: TypeAlias = Literal[
+    "spurious", "stale", "ready", "unclaimed", "futile", "io", "cpu", "parked", "woken"
+]
 
 # What lies behind a wakeup for nothing, or a stale retry. "registered twice": it was for reading, and the
 # socket is registered with epoll more than once. "error queue": for an error, and the socket's error queue
@@ -20,18 +22,25 @@ Cause: TypeAlias = Literal["registered twice", "error queue", "socket error", "f
 class Offender:
     """A place in the code that was woken for nothing (spurious), tried again for nothing (stale), wakes
     goroutines by runtime.ready (ready: it has no descriptor), makes I/O calls (futile: futile ones; io:
-    others), or used CPU time (cpu: counts are samples); or a descriptor whose events found nobody waiting
-    (unclaimed: no code is concerned, so there is no stack).
+    others), or used CPU time (cpu: counts are samples); where goroutines were parked that the network woke
+    (woken), or when the window closed (parked); or a descriptor whose events found nobody waiting (unclaimed:
+    no code is concerned, so there is no stack).
 
-    count: estimated from a sample for ready calls and I/O calls. share: 0-1, of all such that were counted in
-    the service; of what is sampled, of those in the sample. Where the kernel had no room for all of them,
-    shares add up to less than 1. outcome: how the I/O call ended ("data", "end of file", "EAGAIN", …), None
-    of other offences. runtime: of a ready call, whether the runtime made it for its own background work.
+    count: estimated from a sample for ready calls, I/O calls and the woken. share: 0-1, of all such that were
+    counted in the service; of what is sampled, of those in the sample. Where the kernel had no room for all,
+    shares add up to less than 1. outcome: how the I/O call ended ("data", "end of file", "EAGAIN", …),
+    None of other offences. runtime: of a ready call, whether the runtime made it for its own background work.
     cause: of what is spurious or stale; None where it is not known. bytes: what the I/O calls moved,
     estimated. not_blocking: of CPU samples, those in a call of the runtime that only looks, such as that of a
     select with a default.
     local, peer: None where they differ between those at this place, and for what has none.
     stack: innermost first, starts at the user's own code; empty where the kernel had no room for it.
+    woken_stack: of a ready call, where the woken goroutine had been parked; empty where that isn't known.
+
+    Of "parked" alone: growth: how many more than when the window opened. abandoned: descriptors whose peers
+    closed meanwhile; the ones that nobody is parked on are an entry without a stack, of count 0. stuck: of
+    the goroutines, those with data to read that had been reported to them. peers: some of the descriptors'
+    other ends, those that came in the window first.
     """
 
     offence: Offence
@@ -48,6 +57,29 @@ class Offender:
     bytes: int | None = None
     not_blocking: int = 0
     stack: tuple[Frame, ...]
+    woken_stack: tuple[Frame, ...] = ()
+    growth: int = 0
+    abandoned: int = 0
+    stuck: int = 0
+    peers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParkedGoroutine:
+    """A goroutine that waits for a descriptor.
+
+    goroutine: its id, as in a traceback; None where its memory doesn't tell. direction: "read" or "write".
+    local, peer: None for what has none. stack: where it waits, innermost first, from the user's own code on.
+    peer_gone: whether the descriptor is a socket whose peer has closed.
+    """
+
+    goroutine: int | None
+    direction: str
+    fd_type: str | None
+    local: str | None
+    peer: str | None
+    stack: tuple[Frame, ...]
+    peer_gone: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,9 @@ _NO_SCHED_EVENT = Reason(
     "the Go runtime recorded no scheduling event in the window, of which it records one in 8",
     fix="send more traffic",
 )
+_NOT_LOOKED_AT = Reason(
+    "parked goroutines were not looked at", fix="limit them, with max_parked_growth=… or so"
+)
 
 
 def _no_event_or(reason: Reason) -> Reason:
@@ -115,6 +118,10 @@ class Metric:
     def format(self, value: Value, digits: int | None = None) -> str:
         """`value` for people: 15,000 · 4.8 % · 1.03 · 1.2 ms; an en dash for None."""
         return units.show(value, self.unit, digits)
+
+
+# Of polls: whom they woke, whom timers did (for which polls end, too), and who uses the CPU meanwhile.
+_POLLERS: tuple[Offence, ...] = ("woken", "ready", "cpu")
 
 
 def _pending(snapshot: Snapshot) -> int | None:
@@ -200,6 +207,7 @@ _TABLE = (
         reports=("summary", "watch", "lines", "junit"),
         rank=1,
         keep=4,
+        explained_by=("woken",),
     ),
     Metric(
         "productive_wakeups",
@@ -207,6 +215,7 @@ _TABLE = (
         more_is_worse=False,
         row="wakeups",
         part="productive",
+        explained_by=("woken",),
     ),
     Metric(
         "spurious_wakeups",
@@ -261,6 +270,7 @@ _TABLE = (
         "epoll events for pollDescs (the runtime's own wake-up fd apart)",
         row="events",
         reports=("watch", "lines", "junit"),
+        explained_by=("woken",),
     ),
     Metric(
         "unclaimed_events",
@@ -284,23 +294,23 @@ _TABLE = (
     Metric(
         "polls",
         "returns of epoll_wait, epoll_pwait, epoll_pwait2 on the runtime's epoll instance",
-        explained_by=("cpu",),
+        explained_by=_POLLERS,
         row="polls",
         reports=("watch", "lines", "junit"),
     ),
-    Metric("blocking_polls", "polls with a timeout < 0", explained_by=("cpu",), row="polls", part="blocking"),
-    Metric("timed_polls", "polls with a timeout > 0", explained_by=("cpu",), row="polls", part="timed"),
+    Metric("blocking_polls", "polls with a timeout < 0", explained_by=_POLLERS, row="polls", part="blocking"),
+    Metric("timed_polls", "polls with a timeout > 0", explained_by=_POLLERS, row="polls", part="timed"),
     Metric(
         "nonblocking_polls",
         "polls with a timeout of 0",
-        explained_by=("cpu",),
+        explained_by=_POLLERS,
         row="polls",
         part="non-blocking",
     ),
     Metric(
         "empty_polls",
         "non-blocking polls with no event",
-        explained_by=("cpu",),
+        explained_by=_POLLERS,
         row="polls",
         part="empty",
         reports=("watch", "lines"),
@@ -309,7 +319,7 @@ _TABLE = (
     Metric(
         "timeout_polls",
         "timed polls with no event",
-        explained_by=("cpu",),
+        explained_by=_POLLERS,
         row="polls",
         part="timed out",
         reports=("watch",),
@@ -317,7 +327,7 @@ _TABLE = (
     Metric(
         "break_polls",
         "the runtime's own wake-up fd was the only event",
-        explained_by=("cpu",),
+        explained_by=_POLLERS,
         row="polls",
         part="woken by the runtime itself",
         reports=("watch",),
@@ -325,7 +335,7 @@ _TABLE = (
     Metric(
         "interrupted_polls",
         "polls ended by a signal (EINTR)",
-        explained_by=("cpu",),
+        explained_by=_POLLERS,
         row="polls",
         part="interrupted",
     ),
@@ -336,7 +346,7 @@ _TABLE = (
         _per_event("polls"),
         "derived",
         _NO_EVENT,
-        explained_by=("cpu",),
+        explained_by=_POLLERS,
         row="polls",
         part="per event",
         ahead=True,
@@ -640,6 +650,47 @@ _TABLE = (
         part="periods of it",
     ),
     Metric(
+        "parked_goroutines",
+        "goroutines parked on descriptors when the window closed",
+        source="memory",
+        absent=_NOT_LOOKED_AT,
+        more_is_worse=False,
+        adds_up=False,
+        explained_by=("parked",),
+        row="parked",
+    ),
+    Metric(
+        "parked_growth",
+        "those at the end less those at the start, by stack, the stacks that grew only: what others released "
+        "does not hide it",
+        source="memory",
+        absent=_NOT_LOOKED_AT,
+        adds_up=False,
+        explained_by=("parked",),
+        row="parked",
+        part="more than at the start",
+    ),
+    Metric(
+        "abandoned_descriptors",
+        "sockets still open at the end whose peer has closed, that were not so at the start",
+        source="memory",
+        absent=_NOT_LOOKED_AT,
+        adds_up=False,
+        explained_by=("parked",),
+        row="parked",
+        part="abandoned descriptors",
+    ),
+    Metric(
+        "stuck_goroutines",
+        "of the parked, those whose TCP or UDP socket holds data that a poll reported more than 20 ms ago",
+        source="memory",
+        absent=_NOT_LOOKED_AT,
+        adds_up=False,
+        explained_by=("parked",),
+        row="parked",
+        part="stuck",
+    ),
+    Metric(
         "lost",
         "what the probe could not record; not 0 = the numbers are not exact",
         row="lost",
@@ -673,8 +724,9 @@ def _explained_by(offence: Offence) -> tuple[str, ...]:
     return tuple(metric.name for metric in _TABLE if offence in metric.explained_by)
 
 
-# What takes a probe at runtime.ready.
-READY_METRICS = _explained_by("ready")
+# Those that take a probe at runtime.ready themselves.
+READY_METRICS = tuple(metric.name for metric in _TABLE if metric.explained_by == ("ready",))
+PARKED_METRICS = _explained_by("parked")
 
 SCHED_LATENCIES = tuple(name for name in METRICS if name.startswith("sched_latency_"))
 

@@ -16,11 +16,12 @@ from pytest_netpoll.errors import Reason
 from pytest_netpoll.model.comparison import Comparison, Regression
 from pytest_netpoll.model.correlation import wasted_and_answered
 from pytest_netpoll.model.diagnosis import diagnose, findings, unchecked
-from pytest_netpoll.model.evidence import Cause, Offence
+from pytest_netpoll.model.evidence import Cause, Offence, Offender
 from pytest_netpoll.model.limits import Limits
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.median import middle
 from pytest_netpoll.model.metrics import METRICS
+from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import Breach, Death, Verdict
 
 Outcome: TypeAlias = Literal["passed", "failed", "unmeasured"]
@@ -46,6 +47,11 @@ class _OffenderExtra(TypedDict, total=False):
     not_blocking: int
     local: str | None
     peer: str | None
+    woken_stack: list[FrameRecord]
+    growth: int
+    abandoned: int
+    stuck: int
+    peers: list[str]
 
 
 class OffenderRecord(_OffenderExtra):
@@ -56,6 +62,20 @@ class OffenderRecord(_OffenderExtra):
     direction: str
     syscall: str | None
     fd_type: str | None
+    stack: list[FrameRecord]
+
+
+class ParkedRecord(TypedDict):
+    """Of the offenders those of "parked": goroutines by where they were when the window closed."""
+
+    count: int
+    growth: int
+    abandoned: int
+    stuck: int
+    direction: str
+    fd_type: str | None
+    local: str | None
+    peers: list[str]
     stack: list[FrameRecord]
 
 
@@ -237,6 +257,7 @@ class _ServiceExtra(TypedDict, total=False):
     unexplained: dict[str, ReasonRecord]
     io_outcomes: dict[str, int]
     futile: list[FutileCalls]
+    parked: list[ParkedRecord] | None
     timeline: list[TimelineRecord]
     correlation: CorrelationRecord
     cgroups: list[CpuQuotaRecord]
@@ -251,9 +272,10 @@ class ServiceRecord(_ServiceExtra):
     runs, whose medians `metrics` then are; empty for a single run. histogram: bucket (see
     metrics.bucket_bounds) -> latencies in it. io_outcomes: how the I/O calls ended -> calls, which add up to
     io_calls; futile: the futile ones of them; of several runs both are those of the run whose offenders
-    are listed. rules: that it breaks, forbidden or not; unchecked: forbidden ones. timeline: in order of
-    time. correlation: of its intervals. cgroups: whose CPU quota bound the service, the one that stopped it
-    longest first. columns: heading -> value, what the hook pytest_netpoll_columns adds to the tables.
+    are listed. parked: None where it was not asked for. rules: that it breaks, forbidden or not; unchecked:
+    forbidden ones. timeline: in order of time. correlation: of its intervals. cgroups: whose CPU quota bound
+    the service, the one that stopped it longest first. columns: heading -> value, what the hook
+    pytest_netpoll_columns adds to the tables.
     """
 
     name: str
@@ -492,7 +514,7 @@ def _service(
         "why_unmeasured": None if measurement.unmeasured is None else reason_record(measurement.unmeasured),
         "gomaxprocs": measurement.gomaxprocs,
         "metrics": measurement.metrics,
-        "offenders": [cast("OffenderRecord", asdict(offender)) for offender in measurement.offenders],
+        "offenders": [_offender(offender) for offender in measurement.offenders],
         "slowest": [cast("SlowWakeupRecord", asdict(wakeup)) for wakeup in measurement.slowest],
         "runs": {name: measurement.each(name) for name in METRICS} if measurement.runs else {},
         "histogram": {
@@ -504,6 +526,7 @@ def _service(
             {"syscall": syscall, "outcome": outcome, "count": count}
             for (syscall, outcome), count in one.futile.items()
         ],
+        "parked": _parked(one, measurement),
         "timeline": [cast("TimelineRecord", asdict(point)) for point in measurement.timeline],
         "correlation": _correlation(measurement),
         "cgroups": [cast("CpuQuotaRecord", asdict(cgroup)) for cgroup in measurement.cgroups],
@@ -535,6 +558,24 @@ def _correlation(measurement: Measurement) -> CorrelationRecord:
         "coefficient": found.coefficient,
         "intervals": found.intervals,
     }
+
+
+def _offender(offender: Offender) -> OffenderRecord:
+    made = asdict(offender)
+    if offender.offence != "ready":
+        del made["woken_stack"]
+    if offender.offence != "parked":
+        for name in ("growth", "abandoned", "stuck", "peers"):
+            del made[name]
+    return cast("OffenderRecord", made)
+
+
+def _parked(one: Snapshot, measurement: Measurement) -> list[ParkedRecord] | None:
+    if "parked_goroutines" not in one.counters:
+        return None
+    groups = [asdict(offender) for offender in measurement.offenders if offender.offence == "parked"]
+    fields = ParkedRecord.__annotations__
+    return [cast("ParkedRecord", {name: group[name] for name in fields}) for group in groups]
 
 
 def plain(value: object) -> Any:

@@ -160,7 +160,8 @@ def failure_section(record: TestRecord, width: int) -> str:
 def _add_entries(screen: _Screen, entries: Sequence[wording.Entry], width: int) -> None:
     for entry in entries[:MOST_OFFENDERS]:
         head = cells.wrap(entry.text + entry.lead_in, width, "  ")
-        screen.add(head + _frames(entry.stack, width), at_least=len(head) + 1)
+        woken = cells.wrap(entry.woken, width, "  ") if entry.woken else []
+        screen.add(head + _frames(entry.stack, width) + woken, at_least=len(head) + 1)
     screen.left_out += len(entries[MOST_OFFENDERS:])
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from pytest_netpoll.clean import lines as clean_lines  # noqa: F401 - for the templates
 from pytest_netpoll.clean import one_line as one_line
 from pytest_netpoll.errors import Reason
+from pytest_netpoll.gobinary.symbols import PLUMBING, STANDARD, package_root
 from pytest_netpoll.model import units
 from pytest_netpoll.model.evidence import Offence
 from pytest_netpoll.model.measurement import spread
@@ -51,6 +52,14 @@ _SAMPLED = {
     "ready": ("ready_calls", "ready calls", "made"),
     "futile": ("futile_calls", "futile I/O calls", "made"),
     "io": ("io_calls", "I/O calls", "made"),
+    "woken": ("wakeups", "wakeups", "parked"),
+}
+# What a limit on it is about, of an entry of "parked".
+_PARKED = {
+    "parked_goroutines": "count",
+    "parked_growth": "growth",
+    "abandoned_descriptors": "abandoned",
+    "stuck_goroutines": "stuck",
 }
 _LIMITS = {f"{kind}_{metric}": (kind, metric) for kind in ("max", "min") for metric in LIMITABLE}
 _RANK: Mapping[Outcome, int] = {"failed": 0, "unmeasured": 1, "passed": 2}
@@ -322,13 +331,14 @@ def clean(reason: str) -> Reason:
 
 class Entry(NamedTuple):
     """Something that was recorded, and how many more of its kind at the same place. text: on one line; the
-    stack follows.
+    stack follows, and then whom that woke, if that is known.
     """
 
     text: str
     stack: list[FrameRecord]
     lead_in: str
     share: float | None = None
+    woken: str = ""
 
 
 def explaining(record: TestRecord, service: ServiceRecord) -> list[Entry]:
@@ -341,6 +351,8 @@ def explaining(record: TestRecord, service: ServiceRecord) -> list[Entry]:
         for offence in _evidence_for(name):
             # A limit is about the program's own calls.
             own = [o for o in service["offenders"] if _offence(o) == offence and not o.get("runtime")]
+            if offence == "parked":
+                own = [o for o in own if _concerned(record, service, o)]
             found.setdefault(offence, offender_entries(service, own))
     return [entry for entries in found.values() for entry in entries]
 
@@ -350,6 +362,12 @@ def _evidence_for(metric: str) -> Sequence[Offence]:
     if metric in METRICS:
         return METRICS[metric].explained_by
     return RULES[metric].offences if metric in RULES else ()
+
+
+def _concerned(record: TestRecord, service: ServiceRecord, offender: OffenderRecord) -> bool:
+    """Whether any of these parked goroutines broke a limit."""
+    fields = {_PARKED[name] for fault in broken(record, service) if (name := fault["metric"]) in _PARKED}
+    return any(cast("dict[str, int]", offender).get(field) for field in fields)
 
 
 def _wanted(record: TestRecord, service: ServiceRecord) -> set[Offence]:
@@ -362,7 +380,13 @@ def _offence(offender: OffenderRecord) -> Offence:
 
 
 # What is no offence unless a broken limit says so, and what it is called then.
-_ORDINARY: Mapping[Offence, str] = {"ready": "Callers", "io": "I/O calls", "cpu": "CPU time"}
+_ORDINARY: Mapping[Offence, str] = {
+    "ready": "Callers",
+    "io": "I/O calls",
+    "cpu": "CPU time",
+    "woken": "Woken goroutines",
+    "parked": "Parked goroutines",
+}
 
 
 def besides(record: TestRecord, service: ServiceRecord) -> list[tuple[str, list[Entry]]]:
@@ -386,15 +410,25 @@ def offender_entries(service: ServiceRecord, offenders: Iterable[OffenderRecord]
     """One for each kind of offence and stack, the worst first."""
     places: dict[tuple[Any, ...], list[OffenderRecord]] = {}
     for offender in offenders:
-        stack = tuple((frame["file"], frame["line"], frame["function"]) for frame in offender["stack"])
+        stack, woken = _key(offender["stack"]), _key(offender.get("woken_stack", []))
         # Without a stack it is the descriptor that tells one from the other.
         place = stack or (offender["fd_type"], offender.get("local"), offender.get("peer"))
-        places.setdefault((_offence(offender), offender.get("runtime"), place), []).append(offender)
+        places.setdefault((_offence(offender), offender.get("runtime"), place, woken), []).append(offender)
     merged = sorted(map(_together, places.values()), key=lambda offender: -offender["count"])
     return [
-        Entry(offender_text(service, offender), offender["stack"], lead_in(offender), offender["share"])
+        Entry(
+            offender_text(service, offender),
+            shown_stack(offender),
+            lead_in(offender),
+            offender["share"],
+            woken_text(offender),
+        )
         for offender in merged
     ]
+
+
+def _key(stack: Iterable[FrameRecord]) -> tuple[Any, ...]:
+    return tuple((frame["file"], frame["line"], frame["function"]) for frame in stack)
 
 
 def _together(same: Sequence[OffenderRecord]) -> OffenderRecord:
@@ -407,6 +441,9 @@ def _together(same: Sequence[OffenderRecord]) -> OffenderRecord:
         "count": sum(offender["count"] for offender in same),
         "share": None if None in shares else sum(share or 0 for share in shares),
     }
+    for name in _PARKED.values():
+        if name in worst:
+            together[name] = sum(offender.get(name, 0) for offender in same)  # type: ignore[literal-required]
     if outcomes:
         together["outcome"] = " or ".join(filter(None, outcomes))
     return together
@@ -416,8 +453,8 @@ def late_entries(service: ServiceRecord) -> list[Entry]:
     """The latest wakeups, one for each place at which goroutines were parked, the latest first."""
     places: dict[tuple[Any, ...], list[SlowWakeupRecord]] = {}
     for wakeup in service["slowest"]:
-        stack = tuple((frame["file"], frame["line"], frame["function"]) for frame in wakeup["stack"])
-        places.setdefault((wakeup["direction"], wakeup["fd_type"], stack), []).append(wakeup)
+        place = (wakeup["direction"], wakeup["fd_type"], _key(wakeup["stack"]))
+        places.setdefault(place, []).append(wakeup)
     return [
         Entry(slow_text(service, same[0], same[1:]), same[0]["stack"], lead_in(same[0]))
         for same in places.values()
@@ -443,6 +480,8 @@ def offender_text(service: ServiceRecord, offender: OffenderRecord) -> str:
     offence = _offence(offender)
     if offence == "cpu":
         return _cpu_text(offender)
+    if offence == "parked":
+        return _parked_text(offender)
     if offence in _SAMPLED:
         return _sampled_text(service, offender)
     metric, name, happened = _OFFENCES[offence]
@@ -462,11 +501,22 @@ def _parked(entry: OffenderRecord | SlowWakeupRecord) -> str:
     return ", parked" if entry["stack"] else ""
 
 
+def shown_stack(entry: OffenderRecord | SlowWakeupRecord) -> list[FrameRecord]:
+    """Of a ready call that the runtime made, as for a timer, where the woken goroutine was parked."""
+    woken = cast("OffenderRecord", entry).get("woken_stack") or []
+    return woken if woken and not any(map(_is_users, entry["stack"])) else entry["stack"]
+
+
+def _is_users(frame: FrameRecord) -> bool:
+    return package_root(frame["function"] or "runtime") not in STANDARD | PLUMBING
+
+
 def lead_in(entry: OffenderRecord | SlowWakeupRecord) -> str:
     """What joins its text and its stack: " at", or that there is none where there should be one."""
-    if entry["stack"]:
+    if shown_stack(entry):
         return " at"
-    return "" if entry.get("offence") == "unclaimed" else ", no stack"
+    stackless = entry.get("offence") == "unclaimed" or entry.get("count") == 0
+    return "" if stackless else ", no stack"
 
 
 def _sampled_text(service: ServiceRecord, offender: OffenderRecord) -> str:
@@ -475,7 +525,21 @@ def _sampled_text(service: ServiceRecord, offender: OffenderRecord) -> str:
     total = units.show(service["metrics"].get(metric), "count")
     outcome = offender.get("outcome")
     where = f" ({_where(offender)}, {outcome})" if outcome else ""
+    if offender["offence"] == "woken":
+        where = f" ({_where(offender)})"
+    woken = offender.get("woken_stack") or []
+    if woken and shown_stack(offender) is woken:
+        by = f" by {one_line(offender['stack'][0]['function'] or '?')}" if offender["stack"] else ""
+        happened = f"made{by}, woke who was parked"
     return f"{units.show(offender['share'], 'share')} of {total} {name}{where}, {happened}"
+
+
+def woken_text(entry: OffenderRecord | SlowWakeupRecord) -> str:
+    """ "which woke who was parked at pool.go:31 main.worker", of a ready call; empty where that isn't known,
+    or is what shown_stack gives.
+    """
+    woken = cast("OffenderRecord", entry).get("woken_stack") or []
+    return f"which woke who was parked{place(woken)}" if woken and shown_stack(entry) is not woken else ""
 
 
 def _cpu_text(offender: OffenderRecord) -> str:
@@ -483,6 +547,30 @@ def _cpu_text(offender: OffenderRecord) -> str:
     share = offender["share"] or 0
     samples = units.show(round(offender["count"] / share), "count") if share else units.NOT_MEASURED
     return f"{units.show(share, 'share')} of {samples} CPU samples, running"
+
+
+def _parked_text(offender: OffenderRecord) -> str:
+    """ "30 goroutines (read on tcp a, peers b, c): 20 more than at the start, parked"; the place follows."""
+    gone, growth = offender.get("abandoned", 0), offender.get("growth", 0)
+    peers = offender.get("peers") or []
+    known_as = f"{'peers' if len(peers) > 1 else 'peer'} {', '.join(peers)}" if peers else ""
+    if not offender["count"]:
+        ends = ", ".join(filter(None, (offender.get("local"), known_as)))
+        what = f"{units.show(gone, 'count')} {offender['fd_type']} descriptors"
+        return one_line(f"{what} whose peers have closed, and nobody is parked on them ({ends})")
+    found = [
+        f"{units.show(number, 'count')} {what}"
+        for number, what in (
+            (offender.get("stuck", 0), "with data to read"),
+            (gone, "whose peers have closed"),
+            (growth, "more than at the start"),
+        )
+        if number
+    ]
+    on = f"{offender['direction']} on {offender['fd_type'] or 'descriptors'} {offender.get('local') or ''}"
+    where = ", ".join(filter(None, (on.rstrip(), known_as)))
+    more = f": {', '.join(found)}" if found else ""
+    return one_line(f"{units.show(offender['count'], 'count')} goroutines ({where}){more}, parked")
 
 
 def unexplained(record: TestRecord, service: ServiceRecord) -> list[Reason]:

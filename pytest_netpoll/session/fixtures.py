@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from pytest_netpoll.errors import UnmeasuredError
 from pytest_netpoll.meter.meter import Meter
+from pytest_netpoll.model.evidence import ParkedGoroutine
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.verdict import Death, Verdict, distrust
 from pytest_netpoll.options import Config
@@ -68,6 +70,24 @@ class Netpoll:
         self._options = options
         self._meter = meter
         self._roster = roster
+
+    def parked(self, service: Service | str) -> list[ParkedGoroutine]:
+        """The goroutines of a service that are parked on descriptors now.
+
+        service: or its name. Where that cannot be seen the test fails, or is skipped, as unmeasured.
+        """
+        __tracebackhide__ = True
+        if self._options.mode == "off":
+            pytest.skip("nothing is measured with --netpoll=off")
+        known = {running.name: running for running in self._roster.running}
+        asked = known.get(service) if isinstance(service, str) else service
+        if asked not in self._roster.running:
+            pytest.fail(f"no service {service!r} runs (running: {', '.join(known) or 'none'})", pytrace=False)
+        try:
+            return self._meter.parked(asked)
+        except UnmeasuredError as error:
+            refuse(self._item, Verdict("unmeasured", (error.reason.about(asked.name),)), self._options)
+            return []
 
     @contextlib.contextmanager
     def measure(self, name: str | None = None) -> Iterator[MeasuredWindow]:

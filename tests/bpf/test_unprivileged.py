@@ -578,6 +578,12 @@ def test_a_users_probes_are_in_the_users_process_and_in_no_other(user, installed
 
 
 @needs_sudo
+def test_a_user_sees_parked_goroutines_of_the_users_own_alone(user, installed):
+    with running(user, installed) as ask:
+        attacks.a_user_sees_parked_goroutines_of_the_users_own_alone(ask, user, user.home / "echo")
+
+
+@needs_sudo
 @pytest.mark.uprobes
 def test_a_user_chooses_no_place_for_a_probe(user, installed):
     with running(user, installed, uprobes=1) as ask:

@@ -268,7 +268,7 @@ def test_without_privileges_it_says_how_to_fix_that(watch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "give one of --pid N, --cgroup PATH, or a command after --"),
+        ([], "give one of --pid N, --port N, --process NAME, --cgroup PATH, or a command after --"),
         (["--pid", "1", "--", "true"], "give one of"),
         (["--pid", "x"], "'x' is not an integer > 0"),
         (["--pid", "1", "--interval", "1ms"], "'1ms' is shorter than 0.1 s"),

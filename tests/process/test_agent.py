@@ -19,6 +19,7 @@ import pytest
 
 from pytest_netpoll.errors import UnmeasuredError
 from pytest_netpoll.meter import agent_client, checks, privilege
+from tests.attacks import WINDOW
 
 pytestmark = pytest.mark.bpf
 
@@ -161,8 +162,7 @@ def test_windows_do_not_grow_it(agent):
     process = psutil.Process(agent.pid)
     before: dict[str, int] = {}
     for number in range(300):
-        nothing = dict.fromkeys(("ready_stacks", "unclaimed", "io_stacks", "io_calls", "cpu_samples"), 0)
-        opened = ask(agent, json.dumps({"id": 1, "do": "open", **nothing}))["ok"]
+        opened = ask(agent, json.dumps({"id": 1, "do": "open", **WINDOW}))["ok"]
         ask(agent, json.dumps({"id": 2, "do": "close", **opened, "settle_ms": 0}))
         if number == 100:
             before = {"fds": process.num_fds(), "rss": process.memory_info().rss}

@@ -68,7 +68,8 @@ def test_table_has_every_metric_of_the_contract_in_its_order() -> None:
         dispatches dispatches_per_event runq_max p_utilization
         sched_latency_p50 sched_latency_p90 sched_latency_p99 sched_latency_p999 sched_latency_max
         mutex_wait_seconds runtime_lock_wait_seconds
-        cpu_seconds run_delay_seconds throttled_seconds throttled_periods lost
+        cpu_seconds run_delay_seconds throttled_seconds throttled_periods
+        parked_goroutines parked_growth abandoned_descriptors stuck_goroutines lost
     """
     assert list(METRICS) == contract.split()
 

@@ -498,3 +498,64 @@ def test_a_late_wakeup_is_annotated_with_its_line() -> None:
 def test_a_tests_own_error_is_annotated_before_what_else_was_found() -> None:
     (line,) = github.annotations([wasteful(error="assert 1 == 2")])
     assert "::assert 1 == 2%0Aserver: spurious" in line
+
+
+def ready(stack: tuple[Frame, ...], woken: tuple[Frame, ...]) -> Offender:
+    nothing = dict.fromkeys(("syscall", "fd_type", "local", "peer"))
+    return made_up.offender(70, offence="ready", direction="", stack=stack, woken_stack=woken, **nothing)
+
+
+WORKER = Frame("main.worker", "server/pool.go", 31)
+DEADLINE = Frame("runtime.netpolldeadlineimpl", "runtime/netpoll.go", 656)
+
+
+def test_of_a_ready_call_its_maker_leads_and_whom_it_woke_follows() -> None:
+    counts = {**HEALTHY, "ready_calls": 70}
+    made = built(measured(counts, offenders=(ready((WATCHER,), (WORKER,)),)), max_ready_calls=5)
+    shown = terminal.failure_section(made, 100)
+    assert "  100.0 % of 70 ready calls, made at\n    server/fault_dup.go:33  main.(*watcher).run\n" in shown
+    assert "\n  which woke who was parked at server/pool.go:31 main.worker\n" in f"{shown}\n"
+
+
+def test_where_only_the_runtime_makes_a_ready_call_whom_it_woke_leads() -> None:
+    counts = {**HEALTHY, "ready_calls": 70, "deadline_wakeups": 70}
+    made = built(measured(counts, offenders=(ready((DEADLINE,), (WORKER,)),)), max_deadline_wakeups=5)
+    shown = terminal.failure_section(made, 100)
+    said = "  100.0 % of 70 ready calls, made by runtime.netpolldeadlineimpl, woke who was parked at\n"
+    assert f"{said}    server/pool.go:31  main.worker" in shown
+    assert "which woke" not in shown
+    evidence = wording.worst_place(made)
+    assert evidence is not None
+    assert evidence.stack[0]["file"] == "server/pool.go"
+
+
+def test_the_reader_that_was_woken_is_shown_with_its_descriptor() -> None:
+    woken = made_up.offender(200, offence="woken", syscall=None, fd_type="inotify", local=None, peer=None)
+    shown = terminal.failure_section(built(measured(HEALTHY, offenders=(woken,)), max_wakeups=20), 100)
+    assert "  100.0 % of 200 wakeups (read on inotify), parked at\n    server/fault_dup.go:33" in shown
+
+
+PARKED = {"parked_goroutines": 40, "parked_growth": 30, "abandoned_descriptors": 9, "stuck_goroutines": 0}
+
+
+def test_parked_goroutines_are_shown_for_the_limit_that_they_broke() -> None:
+    grown = made_up.offender(
+        30, offence="parked", syscall=None, local=None, growth=30, abandoned=2, peers=("a:1", "b:2")
+    )
+    others = replace(grown, count=10, growth=0, abandoned=0, peers=(), stack=(WORKER,))
+    kept = replace(grown, count=0, growth=0, abandoned=7, direction="", local="c:3", peers=(), stack=())
+    m = measured({**HEALTHY, **PARKED}, offenders=(grown, kept, others))
+    made = built(m, max_parked_growth=0)
+    shown = terminal.failure_section(made, 160)
+    assert "server: parked_growth 30 > max 0" in shown
+    assert (
+        "  30 goroutines (read on tcp, peers a:1, b:2): 2 whose peers have closed, 30 more than at the "
+        "start, parked at\n    server/fault_dup.go:33  main.(*watcher).run"
+    ) in shown
+    assert "main.worker" not in shown
+    assert "7 tcp descriptors" not in shown
+    shown = terminal.failure_section(built(m, max_abandoned_descriptors=0), 160)
+    assert "  7 tcp descriptors whose peers have closed, and nobody is parked on them (c:3)\n" in f"{shown}\n"
+    assert "no stack" not in shown
+    assert [group["growth"] for group in made["services"][0]["parked"] or ()] == [30, 0, 0]
+    assert built(measured(HEALTHY))["services"][0]["parked"] is None

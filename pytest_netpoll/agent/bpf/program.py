@@ -32,13 +32,15 @@ SOURCES = (
     "io_calls.c",
     "calibration.c",
     "polls.c",
+    "woken.c",
     "netpoll.c",
     "children.c",
     "goready.c",
     "cpu.c",
 )
 _PARTS = (".c", ".h", ".py")
-AT_SYS_EXIT, DRAIN = b"syscall_returned", b"drain_events"
+AT_SYS_EXIT = b"syscall_returned"
+CONTINUATIONS = (b"drain_events", b"record_woken")  # bpf/polls.c: by their numbers
 UPROBES = (b"ready_called", b"deadline_woke")
 
 
@@ -135,8 +137,8 @@ class Kernel:
         self.offenders = table(b"offenders")
         self.switches = table(b"switches")
         self.free_slots = table(b"free_slots")
-        self._ready_sampling = table(b"ready_sampling")
-        self._io_sampling = table(b"io_sampling")
+        self._sampling = table(b"sampling")
+        self._parked_stacks = table(b"parked_stacks")
         self._fill(table(b"roles"), table(b"layouts"), name)
         if not namespaces.in_initial_pids():
             self._translator = namespaces.Translator(table)
@@ -220,15 +222,16 @@ class Kernel:
             # Now, while we may: they are attached only when a program is known.
             for function in UPROBES:
                 loaded.load(function, tracing.KPROBE)
-            entry, drain = loaded.load_together(
+            entry, *others = loaded.load_together(
                 *(
                     functools.partial(loaded.load, name, tracing.RAW_TRACEPOINT)
                     if tracepoint is None
                     else functools.partial(loaded.load_typed, name, tracepoint)
-                    for name in (AT_SYS_EXIT, DRAIN)
+                    for name in (AT_SYS_EXIT, *CONTINUATIONS)
                 )
             )
-            loaded.table(b"continuations")[ctypes.c_int(0)] = ctypes.c_uint32(drain)
+            for number, program in enumerate(others):
+                loaded.table(b"continuations")[ctypes.c_int(number)] = ctypes.c_uint32(program)
             loaded.attach_named()
             if tracepoint is None:
                 loaded.attach(AT_SYS_EXIT, b"sys_exit")
@@ -310,6 +313,7 @@ class Kernel:
     def forget_culprits(self) -> None:
         self.offenders.clear()
         self.switches.clear()
+        self._parked_stacks.clear()
         self._free_stacks(lambda _: True)
 
     def make_room_for_stacks(self, still_wanted: Collection[int]) -> None:
@@ -338,13 +342,24 @@ class Kernel:
         except KeyError:
             return []
 
-    def sample_ready_stacks(self, every: int) -> None:
-        """Keeps the stack of one ready call in `every`, of none for 0."""
-        self._ready_sampling[ctypes.c_int(0)] = ctypes.c_uint32(every)
+    def parked_stack(self, number: int) -> list[int]:
+        """As `stack`, of a woken goroutine."""
+        try:
+            return list(itertools.takewhile(bool, self._parked_stacks[ctypes.c_uint64(number)].pc))
+        except KeyError:
+            return []
 
-    def sample_io_stacks(self, every: int) -> None:
-        """Records the stack of one I/O call in `every` of those that are to be recorded, of none for 0."""
-        self._io_sampling[ctypes.c_int(0)] = ctypes.c_uint32(every)
+    def forget_parked_stacks(self, still_wanted: Collection[int]) -> None:
+        """Makes room where half of it is taken."""
+        numbers = [key.value for key in self._parked_stacks.keys()]  # noqa: SIM118 - a table of BCC's
+        for number in numbers if len(numbers) > constants.PARKED_STACKS // 2 else ():
+            if number not in still_wanted:
+                with contextlib.suppress(KeyError):
+                    del self._parked_stacks[ctypes.c_uint64(number)]
+
+    def sample(self, what: int, every: int) -> None:
+        """Records one in `every` of those that are to be recorded, none for 0. what: constants.SAMPLE_…"""
+        self._sampling[ctypes.c_int(what)] = ctypes.c_uint32(every)
 
     def attach_uprobe(self, path: bytes, offset: int, function: bytes, pid: int = uprobe.EVERYBODY) -> int:
         """Runs the BPF function where the program's file is executed at the offset, by this process or all.

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Optional, Union
 
 from bpf import machine, prologue, uprobe
 from bpf.program import UPROBES, LoadFailed
+from constants import SAMPLE_READY_CALLS
 from processes import functions, proc
 from security import plain
 
@@ -110,7 +111,7 @@ class Probes:
     def open(self, window: int, stacks_of_one_in: int) -> None:
         """From here on the stack of one ready call in so many is kept, of none for 0."""
         self._stacks_of_one_in[window] = stacks_of_one_in
-        self._kernel.sample_ready_stacks(max(self._stacks_of_one_in.values()))
+        self._kernel.sample(SAMPLE_READY_CALLS, max(self._stacks_of_one_in.values()))
 
     def keeps_stacks(self, window: int) -> bool:
         """Whether stacks are kept for it."""
@@ -118,7 +119,7 @@ class Probes:
 
     def close(self, window: int) -> None:
         del self._stacks_of_one_in[window]
-        self._kernel.sample_ready_stacks(max(self._stacks_of_one_in.values(), default=0))
+        self._kernel.sample(SAMPLE_READY_CALLS, max(self._stacks_of_one_in.values(), default=0))
 
     def unprobed(self, processes: Iterable[Process], window: Window, children: int) -> int:
         """How many of the children forked in the window are gone, with calls that nobody counted.

@@ -85,6 +85,7 @@ class Offender(Protocol):
     outcome: int
     events: int
     seen: int
+    woken: int
 
 
 class Scheduling(Protocol):

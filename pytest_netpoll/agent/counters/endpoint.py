@@ -68,12 +68,13 @@ def _words(pid: int, fd: int, end: Endpoint, paths: Mapping[int, str]) -> Words:
     elif stat.S_ISFIFO(end.mode):
         kind = "pipe"
     else:
-        kind, local = _by_link(proc.link(pid, fd))
+        kind, local = by_link(pid, fd)
     return (kind, None, None) if end.several else (kind, local, peer)
 
 
-def _by_link(link: str | None) -> tuple[str, str | None]:
+def by_link(pid: int, fd: int) -> tuple[str, str | None]:
     """(type, path) of what a descriptor is now."""
+    link = proc.link(pid, fd)
     if link is None:
         return "closed", None
     for kind in ("socket", "pipe"):

@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     # By owner: what was kept, how often, how many bytes it moved, and on which descriptor.
     Kept = dict[int, list[tuple[structs.Offender, int, int, endpoint.Endpoint]]]
 
-OFFENCES = ("spurious", "stale", "ready", "unclaimed", "futile", "io", "cpu")  # bpf/netpoll.h: enum offence
+OFFENCES = (
+    "spurious",
+    "stale",
+    "ready",
+    "unclaimed",
+    "futile",
+    "io",
+    "cpu",
+    "woken",
+)  # bpf/netpoll.h: enum offence
 
 # bpf/netpoll.h: EVENT_BITS, SEEN_...
 _EVENTS = {0x1: "EPOLLIN", 0x4: "EPOLLOUT", 0x8: "EPOLLERR", 0x10: "EPOLLHUP", 0x20: "EPOLLRDHUP"}
@@ -35,7 +44,7 @@ def kept(kernel: Kernel, window: windows.Window, offences: Collection[str]) -> K
 
 
 def culprits(kernel: Kernel, process: Process, found: Kept) -> list[dict[str, Any]]:
-    """JSON of what `kept` found of the process; the counts of "ready", "futile" and "io" are estimates."""
+    """JSON of what `kept` found of the process; counts of what is sampled are estimates."""
     own = [] if process.foreign else [entry for owner in process.lives for entry in found.get(owner, ())]
     ends = endpoint.words(process.pid, {(key.fd, end) for key, _, _, end in own})
     offenders = []
@@ -43,10 +52,13 @@ def culprits(kernel: Kernel, process: Process, found: Kept) -> list[dict[str, An
         offence = OFFENCES[key.offence]
         place = _place(kernel, process.lives[key.owner], key, ends[key.fd, end])
         entry = {"offence": offence, "count": count, "outcome": None, **_NOTHING_MORE, **place}
+        # Its own place is where it was parked, which of a ready call is the other's.
+        woken = frames(process.lives[key.owner], kernel.parked_stack(key.woken)) if key.woken else []
+        entry.update({"stack": woken, "woken_stack": []} if offence == "woken" else {"woken_stack": woken})
         if offence in ("ready", "cpu"):
             # No descriptor is known of it.
             entry.update(direction="", syscall=None, fd_type=None, local=None, peer=None)
-        elif offence == "unclaimed":
+        elif offence in ("unclaimed", "woken"):
             entry.update(syscall=None)
         elif offence in ("futile", "io"):
             entry.update(outcome=windows.outcome(key.outcome), bytes=moved)
@@ -85,8 +97,9 @@ def switches(kernel: Kernel, process: Process, window: windows.Window) -> list[d
             "fd_type": None,
             "local": None,
             "peer": None,
+            "woken_stack": [],
             # Both are where calls return to, which of the innermost frame is not expected.
-            "stack": _frames(process.lives[key.owner], (key.pc - 1, key.caller)),
+            "stack": frames(process.lives[key.owner], (key.pc - 1, key.caller)),
         }
         for key, count in kernel.switches.items()
         if window.first <= key.epoch < window.end and key.owner in process.lives
@@ -127,10 +140,10 @@ def _place(
 
 
 def _stack(kernel: Kernel, mappings: Sequence[Mapping], number: int) -> list[list[Any]]:
-    return _frames(mappings, kernel.stack(number))
+    return frames(mappings, kernel.stack(number))
 
 
-def _frames(mappings: Sequence[Mapping], addresses: Iterable[int]) -> list[list[Any]]:
+def frames(mappings: Sequence[Mapping], addresses: Iterable[int]) -> list[list[Any]]:
     """[[file, offset in the file]], innermost first: what addr2line can be asked on any machine."""
     frames: list[list[Any]] = []
     for address in addresses:
@@ -151,3 +164,4 @@ def forget(kernel: Kernel, end: int) -> None:
         if key.epoch < end:
             del kernel.offenders[key]
     kernel.make_room_for_stacks({key.stack for key in kept if key.epoch >= end})
+    kernel.forget_parked_stacks({key.woken for key in kept if key.epoch >= end})

@@ -225,17 +225,21 @@ def epoll_instances(pid: int) -> dict[int, list[Registration]]:
     except OSError:
         return instances
     for fd in fds:
-        try:
-            if os.readlink(f"{base}/fd/{fd}") != "anon_inode:[eventpoll]":
-                continue
-            with open(f"{base}/fdinfo/{fd}") as f:
-                text = f.read()
-        except OSError:
-            continue
-        instances[int(fd)] = [
-            Registration(int(tfd), int(events, 16), int(data, 16)) for tfd, events, data in _TFD.findall(text)
-        ]
+        if link(pid, int(fd)) == "anon_inode:[eventpoll]":
+            instances[int(fd)] = registrations(pid, int(fd))
     return instances
+
+
+def registrations(pid: int, epfd: int) -> list[Registration]:
+    """Those with one epoll instance."""
+    try:
+        with open(f"/proc/{pid}/fdinfo/{epfd}") as f:
+            text = f.read()
+    except OSError:
+        return []
+    return [
+        Registration(int(tfd), int(events, 16), int(data, 16)) for tfd, events, data in _TFD.findall(text)
+    ]
 
 
 class Memory:

@@ -27,6 +27,7 @@ from pytest_netpoll.meter.processes import Watched
 from pytest_netpoll.model import units
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.options import Config, add_agent_options
+from pytest_netpoll.service import discovery
 from pytest_netpoll.service.cgroup import Cgroup
 from pytest_netpoll.service.service import Service, ServiceFactory
 
@@ -165,6 +166,12 @@ def _interruptible() -> Iterator[threading.Event]:
 @contextlib.contextmanager
 def _subject(arguments: argparse.Namespace, command: Sequence[str], meter: Meter) -> Iterator[Subject]:
     """Whom the arguments name; a command is started, and ends with the block."""
+    search = None
+    if arguments.port is not None:
+        search = discovery.by_port(arguments.port)
+    elif arguments.process is not None:
+        search = discovery.by_name(arguments.process)
+    pid = arguments.pid if search is None else discovery.find(search, 0, None)
     if arguments.cgroup is not None:
         yield CgroupSubject(Cgroup(arguments.cgroup), meter)
         return
@@ -172,8 +179,8 @@ def _subject(arguments: argparse.Namespace, command: Sequence[str], meter: Meter
     # It builds nothing, so the cache is not used.
     factory = ServiceFactory(rootdir=here, cache_dir=here, on_spawn=meter.watch, on_exit=meter.unwatch)
     try:
-        if arguments.pid is not None:
-            yield ServiceSubject(factory(pid=arguments.pid, ready=None))
+        if pid is not None:
+            yield ServiceSubject(factory(pid=pid, ready=None))
         else:
             # The agent first, or the command would run its first second unwatched.
             meter.close(_open(meter), [])
@@ -242,11 +249,15 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         options, command = options[:at], options[at + 1 :]
     parser = argparse.ArgumentParser(
         prog="python -m pytest_netpoll watch",
-        usage="%(prog)s [options] (--pid N | --cgroup PATH | -- COMMAND …)",
+        usage="%(prog)s [options] (--pid N | --port N | --process NAME | --cgroup PATH | -- COMMAND …)",
         description="Show live what the network poller of a Go process does. {port} in COMMAND becomes a "
         "free port. The output of COMMAND is kept, and its last lines are shown if it dies.",
     )
-    parser.add_argument("--pid", type=_pid, metavar="N", help="a running process and its children")
+    parser.add_argument("--pid", type=positive, metavar="N", help="a running process and its children")
+    parser.add_argument(
+        "--port", type=tcp_port, metavar="N", help="the process that listens on this TCP port"
+    )
+    parser.add_argument("--process", metavar="NAME", help="the process whose program has this name, or path")
     parser.add_argument("--cgroup", type=Path, metavar="PATH", help="all processes of a cgroup v2, as one")
     parser.add_argument(
         "--interval", type=_seconds, default=1.0, metavar="TIME", help="between two refreshes (default: 1s)"
@@ -264,17 +275,25 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--alerts", action="store_true", help="print example alert rules for Prometheus")
     add_agent_options(parser)
     arguments = parser.parse_args(options)
-    given = [arguments.pid is not None, arguments.cgroup is not None, bool(command)]
+    named = (arguments.pid, arguments.port, arguments.process, arguments.cgroup)
+    given = [*(name is not None for name in named), bool(command)]
     if not arguments.alerts and sum(given) != 1:
-        parser.error("give one of --pid N, --cgroup PATH, or a command after --")
+        parser.error("give one of --pid N, --port N, --process NAME, --cgroup PATH, or a command after --")
     return arguments, command
 
 
-def _pid(text: str) -> int:
+def positive(text: str) -> int:
     try:
         return units.positive(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def tcp_port(text: str) -> int:
+    number = positive(text)
+    if number >= 1 << 16:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a TCP port")
+    return number
 
 
 def _seconds(text: str) -> float:

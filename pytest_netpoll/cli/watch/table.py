@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from pytest_netpoll.meter.accumulated import Accumulated
 from pytest_netpoll.model import units
+from pytest_netpoll.model.diagnosis import diagnose
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.metrics import METRICS, Value, in_report
 from pytest_netpoll.report import record, wording
@@ -130,6 +131,8 @@ class View:
             ]
             lines += _tabulate(["", "on average", "in all"], rows)
         lines += self._trouble(run.total, run)
+        for cause in diagnose(run.total):
+            lines += [_Line(""), _Line(wording.one_line(cause))]
         lines += [_Line(""), _Line(f"Ended: {wording.clean(reason).headline}")]
         if output:
             # Behind a mark, one_line leaves the indentation as it is.
@@ -229,6 +232,7 @@ def _json(
         "window_seconds": measurement.window_seconds,
     }
     if run is not None:
+        about["diagnosis"] = diagnose(run.total)
         about |= {"ended": reason, "missed_seconds": run.missed_seconds, "missed": run.missed}
     rates = {name: rate(name, measurement) for name in METRICS if rate(name, measurement) is not None}
     about |= {"per_second": rates, "service": record.service(measurement)}

@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/*
+ * Records where goroutines had been parked that a poll wakes, and on what. runtime.ready's are
+ * recorded by goready.c.
+ *
+ * A parked goroutine's registers are in its g, and frame pointers lead from there to its
+ * outermost function. So this takes no symbols.
+ */
+
+/* Stacks are found by the hash of their addresses: the kernel's own maps of stacks take only
+ * those of the current thread. */
+BPF_HASH(parked_stacks, u64, struct parked_stack, PARKED_STACKS);
+
+/* The id of the stack at which the goroutine is parked; 0 if g is none, or there was no room. */
+static __always_inline u64 parked_at(u64 g)
+{
+	u64 gobuf[GOBUF_WORDS], frame[2], bp, id = 0xcbf29ce484222325ULL;
+	struct parked_stack s = {};
+	int i;
+
+	if (bpf_probe_read_user(gobuf, sizeof(gobuf), (void *)(g + GOBUF_OFFSET)) ||
+	    gobuf[GOBUF_G] != g)
+		return 0;
+	bp = gobuf[GOBUF_BP] ? gobuf[GOBUF_BP] : gobuf[GOBUF_BP + 1];
+	s.pc[0] = gobuf[GOBUF_PC];
+#pragma clang loop unroll(full)
+	for (i = 1; i < PARKED_FRAMES; i++) {
+		/* Nothing is at 0, to which the outermost frame leads. */
+		if (bpf_probe_read_user(frame, sizeof(frame), (void *)bp))
+			break;
+		s.pc[i] = frame[1];
+		/* Frames lie above those that they call. */
+		bp = frame[0] > bp ? frame[0] : 0;
+	}
+#pragma clang loop unroll(full)
+	for (i = 0; i < PARKED_FRAMES; i++)
+		id = (id ^ s.pc[i]) * 0x100000001b3ULL;
+	id |= 1;
+	if (!parked_stacks.lookup(&id) && parked_stacks.update(&id, &s))
+		return 0;
+	return id;
+}
+
+/* One event of the poll, whichever is next: if it wakes somebody, records where that is parked. */
+static __always_inline void record_event(struct drain *d, struct counters *c, struct poller *p,
+					 u32 epoch)
+{
+	u32 event[EVENT_WORDS], at = d->recorded, weight = d->weight;
+	u64 pd[PD_WORDS], data, rg, wg;
+	struct offender o = {};
+
+	/* Of many events some, each for as many: chosen at random, since those of one
+	 * descriptor may be at the same place in each poll. */
+	if (d->n > MOST_RECORDED) {
+		at = bpf_get_prandom_u32() % d->n;
+		weight *= d->n / MOST_RECORDED + (d->recorded < d->n % MOST_RECORDED);
+	}
+	if (bpf_probe_read_user(event, sizeof(event), (void *)(d->events + at * EVENT_WORDS * 4)))
+		return;
+	data = (u64)event[EVENT_DATA + 1] << 32 | event[EVENT_DATA];
+	if (data == p->break_data ||
+	    bpf_probe_read_user(pd, sizeof(pd), (void *)unpack(data, &p->layout)) ||
+	    (data ^ pd[PD_FDSEQ]) & ((1ULL << (p->layout.tag_bits & 63)) - 1))
+		return;
+	rg = p->layout.waiters == 3 ? pd[3] : pd[4];
+	wg = p->layout.waiters == 3 ? pd[4] : pd[5];
+	if (!(event[0] & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)))
+		rg = 0;
+	if (!(event[0] & (EPOLLOUT | EPOLLHUP | EPOLLERR)))
+		wg = 0;
+	/* Of two who are woken the reader: mostly the end of a connection. */
+	if (rg <= PD_WAIT) {
+		rg = wg;
+		o.direction = DIR_WRITE;
+	}
+	if (rg <= PD_WAIT)
+		return;
+	o.owner = d->owner;
+	o.epoch = epoch;
+	o.offence = WOKEN;
+	o.stack = NO_STACK;
+	o.fd = pd[PD_FD];
+	o.woken = parked_at(rg);
+	record_offender(c, &o, weight, 0);
+}
+
+/* Continues a poll whose events are all counted, before the runtime sees them. */
+int record_woken(struct bpf_raw_tracepoint_args *ctx)
+{
+	u32 epoch = current_epoch();
+	struct counters *c;
+	struct poller *p;
+	struct drain *d;
+	int zero = 0;
+
+	d = drains.lookup(&zero);
+	if (!d)
+		return 0;
+	c = counters_of(d->owner, epoch);
+	p = poller_of(d->owner);
+	if (!c || !p)
+		return 0;
+	record_event(d, c, p, epoch);
+	if (++d->recorded < d->n && d->recorded < MOST_RECORDED)
+		continuations.call(ctx, RECORD_WOKEN);
+	return 0;
+}

@@ -1,0 +1,268 @@
+"""Who is parked on descriptors at a window's two ends, and whose peers are gone: where a limit asks for it.
+
+Nobody who is about to leave is taken for one who stays: where there is more at the end than at the start, it
+is looked at again once the process rests. So a client that has just closed its connection leaves nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from counters import endpoint, offenders
+from processes import goroutines, rest, sockets
+
+if TYPE_CHECKING:
+    from bpf.program import Kernel
+    from processes.goroutines import Parked
+    from processes.sockets import Socket
+    from processes.watched import Process
+
+BEFORE, AFTER = 0.25, 1.0  # s to wait for a process that does not rest
+STUCK = 0.02  # s that data is unread, at least
+EXAMPLES = 5  # of the goroutines that are parked at one place
+_UNDECIDED = 1.0  # s after which it isn't known who is stuck
+
+
+class Look(NamedTuple):
+    """At one process at one moment. inodes: of its sockets, by descriptor; sockets: by inode."""
+
+    goroutines: list[Parked]
+    inodes: dict[int, int]
+    sockets: dict[int, Socket]
+
+    def abandoned(self) -> dict[int, int]:
+        """{inode: descriptor} of the sockets whose peers are gone."""
+        return {inode: fd for fd, inode in self.inodes.items() if self.sockets[inode].gone}
+
+    def unread(self, goroutine: Parked) -> int:
+        """How much waits for it to read."""
+        known = self.sockets.get(self.inodes.get(goroutine.fd, 0))
+        return known.unread if known is not None and not goroutine.write else 0
+
+
+NOBODY = Look([], {}, {})
+
+
+class Parking:
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        # window -> {owner: Look, or None where nothing could be read}
+        self._at_open: dict[int, dict[int, Look | None]] = {}
+
+    def before(self, processes: Iterable[Process]) -> dict[int, Look | None]:
+        """What a window that is about to open begins with, by owner. It may take its time."""
+        found = {}
+        for process in processes:
+            if not process.exited:
+                rest.wait(process.pid, BEFORE)
+                found[process.owner] = self._try(process)
+        return found
+
+    def open(self, window: int, before: dict[int, Look | None]) -> None:
+        self._at_open[window] = before
+
+    def close(self, window: int) -> None:
+        self._at_open.pop(window, None)
+
+    def lap(self, window: int, processes: Iterable[Process]) -> dict[int, dict[str, Any]]:
+        """{owner: JSON} of the window, which begins anew. Empty where it was not asked for."""
+        before = self._at_open.get(window)
+        if before is None:
+            return {}
+        told: dict[int, dict[str, Any]] = {}
+        now: dict[int, Look | None] = {}
+        for process in processes:
+            # One that has come since had nobody.
+            earlier = before.get(process.owner, NOBODY)
+            try:
+                if earlier is None:
+                    raise goroutines.Unreadable("its memory could not be read when the window opened")
+                told[process.owner], now[process.owner] = self._end(process, earlier)
+            except goroutines.Unreadable as error:
+                told[process.owner], now[process.owner] = _nothing(str(error)), None
+        self._at_open[window] = now
+        return told
+
+    def now(self, process: Process) -> dict[str, Any]:
+        """JSON as of `lap`, of who is parked at this moment. Raises goroutines.Unreadable."""
+        look = self._look(process)
+        return _Report(process, look).of(look, {}, set(), 0, everybody=True)
+
+    def _end(self, process: Process, before: Look) -> tuple[dict[str, Any], Look]:
+        if process.exited:
+            return _Report(process, NOBODY).of(before, {}, set(), 0, everybody=False), NOBODY
+        after = self._look(process)
+        abandoned = _new(before, after)
+        if abandoned or _grew(before, after):
+            rest.wait(process.pid, AFTER)
+            after = self._look(process)
+            abandoned = {inode: fd for inode, fd in _new(before, after).items() if inode in abandoned}
+        stuck, undecided = self._stuck(process, after)
+        return _Report(process, after).of(before, abandoned, stuck, undecided, everybody=False), after
+
+    def _stuck(self, process: Process, look: Look) -> tuple[set[tuple[int, int]], int]:
+        """((g, fd) of whom is parked though there is something to read that a poll has reported; of how many
+        it isn't known).
+
+        It is known once the process rests while a thread of it polls: whatever was to be reported is, and
+        whoever was to run for it has run. Throttled and starved threads do not rest.
+        """
+        suspects = _suspects(look)
+        began = time.monotonic()
+        since: float | None = None
+        while suspects and time.monotonic() - began < _UNDECIDED:
+            if rest.rests(process.pid, process.epfd):
+                look = self._look(process)
+                if rest.rests(process.pid, process.epfd):
+                    suspects &= _suspects(look)
+                    now = time.monotonic()
+                    since = now if since is None else since
+                    if now - since >= STUCK:
+                        return suspects, 0
+            else:
+                suspects &= _suspects(self._look(process))
+            time.sleep(STUCK / 8)
+        return set(), len(suspects)
+
+    def _try(self, process: Process) -> Look | None:
+        try:
+            return self._look(process)
+        except goroutines.Unreadable:
+            return None
+
+    def _look(self, process: Process) -> Look:
+        if process.exited or process.foreign:
+            return NOBODY
+        inodes = sockets.inodes(process.pid)
+        found: list[Parked] = []
+        if process.layout is not None:
+            found = goroutines.parked(
+                process.pid, process.epfd, process.layout, self._kernel.signed, process.mappings
+            )
+        look = Look(found, inodes, sockets.sockets(process.pid, inodes))
+        if not self._kernel.is_current(process):  # what was read may be another program's
+            raise goroutines.Unreadable("it ended, or ran another program, while it was looked at")
+        return look
+
+
+def _suspects(look: Look) -> set[tuple[int, int]]:
+    return {(p.g, p.fd) for p in look.goroutines if look.unread(p)}
+
+
+def _new(before: Look, after: Look) -> dict[int, int]:
+    earlier = before.abandoned()
+    return {inode: fd for inode, fd in after.abandoned().items() if inode not in earlier}
+
+
+def _by_stack(look: Look) -> Counter[tuple[bool, tuple[int, ...]]]:
+    return Counter((p.write, p.stack) for p in look.goroutines)
+
+
+def _grew(before: Look, after: Look) -> bool:
+    return bool(_by_stack(after) - _by_stack(before))
+
+
+class _Report:
+    """The JSON of messages.Parked."""
+
+    def __init__(self, process: Process, look: Look) -> None:
+        self._process = process
+        self._look = look
+        self._stacks: dict[tuple[int, ...], int] = {}
+
+    def of(
+        self,
+        before: Look,
+        abandoned: dict[int, int],
+        stuck: set[tuple[int, int]],
+        undecided: int,
+        everybody: bool,
+    ) -> dict[str, Any]:
+        """before: the window's beginning. everybody: whether each goroutine is to be told of, not only those
+        that stand out and some examples.
+        """
+        look, process = self._look, self._process
+        earlier = {(p.g, p.write, p.stack) for p in before.goroutines}
+        gone = look.abandoned()
+        told: list[Parked] = []
+        examples: Counter[tuple[bool, tuple[int, ...]]] = Counter()
+        for p in look.goroutines:
+            place = (p.write, p.stack)
+            new, inode = (p.g, *place) not in earlier, look.inodes.get(p.fd)
+            examples[place] += 1
+            if everybody or new or inode in abandoned or (p.g, p.fd) in stuck or examples[place] <= EXAMPLES:
+                told.append(p)
+        waiting = {p.fd: index for index, p in reversed(list(enumerate(told)))}
+        rows = [
+            [
+                p.goid,
+                _direction(p.write),
+                *self._words(p.fd),
+                self._number(p.stack),
+                (p.g, p.write, p.stack) not in earlier,
+                look.inodes.get(p.fd) in gone,
+            ]
+            for p in told
+        ]
+        counts = {"before": self._counts(before), "after": self._counts(look)}
+        mappings = process.lives.get(process.owner, process.mappings)
+        return {
+            "why_not": None,
+            "goroutines": rows,
+            **counts,
+            "stacks": [offenders.frames(mappings, stack) for stack in self._stacks],
+            "abandoned": [[*self._words(fd), waiting.get(fd)] for fd in abandoned.values()],
+            "stuck": [
+                [index, p.fd, look.inodes.get(p.fd, 0), look.unread(p)]
+                for index, p in enumerate(told)
+                if (p.g, p.fd) in stuck and not p.write
+            ],
+            "undecided": undecided,
+        }
+
+    def _counts(self, look: Look) -> list[list[Any]]:
+        """[direction, number of the stack, how many, their type and local end, None where those differ]."""
+        ends: dict[tuple[bool, tuple[int, ...]], set[tuple[str, str | None]]] = {}
+        for p in look.goroutines:
+            known = look.sockets.get(look.inodes.get(p.fd, 0))
+            end = (known.kind, known.local) if known else ("", None)
+            ends.setdefault((p.write, p.stack), set()).add(end)
+        counts = []
+        for (write, stack), count in _by_stack(look).items():
+            found = ends[write, stack]
+            kinds = {kind for kind, _ in found}
+            kind = kinds.pop() or None if len(kinds) == 1 else None
+            local = sockets.address(*found.pop()) if len(found) == 1 else None
+            counts.append([_direction(write), self._number(stack), count, kind, local])
+        return counts
+
+    def _number(self, stack: tuple[int, ...]) -> int:
+        return self._stacks.setdefault(stack, len(self._stacks))
+
+    def _words(self, fd: int) -> tuple[str, str | None, str | None]:
+        """(type, local, peer) of a descriptor."""
+        inode = self._look.inodes.get(fd)
+        if inode is None:
+            return (*endpoint.by_link(self._process.pid, fd), None)
+        known = self._look.sockets[inode]
+        return known.kind, sockets.address(known.kind, known.local), sockets.address(known.kind, known.peer)
+
+
+def _direction(write: bool) -> str:
+    return "write" if write else "read"
+
+
+def _nothing(why_not: str) -> dict[str, Any]:
+    return {
+        "why_not": why_not,
+        "goroutines": [],
+        "before": [],
+        "after": [],
+        "stacks": [],
+        "abandoned": [],
+        "stuck": [],
+        "undecided": 0,
+    }

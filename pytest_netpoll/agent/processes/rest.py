@@ -1,0 +1,46 @@
+"""Whether a process rests: no thread of it runs, or would if it had a CPU."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from bpf import machine
+from processes import proc
+
+_STEP = 0.002  # s
+_POLLS = {number for number, role in machine.roles(machine.current()).items() if role & machine.POLL}
+
+
+def rests(pid: int, epfd: int | None = None) -> bool:
+    """epfd: of the runtime; then a thread has to wait there, which proves that no event is left to report."""
+    used = proc.cpu_time(pid)
+    try:
+        tids = os.listdir(f"/proc/{pid}/task")
+        if not all(_sleeps(pid, tid) for tid in tids):
+            return False
+        if epfd is not None and not any(_polls(pid, tid, epfd) for tid in tids):
+            return False
+    except (OSError, ValueError, IndexError):
+        return False  # a thread has ended, so one was running
+    # One may have passed its work on to another that was looked at before.
+    return used is not None and proc.cpu_time(pid) == used
+
+
+def wait(pid: int, seconds: float) -> None:
+    """Returns when the process rests, or after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not rests(pid) and time.monotonic() < deadline:
+        time.sleep(_STEP)
+
+
+def _sleeps(pid: int, tid: str) -> bool:
+    with open(f"/proc/{pid}/task/{tid}/stat", "rb") as f:
+        text = f.read()
+    return text[text.rindex(b")") + 2 : text.rindex(b")") + 3] == b"S"
+
+
+def _polls(pid: int, tid: str, epfd: int) -> bool:
+    with open(f"/proc/{pid}/task/{tid}/syscall") as f:
+        number, *arguments = f.read().split()
+    return number.isdigit() and int(number) in _POLLS and int(arguments[0], 16) == epfd

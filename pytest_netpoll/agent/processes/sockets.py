@@ -1,0 +1,115 @@
+"""What a process's sockets are, whether the other end is gone, and how much nobody has read.
+
+All from /proc: nothing is done to a socket, and one in another network namespace is seen as well.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+from processes import proc
+
+
+class Socket(NamedTuple):
+    """What a socket is.
+
+    local, peer: addresses as /proc has them; see `address`. gone: whether its peer has closed, or there is
+    none any more. unread: bytes that wait to be read, of a listener connections; 0 where /proc doesn't tell.
+    """
+
+    kind: str
+    local: str | None
+    peer: str | None
+    gone: bool
+    unread: int
+
+
+# include/net/tcp_states.h
+_CLOSE, _CLOSE_WAIT, _LISTEN = "07", "08", "0A"
+_GONE = (_CLOSE, _CLOSE_WAIT)
+# Of /proc/net/unix: SOCK_STREAM and SOCK_SEQPACKET, and SS_CONNECTED.
+_UNIX_CONNECTIONS, _CONNECTED = ("0001", "0005"), "03"
+# Its own, that of the table of sockets, and its peer's.
+_UNIX_REFERENCES = 3
+
+
+def inodes(pid: int) -> dict[int, int]:
+    """{fd: inode} of the process's sockets."""
+    found: dict[int, int] = {}
+    try:
+        fds = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return found
+    for fd in fds:
+        name = proc.link(pid, int(fd)) or ""
+        if name.startswith("socket:["):
+            found[int(fd)] = int(name[8:-1])
+    return found
+
+
+def sockets(pid: int, descriptors: dict[int, int]) -> dict[int, Socket]:
+    """{inode: Socket}. descriptors: of `inodes`."""
+    wanted = set(descriptors.values())
+    found: dict[int, Socket] = {}
+    for name in ("tcp", "tcp6"):
+        for inode, fields in _rows(pid, name, 9, wanted):
+            kind = "listener" if fields[3] == _LISTEN else "tcp"
+            found[inode] = Socket(kind, fields[1], fields[2], fields[3] in _GONE, _unread(fields[4]))
+    for name in ("udp", "udp6"):
+        for inode, fields in _rows(pid, name, 9, wanted):
+            found[inode] = Socket("udp", fields[1], fields[2], False, _unread(fields[4]))
+    for inode, fields in _rows(pid, "unix", 6, wanted):
+        # Whoever is connected is referred to by the other end, as long as that is open.
+        connected = fields[4] in _UNIX_CONNECTIONS and fields[5] == _CONNECTED
+        alone = connected and int(fields[1], 16) < _UNIX_REFERENCES
+        found[inode] = Socket("unix", fields[7].rstrip("\n") if len(fields) > 7 else None, None, alone, 0)
+    for fd, inode in descriptors.items():
+        # A connection that was reset is in no table any more.
+        if inode not in found:
+            gone = _protocol(pid, fd) in (b"TCP\0", b"TCPv6\0")
+            found[inode] = Socket("tcp" if gone else "socket", None, None, gone, 0)
+    return found
+
+
+def _rows(pid: int, name: str, column: int, wanted: Collection[int]) -> Iterator[tuple[int, list[str]]]:
+    """(inode, fields) of the wanted sockets in a table of the process's network namespace."""
+    try:
+        with open(f"/proc/{pid}/net/{name}", encoding="utf-8", errors="replace") as f:
+            next(f, None)
+            for line in f:
+                fields = line.split(None, column + 1)
+                inode = int(fields[column])
+                if inode in wanted:
+                    yield inode, fields
+    except (OSError, ValueError, IndexError):
+        return
+
+
+def _unread(queues: str) -> int:
+    return int(queues.rpartition(":")[2], 16)
+
+
+def _protocol(pid: int, fd: int) -> bytes | None:
+    try:
+        return os.getxattr(f"/proc/{pid}/fd/{fd}", "system.sockprotoname")
+    except OSError:
+        return None
+
+
+def address(kind: str, text: str | None) -> str | None:
+    """ "127.0.0.1:80" of "0100007F:0050": words of 32 bits in the machine's byte order. A unix socket's path
+    stays. None without one, and of who is connected with nobody.
+    """
+    if text is None or kind in ("unix", "socket"):
+        return text
+    host, _, port = text.partition(":")
+    if port == "0000":
+        return None
+    raw = b"".join(struct.pack("=I", int(host[at : at + 8], 16)) for at in range(0, len(host), 8))
+    name = socket.inet_ntop(socket.AF_INET if len(raw) == 4 else socket.AF_INET6, raw)
+    mapped = name.rpartition("::ffff:")[2] if "." in name else name
+    return f"[{mapped}]:{int(port, 16)}" if ":" in mapped else f"{mapped}:{int(port, 16)}"

@@ -1,0 +1,97 @@
+"""python -m pytest_netpoll dump: which goroutines of a running process are parked on descriptors, and where.
+
+From outside: the process runs on, needs no handler for it, and may be stripped. Exit status 1 where it cannot
+be looked into, 2 for wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pytest_netpoll.cli.watch.app import positive, tcp_port
+from pytest_netpoll.gobinary.symbols import Frame, Symbolizer
+from pytest_netpoll.meter.meter import Meter
+from pytest_netpoll.model import units
+from pytest_netpoll.model.evidence import ParkedGoroutine
+from pytest_netpoll.options import Config, add_agent_options
+from pytest_netpoll.service import discovery
+from pytest_netpoll.service.service import ServiceFactory
+
+MOST_SHOWN = 5  # of a group's goroutines
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit status. Raises UsageError and other NetpollErrors."""
+    arguments = _parse(argv)
+    here = Path.cwd()
+    meter = Meter(Config.from_arguments(arguments), Symbolizer(here))
+    factory = ServiceFactory(rootdir=here, cache_dir=here, on_spawn=meter.watch, on_exit=meter.unwatch)
+    with contextlib.ExitStack() as stack:
+        stack.callback(meter.stop)
+        pid = arguments.pid
+        if pid is None:
+            pid = discovery.find(discovery.by_port(arguments.port), 0, None)
+        service = factory(pid=pid, ready=None)
+        stack.callback(factory.stop_all)
+        parked = meter.parked(service)
+        subject = f"{service.name} (pid {pid}, {service.go_version or 'not Go'})"
+    print(f"{subject}: {_number(parked)} parked on descriptors")
+    for text in _groups(parked):
+        print(f"\n{text}")
+    return 0
+
+
+def _groups(parked: Sequence[ParkedGoroutine]) -> list[str]:
+    """A text for each place, the one with most goroutines first."""
+    places: dict[tuple[str, str | None, tuple[Frame, ...]], list[ParkedGoroutine]] = {}
+    for goroutine in parked:
+        places.setdefault((goroutine.direction, goroutine.fd_type, goroutine.stack), []).append(goroutine)
+    texts = [
+        (-len(found), _group(f"{direction} on {kind or 'a descriptor'}", stack, found))
+        for (direction, kind, stack), found in places.items()
+    ]
+    return [text for _, text in sorted(texts)]
+
+
+def _group(on: str, stack: Sequence[Frame], found: Sequence[ParkedGoroutine]) -> str:
+    lines = [f"{_number(found)}, {on}:"]
+    lines += [f"    {frame.file}:{frame.line}  {frame.function}" for frame in stack]
+    if not stack:
+        lines.append("    where is not known: its memory does not hold what a parked goroutine's does")
+    lines += [f"  {_description(goroutine)}" for goroutine in found[:MOST_SHOWN]]
+    if len(found) > MOST_SHOWN:
+        lines.append(f"  … and {len(found) - MOST_SHOWN:,} more")
+    return "\n".join(lines)
+
+
+def _description(goroutine: ParkedGoroutine) -> str:
+    arrow = " → " if goroutine.direction == "write" else " ← "
+    ends = arrow.join(end for end in (goroutine.local, goroutine.peer) if end)
+    gone = ", whose peer has closed" if goroutine.peer_gone else ""
+    number = "?" if goroutine.goroutine is None else goroutine.goroutine
+    return f"goroutine {number}  {ends}{gone}".rstrip()
+
+
+def _number(parked: Sequence[ParkedGoroutine]) -> str:
+    return f"{units.show(len(parked), 'count')} goroutine{'' if len(parked) == 1 else 's'}"
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m pytest_netpoll dump",
+        description="Shows which goroutines of a running Go process are parked on descriptors, grouped by "
+        "stack. The process is not stopped, and may be stripped.",
+    )
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--pid", type=positive, metavar="N", help="a running process and its children")
+    which.add_argument("--port", type=tcp_port, metavar="N", help="the process that listens on this TCP port")
+    add_agent_options(parser)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,181 @@
+"""Who is parked on descriptors: the agent's rows, with their stacks resolved, and put together by stack."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from pytest_netpoll.errors import Reason
+from pytest_netpoll.gobinary.symbols import Frame, Symbolizer
+from pytest_netpoll.meter.low_water import low_water
+from pytest_netpoll.meter.messages import Measured, Parked, ParkedIn
+from pytest_netpoll.model.evidence import Offender, ParkedGoroutine
+from pytest_netpoll.model.metrics import PARKED_METRICS
+
+MOST_PEERS = 5  # of a group that are shown
+# Of these the agent tells what all of a group's are; of others each by itself.
+SOCKETS = ("tcp", "listener", "udp", "unix", "socket")
+
+_Place = tuple[str, tuple[Frame, ...]]
+
+
+class Found(NamedTuple):
+    """counters: of PARKED_METRICS. absent: why one of them is not known. groups: who stands out first."""
+
+    counters: dict[str, int]
+    absent: dict[str, Reason]
+    groups: tuple[Offender, ...]
+
+
+@dataclass
+class _Group:
+    """peers: some of the descriptors' other ends; new: those of whom came in the window."""
+
+    kinds: set[str | None] = field(default_factory=set)
+    locals: set[str | None] = field(default_factory=set)
+    peers: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
+    before: int = 0
+    after: int = 0
+    abandoned: int = 0
+    stuck: int = 0
+
+    def offender(self, direction: str, stack: tuple[Frame, ...], total: int) -> Offender:
+        peers = tuple(dict.fromkeys([*self.new, *self.peers]))
+        return Offender(
+            offence="parked",
+            count=self.after,
+            share=self.after / total,
+            direction=direction,
+            syscall=None,
+            fd_type=_only(self.kinds),
+            local=_only(self.locals),
+            peer=peers[0] if self.after == 1 and peers else None,
+            stack=stack,
+            growth=max(0, self.after - self.before),
+            abandoned=self.abandoned,
+            stuck=self.stuck,
+            peers=peers[:MOST_PEERS],
+        )
+
+
+def rows(told: Parked, symbolizer: Symbolizer) -> list[ParkedGoroutine]:
+    """Each goroutine. Raises ValueError, LookupError or TypeError where `told` is something else."""
+    stacks = [
+        symbolizer.trimmed([(str(path), int(offset)) for path, offset in raw]) for raw in told["stacks"]
+    ]
+    return [
+        ParkedGoroutine(
+            goroutine=goid,
+            direction=str(direction),
+            fd_type=kind,
+            local=local,
+            peer=peer,
+            stack=stacks[stack],
+            peer_gone=bool(gone),
+        )
+        for goid, direction, kind, local, peer, stack, _, gone in told["goroutines"]
+    ]
+
+
+def _stacks(told: Parked, symbolizer: Symbolizer) -> list[tuple[Frame, ...]]:
+    return [symbolizer.trimmed([(str(path), int(at)) for path, at in raw]) for raw in told["stacks"]]
+
+
+def now(processes: Sequence[ParkedIn], symbolizer: Symbolizer) -> list[ParkedGoroutine]:
+    return [row for process in processes for row in rows(process, symbolizer)]
+
+
+def collect(processes: Sequence[Measured], symbolizer: Symbolizer) -> Found:
+    """Of a service's processes in a window that asked for it."""
+    groups: dict[_Place, _Group] = defaultdict(_Group)
+    abandoned: dict[tuple[str, str | None], list[str]] = defaultdict(list)
+    absent: dict[str, Reason] = {}
+    for process in processes:
+        told = process["parked"]
+        if told is None or told["why_not"] is not None:
+            why = told and told["why_not"]
+            reason = Reason(f"the goroutines of process {process['pid']} could not be read", why=why)
+            return Found({}, dict.fromkeys(PARKED_METRICS, reason), ())
+        found = rows(told, symbolizer)
+        for row, raw in zip(found, told["goroutines"], strict=True):
+            group = groups[row.direction, row.stack]
+            if row.peer is not None:
+                (group.new if raw[6] else group.peers).append(row.peer)
+            if row.fd_type not in SOCKETS:
+                group.kinds.add(row.fd_type)
+                group.locals.add(row.local)
+        stacks = _stacks(told, symbolizer)
+        for direction, stack, count, _, _ in told["before"]:
+            groups[direction, stacks[stack]].before += int(count)
+        for direction, stack, count, kind, local in told["after"]:
+            group = groups[direction, stacks[stack]]
+            group.after += int(count)
+            if kind is not None:
+                group.kinds.add(kind)
+                group.locals.add(local)
+        for kind, local, peer, index in told["abandoned"]:
+            if index is None:
+                abandoned[kind, local].append(peer)
+            else:
+                groups[found[index].direction, found[index].stack].abandoned += 1
+        if told["undecided"]:
+            absent["stuck_goroutines"] = Reason(
+                f"{told['undecided']} goroutines are parked over unread data and may be stuck",
+                why=f"process {process['pid']} did not rest: its poller may not have reported the data yet",
+                fix="let the test wait for the service's answers before it ends",
+            )
+        for row, unread, least in _stuck(process["pid"], told, found):
+            if least is None:
+                absent["stuck_goroutines"] = Reason(
+                    "a goroutine is parked over unread data, and whether it is stuck cannot be known",
+                    why=f"SO_RCVLOWAT of a socket of process {process['pid']} cannot be read",
+                    fix="run pytest as root",
+                )
+            elif unread >= least:
+                groups[row.direction, row.stack].stuck += 1
+    total = sum(group.after for group in groups.values())
+    made = [
+        group.offender(direction, stack, total) for (direction, stack), group in groups.items() if group.after
+    ]
+    made += [
+        Offender(
+            offence="parked",
+            count=0,
+            share=0.0,
+            direction="",
+            syscall=None,
+            fd_type=kind,
+            local=local,
+            peer=_only(set(peers)),
+            stack=(),
+            abandoned=len(peers),
+            peers=tuple(dict.fromkeys(filter(None, peers)))[:MOST_PEERS],
+        )
+        for (kind, local), peers in abandoned.items()
+    ]
+    counters = {
+        "parked_goroutines": total,
+        "parked_growth": sum(offender.growth for offender in made),
+        "abandoned_descriptors": sum(offender.abandoned for offender in made),
+        "stuck_goroutines": sum(offender.stuck for offender in made),
+    }
+    for name in absent:
+        del counters[name]
+    made.sort(key=lambda o: (-o.stuck, -o.abandoned, -o.growth, -o.count))
+    return Found(counters, absent, tuple(made))
+
+
+def _stuck(
+    pid: int, told: Parked, found: Sequence[ParkedGoroutine]
+) -> Iterator[tuple[ParkedGoroutine, int, int | None]]:
+    """(goroutine, what is unread, from how much on its socket is readable: None where that isn't known)."""
+    for index, fd, inode, unread in told["stuck"]:
+        row = found[index]
+        yield row, unread, low_water(pid, fd, inode) if row.fd_type == "tcp" else 1
+
+
+def _only(values: set[str | None]) -> str | None:
+    return next(iter(values)) if len(values) == 1 else None

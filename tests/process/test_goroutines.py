@@ -1,0 +1,101 @@
+"""Goroutines read from a process's memory, which may hold anything: here it is our own, and lies."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import random
+import struct
+
+import pytest
+
+from pytest_netpoll.meter import privilege
+
+SIZE = 1 << 16
+G, STACK = 0x100, 0x1000  # where they are in the buffer
+
+
+@pytest.fixture
+def agent(monkeypatch):
+    monkeypatch.syspath_prepend(str(privilege.AGENT))
+    return {
+        name: importlib.import_module(name)
+        for name in ("processes.goroutines", "processes.proc", "bpf.layouts")
+    }
+
+
+@pytest.fixture
+def parked(agent, monkeypatch):
+    """parked(words) is what is seen of a g of these words; memory: what the words may point into."""
+    goroutines, proc, layouts = agent.values()
+    buffer = ctypes.create_string_buffer(SIZE)
+    base = ctypes.addressof(buffer)
+    layout = layouts.LAYOUTS[-1]  # the data is the address
+    registration = proc.Registration(7, layouts.GO_EVENTS, base)
+    monkeypatch.setattr(proc, "registrations", lambda *_: [registration])
+    code = [proc.Mapping(base + 0x8000, base + 0x9000, 0, "code")]
+
+    def parked(words, frames=()):
+        struct.pack_into("<6Q", buffer, 0, 0, 7, 0, base + G, 0, 0)
+        struct.pack_into("<24Q", buffer, G, *words)
+        for at, frame in frames:
+            struct.pack_into("<QQ", buffer, at, *frame)
+        return goroutines.parked(os.getpid(), 3, layout, True, code)
+
+    parked.base, parked.pc = base, base + 0x8123
+    return parked
+
+
+def g(base, pc, goid=18, bp=STACK + 0x100):
+    """The words of one that is parked as Go 1.27 leaves it."""
+    words = [0] * 24
+    words[0], words[1] = base + STACK, base + STACK + 0x1000
+    words[7], words[8], words[9], words[12] = base + STACK + 0x80, pc, base + G, base + bp
+    words[18], words[19] = 4, goid
+    return words
+
+
+def test_frames_are_followed_to_the_outermost_and_no_further(parked):
+    base, pc = parked.base, parked.pc
+    frames = [(STACK + 0x100, (base + STACK + 0x180, pc + 1)), (STACK + 0x180, (0, pc + 2))]
+    for _ in range(2):  # the second time by what the first has shown
+        (found,) = parked(g(base, pc), frames)
+        assert (found.goid, found.fd, found.write, found.stack) == (18, 7, False, (pc, pc + 1, pc + 2))
+
+
+@pytest.mark.parametrize(
+    "outer", [STACK + 0x100, STACK + 0x80, STACK + 0x108, STACK + 0xFFC, 0x9000, 1 << 63]
+)
+def test_frames_that_lead_nowhere_or_in_circles_end(parked, outer):
+    base, pc = parked.base, parked.pc
+    (found,) = parked(g(base, pc), [(STACK + 0x100, ((base + outer) & (1 << 64) - 1, pc + 1))])
+    assert found.stack[:2] == (pc, pc + 1)
+    assert len(found.stack) <= 3
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [(9, 1), (18, 2), (8, 0), (8, 1 << 64 - 1), (7, 1), (0, (1 << 64) - 1), (1, 0)]
+)
+def test_of_who_does_not_look_parked_no_stack_is_told(parked, word, value):
+    words = g(parked.base, parked.pc)
+    words[word] = value & (1 << 64) - 1
+    (found,) = parked(words)
+    assert (found.goid, found.stack) == (None, ())
+
+
+def test_no_words_are_trusted(parked):
+    numbers = random.Random(1)
+    base = parked.base
+    places = [0, 1, 4, base, base + G, base + STACK, base + SIZE, base + 0x8001, (1 << 64) - 1, 1 << 63]
+    for _ in range(2000):
+        words = g(base, parked.pc)
+        for _ in range(numbers.randrange(6)):
+            words[numbers.randrange(24)] = numbers.choice(places)
+        frames = [
+            (numbers.randrange(STACK, STACK + 0x1000, 8), (numbers.choice(places), numbers.choice(places)))
+            for _ in range(50)
+        ]
+        for found in parked(words, frames):
+            assert len(found.stack) <= 65
+            assert all(base + 0x8000 <= address < base + 0x9000 for address in found.stack)

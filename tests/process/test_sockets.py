@@ -1,0 +1,99 @@
+"""What the agent sees of a process's sockets in /proc: whether the other end is gone, and what is unread."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import socket
+import struct
+
+import pytest
+
+from pytest_netpoll.meter import privilege
+from pytest_netpoll.meter.low_water import low_water
+
+
+@pytest.fixture
+def look(monkeypatch):
+    """look(socket) is what the agent sees of one of this process."""
+    monkeypatch.syspath_prepend(str(privilege.AGENT))
+    sockets = importlib.import_module("processes.sockets")
+
+    def look(one):
+        inodes = sockets.inodes(os.getpid())
+        seen = sockets.sockets(os.getpid(), inodes)[inodes[one.fileno()]]
+        ends = (sockets.address(seen.kind, seen.local), sockets.address(seen.kind, seen.peer))
+        return seen._replace(local=ends[0], peer=ends[1])
+
+    return look
+
+
+def pair(family, address):
+    """(listener, client, server) of a TCP connection."""
+    listener = socket.socket(family)
+    listener.bind(address)
+    listener.listen()
+    client = socket.create_connection(listener.getsockname()[:2])
+    return listener, client, listener.accept()[0]
+
+
+@pytest.mark.parametrize(
+    ("family", "host", "shown"),
+    [(socket.AF_INET, "127.0.0.1", "127.0.0.1"), (socket.AF_INET6, "::1", "[::1]")],
+    ids=["IPv4", "IPv6"],
+)
+def test_a_connection_is_alive_until_its_peer_closes(look, family, host, shown):
+    listener, client, server = pair(family, (host, 0))
+    with listener, server:
+        with client:
+            ports = [end.getsockname()[1] for end in (server, client)]
+            client.sendall(b"hello")
+            assert look(server) == ("tcp", f"{shown}:{ports[0]}", f"{shown}:{ports[1]}", False, 5)
+            assert look(listener) == ("listener", f"{shown}:{ports[0]}", None, False, 0)
+        assert look(server).gone
+
+
+def test_a_connection_that_was_reset_has_no_peer(look):
+    listener, client, server = pair(socket.AF_INET, ("127.0.0.1", 0))
+    with listener, server:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        assert look(server) == ("tcp", None, None, True, 0)
+
+
+def test_what_waits_in_a_backlog_is_unread(look):
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()):
+        assert look(listener).unread == 1
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET], ids=["stream", "seqpacket"])
+def test_a_unix_connection_is_alive_until_its_peer_closes(look, kind):
+    one, other = socket.socketpair(socket.AF_UNIX, kind)
+    with one:
+        with other:
+            other.send(b"hello")
+            assert not look(one).gone
+        assert look(one).gone
+
+
+def test_a_unix_socket_without_connections_has_nobody_to_miss(look, tmp_path):
+    path = str(tmp_path / "s")
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client,
+        socket.socket(socket.AF_UNIX) as fresh,
+    ):
+        server.bind(path)
+        client.connect(path)
+        assert look(server).local == path
+        assert [look(one).gone for one in (server, client, fresh)] == [False, False, False]
+
+
+def test_the_low_water_mark_of_another_process_is_known():
+    one, other = socket.socketpair()
+    with one, other:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 42)
+        inode = os.fstat(one.fileno()).st_ino
+        assert low_water(os.getpid(), one.fileno(), inode) == 42
+        assert low_water(os.getpid(), one.fileno(), inode + 1) is None
+        assert low_water(os.getpid(), 1 << 20, inode) is None
