@@ -367,9 +367,9 @@ class Config:
     max_processes: int
     python: Path | None
     agent: Path | None
-    cache: Path | Literal["off"] | None
     forbid: str | None
     allow: str | None
+    cache: Path | Literal["off"] | None
     limits: Mapping[str, str]
 
     @property
