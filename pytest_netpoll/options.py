@@ -88,7 +88,7 @@ def _rounds(text: str) -> Rounds:
     least, colon, most = text.partition(":")
     found = Rounds(_natural(least), _natural(most if colon else least))
     if found.most < found.least or found.least == 0:
-        raise ValueError(f"{text!r} is not MIN:MAX, such as 8:24")
+        raise ValueError(f"{text!r} is not MIN:MAX, such as 8:40")
     if found.most < FEWEST:
         raise ValueError(f"{found.most} rounds have no interval of 95 %: give at least {FEWEST}")
     return found
@@ -218,7 +218,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "netpoll_rounds",
         "with --netpoll-against: measure each side so often; more than MIN while a rule is undecided",
         _rounds,
-        default=Rounds(8, 24),
+        default=Rounds(8, 40),
         metavar="MIN[:MAX]",
     ),
     OptionSpec(

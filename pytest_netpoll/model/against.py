@@ -70,7 +70,7 @@ class Difference:
     @property
     def text(self) -> str:
         """ "+20.1 % (+15.2 % to +26.0 %)", "~ (-2.0 % to +1.3 %)"; of what is exact no interval."""
-        if not self.change.told:
+        if not self.change.known:
             return f"{confidence.CONFIDENCE:.0%} sure of nothing after {self.rounds} rounds"
         if self.exact:
             return f"{self.amount(self.change.middle)} (exact)" if self.seen else "~ (exact)"

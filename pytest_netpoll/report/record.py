@@ -455,15 +455,15 @@ def comparison_record(comparison: Comparison) -> ComparisonRecord:
 
 def _number(difference: Difference) -> NumberRecord:
     low, middle, high = difference.change
-    told = difference.change.told
+    known = difference.change.known
     return {
         "service": difference.service,
         "metric": difference.metric,
         "base": difference.base,
         "head": difference.head,
         "change": middle,
-        "low": low if told else None,
-        "high": high if told else None,
+        "low": low if known else None,
+        "high": high if known else None,
         "relative": difference.relative,
         "exact": difference.exact,
         "text": difference.text,

@@ -11,9 +11,9 @@ from typing import Any, Literal
 from pytest_netpoll import __version__
 from pytest_netpoll.errors import NetpollError
 from pytest_netpoll.options import Config
-from pytest_netpoll.report import baseline_file, github, json_report, wording
+from pytest_netpoll.report import baseline_file, delta, github, json_report, wording
 from pytest_netpoll.report.attached import attached
-from pytest_netpoll.report.checkout import Checkout
+from pytest_netpoll.report.checkout import Checkout, revision_of
 from pytest_netpoll.report.html import document
 from pytest_netpoll.report.record import TestRecord
 
@@ -31,6 +31,7 @@ class Reports:
         self.complete = True
         self._options = options
         self._rootdir = rootdir
+        self._revision = revision_of(rootdir)
 
     def add_windows(self, late: TestRecord) -> None:
         """Those of a test that closed after its call. late: a record of nothing else."""
@@ -48,6 +49,7 @@ class Reports:
         told = dict(agent)
         return {
             "plugin": __version__,
+            **self._revision,
             "mode": self._options.mode,
             "python": platform.python_version(),
             "agent_python": told.pop("python", None),
@@ -67,6 +69,8 @@ class Reports:
             asked.append((json_report.write, self._options.json))
         if self._options.html is not None:
             asked.append((document.write, self._options.html))
+        if self._options.markdown is not None:
+            asked.append((delta.write, self._options.markdown))
         if self._options.save is not None:
             path = baseline_file.path_of(self._rootdir, self._options.save)
             if self.records:
@@ -90,7 +94,10 @@ class Reports:
         step_summary = os.environ.get("GITHUB_STEP_SUMMARY")
         if step_summary and self.records:
             try:
-                github.append(Path(step_summary), github.markdown(self.records, environment))
+                text = github.markdown(self.records, environment)
+                if any(record.get("comparison") for record in self.records):
+                    text = f"{delta.markdown(self.records, environment)}\n{text}"
+                github.append(Path(step_summary), text)
             except NetpollError as error:  # nobody asked for it: no reason to fail
                 self.lines.append(f"netpoll: {error}")
         if os.environ.get("GITHUB_ACTIONS") == "true":

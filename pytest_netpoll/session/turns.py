@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from pytest_netpoll.errors import Reason, UsageError
-from pytest_netpoll.model import confidence
 from pytest_netpoll.model.against import Plan, compare_rounds, not_compared, settled
 from pytest_netpoll.model.comparison import Comparison, samples_of
 from pytest_netpoll.model.limits import Limits
@@ -26,11 +25,8 @@ _ASTRAY = 0.5
 
 
 def check(options: Config) -> None:
-    """UsageError for options that contradict each other, and where a library is missing."""
-    if options.against is None:
-        return
-    confidence.require()
-    if options.compare is not None:
+    """UsageError for options that contradict each other."""
+    if options.against is not None and options.compare is not None:
         raise UsageError(
             "--netpoll-against and --netpoll-compare are one too many",
             why="a test has one comparison: with a revision measured now, or with a saved baseline",
