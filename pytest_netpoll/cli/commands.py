@@ -23,6 +23,7 @@ COMMANDS = {
     "doctor": Command(
         "pytest_netpoll.cli.doctor", "check whether this machine can measure, and say how to fix it"
     ),
+    "export": Command("pytest_netpoll.cli.export", "write a JSON report in the format of another tool"),
     "install-agent": Command(
         "pytest_netpoll.cli.install_agent",
         "put a copy of the agent where sudo may start it, for users without root",
