@@ -18,6 +18,7 @@ from pytest_netpoll.model.tolerance import Tolerance
 
 # More rounds than so many times those made nobody waits for.
 _PATIENCE = 20
+_PERCENT = f"{confidence.CONFIDENCE * 100:.0f} %"
 
 
 class Plan(NamedTuple):
@@ -61,7 +62,9 @@ class Difference:
         return self.change.low > 0 and METRICS[self.metric].more_is_worse
 
     def amount(self, value: float) -> str:
-        """ "+20.1 %", "-3.0 µs"."""
+        """ "+20.1 %", "-3.0 µs"; of more than tenfold the factor."""
+        if self.relative and value > 9:
+            return f"×{1 + value:.0f}"  # noqa: RUF001 - the sign for it
         if self.relative:
             return f"{value * 100:+.1f} %"
         sign = "-" if value < 0 else "+"
@@ -71,7 +74,7 @@ class Difference:
     def text(self) -> str:
         """ "+20.1 % (+15.2 % to +26.0 %)", "~ (-2.0 % to +1.3 %)"; of what is exact no interval."""
         if not self.change.known:
-            return f"{confidence.CONFIDENCE:.0%} sure of nothing after {self.rounds} rounds"
+            return f"unknown after {self.rounds} rounds"
         if self.exact:
             return f"{self.amount(self.change.middle)} (exact)" if self.seen else "~ (exact)"
         span = f"({self.amount(self.change.low)} to {self.amount(self.change.high)})"
@@ -95,7 +98,7 @@ class Worse(Regression):
 
     def __str__(self) -> str:
         assert self.difference is not None
-        how = "exactly" if self.difference.exact else f"with {confidence.CONFIDENCE:.0%} confidence"
+        how = "exactly" if self.difference.exact else f"with {_PERCENT} confidence"
         return (
             f"{self.service}: {self.difference}: worse than {self.source} by more than "
             f"{self.tolerance.text}, {how} over {self.difference.rounds} rounds"
@@ -262,7 +265,7 @@ def _incomparable(
 ) -> tuple[bool, Reason] | None:
     """Whether it is the base's fault, and why."""
     minimum = (limits or {}).get("min_wakeups", MIN_WAKEUPS)
-    for at_base, samples in ((False, head), (True, base)):
+    for at_base, samples in ((True, base), (False, head)):
         if _values(metric, samples) is None:
             return at_base, metric.absent
         if metric.needs_wakeups:

@@ -66,7 +66,8 @@ def delta(records: Iterable[TestRecord]) -> Delta | None:
         same += unchanged
         told = list(comparison["notes"])
         if comparison["outcome"] == "unmeasured":
-            told += [str(reason) for reason in wording.reasons(record)]
+            for reason in wording.reasons(record):
+                told.append(f"{reason.headline}; fix: {reason.fix}" if reason.fix else reason.headline)
         notes += [(record["nodeid"], wording.one_line(note)) for note in told]
     ordered = [row for _, _, row in sorted(ranked, key=lambda entry: entry[:2])]
     tests = sum(comparison["outcome"] != "new" for _, comparison in found)

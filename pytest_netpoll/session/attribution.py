@@ -14,7 +14,7 @@ from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.model.limits import Limits
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.service.service import Service, ServiceFactory
-from pytest_netpoll.service.sides import Pairs
+from pytest_netpoll.service.sides import Pairs, Sides
 
 # A service in a client in a tuple is found; deeper lie other libraries' insides.
 _DEPTH = 3
@@ -184,7 +184,7 @@ def services_in(values: Iterable[object], depth: int = _DEPTH) -> Iterator[Servi
 def _inside(value: object) -> Iterable[object]:
     kind = type(value)
     # Who can make services, measures them, or asks pytest for fixtures, has not thereby used all of them.
-    if issubclass(kind, (type, ServiceFactory, Pairs, Roster, Meter, pytest.FixtureRequest)):
+    if issubclass(kind, (type, ServiceFactory, Pairs, Sides, Roster, Meter, pytest.FixtureRequest)):
         return ()
     if issubclass(kind, (list, tuple, set, frozenset)):
         assert isinstance(value, Iterable)
