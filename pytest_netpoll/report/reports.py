@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from collections.abc import Callable, Mapping
@@ -31,7 +32,7 @@ class Reports:
         self.complete = True
         self._options = options
         self._rootdir = rootdir
-        self._revision = revision_of(rootdir)
+        self._revision = functools.cache(lambda: revision_of(rootdir))
 
     def add_windows(self, late: TestRecord) -> None:
         """Those of a test that closed after its call. late: a record of nothing else."""
@@ -49,7 +50,7 @@ class Reports:
         told = dict(agent)
         return {
             "plugin": __version__,
-            **self._revision,
+            **self._revision(),
             "mode": self._options.mode,
             "python": platform.python_version(),
             "agent_python": told.pop("python", None),

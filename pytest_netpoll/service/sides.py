@@ -22,19 +22,24 @@ _OF_A_SIDE = """
 
 
 class Sides:
-    """Which side all services point to; the checkout's, the head, unless told otherwise."""
+    """Which side all services point to; the checkout's, the head, unless told otherwise.
+
+    reported: whether what a test measures of itself now is for the reports: of its rounds only the first are.
+    """
 
     def __init__(self) -> None:
         self.at_base = False
+        self.reported = True
         self.services: list[TwoSided] = []
 
     @contextlib.contextmanager
-    def point_to(self, base: bool) -> Iterator[None]:
-        before, self.at_base = self.at_base, base
+    def point_to(self, base: bool, reported: bool | None = None) -> Iterator[None]:
+        before = self.at_base, self.reported
+        self.at_base, self.reported = base, self.reported if reported is None else reported
         try:
             yield
         finally:
-            self.at_base = before
+            self.at_base, self.reported = before
 
     def new(self, name: str, spec: Spec, factory: ServiceFactory, asked_name: str | None = None) -> TwoSided:
         return TwoSided(name, spec, factory, asked_name, self)

@@ -92,7 +92,7 @@ class Netpoll:
             measurements = self._meter.close(window, [sided(service) for service in services])
             own = {*presence.new, *self._roster.own(self._item)}
             measured.close(services, measurements, own, found_dead(services, "during the window"))
-            if not self._sides.at_base:  # the reports are about the head
+            if self._sides.reported:
                 self._item.stash.setdefault(WINDOWS, Windows()).add(measured)
 
 

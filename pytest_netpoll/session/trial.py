@@ -59,7 +59,7 @@ class Trial:
         self.base_windows: list[list[Measurement]] = []
         self.base_failure: str | None = None
         self.two_sided = False
-        self._astray: list[tuple[bool, list[Measurement]]] = []
+        self._astray: list[tuple[bool, dict[str, int]]] = []  # of each call, what the other side had
         self._item = item
         self._limits = limits
         self._meter = meter
@@ -89,7 +89,7 @@ class Trial:
                     replace(doubted(made, other), service=service.name)
                     for made, other, service in zip(bases, others, paired, strict=True)
                 ]
-                self._astray.append((at_base, heads if at_base else bases))
+                self._astray.append((at_base, _wakeups([heads if at_base else bases])))
                 if at_base:
                     self.base_windows.append(bases)
                 else:
@@ -132,9 +132,12 @@ class Trial:
         """Of each service that was measured on both sides."""
         rounds = len(self.base_windows)
         own = [_wakeups(self.windows[:rounds]), _wakeups(self.base_windows)]
-        astray = [_wakeups([m for base, m in self._astray if base is at]) for at in (True, False)]
+
+        def astray(name: str, at_base: bool) -> int:
+            return sum(counts.get(name, 0) for during_base, counts in self._astray if during_base is at_base)
+
         return [
-            Traffic(name, own[0].get(name, 0), base, astray[0].get(name, 0), astray[1].get(name, 0))
+            Traffic(name, own[0].get(name, 0), base, astray(name, True), astray(name, False))
             for name, base in own[1].items()
         ]
 
@@ -148,14 +151,15 @@ class Trial:
                 raise error
         self._roster.begin_test()  # a service made anew has the name of the one before it
         if not at_base:
-            set_up(self._item)
-            self._call()
+            with self._sides.point_to(base=False, reported=len(self.windows) < self._limits.runs):
+                set_up(self._item)
+                self._call()
             return
         reported = len(self._item.user_properties)
         windows = len(self.base_windows)
         self._fixtures_at_base = True
         try:
-            with self._sides.point_to(base=True), plain_failures():
+            with self._sides.point_to(base=True, reported=False), plain_failures():
                 for service in self._sides.services:
                     if service.base is not None and not service.running and not service.stopped:
                         service.restart()  # it died, of which this test knows nothing
