@@ -18,6 +18,8 @@ from pytest_netpoll.model.tolerance import Tolerance
 
 # More rounds than so many times those made nobody waits for.
 _PATIENCE = 20
+# Of the rounds, those that may be unmeasured: they are left out, and said. More, and nothing is compared.
+_UNMEASURED = 0.25
 _PERCENT = f"{confidence.CONFIDENCE * 100:.0f} %"
 
 
@@ -139,8 +141,7 @@ def compare_rounds(
 
     limits: as in the JSON report. doubts: service -> why its rounds do not compare the two sides.
     """
-    bases = {name: [base[name] for base, _ in rounds] for name in _in_all([base for base, _ in rounds])}
-    heads = {name: [head[name] for _, head in rounds] for name in _in_all([head for _, head in rounds])}
+    bases, heads = _by_service([base for base, _ in rounds]), _by_service([head for _, head in rounds])
     notes: list[str] = []
     unmeasured: list[Reason] = []
     regressions: list[Regression] = []
@@ -148,19 +149,21 @@ def compare_rounds(
     numbers: list[Difference] = []
     source = f"base ({plan.ref})"
     for service, head in heads.items():
-        base = bases.get(service)
-        doubt = (doubts or {}).get(service) or _distrusted(base or (), source) or _distrusted(head, "head")
-        if base is None or doubt is not None:
-            why = doubt or Reason("it is not built from a package of the repository")
-            (unmeasured if plan.tolerances and base is not None else notes).append(
-                why.about(f"{service} was not compared")
-            )
+        if service not in bases:
+            notes.append(f"{service} was not compared: it is not built from a package of the repository")
             continue
-        found = _numbers(service, base, head, len(plan.looks))
+        told = _measured(bases[service], head, source)
+        doubt = (doubts or {}).get(service) or told.doubt
+        if doubt is not None:
+            (unmeasured if plan.tolerances else notes).append(doubt.about(f"{service} was not compared"))
+            continue
+        base, now = told.base, told.head
+        notes += [note.about(service).headline for note in told.notes]
+        found = _numbers(service, base, now, len(plan.looks))
         numbers += found.values()
         for tolerance in plan.tolerances:
             metric = METRICS[tolerance.metric]
-            why_not = _incomparable(metric, base, head, limits)
+            why_not = _incomparable(metric, base, now, limits)
             if why_not is not None:
                 at_base, reason = why_not
                 if at_base:
@@ -169,7 +172,7 @@ def compare_rounds(
                     unmeasured.append(reason.about(f"{service}: {metric.name} cannot be compared"))
                 continue
             difference = found[metric.name]
-            parts = _parts(tolerance, base, head, len(plan.looks))
+            parts = _parts(tolerance, base, now, len(plan.looks))
             if all(part.low > 0 for part in parts):
                 regressions.append(
                     Worse(
@@ -184,13 +187,17 @@ def compare_rounds(
                     )
                 )
             elif not any(part.high <= 0 for part in parts):
-                undecided.append(Undecided(tolerance, difference, _enough(parts, len(rounds))))
+                undecided.append(Undecided(tolerance, difference, _enough(parts, len(base))))
     if undecided and len(rounds) >= plan.most:
         notes += map(str, undecided)
     return Comparison(
         plan.ref,
         True,
-        {name: _median_sample(samples) for name, samples in bases.items() if name in heads},
+        {
+            name: _median_sample([sample for sample in samples if sample is not None])
+            for name, samples in bases.items()
+            if name in heads
+        },
         tuple(regressions),
         tuple(unmeasured),
         tuple(dict.fromkeys(notes)),
@@ -207,28 +214,60 @@ def not_compared(plan: Plan, why: str) -> Comparison:
     return Comparison(plan.ref, False, {}, notes=(why,), judged=bool(plan.tolerances), commit=plan.commit)
 
 
+def unsteady(plan: Plan, why: Reason) -> Comparison:
+    """Of a test that the base passes now and then."""
+    reasons = (why,) if plan.tolerances else ()
+    notes = () if plan.tolerances else (why.headline,)
+    judged = bool(plan.tolerances)
+    return Comparison(plan.ref, True, {}, (), reasons, notes, judged=judged, commit=plan.commit)
+
+
 def settled(comparison: Callable[[], Comparison], plan: Plan, make: Callable[[int], bool]) -> Comparison:
-    """Makes rounds until each rule is decided, at most plan.most.
+    """Makes rounds until one rule is broken or each of them is decided, at most plan.most.
 
     make: makes them until there are so many, and says whether it could.
     """
     for look in plan.looks:
         made = make(look)
         found = comparison()
-        if not made or not found.undecided:
+        if not made or found.regressions or not found.undecided:
             break
     return found
 
 
-def _in_all(sides: Sequence[Samples]) -> list[str]:
-    return [name for name in (sides[0] if sides else ()) if all(name in side for side in sides)]
+class _Measured(NamedTuple):
+    """The rounds of a service that were measured on both sides. doubt: why they are too few to compare."""
+
+    base: list[Sample]
+    head: list[Sample]
+    notes: list[Reason]
+    doubt: Reason | None
 
 
-def _distrusted(samples: Sequence[Sample], side: str) -> Reason | None:
-    for number, sample in enumerate(samples, 1):
-        if sample.unmeasured is not None:
-            return Reason.of(sample.unmeasured).about(f"{side}, round {number}")
-    return None
+def _by_service(side: Sequence[Samples]) -> dict[str, list[Sample | None]]:
+    """What each service measured in each of the rounds; None where it did not run."""
+    names = dict.fromkeys(name for samples in side for name in samples)
+    return {name: [samples.get(name) for samples in side] for name in names}
+
+
+def _measured(base: Sequence[Sample | None], head: Sequence[Sample | None], source: str) -> _Measured:
+    found = _Measured([], [], [], None)
+    for number, (then, now) in enumerate(zip(base, head, strict=True), 1):
+        whys = [_distrusted(then, f"{source}, round {number}"), _distrusted(now, f"head, round {number}")]
+        why = next(filter(None, whys), None)
+        if why is not None:
+            found.notes.append(why)
+        elif then is not None and now is not None:
+            found.base.append(then)
+            found.head.append(now)
+    most = len(base) * _UNMEASURED
+    return found._replace(doubt=found.notes[0]) if len(found.notes) > most else found
+
+
+def _distrusted(sample: Sample | None, where: str) -> Reason | None:
+    if sample is None:
+        return Reason(f"{where}: it did not run", fix="start it in a fixture, or in each call of the test")
+    return Reason.of(sample.unmeasured).about(where) if sample.unmeasured is not None else None
 
 
 def _values(metric: Metric, samples: Sequence[Sample]) -> list[float] | None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_netpoll.errors import Reason, UsageError
-from pytest_netpoll.model.against import Plan, compare_rounds, not_compared, settled
+from pytest_netpoll.model.against import Plan, compare_rounds, not_compared, settled, unsteady
 from pytest_netpoll.model.comparison import Comparison, samples_of
 from pytest_netpoll.model.limits import Limits
 from pytest_netpoll.options import Config
@@ -75,6 +75,10 @@ class Base:
 
         if trial.base_failure is None and not trial.failed:
             found = settled(compared, plan, make)
+        if trial.base_failure is not None and trial.base_windows:
+            passed = f"{self.revision} passed this test {len(trial.base_windows)} times, and then did not"
+            fix = "make it pass there each time, or leave --netpoll-compare-fail out"
+            return unsteady(plan, Reason(passed, why=trial.base_failure, fix=fix))
         if trial.base_failure is not None:
             return not_compared(
                 plan, f"{self.revision} does not pass this test: {trial.base_failure}; not compared"

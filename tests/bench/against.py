@@ -113,6 +113,9 @@ def main() -> None:
             for number in comparison["numbers"]
             if number["metric"] == "cpu_seconds"
         )
+        for test in tests:
+            if test["comparison"]["outcome"] not in ("passed", "regressed"):
+                print(f"{test['nodeid']}: {test['reason'] or test['comparison']['notes']}", file=sys.stderr)
         spread = f"{changes[0] * 100:+.1f} % to {changes[-1] * 100:+.1f} %" if changes else "-"
         print(f"| {name} | {failed} of {len(tests)} | {rounds[0]} to {rounds[-1]} | {spread} |", flush=True)
 

@@ -167,13 +167,35 @@ def test_a_side_without_traffic_is_not_compared(rules: str, outcome: str) -> Non
     assert "server was not compared: base (main) saw no traffic" in said[0]
 
 
-def test_a_round_that_was_not_measured_leaves_the_rule_unmeasured() -> None:
-    made = rounds(8, {}, {})
-    broken = Sample(HEALTHY, unmeasured=Reason("the agent died"))
-    made[3] = ({"server": sample()}, {"server": broken})
+@pytest.mark.parametrize("broken", [Sample(HEALTHY, unmeasured=Reason("the agent died")), None])
+def test_rounds_that_were_not_measured_are_left_out_and_with_many_of_them_nothing_is_told(
+    broken: Sample | None,
+) -> None:
+    made = rounds(12, {}, {"spurious": 0.5})
+    why = "the agent died" if broken is not None else "it did not run"
+    lacking: dict[str, Sample] = {"server": broken} if broken is not None else {}
+    made[3] = ({"server": sample()}, lacking)
+    found = compare_rounds(made, plan("spurious:+0.02"))
+    assert found.outcome == "regressed"
+    assert found.notes == (f"server: head, round 4: {why}",)
+    made[4:7] = [({"server": sample()}, lacking)] * 3
     found = compare_rounds(made, plan("spurious:+0.02"))
     assert found.outcome == "unmeasured"
-    assert "head, round 4: the agent died" in found.unmeasured[0]
+    assert f"head, round 4: {why}" in found.unmeasured[0]
+
+
+def test_a_broken_rule_makes_no_more_rounds_for_another_one() -> None:
+    head = [0.1, 0.108, 0.111, 0.104, 0.112, 0.107, 0.109, 0.102] * 5
+    asked = plan("spurious:+0.02,cpu_seconds:+5%")
+    made: list[Round] = []
+
+    def make(count: int) -> bool:
+        base = {"server": sample(cpu_seconds=0.1)}
+        made[:] = [(base, {"server": sample(cpu_seconds=v, spurious=0.5)}) for v in head[:count]]
+        return True
+
+    found = settled(lambda: compare_rounds(made, asked), asked, make)
+    assert (found.outcome, found.measured, len(found.undecided)) == ("regressed", 8, 1)
 
 
 def test_rounds_stop_where_no_more_can_be_made() -> None:
