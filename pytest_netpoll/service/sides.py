@@ -98,11 +98,11 @@ class Pairs:
 
     def __call__(self, package: Any = None, **options: Any) -> Service:
         with self._sides.point_to(base=False):
-            service = self._head(package, **options)
+            service = self._head(package, **self._addressed(options, to_base=False))
             if package is None or not isinstance(service, TwoSided):
                 return service
             try:
-                service.base = self._base(package, **self._addressed_to_base(options))
+                service.base = self._base(package, **self._addressed(options, to_base=True))
             except BaseException as error:
                 with contextlib.suppress(NetpollError):
                     service.retire()
@@ -119,9 +119,9 @@ class Pairs:
             self._sides.services.append(service)
         return service
 
-    def _addressed_to_base(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The same, with the ports of other services being those of their other builds."""
-        ports = dict(self._ports())
+    def _addressed(self, options: Mapping[str, Any], to_base: bool) -> dict[str, Any]:
+        """The same, with the ports of other services being those of their builds on that side."""
+        ports = dict(self._ports() if to_base else ((base, head) for head, base in self._ports()))
         if not ports:
             return dict(options)
         pattern = re.compile(rf"(?<!\d)({'|'.join(map(str, ports))})(?!\d)")

@@ -186,11 +186,14 @@ def test_in_the_test(go_service):
     own = go_service("./same", args=["-addr", "127.0.0.1:{port}"], name="own")
     with connected(own) as connection: send(connection, own)
 
-# After the service of the base died in test_news. Each front has the backend of its own side.
-@netpoll()
-def test_front(go_service, same):
-    front = go_service("./same", name="front",
+@pytest.fixture(scope="module")
+def front(go_service, same):
+    return go_service("./same", name="front",
         args=["-addr", "127.0.0.1:{port}", "-backend", f"127.0.0.1:{same.port}"])
+
+# Each front has the backend of its own side.
+@netpoll()
+def test_front(front, same):
     with connected(front) as connection: send(connection, front)
     assert front.address != same.address
 
