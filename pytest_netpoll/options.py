@@ -9,12 +9,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pytest
 
 from pytest_netpoll.errors import UsageError
 from pytest_netpoll.model import tolerance, units
+from pytest_netpoll.model.confidence import FEWEST
 from pytest_netpoll.model.rules import choice
 from pytest_netpoll.model.tolerance import Tolerance
 
@@ -70,6 +71,32 @@ def _natural(text: str) -> int:
     if not (text.isascii() and text.isdecimal()):
         raise ValueError(f"{text!r} is not an integer >= 0")
     return int(text)
+
+
+def _revision(text: str) -> str:
+    if not text or text.startswith("-"):
+        raise ValueError(f"{text!r} is not a git revision, such as origin/main")
+    return text
+
+
+class Rounds(NamedTuple):
+    """Measurements of each side: so many at least, and at most."""
+
+    least: int
+    most: int
+
+    def __str__(self) -> str:
+        return f"{self.least}:{self.most}"
+
+
+def _rounds(text: str) -> Rounds:
+    least, colon, most = text.partition(":")
+    found = Rounds(_natural(least), _natural(most if colon else least))
+    if found.most < found.least or found.least == 0:
+        raise ValueError(f"{text!r} is not MIN:MAX, such as 8:40")
+    if found.most < FEWEST:
+        raise ValueError(f"{found.most} rounds have no interval of 95 %: give at least {FEWEST}")
+    return found
 
 
 def _baseline_name(text: str) -> str:
@@ -187,6 +214,31 @@ OPTIONS: tuple[OptionSpec, ...] = (
         _natural,
         default=2,
         metavar="N",
+    ),
+    OptionSpec(
+        "against",
+        "--netpoll-against",
+        "netpoll_against",
+        "build services from the git revision REF as well, measure each test on both in turns, and compare",
+        _revision,
+        metavar="REF",
+    ),
+    OptionSpec(
+        "rounds",
+        "--netpoll-rounds",
+        "netpoll_rounds",
+        "with --netpoll-against: measure each side so often; more than MIN while a rule is undecided",
+        _rounds,
+        default=Rounds(8, 40),
+        metavar="MIN[:MAX]",
+    ),
+    OptionSpec(
+        "markdown",
+        "--netpoll-markdown",
+        "netpoll_markdown",
+        "write what changed, worst first, to FILE as Markdown, such as for a comment on a pull request",
+        _path,
+        metavar="FILE",
     ),
     OptionSpec(
         "go",
@@ -360,6 +412,9 @@ class Config:
     compare_fail: tuple[Tolerance, ...]
     compare_latencies: Literal["auto", "always"]
     reruns: int
+    against: str | None
+    rounds: Rounds
+    markdown: Path | None
     go: tuple[str | Path, ...]
     goready: Literal["auto", "on", "off"]
     sudo: Literal["auto", "never"]

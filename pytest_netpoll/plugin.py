@@ -17,7 +17,7 @@ from pytest_netpoll.model import limits as marker
 from pytest_netpoll.options import Config, add_options
 from pytest_netpoll.report import terminal
 from pytest_netpoll.report.html import document
-from pytest_netpoll.session import judging, marked, records, summary
+from pytest_netpoll.session import judging, marked, records, summary, turns
 from pytest_netpoll.session.fixtures import GoService, Netpoll
 from pytest_netpoll.session.outcome import plain_failures, usage_errors
 from pytest_netpoll.session.session import SESSION, Session
@@ -37,10 +37,12 @@ def pytest_configure(config: pytest.Config) -> None:
         options = Config.from_pytest(config)
         if options.html is not None:
             document.require()
+        turns.check(options)
         # In the ini file tolerances may wait for a comparison; who types them means them.
-        if options.compare is None and config.getoption("netpoll_compare_fail", None):
+        if options.compare is options.against is None and config.getoption("netpoll_compare_fail", None):
             raise UsageError(
-                "--netpoll-compare-fail has nothing to compare with", fix="add --netpoll-compare=NAME"
+                "--netpoll-compare-fail has nothing to compare with",
+                fix="add --netpoll-against=REF or --netpoll-compare=NAME",
             )
         marker.resolve([], "", options.defaults)
     session = config.stash[SESSION] = Session(config, options)
@@ -74,7 +76,7 @@ def go_service(request: pytest.FixtureRequest, netpoll_toolchain: str | None) ->
 def netpoll(request: pytest.FixtureRequest) -> Netpoll:
     """Measures a part of a test: `with netpoll.measure() as window: …`, then `window[service].wakeups`."""
     session = request.config.stash[SESSION]
-    return Netpoll(request.node, session.options, session.meter, session.roster)
+    return Netpoll(request.node, session.options, session.meter, session.roster, session.sides)
 
 
 class Hooks:

@@ -26,6 +26,7 @@ COMMANDS = {
     "dump": Command(
         "pytest_netpoll.cli.dump", "show where the goroutines of a Go process are parked on descriptors"
     ),
+    "export": Command("pytest_netpoll.cli.export", "write a JSON report in the format of another tool"),
     "install-agent": Command(
         "pytest_netpoll.cli.install_agent",
         "put a copy of the agent where sudo may start it, for users without root",

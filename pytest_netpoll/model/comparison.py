@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.model import units
@@ -14,6 +14,9 @@ from pytest_netpoll.model.measurement import Measurement, resolved_wakeups
 from pytest_netpoll.model.metrics import METRICS, Metric, Value
 from pytest_netpoll.model.tolerance import Tolerance
 from pytest_netpoll.model.verdict import Verdict
+
+if TYPE_CHECKING:
+    from pytest_netpoll.model.against import Difference, Undecided
 
 # What of the environment decides whether times can be compared, besides each service's own.
 ENVIRONMENT_KEYS = ("kernel", "arch", "plugin")
@@ -112,6 +115,8 @@ class Comparison:
     notes: what was not compared for another reason, and what measuring again did not confirm.
     measured: how often the test was measured, once and again. judged: whether there were rules; without them
     nothing is worse, whatever changed. changes: by more than two runs of the same differ by chance.
+    commit: of the base that was measured in turns with it; None for a saved baseline. Of a base `measured`
+    counts the rounds; numbers: all that was compared; undecided: the rules that the rounds could not decide.
     """
 
     baseline: str
@@ -123,6 +128,9 @@ class Comparison:
     measured: int = 1
     judged: bool = True
     changes: tuple[Change, ...] = ()
+    commit: str | None = None
+    numbers: tuple[Difference, ...] = ()
+    undecided: tuple[Undecided, ...] = ()
 
     @property
     def outcome(self) -> Literal["passed", "regressed", "unmeasured", "new"]:
@@ -228,8 +236,8 @@ def compare(
                 metric = steady
             value, old = sample.metrics.get(metric.name), before.metrics.get(metric.name)
             name = f"{service}: {metric.name}"
-            few = _too_few(sample, minimum) if metric.needs_wakeups else None
-            few_then = _too_few(before, minimum) if metric.needs_wakeups else None
+            few = too_few(sample, minimum) if metric.needs_wakeups else None
+            few_then = too_few(before, minimum) if metric.needs_wakeups else None
             if old is None or few_then is not None:
                 notes.append(f"{name} has no baseline: {few_then or 'it was not measured then'}")
             elif value is None or few is not None:
@@ -262,7 +270,7 @@ _NOTABLE: Mapping[str, tuple[float, float]] = {
 def _changes(
     service: str, now: Sample, then: Sample, minimum: int | float, with_times: bool
 ) -> Iterator[Change]:
-    few = _too_few(now, minimum) or _too_few(then, minimum)
+    few = too_few(now, minimum) or too_few(then, minimum)
     for metric in METRICS.values():
         value, old = now.metrics.get(metric.name), then.metrics.get(metric.name)
         if value is None or old is None or not metric.more_is_worse or (metric.is_time and not with_times):
@@ -316,7 +324,7 @@ def _steady(metric: Metric, *samples: Sample) -> Metric:
     return lower[min(steady, default=max(lower))]
 
 
-def _too_few(sample: Sample, minimum: int | float) -> str | None:
+def too_few(sample: Sample, minimum: int | float) -> str | None:
     wakeups, resolved = sample.metrics.get("wakeups"), resolved_wakeups(sample.metrics)
     if wakeups is None or resolved >= minimum:
         return None

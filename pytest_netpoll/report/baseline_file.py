@@ -79,7 +79,8 @@ def write(path: Path, environment: Mapping[str, Any], records: Iterable[TestReco
         lines.append(
             f"{not_run:,} of its tests did not run and stay as they were; to drop them, delete it first"
         )
-    content: _File = {"schema": SCHEMA, "environment": here, "tests": dict(sorted(tests.items()))}
+    revision = {key: environment.get(key) for key in ("commit", "branch") if environment.get(key)}
+    content: _File = {"schema": SCHEMA, "environment": here | revision, "tests": dict(sorted(tests.items()))}
     text = json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False)
     files.write_atomically(path, f"{text}\n", "the baseline")
     return lines

@@ -13,17 +13,6 @@ _FOREIGN = {"node_modules", "vendor", "testdata"}
 _MOST_DIRECTORIES = 20_000
 
 
-def git(directory: Path, *arguments: str) -> str | None:
-    """What git says of the repository that the directory is in; None where there is none, or no git."""
-    try:
-        run = subprocess.run(
-            ["git", "-C", str(directory), *arguments], capture_output=True, text=True, timeout=5, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return run.stdout.strip() or None if run.returncode == 0 else None
-
-
 class Checkout:
     """The repository in `workspace`, seen by a pytest whose root directory is `rootdir`.
 
@@ -56,6 +45,34 @@ class Checkout:
     @functools.cached_property
     def _modules(self) -> list[Path]:
         return list(_modules_in(self._workspace))
+
+
+def revision_of(rootdir: Path) -> dict[str, str | None]:
+    """{"commit": …, "branch": …} of what is tested; None where git does not know it.
+
+    A CI checks out a commit and no branch, and says of which pull request or branch that is.
+    """
+    commit, branch = (
+        _git(rootdir, "rev-parse", "HEAD"),
+        _git(rootdir, "symbolic-ref", "--short", "-q", "HEAD"),
+    )
+    if commit is not None and branch is None:
+        named = (
+            os.environ.get(name) for name in ("GITHUB_HEAD_REF", "GITHUB_REF_NAME", "CI_COMMIT_REF_NAME")
+        )
+        branch = next(filter(None, named), None)
+    return {"commit": commit, "branch": branch}
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(directory), *arguments]
+    try:
+        run = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+        )
+    except OSError:
+        return None
+    return run.stdout.strip() or None if run.returncode == 0 else None
 
 
 def _modules_in(workspace: Path) -> Iterator[Path]:

@@ -24,8 +24,8 @@ def markdown(records: Sequence[TestRecord], environment: Mapping[str, Any]) -> s
     lines = ["## pytest-netpoll", "", total or "No test was measured.", ""]
     bad = [record for record in shown if wording.alarming(record)]
     for record in bad:
-        lines.append(f"- {_ICONS[wording.status_of(record)]} {_code(record['nodeid'])}")
-        lines += [f"  - {_text(cause)}" for cause in _causes(record)]
+        lines.append(f"- {_ICONS[wording.status_of(record)]} {as_code(record['nodeid'])}")
+        lines += [f"  - {as_text(cause)}" for cause in _causes(record)]
     if bad:
         lines.append("")
     if shown:
@@ -35,10 +35,10 @@ def markdown(records: Sequence[TestRecord], environment: Mapping[str, Any]) -> s
     ):
         lines += ["In brackets: the least and the most over the runs, of which the median is judged.", ""]
     for note in [*notes, *(line for why in wording.unchecked_rules(records) for line in why.splitlines())]:
-        lines += [_text(wording.one_line(note)), ""]
+        lines += [as_text(wording.one_line(note)), ""]
     for line in (wording.environment_line(records, environment), attached.line(environment)):
         if line:
-            lines += [_text(line), ""]
+            lines += [as_text(line), ""]
     return "\n".join(lines)
 
 
@@ -112,8 +112,8 @@ def _table(records: Sequence[TestRecord]) -> list[str]:
     rows = [
         [
             "" if row.window is not None else _ICONS[wording.status_of(row.record, row.service)],
-            _code(row.record["nodeid"]) if row.window is None else _text(row.name),
-            _code(row.service["name"]) if row.service else "",
+            as_code(row.record["nodeid"]) if row.window is None else as_text(row.name),
+            as_code(row.service["name"]) if row.service else "",
             *(
                 wording.show(row.service, metric) + _spread(row.record, row.service, metric)
                 for metric in wording.COLUMNS
@@ -121,7 +121,7 @@ def _table(records: Sequence[TestRecord]) -> list[str]:
         ]
         for row in wording.rows(records)
     ]
-    return [f"| {' | '.join(map(_cell, row))} |" for row in [headings, align, *rows]]
+    return [f"| {' | '.join(map(cell, row))} |" for row in [headings, align, *rows]]
 
 
 def _spread(record: TestRecord, service: ServiceRecord | None, metric: str) -> str:
@@ -133,12 +133,13 @@ def _spread(record: TestRecord, service: ServiceRecord | None, metric: str) -> s
     return f" ({spread})" if " to " in spread else ""
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
+    """As a cell of a table."""
     # A table's cells end at a "|" even inside code, unless a backslash stands before it.
     return text.replace("|", "\\|")
 
 
-def _code(text: str) -> str:
+def as_code(text: str) -> str:
     """As a code span, whatever it holds."""
     text = wording.one_line(text)
     fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
@@ -146,7 +147,7 @@ def _code(text: str) -> str:
     return f"{fence}{blank}{text}{blank}{fence}"
 
 
-def _text(text: str) -> str:
+def as_text(text: str) -> str:
     """As plain text: main.(*watcher).run is no emphasis, <nil> no HTML."""
     # An underscore inside a word is no emphasis, and a ">" makes a quotation only at the start.
     return re.sub(r"([\\`*\[\]<#|~&$]|^>|(?<!\w)_|_(?!\w))", r"\\\1", text)

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any, Literal, TypeAlias, TypedDict, cast
 
 from pytest_netpoll.errors import Reason
+from pytest_netpoll.model.against import Difference
 from pytest_netpoll.model.comparison import Comparison, Regression
 from pytest_netpoll.model.correlation import wasted_and_answered
 from pytest_netpoll.model.diagnosis import diagnose, findings, unchecked
@@ -197,9 +198,42 @@ class ChangeRecord(TypedDict):
     text: str
 
 
+class NumberRecord(TypedDict):
+    """A number on both sides, measured in turns: the medians, and the change with its 95 % interval.
+
+    relative: whether change, low and high are fractions of the base, or differences in the metric's unit.
+    exact: each side had one and the same in all rounds. low, high: None where there were too few rounds.
+    `text` says the change in a few words.
+    """
+
+    service: str
+    metric: str
+    base: int | float
+    head: int | float
+    change: float
+    low: float | None
+    high: float | None
+    relative: bool
+    exact: bool
+    text: str
+
+
+class UndecidedRecord(TypedDict):
+    """A rule that all rounds could not decide. enough: how many might; None where it is at the tolerance."""
+
+    service: str
+    metric: str
+    tolerance: str
+    enough: int | None
+    text: str
+
+
 class _ComparisonExtra(TypedDict, total=False):
     judged: bool
     changes: list[ChangeRecord]
+    commit: str | None
+    numbers: list[NumberRecord]
+    undecided: list[UndecidedRecord]
 
 
 class ComparisonRecord(_ComparisonExtra):
@@ -207,7 +241,9 @@ class ComparisonRecord(_ComparisonExtra):
 
     notes: a line for each thing that was not compared or not confirmed. measured: how often the test was.
     judged: whether there were rules to judge by; where there were none, "passed" says only that. changes:
-    what is more than chance, for better or worse.
+    what is more than chance, for better or worse. commit: of the base that was measured in turns with the
+    checkout, None for a saved baseline. Of a base `baseline` is the revision as given, `measured` the rounds,
+    and numbers all that was compared.
     """
 
     baseline: str
@@ -482,9 +518,38 @@ def comparison_record(comparison: Comparison) -> ComparisonRecord:
             }
             for change in comparison.changes
         ],
+        "commit": comparison.commit,
+        "numbers": [_number(difference) for difference in comparison.numbers],
+        "undecided": [
+            {
+                "service": rule.difference.service,
+                "metric": rule.difference.metric,
+                "tolerance": rule.tolerance.text,
+                "enough": rule.enough,
+                "text": str(rule),
+            }
+            for rule in comparison.undecided
+        ],
         "services": [
             {"name": name, "metrics": dict(sample.metrics)} for name, sample in comparison.then.items()
         ],
+    }
+
+
+def _number(difference: Difference) -> NumberRecord:
+    low, middle, high = difference.change
+    known = difference.change.known
+    return {
+        "service": difference.service,
+        "metric": difference.metric,
+        "base": difference.base,
+        "head": difference.head,
+        "change": middle,
+        "low": low if known else None,
+        "high": high if known else None,
+        "relative": difference.relative,
+        "exact": difference.exact,
+        "text": difference.text,
     }
 
 

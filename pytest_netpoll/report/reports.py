@@ -14,9 +14,9 @@ from typing import Any, Literal
 from pytest_netpoll import __version__
 from pytest_netpoll.errors import NetpollError
 from pytest_netpoll.options import Config
-from pytest_netpoll.report import baseline_file, checkout, github, json_report, wording
+from pytest_netpoll.report import baseline_file, delta, github, json_report, wording
 from pytest_netpoll.report.attached import attached
-from pytest_netpoll.report.checkout import Checkout
+from pytest_netpoll.report.checkout import Checkout, revision_of
 from pytest_netpoll.report.html import document
 from pytest_netpoll.report.record import TestRecord
 
@@ -34,6 +34,7 @@ class Reports:
         self.complete = True
         self._options = options
         self._rootdir = rootdir
+        self._revision = functools.cache(lambda: revision_of(rootdir))
 
     def add_windows(self, late: TestRecord) -> None:
         """Those of a test that closed after its call. late: a record of nothing else."""
@@ -51,6 +52,7 @@ class Reports:
         told = dict(agent)
         return {
             "plugin": __version__,
+            **self._revision(),
             "mode": self._options.mode,
             "python": platform.python_version(),
             "agent_python": told.pop("python", None),
@@ -61,17 +63,6 @@ class Reports:
             "kernel": platform.release(),
             **told,
             "attached": attached(self.records),
-            **self._run,
-        }
-
-    @functools.cached_property
-    def _run(self) -> dict[str, str | None]:
-        """What was run: the commit and branch of the tests, and the command line."""
-        return {
-            "commit": os.environ.get("GITHUB_SHA") or checkout.git(self._rootdir, "rev-parse", "HEAD"),
-            "branch": os.environ.get("GITHUB_HEAD_REF")
-            or os.environ.get("GITHUB_REF_NAME")
-            or checkout.git(self._rootdir, "symbolic-ref", "--short", "HEAD"),
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         }
 
@@ -82,6 +73,8 @@ class Reports:
             asked.append((json_report.write, self._options.json))
         if self._options.html is not None:
             asked.append((document.write, self._options.html))
+        if self._options.markdown is not None:
+            asked.append((delta.write, self._options.markdown))
         if self._options.save is not None:
             path = baseline_file.path_of(self._rootdir, self._options.save)
             if self.records:
@@ -105,7 +98,10 @@ class Reports:
         step_summary = os.environ.get("GITHUB_STEP_SUMMARY")
         if step_summary and self.records:
             try:
-                github.append(Path(step_summary), github.markdown(self.records, environment))
+                text = github.markdown(self.records, environment)
+                if any(record.get("comparison") for record in self.records):
+                    text = f"{delta.markdown(self.records, environment)}\n{text}"
+                github.append(Path(step_summary), text)
             except NetpollError as error:  # nobody asked for it: no reason to fail
                 self.lines.append(f"netpoll: {error}")
         if os.environ.get("GITHUB_ACTIONS") == "true":

@@ -11,6 +11,7 @@ from pytest_netpoll.model.metrics import METRICS, Report, in_report
 from pytest_netpoll.report import wording
 from pytest_netpoll.report.baseline_file import sample
 from pytest_netpoll.report.cells import layout, shorten
+from pytest_netpoll.report.delta import base_name, delta, further_lines, terminal_rows
 from pytest_netpoll.report.record import ComparisonRecord, ServiceRecord, TestRecord
 from pytest_netpoll.report.terminal import MOST_OTHERS
 
@@ -47,7 +48,10 @@ def further_tables(records: Sequence[TestRecord], width: int) -> list[tuple[str,
     """(title, table) for what there is to show; tables are not wider than `width`."""
     found: list[tuple[str, str]] = []
     tests = compared(records)
-    if tests:
+    if tests and tests[0].comparison.get("commit") is not None:
+        name = base_name(tests[0].comparison)
+        found.append((f"netpoll: base {name} → head", _delta_table(records, width)))
+    elif tests:
         name = tests[0].comparison["baseline"]
         found.append(
             (f"netpoll: baseline {wording.one_line(name)} → now", comparison_table(tests, width, records))
@@ -58,6 +62,19 @@ def further_tables(records: Sequence[TestRecord], width: int) -> list[tuple[str,
     if repeated:
         found.append(("netpoll: least and most over the runs", _spread_table(repeated, width)))
     return found
+
+
+def _delta_table(records: Sequence[TestRecord], width: int) -> str:
+    changes = delta(records)
+    assert changes is not None
+    lines = list(further_lines(changes))
+    if changes.rows:
+        columns = terminal_rows(changes)
+        if len(set(columns["service"])) == 1:
+            del columns["service"]
+        names = [row.nodeid for row in changes.rows[: len(columns["metric"])]]
+        lines.insert(0, layout(names, columns, width, ["95 % interval", "service", "base"]))
+    return "\n".join(lines)
 
 
 def comparison_table(tests: Sequence[Compared], width: int, judged: Sequence[TestRecord] = ()) -> str:

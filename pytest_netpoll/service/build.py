@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from elftools.elf.elffile import ELFFile
 
@@ -149,6 +149,20 @@ def _ask_version(tool: GoTool, wanted: str | None, say: Say | None) -> tuple[str
     # Of a development build: "go version devel go1.28-abcdef Thu …".
     version = next((word for word in words[2:] if re.match(r"go\d", word)), words[2])
     return version, None if wanted in (None, *words) else f"it is {words[2]}"
+
+
+class Builds(Protocol):
+    """What a ServiceFactory needs of whoever builds its packages; see Builder.build."""
+
+    def build(
+        self,
+        package: str,
+        *,
+        base: Path,
+        go: str | GoTool | None,
+        flags: Sequence[str],
+        env: Mapping[str, str],
+    ) -> Path: ...
 
 
 class Builder:

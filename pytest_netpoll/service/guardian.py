@@ -17,7 +17,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 GUARDIAN_GRACE = 1.0  # seconds between SIGTERM and SIGKILL when pytest is already gone
 KILL_PATIENCE = 2.0  # seconds for the kernel to carry out a SIGKILL
@@ -141,6 +144,7 @@ class Guardian:
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
         self.leaders: dict[str, tuple[int, int] | None] = {}  # mark -> (pid, start time)
+        self._directories: list[Path] = []
 
     def start(self) -> None:
         """Returns when it watches; called before what it is to end is started. Raises NoGuardian."""
@@ -148,7 +152,8 @@ class Guardian:
             return
         self.process = _start_guardian()
         # Those of one that somebody killed are the next one's.
-        if not self._write("".join(map(self._line, self.leaders))):
+        directories = map(_directory_line, self._directories)
+        if not self._write("".join([*directories, *map(self._line, self.leaders)])):
             raise NoGuardian("it was killed at once")
 
     def expect(self, mark: str) -> None:
@@ -166,6 +171,11 @@ class Guardian:
             with contextlib.suppress(NoGuardian):
                 self._tell(f"-{mark}\n")
 
+    def remove_later(self, directory: Path) -> None:
+        """It is to be removed, when the services have ended, also where we are killed. Raises NoGuardian."""
+        self._directories.append(directory.absolute())
+        self._tell(_directory_line(directory.absolute()))
+
     def _set(self, mark: str, leader: tuple[int, int] | None) -> None:
         self.leaders[mark] = leader
         try:
@@ -178,7 +188,7 @@ class Guardian:
         return f"+{mark} {' '.join(map(str, self.leaders[mark] or ()))}\n"
 
     def close(self) -> None:
-        """Let the guardian go; it ends first what was added and not removed."""
+        """Let the guardian go; it ends first what was added and not removed, directories too."""
         if self.process is not None:
             assert self.process.stdin is not None
             self.process.stdin.close()
@@ -234,6 +244,7 @@ class _Told:
 
     def __init__(self) -> None:
         self.leaders: dict[str, dict[int, int]] = {}
+        self.directories: list[str] = []
         self.done = False  # whether nothing is left to be ended
         self._rest = b""
 
@@ -245,12 +256,24 @@ class _Told:
                 self.leaders[mark] = {int(leader[0]): int(leader[1])} if leader else {}
             elif line.startswith(b"-"):
                 self.leaders.pop(mark, None)
+            elif line.startswith(b"/"):
+                self.directories.append(os.fsdecode(bytes.fromhex(line[1:].decode())))
             else:
                 self.done = True
 
     def end_all(self) -> None:
         known = {pid: start for leader in self.leaders.values() for pid, start in leader.items()}
         end(known, GUARDIAN_GRACE, self.leaders)
+        if self.directories:
+            import shutil  # a hundredth of a second, which each service would wait for
+
+        for directory in self.directories:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _directory_line(directory: Path) -> str:
+    # In hex: a name may hold a line's end, or bytes that are no text.
+    return f"/{os.fsencode(directory).hex()}\n"
 
 
 def main() -> None:

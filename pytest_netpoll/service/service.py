@@ -18,7 +18,7 @@ import psutil
 from pytest_netpoll.errors import NetpollError, Reason, ServiceError, UsageError
 from pytest_netpoll.gobinary.gomaxprocs import gomaxprocs_of
 from pytest_netpoll.service import containers, guardian
-from pytest_netpoll.service.build import Builder, GoTool, go_version_of, package_name
+from pytest_netpoll.service.build import Builder, Builds, GoTool, go_version_of, package_name
 from pytest_netpoll.service.discovery import by_name, by_port, find
 from pytest_netpoll.service.launch import Held, NotStarted
 from pytest_netpoll.service.listeners import port_holder, ports_of
@@ -505,6 +505,8 @@ class ServiceFactory:
     taken: names that no new service may have, besides those of its own that run.
     say: told what takes longer than a second.
     go: builds the packages for which no other one is asked; None for the one on PATH.
+    builder: builds the packages; None for one of its own.
+    new: makes the services.
     services: those spawned and not stopped, crashed ones included, in the order they were made.
     """
 
@@ -519,6 +521,8 @@ class ServiceFactory:
         taken: Callable[[], Collection[str]] = tuple,
         say: Say | None = None,
         go: GoTool | None = None,
+        builder: Builds | None = None,
+        new: Callable[[str, Spec, ServiceFactory, str | None], Service] = Service,
     ) -> None:
         self.services: list[Service] = []
         self.guardian = guardian.Guardian()
@@ -528,7 +532,8 @@ class ServiceFactory:
         self.on_exit = on_exit
         self._on_ready = on_ready
         self._taken = taken
-        self._builder = Builder(cache_dir, say)
+        self._builder = builder or Builder(cache_dir, say)
+        self._new = new
         self._go = go
         self._ports: set[int] = set()
         self._naming = threading.Lock()
@@ -607,7 +612,7 @@ class ServiceFactory:
             spec = Spec(ready, timeout, (*head, *words(args, "args")), own, directory)
         asked = name or default_name
         with self._named(asked) as unique:
-            service = Service(unique, spec, self, asked)
+            service = self._new(unique, spec, self, asked)
             service.start()
         return service
 

@@ -14,6 +14,7 @@ from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.model.limits import Limits
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.service.service import Service, ServiceFactory
+from pytest_netpoll.service.sides import Pairs, Sides
 
 # A service in a client in a tuple is found; deeper lie other libraries' insides.
 _DEPTH = 3
@@ -166,23 +167,24 @@ def _held_by(item: pytest.Item) -> list[Service]:
     if instance is not None:
         # unittest.TestCase takes no arguments: there fixtures and setUpClass leave services as attributes.
         values += [instance, *vars(type(instance)).values()]
-    return list(_services_in(values, _DEPTH))
+    return list(services_in(values, _DEPTH))
 
 
-def _services_in(values: Iterable[object], depth: int) -> Iterator[Service]:
+def services_in(values: Iterable[object], depth: int = _DEPTH) -> Iterator[Service]:
+    """Those among the values, and inside them."""
     for value in values:
         # Not isinstance: it asks a proxy for its __class__, which may do or raise anything.
         if issubclass(type(value), Service):
             assert isinstance(value, Service)
             yield value
         elif depth > 0:
-            yield from _services_in(_inside(value), depth - 1)
+            yield from services_in(_inside(value), depth - 1)
 
 
 def _inside(value: object) -> Iterable[object]:
     kind = type(value)
     # Who can make services, measures them, or asks pytest for fixtures, has not thereby used all of them.
-    if issubclass(kind, (type, ServiceFactory, Roster, Meter, pytest.FixtureRequest)):
+    if issubclass(kind, (type, ServiceFactory, Pairs, Sides, Roster, Meter, pytest.FixtureRequest)):
         return ()
     if issubclass(kind, (list, tuple, set, frozenset)):
         assert isinstance(value, Iterable)

@@ -16,6 +16,7 @@ from pytest_netpoll.model.verdict import Death, Verdict, distrust
 from pytest_netpoll.options import Config
 from pytest_netpoll.report import record
 from pytest_netpoll.service.service import Service, ServiceFactory
+from pytest_netpoll.service.sides import Pairs, Sides, sided
 from pytest_netpoll.session.attribution import Roster, doubted
 from pytest_netpoll.session.deaths import found_dead
 from pytest_netpoll.session.outcome import plain_failures, refuse
@@ -50,7 +51,7 @@ class GoService:
     adopt: called with each new service.
     """
 
-    def __init__(self, factory: ServiceFactory, adopt: Callable[[Service], None]) -> None:
+    def __init__(self, factory: ServiceFactory | Pairs, adopt: Callable[[Service], None]) -> None:
         self._factory = factory
         self._adopt = adopt
 
@@ -65,11 +66,14 @@ class GoService:
 class Netpoll:
     """Measures parts of a test, marked or not."""
 
-    def __init__(self, item: pytest.Item, options: Config, meter: Meter, roster: Roster) -> None:
+    def __init__(
+        self, item: pytest.Item, options: Config, meter: Meter, roster: Roster, sides: Sides
+    ) -> None:
         self._item = item
         self._options = options
         self._meter = meter
         self._roster = roster
+        self._sides = sides
 
     def parked(self, service: Service | str) -> list[ParkedGoroutine]:
         """The goroutines of a service that are parked on descriptors now.
@@ -105,10 +109,11 @@ class Netpoll:
             yield measured
         finally:
             services = presence.all
-            measurements = self._meter.close(window, services)
+            measurements = self._meter.close(window, [sided(service) for service in services])
             own = {*presence.new, *self._roster.own(self._item)}
             measured.close(services, measurements, own, found_dead(services, "during the window"))
-            self._item.stash.setdefault(WINDOWS, Windows()).add(measured)
+            if self._sides.reported:
+                self._item.stash.setdefault(WINDOWS, Windows()).add(measured)
 
 
 class MeasuredWindow:

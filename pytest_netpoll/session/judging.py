@@ -64,14 +64,16 @@ def _around_measured(
     session: Session, item: pytest.Item, presence: Presence, limits: Limits
 ) -> Generator[None, object, object]:
     __tracebackhide__ = True
-    trial = Trial(item, limits, session.meter, session.roster)
+    trial = Trial(item, limits, session.meter, session.roster, session.sides)
     runs = _runs(session.options, limits)
     comparison = None
     try:
         with trial.window():
             result = yield
-        trial.again(runs - 1)
+        if session.base is None:  # its rounds are runs, too
+            trial.again(runs - 1)
         comparison = _compare(session, item, trial, limits, runs)
+        trial.again(runs - len(trial.windows))
     finally:
         # Also of a test that fails by itself: its numbers may tell why.
         measurements = median_of(trial.windows[:runs])
@@ -131,7 +133,12 @@ def _runs(options: Config, limits: Limits) -> int:
 def _compare(
     session: Session, item: pytest.Item, trial: Trial, limits: Limits, runs: int
 ) -> Comparison | None:
-    """Against the baseline. A time that got worse is measured again: it may be the machine's fault."""
+    """With the base, in turns; or with the baseline.
+
+    A time that got worse than a baseline is measured again: it may be the machine's fault.
+    """
+    if session.base is not None and not trial.failed:
+        return session.base.compare(item, trial, limits)
     if session.baseline is None or trial.failed:
         return None
     options = session.options

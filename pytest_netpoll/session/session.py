@@ -17,16 +17,20 @@ from pytest_netpoll.options import Config
 from pytest_netpoll.report import baseline_file
 from pytest_netpoll.report.reports import Reports
 from pytest_netpoll.service.service import Service, ServiceFactory
+from pytest_netpoll.service.sides import Pairs, Sides
 from pytest_netpoll.service.toolchains import Toolchain, resolve
 from pytest_netpoll.session.attribution import Roster
 from pytest_netpoll.session.deaths import Deaths
 from pytest_netpoll.session.lifetimes import Lifetimes
 from pytest_netpoll.session.outcome import usage_errors
 from pytest_netpoll.session.progress import Progress
+from pytest_netpoll.session.turns import Base
 
 
 class Session:
-    """workers_environment: what the agents of pytest-xdist's workers said, whose controller has none."""
+    """sides, base: what --netpoll-against measures beside the checkout; without it all are the head's.
+
+    workers_environment: what the agents of pytest-xdist's workers said, whose controller has none."""
 
     def __init__(self, config: pytest.Config, options: Config) -> None:
         self.config = config
@@ -39,6 +43,8 @@ class Session:
         self.reports = Reports(options, config.rootpath)
         self.toolchains: dict[str, Toolchain] = {}
         self.baseline: Baseline | None = None
+        self.sides = Sides()
+        self.base: Base | None = None
         self.workers_environment: dict[str, Any] = {}
         self._factories: list[ServiceFactory] = []
 
@@ -52,6 +58,8 @@ class Session:
             self.toolchains = {toolchain.label: toolchain for toolchain in found}
             if self.options.compare is not None and self.measures:
                 self.baseline = self._load_baseline(self.options.compare)
+            if self.options.against is not None and self.measures:
+                self.base = Base(self.options, self.config.rootpath, self.progress.say)
 
     def stop(self) -> None:
         for factory in self._factories:
@@ -59,8 +67,11 @@ class Session:
             with contextlib.suppress(NetpollError):
                 factory.stop_all()
         self.meter.stop()
+        if self.base is not None:
+            self.base.worktree.remove()
 
-    def make_factory(self, build_dir: Path, toolchain: str | None = None) -> ServiceFactory:
+    def make_factory(self, build_dir: Path, toolchain: str | None = None) -> ServiceFactory | Pairs:
+        go = self.toolchains[toolchain].tool if toolchain is not None else None
         factory = ServiceFactory(
             rootdir=self.config.rootpath,
             cache_dir=build_dir,
@@ -69,10 +80,25 @@ class Session:
             on_ready=self._is_ready,
             taken=self.roster.taken,
             say=self.progress.say,
-            go=self.toolchains[toolchain].tool if toolchain is not None else None,
+            go=go,
+            new=Service if self.base is None else self.sides.new,
         )
         self._factories.append(factory)
-        return factory
+        if self.base is None:
+            return factory
+        # Its services are nobody's own: they are measured in place of the head's.
+        base = ServiceFactory(
+            rootdir=self.config.rootpath,
+            cache_dir=build_dir,
+            on_spawn=self.meter.watch,
+            on_exit=self.meter.unwatch,
+            on_ready=self._is_ready,
+            say=self.progress.say,
+            go=go,
+            builder=self.base.worktree,
+        )
+        self._factories.append(base)
+        return Pairs(factory, base, self.sides, str(self.base.revision))
 
     def start_agent(self) -> None:
         """Called when tests will be measured: it compiles while the services are built."""

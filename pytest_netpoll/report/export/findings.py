@@ -1,0 +1,93 @@
+"""What is wrong, one by one: what the formats of linters have in common."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from pytest_netpoll.report import wording
+from pytest_netpoll.report.checkout import Checkout
+from pytest_netpoll.report.record import TestRecord
+
+Level: TypeAlias = Literal["error", "warning", "note"]
+
+
+class Finding(NamedTuple):
+    """rule: a rule's code, or what was broken, such as "max_spurious". about: what the rule is.
+
+    path, line: in the checkout, of the line of Go that it is about, or else of the test.
+    """
+
+    rule: str
+    about: str
+    level: Level
+    message: str
+    nodeid: str
+    service: str
+    path: str
+    line: int
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same fault, also when its line or its numbers are others."""
+        text = "\0".join((self.rule, self.nodeid, self.service, self.path))
+        return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:32]
+
+
+def findings(records: Iterable[TestRecord], rootdir: Path) -> list[Finding]:
+    """Of all tests, worst first; each once. rootdir: pytest's root directory, from which files are named."""
+    checkout = Checkout(rootdir, rootdir)
+    found = [finding for record in wording.worst_first(records) for finding in _of_test(record, checkout)]
+    return list({finding.fingerprint: finding for finding in reversed(found)}.values())[::-1]
+
+
+def _of_test(record: TestRecord, checkout: Checkout) -> Iterator[Finding]:
+    if wording.expected(record):
+        return
+    nodeid = record["nodeid"]
+    at_test = (record.get("file") or nodeid.partition("::")[0], max(1, record.get("line") or 1))
+    at_go = _worst_line(record, checkout) or at_test
+
+    def finding(
+        rule: str, about: str, level: Level, message: str, service: str, at: tuple[str, int]
+    ) -> Finding:
+        return Finding(rule, about, level, wording.one_line(f"{message} ({nodeid})"), nodeid, service, *at)
+
+    level: Level = "error" if "failed" in (record["outcome"], record.get("gate")) else "warning"
+    for breach in record["breaches"]:
+        kind, metric = breach.get("kind", "max"), breach["metric"]
+        about = f"the limit {kind}_{metric} of a test was broken"
+        text = breach.get("text") or f"{breach['service']}: {metric}"
+        yield finding(f"{kind}_{metric}", about, level, text, breach["service"], at_go)
+    for regression in wording.regressions(record):
+        metric = regression["metric"]
+        about = f"{metric} got worse than the base or baseline by more than is tolerated"
+        yield finding(f"regressed_{metric}", about, level, regression["text"], regression["service"], at_go)
+    for death in record.get("deaths", []):
+        about = "a service ended without being stopped"
+        yield finding(
+            "service_ended", about, "error", f"{death['service']}: {death['how']}", death["service"], at_go
+        )
+    if record["outcome"] == "unmeasured":
+        said = "; ".join(reason.headline for reason in wording.reasons(record)) or "unmeasured"
+        yield finding("unmeasured", "a test could not be measured", "warning", said, "", at_test)
+    for service in record["services"]:
+        rules: list[dict[str, Any]] = service.get("rules") or []  # type: ignore[assignment]
+        for rule in rules:
+            at = checkout.find(str(rule.get("file") or "")) if rule.get("file") else None
+            place = (str(at), int(rule.get("line") or 1)) if at is not None else at_go
+            text = f"{service['name']}: {rule.get('text') or rule.get('name')}"
+            fix = f"; fix: {rule['fix']}" if rule.get("fix") else ""
+            about = str(rule.get("name") or rule["code"])
+            yield finding(str(rule["code"]), about, "warning", text + fix, service["name"], place)
+
+
+def _worst_line(record: TestRecord, checkout: Checkout) -> tuple[str, int] | None:
+    evidence = wording.worst_place(record)
+    for frame in evidence.stack if evidence is not None else ():
+        path = checkout.find(frame["file"] or "")
+        if path is not None and frame["line"]:
+            return path.as_posix(), frame["line"]
+    return None

@@ -1,0 +1,89 @@
+"""The intervals of changes, held against tables and against noise whose truth is known."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+
+import pytest
+
+from pytest_netpoll.model import confidence
+from pytest_netpoll.model.confidence import interval, looks
+
+
+@pytest.mark.parametrize(
+    ("rounds", "rank"),
+    # Published ranks of the 95 % interval of a median, from either end.
+    [
+        (6, 1),
+        (8, 1),
+        (9, 2),
+        (11, 2),
+        (12, 3),
+        (15, 4),
+        (17, 5),
+        (20, 6),
+        (23, 7),
+        (25, 8),
+        (30, 10),
+        (40, 14),
+    ],
+)
+def test_the_interval_is_that_of_published_tables(rounds: int, rank: int) -> None:
+    noise = random.Random(rounds)
+    differences = [noise.gauss(0, 1) for _ in range(rounds)]
+    ordered = sorted(differences)
+    assert interval(differences) == (ordered[rank - 1], statistics.median(differences), ordered[-rank])
+
+
+def test_too_few_rounds_tell_nothing() -> None:
+    found = interval([0.5] * (confidence.FEWEST - 1))
+    assert (found.low, found.middle, found.high) == (-math.inf, 0.5, math.inf)
+    assert not found.known
+    assert interval([0.5] * confidence.FEWEST).known
+
+
+def test_what_is_the_same_in_all_rounds_has_an_interval_of_one_number() -> None:
+    assert interval([0.5] * 8, of_looks=4) == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "expected"),
+    [
+        (8, 40, (8, 14, 24, 40)),
+        (6, 6, (6,)),
+        (8, 8, (8,)),
+        (6, 8, (8,)),
+        (10, 20, (10, 12, 20)),
+        (3, 6, (6,)),
+    ],
+)
+def test_each_look_can_tell_something_and_the_last_is_after_the_most_rounds(
+    least: int, most: int, expected: tuple[int, ...]
+) -> None:
+    assert looks(least, most) == expected
+    for rounds in expected:
+        assert interval([1.0] * rounds, len(expected)).known
+
+
+def test_looking_again_makes_each_interval_wider() -> None:
+    noise = random.Random(1)
+    differences = [noise.gauss(0, 1) for _ in range(12)]
+    once, four = interval(differences), interval(differences, of_looks=4)
+    assert four.low < once.low < once.high < four.high
+
+
+@pytest.mark.parametrize("spikes", [0.0, 0.2])
+def test_the_truth_is_outside_the_interval_in_at_most_5_of_100_runs(spikes: float) -> None:
+    noise = random.Random(f"{spikes}")
+
+    def difference() -> float:
+        hit = noise.choice((-1, 1)) * noise.uniform(0.7, 1.6) if noise.random() < spikes else 0
+        return noise.gauss(0.1, 0.1) + hit
+
+    missed = 0
+    for _ in range(1000):
+        found = interval([difference() for _ in range(10)])
+        missed += not found.low <= 0.1 <= found.high
+    assert 0 < missed <= 60  # 50, and what chance adds once in 15
