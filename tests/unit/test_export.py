@@ -311,7 +311,7 @@ def test_sarif_carries_the_codes_of_rules_that_a_report_has(
             "code": "NP101",
             "name": "second-reader",
             "text": "two read it",
-            "line": 4,
+            "line": None,
             "fix": "read from one",
             "forbidden": True,
         }

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
+from pytest_netpoll.model.rules import RULES
 from pytest_netpoll.report import wording
 from pytest_netpoll.report.checkout import Checkout
 from pytest_netpoll.report.record import TestRecord
@@ -58,6 +59,8 @@ def _of_test(record: TestRecord, checkout: Checkout) -> Iterator[Finding]:
     level: Level = "error" if "failed" in (record["outcome"], record.get("gate")) else "warning"
     for breach in record["breaches"]:
         kind, metric = breach.get("kind", "max"), breach["metric"]
+        if metric in RULES:
+            continue  # below, with its fix
         about = f"the limit {kind}_{metric} of a test was broken"
         text = breach.get("text") or f"{breach['service']}: {metric}"
         yield finding(f"{kind}_{metric}", about, level, text, breach["service"], at_go)
@@ -74,14 +77,14 @@ def _of_test(record: TestRecord, checkout: Checkout) -> Iterator[Finding]:
         said = "; ".join(reason.headline for reason in wording.reasons(record)) or "unmeasured"
         yield finding("unmeasured", "a test could not be measured", "warning", said, "", at_test)
     for service in record["services"]:
-        rules: list[dict[str, Any]] = service.get("rules") or []  # type: ignore[assignment]
-        for rule in rules:
-            at = checkout.find(str(rule.get("file") or "")) if rule.get("file") else None
-            place = (str(at), int(rule.get("line") or 1)) if at is not None else at_go
-            text = f"{service['name']}: {rule.get('text') or rule.get('name')}"
-            fix = f"; fix: {rule['fix']}" if rule.get("fix") else ""
-            about = str(rule.get("name") or rule["code"])
-            yield finding(str(rule["code"]), about, "warning", text + fix, service["name"], place)
+        for rule in service.get("rules", []):
+            file, _, line = (rule["line"] or "").rpartition(":")
+            at = checkout.find(file) if file else None
+            place = at_go if at is None else (at.as_posix(), int(line))
+            # What is forbidden is why the test failed.
+            severity = level if rule["forbidden"] else "warning"
+            text = f"{service['name']}: {rule['text']}; fix: {rule['fix']}"
+            yield finding(rule["code"], rule["name"], severity, text, service["name"], place)
 
 
 def _worst_line(record: TestRecord, checkout: Checkout) -> tuple[str, int] | None:
