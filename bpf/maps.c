@@ -21,6 +21,8 @@ BPF_ARRAY(pollers, struct poller, MAX_PROCESSES);
 BPF_ARRAY(waits, struct wait, MAX_PROCESSES * MAX_FDS * 2);
 BPF_PERCPU_ARRAY(counts, struct counters, ALL_BANKS);
 BPF_ARRAY(latencies, struct histogram, ALL_BANKS);
+BPF_ARRAY(delays, struct histogram, ALL_BANKS *DELAYS);
+BPF_ARRAY(budgets, struct budget, ALL_BANKS * 2); /* of queue delays, of responses */
 BPF_PERCPU_ARRAY(slowest, struct slowest, ALL_BANKS);
 BPF_STACK_TRACE(stacks, STACKS);
 BPF_STACK_TRACE(more_stacks, STACKS);

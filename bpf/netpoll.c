@@ -16,6 +16,7 @@ int syscall_returned(struct bpf_raw_tracepoint_args *ctx)
 	struct poller *p;
 	struct args a;
 	int nr, direction;
+	u64 g;
 
 	if (!owner)
 		return 0;
@@ -37,10 +38,12 @@ int syscall_returned(struct bpf_raw_tracepoint_args *ctx)
 	}
 	if (*role & ROLE_CLOSE) {
 		end_streaks(owner, ROLE_READ_ARG(*role) == 1 ? a.arg[0] : a.arg[1]);
+		closed(owner, ROLE_READ_ARG(*role) == 1 ? a.arg[0] : a.arg[1]);
 		return 0;
 	}
 	if (*role & ROLE_SOCKOPT && (a.arg[1] != SOL_SOCKET || a.arg[2] != SO_ERROR))
 		return 0;
+	g = goroutine(ctx->args[0]);
 	/* Comparisons, because the verifier refuses a variable offset into the stack. */
 #pragma clang loop unroll(full)
 	for (direction = DIR_READ; direction <= DIR_WRITE; direction++) {
@@ -51,8 +54,10 @@ int syscall_returned(struct bpf_raw_tracepoint_args *ctx)
 				     arg == 1 ? a.arg[0] :
 				     arg == 2 ? a.arg[1] :
 						a.arg[2],
-				     direction, ret);
+				     direction, ret, ROLE_MESSAGES(*role, ret), g);
 	}
+	if (*role & ROLE_ACCEPT)
+		note_accepted(owner, ret);
 	/* Last: anything behind it the verifier would walk through once for each of its ends. */
 	if (!(*role & ROLE_SOCKOPT))
 		count_io_call(ctx, owner, &a, *role, ret);

@@ -77,6 +77,8 @@ static __always_inline struct wait *wait_of(u32 owner, u64 fd, int direction)
 		w->woken_at = 0;
 		w->flags = 0;
 		w->streak = 0;
+		w->sk = 0;
+		w->socket = 0;
 		w->owner = owner;
 	}
 	return w;

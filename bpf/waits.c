@@ -65,42 +65,6 @@ static __always_inline void abandon_wakeup(struct wait *w)
 		c->abandoned_wakeups++;
 }
 
-static __always_inline u32 bucket_of(u64 ns)
-{
-	u32 shift = 0;
-	u64 v;
-
-	if (ns >> LATENCY_BITS)
-		ns = (1ULL << LATENCY_BITS) - 1;
-	if (ns < 16)
-		return ns;
-	v = ns;
-	if (v >> 32) {
-		v >>= 32;
-		shift += 32;
-	}
-	if (v >> 16) {
-		v >>= 16;
-		shift += 16;
-	}
-	if (v >> 8) {
-		v >>= 8;
-		shift += 8;
-	}
-	if (v >> 4) {
-		v >>= 4;
-		shift += 4;
-	}
-	if (v >> 2) {
-		v >>= 2;
-		shift += 2;
-	}
-	if (v >> 1) {
-		shift += 1;
-	}
-	return (shift - 3) * 16 + ((ns >> (shift - 4)) & 15);
-}
-
 /* Records the wakeup if it is one of the bank's slowest so far. Nearly all return at the
  * comparison. */
 static __always_inline void record_if_slow(void *ctx, struct counters *c, int key, struct wait *w,
@@ -142,10 +106,10 @@ static __always_inline void record_if_slow(void *ctx, struct counters *c, int ke
 /* The first syscall after the wakeup has returned. Returns the counters in which the wakeup
  * counts. */
 static __always_inline struct counters *resolve_wakeup(void *ctx, struct wait *w, u64 woken_at,
-						       u32 epoch, u32 nr, u32 fd, int direction,
-						       long ret)
+						       u64 now, u32 epoch, u32 nr, u32 fd,
+						       int direction, long ret)
 {
-	u64 latency = bpf_ktime_get_ns() - woken_at;
+	u64 latency = now - woken_at;
 	int key = BANK(w->owner, epoch);
 	struct counters *c = epoch ? counts.lookup(&key) : 0;
 	u64 bucket = bucket_of(latency);
@@ -183,14 +147,15 @@ static __always_inline int readiness_is_stored(struct wait *w, int direction)
 	return waiter == PD_READY;
 }
 
-/* An I/O syscall on fd has returned: resolves the pending wakeup, if any. */
+/* An I/O syscall on fd has returned: resolves the pending wakeup, if any. g: the goroutine that
+ * made it. messages: see data_taken. */
 static __always_inline void resolve_wait(void *ctx, u32 owner, u32 nr, u32 fd, int direction,
-					 long ret)
+					 long ret, u32 messages, u64 g)
 {
 	struct wait *w = wait_of(owner, fd, direction);
 	struct offender o = {};
 	struct counters *c = 0;
-	u64 woken_at;
+	u64 woken_at, now = 0;
 
 	if (!w)
 		return;
@@ -198,14 +163,12 @@ static __always_inline void resolve_wait(void *ctx, u32 owner, u32 nr, u32 fd, i
 	if (woken_at) {
 		o.epoch = kept_epoch(o.epoch);
 		o.offence = SPURIOUS;
-		c = resolve_wakeup(ctx, w, woken_at, o.epoch, nr, fd, direction, ret);
+		now = bpf_ktime_get_ns();
+		c = resolve_wakeup(ctx, w, woken_at, now, o.epoch, nr, fd, direction, ret);
 		w->flags = ret == -EAGAIN ? WAIT_TRIED : 0;
-		if (ret != -EAGAIN)
-			return;
 	} else if (ret != -EAGAIN) {
 		if (w->flags & (WAIT_TRIED | WAIT_ARMED))
 			w->flags &= WAIT_STORED;
-		return;
 	} else {
 		if (w->flags & WAIT_ARMED) {
 			o.epoch = current_epoch();
@@ -216,6 +179,15 @@ static __always_inline void resolve_wait(void *ctx, u32 owner, u32 nr, u32 fd, i
 		}
 		w->flags = WAIT_TRIED | (readiness_is_stored(w, direction) ? WAIT_ARMED : 0);
 	}
+	if (ret != -EAGAIN) {
+		if (direction == DIR_READ && ret >= 0)
+			data_taken(w, owner, fd, ret, messages, g, woken_at, o.epoch, now);
+		if (direction == DIR_WRITE)
+			data_written(owner, fd, ret, g);
+		return;
+	}
+	if (direction == DIR_READ)
+		nothing_taken(w, g);
 	if (!c || !keeps(KEEP_CULPRITS))
 		return;
 	/* A goroutine was woken for nothing: record where it was. */
@@ -237,4 +209,6 @@ static __always_inline void reset_wait(u32 owner, u64 fd, int direction)
 	abandon_wakeup(w);
 	w->flags = 0;
 	w->streak = 0;
+	if (direction == DIR_READ)
+		drop_socket(w, owner, fd);
 }

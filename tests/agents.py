@@ -46,6 +46,14 @@ MEASURED = {
     },
     "histogram": {"130": 14},
     "latency_max_ns": 9000,
+    "delays": {
+        name: {"histogram": {"130": 3}, "max_ns": 4000, "budget": {"130": [3000, 3000, 0, 0]}}
+        for name in ("queue_delay", "poll_delay", "handling", "response")
+    },
+    "requests": 3,
+    "answered": 3,
+    "unanswered": 0,
+    "strangers": 0,
     "ready_calls": 5,
     "deadline_wakeups": 1,
     "dispatches": 20,
@@ -60,7 +68,7 @@ PROCESSES = {"processes": [ABOUT]}
 CLOSED = {
     "duration_ns": 1_000_000,
     "services": {"4242": [MEASURED]},
-    "timelines": {"4242": [[1.0, *range(11), 3, 0.5]]},
+    "timelines": {"4242": [[1.0, *range(17), 3, 0.5]]},
     "times": {"4242": {"cpu_ns": 1_000_000, "run_delay_ns": 1000}},
 }
 
@@ -76,6 +84,7 @@ READY = json.dumps(
             "follows_children": True,
             "typed": True,
             "no_cpu_samples": None,
+            "no_arrivals": None,
             "startup_seconds": 0.5,
             "resident_bytes": 1 << 26,
         }

@@ -130,6 +130,7 @@ def load(
         "follows_children": loaded.follows_children,
         "typed": loaded.typed,
         "no_cpu_samples": loaded.cpu.why_not,
+        "no_arrivals": loaded.no_arrivals,
         "startup_seconds": time.monotonic() - started,
         "resident_bytes": resident_bytes(),
     }

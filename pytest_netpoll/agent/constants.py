@@ -18,6 +18,9 @@ LATENCY_BITS = 40  # longer than 2^40 ns (18 minutes) is clamped
 LATENCY_SUB_BITS = 4
 LATENCY_BUCKETS = (LATENCY_BITS - LATENCY_SUB_BITS + 1) << LATENCY_SUB_BITS
 
+ARRIVALS = 8  # of each socket, whose times are kept; a power of 2
+DELAYS = 4  # histograms of a bank beside it: enum delay in bpf/netpoll.h
+
 # How an I/O call ended, where not by a number of errno.h.
 OUTCOME_EOF = 0
 OUTCOME_DATA = 255

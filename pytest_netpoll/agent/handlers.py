@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import protocol
 from bpf import ready_probes
-from counters import offenders, run_queues, sampler, timeline, windows
+from counters import delays, offenders, run_queues, sampler, timeline, windows
 from processes import watched as watch
 
 if TYPE_CHECKING:
@@ -169,6 +169,7 @@ class Agent:
         at_close = self._at_open[window] = self._times()
         self._windows.settled(closed, self._processes.slots(), min(settle_ms, MAX_SETTLE_MS) / 1000)
         banks = {p.slot: self._windows.sum(p.slot, closed) for p in self._live()}
+        self._add_waiting(closed, banks)
         for process in self._live():
             if process.foreign:
                 banks[process.slot].forget()
@@ -196,6 +197,11 @@ class Agent:
             "times": {root: watch.passed(at_open.get(root, (0, 0)), at_close[root]) for root in services},
         }
         return answer, closed.end
+
+    def _add_waiting(self, window: windows.Window, banks: dict[int, windows.Bank]) -> None:
+        owners = {p.owner: p.slot for p in self._live() if not p.exited}
+        for waiting in delays.waiting(self._kernel, owners):
+            banks[owners[waiting.owner]].add_waiting(waiting, window.closed)
 
     def _tick(self) -> None:
         self._processes.refresh()
@@ -293,6 +299,10 @@ class Agent:
         found: offenders.Kept,
     ) -> dict[str, Any]:
         latency_max = bank.counters.pop("latency_max")
+        maxima = {name: bank.counters.pop(name) for name in delays.MAXIMA}
+        for name in ("reads", "answers", *delays.SUMS):
+            del bank.counters[name]  # they are the timeline's
+        tallies = {name: bank.counters.pop(name) for name in delays.TALLIES}
         about = self._about(process)
         culprits = offenders.culprits(self._kernel, process, found)
         if self._evidence[number].cpu_samples:
@@ -301,6 +311,8 @@ class Agent:
             counters=bank.counters,
             histogram=bank.histogram,
             latency_max_ns=latency_max,
+            delays=None if self._kernel.no_arrivals else bank.delays.told(maxima),
+            **tallies,
             **bank.failures.told(bank.counters["io_calls"]),
             offenders=culprits,
             slowest=offenders.slowest(self._kernel, process, bank.slowest, window),

@@ -31,7 +31,8 @@ class Lack(TypedDict):
 
 class Ready(TypedDict):
     """To load. capabilities: those that the agent keeps. typed: whether sys_exit's arguments are.
-    no_cpu_samples: why there are none; None where there are.
+    no_cpu_samples: why there are none; None where there are. no_arrivals: why it is not known when data
+    arrives; None where it is.
     """
 
     protocol: int
@@ -43,6 +44,7 @@ class Ready(TypedDict):
     follows_children: bool
     typed: bool
     no_cpu_samples: Lack | None
+    no_arrivals: str | None
     startup_seconds: float
     resident_bytes: int
 
@@ -112,16 +114,33 @@ class SlowWakeup(Wakeup):
     goid: list[int]
 
 
+class Delay(TypedDict):
+    """budget: bucket -> ns before the poll, to the read after it, to the read where nobody was parked, and
+    from the read to the write; all of them sums over the times in the bucket.
+    """
+
+    histogram: dict[str, int]
+    max_ns: int
+    budget: dict[str, list[int]]
+
+
 class Measured(Process):
     """A process in a window. None of the optional counters: not counted.
 
     io_outcomes: how its I/O calls ended -> calls. futile: [syscall, outcome, calls].
+    delays: by agent/counters/delays.py: NAMES; None where this kernel cannot tell when data arrives.
+    requests, answered, unanswered, strangers: reads of accepted connections, by whether a write followed.
     unprobed: children that came and went before probes were there, counted with the service's first process.
     """
 
     counters: dict[str, int]
     histogram: dict[str, int]
     latency_max_ns: int
+    delays: dict[str, Delay] | None
+    requests: int
+    answered: int
+    unanswered: int
+    strangers: int
     ready_calls: int | None
     deadline_wakeups: int | None
     dispatches: int | None

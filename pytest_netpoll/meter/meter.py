@@ -14,7 +14,7 @@ from typing import Any
 
 from pytest_netpoll.errors import Reason, UnmeasuredError
 from pytest_netpoll.gobinary.symbols import Symbolizer
-from pytest_netpoll.meter import agent_client, offender_stacks, privilege, slow_stacks
+from pytest_netpoll.meter import agent_client, offender_stacks, privilege, slow_stacks, unanswered
 from pytest_netpoll.meter import intervals as timeline
 from pytest_netpoll.meter.doubts import LOSSES, Seen, why_not_exact
 from pytest_netpoll.meter.messages import Closed, Measured, Process, Times
@@ -332,6 +332,7 @@ class Meter:
                 for process in processes
                 for wakeup in process["slowest"]
             ]
+            absent |= unanswered.reasons(snapshot, self.environment.get("no_arrivals"))
         blamed = offender_stacks.collect(vain, self._symbolizer, snapshot.counters)
         ready_calls = snapshot.counters.get("ready_calls")
         if ready_calls is not None and window.ready_stacks:

@@ -62,10 +62,12 @@ class TimelinePoint:
     """What the service's processes did in one interval, which ends with a sample.
 
     t_ms: its end, since the window opened; it begins where the one before ends, the first with the window.
-    Intervals are 100 ms, longer in windows of over a minute; the last ends with the window. The counts add up
-    to the metrics of that name. run_delay_ns: waited for a CPU, over all threads; 0 where the metric
-    run_delay_seconds was not measured. threads: alive at the sample; threads_running: of them on a CPU or
-    waiting for one, a mean where intervals were put together.
+    Intervals are 100 ms, longer in windows of over a minute; the last ends with the window. The counts add
+    up to the metrics of that name. reads: those that took what had arrived on a socket. queue_delay_ns is
+    theirs, a sum, and poll_delay_ns and wake_to_run_ns are what of it was before the poll and after it.
+    answers: writes that answered a read; handling_ns is theirs. run_delay_ns: waited for a CPU, over all threads; 0
+    where the metric run_delay_seconds was not measured. threads: alive at the sample; threads_running: of
+    them on a CPU or waiting for one, a mean where intervals were put together.
     """
 
     t_ms: float
@@ -79,6 +81,12 @@ class TimelinePoint:
     empty_polls: int
     timeout_polls: int
     break_polls: int
+    reads: int
+    answers: int
+    queue_delay_ns: int
+    poll_delay_ns: int
+    wake_to_run_ns: int
+    handling_ns: int
     run_delay_ns: int
     threads: int
     threads_running: float

@@ -8,6 +8,57 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
+class Parts:
+    """What times are made of, each a sum in ns.
+
+    poll: before the poll that reported the data. run: from there to the read. unparked: before the read,
+    where nobody was parked. handling: from the read to the write that answered it.
+    """
+
+    poll: int = 0
+    run: int = 0
+    unparked: int = 0
+    handling: int = 0
+
+    def __add__(self, other: Parts) -> Parts:
+        if not isinstance(other, Parts):
+            return NotImplemented
+        return Parts(
+            self.poll + other.poll,
+            self.run + other.run,
+            self.unparked + other.unparked,
+            self.handling + other.handling,
+        )
+
+    @property
+    def total(self) -> int:
+        return self.poll + self.run + self.unparked + self.handling
+
+
+@dataclass(frozen=True)
+class Delay:
+    """One kind of times. histogram: bucket index -> count. budget: bucket index -> what the times in it are
+    made of together; empty for what has no parts.
+    """
+
+    histogram: Mapping[int, int] = field(default_factory=dict)
+    max_ns: int = 0
+    budget: Mapping[int, Parts] = field(default_factory=dict)
+
+    def __add__(self, other: Delay) -> Delay:
+        if not isinstance(other, Delay):
+            return NotImplemented
+        return Delay(
+            dict(Counter(self.histogram) + Counter(other.histogram)),
+            max(self.max_ns, other.max_ns),
+            {
+                bucket: self.budget.get(bucket, Parts()) + other.budget.get(bucket, Parts())
+                for bucket in self.budget.keys() | other.budget.keys()
+            },
+        )
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """What the kernel counted in one window, for one process or for a sum of them.
 
@@ -15,6 +66,9 @@ class Snapshot:
     histogram: wake-to-run latencies, bucket index -> count.
     io_outcomes: how the I/O calls ended ("data", "end of file", "EAGAIN", …) -> calls, which add up to
     io_calls. futile: (syscall, outcome) -> futile calls.
+    delays: "queue_delay", "poll_delay", "handling" and "response" -> their times; empty where they were not
+    measured. requests: reads that took data of accepted connections; answered: those that were followed by a
+    write of the same goroutine; strangers: those whose goroutine could not be recognized.
     """
 
     counters: Mapping[str, int] = field(default_factory=dict)
@@ -25,6 +79,10 @@ class Snapshot:
     runq_max: int | None = None
     io_outcomes: Mapping[str, int] = field(default_factory=dict)
     futile: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    delays: Mapping[str, Delay] = field(default_factory=dict)
+    requests: int = 0
+    answered: int = 0
+    strangers: int = 0
 
     def __add__(self, other: Snapshot) -> Snapshot:
         """The sum over two processes; what either did not measure, the sum does not know."""
@@ -43,6 +101,14 @@ class Snapshot:
             runq_max=_longest(self.runq_max, other.runq_max),
             io_outcomes=dict(Counter(self.io_outcomes) + Counter(other.io_outcomes)),
             futile=dict(Counter(self.futile) + Counter(other.futile)),
+            delays={
+                name: delay + other.delays[name]
+                for name, delay in self.delays.items()
+                if name in other.delays
+            },
+            requests=self.requests + other.requests,
+            answered=self.answered + other.answered,
+            strangers=self.strangers + other.strangers,
         )
 
 

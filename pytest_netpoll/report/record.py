@@ -79,6 +79,12 @@ class _TimelineExtra(TypedDict, total=False):
     empty_polls: int
     timeout_polls: int
     break_polls: int
+    reads: int
+    answers: int
+    queue_delay_ns: int
+    poll_delay_ns: int
+    wake_to_run_ns: int
+    handling_ns: int
 
 
 class FutileCalls(TypedDict):

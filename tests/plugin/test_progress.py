@@ -85,6 +85,7 @@ READY = {
     "capabilities": [],
     **dict.fromkeys(("follows_children", "typed"), True),
     "no_cpu_samples": None,
+    "no_arrivals": None,
     **dict.fromkeys(("startup_seconds", "resident_bytes"), 1),
 }
 AGENT = """

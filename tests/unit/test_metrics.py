@@ -62,6 +62,10 @@ def test_table_has_every_metric_of_the_contract_in_its_order() -> None:
         empty_polls timeout_polls break_polls interrupted_polls polls_per_event
         io_calls futile_calls io_calls_per_wakeup
         latency_p50 latency_p90 latency_p99 latency_p999 latency_max
+        queue_delay_p50 queue_delay_p90 queue_delay_p99 queue_delay_p999 queue_delay_max
+        poll_delay_p50 poll_delay_p90 poll_delay_p99 poll_delay_p999 poll_delay_max
+        handling_p50 handling_p90 handling_p99 handling_p999 handling_max
+        response_p50 response_p90 response_p99 response_p999 response_max
         ready_calls deadline_wakeups runtime_ready_calls wakeups_per_event
         dispatches dispatches_per_event runq_max
         cpu_seconds run_delay_seconds lost

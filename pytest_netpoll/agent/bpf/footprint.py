@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from constants import BANKS
+from constants import BANKS, DELAYS, LATENCY_BUCKETS
 
 MOST = 1 << 30  # bytes, for a user other than root
 
 # Bytes of each struct of bpf/netpoll.h.
-WAIT = 40
+WAIT = 48
 TARGET = 56
 POLLER = 136
 HISTOGRAM = 2368
-COUNTERS = 232
+COUNTERS = 344
 SLOWEST = 776
 IO_FAILURES = 1368
+BUDGET = 32 * LATENCY_BUCKETS
+INBOX = 216 + 56  # with what the kernel's hash adds
 SLOT = 4  # in the queue of free ones
 OTHERS = 12 << 20  # maps that are always as large, most of it stacks
 
 
 def size(max_processes: int, max_fds: int, cpus: int) -> int:
     """Bytes. cpus: those that there may ever be; some maps have everything once for each."""
-    bank = HISTOGRAM + cpus * (COUNTERS + SLOWEST + IO_FAILURES)
-    return OTHERS + max_processes * (BANKS * bank + 2 * max_fds * WAIT + TARGET + POLLER + SLOT)
+    bank = HISTOGRAM * (1 + DELAYS) + 2 * BUDGET + cpus * (COUNTERS + SLOWEST + IO_FAILURES)
+    each = max_processes * (BANKS * bank + 2 * max_fds * WAIT + TARGET + POLLER + SLOT)
+    return OTHERS + each + inboxes(max_processes, max_fds) * INBOX
+
+
+def inboxes(max_processes: int, max_fds: int) -> int:
+    """How many sockets there may be whose arrivals are noted: not all descriptors of all are one."""
+    return min(max_processes * max_fds, 1 << 16)
 
 
 def too_large(max_processes: int, max_fds: int, cpus: int) -> tuple[str, str] | None:

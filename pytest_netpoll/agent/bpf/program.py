@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import constants
-from bpf import atomics, btf, cpu, layouts, machine, tracing, uprobe
+from bpf import atomics, btf, cpu, footprint, layouts, machine, tracing, uprobe
 from constants import SLOT_BITS, STACKS
 from processes import namespaces
 from security import privileges
@@ -27,6 +27,9 @@ SOURCES = (
     "state.c",
     "descriptors.c",
     "offenders.c",
+    "times.c",
+    "inboxes.c",
+    "answers.c",
     "waits.c",
     "io_calls.c",
     "calibration.c",
@@ -36,8 +39,14 @@ SOURCES = (
     "goready.c",
     "cpu.c",
 )
-AT_SYS_EXIT, DRAIN = b"syscall_returned", b"drain_events"
+AT_SYS_EXIT, DRAIN, AT_ARRIVAL = b"syscall_returned", b"drain_events", b"data_ready"
 UPROBES = (b"ready_called", b"deadline_woke")
+
+
+# Why it is not known when data arrives: what, and the fix.
+_NO_BTF = "this kernel has no type information (BTF), and without it sockets cannot be looked into"
+_NO_TRACEPOINT = "this kernel has no tracepoint sock:sk_data_ready: Linux 6.3 brought it"
+_REFUSED = "this kernel does not take the program that notes when data arrives"
 
 
 def slot_of(owner: int) -> int:
@@ -94,7 +103,9 @@ class Kernel:
             flags += self._restriction(served, types.offsets(btf.CREDENTIAL_MEMBERS))
         if not namespaces.in_initial_pids():
             flags += self._translation(types.offsets(btf.PID_MEMBERS))
-        self._load(sources, flags, types.typedef("btf_trace_sys_exit"))
+        self.no_arrivals = None if files else _NO_BTF
+        arrivals = [] if self.no_arrivals else self._arrivals(types)
+        self._load(sources, flags, arrivals, types.typedef("btf_trace_sys_exit"))
         self.cpu = cpu.Sampler(lambda: self.bpf.load_func(b"cpu_sampled", bcc.BPF.PERF_EVENT).fd)
         table = self.bpf.get_table
         self.watched = table(b"watched")
@@ -104,6 +115,9 @@ class Kernel:
         self._kept_epochs = table(b"kept_epochs")
         self.counts = table(b"counts")
         self.latencies = table(b"latencies")
+        self.delays = table(b"delays")
+        self.budgets = table(b"budgets")
+        self.inboxes = None if self.no_arrivals else table(b"inboxes")
         self.slowest = table(b"slowest")
         self.io_failures = table(b"io_failures")
         self._stacks = (table(b"stacks"), table(b"more_stacks"))
@@ -117,10 +131,21 @@ class Kernel:
         if not namespaces.in_initial_pids():
             self._translator = namespaces.Translator(self.bpf)
 
-    def _load(self, sources: str, flags: list[str], tracepoint: int | None) -> None:
+    def _arrivals(self, types: btf.Types) -> list[str]:
+        """The flags with which the program notes when data arrives; none where this kernel cannot tell."""
+        members = types.offsets(btf.INBOX_MEMBERS)
+        if members is None or types.typedef("btf_trace_sk_data_ready") is None:
+            self.no_arrivals = _NO_TRACEPOINT
+            return []
+        members.update(types.offsets(btf.MPTCP_MEMBERS) or {})
+        most = footprint.inboxes(self.max_processes, self.max_fds)
+        return ["-DARRIVAL_TIMES", *_defines({**members, "INBOXES": most})]
+
+    def _load(self, sources: str, flags: list[str], arrivals: list[str], tracepoint: int | None) -> None:
         """Attaches everything at once: it does nothing while nobody is watched.
 
-        tracepoint: the number of sys_exit's type, None where the kernel has none.
+        arrivals: flags that can be done without. tracepoint: the number of sys_exit's type, None where the
+        kernel has none.
         """
         text = b""
         for source in SOURCES:
@@ -128,16 +153,24 @@ class Kernel:
                 text += f.read()
         cwd = os.getcwd()
         try:
-            if tracepoint is not None:
-                # Kernels and BCCs differ in what they take; then it is done as it always could be.
+            # Kernels and BCCs differ in what they take; then it is done as it always could be.
+            if arrivals:
                 with contextlib.suppress(Exception):
-                    self._load_typed(text, flags, tracepoint)
+                    self._load_either(text, [*flags, *arrivals], tracepoint)
                     return
-            self._load_untyped(text, flags)
+                self.no_arrivals = _REFUSED
+            self._load_either(text, flags, tracepoint)
         except Exception as error:  # BCC raises bare Exception
             raise LoadFailed(str(error)) from error
         finally:
             os.chdir(cwd)
+
+    def _load_either(self, text: bytes, flags: list[str], tracepoint: int | None) -> None:
+        if tracepoint is not None:
+            with contextlib.suppress(Exception):
+                self._load_typed(text, flags, tracepoint)
+                return
+        self._load_untyped(text, flags)
 
     def _load_typed(self, text: bytes, flags: list[str], tracepoint: int) -> None:
         self.bpf = self._bcc.BPF(text=text, cflags=[*flags, "-DTYPED_ARGS"])
@@ -151,15 +184,24 @@ class Kernel:
                 undo.callback(os.close, programs[-1])
             entry, drain = programs
             self._continue_with(drain)
+            self._attach_arrivals()
             self._link = tracing.attach(entry)
             undo.pop_all()
         self.typed = True
 
     def _load_untyped(self, text: bytes, flags: list[str]) -> None:
         self.bpf = self._bcc.BPF(text=text, cflags=flags)
-        self._load_uprobes()
-        self._continue_with(self.bpf.load_func(DRAIN, self._bcc.BPF.RAW_TRACEPOINT).fd)
-        self.bpf.attach_raw_tracepoint(tp=b"sys_exit", fn_name=AT_SYS_EXIT)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.bpf.cleanup)
+            self._load_uprobes()
+            self._continue_with(self.bpf.load_func(DRAIN, self._bcc.BPF.RAW_TRACEPOINT).fd)
+            self._attach_arrivals()
+            self.bpf.attach_raw_tracepoint(tp=b"sys_exit", fn_name=AT_SYS_EXIT)
+            undo.pop_all()
+
+    def _attach_arrivals(self) -> None:
+        if self.no_arrivals is None:
+            self.bpf.attach_raw_tracepoint(tp=b"sk_data_ready", fn_name=AT_ARRIVAL)
 
     def _continue_with(self, program: int) -> None:
         self.bpf.get_table(b"continuations")[ctypes.c_int(0)] = ctypes.c_int(program)

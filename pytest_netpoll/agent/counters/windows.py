@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from bpf import machine
 from constants import BANKS, OUTCOME_DATA, OUTCOME_EOF, SLOWEST
-from counters import endpoint
+from counters import delays, endpoint
 
 if TYPE_CHECKING:
     from bpf import structs
     from bpf.program import Kernel
 
 _Key = TypeVar("_Key")
+
+_MAXIMA = {"latency_max", *delays.MAXIMA}  # of the counters, those that are no sums
 
 # Windows that opened with different cuts: they need a bank each, the present epoch another, and the next one
 # finds one that is free.
@@ -93,28 +95,47 @@ class Bank:
         self.histogram = histogram  # {bucket: int}
         self.slowest = list(slowest)  # SlowWakeups, the slowest first
         self.failures = Failures()
+        self.delays = delays.Delays()
 
     def add(self, other: Bank) -> None:
         for name, value in other.counters.items():
-            if name == "latency_max":
+            if name in _MAXIMA:
                 self.counters[name] = max(self.counters.get(name, 0), value)
             else:
                 self.counters[name] = self.counters.get(name, 0) + value
         _add(self.histogram, other.histogram)
         self.slowest = sorted(self.slowest + other.slowest, reverse=True)[:SLOWEST]
         self.failures.add(other.failures)
+        self.delays.add(other.delays)
+
+    def add_waiting(self, waiting: delays.Waiting, until: int) -> None:
+        """What had not been taken when the window closed (monotonic ns)."""
+        age = until - waiting.since
+        if age > 0:
+            self.delays.add_waiting(age, waiting.messages)
+            self.counters["queue_delay_max"] = max(self.counters["queue_delay_max"], age)
 
     def forget(self) -> None:
         self.counters = dict.fromkeys(self.counters, 0)
         self.histogram = {}
         self.slowest = []
         self.failures = Failures()
+        self.delays = delays.Delays()
 
 
 def pending(counters: Mapping[str, int]) -> int:
     """Wakeups not resolved; one on an fd beyond the table never will be."""
     resolved = counters["productive_wakeups"] + counters["spurious_wakeups"] + counters["abandoned_wakeups"]
     return counters["wakeups"] - resolved - counters["lost_fds"]
+
+
+def unanswered(counters: Mapping[str, int]) -> int:
+    """Requests that were read, and may yet be answered."""
+    return counters["requests"] - counters["answered"] - counters["unanswered"]
+
+
+def _unsettled(counters: Mapping[str, int]) -> bool:
+    return pending(counters) > 0 or unanswered(counters) > 0
 
 
 class Window:
@@ -199,9 +220,11 @@ class Windows:
         return window
 
     def settled(self, window: Window, slots: Collection[int], seconds: float) -> None:
-        """Waits until the wakeups of the closed window are resolved, at most so many seconds."""
+        """Waits until the wakeups of the closed window are resolved and its requests answered, at most so
+        many seconds: a client may have its answer before the write that sent it has returned.
+        """
         deadline = time.monotonic() + seconds
-        while any(pending(self.counters(slot, window)) > 0 for slot in slots):
+        while any(_unsettled(self.counters(slot, window)) for slot in slots):
             if time.monotonic() >= deadline:
                 return
             time.sleep(0.001)
@@ -244,6 +267,8 @@ class Windows:
             bank.slowest = self._slowest(key)
         if bank.counters["io_calls"]:
             bank.failures = self._failures(key)
+        if bank.counters["queue_delay_max"] or bank.counters["answers"]:
+            bank.delays = delays.read(self._kernel, key.value)
         return bank
 
     def _counters(self, slot: int, epoch: int) -> dict[str, int]:
@@ -251,7 +276,7 @@ class Windows:
         cpus = self._kernel.counts[self._key(slot, epoch)]
         for name in self._names:
             values = [getattr(cpu, name) for cpu in cpus]
-            counters[name] = max(values) if name == "latency_max" else sum(values)
+            counters[name] = max(values) if name in _MAXIMA else sum(values)
         return counters
 
     def _failures(self, key: ctypes.c_int) -> Failures:
@@ -344,5 +369,6 @@ class Windows:
         key = ctypes.c_int(slot * BANKS + bank)
         self._kernel.counts[key] = self._kernel.counts.Leaf()
         self._kernel.latencies[key] = self._kernel.latencies.Leaf()
+        delays.clear(self._kernel, key.value)
         self._kernel.slowest[key] = self._kernel.slowest.Leaf()
         self._kernel.io_failures[key] = self._kernel.io_failures.Leaf()
