@@ -65,9 +65,9 @@ class TimelinePoint:
     Intervals are 100 ms, longer in windows of over a minute; the last ends with the window. The counts add
     up to the metrics of that name. reads: those that took what had arrived on a socket. queue_delay_ns is
     theirs, a sum, and poll_delay_ns and wake_to_run_ns are what of it was before the poll and after it.
-    answers: writes that answered a read; handling_ns is theirs. run_delay_ns: waited for a CPU, over all threads; 0
-    where the metric run_delay_seconds was not measured. threads: alive at the sample; threads_running: of
-    them on a CPU or waiting for one, a mean where intervals were put together.
+    answers: writes that answered a read; handling_ns is theirs. run_delay_ns: waited for a CPU, over all
+    threads; 0 where the metric run_delay_seconds was not measured. threads: alive at the sample;
+    threads_running: of them on a CPU or waiting for one, a mean where intervals were put together.
     """
 
     t_ms: float

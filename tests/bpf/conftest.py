@@ -18,6 +18,7 @@ import pytest
 from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.meter import privilege
 from pytest_netpoll.meter.meter import Meter
+from pytest_netpoll.model.histogram import bucket_bounds
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.options import Config
 from pytest_netpoll.service.build import Builder
@@ -179,7 +180,29 @@ TIMELINE = {
 }
 
 
+def assert_delays_add_up(m: Measurement) -> None:
+    delays = m.snapshot.delays
+    samples = {name: sum(delay.histogram.values()) for name, delay in delays.items()}
+    assert samples["poll_delay"] <= samples["queue_delay"]
+    assert samples["handling"] == samples["response"] <= m.snapshot.answered <= m.snapshot.requests
+    for name in ("queue_delay", "response"):
+        for bucket, count in delays[name].histogram.items():
+            low, high = bucket_bounds(bucket)
+            assert low * count <= delays[name].budget[bucket].total < high * count
+    # What had not been taken at the end is in the histogram alone.
+    assert sum(point.reads for point in m.timeline) <= samples["queue_delay"]
+    assert sum(point.answers for point in m.timeline) == samples["response"]
+    handling = sum(point.handling_ns for point in m.timeline)
+    assert sum(parts.handling for parts in delays["response"].budget.values()) == handling
+    for part in ("poll_delay_ns", "wake_to_run_ns"):
+        attribute = {"poll_delay_ns": "poll", "wake_to_run_ns": "run"}[part]
+        parts = sum(getattr(parts, attribute) for parts in delays["queue_delay"].budget.values())
+        assert sum(getattr(point, part) for point in m.timeline) == parts
+
+
 def assert_laws(m: Measurement) -> None:
+    if m.snapshot.delays:
+        assert_delays_add_up(m)
     resolved = m.productive_wakeups + m.spurious_wakeups
     assert m.wakeups == resolved + m.abandoned_wakeups + m.pending_wakeups
     assert m.pending_wakeups >= 0
