@@ -32,11 +32,10 @@ def bucket_bounds(index: int) -> tuple[int, int]:
     return low, low + (1 << (octave - 1))
 
 
-def percentile(histogram: Mapping[int, int], q: float) -> float | None:
-    """The nearest-rank quantile `q` (0 < q <= 1) in ns, None for no samples.
+def bucket_at(histogram: Mapping[int, int], q: float) -> int | None:
+    """The bucket that holds the nearest-rank quantile `q` (0 < q <= 1), None for no samples.
 
-    histogram: bucket index -> count. The answer is the middle of the bucket's integers, at most
-    3.2 % off (and exact below 32 ns, where a bucket holds one integer).
+    histogram: bucket index -> count.
     """
     if not 0 < q <= 1:
         raise ValueError(f"quantile {q} is not in 0..1")
@@ -46,6 +45,18 @@ def percentile(histogram: Mapping[int, int], q: float) -> float | None:
     for index in sorted(histogram):
         seen += histogram[index]
         if 0 < rank <= seen:
-            low, high = bucket_bounds(index)
-            return (low + high - 1) / 2
+            return index
     return None
+
+
+def percentile(histogram: Mapping[int, int], q: float) -> float | None:
+    """The nearest-rank quantile `q` (0 < q <= 1) in ns, None for no samples.
+
+    histogram: bucket index -> count. The answer is the middle of the bucket's integers, at most
+    3.2 % off (and exact below 32 ns, where a bucket holds one integer).
+    """
+    index = bucket_at(histogram, q)
+    if index is None:
+        return None
+    low, high = bucket_bounds(index)
+    return (low + high - 1) / 2

@@ -508,7 +508,7 @@ _TABLE = (
             "p99": ("summary", "baseline", "runs", "watch", "lines", "junit"),
             "max": ("watch", "junit"),
         },
-        keep=2,
+        keep=4,
     ),
     Metric(
         "ready_calls",

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any, Literal, TypeAlias, TypedDict, cast
 
 from pytest_netpoll.errors import Reason
+from pytest_netpoll.model.budget import budgets
 from pytest_netpoll.model.comparison import Comparison, Regression
 from pytest_netpoll.model.diagnosis import diagnose
 from pytest_netpoll.model.evidence import Offence
@@ -180,6 +181,17 @@ class ReasonRecord(TypedDict):
     fix: str | None
 
 
+class BudgetRecord(TypedDict):
+    """model.budget.Budget."""
+
+    metric: str
+    ns: float
+    poll_delay_ns: float
+    wake_to_run_ns: float
+    unparked_ns: float
+    handling_ns: float
+
+
 class _ServiceExtra(TypedDict, total=False):
     unmeasured: str | None
     why_unmeasured: ReasonRecord | None
@@ -190,6 +202,9 @@ class _ServiceExtra(TypedDict, total=False):
     io_outcomes: dict[str, int]
     futile: list[FutileCalls]
     timeline: list[TimelineRecord]
+    delays: dict[str, dict[str, int]]
+    budgets: list[BudgetRecord]
+    absent: dict[str, ReasonRecord]
     columns: dict[str, int | float | str | None]
 
 
@@ -201,7 +216,10 @@ class ServiceRecord(_ServiceExtra):
     runs, whose medians `metrics` then are; empty for a single run. histogram: bucket (see
     metrics.bucket_bounds) -> latencies in it. io_outcomes: how the I/O calls ended -> calls, which add up to
     io_calls; futile: the futile ones of them; of several runs both are those of the run whose offenders
-    are listed. timeline: in order of time. columns: heading -> value, what the hook pytest_netpoll_columns
+    are listed. timeline: in order of time. delays: as histogram, for "queue_delay", "poll_delay", "handling"
+    and "response". budgets: what the median and the p99 of the responses are made of, or of the queue delays
+    where there are no responses; of several runs as the offenders. absent: why a metric is None, where more
+    is known than the metric's own reason. columns: heading -> value, what the hook pytest_netpoll_columns
     adds to the tables.
     """
 
@@ -437,18 +455,23 @@ def _service(measurement: Measurement, columns: Mapping[str, int | float | str |
         "offenders": [cast("OffenderRecord", asdict(offender)) for offender in measurement.offenders],
         "slowest": [cast("SlowWakeupRecord", asdict(wakeup)) for wakeup in measurement.slowest],
         "runs": {name: measurement.each(name) for name in METRICS} if measurement.runs else {},
-        "histogram": {
-            str(bucket): count for bucket, count in sorted(measurement.snapshot.histogram.items()) if count
-        },
+        "histogram": _buckets(measurement.snapshot.histogram),
         "unexplained": {offence: reason_record(why) for offence, why in measurement.unexplained.items()},
         "io_outcomes": dict(one.io_outcomes),
         "futile": [
             {"syscall": syscall, "outcome": outcome, "count": count}
             for (syscall, outcome), count in one.futile.items()
         ],
+        "delays": {name: _buckets(delay.histogram) for name, delay in measurement.snapshot.delays.items()},
+        "budgets": [cast("BudgetRecord", asdict(budget)) for budget in budgets(one)],
+        "absent": {name: reason_record(why) for name, why in measurement.absent.items()},
         "timeline": [cast("TimelineRecord", asdict(point)) for point in measurement.timeline],
         "columns": dict(columns),
     }
+
+
+def _buckets(histogram: Mapping[int, int]) -> dict[str, int]:
+    return {str(bucket): count for bucket, count in sorted(histogram.items()) if count}
 
 
 def plain(value: object) -> Any:

@@ -429,6 +429,30 @@ def slow_text(service: ServiceRecord, wakeup: SlowWakeupRecord) -> str:
     return f"{took} to run ({_where(wakeup)}{who}{threads}){_parked(wakeup)}"
 
 
+# What is a part of an answer's time -> what it is called.
+_PARTS = {
+    "poll_delay_ns": "poll delay",
+    "wake_to_run_ns": "wake-to-run",
+    "unparked_ns": "before the read",
+    "handling_ns": "handling",
+}
+
+
+def budget_text(budget: Mapping[str, Any]) -> str:
+    """ "response p99 88.1 ms = 9.7 poll delay + 78.0 wake-to-run + 0.4 handling".
+
+    The parts are rounded so that they add up to what is shown. What would be 0 is left out.
+    """
+    family, _, which = budget["metric"].rpartition("_")
+    parts = {name: budget[key] for key, name in _PARTS.items() if budget.get(key)}
+    return f"{family.replace('_', ' ')} {which} {units.show_sum(budget['ns'], parts)}"
+
+
+def budgets_of(service: ServiceRecord) -> list[str]:
+    """A line for each percentile of which it is known where its time went."""
+    return [budget_text(budget) for budget in service.get("budgets", ())] if trusted(service) else []
+
+
 def _threads_at(service: ServiceRecord, at_ms: float | None) -> str:
     """What the service's threads were doing in the interval in which a late wakeup ran at last."""
     if at_ms is None:

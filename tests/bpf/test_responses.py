@@ -21,7 +21,7 @@ MS = 1_000_000
 
 
 class Client:
-    """Times its requests by when the kernel got the answer: on a busy machine the client itself waits, too."""
+    """Times its requests by when the kernel got the answer: on a busy machine the client waits, too."""
 
     def __init__(self, address, size=4):
         family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
@@ -77,7 +77,7 @@ SERVICES = {
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_responses_are_what_the_client_waits_for(launch, measure, parked, newest_go, name):
+def test_responses_are_what_the_client_waits_for(launch, measure, newest_go, name):
     args, least = SERVICES[name]
     service = launch("answer", *args, go=str(newest_go.go))
     with Client(service.address) as client:
@@ -111,7 +111,7 @@ def budget(m, name):
 
 
 @pytest.fixture
-def quota(tmp_path):
+def quota():
     """quota(pid) lets the process have 20 ms of CPU every 100 ms."""
     made = []
 
@@ -154,9 +154,7 @@ def test_responses_of_a_throttled_service_are_what_the_client_waits_for(quota, f
     assert m.response_p90 > 40 * MS
 
 
-def test_a_connection_waits_for_a_busy_acceptor_and_so_does_its_first_request(
-    launch, measure, go_toolchain
-):
+def test_a_connection_waits_for_a_busy_acceptor_and_so_does_its_first_request(launch, measure, go_toolchain):
     service = launch("answer", "-accept", "300ms", go=str(go_toolchain.go))
     with Client(service.address) as first:
         first.ask()
