@@ -53,12 +53,14 @@ static __always_inline void expect_answer(struct counters *c, struct wait *w, st
 /* A read or an accept has returned something. woken_at, epoch: of the wakeup that it resolved, 0
  * if there was none. now: when it returned, or 0. messages: how many it took, of a socket that has
  * messages. */
-static __always_inline void data_taken(struct wait *w, u32 owner, u32 fd, long ret, u32 messages,
-				       u64 g, u64 woken_at, u32 epoch, u64 now)
+static __always_inline void data_taken(void *ctx, struct wait *w, u32 owner, u32 nr, u32 fd,
+				       long ret, u32 messages, u64 g, u64 woken_at, u32 epoch,
+				       u64 now)
 {
 	u64 sk = w->sk, at, bucket, delay;
 	struct parts parts = {};
 	struct counters *c;
+	struct delays *d;
 	struct inbox *b;
 	u32 head;
 	int bank;
@@ -85,7 +87,8 @@ static __always_inline void data_taken(struct wait *w, u32 owner, u32 fd, long r
 		return;
 	bank = BANK(w->owner, epoch);
 	c = counts.lookup(&bank);
-	if (!c)
+	d = delays.lookup(&bank);
+	if (!c || !d)
 		return;
 	if (!now)
 		now = bpf_ktime_get_ns();
@@ -97,14 +100,15 @@ static __always_inline void data_taken(struct wait *w, u32 owner, u32 fd, long r
 	} else {
 		parts.poll = woken_at - at;
 		parts.run = now - woken_at;
-		count_delay(bank, POLL_DELAY, parts.poll, &c->poll_delay_max);
+		count_delay(d, POLL_DELAY, parts.poll, &c->poll_delay_max);
 	}
 	c->reads++;
 	c->queue_delay_ns += delay;
 	c->poll_delay_ns += parts.poll;
 	c->wake_to_run_ns += parts.run;
-	bucket = count_delay(bank, QUEUE_DELAY, delay, &c->queue_delay_max);
-	add_parts(bank, 0, bucket, &parts);
+	bucket = count_delay(d, QUEUE_DELAY, delay, &c->queue_delay_max);
+	add_parts(d, 0, bucket, &parts);
+	record_if_slow_answer(ctx, &c->slow_read_floor, bank, 0, delay, now, nr, fd, g, &parts);
 	if (b->accepted && b->kind < DATAGRAMS)
 		expect_answer(c, w, b, g, epoch, woken_at, now, &parts);
 }
@@ -128,11 +132,12 @@ static __always_inline void nothing_taken(struct wait *w, u64 g)
 }
 
 /* A write has returned. */
-static __always_inline void data_written(u32 owner, u32 fd, long ret, u64 g)
+static __always_inline void data_written(void *ctx, u32 owner, u32 nr, u32 fd, long ret, u64 g)
 {
 	struct wait *r = wait_of(owner, fd, DIR_READ);
-	u64 sk, read_at, now, bucket;
+	u64 sk, read_at, now, bucket, response;
 	struct counters *c;
+	struct delays *d;
 	struct inbox *b;
 	u32 epoch;
 	int bank;
@@ -151,18 +156,20 @@ static __always_inline void data_written(u32 owner, u32 fd, long ret, u64 g)
 		return;
 	bank = BANK(owner, epoch);
 	c = counts.lookup(&bank);
-	if (!c)
+	d = delays.lookup(&bank);
+	if (!c || !d)
 		return;
 	now = bpf_ktime_get_ns();
 	b->delay.handling = now - read_at;
+	response = b->delay.poll + b->delay.run + b->delay.unparked + b->delay.handling;
 	c->answers++;
 	c->answered += 1 + b->joined;
 	c->handling_ns += now - read_at;
-	count_delay(bank, HANDLING, now - read_at, &c->handling_max);
-	bucket = count_delay(bank, RESPONSE,
-			     b->delay.poll + b->delay.run + b->delay.unparked + b->delay.handling,
-			     &c->response_max);
-	add_parts(bank, 1, bucket, &b->delay);
+	count_delay(d, HANDLING, now - read_at, &c->handling_max);
+	bucket = count_delay(d, RESPONSE, response, &c->response_max);
+	add_parts(d, 1, bucket, &b->delay);
+	record_if_slow_answer(ctx, &c->slow_answer_floor, bank, 1, response, now, nr, fd, g,
+			      &b->delay);
 }
 
 /* A connection was accepted, and will be registered. */
@@ -175,8 +182,8 @@ static __always_inline void note_accepted(u32 owner, long fd)
 }
 #else
 #define goroutine(regs) 0
-#define data_taken(w, owner, fd, ret, messages, g, woken_at, epoch, now)
+#define data_taken(ctx, w, owner, nr, fd, ret, messages, g, woken_at, epoch, now)
 #define nothing_taken(w, g)
-#define data_written(owner, fd, ret, g)
+#define data_written(ctx, owner, nr, fd, ret, g)
 #define note_accepted(owner, fd)
 #endif

@@ -133,6 +133,8 @@ struct counters {
 	u64 lost_offenders; /* offences that were counted but not recorded */
 	u64 latency_max;
 	u64 slow_floor; /* no counter: a slower wakeup is among the slowest */
+	u64 slow_read_floor; /* the same of queue delays, */
+	u64 slow_answer_floor; /* and of responses */
 	u64 ready_calls; /* these two by goready.c */
 	u64 deadline_wakeups;
 	u64 queue_delay_max; /* these by inboxes.c and answers.c */
@@ -183,11 +185,6 @@ struct parts {
 	u64 handling;
 };
 
-/* Their sums over what is in each bucket of a histogram. */
-struct budget {
-	struct parts sums[LATENCY_BUCKETS];
-};
-
 /* When something was queued on a socket. end: see struct inbox. */
 struct arrival {
 	u64 at;
@@ -226,8 +223,14 @@ enum socket_kind {
 	UNIX_LISTENER = 6
 };
 
-/* Several histograms for each bank. */
 enum delay { QUEUE_DELAY = 0, POLL_DELAY = 1, HANDLING = 2, RESPONSE = 3 };
+
+/* Of a bank, on each CPU: without a locked instruction, and with no other CPU's cache lines. */
+struct delays {
+	u32 buckets[DELAYS * LATENCY_BUCKETS]; /* BCC knows arrays of one dimension */
+	/* Sums over the queue delays, and the responses, of several buckets together. */
+	struct parts budgets[2 * BUDGETS];
+};
 
 /* State of one direction of one fd of one process. */
 struct wait {
@@ -283,6 +286,17 @@ struct slow_wakeup {
 struct slowest {
 	struct slow_wakeup kept[SLOWEST];
 	u64 least; /* which of them is replaced next */
+};
+
+/* A queue delay, or a response, that took longest; its latency is all of it. */
+struct slow_answer {
+	struct slow_wakeup wakeup;
+	struct parts parts;
+};
+
+struct slow_answers {
+	struct slow_answer kept[SLOWEST];
+	u64 least;
 };
 
 /* READY and CPU are no offences: a place that wakes goroutines, and one that was seen running.

@@ -39,39 +39,34 @@ static __always_inline u32 bucket_of(u64 ns)
 	return (shift - 3) * 16 + ((ns >> (shift - 4)) & 15);
 }
 
-/* bank: BANK(owner, epoch). Returns the bucket. */
-static __always_inline u64 count_delay(int bank, enum delay what, u64 ns, u64 *max)
+/* Returns the bucket. */
+static __always_inline u64 count_delay(struct delays *d, enum delay what, u64 ns, u64 *max)
 {
 	u64 bucket = bucket_of(ns);
-	int key = bank * DELAYS + what;
-	struct histogram *h = delays.lookup(&key);
 
 	if (ns > *max)
 		*max = ns;
 	/* BCC 0.18's compiler compares one copy and indexes with another; 5.10 then sees no
 	 * bound. */
 	asm volatile("" : "+r"(bucket));
-	if (h && bucket < LATENCY_BUCKETS)
-		__sync_fetch_and_add(&h->buckets[bucket], 1);
+	if (bucket < LATENCY_BUCKETS)
+		d->buckets[what * LATENCY_BUCKETS + bucket]++;
 	return bucket;
 }
 
 /* The parts of a queue delay, or of a response, that is in this bucket. */
-static __always_inline void add_parts(int bank, int of_response, u64 bucket,
+static __always_inline void add_parts(struct delays *d, int of_response, u64 bucket,
 				      const struct parts *parts)
 {
-	int key = bank * 2 + of_response;
-	struct budget *b = budgets.lookup(&key);
+	struct parts *sums;
 
+	bucket >>= BUDGET_SHIFT;
 	asm volatile("" : "+r"(bucket));
-	if (!b || bucket >= LATENCY_BUCKETS)
+	if (bucket >= BUDGETS)
 		return;
-	if (parts->poll)
-		__sync_fetch_and_add(&b->sums[bucket].poll, parts->poll);
-	if (parts->run)
-		__sync_fetch_and_add(&b->sums[bucket].run, parts->run);
-	if (parts->unparked)
-		__sync_fetch_and_add(&b->sums[bucket].unparked, parts->unparked);
-	if (of_response)
-		__sync_fetch_and_add(&b->sums[bucket].handling, parts->handling);
+	sums = &d->budgets[of_response * BUDGETS + bucket];
+	sums->poll += parts->poll;
+	sums->run += parts->run;
+	sums->unparked += parts->unparked;
+	sums->handling += parts->handling;
 }

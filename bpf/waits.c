@@ -65,44 +65,6 @@ static __always_inline void abandon_wakeup(struct wait *w)
 		c->abandoned_wakeups++;
 }
 
-/* Records the wakeup if it is one of the bank's slowest so far. Nearly all return at the
- * comparison. */
-static __always_inline void record_if_slow(void *ctx, struct counters *c, int key, struct wait *w,
-					   u64 woken_at, u64 latency, u32 nr, u32 fd, int direction)
-{
-	struct slow_wakeup *kept;
-	u64 least = ~0ULL;
-	struct slowest *s;
-	int i;
-
-	if (latency <= c->slow_floor || !keeps(KEEP_CULPRITS))
-		return;
-	s = slowest.lookup(&key);
-	if (!s)
-		return;
-	kept = &s->kept[s->least & (SLOWEST - 1)];
-	kept->latency = latency;
-	kept->at = woken_at + latency;
-	kept->syscall = nr;
-	kept->fd = fd;
-	kept->direction = direction;
-	kept->stack = stack_of(ctx);
-	__builtin_memset(&kept->end, 0, sizeof(kept->end));
-	describe(fd, &kept->end);
-	if (bpf_probe_read_user(kept->goid, sizeof(kept->goid), (void *)(w->g + GOID_OFFSET)))
-		__builtin_memset(kept->goid, 0, sizeof(kept->goid));
-	/* The index of the next one to replace is stored in memory. If it were one of eight
-	 * pointers in a register, the verifier would walk through everything below eight times. */
-#pragma clang loop unroll(full)
-	for (i = 0; i < SLOWEST; i++) {
-		if (s->kept[i].latency < least) {
-			least = s->kept[i].latency;
-			s->least = i;
-		}
-	}
-	c->slow_floor = least;
-}
-
 /* The first syscall after the wakeup has returned. Returns the counters in which the wakeup
  * counts. */
 static __always_inline struct counters *resolve_wakeup(void *ctx, struct wait *w, u64 woken_at,
@@ -181,9 +143,9 @@ static __always_inline void resolve_wait(void *ctx, u32 owner, u32 nr, u32 fd, i
 	}
 	if (ret != -EAGAIN) {
 		if (direction == DIR_READ && ret >= 0)
-			data_taken(w, owner, fd, ret, messages, g, woken_at, o.epoch, now);
+			data_taken(ctx, w, owner, nr, fd, ret, messages, g, woken_at, o.epoch, now);
 		if (direction == DIR_WRITE)
-			data_written(owner, fd, ret, g);
+			data_written(ctx, owner, nr, fd, ret, g);
 		return;
 	}
 	if (direction == DIR_READ)

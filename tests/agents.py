@@ -61,7 +61,13 @@ MEASURED = {
     "unprobed": 0,
     "io_outcomes": {"data": 5, "EAGAIN": 2},
     "futile": [["read", "EAGAIN", 1]],
-    "slowest": [{**WAKEUP, "latency_ns": 9000, "at_ns": 5000, "goid": [18, 0]}],
+    "slowest": [{**WAKEUP, "latency_ns": 9000, "at_ns": 5000, "goid": [18, 0], "parts": []}],
+    "slow_answers": {
+        "queue_delay": [],
+        "response": [
+            {**WAKEUP, "latency_ns": 9000, "at_ns": 5000, "goid": [18, 0], "parts": [2000, 3000, 0, 4000]}
+        ],
+    },
     "offenders": [{**WAKEUP, "offence": "spurious", "count": 7, "outcome": None}],
 }
 PROCESSES = {"processes": [ABOUT]}

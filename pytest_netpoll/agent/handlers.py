@@ -316,6 +316,10 @@ class Agent:
             **bank.failures.told(bank.counters["io_calls"]),
             offenders=culprits,
             slowest=offenders.slowest(self._kernel, process, bank.slowest, window),
+            slow_answers={
+                name: offenders.slowest(self._kernel, process, slow, window)
+                for name, slow in bank.slow_answers.items()
+            },
             dispatches=scheduled.dispatches,
             runq_max=scheduled.runq_max,
             unprobed=0,

@@ -107,11 +107,14 @@ class Offender(Wakeup):
 
 
 class SlowWakeup(Wakeup):
-    """at_ns: since the window opened. goid: the words of its g that may hold the goroutine's id."""
+    """at_ns: since the window opened. goid: the words of its g that may hold the goroutine's id. parts: of a
+    queue delay or a response, whose time is latency_ns, as in a budget; empty for a wakeup.
+    """
 
     latency_ns: int
     at_ns: int
     goid: list[int]
+    parts: list[int]
 
 
 class Delay(TypedDict):
@@ -150,6 +153,7 @@ class Measured(Process):
     unprobed: int
     offenders: list[Offender]
     slowest: list[SlowWakeup]
+    slow_answers: dict[str, list[SlowWakeup]]
 
 
 class Times(TypedDict):

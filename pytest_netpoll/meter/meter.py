@@ -318,6 +318,7 @@ class Meter:
         snapshot, vain, late = Snapshot(), [], []
         intervals: list[Sequence[Sequence[Any]]] = []
         absent: dict[str, Reason] = {}
+        answers: dict[str, list[dict[str, Any]]] = {}
         if answer is not None:
             processes = [process for pid in roots for process in answer["services"].get(str(pid), [])]
             intervals = [answer["timelines"].get(str(pid), []) for pid in roots]
@@ -333,6 +334,14 @@ class Meter:
                 for wakeup in process["slowest"]
             ]
             absent |= unanswered.reasons(snapshot, self.environment.get("no_arrivals"))
+            answers = {
+                name: [
+                    {**entry, "go_version": version(process)}
+                    for process in processes
+                    for entry in process["slow_answers"].get(name, ())
+                ]
+                for name in ("response", "queue_delay")
+            }
         blamed = offender_stacks.collect(vain, self._symbolizer, snapshot.counters)
         ready_calls = snapshot.counters.get("ready_calls")
         if ready_calls is not None and window.ready_stacks:
@@ -351,6 +360,7 @@ class Meter:
             snapshot=snapshot,
             offenders=blamed,
             slowest=slow_stacks.collect(late, self._symbolizer),
+            slow_answers=slow_stacks.answers(answers, self._symbolizer),
             timeline=timeline.collect(intervals),
             unmeasured=unmeasured,
             absent=absent,

@@ -58,6 +58,31 @@ class SlowWakeup:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SlowAnswer:
+    """One of the queue delays ("queue_delay"), or of the responses ("response"), that took longest.
+
+    ns: all of it, and what of it was before the poll that reported the data, from there to the read, before a
+    read where nobody was parked, and from the read to the write. The rest as of a slow wakeup, where the
+    read, or the write that answers, was made.
+    """
+
+    what: str
+    ns: int
+    poll_delay_ns: int
+    wake_to_run_ns: int
+    unparked_ns: int
+    handling_ns: int
+    at_ms: float
+    goroutine: int | None
+    direction: str
+    syscall: str | None
+    fd_type: str | None
+    local: str | None
+    peer: str | None
+    stack: tuple[Frame, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TimelinePoint:
     """What the service's processes did in one interval, which ends with a sample.
 

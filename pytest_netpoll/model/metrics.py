@@ -195,9 +195,9 @@ _NOT_EXCEEDED = {
 
 
 def _delays(
-    family: str, meaning: str, absent: Reason, reports: Mapping[str, tuple[Report, ...]], keep: int = 0
+    family: str, meaning: str, absent: Reason, reports: Mapping[str, tuple[Report, ...]], heading: str = ""
 ) -> Iterator[Metric]:
-    """The percentiles of one kind of times. reports: by percentile."""
+    """The percentiles of one kind of times. reports: by percentile. heading: of the p99's columns."""
 
     def read(which: str) -> Callable[[Snapshot], Value]:
         def value(snapshot: Snapshot) -> Value:
@@ -224,9 +224,8 @@ def _delays(
             row=shown,
             part=shown and which,
             reports=reports.get(which, ()),
-            heading=f"{name} {which}",
+            heading=heading if which == "p99" else "",
             rank=3,
-            keep=keep,
         )
 
 
@@ -483,6 +482,7 @@ _TABLE = (
         "with its age",
         _NO_ARRIVALS,
         {"p50": ("watch", "junit"), "p99": ("watch", "lines", "junit"), "max": ("watch", "junit")},
+        heading="queue",
     ),
     *_delays(
         "poll_delay",
@@ -508,7 +508,7 @@ _TABLE = (
             "p99": ("summary", "baseline", "runs", "watch", "lines", "junit"),
             "max": ("watch", "junit"),
         },
-        keep=4,
+        heading="response",
     ),
     Metric(
         "ready_calls",

@@ -37,8 +37,8 @@ class Parts:
 
 @dataclass(frozen=True)
 class Delay:
-    """One kind of times. histogram: bucket index -> count. budget: bucket index -> what the times in it are
-    made of together; empty for what has no parts.
+    """One kind of times. histogram: bucket index -> count. budget: bucket index >> BUDGET_SHIFT -> what the
+    times in these buckets are made of together; empty for what has no parts.
     """
 
     histogram: Mapping[int, int] = field(default_factory=dict)

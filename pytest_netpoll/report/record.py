@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any, Literal, TypeAlias, TypedDict, cast
 
 from pytest_netpoll.errors import Reason
-from pytest_netpoll.model.budget import budgets
+from pytest_netpoll.model.breakdown import budgets
 from pytest_netpoll.model.comparison import Comparison, Regression
 from pytest_netpoll.model.diagnosis import diagnose
 from pytest_netpoll.model.evidence import Offence
@@ -70,6 +70,25 @@ class SlowWakeupRecord(_SlowWakeupExtra):
     latency_ns: int | float
     direction: str
     fd_type: str | None
+    stack: list[FrameRecord]
+
+
+class SlowAnswerRecord(TypedDict):
+    """model.evidence.SlowAnswer."""
+
+    what: str
+    ns: int | float
+    poll_delay_ns: int | float
+    wake_to_run_ns: int | float
+    unparked_ns: int | float
+    handling_ns: int | float
+    at_ms: float | None
+    goroutine: int | None
+    direction: str
+    syscall: str | None
+    fd_type: str | None
+    local: str | None
+    peer: str | None
     stack: list[FrameRecord]
 
 
@@ -182,7 +201,7 @@ class ReasonRecord(TypedDict):
 
 
 class BudgetRecord(TypedDict):
-    """model.budget.Budget."""
+    """model.breakdown.Budget."""
 
     metric: str
     ns: float
@@ -204,6 +223,7 @@ class _ServiceExtra(TypedDict, total=False):
     timeline: list[TimelineRecord]
     delays: dict[str, dict[str, int]]
     budgets: list[BudgetRecord]
+    slow_answers: list[SlowAnswerRecord]
     absent: dict[str, ReasonRecord]
     columns: dict[str, int | float | str | None]
 
@@ -454,6 +474,7 @@ def _service(measurement: Measurement, columns: Mapping[str, int | float | str |
         "metrics": measurement.metrics,
         "offenders": [cast("OffenderRecord", asdict(offender)) for offender in measurement.offenders],
         "slowest": [cast("SlowWakeupRecord", asdict(wakeup)) for wakeup in measurement.slowest],
+        "slow_answers": [cast("SlowAnswerRecord", asdict(answer)) for answer in measurement.slow_answers],
         "runs": {name: measurement.each(name) for name in METRICS} if measurement.runs else {},
         "histogram": _buckets(measurement.snapshot.histogram),
         "unexplained": {offence: reason_record(why) for offence, why in measurement.unexplained.items()},

@@ -13,6 +13,7 @@ from pytest_netpoll.report.record import (
     FrameRecord,
     OffenderRecord,
     ServiceRecord,
+    SlowAnswerRecord,
     SlowWakeupRecord,
     TestRecord,
     WindowRecord,
@@ -145,7 +146,7 @@ def failure_section(record: TestRecord, width: int) -> str:
             _add_window(screen, window, service, width)
     for service in concerned:
         screen.add(_numbers(service, width))
-        blocks: list[tuple[str, OffenderRecord | SlowWakeupRecord]] = [
+        blocks: list[tuple[str, OffenderRecord | SlowWakeupRecord | SlowAnswerRecord]] = [
             *((wording.offender_text(service, o), o) for o in wording.offenders_of(record, service)),
             *((wording.slow_text(service, wakeup), wakeup) for wakeup in wording.slowest_of(record, service)),
             *((wording.offender_text(service, o), o) for o in wording.wakers_of(record, service)),

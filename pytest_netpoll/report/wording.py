@@ -21,6 +21,7 @@ from pytest_netpoll.report.record import (
     ReasonRecord,
     RegressionRecord,
     ServiceRecord,
+    SlowAnswerRecord,
     SlowWakeupRecord,
     TestRecord,
     WindowRecord,
@@ -350,10 +351,22 @@ def not_kept(service: ServiceRecord) -> list[str]:
     return lines
 
 
-def slowest_of(record: TestRecord, service: ServiceRecord) -> list[SlowWakeupRecord]:
-    """The latest wakeups, where a latency limit of the service is broken."""
-    late = any(fault["metric"].startswith("latency_") for fault in broken(record, service))
-    return service["slowest"] if late else []
+# What the slowest of it explain: by the metric whose limit is broken.
+_SLOW = {
+    "queue_delay": "queue_delay",
+    "poll_delay": "queue_delay",
+    "handling": "response",
+    "response": "response",
+}
+
+
+def slowest_of(record: TestRecord, service: ServiceRecord) -> list[SlowWakeupRecord | SlowAnswerRecord]:
+    """The latest wakeups, reads or answers, where a limit of the service on such times is broken."""
+    faults = [METRICS.get(fault["metric"]) for fault in broken(record, service)]
+    families = {metric.family for metric in faults if metric is not None}
+    wanted = {_SLOW[family] for family in families & _SLOW.keys()}
+    answers = [answer for answer in service.get("slow_answers", []) if answer["what"] in wanted]
+    return [*answers, *(service["slowest"] if "latency" in families else [])]
 
 
 def offender_text(service: ServiceRecord, offender: OffenderRecord) -> str:
@@ -376,11 +389,11 @@ def offender_text(service: ServiceRecord, offender: OffenderRecord) -> str:
     return f"{amount} {name}{where} ({_where(offender)}){at}"
 
 
-def _parked(entry: OffenderRecord | SlowWakeupRecord) -> str:
+def _parked(entry: OffenderRecord | SlowWakeupRecord | SlowAnswerRecord) -> str:
     return ", parked" if entry["stack"] else ""
 
 
-def lead_in(entry: OffenderRecord | SlowWakeupRecord) -> str:
+def lead_in(entry: OffenderRecord | SlowWakeupRecord | SlowAnswerRecord) -> str:
     """What joins its text and its stack: " at", or that there is none where there should be one."""
     if entry["stack"]:
         return " at"
@@ -420,12 +433,20 @@ def most_futile(service: ServiceRecord) -> str:
     return f"{worst['syscall']}, {worst['outcome']}" if worst else ""
 
 
-def slow_text(service: ServiceRecord, wakeup: SlowWakeupRecord) -> str:
-    """ "12.3 ms to run (read on tcp a ← b, goroutine 18; 1 of 5 running), parked"; the place follows."""
+def slow_text(service: ServiceRecord, wakeup: SlowWakeupRecord | SlowAnswerRecord) -> str:
+    """ "12.3 ms to run (read on tcp a ← b, goroutine 18; 1 of 5 running), parked"; the place follows.
+
+    Of an answer "response 88.1 ms = 9.7 poll delay + 78.4 wake-to-run (write on tcp a → b, …)".
+    """
     goroutine = wakeup.get("goroutine")
     who = "" if goroutine is None else f", goroutine {goroutine}"
     threads = _threads_at(service, wakeup.get("at_ms"))
-    took = units.show(wakeup["latency_ns"], "ns")
+    answer: Mapping[str, Any] = wakeup
+    if "what" in answer:
+        parts = {name: answer[key] for key, name in _PARTS.items() if answer.get(key)}
+        took = f"{answer['what'].replace('_', ' ')} {units.show_sum(answer['ns'], parts)}"
+        return f"{took} ({_where(wakeup)}{who}{threads})"
+    took = units.show(answer["latency_ns"], "ns")
     return f"{took} to run ({_where(wakeup)}{who}{threads}){_parked(wakeup)}"
 
 
@@ -469,7 +490,7 @@ def _threads_at(service: ServiceRecord, at_ms: float | None) -> str:
     return ""
 
 
-def _where(wakeup: OffenderRecord | SlowWakeupRecord) -> str:
+def _where(wakeup: OffenderRecord | SlowWakeupRecord | SlowAnswerRecord) -> str:
     arrow = "→" if wakeup["direction"] == "write" else "←"
     ends = f" {arrow} ".join(end for end in (wakeup.get("local"), wakeup.get("peer")) if end)
     what = f"{wakeup.get('syscall') or wakeup['direction']} on {wakeup['fd_type'] or 'a descriptor'}"

@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from pytest_netpoll.agent.constants import BUDGET_SHIFT
 from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.meter import privilege
 from pytest_netpoll.meter.meter import Meter
@@ -186,9 +188,15 @@ def assert_delays_add_up(m: Measurement) -> None:
     assert samples["poll_delay"] <= samples["queue_delay"]
     assert samples["handling"] == samples["response"] <= m.snapshot.answered <= m.snapshot.requests
     for name in ("queue_delay", "response"):
+        least: Counter[int] = Counter()
+        most: Counter[int] = Counter()
         for bucket, count in delays[name].histogram.items():
             low, high = bucket_bounds(bucket)
-            assert low * count <= delays[name].budget[bucket].total < high * count
+            least[bucket >> BUDGET_SHIFT] += low * count
+            most[bucket >> BUDGET_SHIFT] += high * count
+        for budget, parts in delays[name].budget.items():
+            assert least[budget] <= parts.total < most[budget]
+        assert least.keys() == delays[name].budget.keys()
     # What had not been taken at the end is in the histogram alone.
     assert sum(point.reads for point in m.timeline) <= samples["queue_delay"]
     assert sum(point.answers for point in m.timeline) == samples["response"]
@@ -198,6 +206,16 @@ def assert_delays_add_up(m: Measurement) -> None:
         attribute = {"poll_delay_ns": "poll", "wake_to_run_ns": "run"}[part]
         parts = sum(getattr(parts, attribute) for parts in delays["queue_delay"].budget.values())
         assert sum(getattr(point, part) for point in m.timeline) == parts
+
+    slow = {name: [answer for answer in m.slow_answers if answer.what == name] for name in delays}
+    for answer in m.slow_answers:
+        parts = answer.poll_delay_ns + answer.wake_to_run_ns + answer.unparked_ns + answer.handling_ns
+        assert answer.ns == parts
+    assert len(slow["response"]) == min(8, samples["response"])
+    if slow["response"]:
+        assert slow["response"][0].ns == m.snapshot.delays["response"].max_ns
+    if slow["queue_delay"]:
+        assert slow["queue_delay"][0].ns <= m.queue_delay_max
 
 
 def assert_laws(m: Measurement) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from constants import BANKS, DELAYS, LATENCY_BUCKETS
+from constants import BANKS, BUDGETS, DELAYS, LATENCY_BUCKETS
 
 MOST = 1 << 30  # bytes, for a user other than root
 
@@ -11,10 +11,11 @@ WAIT = 48
 TARGET = 56
 POLLER = 136
 HISTOGRAM = 2368
-COUNTERS = 344
+COUNTERS = 360
 SLOWEST = 776
+SLOW_ANSWERS = 2 * 1032
 IO_FAILURES = 1368
-BUDGET = 32 * LATENCY_BUCKETS
+DELAY = DELAYS * 4 * LATENCY_BUCKETS + 2 * 32 * BUDGETS
 INBOX = 216 + 56  # with what the kernel's hash adds
 SLOT = 4  # in the queue of free ones
 OTHERS = 12 << 20  # maps that are always as large, most of it stacks
@@ -22,7 +23,7 @@ OTHERS = 12 << 20  # maps that are always as large, most of it stacks
 
 def size(max_processes: int, max_fds: int, cpus: int) -> int:
     """Bytes. cpus: those that there may ever be; some maps have everything once for each."""
-    bank = HISTOGRAM * (1 + DELAYS) + 2 * BUDGET + cpus * (COUNTERS + SLOWEST + IO_FAILURES)
+    bank = HISTOGRAM + cpus * (COUNTERS + DELAY + SLOWEST + SLOW_ANSWERS + IO_FAILURES)
     each = max_processes * (BANKS * bank + 2 * max_fds * WAIT + TARGET + POLLER + SLOT)
     return OTHERS + each + inboxes(max_processes, max_fds) * INBOX
 

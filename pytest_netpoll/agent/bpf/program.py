@@ -28,6 +28,7 @@ SOURCES = (
     "descriptors.c",
     "offenders.c",
     "times.c",
+    "slowest.c",
     "inboxes.c",
     "answers.c",
     "waits.c",
@@ -116,9 +117,9 @@ class Kernel:
         self.counts = table(b"counts")
         self.latencies = table(b"latencies")
         self.delays = table(b"delays")
-        self.budgets = table(b"budgets")
         self.inboxes = None if self.no_arrivals else table(b"inboxes")
         self.slowest = table(b"slowest")
+        self.slow_answers = table(b"slow_answers")
         self.io_failures = table(b"io_failures")
         self._stacks = (table(b"stacks"), table(b"more_stacks"))
         self.offenders = table(b"offenders")

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bpf import batch
-from constants import ARRIVALS, DELAYS, LATENCY_BITS, LATENCY_SUB_BITS
+from constants import ARRIVALS, BUDGET_SHIFT, BUDGETS, LATENCY_BITS, LATENCY_BUCKETS, LATENCY_SUB_BITS
 
 if TYPE_CHECKING:
     from bpf.program import Kernel
@@ -29,7 +29,8 @@ Parts = tuple[int, ...]
 class Delays:
     """What one process's reads and answers took, in one epoch or in several.
 
-    histograms: by name, {bucket: count}. budgets: by name, {bucket: ns of each part}.
+    histograms: by name, {bucket: count}. budgets: by name, {bucket >> BUDGET_SHIFT: ns of each
+    part}.
     """
 
     def __init__(self) -> None:
@@ -51,7 +52,7 @@ class Delays:
         bucket = bucket_of(age)
         waiting = Delays()
         waiting.histograms["queue_delay"] = {bucket: messages}
-        waiting.budgets["queue_delay"] = {bucket: (0, 0, age * messages, 0)}
+        waiting.budgets["queue_delay"] = {bucket >> BUDGET_SHIFT: (0, 0, age * messages, 0)}
         self.add(waiting)
 
     def told(self, maxima: Mapping[str, int]) -> dict[str, Any]:
@@ -69,24 +70,21 @@ class Delays:
 def read(kernel: Kernel, bank: int) -> Delays:
     """bank: the number of it among all."""
     found = Delays()
-    for i, name in enumerate(NAMES):
-        buckets = kernel.delays[ctypes.c_int(bank * DELAYS + i)].buckets
-        found.histograms[name] = {bucket: count for bucket, count in enumerate(buckets) if count}
-    for i, name in enumerate(DIVIDED):
-        if found.histograms[name]:
-            sums = kernel.budgets[ctypes.c_int(bank * len(DIVIDED) + i)].sums
-            found.budgets[name] = {
-                bucket: (sums[bucket].poll, sums[bucket].run, sums[bucket].unparked, sums[bucket].handling)
-                for bucket in found.histograms[name]
-            }
+    for cpu in kernel.delays[ctypes.c_int(bank)]:
+        own = Delays()
+        for i, name in enumerate(NAMES):
+            buckets = cpu.buckets[i * LATENCY_BUCKETS : (i + 1) * LATENCY_BUCKETS]
+            own.histograms[name] = {bucket: count for bucket, count in enumerate(buckets) if count}
+        for i, name in enumerate(DIVIDED):
+            for bucket in {bucket >> BUDGET_SHIFT for bucket in own.histograms[name]}:
+                parts = cpu.budgets[i * BUDGETS + bucket]
+                own.budgets[name][bucket] = (parts.poll, parts.run, parts.unparked, parts.handling)
+        found.add(own)
     return found
 
 
 def clear(kernel: Kernel, bank: int) -> None:
-    for i in range(DELAYS):
-        kernel.delays[ctypes.c_int(bank * DELAYS + i)] = kernel.delays.Leaf()
-    for i in range(len(DIVIDED)):
-        kernel.budgets[ctypes.c_int(bank * len(DIVIDED) + i)] = kernel.budgets.Leaf()
+    kernel.delays[ctypes.c_int(bank)] = kernel.delays.Leaf()
 
 
 class Waiting(NamedTuple):

@@ -35,7 +35,7 @@ MOST_OPEN = BANKS - 2
 
 
 class SlowWakeup(NamedTuple):
-    """One of the wakeups that took longest.
+    """One of the wakeups that took longest; or one of the queue delays, or responses, of those parts.
 
     latency: ns. at: when it was resolved, on the monotonic clock, ns.
     goid: the words of its g that may hold the goroutine's id. stack: its id; negative where it was lost.
@@ -49,6 +49,7 @@ class SlowWakeup(NamedTuple):
     syscall: int
     direction: int
     end: endpoint.Endpoint
+    parts: tuple[int, ...] = ()
 
 
 class Failures:
@@ -96,6 +97,7 @@ class Bank:
         self.slowest = list(slowest)  # SlowWakeups, the slowest first
         self.failures = Failures()
         self.delays = delays.Delays()
+        self.slow_answers: dict[str, list[SlowWakeup]] = {name: [] for name in delays.DIVIDED}
 
     def add(self, other: Bank) -> None:
         for name, value in other.counters.items():
@@ -104,7 +106,9 @@ class Bank:
             else:
                 self.counters[name] = self.counters.get(name, 0) + value
         _add(self.histogram, other.histogram)
-        self.slowest = sorted(self.slowest + other.slowest, reverse=True)[:SLOWEST]
+        self.slowest = _slowest(self.slowest + other.slowest)
+        for name, slow in other.slow_answers.items():
+            self.slow_answers[name] = _slowest(self.slow_answers[name] + slow)
         self.failures.add(other.failures)
         self.delays.add(other.delays)
 
@@ -121,6 +125,17 @@ class Bank:
         self.slowest = []
         self.failures = Failures()
         self.delays = delays.Delays()
+        self.slow_answers = {name: [] for name in delays.DIVIDED}
+
+
+def _slowest(found: Iterable[SlowWakeup]) -> list[SlowWakeup]:
+    return sorted(found, reverse=True)[:SLOWEST]
+
+
+def _copy(e: structs.SlowWakeup) -> SlowWakeup:
+    return SlowWakeup(
+        e.latency, e.at, tuple(e.goid), e.stack, e.fd, e.syscall, e.direction, endpoint.copy(e.end)
+    )
 
 
 def pending(counters: Mapping[str, int]) -> int:
@@ -181,7 +196,7 @@ class Windows:
         self._open: dict[int, Window] = {}  # number -> Window
         self._next = 1
         self._names: list[str] = [
-            field[0] for field in kernel.counts.sLeaf._fields_ if field[0] != "slow_floor"
+            field[0] for field in kernel.counts.sLeaf._fields_ if not field[0].endswith("_floor")
         ]
         self._publish()
 
@@ -269,6 +284,7 @@ class Windows:
             bank.failures = self._failures(key)
         if bank.counters["queue_delay_max"] or bank.counters["answers"]:
             bank.delays = delays.read(self._kernel, key.value)
+            bank.slow_answers = self._slow_answers(key.value)
         return bank
 
     def _counters(self, slot: int, epoch: int) -> dict[str, int]:
@@ -292,25 +308,21 @@ class Windows:
         return total
 
     def _slowest(self, key: ctypes.c_int) -> list[SlowWakeup]:
-        kept: list[structs.SlowWakeup] = [
-            entry for cpu in self._kernel.slowest[key] for entry in cpu.kept if entry.latency
-        ]
-        return sorted(
-            (
-                SlowWakeup(
-                    e.latency,
-                    e.at,
-                    tuple(e.goid),
-                    e.stack,
-                    e.fd,
-                    e.syscall,
-                    e.direction,
-                    endpoint.copy(e.end),
+        kept = [entry for cpu in self._kernel.slowest[key] for entry in cpu.kept if entry.latency]
+        return _slowest(map(_copy, kept))
+
+    def _slow_answers(self, bank: int) -> dict[str, list[SlowWakeup]]:
+        found = {}
+        for i, name in enumerate(delays.DIVIDED):
+            cpus = self._kernel.slow_answers[ctypes.c_int(bank * len(delays.DIVIDED) + i)]
+            kept = [entry for cpu in cpus for entry in cpu.kept if entry.wakeup.latency]
+            found[name] = _slowest(
+                _copy(entry.wakeup)._replace(
+                    parts=(entry.parts.poll, entry.parts.run, entry.parts.unparked, entry.parts.handling)
                 )
-                for e in kept
-            ),
-            reverse=True,
-        )[:SLOWEST]
+                for entry in kept
+            )
+        return found
 
     @staticmethod
     def _key(slot: int, epoch: int) -> ctypes.c_int:
@@ -371,4 +383,7 @@ class Windows:
         self._kernel.latencies[key] = self._kernel.latencies.Leaf()
         delays.clear(self._kernel, key.value)
         self._kernel.slowest[key] = self._kernel.slowest.Leaf()
+        for i in range(len(delays.DIVIDED)):
+            answers = ctypes.c_int(key.value * len(delays.DIVIDED) + i)
+            self._kernel.slow_answers[answers] = self._kernel.slow_answers.Leaf()
         self._kernel.io_failures[key] = self._kernel.io_failures.Leaf()

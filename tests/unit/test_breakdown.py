@@ -7,8 +7,9 @@ import dataclasses
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_netpoll.agent.constants import BUDGET_SHIFT
 from pytest_netpoll.meter import unanswered
-from pytest_netpoll.model.budget import budgets
+from pytest_netpoll.model.breakdown import budgets
 from pytest_netpoll.model.histogram import bucket_of
 from pytest_netpoll.model.metrics import METRICS
 from pytest_netpoll.model.snapshot import Delay, Parts, Snapshot
@@ -22,7 +23,7 @@ def of(answers: list[Parts]) -> Snapshot:
     response = Delay()
     for parts in answers:
         bucket = bucket_of(parts.total)
-        response += Delay({bucket: 1}, parts.total, {bucket: parts})
+        response += Delay({bucket: 1}, parts.total, {bucket >> BUDGET_SHIFT: parts})
     return Snapshot(
         delays={**dict.fromkeys(NAMES, Delay()), "response": response},
         requests=len(answers),
@@ -38,8 +39,8 @@ def test_the_parts_add_up_to_the_percentile_and_are_those_of_the_reads_there(ans
         parts = budget.poll_delay_ns, budget.wake_to_run_ns, budget.unparked_ns, budget.handling_ns
         assert abs(sum(parts) - budget.ns) <= 1e-6 * budget.ns
     total = [p.total for p in answers]
-    if len(set(map(bucket_of, total))) == len(total) and all(total):
-        # One read in the bucket: its own parts, but for the bucket's width.
+    if len({bucket_of(ns) >> BUDGET_SHIFT for ns in total}) == len(total) and all(total):
+        # One read there: its own parts, but for the bucket's width.
         slowest = max(answers, key=lambda parts: parts.total)
         found = budgets(snapshot)[-1]
         assert found.handling_ns <= 1.04 * slowest.handling
@@ -48,7 +49,7 @@ def test_the_parts_add_up_to_the_percentile_and_are_those_of_the_reads_there(ans
 
 def test_without_responses_it_is_the_queue_delays() -> None:
     bucket = bucket_of(300)
-    delay = Delay({bucket: 1}, 300, {bucket: Parts(100, 200)})
+    delay = Delay({bucket: 1}, 300, {bucket >> BUDGET_SHIFT: Parts(100, 200)})
     snapshot = Snapshot(delays={**dict.fromkeys(NAMES, Delay()), "queue_delay": delay}, requests=9)
     assert [budget.metric for budget in budgets(snapshot)] == ["queue_delay_p50", "queue_delay_p99"]
     assert budgets(Snapshot()) == []

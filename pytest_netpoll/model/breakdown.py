@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pytest_netpoll.agent.constants import BUDGET_SHIFT
 from pytest_netpoll.model.histogram import bucket_at
 from pytest_netpoll.model.metrics import METRICS, delay_of
 from pytest_netpoll.model.snapshot import Parts, Snapshot
@@ -15,8 +16,8 @@ _PERCENTILES = {"p50": 0.5, "p99": 0.99}
 class Budget:
     """metric: "response_p99", of which the parts are one by one in ns; they add up to it.
 
-    Percentiles of parts do not add up. These are the parts of the times in the percentile's own bucket, which
-    are within 3.2 % of it.
+    Percentiles of parts do not add up. These are the parts of the times around the percentile: of those in
+    its own half octave, in the proportions that they have together.
     """
 
     metric: str
@@ -40,7 +41,7 @@ def _budget(snapshot: Snapshot, family: str, which: str, q: float) -> Budget | N
     bucket = None if delay is None else bucket_at(delay.histogram, q)
     if delay is None or bucket is None or ns is None:
         return None
-    parts = delay.budget.get(bucket, Parts())
+    parts = delay.budget.get(bucket >> BUDGET_SHIFT, Parts())
     if not parts.total:
         return None
     share = ns / parts.total
