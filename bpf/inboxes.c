@@ -231,6 +231,8 @@ static __always_inline void closed(u32 owner, u32 fd)
 	u64 sk = 0;
 
 	/* Another thread may have got the same number for a new one. */
+	if (w && !w->sk && w->socket & SOCKET_ACCEPTED && !file_of(fd))
+		w->socket = 0;
 	if (w && (w->sk || w->socket & SOCKET_NONE) && (!kind_of(fd, &sk) || sk != w->sk))
 		drop_socket(w, owner, fd);
 }
