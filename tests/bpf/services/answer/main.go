@@ -1,10 +1,11 @@
 // Answers requests of -size bytes with as many, on TCP and, with -path, on a Unix socket. True numbers:
-// each request is answered by its reader once it has slept -handle, unless -writer.
+// each request is answered by its reader once it has slept -handle; with -writer by another goroutine
+// meanwhile.
 //
 // -hogs N: goroutines that never yield. -yielders N: goroutines that always have something to run, so that
-// only sysmon polls. -accept D: the acceptor sleeps so long after each connection. -writer: another goroutine
-// writes the answers. -burn: handles by using the CPU. -dial ADDR: each request is first put to another such
-// service, over one connection for each of ours.
+// only sysmon polls. -accept D: the acceptor sleeps so long after each connection. -burn: handles by using
+// the CPU. -dial ADDR: each request is first put to another such service, over one connection for each of
+// ours.
 package main
 
 import (
@@ -95,14 +96,18 @@ func answer(c net.Conn) {
 			backend.Write(request)
 			io.ReadFull(backend, make([]byte, *size))
 		}
+		if *writer {
+			answers <- request
+		}
 		if *burn {
 			spin(*handle, func() {})
 		} else {
 			time.Sleep(*handle)
 		}
 		if *writer {
-			answers <- request
-		} else if _, err := c.Write(request); err != nil {
+			continue
+		}
+		if _, err := c.Write(request); err != nil {
 			return
 		}
 	}
