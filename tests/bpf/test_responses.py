@@ -292,3 +292,25 @@ def test_what_a_service_asks_of_another_one_is_no_request(launch, factory, measu
                 time.sleep(0.02)
     assert_agrees(stretch(service), client.took)
     assert count(stretch(backend), "response") == 20
+
+
+def test_a_socket_that_was_there_before_the_probe_is_known_from_its_first_read_on(
+    launch, new_meter, newest_go
+):
+    service = launch("answer", go=str(newest_go.go))
+    with Client(service.address) as client:
+        client.ask()
+        meter = new_meter()
+        meter.start()
+        meter.watch(service)
+        window = meter.open()
+        for _ in range(10):
+            client.ask()
+            time.sleep(0.002)
+        [m] = meter.close(window, [service])
+    assert m.unmeasured is None
+    assert count(m, "queue_delay") == count(m, "poll_delay") == 9
+    assert m.queue_delay_p50 < m.latency_max + m.poll_delay_max + 1
+    # It is not known who opened the connection.
+    assert m.response_p50 is None
+    assert m.absent["response_p50"].what == "no read of an accepted stream connection took data"
