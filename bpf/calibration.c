@@ -101,11 +101,13 @@ static __always_inline void ctl_returned(u32 owner, struct poller *p, const stru
 	s32 epfd = a->arg[0];
 	u32 op = a->arg[1];
 	u64 fd = (u32)a->arg[2];
-	int direction;
+	struct wait *w = wait_of(owner, fd, DIR_READ);
+	int direction, accepted;
 	u64 data;
 
 	if (ret)
 		return;
+	accepted = w && w->socket & SOCKET_ACCEPTED;
 	if (epfd == p->epfd) {
 		/* The runtime registers after open and removes before close, in the same thread.
 		 * So an fd's life begins and ends here; close itself could race with the fd's
@@ -119,6 +121,8 @@ static __always_inline void ctl_returned(u32 owner, struct poller *p, const stru
 	if (bpf_probe_read_user(event, sizeof(event), (void *)a->arg[3]))
 		return;
 	data = (u64)event[EVENT_DATA + 1] << 32 | event[EVENT_DATA];
+	if (w && event[0] == GO_EVENTS)
+		note_socket(w, owner, fd, accepted);
 	if (epfd != p->epfd) {
 		calibrate(p, epfd, fd, event[0], data);
 	} else if (proves(data, fd, &p->layout)) {

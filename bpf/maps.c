@@ -21,7 +21,9 @@ BPF_ARRAY(pollers, struct poller, MAX_PROCESSES);
 BPF_ARRAY(waits, struct wait, MAX_PROCESSES * MAX_FDS * 2);
 BPF_PERCPU_ARRAY(counts, struct counters, ALL_BANKS);
 BPF_ARRAY(latencies, struct histogram, ALL_BANKS);
+BPF_PERCPU_ARRAY(delays, struct delays, ALL_BANKS);
 BPF_PERCPU_ARRAY(slowest, struct slowest, ALL_BANKS);
+BPF_PERCPU_ARRAY(slow_answers, struct slow_answers, ALL_BANKS * 2); /* of reads, of answers */
 BPF_STACK_TRACE(stacks, STACKS);
 BPF_STACK_TRACE(more_stacks, STACKS);
 BPF_HASH(offenders, struct offender, struct offender_stats, 16384);

@@ -18,6 +18,7 @@ int syscall_returned(struct bpf_raw_tracepoint_args *ctx)
 	struct wait *r, *w;
 	struct args a;
 	int nr;
+	u64 g;
 
 	if (!owner)
 		return 0;
@@ -39,10 +40,12 @@ int syscall_returned(struct bpf_raw_tracepoint_args *ctx)
 	}
 	if (*role & ROLE_CLOSE) {
 		end_streaks(owner, ROLE_READ_ARG(*role) == 1 ? a.arg[0] : a.arg[1]);
+		closed(owner, ROLE_READ_ARG(*role) == 1 ? a.arg[0] : a.arg[1]);
 		return 0;
 	}
 	if (*role & ROLE_SOCKOPT && (a.arg[1] != SOL_SOCKET || a.arg[2] != SO_ERROR))
 		return 0;
+	g = goroutine(ctx->args[0]);
 	read_fd = ROLE_READ_ARG(*role) == 1 ? a.arg[0] : a.arg[1];
 	write_fd = ROLE_WRITE_ARG(*role) == 1 ? a.arg[0] :
 		   ROLE_WRITE_ARG(*role) == 2 ? a.arg[1] :
@@ -50,9 +53,11 @@ int syscall_returned(struct bpf_raw_tracepoint_args *ctx)
 	r = ROLE_READ_ARG(*role) ? wait_of(owner, read_fd, DIR_READ) : 0;
 	w = ROLE_WRITE_ARG(*role) ? wait_of(owner, write_fd, DIR_WRITE) : 0;
 	if (r)
-		resolve_wait(ctx, r, nr, read_fd, DIR_READ, ret);
+		resolve_wait(ctx, r, nr, read_fd, DIR_READ, ret, ROLE_MESSAGES(*role, ret), g);
 	if (w)
-		resolve_wait(ctx, w, nr, write_fd, DIR_WRITE, ret);
+		resolve_wait(ctx, w, nr, write_fd, DIR_WRITE, ret, 0, g);
+	if (*role & ROLE_ACCEPT)
+		note_accepted(owner, ret);
 	/* Last: anything behind it the verifier would walk through once for each of its ends. */
 	if (!(*role & ROLE_SOCKOPT))
 		count_io_call(ctx, owner, *role, nr, r, read_fd, w, write_fd, ret);

@@ -50,6 +50,8 @@ enum direction { DIR_READ = 0, DIR_WRITE = 1 };
 /* What a syscall means here; the agent fills the map `roles` from its table for the machine. */
 #define ROLE_READ_ARG(role) ((role) & 0xf) /* 1 + index of the fd read from, 0 = none */
 #define ROLE_WRITE_ARG(role) (((role) >> 4) & 0xf) /* 1 + index of the fd written to */
+#define ROLE_MESSAGES(role, ret) \
+	(((role) & (ROLE_RECEIVE | ROLE_EOF)) == ROLE_RECEIVE ? (ret) : 1) /* that were read */
 #define ROLE_IO_CALL(role) (((role) >> 16) & (IO_CALLS - 1)) /* its number among the I/O calls */
 
 /* How an I/O call ended: by a number of errno.h, or one of these. */
@@ -137,8 +139,24 @@ struct counters {
 	u64 lost_offenders; /* offences that were counted but not recorded */
 	u64 latency_max;
 	u64 slow_floor; /* no counter: a slower wakeup is among the slowest */
+	u64 slow_read_floor; /* the same of queue delays, */
+	u64 slow_answer_floor; /* and of responses */
 	u64 ready_calls; /* these two by goready.c */
 	u64 deadline_wakeups;
+	u64 queue_delay_max; /* these by inboxes.c and answers.c */
+	u64 poll_delay_max;
+	u64 handling_max;
+	u64 response_max;
+	u64 requests; /* reads that took data of an accepted connection */
+	u64 answered; /* those of them that a write answered */
+	u64 unanswered; /* those that no write will answer; the others are pending */
+	u64 strangers; /* of the unanswered: the goroutine was not who had been woken */
+	u64 reads; /* whose queue delay is known */
+	u64 answers; /* the writes */
+	u64 queue_delay_ns; /* sums over reads, and over answers */
+	u64 poll_delay_ns;
+	u64 wake_to_run_ns;
+	u64 handling_ns;
 	u64 io_calls;
 	u64 futile_calls;
 	u64 lost_calls; /* calls without data on an fd >= MAX_FDS */
@@ -168,16 +186,75 @@ struct histogram {
 	u32 buckets[LATENCY_BUCKETS];
 };
 
+/* What a queue delay or a response is made of, in ns: up to the poll that reported the data; from
+ * there to the read; up to the read where nobody was parked, so that no poll was waited for; and
+ * from the read to the write. */
+struct parts {
+	u64 poll;
+	u64 run;
+	u64 unparked;
+	u64 handling;
+};
+
+/* When something was queued on a socket. end: see struct inbox. */
+struct arrival {
+	u64 at;
+	u32 end;
+	u32 unused;
+};
+
+/* A socket that a watched process reads from: what has arrived there and was not taken yet, and
+ * the read that the next write answers. The key is the kernel's struct sock. */
+struct inbox {
+	struct arrival arrivals[ARRIVALS]; /* the oldest first, from head on */
+	u32 head; /* how many were taken, */
+	u32 tail; /* and how many there have been */
+	u32 end; /* of TCP the last byte's sequence number, else how many messages there have been */
+	u32 owner;
+	u32 fd; /* or NO_FD */
+	u8 kind; /* enum socket_kind */
+	u8 accepted; /* its peer asks, and it answers */
+	u16 unused;
+	u32 taken; /* of messages: as end, of the last one taken */
+	u32 joined; /* how many more reads the same write will answer */
+	u32 epoch; /* in which these count */
+	u64 read_at; /* 0 = nothing is to be answered */
+	u64 reader; /* its goroutine: address of its runtime.g */
+	struct parts delay; /* of that read */
+};
+#define NO_FD 0xffffffff
+#define SURELY_GONE 1000000 /* ns; a read that finds nothing takes less */
+
+enum socket_kind {
+	TCP_STREAM = 1,
+	UNIX_STREAM = 2,
+	DATAGRAMS = 3,
+	LISTENER = 4,
+	MPTCP_LISTENER = 5,
+	UNIX_LISTENER = 6
+};
+
+enum delay { QUEUE_DELAY = 0, POLL_DELAY = 1, HANDLING = 2, RESPONSE = 3 };
+
+/* Of a bank, on each CPU: without a locked instruction, and with no other CPU's cache lines. */
+struct delays {
+	u32 buckets[DELAYS * LATENCY_BUCKETS]; /* BCC knows arrays of one dimension */
+	/* Sums over the queue delays, and the responses, of several buckets together. */
+	struct parts budgets[2 * BUDGETS];
+};
+
 /* State of one direction of one fd of one process. */
 struct wait {
 	u64 woken_at; /* ns; 0 = no wakeup pending */
 	u64 g; /* the goroutine woken: address of its runtime.g */
 	u64 pd; /* its pollDesc */
+	u64 sk; /* of reading: the kernel's struct sock, 0 = none or not known */
 	u32 epoch; /* when it was woken */
 	u32 owner;
 	u8 flags;
 	u8 kept : 1; /* the owner's target is kept: its calls count in its own banks */
 	u8 events : 7; /* EVENT_..., of the last event here */
+	u8 socket; /* SOCKET_... */
 	u8 outcome; /* how the last I/O calls ended, */
 	u8 streak; /* and how many in a row did so without data */
 	u32 failed_at; /* when the last of them returned, ns >> FAILED_AT_SHIFT */
@@ -196,6 +273,11 @@ struct wait {
 #define WAIT_TRIED 1 /* the last syscall returned EAGAIN */
 #define WAIT_STORED 2 /* since then an event was stored in the pollDesc */
 #define WAIT_ARMED 4 /* tried, and a readiness is stored: the wait returns at once */
+
+#define SOCKET_NONE 1 /* not a socket whose arrivals can be known */
+#define SOCKET_MESSAGES 2 /* each read takes one of what has arrived */
+#define SOCKET_ACCEPTED 4 /* the descriptor comes from accept */
+#define SOCKET_ASKED 8 /* there is a read to be answered */
 
 /* What a descriptor was when an offence on it was recorded: it may be closed when the window
  * closes. */
@@ -229,13 +311,25 @@ struct slowest {
 	u64 least; /* which of them is replaced next */
 };
 
+/* A queue delay, or a response, that took longest; its latency is all of it. */
+struct slow_answer {
+	struct slow_wakeup wakeup;
+	struct parts parts;
+};
+
+struct slow_answers {
+	struct slow_answer kept[SLOWEST];
+	u64 least;
+};
+
 /* Where a goroutine was parked, innermost first. */
 struct parked_stack {
 	u64 pc[PARKED_FRAMES]; /* 0 = no more */
 };
 
 /* READY, CPU and WOKEN are no offences: a place that wakes goroutines, one that was seen running,
- * and one that a poll woke. The fd, syscall and direction of the first two are 0. UNCLAIMED is an event that found nobody: no syscall, no
+ * and one that a poll woke. The fd, syscall and direction of the first two are 0. UNCLAIMED is an
+ * event that found nobody: no syscall, no
  * stack. */
 enum offence {
 	SPURIOUS = 0,

@@ -84,6 +84,8 @@ static __always_inline struct wait *wait_of(u32 owner, u64 fd, int direction)
 		w->flags = 0;
 		w->kept = 0;
 		w->streak = 0;
+		w->sk = 0;
+		w->socket = 0;
 		w->owner = owner;
 	}
 	return w;

@@ -23,10 +23,16 @@
 #define EPOLL_CTL_DEL 2
 #define SOL_SOCKET 1
 #define SO_ERROR 4
+#define SOCK_STREAM 1
 #define SOCK_DGRAM 2
 #define SOCK_RAW 3
+#define AF_UNIX 1
 #define AF_INET 2
 #define AF_INET6 10
+#define IPPROTO_TCP 6
+#define IPPROTO_MPTCP 262
+#define TCP_LISTEN 10
+#define RCV_SHUTDOWN 1
 #define S_IFMT 0170000
 #define S_IFSOCK 0140000
 

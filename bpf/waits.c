@@ -65,87 +65,13 @@ static __always_inline void abandon_wakeup(struct wait *w)
 		c->abandoned_wakeups++;
 }
 
-static __always_inline u32 bucket_of(u64 ns)
-{
-	u32 shift = 0;
-	u64 v;
-
-	if (ns >> LATENCY_BITS)
-		ns = (1ULL << LATENCY_BITS) - 1;
-	if (ns < 16)
-		return ns;
-	v = ns;
-	if (v >> 32) {
-		v >>= 32;
-		shift += 32;
-	}
-	if (v >> 16) {
-		v >>= 16;
-		shift += 16;
-	}
-	if (v >> 8) {
-		v >>= 8;
-		shift += 8;
-	}
-	if (v >> 4) {
-		v >>= 4;
-		shift += 4;
-	}
-	if (v >> 2) {
-		v >>= 2;
-		shift += 2;
-	}
-	if (v >> 1) {
-		shift += 1;
-	}
-	return (shift - 3) * 16 + ((ns >> (shift - 4)) & 15);
-}
-
-/* Records the wakeup if it is one of the bank's slowest so far. Nearly all return at the
- * comparison. */
-static __always_inline void record_if_slow(void *ctx, struct counters *c, int key, struct wait *w,
-					   u64 woken_at, u64 latency, u32 nr, u32 fd, int direction)
-{
-	struct slow_wakeup *kept;
-	u64 least = ~0ULL;
-	struct slowest *s;
-	int i;
-
-	if (latency <= c->slow_floor || !keeps(KEEP_CULPRITS))
-		return;
-	s = slowest.lookup(&key);
-	if (!s)
-		return;
-	kept = &s->kept[s->least & (SLOWEST - 1)];
-	kept->latency = latency;
-	kept->at = woken_at + latency;
-	kept->syscall = nr;
-	kept->fd = fd;
-	kept->direction = direction;
-	kept->stack = stack_of(ctx);
-	__builtin_memset(&kept->end, 0, sizeof(kept->end));
-	describe(fd, &kept->end);
-	if (bpf_probe_read_user(kept->goid, sizeof(kept->goid), (void *)(w->g + GOID_OFFSET)))
-		__builtin_memset(kept->goid, 0, sizeof(kept->goid));
-	/* The index of the next one to replace is stored in memory. If it were one of eight
-	 * pointers in a register, the verifier would walk through everything below eight times. */
-#pragma clang loop unroll(full)
-	for (i = 0; i < SLOWEST; i++) {
-		if (s->kept[i].latency < least) {
-			least = s->kept[i].latency;
-			s->least = i;
-		}
-	}
-	c->slow_floor = least;
-}
-
 /* The first syscall after the wakeup has returned. Returns the counters in which the wakeup
  * counts. */
 static __always_inline struct counters *resolve_wakeup(void *ctx, struct wait *w, u64 woken_at,
-						       u32 epoch, u32 nr, u32 fd, int direction,
-						       long ret)
+						       u64 now, u32 epoch, u32 nr, u32 fd,
+						       int direction, long ret)
 {
-	u64 latency = bpf_ktime_get_ns() - woken_at;
+	u64 latency = now - woken_at;
 	int key = BANK(w->owner, epoch);
 	struct counters *c = epoch ? counts.lookup(&key) : 0;
 	u64 bucket = bucket_of(latency);
@@ -202,26 +128,25 @@ static __always_inline void record_culprit(void *ctx, struct counters *c, struct
 	record_offender(c, &o, 1, 0);
 }
 
-/* An I/O syscall on fd has returned: resolves the pending wakeup, if any. */
+/* An I/O syscall on fd has returned: resolves the pending wakeup, if any. g: the goroutine that
+ * made it. messages: see data_taken. */
 static __always_inline void resolve_wait(void *ctx, struct wait *w, u32 nr, u32 fd, int direction,
-					 long ret)
+					 long ret, u32 messages, u64 g)
 {
 	struct counters *c = 0;
+	u64 woken_at, now = 0;
 	int offence = SPURIOUS;
 	u32 epoch = 0;
-	u64 woken_at;
 
 	woken_at = take_wakeup(w, &epoch);
 	if (woken_at) {
 		epoch = kept_epoch(epoch);
-		c = resolve_wakeup(ctx, w, woken_at, epoch, nr, fd, direction, ret);
+		now = bpf_ktime_get_ns();
+		c = resolve_wakeup(ctx, w, woken_at, now, epoch, nr, fd, direction, ret);
 		w->flags = ret == -EAGAIN ? WAIT_TRIED : 0;
-		if (ret != -EAGAIN)
-			return;
 	} else if (ret != -EAGAIN) {
 		if (w->flags & (WAIT_TRIED | WAIT_ARMED))
 			w->flags &= WAIT_STORED;
-		return;
 	} else {
 		if (w->flags & WAIT_ARMED) {
 			epoch = current_epoch();
@@ -232,6 +157,16 @@ static __always_inline void resolve_wait(void *ctx, struct wait *w, u32 nr, u32 
 		}
 		w->flags = WAIT_TRIED | (readiness_is_stored(w, direction) ? WAIT_ARMED : 0);
 	}
+	if (ret != -EAGAIN) {
+		if (direction == DIR_READ && ret >= 0)
+			data_taken(ctx, w, w->owner, nr, fd, ret, messages, g, woken_at, epoch,
+				   now);
+		if (direction == DIR_WRITE)
+			data_written(ctx, w->owner, nr, fd, ret, g);
+		return;
+	}
+	if (direction == DIR_READ)
+		nothing_taken(w, g);
 	if (c && keeps(KEEP_CULPRITS))
 		record_culprit(ctx, c, w, epoch, nr, fd, direction, offence);
 }
@@ -246,4 +181,6 @@ static __always_inline void reset_wait(u32 owner, u64 fd, int direction)
 	abandon_wakeup(w);
 	w->flags = 0;
 	w->streak = 0;
+	if (direction == DIR_READ)
+		drop_socket(w, owner, fd);
 }

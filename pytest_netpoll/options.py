@@ -260,6 +260,14 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "off",
     ),
     _one_of(
+        "response",
+        "--netpoll-response",
+        "time queue delays, handling and responses; auto: if a test limits one of them",
+        "auto",
+        "on",
+        "off",
+    ),
+    _one_of(
         "sudo",
         "--netpoll-sudo",
         "start the eBPF agent through 'sudo -n' if pytest is not root",
@@ -341,7 +349,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
 
 
 # Of the table: what `python -m pytest_netpoll` takes, too.
-AGENT_OPTIONS = ("goready", "sudo", "max_fds", "max_processes", "python", "agent", "cache")
+AGENT_OPTIONS = ("goready", "response", "sudo", "max_fds", "max_processes", "python", "agent", "cache")
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -417,6 +425,7 @@ class Config:
     markdown: Path | None
     go: tuple[str | Path, ...]
     goready: Literal["auto", "on", "off"]
+    response: Literal["auto", "on", "off"]
     sudo: Literal["auto", "never"]
     max_fds: int
     max_processes: int

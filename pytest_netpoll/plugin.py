@@ -104,7 +104,7 @@ class Hooks:
         # Again, for the markers that conftest.py files gave to tests meanwhile.
         marked.resolve_limits(session.config, session.items, self._session.options)
         if any(map(marked.is_measured, session.items)):
-            self._session.start_agent()
+            self._session.start_agent(marked.limited(session.items))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:

@@ -46,6 +46,14 @@ MEASURED = {
     },
     "histogram": {"130": 14},
     "latency_max_ns": 9000,
+    "delays": {
+        name: {"histogram": {"130": 3}, "max_ns": 4000, "budget": {"130": [3000, 3000, 0, 0]}}
+        for name in ("queue_delay", "poll_delay", "handling", "response")
+    },
+    "requests": 3,
+    "answered": 3,
+    "unanswered": 0,
+    "strangers": 0,
     "ready_calls": 5,
     "deadline_wakeups": 1,
     "dispatches": 20,
@@ -60,7 +68,13 @@ MEASURED = {
     "io_outcomes": {"data": 5, "EAGAIN": 2},
     "futile": [["read", "EAGAIN", 1]],
     "parked": None,
-    "slowest": [{**WAKEUP, "latency_ns": 9000, "at_ns": 5000, "goid": [18, 0]}],
+    "slowest": [{**WAKEUP, "latency_ns": 9000, "at_ns": 5000, "goid": [18, 0], "parts": []}],
+    "slow_answers": {
+        "queue_delay": [],
+        "response": [
+            {**WAKEUP, "latency_ns": 9000, "at_ns": 5000, "goid": [18, 0], "parts": [2000, 3000, 0, 4000]}
+        ],
+    },
     "offenders": [
         {
             **WAKEUP,
@@ -79,7 +93,7 @@ PROCESSES = {"processes": [ABOUT]}
 CLOSED = {
     "duration_ns": 1_000_000,
     "services": {"4242": [MEASURED]},
-    "timelines": {"4242": [[1.0, *range(11), 3, 0.5, 2_000_000, 4, 0.5, 0.1]]},
+    "timelines": {"4242": [[1.0, *range(17), 3, 0.5, 2_000_000, 4, 0.5, 0.1]]},
     "throttled": {
         "4242": {"unknown": None, "cgroups": [["/x", 5, 1, 1_000_000, 15, 4, 3_000_000, 20_000, 100_000]]}
     },
@@ -102,6 +116,7 @@ READY = json.dumps(
             "sees_sockets": True,
             "program": "cache",
             "not_cached": None,
+            "no_arrivals": None,
             "startup_seconds": 0.5,
             "resident_bytes": 1 << 26,
         }

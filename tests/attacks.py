@@ -76,7 +76,7 @@ def running(user, installed, **sizes):
             return json.loads(process.stdout.readline())
 
         try:
-            first = ask("load", **{"max_processes": 4, "max_fds": 64, "uprobes": 0, **sizes})
+            first = ask("load", **{"max_processes": 4, "max_fds": 64, "uprobes": 0, "answers": 0, **sizes})
             assert "ready" in first, first
             ask.ready = first["ready"]
             yield ask
@@ -411,7 +411,7 @@ def agents(installed):
 
 def the_ninth_agent_is_refused(user, installed):
     """Eight need not have come far: a place is taken before anything is compiled."""
-    message = {"id": 0, "do": "load", "max_processes": 4, "max_fds": 64, "uprobes": 0}
+    message = {"id": 0, "do": "load", "max_processes": 4, "max_fds": 64, "uprobes": 0, "answers": 0}
     command = user.become("sudo", "-n", "--", *agent_of(installed))
     options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": "/"}
     before = len(agents(installed))

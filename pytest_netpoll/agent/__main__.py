@@ -122,11 +122,12 @@ def load(
     max_processes: int,
     max_fds: int,
     uprobes: int,
+    answers: int,
 ) -> tuple[handlers.Agent, dict[str, Any]]:
     """The agent, and what to say of it, with the program in the kernel and privileges given up.
 
     keeper: of what was compiled. uprobes: whether probes are to be placed in programs later, which takes a
-    privilege more. Raises protocol.Unable.
+    privilege more. answers: whether they are timed. Raises protocol.Unable.
     """
     started = time.monotonic()
     problem = privileges.why_not()
@@ -144,7 +145,7 @@ def load(
         # A second on an idle machine, many on a busy one; whoever started us may be killed meanwhile.
         with hangup.ends_with(sys.stdin.fileno()):
             served = None if user.is_root else user.uid
-            loaded = program.Kernel(sources(), max_processes, max_fds, served, keeper)
+            loaded = program.Kernel(sources(), max_processes, max_fds, served, keeper, bool(answers))
     except program.LoadFailed as error:
         raise protocol.Unable(f"the BPF program could not be loaded: {error}", error.fix) from error
     kept = privileges.drop(user, loaded.works, privileges.PROBING if uprobes else ())
@@ -165,6 +166,7 @@ def load(
         "typed": loaded.typed,
         "no_cpu_samples": loaded.cpu.why_not,
         "sees_sockets": loaded.sees_sockets,
+        "no_arrivals": loaded.no_arrivals,
         "program": "compiled" if loaded.compiled else "cache",
         "not_cached": _not_cached(loaded, keeper),
         "startup_seconds": time.monotonic() - started,
@@ -187,13 +189,14 @@ def fill(sizes: str) -> dict[str, str]:
     problem = privileges.why_not()
     if problem is not None or keeper is None:
         raise protocol.Unable(*(problem or ("there is no cache",)))
-    try:
-        # Of nobody in particular: it is told whom it serves when it is loaded.
-        loaded = program.Kernel(sources(), max_processes, max_fds, served=_NOBODY, kept=keeper)
-    except program.LoadFailed as error:
-        raise protocol.Unable(f"the BPF program could not be loaded: {error}", error.fix) from error
-    if loaded.not_filled:
-        raise protocol.Unable(loaded.not_filled)
+    for answers in (True, False):
+        try:
+            # Of nobody in particular: it is told whom it serves when it is loaded.
+            loaded = program.Kernel(sources(), max_processes, max_fds, _NOBODY, keeper, answers)
+        except program.LoadFailed as error:
+            raise protocol.Unable(f"the BPF program could not be loaded: {error}", error.fix) from error
+        if loaded.not_filled:
+            raise protocol.Unable(loaded.not_filled)
     return {"kernel": platform.release(), "bcc": loaded.bcc, "directory": keeper.directory}
 
 

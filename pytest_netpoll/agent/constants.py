@@ -31,6 +31,11 @@ LATENCY_BITS = 40  # longer than 2^40 ns (18 minutes) is clamped
 LATENCY_SUB_BITS = 4
 LATENCY_BUCKETS = (LATENCY_BITS - LATENCY_SUB_BITS + 1) << LATENCY_SUB_BITS
 
+ARRIVALS = 8  # of each socket, whose times are kept; a power of 2
+DELAYS = 4  # more such histograms in each bank: enum delay in bpf/netpoll.h
+BUDGET_SHIFT = 3  # what times are made of is kept for so many (as a power of 2) of their buckets together
+BUDGETS = LATENCY_BUCKETS >> BUDGET_SHIFT
+
 # How an I/O call ended, where not by a number of errno.h.
 OUTCOME_EOF = 0
 OUTCOME_DATA = 255

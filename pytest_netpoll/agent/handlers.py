@@ -10,6 +10,7 @@ import constants
 import protocol
 from bpf import ready_probes
 from counters import (
+    delays,
     offenders,
     parking,
     run_queues,
@@ -216,6 +217,7 @@ class Agent:
         dropped, self._dropped[window] = self._dropped[window], self._dropped_datagrams()
         self._windows.settled(closed, self._processes.slots(), min(settle_ms, MAX_SETTLE_MS) / 1000)
         banks = {p.slot: self._windows.sum(p.slot, closed) for p in self._live()}
+        self._add_waiting(closed, banks)
         for process in self._live():
             if process.foreign:
                 banks[process.slot].forget()
@@ -252,6 +254,11 @@ class Agent:
             },
         }
         return answer, closed.end
+
+    def _add_waiting(self, window: windows.Window, banks: dict[int, windows.Bank]) -> None:
+        owners = {p.owner: p.slot for p in self._live() if not p.exited}
+        for waiting in delays.waiting(self._kernel, owners):
+            banks[owners[waiting.owner]].add_waiting(waiting, window.closed)
 
     def _tick(self) -> None:
         self._processes.refresh()
@@ -377,6 +384,10 @@ class Agent:
         found: offenders.Kept,
     ) -> dict[str, Any]:
         latency_max = bank.counters.pop("latency_max")
+        maxima = {name: bank.counters.pop(name) for name in delays.MAXIMA}
+        for name in ("reads", "answers", *delays.SUMS):
+            del bank.counters[name]  # they are the timeline's
+        tallies = {name: bank.counters.pop(name) for name in delays.TALLIES}
         about = self._about(process)
         culprits = offenders.culprits(self._kernel, process, found)
         if self._evidence[number].cpu_samples:
@@ -386,9 +397,15 @@ class Agent:
             histogram=bank.histogram,
             events_per_poll=bank.polls_by_events,
             latency_max_ns=latency_max,
+            delays=None if self._kernel.no_arrivals else bank.delays.told(maxima),
+            **tallies,
             **bank.failures.told(bank.counters["io_calls"]),
             offenders=culprits,
             slowest=offenders.slowest(self._kernel, process, bank.slowest, window),
+            slow_answers={
+                name: offenders.slowest(self._kernel, process, slow, window)
+                for name, slow in bank.slow_answers.items()
+            },
             **scheduled._asdict(),
             unprobed=0,
             **self._probes.counted(process, window, bank.counters),

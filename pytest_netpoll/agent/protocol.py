@@ -23,7 +23,7 @@ class Unable(Exception):
 # command -> its arguments, all of which must be there, as integers.
 COMMANDS: dict[str, tuple[str, ...]] = {
     "about": (),
-    "load": ("max_processes", "max_fds", "uprobes"),
+    "load": ("max_processes", "max_fds", "uprobes", "answers"),
     "watch": ("pid",),
     "unwatch": ("pid",),
     "programs": (),

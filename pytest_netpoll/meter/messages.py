@@ -32,8 +32,9 @@ class Lack(TypedDict):
 class Ready(TypedDict):
     """To load. capabilities: those that the agent keeps. typed: whether sys_exit's arguments are.
     no_cpu_samples: why there are none; None where there are. sees_sockets: whether it is known what lies
-    behind a wakeup for nothing. program: "compiled", or where it came from: "cache"; not_cached: why not from
-    there, None where that is off.
+    behind a wakeup for nothing. no_arrivals: why it is not known when data arrives; None where it is.
+    program: "compiled", or where it came from: "cache"; not_cached: why not from there, None where that is
+    off.
     """
 
     protocol: int
@@ -48,6 +49,7 @@ class Ready(TypedDict):
     sees_sockets: bool
     program: str
     not_cached: Lack | None
+    no_arrivals: str | None
     startup_seconds: float
     resident_bytes: int
 
@@ -117,11 +119,24 @@ class Offender(Wakeup):
 
 
 class SlowWakeup(Wakeup):
-    """at_ns: since the window opened. goid: the words of its g that may hold the goroutine's id."""
+    """at_ns: since the window opened. goid: the words of its g that may hold the goroutine's id. parts: of a
+    queue delay or a response, whose time is latency_ns, as in a budget; empty for a wakeup.
+    """
 
     latency_ns: int
     at_ns: int
     goid: list[int]
+    parts: list[int]
+
+
+class Delay(TypedDict):
+    """budget: bucket -> ns before the poll, to the read after it, to the read where nobody was parked, and
+    from the read to the write; all of them sums over the times in the bucket.
+    """
+
+    histogram: dict[str, int]
+    max_ns: int
+    budget: dict[str, list[int]]
 
 
 class Parked(TypedDict):
@@ -164,12 +179,19 @@ class Measured(Process):
     events_per_poll: events -> polls that brought so many. p_looks, p_running: Ps seen, over all looks, and
     those of them that ran Go code. sched_latency: [least ns, first ns beyond, goroutines]. mutex_wait,
     lock_wait: ns.
+    delays: by agent/counters/delays.py: NAMES; None where it is not known when data arrives.
+    requests, answered, unanswered, strangers: reads of accepted connections, by whether a write followed.
     unprobed: children that came and went before probes were there, counted with the service's first process.
     """
 
     counters: dict[str, int]
     histogram: dict[str, int]
     latency_max_ns: int
+    delays: dict[str, Delay] | None
+    requests: int
+    answered: int
+    unanswered: int
+    strangers: int
     ready_calls: int | None
     deadline_wakeups: int | None
     dispatches: int | None
@@ -186,6 +208,7 @@ class Measured(Process):
     offenders: list[Offender]
     slowest: list[SlowWakeup]
     parked: Parked | None
+    slow_answers: dict[str, list[SlowWakeup]]
 
 
 class Times(TypedDict):

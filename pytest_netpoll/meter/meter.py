@@ -15,7 +15,15 @@ from typing import Any, Literal, TypeAlias, get_args
 from pytest_netpoll.errors import Reason, UnmeasuredError
 from pytest_netpoll.gobinary import scheduler_layout
 from pytest_netpoll.gobinary.symbols import Symbolizer
-from pytest_netpoll.meter import agent_client, cgroups, offender_stacks, parked_groups, privilege, slow_stacks
+from pytest_netpoll.meter import (
+    agent_client,
+    cgroups,
+    offender_stacks,
+    parked_groups,
+    privilege,
+    slow_stacks,
+    unanswered,
+)
 from pytest_netpoll.meter import intervals as timeline
 from pytest_netpoll.meter.doubts import LOSSES, Seen, why_not_exact
 from pytest_netpoll.meter.messages import Closed, Measured, Process, Times
@@ -111,6 +119,7 @@ class Meter:
         """
         self._config = config
         self._new_agent = new_agent or self._launch
+        self._times_answers = False
         self._say = say
         self._symbolizer = symbolizer
         self._programs = Programs(count_ready=config.goready != "off")
@@ -159,17 +168,24 @@ class Meter:
     def agent_pid(self) -> int | None:
         return self._probe.pid if self._probe is not None else None
 
-    def start(self) -> None:
-        """Starts the agent without waiting for it: it compiles while the services are built."""
+    def start(self, limited: Collection[str] = ()) -> None:
+        """Starts the agent without waiting for it: it compiles while the services are built.
+
+        limited: the metrics that will be judged. To time answers takes a larger program, so it must be known
+        now.
+        """
         if self._probe is not None or self._refused is not None:
             return
         config = self._config
+        asked = config.response == "auto" and any(map(unanswered.are_timed, limited))
+        self._times_answers |= asked or config.response == "on"
         try:
             self._probe = self._new_agent(
                 {
                     "max_processes": config.max_processes,
                     "max_fds": config.max_fds,
                     "uprobes": int(config.goready != "off"),
+                    "answers": int(self._times_answers),
                 }
             )
         except UnmeasuredError as error:
@@ -354,6 +370,7 @@ class Meter:
         intervals: list[Sequence[Sequence[Any]]] = []
         absent: dict[str, Reason] = {}
         quotas = cgroups.NOTHING
+        answers: dict[str, list[dict[str, Any]]] = {}
         if answer is not None:
             processes = [process for pid in roots for process in answer["services"].get(str(pid), [])]
             intervals = [answer["timelines"].get(str(pid), []) for pid in roots]
@@ -376,6 +393,15 @@ class Meter:
                 for process in processes
                 for wakeup in process["slowest"]
             ]
+            absent |= unanswered.reasons(snapshot, self.environment.get("no_arrivals"), self._times_answers)
+            answers = {
+                name: [
+                    {**entry, "go_version": version(process)}
+                    for process in processes
+                    for entry in process["slow_answers"].get(name, ())
+                ]
+                for name in ("response", "queue_delay")
+            }
         blamed = offender_stacks.collect(vain, self._symbolizer, snapshot.counters)
         ready_calls = snapshot.counters.get("ready_calls")
         if ready_calls is not None and window.ready_stacks:
@@ -399,6 +425,7 @@ class Meter:
             snapshot=snapshot,
             offenders=blamed,
             slowest=slow_stacks.collect(late, self._symbolizer),
+            slow_answers=slow_stacks.answers(answers, self._symbolizer),
             timeline=timeline.collect(intervals),
             cgroups=quotas.cgroups,
             unmeasured=unmeasured,

@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest_netpoll.agent.constants import SLOWEST
 from pytest_netpoll.gobinary.symbols import Symbolizer
-from pytest_netpoll.model.evidence import SlowWakeup
+from pytest_netpoll.model.evidence import SlowAnswer, SlowWakeup
 
 # Minor version of Go -> which of the agent's two words is runtime.g's goid: it is at 152, save where a
 # field stood before it (at 160). From the DWARF of each of these versions.
@@ -33,6 +33,32 @@ def collect(raw: Sequence[Mapping[str, Any]], symbolizer: Symbolizer) -> tuple[S
         )
         for wakeup in worst
     )
+
+
+def answers(raw: Mapping[str, Sequence[Mapping[str, Any]]], symbolizer: Symbolizer) -> tuple[SlowAnswer, ...]:
+    """The slowest of each kind, the worst first.
+
+    raw: "queue_delay" and "response" -> as for `collect`, with {"parts": [ns, ns, ns, ns]}.
+    """
+    found: list[SlowAnswer] = []
+    for what, entries in raw.items():
+        for entry in sorted(entries, key=lambda entry: -int(entry["latency_ns"]))[:SLOWEST]:
+            poll, run, unparked, handling = map(int, entry["parts"])
+            found.append(
+                SlowAnswer(
+                    what=what,
+                    ns=entry["latency_ns"],
+                    poll_delay_ns=poll,
+                    wake_to_run_ns=run,
+                    unparked_ns=unparked,
+                    handling_ns=handling,
+                    at_ms=round(entry["at_ns"] / 1e6, 3),
+                    goroutine=goroutine(entry["goid"], entry["go_version"]),
+                    **{name: entry[name] for name in ("direction", "syscall", "fd_type", "local", "peer")},
+                    stack=symbolizer.trimmed([(str(path), int(offset)) for path, offset in entry["stack"]]),
+                )
+            )
+    return tuple(found)
 
 
 def goroutine(words: Sequence[int], go_version: str) -> int | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import fields
 
 from pytest_netpoll.model.histogram import BUCKETS
 from pytest_netpoll.model.metrics import COUNTERS, OPTIONAL_COUNTERS
-from pytest_netpoll.model.snapshot import Snapshot
+from pytest_netpoll.model.snapshot import Delay, Parts, Snapshot
 
 
 def read_snapshot(message: object) -> Snapshot:
@@ -15,7 +16,9 @@ def read_snapshot(message: object) -> Snapshot:
 
     {"counters": {name: int}, "histogram": {"index": int}, "latency_max_ns": int, "runq_max": int|null,
     "io_outcomes": {outcome: int}, "futile": [[syscall, outcome, int]], "events_per_poll": {"int": int},
-    "p_looks", "p_running", "mutex_wait", "lock_wait": int|null, "sched_latency": [[ns, ns, int]]|null};
+    "p_looks", "p_running", "mutex_wait", "lock_wait": int|null, "sched_latency": [[ns, ns, int]]|null,
+    "delays": {name: {"histogram", "max_ns": int, "budget": {"index": [int]}}}|null, "requests", "answered",
+    "strangers": int};
     other fields are not ours to judge. Of a process's times nothing is in it.
     Optional counters may be absent or null.
     """
@@ -30,15 +33,10 @@ def read_snapshot(message: object) -> Snapshot:
     for name in OPTIONAL_COUNTERS:
         if raw_counters.get(name) is not None:
             counters[name] = _natural(raw_counters[name], f"counters.{name}")
-    histogram = {}
-    for key, count in _object(message, "histogram").items():
-        index = int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() else -1
-        if not 0 <= index < BUCKETS:
-            raise ValueError(f"histogram: {key!r} is not a bucket in 0..{BUCKETS - 1}")
-        histogram[index] = _natural(count, f"histogram.{key}")
+    delays = {} if message.get("delays") is None else _object(message, "delays")
     return Snapshot(
         counters=counters,
-        histogram=histogram,
+        histogram=_histogram(message),
         latency_max_ns=_natural(message.get("latency_max_ns"), "latency_max_ns"),
         runq_max=_optional_natural(message.get("runq_max"), "runq_max"),
         io_outcomes={
@@ -52,7 +50,35 @@ def read_snapshot(message: object) -> Snapshot:
         sched_latency=_latencies(message.get("sched_latency")),
         mutex_wait_ns=_optional_natural(message.get("mutex_wait"), "mutex_wait"),
         lock_wait_ns=_optional_natural(message.get("lock_wait"), "lock_wait"),
+        delays={name: _delay(delays, name) for name in delays},
+        requests=_natural(message.get("requests", 0), "requests"),
+        answered=_natural(message.get("answered", 0), "answered"),
+        strangers=_natural(message.get("strangers", 0), "strangers"),
     )
+
+
+def _histogram(message: Mapping[str, object]) -> dict[int, int]:
+    return {
+        _bucket(key): _natural(count, f"histogram.{key}")
+        for key, count in _object(message, "histogram").items()
+    }
+
+
+def _bucket(key: object) -> int:
+    index = int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() else -1
+    if not 0 <= index < BUCKETS:
+        raise ValueError(f"histogram: {key!r} is not a bucket in 0..{BUCKETS - 1}")
+    return index
+
+
+def _delay(delays: Mapping[str, object], name: str) -> Delay:
+    delay = _object(delays, name)
+    budget = {}
+    for key, parts in _object(delay, "budget").items():
+        if not isinstance(parts, list) or len(parts) != len(fields(Parts)):
+            raise ValueError(f"budget: expected {len(fields(Parts))} sums, got {parts!r:.200}")
+        budget[_bucket(key)] = Parts(*(_natural(part, "budget") for part in parts))
+    return Delay(_histogram(delay), _natural(delay.get("max_ns"), "max_ns"), budget)
 
 
 def _object(message: Mapping[str, object], name: str) -> Mapping[str, object]:

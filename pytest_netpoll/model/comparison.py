@@ -236,8 +236,8 @@ def compare(
                 metric = steady
             value, old = sample.metrics.get(metric.name), before.metrics.get(metric.name)
             name = f"{service}: {metric.name}"
-            few = too_few(sample, minimum) if metric.needs_wakeups else None
-            few_then = too_few(before, minimum) if metric.needs_wakeups else None
+            few = too_few(sample, minimum) if metric.is_statistic else None
+            few_then = too_few(before, minimum) if metric.is_statistic else None
             if old is None or few_then is not None:
                 notes.append(f"{name} has no baseline: {few_then or 'it was not measured then'}")
             elif value is None or few is not None:
@@ -275,7 +275,7 @@ def _changes(
         value, old = now.metrics.get(metric.name), then.metrics.get(metric.name)
         if value is None or old is None or not metric.more_is_worse or (metric.is_time and not with_times):
             continue
-        if metric.needs_wakeups and (few or _steady(metric, now, then) is not metric):
+        if metric.is_statistic and (few or _steady(metric, now, then) is not metric):
             continue
         share, least = _NOTABLE[metric.unit]
         if abs(value - old) >= max(least, share * max(value, old)):
@@ -319,7 +319,8 @@ def _steady(metric: Metric, *samples: Sample) -> Metric:
     if metric.tail is None:
         return metric
     fewest = min(resolved_wakeups(sample.metrics) for sample in samples)
-    lower = {m.tail: m for m in METRICS.values() if m.tail is not None and m.tail >= metric.tail}
+    family = [m for m in METRICS.values() if m.family == metric.family]
+    lower = {m.tail: m for m in family if m.tail is not None and m.tail >= metric.tail}
     steady = [tail for tail in lower if tail * fewest >= _IN_TAIL]
     return lower[min(steady, default=max(lower))]
 

@@ -27,7 +27,7 @@ class Correlation:
 
 def wasted_and_answered(points: Sequence[TimelinePoint]) -> Correlation:
     """Over the window's intervals. The last may be much shorter than the others, and is then left out."""
-    known = bool(points) and all(point.answers is not None for point in points)
+    known = any(point.answers for point in points)
     wasted: list[float] = []
     answers: list[float] = []
     begin, usual = 0.0, points[0].t_ms if points else 0.0
@@ -36,7 +36,7 @@ def wasted_and_answered(points: Sequence[TimelinePoint]) -> Correlation:
         begin = point.t_ms
         if milliseconds >= usual / 2:
             wasted.append(point.spurious / milliseconds)
-            answers.append(((point.answers or 0) if known else point.productive) / milliseconds)
+            answers.append((point.answers if known else point.productive) / milliseconds)
     coefficient = None
     if len(wasted) >= LEAST_INTERVALS and len(set(wasted)) > 1 and len(set(answers)) > 1:
         # Rounding makes it a little more than 1.

@@ -102,17 +102,45 @@ class SlowWakeup:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SlowAnswer:
+    """One of the queue delays ("queue_delay"), or of the responses ("response"), that took longest.
+
+    ns: all of it, and what of it was before the poll that reported the data, from there to the read, before a
+    read where nobody was parked, and from the read to the write. The rest as of a slow wakeup, where the
+    read, or the write that answers, was made.
+    """
+
+    what: str
+    ns: int
+    poll_delay_ns: int
+    wake_to_run_ns: int
+    unparked_ns: int
+    handling_ns: int
+    at_ms: float
+    goroutine: int | None
+    direction: str
+    syscall: str | None
+    fd_type: str | None
+    local: str | None
+    peer: str | None
+    stack: tuple[Frame, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TimelinePoint:
     """What the service's processes did in one interval, which ends with a sample.
 
     t_ms: its end, since the window opened; it begins where the one before ends, the first with the window.
-    Intervals are 100 ms, longer in windows of over a minute; the last ends with the window. The counts add up
-    to the metrics of that name. run_delay_ns: waited for a CPU, over all threads; 0 where the metric
-    run_delay_seconds was not measured. threads: alive at the sample; threads_running: of them on a CPU or
-    waiting for one, a mean where intervals were put together.
+    Intervals are 100 ms, longer in windows of over a minute; the last ends with the window. The counts add
+    up to the metrics of that name. reads: those that took what had arrived on a socket. queue_delay_ns is
+    theirs, a sum, and poll_delay_ns and wake_to_run_ns are what of it was before the poll and after it.
+    answers: writes that answered a read; handling_ns is theirs. All of these are 0 where answers were not
+    timed. run_delay_ns: waited for a CPU, over all threads; 0 where the metric run_delay_seconds was not
+    measured. threads: alive at the sample; threads_running: of them on a CPU or waiting for one, a mean where
+    intervals were put together.
     runq_max: most goroutines in a process's run queues. ps_running: Ps that ran Go code, spinning: threads
     that looked for work, on average. throttled_ns: for so long a CPU quota stopped the service, over all
-    CPUs. answers: requests answered. Those are None where they are unknown.
+    CPUs. Those are None where they are unknown.
     """
 
     t_ms: float
@@ -126,6 +154,12 @@ class TimelinePoint:
     empty_polls: int
     timeout_polls: int
     break_polls: int
+    reads: int
+    answers: int
+    queue_delay_ns: int
+    poll_delay_ns: int
+    wake_to_run_ns: int
+    handling_ns: int
     run_delay_ns: int
     threads: int
     threads_running: float
@@ -133,7 +167,6 @@ class TimelinePoint:
     runq_max: int | None = None
     ps_running: float | None = None
     spinning: float | None = None
-    answers: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

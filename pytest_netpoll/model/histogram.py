@@ -37,7 +37,10 @@ _Value = TypeVar("_Value", int, tuple[int, int])
 
 
 def ranked(counts: Mapping[_Value, int], q: float) -> _Value | None:
-    """The nearest-rank quantile `q` (0 < q <= 1) of values that occur so often; None for no samples."""
+    """The nearest-rank quantile `q` (0 < q <= 1) of values that occur so often; None for no samples.
+
+    Of a histogram, bucket index -> count, the bucket that holds it.
+    """
     if not 0 < q <= 1:
         raise ValueError(f"quantile {q} is not in 0..1")
     # In floats 0.07 * 100 is 7.000000000000001, whose ceiling is one rank too far.

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pytest_netpoll.errors import Reason
-from pytest_netpoll.model.evidence import CpuQuota, Offender, SlowWakeup, TimelinePoint
+from pytest_netpoll.model.evidence import CpuQuota, Offender, SlowAnswer, SlowWakeup, TimelinePoint
 from pytest_netpoll.model.metrics import LIMITABLE, METRICS, Metric, Value
 from pytest_netpoll.model.snapshot import Snapshot
 
@@ -19,6 +19,7 @@ class Measurement:
 
     service: its name. pid: of its main process; the snapshot sums over all of them.
     offenders, slowest: what was woken for nothing and the like, and woken latest, worst first.
+    slow_answers: the longest queue delays and responses, each kind worst first.
     timeline: the window in intervals.
     cgroups: those whose CPU quota bound it, the one that stopped it longest first.
     unmeasured: why the numbers cannot be trusted, None if they can.
@@ -37,6 +38,7 @@ class Measurement:
     snapshot: Snapshot = field(default_factory=Snapshot, repr=False)
     offenders: tuple[Offender, ...] = field(default=(), repr=False)
     slowest: tuple[SlowWakeup, ...] = field(default=(), repr=False)
+    slow_answers: tuple[SlowAnswer, ...] = field(default=(), repr=False)
     timeline: tuple[TimelinePoint, ...] = field(default=(), repr=False)
     cgroups: tuple[CpuQuota, ...] = field(default=(), repr=False)
     unmeasured: Reason | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -10,7 +10,7 @@ from pytest_netpoll.errors import Reason
 from pytest_netpoll.model import units
 from pytest_netpoll.model.evidence import Offence
 from pytest_netpoll.model.histogram import bucket_bounds, percentile, ranked
-from pytest_netpoll.model.snapshot import Snapshot
+from pytest_netpoll.model.snapshot import Delay, Snapshot
 
 Value: TypeAlias = int | float | None
 
@@ -42,6 +42,11 @@ _NO_SCHED_EVENT = Reason(
 _NOT_LOOKED_AT = Reason(
     "parked goroutines were not looked at", fix="limit them, with max_parked_growth=… or so"
 )
+
+
+_NO_ARRIVALS = Reason("nothing arrived on a socket in the window")
+_NO_POLLED = Reason("no wakeup for reading on a socket was resolved in the window")
+_NO_ANSWERS = Reason("no read was answered by a write of the same goroutine")
 
 
 def _no_event_or(reason: Reason) -> Reason:
@@ -112,6 +117,16 @@ class Metric:
         """Whether it is a statistic over wakeups, which says nothing over a few of them."""
         return self.name == "spurious" or self.name.startswith("latency_")
 
+    @property
+    def is_statistic(self) -> bool:
+        """Whether it says nothing over a few samples, of which there are about as many as wakeups."""
+        return self.needs_wakeups or self.tail is not None
+
+    @property
+    def family(self) -> str:
+        """What it is a percentile of: "latency"."""
+        return self.name.rpartition("_")[0]
+
     def read(self, snapshot: Snapshot) -> Value:
         return snapshot.counters.get(self.name) if self.compute is None else self.compute(snapshot)
 
@@ -152,22 +167,78 @@ def _per_event(*names: str) -> Callable[[Snapshot], float | None]:
     return _per("events", *names)
 
 
-def _latency_max(snapshot: Snapshot) -> int | None:
-    occupied = [index for index, count in snapshot.histogram.items() if count]
+def _longest(histogram: Mapping[int, int], seen: int) -> int | None:
+    occupied = [index for index, count in histogram.items() if count]
     if not occupied:
         return None
     # The kernel stores the histogram and the maximum one after the other: a sample that landed in
     # between must not make the maximum smaller than what the histogram proves.
-    return max(snapshot.latency_max_ns, bucket_bounds(max(occupied))[0])
+    return max(seen, bucket_bounds(max(occupied))[0])
+
+
+def _latency_max(snapshot: Snapshot) -> int | None:
+    return _longest(snapshot.histogram, snapshot.latency_max_ns)
+
+
+def _quantile(histogram: Mapping[int, int], seen: int, q: float) -> float | None:
+    middle, longest = percentile(histogram, q), _longest(histogram, seen)
+    # The middle of the last bucket may lie beyond the longest seen.
+    return None if middle is None or longest is None else min(middle, longest)
 
 
 def _latency(q: float) -> Callable[[Snapshot], float | None]:
-    def read(snapshot: Snapshot) -> float | None:
-        middle, longest = percentile(snapshot.histogram, q), _latency_max(snapshot)
-        # The middle of the last bucket may lie beyond the longest latency seen.
-        return None if middle is None or longest is None else min(middle, longest)
+    return lambda snapshot: _quantile(snapshot.histogram, snapshot.latency_max_ns, q)
 
-    return read
+
+def delay_of(snapshot: Snapshot, name: str) -> Delay | None:
+    """The times of that name; None where they were not measured, or would not be what the name says."""
+    if name == "response" and snapshot.answered * 2 < snapshot.requests:
+        return None
+    return snapshot.delays.get(name)
+
+
+_QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
+_NOT_EXCEEDED = {
+    "p90": "not exceeded by 90 % of them",
+    "p99": "not exceeded by 99 % of them",
+    "p999": "not exceeded by 99.9 % of them",
+    "max": "of all that was the longest",
+}
+
+
+def _delays(
+    family: str, meaning: str, absent: Reason, reports: Mapping[str, tuple[Report, ...]], heading: str = ""
+) -> Iterator[Metric]:
+    """The percentiles of one kind of times. reports: by percentile. heading: of the p99's columns."""
+
+    def read(which: str) -> Callable[[Snapshot], Value]:
+        def value(snapshot: Snapshot) -> Value:
+            delay = delay_of(snapshot, family)
+            if delay is None:
+                return None
+            if which == "max":
+                return _longest(delay.histogram, delay.max_ns)
+            return _quantile(delay.histogram, delay.max_ns, _QUANTILES[which])
+
+        return value
+
+    name = family.replace("_", " ")
+    for which, q in _QUANTILES.items():
+        shown = name if which != "p999" else None
+        yield Metric(
+            f"{family}_{which}",
+            meaning if which == "p50" else f"the {name} {_NOT_EXCEEDED[which]}",
+            "ns",
+            read(which),
+            "derived",
+            absent,
+            tail=round(1 - q, 3),
+            row=shown,
+            part=shown and which,
+            reports=reports.get(which, ()),
+            heading=heading if which == "p99" else "",
+            rank=3,
+        )
 
 
 def _events_per_poll(q: float) -> Callable[[Snapshot], int | None]:
@@ -477,6 +548,41 @@ _TABLE = (
         reports=("watch", "lines", "junit"),
         heading="max",
         rank=3,
+    ),
+    *_delays(
+        "queue_delay",
+        "time not exceeded by half of them, from the first data (or connection) queued on a socket to the "
+        "return of the read or accept that takes it; what nobody had taken when the window closed counts "
+        "with its age",
+        _NO_ARRIVALS,
+        {"p50": ("watch", "junit"), "p99": ("watch", "lines", "junit"), "max": ("watch", "junit")},
+        heading="queue",
+    ),
+    *_delays(
+        "poll_delay",
+        "of wakeups for reading on sockets, the time not exceeded by half of them from the data's arrival to "
+        "the return of the poll that reports it; the rest of the wakeup's queue delay is its latency",
+        _NO_POLLED,
+        {"p50": ("watch", "junit"), "p99": ("watch", "junit"), "max": ("junit",)},
+    ),
+    *_delays(
+        "handling",
+        "on accepted stream sockets, the time not exceeded by half of them from a read's return to the "
+        "return of the first write that the same goroutine makes there before it parks for reading again",
+        _NO_ANSWERS,
+        {"p50": ("watch", "junit"), "p99": ("watch", "junit"), "max": ("junit",)},
+    ),
+    *_delays(
+        "response",
+        "queue delay and handling of the reads that were answered so, the time not exceeded by half of them; "
+        "not measured where they are fewer than half of the reads that took data",
+        _NO_ANSWERS,
+        {
+            "p50": ("watch", "junit"),
+            "p99": ("summary", "baseline", "runs", "watch", "lines", "junit"),
+            "max": ("watch", "junit"),
+        },
+        heading="response",
     ),
     Metric(
         "ready_calls",

@@ -11,6 +11,57 @@ _Bucket = TypeVar("_Bucket")
 
 
 @dataclass(frozen=True)
+class Parts:
+    """What times are made of, each a sum in ns.
+
+    poll: before the poll that reported the data. run: from there to the read. unparked: before the read,
+    where nobody was parked. handling: from the read to the write that answered it.
+    """
+
+    poll: int = 0
+    run: int = 0
+    unparked: int = 0
+    handling: int = 0
+
+    def __add__(self, other: Parts) -> Parts:
+        if not isinstance(other, Parts):
+            return NotImplemented
+        return Parts(
+            self.poll + other.poll,
+            self.run + other.run,
+            self.unparked + other.unparked,
+            self.handling + other.handling,
+        )
+
+    @property
+    def total(self) -> int:
+        return self.poll + self.run + self.unparked + self.handling
+
+
+@dataclass(frozen=True)
+class Delay:
+    """One kind of times. histogram: bucket index -> count. budget: bucket index >> BUDGET_SHIFT -> what the
+    times in these buckets are made of together; empty for what has no parts.
+    """
+
+    histogram: Mapping[int, int] = field(default_factory=dict)
+    max_ns: int = 0
+    budget: Mapping[int, Parts] = field(default_factory=dict)
+
+    def __add__(self, other: Delay) -> Delay:
+        if not isinstance(other, Delay):
+            return NotImplemented
+        return Delay(
+            dict(Counter(self.histogram) + Counter(other.histogram)),
+            max(self.max_ns, other.max_ns),
+            {
+                bucket: self.budget.get(bucket, Parts()) + other.budget.get(bucket, Parts())
+                for bucket in self.budget.keys() | other.budget.keys()
+            },
+        )
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """What the kernel counted in one window, for one process or for a sum of them.
 
@@ -22,6 +73,9 @@ class Snapshot:
     events_per_poll: events -> polls that brought so many.
     p_looks, p_running: Ps seen, over all looks at them, and those of them that ran Go code.
     sched_latency: (least ns, first ns beyond) -> goroutines that were runnable for so long before they ran.
+    delays: "queue_delay", "poll_delay", "handling" and "response" -> their times; empty where they were not
+    measured. requests: reads that took data of accepted connections; answered: those that were followed by a
+    write of the same goroutine; strangers: those whose goroutine could not be recognized.
     """
 
     counters: Mapping[str, int] = field(default_factory=dict)
@@ -41,6 +95,10 @@ class Snapshot:
     lock_wait_ns: int | None = None
     throttled_ns: int | None = None
     throttled_periods: int | None = None
+    delays: Mapping[str, Delay] = field(default_factory=dict)
+    requests: int = 0
+    answered: int = 0
+    strangers: int = 0
 
     def __add__(self, other: Snapshot) -> Snapshot:
         """The sum over two processes; what either did not measure, the sum does not know."""
@@ -68,6 +126,14 @@ class Snapshot:
             lock_wait_ns=_sum(self.lock_wait_ns, other.lock_wait_ns),
             throttled_ns=_sum(self.throttled_ns, other.throttled_ns),
             throttled_periods=_sum(self.throttled_periods, other.throttled_periods),
+            delays={
+                name: delay + other.delays[name]
+                for name, delay in self.delays.items()
+                if name in other.delays
+            },
+            requests=self.requests + other.requests,
+            answered=self.answered + other.answered,
+            strangers=self.strangers + other.strangers,
         )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from fractions import Fraction
 from typing import Literal
@@ -192,3 +192,20 @@ def _show_nanoseconds(value: int | float, digits: int | None) -> str:
         if float(text) < 1000:
             return f"{text} {name}"
     return f"{value / 1e9:,.{digits}f} s"
+
+
+def show_sum(total: float, parts: Mapping[str, float]) -> str:
+    """ "88.1 ms = 9.7 poll delay + 78.4 wake-to-run", of times in ns; the parts add up as they are shown.
+
+    The largest part takes what rounding leaves; those that round to 0 are left out.
+    """
+    text = _show_nanoseconds(total, 1)
+    whole, _, unit = text.partition(" ")
+    # In tenths of the unit.
+    left = round(float(whole.replace(",", "")) * 10)
+    shown = {name: round(ns / _NANOSECONDS[unit] * 10) for name, ns in parts.items()}
+    if shown:
+        largest = max(shown, key=lambda name: shown[name])
+        shown[largest] += left - sum(shown.values())
+    told = [f"{tenths / 10:,.1f} {name}" for name, tenths in shown.items() if tenths]
+    return f"{text} = {' + '.join(told)}" if told else text

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, cast
 
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.model.against import Difference
+from pytest_netpoll.model.breakdown import budgets
 from pytest_netpoll.model.comparison import Comparison, Regression
 from pytest_netpoll.model.correlation import wasted_and_answered
 from pytest_netpoll.model.diagnosis import diagnose, findings, unchecked
@@ -97,6 +98,25 @@ class SlowWakeupRecord(_SlowWakeupExtra):
     stack: list[FrameRecord]
 
 
+class SlowAnswerRecord(TypedDict):
+    """model.evidence.SlowAnswer."""
+
+    what: str
+    ns: int | float
+    poll_delay_ns: int | float
+    wake_to_run_ns: int | float
+    unparked_ns: int | float
+    handling_ns: int | float
+    at_ms: float | None
+    goroutine: int | None
+    direction: str
+    syscall: str | None
+    fd_type: str | None
+    local: str | None
+    peer: str | None
+    stack: list[FrameRecord]
+
+
 class _TimelineExtra(TypedDict, total=False):
     blocking_polls: int
     timed_polls: int
@@ -108,7 +128,12 @@ class _TimelineExtra(TypedDict, total=False):
     runq_max: int | None
     ps_running: float | None
     spinning: float | None
-    answers: int | None
+    reads: int
+    answers: int
+    queue_delay_ns: int
+    poll_delay_ns: int
+    wake_to_run_ns: int
+    handling_ns: int
 
 
 class CorrelationRecord(TypedDict):
@@ -282,6 +307,17 @@ class UncheckedRule(ReasonRecord):
     name: str
 
 
+class BudgetRecord(TypedDict):
+    """model.breakdown.Budget."""
+
+    metric: str
+    ns: float
+    poll_delay_ns: float
+    wake_to_run_ns: float
+    unparked_ns: float
+    handling_ns: float
+
+
 class _ServiceExtra(TypedDict, total=False):
     rules: list[RuleRecord]
     unchecked: list[UncheckedRule]
@@ -297,6 +333,10 @@ class _ServiceExtra(TypedDict, total=False):
     timeline: list[TimelineRecord]
     correlation: CorrelationRecord
     cgroups: list[CpuQuotaRecord]
+    delays: dict[str, dict[str, int]]
+    budgets: list[BudgetRecord]
+    slow_answers: list[SlowAnswerRecord]
+    absent: dict[str, ReasonRecord]
     columns: dict[str, int | float | str | None]
 
 
@@ -310,7 +350,10 @@ class ServiceRecord(_ServiceExtra):
     io_calls; futile: the futile ones of them; of several runs both are those of the run whose offenders
     are listed. parked: None where it was not asked for. rules: that it breaks, forbidden or not; unchecked:
     forbidden ones. timeline: in order of time. correlation: of its intervals. cgroups: whose CPU quota bound
-    the service, the one that stopped it longest first. columns: heading -> value, what the hook
+    the service, the one that stopped it longest first. delays: as histogram, for "queue_delay", "poll_delay",
+    "handling" and "response". budgets: what the median and the p99 of the responses are made of, or of the
+    queue delays where there are no responses; of several runs as the offenders. absent: why a metric is None,
+    where more is known than the metric's own reason. columns: heading -> value, what the hook
     pytest_netpoll_columns adds to the tables.
     """
 
@@ -581,10 +624,9 @@ def _service(
         "metrics": measurement.metrics,
         "offenders": [_offender(offender) for offender in measurement.offenders],
         "slowest": [cast("SlowWakeupRecord", asdict(wakeup)) for wakeup in measurement.slowest],
+        "slow_answers": [cast("SlowAnswerRecord", asdict(answer)) for answer in measurement.slow_answers],
         "runs": {name: measurement.each(name) for name in METRICS} if measurement.runs else {},
-        "histogram": {
-            str(bucket): count for bucket, count in sorted(measurement.snapshot.histogram.items()) if count
-        },
+        "histogram": _buckets(measurement.snapshot.histogram),
         "unexplained": {offence: reason_record(why) for offence, why in measurement.unexplained.items()},
         "io_outcomes": dict(one.io_outcomes),
         "futile": [
@@ -592,6 +634,9 @@ def _service(
             for (syscall, outcome), count in one.futile.items()
         ],
         "parked": _parked(one, measurement),
+        "delays": {name: _buckets(delay.histogram) for name, delay in measurement.snapshot.delays.items()},
+        "budgets": [cast("BudgetRecord", asdict(budget)) for budget in budgets(one)],
+        "absent": {name: reason_record(why) for name, why in measurement.absent.items()},
         "timeline": [cast("TimelineRecord", asdict(point)) for point in measurement.timeline],
         "correlation": _correlation(measurement),
         "cgroups": [cast("CpuQuotaRecord", asdict(cgroup)) for cgroup in measurement.cgroups],
@@ -613,6 +658,10 @@ def _service(
             if missing.rule.code in forbidden
         ],
     }
+
+
+def _buckets(histogram: Mapping[int, int]) -> dict[str, int]:
+    return {str(bucket): count for bucket, count in sorted(histogram.items()) if count}
 
 
 def _correlation(measurement: Measurement) -> CorrelationRecord:

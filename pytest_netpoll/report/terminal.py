@@ -247,7 +247,8 @@ def _numbers(service: ServiceRecord, width: int, prefix: str = "") -> list[str]:
     title = (
         f"{prefix}{service['name']} (pid {service['pid']}, {service['go_version'] or 'unknown Go'}{median}):"
     )
-    return [wording.one_line(title), *(f"  {line}" for line in table.splitlines())]
+    budgets = [f"  {text}" for text in wording.budgets_of(service)]
+    return [wording.one_line(title), *(f"  {line}" for line in table.splitlines()), *budgets]
 
 
 def _remark(service: ServiceRecord, metric: str) -> str:

@@ -24,6 +24,7 @@ from pytest_netpoll.report.record import (
     ReasonRecord,
     RegressionRecord,
     ServiceRecord,
+    SlowAnswerRecord,
     SlowWakeupRecord,
     TestRecord,
     WindowRecord,
@@ -348,6 +349,7 @@ def explaining(record: TestRecord, service: ServiceRecord) -> list[Entry]:
         name = base_of(fault["metric"])
         if name.startswith(("latency_", "sched_latency_")):
             found.setdefault("late", late_entries(service))
+        found.setdefault("answers", answer_entries(service, slow_answers(record, service)))
         for offence in _evidence_for(name):
             # A limit is about the program's own calls.
             own = [o for o in service["offenders"] if _offence(o) == offence and not o.get("runtime")]
@@ -475,6 +477,34 @@ def not_kept(service: ServiceRecord) -> list[str]:
     return lines
 
 
+# What the slowest of it explain: by the metric whose limit is broken.
+_SLOW = {
+    "queue_delay": "queue_delay",
+    "poll_delay": "queue_delay",
+    "handling": "response",
+    "response": "response",
+}
+
+
+def slow_answers(record: TestRecord, service: ServiceRecord) -> list[SlowAnswerRecord]:
+    """The latest reads or answers, where a limit of the service on such times is broken."""
+    faults = [METRICS.get(base_of(fault["metric"])) for fault in broken(record, service)]
+    wanted = {_SLOW.get(metric.family) for metric in faults if metric is not None}
+    return [answer for answer in service.get("slow_answers", []) if answer["what"] in wanted]
+
+
+def answer_entries(service: ServiceRecord, answers: Iterable[SlowAnswerRecord]) -> list[Entry]:
+    """One for each of their kinds and places, the longest first."""
+    places: dict[tuple[Any, ...], list[SlowAnswerRecord]] = {}
+    for answer in answers:
+        place = (answer["what"], answer["direction"], answer["fd_type"], _key(answer["stack"]))
+        places.setdefault(place, []).append(answer)
+    return [
+        Entry(slow_text(service, same[0], same[1:]), same[0]["stack"], lead_in(same[0]))
+        for same in places.values()
+    ]
+
+
 def offender_text(service: ServiceRecord, offender: OffenderRecord) -> str:
     """ "499 of 500 (99.8 %) spurious wakeups (read on tcp a ← b), parked"; the place follows."""
     offence = _offence(offender)
@@ -497,11 +527,11 @@ def offender_text(service: ServiceRecord, offender: OffenderRecord) -> str:
     return f"{amount} {name}{where} ({_where(offender)}){at}"
 
 
-def _parked(entry: OffenderRecord | SlowWakeupRecord) -> str:
+def _parked(entry: OffenderRecord | SlowWakeupRecord | SlowAnswerRecord) -> str:
     return ", parked" if entry["stack"] else ""
 
 
-def shown_stack(entry: OffenderRecord | SlowWakeupRecord) -> list[FrameRecord]:
+def shown_stack(entry: OffenderRecord | SlowWakeupRecord | SlowAnswerRecord) -> list[FrameRecord]:
     """Of a ready call that the runtime made, as for a timer, where the woken goroutine was parked."""
     woken = cast("OffenderRecord", entry).get("woken_stack") or []
     return woken if woken and not any(map(_is_users, entry["stack"])) else entry["stack"]
@@ -511,7 +541,7 @@ def _is_users(frame: FrameRecord) -> bool:
     return package_root(frame["function"] or "runtime") not in STANDARD | PLUMBING
 
 
-def lead_in(entry: OffenderRecord | SlowWakeupRecord) -> str:
+def lead_in(entry: OffenderRecord | SlowWakeupRecord | SlowAnswerRecord) -> str:
     """What joins its text and its stack: " at", or that there is none where there should be one."""
     if shown_stack(entry):
         return " at"
@@ -590,17 +620,53 @@ def most_futile(service: ServiceRecord) -> str:
     return f"{worst['syscall']}, {worst['outcome']}" if worst else ""
 
 
-def slow_text(service: ServiceRecord, wakeup: SlowWakeupRecord, more: Sequence[SlowWakeupRecord] = ()) -> str:
+def slow_text(
+    service: ServiceRecord,
+    wakeup: SlowWakeupRecord | SlowAnswerRecord,
+    more: Sequence[SlowWakeupRecord | SlowAnswerRecord] = (),
+) -> str:
     """ "12.3 ms to run (read on tcp a ← b, goroutine 18; 1 of 5 running), parked"; the place follows.
 
+    Of an answer "response 88.1 ms = 9.7 poll delay + 78.4 wake-to-run (write on tcp a → b, …)".
     more: others at that place, which took less long.
     """
     goroutine = wakeup.get("goroutine")
     who = "" if goroutine is None else f", goroutine {goroutine}"
     threads = _threads_at(service, wakeup.get("at_ms"))
-    took = units.show(wakeup["latency_ns"], "ns")
-    others = f", and {len(more):,} more from {units.show(more[-1]['latency_ns'], 'ns')}" if more else ""
+    answer: Mapping[str, Any] = wakeup
+    last: Mapping[str, Any] = more[-1] if more else {}
+    shortest = units.show(last.get("ns", last.get("latency_ns")), "ns")
+    others = f", and {len(more):,} more from {shortest}" if more else ""
+    if "what" in answer:
+        parts = {name: answer[key] for key, name in _PARTS.items() if answer.get(key)}
+        took = f"{answer['what'].replace('_', ' ')} {units.show_sum(answer['ns'], parts)}"
+        return f"{took} ({_where(wakeup)}{who}{threads}){others}"
+    took = units.show(answer["latency_ns"], "ns")
     return f"{took} to run ({_where(wakeup)}{who}{threads}){others}{_parked(wakeup)}"
+
+
+# What is a part of an answer's time -> what it is called.
+_PARTS = {
+    "poll_delay_ns": "poll delay",
+    "wake_to_run_ns": "wake-to-run",
+    "unparked_ns": "before the read",
+    "handling_ns": "handling",
+}
+
+
+def budget_text(budget: Mapping[str, Any]) -> str:
+    """ "response p99 88.1 ms = 9.7 poll delay + 78.0 wake-to-run + 0.4 handling".
+
+    The parts are rounded so that they add up to what is shown. What would be 0 is left out.
+    """
+    family, _, which = budget["metric"].rpartition("_")
+    parts = {name: budget[key] for key, name in _PARTS.items() if budget.get(key)}
+    return f"{family.replace('_', ' ')} {which} {units.show_sum(budget['ns'], parts)}"
+
+
+def budgets_of(service: ServiceRecord) -> list[str]:
+    """A line for each percentile of which it is known where its time went."""
+    return [budget_text(budget) for budget in service.get("budgets", ())] if trusted(service) else []
 
 
 def _threads_at(service: ServiceRecord, at_ms: float | None) -> str:
@@ -641,7 +707,7 @@ def quota_text(cgroup: CpuQuotaRecord) -> str:
     return f"the cgroup {cgroup['name']} {allows}stopped the service in {stopped}"
 
 
-def _where(wakeup: OffenderRecord | SlowWakeupRecord) -> str:
+def _where(wakeup: OffenderRecord | SlowWakeupRecord | SlowAnswerRecord) -> str:
     arrow = "→" if wakeup["direction"] == "write" else "←"
     ends = f" {arrow} ".join(end for end in (wakeup.get("local"), wakeup.get("peer")) if end)
     what = f"{wakeup.get('syscall') or wakeup['direction']} on {wakeup['fd_type'] or 'a descriptor'}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import pytest
 
@@ -28,6 +28,11 @@ def fixtures_of(item: pytest.Item) -> list[str]:
 def is_measured(item: pytest.Item) -> bool:
     """Whether it has the marker, or measures stretches of itself."""
     return LIMITS in item.stash or "netpoll" in fixtures_of(item)
+
+
+def limited(items: Iterable[pytest.Item]) -> set[str]:
+    """The metrics that any of the tests limits."""
+    return {limit.base for item in items if LIMITS in item.stash for limit in item.stash[LIMITS].limits}
 
 
 def resolve_limits(config: pytest.Config, items: list[pytest.Item], options: Config) -> None:

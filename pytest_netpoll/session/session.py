@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +100,13 @@ class Session:
         self._factories.append(base)
         return Pairs(factory, base, self.sides, str(self.base.revision))
 
-    def start_agent(self) -> None:
-        """Called when tests will be measured: it compiles while the services are built."""
+    def start_agent(self, limited: Collection[str]) -> None:
+        """Called when tests will be measured: it compiles while the services are built.
+
+        limited: the metrics that any of them limits.
+        """
         if self.measures:
-            self.meter.start()
+            self.meter.start(limited)
 
     @property
     def environment(self) -> dict[str, Any]:

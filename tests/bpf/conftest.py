@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from typing import Any
 import psutil
 import pytest
 
+from pytest_netpoll.agent.constants import BUDGET_SHIFT
 from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.meter import privilege
 from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.model.evidence import Offence
+from pytest_netpoll.model.histogram import bucket_bounds
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.options import Config
 from pytest_netpoll.service.build import Builder
@@ -30,7 +33,7 @@ SERVICES = Path(__file__).parent / "services"
 
 @pytest.fixture(scope="session")
 def meter() -> Iterator[Meter]:
-    meter = Meter(Config.default(), Symbolizer(SERVICES))
+    meter = Meter(dataclasses.replace(Config.default(), response="on"), Symbolizer(SERVICES))
     meter.start()
     yield meter
     meter.stop()
@@ -91,8 +94,8 @@ def new_meter(factory: ServiceFactory) -> Iterator[Callable[..., Meter]]:
 @pytest.fixture
 def lacking(
     new_meter: Callable[..., Meter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Mapping[str, str]], Meter]:
-    """lacking({"bpf/btf.py": "…"}) is a meter whose agent has these lines at the end of its modules."""
+) -> Callable[..., Meter]:
+    """lacking({"bpf/btf.py": "…"}, response="on") is a meter whose agent has these lines at the end of its modules."""
     agent = shutil.copytree(privilege.AGENT, tmp_path / "agent", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(privilege.bpf_sources(), tmp_path / "bpf")
     command = privilege.command
@@ -102,11 +105,11 @@ def lacking(
         lambda *given: [str(agent) if word == str(privilege.AGENT) else word for word in command(*given)],
     )
 
-    def lacking(lines: Mapping[str, str]) -> Meter:
+    def lacking(lines: Mapping[str, str], **options: object) -> Meter:
         for module, line in lines.items():
             with (agent / module).open("a") as file:
                 file.write(f"\n{line}\n")
-        return new_meter()
+        return new_meter(**options)
 
     return lacking
 
@@ -180,7 +183,45 @@ TIMELINE = {
 }
 
 
+def assert_delays_add_up(m: Measurement) -> None:
+    delays = m.snapshot.delays
+    samples = {name: sum(delay.histogram.values()) for name, delay in delays.items()}
+    assert samples["poll_delay"] <= samples["queue_delay"]
+    assert samples["handling"] == samples["response"] <= m.snapshot.answered <= m.snapshot.requests
+    for name in ("queue_delay", "response"):
+        least: Counter[int] = Counter()
+        most: Counter[int] = Counter()
+        for bucket, count in delays[name].histogram.items():
+            low, high = bucket_bounds(bucket)
+            least[bucket >> BUDGET_SHIFT] += low * count
+            most[bucket >> BUDGET_SHIFT] += high * count
+        for budget, parts in delays[name].budget.items():
+            assert least[budget] <= parts.total < most[budget]
+        assert least.keys() == delays[name].budget.keys()
+    # What had not been taken at the end is in the histogram alone.
+    assert sum(point.reads for point in m.timeline) <= samples["queue_delay"]
+    assert sum(point.answers for point in m.timeline) == samples["response"]
+    handling = sum(point.handling_ns for point in m.timeline)
+    assert sum(parts.handling for parts in delays["response"].budget.values()) == handling
+    for part in ("poll_delay_ns", "wake_to_run_ns"):
+        attribute = {"poll_delay_ns": "poll", "wake_to_run_ns": "run"}[part]
+        parts = sum(getattr(parts, attribute) for parts in delays["queue_delay"].budget.values())
+        assert sum(getattr(point, part) for point in m.timeline) == parts
+
+    slow = {name: [answer for answer in m.slow_answers if answer.what == name] for name in delays}
+    for answer in m.slow_answers:
+        parts = answer.poll_delay_ns + answer.wake_to_run_ns + answer.unparked_ns + answer.handling_ns
+        assert answer.ns == parts
+    assert len(slow["response"]) == min(8, samples["response"])
+    if slow["response"]:
+        assert slow["response"][0].ns == m.snapshot.delays["response"].max_ns
+    if slow["queue_delay"]:
+        assert slow["queue_delay"][0].ns <= m.queue_delay_max
+
+
 def assert_laws(m: Measurement) -> None:
+    if m.snapshot.delays:
+        assert_delays_add_up(m)
     resolved = m.productive_wakeups + m.spurious_wakeups
     assert m.wakeups == resolved + m.abandoned_wakeups + m.pending_wakeups
     assert m.pending_wakeups >= 0

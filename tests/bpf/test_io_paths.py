@@ -20,6 +20,21 @@ def assert_resolved(m):
     assert m.abandoned_wakeups + m.pending_wakeups <= 0.01 * m.wakeups
 
 
+def assert_answered(m, requests):
+    """What holds where each request is read, and answered, by one goroutine."""
+    counts = {name: sum(delay.histogram.values()) for name, delay in m.snapshot.delays.items()}
+    assert counts["queue_delay"] >= requests
+    assert counts["response"] == pytest.approx(requests, rel=0.01)
+    assert m.response_p50 is not None
+
+
+def assert_unanswered(m, reads, why):
+    assert sum(m.snapshot.delays["queue_delay"].histogram.values()) >= reads
+    assert m.queue_delay_p50 is not None
+    assert m.response_p50 is m.response_max is None
+    assert why in m.absent["response_p50"]
+
+
 def unverified(*protocols):
     """Settings of a TLS client that takes the services' self-signed certificates."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -44,6 +59,7 @@ def test_every_spaced_datagram_is_one_wakeup(launch, measure, parked, newest_go,
     m = stretch(service)
     assert m.wakeups == pytest.approx(N, rel=0.01)
     assert_resolved(m)
+    assert_unanswered(m, N, "no read of an accepted stream connection")
 
 
 def test_every_spaced_ping_over_a_unix_socket_is_one_wakeup(
@@ -57,6 +73,7 @@ def test_every_spaced_ping_over_a_unix_socket_is_one_wakeup(
     m = stretch(service)
     assert m.wakeups == pytest.approx(N, rel=0.01)
     assert_resolved(m)
+    assert_answered(m, N)
 
 
 def test_every_message_through_a_pipe_is_one_wakeup(launch, measure, commands, newest_go):
@@ -81,6 +98,7 @@ def test_every_spaced_ping_over_tls_is_one_wakeup(launch, measure, spaced_pings,
     m = stretch(service)
     assert m.wakeups == pytest.approx(N, rel=0.01)
     assert_resolved(m)
+    assert_answered(m, N)
 
 
 def test_every_spaced_request_is_one_wakeup(launch, measure, parked, go_toolchain):
@@ -95,6 +113,7 @@ def test_every_spaced_request_is_one_wakeup(launch, measure, parked, go_toolchai
     assert m.wakeups == pytest.approx(N, rel=0.01)
     # The background read and the one that follows it both get EAGAIN: no retry, and not stale.
     assert_resolved(m)
+    assert_answered(m, N)
 
 
 def get(client):
@@ -114,6 +133,7 @@ def test_every_spaced_request_over_http2_is_one_wakeup(launch, measure, parked, 
     m = stretch(service)
     assert m.wakeups == pytest.approx(N, rel=0.01)
     assert_resolved(m)
+    assert_unanswered(m, N, "answered by a write of the same goroutine")
 
 
 class Http2:
@@ -185,6 +205,7 @@ def test_sendfile_answers_for_the_wakeups_of_its_target(launch, measure, parked,
     assert m.wakeups >= 2 * requests  # each request, and each time there was room again
     assert m.abandoned_wakeups + m.pending_wakeups <= 0.01 * m.wakeups
     assert (m.spurious_wakeups, m.lost) == (0, 0)
+    assert_answered(m, requests)
 
 
 def test_a_proxy_that_splices_is_woken_by_both_of_its_sides(
@@ -198,6 +219,7 @@ def test_a_proxy_that_splices_is_woken_by_both_of_its_sides(
     m = stretch(proxy)
     assert m.wakeups == pytest.approx(2 * N, rel=0.01)
     assert_resolved(m)
+    assert_unanswered(m, N, "answered by a write of the same goroutine")
 
 
 def test_a_writer_that_waits_for_room_is_woken_productively(launch, measure, connect, newest_go):

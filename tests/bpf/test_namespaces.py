@@ -243,7 +243,7 @@ def test_pytest_and_agent_inside_a_pid_namespace_count_exactly(run_inside, netns
 
 def test_a_pid_namespace_that_proc_does_not_show_is_unmeasured():
     """As after `unshare --pid --fork`, without a /proc of its own."""
-    load = json.dumps({"id": 0, "do": "load", "max_processes": 4, "max_fds": 64, "uprobes": 0})
+    load = json.dumps({"id": 0, "do": "load", "max_processes": 4, "max_fds": 64, "uprobes": 0, "answers": 0})
     command = ["unshare", "--pid", "--fork", "--kill-child", *privilege.command(None, "auto")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as agent:
         # Its stdin stays open: it ends with that, whatever it is at.

@@ -481,12 +481,12 @@ def test_what_a_user_asks_of_the_agent_is_checked(user, installed):
     for message, complaint in (
         ({"do": "watch", "pid": 1}, "the first is load"),
         (
-            {"do": "load", "max_processes": 4000, "max_fds": 1 << 30, "uprobes": 0},
+            {"do": "load", "max_processes": 4000, "max_fds": 1 << 30, "uprobes": 0, "answers": 0},
             "more than 1 GiB of kernel memory",
         ),
         # 0.98 GB of descriptors, and the counters of so many processes.
         (
-            {"do": "load", "max_processes": 4095, "max_fds": 3000, "uprobes": 0},
+            {"do": "load", "max_processes": 4095, "max_fds": 3000, "uprobes": 0, "answers": 0},
             "more than 1 GiB of kernel memory",
         ),
         ({"do": "load", "max_processes": "4"}, "load needs max_processes, a whole number"),
@@ -534,7 +534,7 @@ def waited_for(command, **sizes):
     """The first answer of an agent to whoever waits for it."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd="/", **pipes) as process:
-        message = {"do": "load", "max_processes": 4, "max_fds": 64, "uprobes": 0, **sizes}
+        message = {"do": "load", "max_processes": 4, "max_fds": 64, "uprobes": 0, "answers": 0, **sizes}
         process.stdin.write(load(message))
         process.stdin.flush()
         answer = json.loads(process.stdout.readline())
@@ -914,7 +914,7 @@ def test_root_in_a_user_namespace_is_not_root_enough(user):
 
 
 def load(message=None):
-    message = message or {"do": "load", "max_processes": 4, "max_fds": 64, "uprobes": 0}
+    message = message or {"do": "load", "max_processes": 4, "max_fds": 64, "uprobes": 0, "answers": 0}
     return json.dumps({"id": 0, **message}) + "\n"
 
 

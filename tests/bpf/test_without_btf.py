@@ -48,6 +48,44 @@ def test_wakeups_are_counted_the_same_and_the_line_is_named(
         assert offender.stack[0].function == "services/kit.Echo"
 
 
+OLDER = {"bpf/btf.py": 'INBOX_MEMBERS["SOCK_PROTOCOL_OFFSET"] = ("sock", "no_such_member")'}
+UNTAKEN = {
+    "bpf/image.py": """
+def refuse(self, name, where, attach=Image.attach):
+    if where == b"sk_data_ready":
+        raise OSError(22, "Invalid argument")
+    return attach(self, name, where)
+Image.attach = refuse
+"""
+}
+
+
+@pytest.mark.parametrize(
+    ("lines", "why"),
+    [
+        pytest.param(BLIND, "BTF", id="no BTF"),
+        pytest.param(OLDER, "Linux 6.3", id="no tracepoint"),
+        pytest.param(UNTAKEN, "does not take", id="refused"),
+    ],
+)
+def test_a_kernel_that_does_not_tell_when_data_comes_has_latencies_and_no_responses(
+    lacking, launch, connect, spaced_pings, newest_go, lines, why
+):
+    meter = lacking(lines, response="on")
+    server = launch("echo", go=str(newest_go.go))
+    meter.watch(server)
+    connection = connect(server.address)
+    window = meter.open()
+    spaced_pings(connection, 20)
+    [m] = meter.close(window, [server])
+    assert m.unmeasured is None
+    assert m.latency_p50 is not None
+    for name in ("queue_delay_p50", "poll_delay_p99", "handling_max", "response_p90"):
+        assert getattr(m, name) is None
+        assert why in m.absent[name]
+    assert (m.snapshot.delays, m.slow_answers) == ({}, ())
+
+
 def test_what_was_loaded_in_vain_is_gone_and_its_maps_with_it(lacking):
     meter = lacking(REFUSED)
     meter.close(meter.open(), [])

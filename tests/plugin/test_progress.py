@@ -84,7 +84,7 @@ READY = {
     **dict.fromkeys(("bcc", "python", "kernel", "machine", "program"), ""),
     "capabilities": [],
     **dict.fromkeys(("follows_children", "typed", "sees_sockets"), True),
-    **dict.fromkeys(("no_cpu_samples", "not_cached")),
+    **dict.fromkeys(("no_cpu_samples", "no_arrivals", "not_cached")),
     **dict.fromkeys(("startup_seconds", "resident_bytes"), 1),
 }
 AGENT = """

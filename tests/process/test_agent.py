@@ -24,7 +24,7 @@ from tests.attacks import WINDOW
 pytestmark = pytest.mark.bpf
 
 
-SIZES = {"max_processes": 4, "max_fds": 64, "uprobes": 0}
+SIZES = {"max_processes": 4, "max_fds": 64, "uprobes": 0, "answers": 0}
 
 HASH, PERCPU_ARRAY, QUEUE = 1, 6, 22  # of enum bpf_map_type
 
@@ -71,7 +71,10 @@ def ask(agent: subprocess.Popen[str], line: str) -> dict[str, Any]:
         ('{"id": 1, "do": "watch", "pid": true}', "watch needs pid"),
         ('{"id": 1, "do": "watch", "pid": -1}', "watch needs pid"),
         ('{"id": 1, "do": "close", "window": 7, "settle_ms": 1}', "window 7 is not open"),
-        ('{"id": 1, "do": "load", "max_processes": 4, "max_fds": 64, "uprobes": 0}', "loaded already"),
+        (
+            '{"id": 1, "do": "load", "max_processes": 4, "max_fds": 64, "uprobes": 0, "answers": 0}',
+            "loaded already",
+        ),
         ("x" * (64 << 10), "not JSON"),
         ("x" * ((64 << 10) + 1), "too long"),
         ("x" * 1_000_000, "too long"),

@@ -47,7 +47,7 @@ def cache(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def start(where: object, max_processes: int = 4) -> dict[str, Any]:
     """What the agent says when it is ready."""
     command = privilege.command(None, "never", cache=where)  # type: ignore[arg-type]
-    load = {"id": 0, "do": "load", "max_processes": max_processes, "max_fds": 64, "uprobes": 0}
+    load = {"id": 0, "do": "load", "max_processes": max_processes, "max_fds": 64, "uprobes": 0, "answers": 0}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as agent:
         assert agent.stdin is not None
         assert agent.stdout is not None

@@ -71,24 +71,24 @@ def test_a_long_window_keeps_few_points_and_their_sums(agent):
     timeline = module.Timeline({7: module.NOTHING._replace(threads=3, running=1)})
     samples = 5000
     for i in range(1, samples + 1):
-        counts = range(i, 11 * i, i)
-        timeline.add(i * 10**8, {7: module.total([counts], run_delay=11 * i, threads=3, running=i % 2)})
+        counts = range(i, 17 * i, i)
+        timeline.add(i * 10**8, {7: module.total([counts], run_delay=17 * i, threads=3, running=i % 2)})
     rows = timeline.of(7)
     assert 300 <= len(rows) <= module.MOST_POINTS
-    assert [sum(row[i] for row in rows) for i in range(1, 12)] == [samples * i for i in range(1, 12)]
+    assert [sum(row[i] for row in rows) for i in range(1, 18)] == [samples * i for i in range(1, 18)]
     assert rows[-1][0] == samples * 100
     times = [row[0] for row in rows]
     steps = {round(b - a) for a, b in itertools.pairwise(times[:-1])}
     assert steps == {1600}
-    assert all(row[12] == 3 and row[13] == pytest.approx(0.5, abs=0.1) for row in rows[:-1])
+    assert all(row[18] == 3 and row[19] == pytest.approx(0.5, abs=0.1) for row in rows[:-1])
 
 
 def test_a_service_that_comes_later_is_counted_from_its_beginning(agent):
     module = agent("counters.timeline")
     timeline = module.Timeline({})
     timeline.add(100, {})
-    timeline.add(200, {7: module.total([range(1, 11), [1] * 10], run_delay=4, threads=2, running=1)})
-    assert timeline.of(7) == [[0.0, *range(2, 12), 4, 2, 1.0, None, None, None, None]]
+    timeline.add(200, {7: module.total([range(1, 17), [1] * 16], run_delay=4, threads=2, running=1)})
+    assert timeline.of(7) == [[0.0, *range(2, 18), 4, 2, 1.0, None, None, None, None]]
 
 
 def test_where_the_kernel_does_not_tell_what_threads_waited_it_is_not_known(agent, monkeypatch):
@@ -104,9 +104,9 @@ def test_where_the_kernel_does_not_tell_what_threads_waited_it_is_not_known(agen
 
 
 def test_two_processes_that_were_the_service_are_put_together_by_time():
-    counts = [1, 1, 0, 2, 1, 1, 0, 0, 1, 0]
+    counts = [1, 1, 0, 2, 1, 1, 0, 0, 1, 0, 1, 1, 30, 20, 10, 5]
     first = [[100.0, *counts, 7, 4, 1, 3000, 6, None, 0.5]]
-    second = [[100.0, *counts, 1, 5, 0.5, 2000, 2, 0.5, 1], [200.0] + [0] * 17]
+    second = [[100.0, *counts, 1, 5, 0.5, 2000, 2, 0.5, 1], [200.0] + [0] * 23]
     points = collect([first, second])
     assert [point.t_ms for point in points] == [100.0, 200.0]
     both = points[0]

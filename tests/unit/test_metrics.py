@@ -64,6 +64,10 @@ def test_table_has_every_metric_of_the_contract_in_its_order() -> None:
         events_per_poll_p50 events_per_poll_p99 events_per_poll_max
         io_calls futile_calls io_calls_per_wakeup
         latency_p50 latency_p90 latency_p99 latency_p999 latency_max
+        queue_delay_p50 queue_delay_p90 queue_delay_p99 queue_delay_p999 queue_delay_max
+        poll_delay_p50 poll_delay_p90 poll_delay_p99 poll_delay_p999 poll_delay_max
+        handling_p50 handling_p90 handling_p99 handling_p999 handling_max
+        response_p50 response_p90 response_p99 response_p999 response_max
         ready_calls deadline_wakeups runtime_ready_calls wakeups_per_event
         dispatches dispatches_per_event runq_max p_utilization
         sched_latency_p50 sched_latency_p90 sched_latency_p99 sched_latency_p999 sched_latency_max

@@ -22,7 +22,7 @@ from pytest_netpoll.model.histogram import bucket_of
 from pytest_netpoll.model.limits import resolve
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.metrics import COUNTERS, METRICS, in_report
-from pytest_netpoll.model.snapshot import Snapshot
+from pytest_netpoll.model.snapshot import Delay, Snapshot
 from pytest_netpoll.model.verdict import judge
 from pytest_netpoll.report import baseline_file, junit, record
 from pytest_netpoll.report import json_report as report_json
@@ -36,7 +36,11 @@ ENVIRONMENT = {"kernel": "6.8.0", "bcc": "0.29.1"}
 
 def measured(counts: Mapping[str, int], name: str = "server", **more: Any) -> Measurement:
     counters = {**dict.fromkeys(COUNTERS, 0), **counts}
-    snapshot = Snapshot(counters, {bucket_of(10_000): 2, bucket_of(50): 0}, 10_000, 340_000_000, None)
+    delay = Delay({bucket_of(10_000): 2}, 10_000)
+    delays = dict.fromkeys(("queue_delay", "poll_delay", "handling", "response"), delay)
+    snapshot = Snapshot(
+        counters, {bucket_of(10_000): 2, bucket_of(50): 0}, 10_000, 340_000_000, None, delays=delays
+    )
     return Measurement(name, 42, "/srv/server", "go1.26.6", 1.0, snapshot, **more)
 
 

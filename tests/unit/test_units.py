@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_netpoll.model.units import Unit, parse, parse_time, show
+from pytest_netpoll.model.units import Unit, parse, parse_time, show, show_sum
 
 UNITS: tuple[Unit, ...] = ("count", "ratio", "share", "ns", "s")
 
@@ -169,3 +169,12 @@ def test_more_digits_show_what_the_usual_number_hides() -> None:
 @given(st.integers(0, 10**12))
 def test_a_shown_time_parses_back_to_about_itself(ns: int) -> None:
     assert parse_time(show(ns, "ns", 1).replace(",", "")) == pytest.approx(ns, rel=0.05, abs=0.5)
+
+
+def test_the_parts_of_a_sum_add_up_as_they_are_shown() -> None:
+    parts = {"poll delay": 9_740_000.0, "wake-to-run": 77_960_000.0, "handling": 440_000.0, "none": 1.0}
+    assert show_sum(88_140_000.0, parts) == "88.1 ms = 9.7 poll delay + 78.0 wake-to-run + 0.4 handling"
+    # 3 x 33.35, rounded each, would be 100.2.
+    thirds = dict.fromkeys("abc", 33_350.0)
+    assert show_sum(100_050.0, thirds) == "100.0 \u00b5s = 33.2 a + 33.4 b + 33.4 c"
+    assert show_sum(5_000.0, {}) == "5.0 \u00b5s"

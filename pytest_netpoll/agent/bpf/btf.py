@@ -180,3 +180,17 @@ SOCKET_MEMBERS = {
     "QUEUE_LENGTH_OFFSET": ("sk_buff_head", "qlen"),
 }
 REGISTRATIONS = ({"FILE_EPOLL_OFFSET": ("file", "f_ep")}, {"FILE_EPOLL_LIST_OFFSET": ("file", "f_ep_links")})
+# To what is queued on a socket, besides these:
+INBOX_MEMBERS = {
+    "SOCK_PROTOCOL_OFFSET": ("sock", "sk_protocol"),
+    "SOCK_SHUTDOWN_OFFSET": ("sock", "sk_shutdown"),
+    "SOCK_QUEUE_OFFSET": ("sock", "sk_receive_queue"),
+    "QUEUE_LAST_OFFSET": ("sk_buff_head", "prev"),
+    "SKB_SK_OFFSET": ("sk_buff", "sk"),
+    "TCP_RCV_NXT_OFFSET": ("tcp_sock", "rcv_nxt"),
+    "TCP_COPIED_OFFSET": ("tcp_sock", "copied_seq"),
+    "ICSK_ACCEPT_QUEUE_OFFSET": ("inet_connection_sock", "icsk_accept_queue"),
+    "RSKQ_TAIL_OFFSET": ("request_sock_queue", "rskq_accept_tail"),
+    "REQUEST_SK_OFFSET": ("request_sock", "sk"),
+}
+MPTCP_MEMBERS = {"MPTCP_FIRST_OFFSET": ("mptcp_sock", "first")}

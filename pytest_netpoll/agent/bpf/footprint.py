@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from constants import BANKS
+from constants import BANKS, BUDGETS, DELAYS, LATENCY_BUCKETS
 
 MOST = 1 << 30  # bytes, for a user other than root
 
 # Bytes of each struct of bpf/netpoll.h.
-WAIT = 40
+WAIT = 56
 TARGET = 56
 POLLER = 136
 HISTOGRAM = 2368
-COUNTERS = 232
+COUNTERS = 360
 SLOWEST = 776
+SLOW_ANSWERS = 2 * 1032
 IO_FAILURES = 1368
 POLLS_BY_EVENTS = 512
+DELAY = DELAYS * 4 * LATENCY_BUCKETS + 2 * 32 * BUDGETS
+INBOX = 216 + 56  # with what the kernel's hash adds
 SLOT = 4  # in the queue of free ones
 OTHERS = 13 << 20  # maps that are always as large, most of it stacks
 
 
 def size(max_processes: int, max_fds: int, cpus: int) -> int:
     """Bytes. cpus: those that there may ever be; some maps have everything once for each."""
-    bank = HISTOGRAM + cpus * (COUNTERS + SLOWEST + IO_FAILURES + POLLS_BY_EVENTS)
-    return OTHERS + max_processes * (BANKS * bank + 2 * max_fds * WAIT + TARGET + POLLER + SLOT)
+    counted = COUNTERS + DELAY + SLOWEST + SLOW_ANSWERS + IO_FAILURES + POLLS_BY_EVENTS
+    bank = HISTOGRAM + cpus * counted
+    each = max_processes * (BANKS * bank + 2 * max_fds * WAIT + TARGET + POLLER + SLOT)
+    return OTHERS + each + inboxes(max_processes, max_fds) * INBOX
+
+
+def inboxes(max_processes: int, max_fds: int) -> int:
+    """How many sockets there may be whose arrivals are noted: not all descriptors of all are one."""
+    return min(max_processes * max_fds, 1 << 16)
 
 
 def too_large(max_processes: int, max_fds: int, cpus: int) -> tuple[str, str] | None:

@@ -16,7 +16,8 @@ CTL = 0x400  # arg0 epoll fd, arg1 op, arg2 fd, arg3 event
 SOCKOPT = 0x800  # counts only as getsockopt(SOL_SOCKET, SO_ERROR); no I/O call
 CLOSE = 0x1000  # the fd that it "reads from" is closed, or another file afterwards
 EOF = 0x2000  # a return of 0 means end of file,
-RECEIVE = 0x4000  # unless it is an empty datagram
+RECEIVE = 0x4000  # unless it is an empty datagram; without EOF: returns a number of messages
+ACCEPT = 0x8000  # returns a new descriptor
 IO_CALL = 16  # the shift of ROLE_IO_CALL
 
 
@@ -38,9 +39,9 @@ ROLES = {
     "preadv2": reads(0) | EOF,
     "recvfrom": reads(0) | EOF | RECEIVE,
     "recvmsg": reads(0) | EOF | RECEIVE,
-    "recvmmsg": reads(0),
-    "accept": reads(0),
-    "accept4": reads(0),
+    "recvmmsg": reads(0) | RECEIVE,
+    "accept": reads(0) | ACCEPT,
+    "accept4": reads(0) | ACCEPT,
     "write": writes(0),
     "writev": writes(0),
     "pwrite64": writes(0),
@@ -157,6 +158,7 @@ MACROS = {
     "ROLE_CLOSE": CLOSE,
     "ROLE_EOF": EOF,
     "ROLE_RECEIVE": RECEIVE,
+    "ROLE_ACCEPT": ACCEPT,
 }
 
 

@@ -13,7 +13,20 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import constants
-from bpf import atomics, binding, btf, cache, compiler, cpu, image, layouts, machine, tracing, uprobe
+from bpf import (
+    atomics,
+    binding,
+    btf,
+    cache,
+    compiler,
+    cpu,
+    footprint,
+    image,
+    layouts,
+    machine,
+    tracing,
+    uprobe,
+)
 from constants import SLOT_BITS, STACKS
 from processes import namespaces
 from security import privileges
@@ -28,6 +41,10 @@ SOURCES = (
     "state.c",
     "descriptors.c",
     "offenders.c",
+    "times.c",
+    "slowest.c",
+    "inboxes.c",
+    "answers.c",
     "waits.c",
     "io_calls.c",
     "calibration.c",
@@ -39,9 +56,16 @@ SOURCES = (
     "cpu.c",
 )
 _PARTS = (".c", ".h", ".py")
-AT_SYS_EXIT = b"syscall_returned"
+AT_SYS_EXIT, AT_ARRIVAL = b"syscall_returned", b"data_ready"
 CONTINUATIONS = (b"drain_events", b"record_woken")  # bpf/polls.c: by their numbers
 UPROBES = (b"ready_called", b"deadline_woke")
+
+
+# Why it is not known when data arrives: what, and the fix.
+_NO_BTF = "this kernel has no type information (BTF), and without it sockets cannot be looked into"
+_NO_TRACEPOINT = "this kernel has no tracepoint sock:sk_data_ready: Linux 6.3 brought it"
+_NOT_ASKED = "answers were not timed"
+_REFUSED = "this kernel does not take the program that notes when data arrives"
 
 
 def slot_of(owner: int) -> int:
@@ -63,6 +87,7 @@ class Kernel:
     sources: the directory that holds SOURCES, their headers and stub/.
     served: the uid of the user whose processes alone are watched; None for root, who may have any.
     kept: where what was compiled is kept, None for nowhere.
+    times_answers: whether it is to note when data arrives, and when it is answered, which costs each request.
     compiled: whether it was, and does not come from the cache. not_kept: why that was of no use; not_filled:
     why it is not there by now.
     """
@@ -74,6 +99,7 @@ class Kernel:
         max_fds: int,
         served: int | None = None,
         kept: cache.Cache | None = None,
+        times_answers: bool = False,
     ) -> None:
         name = machine.current()
         if name not in machine.NUMBERS:
@@ -86,6 +112,7 @@ class Kernel:
         self.signed = name == "x86_64"
         self.max_processes = max_processes
         self.max_fds = max_fds
+        self.no_arrivals: str | None = None  # why it is not noted when data arrives
         # Before 5.11 maps are charged to this limit, and the default is far too small.
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -93,7 +120,7 @@ class Kernel:
         self.bcc = self.not_kept = self.not_filled = ""
         key, entry = "", None
         if kept is not None:
-            key = cache.key(_parts(sources), name, max_processes, max_fds, served is not None)
+            key = cache.key(_parts(sources), name, max_processes, max_fds, served is not None, times_answers)
             entry = self._recall(kept, key)
         types = btf.Answers(entry.answers if entry is not None else None)
         tasks, files = types.offsets(btf.TASK_MEMBERS), types.offsets(btf.FILE_MEMBERS)
@@ -113,12 +140,18 @@ class Kernel:
         if not namespaces.in_initial_pids():
             flags += self._translation(types.offsets(btf.PID_MEMBERS))
         tracepoint = types.typedef("btf_trace_sys_exit")
+        self.no_arrivals = None if files else _NO_BTF
+        if not times_answers:
+            self.no_arrivals = _NOT_ASKED
+        arrivals = self._arrivals(types) if self.no_arrivals is None and sockets else []
         # Those that are preferred come first.
-        variants = [flags]
+        variants = [[*flags, *arrivals], flags] if arrivals else [flags]
         if entry is None or not self._load_kept(entry, variants, tracepoint, served):
             entry = self._compile(sources, variants, tracepoint, served, types)
             if kept is not None:
                 self._keep(kept, key, entry)
+        if arrivals and list(entry.flags) == flags:
+            self.no_arrivals = _REFUSED
         self.bcc = entry.bcc
         self.cpu = cpu.Sampler(lambda: self.image.load(b"cpu_sampled", tracing.PERF_EVENT))
         table = self.image.table
@@ -130,7 +163,10 @@ class Kernel:
         self._kept_epochs = table(b"kept_epochs")
         self.counts = table(b"counts")
         self.latencies = table(b"latencies")
+        self.delays = table(b"delays")
+        self.inboxes = None if self.no_arrivals else table(b"inboxes")
         self.slowest = table(b"slowest")
+        self.slow_answers = table(b"slow_answers")
         self.io_failures = table(b"io_failures")
         self.polls_by_events = table(b"polls_by_events")
         self._stacks = (table(b"stacks"), table(b"more_stacks"))
@@ -142,6 +178,16 @@ class Kernel:
         self._fill(table(b"roles"), table(b"layouts"), name)
         if not namespaces.in_initial_pids():
             self._translator = namespaces.Translator(table)
+
+    def _arrivals(self, types: btf.Answers) -> list[str]:
+        """The flags with which the program notes when data arrives; none where this kernel cannot tell."""
+        members = types.offsets(btf.INBOX_MEMBERS)
+        if members is None or types.typedef("btf_trace_sk_data_ready") is None:
+            self.no_arrivals = _NO_TRACEPOINT
+            return []
+        members.update(types.offsets(btf.MPTCP_MEMBERS) or {})
+        most = footprint.inboxes(self.max_processes, self.max_fds)
+        return ["-DARRIVAL_TIMES", *_defines({**members, "INBOXES": most})]
 
     def _recall(self, kept: cache.Cache, key: str) -> cache.Entry | None:
         try:
@@ -233,6 +279,8 @@ class Kernel:
             for number, program in enumerate(others):
                 loaded.table(b"continuations")[ctypes.c_int(number)] = ctypes.c_uint32(program)
             loaded.attach_named()
+            if AT_ARRIVAL.decode() in compiled.programs:
+                loaded.attach(AT_ARRIVAL, b"sk_data_ready")
             if tracepoint is None:
                 loaded.attach(AT_SYS_EXIT, b"sys_exit")
             else:

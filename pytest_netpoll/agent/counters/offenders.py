@@ -116,6 +116,7 @@ def slowest(
             "latency_ns": wakeup.latency,
             "at_ns": max(0, wakeup.at - window.opened),
             "goid": wakeup.goid,
+            "parts": wakeup.parts,
             **_place(kernel, process.mappings, wakeup, ends[wakeup.fd, wakeup.end]),
         }
         for wakeup in found

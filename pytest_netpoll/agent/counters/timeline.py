@@ -58,6 +58,12 @@ class State(NamedTuple):
     empty_polls: int
     timeout_polls: int
     break_polls: int
+    reads: int
+    answers: int
+    queue_delay_ns: int
+    poll_delay_ns: int
+    wake_to_run_ns: int
+    handling_ns: int
     run_delay: int
     threads: int
     running: int

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from bpf import machine
 from constants import BANKS, OUTCOME_DATA, OUTCOME_EOF, SLOWEST
-from counters import endpoint
+from counters import delays, endpoint
 
 if TYPE_CHECKING:
     from bpf import structs
@@ -27,13 +27,15 @@ if TYPE_CHECKING:
 
 _Key = TypeVar("_Key")
 
+_MAXIMA = {"latency_max", *delays.MAXIMA}  # of the counters, those that are no sums
+
 # Windows that opened with different cuts: they need a bank each, the present epoch another, and the next one
 # finds one that is free.
 MOST_OPEN = BANKS - 2
 
 
 class SlowWakeup(NamedTuple):
-    """One of the wakeups that took longest.
+    """One of the wakeups that took longest; or one of the queue delays, or responses, of those parts.
 
     latency: ns. at: when it was resolved, on the monotonic clock, ns.
     goid: the words of its g that may hold the goroutine's id. stack: its id; negative where it was lost.
@@ -47,6 +49,7 @@ class SlowWakeup(NamedTuple):
     syscall: int
     direction: int
     end: endpoint.Endpoint
+    parts: tuple[int, ...] = ()
 
 
 class Failures:
@@ -94,17 +97,29 @@ class Bank:
         self.slowest = list(slowest)  # SlowWakeups, the slowest first
         self.failures = Failures()
         self.polls_by_events: dict[int, int] = {}  # events -> polls that brought so many
+        self.delays = delays.Delays()
+        self.slow_answers: dict[str, list[SlowWakeup]] = {name: [] for name in delays.DIVIDED}
 
     def add(self, other: Bank) -> None:
         for name, value in other.counters.items():
-            if name == "latency_max":
+            if name in _MAXIMA:
                 self.counters[name] = max(self.counters.get(name, 0), value)
             else:
                 self.counters[name] = self.counters.get(name, 0) + value
         _add(self.histogram, other.histogram)
-        self.slowest = sorted(self.slowest + other.slowest, reverse=True)[:SLOWEST]
+        self.slowest = _slowest(self.slowest + other.slowest)
+        for name, slow in other.slow_answers.items():
+            self.slow_answers[name] = _slowest(self.slow_answers[name] + slow)
         self.failures.add(other.failures)
         _add(self.polls_by_events, other.polls_by_events)
+        self.delays.add(other.delays)
+
+    def add_waiting(self, waiting: delays.Waiting, until: int) -> None:
+        """What had not been taken when the window closed (monotonic ns)."""
+        age = until - waiting.since
+        if age > 0:
+            self.delays.add_waiting(age, waiting.messages)
+            self.counters["queue_delay_max"] = max(self.counters["queue_delay_max"], age)
 
     def forget(self) -> None:
         self.counters = dict.fromkeys(self.counters, 0)
@@ -112,12 +127,33 @@ class Bank:
         self.slowest = []
         self.failures = Failures()
         self.polls_by_events = {}
+        self.delays = delays.Delays()
+        self.slow_answers = {name: [] for name in delays.DIVIDED}
+
+
+def _slowest(found: Iterable[SlowWakeup]) -> list[SlowWakeup]:
+    return sorted(found, reverse=True)[:SLOWEST]
+
+
+def _copy(e: structs.SlowWakeup) -> SlowWakeup:
+    return SlowWakeup(
+        e.latency, e.at, tuple(e.goid), e.stack, e.fd, e.syscall, e.direction, endpoint.copy(e.end)
+    )
 
 
 def pending(counters: Mapping[str, int]) -> int:
     """Wakeups not resolved; one on an fd beyond the table never will be."""
     resolved = counters["productive_wakeups"] + counters["spurious_wakeups"] + counters["abandoned_wakeups"]
     return counters["wakeups"] - resolved - counters["lost_fds"]
+
+
+def unanswered(counters: Mapping[str, int]) -> int:
+    """Requests that were read, and may yet be answered."""
+    return counters["requests"] - counters["answered"] - counters["unanswered"]
+
+
+def _unsettled(counters: Mapping[str, int]) -> bool:
+    return pending(counters) > 0 or unanswered(counters) > 0
 
 
 class Window:
@@ -163,7 +199,7 @@ class Windows:
         self._open: dict[int, Window] = {}  # number -> Window
         self._next = 1
         self._names: list[str] = [
-            field[0] for field in kernel.counts.sLeaf._fields_ if field[0] != "slow_floor"
+            field[0] for field in kernel.counts.sLeaf._fields_ if not field[0].endswith("_floor")
         ]
         self._publish()
 
@@ -202,9 +238,11 @@ class Windows:
         return window
 
     def settled(self, window: Window, slots: Collection[int], seconds: float) -> None:
-        """Waits until the wakeups of the closed window are resolved, at most so many seconds."""
+        """Waits until the wakeups of the closed window are resolved and its requests answered, at most so
+        many seconds: a client may have its answer before the write that sent it has returned.
+        """
         deadline = time.monotonic() + seconds
-        while any(pending(self.counters(slot, window)) > 0 for slot in slots):
+        while any(_unsettled(self.counters(slot, window)) for slot in slots):
             if time.monotonic() >= deadline:
                 return
             time.sleep(0.001)
@@ -250,6 +288,9 @@ class Windows:
         if bank.counters["events"]:
             for cpu in self._kernel.polls_by_events[key]:
                 _add(bank.polls_by_events, {n: polls for n, polls in enumerate(cpu.polls, 1) if polls})
+        if bank.counters["queue_delay_max"] or bank.counters["answers"]:
+            bank.delays = delays.read(self._kernel, key.value)
+            bank.slow_answers = self._slow_answers(key.value)
         return bank
 
     def _counters(self, slot: int, epoch: int) -> dict[str, int]:
@@ -257,7 +298,7 @@ class Windows:
         cpus = self._kernel.counts[self._key(slot, epoch)]
         for name in self._names:
             values = [getattr(cpu, name) for cpu in cpus]
-            counters[name] = max(values) if name == "latency_max" else sum(values)
+            counters[name] = max(values) if name in _MAXIMA else sum(values)
         return counters
 
     def _failures(self, key: ctypes.c_int) -> Failures:
@@ -273,25 +314,21 @@ class Windows:
         return total
 
     def _slowest(self, key: ctypes.c_int) -> list[SlowWakeup]:
-        kept: list[structs.SlowWakeup] = [
-            entry for cpu in self._kernel.slowest[key] for entry in cpu.kept if entry.latency
-        ]
-        return sorted(
-            (
-                SlowWakeup(
-                    e.latency,
-                    e.at,
-                    tuple(e.goid),
-                    e.stack,
-                    e.fd,
-                    e.syscall,
-                    e.direction,
-                    endpoint.copy(e.end),
+        kept = [entry for cpu in self._kernel.slowest[key] for entry in cpu.kept if entry.latency]
+        return _slowest(map(_copy, kept))
+
+    def _slow_answers(self, bank: int) -> dict[str, list[SlowWakeup]]:
+        found = {}
+        for i, name in enumerate(delays.DIVIDED):
+            cpus = self._kernel.slow_answers[ctypes.c_int(bank * len(delays.DIVIDED) + i)]
+            kept = [entry for cpu in cpus for entry in cpu.kept if entry.wakeup.latency]
+            found[name] = _slowest(
+                _copy(entry.wakeup)._replace(
+                    parts=(entry.parts.poll, entry.parts.run, entry.parts.unparked, entry.parts.handling)
                 )
-                for e in kept
-            ),
-            reverse=True,
-        )[:SLOWEST]
+                for entry in kept
+            )
+        return found
 
     @staticmethod
     def _key(slot: int, epoch: int) -> ctypes.c_int:
@@ -350,6 +387,10 @@ class Windows:
         key = ctypes.c_int(slot * BANKS + bank)
         self._kernel.counts[key] = self._kernel.counts.Leaf()
         self._kernel.latencies[key] = self._kernel.latencies.Leaf()
+        delays.clear(self._kernel, key.value)
         self._kernel.slowest[key] = self._kernel.slowest.Leaf()
+        for i in range(len(delays.DIVIDED)):
+            answers = ctypes.c_int(key.value * len(delays.DIVIDED) + i)
+            self._kernel.slow_answers[answers] = self._kernel.slow_answers.Leaf()
         self._kernel.io_failures[key] = self._kernel.io_failures.Leaf()
         self._kernel.polls_by_events[key] = self._kernel.polls_by_events.Leaf()

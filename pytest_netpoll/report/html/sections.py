@@ -43,7 +43,15 @@ _SERIES = (
     "ps_running",
     "spinning",
     "throttled_ns",
+    "reads",
+    "answers",
+    "queue_delay_ns",
+    "poll_delay_ns",
+    "wake_to_run_ns",
+    "handling_ns",
 )
+# Beside the latency, the times that are drawn as a distribution each, where they are known.
+_DELAYS = ("response", "queue_delay", "poll_delay", "handling")
 
 
 class Details(NamedTuple):
@@ -82,13 +90,18 @@ def charts_of(test: TestRecord) -> list[dict[str, Any]]:
     """
     without_limits: TestRecord = {**test, "limits": {}}
     return [
-        *({"latency": _latency(test, s), "timeline": _timeline(s)} for s in test["services"]),
-        *(
-            {"latency": _latency(without_limits, s), "timeline": _timeline(s)}
-            for window in shown_windows(test)
-            for s in window["services"]
-        ),
+        *(_charts(test, s) for s in test["services"]),
+        *(_charts(without_limits, s) for window in shown_windows(test) for s in window["services"]),
     ]
+
+
+def _charts(test: TestRecord, service: ServiceRecord) -> dict[str, Any]:
+    others = {family: _distribution(test, service, family) for family in _DELAYS}
+    return {
+        **{family: chart for family, chart in others.items() if chart is not None},
+        "latency": _distribution(test, service, "latency"),
+        "timeline": _timeline(service),
+    }
 
 
 def shown_windows(test: TestRecord) -> list[WindowRecord]:
@@ -228,6 +241,9 @@ class _Service:
         self.explaining = wording.explaining(test, record)
         self.besides = wording.besides(test, record)
         self.late = [] if self._shows_lateness() else wording.late_entries(record)
+        explaining = wording.slow_answers(test, record)
+        others = [answer for answer in record.get("slow_answers", []) if answer not in explaining]
+        self.slow_answers = wording.answer_entries(record, others)
         self.runs = wording.runs_of(record)
         comparison = test.get("comparison")
         self.baseline = None if comparison is None else comparison["baseline"]
@@ -343,13 +359,18 @@ def _limits(test: TestRecord, service: ServiceRecord, breaches: Sequence[BreachR
         yield _Limit(f"{kind}_{metric}", show(value), show(measured), verdict)
 
 
-def _latency(test: TestRecord, service: ServiceRecord) -> dict[str, Any] | None:
+def _distribution(test: TestRecord, service: ServiceRecord, family: str) -> dict[str, Any] | None:
     """The distribution and what to compare it with, None without any.
 
     {"bars": [[low, high, count, "10.0 µs … 12.0 µs"]], "marks": [["p50", ns, "11.0 µs"]], "limits": marks}.
     """
+    histogram = service.get("histogram", {})
+    if family != "latency":
+        # Of what would not be the answers' times there is no percentile.
+        known = service["metrics"].get(f"{family}_p50") is not None
+        histogram = service.get("delays", {}).get(family, {}) if known else {}
     counts: dict[int, int] = {}
-    for bucket, count in service.get("histogram", {}).items():
+    for bucket, count in histogram.items():
         bar = int(bucket) // _BUCKETS_A_BAR
         counts[bar] = counts.get(bar, 0) + count
     if not counts or not wording.trusted(service):
@@ -360,14 +381,14 @@ def _latency(test: TestRecord, service: ServiceRecord) -> dict[str, Any] | None:
         high = bucket_bounds((bar + 1) * _BUCKETS_A_BAR - 1)[1]
         bars.append([low, high, count, f"{units.show(low, 'ns')} … {units.show(high, 'ns')}"])
     marks = [
-        [name.removeprefix("latency_"), value, METRICS[name].format(value)]
-        for name in ("latency_p50", "latency_p99", "latency_max")
-        if (value := service["metrics"].get(name))
+        [which, value, METRICS[f"{family}_{which}"].format(value)]
+        for which in ("p50", "p99", "max")
+        if (value := service["metrics"].get(f"{family}_{which}"))
     ]
     limits = [
         [name.rpartition(":")[2], value, units.show(value, "ns")]
         for name, value in test["limits"].items()
-        if name.removeprefix(f"{service['name']}:").startswith("max_latency_") and value > 0
+        if name.removeprefix(f"{service['name']}:").startswith(f"max_{family}_") and value > 0
     ]
     return {"bars": bars, "marks": marks, "limits": limits}
 
@@ -384,6 +405,6 @@ def _timeline(service: ServiceRecord) -> dict[str, Any] | None:
         # Of most of them: the last one ends with the window.
         "step_ms": round(statistics.median(map(operator.sub, ends, [0, *ends[:-1]]))),
         "ends_ms": ends,
-        # Files from before polls were split have no classes of them; of a stripped program less is known.
+        # Older files do not have all of them, and of a stripped program less is known.
         **{name: [series.get(name) or 0 for series in points] for name in _SERIES},
     }

@@ -67,9 +67,9 @@
     return `${value / scale} ${unit}`;
   };
 
-  const latency = ({ bars, marks, limits }) => {
+  const distribution = (what) => ({ bars, marks, limits }) => {
     const most = Math.max(...bars.map(([, , count]) => count));
-    // A line through all counts; x is the latency. The y axis begins below 1, so that 1 is visible.
+    // A line through all counts; x is the time. The y axis begins below 1, so that 1 is visible.
     const line = (name, [label, value, text], style) => ({
       type: "scatter",
       mode: "lines",
@@ -92,13 +92,13 @@
       traces: [
         {
           type: "bar",
-          name: "wakeups",
+          name: what,
           showlegend: false,
           x: bars.map(([low, high]) => (low + high) / 2),
           width: bars.map(([low, high]) => high - low),
           y: bars.map(([, , count]) => count),
           customdata: bars.map(([, , , range]) => range),
-          hovertemplate: "%{customdata}: %{y:,} wakeups<extra></extra>",
+          hovertemplate: `%{customdata}: %{y:,} ${what}<extra></extra>`,
           marker: { color: colour("productive"), line: { color: colour("back"), width: 1 } },
         },
         ...marks.map((mark, i) => line("", mark, { color: colour("text"), width: 1.5, dash: dashes[i % 3] })),
@@ -113,7 +113,7 @@
         }),
         yaxis: axis({
           type: "log",
-          title: { text: "wakeups", standoff: 6 },
+          title: { text: what, standoff: 6 },
           range: [Math.log10(0.6), Math.log10(most * 1.6)],
           dtick: most > 100 ? 1 : "D2",
           tickformat: ",d",
@@ -134,6 +134,9 @@
     runq_max: "goroutines waiting",
     delay: "ms waiting",
     throttled: "ms stopped",
+    poll_delay: "poll delay",
+    wake_to_run: "wake-to-run",
+    unparked: "before the read",
   };
   const COLOURS = {
     eventful_polls: "polls",
@@ -144,11 +147,19 @@
     ps_running: "threads",
     spinning: "timers",
     runq_max: "threads",
+    delay: "delay",
     throttled: "delay",
+    poll_delay: "timers",
+    wake_to_run: "productive",
+    unparked: "other",
+    handling: "breaks",
+    answers: "polls",
   };
   const PANELS = [
     { title: "wakeups", fields: ["productive", "spurious", "other"], legend: true },
     { title: "polls", fields: ["eventful_polls", "empty_polls", "timeout_polls", "break_polls"], legend: true },
+    { title: "ms from the data's arrival to the answer, on average", fields: ["poll_delay", "wake_to_run", "unparked", "handling"], legend: true },
+    { title: "answers", fields: ["answers"] },
     { title: "threads running, or ready to", fields: ["threads_running"] },
     { title: "Ps running Go, and threads looking for work", fields: ["ps_running", "spinning"] },
     { title: "longest run queue", fields: ["runq_max"] },
@@ -157,7 +168,10 @@
   ];
 
   // Not worth a place in the legend where there are none.
-  const OPTIONAL = new Set(["other", "empty_polls", "timeout_polls", "break_polls"]);
+  const OPTIONAL = new Set(["other", "empty_polls", "timeout_polls", "break_polls", "poll_delay", "wake_to_run", "unparked", "handling"]);
+
+  // In ms.
+  const average = (sums, counts) => sums.map((ns, i) => (counts[i] ? ns / counts[i] / 1e6 : 0));
 
   // Adds what the chart shows but the record does not hold.
   const completed = (line) => ({
@@ -168,6 +182,13 @@
     ),
     delay: line.run_delay_ns.map((ns) => ns / 1e6),
     throttled: line.throttled_ns.map((ns) => ns / 1e6),
+    poll_delay: average(line.poll_delay_ns, line.reads),
+    wake_to_run: average(line.wake_to_run_ns, line.reads),
+    unparked: average(
+      line.queue_delay_ns.map((all, i) => Math.max(0, all - line.poll_delay_ns[i] - line.wake_to_run_ns[i])),
+      line.reads,
+    ),
+    handling: average(line.handling_ns, line.answers),
     starts_ms: [0, ...line.ends_ms.slice(0, -1)],
   });
 
@@ -229,13 +250,19 @@
     };
   };
 
+  const spread = (name, caption, what) => ({
+    caption: () => caption,
+    describe: ({ marks, limits }) => [...marks, ...limits].map(([name, , text]) => `${name} ${text}`).join(", "),
+    build: distribution(what),
+    figures: ({ bars }) => [[name, what], ...bars.map(([, , count, range]) => [range, count])],
+  });
+
   const CHARTS = {
-    latency: {
-      caption: () => "Latency: from the poll's return to the goroutine's I/O",
-      describe: ({ marks, limits }) => [...marks, ...limits].map(([name, , text]) => `${name} ${text}`).join(", "),
-      build: latency,
-      figures: ({ bars }) => [["latency", "wakeups"], ...bars.map(([, , count, range]) => [range, count])],
-    },
+    response: spread("response", "Response: from the data's arrival to the answer", "answers"),
+    queue_delay: spread("queue delay", "Queue delay: from the data's arrival to the read", "reads"),
+    poll_delay: spread("poll delay", "Poll delay: from the data's arrival to the poll's return", "wakeups"),
+    latency: spread("latency", "Latency: from the poll's return to the goroutine's I/O", "wakeups"),
+    handling: spread("handling", "Handling: from the read to the answer", "answers"),
     timeline: {
       caption: ({ step_ms }) => `Wakeups and polls in every ${step_ms} ms`,
       describe: (line) => {
@@ -327,7 +354,7 @@
       cell.innerHTML = html;
       for (const place of cell.querySelectorAll(".charts")) {
         const data = charts[place.dataset.service];
-        for (const kind of Object.keys(CHARTS)) if (data[kind] !== null) place.append(figure(kind, data[kind]));
+        for (const kind of Object.keys(CHARTS)) if (data[kind] != null) place.append(figure(kind, data[kind]));
       }
       row = element("tr", { class: "detail", id: `test-${test.number}` }, cell);
       test.body.append(row);

@@ -1,0 +1,296 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/*
+ * When what lies in a socket's queue came there: the tracepoint sk_data_ready (since Linux 6.3)
+ * fires for each packet, message and connection that is queued. It runs in interrupts, too, so it
+ * only notes times; everything is counted by the read that takes what has come.
+ *
+ * A socket gets its inbox when the runtime registers it, and a connection of TCP or of a unix
+ * socket already when it is queued at its listener, so that data that comes before accept is not
+ * missed. One that was registered before the probe came gets it with its first read.
+ *
+ * The times are exact for the oldest seven arrivals that nobody has taken. All that came after
+ * them are one, with the time of the latest: that much they have waited at least.
+ */
+
+#ifdef ARRIVAL_TIMES
+BPF_F_TABLE("hash", u64, struct inbox, inboxes, INBOXES, BPF_F_NO_PREALLOC);
+BPF_PERCPU_ARRAY(new_inbox, struct inbox, 1); /* while it is filled in at a syscall's return */
+
+static __always_inline u32 tcp_word(u64 sk, u32 offset)
+{
+	u32 word = 0;
+
+	bpf_probe_read_kernel(&word, sizeof(word), (void *)(sk + offset));
+	return word;
+}
+
+static __always_inline int shut_down(u64 sk)
+{
+	u8 shutdown = 0;
+
+	READ_MEMBER(shutdown, sk + SOCK_SHUTDOWN_OFFSET);
+	return shutdown & RCV_SHUTDOWN;
+}
+
+/* Something was queued. */
+static __always_inline void note_arrival(struct inbox *b, u32 end, u64 now)
+{
+	u32 tail = b->tail, slot = tail;
+
+	if (tail - b->head >= ARRIVALS)
+		slot = tail - 1;
+	b->arrivals[slot & (ARRIVALS - 1)].at = now;
+	b->arrivals[slot & (ARRIVALS - 1)].end = end;
+	b->end = end;
+	/* Last: from here on it may be taken. */
+	*(volatile u32 *)&b->tail = slot + 1;
+}
+
+/* The connection that was queued last at the listener, 0 if it is not known. */
+static __always_inline u64 newest_connection(u64 listener, u32 kind)
+{
+	u64 entry;
+
+	if (kind == UNIX_LISTENER) {
+		entry = kernel_word(listener + SOCK_QUEUE_OFFSET + QUEUE_LAST_OFFSET);
+		return entry ? kernel_word(entry + SKB_SK_OFFSET) : 0;
+	}
+#ifdef MPTCP_FIRST_OFFSET
+	/* Go listens by MPTCP since 1.24. Nearly all its connections are plain TCP. */
+	if (kind == MPTCP_LISTENER)
+		listener = kernel_word(listener + MPTCP_FIRST_OFFSET);
+#endif
+	entry = kernel_word(listener + ICSK_ACCEPT_QUEUE_OFFSET + RSKQ_TAIL_OFFSET);
+	return entry ? kernel_word(entry + REQUEST_SK_OFFSET) : 0;
+}
+
+/* A connection was queued at its listener: its data may come before it is accepted. */
+static __always_inline void note_child(u64 listener, const struct inbox *l, u64 now)
+{
+	struct inbox child = {.owner = l->owner, .fd = NO_FD, .accepted = 1};
+	u64 sk = newest_connection(listener, l->kind);
+	u32 nxt;
+
+	if (!sk)
+		return;
+	child.kind = l->kind == UNIX_LISTENER ? UNIX_STREAM : TCP_STREAM;
+	if (child.kind == TCP_STREAM) {
+		child.end = tcp_word(sk, TCP_COPIED_OFFSET);
+		nxt = tcp_word(sk, TCP_RCV_NXT_OFFSET);
+		/* The packet that completed it may have brought data. */
+		if (nxt != child.end)
+			note_arrival(&child, nxt, now);
+	}
+	inboxes.update(&sk, &child);
+}
+
+int data_ready(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 sk = ctx->args[0], now;
+	struct inbox *b = inboxes.lookup(&sk);
+	u32 end;
+
+	if (!b)
+		return 0;
+	now = bpf_ktime_get_ns();
+	end = b->end + 1;
+	if (b->kind == TCP_STREAM) {
+		u32 nxt = tcp_word(sk, TCP_RCV_NXT_OFFSET);
+
+		/* The end of the stream has a number, too, but is no data. */
+		if (nxt == b->end || (nxt == end && shut_down(sk)))
+			return 0;
+		end = nxt;
+	} else if (b->kind >= LISTENER) {
+		note_child(sk, b, now);
+	}
+	note_arrival(b, end, now);
+	return 0;
+}
+
+/* What kind of socket it is, 0 for others. *sk is set. */
+static __always_inline u32 kind_of(u64 fd, u64 *sk)
+{
+	u64 file = file_of(fd), socket;
+	u16 mode = 0, type = 0, family = 0, protocol = 0;
+	u8 state = 0;
+
+	if (!file)
+		return 0;
+	READ_MEMBER(mode, kernel_word(file + FILE_INODE_OFFSET) + INODE_MODE_OFFSET);
+	if ((mode & S_IFMT) != S_IFSOCK)
+		return 0;
+	socket = kernel_word(file + FILE_PRIVATE_OFFSET);
+	if (!socket || kernel_word(socket + SOCKET_FILE_OFFSET) != file)
+		return 0;
+	*sk = kernel_word(socket + SOCKET_SK_OFFSET);
+	if (!*sk)
+		return 0;
+	READ_MEMBER(type, socket + SOCKET_TYPE_OFFSET);
+	READ_MEMBER(family, *sk + SOCK_FAMILY_OFFSET);
+	READ_MEMBER(protocol, *sk + SOCK_PROTOCOL_OFFSET);
+	READ_MEMBER(state, *sk + SOCK_STATE_OFFSET);
+	if (family != AF_UNIX && family != AF_INET && family != AF_INET6)
+		return 0;
+	if (type != SOCK_STREAM)
+		return DATAGRAMS;
+	if (family == AF_UNIX)
+		return state == TCP_LISTEN ? UNIX_LISTENER : UNIX_STREAM;
+	if (protocol == IPPROTO_TCP)
+		return state == TCP_LISTEN ? LISTENER : TCP_STREAM;
+	/* Of a connection that is really MPTCP it is not known what was read. */
+	return protocol == IPPROTO_MPTCP && state == TCP_LISTEN ? MPTCP_LISTENER : 0;
+}
+
+/* Whether the process that an inbox belonged to has ended. */
+static __always_inline int is_orphan(const struct inbox *b)
+{
+	struct target *t = target_of(b->owner);
+
+	return !t || t->owner != b->owner || t->exited;
+}
+
+/* The descriptor is a socket that a watched process may read from. accepted: it comes from
+ * accept. */
+static __always_inline void note_socket(struct wait *w, u32 owner, u32 fd, int accepted)
+{
+	struct inbox *b, *fresh;
+	u64 sk = 0;
+	u32 kind = kind_of(fd, &sk);
+	int zero = 0;
+
+	w->sk = 0;
+	w->socket = kind ? 0 : SOCKET_NONE;
+	if (!kind)
+		return;
+	if (kind >= DATAGRAMS)
+		w->socket = SOCKET_MESSAGES;
+	if (accepted) /* should it have to get another inbox */
+		w->socket |= SOCKET_ACCEPTED;
+	b = inboxes.lookup(&sk);
+	/* The connection came through a listener of ours, or another descriptor is the same
+	 * socket. Anything else was left by a socket that is gone. */
+	if (b && b->kind == kind && !is_orphan(b) &&
+	    (accepted ? b->fd == NO_FD : b->fd != NO_FD && (b->fd != fd || b->owner != owner))) {
+		if (accepted)
+			b->fd = fd;
+		w->sk = sk;
+		return;
+	}
+	fresh = new_inbox.lookup(&zero);
+	if (!fresh)
+		return;
+	__builtin_memset(fresh, 0, sizeof(*fresh));
+	fresh->owner = owner;
+	fresh->fd = fd;
+	fresh->kind = kind;
+	fresh->accepted = accepted;
+	if (kind == TCP_STREAM)
+		fresh->end = tcp_word(sk, TCP_RCV_NXT_OFFSET);
+	if (!inboxes.update(&sk, fresh))
+		w->sk = sk;
+}
+
+/* No write will answer what was read. */
+static __always_inline void stop_waiting(struct inbox *b)
+{
+	struct counters *c;
+	u32 epoch;
+
+	if (!b->read_at)
+		return;
+	b->read_at = 0;
+	epoch = kept_epoch(b->epoch);
+	c = epoch ? counters_of(b->owner, epoch) : 0;
+	if (c)
+		c->unanswered += 1 + b->joined;
+}
+
+/* The descriptor is about to be closed, or was. */
+static __always_inline void drop_socket(struct wait *w, u32 owner, u32 fd)
+{
+	u64 sk = w->sk;
+	struct inbox *b;
+
+	w->sk = 0;
+	w->socket = 0;
+	if (!sk)
+		return;
+	b = inboxes.lookup(&sk);
+	if (!b || b->owner != owner || b->fd != fd)
+		return;
+	stop_waiting(b);
+	inboxes.delete(&sk);
+}
+
+/* close or dup2 has returned. The runtime removes a descriptor before it closes it; this is for
+ * those who do it behind its back. */
+static __always_inline void closed(u32 owner, u32 fd)
+{
+	struct wait *w = wait_of(owner, fd, DIR_READ);
+	u64 sk = 0;
+
+	/* Another thread may have got the same number for a new one. */
+	if (w && !w->sk && w->socket & SOCKET_ACCEPTED && !file_of(fd))
+		w->socket = 0;
+	if (w && (w->sk || w->socket & SOCKET_NONE) && (!kind_of(fd, &sk) || sk != w->sk))
+		drop_socket(w, owner, fd);
+}
+
+/* A read has taken something from the queue. taken: how many, where it holds messages. */
+static __always_inline void take_arrivals(u64 sk, struct inbox *b, u32 taken)
+{
+	u32 tail = *(volatile u32 *)&b->tail, head = b->head, end, upto;
+	int i;
+
+	/* The order matters: what comes meanwhile has a higher end. */
+	end = *(volatile u32 *)&b->end;
+	if (b->kind == TCP_STREAM) {
+		upto = tcp_word(sk, TCP_COPIED_OFFSET);
+	} else if (b->kind == UNIX_STREAM) {
+		/* Each message stays in the queue until all of it was read. */
+		upto = end - tcp_word(sk, SOCK_QUEUE_OFFSET + QUEUE_LENGTH_OFFSET);
+	} else {
+		b->taken += taken;
+		upto = b->taken;
+	}
+	if (upto == end) {
+		b->head = tail;
+		return;
+	}
+#pragma clang loop unroll(full)
+	for (i = 0; i < ARRIVALS; i++) {
+		if (head == tail || (s32)(b->arrivals[head & (ARRIVALS - 1)].end - upto) > 0)
+			break;
+		head++;
+	}
+	/* Only the end of the stream is left. */
+	if (b->kind == TCP_STREAM && head != tail && end - upto == 1 && shut_down(sk))
+		head = tail;
+	if (head == tail)
+		b->taken = end; /* if one was missed, they count alike again */
+	b->head = head;
+}
+
+/* A read found nothing, though something had arrived: somebody else took it, or the kernel
+ * dropped it. What came just now may have come after the read. */
+static __always_inline void expire_arrivals(struct wait *w)
+{
+	u64 sk = w->sk;
+	struct inbox *b = inboxes.lookup(&sk);
+	u32 head;
+
+	if (!b)
+		return;
+	head = b->head;
+	if (head != b->tail &&
+	    bpf_ktime_get_ns() - b->arrivals[head & (ARRIVALS - 1)].at > SURELY_GONE) {
+		b->head = b->tail;
+		b->taken = b->end;
+	}
+}
+#else
+#define note_socket(w, owner, fd, accepted)
+#define drop_socket(w, owner, fd)
+#define closed(owner, fd)
+#endif

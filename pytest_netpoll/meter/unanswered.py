@@ -1,0 +1,50 @@
+"""Why queue delays and responses are not known, where they are not."""
+
+from __future__ import annotations
+
+from pytest_netpoll.errors import Reason
+from pytest_netpoll.model.metrics import METRICS
+from pytest_netpoll.model.snapshot import Snapshot
+
+ARRIVALS = ("queue_delay", "poll_delay", "handling", "response")
+
+
+_NOT_ASKED = Reason("answers were not timed", fix="--netpoll-response=on")
+
+
+def are_timed(metric: str) -> bool:
+    """Whether it is one of these times, or a rate of one; which takes a larger program in the kernel."""
+    return metric in METRICS and METRICS[metric].family in ARRIVALS
+
+
+def reasons(snapshot: Snapshot, no_arrivals: str | None, asked: bool = True) -> dict[str, Reason]:
+    """Metric -> why it is not known.
+
+    no_arrivals: why it is not known when data arrives, None where it is. asked: whether it was to be.
+    """
+    if no_arrivals is not None or not asked:
+        reason = Reason("it is not known when data arrives", why=no_arrivals) if asked else _NOT_ASKED
+        return {metric.name: reason for metric in METRICS.values() if metric.family in ARRIVALS}
+    unanswered = _no_response(snapshot)
+    if unanswered is None:
+        return {}
+    families = ("response",) if snapshot.answered else ("handling", "response")
+    return {metric.name: unanswered for metric in METRICS.values() if metric.family in families}
+
+
+def _no_response(snapshot: Snapshot) -> Reason | None:
+    requests, answered = snapshot.requests, snapshot.answered
+    if not requests:
+        return Reason("no read of an accepted stream connection took data")
+    if answered * 2 >= requests and answered:
+        return None
+    if snapshot.strangers * 2 > requests:
+        return Reason(
+            "the goroutines that read could not be recognized",
+            why="the program makes its system calls in a way that Go's own compiler does not",
+        )
+    return Reason(
+        f"{answered:,} of {requests:,} reads were answered by a write of the same goroutine",
+        why="the others are answered by other goroutines or not at all, as in HTTP/2, gRPC or pub/sub, or a "
+        "request took many reads",
+    )

@@ -1,0 +1,316 @@
+"""Queue delays and responses, beside what the clients of services with known delays see themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import socket
+import struct
+import time
+from pathlib import Path
+
+import pytest
+
+from pytest_netpoll.model.histogram import percentile
+from tests.waiting import patiently
+
+SO_TIMESTAMPNS = 35
+MS = 1_000_000
+
+
+class Client:
+    """Times its requests by when the kernel got the answer: on a busy machine the client waits, too."""
+
+    def __init__(self, address, size=4):
+        family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+        self.socket = socket.socket(family)
+        self.socket.settimeout(20)
+        self.socket.connect(address)
+        if family == socket.AF_INET:
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.socket.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        self.request = b"x" * size
+        self.took = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
+
+    def ask(self):
+        sent = time.time_ns()
+        self.socket.sendall(self.request)
+        answer, ancillary, _, _ = self.socket.recvmsg(100, 100)
+        assert answer == self.request
+        seconds, ns = struct.unpack("ll", ancillary[0][2]) if ancillary else divmod(time.time_ns(), 10**9)
+        self.took.append(seconds * 10**9 + ns - sent)
+
+
+def quantile(times, q):
+    """The nearest-rank one, as the metrics have it."""
+    return sorted(times)[math.ceil(q * len(times)) - 1]
+
+
+def count(m, name):
+    return sum(m.snapshot.delays[name].histogram.values())
+
+
+def assert_agrees(m, took):
+    """The service's responses are what its clients saw."""
+    assert count(m, "response") == len(took)
+    for name, q in (("response_p50", 0.5), ("response_p90", 0.9)):
+        seen = quantile(took, q)
+        assert getattr(m, name) == pytest.approx(seen, rel=0.1, abs=0.3 * MS), (name, sorted(took)[-20:])
+
+
+SERVICES = {
+    "calm": ([], 0),
+    "slow": (["-handle", "20ms"], 20),
+    "busy": (["-handle", "5ms", "-burn"], 5),
+    "starved": (["-cpu", "1", "-hogs", "3"], 5),
+    "starved-on-two": (["-cpu", "2", "-hogs", "4"], 5),
+    "polled-by-sysmon": (["-cpu", "1", "-yielders", "8"], 2),
+}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_responses_are_what_the_client_waits_for(launch, measure, newest_go, name):
+    args, least = SERVICES[name]
+    service = launch("answer", *args, go=str(newest_go.go))
+    with Client(service.address) as client:
+        client.ask()
+        client.took.clear()
+        with measure() as stretch:
+            for _ in range(40):
+                client.ask()
+                time.sleep(0.003)
+    m = stretch(service)
+    assert_agrees(m, client.took)
+    assert m.response_p90 >= least * MS
+    # Where the time went.
+    parts = budget(m, "response")
+    if name in ("slow", "busy"):
+        assert parts.handling > 0.9 * parts.total
+    if name.startswith("starved"):
+        assert parts.poll + parts.run > 0.5 * parts.total
+    if name == "polled-by-sysmon":
+        assert parts.poll > 0.5 * parts.total
+        # What latency alone does not show.
+        assert m.poll_delay_p50 > 1 * MS
+
+
+MAIN = Path(__file__).parent / "services" / "answer" / "main.go"
+
+
+def line_of(code):
+    return 1 + next(i for i, line in enumerate(MAIN.read_text().splitlines()) if code in line)
+
+
+def test_the_slowest_answers_are_named_with_their_parts_and_their_lines(launch, measure, newest_go):
+    service = launch("answer", "-handle", "20ms", go=str(newest_go.go))
+    with Client(service.address) as client:
+        client.ask()
+        with measure() as stretch:
+            for _ in range(10):
+                client.ask()
+        ends = tuple(
+            "{}:{}".format(*end) for end in (client.socket.getpeername(), client.socket.getsockname())
+        )
+    m = stretch(service)
+    responses = [answer for answer in m.slow_answers if answer.what == "response"]
+    reads = [answer for answer in m.slow_answers if answer.what == "queue_delay"]
+    assert len(responses) == len(reads) == 8
+    for answer in responses:
+        assert answer.handling_ns >= 20 * MS
+        assert (answer.direction, answer.local, answer.peer) == ("write", *ends)
+        assert answer.stack[0].line == line_of("c.Write(request)")
+    for read in reads:
+        assert (read.direction, read.syscall, read.handling_ns) == ("read", "read", 0)
+        assert read.stack[0].line == line_of("io.ReadFull(c, request)")
+    assert len({answer.goroutine for answer in m.slow_answers}) == 1
+
+
+def budget(m, name):
+    found = m.snapshot.delays[name].budget.values()
+    first, *others = found
+    for other in others:
+        first = first + other
+    return first
+
+
+@pytest.fixture
+def quota():
+    """quota(pid) lets the process have 4 ms of CPU every 40 ms."""
+    made = []
+
+    def quota(pid):
+        for base, files in (
+            (Path("/sys/fs/cgroup/cpu"), {"cpu.cfs_period_us": "40000", "cpu.cfs_quota_us": "4000"}),
+            (Path("/sys/fs/cgroup"), {"cpu.max": "4000 40000"}),
+        ):
+            group = base / f"netpoll-test-{os.getpid()}"
+            with contextlib.suppress(OSError):
+                group.mkdir()
+                made.append(group)
+                for name, value in files.items():
+                    (group / name).write_text(value)
+                (group / "cgroup.procs").write_text(str(pid))
+                return
+        pytest.skip("needs a cgroup of its own, with the cpu controller")
+
+    yield quota
+    for group in made:
+        patiently(lambda group=group: not (group / "cgroup.procs").read_text())
+        group.rmdir()
+
+
+def test_responses_of_a_throttled_service_are_what_the_client_waits_for(quota, factory, measure, newest_go):
+    service = factory(
+        "./answer",
+        args=["-addr", "127.0.0.1:{port}", "-handle", "20ms", "-burn"],
+        ready=re.compile("ready on"),
+        go=str(newest_go.go),
+    )
+    quota(service.pid)
+    with Client(service.address) as client, measure() as stretch:
+        for _ in range(30):
+            client.ask()
+            time.sleep(0.001)
+    service.stop()
+    m = stretch(service)
+    assert_agrees(m, client.took)
+    assert m.response_p90 > 25 * MS
+
+
+def test_a_connection_waits_for_a_busy_acceptor_and_so_does_its_first_request(launch, measure, go_toolchain):
+    service = launch("answer", "-accept", "300ms", go=str(go_toolchain.go))
+    with Client(service.address) as first:
+        first.ask()
+        with measure() as stretch, contextlib.ExitStack() as stack:
+            others = [stack.enter_context(Client(service.address)) for _ in range(2)]
+            connected = time.monotonic_ns()
+            for other in others:
+                other.socket.sendall(other.request)
+            for other in others:
+                assert other.socket.recv(100) == other.request
+            waited = time.monotonic_ns() - connected
+    m = stretch(service)
+    # Two connections, and their requests, which lay there before they were accepted.
+    assert count(m, "queue_delay") == 4
+    assert count(m, "response") == 2
+    assert m.response_max == pytest.approx(waited, abs=30 * MS)
+    assert m.queue_delay_max >= 300 * MS
+    # Nobody was parked, so latency knows nothing of it.
+    assert m.latency_max is None or m.latency_max < 100 * MS
+
+
+def test_what_nobody_has_taken_counts_with_its_age(launch, measure, newest_go):
+    service = launch("answer", "-accept", "60s", go=str(newest_go.go))
+    with Client(service.address) as first:
+        first.ask()
+        with Client(service.address):
+            queued = time.monotonic_ns()
+            with measure() as stretch:
+                time.sleep(0.2)
+                at_least = time.monotonic_ns() - queued
+    at_most = time.monotonic_ns() - queued
+    m = stretch(service)
+    assert count(m, "queue_delay") == 1
+    assert at_least - 50 * MS <= m.queue_delay_max <= at_most
+
+
+@pytest.mark.parametrize("family", ["tcp", "unix"])
+def test_pipelined_requests_each_wait_since_they_came(launch, measure, tmp_path, newest_go, family):
+    path = str(tmp_path / "socket")
+    service = launch("answer", "-handle", "40ms", "-path", path, go=str(newest_go.go))
+    with Client(path if family == "unix" else service.address) as client:
+        client.ask()
+        with measure() as stretch:
+            sent = []
+            for _ in range(4):
+                sent.append(time.monotonic_ns())
+                client.socket.sendall(client.request)
+                time.sleep(0.01)
+            for _ in sent:
+                assert client.socket.recv(4, socket.MSG_WAITALL) == client.request
+    m = stretch(service)
+    assert count(m, "queue_delay") == count(m, "response") == 4
+    # Each is read once those before it have been handled, for 40 ms at least.
+    least = sorted(40 * MS * i - (at - sent[0]) for i, at in enumerate(sent))
+    for i, ns in enumerate(least):
+        assert percentile(m.snapshot.delays["queue_delay"].histogram, (i + 1) / 4) >= 0.96 * ns
+
+
+def test_more_than_are_told_apart_never_wait_too_long(launch, measure, newest_go):
+    service = launch("answer", "-handle", "10ms", go=str(newest_go.go))
+    with Client(service.address) as client:
+        client.ask()
+        with measure() as stretch:
+            began = time.monotonic_ns()
+            for _ in range(30):
+                client.socket.sendall(client.request)
+                time.sleep(0.001)
+            for _ in range(30):
+                assert client.socket.recv(4) == client.request
+            most = time.monotonic_ns() - began
+    m = stretch(service)
+    assert count(m, "queue_delay") == 30
+    assert 150 * MS < m.response_max <= most
+
+
+def test_answers_of_another_goroutine_are_no_responses(launch, measure, newest_go):
+    service = launch("answer", "-writer", "-handle", "2ms", go=str(newest_go.go))
+    with Client(service.address) as client, measure() as stretch:
+        for _ in range(20):
+            client.ask()
+    m = stretch(service)
+    assert m.response_p50 is m.response_max is None
+    assert m.absent["response_p99"].what == "0 of 20 reads were answered by a write of the same goroutine"
+    assert count(m, "queue_delay") == 20
+    assert m.queue_delay_p50 is not None
+
+
+def test_what_a_service_asks_of_another_one_is_no_request(launch, factory, measure, newest_go):
+    """Its reads of a backend's answers are followed by the next question, whenever that may be."""
+    backend = factory(
+        "./answer",
+        name="backend",
+        args=["-addr", "127.0.0.1:{port}"],
+        ready=re.compile("ready on"),
+        go=str(newest_go.go),
+    )
+    service = launch("answer", "-dial", "{}:{}".format(*backend.address), go=str(newest_go.go))
+    with Client(service.address) as client:
+        client.ask()
+        client.took.clear()
+        with measure() as stretch:
+            for _ in range(20):
+                client.ask()
+                time.sleep(0.02)
+    assert_agrees(stretch(service), client.took)
+    assert count(stretch(backend), "response") == 20
+
+
+def test_a_socket_that_was_there_before_the_probe_is_known_from_its_first_read_on(
+    launch, new_meter, newest_go
+):
+    service = launch("answer", go=str(newest_go.go))
+    with Client(service.address) as client:
+        client.ask()
+        meter = new_meter(response="on")
+        meter.start()
+        meter.watch(service)
+        window = meter.open()
+        for _ in range(10):
+            client.ask()
+            time.sleep(0.002)
+        [m] = meter.close(window, [service])
+    assert m.unmeasured is None
+    assert count(m, "queue_delay") == count(m, "poll_delay") == 9
+    assert m.queue_delay_p50 < m.latency_max + m.poll_delay_max + 1
+    # It is not known who opened the connection.
+    assert m.response_p50 is None
+    assert m.absent["response_p50"].what == "no read of an accepted stream connection took data"
