@@ -86,11 +86,11 @@ def verify() -> None:
             )
 
 
-def _take_place(user: privileges.Invoker, max_processes: int, max_fds: int, cpus: int) -> None:
+def _take_place(user: privileges.Invoker, size: int) -> None:
     """Among this user's agents, for as long as this one lives. Raises protocol.Unable."""
     try:
         with hangup.ends_with(sys.stdin.fileno()):
-            budget.take(user.uid, max_processes, max_fds, cpus)
+            budget.take(user.uid, size)
     except budget.Refused as error:
         fix = "let others end, use fewer workers (pytest -n), or run pytest as root"
         raise protocol.Unable(str(error), fix) from error
@@ -135,12 +135,12 @@ def load(
         raise protocol.Unable(*problem)
     if not user.is_root:
         possible = cpus.possible()
-        problem = footprint.too_large(max_processes, max_fds, possible)
+        problem = footprint.too_large(max_processes, max_fds, possible, bool(answers))
         if problem is not None:
             raise protocol.Unable(*problem)
         # Whoever has the capabilities themselves is bound by nothing that this agent does.
         if os.geteuid() == 0:
-            _take_place(user, max_processes, max_fds, possible)
+            _take_place(user, footprint.size(max_processes, max_fds, possible, bool(answers)))
     try:
         # A second on an idle machine, many on a busy one; whoever started us may be killed meanwhile.
         with hangup.ends_with(sys.stdin.fileno()):

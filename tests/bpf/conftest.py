@@ -95,7 +95,7 @@ def new_meter(factory: ServiceFactory) -> Iterator[Callable[..., Meter]]:
 def lacking(
     new_meter: Callable[..., Meter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Meter]:
-    """lacking({"bpf/btf.py": "…"}, response="on") is a meter whose agent has these lines at the end of its modules."""
+    """lacking({"bpf/btf.py": "…"}) is a meter whose agent has these lines at the end of its modules."""
     agent = shutil.copytree(privilege.AGENT, tmp_path / "agent", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(privilege.bpf_sources(), tmp_path / "bpf")
     command = privilege.command

@@ -174,15 +174,19 @@ def test_windows_do_not_grow_it(agent):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="looks into an agent that is root's")
-def test_the_kernel_memory_that_it_reckons_with_is_what_its_maps_take(monkeypatch):
+@pytest.mark.parametrize("answers", [0, 1])
+def test_the_kernel_memory_that_it_reckons_with_is_what_its_maps_take(monkeypatch, answers):
     """More where there are more processes, and on more CPUs, of those that there may ever be."""
     monkeypatch.syspath_prepend(str(privilege.AGENT))
     footprint = importlib.import_module("bpf.footprint")
     sizes = {"max_processes": 516, "max_fds": 32}
-    with running() as few, running(**sizes) as many:
+    with running(answers=answers) as few, running(answers=answers, **sizes) as many:
         for cpus in (possible_cpus(), 100):
             a, b = bytes_of_maps(few.pid, cpus), bytes_of_maps(many.pid, cpus)
-            reckoned = footprint.size(4, 64, cpus), footprint.size(**sizes, cpus=cpus)
+            reckoned = (
+                footprint.size(4, 64, cpus, answers),
+                footprint.size(**sizes, cpus=cpus, answers=answers),
+            )
             assert b - a == reckoned[1] - reckoned[0]
             assert 0.8 * reckoned[0] < a < reckoned[0]
 

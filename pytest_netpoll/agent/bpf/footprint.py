@@ -22,12 +22,12 @@ SLOT = 4  # in the queue of free ones
 OTHERS = 13 << 20  # maps that are always as large, most of it stacks
 
 
-def size(max_processes: int, max_fds: int, cpus: int) -> int:
-    """Bytes. cpus: those that there may ever be; some maps have everything once for each."""
+def size(max_processes: int, max_fds: int, cpus: int, answers: bool) -> int:
+    """Bytes. cpus: those that there may ever be; some maps have everything once for each. answers: are timed."""
     counted = COUNTERS + DELAY + SLOWEST + SLOW_ANSWERS + IO_FAILURES + POLLS_BY_EVENTS
     bank = HISTOGRAM + cpus * counted
     each = max_processes * (BANKS * bank + 2 * max_fds * WAIT + TARGET + POLLER + SLOT)
-    return OTHERS + each + inboxes(max_processes, max_fds) * INBOX
+    return OTHERS + each + answers * inboxes(max_processes, max_fds) * INBOX
 
 
 def inboxes(max_processes: int, max_fds: int) -> int:
@@ -35,9 +35,9 @@ def inboxes(max_processes: int, max_fds: int) -> int:
     return min(max_processes * max_fds, 1 << 16)
 
 
-def too_large(max_processes: int, max_fds: int, cpus: int) -> tuple[str, str] | None:
+def too_large(max_processes: int, max_fds: int, cpus: int, answers: bool) -> tuple[str, str] | None:
     """(why that is too much for an ordinary user, the fix), or None."""
-    if size(max_processes, max_fds, cpus) <= MOST:
+    if size(max_processes, max_fds, cpus, answers) <= MOST:
         return None
     return (
         f"{max_processes} processes of {max_fds} descriptors take more than 1 GiB of kernel memory on a "

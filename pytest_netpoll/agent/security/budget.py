@@ -27,12 +27,11 @@ class Refused(Exception):
     """There is no room for this one; the message says why."""
 
 
-def take(uid: int, max_processes: int, max_fds: int, cpus: int) -> int | None:
-    """The file descriptor of the token, once there is room for an agent of these sizes. Raises Refused.
+def take(uid: int, size: int) -> int | None:
+    """The file descriptor of the token, once there is room for an agent of so many bytes. Raises Refused.
 
     None where tokens cannot be counted: root in a container may lack CAP_SYS_ADMIN.
     """
-    size = footprint.size(max_processes, max_fds, cpus)
     name = f"netp{uid:08x}_{-(-size // _UNIT):02x}".encode()
     token = tracing.load_nothing(name)
     mine = tracing.describe(token).number
