@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pytest
 
@@ -59,6 +59,20 @@ def _path(text: str) -> Path:
     if not text:
         raise ValueError("a file name is missing")
     return Path(text).expanduser()
+
+
+class Artifacts(NamedTuple):
+    """Where they go, and whether those of all tests do, or of the failed ones only."""
+
+    directory: Path
+    all_tests: bool
+
+
+def _artifacts(text: str) -> Artifacts:
+    directory = text.removesuffix(":all")
+    if not directory:
+        raise ValueError("a directory is missing")
+    return Artifacts(_path(directory), directory != text)
 
 
 def _natural(text: str) -> int:
@@ -133,6 +147,15 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "write a report to FILE as HTML",
         _path,
         metavar="FILE",
+    ),
+    OptionSpec(
+        "artifacts",
+        "--netpoll-artifacts",
+        "netpoll_artifacts",
+        "write files for other tools to DIR, of each test that failed, or of all with DIR:all: profiles for "
+        "'go tool pprof', and what the services printed",
+        _artifacts,
+        metavar="DIR[:all]",
     ),
     OptionSpec(
         "save",
@@ -317,6 +340,7 @@ class Config:
     unmeasured: Literal["fail", "skip"]
     json: Path | None
     html: Path | None
+    artifacts: Artifacts | None
     save: str | None
     compare: str | None
     compare_fail: tuple[Tolerance, ...]
@@ -378,4 +402,6 @@ def _parse(spec: OptionSpec, given: str | list[str], base: Path) -> object:
 
 
 def _absolute(value: object, base: Path) -> object:
+    if isinstance(value, Artifacts):
+        return value._replace(directory=base / value.directory)
     return base / value if isinstance(value, Path) else value

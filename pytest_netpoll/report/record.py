@@ -235,6 +235,23 @@ class WindowRecord(TypedDict):
     services: list[ServiceRecord]
 
 
+class ArtifactRecord(TypedDict):
+    """A file that --netpoll-artifacts keeps. what: is in it. command: opens it, run in its directory."""
+
+    name: str
+    what: str
+    bytes: int
+    command: str
+
+
+class ArtifactsRecord(TypedDict):
+    """Those of one test. notes: why others are not there."""
+
+    directory: str
+    files: list[ArtifactRecord]
+    notes: list[ReasonRecord]
+
+
 class _TestExtra(TypedDict, total=False):
     reasons: list[ReasonRecord]
     file: str
@@ -249,6 +266,7 @@ class _TestExtra(TypedDict, total=False):
     deaths: list[DeathRecord]
     windows: list[WindowRecord]
     windows_left_out: int
+    artifacts: ArtifactsRecord | None
 
 
 class TestRecord(_TestExtra):
@@ -263,6 +281,7 @@ class TestRecord(_TestExtra):
     requests_per_second: of what the test reported with record_property("requests", n). gate: the outcome that
     gate mode would have given; another one than `outcome` only in report mode. deaths: the services that
     ended without being stopped. windows: of the `netpoll.measure()` blocks, of very many the last ones.
+    artifacts: what was kept of it as files, None where that was not asked for.
     """
 
     nodeid: str
@@ -322,6 +341,7 @@ def build(
         "deaths": [_death(death) for death in (verdict.deaths if verdict else ())],
         "windows": list(windows),
         "windows_left_out": windows_left_out,
+        "artifacts": None,
         "services": [
             _service(measurement, own)
             for measurement, own in zip(measurements, columns or [{}] * len(measurements), strict=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pytest_netpoll import __version__
 from pytest_netpoll.errors import NetpollError
 from pytest_netpoll.options import Config
-from pytest_netpoll.report import baseline_file, github, json_report, wording
+from pytest_netpoll.report import artifacts, baseline_file, github, json_report, wording
 from pytest_netpoll.report.attached import attached
 from pytest_netpoll.report.checkout import Checkout
 from pytest_netpoll.report.html import document
@@ -29,6 +29,8 @@ class Reports:
         self.records: list[TestRecord] = []
         self.lines: list[str] = []
         self.complete = True
+        self._artifacts_complete = True
+        self._tests_with_artifacts = 0
         self._options = options
         self._rootdir = rootdir
 
@@ -41,6 +43,17 @@ class Reports:
                 windows += [{**window, "number": number + window["number"]} for window in late["windows"]]
                 return
         self.records.append(late)
+
+    def write_artifacts(self, packed: Mapping[str, str]) -> None:
+        """Those of one test, as artifacts.packed gives them. What fails once is not tried again."""
+        if self._options.artifacts is None or not self._artifacts_complete:
+            return
+        try:
+            artifacts.write(self._options.artifacts.directory, packed)
+            self._tests_with_artifacts += 1
+        except NetpollError as error:
+            self.complete = self._artifacts_complete = False
+            self.lines.append(f"netpoll: {error}")
 
     def environment(self, agent: Mapping[str, Any]) -> dict[str, Any]:
         """Where this was measured, as in the JSON report. agent: what the agent says of itself."""
@@ -84,6 +97,9 @@ class Reports:
             if say_written:
                 self.lines.append(f"netpoll: wrote {path}")
             self.lines += [wording.one_line(f"netpoll: {line}") for line in told or ()]
+        if say_written and self._options.artifacts is not None and self._tests_with_artifacts:
+            tests = "1 test" if self._tests_with_artifacts == 1 else f"{self._tests_with_artifacts:,} tests"
+            self.lines.append(f"netpoll: wrote artifacts of {tests} to {self._options.artifacts.directory}")
         self._tell_github(environment)
 
     def _tell_github(self, environment: Mapping[str, Any]) -> None:

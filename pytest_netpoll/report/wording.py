@@ -533,6 +533,19 @@ def diagnosis_of(record: TestRecord) -> list[str]:
     return [one_line(text) for text in found]
 
 
+def size(count: int) -> str:
+    """ "512 B", "1.2 kB", of a file."""
+    if count < 1000:
+        return f"{count} B"
+    return f"{count / 1000:,.1f} kB" if count < 999_950 else f"{count / 1e6:,.1f} MB"
+
+
+def artifact_notes(record: TestRecord) -> list[Reason]:
+    """Why files that --netpoll-artifacts would have kept of the test are not there."""
+    kept = record.get("artifacts")
+    return [] if kept is None else [clean(_reason(note)) for note in kept["notes"]]
+
+
 def place(stack: Sequence[FrameRecord]) -> str:
     """ " at server/fault_dup.go:33 main.(*watcher).run"; empty without a stack."""
     if not stack:
