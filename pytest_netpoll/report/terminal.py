@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -174,7 +173,7 @@ def _artifacts(record: TestRecord, width: int) -> list[str]:
     rows = [[file["command"], wording.size(file["bytes"]), file["what"]] for file in shown]
     lines = []
     if rows:
-        lines.append(f"artifacts: cd {shlex.quote(kept['directory'])}")
+        lines.append(f"artifacts: {wording.cd_to(kept['directory'])}")
         lines += [f"  {line}" for line in cells.tabulated(rows, ["left", "right", "left"]).splitlines()]
     if len(kept["files"]) > len(shown):
         lines.append(f"  … and {len(kept['files']) - len(shown):,} more files")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -538,6 +539,11 @@ def size(count: int) -> str:
     if count < 1000:
         return f"{count} B"
     return f"{count / 1000:,.1f} kB" if count < 999_950 else f"{count / 1e6:,.1f} MB"
+
+
+def cd_to(directory: str) -> str:
+    """The command that goes there."""
+    return f"cd {shlex.quote(one_line(directory))}"
 
 
 def artifact_notes(record: TestRecord) -> list[Reason]:

@@ -11,6 +11,7 @@ from pytest_netpoll.clean import lines as cleaned
 from pytest_netpoll.clean import one_line
 from pytest_netpoll.report import artifacts, junit, record, terminal, wording
 from pytest_netpoll.service.service import Service
+from pytest_netpoll.session import own_view
 from pytest_netpoll.session.fixtures import WINDOWS, Windows
 from pytest_netpoll.session.judging import JUDGED, SUBTEST, Judged
 from pytest_netpoll.session.marked import LIMITS, fixtures_of, toolchain_of
@@ -112,13 +113,14 @@ def _keep_artifacts(
     wanted = session.options.artifacts
     if wanted is None or not (wanted.all_tests or wording.alarming(made)):
         return
-    kept = [*artifacts.profiles(made, session.symbolizer.source_of)]
+    taken = item.stash.get(own_view.TAKEN, own_view.NOTHING)
+    kept = [*artifacts.profiles(made, session.symbolizer.source_of), *taken.files]
     for service in _services_behind(session, item):
         printed = service.log
         if printed:
             kept.append(artifacts.log(service.name, printed))
     directory = wanted.directory / artifacts.directory_name(made["nodeid"])
-    made["artifacts"] = record.plain(artifacts.record_of(directory, kept, ()))
+    made["artifacts"] = record.plain(artifacts.record_of(directory, kept, taken.notes))
     if kept:
         report.netpoll_artifacts = artifacts.packed(made["nodeid"], kept)  # type: ignore[attr-defined]
 

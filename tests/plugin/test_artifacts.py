@@ -48,6 +48,30 @@ def test_healthy(echo, ping): ping(echo, 20)
 def test_window(dup, ping, netpoll):
     with netpoll.measure() as window: ping(dup, 20)
     assert window[dup].spurious == 0
+
+@pytest.fixture(scope="session")
+def profiled(start): return start("profiled", pprof="/debug/pprof")
+
+def request(service):
+    from urllib.request import urlopen
+    with open(os.environ["PYTEST_CURRENT_TEST"].partition("::")[2].partition(" ")[0], "a") as calls:
+        calls.write("called\\n")
+    for _ in range(20): urlopen(service.url).read()
+
+@netpoll(max_wakeups=5)
+def test_profiled(profiled, netpoll):
+    with netpoll.measure() as window: request(profiled)
+    assert window[profiled].wakeups < 5
+
+@netpoll(max_wakeups=5)
+@pytest.mark.timeout(30)
+def test_limited(profiled): request(profiled)
+
+@pytest.fixture(scope="session")
+def shy(start): return start("echo", name="shy", pprof="/debug/pprof/")
+
+@netpoll(max_wakeups=5)
+def test_shy(shy, ping): ping(shy, 20)
 """
 
 
@@ -144,17 +168,16 @@ def counted(offenders: Sequence[Any]) -> int:
 def test_a_failed_test_leaves_what_its_record_says_in_a_directory_of_its_own(failed: Run) -> None:
     dup = [f"test_dup[{way}]" for way in ("a/b", "a-b", "../" * 30)]
     kept = {
-        Path(failed.tests[test]["artifacts"]["directory"])
-        for test in (*dup, "test_io", "test_burn", "test_window")
+        Path(failed.tests[test]["artifacts"]["directory"]) for test in failed.tests if test != "test_healthy"
     }
     assert sorted(failed.directory.iterdir()) == sorted(kept)
-    assert len(kept) == 6
+    assert len(kept) == 9
     for test in dup:
         assert sorted(failed.files(test)) == ["dup.log", "dup.spurious.pb.gz"]
     assert "ready on 127.0.0.1" in failed.files(dup[0])["dup.log"].read_text()
     assert sorted(failed.files("test_window")) == ["dup.log", "dup.window-1.spurious.pb.gz"]
     assert failed.tests["test_healthy"]["artifacts"] is None
-    assert f"netpoll: wrote artifacts of 6 tests to {failed.directory}\n" in failed.output
+    assert f"netpoll: wrote artifacts of 9 tests to {failed.directory}\n" in failed.output
 
 
 def test_pprof_counts_what_the_record_does_and_names_function_file_line_and_labels(failed: Run) -> None:
@@ -205,6 +228,49 @@ def test_workers_leave_the_files_of_all_tests_to_their_controller_and_runs_are_c
     )
     compared = pprof("-top", "-nodecount=99", f"-diff_base={before}", now)
     assert re.search(rf"^Showing nodes accounting for {more},", compared, re.MULTILINE), compared
+
+
+def test_a_service_that_serves_pprof_is_asked_during_a_repeated_call_that_is_not_measured(
+    failed: Run,
+) -> None:
+    record = failed.tests["test_profiled"]
+    assert (failed.directory.parent / "test_profiled").read_text() == "called\n" * 2
+    (window,) = record["windows"]
+    inner, outer = (made["services"][0]["metrics"]["wakeups"] for made in (window, record))
+    assert 20 <= inner <= outer < 1.5 * inner
+    assert record["error"].startswith("AssertionError: ")
+    files = failed.files("test_profiled")
+    views = [
+        f"profiled.{view}" for view in ("goroutine.pb.gz", "profile.pb.gz", "mutex.pb.gz", "block.pb.gz")
+    ]
+    assert sorted(files) == sorted([*views, "profiled.exec.trace", "profiled.log"])
+    assert record["artifacts"]["notes"] == []
+    goroutines, cpu, mutex, block = (pprof("-top", files[view]) for view in views)
+    assert re.search(r"net/http\.\(\*Server\)\.Serve\n", goroutines)
+    assert "\nType: cpu\n" in cpu
+    assert "main.contend\n" in mutex
+    assert "main.wait" in block
+    assert files["profiled.exec.trace"].read_bytes().startswith(b"go 1.")
+
+
+def test_what_a_service_does_not_serve_and_what_cannot_be_repeated_is_a_note(failed: Run) -> None:
+    for test, what, fix in (
+        ("test_shy", "no profiles of the service's own: shy: ", "serve net/http/pprof there"),
+        (
+            "test_limited",
+            "no profiles of the service's own: the test's timeout of 30 s ",
+            "raise the timeout",
+        ),
+    ):
+        (note,) = failed.tests[test]["artifacts"]["notes"]
+        assert f"{note['what']}: {note['why']}".startswith(what)
+        assert note["fix"].startswith(fix)
+        assert re.sub(r"\s+", " ", f"{note['what']}: {note['why']} fix: {note['fix']}") in re.sub(
+            r"\s+", " ", failed.output
+        )
+        (file,) = failed.files(test)
+        assert file.endswith(".log")
+    assert (failed.directory.parent / "test_limited").read_text() == "called\n"
 
 
 @pytest.mark.parametrize("place", ["a file", "a file/in it", "/proc/netpoll"])
