@@ -30,7 +30,7 @@ class Reports:
         self.lines: list[str] = []
         self.complete = True
         self._artifacts_complete = True
-        self._tests_with_artifacts = 0
+        self._tests_with_artifacts: set[str] = set()
         self._options = options
         self._rootdir = rootdir
 
@@ -50,7 +50,8 @@ class Reports:
             return
         try:
             artifacts.write(self._options.artifacts.directory, packed)
-            self._tests_with_artifacts += 1
+            # Of a failed subtest and of its test they are the test's.
+            self._tests_with_artifacts |= {path.partition("/")[0] for path in packed}
         except NetpollError as error:
             self.complete = self._artifacts_complete = False
             self.lines.append(f"netpoll: {error}")
@@ -98,7 +99,8 @@ class Reports:
                 self.lines.append(f"netpoll: wrote {path}")
             self.lines += [wording.one_line(f"netpoll: {line}") for line in told or ()]
         if say_written and self._options.artifacts is not None and self._tests_with_artifacts:
-            tests = "1 test" if self._tests_with_artifacts == 1 else f"{self._tests_with_artifacts:,} tests"
+            count = len(self._tests_with_artifacts)
+            tests = "1 test" if count == 1 else f"{count:,} tests"
             self.lines.append(f"netpoll: wrote artifacts of {tests} to {self._options.artifacts.directory}")
         self._tell_github(environment)
 

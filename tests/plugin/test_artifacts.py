@@ -67,6 +67,26 @@ def test_profiled(profiled, netpoll):
 @pytest.mark.timeout(30)
 def test_limited(profiled): request(profiled)
 
+class TestCase(unittest.TestCase):
+    @pytest.fixture(autouse=True)
+    def _service(self, profiled): self.service = profiled
+
+    @netpoll()
+    def test_unit(self):
+        request(self.service)
+        self.fail("my own")
+
+@netpoll()
+def test_own(start):
+    request(start("profiled", name="own", pprof="/debug/pprof"))
+    assert False, "mine"
+
+@pytest.fixture(scope="session")
+def ready(go_service): return go_service(f"{SERVICES}/ready", args=["-addr", "127.0.0.1:{port}", "-n", "50"])
+
+@netpoll(max_ready_calls=5, max_unclaimed_events=0)
+def test_ready(ready, ping): ping(ready, 20)
+
 @pytest.fixture(scope="session")
 def shy(start): return start("echo", name="shy", pprof="/debug/pprof/")
 
@@ -99,7 +119,7 @@ class Run(NamedTuple):
 
 def run_tests(directory: Path, *options: str) -> Run:
     (directory / "conftest.py").write_text(CONFTEST.format(root=str(ROOT), services=str(SERVICES)))
-    (directory / "test_it.py").write_text(f"{IMPORTS}from conftest import SERVICES\n{TESTS}")
+    (directory / "test_it.py").write_text(f"{IMPORTS}import unittest\nfrom conftest import SERVICES\n{TESTS}")
     result = subprocess.run(
         [
             sys.executable,
@@ -171,13 +191,13 @@ def test_a_failed_test_leaves_what_its_record_says_in_a_directory_of_its_own(fai
         Path(failed.tests[test]["artifacts"]["directory"]) for test in failed.tests if test != "test_healthy"
     }
     assert sorted(failed.directory.iterdir()) == sorted(kept)
-    assert len(kept) == 9
+    assert len(kept) == 12
     for test in dup:
         assert sorted(failed.files(test)) == ["dup.log", "dup.spurious.pb.gz"]
     assert "ready on 127.0.0.1" in failed.files(dup[0])["dup.log"].read_text()
     assert sorted(failed.files("test_window")) == ["dup.log", "dup.window-1.spurious.pb.gz"]
     assert failed.tests["test_healthy"]["artifacts"] is None
-    assert f"netpoll: wrote artifacts of 9 tests to {failed.directory}\n" in failed.output
+    assert f"netpoll: wrote artifacts of 12 tests to {failed.directory}\n" in failed.output
 
 
 def test_pprof_counts_what_the_record_does_and_names_function_file_line_and_labels(failed: Run) -> None:
@@ -255,6 +275,7 @@ def test_a_service_that_serves_pprof_is_asked_during_a_repeated_call_that_is_not
 
 def test_what_a_service_does_not_serve_and_what_cannot_be_repeated_is_a_note(failed: Run) -> None:
     for test, what, fix in (
+        ("test_own", "no profiles of the service's own: the test, which would be ", "start it in a fixture"),
         ("test_shy", "no profiles of the service's own: shy: ", "serve net/http/pprof there"),
         (
             "test_limited",
@@ -270,7 +291,28 @@ def test_what_a_service_does_not_serve_and_what_cannot_be_repeated_is_a_note(fai
         )
         (file,) = failed.files(test)
         assert file.endswith(".log")
-    assert (failed.directory.parent / "test_limited").read_text() == "called\n"
+    for test in ("test_own", "test_limited"):
+        assert (failed.directory.parent / test).read_text() == "called\n"
+
+
+def test_a_unittest_that_is_repeated_fails_once_and_for_its_own_reason(failed: Run) -> None:
+    record = failed.tests["TestCase::test_unit"]
+    assert record["error"] == "AssertionError: my own"
+    assert (failed.directory.parent / "TestCase::test_unit").read_text() == "called\n" * 2
+    assert "profiled.exec.trace" in failed.files("TestCase::test_unit")
+    assert len(re.findall(r"^E +AssertionError: my own$", failed.output, re.MULTILINE)) == 1
+
+
+@pytest.mark.uprobes
+def test_wakers_and_descriptors_that_nobody_waited_on_are_profiles_as_well(failed: Run) -> None:
+    files = failed.files("test_ready")
+    assert total(files["ready.wakers.pb.gz"]) == counted(failed.offenders("test_ready", "ready")) > 0
+    assert re.search(r"% +main\.main\.func\d\n", pprof("-top", files["ready.wakers.pb.gz"]))
+    unclaimed = counted(failed.offenders("test_ready", "unclaimed"))
+    assert total(files["ready.unclaimed.pb.gz"]) == unclaimed > 0
+    assert re.search(
+        rf" {unclaimed} +100% +\(nobody waiting\)\n", pprof("-top", files["ready.unclaimed.pb.gz"])
+    )
 
 
 @pytest.mark.parametrize("place", ["a file", "a file/in it", "/proc/netpoll"])
