@@ -67,6 +67,20 @@ def _directory_or_off(text: str) -> Path | str:
     return text if text == "off" else _path(text)
 
 
+class Artifacts(NamedTuple):
+    """Where they go, and whether those of all tests do, or of the failed ones only."""
+
+    directory: Path
+    all_tests: bool
+
+
+def _artifacts(text: str) -> Artifacts:
+    directory = text.removesuffix(":all")
+    if not directory:
+        raise ValueError("a directory is missing")
+    return Artifacts(_path(directory), directory != text)
+
+
 def _natural(text: str) -> int:
     if not (text.isascii() and text.isdecimal()):
         raise ValueError(f"{text!r} is not an integer >= 0")
@@ -171,6 +185,15 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "write an HTML report to FILE; needs pip install 'pytest-netpoll[html]'",
         _path,
         metavar="FILE",
+    ),
+    OptionSpec(
+        "artifacts",
+        "--netpoll-artifacts",
+        "netpoll_artifacts",
+        "write files for other tools to DIR, of each test that failed, or of all with DIR:all: profiles for "
+        "'go tool pprof', and what the services printed",
+        _artifacts,
+        metavar="DIR[:all]",
     ),
     OptionSpec(
         "save",
@@ -415,6 +438,7 @@ class Config:
     unmeasured: Literal["fail", "skip"]
     json: Path | None
     html: Path | None
+    artifacts: Artifacts | None
     save: str | None
     compare: str | None
     compare_fail: tuple[Tolerance, ...]
@@ -489,4 +513,6 @@ def _parse(spec: OptionSpec, given: str | list[str], base: Path) -> object:
 
 
 def _absolute(value: object, base: Path) -> object:
+    if isinstance(value, Artifacts):
+        return value._replace(directory=base / value.directory)
     return base / value if isinstance(value, Path) else value

@@ -123,6 +123,7 @@ class Hooks:
         records.complete(self._session, item, call, report)
         return report
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         records.collect(self._session, report)
 

@@ -41,3 +41,6 @@ OUTCOME_EOF = 0
 OUTCOME_DATA = 255
 
 MACROS = {name: value for name, value in list(vars().items()) if name.isupper()}
+
+# Not for the C: CPU samples a second. Not in time with anything that happens every millisecond.
+CPU_HZ = 499

@@ -51,6 +51,9 @@ class Symbolizer:
         self._rootdir = rootdir
         self._programs: dict[tuple[str, int, int], _Program] = {}
         self._trimmed: dict[tuple[object, ...], tuple[Frame, ...]] = {}
+        self._frames: dict[Line, Frame] = {}
+        # (function, file as shown) -> where that file is
+        self._sources: dict[tuple[str, str], str] = {}
 
     def stack(self, raw: Sequence[tuple[str, int]]) -> tuple[Frame, ...]:
         """The frames of one stack, innermost first: [(file, offset in the file)] as the agent gives them.
@@ -61,7 +64,7 @@ class Symbolizer:
         for depth, (path, offset) in enumerate(raw):
             # All but the innermost are return addresses: the call is the instruction before.
             lines = self._program(path).lines(offset - (depth > 0))
-            frames += [Frame(line.function, self._relative(line), line.line) for line in lines]
+            frames += map(self._frame, lines)
         return tuple(frames)
 
     def trimmed(self, raw: Sequence[tuple[str, int]]) -> tuple[Frame, ...]:
@@ -72,6 +75,22 @@ class Symbolizer:
         if key not in self._trimmed:
             self._trimmed[key] = trim(self.stack(raw))
         return self._trimmed[key]
+
+    def source_of(self, function: str, file: str) -> str:
+        """The file of a frame as other tools find it: its absolute path, as far as the program tells."""
+        return self._sources.get((function, file), file)
+
+    def _frame(self, line: Line) -> Frame:
+        if line not in self._frames:
+            frame = self._frames[line] = Frame(line.function, self._relative(line), line.line)
+            source = Path(line.file)
+            if not source.is_absolute() and (self._rootdir / frame.file).is_file():
+                source = self._rootdir / frame.file  # built with -trimpath
+            # Of two programs with files of one name, that in the tests' own tree is meant.
+            known = self._sources.get((frame.function, frame.file))
+            if known is None or not Path(known).is_relative_to(self._rootdir):
+                self._sources[frame.function, frame.file] = str(source)
+        return self._frames[line]
 
     def _program(self, path: str) -> _Program:
         # A service that was built anew and restarted has other lines under the same name.

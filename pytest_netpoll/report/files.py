@@ -14,7 +14,7 @@ from pytest_netpoll.errors import NetpollError
 _MOST_LINKS = 40  # as many as the kernel follows
 
 
-def write_atomically(path: Path, text: str, what: str) -> None:
+def write_atomically(path: Path, content: str | bytes, what: str) -> None:
     """Readers of `path` see the old file or all of the new one. NetpollError, naming `what`, if not.
 
     A file that is replaced passes on its mode. Links and pipes that others put in the way, where anybody may
@@ -25,14 +25,14 @@ def write_atomically(path: Path, text: str, what: str) -> None:
         path = _followed(path)
         # /dev/null, /dev/stdout, a pipe: renaming would put a regular file in the device's place.
         if _is_device(path):
-            _write(os.open(path, os.O_WRONLY | os.O_NOCTTY), text)
+            _write(os.open(path, os.O_WRONLY | os.O_NOCTTY), content)
             return
         mode = _mode(path)
         descriptor, name = tempfile.mkstemp(prefix=".netpoll-", suffix=".tmp", dir=path.parent)
         try:
             # Readable for others, as files are: reports are often root's, on CI.
             os.fchmod(descriptor, 0o666 & ~_umask() if mode is None else stat.S_IMODE(mode))
-            _write(descriptor, text)
+            _write(descriptor, content)
             Path(name).replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -107,7 +107,9 @@ def cannot_write(path: Path, error: OSError, what: str) -> NetpollError:
     )
 
 
-def _write(descriptor: int, text: str) -> None:
+def _write(descriptor: int, content: str | bytes) -> None:
     """Closes it, too."""
-    with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
+    if isinstance(content, str):
+        content = content.encode(errors="backslashreplace")
+    with open(descriptor, "wb") as file:
+        file.write(content)

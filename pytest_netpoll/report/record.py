@@ -393,6 +393,23 @@ class WindowRecord(TypedDict):
     services: list[ServiceRecord]
 
 
+class ArtifactRecord(TypedDict):
+    """A file that --netpoll-artifacts keeps. what: is in it. command: opens it, run in its directory."""
+
+    name: str
+    what: str
+    bytes: int
+    command: str
+
+
+class ArtifactsRecord(TypedDict):
+    """Those of one test. notes: why others are not there."""
+
+    directory: str
+    files: list[ArtifactRecord]
+    notes: list[ReasonRecord]
+
+
 class _TestExtra(TypedDict, total=False):
     reasons: list[ReasonRecord]
     file: str
@@ -408,6 +425,7 @@ class _TestExtra(TypedDict, total=False):
     windows: list[WindowRecord]
     windows_left_out: int
     forbidden: list[str]
+    artifacts: ArtifactsRecord | None
 
 
 class TestRecord(_TestExtra):
@@ -422,7 +440,8 @@ class TestRecord(_TestExtra):
     requests_per_second: of what the test reported with record_property("requests", n). gate: the outcome that
     gate mode would have given; another one than `outcome` only in report mode. deaths: the services that
     ended without being stopped. forbidden: the codes of the rules that no service may break. windows: of the
-    `netpoll.measure()` blocks, of very many the last ones.
+    `netpoll.measure()` blocks, of very many the last ones. artifacts: what was kept of it as files, None
+    where that was not asked for.
     """
 
     nodeid: str
@@ -483,6 +502,7 @@ def build(
         "windows": list(windows),
         "windows_left_out": windows_left_out,
         "forbidden": list(limits.forbidden(None)),
+        "artifacts": None,
         "services": [
             _service(measurement, own, limits)
             for measurement, own in zip(measurements, columns or [{}] * len(measurements), strict=True)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pytest_netpoll import __version__
 from pytest_netpoll.errors import NetpollError
 from pytest_netpoll.options import Config
-from pytest_netpoll.report import baseline_file, delta, github, json_report, wording
+from pytest_netpoll.report import artifacts, baseline_file, delta, github, json_report, wording
 from pytest_netpoll.report.attached import attached
 from pytest_netpoll.report.checkout import Checkout, revision_of
 from pytest_netpoll.report.html import document
@@ -32,6 +32,8 @@ class Reports:
         self.records: list[TestRecord] = []
         self.lines: list[str] = []
         self.complete = True
+        self._artifacts_complete = True
+        self._tests_with_artifacts: set[str] = set()
         self._options = options
         self._rootdir = rootdir
         self._revision = functools.cache(lambda: revision_of(rootdir))
@@ -45,6 +47,18 @@ class Reports:
                 windows += [{**window, "number": number + window["number"]} for window in late["windows"]]
                 return
         self.records.append(late)
+
+    def write_artifacts(self, packed: Mapping[str, str]) -> None:
+        """Those of one test, as artifacts.packed gives them. What fails once is not tried again."""
+        if self._options.artifacts is None or not self._artifacts_complete:
+            return
+        try:
+            artifacts.write(self._options.artifacts.directory, packed)
+            # Of a failed subtest and of its test they are the test's.
+            self._tests_with_artifacts |= {path.partition("/")[0] for path in packed}
+        except NetpollError as error:
+            self.complete = self._artifacts_complete = False
+            self.lines.append(f"netpoll: {error}")
 
     def environment(self, agent: Mapping[str, Any]) -> dict[str, Any]:
         """Where this was measured, as in the JSON report. agent: what the agent says of itself."""
@@ -92,6 +106,10 @@ class Reports:
             if say_written:
                 self.lines.append(f"netpoll: wrote {path}")
             self.lines += [wording.one_line(f"netpoll: {line}") for line in told or ()]
+        if say_written and self._options.artifacts is not None and self._tests_with_artifacts:
+            count = len(self._tests_with_artifacts)
+            tests = "1 test" if count == 1 else f"{count:,} tests"
+            self.lines.append(f"netpoll: wrote artifacts of {tests} to {self._options.artifacts.directory}")
         self._tell_github(environment)
 
     def _tell_github(self, environment: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ MOST_OTHERS = 200
 SECTION_LINES = 24
 MOST_OFFENDERS = 3
 MOST_FRAMES = 6
+MOST_ARTIFACTS = 16
 
 _SERVICE_CELLS = 16
 # What the parts of a row are parts of, where that is not the metric: they may well be more than it.
@@ -124,7 +125,8 @@ def _reason(reason: Reason, width: int, indent: str = "") -> list[str]:
 
 
 def failure_section(record: TestRecord, width: int) -> str:
-    """Why the test failed or is unmeasured, at most SECTION_LINES lines; empty if there is nothing to say.
+    """Why the test failed or is unmeasured, at most SECTION_LINES lines, and then the files that were kept of
+    it. Empty if there is nothing to say.
 
     The broken limits, the numbers of the services they belong to, the lines of Go behind them, and at
     the end, for which room is kept, the likely causes. Of a test that failed by itself what its windows
@@ -154,7 +156,25 @@ def failure_section(record: TestRecord, width: int) -> str:
         for missing in wording.unexplained(record, service):
             screen.add(_reason(missing, width, "  "))
         _add_entries(screen, blocks, width)
-    return screen.text()
+    return "\n".join([*filter(None, [screen.text()]), *_artifacts(record, width)])
+
+
+def _artifacts(record: TestRecord, width: int) -> list[str]:
+    """Commands, to be copied: they are not wrapped."""
+    kept = record.get("artifacts")
+    if kept is None:
+        return []
+    shown = kept["files"][:MOST_ARTIFACTS]
+    rows = [[file["command"], wording.size(file["bytes"]), file["what"]] for file in shown]
+    lines = []
+    if rows:
+        lines.append(f"artifacts: {wording.cd_to(kept['directory'])}")
+        lines += [f"  {line}" for line in cells.tabulated(rows, ["left", "right", "left"]).splitlines()]
+    if len(kept["files"]) > len(shown):
+        lines.append(f"  … and {len(kept['files']) - len(shown):,} more files")
+    for note in wording.artifact_notes(record):
+        lines += _reason(note, width)
+    return lines
 
 
 def _add_entries(screen: _Screen, entries: Sequence[wording.Entry], width: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -825,6 +826,24 @@ def unchecked_rules(records: Iterable[TestRecord]) -> list[Reason]:
         where = one_line(next(iter(nodeids))) if len(nodeids) == 1 else f"{len(nodeids):,} tests"
         found.append(why.about(f"{name} was not checked in {where}"))
     return found
+
+
+def size(count: int) -> str:
+    """ "512 B", "1.2 kB", of a file."""
+    if count < 1000:
+        return f"{count} B"
+    return f"{count / 1000:,.1f} kB" if count < 999_950 else f"{count / 1e6:,.1f} MB"
+
+
+def cd_to(directory: str) -> str:
+    """The command that goes there."""
+    return f"cd {shlex.quote(one_line(directory))}"
+
+
+def artifact_notes(record: TestRecord) -> list[Reason]:
+    """Why files that --netpoll-artifacts would have kept of the test are not there."""
+    kept = record.get("artifacts")
+    return [] if kept is None else [clean(_reason(note)) for note in kept["notes"]]
 
 
 def place(stack: Sequence[FrameRecord]) -> str:

@@ -17,7 +17,7 @@ import psutil
 
 from pytest_netpoll.errors import NetpollError, Reason, ServiceError, UsageError
 from pytest_netpoll.gobinary.gomaxprocs import gomaxprocs_of
-from pytest_netpoll.service import containers, guardian
+from pytest_netpoll.service import containers, debug_endpoint, guardian
 from pytest_netpoll.service.build import Builder, Builds, GoTool, go_version_of, package_name
 from pytest_netpoll.service.discovery import by_name, by_port, find
 from pytest_netpoll.service.launch import Held, NotStarted
@@ -130,6 +130,16 @@ class Service:
         """Of `address`: "http://127.0.0.1:8080"."""
         host, port = self.address
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    @property
+    def pprof_url(self) -> str | None:
+        """Where it serves net/http/pprof, as far as go_service was told."""
+        place = self._spec.pprof
+        return f"{self.url}{place}" if place is not None and place.startswith("/") else place
+
+    @property
+    def serves_pprof(self) -> bool:
+        return self._spec.pprof is not None
 
     @property
     def log(self) -> str:
@@ -557,6 +567,7 @@ class ServiceFactory:
         process: str | None = None,
         container: str | None = None,
         engine: str | None = None,
+        pprof: str | None = None,
     ) -> Service:
         """Build a Go package, or take a command, or find a running process; return it when ready.
 
@@ -572,6 +583,8 @@ class ServiceFactory:
             listens on, the name or path of its program. It is watched with its children, and left running.
         container: the name or id of a running one, which is left running, too; engine: "docker", "podman"
             or the path of one, where both have a container of that name.
+        pprof: where it serves net/http/pprof: a path such as "/debug/pprof", or a URL. There
+            --netpoll-artifacts asks for profiles and a trace, of a repeated call of a test that failed.
         Raises UsageError for wrong arguments, ServiceError when it cannot be built or is not ready.
         """
         directory = checked_directory(self._rootdir, cwd)
@@ -589,14 +602,15 @@ class ServiceFactory:
             for_containers={"engine": engine},
         )
         ready, timeout = checked(ready), checked_timeout(timeout)
+        debug = debug_endpoint.checked(pprof)
         if port is not None or process is not None:
             search = by_port(port) if port is not None else by_name(process)
             pid = find(search, 0 if ready is None else timeout, self.say)
         if container is not None:
-            spec = Spec(ready, timeout, container=containers.find(container, engine))
+            spec = Spec(ready, timeout, container=containers.find(container, engine), pprof=debug)
             default_name = container
         elif pid is not None:
-            spec = Spec(ready, timeout, pid=checked_pid(pid), port=port)
+            spec = Spec(ready, timeout, pid=checked_pid(pid), port=port, pprof=debug)
             default_name = process_name(pid)
         else:
             own = {key: str(value) for key, value in (env or {}).items()}
@@ -609,7 +623,7 @@ class ServiceFactory:
                 if not head:
                     raise UsageError("go_service: command= is empty")
                 default_name = Path(head[0]).name
-            spec = Spec(ready, timeout, (*head, *words(args, "args")), own, directory)
+            spec = Spec(ready, timeout, (*head, *words(args, "args")), own, directory, pprof=debug)
         asked = name or default_name
         with self._named(asked) as unique:
             service = self._new(unique, spec, self, asked)

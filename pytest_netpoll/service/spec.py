@@ -24,7 +24,7 @@ Argument = str | os.PathLike[str]
 class Spec:
     """What to start and how to tell that it is up; `pid` or `container` for what runs already.
 
-    port: the one it is known to listen on.
+    port: the one it is known to listen on. pprof: where it serves net/http/pprof: a path, or a URL.
     """
 
     ready: Ready
@@ -35,6 +35,7 @@ class Spec:
     pid: int | None = None
     port: int | None = None
     container: Container | None = None
+    pprof: str | None = None
 
     @property
     def wants_port(self) -> bool:

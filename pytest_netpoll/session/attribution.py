@@ -84,6 +84,10 @@ class Roster:
         self.owners.pop(service, None)
         service.retire()
 
+    def made_by(self, item: pytest.Item) -> list[Service]:
+        """Those that the test made, not its fixtures."""
+        return [s for s, owner in self.owners.items() if owner.node is item and owner.fixture is None]
+
     def end_made_by(self, item: pytest.Item) -> list[NetpollError]:
         """Those that the test made, not its fixtures, the youngest first; what kept any from ending."""
         errors = []

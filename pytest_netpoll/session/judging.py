@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
@@ -14,12 +15,12 @@ from pytest_netpoll.model.median import median_of
 from pytest_netpoll.model.verdict import Death, Verdict, judge
 from pytest_netpoll.options import Config
 from pytest_netpoll.service.service import Service
-from pytest_netpoll.session import extensions
+from pytest_netpoll.session import extensions, own_view
 from pytest_netpoll.session.attribution import Presence
 from pytest_netpoll.session.marked import LIMITS
 from pytest_netpoll.session.outcome import ENFORCED, enforce
 from pytest_netpoll.session.session import Session
-from pytest_netpoll.session.trial import Trial, is_repeated
+from pytest_netpoll.session.trial import Trial, has_failed, is_repeated
 
 
 class Judged(NamedTuple):
@@ -51,6 +52,29 @@ def around_call(session: Session, item: pytest.Item) -> Generator[None, object, 
     __tracebackhide__ = True
     if is_repeated(item):
         return (yield)
+    item.stash[own_view.TAKEN] = own_view.NOTHING
+    began = time.monotonic()
+    try:
+        result = yield from _around(session, item)
+    except (Exception, pytest.fail.Exception) as error:
+        if not isinstance(error, pytest.skip.Exception | pytest.xfail.Exception | pytest.exit.Exception):
+            own_view.take(session, item, _seconds(item, began), failed=True)
+        raise
+    judged = item.stash[JUDGED]
+    failed = has_failed(item) or (judged is not None and judged.verdict.gate not in (None, "passed"))
+    own_view.take(session, item, _seconds(item, began), failed)
+    return result
+
+
+def _seconds(item: pytest.Item, began: float) -> float:
+    """How long one call of the test took. began: the first of them."""
+    judged = item.stash[JUDGED]
+    windows = [made.window_seconds for made in judged.measurements] if judged is not None else []
+    return max(windows, default=time.monotonic() - began)
+
+
+def _around(session: Session, item: pytest.Item) -> Generator[None, object, object]:
+    __tracebackhide__ = True
     # A test that is run again, as by pytest-rerunfailures, begins anew; its fixtures may have measured.
     item.stash[JUDGED] = item.stash[ENFORCED] = item.stash[SUBTEST] = None
     presence = session.roster.watch()

@@ -5,6 +5,7 @@ A service of a fixture ends after the fixture's own teardown, one of a test befo
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Sequence
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ class Lifetimes:
         self._roster = roster
         self._deaths = deaths
         self._item: pytest.Item | None = None
+        self._began = 0.0
         # The fixtures being set up, each asked for by the one before it. Not by thread: a fixture may
         # start its services in several.
         self._setups: list[tuple[Any, pytest.FixtureRequest]] = []
@@ -44,6 +46,7 @@ class Lifetimes:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
         self._item = item
+        self._began = time.monotonic()
         self._roster.begin_test()
         return (yield)
 
@@ -75,6 +78,11 @@ class Lifetimes:
         if late:
             raise pytest.fail.Exception(_said(late), pytrace=False)
         return result
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the set-up of the test began."""
+        return time.monotonic() - self._began
 
     def adopt(self, service: Service) -> None:
         """Called with a new service: it ends with whoever asks for it, or else with the session."""

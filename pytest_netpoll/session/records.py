@@ -9,8 +9,9 @@ import pytest
 
 from pytest_netpoll.clean import lines as cleaned
 from pytest_netpoll.clean import one_line
-from pytest_netpoll.report import junit, record, terminal
+from pytest_netpoll.report import artifacts, junit, record, terminal, wording
 from pytest_netpoll.service.service import Service
+from pytest_netpoll.session import own_view
 from pytest_netpoll.session.fixtures import WINDOWS, Windows
 from pytest_netpoll.session.judging import JUDGED, SUBTEST, Judged
 from pytest_netpoll.session.marked import LIMITS, fixtures_of, toolchain_of
@@ -43,6 +44,11 @@ def collect(session: Session, report: pytest.TestReport) -> None:
     if late is not None:
         session.reports.add_windows(late)
     made = getattr(report, "netpoll", None)
+    packed = getattr(report, "netpoll_artifacts", None)
+    if packed is not None and not session.is_worker:
+        del report.netpoll_artifacts  # pytest keeps the report
+        if getattr(report, "outcome", None) != "rerun":
+            session.reports.write_artifacts(packed)
     # "rerun": pytest-rerunfailures runs it again, and what it comes to then is the test's result.
     if made is not None and getattr(report, "outcome", None) != "rerun":
         session.reports.records.append(made)
@@ -81,6 +87,7 @@ def _attach_record(
     own = None if ours else error or item.stash[SUBTEST]
     made = _record(item, judged, own, getattr(report, "wasxfail", None), windows or Windows())
     item.stash[WINDOWS] = Windows()
+    _keep_artifacts(session, item, made, report)
     # The environment, too: a controller has no agent to ask.
     report.netpoll = made  # type: ignore[attr-defined]
     report.netpoll_environment = record.plain(session.meter.environment)  # type: ignore[attr-defined]
@@ -97,6 +104,25 @@ def _attach_record(
             add_section("netpoll", section, "-")
         else:
             report.sections.append(("netpoll", section))
+
+
+def _keep_artifacts(
+    session: Session, item: pytest.Item, made: record.TestRecord, report: pytest.TestReport
+) -> None:
+    """They are named in the record, and travel with pytest's report to whoever writes the reports."""
+    wanted = session.options.artifacts
+    if wanted is None or not (wanted.all_tests or wording.alarming(made)):
+        return
+    taken = item.stash.get(own_view.TAKEN, own_view.NOTHING)
+    kept = [*artifacts.profiles(made, session.symbolizer.source_of), *taken.files]
+    for service in _services_behind(session, item):
+        printed = service.log
+        if printed:
+            kept.append(artifacts.log(service.name, printed))
+    directory = wanted.directory / artifacts.directory_name(made["nodeid"])
+    made["artifacts"] = record.plain(artifacts.record_of(directory, kept, taken.notes))
+    if kept:
+        report.netpoll_artifacts = artifacts.packed(made["nodeid"], kept)  # type: ignore[attr-defined]
 
 
 def _attach_late_windows(item: pytest.Item, report: pytest.TestReport) -> None:

@@ -14,7 +14,7 @@ from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.model.comparison import Baseline
 from pytest_netpoll.options import Config
-from pytest_netpoll.report import baseline_file
+from pytest_netpoll.report import artifacts, baseline_file
 from pytest_netpoll.report.reports import Reports
 from pytest_netpoll.service.service import Service, ServiceFactory
 from pytest_netpoll.service.sides import Pairs, Sides
@@ -36,7 +36,8 @@ class Session:
         self.config = config
         self.options = options
         self.progress = Progress(config)
-        self.meter = Meter(options, Symbolizer(config.rootpath), self.progress.say)
+        self.symbolizer = Symbolizer(config.rootpath)
+        self.meter = Meter(options, self.symbolizer, self.progress.say)
         self.roster = Roster()
         self.deaths = Deaths()
         self.lifetimes = Lifetimes(self.roster, self.deaths)
@@ -56,6 +57,8 @@ class Session:
         with usage_errors():
             found = resolve(self.options.go, self.progress.say)
             self.toolchains = {toolchain.label: toolchain for toolchain in found}
+            if self.options.artifacts is not None and self.measures and not self.is_worker:
+                artifacts.require(self.options.artifacts.directory)
             if self.options.compare is not None and self.measures:
                 self.baseline = self._load_baseline(self.options.compare)
             if self.options.against is not None and self.measures:
@@ -119,6 +122,11 @@ class Session:
     @property
     def runs_tests(self) -> bool:
         return not (self.config.option.collectonly or self.config.option.setuponly)
+
+    @property
+    def is_worker(self) -> bool:
+        """Whether it is one of pytest-xdist's workers, which report to their controller."""
+        return hasattr(self.config, "workerinput")
 
     @property
     def has_terminal(self) -> bool:

@@ -31,7 +31,7 @@ def write(session: Session, pytest_session: pytest.Session) -> None:
     """The files; a run without one that was asked for fails."""
     reports = session.reports
     # A pytest-xdist worker's records are its controller's to report.
-    if hasattr(session.config, "workerinput") or not session.runs_tests:
+    if session.is_worker or not session.runs_tests:
         return
     reports.write(session.environment, say_written=session.has_terminal)
     if not reports.complete and pytest_session.exitstatus in (

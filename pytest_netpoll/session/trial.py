@@ -44,6 +44,21 @@ class Traffic(NamedTuple):
     base_astray: int
 
 
+def has_failed(item: pytest.Item) -> bool:
+    """A unittest.TestCase raises nothing: pytest keeps its failures here until it reports."""
+    return bool(getattr(item, "_excinfo", None))
+
+
+@contextlib.contextmanager
+def repeating(item: pytest.Item) -> Iterator[None]:
+    """The call in the block is one of ours."""
+    item.stash[_REPEATED] = True
+    try:
+        yield
+    finally:
+        item.stash[_REPEATED] = False
+
+
 class Trial:
     """One test, measured once or again. windows: the closed ones, of each a measurement a service.
 
@@ -199,18 +214,13 @@ class Trial:
 
     def _call(self) -> None:
         __tracebackhide__ = True
-        self._item.stash[_REPEATED] = True
-        try:
-            with self.window():
-                # Through the hook: capturing, logging and timeouts of other plugins apply again.
-                self._item.ihook.pytest_runtest_call(item=self._item)
-        finally:
-            self._item.stash[_REPEATED] = False
+        with repeating(self._item), self.window():
+            # Through the hook: capturing, logging and timeouts of other plugins apply again.
+            self._item.ihook.pytest_runtest_call(item=self._item)
 
     @property
     def failed(self) -> bool:
-        """A unittest.TestCase raises nothing: pytest keeps its failures here until it reports."""
-        return bool(getattr(self._item, "_excinfo", None))
+        return has_failed(self._item)
 
     def requests_per_second(self, windows: int) -> float | None:
         """Over the first so many windows; None where the test did not report all of them."""

@@ -83,7 +83,10 @@ def test_files_are_named_from_the_root_of_the_tests_however_it_was_built(build: 
         raw = [(str(program), offset) for offset in stack["Offsets"]]
         raw[0] = raw[0][0], raw[0][1] - 1
         for root, wanted in ((TRACEBACK, "main.go"), (TRACEBACK.parent, "traceback/main.go")):
-            frames = Symbolizer(root).stack(raw)
+            symbolizer = Symbolizer(root)
+            frames = symbolizer.stack(raw)
+            # Other tools look for it there.
+            assert symbolizer.source_of("main.take", wanted) == str(TRACEBACK / "main.go")
             assert frames[0].function == "main.take"
             assert {f.file for f in frames if f.function.startswith("main.")} == {wanted}
             assert [f.file for f in frames if f.function == "runtime.main"] == ["runtime/proc.go"]

@@ -83,6 +83,17 @@ def test_paths_are_relative_to_where_they_were_written(
     assert getattr(configure(pytester, f"--netpoll-{name}=/tmp/z"), name) == Path("/tmp/z")
 
 
+def test_artifacts_are_of_the_failed_tests_or_of_all_and_a_path_as_any(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makeini("[pytest]\nnetpoll_artifacts = out:all\n")
+    below = pytester.mkdir("below")
+    monkeypatch.chdir(below)
+    assert configure(pytester).artifacts == (pytester.path / "out", True)
+    assert configure(pytester, "--netpoll-artifacts=y").artifacts == (below / "y", False)
+    assert configure(pytester, "--netpoll-artifacts=a:b").artifacts == (below / "a:b", False)
+
+
 def test_a_path_may_start_at_home(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/gopher")
     assert configure(pytester, "--netpoll-json=~/x").json == Path("/home/gopher/x")
@@ -96,6 +107,7 @@ def test_a_path_may_start_at_home(pytester: pytest.Pytester, monkeypatch: pytest
         ("--netpoll-max-fds=0", "'0' is not an integer > 0"),
         ("--netpoll-max-fds=many", "'many' is not an integer > 0"),
         ("--netpoll-json=", "a file name is missing"),
+        ("--netpoll-artifacts=:all", "a directory is missing"),
         ("--netpoll-j=x", "unrecognized arguments"),
     ],
 )

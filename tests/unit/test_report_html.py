@@ -58,6 +58,24 @@ def details(*records: Any) -> list[dict[str, Any]]:
     return loaded
 
 
+def test_what_was_kept_as_files_is_shown_with_the_commands_that_open_them() -> None:
+    kept = {
+        "directory": "/srv/out/t",
+        "files": [
+            {"name": "s.io.pb.gz", "what": EVIL, "bytes": 1234, "command": "go tool pprof -top s.io.pb.gz"}
+        ],
+        "notes": [{"what": "no profiles", "why": "the service does not run", "fix": "start it"}],
+    }
+    (shown,) = details(built(measured(), artifacts=kept))
+    section = shown["html"].partition('<section class="artifacts">')[2].partition("</section>")[0]
+    assert "<code>cd /srv/out/t</code>" in section
+    assert "<code>go tool pprof -top s.io.pb.gz</code>" in section
+    assert ">1.2 kB<" in section
+    assert "<script>" not in section
+    assert "no profiles: the service does not run" in section
+    assert "<code>start it</code>" in section
+
+
 def rows(*records: Any) -> list[tuple[str, str]]:
     """(status, name) of each row."""
     page = document.render({}, records)

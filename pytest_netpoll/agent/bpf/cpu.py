@@ -11,8 +11,7 @@ import struct
 from collections.abc import Callable
 
 from bpf import cpus, syscall
-
-FREQUENCY = 499  # Hz: not in time with anything that happens every millisecond
+from constants import CPU_HZ
 
 # From the kernel's headers: include/uapi/linux/perf_event.h, and the tables of syscalls.
 _PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
@@ -59,7 +58,7 @@ class Sampler:
 
 def _open(cpu: int, program: int) -> int:
     flags = _DISABLED | _FREQ
-    attr = _ATTR.pack(_SOFTWARE, _ATTR.size, _CPU_CLOCK, FREQUENCY, 0, 0, flags, 0, 0, 0, 0)
+    attr = _ATTR.pack(_SOFTWARE, _ATTR.size, _CPU_CLOCK, CPU_HZ, 0, 0, flags, 0, 0, 0, 0)
     fd = syscall.call(_PERF_EVENT_OPEN, attr, -1, cpu, -1, _FD_CLOEXEC)
     try:
         fcntl.ioctl(fd, _IOC_SET_BPF, program)

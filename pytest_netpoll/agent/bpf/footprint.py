@@ -23,7 +23,7 @@ OTHERS = 13 << 20  # maps that are always as large, most of it stacks
 
 
 def size(max_processes: int, max_fds: int, cpus: int, answers: bool) -> int:
-    """Bytes. cpus: those that there may ever be; some maps have everything once for each. answers: are timed."""
+    """Bytes. cpus: those that there may ever be, as some maps have all for each. answers: are timed."""
     counted = COUNTERS + DELAY + SLOWEST + SLOW_ANSWERS + IO_FAILURES + POLLS_BY_EVENTS
     bank = HISTOGRAM + cpus * counted
     each = max_processes * (BANKS * bank + 2 * max_fds * WAIT + TARGET + POLLER + SLOT)

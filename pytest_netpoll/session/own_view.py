@@ -1,0 +1,152 @@
+"""What services tell of themselves, by net/http/pprof, while a test that failed is called once more.
+
+Once more, so that the call which was measured pays nothing for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pytest
+
+from pytest_netpoll.errors import NetpollError, Reason
+from pytest_netpoll.report import artifacts
+from pytest_netpoll.report.artifacts import File
+from pytest_netpoll.service.debug_endpoint import PATIENCE, Recording
+from pytest_netpoll.service.service import Service
+from pytest_netpoll.session.fixtures import WINDOWS, Windows
+from pytest_netpoll.session.marked import LIMITS
+from pytest_netpoll.session.outcome import ENFORCED
+from pytest_netpoll.session.session import Session
+from pytest_netpoll.session.trial import repeating
+
+# Seconds: a call that takes longer is not repeated.
+MOST_SECONDS = 60.0
+# Beyond the call's own seconds, so that its end is in the profiles.
+_MARGIN = 0.5
+# Until the requests have got there.
+_HEAD_START = 0.1
+_WHAT = "no profiles of the service's own"
+
+
+class Taken(NamedTuple):
+    """notes: why others are not there."""
+
+    files: Sequence[File]
+    notes: Sequence[Reason]
+
+
+NOTHING = Taken((), ())
+TAKEN = pytest.StashKey[Taken]()
+
+
+def take(session: Session, item: pytest.Item, seconds: float, failed: bool) -> None:
+    """Leaves in the item's stash what its services tell while it is called once more. seconds: it took."""
+    wanted = session.options.artifacts
+    has_record = LIMITS in item.stash or WINDOWS in item.stash
+    if wanted is None or session.options.mode == "off" or not has_record:
+        return
+    alarming = failed and item.get_closest_marker("xfail") is None
+    if not (alarming or wanted.all_tests):
+        return
+    asked = [service for service in session.roster.own(item) if service.serves_pprof]
+    if not asked:
+        return
+    why_not = _why_not(session, item, asked, seconds)
+    item.stash[TAKEN] = Taken((), (why_not,)) if why_not is not None else _take(session, item, asked, seconds)
+
+
+def _why_not(session: Session, item: pytest.Item, asked: Sequence[Service], seconds: float) -> Reason | None:
+    for service in asked:
+        if not service.running:
+            return Reason(_WHAT, why=f"{service.name} does not run any more")
+    if session.roster.made_by(item):
+        return Reason(
+            _WHAT,
+            why="the test, which would be called again for them, starts a service itself",
+            fix="start it in a fixture",
+        )
+    if "subtests" in getattr(item, "fixturenames", ()):
+        return Reason(_WHAT, why="called again for them, the test would report its subtests twice")
+    if seconds > MOST_SECONDS:
+        return Reason(
+            _WHAT,
+            why=f"the test took {seconds:.0f} s; up to {MOST_SECONDS:.0f} s, one is called again for them",
+        )
+    limit = _timeout(item)
+    if limit is not None and session.lifetimes.elapsed + 2 * (seconds + 2 * PATIENCE) > limit:
+        return Reason(
+            _WHAT,
+            why=f"the test's timeout of {limit:g} s leaves no time to call it again",
+            fix="raise the timeout, or run without it",
+        )
+    return None
+
+
+def _timeout(item: pytest.Item) -> float | None:
+    """That of pytest-timeout, in seconds."""
+    if not item.config.pluginmanager.hasplugin("timeout"):
+        return None
+    marker = item.get_closest_marker("timeout")
+    given = getattr(item.config, "_env_timeout", None)
+    if marker is not None:
+        given = marker.args[0] if marker.args else marker.kwargs.get("timeout", given)
+    return float(given) if isinstance(given, int | float) and given > 0 else None
+
+
+def _take(session: Session, item: pytest.Item, asked: Sequence[Service], seconds: float) -> Taken:
+    files: list[File] = []
+    notes: list[Reason] = []
+    recordings: list[tuple[Service, Recording]] = []
+    for service in asked:
+        try:
+            url = service.pprof_url
+        except NetpollError as error:
+            notes.append(error.reason)
+            continue
+        if url is not None:
+            recordings.append((service, Recording(url, seconds + _MARGIN)))
+    session.progress.say(f"calling {item.nodeid} again for its services' own profiles")
+    time.sleep(_HEAD_START)
+    _repeat(item)
+    for service, recording in recordings:
+        taken, missing = recording.results()
+        for view, content in taken:
+            name = f"{artifacts.service_name(service.name)}.{view.file}"
+            files.append(File(name, content, view.what, f"{view.command} {name}"))
+        notes += _together(service.name, missing)
+    return Taken(files, notes)
+
+
+def _together(service: str, missing: Sequence[Reason]) -> list[Reason]:
+    """One note where all are missing for the same cause."""
+    if len(missing) > 1 and len({reason.why for reason in missing}) == 1:
+        return [Reason(f"{_WHAT}: {service}", why=missing[0].why, fix=missing[0].fix)]
+    return [reason.about(service) for reason in missing]
+
+
+def _repeat(item: pytest.Item) -> None:
+    """Calls a test that has been judged. What comes of it is nobody's: neither failures nor numbers."""
+    enforced, windows = item.stash.get(ENFORCED, None), item.stash.get(WINDOWS, None)
+    reported = len(item.user_properties)
+    # A unittest.TestCase raises nothing: pytest keeps its failures here.
+    failures = list(getattr(item, "_excinfo", None) or ())
+    item.stash[WINDOWS] = Windows()
+    try:
+        with repeating(item):
+            item.ihook.pytest_runtest_call(item=item)
+    except pytest.exit.Exception:
+        raise
+    except (Exception, pytest.fail.Exception, pytest.skip.Exception):
+        pass  # as it did the first time
+    finally:
+        del item.user_properties[reported:]
+        if hasattr(item, "_excinfo"):
+            item._excinfo = failures or None
+        item.stash[ENFORCED] = enforced
+        if windows is None:
+            del item.stash[WINDOWS]
+        else:
+            item.stash[WINDOWS] = windows
