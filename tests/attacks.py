@@ -291,7 +291,8 @@ def what_gains_rights_by_an_exec_is_not_counted_from_there_on(ask, user, brief, 
     (process,) = answer["services"][str(process.pid)]
     counted = {name: value for name, value in process["counters"].items() if value}
     if how == "plain":
-        assert process["counters"]["productive_wakeups"] > 50
+        # On a busy machine data is often there before its reader parks.
+        assert process["counters"]["productive_wakeups"] >= 1
         assert not process["foreign"]
     else:
         assert (process["foreign"], process["executable"], counted) == (True, None, {})
