@@ -26,7 +26,7 @@ def test_the_kernels_types_are_used_where_it_tells_them(netpoll, has_btf):
     assert seen["kernel"] == os.uname().release
 
 
-def test_every_spaced_ping_is_one_productive_wakeup(launch, connect, spaced_pings, netpoll, go):
+def test_every_spaced_ping_is_one_productive_wakeup(launch, connect, spaced_pings, netpoll, go, has_btf):
     server = launch("echo", go)
     connection = connect(server)
     with netpoll.measure() as window:
@@ -35,6 +35,14 @@ def test_every_spaced_ping_is_one_productive_wakeup(launch, connect, spaced_ping
     assert m.productive_wakeups == PINGS
     assert (m.spurious_wakeups, m.abandoned_wakeups, m.pending_wakeups, m.stale_retries, m.lost) == (0,) * 5
     assert m.go_version == go
+    release = tuple(int(part) for part in os.uname().release.split(".")[:2])
+    timed = has_btf and release >= (6, 3)
+    assert (netpoll._meter.environment["no_arrivals"] is None) == timed
+    if timed:
+        assert sum(m.snapshot.delays["response"].histogram.values()) == PINGS
+        assert 0 < m.poll_delay_p50 <= m.queue_delay_max <= m.response_max
+    else:
+        assert m.response_p50 is None
 
 
 @pytest.mark.parametrize("name", ["dup", "dup-stripped"])
