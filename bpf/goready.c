@@ -14,15 +14,21 @@
 #define FIRST_ARGUMENT(ctx) ((ctx)->ax)
 #endif
 
+/* What an entry begins with; nobody writes it. Not on the stack, which newer compilers would
+ * exceed. */
+BPF_ARRAY(no_offences, struct offender_stats, 1);
+
 /* Records the waker's stack, and where the woken goroutine had been parked. That costs twice as
  * much as the probe itself, so after the first calls only some are recorded. */
 static __always_inline void record_waker(struct pt_regs *ctx, u32 owner, u32 epoch, u64 calls)
 {
 	u32 weight = sampled(SAMPLE_READY_CALLS, calls);
-	struct offender_stats first = {}, *stats;
+	struct offender_stats *first, *stats;
 	struct offender o = {};
+	int zero = 0;
 
-	if (!weight)
+	first = no_offences.lookup(&zero);
+	if (!weight || !first)
 		return;
 	o.owner = owner;
 	o.epoch = epoch;
@@ -30,7 +36,7 @@ static __always_inline void record_waker(struct pt_regs *ctx, u32 owner, u32 epo
 	/* Counted without a stack, too, so that shares stay true. */
 	o.stack = stack_of(ctx);
 	o.woken = parked_at(FIRST_ARGUMENT(ctx));
-	stats = offenders.lookup_or_try_init(&o, &first);
+	stats = offenders.lookup_or_try_init(&o, first);
 	if (stats)
 		__sync_fetch_and_add(&stats->count, weight);
 }

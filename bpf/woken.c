@@ -11,33 +11,51 @@
  * those of the current thread. */
 BPF_HASH(parked_stacks, u64, struct parked_stack, PARKED_STACKS);
 
-/* The id of the stack at which the goroutine is parked; 0 if g is none, or there was no room. */
-static __always_inline u64 parked_at(u64 g)
+/* What a new stack begins with; nobody writes it. */
+BPF_ARRAY(no_stack, struct parked_stack, 1);
+
+/* The hash of the stack at which the goroutine is parked; 0 if g is none. s: keeps it, unless 0. */
+static __always_inline u64 walk_parked(u64 g, struct parked_stack *s)
 {
 	u64 gobuf[GOBUF_WORDS], frame[2], bp, id = 0xcbf29ce484222325ULL;
-	struct parked_stack s = {};
 	int i;
 
 	if (bpf_probe_read_user(gobuf, sizeof(gobuf), (void *)(g + GOBUF_OFFSET)) ||
 	    gobuf[GOBUF_G] != g)
 		return 0;
 	bp = gobuf[GOBUF_BP] ? gobuf[GOBUF_BP] : gobuf[GOBUF_BP + 1];
-	s.pc[0] = gobuf[GOBUF_PC];
+	frame[1] = gobuf[GOBUF_PC];
 #pragma clang loop unroll(full)
-	for (i = 1; i < PARKED_FRAMES; i++) {
+	for (i = 0; i < PARKED_FRAMES; i++) {
+		id = (id ^ frame[1]) * 0x100000001b3ULL;
+		if (s)
+			s->pc[i] = frame[1];
 		/* Nothing is at 0, to which the outermost frame leads. */
 		if (bpf_probe_read_user(frame, sizeof(frame), (void *)bp))
 			break;
-		s.pc[i] = frame[1];
 		/* Frames lie above those that they call. */
 		bp = frame[0] > bp ? frame[0] : 0;
 	}
-#pragma clang loop unroll(full)
-	for (i = 0; i < PARKED_FRAMES; i++)
-		id = (id ^ s.pc[i]) * 0x100000001b3ULL;
-	id |= 1;
-	if (!parked_stacks.lookup(&id) && parked_stacks.update(&id, &s))
+	return id | 1;
+}
+
+/* The id of the stack at which the goroutine is parked; 0 if g is none, or there was no room. A new
+ * one is walked twice: to keep it meanwhile there is no room on the BPF stack, and a place of this
+ * CPU's could be taken by another program that preempts this one. */
+static __always_inline u64 parked_at(u64 g)
+{
+	u64 id = walk_parked(g, 0);
+	struct parked_stack *s;
+	int zero = 0;
+
+	if (!id || parked_stacks.lookup(&id))
+		return id;
+	s = no_stack.lookup(&zero);
+	if (!s || parked_stacks.update(&id, s))
 		return 0;
+	s = parked_stacks.lookup(&id);
+	if (s)
+		walk_parked(g, s);
 	return id;
 }
 
