@@ -280,7 +280,9 @@ def test_an_agent_behind_sudo_loads_nothing_for_a_pytest_that_was_killed_meanwhi
         patiently(lambda: "libbcc" in seen_of_agents(installed, "maps"), step=0.005)
         os.kill(process.pid, signal.SIGKILL)
     while agents(installed):
-        assert "prog_id" not in seen_of_agents(installed, "fdinfo/*")
+        # Of two instructions is the program that holds its place among the user's agents.
+        sizes = re.findall(r"^verified_insns:\s*(\d+)", seen_of_agents(installed, "fdinfo/*"), re.M)
+        assert set(sizes) <= {"2"}
 
 
 @needs_sudo
@@ -510,7 +512,7 @@ def test_all_agents_of_a_user_together_take_no_more_than_is_allowed(user, instal
             # Root's are not the user's, and not limited.
             assert "ready" in waited_for(agent)
         assert "ready" in waited_for(sudo)
-    large = {"max_processes": 100, "max_fds": 100_000}  # 0.8 GB
+    large = {"max_processes": 100, "max_fds": 60_000}  # 0.7 GB
     with running(user, installed, **large):
         what = waited_for(sudo, **large)["failed"]["what"]
         assert "this user has 1 agents, which take" in what
