@@ -67,7 +67,7 @@ def test_rules_are_named_by_code_family_and_name(named: str, codes: set[str]) ->
     [
         ("second-raeder", "no rule 'second-raeder', did you mean 'second-reader'?"),
         ("NP1O1", "did you mean 'NP101'"),
-        ("reader", "did you mean 'second-reader'?"),
+        ("reader", "did you mean 'second-reader' or 'stuck-reader'?"),
         ("NP9", "no rule 'NP9'"),
         ("", "it names no rule"),
         (True, "True is no text"),
