@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.gobinary.symbols import Frame, Symbolizer
-from pytest_netpoll.meter.low_water import low_water
 from pytest_netpoll.meter.messages import Measured, Parked, ParkedIn
+from pytest_netpoll.meter.readable import is_readable
 from pytest_netpoll.model.evidence import Offender, ParkedGoroutine
 from pytest_netpoll.model.metrics import PARKED_METRICS
 
@@ -141,14 +141,14 @@ def collect(processes: Sequence[Measured], symbolizer: Symbolizer) -> Found:
                 why=f"process {process['pid']} did not rest: its poller may not have reported the data yet",
                 fix="let the test wait for the service's answers before it ends",
             )
-        for row, unread, least in _stuck(process["pid"], told, found):
-            if least is None:
+        for row, readable in _stuck(process["pid"], told, found):
+            if readable is None:
                 absent["stuck_goroutines"] = Reason(
                     "a goroutine is parked over unread data, and whether it is stuck cannot be known",
-                    why=f"SO_RCVLOWAT of a socket of process {process['pid']} cannot be read",
+                    why=f"a socket of process {process['pid']} cannot be looked at",
                     fix="run pytest as root",
                 )
-            elif unread >= least:
+            elif readable:
                 groups[row.direction, row.stack].stuck += 1
     total = sum(group.after for group in groups.values())
     made = [
@@ -185,11 +185,10 @@ def collect(processes: Sequence[Measured], symbolizer: Symbolizer) -> Found:
 
 def _stuck(
     pid: int, told: Parked, found: Sequence[ParkedGoroutine]
-) -> Iterator[tuple[ParkedGoroutine, int, int | None]]:
-    """(goroutine, what is unread, from how much on its socket is readable: None where that isn't known)."""
-    for index, fd, inode, unread in told["stuck"]:
-        row = found[index]
-        yield row, unread, low_water(pid, fd, inode) if row.fd_type == "tcp" else 1
+) -> Iterator[tuple[ParkedGoroutine, bool | None]]:
+    """(goroutine, whether there is something to read: None where that isn't known)."""
+    for index, fd, inode, _ in told["stuck"]:
+        yield found[index], is_readable(pid, fd, inode)
 
 
 def _only(values: set[str | None]) -> str | None:

@@ -78,8 +78,8 @@ RULES = (
         "than 20 ms ago, while the service rests and polls.",
         "read until there is nothing left (EAGAIN) before waiting again: events are edge-triggered. In "
         "RawConn.Read, return false only after such a call.",
-        "A throttled or stopped service has not got round to reading, and a socket below its low-water mark "
-        "(SO_RCVLOWAT) has nothing to report.",
+        "A throttled or stopped service has not got round to reading, a socket below its low-water mark "
+        "(SO_RCVLOWAT) has nothing to report, and what is in an error queue (NP105) is nothing to read.",
         "RawConn.Read with a function that returns false without reading.",
         _stuck_reader,
         _not_decided,
