@@ -145,8 +145,10 @@ class Parked(TypedDict):
     goroutines: [goid or null, direction, type, local, peer, its stack's index, whether it came in the window,
     whether its peer is gone]: all of them, or those that stand out and examples. before, after: [direction,
     stack's index, how many there were, type or null, local or null] at the window's ends.
-    abandoned: [type, local, peer, a goroutine's index or null] of sockets whose peers closed in the window.
-    stuck: [goroutine's index, descriptor, inode, bytes unread]. undecided: how many may be stuck.
+    abandoned: [type, local, peer, a goroutine's index or null, whether it's certain that nobody holds the
+    other end] of sockets whose peers closed in the window.
+    stuck: [goroutine's index, descriptor, inode, bytes unread]. undecided: how many may be stuck. rested:
+    whether the process had got round to all that it was to do.
     """
 
     why_not: str | None
@@ -157,6 +159,7 @@ class Parked(TypedDict):
     abandoned: list[list[Any]]
     stuck: list[list[int]]
     undecided: int
+    rested: bool
 
 
 class ParkedIn(Parked):

@@ -371,6 +371,7 @@ class Meter:
         absent: dict[str, Reason] = {}
         quotas = cgroups.NOTHING
         answers: dict[str, list[dict[str, Any]]] = {}
+        unexplained = self._unexplained(window)
         if answer is not None:
             processes = [process for pid in roots for process in answer["services"].get(str(pid), [])]
             intervals = [answer["timelines"].get(str(pid), []) for pid in roots]
@@ -412,6 +413,8 @@ class Meter:
             found = parked_groups.collect(processes, self._symbolizer)
             absent |= found.absent
             blamed += found.groups
+            if found.unproven is not None:
+                unexplained["parked"] = found.unproven
             snapshot = dataclasses.replace(snapshot, counters={**snapshot.counters, **found.counters})
         unmeasured = failed.reason if failed is not None else why_not_exact(self._seen(service, processes))
         if unmeasured is None and self._config.goready == "on" and "ready_calls" in absent:
@@ -430,7 +433,7 @@ class Meter:
             cgroups=quotas.cgroups,
             unmeasured=unmeasured,
             absent=absent,
-            unexplained=self._unexplained(window),
+            unexplained=unexplained,
             gomaxprocs=service.gomaxprocs,
             cpus=_cpus(roots[-1]) if roots else None,
         )

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.gobinary.symbols import Frame, Symbolizer
-from pytest_netpoll.meter.low_water import low_water
 from pytest_netpoll.meter.messages import Measured, Parked, ParkedIn
+from pytest_netpoll.meter.readable import is_readable
 from pytest_netpoll.model.evidence import Offender, ParkedGoroutine
 from pytest_netpoll.model.metrics import PARKED_METRICS
 
@@ -22,11 +22,15 @@ _Place = tuple[str, tuple[Frame, ...]]
 
 
 class Found(NamedTuple):
-    """counters: of PARKED_METRICS. absent: why one of them is not known. groups: who stands out first."""
+    """counters: of PARKED_METRICS. absent: why one of them is not known. groups: who stands out first.
+
+    unproven: why those that stay may yet leave; None where they don't.
+    """
 
     counters: dict[str, int]
     absent: dict[str, Reason]
     groups: tuple[Offender, ...]
+    unproven: Reason | None = None
 
 
 @dataclass
@@ -41,6 +45,7 @@ class _Group:
     after: int = 0
     abandoned: int = 0
     stuck: int = 0
+    closed: int = 0
 
     def offender(self, direction: str, stack: tuple[Frame, ...], total: int) -> Offender:
         peers = tuple(dict.fromkeys([*self.new, *self.peers]))
@@ -57,6 +62,7 @@ class _Group:
             growth=max(0, self.after - self.before),
             abandoned=self.abandoned,
             stuck=self.stuck,
+            closed=self.closed,
             peers=peers[:MOST_PEERS],
         )
 
@@ -91,8 +97,9 @@ def now(processes: Sequence[ParkedIn], symbolizer: Symbolizer) -> list[ParkedGor
 def collect(processes: Sequence[Measured], symbolizer: Symbolizer) -> Found:
     """Of a service's processes in a window that asked for it."""
     groups: dict[_Place, _Group] = defaultdict(_Group)
-    abandoned: dict[tuple[str, str | None], list[str]] = defaultdict(list)
+    abandoned: dict[tuple[str, str | None], list[tuple[str | None, bool]]] = defaultdict(list)
     absent: dict[str, Reason] = {}
+    unproven: Reason | None = None
     for process in processes:
         told = process["parked"]
         if told is None or told["why_not"] is not None:
@@ -116,25 +123,32 @@ def collect(processes: Sequence[Measured], symbolizer: Symbolizer) -> Found:
             if kind is not None:
                 group.kinds.add(kind)
                 group.locals.add(local)
-        for kind, local, peer, index in told["abandoned"]:
+        for kind, local, peer, index, closed in told["abandoned"]:
             if index is None:
-                abandoned[kind, local].append(peer)
+                abandoned[kind, local].append((peer, closed))
             else:
                 groups[found[index].direction, found[index].stack].abandoned += 1
+                groups[found[index].direction, found[index].stack].closed += bool(closed)
+        if not told["rested"]:
+            unproven = Reason(
+                f"process {process['pid']} did not rest",
+                why="what it leaves behind, it may be about to close",
+                fix="let the test wait for the service's answers before it ends",
+            )
         if told["undecided"]:
             absent["stuck_goroutines"] = Reason(
                 f"{told['undecided']} goroutines are parked over unread data and may be stuck",
                 why=f"process {process['pid']} did not rest: its poller may not have reported the data yet",
                 fix="let the test wait for the service's answers before it ends",
             )
-        for row, unread, least in _stuck(process["pid"], told, found):
-            if least is None:
+        for row, readable in _stuck(process["pid"], told, found):
+            if readable is None:
                 absent["stuck_goroutines"] = Reason(
                     "a goroutine is parked over unread data, and whether it is stuck cannot be known",
-                    why=f"SO_RCVLOWAT of a socket of process {process['pid']} cannot be read",
+                    why=f"a socket of process {process['pid']} cannot be looked at",
                     fix="run pytest as root",
                 )
-            elif unread >= least:
+            elif readable:
                 groups[row.direction, row.stack].stuck += 1
     total = sum(group.after for group in groups.values())
     made = [
@@ -149,12 +163,13 @@ def collect(processes: Sequence[Measured], symbolizer: Symbolizer) -> Found:
             syscall=None,
             fd_type=kind,
             local=local,
-            peer=_only(set(peers)),
+            peer=_only({peer for peer, _ in left}),
             stack=(),
-            abandoned=len(peers),
-            peers=tuple(dict.fromkeys(filter(None, peers)))[:MOST_PEERS],
+            abandoned=len(left),
+            closed=sum(closed for _, closed in left),
+            peers=tuple(dict.fromkeys(peer for peer, _ in left if peer))[:MOST_PEERS],
         )
-        for (kind, local), peers in abandoned.items()
+        for (kind, local), left in abandoned.items()
     ]
     counters = {
         "parked_goroutines": total,
@@ -165,16 +180,15 @@ def collect(processes: Sequence[Measured], symbolizer: Symbolizer) -> Found:
     for name in absent:
         del counters[name]
     made.sort(key=lambda o: (-o.stuck, -o.abandoned, -o.growth, -o.count))
-    return Found(counters, absent, tuple(made))
+    return Found(counters, absent, tuple(made), unproven)
 
 
 def _stuck(
     pid: int, told: Parked, found: Sequence[ParkedGoroutine]
-) -> Iterator[tuple[ParkedGoroutine, int, int | None]]:
-    """(goroutine, what is unread, from how much on its socket is readable: None where that isn't known)."""
-    for index, fd, inode, unread in told["stuck"]:
-        row = found[index]
-        yield row, unread, low_water(pid, fd, inode) if row.fd_type == "tcp" else 1
+) -> Iterator[tuple[ParkedGoroutine, bool | None]]:
+    """(goroutine, whether there is something to read: None where that isn't known)."""
+    for index, fd, inode, _ in told["stuck"]:
+        yield found[index], is_readable(pid, fd, inode)
 
 
 def _only(values: set[str | None]) -> str | None:

@@ -39,7 +39,8 @@ class Offender:
 
     Of "parked" alone: growth: how many more than when the window opened. abandoned: descriptors whose peers
     closed meanwhile; the ones that nobody is parked on are an entry without a stack, of count 0. stuck: of
-    the goroutines, those with data to read that had been reported to them. peers: some of the descriptors'
+    the goroutines, those with data to read that had been reported to them. closed: of the abandoned, those
+    of which it is certain that nobody holds the other end, or half of it. peers: some of the descriptors'
     other ends, those that came in the window first.
     """
 
@@ -61,6 +62,7 @@ class Offender:
     growth: int = 0
     abandoned: int = 0
     stuck: int = 0
+    closed: int = 0
     peers: tuple[str, ...] = ()
 
 

@@ -53,6 +53,7 @@ class _OffenderExtra(TypedDict, total=False):
     growth: int
     abandoned: int
     stuck: int
+    closed: int
     peers: list[str]
 
 
@@ -699,7 +700,7 @@ def _offender(offender: Offender) -> OffenderRecord:
     if offender.offence != "ready":
         del made["woken_stack"]
     if offender.offence != "parked":
-        for name in ("growth", "abandoned", "stuck", "peers"):
+        for name in ("growth", "abandoned", "stuck", "closed", "peers"):
             del made[name]
     return cast("OffenderRecord", made)
 

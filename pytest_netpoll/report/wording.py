@@ -56,12 +56,14 @@ _SAMPLED = {
     "io": ("io_calls", "I/O calls", "made"),
     "woken": ("wakeups", "wakeups", "parked"),
 }
-# What a limit on it is about, of an entry of "parked".
+# What a limit on it, or the rule, is about, of an entry of "parked".
 _PARKED = {
     "parked_goroutines": "count",
     "parked_growth": "growth",
     "abandoned_descriptors": "abandoned",
     "stuck_goroutines": "stuck",
+    "NP501": "abandoned",
+    "NP502": "stuck",
 }
 _LIMITS = {f"{kind}_{metric}": (kind, metric) for kind in ("max", "min") for metric in LIMITABLE}
 _RANK: Mapping[Outcome, int] = {"failed": 0, "unmeasured": 1, "passed": 2}
@@ -607,7 +609,7 @@ def _parked_text(offender: OffenderRecord) -> str:
 def unexplained(record: TestRecord, service: ServiceRecord) -> list[Reason]:
     """For each kind of evidence that a broken limit asks for, and that could not be had."""
     wanted = _wanted(record, service)
-    names = {"cpu": "CPU samples", "spurious": "cause of spurious wakeups"}
+    names = {"cpu": "CPU samples", "spurious": "cause of spurious wakeups", "parked": "proof that they stay"}
     return [
         clean(_reason(why).about(f"no {names.get(offence, offence)}"))
         for offence, why in service.get("unexplained", {}).items()

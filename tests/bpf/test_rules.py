@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import struct
 import time
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_netpoll.model.diagnosis import findings
+from pytest_netpoll.model.diagnosis import findings, unchecked
 from pytest_netpoll.model.limits import resolve
 
 SERVER = Path(__file__).parents[2] / "example_project" / "server"
@@ -80,6 +82,7 @@ def test_timestamps_that_nobody_reads_are_no_second_reader(causes, broken):
     assert m.spurious_wakeups >= 40
     assert found.keys() == {"NP105"}
     assert found["NP105"].proof.count == m.spurious_wakeups
+    assert m.stuck_goroutines == 0  # what waits in the error queue is nothing to read
     assert function(found["NP105"]).startswith("main.echo.")
     plain = causes("plain")
     assert broken(plain, lambda: udp_pings(plain))[1] == {}
@@ -209,3 +212,75 @@ def test_more_ps_than_cpus_are_told_from_as_much_work_on_one(factory, built, bro
         assert found.keys() == expected
         assert (m.gomaxprocs, m.cpus) == (ps, 1)
         service.stop()
+
+
+@pytest.fixture
+def keep(launch, newest_go):
+    return launch("keep", go=str(newest_go.go))
+
+
+@pytest.fixture
+def client():
+    """client(service, "idle") is a connection that services/keep holds in that way; closed with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def client(service, how):
+            connection = stack.enter_context(socket.create_connection(service.address, timeout=20))
+            connection.sendall(f"{how}\n".encode())
+            assert connection.recv(100) == f"{how}\n".encode()
+            return connection
+
+        yield client
+
+
+def test_what_is_left_of_clients_that_are_gone_is_told_from_those_that_stay(keep, client, broken):
+    stay = []
+
+    def come(how, leave):
+        for connection in [client(keep, how) for _ in range(4)]:
+            leave(connection)
+            stay.append(connection)
+
+    def half(connection):
+        connection.shutdown(socket.SHUT_WR)
+
+    _, found = broken(keep, lambda: come("channel", socket.socket.close))
+    assert found.keys() == {"NP501"}
+    assert found["NP501"].proof.count == 4
+    assert f"connections to 127.0.0.1:{keep.port} (peers 127.0.0.1:" in found["NP501"].proof.text
+    # Who is closed by the service, too; who stays, or has closed one half only; and what was dialed.
+    m, found = broken(keep, lambda: come("idle", socket.socket.close))
+    assert (m.abandoned_descriptors, found) == (0, {})
+    m, found = broken(keep, lambda: come("channel", lambda _: None))
+    assert (m.abandoned_descriptors, found) == (0, {})
+    m, found = broken(keep, lambda: come("channel", half))
+    assert (m.abandoned_descriptors, found) == (4, {})
+    m, found = broken(keep, lambda: come("upstream", lambda _: None))
+    assert (m.parked_growth >= 4, found) == (True, {})
+
+
+def test_who_ignores_data_is_told_from_who_has_too_little(keep, client, broken):
+    stuck, low = client(keep, "stuck"), client(keep, "low 100")
+    m, found = broken(keep, lambda: low.sendall(b"hello"))
+    assert (m.stuck_goroutines, found) == (0, {})
+    _, found = broken(keep, lambda: stuck.sendall(b"hello"))
+    assert found.keys() == {"NP502"}
+    assert function(found["NP502"]) == "main.ignore"
+
+
+def test_of_a_service_that_did_not_get_round_to_it_nothing_is_said(keep, client, broken):
+    gone = [client(keep, "idle") for _ in range(4)]
+    reader = client(keep, "idle")
+
+    def stop():
+        os.kill(keep.pid, signal.SIGSTOP)
+        for connection in gone:
+            connection.close()
+        reader.sendall(b"hello")
+
+    try:
+        m, found = broken(keep, stop)
+    finally:
+        os.kill(keep.pid, signal.SIGCONT)
+    assert found == {}
+    assert {rule.rule.code for rule in unchecked(m)} >= {"NP501", "NP502"}

@@ -10,7 +10,7 @@ import struct
 import pytest
 
 from pytest_netpoll.meter import privilege
-from pytest_netpoll.meter.low_water import low_water
+from pytest_netpoll.meter.readable import is_readable
 
 
 @pytest.fixture
@@ -89,11 +89,12 @@ def test_a_unix_socket_without_connections_has_nobody_to_miss(look, tmp_path):
         assert [look(one).gone for one in (server, client, fresh)] == [False, False, False]
 
 
-def test_the_low_water_mark_of_another_process_is_known():
+def test_a_socket_of_another_process_is_readable_as_a_poll_says():
     one, other = socket.socketpair()
     with one, other:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 42)
         inode = os.fstat(one.fileno()).st_ino
-        assert low_water(os.getpid(), one.fileno(), inode) == 42
-        assert low_water(os.getpid(), one.fileno(), inode + 1) is None
-        assert low_water(os.getpid(), 1 << 20, inode) is None
+        assert is_readable(os.getpid(), one.fileno(), inode) is False
+        other.send(b"x")
+        assert is_readable(os.getpid(), one.fileno(), inode) is True
+        assert is_readable(os.getpid(), one.fileno(), inode + 1) is None
+        assert is_readable(os.getpid(), 1 << 20, inode) is None

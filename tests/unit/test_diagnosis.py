@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from pytest_netpoll.errors import Reason
 from pytest_netpoll.gobinary.symbols import Frame
-from pytest_netpoll.model.diagnosis import diagnose, findings
+from pytest_netpoll.model.diagnosis import diagnose, findings, unchecked
 from pytest_netpoll.model.evidence import Offender
 from pytest_netpoll.model.histogram import bucket_of
 from pytest_netpoll.model.measurement import Measurement
@@ -316,3 +317,46 @@ POLLS = {"polls": 100, "nonblocking_polls": 99, "events": 100}
 def test_nobody_polls_where_all_ps_are_busy(counts: Any, used: float, expected: list[str]) -> None:
     facts = {"gomaxprocs": 1, "cpus": 2}
     assert codes(cpu=used, waited=0.02, facts=facts, **{**POLLS, **counts}) == expected
+
+
+def left(closed: int, local: str | None = "127.0.0.1:1", **more: Any) -> Offender:
+    """Connections that are abandoned, and so many of them certainly closed at the other end."""
+    about: dict[str, Any] = {
+        "offence": "parked",
+        "stack": (),
+        "abandoned": 9,
+        "closed": closed,
+        "peers": ("a:2",),
+    }
+    return offender(0, local=local, **{**about, **more})
+
+
+NOT_RESTED = Reason("process 1 did not rest")
+
+
+@pytest.mark.parametrize(
+    ("offenders", "facts", "expected"),
+    [
+        ((left(3),), {}, ["NP501"]),
+        ((left(3, fd_type="unix", local="/run/s"),), {}, ["NP501"]),
+        ((left(2),), {}, []),
+        # Two listeners, each with less than may be chance; what was dialed; who may be half closed.
+        ((left(2), left(2, "127.0.0.1:3")), {}, []),
+        (tuple(left(1, f"127.0.0.1:{port}") for port in range(9)), {}, []),
+        ((left(9, None),), {}, []),
+        ((left(0, growth=9),), {}, []),
+        ((left(9),), {"unexplained": {"parked": NOT_RESTED}}, []),
+        ((left(9),), {"absent": {"abandoned_descriptors": NOT_RESTED}}, []),
+        ((left(0, stuck=1, stack=(Frame("main.f", "f.go", 1),)),), {}, ["NP502"]),
+        ((left(0, stuck=1),), {"absent": {"stuck_goroutines": NOT_RESTED}}, []),
+        ((left(0, "127.0.0.1:1"),), {}, []),
+    ],
+)
+def test_only_what_is_certainly_left_behind_is_a_leak(
+    offenders: tuple[Offender, ...], facts: dict[str, Any], expected: list[str]
+) -> None:
+    found = findings(measurement(offenders=offenders, facts=facts))
+    assert [finding.rule.code for finding in found] == expected
+    lacking = {missing.rule.code for missing in unchecked(measurement(offenders=offenders, facts=facts))}
+    assert ("NP501" in lacking) == any("stuck" not in name for about in facts.values() for name in about)
+    assert ("NP502" in lacking) == any("stuck" in name for about in facts.values() for name in about)

@@ -67,7 +67,7 @@ def test_rules_are_named_by_code_family_and_name(named: str, codes: set[str]) ->
     [
         ("second-raeder", "no rule 'second-raeder', did you mean 'second-reader'?"),
         ("NP1O1", "did you mean 'NP101'"),
-        ("reader", "did you mean 'second-reader'?"),
+        ("reader", "did you mean 'second-reader' or 'stuck-reader'?"),
         ("NP9", "no rule 'NP9'"),
         ("", "it names no rule"),
         (True, "True is no text"),
@@ -113,6 +113,7 @@ def test_only_what_forbidden_rules_need_is_recorded() -> None:
     assert limits({"forbid": "NP201"}).offences == {"futile"}
     assert limits({"forbid": "NP4"}).offences == {"cpu"}
     assert limits({"forbid": "all"}).offences >= {"futile", "io", "cpu", "ready"}
+    assert limits({"forbid": "NP5"}).offences == {"parked"}
     assert limits({"allow": "all"}).offences == set()
 
 
@@ -141,6 +142,16 @@ def test_reports_carry_the_code_and_say_it_once() -> None:
     assert section.count("NP101 second-reader") == 1
     assert "fix: read from one goroutine only" in section
     assert wording.worst_place(made) is not None
+
+
+def test_what_was_left_behind_is_shown_with_its_rule() -> None:
+    left = offender(0, offence="parked", stack=(), abandoned=5, closed=5, peers=("127.0.0.1:9",))
+    other = dataclasses.replace(left, local="127.0.0.1:8", abandoned=0, closed=0, count=3)
+    made = judged(second_reader(offenders=(left, other)), limits({"forbid": "parked-leak"}))
+    assert (made["outcome"], made["breaches"][0]["measured"]) == ("failed", 5)
+    section = terminal.failure_section(made, 100)
+    assert "5 tcp descriptors whose peers have closed, and nobody is parked on them" in section
+    assert "127.0.0.1:8" not in section
 
 
 def test_a_rule_that_is_not_forbidden_is_a_diagnosis_only() -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 BEFORE, AFTER = 0.25, 1.0  # s to wait for a process that does not rest
 STUCK = 0.02  # s that data is unread, at least
+LEAVING = 0.5  # s that a process that rests may take to close what its peers have closed
 EXAMPLES = 5  # of the goroutines that are parked at one place
 _UNDECIDED = 1.0  # s after which it isn't known who is stuck
 
@@ -95,13 +96,26 @@ class Parking:
         if process.exited:
             return _Report(process, NOBODY).of(before, {}, set(), 0, everybody=False), NOBODY
         after = self._look(process)
-        abandoned = _new(before, after)
+        abandoned, rested = _new(before, after), True
         if abandoned or _grew(before, after):
-            rest.wait(process.pid, AFTER)
+            rested = rest.wait(process.pid, AFTER)
+            after, abandoned = self._stay(process, before, abandoned)
+        stuck, undecided = self._stuck(process, after)
+        told = _Report(process, after).of(before, abandoned, stuck, undecided, everybody=False)
+        return {**told, "rested": rested}, after
+
+    def _stay(self, process: Process, before: Look, abandoned: dict[int, int]) -> tuple[Look, dict[int, int]]:
+        """A look at whom it leaves, and which of the abandoned sockets it still has then.
+
+        A proxy closes its client's connection once the server behind it has answered, for instance.
+        """
+        deadline = time.monotonic() + LEAVING
+        while True:
             after = self._look(process)
             abandoned = {inode: fd for inode, fd in _new(before, after).items() if inode in abandoned}
-        stuck, undecided = self._stuck(process, after)
-        return _Report(process, after).of(before, abandoned, stuck, undecided, everybody=False), after
+            if not abandoned or time.monotonic() >= deadline:
+                return after, abandoned
+            time.sleep(LEAVING / 10)
 
     def _stuck(self, process: Process, look: Look) -> tuple[set[tuple[int, int]], int]:
         """((g, fd) of whom is parked though there is something to read that a poll has reported; of how many
@@ -196,6 +210,7 @@ class _Report:
             if everybody or new or inode in abandoned or (p.g, p.fd) in stuck or examples[place] <= EXAMPLES:
                 told.append(p)
         waiting = {p.fd: index for index, p in reversed(list(enumerate(told)))}
+        closed = sockets.closed(process.pid, (look.sockets[inode] for inode in abandoned))
         rows = [
             [
                 p.goid,
@@ -214,13 +229,17 @@ class _Report:
             "goroutines": rows,
             **counts,
             "stacks": [offenders.frames(mappings, stack) for stack in self._stacks],
-            "abandoned": [[*self._words(fd), waiting.get(fd)] for fd in abandoned.values()],
+            "abandoned": [
+                [*self._words(fd), waiting.get(fd), look.sockets[inode] in closed]
+                for inode, fd in abandoned.items()
+            ],
             "stuck": [
                 [index, p.fd, look.inodes.get(p.fd, 0), look.unread(p)]
                 for index, p in enumerate(told)
                 if (p.g, p.fd) in stuck and not p.write
             ],
             "undecided": undecided,
+            "rested": True,
         }
 
     def _counts(self, look: Look) -> list[list[Any]]:
@@ -265,4 +284,5 @@ def _nothing(why_not: str) -> dict[str, Any]:
         "abandoned": [],
         "stuck": [],
         "undecided": 0,
+        "rested": True,
     }

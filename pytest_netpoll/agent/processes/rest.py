@@ -27,11 +27,14 @@ def rests(pid: int, epfd: int | None = None) -> bool:
     return used is not None and proc.cpu_time(pid) == used
 
 
-def wait(pid: int, seconds: float) -> None:
-    """Returns when the process rests, or after so many seconds."""
+def wait(pid: int, seconds: float) -> bool:
+    """Returns True when the process rests, or False after so many seconds."""
     deadline = time.monotonic() + seconds
-    while not rests(pid) and time.monotonic() < deadline:
+    while not rests(pid):
+        if time.monotonic() >= deadline:
+            return False
         time.sleep(_STEP)
+    return True
 
 
 def _sleeps(pid: int, tid: str) -> bool:

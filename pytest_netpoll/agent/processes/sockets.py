@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from processes import proc
@@ -18,7 +18,8 @@ class Socket(NamedTuple):
     """What a socket is.
 
     local, peer: addresses as /proc has them; see `address`. gone: whether its peer has closed, or there is
-    none any more. unread: bytes that wait to be read, of a listener connections; 0 where /proc doesn't tell.
+    none any more; it may have closed its half only, see `closed`. unread: bytes that wait to be read, of a
+    listener connections; 0 where /proc doesn't tell.
     """
 
     kind: str
@@ -31,6 +32,8 @@ class Socket(NamedTuple):
 # include/net/tcp_states.h
 _CLOSE, _CLOSE_WAIT, _LISTEN = "07", "08", "0A"
 _GONE = (_CLOSE, _CLOSE_WAIT)
+# ::ffff:0:0/96, of machines with either byte order.
+_MAPPED = ("0000000000000000FFFF0000", "00000000000000000000FFFF")
 # Of /proc/net/unix: SOCK_STREAM and SOCK_SEQPACKET, and SS_CONNECTED.
 _UNIX_CONNECTIONS, _CONNECTED = ("0001", "0005"), "03"
 # Its own, that of the table of sockets, and its peer's.
@@ -75,15 +78,44 @@ def sockets(pid: int, descriptors: dict[int, int]) -> dict[int, Socket]:
     return found
 
 
-def _rows(pid: int, name: str, column: int, wanted: Collection[int]) -> Iterator[tuple[int, list[str]]]:
-    """(inode, fields) of the wanted sockets in a table of the process's network namespace."""
+def closed(pid: int, found: Iterable[Socket]) -> set[Socket]:
+    """Of the connections whose peers are gone, those of which it is certain that nobody holds the other end.
+
+    After shutdown(SHUT_WR) a peer may still read. Its own end tells, which stays in the table for a minute
+    once nobody has it; if it is in the network namespace of the process or in ours.
+    """
+    suspects = {known for known in found if known.gone}
+    orphans: set[tuple[str, ...]] = set()
+    if any(known.kind == "tcp" for known in suspects):
+        orphans = {*_orphans(pid), *_orphans(os.getpid())}
+    return {known for known in suspects if known.kind == "unix" or _ends(known.peer, known.local) in orphans}
+
+
+def _orphans(pid: int) -> Iterator[tuple[str, ...]]:
+    """(local, peer) of the TCP sockets in the process's network namespace that no process has."""
+    for name in ("tcp", "tcp6"):
+        for inode, fields in _rows(pid, name, 9, None):
+            if not inode:
+                yield _ends(fields[1], fields[2])
+
+
+def _ends(*addresses: str | None) -> tuple[str, ...]:
+    """As /proc/net/tcp has them, also where they are mapped into IPv6."""
+    parts = [(address or "").partition(":") for address in addresses]
+    return tuple(f"{host[24:] if host[:24] in _MAPPED else host}:{port}" for host, _, port in parts)
+
+
+def _rows(
+    pid: int, name: str, column: int, wanted: Collection[int] | None
+) -> Iterator[tuple[int, list[str]]]:
+    """(inode, fields) of the wanted sockets, None for all, in a table of the process's network namespace."""
     try:
         with open(f"/proc/{pid}/net/{name}", encoding="utf-8", errors="replace") as f:
             next(f, None)
             for line in f:
                 fields = line.split(None, column + 1)
                 inode = int(fields[column])
-                if inode in wanted:
+                if wanted is None or inode in wanted:
                     yield inode, fields
     except (OSError, ValueError, IndexError):
         return

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pytest_netpoll.model.rules import loops, scheduling, timers, wakeups
+from pytest_netpoll.model.rules import leaks, loops, scheduling, timers, wakeups
 from pytest_netpoll.model.rules.rule import Rule
 
 RULES: Mapping[str, Rule] = {
-    rule.code: rule for rule in (*wakeups.RULES, *loops.RULES, *timers.RULES, *scheduling.RULES)
+    rule.code: rule for rule in (*wakeups.RULES, *loops.RULES, *timers.RULES, *scheduling.RULES, *leaks.RULES)
 }

@@ -44,7 +44,7 @@ def _named(word: str) -> Iterator[Choice]:
 
 def _unknown(word: str) -> str:
     known = {name.lower(): name for rule in RULES.values() for name in (rule.code, rule.name)} | {ALL: ALL}
-    close = [known[name] for name in difflib.get_close_matches(word.lower(), known, n=2)]
+    close = [known[name] for name in difflib.get_close_matches(word.lower(), known, n=2, cutoff=0.7)]
     # A name's words may come in any order, or alone.
     close += [r.name for r in RULES.values() if word.lower() in r.name.lower() and r.name not in close]
     return f"no rule {word!r}" + (f", did you mean {' or '.join(map(repr, close[:3]))}?" if close else "")

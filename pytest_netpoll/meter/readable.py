@@ -1,15 +1,19 @@
-"""Below how many bytes a socket of another process isn't readable: SO_RCVLOWAT, which /proc does not show."""
+"""Whether there is something to read on a socket of another process, as a poll would report it.
+
+What /proc shows is unread isn't: the messages in a UDP socket's error queue are among it, and a TCP socket
+isn't readable below its low-water mark (SO_RCVLOWAT).
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import socket
+import select
 
 _PIDFD_GETFD = 438  # on every machine
 
 
-def low_water(pid: int, fd: int, inode: int) -> int | None:
+def is_readable(pid: int, fd: int, inode: int) -> bool | None:
     """None where this process may not know, or the descriptor is another socket by now.
 
     For that it has a descriptor of the socket for a moment; nothing is read from it.
@@ -27,8 +31,9 @@ def low_water(pid: int, fd: int, inode: int) -> int | None:
     try:
         if os.fstat(copy).st_ino != inode:
             return None
-        with socket.socket(fileno=os.dup(copy)) as found:
-            return found.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
+        poll = select.poll()
+        poll.register(copy, select.POLLIN)
+        return any(events & select.POLLIN for _, events in poll.poll(0))
     except OSError:
         return None
     finally:

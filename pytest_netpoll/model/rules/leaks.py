@@ -1,0 +1,88 @@
+"""NP5: what a service keeps that nobody uses any more, or never looks at."""
+
+from __future__ import annotations
+
+from pytest_netpoll.errors import Reason
+from pytest_netpoll.model.measurement import Measurement
+from pytest_netpoll.model.rules.rule import Proof, Rule, count, offenders, stack_of
+
+# Connections at one local end whose peers are gone: one or two may have a handler that still works. Of what
+# the service dialed each has a local end of its own, so that a pool's idle connections are none.
+LEAST_LEFT = 3
+
+
+def _parked_leak(m: Measurement) -> Proof | None:
+    if _not_settled(m) is not None:
+        return None
+    left = [o for o in offenders(m, "parked") if o.local is not None and o.closed >= LEAST_LEFT]
+    if not left:
+        return None
+    worst = max(left, key=lambda o: o.closed)
+    peers = f" (peers {', '.join(worst.peers)})" if worst.peers else ""
+    number = sum(o.closed for o in left)
+    return Proof(
+        number,
+        f"{count(number)} {worst.fd_type or ''} connections to {worst.local}{peers} are still open, though "
+        "their peers closed them during the test and the service had come to rest. Typically whoever "
+        "is to close them waits for something else, such as a channel.",
+        stack_of([o for o in left if o.stack]),
+    )
+
+
+def _not_settled(m: Measurement) -> Reason | None:
+    return m.absent.get("abandoned_descriptors") or m.unexplained.get("parked")
+
+
+def _stuck_reader(m: Measurement) -> Proof | None:
+    stuck = sorted((o for o in offenders(m, "parked") if o.stuck), key=lambda o: -o.stuck)
+    number = sum(o.stuck for o in stuck)
+    if not number or _not_decided(m) is not None:
+        return None
+    kind = stuck[0].fd_type
+    peers = f" (peers {', '.join(stuck[0].peers)})" if stuck[0].peers else ""
+    what = "connections to accept" if kind == "listener" else "data to read"
+    return Proof(
+        number,
+        f"{count(number)} goroutines wait for {kind or 'sockets'}{peers} that have {what}: the poller "
+        "reported it, they did not take it, and nothing will wake them until more arrives.",
+        stack_of(stuck),
+    )
+
+
+def _not_decided(m: Measurement) -> Reason | None:
+    return m.absent.get("stuck_goroutines")
+
+
+RULES = (
+    Rule(
+        "NP501",
+        "parked-leak",
+        "The service keeps connections whose peers are gone.",
+        f"At least {LEAST_LEFT} connections accepted at one address that their peers closed during the test, "
+        "that nobody holds at the other end, and that are still open half a second after the service had "
+        "come to rest.",
+        "close the connection on every way out of its handler, and end a writer when its reader ends.",
+        "A client that the test leaves open, or of which it has only shut down one half, is no leak. Nor "
+        "is a pool of connections that the service dialed, which grows as well: limit max_parked_growth for "
+        "that.",
+        "A writer for each connection waits on a channel that nobody closes when the client has gone.",
+        _parked_leak,
+        _not_settled,
+        ("parked",),
+    ),
+    Rule(
+        "NP502",
+        "stuck-reader",
+        "A goroutine waits for data, or a connection, that is there already.",
+        "A goroutine that is parked for reading on a socket with unread data, which a poll reported more "
+        "than 20 ms ago, while the service rests and polls.",
+        "read until there is nothing left (EAGAIN) before waiting again: events are edge-triggered. In "
+        "RawConn.Read, return false only after such a call.",
+        "A throttled or stopped service has not got round to reading, a socket below its low-water mark "
+        "(SO_RCVLOWAT) has nothing to report, and what is in an error queue (NP105) is nothing to read.",
+        "RawConn.Read with a function that returns false without reading.",
+        _stuck_reader,
+        _not_decided,
+        ("parked",),
+    ),
+)
