@@ -198,11 +198,11 @@ def delay_of(snapshot: Snapshot, name: str) -> Delay | None:
 
 
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
-_NOT_EXCEEDED = {
-    "p90": "the {} that 90 % of them do not exceed",
-    "p99": "the {} that 99 % of them do not exceed",
-    "p999": "the {} that 99.9 % of them do not exceed",
-    "max": "the longest {}",
+_PERCENTILES = {
+    "p90": "90th percentile of the {}",
+    "p99": "99th percentile of the {}",
+    "p999": "99.9th percentile of the {}",
+    "max": "longest {}",
 }
 
 
@@ -223,11 +223,12 @@ def _delays(
         return value
 
     name = family.replace("_", " ")
+    noun = name if name.endswith("delay") else f"{name} time"
     for which, q in _QUANTILES.items():
         shown = name if which != "p999" else None
         yield Metric(
             f"{family}_{which}",
-            meaning if which == "p50" else _NOT_EXCEEDED[which].format(name),
+            meaning if which == "p50" else _PERCENTILES[which].format(noun),
             "ns",
             read(which),
             "derived",
@@ -671,8 +672,8 @@ _TABLE = (
     *(
         Metric(
             f"sched_latency_{name}",
-            f"how long goroutines were runnable before they ran, whatever woke them: {meaning}; from the Go "
-            "runtime's own histogram of one scheduling event in 8, up to 12.5 % off",
+            f"{meaning} of the time that goroutines were runnable before they ran, whatever woke them; from "
+            "the Go runtime's own histogram of one scheduling event in 8, up to 12.5 % off",
             "ns",
             _sched_latency(q),
             "memory",
@@ -682,11 +683,11 @@ _TABLE = (
             part=None if name == "p999" else name,
         )
         for name, q, meaning in (
-            ("p50", 0.5, "not exceeded by half"),
-            ("p90", 0.9, "not exceeded by 90 %"),
-            ("p99", 0.99, "not exceeded by 99 %"),
-            ("p999", 0.999, "not exceeded by 99.9 %"),
-            ("max", 1.0, "the longest"),
+            ("p50", 0.5, "median"),
+            ("p90", 0.9, "90th percentile"),
+            ("p99", 0.99, "99th percentile"),
+            ("p999", 0.999, "99.9th percentile"),
+            ("max", 1.0, "maximum"),
         )
     ),
     Metric(
