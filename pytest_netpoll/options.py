@@ -190,8 +190,8 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "artifacts",
         "--netpoll-artifacts",
         "netpoll_artifacts",
-        "write files for other tools to DIR, of each test that failed, or of all with DIR:all: profiles for "
-        "'go tool pprof', and what the services printed",
+        "write profiles for 'go tool pprof' and the services' output to DIR, for each test that failed; for "
+        "all tests with DIR:all",
         _artifacts,
         metavar="DIR[:all]",
     ),
@@ -250,7 +250,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "rounds",
         "--netpoll-rounds",
         "netpoll_rounds",
-        "with --netpoll-against: measure each side so often; more than MIN while a rule is undecided",
+        "with --netpoll-against: measure each side MIN times, up to MAX while a tolerance is undecided",
         _rounds,
         default=Rounds(8, 40),
         metavar="MIN[:MAX]",
@@ -285,7 +285,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
     _one_of(
         "response",
         "--netpoll-response",
-        "time queue delays, handling and responses; auto: if a test limits one of them",
+        "measure queue delays, handling and response times; auto: if a test limits one of them",
         "auto",
         "on",
         "off",
@@ -336,7 +336,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "--netpoll-forbid",
         "netpoll_forbid",
         "fail marked tests whose services break one of these rules: all, or codes and names such as "
-        "NP1,busy-loop; see python -m pytest_netpoll rules",
+        "NP1,busy-loop; python -m pytest_netpoll rules lists them",
         _rules,
         metavar="RULES",
     ),
@@ -344,7 +344,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "allow",
         "--netpoll-allow",
         "netpoll_allow",
-        "of the rules that are forbidden, allow these",
+        "exceptions from --netpoll-forbid",
         _rules,
         metavar="RULES",
     ),
@@ -352,9 +352,9 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "cache",
         "--netpoll-cache",
         "netpoll_cache",
-        "keep the compiled BPF program for the next start in DIR, where nobody else may write; off: nowhere "
-        "(default: ~/.cache/pytest-netpoll of the user that the agent runs as; an agent that sudo starts by "
-        "install-agent's line has its own beside it)",
+        "cache the compiled BPF program in DIR, which nobody else may write to; off: don't cache it "
+        "(default: ~/.cache/pytest-netpoll of the user that the agent runs as; an agent from install-agent "
+        "has a cache of its own)",
         _directory_or_off,
         metavar="DIR|off",
     ),

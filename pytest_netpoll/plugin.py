@@ -74,7 +74,10 @@ def go_service(request: pytest.FixtureRequest, netpoll_toolchain: str | None) ->
 
 @pytest.fixture
 def netpoll(request: pytest.FixtureRequest) -> Netpoll:
-    """Measures a part of a test: `with netpoll.measure() as window: …`, then `window[service].wakeups`."""
+    """Measures a part of a test: `with netpoll.measure() as window: …`, then `window[service].wakeups`.
+
+    `netpoll.parked(service)` lists the goroutines that are parked on descriptors now.
+    """
     session = request.config.stash[SESSION]
     return Netpoll(request.node, session.options, session.meter, session.roster, session.sides)
 

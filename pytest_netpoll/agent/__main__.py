@@ -6,7 +6,7 @@ closes, while it compiles too. It never starts a program. It writes no file but 
 and none at all where sudo starts it by a line of install-agent's. Once the program is loaded it gives up its
 privileges, and it tells a user of that user's own processes only.
 
-    → {"id": 0, "do": "load", "max_processes": 16, "max_fds": 16384, "uprobes": 1}
+    → {"id": 0, "do": "load", "max_processes": 16, "max_fds": 16384, "uprobes": 1, "answers": 0}
     ← {"ready": {…}}   or   {"failed": {"what": …, "fix": …}}
     → {"id": 1, "do": "watch", "pid": 4242}
     ← {"id": 1, "ok": {…}}   or   {"id": 1, "error": {"what": …, "fix": …}}

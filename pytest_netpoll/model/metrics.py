@@ -198,11 +198,11 @@ def delay_of(snapshot: Snapshot, name: str) -> Delay | None:
 
 
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
-_NOT_EXCEEDED = {
-    "p90": "not exceeded by 90 % of them",
-    "p99": "not exceeded by 99 % of them",
-    "p999": "not exceeded by 99.9 % of them",
-    "max": "of all that was the longest",
+_PERCENTILES = {
+    "p90": "90th percentile of the {}",
+    "p99": "99th percentile of the {}",
+    "p999": "99.9th percentile of the {}",
+    "max": "longest {}",
 }
 
 
@@ -223,11 +223,12 @@ def _delays(
         return value
 
     name = family.replace("_", " ")
+    noun = name if name.endswith("delay") else f"{name} time"
     for which, q in _QUANTILES.items():
         shown = name if which != "p999" else None
         yield Metric(
             f"{family}_{which}",
-            meaning if which == "p50" else f"the {name} {_NOT_EXCEEDED[which]}",
+            meaning if which == "p50" else _PERCENTILES[which].format(noun),
             "ns",
             read(which),
             "derived",
@@ -427,7 +428,7 @@ _TABLE = (
     ),
     Metric(
         "events_per_poll_p50",
-        "events not exceeded by half the polls that brought any",
+        "median number of events in the polls that returned any",
         compute=_events_per_poll(0.5),
         source="derived",
         absent=_NO_EVENT,
@@ -438,7 +439,7 @@ _TABLE = (
     ),
     Metric(
         "events_per_poll_p99",
-        "events not exceeded by 99 % of the polls that brought any",
+        "number of events that 99 % of the polls that returned any do not exceed",
         compute=_events_per_poll(0.99),
         source="derived",
         absent=_NO_EVENT,
@@ -447,7 +448,7 @@ _TABLE = (
     ),
     Metric(
         "events_per_poll_max",
-        "most events that one poll brought, 128 at most",
+        "most events that one poll returned, 128 at most",
         compute=_events_per_poll(1),
         source="derived",
         absent=_NO_EVENT,
@@ -551,31 +552,30 @@ _TABLE = (
     ),
     *_delays(
         "queue_delay",
-        "time not exceeded by half of them, from the first data (or connection) queued on a socket to the "
-        "return of the read or accept that takes it; what nobody had taken when the window closed counts "
-        "with its age",
+        "median time from the first data (or connection) queued on a socket to the return of the read or "
+        "accept that takes it; data that nobody has taken when the window closes counts with its age",
         _NO_ARRIVALS,
         {"p50": ("watch", "junit"), "p99": ("watch", "lines", "junit"), "max": ("watch", "junit")},
         heading="queue",
     ),
     *_delays(
         "poll_delay",
-        "of wakeups for reading on sockets, the time not exceeded by half of them from the data's arrival to "
-        "the return of the poll that reports it; the rest of the wakeup's queue delay is its latency",
+        "for wakeups that read from sockets, the median time from the data's arrival to the return of the "
+        "poll that reports it; the rest of the wakeup's queue delay is its latency",
         _NO_POLLED,
         {"p50": ("watch", "junit"), "p99": ("watch", "junit"), "max": ("junit",)},
     ),
     *_delays(
         "handling",
-        "on accepted stream sockets, the time not exceeded by half of them from a read's return to the "
-        "return of the first write that the same goroutine makes there before it parks for reading again",
+        "on accepted stream sockets, the median time from a read's return to the return of the first write "
+        "that the same goroutine makes there before it parks for reading again",
         _NO_ANSWERS,
         {"p50": ("watch", "junit"), "p99": ("watch", "junit"), "max": ("junit",)},
     ),
     *_delays(
         "response",
-        "queue delay and handling of the reads that were answered so, the time not exceeded by half of them; "
-        "not measured where they are fewer than half of the reads that took data",
+        "median of queue delay plus handling, for reads that were answered in this way; not measured if "
+        "fewer than half of the reads that took data were",
         _NO_ANSWERS,
         {
             "p50": ("watch", "junit"),
@@ -647,7 +647,7 @@ _TABLE = (
     ),
     Metric(
         "runq_max",
-        "most goroutines seen waiting in a process's run queues, looked at every 10 ms",
+        "most goroutines seen waiting in a process's run queues, sampled every 10 ms",
         compute=lambda s: s.runq_max,
         source="memory",
         absent=_NO_SCHEDULER,
@@ -658,8 +658,8 @@ _TABLE = (
     ),
     Metric(
         "p_utilization",
-        "of GOMAXPROCS: Ps seen running Go code, looked at every 10 ms; not system calls, garbage collection "
-        "or the search for work",
+        "share of GOMAXPROCS that ran Go code, sampled every 10 ms; without system calls, garbage "
+        "collection, and the search for work",
         "share",
         _p_utilization,
         "memory",
@@ -672,8 +672,8 @@ _TABLE = (
     *(
         Metric(
             f"sched_latency_{name}",
-            f"how long goroutines were runnable before they ran, whatever woke them: {meaning}; the Go "
-            "runtime's own histogram of one scheduling event in 8, up to 12.5 % off",
+            f"{meaning} of the time that goroutines were runnable before they ran, whatever woke them; from "
+            "the Go runtime's own histogram of one scheduling event in 8, up to 12.5 % off",
             "ns",
             _sched_latency(q),
             "memory",
@@ -683,17 +683,17 @@ _TABLE = (
             part=None if name == "p999" else name,
         )
         for name, q, meaning in (
-            ("p50", 0.5, "not exceeded by half"),
-            ("p90", 0.9, "not exceeded by 90 %"),
-            ("p99", 0.99, "not exceeded by 99 %"),
-            ("p999", 0.999, "not exceeded by 99.9 %"),
-            ("max", 1.0, "the longest"),
+            ("p50", 0.5, "median"),
+            ("p90", 0.9, "90th percentile"),
+            ("p99", 0.99, "99th percentile"),
+            ("p999", 0.999, "99.9th percentile"),
+            ("max", 1.0, "maximum"),
         )
     ),
     Metric(
         "mutex_wait_seconds",
-        "estimate: time goroutines waited for sync.Mutex and sync.RWMutex, as the Go runtime keeps it; one "
-        "wait in 8 is sampled, and counted when it ends",
+        "estimate by the Go runtime: time that goroutines waited for sync.Mutex and sync.RWMutex; it samples "
+        "one wait in 8, when the wait ends",
         "s",
         lambda s: _seconds(s.mutex_wait_ns),
         "memory",
@@ -703,8 +703,8 @@ _TABLE = (
     ),
     Metric(
         "runtime_lock_wait_seconds",
-        "estimate: time threads waited for the runtime's own locks, as the Go runtime keeps it; one wait in "
-        "8 is sampled",
+        "estimate by the Go runtime: time that threads waited for the runtime's own locks; it samples one "
+        "wait in 8",
         "s",
         lambda s: _seconds(s.lock_wait_ns),
         "memory",
@@ -737,8 +737,8 @@ _TABLE = (
     ),
     Metric(
         "throttled_seconds",
-        "for how long the CPU quota of the service's cgroup, or of one above it, stopped it, over all CPUs; "
-        "of several such cgroups the one that stopped it longest",
+        "how long the CPU quota of the service's cgroup, or of one above it, stopped the service, over all "
+        "CPUs; of several such cgroups, the one that stopped it longest",
         "s",
         lambda s: _seconds(s.throttled_ns),
         "proc",
@@ -748,7 +748,7 @@ _TABLE = (
     ),
     Metric(
         "throttled_periods",
-        "periods in which that quota stopped it",
+        "quota periods in which that happened",
         compute=lambda s: s.throttled_periods,
         source="proc",
         absent=_NO_QUOTA_READ,
@@ -767,8 +767,7 @@ _TABLE = (
     ),
     Metric(
         "parked_growth",
-        "those at the end less those at the start, by stack, the stacks that grew only: what others released "
-        "does not hide it",
+        "how many more are parked than when the window opened, added up over the stacks that grew",
         source="memory",
         absent=_NOT_LOOKED_AT,
         adds_up=False,
@@ -778,7 +777,7 @@ _TABLE = (
     ),
     Metric(
         "abandoned_descriptors",
-        "sockets still open at the end whose peer has closed, that were not so at the start",
+        "sockets still open when the window closed although their peer closed meanwhile",
         source="memory",
         absent=_NOT_LOOKED_AT,
         adds_up=False,
@@ -788,7 +787,7 @@ _TABLE = (
     ),
     Metric(
         "stuck_goroutines",
-        "of the parked, those whose TCP or UDP socket holds data that a poll reported more than 20 ms ago",
+        "parked goroutines whose TCP or UDP socket holds data that a poll reported more than 20 ms ago",
         source="memory",
         absent=_NOT_LOOKED_AT,
         adds_up=False,
@@ -798,7 +797,7 @@ _TABLE = (
     ),
     Metric(
         "lost",
-        "what the probe could not record; not 0 = the numbers are not exact",
+        "what the probe could not record; if it isn't 0, the numbers are not exact",
         row="lost",
         reports=("junit",),
     ),

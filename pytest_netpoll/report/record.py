@@ -33,7 +33,10 @@ Outcome: TypeAlias = Literal["passed", "failed", "unmeasured"]
 
 
 class FrameRecord(TypedDict):
-    """One line of Go; innermost first in a stack. None where the binary does not tell."""
+    """One frame of a Go stack, whose innermost frame comes first.
+
+    function, file, line: None if the program's tables don't have it.
+    """
 
     function: str | None
     file: str | None
@@ -58,7 +61,20 @@ class _OffenderExtra(TypedDict, total=False):
 
 
 class OffenderRecord(_OffenderExtra):
-    """model.evidence.Offender, of which JSON has no tuples. share: None in files from before it was known."""
+    """A place in the code that wastes or causes something, or a descriptor without such a place.
+
+    offence: "spurious": goroutines woken for nothing; "stale": stale retries; "unclaimed": events that found
+    nobody waiting, without a stack; "ready": callers of runtime.ready; "futile", "io": I/O calls; "cpu": CPU
+    samples; "woken": goroutines that the network woke; "parked": see Parked. count: estimated from a sample
+    for ready calls, I/O calls and woken goroutines. share: 0-1, of all such in the service, or in the sample;
+    None in files from before it was recorded. outcome: how the I/O calls ended, such as "EAGAIN"; None for
+    other offences. runtime: of ready calls, whether the runtime made them for its own background work. cause:
+    of spurious wakeups and stale retries; None if unknown. bytes: what the I/O calls moved, estimated.
+    not_blocking: of CPU samples, those in a runtime call that only checks, such as that of a select with a
+    default. local, peer: None if they differ between the goroutines at this place. stack: starts at your own
+    code; empty if the kernel had no room for it. woken_stack: of ready calls, where the woken goroutine had
+    been parked. growth, abandoned, stuck, peers: of "parked" only, see Parked.
+    """
 
     count: int
     share: float | None
@@ -69,7 +85,13 @@ class OffenderRecord(_OffenderExtra):
 
 
 class ParkedRecord(TypedDict):
-    """Of the offenders those of "parked": goroutines by where they were when the window closed."""
+    """Goroutines parked at one place when the window closed: the offenders of the offence "parked".
+
+    count: 0 for descriptors on which no goroutine is parked. growth: how many more than when the window
+    opened. abandoned: descriptors whose peers closed meanwhile. stuck: goroutines with data to read that a
+    poll had reported. peers: some of the descriptors' other ends. stack: where they are parked, innermost
+    first.
+    """
 
     count: int
     growth: int
@@ -91,7 +113,12 @@ class _SlowWakeupExtra(TypedDict, total=False):
 
 
 class SlowWakeupRecord(_SlowWakeupExtra):
-    """model.evidence.SlowWakeup. What may be absent is None, too, where it was not known."""
+    """One of the wakeups that took longest to run.
+
+    latency_ns: from the poll's return to that of the goroutine's next I/O call. at_ms: when it ran, since the
+    window opened. goroutine: its id, as in a traceback. syscall, local, peer: None or absent if unknown.
+    stack: where the reader or writer was parked.
+    """
 
     latency_ns: int | float
     direction: str
@@ -100,7 +127,12 @@ class SlowWakeupRecord(_SlowWakeupExtra):
 
 
 class SlowAnswerRecord(TypedDict):
-    """model.evidence.SlowAnswer."""
+    """One of the slowest reads or answers.
+
+    what: "queue_delay" or "response". ns: how long it took, of which poll_delay_ns, wake_to_run_ns,
+    unparked_ns and handling_ns are the parts. at_ms: since the window opened. goroutine: its id. stack: where
+    the read, or the answering write, was made.
+    """
 
     what: str
     ns: int | float
@@ -138,7 +170,11 @@ class _TimelineExtra(TypedDict, total=False):
 
 
 class CorrelationRecord(TypedDict):
-    """model.correlation.Correlation, between two things of a timeline, both a second."""
+    """How two rates of the timeline went together.
+
+    metric, other: what was compared, per second. coefficient: Pearson's; None for too few intervals, or if
+    one of them never changed. intervals: how many there were.
+    """
 
     metric: str
     other: str
@@ -147,7 +183,12 @@ class CorrelationRecord(TypedDict):
 
 
 class CpuQuotaRecord(TypedDict):
-    """model.evidence.CpuQuota."""
+    """A cgroup whose CPU quota bound the service.
+
+    quota_us: CPU time in each period, None if there is no quota. period_us: None as well. periods: in which
+    the cgroup wanted to run. throttled_periods: in which the quota stopped it. throttled_ns: for how long,
+    over all CPUs.
+    """
 
     name: str
     quota_us: int | None
@@ -158,7 +199,7 @@ class CpuQuotaRecord(TypedDict):
 
 
 class FutileCalls(TypedDict):
-    """Futile I/O calls of one kind."""
+    """Futile I/O calls of one syscall and outcome."""
 
     syscall: str
     outcome: str
@@ -166,7 +207,14 @@ class FutileCalls(TypedDict):
 
 
 class TimelineRecord(_TimelineExtra):
-    """model.evidence.TimelinePoint."""
+    """One interval of the window, about 100 ms long.
+
+    t_ms: its end, since the window opened. wakeups: in the interval, as all counts here. threads: alive at
+    its end. threads_running: of these, on a CPU or waiting for one. run_delay_ns: that threads waited for a
+    CPU, in total. throttled_ns: that a CPU quota stopped the service. ps_running, spinning: Ps that ran Go
+    code, and threads that looked for work, on average. reads: reads that took data. answers: reads that were
+    answered. queue_delay_ns, poll_delay_ns, wake_to_run_ns, handling_ns: sums over them.
+    """
 
     t_ms: float
     wakeups: int
@@ -185,8 +233,10 @@ class _BreachExtra(TypedDict, total=False):
 
 
 class BreachRecord(_BreachExtra):
-    """A broken limit, or a forbidden rule, whose code is then the metric, and what was counted is measured;
-    `text` says it in one line for people.
+    """A broken limit, or a broken forbidden rule.
+
+    metric: of a rule, its code. measured: of a rule, what was counted. text: all of it in one line for
+    people. fix: None if there is none.
     """
 
     service: str
@@ -196,7 +246,11 @@ class BreachRecord(_BreachExtra):
 
 
 class RegressionRecord(TypedDict):
-    """What got worse than its baseline; `text` says it in one line. again: as measured again."""
+    """What regressed beyond its tolerance.
+
+    tolerance: as given in --netpoll-compare-fail. again: the values when it was remeasured. text: all of it
+    in one line for people.
+    """
 
     service: str
     metric: str
@@ -208,14 +262,20 @@ class RegressionRecord(TypedDict):
 
 
 class ComparedService(TypedDict):
-    """metrics: then, as far as the baseline knows them."""
+    """A service in the baseline.
+
+    metrics: the baseline's values, as far as it has them.
+    """
 
     name: str
     metrics: dict[str, int | float | None]
 
 
 class ChangeRecord(TypedDict):
-    """A metric that is another one than in the baseline; `text` says it in a few words."""
+    """A metric whose value differs from the baseline's by more than chance.
+
+    text: all of it in a few words.
+    """
 
     service: str
     metric: str
@@ -225,11 +285,11 @@ class ChangeRecord(TypedDict):
 
 
 class NumberRecord(TypedDict):
-    """A number on both sides, measured in turns: the medians, and the change with its 95 % interval.
+    """A number of both sides, measured in turns.
 
-    relative: whether change, low and high are fractions of the base, or differences in the metric's unit.
-    exact: each side had one and the same in all rounds. low, high: None where there were too few rounds.
-    `text` says the change in a few words.
+    base, head: medians. change, low, high: the change and the ends of its 95 % interval; low and high are
+    None if there were too few rounds. relative: whether these are fractions of the base, or differences in
+    the metric's unit. exact: each side had one value in all rounds. text: the change in a few words.
     """
 
     service: str
@@ -245,7 +305,11 @@ class NumberRecord(TypedDict):
 
 
 class UndecidedRecord(TypedDict):
-    """A rule that all rounds could not decide. enough: how many might; None where it is at the tolerance."""
+    """A tolerance that all rounds could not decide.
+
+    enough: how many rounds might decide it; None if the change lies at the tolerance. text: all of it in a
+    few words.
+    """
 
     service: str
     metric: str
@@ -263,13 +327,14 @@ class _ComparisonExtra(TypedDict, total=False):
 
 
 class ComparisonRecord(_ComparisonExtra):
-    """A test against a baseline; "new" is one that the baseline does not know.
+    """A test against a baseline, or against the base of --netpoll-against.
 
-    notes: a line for each thing that was not compared or not confirmed. measured: how often the test was.
-    judged: whether there were rules to judge by; where there were none, "passed" says only that. changes:
-    what is more than chance, for better or worse. commit: of the base that was measured in turns with the
-    checkout, None for a saved baseline. Of a base `baseline` is the revision as given, `measured` the rounds,
-    and numbers all that was compared.
+    baseline: its name, or the revision as given. outcome: "new" if the baseline doesn't have the test. notes:
+    a line for each thing that was not compared or not confirmed. measured: how often the test was measured;
+    against a base, the number of rounds. judged: whether there were tolerances; without any, "passed" means
+    nothing more. changes: what differs by more than chance, better or worse. commit: of the base; None for a
+    saved baseline. numbers: against a base, all that was compared. undecided: tolerances that stayed
+    undecided.
     """
 
     baseline: str
@@ -281,7 +346,7 @@ class ComparisonRecord(_ComparisonExtra):
 
 
 class ReasonRecord(TypedDict):
-    """What happened, its cause and the next thing to do, each of them one line."""
+    """What happened, its cause, and how to fix it, each in one line."""
 
     what: str
     why: str | None
@@ -289,8 +354,10 @@ class ReasonRecord(TypedDict):
 
 
 class RuleRecord(TypedDict):
-    """A rule that a service breaks. text: what was seen and what caused it. line: "main.go:33", None where
-    no code was recorded. forbidden: for this test.
+    """A rule that a service breaks.
+
+    text: what was seen and what caused it. line: "main.go:33", None if no code was recorded. forbidden: for
+    this test.
     """
 
     code: str
@@ -302,14 +369,18 @@ class RuleRecord(TypedDict):
 
 
 class UncheckedRule(ReasonRecord):
-    """A forbidden rule whose evidence could not be had."""
+    """A forbidden rule whose evidence was not available."""
 
     code: str
     name: str
 
 
 class BudgetRecord(TypedDict):
-    """model.breakdown.Budget."""
+    """What one percentile of the response times, or of the queue delays, consists of.
+
+    metric: such as "response_p99". ns: its value, of which poll_delay_ns, wake_to_run_ns, unparked_ns and
+    handling_ns are the parts. unparked_ns: waiting for a goroutine that was not parked.
+    """
 
     metric: str
     ns: float
@@ -344,18 +415,19 @@ class _ServiceExtra(TypedDict, total=False):
 class ServiceRecord(_ServiceExtra):
     """One service in the window.
 
-    metrics: every metric of the table, None where it was not measured. unmeasured: why none of them
-    can be trusted, or None; why_unmeasured: the same by its parts. runs: each metric in each of several
-    runs, whose medians `metrics` then are; empty for a single run. histogram: bucket (see
-    metrics.bucket_bounds) -> latencies in it. io_outcomes: how the I/O calls ended -> calls, which add up to
-    io_calls; futile: the futile ones of them; of several runs both are those of the run whose offenders
-    are listed. parked: None where it was not asked for. rules: that it breaks, forbidden or not; unchecked:
-    forbidden ones. timeline: in order of time. correlation: of its intervals. cgroups: whose CPU quota bound
-    the service, the one that stopped it longest first. delays: as histogram, for "queue_delay", "poll_delay",
-    "handling" and "response". budgets: what the median and the p99 of the responses are made of, or of the
-    queue delays where there are no responses; of several runs as the offenders. absent: why a metric is None,
-    where more is known than the metric's own reason. columns: heading -> value, what the hook
-    pytest_netpoll_columns adds to the tables.
+    metrics: every metric, None if it was not measured. unmeasured: why none of them is exact, or None.
+    why_unmeasured: the same in its parts. gomaxprocs: None if unknown. runs: each metric in each of several
+    runs, whose medians `metrics` then are; empty for a single run. histogram: latency bucket -> latencies in
+    it. unexplained: evidence that a limit asks for -> why it could not be had. io_outcomes: how the I/O calls
+    ended -> calls, which add up to io_calls. futile: the futile ones among them. parked: None if it was not
+    asked for. rules: those that it breaks, forbidden or not. unchecked: forbidden rules that could not be
+    checked. timeline: in order of time. correlation: of two rates of the timeline. cgroups: whose CPU quota
+    bound the service, the one that stopped it longest first. delays: as histogram, for "queue_delay",
+    "poll_delay", "handling" and "response". budgets: the parts of the median and the p99 of the responses, or
+    of the queue delays if there are no responses. slow_answers: the slowest reads and answers. absent: metric
+    -> why it is None, if more is known than the metric's own reason. columns: heading -> value, what the hook
+    pytest_netpoll_columns adds to the tables. slowest: the latest wakeups. offenders: what wastes or causes
+    something, the worst first.
     """
 
     name: str
@@ -368,9 +440,9 @@ class ServiceRecord(_ServiceExtra):
 
 
 class DeathRecord(TypedDict):
-    """A service that ended without being stopped. how: in words. last_words: its panic, or its last lines.
+    """A service that ended without being stopped.
 
-    fix: what to do where the service is meant to end so, or None.
+    how: in words. fix: what to do if it is meant to end, or None. last_words: its panic, or its last lines.
     """
 
     service: str
@@ -383,7 +455,8 @@ class WindowRecord(TypedDict):
     """One `netpoll.measure()` block of a test.
 
     number: of the test's windows, from 1, in the order in which they closed. name: as given to measure(), or
-    None. read: the services whose numbers the test asked for, the last one last.
+    None. read: the services whose numbers the test asked for, the last one last. diagnosis: a text for each
+    rule that is broken.
     """
 
     number: int
@@ -395,7 +468,10 @@ class WindowRecord(TypedDict):
 
 
 class ArtifactRecord(TypedDict):
-    """A file that --netpoll-artifacts keeps. what: is in it. command: opens it, run in its directory."""
+    """A file that --netpoll-artifacts wrote.
+
+    what: is in it. command: opens it, run in its directory.
+    """
 
     name: str
     what: str
@@ -404,7 +480,10 @@ class ArtifactRecord(TypedDict):
 
 
 class ArtifactsRecord(TypedDict):
-    """Those of one test. notes: why others are not there."""
+    """The artifacts of one test.
+
+    notes: why others are missing.
+    """
 
     directory: str
     files: list[ArtifactRecord]
@@ -432,17 +511,18 @@ class _TestExtra(TypedDict, total=False):
 class TestRecord(_TestExtra):
     """One test, an element of "tests" in the JSON report.
 
-    reason: a line for each cause, and "  fix: …" where one is known; None if passed. reasons: the same by
-    their parts. breaches: also those that report mode let pass.
-    file: relative to the root directory. line: of the test, from 1. error: the one line of a failure
-    that is the test's own; it is then the reason, too. xfail: why pytest expected the failure, None
-    where it did not. diagnosis: a sentence or two for each pathology recognised in a service: what was
-    seen, what causes it, how to fix it. toolchain: which of several Go toolchains, as in the nodeid.
-    requests_per_second: of what the test reported with record_property("requests", n). gate: the outcome that
-    gate mode would have given; another one than `outcome` only in report mode. deaths: the services that
-    ended without being stopped. forbidden: the codes of the rules that no service may break. windows: of the
-    `netpoll.measure()` blocks, of very many the last ones. artifacts: what was kept of it as files, None
-    where that was not asked for.
+    outcome: of the test. reason: a line for each cause, and "  fix: …" if one is known; None if passed.
+    reasons: the same in their parts. breaches: broken limits and forbidden rules, also those that report mode
+    let pass. file: relative to the root directory. line: of the test, from 1. error: the first line of the
+    test's own failure, which is then the reason, too. xfail: why pytest expected the failure, or None.
+    diagnosis: a text for each fault recognized in a service: what was seen, what causes it, how to fix it.
+    comparison: against a baseline or a base, None if there is none. toolchain: which of several Go
+    toolchains, as in the nodeid. requests_per_second: of what the test reported with
+    record_property("requests", n). gate: the outcome that gate mode would have given; differs from `outcome`
+    only in report mode. deaths: the services that ended without being stopped. windows: of the
+    `netpoll.measure()` blocks; of very many, the last ones. windows_left_out: how many others there were.
+    forbidden: the codes of the rules that no service may break. artifacts: the files that --netpoll-artifacts
+    wrote, or None.
     """
 
     nodeid: str

@@ -96,8 +96,8 @@ class Service:
     def address(self) -> Address:
         """(host, port) to connect to.
 
-        The {port} it was given, else the first TCP port that it listens on; ServiceError while
-        there is none, UsageError once whoever asked for it has ended.
+        The {port} it was given, else the first TCP port that it listens on. ServiceError while
+        there is none, UsageError once the fixture or test that asked for it has ended.
         """
         if self._retired:
             raise UsageError(
@@ -143,13 +143,13 @@ class Service:
 
     @property
     def log(self) -> str:
-        """What it printed so far, over all restarts; of very much output the start and the end."""
+        """What it printed so far, over all restarts; of very long output, the start and the end."""
         self._catch_up()
         return self._output.text()
 
     @property
     def executable(self) -> str:
-        """The path of the running program; "" where it is hidden from us, as another user's is."""
+        """The path of the running program; "" if it can't be read, as for another user's process."""
         self._inspect()
         return self._executable
 
@@ -236,9 +236,9 @@ class Service:
         )
 
     def restart(self) -> None:
-        """Stop it and start it again: the same port, another pid; returns when it is ready.
+        """Stop it and start it again on the same port, with another pid; returns when it is ready.
 
-        A container's engine restarts it, with another pid, and what it publishes stays.
+        A container is restarted by its engine, and keeps its published ports.
         """
         if self._spec.container is not None:
             self.stop()
@@ -260,9 +260,9 @@ class Service:
         self.start()
 
     def stop(self) -> None:
-        """SIGTERM, and SIGKILL after a grace period, to it and all its descendants; attached ones live on.
+        """Send SIGTERM, and SIGKILL after 5 s, to it and all its descendants; attached services keep running.
 
-        Stopping twice is fine. ServiceError when even SIGKILL does not end it.
+        Stopping twice is fine. ServiceError if even SIGKILL does not end it.
         """
         if self._stopped:
             return
@@ -569,22 +569,23 @@ class ServiceFactory:
         engine: str | None = None,
         pprof: str | None = None,
     ) -> Service:
-        """Build a Go package, or take a command, or find a running process; return it when ready.
+        """Build a Go package, run a command, or find a running process; return the service when it is ready.
 
         package: directory (from `cwd` or rootdir), or import path.
         command: the program and its arguments; a str is split as a shell would.
-        name: default: that of the program.
-        args, env: appended, added; {port} in them (and in `command`) becomes one free port.
+        name: default: the program's.
+        args, env: added to the command and the environment; {port} in them (and in `command`) becomes one
+            free port.
         ready: "tcp", "http:/path" (any status below 500), a regex on the output, a callable that
             takes the Service, or None.
-        go: version ("1.21.13"), or path of a go binary or GOROOT, for `package`; over --netpoll-go.
+        go: version ("1.21.13"), or path of a go binary or GOROOT, for `package`; overrides --netpoll-go.
         timeout: seconds until it must be ready.
-        pid, port, process: of a process that runs already, or will soon: its number, the TCP port it
-            listens on, the name or path of its program. It is watched with its children, and left running.
-        container: the name or id of a running one, which is left running, too; engine: "docker", "podman"
-            or the path of one, where both have a container of that name.
-        pprof: where it serves net/http/pprof: a path such as "/debug/pprof", or a URL. There
-            --netpoll-artifacts asks for profiles and a trace, of a repeated call of a test that failed.
+        pid, port, process: a process that is running, or will be soon: its PID, the TCP port it listens on,
+            the name or path of its program. It is watched with its children, and left running.
+        container: the name or id of a running container, which is left running too.
+        engine: "docker", "podman" or the path of one, if both have a container of that name.
+        pprof: where it serves net/http/pprof: a path such as "/debug/pprof", or a URL. If a test fails,
+            --netpoll-artifacts repeats its call and gets profiles and a trace from there.
         Raises UsageError for wrong arguments, ServiceError when it cannot be built or is not ready.
         """
         directory = checked_directory(self._rootdir, cwd)

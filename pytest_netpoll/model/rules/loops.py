@@ -101,15 +101,15 @@ def _unbuffered(m: Measurement) -> Proof | None:
 
 
 _PAUSE_FREE = (
-    "A driver's check of its connection, or the try before a park, makes two such calls in a row, and is "
-    "none."
+    "A driver that checks its connection, or the attempt before a park, makes two such calls in a row: that "
+    "is not enough."
 )
 
 RULES = (
     Rule(
         "NP201",
         "spin-eagain",
-        "A loop tries an I/O call again and again that would block, instead of waiting.",
+        "A loop repeats an I/O call that would block, instead of waiting.",
         f"At least {LEAST_FUTILE} futile calls (the third and further in a row on one descriptor and "
         "direction, within 1 ms) that ended in EAGAIN.",
         "wait for the descriptor: put it into non-blocking mode before os.NewFile, or use the net package's "
@@ -122,8 +122,8 @@ RULES = (
     Rule(
         "NP202",
         "spin-eof",
-        "A loop reads again and again after the end of the file or the connection.",
-        f"At least {LEAST_FUTILE} futile calls that ended in the end of the file.",
+        "A loop keeps reading after the end of the file or the connection.",
+        f"At least {LEAST_FUTILE} futile calls that returned the end of the file.",
         "leave the loop at io.EOF.",
         _PAUSE_FREE,
         "A handler that continues at io.EOF.",
@@ -133,7 +133,7 @@ RULES = (
     Rule(
         "NP203",
         "spin-error",
-        "A loop makes an I/O call again and again that fails.",
+        "A loop repeats an I/O call that fails.",
         f"At least {LEAST_FUTILE} futile calls that ended in the same error.",
         "leave the loop at errors that stay, and pause before the next try at those that may pass.",
         _PAUSE_FREE,
@@ -144,13 +144,13 @@ RULES = (
     Rule(
         "NP204",
         "busy-loop",
-        "A goroutine looks for something in a loop that never waits.",
+        "A goroutine checks for something in a loop that never waits.",
         f"CPU samples of one function, that ran or waited for a CPU for at least {LEAST_WANTED} s a second, "
-        "at least half of which are in calls that only look: of a select with a default, of "
-        "runtime.Gosched, of a lock that is tried.",
+        "at least half of which are in calls that only check: a select with a default, runtime.Gosched, "
+        "or TryLock.",
         "wait: leave the default out of the select, or use a channel, a sync.Cond or a ticker.",
         "A computation uses as much CPU time, but in code of its own.",
-        "A watcher that asks in a loop, by select with default, whether it shall end.",
+        "A watcher that checks in a loop, by a select with a default, whether it should stop.",
         _busy_loop,
         no_cpu_samples,
         offences=("cpu",),
@@ -159,10 +159,10 @@ RULES = (
         "NP205",
         "unbuffered-io",
         "A message is read in many small pieces, each with a system call.",
-        f"At one place at least {READS_PER_WAKEUP} reads a wakeup that brought {SMALL_READ} bytes or fewer "
-        "each, from a sample of all I/O calls.",
+        f"At one place, at least {READS_PER_WAKEUP} reads per wakeup that returned {SMALL_READ} bytes or "
+        "fewer each, from a sample of all I/O calls.",
         "read through a bufio.Reader.",
-        "A large transfer makes as many calls for a wakeup, but with large pieces.",
+        "A large transfer makes as many calls per wakeup, but in large pieces.",
         "A line protocol whose reader asks for one byte at a time (example_project: -fault unbuffered).",
         _unbuffered,
         offences=("io",),

@@ -235,7 +235,7 @@ RULES = (
     Rule(
         "NP402",
         "nobody-polls",
-        "All Ps always have something to run, so that the network is looked at every 10 ms only.",
+        "All Ps are always busy, so the network is polled only every 10 ms.",
         f"Polls that do not block, {NONBLOCKING_SHARE:.0%} of them or more, and at most {SYSMON_RATE} a "
         f"second; and threads that run or wait for a CPU for {PS_WANTED:.0%} of what the Ps can use.",
         "let CPU-bound goroutines rest, give them fewer goroutines than GOMAXPROCS, or a process of its own.",
@@ -251,8 +251,8 @@ RULES = (
         "Late wakeups as in NP401, and a quota that stopped the service (throttled_periods) while most "
         "of the slowest wakeups were on their way.",
         "raise the quota, or lower GOMAXPROCS and the CPU time that the service uses.",
-        "A service that starves itself (NP401) or a busy machine (NP404), without periods in which the quota "
-        "stopped it.",
+        "A service that starves itself (NP401) or a busy machine (NP404), but without periods in which the "
+        "quota stopped it.",
         "A service with more work than the limit of its container allows.",
         _cpu_quota,
         _no_throttling,
@@ -265,7 +265,7 @@ RULES = (
         "Late wakeups as in NP401; threads that waited for a CPU longer than they ran, also while most of "
         "the slowest wakeups were on their way.",
         "run less beside the test, or give the machine more CPUs.",
-        "A service that starves itself (NP401), or has more threads than CPUs (NP406).",
+        "A service that starves itself (NP401), or whose GOMAXPROCS is too high (NP406).",
         "Any service, beside a compiler.",
         _machine_busy,
     ),
@@ -276,18 +276,18 @@ RULES = (
         f"GOMAXPROCS, the CPUs that the process may run on, at least {CPUS_USED:.0%} of them used, and "
         f"{CPUS_WANTED} threads for each of them, in the mean, that ran or waited for one.",
         "leave GOMAXPROCS to the runtime, or set it to the number of CPUs.",
-        "A machine that is short of CPU (NP404), where others have it.",
+        "A machine that is short of CPU (NP404), because other processes use it.",
         "A service with GOMAXPROCS=48 in a cpuset of 2.",
         _too_many_ps,
     ),
     Rule(
         "NP407",
         "gc-pressure",
-        "The garbage collector has a large part of the service's CPU time.",
+        "The garbage collector uses a large part of the service's CPU time.",
         f"At least {GC_SHARE:.0%} of the CPU samples in the garbage collector, worth {GC_USED} s of CPU a "
         "second.",
         "allocate less (reuse buffers, sync.Pool), or raise GOGC, with GOMEMLIMIT as its bound.",
-        "A computation (NP401) uses as much CPU, in code of its own.",
+        "A computation (NP401) uses as much CPU, but in the program's own code.",
         "A handler that allocates for each message, with GOGC=5.",
         _gc_pressure,
         no_cpu_samples,

@@ -74,26 +74,25 @@ RULES = (
     Rule(
         "NP301",
         "timer-churn",
-        "Timers end the poller's waits again and again while the network is quiet.",
+        "Timers keep ending the poller's waits while the network is quiet.",
         f"At least {TIMER_RATE} polls a second that a timer ended, half or more of those that waited, and "
         f"{TIMERS_PER_EVENT} for each event or more.",
         "notify on change, share one slow ticker, or read without a deadline.",
-        "Deadlines (NP302) end polls in the same way; they are told apart where deadline wakeups are "
-        "counted.",
-        "Fifty components that each look every few milliseconds whether something changed (example_project: "
-        "-fault tickers).",
+        "Deadlines (NP302) end polls in the same way; counting deadline wakeups tells them apart.",
+        "Fifty components that each check every few milliseconds whether something changed "
+        "(example_project: -fault tickers).",
         _timer_churn,
         offences=("ready",),
     ),
     Rule(
         "NP302",
         "deadline-churn",
-        "Reads or writes time out again and again, and are tried anew.",
-        f"At least {DEADLINE_RATE} deadlines a second that expired, and polls that timers ended as in "
-        "NP301. Needs uprobes.",
+        "Reads or writes keep timing out and are repeated.",
+        f"At least {DEADLINE_RATE} expired deadlines a second, and polls that timers ended, as in NP301. "
+        "Needs uprobes.",
         "read without a deadline, and to stop call SetReadDeadline(time.Now()) once.",
-        "Tickers and sleeps (NP301) end as many polls, and no deadline expires.",
-        "A handler that gives up its Read every millisecond to look at a flag (example_project: -fault "
+        "Tickers and sleeps (NP301) end as many polls, but no deadline expires.",
+        "A handler that interrupts its Read every millisecond to check a flag (example_project: -fault "
         "busy-poll).",
         _deadline_churn,
         _no_deadlines,

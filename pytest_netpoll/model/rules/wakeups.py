@@ -144,7 +144,7 @@ RULES = (
         f"more than once, in this process or in several. {_SOCKETS}",
         "read from one goroutine only, and close the duplicate.",
         "An error queue that nobody reads (NP105), a full datagram queue (NP104), a refused peer (NP106) and "
-        "datagrams with a wrong checksum (NP107) wake readers for nothing, too, with one registration.",
+        "datagrams with a wrong checksum (NP107) also wake readers for nothing, but with one registration.",
         "A handler duplicates its connection with TCPConn.File and net.FileConn for a watcher that also "
         "reads (example_project: -fault dup).",
         _second_reader,
@@ -159,8 +159,8 @@ RULES = (
         f"once, in this process or in several. {_SOCKETS}",
         "serve from one process (Go uses all CPUs), or give each worker a listener of its own with "
         "SO_REUSEPORT.",
-        "A connection may also be taken from the queue by an acceptor that does not wait with epoll; then "
-        "nothing is said.",
+        "An acceptor that does not wait with epoll may also take the connection from the queue; that is not "
+        "reported.",
         "A prefork server whose workers inherit one listener (example_project: -fault herd).",
         _shared_listener,
         _no_sockets,
@@ -169,13 +169,13 @@ RULES = (
     Rule(
         "NP103",
         "stale-readiness",
-        "A reader that is about to wait is told of data that it has read already, and tries again for "
+        "A reader is about to wait, gets an old event for data that it has already read, and tries again for "
         "nothing.",
         "A readiness for reading (EPOLLIN) that was stored while nobody waited, and two EAGAINs around it, "
         f"on a socket that is registered with epoll once. {_SOCKETS}",
         "use the connection's Read, which forgets old events first, or do not block while draining.",
-        "A second reader (NP101) takes also what was stored for the first; an expired deadline between two "
-        "EAGAINs is none.",
+        "A second reader (NP101) also consumes the data behind a stored readiness. An expired deadline "
+        "between two EAGAINs does not count.",
         "A loop in RawConn.Read that logs between two reads (example_project: -fault stale).",
         _stale_readiness,
         _no_sockets,
@@ -184,11 +184,11 @@ RULES = (
     Rule(
         "NP104",
         "full-datagram-queue",
-        "Senders wait until the receiver of a Unix datagram socket has room, and are woken when others took "
-        "it.",
+        "Senders wait for room in a Unix datagram socket's queue, and are woken after others have filled it "
+        "again.",
         f"Wakeups for writing (EPOLLOUT) on a Unix datagram socket that ended in EAGAIN. {_SOCKETS}",
         "send from one goroutine, receive faster, or raise net.unix.max_dgram_qlen.",
-        "A second reader (NP101) makes as many wakeups for nothing, but for reading.",
+        "A second reader (NP101) causes as many wakeups for nothing, but for reading.",
         "Several goroutines log to one Unix datagram socket whose receiver is slow.",
         _full_datagram_queue,
         _no_sockets,
@@ -202,7 +202,7 @@ RULES = (
         "Wakeups for an error (EPOLLERR), without data (EPOLLIN), that ended in EAGAIN while the socket's "
         f"error queue held something. {_SOCKETS}",
         "read the error queue (recvmsg with MSG_ERRQUEUE), or do not ask for timestamps and the like.",
-        "A second reader (NP101) makes as many wakeups for nothing, but with data; a refused peer (NP106) "
+        "A second reader (NP101) causes as many wakeups for nothing, but with data; a refused peer (NP106) "
         "leaves the error queue empty.",
         "A UDP server sets SO_TIMESTAMPING for transmitted packets and never reads the timestamps.",
         _unread_error_queue,
@@ -212,12 +212,12 @@ RULES = (
     Rule(
         "NP106",
         "refused-peer",
-        "Datagrams are sent where nobody listens: each refusal (ICMP) is an event, which wakes the reader.",
+        "Datagrams go to a port where nobody listens: each refusal (ICMP) wakes the reader for nothing.",
         "Wakeups for an error (EPOLLERR) on a UDP socket that ended in EAGAIN with an empty error queue, "
         f"and as many calls that ended in ECONNREFUSED. {_SOCKETS}",
         "stop sending to a peer that refuses, or try again later.",
-        "An error queue that nobody reads (NP105) makes the same events.",
-        "A client of statsd whose server has gone sends on.",
+        "An error queue that nobody reads (NP105) causes the same events.",
+        "A statsd client keeps sending although its server is gone.",
         _refused_peer,
         _no_sockets,
         ("spurious",),
@@ -225,12 +225,12 @@ RULES = (
     Rule(
         "NP107",
         "dropped-datagrams",
-        "Datagrams arrive damaged: each wakes the reader, whose call drops it.",
+        "Datagrams arrive damaged: each wakes the reader, and its read drops the datagram.",
         "Wakeups for reading (EPOLLIN) on a UDP socket that is registered with epoll once, that ended in "
         "EAGAIN, and at least as many datagrams that the network namespace dropped for their checksum. "
         f"{_SOCKETS}",
         "find who sends them: capture with tcpdump -vv, which says 'bad udp cksum'.",
-        "A second reader (NP101) makes as many wakeups for nothing, on a socket that is registered twice.",
+        "A second reader (NP101) causes as many wakeups for nothing, on a socket that is registered twice.",
         "A UDP server behind a device that rewrites packets without their checksum.",
         _dropped_datagrams,
         _no_checksum_errors,
