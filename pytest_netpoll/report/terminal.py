@@ -155,8 +155,7 @@ def failure_section(record: TestRecord, width: int) -> str:
         remarks += [_reason(missing, width, "  ") for missing in wording.unexplained(record, service)]
         # The line of Go that leads is worth more than numbers that no limit is about.
         kept = sum(map(len, remarks)) + (_least(blocks[0], width) if blocks else 0)
-        broken = {wording.base_of(fault["metric"]) for fault in wording.broken(record, service)}
-        screen.add_numbers(service, width, broken, kept)
+        screen.add_numbers(service, width, _broken(record, service), kept)
         for remark in remarks:
             screen.add(remark)
         _add_entries(screen, blocks, width)
@@ -250,10 +249,10 @@ class _Screen:
         return False
 
     def add_numbers(self, service: ServiceRecord, width: int, broken: Set[str], kept: int) -> None:
-        """As many as leave `kept` lines, but those that are broken in any case."""
+        """As many as leave `kept` lines, but those that are broken in any case. All or none if none are."""
         room = SECTION_LINES - 1 - len(self._end) - len(self._lines) - kept
         every = shown = _numbers(service, width)
-        for dropped in range(1, len(_ROWS) + 1):
+        for dropped in range(1, len(_ROWS) + 1) if broken else ():
             if len(shown) <= room:
                 break
             shown = _numbers(service, width, broken=broken, dropped=dropped)
@@ -269,6 +268,11 @@ def _concerned(record: TestRecord) -> list[ServiceRecord]:
     """The services with broken limits, or all where it is not a limit that failed the test."""
     broken = {fault["service"] for fault in wording.broken(record)}
     return [service for service in record["services"] if not broken or service["name"] in broken]
+
+
+def _broken(record: TestRecord, service: ServiceRecord) -> set[str]:
+    """The metrics and rules."""
+    return {wording.base_of(fault["metric"]) for fault in wording.broken(record, service)}
 
 
 def _numbers(
