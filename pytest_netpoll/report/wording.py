@@ -418,7 +418,7 @@ def offender_entries(service: ServiceRecord, offenders: Iterable[OffenderRecord]
         # Without a stack it is the descriptor that tells one from the other.
         place = stack or (offender["fd_type"], offender.get("local"), offender.get("peer"))
         places.setdefault((_offence(offender), offender.get("runtime"), place, woken), []).append(offender)
-    merged = sorted(map(_together, places.values()), key=lambda offender: -offender["count"])
+    merged = sorted(map(_together, places.values()), key=_rank)
     return [
         Entry(
             offender_text(service, offender),
@@ -429,6 +429,12 @@ def offender_entries(service: ServiceRecord, offenders: Iterable[OffenderRecord]
         )
         for offender in merged
     ]
+
+
+def _rank(offender: OffenderRecord) -> tuple[int, ...]:
+    """Of parked goroutines those that leaked lead, however many others rest."""
+    fields = ("stuck", "abandoned", "growth", "count")
+    return tuple(-cast("dict[str, int]", offender).get(name, 0) for name in fields)
 
 
 def _key(stack: Iterable[FrameRecord]) -> tuple[Any, ...]:

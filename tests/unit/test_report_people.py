@@ -590,6 +590,12 @@ def test_parked_goroutines_are_shown_for_the_limit_that_they_broke() -> None:
     shown = terminal.failure_section(built(m, max_abandoned_descriptors=0), 160)
     assert "  7 tcp descriptors whose peers have closed, and nobody is parked on them (c:3)\n" in f"{shown}\n"
     assert "no stack" not in shown
+    rested = replace(others, count=900, growth=1)
+    made_too = built(measured({**HEALTHY, **PARKED}, offenders=(grown, rested)), max_parked_growth=0)
+    assert [entry.text[:4] for entry in wording.explaining(made_too, made_too["services"][0])] == [
+        "30 g",
+        "900 ",
+    ]
     few = measured({**HEALTHY, **PARKED}, offenders=(replace(grown, count=1), replace(kept, abandoned=1)))
     shown = terminal.failure_section(built(few, max_parked_goroutines=0, max_abandoned_descriptors=0), 160)
     assert "  1 goroutine (read on tcp" in shown
