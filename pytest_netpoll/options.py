@@ -64,6 +64,8 @@ def _path(text: str) -> Path:
 
 
 def _directory_or_off(text: str) -> Path | str:
+    if not text:
+        raise ValueError("a directory, or off, is missing")
     return text if text == "off" else _path(text)
 
 

@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from pytest_netpoll.gobinary.symbols import Frame
-from pytest_netpoll.model.evidence import Offender, SlowWakeup, TimelinePoint
+from pytest_netpoll.model.evidence import Offender, SlowAnswer, SlowWakeup, TimelinePoint
 
 WATCHER = Frame("main.(*watcher).run", "server/fault_dup.go", 33)
 
@@ -31,6 +31,14 @@ def late(latency_ns: int, **more: Any) -> SlowWakeup:
     unknown = dict.fromkeys(("goroutine", "syscall", "local", "peer"))
     about = {**unknown, "at_ms": 1.0, "direction": "read", "fd_type": "tcp", "stack": ()}
     return SlowWakeup(latency_ns=latency_ns, **{**about, **more})
+
+
+def slow_answer(ns: int, **more: Any) -> SlowAnswer:
+    """A response on a TCP connection, all of it handling."""
+    parts = {"poll_delay_ns": 0, "wake_to_run_ns": 0, "unparked_ns": 0, "handling_ns": ns}
+    unknown = dict.fromkeys(("goroutine", "syscall", "local", "peer"))
+    about = {"what": "response", "at_ms": 1.0, "direction": "write", "fd_type": "tcp", "stack": (WATCHER,)}
+    return SlowAnswer(ns=ns, **{**parts, **unknown, **about, **more})
 
 
 def point(t_ms: float, **counts: Any) -> TimelinePoint:

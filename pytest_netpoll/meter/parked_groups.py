@@ -15,6 +15,10 @@ from pytest_netpoll.model.evidence import Offender, ParkedGoroutine
 from pytest_netpoll.model.metrics import PARKED_METRICS
 
 MOST_PEERS = 5  # of a group that are shown
+_ENDED = Reason(
+    "the service had ended when the window closed, and its goroutines with it",
+    fix="stop it after the test, or measure what comes before: with netpoll.measure()",
+)
 # Of these the agent tells what all of a group's are; of others each by itself.
 SOCKETS = ("tcp", "listener", "udp", "unix", "socket")
 
@@ -96,6 +100,9 @@ def now(processes: Sequence[ParkedIn], symbolizer: Symbolizer) -> list[ParkedGor
 
 def collect(processes: Sequence[Measured], symbolizer: Symbolizer) -> Found:
     """Of a service's processes in a window that asked for it."""
+    if all(process["exited"] for process in processes):
+        # That nobody is left does not show that nobody leaked.
+        return Found({}, dict.fromkeys(PARKED_METRICS, _ENDED), ())
     groups: dict[_Place, _Group] = defaultdict(_Group)
     abandoned: dict[tuple[str, str | None], list[tuple[str | None, bool]]] = defaultdict(list)
     absent: dict[str, Reason] = {}

@@ -119,11 +119,12 @@ def _parse_seconds(value: object) -> float:
 
 def _parse_count(value: object) -> int:
     if isinstance(value, str) and _INTEGER.fullmatch(value):
-        return int(value)
+        value = int(value)
     if not isinstance(value, int):
         raise ValueError(f"{value!r} is not a count: write an integer >= 0")
     if value < 0:
         raise ValueError(f"{value} is negative")
+    float(value)  # one that JSON's readers can't hold: OverflowError
     return value
 
 

@@ -75,7 +75,7 @@ def annotations(
                 break
     for (path, line), found in in_go.items():
         record, evidence = found[0]
-        more = f" and {len(found) - 1:,} more tests" if len(found) > 1 else ""
+        more = f" and {len(found) - 1:,} more test{'s' * (len(found) > 2)}" if len(found) > 1 else ""
         message = "\n".join([evidence.text, *wording.diagnosis_of(record)])
         lines.append(_annotation(level, path, line, f"netpoll: {record['nodeid']}{more}", message))
     return lines

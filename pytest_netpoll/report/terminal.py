@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from pytest_netpoll.errors import Reason
@@ -21,6 +21,7 @@ MOST_OTHERS = 200
 SECTION_LINES = 24
 MOST_OFFENDERS = 3
 MOST_FRAMES = 6
+_LEAST_FRAMES = 2  # of what explains most, before it gives way to numbers
 MOST_ARTIFACTS = 16
 
 _SERVICE_CELLS = 16
@@ -148,13 +149,15 @@ def failure_section(record: TestRecord, width: int) -> str:
     for service in concerned:
         for quota in wording.quotas_of(record, service):
             screen.add(cells.wrap(quota, width, "  "))
-        screen.add(_numbers(service, width))
         blocks = [*wording.explaining(record, service), *wording.callers(record, service)]
         caution = attached.caution(record, service)
-        if caution is not None:
-            screen.add(cells.wrap(caution, width, "  "))
-        for missing in wording.unexplained(record, service):
-            screen.add(_reason(missing, width, "  "))
+        remarks = [] if caution is None else [cells.wrap(caution, width, "  ")]
+        remarks += [_reason(missing, width, "  ") for missing in wording.unexplained(record, service)]
+        # The line of Go that leads is worth more than numbers that no limit is about.
+        kept = sum(map(len, remarks)) + (_least(blocks[0], width) if blocks else 0)
+        screen.add_numbers(service, width, _broken(record, service), kept)
+        for remark in remarks:
+            screen.add(remark)
         _add_entries(screen, blocks, width)
     return "\n".join([*filter(None, [screen.text()]), *_artifacts(record, width)])
 
@@ -178,11 +181,23 @@ def _artifacts(record: TestRecord, width: int) -> list[str]:
 
 
 def _add_entries(screen: _Screen, entries: Sequence[wording.Entry], width: int) -> None:
-    for entry in entries[:MOST_OFFENDERS]:
-        head = cells.wrap(entry.text + entry.lead_in, width, "  ")
+    """As many as there is room for: none that explains less in the place of one that explains more."""
+    for number, entry in enumerate(entries[:MOST_OFFENDERS]):
+        head = _head(entry, width)
         woken = cells.wrap(entry.woken, width, "  ") if entry.woken else []
-        screen.add(head + _frames(entry.stack, width) + woken, at_least=len(head) + 1)
+        if not screen.add(head + _frames(entry.stack, width) + woken, at_least=len(head) + 1):
+            screen.left_out += len(entries[number + 1 :])
+            return
     screen.left_out += len(entries[MOST_OFFENDERS:])
+
+
+def _head(entry: wording.Entry, width: int) -> list[str]:
+    return cells.wrap(entry.text + entry.lead_in, width, "  ")
+
+
+def _least(entry: wording.Entry, width: int) -> int:
+    """Lines that are enough of it: what it is, and the innermost frames."""
+    return len(_head(entry, width)) + min(len(entry.stack), _LEAST_FRAMES)
 
 
 def _add_window(screen: _Screen, window: WindowRecord, service: ServiceRecord, width: int) -> None:
@@ -233,6 +248,17 @@ class _Screen:
         self.left_out += 1
         return False
 
+    def add_numbers(self, service: ServiceRecord, width: int, broken: Set[str], kept: int) -> None:
+        """As many as leave `kept` lines, but those that are broken in any case. All or none if none are."""
+        room = SECTION_LINES - 1 - len(self._end) - len(self._lines) - kept
+        every = shown = _numbers(service, width)
+        for dropped in range(1, len(_ROWS) + 1) if broken else ():
+            if len(shown) <= room:
+                break
+            shown = _numbers(service, width, broken=broken, dropped=dropped)
+        if shown and self.add(shown) and len(shown) < len(every):
+            self.left_out += 1
+
     def text(self) -> str:
         more = [f"… {self.left_out:,} more in --netpoll-json=FILE"] if self.left_out else []
         return "\n".join([*self._lines, *more, *self._end])
@@ -244,10 +270,21 @@ def _concerned(record: TestRecord) -> list[ServiceRecord]:
     return [service for service in record["services"] if not broken or service["name"] in broken]
 
 
-def _numbers(service: ServiceRecord, width: int, prefix: str = "") -> list[str]:
-    """What was counted, without the zeros: a number that is 0 explains nothing."""
+def _broken(record: TestRecord, service: ServiceRecord) -> set[str]:
+    """The metrics and rules."""
+    return {wording.base_of(fault["metric"]) for fault in wording.broken(record, service)}
+
+
+def _numbers(
+    service: ServiceRecord, width: int, prefix: str = "", *, broken: Set[str] = frozenset(), dropped: int = 0
+) -> list[str]:
+    """What was counted, without the zeros: a number that is 0 explains nothing.
+
+    dropped: so many rows less, the last ones that have none of the broken metrics.
+    """
     metrics, runs = service["metrics"], wording.runs_of(service)
-    rows = []
+    rows: list[list[str]] = []
+    others: list[int] = []
     for name, total, parts in _ROWS:
         detail = ", ".join(
             f"{part.format(metrics[part.name])} {part.part}{_remark(service, part.name)}"
@@ -257,17 +294,23 @@ def _numbers(service: ServiceRecord, width: int, prefix: str = "") -> list[str]:
         if detail:
             detail = _PARTS_OF.get(name, "") + detail
         if detail or (total is not None and metrics.get(total.name)):
+            if not any(metric.name in broken for metric in (total, *parts) if metric is not None):
+                others.append(len(rows))
             rows.append([name, total.format(metrics.get(total.name)) if total else "", detail])
     if not rows:
         return []
+    left_out = others[-dropped:] if dropped else []
+    rows = [row for number, row in enumerate(rows) if number not in left_out]
     used = sum(max(map(cells.width_of, column)) + 2 for column in list(zip(*rows, strict=True))[:2])
     rows = [[name, total, "\n".join(cells.wrap(detail, width - 2 - used))] for name, total, detail in rows]
-    table = cells.tabulated(rows, ["left", "right", "left"])
+    table = cells.tabulated(rows, ["left", "right", "left"]) if rows else ""
     median = f", median of {runs} runs" if runs > 1 else ""
     title = (
         f"{prefix}{service['name']} (pid {service['pid']}, {service['go_version'] or 'unknown Go'}{median}):"
     )
-    budgets = [f"  {text}" for text in wording.budgets_of(service)]
+    # What times are made of is the first thing to go where no limit is about times.
+    timed = not dropped or any(METRICS[name].family in wording.TIMED for name in broken & METRICS.keys())
+    budgets = [f"  {text}" for text in wording.budgets_of(service)] if timed else []
     return [wording.one_line(title), *(f"  {line}" for line in table.splitlines()), *budgets]
 
 

@@ -352,7 +352,8 @@ def explaining(record: TestRecord, service: ServiceRecord) -> list[Entry]:
         name = base_of(fault["metric"])
         if name.startswith(("latency_", "sched_latency_")):
             found.setdefault("late", late_entries(service))
-        found.setdefault("answers", answer_entries(service, slow_answers(record, service)))
+        if name in METRICS and METRICS[name].family in TIMED:
+            found.setdefault("answers", answer_entries(service, slow_answers(record, service)))
         for offence in _evidence_for(name):
             # A limit is about the program's own calls.
             own = [o for o in service["offenders"] if _offence(o) == offence and not o.get("runtime")]
@@ -419,7 +420,7 @@ def offender_entries(service: ServiceRecord, offenders: Iterable[OffenderRecord]
         # Without a stack it is the descriptor that tells one from the other.
         place = stack or (offender["fd_type"], offender.get("local"), offender.get("peer"))
         places.setdefault((_offence(offender), offender.get("runtime"), place, woken), []).append(offender)
-    merged = sorted(map(_together, places.values()), key=lambda offender: -offender["count"])
+    merged = sorted(map(_together, places.values()), key=_rank)
     return [
         Entry(
             offender_text(service, offender),
@@ -430,6 +431,12 @@ def offender_entries(service: ServiceRecord, offenders: Iterable[OffenderRecord]
         )
         for offender in merged
     ]
+
+
+def _rank(offender: OffenderRecord) -> tuple[int, ...]:
+    """Of parked goroutines those that leaked lead, however many others rest."""
+    fields = ("stuck", "abandoned", "growth", "count")
+    return tuple(-cast("dict[str, int]", offender).get(name, 0) for name in fields)
 
 
 def _key(stack: Iterable[FrameRecord]) -> tuple[Any, ...]:
@@ -481,7 +488,7 @@ def not_kept(service: ServiceRecord) -> list[str]:
 
 
 # What the slowest of it explain: by the metric whose limit is broken.
-_SLOW = {
+TIMED = {
     "queue_delay": "queue_delay",
     "poll_delay": "queue_delay",
     "handling": "response",
@@ -492,7 +499,7 @@ _SLOW = {
 def slow_answers(record: TestRecord, service: ServiceRecord) -> list[SlowAnswerRecord]:
     """The latest reads or answers, where a limit of the service on such times is broken."""
     faults = [METRICS.get(base_of(fault["metric"])) for fault in broken(record, service)]
-    wanted = {_SLOW.get(metric.family) for metric in faults if metric is not None}
+    wanted = {TIMED.get(metric.family) for metric in faults if metric is not None}
     return [answer for answer in service.get("slow_answers", []) if answer["what"] in wanted]
 
 
@@ -589,8 +596,9 @@ def _parked_text(offender: OffenderRecord) -> str:
     known_as = f"{'peers' if len(peers) > 1 else 'peer'} {', '.join(peers)}" if peers else ""
     if not offender["count"]:
         ends = ", ".join(filter(None, (offender.get("local"), known_as)))
-        what = f"{units.show(gone, 'count')} {offender['fd_type']} descriptors"
-        return one_line(f"{what} whose peers have closed, and nobody is parked on them ({ends})")
+        what = f"{units.show(gone, 'count')} {offender['fd_type']} descriptor"
+        what += " whose peer has closed" if gone == 1 else "s whose peers have closed"
+        return one_line(f"{what}, and nobody is parked on {'it' if gone == 1 else 'them'} ({ends})")
     found = [
         f"{units.show(number, 'count')} {what}"
         for number, what in (
@@ -603,7 +611,8 @@ def _parked_text(offender: OffenderRecord) -> str:
     on = f"{offender['direction']} on {offender['fd_type'] or 'descriptors'} {offender.get('local') or ''}"
     where = ", ".join(filter(None, (on.rstrip(), known_as)))
     more = f": {', '.join(found)}" if found else ""
-    return one_line(f"{units.show(offender['count'], 'count')} goroutines ({where}){more}, parked")
+    who = f"goroutine{'s' * (offender['count'] != 1)}"
+    return one_line(f"{units.show(offender['count'], 'count')} {who} ({where}){more}, parked")
 
 
 def unexplained(record: TestRecord, service: ServiceRecord) -> list[Reason]:

@@ -150,6 +150,17 @@ def test_clients_that_come_just_before_a_window_and_go_just_before_its_end_leave
         assert (m.parked_growth, m.abandoned_descriptors, m.stuck_goroutines) == (0, 0, 0)
 
 
+def test_of_a_service_that_ended_in_the_window_nothing_is_known(keep, client, meter):
+    window = meter.open(limited=["parked_growth"])
+    client(keep, "idle")
+    keep.stop()
+    (m,) = meter.close(window, [keep])
+    assert m.unmeasured is None
+    for name in PARKED_METRICS:
+        assert getattr(m, name) is None
+        assert "had ended when the window closed" in m.absent[name].what
+
+
 def test_nobody_looks_unasked(keep, meter):
     (m,) = meter.close(meter.open(limited=["spurious", "ready_calls"]), [keep])
     assert [getattr(m, name) for name in PARKED_METRICS] == [None] * 4

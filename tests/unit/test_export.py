@@ -325,6 +325,19 @@ def test_sarif_carries_the_codes_of_rules_that_a_report_has(
     assert "two read it; fix: read from one" in result["message"]["text"]
 
 
+def test_a_rule_at_a_line_that_is_no_number_is_at_the_test(tmp_path: Path) -> None:
+    from pytest_netpoll.report.export.findings import findings
+
+    (tmp_path / "main.go").write_text("package main\n")
+    made: Any = built("test_it")
+    about = {"name": "second-reader", "text": "two read it", "fix": "read from one", "forbidden": True}
+    made["services"][0]["rules"] = [
+        {**about, "code": code, "line": f"main.go:{line}"} for code, line in (("NP101", "x"), ("NP102", "3"))
+    ]
+    places = {finding.rule: (finding.path, finding.line) for finding in findings([made], tmp_path)}
+    assert places == {"NP101": ("test_echo.py", 7), "NP102": ("main.go", 3)}
+
+
 def test_gitlab_gets_an_issue_for_each_with_a_fingerprint_of_its_own(exported: Any) -> None:
     issues = schema_of(CODE_CLIMATE, exported("code-climate"))
     assert {issue["check_name"] for issue in issues} == {"max_spurious", "regressed_spurious"}

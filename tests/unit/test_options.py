@@ -108,6 +108,7 @@ def test_a_path_may_start_at_home(pytester: pytest.Pytester, monkeypatch: pytest
         ("--netpoll-max-fds=many", "'many' is not an integer > 0"),
         ("--netpoll-json=", "a file name is missing"),
         ("--netpoll-artifacts=:all", "a directory is missing"),
+        ("--netpoll-cache=", "a directory, or off, is missing"),
         ("--netpoll-j=x", "unrecognized arguments"),
     ],
 )

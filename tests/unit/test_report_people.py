@@ -304,6 +304,38 @@ def test_a_failure_is_at_most_a_screenful_and_tells_what_it_left_out() -> None:
     assert len(broad.splitlines()) <= terminal.SECTION_LINES
 
 
+def test_however_many_limits_are_broken_the_line_that_explains_the_first_is_shown() -> None:
+    counted = {name: 1_234_567 for name in COUNTERS if METRICS[name].row is not None and name != "lost"}
+    busy = measured({**counted, **HEALTHY}, offenders=(offender(), offender(9, stack=(WORKER,))))
+    for limits in ({}, {"max_polls": 1, "max_wakeups": 1, "max_productive_wakeups": 1, "max_io_calls": 1}):
+        made = built(busy, max_spurious_wakeups=1, **limits)
+        lines = terminal.failure_section(made, 80).splitlines()
+        assert len(lines) <= terminal.SECTION_LINES
+        assert "    server/fault_dup.go:33  main.(*watcher).run" in lines
+        rows = {line.split("  ")[1] for line in lines if line.startswith("  ")}
+        # Rows give way to it, but none that is about what is broken.
+        assert {"wakeups", *(["polls", "I/O calls"] if limits else [])} <= rows
+        assert "more in --netpoll-json=FILE" in "\n".join(lines)
+
+
+def test_what_explains_less_does_not_take_the_place_of_what_explains_more() -> None:
+    counted = {name: 1_234_567 for name in COUNTERS if METRICS[name].row is not None and name != "lost"}
+    long = offender(400, local="a" * 900)
+    busy = measured({**counted, **HEALTHY}, offenders=(offender(499), long, offender(1, stack=(WORKER,))))
+    shown = terminal.failure_section(built(busy, max_spurious_wakeups=1, max_polls=1), 80)
+    assert "main.worker" not in shown
+
+
+def test_answers_do_not_lead_where_another_limit_is_broken_first() -> None:
+    counts = {"io_calls": 210, "futile_calls": 0}
+    woken = made_up.offender(200, offence="woken", syscall=None, stack=(WORKER,))
+    slow = measured({**HEALTHY, **counts}, offenders=(woken,), slow_answers=(made_up.slow_answer(9_000_000),))
+    made = built(slow, max_wakeups=1, max_polls=1)
+    made["breaches"][1] = {**made["breaches"][1], "metric": "response_p99"}
+    first, second = wording.explaining(made, made["services"][0])
+    assert (first.stack[0]["function"], second.text[:15]) == ("main.worker", "response 9.0 ms")
+
+
 def test_only_the_services_that_failed_are_described() -> None:
     both = built(
         measured(WASTEFUL, "front", offenders=(offender(),)), measured(HEALTHY, "back"), max_spurious=0.05
@@ -462,6 +494,7 @@ def test_the_line_of_go_is_annotated_too_once_for_all_tests_and_with_the_diagnos
         "499 of 500 (99.8 %25) spurious wakeups"
     )
     assert "%0Aserver: NP101 second-reader: 499 of 999 wakeups found nothing to read or write" in in_go
+    assert "test_0 and 1 more test::" in github.annotations(tests[:2], Path("py"), find)[-1]
     assert len(github.annotations([wasteful(offender(stack=(library,)))], Path(), find)) == 1
     reported = wasteful(offender(stack=(mine,)), mode="report")
     first, second = github.annotations([reported], Path(), find, "warning")
@@ -557,5 +590,15 @@ def test_parked_goroutines_are_shown_for_the_limit_that_they_broke() -> None:
     shown = terminal.failure_section(built(m, max_abandoned_descriptors=0), 160)
     assert "  7 tcp descriptors whose peers have closed, and nobody is parked on them (c:3)\n" in f"{shown}\n"
     assert "no stack" not in shown
+    rested = replace(others, count=900, growth=1)
+    made_too = built(measured({**HEALTHY, **PARKED}, offenders=(grown, rested)), max_parked_growth=0)
+    assert [entry.text[:4] for entry in wording.explaining(made_too, made_too["services"][0])] == [
+        "30 g",
+        "900 ",
+    ]
+    few = measured({**HEALTHY, **PARKED}, offenders=(replace(grown, count=1), replace(kept, abandoned=1)))
+    shown = terminal.failure_section(built(few, max_parked_goroutines=0, max_abandoned_descriptors=0), 160)
+    assert "  1 goroutine (read on tcp" in shown
+    assert "  1 tcp descriptor whose peer has closed, and nobody is parked on it (c:3)\n" in f"{shown}\n"
     assert [group["growth"] for group in made["services"][0]["parked"] or ()] == [30, 0, 0]
     assert built(measured(HEALTHY))["services"][0]["parked"] is None

@@ -90,6 +90,8 @@ def test_counts_are_integers(value: object, count: int) -> None:
         (1.0, "share", 'write "1%" or "100%"'),
         ("1", "share", 'write "1%" or "100%"'),
         (10**400, "share", "too large"),
+        (10**400, "count", "too large"),
+        ("9" * 400, "count", "too large"),
         (-0.1, "share", "negative"),
         ("5ms", "share", "percentage"),
         ("150%", "ratio", "not a number"),

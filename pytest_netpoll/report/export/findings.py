@@ -79,7 +79,7 @@ def _of_test(record: TestRecord, checkout: Checkout) -> Iterator[Finding]:
     for service in record["services"]:
         for rule in service.get("rules", []):
             file, _, line = (rule["line"] or "").rpartition(":")
-            at = checkout.find(file) if file else None
+            at = checkout.find(file) if file and line.isascii() and line.isdecimal() else None
             place = at_go if at is None else (at.as_posix(), int(line))
             # What is forbidden is why the test failed.
             severity = level if rule["forbidden"] else "warning"
