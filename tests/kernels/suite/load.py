@@ -17,7 +17,10 @@ compiled, kept = (
 )
 assert (compiled.compiled, compiled.not_filled) == (True, ""), compiled.not_filled
 assert (kept.compiled, kept.typed, kept.works()) == (False, compiled.typed, True), kept.not_kept
-print("loaded from the cache")
+print("loaded from the cache, compiled by BCC", kept.bcc)
+
+larger = program.Kernel(f"{package}/bpf", 64, 1024, times_answers=True)
+print("loaded with the times of answers, or not:", larger.no_arrivals or "with them")
 
 
 def refuse(*_):
