@@ -287,7 +287,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
     _one_of(
         "response",
         "--netpoll-response",
-        "measure queue delays, handling and response times; auto: if a test limits one of them",
+        "measure queue delays, handling and responses; auto: if a limit or a comparison is about one of them",
         "auto",
         "on",
         "off",
@@ -467,6 +467,12 @@ class Config:
         """What holds for every marked test, as the marker's arguments."""
         rules = {"forbid": self.forbid, "allow": self.allow}
         return {**self.limits, **{name: text for name, text in rules.items() if text is not None}}
+
+    @property
+    def compared(self) -> frozenset[str]:
+        """The metrics that are judged by a comparison, or will be by one with what this run saves."""
+        compares = any(name is not None for name in (self.compare, self.against, self.save))
+        return frozenset(rule.metric for rule in self.compare_fail) if compares else frozenset()
 
     @classmethod
     def default(cls) -> Config:

@@ -32,7 +32,13 @@ from pytest_netpoll.meter.programs import Programs
 from pytest_netpoll.meter.snapshots import read_snapshot
 from pytest_netpoll.model.evidence import Offence, ParkedGoroutine
 from pytest_netpoll.model.measurement import Measurement
-from pytest_netpoll.model.metrics import METRICS, OPTIONAL_COUNTERS, READY_METRICS, SCHED_LATENCIES
+from pytest_netpoll.model.metrics import (
+    METRICS,
+    OPTIONAL_COUNTERS,
+    PARKED_METRICS,
+    READY_METRICS,
+    SCHED_LATENCIES,
+)
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.options import Config
 from pytest_netpoll.service import guardian
@@ -49,6 +55,9 @@ READY_STACKS = 16
 IO_STACKS = 64
 # Of the polls that wake somebody.
 WOKEN_STACKS = 16
+
+# Not measured unless asked for.
+_ON_DEMAND = frozenset((*PARKED_METRICS, "runtime_ready_calls"))
 
 # Seconds between an exec and the kernel's word of it, at most.
 _EXEC_PATIENCE = 1.0
@@ -177,7 +186,8 @@ class Meter:
         if self._probe is not None or self._refused is not None:
             return
         config = self._config
-        asked = config.response == "auto" and any(map(unanswered.are_timed, limited))
+        judged = {*limited, *config.compared}
+        asked = config.response == "auto" and any(map(unanswered.are_timed, judged))
         self._times_answers |= asked or config.response == "on"
         try:
             self._probe = self._new_agent(
@@ -254,7 +264,9 @@ class Meter:
         """
         self._revive()
         self._retry()
-        wanted = {*offences, *(o for name in limited if name in METRICS for o in METRICS[name].explained_by)}
+        # Of what is compared only what is not counted otherwise: evidence has its price.
+        judged = {*limited, *(self._config.compared & _ON_DEMAND)}
+        wanted = {*offences, *(o for name in judged if name in METRICS for o in METRICS[name].explained_by)}
         ready_stacks = self._ready_stacks("ready" in wanted)
         window = Window(
             self._probe, bool(ready_stacks), "cpu" in wanted, "parked" in wanted, failed=self._refused

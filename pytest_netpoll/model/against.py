@@ -306,7 +306,8 @@ def _incomparable(
     minimum = (limits or {}).get("min_wakeups", MIN_WAKEUPS)
     for at_base, samples in ((True, base), (False, head)):
         if _values(metric, samples) is None:
-            return at_base, metric.absent
+            known = (sample.absent[metric.name] for sample in samples if metric.name in sample.absent)
+            return at_base, next(known, metric.absent)
         if metric.needs_wakeups:
             few = next(filter(None, (too_few(sample, minimum) for sample in samples)), None)
             if few is not None:

@@ -27,18 +27,20 @@ _IN_TAIL = 10
 
 @dataclass(frozen=True)
 class Sample:
-    """What one service measured in one test, now or then. metrics: in their canonical units."""
+    """What one service measured in one test, now or then. metrics: in their canonical units. absent: why one
+    of them is None, where more is known than the metric's own reason.
+    """
 
     metrics: Mapping[str, Value]
     go_version: str | None = None
     gomaxprocs: int | None = None
     unmeasured: Reason | None = None
+    absent: Mapping[str, Reason] = field(default_factory=dict)
 
     @classmethod
     def of(cls, measurement: Measurement) -> Sample:
-        return cls(
-            measurement.metrics, measurement.go_version, measurement.gomaxprocs, measurement.unmeasured
-        )
+        m = measurement
+        return cls(m.metrics, m.go_version, m.gomaxprocs, m.unmeasured, m.absent)
 
 
 Samples: TypeAlias = Mapping[str, Sample]  # by service
@@ -241,7 +243,8 @@ def compare(
             if old is None or few_then is not None:
                 notes.append(f"{name} has no baseline: {few_then or 'it was not measured then'}")
             elif value is None or few is not None:
-                why = Reason(few) if few is not None else metric.absent
+                known = sample.absent.get(metric.name, metric.absent)
+                why = Reason(few) if few is not None else known
                 unmeasured.append(why.about(f"{name} cannot be compared"))
             elif value > tolerance.limit(old):
                 regressions.append(Regression(service, metric.name, value, old, tolerance, baseline.name))

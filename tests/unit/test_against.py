@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -150,6 +151,12 @@ def test_what_was_not_measured_now_does_not_pass_and_what_the_base_lacks_is_note
     found = changed({"ready_calls": None}, known, "ready_calls:+10%")
     assert found.outcome == "passed"
     assert "ready_calls has no number of base (main)" in found.notes[0]
+    off = Reason("answers were not timed", fix="--netpoll-response=on")
+    untimed = replace(sample(response_p50=None), absent={"response_p50": off})
+    for base, head in ((untimed, sample(response_p50=5)), (sample(response_p50=5), untimed)):
+        found = compare_rounds([({"server": base}, {"server": head})] * 8, plan("response_p50:+10%"))
+        said = [*found.notes, *(reason.headline for reason in found.unmeasured)]
+        assert any(text.endswith("answers were not timed") for text in said)
 
 
 def test_few_wakeups_compare_no_share_of_them() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.meter.agent_client import Probe, State
 from pytest_netpoll.meter.meter import Meter
+from pytest_netpoll.model.tolerance import Tolerance
 from pytest_netpoll.options import Config
 from tests.agents import CLOSED, PROCESSES, READY, SERVICE, Liar
 
@@ -90,3 +92,26 @@ def test_an_agent_that_died_is_replaced_and_one_that_never_was_ready_is_not(mete
         assert failed is not None
         assert failed.what == "no BTF"
     assert [agent.state for agent in agents] == [State.NEVER_READY]
+
+
+@pytest.mark.parametrize("chosen", [{"against": "main"}, {"compare": "main"}, {"save": "main"}])
+def test_what_is_compared_is_measured_though_no_test_limits_it(tmp_path: Path, chosen: Any) -> None:
+    rules = tuple(
+        Tolerance(name, "+0", absolute=0) for name in ("response_p99", "parked_growth", "cpu_seconds")
+    )
+    loads = []
+
+    def new_agent(load: Mapping[str, int]) -> Probe:
+        loads.append(load["answers"])
+        return Probe(["liar"], load, start=lambda _: Liar(saying(PROCESSES, OPENED)))
+
+    for options, answers, parked in (({**chosen, "compare_fail": rules}, 1, True), (chosen, 0, False)):
+        config = dataclasses.replace(Config.default(), **options)
+        meter = Meter(config, Symbolizer(tmp_path), new_agent=new_agent)
+        meter.start()
+        window = meter.open()
+        assert loads[-1] == answers
+        assert window.parked is parked
+        assert not window.cpu_samples  # evidence, which would cost the service something
+    alone = dataclasses.replace(Config.default(), compare_fail=rules)
+    assert alone.compared == frozenset()
