@@ -14,6 +14,7 @@ import pytest
 
 from pytest_netpoll.model.diagnosis import findings, unchecked
 from pytest_netpoll.model.limits import resolve
+from tests.waiting import patiently
 
 SERVER = Path(__file__).parents[2] / "example_project" / "server"
 # What any forbidden rule asks for.
@@ -274,6 +275,8 @@ def test_of_a_service_that_did_not_get_round_to_it_nothing_is_said(keep, client,
 
     def stop():
         os.kill(keep.pid, signal.SIGSTOP)
+        states = list(Path(f"/proc/{keep.pid}/task").glob("*/stat"))
+        patiently(lambda: all(path.read_text().rpartition(")")[2].split()[0] == "T" for path in states))
         for connection in gone:
             connection.close()
         reader.sendall(b"hello")
