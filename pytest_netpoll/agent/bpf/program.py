@@ -7,7 +7,6 @@ import ctypes
 import functools
 import itertools
 import os
-import resource
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -113,9 +112,7 @@ class Kernel:
         self.max_processes = max_processes
         self.max_fds = max_fds
         self.no_arrivals: str | None = None  # why it is not noted when data arrives
-        # Before 5.11 maps are charged to this limit, and the default is far too small.
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        tracing.lift_memory_limit()
         self.compiled, self.typed = True, False
         self.bcc = self.not_kept = self.not_filled = ""
         key, entry = "", None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import struct
 import sys
 from collections.abc import Iterator
@@ -83,8 +84,17 @@ def works(name: bytes, code: bytes) -> bool:
     return any(info.raw[_COMPILED_SIZE])
 
 
+def lift_memory_limit() -> None:
+    """Before Linux 5.11 maps and programs are charged to this limit, over all processes of the user: with a
+    second agent even the smallest program is refused.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
 def load_nothing(name: bytes) -> int:
     """The file descriptor of a program that is there and does nothing. Raises OSError."""
+    lift_memory_limit()
     return _load(_PROG_TYPE_SOCKET_FILTER, name, _NOTHING)
 
 
