@@ -242,7 +242,7 @@ def test_duration_ends_it(watch, counting):
     process = watch("--json", "--interval", "150ms", "--duration", "2s", "--", counting, "1")
     *intervals, summary = lines(process)
     assert process.wait(10) == 0
-    assert summary["ended"] == "after 2.00 s, as told"
+    assert summary["ended"] == "stopped after --duration=2.00 s"
     assert summary["window_seconds"] >= 2
     assert 2 <= len(intervals) <= 14
 

@@ -116,7 +116,7 @@ def _watch(
             tick += interval
             ending = _wait(subject, interrupted, tick if last is None else min(tick, last))
             if ending is None and last is not None and time.monotonic() >= last:
-                ending = Ending(f"after {units.show(last - started, 's')}, as told")
+                ending = Ending(f"stopped after --duration={units.show(last - started, 's')}")
             if ending is not None:
                 break
             patience = min(interval * PATIENCE_SHARE, MOST_PATIENCE)
