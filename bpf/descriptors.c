@@ -38,12 +38,31 @@ static __always_inline u32 inode_of(u64 file)
 	return file ? kernel_word(kernel_word(file + FILE_INODE_OFFSET) + INODE_INO_OFFSET) : 0;
 }
 
-static __always_inline void describe_socket(u64 file, u64 socket, struct endpoint *e)
+/* The struct socket behind a file whose inode has this mode; 0 if it is none. */
+static __always_inline u64 socket_of(u64 file, u16 mode)
+{
+	u64 socket;
+
+	if ((mode & S_IFMT) != S_IFSOCK)
+		return 0;
+	socket = kernel_word(file + FILE_PRIVATE_OFFSET);
+	/* A socket's mode is no proof: an O_PATH descriptor of a unix socket's name has it, too. */
+	return socket && kernel_word(socket + SOCKET_FILE_OFFSET) == file ? socket : 0;
+}
+
+static __always_inline u16 mode_of(u64 file)
+{
+	u16 mode = 0;
+
+	READ_MEMBER(mode, kernel_word(file + FILE_INODE_OFFSET) + INODE_MODE_OFFSET);
+	return mode;
+}
+
+static __always_inline void describe_socket(u64 socket, struct endpoint *e)
 {
 	u64 sk;
 
-	/* A socket's mode is no proof: an O_PATH descriptor of a unix socket's name has it, too. */
-	if (!socket || kernel_word(socket + SOCKET_FILE_OFFSET) != file)
+	if (!socket)
 		return;
 	sk = kernel_word(socket + SOCKET_SK_OFFSET);
 	if (!sk)
@@ -76,8 +95,7 @@ static __always_inline void describe(u64 fd, struct endpoint *e)
 	inode = kernel_word(file + FILE_INODE_OFFSET);
 	READ_MEMBER(e->mode, inode + INODE_MODE_OFFSET);
 	e->inode = kernel_word(inode + INODE_INO_OFFSET);
-	if ((e->mode & S_IFMT) == S_IFSOCK)
-		describe_socket(file, kernel_word(file + FILE_PRIVATE_OFFSET), e);
+	describe_socket(socket_of(file, e->mode), e);
 	if (file_of(fd) != file)
 		__builtin_memset(e, 0, sizeof(*e));
 }
@@ -109,15 +127,10 @@ static __always_inline int registered_twice(u64 file)
 static __always_inline u32 look_at_socket(u64 fd)
 {
 #if defined(SOCK_ERROR_QUEUE_OFFSET) && defined(FILE_REGISTRATIONS)
-	u64 file = file_of(fd), socket, sk;
+	u64 file = file_of(fd), socket = socket_of(file, mode_of(file)), sk;
 	u32 length = 0, seen = SEEN_SOCKET;
-	u16 mode = 0;
 
-	READ_MEMBER(mode, kernel_word(file + FILE_INODE_OFFSET) + INODE_MODE_OFFSET);
-	if ((mode & S_IFMT) != S_IFSOCK)
-		return 0;
-	socket = kernel_word(file + FILE_PRIVATE_OFFSET);
-	if (!socket || kernel_word(socket + SOCKET_FILE_OFFSET) != file)
+	if (!socket)
 		return 0;
 	sk = kernel_word(socket + SOCKET_SK_OFFSET);
 	if (!sk || READ_MEMBER(length, sk + SOCK_ERROR_QUEUE_OFFSET + QUEUE_LENGTH_OFFSET))

@@ -111,17 +111,11 @@ int data_ready(struct bpf_raw_tracepoint_args *ctx)
 /* What kind of socket it is, 0 for others. *sk is set. */
 static __always_inline u32 kind_of(u64 fd, u64 *sk)
 {
-	u64 file = file_of(fd), socket;
-	u16 mode = 0, type = 0, family = 0, protocol = 0;
+	u64 file = file_of(fd), socket = socket_of(file, mode_of(file));
+	u16 type = 0, family = 0, protocol = 0;
 	u8 state = 0;
 
-	if (!file)
-		return 0;
-	READ_MEMBER(mode, kernel_word(file + FILE_INODE_OFFSET) + INODE_MODE_OFFSET);
-	if ((mode & S_IFMT) != S_IFSOCK)
-		return 0;
-	socket = kernel_word(file + FILE_PRIVATE_OFFSET);
-	if (!socket || kernel_word(socket + SOCKET_FILE_OFFSET) != file)
+	if (!socket)
 		return 0;
 	*sk = kernel_word(socket + SOCKET_SK_OFFSET);
 	if (!*sk)

@@ -24,14 +24,10 @@ static __always_inline void end_streaks(u32 owner, u32 fd)
 static __always_inline int is_datagram(u32 role, u32 fd)
 {
 #ifdef TASK_FILES_OFFSET
-	u64 file = file_of(fd), socket;
-	u16 mode = 0, type = 0;
+	u64 file = file_of(fd), socket = socket_of(file, mode_of(file));
+	u16 type = 0;
 
-	READ_MEMBER(mode, kernel_word(file + FILE_INODE_OFFSET) + INODE_MODE_OFFSET);
-	if ((mode & S_IFMT) != S_IFSOCK)
-		return 0;
-	socket = kernel_word(file + FILE_PRIVATE_OFFSET);
-	if (!socket || kernel_word(socket + SOCKET_FILE_OFFSET) != file)
+	if (!socket)
 		return 0;
 	READ_MEMBER(type, socket + SOCKET_TYPE_OFFSET);
 	return type == SOCK_DGRAM || type == SOCK_RAW;

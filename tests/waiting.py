@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -26,6 +27,12 @@ def patiently(condition: Callable[[], T], seconds: float = 60, step: float = 0.0
         assert time.monotonic() < deadline, "in vain"
         time.sleep(step)
     return result
+
+
+def suspend(pid: int) -> None:
+    """Stops the process, and returns when all its threads have stopped, which kill() does not wait for."""
+    os.kill(pid, signal.SIGSTOP)
+    patiently(lambda: _look_at(pid)[0] == {"T"})
 
 
 def survivors(pids: Iterable[int], seconds: float = 3) -> list[int]:

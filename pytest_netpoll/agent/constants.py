@@ -42,5 +42,28 @@ OUTCOME_DATA = 255
 
 MACROS = {name: value for name, value in list(vars().items()) if name.isupper()}
 
-# Not for the C: CPU samples a second. Not in time with anything that happens every millisecond.
+# What follows is not for the C.
+
+# The histograms of a bank beside the latency's, in the order of bpf/netpoll.h: enum delay.
+DELAY_NAMES = ("queue_delay", "poll_delay", "handling", "response")
+
+# Where a Go program keeps its scheduler's counters: the groups of the message "learn", each known as a whole.
+SCHEDULER_QUEUES = (
+    "allp",
+    "runqsize",
+    "nmspinning",
+    "number",
+    "status",
+    "schedtick",
+    "runqhead",
+    "m",
+    "curg",
+    "gstatus",
+)
+SCHEDULER_LATENCY = ("time_to_run", "time_to_run_size")
+SCHEDULER_MUTEXES = ("mutex_wait",)
+SCHEDULER_LOCKS = ("lock_wait", "allm", "alllink", "m_lock_wait")
+SCHEDULER = (*SCHEDULER_QUEUES, *SCHEDULER_LATENCY, *SCHEDULER_MUTEXES, *SCHEDULER_LOCKS)
+
+# CPU samples a second. Not in time with anything that happens every millisecond.
 CPU_HZ = 499

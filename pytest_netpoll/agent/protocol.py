@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from constants import SCHEDULER
+
 VERSION = 4
 
 
@@ -29,22 +31,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "programs": (),
     "parked": ("pid",),
     "attach": ("pid", "ready", "deadline"),
-    "learn": (
-        "pid",
-        *(
-            "allp",
-            "runqsize",
-            "nmspinning",
-            "number",
-            "status",
-            "schedtick",
-            "runqhead",
-            "m",
-            "curg",
-            "gstatus",
-        ),
-        *("time_to_run", "time_to_run_size", "mutex_wait", "lock_wait", "allm", "alllink", "m_lock_wait"),
-    ),
+    "learn": ("pid", *SCHEDULER),
     "open": ("ready_stacks", "unclaimed", "io_stacks", "io_calls", "cpu_samples", "parked", "woken"),
     "close": ("window", "settle_ms"),
     "lap": ("window", "settle_ms"),

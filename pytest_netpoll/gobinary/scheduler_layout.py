@@ -10,6 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pytest_netpoll.agent.constants import (
+    SCHEDULER_LATENCY,
+    SCHEDULER_LOCKS,
+    SCHEDULER_MUTEXES,
+    SCHEDULER_QUEUES,
+)
 from pytest_netpoll.errors import Reason, UnmeasuredError
 from pytest_netpoll.gobinary import time_to_run
 from pytest_netpoll.gobinary.elf import read_elf
@@ -17,28 +23,11 @@ from pytest_netpoll.gobinary.symtab import addresses
 
 _FIX = "build the service with its debug information: without -ldflags=-s or -w"
 
-# What the agent is told, in its run_queues.Layout: link-time addresses and offsets; 0 for what is unknown.
-QUEUES = (
-    "allp",
-    "runqsize",
-    "nmspinning",
-    "number",
-    "status",
-    "schedtick",
-    "runqhead",
-    "m",
-    "curg",
-    "gstatus",
-)
-LATENCY = ("time_to_run", "time_to_run_size")
-MUTEXES = ("mutex_wait",)
-LOCKS = ("lock_wait", "allm", "alllink", "m_lock_wait")
-
 
 @dataclass(frozen=True)
 class SchedulerLayout:
-    """places: of QUEUES, LATENCY, MUTEXES and LOCKS, each group known as a whole or 0. lacks: the first name
-    of a group -> why it is unknown.
+    """places: link-time addresses and offsets, by the names of agent/constants.py: SCHEDULER_…; each group is
+    known as a whole or 0. lacks: the first name of a group -> why it is unknown.
     """
 
     places: Mapping[str, int]
@@ -68,10 +57,10 @@ def _stripped(path: str, stripped: Reason) -> SchedulerLayout:
     except ValueError as error:
         why = f"{stripped.why}, and its machine code does not show where they are: {error}"
         raise UnmeasuredError(stripped.what, why=why, fix=_FIX) from None
-    unknown = dict.fromkeys((*QUEUES, *MUTEXES, *LOCKS), 0)
+    unknown = dict.fromkeys((*SCHEDULER_QUEUES, *SCHEDULER_MUTEXES, *SCHEDULER_LOCKS), 0)
     return SchedulerLayout(
         {**unknown, "time_to_run": address, "time_to_run_size": time_to_run.COUNTERS},
-        {QUEUES[0]: stripped, MUTEXES[0]: stripped, LOCKS[0]: stripped},
+        {SCHEDULER_QUEUES[0]: stripped, SCHEDULER_MUTEXES[0]: stripped, SCHEDULER_LOCKS[0]: stripped},
     )
 
 
@@ -92,18 +81,22 @@ def _described(elf: Any, what: str) -> SchedulerLayout:
         **{name: p[name] for name in ("status", "schedtick", "runqhead", "m")},
         "curg": m["curg"],
         "gstatus": structs["runtime.g"]["atomicstatus"],
-        **dict.fromkeys((*LATENCY, *MUTEXES, *LOCKS), 0),
+        **dict.fromkeys((*SCHEDULER_LATENCY, *SCHEDULER_MUTEXES, *SCHEDULER_LOCKS), 0),
     }
     lacks: dict[str, Reason] = {}
     size = structs["runtime.timeHistogram"]["underflow"]  # it is behind the counters
     if size in time_to_run.SIZES:
         places |= {"time_to_run": sched + schedt["timeToRun"], "time_to_run_size": size}
     else:
-        lacks[LATENCY[0]] = Reason(what, why="runtime.timeHistogram is laid out as in no known version of Go")
+        lacks[SCHEDULER_LATENCY[0]] = Reason(
+            what, why="runtime.timeHistogram is laid out as in no known version of Go"
+        )
     if "totalMutexWaitTime" in schedt:
         places["mutex_wait"] = sched + schedt["totalMutexWaitTime"]
     else:
-        lacks[MUTEXES[0]] = Reason("the Go runtime keeps no time of waits for mutexes before Go 1.20")
+        lacks[SCHEDULER_MUTEXES[0]] = Reason(
+            "the Go runtime keeps no time of waits for mutexes before Go 1.20"
+        )
     if "totalRuntimeLockWaitTime" in schedt:
         places |= {
             "lock_wait": sched + schedt["totalRuntimeLockWaitTime"],
@@ -112,7 +105,9 @@ def _described(elf: Any, what: str) -> SchedulerLayout:
             "m_lock_wait": m["mLockProfile"] + structs["runtime.mLockProfile"]["waitTime"],
         }
     else:
-        lacks[LOCKS[0]] = Reason("the Go runtime keeps no time of waits for its own locks before Go 1.22")
+        lacks[SCHEDULER_LOCKS[0]] = Reason(
+            "the Go runtime keeps no time of waits for its own locks before Go 1.22"
+        )
     return SchedulerLayout(places, lacks)
 
 

@@ -182,7 +182,7 @@ class Measured(Process):
     events_per_poll: events -> polls that brought so many. p_looks, p_running: Ps seen, over all looks, and
     those of them that ran Go code. sched_latency: [least ns, first ns beyond, goroutines]. mutex_wait,
     lock_wait: ns.
-    delays: by agent/counters/delays.py: NAMES; None where it is not known when data arrives.
+    delays: by agent/constants.py: DELAY_NAMES; None where it is not known when data arrives.
     requests, answered, unanswered, strangers: reads of accepted connections, by whether a write followed.
     unprobed: children that came and went before probes were there, counted with the service's first process.
     """

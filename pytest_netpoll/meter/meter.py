@@ -12,8 +12,13 @@ from dataclasses import dataclass, field
 from functools import partial, reduce
 from typing import Any, Literal, TypeAlias, get_args
 
+from pytest_netpoll.agent.constants import (
+    SCHEDULER_LATENCY,
+    SCHEDULER_LOCKS,
+    SCHEDULER_MUTEXES,
+    SCHEDULER_QUEUES,
+)
 from pytest_netpoll.errors import Reason, UnmeasuredError
-from pytest_netpoll.gobinary import scheduler_layout
 from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.meter import (
     agent_client,
@@ -68,14 +73,14 @@ _NO_SOCKETS = Reason(
     fix="use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as those of distributions are",
 )
 
-# What is read of the Go scheduler: its field in a message, the group of scheduler_layout, its metrics.
+# What is read of the Go scheduler: its field in a message, the first name of its group, its metrics.
 _OF_THE_SCHEDULER: tuple[tuple[_Field, str, tuple[str, ...]], ...] = (
-    ("dispatches", scheduler_layout.QUEUES[0], ("dispatches", "dispatches_per_event")),
-    ("runq_max", scheduler_layout.QUEUES[0], ("runq_max",)),
-    ("p_looks", scheduler_layout.QUEUES[0], ("p_utilization",)),
-    ("sched_latency", scheduler_layout.LATENCY[0], SCHED_LATENCIES),
-    ("mutex_wait", scheduler_layout.MUTEXES[0], ("mutex_wait_seconds",)),
-    ("lock_wait", scheduler_layout.LOCKS[0], ("runtime_lock_wait_seconds",)),
+    ("dispatches", SCHEDULER_QUEUES[0], ("dispatches", "dispatches_per_event")),
+    ("runq_max", SCHEDULER_QUEUES[0], ("runq_max",)),
+    ("p_looks", SCHEDULER_QUEUES[0], ("p_utilization",)),
+    ("sched_latency", SCHEDULER_LATENCY[0], SCHED_LATENCIES),
+    ("mutex_wait", SCHEDULER_MUTEXES[0], ("mutex_wait_seconds",)),
+    ("lock_wait", SCHEDULER_LOCKS[0], ("runtime_lock_wait_seconds",)),
 )
 
 # What comes of reading numbers that cannot be, in an answer that is otherwise what it should be.
@@ -365,8 +370,8 @@ class Meter:
         try:
             return self._read(window, service, answer, failed, seconds)
         except _NONSENSE as error:
-            nonsense = UnmeasuredError(agent_client.NONSENSE, why=repr(error))
-            return self._read(window, service, None, failed or nonsense, seconds)
+            invalid = UnmeasuredError(agent_client.NONSENSE, why=repr(error))
+            return self._read(window, service, None, failed or invalid, seconds)
 
     def _read(
         self,

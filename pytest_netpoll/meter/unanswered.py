@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from pytest_netpoll.agent.constants import DELAY_NAMES
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.model.metrics import METRICS
 from pytest_netpoll.model.snapshot import Snapshot
-
-ARRIVALS = ("queue_delay", "poll_delay", "handling", "response")
-
 
 _NOT_ASKED = Reason("answers were not timed", fix="--netpoll-response=on")
 
 
 def are_timed(metric: str) -> bool:
-    """Whether it is one of these times, or a rate of one; which takes a larger program in the kernel."""
-    return metric in METRICS and METRICS[metric].family in ARRIVALS
+    """Whether it is one of these times, which take a larger program in the kernel."""
+    return metric in METRICS and METRICS[metric].family in DELAY_NAMES
 
 
 def reasons(snapshot: Snapshot, no_arrivals: str | None, asked: bool = True) -> dict[str, Reason]:
@@ -24,7 +22,7 @@ def reasons(snapshot: Snapshot, no_arrivals: str | None, asked: bool = True) -> 
     """
     if no_arrivals is not None or not asked:
         reason = Reason("it is not known when data arrives", why=no_arrivals) if asked else _NOT_ASKED
-        return {metric.name: reason for metric in METRICS.values() if metric.family in ARRIVALS}
+        return {metric.name: reason for metric in METRICS.values() if metric.family in DELAY_NAMES}
     unanswered = _no_response(snapshot)
     if unanswered is None:
         return {}

@@ -36,7 +36,6 @@ class Reports:
         self._tests_with_artifacts: set[str] = set()
         self._options = options
         self._rootdir = rootdir
-        self._revision = functools.cache(lambda: revision_of(rootdir))
 
     def add_windows(self, late: TestRecord) -> None:
         """Those of a test that closed after its call. late: a record of nothing else."""
@@ -60,13 +59,17 @@ class Reports:
             self.complete = self._artifacts_complete = False
             self.lines.append(f"netpoll: {error}")
 
+    @functools.cached_property
+    def _revision(self) -> Mapping[str, str | None]:
+        return revision_of(self._rootdir)
+
     def environment(self, agent: Mapping[str, Any]) -> dict[str, Any]:
         """Where this was measured, as in the JSON report. agent: what the agent says of itself."""
         services = wording.all_services(self.records)
         told = dict(agent)
         return {
             "plugin": __version__,
-            **self._revision(),
+            **self._revision,
             "mode": self._options.mode,
             "python": platform.python_version(),
             "agent_python": told.pop("python", None),

@@ -351,9 +351,9 @@ def explaining(record: TestRecord, service: ServiceRecord) -> list[Entry]:
     for fault in broken(record, service):
         name = base_of(fault["metric"])
         if name.startswith(("latency_", "sched_latency_")):
-            found.setdefault("late", late_entries(service))
+            found.setdefault("late", slow_entries(service, service["slowest"]))
         if name in METRICS and METRICS[name].family in TIMED:
-            found.setdefault("answers", answer_entries(service, slow_answers(record, service)))
+            found.setdefault("answers", slow_entries(service, slow_answers(record, service)))
         for offence in _evidence_for(name):
             # A limit is about the program's own calls.
             own = [o for o in service["offenders"] if _offence(o) == offence and not o.get("runtime")]
@@ -461,12 +461,12 @@ def _together(same: Sequence[OffenderRecord]) -> OffenderRecord:
     return together
 
 
-def late_entries(service: ServiceRecord) -> list[Entry]:
-    """The latest wakeups, one for each place at which goroutines were parked, the latest first."""
-    places: dict[tuple[Any, ...], list[SlowWakeupRecord]] = {}
-    for wakeup in service["slowest"]:
-        place = (wakeup["direction"], wakeup["fd_type"], _key(wakeup["stack"]))
-        places.setdefault(place, []).append(wakeup)
+def slow_entries(service: ServiceRecord, slow: Iterable[SlowWakeupRecord | SlowAnswerRecord]) -> list[Entry]:
+    """One for each place and kind of what took long, the longest first."""
+    places: dict[tuple[Any, ...], list[SlowWakeupRecord | SlowAnswerRecord]] = {}
+    for one in slow:
+        place = (one.get("what"), one["direction"], one["fd_type"], _key(one["stack"]))
+        places.setdefault(place, []).append(one)
     return [
         Entry(slow_text(service, same[0], same[1:]), same[0]["stack"], lead_in(same[0]))
         for same in places.values()
@@ -501,18 +501,6 @@ def slow_answers(record: TestRecord, service: ServiceRecord) -> list[SlowAnswerR
     faults = [METRICS.get(base_of(fault["metric"])) for fault in broken(record, service)]
     wanted = {TIMED.get(metric.family) for metric in faults if metric is not None}
     return [answer for answer in service.get("slow_answers", []) if answer["what"] in wanted]
-
-
-def answer_entries(service: ServiceRecord, answers: Iterable[SlowAnswerRecord]) -> list[Entry]:
-    """One for each of their kinds and places, the longest first."""
-    places: dict[tuple[Any, ...], list[SlowAnswerRecord]] = {}
-    for answer in answers:
-        place = (answer["what"], answer["direction"], answer["fd_type"], _key(answer["stack"]))
-        places.setdefault(place, []).append(answer)
-    return [
-        Entry(slow_text(service, same[0], same[1:]), same[0]["stack"], lead_in(same[0]))
-        for same in places.values()
-    ]
 
 
 def offender_text(service: ServiceRecord, offender: OffenderRecord) -> str:
@@ -789,7 +777,7 @@ def evidence_in(service: ServiceRecord) -> list[Entry]:
     if not trusted(service):
         return []
     offenders = [o for o in service["offenders"] if _offence(o) not in _ORDINARY]
-    return offender_entries(service, offenders) or late_entries(service)[:1]
+    return offender_entries(service, offenders) or slow_entries(service, service["slowest"])[:1]
 
 
 def diagnosis_of(record: TestRecord) -> list[str]:

@@ -115,6 +115,20 @@ def lacking(
 
 
 @pytest.fixture
+def client() -> Iterator[Callable[[Service, str], socket.socket]]:
+    """client(service, "idle") is a connection that services/keep holds in that way; closed with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def client(service: Service, how: str) -> socket.socket:
+            connection = stack.enter_context(socket.create_connection(service.address, timeout=20))
+            connection.sendall(f"{how}\n".encode())
+            assert connection.recv(100) == f"{how}\n".encode()
+            return connection
+
+        yield client
+
+
+@pytest.fixture
 def launch(factory: ServiceFactory) -> Callable[..., Service]:
     """launch("echo", "-cpu", "1", go=path, build_flags=[…]) is tests/bpf/services/echo, running."""
 

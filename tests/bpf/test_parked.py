@@ -15,6 +15,7 @@ import pytest
 
 from pytest_netpoll.model.metrics import PARKED_METRICS
 from tests.bpf.conftest import SERVICES
+from tests.waiting import fall_asleep, suspend
 
 STRIPPED = ["-ldflags=-s -w"]
 
@@ -22,20 +23,6 @@ STRIPPED = ["-ldflags=-s -w"]
 @pytest.fixture
 def keep(launch, newest_go):
     return launch("keep", go=str(newest_go.go), build_flags=STRIPPED)
-
-
-@pytest.fixture
-def client():
-    """client(service, "idle") is a connection that the service holds in that way; closed with the test."""
-    with contextlib.ExitStack() as stack:
-
-        def client(service, how):
-            connection = stack.enter_context(socket.create_connection(service.address, timeout=20))
-            connection.sendall(f"{how}\n".encode())
-            assert connection.recv(100) == f"{how}\n".encode()
-            return connection
-
-        yield client
 
 
 @pytest.fixture
@@ -122,7 +109,8 @@ def test_only_who_ignores_what_was_reported_is_stuck(keep, client, held):
 
 def test_who_could_not_run_yet_is_not_stuck_but_undecided(keep, client, held):
     connection = client(keep, "idle")
-    os.kill(keep.pid, signal.SIGSTOP)
+    fall_asleep(keep.pid)  # its reader is parked
+    suspend(keep.pid)
     try:
         with held(keep) as found:
             connection.sendall(b"hello")
@@ -140,7 +128,7 @@ def test_clients_that_come_just_before_a_window_and_go_just_before_its_end_leave
         with socket.create_connection(keep.address), held(keep) as found:
             gone = [client(keep, "idle") for _ in range(20)]
             # It has not heard of their end when the window closes.
-            os.kill(keep.pid, signal.SIGSTOP)
+            suspend(keep.pid)
             for connection in gone:
                 connection.close()
             resumed = threading.Timer(0.05, os.kill, (keep.pid, signal.SIGCONT))

@@ -73,6 +73,19 @@ def apart(m, took):
     }
 
 
+def until_they_agree(measure, client, service, asks, pause):
+    """The stretch in which the client asked so often, with pauses in s; of several tries the last."""
+    for _ in range(TRIES):
+        client.took.clear()
+        with measure() as stretch:
+            for _ in range(asks):
+                client.ask()
+                time.sleep(pause)
+        if not apart(stretch(service), client.took):
+            break
+    return stretch
+
+
 SERVICES = {
     "calm": ([], 0),
     "slow": (["-handle", "20ms"], 20),
@@ -89,15 +102,7 @@ def test_responses_are_what_the_client_waits_for(launch, measure, newest_go, nam
     service = launch("answer", *args, go=str(newest_go.go))
     with Client(service.address) as client:
         client.ask()
-        for _ in range(TRIES):
-            client.took.clear()
-            with measure() as stretch:
-                for _ in range(40):
-                    client.ask()
-                    time.sleep(0.003)
-            m = stretch(service)
-            if not apart(m, client.took):
-                break
+        m = until_they_agree(measure, client, service, 40, 0.003)(service)
     assert not apart(m, client.took)
     assert m.response_p90 >= least * MS
     # Where the time went.
@@ -186,15 +191,7 @@ def test_responses_of_a_throttled_service_are_what_the_client_waits_for(quota, f
     )
     quota(service.pid)
     with Client(service.address) as client:
-        for _ in range(TRIES):
-            client.took.clear()
-            with measure() as stretch:
-                for _ in range(30):
-                    client.ask()
-                    time.sleep(0.001)
-            m = stretch(service)
-            if not apart(m, client.took):
-                break
+        m = until_they_agree(measure, client, service, 30, 0.001)(service)
     service.stop()
     assert not apart(m, client.took)
     assert m.response_p90 > 25 * MS
@@ -300,14 +297,7 @@ def test_what_a_service_asks_of_another_one_is_no_request(launch, factory, measu
     service = launch("answer", "-dial", "{}:{}".format(*backend.address), go=str(newest_go.go))
     with Client(service.address) as client:
         client.ask()
-        for _ in range(TRIES):
-            client.took.clear()
-            with measure() as stretch:
-                for _ in range(20):
-                    client.ask()
-                    time.sleep(0.02)
-            if not apart(stretch(service), client.took):
-                break
+        stretch = until_they_agree(measure, client, service, 20, 0.02)
     assert not apart(stretch(service), client.took)
     assert count(stretch(backend), "response") == 20
 

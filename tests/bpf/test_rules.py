@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -14,7 +13,7 @@ import pytest
 
 from pytest_netpoll.model.diagnosis import findings, unchecked
 from pytest_netpoll.model.limits import resolve
-from tests.waiting import patiently
+from tests.waiting import fall_asleep, suspend
 
 SERVER = Path(__file__).parents[2] / "example_project" / "server"
 # What any forbidden rule asks for.
@@ -220,20 +219,6 @@ def keep(launch, newest_go):
     return launch("keep", go=str(newest_go.go))
 
 
-@pytest.fixture
-def client():
-    """client(service, "idle") is a connection that services/keep holds in that way; closed with the test."""
-    with contextlib.ExitStack() as stack:
-
-        def client(service, how):
-            connection = stack.enter_context(socket.create_connection(service.address, timeout=20))
-            connection.sendall(f"{how}\n".encode())
-            assert connection.recv(100) == f"{how}\n".encode()
-            return connection
-
-        yield client
-
-
 def test_what_is_left_of_clients_that_are_gone_is_told_from_those_that_stay(keep, client, broken):
     stay = []
 
@@ -274,9 +259,8 @@ def test_of_a_service_that_did_not_get_round_to_it_nothing_is_said(keep, client,
     reader = client(keep, "idle")
 
     def stop():
-        os.kill(keep.pid, signal.SIGSTOP)
-        states = list(Path(f"/proc/{keep.pid}/task").glob("*/stat"))
-        patiently(lambda: all(path.read_text().rpartition(")")[2].split()[0] == "T" for path in states))
+        fall_asleep(keep.pid)  # its readers are parked
+        suspend(keep.pid)
         for connection in gone:
             connection.close()
         reader.sendall(b"hello")

@@ -24,9 +24,10 @@ from typing import Any
 import psutil
 import pytest
 
+from pytest_netpoll.agent.constants import SCHEDULER
 from pytest_netpoll.cli import install_agent
 from pytest_netpoll.gobinary.ready_sites import find_sites
-from pytest_netpoll.gobinary.scheduler_layout import LATENCY, LOCKS, MUTEXES, QUEUES, find_layout
+from pytest_netpoll.gobinary.scheduler_layout import find_layout
 from pytest_netpoll.meter import privilege
 from tests import attacks
 from tests.attacks import running
@@ -35,7 +36,6 @@ from tests.waiting import patiently
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
-LAYOUT = (*QUEUES, *LATENCY, *MUTEXES, *LOCKS)  # of the message "learn"
 REQUIRED = ("pytest", "pluggy", "iniconfig", "packaging", "pygments", "psutil", "pyelftools", "tabulate")
 
 pytestmark = pytest.mark.skipif(
@@ -560,7 +560,7 @@ def test_in_a_window_too_nothing_is_told_of_others_and_their_place_is_free_at_on
             for pid in (1, family.pid):
                 assert "not this user's" in ask("watch", pid=pid)["error"]["what"]
             assert ask("programs")["ok"] == {"processes": []}
-            assert ask("learn", pid=1, **dict.fromkeys(LAYOUT, 8))["error"]
+            assert ask("learn", pid=1, **dict.fromkeys(SCHEDULER, 8))["error"]
             with contextlib.ExitStack() as stack:
                 for _ in range(2):
                     assert "ok" in ask("watch", pid=stack.enter_context(asleep(user)))

@@ -8,14 +8,20 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bpf import batch
-from constants import ARRIVALS, BUDGET_SHIFT, BUDGETS, LATENCY_BITS, LATENCY_BUCKETS, LATENCY_SUB_BITS
+from constants import (
+    ARRIVALS,
+    BUDGET_SHIFT,
+    BUDGETS,
+    DELAY_NAMES,
+    LATENCY_BITS,
+    LATENCY_BUCKETS,
+    LATENCY_SUB_BITS,
+)
 
 if TYPE_CHECKING:
     from bpf.program import Kernel
 
-# The histograms of a bank, in the order of bpf/netpoll.h: enum delay.
-NAMES = ("queue_delay", "poll_delay", "handling", "response")
-MAXIMA = tuple(f"{name}_max" for name in NAMES)
+MAXIMA = tuple(f"{name}_max" for name in DELAY_NAMES)
 # Those of which it is known what they are made of, and of what: poll, run, unparked and handling.
 DIVIDED = ("queue_delay", "response")
 _DATAGRAMS = 3  # enum socket_kind: from here on each read takes one message
@@ -34,7 +40,7 @@ class Delays:
     """
 
     def __init__(self) -> None:
-        self.histograms: dict[str, dict[int, int]] = {name: {} for name in NAMES}
+        self.histograms: dict[str, dict[int, int]] = {name: {} for name in DELAY_NAMES}
         self.budgets: dict[str, dict[int, Parts]] = {name: {} for name in DIVIDED}
 
     def add(self, other: Delays) -> None:
@@ -63,7 +69,7 @@ class Delays:
                 "max_ns": maxima[f"{name}_max"],
                 "budget": self.budgets.get(name, {}),
             }
-            for name in NAMES
+            for name in DELAY_NAMES
         }
 
 
@@ -72,7 +78,7 @@ def read(kernel: Kernel, bank: int) -> Delays:
     found = Delays()
     for cpu in kernel.delays[ctypes.c_int(bank)]:
         own = Delays()
-        for i, name in enumerate(NAMES):
+        for i, name in enumerate(DELAY_NAMES):
             buckets = cpu.buckets[i * LATENCY_BUCKETS : (i + 1) * LATENCY_BUCKETS]
             own.histograms[name] = {bucket: count for bucket, count in enumerate(buckets) if count}
         for i, name in enumerate(DIVIDED):

@@ -240,10 +240,10 @@ class _Service:
         self.broken = {fault["metric"] for fault in wording.broken(test, record)}
         self.explaining = wording.explaining(test, record)
         self.besides = wording.besides(test, record)
-        self.late = [] if self._shows_lateness() else wording.late_entries(record)
+        self.late = [] if self._shows_lateness() else wording.slow_entries(record, record["slowest"])
         explaining = wording.slow_answers(test, record)
         others = [answer for answer in record.get("slow_answers", []) if answer not in explaining]
-        self.slow_answers = wording.answer_entries(record, others)
+        self.slow_answers = wording.slow_entries(record, others)
         self.runs = wording.runs_of(record)
         comparison = test.get("comparison")
         self.baseline = None if comparison is None else comparison["baseline"]
