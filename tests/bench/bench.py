@@ -25,7 +25,7 @@ from pathlib import Path
 
 import load
 import tables
-from rows import ROWS, Row, RowError
+from rows import ROWS, Row, RowError, compare_with
 from tables import BASE, Sample
 
 from pytest_netpoll.errors import NetpollError
@@ -166,6 +166,17 @@ def report(results: tables.Results, failures: Mapping[str, str], half_rate: floa
     return "\n\n".join(filter(None, parts))
 
 
+@contextlib.contextmanager
+def checkout_of(ref: str) -> Iterator[Path]:
+    """The commit's files, in a temporary directory."""
+    with tempfile.TemporaryDirectory() as directory:
+        archive = subprocess.run(["git", "archive", ref], cwd=HERE.parents[1], capture_output=True)
+        if archive.returncode:
+            sys.exit(f"bench: --before {ref}: {archive.stderr.decode().strip()}")
+        subprocess.run(["tar", "-x", "-C", directory], input=archive.stdout, check=True)
+        yield Path(directory)
+
+
 def say(text: str) -> None:
     print(f"bench: {text}", file=sys.stderr)
 
@@ -179,12 +190,16 @@ def main() -> int:
     parser.add_argument(
         "--seconds", type=int, default=1, help="of each load in each turn; default: %(default)s"
     )
-    parser.add_argument(
-        "--only", action="append", choices=[name for name in ROWS if name != BASE], help="besides nothing"
-    )
+    choices = [name for name in ROWS if name != BASE]
+    parser.add_argument("--only", action="append", choices=choices, help="besides nothing, and --before")
+    parser.add_argument("--before", metavar="REF", help="measure this commit's pytest-netpoll, too")
     options = parser.parse_args()
     names = [name for name in ROWS if name == BASE or not options.only or name in options.only]
-    with stage() as on:
+    with contextlib.ExitStack() as stack:
+        if options.before:
+            compare_with(stack.enter_context(checkout_of(options.before)))
+            names += [name for name in ROWS if ROWS[name].kind == "before"]
+        on = stack.enter_context(stage())
         half_rate = saturated_rate(on, options.seconds) / 2
         say(f"half load is {half_rate:,.0f} requests a second")
         results, failures = measure(on, names, options.rounds, options.seconds, half_rate)

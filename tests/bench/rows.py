@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import psutil
 
@@ -63,16 +65,17 @@ class Attached:
         return psutil.Process(self.pid).memory_info().rss / 2**20
 
 
+GoReady = Literal["auto", "off"]
 Attach = Callable[[Sequence[Service]], AbstractContextManager[Attached]]
 
 
 @dataclass(frozen=True)
 class Row:
-    """ours: judged by our targets. peer: what ours must be ahead of."""
+    """ours: judged by our targets. before: of another checkout. peer: what ours must be ahead of."""
 
     title: str
     attach: Attach
-    kind: Literal["base", "floor", "ours", "peer"]
+    kind: Literal["base", "floor", "ours", "before", "peer"]
 
 
 @contextlib.contextmanager
@@ -105,7 +108,7 @@ def fdinfo(pid: int) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def ours(goready: Literal["auto", "off"], services: Sequence[Service]) -> Iterator[Attached]:
+def ours(goready: GoReady, services: Sequence[Service]) -> Iterator[Attached]:
     """pytest-netpoll, with a window open, as during a marked test."""
     meter = Meter(dataclasses.replace(Config.default(), goready=goready), Symbolizer(HERE))
     try:
@@ -125,7 +128,37 @@ def ours(goready: Literal["auto", "off"], services: Sequence[Service]) -> Iterat
         meter.stop()
 
 
-def first_start(goready: Literal["auto", "off"]) -> float:
+@contextlib.contextmanager
+def before(checkout: Path, goready: GoReady, services: Sequence[Service]) -> Iterator[Attached]:
+    """The same of another checkout, in a Python of its own."""
+    argv = [sys.executable, str(HERE / "before.py"), str(checkout), goready, *(str(s.pid) for s in services)]
+    with (
+        tempfile.TemporaryFile("w+") as complaints,
+        subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, text=True
+        ) as process,
+    ):
+        output = process.stdout
+        assert process.stdin
+        assert output
+
+        def said() -> dict[str, Any]:
+            line = output.readline()
+            if not line:
+                complaints.seek(0)
+                raise RowError(last_line(complaints.read()))
+            heard: dict[str, Any] = json.loads(line)
+            return heard
+
+        try:
+            yield (attached := Attached(said()["pid"]))
+        finally:
+            process.stdin.close()
+        last = said()
+        attached.seen, attached.figures = last["seen"], last["figures"]
+
+
+def first_start(goready: GoReady) -> float:
     """s until another agent is ready that has to compile."""
     config = dataclasses.replace(Config.default(), goready=goready, cache="off")
     meter = Meter(config, Symbolizer(HERE))
@@ -145,7 +178,7 @@ def window_cost(meter: Meter, services: Sequence[Service], times: int = 10) -> f
     return (time.monotonic() - started) / times * 1e3
 
 
-def evidence(measured: Sequence[Measurement], goready: Literal["auto", "off"]) -> str:
+def evidence(measured: Sequence[Measurement], goready: GoReady) -> str:
     for measurement in measured:
         if measurement.unmeasured or not measurement.wakeups:
             raise RowError(measurement.unmeasured or f"no wakeup of {measurement.service} was seen")
@@ -331,7 +364,7 @@ def tracer(argv: Sequence[str]) -> Iterator[Tracer]:
             running.interrupt()
 
 
-ROWS: Mapping[str, Row] = {
+ROWS: dict[str, Row] = {
     "nothing": Row("nothing", nothing, "base"),
     "nothing-again": Row("nothing, a second time", nothing, "base"),
     "floor": Row("an empty raw tracepoint on sys_exit", floor, "floor"),
@@ -342,3 +375,9 @@ ROWS: Mapping[str, Row] = {
     "strace": Row("strace -f -c -e trace=epoll_pwait", strace, "peer"),
     "go-trace": Row("Go's execution trace", go_trace, "peer"),
 }
+
+
+def compare_with(checkout: Path) -> None:
+    """Add the rows of another checkout's pytest-netpoll."""
+    ROWS["before"] = Row("before, goready off", partial(before, checkout, "off"), "before")
+    ROWS["before-goready"] = Row("before, goready auto", partial(before, checkout, "auto"), "before")
