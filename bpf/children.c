@@ -68,7 +68,19 @@ static __always_inline void assign_owner(u64 *entry, struct target *t, u32 slot)
 #ifdef TASK_CRED_OFFSET
 BPF_ARRAY(served_uid, u32, 1);
 
-#define DUMPABLE 3 /* bits of mm_struct.flags; 1: its user may inspect it */
+/* How a program may be dumped, and so inspected: 1 by its user, 0 by nobody, 2 by root. */
+static __always_inline u32 dumpable(u64 task)
+{
+#ifdef TASK_EXEC_STATE_OFFSET
+	u32 how = 0;
+
+	READ_MEMBER(how, kernel_word(task + TASK_EXEC_STATE_OFFSET) + EXEC_STATE_DUMPABLE_OFFSET);
+	return how;
+#else
+	/* The lowest two bits of mm_struct.flags. */
+	return kernel_word(kernel_word(task + TASK_MM_OFFSET) + MM_FLAGS_OFFSET) & 3;
+#endif
+}
 
 /* Whether the user we serve may inspect the program that was just exec'ed, by what the kernel
  * asks of a tracer: no other ids, no capabilities gained from the program's file, and dumpable. */
@@ -76,7 +88,6 @@ static __always_inline int user_may_inspect(const struct target *t)
 {
 	u64 task = bpf_get_current_task();
 	u64 cred = kernel_word(task + TASK_CRED_OFFSET);
-	u64 mm = kernel_word(task + TASK_MM_OFFSET);
 	u64 users = kernel_word(cred + CRED_USER_NS_OFFSET);
 	u32 uid = 0, euid = 0, suid = 0, fsuid = 0, gid = 0, egid = 0, sgid = 0, fsgid = 0,
 	    level = 0, *served;
@@ -100,7 +111,7 @@ static __always_inline int user_may_inspect(const struct target *t)
 		return 0;
 	if (egid != gid || sgid != gid || fsgid != gid)
 		return 0;
-	if ((kernel_word(mm + MM_FLAGS_OFFSET) & DUMPABLE) != 1)
+	if (dumpable(task) != 1)
 		return 0;
 	/* In a user namespace of its own it has all capabilities; they do not count outside. */
 	return level || !(kernel_word(cred + CRED_CAPABILITIES_OFFSET) & ~t->capabilities);

@@ -291,8 +291,8 @@ def what_gains_rights_by_an_exec_is_not_counted_from_there_on(ask, user, brief, 
     counted = {name: value for name, value in process["counters"].items() if value}
     if how == "plain":
         # On a busy machine data is often there before its reader parks.
-        assert process["counters"]["productive_wakeups"] >= 1
-        assert not process["foreign"]
+        assert not process["foreign"], process
+        assert process["counters"]["productive_wakeups"] >= 1, process
     else:
         assert (process["foreign"], process["executable"], counted) == (True, None, {})
         assert (process["offenders"], process["slowest"], process["histogram"]) == ([], [], {})

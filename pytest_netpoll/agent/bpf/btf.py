@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 WORDS = struct.Struct("=III")  # how a type begins, and each member of a struct or union
 STRUCT, UNION, TYPEDEF = 4, 5, 8
@@ -111,6 +111,10 @@ class Answers:
             found[what] = offset
         return found
 
+    def first_offsets(self, groups: Iterable[Mapping[str, tuple[str, str]]]) -> dict[str, int] | None:
+        """Those of the first group that is there as a whole; None when none is."""
+        return next(filter(None, map(self.offsets, groups)), None)
+
     def _offset(self, name: str, member: str) -> int | None:
         return self._answer(f"{name}.{member}", lambda types: types.offset(name, member))
 
@@ -132,8 +136,6 @@ TASK_MEMBERS = {
 # At an exec, whether the new program is its user's alone:
 CREDENTIAL_MEMBERS = {
     "TASK_CRED_OFFSET": ("task_struct", "cred"),
-    "TASK_MM_OFFSET": ("task_struct", "mm"),
-    "MM_FLAGS_OFFSET": ("mm_struct", "flags"),
     "CRED_UID_OFFSET": ("cred", "uid"),
     "CRED_EUID_OFFSET": ("cred", "euid"),
     "CRED_SUID_OFFSET": ("cred", "suid"),
@@ -146,6 +148,14 @@ CREDENTIAL_MEMBERS = {
     "CRED_USER_NS_OFFSET": ("cred", "user_ns"),
     "USER_NS_LEVEL_OFFSET": ("user_namespace", "level"),
 }
+# and whether it is dumpable, which says that its user may inspect it: since Linux 7.2, and before.
+DUMPABLE_MEMBERS = (
+    {
+        "TASK_EXEC_STATE_OFFSET": ("task_struct", "exec_state"),
+        "EXEC_STATE_DUMPABLE_OFFSET": ("task_exec_state", "dumpable"),
+    },
+    {"TASK_MM_OFFSET": ("task_struct", "mm"), "MM_FLAGS_OFFSET": ("mm_struct", "flags")},
+)
 # In a pid namespace of the agent's own:
 PID_MEMBERS = {
     "TASK_THREAD_PID_OFFSET": ("task_struct", "thread_pid"),

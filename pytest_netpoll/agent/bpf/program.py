@@ -129,11 +129,13 @@ class Kernel:
         if atomics.can_exchange():
             flags.append("-DATOMIC_EXCHANGE")
         sockets = types.offsets(btf.SOCKET_MEMBERS)
-        registered = next(filter(None, map(types.offsets, btf.REGISTRATIONS)), None)
+        registered = types.first_offsets(btf.REGISTRATIONS)
         self.sees_sockets = bool(files and sockets and registered)
         flags += _defines({**(tasks or {}), **(files or {}), **(sockets or {}), **(registered or {})})
         if served is not None:
-            flags += self._restriction(types.offsets(btf.CREDENTIAL_MEMBERS))
+            flags += self._restriction(
+                types.offsets(btf.CREDENTIAL_MEMBERS), types.first_offsets(btf.DUMPABLE_MEMBERS)
+            )
         if not namespaces.in_initial_pids():
             flags += self._translation(types.offsets(btf.PID_MEMBERS))
         tracepoint = types.typedef("btf_trace_sys_exit")
@@ -286,14 +288,15 @@ class Kernel:
         self.image, self.typed = loaded, tracepoint is not None
 
     @staticmethod
-    def _restriction(offsets: Mapping[str, int] | None) -> list[str]:
-        if offsets is None:
+    def _restriction(credentials: Mapping[str, int] | None, dumpable: Mapping[str, int] | None) -> list[str]:
+        if credentials is None or dumpable is None:
+            lacking = "has no BTF" if credentials is None else "keeps elsewhere whether a program is dumpable"
             raise LoadFailed(
-                "this kernel has no BTF, and without it the agent cannot tell at an exec whether the program "
+                f"this kernel {lacking}, and without it the agent cannot tell at an exec whether the program "
                 "has more rights than its user",
                 "run pytest as root",
             )
-        return _defines(offsets)
+        return _defines({**credentials, **dumpable})
 
     @staticmethod
     def _translation(offsets: Mapping[str, int] | None) -> list[str]:
