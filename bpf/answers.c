@@ -26,7 +26,7 @@ static __always_inline u64 goroutine(u64 regs)
 }
 
 /* A read of an accepted connection took data. */
-static __always_inline void expect_answer(struct counters *c, struct wait *w, struct inbox *b,
+static __always_inline void expect_answer(struct counters *c, struct wait *w, struct question *q,
 					  u64 g, u32 epoch, u64 woken_at, u64 now,
 					  const struct parts *delay)
 {
@@ -36,30 +36,43 @@ static __always_inline void expect_answer(struct counters *c, struct wait *w, st
 		c->unanswered++;
 		return;
 	}
-	/* A request that takes several reads is one, that began with the first of them. */
-	if (b->read_at && b->reader == g) {
-		b->joined++;
+	/* A request that takes several reads is one, that began with the first of them. Who was
+	 * woken had parked since. */
+	if (w->socket & SOCKET_ASKED && q->reader == g && !woken_at) {
+		q->joined++;
 		return;
 	}
-	stop_waiting(b);
-	b->reader = g;
-	b->delay = *delay;
-	b->epoch = epoch;
-	b->joined = 0;
-	b->read_at = now;
+	stop_waiting(w, w->owner, q);
+	q->reader = g;
+	q->delay = *delay;
+	q->epoch = epoch;
+	q->joined = 0;
+	q->read_at = now;
 	w->socket |= SOCKET_ASKED;
 }
 
-/* A read or an accept has returned something. woken_at, epoch: of the wakeup that it resolved, 0
+/* A look at what has arrived, which takes nothing, resolved this wakeup. */
+static __always_inline void data_seen(struct wait *w, u32 fd, u64 woken_at)
+{
+	struct question *q = woken_at ? question_of(w->owner, fd) : 0;
+
+	if (!q)
+		return;
+	q->woken_at = woken_at;
+	w->socket |= SOCKET_LOOKED;
+}
+
+/* A read or an accept has returned something. woken_at, epoch, c: of the wakeup that it resolved, 0
  * if there was none. now: when it returned, or 0. messages: how many it took, of a socket that has
  * messages. */
-static __always_inline void data_taken(void *ctx, struct wait *w, u32 owner, u32 nr, u32 fd,
-				       long ret, u32 messages, u64 g, u64 woken_at, u32 epoch,
-				       u64 now)
+static __always_inline void data_taken(void *ctx, struct counters *c, struct wait *w, u32 nr,
+				       u32 fd, long ret, u32 messages, u64 g, u64 woken_at,
+				       u32 epoch, u64 now)
 {
 	u64 sk = w->sk, at, bucket, delay;
 	struct parts parts = {};
-	struct counters *c;
+	u32 owner = w->owner;
+	struct question *q;
 	struct delays *d;
 	struct inbox *b;
 	u32 head;
@@ -81,12 +94,17 @@ static __always_inline void data_taken(void *ctx, struct wait *w, u32 owner, u32
 	take_arrivals(sk, b, messages);
 	if (ret <= 0 && b->kind < DATAGRAMS)
 		return; /* the end of the stream */
-	if (!woken_at)
-		epoch = kept_epoch(current_epoch());
-	if (!epoch)
+	q = question_of(owner, fd);
+	if (!q)
 		return;
-	bank = BANK(w->owner, epoch);
-	c = counts.lookup(&bank);
+	if (!woken_at) {
+		epoch = kept_epoch(current_epoch());
+		c = epoch ? counters_of(owner, epoch) : 0;
+		if (w->socket & SOCKET_LOOKED)
+			woken_at = q->woken_at;
+	}
+	w->socket &= ~SOCKET_LOOKED;
+	bank = BANK(owner, epoch);
 	d = delays.lookup(&bank);
 	if (!c || !d)
 		return;
@@ -110,48 +128,43 @@ static __always_inline void data_taken(void *ctx, struct wait *w, u32 owner, u32
 	add_parts(d, 0, bucket, &parts);
 	record_if_slow_answer(ctx, &c->slow_read_floor, bank, 0, delay, now, nr, fd, g, &parts);
 	if (b->accepted && b->kind < DATAGRAMS)
-		expect_answer(c, w, b, g, epoch, woken_at, now, &parts);
+		expect_answer(c, w, q, g, epoch, woken_at, now, &parts);
 }
 
 /* A read found nothing, and its goroutine will park. */
-static __always_inline void nothing_taken(struct wait *w, u64 g)
+static __always_inline void nothing_taken(struct wait *w, u32 fd, u64 g)
 {
-	struct inbox *b;
-	u64 sk = w->sk;
+	struct question *q;
 
 	if (w->socket & SOCKET_MESSAGES)
 		expire_arrivals(w);
-	if (!(w->socket & SOCKET_ASKED))
+	if (!(w->socket & (SOCKET_ASKED | SOCKET_LOOKED)))
 		return;
-	b = inboxes.lookup(&sk);
-	if (b && b->reader != g)
-		return;
-	w->socket &= ~SOCKET_ASKED;
-	if (b)
-		stop_waiting(b);
+	w->socket &= ~SOCKET_LOOKED;
+	q = question_of(w->owner, fd);
+	if (q && q->reader == g)
+		stop_waiting(w, w->owner, q);
 }
 
 /* A write has returned. */
 static __always_inline void data_written(void *ctx, u32 owner, u32 nr, u32 fd, long ret, u64 g)
 {
 	struct wait *r = wait_of(owner, fd, DIR_READ);
-	u64 sk, read_at, now, bucket, response;
+	u64 read_at, now, bucket, response;
 	struct counters *c;
+	struct question *q;
 	struct delays *d;
-	struct inbox *b;
 	u32 epoch;
 	int bank;
 
 	if (!r || !(r->socket & SOCKET_ASKED) || ret <= 0)
 		return;
-	sk = r->sk;
-	b = inboxes.lookup(&sk);
-	if (!b || b->reader != g || !b->read_at)
+	q = question_of(owner, fd);
+	if (!q || q->reader != g)
 		return;
-	read_at = b->read_at;
-	b->read_at = 0;
+	read_at = q->read_at;
 	r->socket &= ~SOCKET_ASKED;
-	epoch = kept_epoch(b->epoch);
+	epoch = kept_epoch(q->epoch);
 	if (!epoch)
 		return;
 	bank = BANK(owner, epoch);
@@ -160,16 +173,16 @@ static __always_inline void data_written(void *ctx, u32 owner, u32 nr, u32 fd, l
 	if (!c || !d)
 		return;
 	now = bpf_ktime_get_ns();
-	b->delay.handling = now - read_at;
-	response = b->delay.poll + b->delay.run + b->delay.unparked + b->delay.handling;
+	q->delay.handling = now - read_at;
+	response = q->delay.poll + q->delay.run + q->delay.unparked + q->delay.handling;
 	c->answers++;
-	c->answered += 1 + b->joined;
+	c->answered += 1 + q->joined;
 	c->handling_ns += now - read_at;
 	count_delay(d, HANDLING, now - read_at, &c->handling_max);
 	bucket = count_delay(d, RESPONSE, response, &c->response_max);
-	add_parts(d, 1, bucket, &b->delay);
+	add_parts(d, 1, bucket, &q->delay);
 	record_if_slow_answer(ctx, &c->slow_answer_floor, bank, 1, response, now, nr, fd, g,
-			      &b->delay);
+			      &q->delay);
 }
 
 /* A connection was accepted, and will be registered. */
@@ -182,8 +195,9 @@ static __always_inline void note_accepted(u32 owner, long fd)
 }
 #else
 #define goroutine(regs) 0
-#define data_taken(ctx, w, owner, nr, fd, ret, messages, g, woken_at, epoch, now)
-#define nothing_taken(w, g)
+#define data_seen(w, fd, woken_at)
+#define data_taken(ctx, c, w, nr, fd, ret, messages, g, woken_at, epoch, now)
+#define nothing_taken(w, fd, g)
 #define data_written(ctx, owner, nr, fd, ret, g)
 #define note_accepted(owner, fd)
 #endif

@@ -12,10 +12,9 @@ struct args {
 /* The verifier knows what regs points to, so a load will do; a helper call is expensive where
  * the CPU's returns are guarded against speculation. Assembler, because BCC turns a dereference
  * in C into a call. */
-#define LOAD(value, size, regs, member)             \
-	asm volatile("%0 = *(" #size " *)(%1 + %2)" \
-		     : "=r"(value)                  \
-		     : "r"(regs), "i"(offsetof(struct pt_regs, member)))
+#define LOAD_AT(value, size, from, offset) \
+	asm volatile("%0 = *(" #size " *)(%1 + %2)" : "=r"(value) : "r"(from), "i"(offset))
+#define LOAD(value, size, regs, member) LOAD_AT(value, size, regs, offsetof(struct pt_regs, member))
 
 static __always_inline int read_args(u64 regs, struct args *a)
 {

@@ -18,12 +18,12 @@ static __always_inline u64 kernel_word(u64 address)
 #endif
 
 #ifdef TASK_FILES_OFFSET
-/* The current process's struct file, 0 if it has no such descriptor. fd may be any number: some
+/* The struct file of a task's descriptor, 0 if it has no such descriptor. fd may be any number: some
  * come from the process's memory. RCU frees neither the table nor what it holds before this
  * program ends. */
-static __always_inline u64 file_of(u64 fd)
+static __always_inline u64 file_in(u64 task, u64 fd)
 {
-	u64 files = kernel_word(bpf_get_current_task() + TASK_FILES_OFFSET);
+	u64 files = kernel_word(task + TASK_FILES_OFFSET);
 	u64 table = files ? kernel_word(files + FILES_FDT_OFFSET) : 0;
 	u64 slots = table ? kernel_word(table + FDT_FD_OFFSET) : 0;
 	u32 size = 0;
@@ -31,6 +31,11 @@ static __always_inline u64 file_of(u64 fd)
 	if (!slots || READ_MEMBER(size, table + FDT_MAX_FDS_OFFSET) || fd >= size)
 		return 0;
 	return kernel_word(slots + fd * 8);
+}
+
+static __always_inline u64 file_of(u64 fd)
+{
+	return file_in(bpf_get_current_task(), fd);
 }
 
 static __always_inline u32 inode_of(u64 file)

@@ -6,7 +6,8 @@
  *
  * A socket gets its inbox when the runtime registers it, and a connection of TCP or of a unix
  * socket already when it is queued at its listener, so that data that comes before accept is not
- * missed. One that was registered before the probe came gets it with its first read.
+ * missed. One that was registered before the probe came gets it when the agent has the kernel walk
+ * over the process's descriptors, or else with its first read.
  *
  * The times are exact for the oldest seven arrivals that nobody has taken. All that came after
  * them are one, with the time of the latest: that much they have waited at least.
@@ -15,6 +16,11 @@
 #ifdef ARRIVAL_TIMES
 BPF_F_TABLE("hash", u64, struct inbox, inboxes, INBOXES, BPF_F_NO_PREALLOC);
 BPF_PERCPU_ARRAY(new_inbox, struct inbox, 1); /* while it is filled in at a syscall's return */
+BPF_ARRAY(questions, struct question, ALL_FDS);
+/* Local ports that sockets with an inbox have, or have had: 1; [0]: of those that had none yet. The
+ * tracepoint fires for every socket of the machine. For most of the others this is all that it takes:
+ * the JIT inlines the lookup, and neighbours share a cache line. */
+BPF_ARRAY(known_ports, u8, 1 << 16);
 
 static __always_inline u32 tcp_word(u64 sk, u32 offset)
 {
@@ -30,6 +36,45 @@ static __always_inline int shut_down(u64 sk)
 
 	READ_MEMBER(shutdown, sk + SOCK_SHUTDOWN_OFFSET);
 	return shutdown & RCV_SHUTDOWN;
+}
+
+static __always_inline int is_known_port(u16 port)
+{
+	int key = port;
+	u8 *known = known_ports.lookup(&key);
+
+	return known && *known;
+}
+
+static __always_inline int add_inbox(u64 sk, struct inbox *b)
+{
+	u16 port = 0;
+	u8 *known;
+	int key;
+
+	READ_MEMBER(port, sk + SOCK_PORT_OFFSET);
+	key = port;
+	known = known_ports.lookup(&key);
+	if (known && !*known)
+		*known = 1;
+	return inboxes.update(&sk, b);
+}
+
+/* Whether it may have an inbox. */
+static __always_inline int may_be_watched(u64 sk)
+{
+	u16 family = 0, port = 0;
+
+#ifdef TYPED_ARGS
+	LOAD_AT(family, u16, sk, SOCK_FAMILY_OFFSET);
+	LOAD_AT(port, u16, sk, SOCK_PORT_OFFSET);
+#else
+	READ_MEMBER(family, sk + SOCK_FAMILY_OFFSET);
+	READ_MEMBER(port, sk + SOCK_PORT_OFFSET);
+#endif
+	if (family != AF_INET && family != AF_INET6)
+		return 1;
+	return is_known_port(port) || is_known_port(0);
 }
 
 /* Something was queued. */
@@ -81,15 +126,19 @@ static __always_inline void note_child(u64 listener, const struct inbox *l, u64 
 		if (nxt != child.end)
 			note_arrival(&child, nxt, now);
 	}
-	inboxes.update(&sk, &child);
+	add_inbox(sk, &child);
 }
 
+/* The agent loads it as the one at sys_exit. */
 int data_ready(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 sk = ctx->args[0], now;
-	struct inbox *b = inboxes.lookup(&sk);
+	struct inbox *b;
 	u32 end;
 
+	if (!may_be_watched(sk))
+		return 0;
+	b = inboxes.lookup(&sk);
 	if (!b)
 		return 0;
 	now = bpf_ktime_get_ns();
@@ -109,9 +158,9 @@ int data_ready(struct bpf_raw_tracepoint_args *ctx)
 }
 
 /* What kind of socket it is, 0 for others. *sk is set. */
-static __always_inline u32 kind_of(u64 fd, u64 *sk)
+static __always_inline u32 kind_of(u64 file, u64 *sk)
 {
-	u64 file = file_of(fd), socket = socket_of(file, mode_of(file));
+	u64 socket = socket_of(file, mode_of(file));
 	u16 type = 0, family = 0, protocol = 0;
 	u8 state = 0;
 
@@ -146,11 +195,11 @@ static __always_inline int is_orphan(const struct inbox *b)
 
 /* The descriptor is a socket that a watched process may read from. accepted: it comes from
  * accept. */
-static __always_inline void note_socket(struct wait *w, u32 owner, u32 fd, int accepted)
+static __always_inline void note_file(struct wait *w, u32 owner, u32 fd, u64 file, int accepted)
 {
 	struct inbox *b, *fresh;
 	u64 sk = 0;
-	u32 kind = kind_of(fd, &sk);
+	u32 kind = kind_of(file, &sk);
 	int zero = 0;
 
 	w->sk = 0;
@@ -181,40 +230,53 @@ static __always_inline void note_socket(struct wait *w, u32 owner, u32 fd, int a
 	fresh->accepted = accepted;
 	if (kind == TCP_STREAM)
 		fresh->end = tcp_word(sk, TCP_RCV_NXT_OFFSET);
-	if (!inboxes.update(&sk, fresh))
+	if (!add_inbox(sk, fresh))
 		w->sk = sk;
 }
 
+static __always_inline void note_socket(struct wait *w, u32 owner, u32 fd, int accepted)
+{
+	note_file(w, owner, fd, file_of(fd), accepted);
+}
+
+static __always_inline struct question *question_of(u32 owner, u32 fd)
+{
+	int key = SLOT(owner) * MAX_FDS + fd;
+
+	return fd < MAX_FDS ? questions.lookup(&key) : 0;
+}
+
 /* No write will answer what was read. */
-static __always_inline void stop_waiting(struct inbox *b)
+static __always_inline void stop_waiting(struct wait *w, u32 owner, struct question *q)
 {
 	struct counters *c;
 	u32 epoch;
 
-	if (!b->read_at)
+	if (!(w->socket & SOCKET_ASKED))
 		return;
-	b->read_at = 0;
-	epoch = kept_epoch(b->epoch);
-	c = epoch ? counters_of(b->owner, epoch) : 0;
+	w->socket &= ~SOCKET_ASKED;
+	epoch = kept_epoch(q->epoch);
+	c = epoch ? counters_of(owner, epoch) : 0;
 	if (c)
-		c->unanswered += 1 + b->joined;
+		c->unanswered += 1 + q->joined;
 }
 
 /* The descriptor is about to be closed, or was. */
 static __always_inline void drop_socket(struct wait *w, u32 owner, u32 fd)
 {
+	struct question *q = question_of(owner, fd);
 	u64 sk = w->sk;
 	struct inbox *b;
 
+	if (q)
+		stop_waiting(w, owner, q);
 	w->sk = 0;
 	w->socket = 0;
 	if (!sk)
 		return;
 	b = inboxes.lookup(&sk);
-	if (!b || b->owner != owner || b->fd != fd)
-		return;
-	stop_waiting(b);
-	inboxes.delete(&sk);
+	if (b && b->owner == owner && b->fd == fd)
+		inboxes.delete(&sk);
 }
 
 /* close or dup2 has returned. The runtime removes a descriptor before it closes it; this is for
@@ -227,7 +289,7 @@ static __always_inline void closed(u32 owner, u32 fd)
 	/* Another thread may have got the same number for a new one. */
 	if (w && !w->sk && w->socket & SOCKET_ACCEPTED && !file_of(fd))
 		w->socket = 0;
-	if (w && (w->sk || w->socket & SOCKET_NONE) && (!kind_of(fd, &sk) || sk != w->sk))
+	if (w && (w->sk || w->socket & SOCKET_NONE) && (!kind_of(file_of(fd), &sk) || sk != w->sk))
 		drop_socket(w, owner, fd);
 }
 
@@ -283,6 +345,35 @@ static __always_inline void expire_arrivals(struct wait *w)
 		b->taken = b->end;
 	}
 }
+#ifdef TASK_TGID_OFFSET
+/* Local ports on which the process listens that is walked over. */
+BPF_HASH(listening, u16, u8, 1024);
+
+/* The kernel walks over the descriptors of a process (bpf_iter/task_file), because it registered
+ * some before it was watched. The arguments are the iterator's: meta, task, fd, file. */
+int note_descriptor(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 task = ctx->args[1], file = ctx->args[3];
+	u32 tgid = 0, fd = ctx->args[2], owner;
+	struct wait *w;
+	u16 port = 0;
+	u64 sk = 0;
+
+	if (!task || !file)
+		return 0;
+	READ_MEMBER(tgid, task + TASK_TGID_OFFSET);
+	owner = owner_of(tgid);
+	w = owner ? wait_of(owner, fd, DIR_READ) : 0;
+	if (!w || w->sk || w->socket & SOCKET_NONE || !kind_of(file, &sk))
+		return 0;
+	READ_MEMBER(port, sk + SOCK_PORT_OFFSET);
+	note_file(w, owner, fd, file, kind_of(file, &sk) == TCP_STREAM && listening.lookup(&port));
+	/* If it was closed meanwhile, nobody else will remove the inbox. */
+	if (w->sk == sk && file_in(task, fd) != file)
+		drop_socket(w, owner, fd);
+	return 0;
+}
+#endif
 #else
 #define note_socket(w, owner, fd, accepted)
 #define drop_socket(w, owner, fd)

@@ -53,9 +53,10 @@ int syscall_returned(struct bpf_raw_tracepoint_args *ctx)
 	r = ROLE_READ_ARG(*role) ? wait_of(owner, read_fd, DIR_READ) : 0;
 	w = ROLE_WRITE_ARG(*role) ? wait_of(owner, write_fd, DIR_WRITE) : 0;
 	if (r)
-		resolve_wait(ctx, r, nr, read_fd, DIR_READ, ret, ROLE_MESSAGES(*role, ret), g);
+		resolve_wait(ctx, r, nr, read_fd, DIR_READ, ret, ROLE_MESSAGES(*role, ret),
+			     ROLE_FLAGS(*role, a) & MSG_PEEK, g);
 	if (w)
-		resolve_wait(ctx, w, nr, write_fd, DIR_WRITE, ret, 0, g);
+		resolve_wait(ctx, w, nr, write_fd, DIR_WRITE, ret, 0, 0, g);
 	if (*role & ROLE_ACCEPT)
 		note_accepted(owner, ret);
 	/* Last: anything behind it the verifier would walk through once for each of its ends. */

@@ -16,6 +16,7 @@
  * number are the bank's. A wakeup that is resolved after the cut still counts in the epoch that
  * woke it, so a window's sums never leak. */
 #define ALL_BANKS (MAX_PROCESSES * BANKS)
+#define ALL_FDS (MAX_PROCESSES * MAX_FDS)
 
 /* Together, because every I/O call needs both: each lookup costs it 1 to 2 ns. */
 struct settings {
@@ -50,6 +51,11 @@ enum direction { DIR_READ = 0, DIR_WRITE = 1 };
 /* What a syscall means here; the agent fills the map `roles` from its table for the machine. */
 #define ROLE_READ_ARG(role) ((role) & 0xf) /* 1 + index of the fd read from, 0 = none */
 #define ROLE_WRITE_ARG(role) (((role) >> 4) & 0xf) /* 1 + index of the fd written to */
+/* The MSG_... flags of a call that receives. Without a branch, behind which the verifier would walk
+ * through everything once more. */
+#define ROLE_FLAGS(role, a)                             \
+	(-(u64)((role) >> FLAGS_ARG & 1) & (a).arg[2] | \
+	 -(u64)((role) >> FLAGS_ARG >> 1 & 1) & (a).arg[3])
 #define ROLE_MESSAGES(role, ret) \
 	(((role) & (ROLE_RECEIVE | ROLE_EOF)) == ROLE_RECEIVE ? (ret) : 1) /* that were read */
 #define ROLE_IO_CALL(role) (((role) >> 16) & (IO_CALLS - 1)) /* its number among the I/O calls */
@@ -203,10 +209,9 @@ struct arrival {
 	u32 unused;
 };
 
-/* A socket that a watched process reads from: what has arrived there and was not taken yet, and
- * the read that the next write answers. The key is the kernel's struct sock. */
+/* A socket that a watched process reads from: what has arrived there and was not taken yet. The key
+ * is the kernel's struct sock. */
 struct inbox {
-	struct arrival arrivals[ARRIVALS]; /* the oldest first, from head on */
 	u32 head; /* how many were taken, */
 	u32 tail; /* and how many there have been */
 	u32 end; /* of TCP the last byte's sequence number, else how many messages there have been */
@@ -216,11 +221,18 @@ struct inbox {
 	u8 accepted; /* its peer asks, and it answers */
 	u16 unused;
 	u32 taken; /* of messages: as end, of the last one taken */
-	u32 joined; /* how many more reads the same write will answer */
-	u32 epoch; /* in which these count */
-	u64 read_at; /* 0 = nothing is to be answered */
+	struct arrival arrivals[ARRIVALS]; /* the oldest first, from head on */
+};
+
+/* Of a descriptor: the read that its next write answers, where the wait is SOCKET_ASKED. It is no
+ * part of the inbox, because an array is looked up much faster than a hash. */
+struct question {
+	u64 read_at;
 	u64 reader; /* its goroutine: address of its runtime.g */
 	struct parts delay; /* of that read */
+	u32 joined; /* how many more reads the same write will answer */
+	u32 epoch; /* in which these count */
+	u64 woken_at; /* of the wakeup that the look resolved, where the wait is SOCKET_LOOKED */
 };
 #define NO_FD 0xffffffff
 #define SURELY_GONE 1000000 /* ns; a read that finds nothing takes less */
@@ -278,6 +290,7 @@ struct wait {
 #define SOCKET_MESSAGES 2 /* each read takes one of what has arrived */
 #define SOCKET_ACCEPTED 4 /* the descriptor comes from accept */
 #define SOCKET_ASKED 8 /* there is a read to be answered */
+#define SOCKET_LOOKED 16 /* woken, and then looked at what is there (MSG_PEEK) and took nothing */
 
 /* What a descriptor was when an offence on it was recorded: it may be closed when the window
  * closes. */

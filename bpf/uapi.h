@@ -33,6 +33,7 @@
 #define IPPROTO_MPTCP 262
 #define TCP_LISTEN 10
 #define RCV_SHUTDOWN 1
+#define MSG_PEEK 2
 #define S_IFMT 0170000
 #define S_IFSOCK 0140000
 

@@ -129,9 +129,9 @@ static __always_inline void record_culprit(void *ctx, struct counters *c, struct
 }
 
 /* An I/O syscall on fd has returned: resolves the pending wakeup, if any. g: the goroutine that
- * made it. messages: see data_taken. */
+ * made it. messages: see data_taken. look: it took nothing (MSG_PEEK). */
 static __always_inline void resolve_wait(void *ctx, struct wait *w, u32 nr, u32 fd, int direction,
-					 long ret, u32 messages, u64 g)
+					 long ret, u32 messages, u64 look, u64 g)
 {
 	struct counters *c = 0;
 	u64 woken_at, now = 0;
@@ -158,15 +158,19 @@ static __always_inline void resolve_wait(void *ctx, struct wait *w, u32 nr, u32 
 		w->flags = WAIT_TRIED | (readiness_is_stored(w, direction) ? WAIT_ARMED : 0);
 	}
 	if (ret != -EAGAIN) {
-		if (direction == DIR_READ && ret >= 0)
-			data_taken(ctx, w, w->owner, nr, fd, ret, messages, g, woken_at, epoch,
-				   now);
+		if (direction == DIR_READ && ret >= 0) {
+			if (look)
+				data_seen(w, fd, woken_at);
+			else
+				data_taken(ctx, c, w, nr, fd, ret, messages, g, woken_at, epoch,
+					   now);
+		}
 		if (direction == DIR_WRITE)
 			data_written(ctx, w->owner, nr, fd, ret, g);
 		return;
 	}
-	if (direction == DIR_READ)
-		nothing_taken(w, g);
+	if (direction == DIR_READ && !look)
+		nothing_taken(w, fd, g);
 	if (c && keeps(KEEP_CULPRITS))
 		record_culprit(ctx, c, w, epoch, nr, fd, direction, offence);
 }

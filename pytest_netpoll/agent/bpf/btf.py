@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable, Iterable, Mapping
 
 WORDS = struct.Struct("=III")  # how a type begins, and each member of a struct or union
-STRUCT, UNION, TYPEDEF = 4, 5, 8
+STRUCT, UNION, TYPEDEF, FUNCTION = 4, 5, 8, 12
 _NOTHING = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, 0, 0, 1) + b"\0"
 
 # Bytes that follow a type's beginning, by kind: fixed, and for each of its entries.
@@ -42,6 +42,15 @@ class Types:
     def typedef(self, name: str) -> int | None:
         """Its number, or None."""
         return self._number(TYPEDEF, name)
+
+    def function(self, name: str) -> int | None:
+        """Its number, or None."""
+        at = self._name(name)
+        for number, where in enumerate(self._at[1:], 1):
+            own, info, _ = WORDS.unpack_from(self._blob, where)
+            if own == at and info >> 24 & 0x1F == FUNCTION:
+                return number
+        return None
 
     def offset(self, struct_name: str, member: str) -> int | None:
         """Bytes, or None."""
@@ -97,6 +106,10 @@ class Answers:
     def typedef(self, name: str) -> int | None:
         """As of Types."""
         return self._answer(name, lambda types: types.typedef(name))
+
+    def function(self, name: str) -> int | None:
+        """As of Types."""
+        return self._answer(f"{name}()", lambda types: types.function(name))
 
     def offsets(self, members: Mapping[str, tuple[str, str]]) -> dict[str, int] | None:
         """{what: byte offset} of {what: (struct, member)}, or None when not all are there.

@@ -17,7 +17,8 @@ SLOW_ANSWERS = 2 * 1032
 IO_FAILURES = 1368
 POLLS_BY_EVENTS = 512
 DELAY = DELAYS * 4 * LATENCY_BUCKETS + 2 * 32 * BUDGETS
-INBOX = 216 + 56  # with what the kernel's hash adds
+INBOX = 160 + 56  # with what the kernel's hash adds
+QUESTION = 64
 SLOT = 4  # in the queue of free ones
 OTHERS = 13 << 20  # maps that are always as large, most of it stacks
 
@@ -27,7 +28,8 @@ def size(max_processes: int, max_fds: int, cpus: int, answers: bool) -> int:
     counted = COUNTERS + DELAY + SLOWEST + SLOW_ANSWERS + IO_FAILURES + POLLS_BY_EVENTS
     bank = HISTOGRAM + cpus * counted
     each = max_processes * (BANKS * bank + 2 * max_fds * WAIT + TARGET + POLLER + SLOT)
-    return OTHERS + each + answers * inboxes(max_processes, max_fds) * INBOX
+    timed = inboxes(max_processes, max_fds) * INBOX + max_processes * max_fds * QUESTION
+    return OTHERS + each + answers * timed
 
 
 def inboxes(max_processes: int, max_fds: int) -> int:

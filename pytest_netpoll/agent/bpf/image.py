@@ -44,6 +44,10 @@ class Image:
         """The same, with the types of the tracepoint's arguments. tracepoint: its typedef's number."""
         return self._once(name, lambda code: tracing.load_typed(name, code, tracepoint))
 
+    def load_iterator(self, name: bytes, iterator: int) -> int:
+        """The same, for an iterator of the kernel's. iterator: its function's number."""
+        return self._once(name, lambda code: tracing.load_iterator(name, code, iterator))
+
     def load_together(self, *loads: Callable[[], int]) -> list[int]:
         """What they return, at the same time: verifying a large program takes a CPU a tenth of a second."""
         programs: dict[int, int] = {}

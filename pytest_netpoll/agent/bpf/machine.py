@@ -19,6 +19,7 @@ EOF = 0x2000  # a return of 0 means end of file,
 RECEIVE = 0x4000  # unless it is an empty datagram; without EOF: returns a number of messages
 ACCEPT = 0x8000  # returns a new descriptor
 IO_CALL = 16  # the shift of ROLE_IO_CALL
+FLAGS_ARG = 24  # the shift of ROLE_FLAGS
 
 
 def reads(arg: int) -> int:
@@ -29,6 +30,11 @@ def writes(arg: int) -> int:
     return (arg + 1) << WRITE
 
 
+def flags(arg: int) -> int:
+    """MSG_PEEK may be among them: then nothing is taken."""
+    return {2: 1, 3: 2}[arg] << FLAGS_ARG
+
+
 # Every syscall that Go's net, os and internal/poll issue on a pollable descriptor, by the direction
 # whose readiness they consume. Those without a wakeup behind them cost one array lookup.
 ROLES = {
@@ -37,9 +43,9 @@ ROLES = {
     "pread64": reads(0) | EOF,
     "preadv": reads(0) | EOF,
     "preadv2": reads(0) | EOF,
-    "recvfrom": reads(0) | EOF | RECEIVE,
-    "recvmsg": reads(0) | EOF | RECEIVE,
-    "recvmmsg": reads(0) | RECEIVE,
+    "recvfrom": reads(0) | EOF | RECEIVE | flags(3),
+    "recvmsg": reads(0) | EOF | RECEIVE | flags(2),
+    "recvmmsg": reads(0) | RECEIVE | flags(3),
     "accept": reads(0) | ACCEPT,
     "accept4": reads(0) | ACCEPT,
     "write": writes(0),
@@ -159,6 +165,7 @@ MACROS = {
     "ROLE_EOF": EOF,
     "ROLE_RECEIVE": RECEIVE,
     "ROLE_ACCEPT": ACCEPT,
+    "FLAGS_ARG": FLAGS_ARG,
 }
 
 

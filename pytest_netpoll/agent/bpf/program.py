@@ -55,7 +55,7 @@ SOURCES = (
     "cpu.c",
 )
 _PARTS = (".c", ".h", ".py")
-AT_SYS_EXIT, AT_ARRIVAL = b"syscall_returned", b"data_ready"
+AT_SYS_EXIT, AT_ARRIVAL, AT_DESCRIPTOR = b"syscall_returned", b"data_ready", b"note_descriptor"
 CONTINUATIONS = (b"drain_events", b"record_woken")  # bpf/polls.c: by their numbers
 UPROBES = (b"ready_called", b"deadline_woke")
 
@@ -139,6 +139,9 @@ class Kernel:
         if not namespaces.in_initial_pids():
             flags += self._translation(types.offsets(btf.PID_MEMBERS))
         tracepoint = types.typedef("btf_trace_sys_exit")
+        self._arrival = types.typedef("btf_trace_sk_data_ready") if times_answers else None
+        self._iterator = types.function("bpf_iter_task_file") if times_answers else None
+        self._walker: int | None = None
         self.no_arrivals = None if files else _NO_BTF
         if not times_answers:
             self.no_arrivals = _NOT_ASKED
@@ -279,7 +282,13 @@ class Kernel:
                 loaded.table(b"continuations")[ctypes.c_int(number)] = ctypes.c_uint32(program)
             loaded.attach_named()
             if AT_ARRIVAL.decode() in compiled.programs:
-                loaded.attach(AT_ARRIVAL, b"sk_data_ready")
+                if tracepoint is None or self._arrival is None:
+                    loaded.attach(AT_ARRIVAL, b"sk_data_ready")
+                else:
+                    loaded.attach_typed(loaded.load_typed(AT_ARRIVAL, self._arrival))
+            if AT_DESCRIPTOR.decode() in compiled.programs and self._iterator is not None:
+                with contextlib.suppress(OSError):  # sockets are then known from their first read on
+                    self._walker = loaded.load_iterator(AT_DESCRIPTOR, self._iterator)
             if tracepoint is None:
                 loaded.attach(AT_SYS_EXIT, b"sys_exit")
             else:
@@ -470,6 +479,21 @@ class Kernel:
         self.targets[ctypes.c_int(slot)] = target
         self.watched[self._place(tgid)] = ctypes.c_uint64(tgid << 32 | owner)
         return target
+
+    def note_sockets(self, pid: int, listening: Collection[int]) -> None:
+        """From now on it is noted when something arrives on the sockets that the process has already.
+
+        pid: of a process that is watched. listening: the TCP ports on which it does; what is connected there
+        was accepted.
+        """
+        if self._walker is None:
+            return
+        ports = self.image.table(b"listening")
+        ports.clear()
+        with contextlib.suppress(OSError):  # it has ended, or listens on more than are told apart
+            for port in listening:
+                ports[ctypes.c_uint16(port)] = ctypes.c_uint8(1)
+            tracing.walk(self._walker, pid)
 
     def evict(self, tgid: int) -> None:
         if self.lives(tgid):

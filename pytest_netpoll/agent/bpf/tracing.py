@@ -23,15 +23,21 @@ _PROG_GET_NEXT_ID = 11
 _PROG_GET_FD_BY_ID = 13
 _OBJ_GET_INFO_BY_FD = 15
 _RAW_TRACEPOINT_OPEN = 17
+_LINK_CREATE = 28
+_ITER_CREATE = 33
 _PROG_TYPE_SOCKET_FILTER = 1
 KPROBE = 2
 PERF_EVENT = 7
 RAW_TRACEPOINT = 17
 _PROG_TYPE_TRACING = 26
 _TRACE_RAW_TP = 23
+_TRACE_ITER = 28
 # union bpf_attr: of a load up to attach_btf_id, of an attachment the whole.
 _LOAD = struct.Struct("=IIQQIIQII16sIIIIQIIQII")
 _OPEN = struct.Struct("=QII")
+_LINK = struct.Struct("=IIIIQI")  # up to the iterator's own
+_OF_PROCESS = struct.Struct("=III")  # union bpf_iter_link_info: a thread, a process, or a pidfd
+_ITER = struct.Struct("=II")
 _INFO = struct.Struct("=II8x24xQIIQ16s")  # struct bpf_prog_info, up to the name
 _INFO_BY_FD = struct.Struct("=IIQ")
 _COMPILED_SIZE = slice(16, 20)  # in struct bpf_prog_info
@@ -68,6 +74,27 @@ def load(kind: int, name: bytes, code: bytes) -> int:
 def load_typed(name: bytes, code: bytes, tracepoint: int) -> int:
     """The same, for a tracepoint with types; says nothing of why. tracepoint: its typedef's number."""
     return _load(_PROG_TYPE_TRACING, name, code, _TRACE_RAW_TP, tracepoint)
+
+
+def load_iterator(name: bytes, code: bytes, iterator: int) -> int:
+    """The same, for what the kernel walks over. iterator: the number of its function."""
+    return _load(_PROG_TYPE_TRACING, name, code, _TRACE_ITER, iterator)
+
+
+def walk(program: int, pid: int) -> None:
+    """Runs one that was loaded for an iterator over what a process has. Raises OSError."""
+    info = ctypes.create_string_buffer(_OF_PROCESS.pack(0, pid, 0), _OF_PROCESS.size)
+    attr = _LINK.pack(program, 0, _TRACE_ITER, 0, ctypes.addressof(info), len(info))
+    link = syscall.bpf(_LINK_CREATE, attr)
+    try:
+        iterator = syscall.bpf(_ITER_CREATE, _ITER.pack(link, 0))
+    finally:
+        os.close(link)
+    try:
+        while os.read(iterator, 4096):
+            pass
+    finally:
+        os.close(iterator)
 
 
 def works(name: bytes, code: bytes) -> bool:

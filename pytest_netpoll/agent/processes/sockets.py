@@ -78,6 +78,13 @@ def sockets(pid: int, descriptors: dict[int, int]) -> dict[int, Socket]:
     return found
 
 
+def listening(pid: int) -> set[int]:
+    """The TCP ports on which the process listens."""
+    found = sockets(pid, inodes(pid)).values()
+    listeners = (known for known in found if known.kind == "listener" and known.local)
+    return {int(known.local.rpartition(":")[2], 16) for known in listeners if known.local}
+
+
 def closed(pid: int, found: Iterable[Socket]) -> set[Socket]:
     """Of the connections whose peers are gone, those of which it is certain that nobody holds the other end.
 

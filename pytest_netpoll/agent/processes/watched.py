@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bpf import layouts, structs
-from processes import calibrate, namespaces, proc
+from processes import calibrate, namespaces, proc, sockets
 from processes.calibrate import Calibration
 
 if TYPE_CHECKING:
@@ -179,6 +179,8 @@ class Processes:
             self._undo(self.of(pid))
             raise
         for process in self.of(pid):
+            if proc.has_execed(process.pid):
+                self._kernel.note_sockets(process.pid, sockets.listening(process.pid))
             self.calibrate(process)
 
     def _admit_descendants(self, root: int) -> None:

@@ -31,3 +31,6 @@ tracing.attach = refuse
 loaded = program.Kernel(f"{package}/bpf", 64, 1024)
 assert (loaded.typed, loaded.follows_children, loaded.works()) == (False, True, True)
 print("loaded without types")
+loaded = program.Kernel(f"{package}/bpf", 64, 1024, times_answers=True)
+assert (loaded.typed, loaded.no_arrivals) == (False, larger.no_arrivals), loaded.no_arrivals
+print("loaded without types, with the times of answers, or not")

@@ -5,7 +5,7 @@
 // -hogs N: goroutines that never yield. -yielders N: goroutines that always have something to run, so that
 // only sysmon polls. -accept D: the acceptor sleeps so long after each connection. -burn: handles by using
 // the CPU. -dial ADDR: each request is first put to another such service, over one connection for each of
-// ours.
+// ours. -peek D: looks at each request with MSG_PEEK, and reads it D later.
 package main
 
 import (
@@ -13,6 +13,7 @@ import (
 	"io"
 	"net"
 	"runtime"
+	"syscall"
 	"time"
 
 	"services/kit"
@@ -25,6 +26,7 @@ var (
 	writer = flag.Bool("writer", false, "answer from another goroutine")
 	size   = flag.Int("size", 4, "bytes of a request")
 	dial   = flag.String("dial", "", "whom to ask first")
+	peek   = flag.Duration("peek", 0, "look at each request so long before it is read")
 )
 
 func main() {
@@ -69,6 +71,16 @@ func spin(d time.Duration, do func()) {
 	}
 }
 
+// look waits for data, and leaves it there.
+func look(c net.Conn) {
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	kit.Must(err)
+	raw.Read(func(fd uintptr) bool {
+		_, _, err := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK)
+		return err != syscall.EAGAIN
+	})
+}
+
 func answer(c net.Conn) {
 	defer c.Close()
 	answers := make(chan []byte, 100)
@@ -88,6 +100,10 @@ func answer(c net.Conn) {
 		defer backend.Close()
 	}
 	for {
+		if *peek > 0 {
+			look(c)
+			time.Sleep(*peek)
+		}
 		request := make([]byte, *size)
 		if _, err := io.ReadFull(c, request); err != nil {
 			return
