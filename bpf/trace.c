@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
  * Records single polls, events, I/O calls that follow a wakeup, and ready calls, for a trace. Only
- * the program of a call that is repeated for its trace has this (TRACE_RECORDS); in any other it
- * is empty.
+ * the program of a call that is repeated for its trace has this (TRACE); in any other it is
+ * empty.
  */
-#ifdef TRACE_RECORDS
+#ifdef TRACE
 
-/* What comes first is kept: a trace with a hole in it would show waits that there were not. */
-BPF_QUEUE(trace_records, struct trace_record, TRACE_RECORDS);
+/* What comes first is kept: a trace with a hole in it would show waits that there were not. The
+ * agent makes it as large as it was asked for. */
+BPF_QUEUE(trace_records, struct trace_record, 1);
 BPF_ARRAY(trace_dropped, u64, BANKS); /* by the epoch's bank: those that found no room */
 BPF_TABLE("lru_hash", u32, u64, entered, 16384); /* thread -> when its last call began, ns */
 

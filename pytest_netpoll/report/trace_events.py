@@ -88,7 +88,7 @@ def _title(poll: Poll, found: Sequence[Event]) -> str:
     if poll.returned < 0:
         return f"poll: {_outcome(poll.returned)}"
     if poll.returned == 0:
-        return "poll: timed out" if poll.kind == "timed" else "poll: nothing"
+        return "poll: timed out" if poll.kind == "timed" else "poll: no events"
     if not found:
         return "poll: the runtime's own wake-up"
     return f"poll: {len(found)} event{'s' * (len(found) > 1)}"
@@ -131,7 +131,7 @@ def _calls(trace: Trace) -> Iterator[TraceEvent]:
         if poller is not None:
             since = _start(began.get((call.pid, poller, call.woken_at)), call.woken_at)
             source = (call.pid, poller, max(since, call.woken_at - 1))
-            yield from _arrow("wakeup", number, source, (call.pid, call.tid, max(start, call.at - 1)))
+            yield from _arrow("wakeup", number, source, (call.pid, call.tid, start))
 
 
 def _readies(trace: Trace) -> Iterator[TraceEvent]:

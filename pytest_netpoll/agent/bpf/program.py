@@ -121,7 +121,7 @@ class Kernel:
         self.bcc = self.not_kept = self.not_filled = ""
         key, entry = "", None
         if kept is not None:
-            variant = (max_processes, max_fds, served is not None, times_answers, traced)
+            variant = (max_processes, max_fds, served is not None, times_answers, traced > 0)
             key = cache.key(_parts(sources), name, *variant)
             entry = self._recall(kept, key)
         types = btf.Answers(entry.answers if entry is not None else None)
@@ -134,7 +134,7 @@ class Kernel:
         if atomics.can_exchange():
             flags.append("-DATOMIC_EXCHANGE")
         if traced:
-            flags.append(f"-DTRACE_RECORDS={traced}")
+            flags.append("-DTRACE")
         sockets = types.offsets(btf.SOCKET_MEMBERS)
         registered = next(filter(None, map(types.offsets, btf.REGISTRATIONS)), None)
         self.sees_sockets = bool(files and sockets and registered)
@@ -267,7 +267,7 @@ class Kernel:
 
         tracepoint: the number of sys_exit's type, None where the program is not to have it.
         """
-        loaded = image.Image(compiled)
+        loaded = image.Image(compiled, {"trace_records": self.traced})
         with contextlib.ExitStack() as undo:
             undo.callback(loaded.close)
             if served is not None:
