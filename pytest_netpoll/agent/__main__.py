@@ -11,6 +11,8 @@ privileges, and it tells a user of that user's own processes only.
     → {"id": 1, "do": "watch", "pid": 4242}
     ← {"id": 1, "ok": {…}}   or   {"id": 1, "error": {"what": …, "fix": …}}
 
+"load" takes a number as "trace", too: it then keeps so many single events of a window, which "close" tells.
+
 Nothing is on the command line, so that a line in sudoers can allow exactly this and nothing else. Whoever
 needs no such line may add
 

@@ -130,9 +130,12 @@ def _take(session: Session, item: pytest.Item, asked: Asked, seconds: float) -> 
             time.sleep(_HEAD_START)
         _repeat(item)
     files: list[File] = []
+    running = {service.name for service in asked.traced.values() if asked.traced.get(service.pid) is service}
     for recorded in trace.recorded:
         name = recorded.measurement.service
-        if recorded.trace is not None:
+        if name not in running:
+            notes.append(Reason(f"{_NO_TRACE} of {name}", why="the test starts it anew"))
+        elif recorded.trace is not None:
             files.append(artifacts.trace(item.nodeid, recorded.measurement, recorded.trace))
         elif recorded.measurement.unmeasured is not None:
             why = recorded.measurement.unmeasured
