@@ -20,7 +20,8 @@ BPF_ARRAY(no_offences, struct offender_stats, 1);
 
 /* Records the waker's stack, and where the woken goroutine had been parked. That costs twice as
  * much as the probe itself, so after the first calls only some are recorded. */
-static __always_inline void record_waker(struct pt_regs *ctx, u32 owner, u32 epoch, u64 calls)
+static __always_inline void record_waker(struct pt_regs *ctx, u32 owner, u32 charged, u32 epoch,
+					 u64 calls)
 {
 	u32 weight = sampled(SAMPLE_READY_CALLS, calls);
 	struct offender_stats *first, *stats;
@@ -36,6 +37,7 @@ static __always_inline void record_waker(struct pt_regs *ctx, u32 owner, u32 epo
 	/* Counted without a stack, too, so that shares stay true. */
 	o.stack = stack_of(ctx);
 	o.woken = parked_at(FIRST_ARGUMENT(ctx));
+	trace_ready(charged, epoch, FIRST_ARGUMENT(ctx), o.stack, o.woken);
 	stats = offenders.lookup_or_try_init(&o, first);
 	if (stats)
 		__sync_fetch_and_add(&stats->count, weight);
@@ -44,17 +46,18 @@ static __always_inline void record_waker(struct pt_regs *ctx, u32 owner, u32 epo
 /* At runtime.ready. Atomic adds, because another uprobe on this CPU may preempt the program. */
 int ready_called(struct pt_regs *ctx)
 {
-	u32 owner = owner_of(bpf_get_current_pid_tgid() >> 32), epoch;
+	u32 owner = owner_of(bpf_get_current_pid_tgid() >> 32), charged, epoch;
 	struct counters *c;
 
 	if (!owner)
 		return 0;
 	epoch = current_epoch();
-	c = counters_of(charged_owner(owner), epoch);
+	charged = charged_owner(owner);
+	c = counters_of(charged, epoch);
 	if (!c)
 		return 0;
 	__sync_fetch_and_add(&c->ready_calls, 1);
-	record_waker(ctx, owner, epoch, c->ready_calls);
+	record_waker(ctx, owner, charged, epoch, c->ready_calls);
 	return 0;
 }
 

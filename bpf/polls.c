@@ -115,6 +115,7 @@ static __always_inline int drain_event(struct counters *c, struct poller *p, u32
 	address = unpack(data, &p->layout);
 	if (bpf_probe_read_user(pd, sizeof(pd), (void *)address)) {
 		c->lost_memory++;
+		trace_event(owner, epoch, NO_FD, events, 0, 0, now);
 		return 1;
 	}
 	rg = p->layout.waiters == 3 ? pd[3] : pd[4];
@@ -122,8 +123,10 @@ static __always_inline int drain_event(struct counters *c, struct poller *p, u32
 	/* The fd was closed and its pollDesc reused since: the runtime drops the event. */
 	if ((data ^ pd[PD_FDSEQ]) & ((1ULL << (p->layout.tag_bits & 63)) - 1)) {
 		c->unclaimed_events++;
+		trace_event(owner, epoch, NO_FD, events, 0, 0, now);
 		return 1;
 	}
+	trace_event(owner, epoch, pd[PD_FD], events, rg, wg, now);
 	if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
 		event_in_direction(c, owner, epoch, pd[PD_FD], DIR_READ, address, rg,
 				   EVENT_BITS(events & ~EPOLLOUT), now);
@@ -199,7 +202,8 @@ static __always_inline s64 timeout_of(const struct args *a, u32 role)
 static __always_inline void poll_returned(void *ctx, u32 owner, const struct args *a, u32 role,
 					  long ret)
 {
-	struct counters *c = counters_of(owner, current_epoch());
+	u32 epoch = current_epoch();
+	struct counters *c = counters_of(owner, epoch);
 	struct target *t = target_of(owner);
 	s64 timeout;
 	int zero = 0;
@@ -217,6 +221,8 @@ static __always_inline void poll_returned(void *ctx, u32 owner, const struct arg
 		c->blocking_polls++;
 	else
 		c->timed_polls++;
+	if (ret <= 0)
+		trace_poll(owner, epoch, timeout, ret, 0);
 	if (ret == 0) {
 		if (timeout == 0)
 			c->empty_polls++;
@@ -239,6 +245,7 @@ static __always_inline void poll_returned(void *ctx, u32 owner, const struct arg
 	d->n = ret;
 	d->found = 0;
 	d->recorded = 0;
+	trace_poll(owner, epoch, timeout, ret, d->now);
 	d->weight = sampled(SAMPLE_WOKEN, c->wakeups);
 	continuations.call(ctx, DRAIN_EVENTS);
 	c->lost_memory++; /* reached only when the tail call was refused */

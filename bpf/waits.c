@@ -92,6 +92,7 @@ static __always_inline struct counters *resolve_wakeup(void *ctx, struct wait *w
 		c->spurious_wakeups++;
 	else
 		c->productive_wakeups++;
+	trace_io(ctx, w->owner, epoch, w->g, woken_at, now, nr, fd, direction, ret);
 	return c;
 }
 

@@ -192,8 +192,8 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "artifacts",
         "--netpoll-artifacts",
         "netpoll_artifacts",
-        "write profiles for 'go tool pprof' and the services' output to DIR, for each test that failed; for "
-        "all tests with DIR:all",
+        "write profiles for 'go tool pprof', a trace for Perfetto and the services' output to DIR, for each "
+        "test that failed; for all tests with DIR:all",
         _artifacts,
         metavar="DIR[:all]",
     ),

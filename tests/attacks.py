@@ -268,6 +268,9 @@ def gives_rights(program, how):
         os.setxattr(program, "security.capability", struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0))
 
 
+RECORDED = ("polls", "events", "calls", "readies", "looks", "stacks")
+
+
 def what_gains_rights_by_an_exec_is_not_counted_from_there_on(ask, user, brief, how):
     """However briefly it runs: it has ended before anybody could look at it. brief: services/brief."""
     if os.statvfs(user.home).f_flag & os.ST_NOSUID:
@@ -289,6 +292,9 @@ def what_gains_rights_by_an_exec_is_not_counted_from_there_on(ask, user, brief, 
     assert process.returncode == 0
     (process,) = answer["services"][str(process.pid)]
     counted = {name: value for name, value in process["counters"].items() if value}
+    # Of an agent that was asked for them.
+    recorded = [any(trace[name] for name in RECORDED) for trace in answer["traces"].values()]
+    assert not any(recorded) if how != "plain" else all(recorded)
     if how == "plain":
         # On a busy machine data is often there before its reader parks.
         assert not process["foreign"], process

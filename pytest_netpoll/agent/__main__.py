@@ -11,6 +11,8 @@ privileges, and it tells a user of that user's own processes only.
     → {"id": 1, "do": "watch", "pid": 4242}
     ← {"id": 1, "ok": {…}}   or   {"id": 1, "error": {"what": …, "fix": …}}
 
+"load" takes a number as "trace", too: it then keeps so many single events of a window, which "close" tells.
+
 Nothing is on the command line, so that a line in sudoers can allow exactly this and nothing else. Whoever
 needs no such line may add
 
@@ -31,6 +33,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import constants
 import handlers
 import protocol
 from bpf import binding, cache, cpus, footprint, program
@@ -123,11 +126,13 @@ def load(
     max_fds: int,
     uprobes: int,
     answers: int,
+    trace: int,
 ) -> tuple[handlers.Agent, dict[str, Any]]:
     """The agent, and what to say of it, with the program in the kernel and privileges given up.
 
     keeper: of what was compiled. uprobes: whether probes are to be placed in programs later, which takes a
-    privilege more. answers: whether they are timed. Raises protocol.Unable.
+    privilege more. answers: whether they are timed. trace: how many records of single events a window is to
+    keep, 0 for none. Raises protocol.Unable.
     """
     started = time.monotonic()
     problem = privileges.why_not()
@@ -135,17 +140,18 @@ def load(
         raise protocol.Unable(*problem)
     if not user.is_root:
         possible = cpus.possible()
-        problem = footprint.too_large(max_processes, max_fds, possible, bool(answers))
+        sizes = (max_processes, max_fds, possible, bool(answers), trace)
+        problem = footprint.too_large(*sizes)
         if problem is not None:
             raise protocol.Unable(*problem)
         # Whoever has the capabilities themselves is bound by nothing that this agent does.
         if os.geteuid() == 0:
-            _take_place(user, footprint.size(max_processes, max_fds, possible, bool(answers)))
+            _take_place(user, footprint.size(*sizes))
     try:
         # A second on an idle machine, many on a busy one; whoever started us may be killed meanwhile.
         with hangup.ends_with(sys.stdin.fileno()):
             served = None if user.is_root else user.uid
-            loaded = program.Kernel(sources(), max_processes, max_fds, served, keeper, bool(answers))
+            loaded = program.Kernel(sources(), max_processes, max_fds, served, keeper, bool(answers), trace)
     except program.LoadFailed as error:
         raise protocol.Unable(f"the BPF program could not be loaded: {error}", error.fix) from error
     kept = privileges.drop(user, loaded.works, privileges.PROBING if uprobes else ())
@@ -189,10 +195,10 @@ def fill(sizes: str) -> dict[str, str]:
     problem = privileges.why_not()
     if problem is not None or keeper is None:
         raise protocol.Unable(*(problem or ("there is no cache",)))
-    for answers in (True, False):
+    for answers, trace in ((True, 0), (False, constants.TRACE_RECORDS), (False, 0)):
         try:
             # Of nobody in particular: it is told whom it serves when it is loaded.
-            loaded = program.Kernel(sources(), max_processes, max_fds, _NOBODY, keeper, answers)
+            loaded = program.Kernel(sources(), max_processes, max_fds, _NOBODY, keeper, answers, trace)
         except program.LoadFailed as error:
             raise protocol.Unable(f"the BPF program could not be loaded: {error}", error.fix) from error
         if loaded.not_filled:

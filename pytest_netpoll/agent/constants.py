@@ -14,6 +14,7 @@ KEEP_CULPRITS = 1
 KEEP_UNCLAIMED = 2
 KEEP_FUTILE_CALLS = 4
 KEEP_IO_CALLS = 8
+KEEP_TRACE = 16
 
 # What is recorded as a sample.
 SAMPLE_READY_CALLS = 0
@@ -43,6 +44,8 @@ OUTCOME_DATA = 255
 MACROS = {name: value for name, value in list(vars().items()) if name.isupper()}
 
 # What follows is not for the C.
+
+TRACE_RECORDS = 32_768  # of a window that is traced: 2 MiB
 
 # The histograms of a bank beside the latency's, in the order of bpf/netpoll.h: enum delay.
 DELAY_NAMES = ("queue_delay", "poll_delay", "handling", "response")

@@ -13,6 +13,7 @@ from counters import (
     delays,
     offenders,
     parking,
+    recorder,
     run_queues,
     sampler,
     scheduler_memory,
@@ -62,7 +63,8 @@ class Agent:
         self._timelines: dict[int, timeline.Timeline] = {}  # by window
         self._evidence: dict[int, Evidence] = {}  # by window
         self._probes = ready_probes.Probes(kernel, user, may_watch)
-        self._schedulers = run_queues.Schedulers(kernel.is_current)
+        self._recorder = recorder.Recorder(kernel)
+        self._schedulers = run_queues.Schedulers(kernel.is_current, self._recorder.look)
         self._throttling = throttling.Throttling()
         self._parking = parking.Parking(kernel)
         self._sampling: list[sampler.Timer] = []  # while a window is open
@@ -126,12 +128,14 @@ class Agent:
         self._processes.reap()
         before = self._parking.before(self._live()) if parked else None
         self._sample(states=False)
+        self._recorder.prepare()
         evidence = Evidence(bool(unclaimed), io_stacks, bool(io_calls), bool(cpu_samples), woken)
         self._keep([*self._evidence.values(), evidence])
         try:
             window = self._windows.open(self._processes.slots())
         except windows.TooMany as error:
             raise watch.Refused(str(error)) from error
+        self._recorder.open(window)
         self._at_open[window] = self._times()
         self._dropped[window] = self._dropped_datagrams()
         self._throttling.open(window)
@@ -229,6 +233,9 @@ class Agent:
         if self._evidence[window].cpu_samples:
             offences.append("cpu")
         found = offenders.kept(self._kernel, closed, offences)
+        traces = self._recorder.told(
+            window, closed, {root: self._processes.of(root) for root in self._processes.roots()}
+        )
         # Last, because it waits for whom the window's end finds at work.
         parked = self._parking.lap(window, self._live())
         services = {}
@@ -248,6 +255,7 @@ class Agent:
             "timelines": {root: points.of(root) for root in services},
             "throttled": {root: throttled[root] for root in services},
             "times": {root: watch.passed(at_open.get(root, (0, 0)), at_close[root]) for root in services},
+            "traces": traces,
             "dropped_datagrams": {
                 root: watch.difference(dropped.get(root), self._dropped[window].get(root))
                 for root in services

@@ -22,10 +22,10 @@ class Unable(Exception):
         self.fix = fix
 
 
-# command -> its arguments, all of which must be there, as integers.
+# command -> its arguments, all of which must be there, as integers, but for DEFAULTS.
 COMMANDS: dict[str, tuple[str, ...]] = {
     "about": (),
-    "load": ("max_processes", "max_fds", "uprobes", "answers"),
+    "load": ("max_processes", "max_fds", "uprobes", "answers", "trace"),
     "watch": ("pid",),
     "unwatch": ("pid",),
     "programs": (),
@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "close": ("window", "settle_ms"),
     "lap": ("window", "settle_ms"),
 }
+DEFAULTS = {"trace": 0}
 # What only the first message can be; about asks for nothing but which BCC there is.
 FIRST = ("about", "load")
 
@@ -55,7 +56,7 @@ def parse(line: str | None) -> tuple[Any, str, dict[str, int]]:
         raise BadMessage(f"unknown command {command!r}")
     values: dict[str, int] = {}
     for name in COMMANDS[command]:
-        value = message.get(name)
+        value = message.get(name, DEFAULTS.get(name))
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
             raise BadMessage(f"{command} needs {name}, a whole number")
         values[name] = value

@@ -245,7 +245,27 @@ class Opened(TypedDict):
     window: int
 
 
-class Closed(TypedDict):
+class Traced(TypedDict):
+    """Of a root, in ns since the window opened. Rows have the fields of pytest_netpoll/model/trace.py, and of
+    a stack its index in `stacks` or None. dropped: of all roots.
+    """
+
+    polls: list[list[Any]]
+    events: list[list[Any]]
+    calls: list[list[Any]]
+    readies: list[list[Any]]
+    looks: list[list[int]]
+    stacks: list[list[list[Any]]]
+    dropped: int
+
+
+class _Traces(TypedDict, total=False):
+    """By the root's pid; empty where the program was not loaded for a trace. An older agent has none."""
+
+    traces: dict[str, Traced]
+
+
+class Closed(_Traces):
     """To close and lap, by the root's pid. timelines: rows of agent/counters/timeline.py. dropped_datagrams:
     UDP, for their checksum, in the network namespace.
     """

@@ -127,13 +127,16 @@ class Meter:
         symbolizer: Symbolizer,
         say: Say | None = None,
         new_agent: Callable[[Mapping[str, int]], agent_client.Probe] | None = None,
+        trace: int = 0,
     ) -> None:
         """say: told what takes longer than a second. new_agent: makes of `load` whoever counts; None for the
-        agent, with the privileges that the options name.
+        agent, with the privileges that the options name. trace: how many records of single events windows
+        keep, 0 for none.
         """
         self._config = config
         self._new_agent = new_agent or self._launch
         self._times_answers = False
+        self._trace = trace
         self._say = say
         self._symbolizer = symbolizer
         self._programs = Programs(count_ready=config.goready != "off")
@@ -157,9 +160,9 @@ class Meter:
         return self._windows
 
     @property
-    def roots(self) -> Collection[int]:
+    def roots(self) -> Mapping[int, Watched]:
         """The processes that are, or during an open window were, a service."""
-        return self._roots.keys()
+        return self._roots
 
     def processes(self) -> Sequence[Process]:
         """All that the agent watches, descendants too; UnmeasuredError where it cannot be asked."""
@@ -201,6 +204,7 @@ class Meter:
                     "max_fds": config.max_fds,
                     "uprobes": int(config.goready != "off"),
                     "answers": int(self._times_answers),
+                    "trace": self._trace,
                 }
             )
         except UnmeasuredError as error:
@@ -225,7 +229,7 @@ class Meter:
 
         What it returns is to be called when a process that was held runs its program.
         """
-        self._admit(service, service.pid)
+        self.admit(service, service.pid)
         return partial(self._look_at_program, service.pid)
 
     def _look_at_program(self, pid: int) -> None:
@@ -248,7 +252,7 @@ class Meter:
         """Watches one process more of a service; one that has ended before that is of no account."""
         if self._counts_already(service, pid):
             return
-        self._admit(service, pid)
+        self.admit(service, pid)
         stat = guardian.stat(pid)
         if pid in self._not_watched and (stat is None or stat.state in "ZX"):
             del self._not_watched[pid], self._roots[pid]
@@ -298,18 +302,23 @@ class Meter:
         return window
 
     def _ready_stacks(self, wanted: bool) -> int:
+        if self._trace and self._config.goready != "off":
+            return 1  # with all of them each is recorded
         asked = wanted and self._config.goready == "auto"
         return READY_STACKS if asked or self._config.goready == "on" else 0
 
     def close(self, window: Window, services: Sequence[Watched]) -> list[Measurement]:
         """Closes a window: one measurement for each of the services, in their order."""
+        return self.end(window, services)[0]
+
+    def end(self, window: Window, services: Sequence[Watched]) -> tuple[list[Measurement], Closed | None]:
+        """As `close`, with the agent's answer that the measurements are made of, None where there is none."""
         try:
-            measurements, _ = self._end(window, services, lambda agent: agent.close(window.number))
+            return self._end(window, services, lambda agent: agent.close(window.number))
         finally:  # Ctrl-C, pytest-timeout: nobody will close it a second time
             window.is_open = False
             if not self.windows:
                 self._forget(self._gone)
-        return measurements
 
     def lap(
         self, window: Window, services: Sequence[Watched], patience: float
@@ -502,7 +511,8 @@ class Meter:
                     return self._roots.get(process["root"]) is service
         return False
 
-    def _admit(self, service: Watched, pid: int) -> None:
+    def admit(self, service: Watched, pid: int) -> None:
+        """Watches a process of the service, and its descendants."""
         self._roots[pid] = service
         self._gone.discard(pid)
         self._watch(pid)

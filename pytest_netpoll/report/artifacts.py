@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,9 @@ from pytest_netpoll.agent.constants import CPU_HZ
 from pytest_netpoll.errors import Reason, UsageError
 from pytest_netpoll.gobinary.elf import build_id_of
 from pytest_netpoll.model.evidence import Offence
-from pytest_netpoll.report import files, pprof, wording
+from pytest_netpoll.model.measurement import Measurement
+from pytest_netpoll.model.trace import Trace
+from pytest_netpoll.report import files, pprof, trace_events, wording
 from pytest_netpoll.report.record import (
     ArtifactsRecord,
     OffenderRecord,
@@ -28,6 +31,7 @@ WHAT = "the artifacts"
 _NO_STACK = "(no stack)"
 _NOBODY = "(nobody waiting)"
 _LABELS = ("fd_type", "local", "peer", "direction", "syscall", "outcome")
+_ENDINGS = ("*.pb.gz", "*.log", "*.trace", "*.trace.json")  # of all the files that are written
 _SHOWN = 80  # of a test's id, in the name of its directory
 
 # (function, file as shown) -> the file's absolute path
@@ -133,6 +137,16 @@ def log(service: str, text: str) -> File:
     return File(name, text.encode(errors="backslashreplace"), "what the service printed", f"less {name}")
 
 
+def trace(nodeid: str, measurement: Measurement, recorded: Trace) -> File:
+    """measurement: of the same window."""
+    name = f"{service_name(measurement.service)}.trace.json"
+    what = "trace of a repeated call"
+    if recorded.dropped:
+        what += f", its beginning: {recorded.dropped} records were dropped"
+    content = trace_events.encode(recorded, measurement, nodeid)
+    return File(name, content, what, f"open in https://ui.perfetto.dev: {name}")
+
+
 def directory_name(nodeid: str) -> str:
     """Of a test: its end for people, and what tells it from all others."""
     return f"{_safe(nodeid)[-_SHOWN:].lstrip('-._') or 'test'}-{_digest(nodeid)}"
@@ -180,7 +194,7 @@ def write(directory: Path, packed: Mapping[str, str]) -> None:
         if parent.is_symlink():
             error = NotADirectoryError(None, "a link is in its place")
             raise files.cannot_write(parent, error, WHAT)
-        for old in [*parent.glob("*.pb.gz"), *parent.glob("*.log"), *parent.glob("*.trace")]:
+        for old in chain.from_iterable(map(parent.glob, _ENDINGS)):
             with contextlib.suppress(OSError):
                 old.unlink()
     for path, content in packed.items():

@@ -15,7 +15,7 @@ from pytest_netpoll.model.median import median_of
 from pytest_netpoll.model.verdict import Death, Verdict, judge
 from pytest_netpoll.options import Config
 from pytest_netpoll.service.service import Service
-from pytest_netpoll.session import extensions, own_view
+from pytest_netpoll.session import extensions, repeated
 from pytest_netpoll.session.attribution import Presence
 from pytest_netpoll.session.marked import LIMITS
 from pytest_netpoll.session.outcome import ENFORCED, enforce
@@ -52,17 +52,17 @@ def around_call(session: Session, item: pytest.Item) -> Generator[None, object, 
     __tracebackhide__ = True
     if is_repeated(item):
         return (yield)
-    item.stash[own_view.TAKEN] = own_view.NOTHING
+    item.stash[repeated.TAKEN] = repeated.NOTHING
     began = time.monotonic()
     try:
         result = yield from _around(session, item)
     except (Exception, pytest.fail.Exception) as error:
         if not isinstance(error, pytest.skip.Exception | pytest.xfail.Exception | pytest.exit.Exception):
-            own_view.take(session, item, _seconds(item, began), failed=True)
+            repeated.take(session, item, _seconds(item, began), failed=True)
         raise
     judged = item.stash[JUDGED]
     failed = has_failed(item) or (judged is not None and judged.verdict.gate not in (None, "passed"))
-    own_view.take(session, item, _seconds(item, began), failed)
+    repeated.take(session, item, _seconds(item, began), failed)
     return result
 
 

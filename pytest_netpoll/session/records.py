@@ -11,7 +11,7 @@ from pytest_netpoll.clean import lines as cleaned
 from pytest_netpoll.clean import one_line
 from pytest_netpoll.report import artifacts, junit, record, terminal, wording
 from pytest_netpoll.service.service import Service
-from pytest_netpoll.session import own_view
+from pytest_netpoll.session import repeated
 from pytest_netpoll.session.fixtures import WINDOWS, Windows
 from pytest_netpoll.session.judging import JUDGED, SUBTEST, Judged
 from pytest_netpoll.session.marked import LIMITS, fixtures_of, toolchain_of
@@ -113,7 +113,7 @@ def _keep_artifacts(
     wanted = session.options.artifacts
     if wanted is None or not (wanted.all_tests or wording.alarming(made)):
         return
-    taken = item.stash.get(own_view.TAKEN, own_view.NOTHING)
+    taken = item.stash.get(repeated.TAKEN, repeated.NOTHING)
     kept = [*artifacts.profiles(made, session.symbolizer.source_of), *taken.files]
     for service in _services_behind(session, item):
         printed = service.log

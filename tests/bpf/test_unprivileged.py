@@ -676,7 +676,7 @@ def test_of_a_users_children_those_that_were_there_when_the_window_opened_have_p
 @pytest.mark.parametrize("how", attacks.EXEC_GAINS)
 def test_what_gains_rights_by_an_exec_is_not_counted_from_there_on(user, installed, built, newest_go, how):
     brief = built("brief", str(newest_go.go))
-    with running(user, installed) as ask:
+    with running(user, installed, trace=1000) as ask:
         attacks.what_gains_rights_by_an_exec_is_not_counted_from_there_on(ask, user, brief, how)
 
 

@@ -194,9 +194,10 @@ def test_a_failed_test_leaves_what_its_record_says_in_a_directory_of_its_own(fai
     assert sorted(failed.directory.iterdir()) == sorted(kept)
     assert len(kept) == 12
     for test in dup:
-        assert sorted(failed.files(test)) == ["dup.log", "dup.spurious.pb.gz"]
+        assert sorted(failed.files(test)) == ["dup.log", "dup.spurious.pb.gz", "dup.trace.json"]
     assert "ready on 127.0.0.1" in failed.files(dup[0])["dup.log"].read_text()
-    assert sorted(failed.files("test_window")) == ["dup.log", "dup.window-1.spurious.pb.gz"]
+    window = ["dup.log", "dup.trace.json", "dup.window-1.spurious.pb.gz"]
+    assert sorted(failed.files("test_window")) == window
     assert failed.tests["test_healthy"]["artifacts"] is None
     assert f"netpoll: wrote artifacts of 12 tests to {failed.directory}\n" in failed.output
 
@@ -220,7 +221,7 @@ def test_pprof_counts_what_the_record_does_and_names_function_file_line_and_labe
 def test_io_calls_and_cpu_time_are_profiles_of_their_own(failed: Run) -> None:
     files = failed.files("test_io")
     (name,) = {name.partition(".")[0] for name in files}
-    assert sorted(files) == [f"{name}.futile.pb.gz", f"{name}.io.pb.gz", f"{name}.log"]
+    assert sorted(files) == [f"{name}.{end}" for end in ("futile.pb.gz", "io.pb.gz", "log", "trace.json")]
     futile = failed.offenders("test_io", "futile")
     everything = failed.offenders("test_io", "futile", "io")
     assert total(files[f"{name}.futile.pb.gz"]) == counted(futile) > 0
@@ -240,7 +241,7 @@ def test_io_calls_and_cpu_time_are_profiles_of_their_own(failed: Run) -> None:
 def test_workers_leave_the_files_of_all_tests_to_their_controller_and_runs_are_compared(
     failed: Run, every: Run
 ) -> None:
-    assert sorted(every.files("test_healthy")) == ["echo.log"]
+    assert sorted(every.files("test_healthy")) == ["echo.log", "echo.trace.json"]
     now = every.files("test_dup[a-b]")["dup.spurious.pb.gz"]
     before = failed.files("test_dup[a-b]")["dup.spurious.pb.gz"]
     assert now.relative_to(every.directory) == before.relative_to(failed.directory)
@@ -264,7 +265,7 @@ def test_a_service_that_serves_pprof_is_asked_during_a_repeated_call_that_is_not
     views = [
         f"profiled.{view}" for view in ("goroutine.pb.gz", "profile.pb.gz", "mutex.pb.gz", "block.pb.gz")
     ]
-    assert sorted(files) == sorted([*views, "profiled.exec.trace", "profiled.log"])
+    assert sorted(files) == sorted([*views, "profiled.exec.trace", "profiled.log", "profiled.trace.json"])
     assert record["artifacts"]["notes"] == []
     goroutines, cpu, mutex, block = (pprof("-top", files[view]) for view in views)
     assert re.search(r"net/http\.\(\*Server\)\.Serve\n", goroutines)
@@ -274,13 +275,36 @@ def test_a_service_that_serves_pprof_is_asked_during_a_repeated_call_that_is_not
     assert files["profiled.exec.trace"].read_bytes().startswith(b"go 1.")
 
 
+def test_a_trace_of_a_repeated_call_has_what_that_call_did(failed: Run, every: Run) -> None:
+    for run, test, service in (
+        (failed, "test_dup[a-b]", "dup"),
+        (failed, "test_window", "dup"),
+        (every, "test_healthy", "echo"),
+    ):
+        trace = json.loads(run.files(test)[f"{service}.trace.json"].read_text())
+        told = trace["otherData"]
+        assert (told["service"], told["dropped"]) == (service, 0)
+        assert told["test"].endswith(f"::{test}")
+        recorded = told["recorded"]
+        assert {name: count or 0 for name, count in told["counted"].items()} == recorded
+        assert recorded["productive_wakeups"] >= 20
+        assert (recorded["spurious_wakeups"] >= 20) == (service == "dup")
+        assert (
+            len([event for event in trace["traceEvents"] if event.get("cat") == "poll"]) == recorded["polls"]
+        )
+
+
 def test_what_a_service_does_not_serve_and_what_cannot_be_repeated_is_a_note(failed: Run) -> None:
     for test, what, fix in (
-        ("test_own", "no profiles of the service's own: the test, which would be ", "start it in a fixture"),
+        (
+            "test_own",
+            "no trace and no profiles of the service's own: the test, which would be ",
+            "start it in a fixture",
+        ),
         ("test_shy", "no profiles of the service's own: shy: ", "serve net/http/pprof there"),
         (
             "test_limited",
-            "no profiles of the service's own: the test's timeout of 30 s ",
+            "no trace and no profiles of the service's own: the test's timeout of 30 s ",
             "raise the timeout",
         ),
     ):
@@ -290,8 +314,9 @@ def test_what_a_service_does_not_serve_and_what_cannot_be_repeated_is_a_note(fai
         assert re.sub(r"\s+", " ", f"{note['what']}: {note['why']} fix: {note['fix']}") in re.sub(
             r"\s+", " ", failed.output
         )
-        (file,) = failed.files(test)
-        assert file.endswith(".log")
+        (log, *trace) = sorted(failed.files(test))
+        assert log.endswith(".log")
+        assert trace == (["shy.trace.json"] if test == "test_shy" else [])
     for test in ("test_own", "test_limited"):
         assert (failed.directory.parent / test).read_text() == "called\n"
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.bpf
 
 SIZES = {"max_processes": 4, "max_fds": 64, "uprobes": 0, "answers": 0}
 
-HASH, PERCPU_ARRAY, QUEUE = 1, 6, 22  # of enum bpf_map_type
+HASH, PERCPU_ARRAY, LRU_HASH, QUEUE = 1, 6, 9, 22  # of enum bpf_map_type
 
 
 def command() -> list[str]:
@@ -174,18 +174,19 @@ def test_windows_do_not_grow_it(agent):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="looks into an agent that is root's")
-@pytest.mark.parametrize("answers", [0, 1])
-def test_the_kernel_memory_that_it_reckons_with_is_what_its_maps_take(monkeypatch, answers):
+@pytest.mark.parametrize(("answers", "trace"), [(0, 0), (1, 0), (0, 40_000)])
+def test_the_kernel_memory_that_it_reckons_with_is_what_its_maps_take(monkeypatch, answers, trace):
     """More where there are more processes, and on more CPUs, of those that there may ever be."""
     monkeypatch.syspath_prepend(str(privilege.AGENT))
     footprint = importlib.import_module("bpf.footprint")
     sizes = {"max_processes": 516, "max_fds": 32}
-    with running(answers=answers) as few, running(answers=answers, **sizes) as many:
+    wanted = {"answers": answers, "trace": trace}
+    with running(**wanted) as few, running(**wanted, **sizes) as many:
         for cpus in (possible_cpus(), 100):
             a, b = bytes_of_maps(few.pid, cpus), bytes_of_maps(many.pid, cpus)
             reckoned = (
-                footprint.size(4, 64, cpus, answers),
-                footprint.size(**sizes, cpus=cpus, answers=answers),
+                footprint.size(4, 64, cpus, **wanted),
+                footprint.size(**sizes, cpus=cpus, **wanted),
             )
             assert b - a == reckoned[1] - reckoned[0]
             assert 0.8 * reckoned[0] < a < reckoned[0]
@@ -204,7 +205,7 @@ def bytes_of_maps(pid: int, cpus: int) -> int:
         if "map_id" in fields:
             each = -(-int(fields["value_size"]) // 8) * 8
             kind = int(fields["map_type"])
-            if kind == HASH:
+            if kind in (HASH, LRU_HASH):
                 each += int(fields["key_size"]) + 48
             elif kind == QUEUE:
                 each = int(fields["value_size"])

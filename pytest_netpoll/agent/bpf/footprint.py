@@ -19,17 +19,23 @@ POLLS_BY_EVENTS = 512
 DELAY = DELAYS * 4 * LATENCY_BUCKETS + 2 * 32 * BUDGETS
 INBOX = 160 + 56  # with what the kernel's hash adds
 QUESTION = 64
+TRACE_RECORD = 64
+ENTERED = 16384 * 80  # the map of when calls began, of a program that is loaded for a trace
 SLOT = 4  # in the queue of free ones
 OTHERS = 13 << 20  # maps that are always as large, most of it stacks
 
 
-def size(max_processes: int, max_fds: int, cpus: int, answers: bool) -> int:
-    """Bytes. cpus: those that there may ever be, as some maps have all for each. answers: are timed."""
+def size(max_processes: int, max_fds: int, cpus: int, answers: bool, trace: int = 0) -> int:
+    """Bytes. cpus: those that there may ever be, as some maps have all for each. answers: are timed.
+
+    trace: so many records are kept for one.
+    """
     counted = COUNTERS + DELAY + SLOWEST + SLOW_ANSWERS + IO_FAILURES + POLLS_BY_EVENTS
     bank = HISTOGRAM + cpus * counted
     each = max_processes * (BANKS * bank + 2 * max_fds * WAIT + TARGET + POLLER + SLOT)
     timed = inboxes(max_processes, max_fds) * INBOX + max_processes * max_fds * QUESTION
-    return OTHERS + each + answers * timed
+    traced = ENTERED + trace * TRACE_RECORD if trace else 0
+    return OTHERS + each + answers * timed + traced
 
 
 def inboxes(max_processes: int, max_fds: int) -> int:
@@ -37,9 +43,11 @@ def inboxes(max_processes: int, max_fds: int) -> int:
     return min(max_processes * max_fds, 1 << 16)
 
 
-def too_large(max_processes: int, max_fds: int, cpus: int, answers: bool) -> tuple[str, str] | None:
+def too_large(
+    max_processes: int, max_fds: int, cpus: int, answers: bool, trace: int = 0
+) -> tuple[str, str] | None:
     """(why that is too much for an ordinary user, the fix), or None."""
-    if size(max_processes, max_fds, cpus, answers) <= MOST:
+    if size(max_processes, max_fds, cpus, answers, trace) <= MOST:
         return None
     return (
         f"{max_processes} processes of {max_fds} descriptors take more than 1 GiB of kernel memory on a "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from bpf import compiler, cpus, maps, tracing
 
@@ -15,8 +15,11 @@ _PREFIX = "raw_tracepoint__"
 class Image:
     """It is gone from the kernel with `close`, or with this process."""
 
-    def __init__(self, compiled: compiler.Compiled) -> None:
-        """Makes the maps. Raises OSError; ValueError where the parts don't fit."""
+    def __init__(self, compiled: compiler.Compiled, entries: Mapping[str, int]) -> None:
+        """Makes the maps. entries: how many, of those that the C leaves open.
+
+        Raises OSError; ValueError where the parts don't fit.
+        """
         self._programs = compiled.programs
         self._tables: list[maps.Map] = []
         self._names = [definition.name for definition in compiled.maps]
@@ -24,7 +27,8 @@ class Image:
         self._links: list[int] = []
         try:
             for definition in compiled.maps:
-                self._tables.append(maps.Map(definition, cpus.possible()))
+                size = entries.get(definition.name, definition.entries)
+                self._tables.append(maps.Map(definition._replace(entries=size), cpus.possible()))
         except BaseException:
             self.close()
             raise

@@ -40,6 +40,7 @@ SOURCES = (
     "state.c",
     "descriptors.c",
     "offenders.c",
+    "trace.c",
     "times.c",
     "slowest.c",
     "inboxes.c",
@@ -87,6 +88,7 @@ class Kernel:
     served: the uid of the user whose processes alone are watched; None for root, who may have any.
     kept: where what was compiled is kept, None for nowhere.
     times_answers: whether it is to note when data arrives, and when it is answered, which costs each request.
+    traced: how many records of single events a window is to keep, 0 for none.
     compiled: whether it was, and does not come from the cache. not_kept: why that was of no use; not_filled:
     why it is not there by now.
     """
@@ -99,6 +101,7 @@ class Kernel:
         served: int | None = None,
         kept: cache.Cache | None = None,
         times_answers: bool = False,
+        traced: int = 0,
     ) -> None:
         name = machine.current()
         if name not in machine.NUMBERS:
@@ -111,13 +114,15 @@ class Kernel:
         self.signed = name == "x86_64"
         self.max_processes = max_processes
         self.max_fds = max_fds
+        self.traced = traced
         self.no_arrivals: str | None = None  # why it is not noted when data arrives
         tracing.lift_memory_limit()
         self.compiled, self.typed = True, False
         self.bcc = self.not_kept = self.not_filled = ""
         key, entry = "", None
         if kept is not None:
-            key = cache.key(_parts(sources), name, max_processes, max_fds, served is not None, times_answers)
+            variant = (max_processes, max_fds, served is not None, times_answers, traced > 0)
+            key = cache.key(_parts(sources), name, *variant)
             entry = self._recall(kept, key)
         types = btf.Answers(entry.answers if entry is not None else None)
         tasks, files = types.offsets(btf.TASK_MEMBERS), types.offsets(btf.FILE_MEMBERS)
@@ -128,6 +133,8 @@ class Kernel:
         flags += _defines({**constants.MACROS, **machine.MACROS, "LAYOUTS": len(layouts.LAYOUTS)})
         if atomics.can_exchange():
             flags.append("-DATOMIC_EXCHANGE")
+        if traced:
+            flags.append("-DTRACE")
         sockets = types.offsets(btf.SOCKET_MEMBERS)
         registered = types.first_offsets(btf.REGISTRATIONS)
         self.sees_sockets = bool(files and sockets and registered)
@@ -177,6 +184,9 @@ class Kernel:
         self.free_slots = table(b"free_slots")
         self._sampling = table(b"sampling")
         self._parked_stacks = table(b"parked_stacks")
+        if traced:
+            self.trace_records = table(b"trace_records")
+            self.trace_dropped = table(b"trace_dropped")
         self._fill(table(b"roles"), table(b"layouts"), name)
         if not namespaces.in_initial_pids():
             self._translator = namespaces.Translator(table)
@@ -262,7 +272,7 @@ class Kernel:
 
         tracepoint: the number of sys_exit's type, None where the program is not to have it.
         """
-        loaded = image.Image(compiled)
+        loaded = image.Image(compiled, {"trace_records": self.traced})
         with contextlib.ExitStack() as undo:
             undo.callback(loaded.close)
             if served is not None:
@@ -364,6 +374,7 @@ class Kernel:
             | unclaimed * constants.KEEP_UNCLAIMED
             | futile_calls * constants.KEEP_FUTILE_CALLS
             | io_calls * constants.KEEP_IO_CALLS
+            | (culprits and self.traced > 0) * constants.KEEP_TRACE
         )
         self._settings[ctypes.c_int(0)] = self._current
 

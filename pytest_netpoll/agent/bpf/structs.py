@@ -88,6 +88,22 @@ class Offender(Protocol):
     woken: int
 
 
+class TraceRecord(Protocol):
+    at: int
+    began: int
+    g: int
+    other: int
+    owner: int
+    epoch: int
+    tid: int
+    fd: int
+    value: int
+    stack: int
+    syscall: int
+    kind: int
+    detail: int
+
+
 class Scheduling(Protocol):
     pc: int
     caller: int

@@ -64,10 +64,16 @@ _UNKNOWN = (None, _NOTHING)
 
 
 class Schedulers:
-    """Knows where the counters are, by program, and what they were. is_current: Kernel's."""
+    """Knows where the counters are, by program, and what they were. is_current: Kernel's.
 
-    def __init__(self, is_current: Callable[[Process], bool]) -> None:
+    seen: called with what each look at a process in the course of a window found.
+    """
+
+    def __init__(
+        self, is_current: Callable[[Process], bool], seen: Callable[[Process, State], None] = lambda *_: None
+    ) -> None:
         self._is_current = is_current
+        self._seen = seen
         self._layouts: dict[tuple[int, int] | None, Layout] = {}  # by Process.program
         self._biases: dict[int, int] = {}  # by owner
         # Of each process while it runs one program: an exec begins them anew, and a pid may be used anew.
@@ -180,6 +186,7 @@ class Schedulers:
 
     def _note(self, process: Process, state: State | None) -> None:
         if state is not None:
+            self._seen(process, state)
             for looks in (*self._looks.values(), *self._latest.values()):
                 looks.setdefault(process.owner, Looks()).add(state)
 

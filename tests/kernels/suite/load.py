@@ -22,6 +22,10 @@ print("loaded from the cache, compiled by BCC", kept.bcc)
 larger = program.Kernel(f"{package}/bpf", 64, 1024, times_answers=True)
 print("loaded with the times of answers, or not:", larger.no_arrivals or "with them")
 
+for_a_trace = program.Kernel(f"{package}/bpf", 64, 1024, traced=64)
+assert (for_a_trace.typed, for_a_trace.works()) == (compiled.typed, True)
+print("loaded for a trace")
+
 
 def refuse(*_):
     raise OSError(22, "Invalid argument")
@@ -30,6 +34,8 @@ def refuse(*_):
 tracing.attach = refuse
 loaded = program.Kernel(f"{package}/bpf", 64, 1024)
 assert (loaded.typed, loaded.follows_children, loaded.works()) == (False, True, True)
+loaded = program.Kernel(f"{package}/bpf", 64, 1024, traced=64)
+assert (loaded.typed, loaded.works()) == (False, True)
 print("loaded without types")
 loaded = program.Kernel(f"{package}/bpf", 64, 1024, times_answers=True)
 assert (loaded.typed, loaded.no_arrivals) == (False, larger.no_arrivals), loaded.no_arrivals

@@ -1,17 +1,20 @@
-"""What services tell of themselves, by net/http/pprof, while a test that failed is called once more.
+"""A test that failed is called once more: for a trace of it, and for what its services tell of themselves by
+net/http/pprof.
 
 Once more, so that the call which was measured pays nothing for it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import pytest
 
 from pytest_netpoll.errors import NetpollError, Reason
+from pytest_netpoll.meter import traced
 from pytest_netpoll.report import artifacts
 from pytest_netpoll.report.artifacts import File
 from pytest_netpoll.service.debug_endpoint import PATIENCE, Recording
@@ -28,7 +31,24 @@ MOST_SECONDS = 60.0
 _MARGIN = 0.5
 # Until the requests have got there.
 _HEAD_START = 0.1
-_WHAT = "no profiles of the service's own"
+_NO_TRACE = "no trace"
+_NO_PROFILES = "no profiles of the service's own"
+
+
+class Asked(NamedTuple):
+    """traced: by process, the services of which a trace is made. pprof: those that are asked for profiles."""
+
+    traced: Mapping[int, Service]
+    pprof: Sequence[Service]
+
+    @property
+    def all(self) -> Sequence[Service]:
+        return list(dict.fromkeys([*self.traced.values(), *self.pprof]))
+
+    @property
+    def lacking(self) -> str:
+        """What there isn't where the test is not called again."""
+        return " and ".join([_NO_TRACE] * bool(self.traced) + [_NO_PROFILES] * bool(self.pprof))
 
 
 class Taken(NamedTuple):
@@ -51,34 +71,40 @@ def take(session: Session, item: pytest.Item, seconds: float, failed: bool) -> N
     alarming = failed and item.get_closest_marker("xfail") is None
     if not (alarming or wanted.all_tests):
         return
-    asked = [service for service in session.roster.own(item) if service.serves_pprof]
-    if not asked:
+    own = session.roster.own(item)
+    # Without an agent nothing was measured, and the test says why.
+    roots = session.meter.roots if session.meter.environment else {}
+    asked = Asked(
+        {pid: service for pid, of in roots.items() for service in own if service is of and service.running},
+        [service for service in own if service.serves_pprof],
+    )
+    if not asked.all:
         return
     why_not = _why_not(session, item, asked, seconds)
     item.stash[TAKEN] = Taken((), (why_not,)) if why_not is not None else _take(session, item, asked, seconds)
 
 
-def _why_not(session: Session, item: pytest.Item, asked: Sequence[Service], seconds: float) -> Reason | None:
-    for service in asked:
+def _why_not(session: Session, item: pytest.Item, asked: Asked, seconds: float) -> Reason | None:
+    for service in asked.all:
         if not service.running:
-            return Reason(_WHAT, why=f"{service.name} does not run any more")
+            return Reason(asked.lacking, why=f"{service.name} does not run any more")
     if session.roster.made_by(item):
         return Reason(
-            _WHAT,
+            asked.lacking,
             why="the test, which would be called again for them, starts a service itself",
             fix="start it in a fixture",
         )
     if "subtests" in getattr(item, "fixturenames", ()):
-        return Reason(_WHAT, why="called again for them, the test would report its subtests twice")
+        return Reason(asked.lacking, why="called again for them, the test would report its subtests twice")
     if seconds > MOST_SECONDS:
         return Reason(
-            _WHAT,
+            asked.lacking,
             why=f"the test took {seconds:.0f} s; up to {MOST_SECONDS:.0f} s, one is called again for them",
         )
     limit = _timeout(item)
     if limit is not None and session.lifetimes.elapsed + 2 * (seconds + 2 * PATIENCE) > limit:
         return Reason(
-            _WHAT,
+            asked.lacking,
             why=f"the test's timeout of {limit:g} s leaves no time to call it again",
             fix="raise the timeout, or run without it",
         )
@@ -96,21 +122,24 @@ def _timeout(item: pytest.Item) -> float | None:
     return float(given) if isinstance(given, int | float) and given > 0 else None
 
 
-def _take(session: Session, item: pytest.Item, asked: Sequence[Service], seconds: float) -> Taken:
+def _take(session: Session, item: pytest.Item, asked: Asked, seconds: float) -> Taken:
+    session.progress.say(f"calling {item.nodeid} again for {_wanted(asked)}")
+    with _tracing(session, asked) as trace:
+        recordings, notes = _recordings(asked.pprof, seconds)
+        if recordings:
+            time.sleep(_HEAD_START)
+        _repeat(item)
     files: list[File] = []
-    notes: list[Reason] = []
-    recordings: list[tuple[Service, Recording]] = []
-    for service in asked:
-        try:
-            url = service.pprof_url
-        except NetpollError as error:
-            notes.append(error.reason)
-            continue
-        if url is not None:
-            recordings.append((service, Recording(url, seconds + _MARGIN)))
-    session.progress.say(f"calling {item.nodeid} again for its services' own profiles")
-    time.sleep(_HEAD_START)
-    _repeat(item)
+    running = {service.name for service in asked.traced.values() if asked.traced.get(service.pid) is service}
+    for recorded in trace.recorded:
+        name = recorded.measurement.service
+        if name not in running:
+            notes.append(Reason(f"{_NO_TRACE} of {name}", why="the test starts it anew"))
+        elif recorded.trace is not None:
+            files.append(artifacts.trace(item.nodeid, recorded.measurement, recorded.trace))
+        elif recorded.measurement.unmeasured is not None:
+            why = recorded.measurement.unmeasured
+            notes.append(Reason(f"{_NO_TRACE} of {name}", why=why.what, fix=why.fix))
     for service, recording in recordings:
         taken, missing = recording.results()
         for view, content in taken:
@@ -120,10 +149,43 @@ def _take(session: Session, item: pytest.Item, asked: Sequence[Service], seconds
     return Taken(files, notes)
 
 
+def _wanted(asked: Asked) -> str:
+    return " and ".join(["a trace"] * bool(asked.traced) + ["its services' own profiles"] * bool(asked.pprof))
+
+
+@contextlib.contextmanager
+def _tracing(session: Session, asked: Asked) -> Iterator[traced.Recording]:
+    """Records the block, if there is anything to record."""
+    if not asked.traced:
+        yield traced.Recording()
+        return
+    services = list(dict.fromkeys(asked.traced.values()))
+    say = session.progress.say
+    with traced.recording(session.options, session.symbolizer, services, asked.traced, say) as recording:
+        yield recording
+
+
+def _recordings(
+    services: Sequence[Service], seconds: float
+) -> tuple[list[tuple[Service, Recording]], list[Reason]]:
+    """Of those that can be asked for profiles, from now on; and why others cannot."""
+    found: list[tuple[Service, Recording]] = []
+    notes: list[Reason] = []
+    for service in services:
+        try:
+            url = service.pprof_url
+        except NetpollError as error:
+            notes.append(error.reason)
+            continue
+        if url is not None:
+            found.append((service, Recording(url, seconds + _MARGIN)))
+    return found, notes
+
+
 def _together(service: str, missing: Sequence[Reason]) -> list[Reason]:
     """One note where all are missing for the same cause."""
     if len(missing) > 1 and len({reason.why for reason in missing}) == 1:
-        return [Reason(f"{_WHAT}: {service}", why=missing[0].why, fix=missing[0].fix)]
+        return [Reason(f"{_NO_PROFILES}: {service}", why=missing[0].why, fix=missing[0].fix)]
     return [reason.about(service) for reason in missing]
 
 

@@ -1,0 +1,114 @@
+"""One window of a service event by event, by an agent of its own that lives no longer than the window.
+
+Not by the agent that measures: recording single events costs more, and what is measured is not to pay for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from pytest_netpoll.agent.constants import TRACE_RECORDS
+from pytest_netpoll.errors import Reason
+from pytest_netpoll.gobinary.symbols import Symbolizer
+from pytest_netpoll.meter.messages import Traced
+from pytest_netpoll.meter.meter import Meter
+from pytest_netpoll.meter.processes import Watched
+from pytest_netpoll.model.measurement import Measurement
+from pytest_netpoll.model.trace import Call, Event, Look, Poll, Ready, Stack, Trace
+from pytest_netpoll.options import Config
+from pytest_netpoll.service.patience import Say
+
+
+class Recorded(NamedTuple):
+    """measurement: of the same window. trace: None where the measurement says why there is none."""
+
+    measurement: Measurement
+    trace: Trace | None
+
+
+class Recording:
+    """recorded: of each service, in their order, once the block has ended."""
+
+    def __init__(self) -> None:
+        self.recorded: list[Recorded] = []
+
+
+@contextlib.contextmanager
+def recording(
+    config: Config,
+    symbolizer: Symbolizer,
+    services: Sequence[Watched],
+    roots: Mapping[int, Watched],
+    say: Say | None = None,
+    records: int = TRACE_RECORDS,
+) -> Iterator[Recording]:
+    """Records the block. roots: the processes that are a service. records: how many are kept, of all of them
+    together. Nothing is raised where it cannot be: the measurements say why.
+    """
+    # Answers are timed by a larger program, and are not in the trace.
+    meter = Meter(dataclasses.replace(config, response="off"), symbolizer, say, trace=records)
+    found = Recording()
+    try:
+        for pid, service in roots.items():
+            meter.admit(service, pid)
+        window = meter.open()
+        try:
+            yield found
+        finally:
+            measured, answer = meter.end(window, services)
+            traces = answer.get("traces", {}) if answer is not None else {}
+            for service, measurement in zip(services, measured, strict=True):
+                own = [traces[str(pid)] for pid, of in roots.items() if of is service and str(pid) in traces]
+                found.recorded.append(_recorded(measurement, own, symbolizer))
+    finally:
+        meter.stop()
+
+
+def _recorded(measurement: Measurement, raw: Sequence[Traced], symbolizer: Symbolizer) -> Recorded:
+    if measurement.unmeasured is not None:
+        return Recorded(measurement, None)
+    try:
+        if not raw:
+            raise LookupError("no trace")
+        return Recorded(measurement, collect(raw, symbolizer))
+    except (ValueError, LookupError, TypeError) as error:
+        why = Reason("the eBPF agent recorded no trace", why=repr(error), fix="install it again")
+        return Recorded(dataclasses.replace(measurement, unmeasured=why), None)
+
+
+def collect(raw: Sequence[Traced], symbolizer: Symbolizer) -> Trace:
+    """The trace of a service from those of its roots. Raises ValueError, LookupError or TypeError where they
+    hold something else.
+    """
+    polls: list[Poll] = []
+    events: list[Event] = []
+    calls: list[Call] = []
+    readies: list[Ready] = []
+    looks: list[Look] = []
+    for one in raw:
+        stacks = [
+            symbolizer.trimmed([(str(path), int(offset)) for path, offset in stack])
+            for stack in one["stacks"]
+        ]
+
+        def stack(index: int | None, stacks: Sequence[Stack] = tuple(stacks)) -> Stack:
+            return () if index is None else stacks[index]
+
+        polls += [Poll(*row) for row in one["polls"]]
+        events += [Event(*row) for row in one["events"]]
+        calls += [Call._make([*fields, stack(place)]) for *fields, place in one["calls"]]
+        readies += [Ready._make([*fields, stack(a), stack(b)]) for *fields, a, b in one["readies"]]
+        looks += [Look(*row) for row in one["looks"]]
+    at = operator.attrgetter("at")
+    return Trace(
+        polls=sorted(polls, key=at),
+        events=sorted(events, key=at),
+        calls=sorted(calls, key=at),
+        readies=sorted(readies, key=at),
+        looks=sorted(looks, key=at),
+        dropped=max(one["dropped"] for one in raw),
+    )
