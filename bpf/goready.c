@@ -36,6 +36,7 @@ static __always_inline void record_waker(struct pt_regs *ctx, u32 owner, u32 epo
 	/* Counted without a stack, too, so that shares stay true. */
 	o.stack = stack_of(ctx);
 	o.woken = parked_at(FIRST_ARGUMENT(ctx));
+	o.seen = o.woken ? locked(FIRST_ARGUMENT(ctx)) : 0;
 	stats = offenders.lookup_or_try_init(&o, first);
 	if (stats)
 		__sync_fetch_and_add(&stats->count, weight);

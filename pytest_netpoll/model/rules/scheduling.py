@@ -49,6 +49,12 @@ LEAST_EVENTS = 10
 CPUS_USED = 0.15
 CPUS_WANTED = 2
 
+# Goroutines woken on a thread of their own: so many, and a second, cost something.
+LEAST_HANDOVERS = 20
+
+# Writes that were held back; agent/constants.py and bpf/netpoll.h say for how long.
+LEAST_HELD = 5
+
 _GC = "runtime.gc"
 
 
@@ -214,6 +220,42 @@ def _gc_pressure(m: Measurement) -> Proof | None:
     )
 
 
+def _thread_handover(m: Measurement) -> Proof | None:
+    found = [o for o in offenders(m, "woken", "ready") if o.locked]
+    n = sum(o.count for o in found)
+    if n < max(LEAST_HANDOVERS, LEAST_HANDOVERS * m.window_seconds):
+        return None
+    network = sum(o.count for o in found if o.offence == "woken")
+    # Of a ready call the waker has nothing to do with it.
+    parked = [o.stack if o.offence == "woken" else o.woken_stack for o in found]
+    return Proof(
+        n,
+        f"about {count(n)} times a goroutine was woken that is locked to its thread (runtime.LockOSThread), "
+        f"{count(network)} of them by the network, in {seconds(m.window_seconds)}: whichever thread finds it "
+        "runnable has to wake that thread, hand over to it and go to sleep.",
+        next(filter(None, parked), ()),
+    )
+
+
+def _write_held_back(m: Measurement) -> Proof | None:
+    found = offenders(m, "held")
+    n = sum(o.count for o in found)
+    if n < LEAST_HELD:
+        return None
+    each = sum(o.held_ns or 0 for o in found) / n
+    return Proof(
+        n,
+        f"{count(n)} writes stayed in the service's sockets for {units.show(each, 'ns')} each: TCP_NODELAY is "
+        "off, so that a small segment waits until the peer acknowledges the one before (Nagle's algorithm), "
+        "and the peer delays that, as it waits for the rest. Typically an answer is written in pieces.",
+        stack_of(found),
+    )
+
+
+def _no_held_writes(m: Measurement) -> Reason | None:
+    return m.unexplained.get("held")
+
+
 _STARVATION_FIX = "give CPU-bound work fewer goroutines than GOMAXPROCS, or a process of its own."
 
 RULES = (
@@ -270,6 +312,21 @@ RULES = (
         _machine_busy,
     ),
     Rule(
+        "NP405",
+        "thread-handover",
+        "Goroutines that are locked to a thread (runtime.LockOSThread) are woken again and again, and each time "
+        "one thread hands over to another.",
+        f"At least {LEAST_HANDOVERS} wakeups a second, by the network or by another goroutine, of goroutines "
+        "whose g.lockedm is set as they are woken.",
+        "wait in a goroutine that is not locked, and let the locked one do only what needs its thread; or call "
+        "runtime.UnlockOSThread.",
+        "A service whose goroutines are not locked makes as many wakeups, and a goroutine that is locked and "
+        "is rarely woken costs nothing.",
+        "A handler that calls runtime.LockOSThread for a C library and then reads its connection.",
+        _thread_handover,
+        offences=("woken", "ready"),
+    ),
+    Rule(
         "NP406",
         "more-Ps-than-CPUs",
         "GOMAXPROCS is more than the CPUs that the service may use, and its threads wait for each other.",
@@ -292,5 +349,20 @@ RULES = (
         _gc_pressure,
         no_cpu_samples,
         offences=("cpu",),
+    ),
+    Rule(
+        "NP408",
+        "write-held-back",
+        "The kernel holds the end of an answer back until the client acknowledges its beginning.",
+        f"At least {LEAST_HELD} writes to TCP connections without TCP_NODELAY that returned while a small "
+        "segment waited for an acknowledgement and nothing else, and that were sent 20 to 200 ms later. Needs "
+        "the kernel's BTF.",
+        "write an answer at once (bufio.Writer, net.Buffers), or leave TCP_NODELAY on, as Go does.",
+        "A handler that takes 40 ms for the second half of its answer, a client that acknowledges at once, and "
+        "one that does not read (its window is full).",
+        "A handler that calls SetNoDelay(false) and writes a header and a body.",
+        _write_held_back,
+        _no_held_writes,
+        ("held",),
     ),
 )

@@ -11,6 +11,11 @@
 //	gc        a loop allocates, beside a million live pointers, with GOGC=5.
 //	yield     from the start and for ever four goroutines compute for 50 µs and yield.
 //	spin      from the start and for ever eight goroutines compute.
+//	locked    answers a command from a goroutine that is locked to its thread.
+//	beside    the same from one that is not, beside one that is locked and waits for a connection that never comes.
+//	worker    a locked goroutine answers what others hand to it by a channel.
+//	nagle     answers in two writes, without TCP_NODELAY. N ms are between them.
+//	nodelay   the same with TCP_NODELAY.
 //	bulk      reads the N KiB that follow, but for the last 8 at most, 512 bytes at a time.
 package main
 
@@ -57,6 +62,24 @@ func main() {
 	case "yield", "spin":
 		begin = func(_ net.Conn, n int) { time.Sleep(time.Duration(n) * time.Millisecond) }
 		go crowd(*do == "yield")
+	case "locked":
+		begin = func(net.Conn, int) { runtime.LockOSThread() }
+	case "beside":
+		go func() {
+			runtime.LockOSThread()
+			other, err := net.Listen("tcp", "127.0.0.1:0")
+			kit.Must(err)
+			other.Accept()
+		}()
+	case "worker":
+		begin = worker()
+	case "nagle", "nodelay":
+		begin = func(c net.Conn, n int) {
+			kit.Must(c.(*net.TCPConn).SetNoDelay(*do == "nodelay"))
+			_, err := c.Write([]byte("it is "))
+			kit.Must(err)
+			time.Sleep(time.Duration(n) * time.Millisecond)
+		}
 	case "bulk":
 		begin = bulk
 	}
@@ -226,6 +249,20 @@ func crowd(yields bool) {
 				}
 			}
 		}()
+	}
+}
+
+func worker() func(net.Conn, int) {
+	jobs, done := make(chan int), make(chan bool)
+	go func() {
+		runtime.LockOSThread()
+		for range jobs {
+			done <- true
+		}
+	}()
+	return func(_ net.Conn, n int) {
+		jobs <- n
+		<-done
 	}
 }
 
