@@ -39,6 +39,8 @@ GC_USED = 0.08  # CPU, s in a second; and as in BUSY_WANTED:
 GC_WANTED = 0.2
 # Of a late wakeup's delay: what the threads must have waited for a CPU meanwhile to explain it.
 CPU_WAIT_SHARE = 0.5
+# Of the CPUs that the service may use: what others must have had at least to be blamed.
+OTHERS_SHARE = 0.5
 # Polls a second that sysmon makes, at most, while nobody else does; of them non-blocking; and of all Ps, how
 # much wanted a CPU.
 SYSMON_RATE = 200
@@ -170,7 +172,10 @@ def _explained(m: Measurement, waited_in: Callable[[TimelinePoint], int]) -> boo
 def _machine_busy(m: Measurement) -> Proof | None:
     late, _ = _late(m)
     used, waited = m.cpu_seconds, m.run_delay_seconds
-    if not late or used is None or waited is None or waited < used:
+    if not late or used is None or waited is None or m.cpus is None or waited < used:
+        return None
+    # Where it had most of the CPU itself, its threads waited for each other.
+    if used > OTHERS_SHARE * m.cpus * m.window_seconds:
         return None
     if not _explained(m, lambda point: point.run_delay_ns):
         return None
@@ -305,9 +310,10 @@ RULES = (
         "machine-busy",
         "The machine is short of CPU: the service's threads wait for one while others run.",
         "Late wakeups as in NP401; threads that waited for a CPU longer than they ran, also while most of "
-        "the slowest wakeups were on their way.",
+        "the slowest wakeups were on their way; and less than half of its CPUs used by the service itself.",
         "run less beside the test, or give the machine more CPUs.",
-        "A service that starves itself (NP401), or whose GOMAXPROCS is too high (NP406).",
+        "A service that starves itself (NP401), or whose GOMAXPROCS is too high (NP406), or whose threads in "
+        "system calls and C code have the CPU.",
         "Any service, beside a compiler.",
         _machine_busy,
     ),

@@ -11,6 +11,8 @@
 //	gc        a loop allocates, beside a million live pointers, with GOGC=5.
 //	yield     from the start and for ever four goroutines compute for 50 µs and yield.
 //	spin      from the start and for ever eight goroutines compute.
+//	kernel    from the start and for ever eight threads are in long system calls; a command computes for N µs.
+//	thief     who waits by poll(2) also accepts from the listener, and closes what it gets.
 //	locked    answers a command from a goroutine that is locked to its thread.
 //	beside    the same from one that is not, beside one that is locked and waits for a connection that never comes.
 //	worker    a locked goroutine answers what others hand to it by a channel.
@@ -29,9 +31,14 @@ import (
 	"runtime/debug"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"services/kit"
 )
+
+// By the machine.
+var sysGetrandom, sysPpoll = map[string]uintptr{"amd64": 318, "arm64": 278}[runtime.GOARCH],
+	map[string]uintptr{"amd64": 271, "arm64": 73}[runtime.GOARCH]
 
 func main() {
 	addr := flag.String("addr", "127.0.0.1:0", "address")
@@ -62,6 +69,16 @@ func main() {
 	case "yield", "spin":
 		begin = func(_ net.Conn, n int) { time.Sleep(time.Duration(n) * time.Millisecond) }
 		go crowd(*do == "yield")
+	case "kernel":
+		begin = func(_ net.Conn, n int) {
+			for t := time.Now(); time.Since(t) < time.Duration(n)*time.Microsecond; {
+			}
+		}
+		for i := 0; i < 8; i++ {
+			go inKernel()
+		}
+	case "thief":
+		go steal(l)
 	case "locked":
 		begin = func(net.Conn, int) { runtime.LockOSThread() }
 	case "beside":
@@ -249,6 +266,35 @@ func crowd(yields bool) {
 				}
 			}
 		}()
+	}
+}
+
+// It has a thread, but no P.
+func inKernel() {
+	for noise := make([]byte, 8<<20); ; {
+		_, _, e := syscall.Syscall(sysGetrandom, uintptr(unsafe.Pointer(&noise[0])), uintptr(len(noise)), 0)
+		if e != 0 {
+			kit.Must(e)
+		}
+	}
+}
+
+func steal(l *net.TCPListener) {
+	type pollFd struct {
+		fd              int32
+		events, revents int16
+	}
+	raw, err := l.SyscallConn()
+	kit.Must(err)
+	fd := -1
+	raw.Control(func(own uintptr) { fd, err = syscall.Dup(int(own)) })
+	kit.Must(err)
+	for {
+		p := pollFd{fd: int32(fd), events: 1}
+		syscall.Syscall6(sysPpoll, uintptr(unsafe.Pointer(&p)), 1, 0, 0, 0, 0)
+		if got, _, err := syscall.Accept4(fd, syscall.SOCK_CLOEXEC); err == nil {
+			syscall.Close(got)
+		}
 	}
 }
 
