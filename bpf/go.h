@@ -25,4 +25,11 @@
 #define GOBUF_G 2
 #define GOBUF_BP 5
 
+/* runtime.g.lockedm, the thread that a goroutine is locked to, is in one of these words by the Go
+ * version: 208, 216 or, in 1.19, 232 bytes from the start. What it points to proves itself: an m
+ * begins with its g0, whose m it is. */
+#define LOCKEDM_OFFSET 208
+#define LOCKEDM_WORDS 4
+#define G_M_OFFSET 48
+
 #endif

@@ -37,6 +37,7 @@ static __always_inline void record_waker(struct pt_regs *ctx, u32 owner, u32 cha
 	/* Counted without a stack, too, so that shares stay true. */
 	o.stack = stack_of(ctx);
 	o.woken = parked_at(FIRST_ARGUMENT(ctx));
+	o.seen = o.woken ? locked(FIRST_ARGUMENT(ctx)) : 0;
 	trace_ready(charged, epoch, FIRST_ARGUMENT(ctx), o.stack, o.woken);
 	stats = offenders.lookup_or_try_init(&o, first);
 	if (stats)

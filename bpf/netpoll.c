@@ -62,5 +62,7 @@ int syscall_returned(struct bpf_raw_tracepoint_args *ctx)
 	/* Last: anything behind it the verifier would walk through once for each of its ends. */
 	if (!(*role & ROLE_SOCKOPT))
 		count_io_call(ctx, owner, *role, nr, r, read_fd, w, write_fd, ret);
+	if (ret >= 0 && keeps(KEEP_HELD_WRITES))
+		continuations.call(ctx, LOOK_AT_WRITE);
 	return 0;
 }

@@ -44,6 +44,12 @@ struct kept_epochs {
 #define GOID_OFFSET 152
 #define GOID_WORDS 2
 
+/* A write is held back from this long on, in ns. An ACK that is delayed comes after 40 ms, a
+ * segment that was lost is sent again after 200. */
+#define HELD_LEAST 20000000
+#define HELD_MOST 200000000
+#define HELD_WRITES 4096
+
 #define NO_EPFD (-1)
 
 enum direction { DIR_READ = 0, DIR_WRITE = 1 };
@@ -281,6 +287,8 @@ struct wait {
 #define SEEN_SOCKET 1 /* the rest could be looked at */
 #define SEEN_TWICE 2 /* it is registered with epoll more than once */
 #define SEEN_QUEUED 4 /* its error queue holds something */
+/* Of READY and WOKEN. */
+#define SEEN_LOCKED 8 /* who was woken is locked to a thread */
 
 #define WAIT_TRIED 1 /* the last syscall returned EAGAIN */
 #define WAIT_STORED 2 /* since then an event was stored in the pollDesc */
@@ -343,7 +351,7 @@ struct parked_stack {
 /* READY, CPU and WOKEN are no offences: a place that wakes goroutines, one that was seen running,
  * and one that a poll woke. The fd, syscall and direction of the first two are 0. UNCLAIMED is an
  * event that found nobody: no syscall, no
- * stack. */
+ * stack. HELD is a write that Nagle's algorithm held back; its bytes are ns. */
 enum offence {
 	SPURIOUS = 0,
 	STALE = 1,
@@ -352,7 +360,8 @@ enum offence {
 	FUTILE = 4,
 	IO_CALL = 5,
 	CPU = 6,
-	WOKEN = 7
+	WOKEN = 7,
+	HELD = 8
 };
 #define NO_STACK (-1)
 

@@ -19,9 +19,10 @@ struct drain {
 	u32 weight; /* and for how many polls each event; 0 = none is to be recorded */
 };
 BPF_PERCPU_ARRAY(drains, struct drain, 1);
-BPF_PROG_ARRAY(continuations, 2);
+BPF_PROG_ARRAY(continuations, 3);
 #define DRAIN_EVENTS 0
 #define RECORD_WOKEN 1
+#define LOOK_AT_WRITE 2
 BPF_PERCPU_ARRAY(polls_by_events, struct polls_by_events, ALL_BANKS);
 
 static __always_inline void count_events(u32 owner, u32 epoch, u32 events)

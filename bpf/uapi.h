@@ -31,6 +31,7 @@
 #define AF_INET6 10
 #define IPPROTO_TCP 6
 #define IPPROTO_MPTCP 262
+#define NAGLE_CHANGED 0xf /* tcp_sock.nonagle: TCP_NODELAY or TCP_CORK is on */
 #define TCP_LISTEN 10
 #define RCV_SHUTDOWN 1
 #define MSG_PEEK 2

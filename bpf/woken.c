@@ -59,6 +59,24 @@ static __always_inline u64 parked_at(u64 g)
 	return id;
 }
 
+/* SEEN_LOCKED if the parked goroutine is locked to a thread: whoever makes it run hands its P over
+ * to that thread. */
+static __always_inline u32 locked(u64 g)
+{
+	u64 words[LOCKEDM_WORDS], g0, m;
+	int i;
+
+	if (bpf_probe_read_user(words, sizeof(words), (void *)(g + LOCKEDM_OFFSET)))
+		return 0;
+#pragma clang loop unroll(full)
+	for (i = 0; i < LOCKEDM_WORDS; i++) {
+		if (words[i] && !bpf_probe_read_user(&g0, sizeof(g0), (void *)words[i]) &&
+		    !bpf_probe_read_user(&m, sizeof(m), (void *)(g0 + G_M_OFFSET)) && m == words[i])
+			return SEEN_LOCKED;
+	}
+	return 0;
+}
+
 /* One event of the poll, whichever is next: if it wakes somebody, records where that is parked. */
 static __always_inline void record_event(struct drain *d, struct counters *c, struct poller *p,
 					 u32 epoch)
@@ -99,6 +117,7 @@ static __always_inline void record_event(struct drain *d, struct counters *c, st
 	o.stack = NO_STACK;
 	o.fd = pd[PD_FD];
 	o.woken = parked_at(rg);
+	o.seen = o.woken ? locked(rg) : 0;
 	record_offender(c, &o, weight, 0);
 }
 

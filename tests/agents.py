@@ -85,6 +85,8 @@ MEASURED = {
             "bytes": None,
             "registered_twice": False,
             "error_queue": False,
+            "locked": False,
+            "held_ns": None,
             "woken_stack": [],
         }
     ],
@@ -114,6 +116,7 @@ READY = json.dumps(
             "typed": True,
             "no_cpu_samples": None,
             "sees_sockets": True,
+            "sees_held_writes": True,
             "program": "cache",
             "not_cached": None,
             "no_arrivals": None,

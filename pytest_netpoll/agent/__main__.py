@@ -172,6 +172,7 @@ def load(
         "typed": loaded.typed,
         "no_cpu_samples": loaded.cpu.why_not,
         "sees_sockets": loaded.sees_sockets,
+        "sees_held_writes": loaded.sees_held_writes,
         "no_arrivals": loaded.no_arrivals,
         "program": "compiled" if loaded.compiled else "cache",
         "not_cached": _not_cached(loaded, keeper),

@@ -38,7 +38,7 @@ class Evidence(NamedTuple):
 
     unclaimed: where events found nobody. io_stacks: the stack of one futile I/O call in so many is recorded,
     of none for 0; io_calls: of any, not of futile ones only. cpu_samples: who uses the CPU. woken: where the
-    goroutines of one poll in so many had been parked, of none for 0.
+    goroutines of one poll in so many had been parked, of none for 0. held_writes: whose writes are held back.
     """
 
     unclaimed: bool
@@ -46,6 +46,7 @@ class Evidence(NamedTuple):
     io_calls: bool
     cpu_samples: bool
     woken: int
+    held_writes: bool
 
 
 class Agent:
@@ -123,13 +124,16 @@ class Agent:
         cpu_samples: int,
         parked: int,
         woken: int,
+        held_writes: int,
     ) -> dict[str, Any]:
         self._refresh()
         self._processes.reap()
         before = self._parking.before(self._live()) if parked else None
         self._sample(states=False)
         self._recorder.prepare()
-        evidence = Evidence(bool(unclaimed), io_stacks, bool(io_calls), bool(cpu_samples), woken)
+        evidence = Evidence(
+            bool(unclaimed), io_stacks, bool(io_calls), bool(cpu_samples), woken, bool(held_writes)
+        )
         self._keep([*self._evidence.values(), evidence])
         try:
             window = self._windows.open(self._processes.slots())
@@ -180,6 +184,7 @@ class Agent:
             any(evidence.unclaimed for evidence in wanted),
             bool(every),
             any(evidence.io_calls for evidence in wanted),
+            any(evidence.held_writes for evidence in wanted),
         )
         self._kernel.sample(constants.SAMPLE_IO_CALLS, every)
         self._kernel.sample(constants.SAMPLE_WOKEN, max((evidence.woken for evidence in wanted), default=0))
@@ -232,6 +237,8 @@ class Agent:
         offences = [kept[name] for name in kept if any(bank.counters[name] for bank in banks.values())]
         if self._evidence[window].cpu_samples:
             offences.append("cpu")
+        if self._evidence[window].held_writes:
+            offences.append("held")
         found = offenders.kept(self._kernel, closed, offences)
         traces = self._recorder.told(
             window, closed, {root: self._processes.of(root) for root in self._processes.roots()}

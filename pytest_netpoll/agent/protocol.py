@@ -32,7 +32,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "parked": ("pid",),
     "attach": ("pid", "ready", "deadline"),
     "learn": ("pid", *SCHEDULER),
-    "open": ("ready_stacks", "unclaimed", "io_stacks", "io_calls", "cpu_samples", "parked", "woken"),
+    "open": (
+        *("ready_stacks", "unclaimed", "io_stacks", "io_calls", "cpu_samples", "parked", "woken"),
+        "held_writes",
+    ),
     "close": ("window", "settle_ms"),
     "lap": ("window", "settle_ms"),
 }

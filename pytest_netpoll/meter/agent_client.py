@@ -120,6 +120,7 @@ class Probe:
         cpu_samples: bool = False,
         parked: bool = False,
         woken: int = 0,
+        held_writes: bool = False,
     ) -> int:
         """Opens a window over everything watched; returns its number.
 
@@ -127,7 +128,8 @@ class Probe:
         kept on which descriptors events found nobody. io_stacks: as ready_stacks, of futile I/O calls;
         io_calls: whether of all I/O calls. cpu_samples: whether stacks of what uses CPU time are recorded.
         parked: whether to look at its two ends who is parked. woken: of one poll in so many it is kept where
-        those were parked whom it woke, of none for 0.
+        those were parked whom it woke, of none for 0. held_writes: whether it is recorded whose writes are held
+        back.
         """
         return self._ask(
             "open",
@@ -139,6 +141,7 @@ class Probe:
             cpu_samples=int(cpu_samples),
             parked=int(parked),
             woken=woken,
+            held_writes=int(held_writes),
         )["window"]
 
     def close(self, window: int) -> Closed:

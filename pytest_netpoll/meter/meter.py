@@ -295,6 +295,7 @@ class Meter:
                     window.cpu_samples,
                     window.parked,
                     WOKEN_STACKS if "woken" in wanted else 0,
+                    "held" in wanted,
                 )
             except UnmeasuredError as error:
                 window.failed = error
@@ -472,6 +473,8 @@ class Meter:
             found["cpu"] = Reason(lack["what"], fix=lack["fix"])
         if not self.environment.get("sees_sockets", True):
             found["spurious"] = _NO_SOCKETS
+        if not self.environment.get("sees_held_writes", True):
+            found["held"] = _NO_SOCKETS.about("whether writes are held back is not known")
         return found
 
     def _absent(self, processes: Sequence[Measured]) -> dict[str, Reason]:

@@ -41,7 +41,7 @@ _TIMER = re.compile(r"runtime\.(runOneTimer|\(\*timer\)\.unlockAndRun)$")
 _SCHEDULING = Frame("runtime.schedule", "runtime/proc.go", 0)
 
 # Of two windows' offenders at the same place these are equal, and their stacks.
-_PLACE = ("offence", "direction", "syscall", "outcome", "cause")
+_PLACE = ("offence", "direction", "syscall", "outcome", "cause", "locked")
 
 # offence -> the counter of all of them, kept or not. What is recorded as a sample only is not here.
 _COUNTERS = {"spurious": "spurious_wakeups", "stale": "stale_retries", "unclaimed": "unclaimed_events"}
@@ -74,7 +74,7 @@ def collect(
             lines[where][stack] += entry["count"]
             looked[where] += entry["count"] * _only_looks(frames)
         woken = symbolizer.stack([(str(path), int(offset)) for path, offset in entry["woken_stack"]])
-        kind = tuple(entry[name] for name in ("offence", "direction", "syscall", "outcome", "fd_type"))
+        kind = tuple(entry[name] for name in ("offence", "direction", "syscall", "outcome", "fd_type", "locked"))
         runtime = ready and (by_the_runtime(frames) or by_the_runtime(woken))
         places[(*kind, cause_of(entry), runtime, where, trim(woken))].append(entry)
         totals[entry["offence"]] += entry["count"]
@@ -86,6 +86,7 @@ def collect(
         syscall,
         outcome,
         fd_type,
+        locked,
         cause,
         runtime,
         where,
@@ -106,7 +107,9 @@ def collect(
                 local=_common(entry["local"] for entry in entries),
                 peer=_common(entry["peer"] for entry in entries),
                 cause=cause,
-                bytes=_moved(entries),
+                bytes=_sum(entries, "bytes"),
+                locked=locked,
+                held_ns=_sum(entries, "held_ns"),
                 not_blocking=looked[where] if offence == "cpu" else 0,
                 stack=stack,
                 woken_stack=woken,
@@ -129,9 +132,9 @@ def cause_of(entry: Mapping[str, Any]) -> Cause | None:
     return None
 
 
-def _moved(entries: Iterable[Mapping[str, Any]]) -> int | None:
-    moved = [entry["bytes"] for entry in entries if entry["bytes"] is not None]
-    return sum(moved) if moved else None
+def _sum(entries: Iterable[Mapping[str, Any]], name: str) -> int | None:
+    known = [entry[name] for entry in entries if entry[name] is not None]
+    return sum(known) if known else None
 
 
 def _only_looks(frames: Sequence[Frame]) -> bool:
@@ -212,7 +215,8 @@ def _check(entry: Mapping[str, Any]) -> None:
     count = entry["count"]
     texts = [entry["direction"], *(entry[name] for name in _OPTIONAL_TEXTS if entry[name] is not None)]
     whole = isinstance(count, int) and count > 0 and all(isinstance(text, str) for text in texts)
-    whole = whole and isinstance(entry["events"], list) and isinstance(entry["bytes"], int | None)
+    whole = whole and isinstance(entry["events"], list) and isinstance(entry["locked"], bool)
+    whole = whole and all(isinstance(entry[name], int | None) for name in ("bytes", "held_ns"))
     if not whole or entry["offence"] not in _OFFENCES:
         raise ValueError(f"offender {dict(entry)!r:.200}")
 
@@ -240,6 +244,7 @@ def _together(one: Offender, other: Offender) -> Offender:
         count=one.count + other.count,
         not_blocking=one.not_blocking + other.not_blocking,
         bytes=None if one.bytes is None or other.bytes is None else one.bytes + other.bytes,
+        held_ns=None if one.held_ns is None or other.held_ns is None else one.held_ns + other.held_ns,
         # Of a connection that was closed before anybody looked, the kind is not known any more.
         fd_type=_common({one.fd_type, other.fd_type} - {"closed"} or {"closed"}),
         local=_common((one.local, other.local)),

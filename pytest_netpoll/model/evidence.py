@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 from pytest_netpoll.gobinary.symbols import Frame
 
 Offence: TypeAlias = Literal[
-    "spurious", "stale", "ready", "unclaimed", "futile", "io", "cpu", "parked", "woken"
+    "spurious", "stale", "ready", "unclaimed", "futile", "io", "cpu", "parked", "woken", "held"
 ]
 
 # What lies behind a wakeup for nothing, or a stale retry. "registered twice": it was for reading, and the
@@ -24,7 +24,7 @@ class Offender:
     goroutines by runtime.ready (ready: it has no descriptor), makes I/O calls (futile: futile ones; io:
     others), or used CPU time (cpu: counts are samples); where goroutines were parked that the network woke
     (woken), or when the window closed (parked); or a descriptor whose events found nobody waiting (unclaimed:
-    no code is concerned, so there is no stack).
+    no code is concerned, so there is no stack); or made a write that Nagle's algorithm held back (held).
 
     count: estimated from a sample for ready calls, I/O calls and the woken. share: 0-1, of all such that were
     counted in the service; of what is sampled, of those in the sample. Where the kernel had no room for all,
@@ -36,6 +36,8 @@ class Offender:
     local, peer: None where they differ between those at this place, and for what has none.
     stack: innermost first, starts at the user's own code; empty where the kernel had no room for it.
     woken_stack: of a ready call, where the woken goroutine had been parked; empty where that isn't known.
+    locked: of a ready call, and of the woken, whether who is woken is locked to a thread
+    (runtime.LockOSThread). held_ns: for how long those writes were held back, in all; None of other offences.
 
     Of "parked" alone: growth: how many more than when the window opened. abandoned: descriptors whose peers
     closed meanwhile; the ones that nobody is parked on are an entry without a stack, of count 0. stuck: of
@@ -57,6 +59,8 @@ class Offender:
     cause: Cause | None = None
     bytes: int | None = None
     not_blocking: int = 0
+    locked: bool = False
+    held_ns: int | None = None
     stack: tuple[Frame, ...]
     woken_stack: tuple[Frame, ...] = ()
     growth: int = 0

@@ -53,6 +53,12 @@ class BrokenRule(Breach):
         return self.why.about(self.service).headline
 
     @property
+    def brief(self) -> str:
+        """On one line, without what was seen: code, place and fix."""
+        fix = f"; fix: {self.why.fix}" if self.why.fix else ""
+        return f"{self.service}: {self.why.what}{fix}"
+
+    @property
     def reason(self) -> Reason:
         return self.why.about(self.service)
 
@@ -106,6 +112,12 @@ class Verdict:
     def reason(self) -> str | None:
         """All of them as a text, None if passed."""
         return "\n".join(self.reasons) or None
+
+    @property
+    def message(self) -> str:
+        """For pytest, beside a section that has all of it: of broken rules not what was seen. Empty if passed."""
+        brief = {b.reason: b.brief for b in self.breaches if isinstance(b, BrokenRule)}
+        return "\n".join(brief.get(reason, reason) for reason in self.reasons)
 
 
 def judge(

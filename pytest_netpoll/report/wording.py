@@ -510,6 +510,8 @@ def offender_text(service: ServiceRecord, offender: OffenderRecord) -> str:
         return _cpu_text(offender)
     if offence == "parked":
         return _parked_text(offender)
+    if offence == "held":
+        return _held_text(offender)
     if offence in _SAMPLED:
         return _sampled_text(service, offender)
     metric, name, happened = _OFFENCES[offence]
@@ -575,6 +577,13 @@ def _cpu_text(offender: OffenderRecord) -> str:
     share = offender["share"] or 0
     samples = units.show(round(offender["count"] / share), "count") if share else units.NOT_MEASURED
     return f"{units.show(share, 'share')} of {samples} CPU samples, running"
+
+
+def _held_text(offender: OffenderRecord) -> str:
+    """ "20 writes (write on tcp a → b), held back for 41.2 ms each, made"; the place follows."""
+    each = units.show((offender.get("held_ns") or 0) / offender["count"], "ns")
+    count = units.show(offender["count"], "count")
+    return f"{count} writes ({_where(offender)}), held back for {each} each, made"
 
 
 def _parked_text(offender: OffenderRecord) -> str:

@@ -130,16 +130,9 @@ def test_a_machine_short_of_cpu_is_told_from_a_service_that_starves_itself(facto
     loop = [*on_cpu, sys.executable, "-c", "while True: pass"]
     hogs = [subprocess.Popen(loop, start_new_session=True) for _ in range(14)]
     try:
-        with contextlib.ExitStack() as stack:
-            clients = [
-                stack.enter_context(socket.create_connection(server.address, timeout=20)) for _ in range(300)
-            ]
-            with measure() as stretch:
-                for _ in range(5):
-                    for client in clients:
-                        client.sendall(b"ping")
-                    for client in clients:
-                        assert receive(client) == b"ping"
+        with connected(server) as clients, measure() as stretch:
+            for _ in range(5):
+                ask_all(clients, b"ping", b"ping")
     finally:
         for hog in hogs:
             hog.kill()
@@ -149,6 +142,57 @@ def test_a_machine_short_of_cpu_is_told_from_a_service_that_starves_itself(facto
     assert "the machine is short of CPU: other processes have it" in text
     assert "CPU-bound" not in text
     assert m.run_delay_seconds > m.cpu_seconds
+
+
+@contextlib.contextmanager
+def connected(server, count=300):
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(socket.create_connection(server.address, timeout=20)) for _ in range(count)
+        ]
+
+
+def ask_all(clients, question, answer):
+    for client in clients:
+        client.sendall(question)
+    for client in clients:
+        assert client.recv(len(answer), socket.MSG_WAITALL) == answer
+
+
+# Its threads wait for a CPU as long, and its wakeups are as late.
+def test_a_service_that_has_the_cpu_itself_does_not_blame_the_machine(factory, built, measure):
+    command = ["taskset", "-c", str(min(os.sched_getaffinity(0))), built("causes"), "-do", "kernel"]
+    server = factory(
+        command=[*command, "-addr", "127.0.0.1:{port}"], name="kernel", env={"GOMAXPROCS": "1"}
+    )
+    for _ in range(10):
+        with connected(server) as clients, measure() as stretch:
+            for _ in range(5):
+                ask_all(clients, b"50\n", b"done\n")
+        m = stretch(server)
+        assert m.run_delay_seconds > m.cpu_seconds
+        assert m.latency_p50 > 5e6
+        if m.cpu_seconds > m.window_seconds / 2:
+            break
+    else:
+        pytest.skip("other processes have most of the CPU")
+    assert diagnose(m) == unhurried(m)
+
+
+def test_who_accepts_without_the_poller_shares_no_listener(factory, built, measure):
+    command = [built("causes"), "-addr", "127.0.0.1:{port}", "-do", "thief"]
+    server = factory(command=command, name="thief")
+    for _ in range(10):
+        with measure() as stretch:
+            for _ in range(30):
+                with connected(server, 3):
+                    time.sleep(0.003)
+        m = stretch(server)
+        assert unhurried(m) == []
+        if m.spurious_wakeups >= 5:
+            break
+    assert m.spurious_wakeups >= 5
+    assert {o.syscall for o in m.offenders if o.offence == "spurious"} == {"accept4"}
 
 
 def unhurried(m):

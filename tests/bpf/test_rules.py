@@ -214,6 +214,48 @@ def test_more_ps_than_cpus_are_told_from_as_much_work_on_one(factory, built, bro
         service.stop()
 
 
+def ask(service, count, n=0, at_once=False):
+    """Commands, each with its answer, which may come in two pieces. at_once: it acknowledges each."""
+    with socket.create_connection(service.address, timeout=20) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(count):
+            connection.sendall(b"%d\n" % n)
+            answer = b""
+            while not answer.endswith(b"done\n"):
+                answer += connection.recv(64)
+                if at_once:
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            time.sleep(0.001)  # who reads them is parked again
+
+
+@pytest.mark.parametrize(
+    ("do", "expected"), [("locked", {"NP405"}), ("worker", {"NP405"}), ("plain", set()), ("beside", set())]
+)
+def test_goroutines_with_threads_of_their_own_are_told_from_others(causes, broken, do, expected):
+    service = causes(do)
+    m, found = broken(service, lambda: ask(service, 200))
+    assert m.wakeups >= 100
+    assert found.keys() == expected
+    if found:
+        assert 100 <= found["NP405"].proof.count <= 250
+        assert function(found["NP405"]).startswith("main." if do == "worker" else "services/kit.")
+
+
+def test_answers_that_nagle_holds_back_are_told_from_slow_ones(causes, broken):
+    nagle, nodelay = causes("nagle"), causes("nodelay")
+    m, found = broken(nagle, lambda: ask(nagle, 20))
+    assert found.keys() == {"NP408"}
+    assert 5 <= found["NP408"].proof.count <= 20
+    assert function(found["NP408"]).startswith("services/kit.Commands")
+    assert 20e6 < sum(o.held_ns or 0 for o in m.offenders) / found["NP408"].proof.count < 200e6
+    # As late, because the service is; as many pieces, for a client that acknowledges each at once.
+    slow, found = broken(nodelay, lambda: ask(nodelay, 20, 40))
+    assert found == {}
+    assert slow.window_seconds > m.window_seconds / 2
+    _, found = broken(nagle, lambda: ask(nagle, 20, at_once=True))
+    assert found == {}
+
+
 @pytest.fixture
 def keep(launch, newest_go):
     return launch("keep", go=str(newest_go.go))

@@ -141,7 +141,13 @@ def test_events_of_a_poll_are_those_that_were_ready_at_once(
 
 @pytest.fixture
 def quota():
-    """A cgroup with 20 ms of CPU every 100 ms, v1 or v2; its directory."""
+    with made_quota() as path:
+        yield path
+
+
+@contextlib.contextmanager
+def made_quota():
+    """A cgroup with 20 ms of CPU every 100 ms, v1 or v2; its directory. It ends with whoever is in it."""
     mounts = Path("/proc/self/mounts").read_text()
     v1 = re.search(r"^\S+ (\S+) cgroup (?:\S*,)?cpu[, ]", mounts, re.MULTILINE)
     v2 = re.search(r"^\S+ (\S+) cgroup2 ", mounts, re.MULTILINE)

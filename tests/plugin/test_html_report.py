@@ -416,6 +416,42 @@ def test_toolchains_and_what_got_worse_are_told_apart_and_filtered(few, page):
     page.assert_in_order()
 
 
+def stack(*functions: str) -> Any:
+    return [{"function": name, "file": "server/main.go", "line": 7} for name in functions]
+
+
+def test_stacks_are_drawn_as_flame_graphs_once_they_are_opened(tmp_path, page):
+    burnt = [("main.hash", "main.serve"), ("main.parse", "main.serve"), ("main.<b>", "main.main")]
+    made = record(0, "failed")
+    made["services"][0] |= {"histogram": {}, "timeline": []}
+    made["services"][0]["offenders"] = [
+        {
+            **{"offence": "cpu", "count": count, "share": count / 100, "direction": "", "syscall": None},
+            **{"fd_type": None, "stack": stack(*functions)},
+        }
+        for functions, count in zip(burnt, (60, 30, 10), strict=True)
+    ]
+    document.write(tmp_path / "report.html", {}, [made])
+    page.open(tmp_path / "report.html")
+    page.unfold(page.first())
+    graph = page.one(".flame")  # of what was not recorded there is none
+    assert graph.text == "Flame graph: CPU time"
+    assert page.all(".chart") == []
+    graph.find_element(By.TAG_NAME, "summary").send_keys(Keys.ENTER)
+    chart = page.until(lambda: graph.find_element(By.CSS_SELECTOR, ".chart"))
+    page.draw(chart)
+    page.until(lambda: len(chart.find_elements(By.CSS_SELECTOR, "g.slice")) == 6)
+    assert page.figures(chart) == [
+        ["function", "line", "share"],
+        ["main.serve", "server/main.go:7", "90.0 %"],
+        ["main.hash", "server/main.go:7", "60.0 %"],
+        ["main.parse", "server/main.go:7", "30.0 %"],
+        ["main.main", "server/main.go:7", "10.0 %"],
+        ["main.<b>", "server/main.go:7", "10.0 %"],
+    ]
+    page.assert_in_order()
+
+
 def test_a_link_to_a_test_opens_it_even_if_it_is_filtered_out(few, page):
     page.driver.get(few.as_uri() + "#tests%2Ftest_few.py%3A%3Atest_few%5Bgo1.9%5D")
     (good,) = page.until(lambda: page.all(".detail"))

@@ -83,7 +83,7 @@ READY = {
     "protocol": agent_client.PROTOCOL,
     **dict.fromkeys(("bcc", "python", "kernel", "machine", "program"), ""),
     "capabilities": [],
-    **dict.fromkeys(("follows_children", "typed", "sees_sockets"), True),
+    **dict.fromkeys(("follows_children", "typed", "sees_sockets", "sees_held_writes"), True),
     **dict.fromkeys(("no_cpu_samples", "no_arrivals", "not_cached")),
     **dict.fromkeys(("startup_seconds", "resident_bytes"), 1),
 }

@@ -203,6 +203,20 @@ SOCKET_MEMBERS = {
     "QUEUE_LENGTH_OFFSET": ("sk_buff_head", "qlen"),
 }
 REGISTRATIONS = ({"FILE_EPOLL_OFFSET": ("file", "f_ep")}, {"FILE_EPOLL_LIST_OFFSET": ("file", "f_ep_links")})
+# Whether what was written to a TCP socket is held back, and when it was sent:
+TCP_MEMBERS = {
+    "SOCK_PROTOCOL_OFFSET": ("sock", "sk_protocol"),
+    "TCP_WRITE_SEQ_OFFSET": ("tcp_sock", "write_seq"),
+    "TCP_SND_NXT_OFFSET": ("tcp_sock", "snd_nxt"),
+    "TCP_SND_UNA_OFFSET": ("tcp_sock", "snd_una"),
+    "TCP_SND_SML_OFFSET": ("tcp_sock", "snd_sml"),
+    "TCP_SND_WND_OFFSET": ("tcp_sock", "snd_wnd"),
+    "TCP_CWND_OFFSET": ("tcp_sock", "snd_cwnd"),
+    "TCP_MSS_OFFSET": ("tcp_sock", "mss_cache"),
+    "TCP_PACKETS_OUT_OFFSET": ("tcp_sock", "packets_out"),
+    "TCP_NONAGLE_OFFSET": ("tcp_sock", "nonagle"),
+    "TCP_FIRST_TX_OFFSET": ("tcp_sock", "first_tx_mstamp"),
+}
 # To what is queued on a socket, besides these:
 INBOX_MEMBERS = {
     "SOCK_PROTOCOL_OFFSET": ("sock", "sk_protocol"),

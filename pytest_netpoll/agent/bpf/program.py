@@ -50,6 +50,7 @@ SOURCES = (
     "calibration.c",
     "polls.c",
     "woken.c",
+    "held.c",
     "netpoll.c",
     "children.c",
     "goready.c",
@@ -57,7 +58,7 @@ SOURCES = (
 )
 _PARTS = (".c", ".h", ".py")
 AT_SYS_EXIT, AT_ARRIVAL, AT_DESCRIPTOR = b"syscall_returned", b"data_ready", b"note_descriptor"
-CONTINUATIONS = (b"drain_events", b"record_woken")  # bpf/polls.c: by their numbers
+CONTINUATIONS = (b"drain_events", b"record_woken", b"look_at_write")  # bpf/polls.c: by their numbers
 UPROBES = (b"ready_called", b"deadline_woke")
 
 
@@ -138,7 +139,10 @@ class Kernel:
         sockets = types.offsets(btf.SOCKET_MEMBERS)
         registered = types.first_offsets(btf.REGISTRATIONS)
         self.sees_sockets = bool(files and sockets and registered)
-        flags += _defines({**(tasks or {}), **(files or {}), **(sockets or {}), **(registered or {})})
+        tcp = types.offsets(btf.TCP_MEMBERS) if files else None
+        self.sees_held_writes = tcp is not None
+        known = (tasks, files, sockets, registered, tcp)
+        flags += _defines({name: at for group in known for name, at in (group or {}).items()})
         if served is not None:
             flags += self._restriction(
                 types.offsets(btf.CREDENTIAL_MEMBERS), types.first_offsets(btf.DUMPABLE_MEMBERS)
@@ -365,9 +369,11 @@ class Kernel:
         self._current.epoch = epoch
         self._settings[ctypes.c_int(0)] = self._current
 
-    def keep(self, culprits: bool, unclaimed: bool, futile_calls: bool, io_calls: bool) -> None:
+    def keep(
+        self, culprits: bool, unclaimed: bool, futile_calls: bool, io_calls: bool, held_writes: bool
+    ) -> None:
         """What is recorded: who was woken for nothing or latest; on which descriptors events found nobody;
-        who made futile I/O calls, or any.
+        who made futile I/O calls, or any; whose writes are held back.
         """
         self._current.keeping = (
             culprits * constants.KEEP_CULPRITS
@@ -375,6 +381,7 @@ class Kernel:
             | futile_calls * constants.KEEP_FUTILE_CALLS
             | io_calls * constants.KEEP_IO_CALLS
             | (culprits and self.traced > 0) * constants.KEEP_TRACE
+            | held_writes * constants.KEEP_HELD_WRITES
         )
         self._settings[ctypes.c_int(0)] = self._current
 

@@ -26,11 +26,12 @@ OFFENCES = (
     "io",
     "cpu",
     "woken",
+    "held",
 )  # bpf/netpoll.h: enum offence
 
 # bpf/netpoll.h: EVENT_BITS, SEEN_...
 _EVENTS = {0x1: "EPOLLIN", 0x4: "EPOLLOUT", 0x8: "EPOLLERR", 0x10: "EPOLLHUP", 0x20: "EPOLLRDHUP"}
-_SOCKET, _TWICE, _QUEUED = 1, 2, 4
+_SOCKET, _TWICE, _QUEUED, _LOCKED = 1, 2, 4, 8
 
 
 def kept(kernel: Kernel, window: windows.Window, offences: Collection[str]) -> Kept:
@@ -60,16 +61,27 @@ def culprits(kernel: Kernel, process: Process, found: Kept) -> list[dict[str, An
             entry.update(direction="", syscall=None, fd_type=None, local=None, peer=None)
         elif offence in ("unclaimed", "woken"):
             entry.update(syscall=None)
+        elif offence == "held":
+            entry.update(held_ns=moved)
         elif offence in ("futile", "io"):
             entry.update(outcome=windows.outcome(key.outcome), bytes=moved)
         else:
             entry.update(_behind(key))
+        if offence in ("ready", "woken"):
+            entry.update(locked=bool(key.seen & _LOCKED))
         offenders.append(entry)
     return offenders
 
 
 # Of offences without it.
-_NOTHING_MORE: dict[str, Any] = {"events": [], "bytes": None, "registered_twice": None, "error_queue": None}
+_NOTHING_MORE: dict[str, Any] = {
+    "events": [],
+    "bytes": None,
+    "registered_twice": None,
+    "error_queue": None,
+    "locked": False,
+    "held_ns": None,
+}
 
 
 def _behind(key: structs.Offender) -> dict[str, Any]:

@@ -99,9 +99,9 @@ def resolved(m: Measurement) -> float:
     return number(m, "productive_wakeups") + number(m, "spurious_wakeups")
 
 
-def matters(wasted: float, m: Measurement) -> bool:
+def matters(wasted: float, m: Measurement, least_share: float = LEAST_SHARE) -> bool:
     """Whether so many wakeups for nothing are more than chance."""
-    return wasted >= max(LEAST_WASTED, LEAST_SHARE * resolved(m))
+    return wasted >= max(LEAST_WASTED, least_share * resolved(m))
 
 
 def offenders(m: Measurement, *offences: Offence) -> list[Offender]:

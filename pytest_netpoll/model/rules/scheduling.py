@@ -39,6 +39,8 @@ GC_USED = 0.08  # CPU, s in a second; and as in BUSY_WANTED:
 GC_WANTED = 0.2
 # Of a late wakeup's delay: what the threads must have waited for a CPU meanwhile to explain it.
 CPU_WAIT_SHARE = 0.5
+# Of the CPUs that the service may use: what others must have had at least to be blamed.
+OTHERS_SHARE = 0.5
 # Polls a second that sysmon makes, at most, while nobody else does; of them non-blocking; and of all Ps, how
 # much wanted a CPU.
 SYSMON_RATE = 200
@@ -48,6 +50,12 @@ LEAST_EVENTS = 10
 # Of the CPUs that a service may use: what it used, and how many threads wanted one at a time, in the mean.
 CPUS_USED = 0.15
 CPUS_WANTED = 2
+
+# Goroutines woken on a thread of their own: so many, and a second, cost something.
+LEAST_HANDOVERS = 20
+
+# Writes that were held back; agent/constants.py and bpf/netpoll.h say for how long.
+LEAST_HELD = 5
 
 _GC = "runtime.gc"
 
@@ -164,7 +172,10 @@ def _explained(m: Measurement, waited_in: Callable[[TimelinePoint], int]) -> boo
 def _machine_busy(m: Measurement) -> Proof | None:
     late, _ = _late(m)
     used, waited = m.cpu_seconds, m.run_delay_seconds
-    if not late or used is None or waited is None or waited < used:
+    if not late or used is None or waited is None or m.cpus is None or waited < used:
+        return None
+    # Where it had most of the CPU itself, its threads waited for each other.
+    if used > OTHERS_SHARE * m.cpus * m.window_seconds:
         return None
     if not _explained(m, lambda point: point.run_delay_ns):
         return None
@@ -212,6 +223,42 @@ def _gc_pressure(m: Measurement) -> Proof | None:
         "a small heap.",
         stack_of(_own_code(m)),
     )
+
+
+def _thread_handover(m: Measurement) -> Proof | None:
+    found = [o for o in offenders(m, "woken", "ready") if o.locked]
+    n = sum(o.count for o in found)
+    if n < max(LEAST_HANDOVERS, LEAST_HANDOVERS * m.window_seconds):
+        return None
+    network = sum(o.count for o in found if o.offence == "woken")
+    # Of a ready call the waker has nothing to do with it.
+    parked = [o.stack if o.offence == "woken" else o.woken_stack for o in found]
+    return Proof(
+        n,
+        f"about {count(n)} times a goroutine was woken that is locked to its thread (runtime.LockOSThread), "
+        f"{count(network)} of them by the network, in {seconds(m.window_seconds)}: whichever thread finds it "
+        "runnable has to wake that thread, hand over to it and go to sleep.",
+        next(filter(None, parked), ()),
+    )
+
+
+def _write_held_back(m: Measurement) -> Proof | None:
+    found = offenders(m, "held")
+    n = sum(o.count for o in found)
+    if n < LEAST_HELD:
+        return None
+    each = sum(o.held_ns or 0 for o in found) / n
+    return Proof(
+        n,
+        f"{count(n)} writes stayed in the service's sockets for {units.show(each, 'ns')} each: TCP_NODELAY is "
+        "off, so that a small segment waits until the peer acknowledges the one before (Nagle's algorithm), "
+        "and the peer delays that, as it waits for the rest. Typically an answer is written in pieces.",
+        stack_of(found),
+    )
+
+
+def _no_held_writes(m: Measurement) -> Reason | None:
+    return m.unexplained.get("held")
 
 
 _STARVATION_FIX = "give CPU-bound work fewer goroutines than GOMAXPROCS, or a process of its own."
@@ -263,11 +310,27 @@ RULES = (
         "machine-busy",
         "The machine is short of CPU: the service's threads wait for one while others run.",
         "Late wakeups as in NP401; threads that waited for a CPU longer than they ran, also while most of "
-        "the slowest wakeups were on their way.",
+        "the slowest wakeups were on their way; and less than half of its CPUs used by the service itself.",
         "run less beside the test, or give the machine more CPUs.",
-        "A service that starves itself (NP401), or whose GOMAXPROCS is too high (NP406).",
+        "A service that starves itself (NP401), or whose GOMAXPROCS is too high (NP406), or whose threads in "
+        "system calls and C code have the CPU.",
         "Any service, beside a compiler.",
         _machine_busy,
+    ),
+    Rule(
+        "NP405",
+        "thread-handover",
+        "Goroutines that are locked to a thread (runtime.LockOSThread) are woken again and again, and each time "
+        "one thread hands over to another.",
+        f"At least {LEAST_HANDOVERS} wakeups a second, by the network or by another goroutine, of goroutines "
+        "whose g.lockedm is set as they are woken.",
+        "wait in a goroutine that is not locked, and let the locked one do only what needs its thread; or call "
+        "runtime.UnlockOSThread.",
+        "A service whose goroutines are not locked makes as many wakeups, and a goroutine that is locked and "
+        "is rarely woken costs nothing.",
+        "A handler that calls runtime.LockOSThread for a C library and then reads its connection.",
+        _thread_handover,
+        offences=("woken", "ready"),
     ),
     Rule(
         "NP406",
@@ -292,5 +355,20 @@ RULES = (
         _gc_pressure,
         no_cpu_samples,
         offences=("cpu",),
+    ),
+    Rule(
+        "NP408",
+        "write-held-back",
+        "The kernel holds the end of an answer back until the client acknowledges its beginning.",
+        f"At least {LEAST_HELD} writes to TCP connections without TCP_NODELAY that returned while a small "
+        "segment waited for an acknowledgement and nothing else, and that were sent 20 to 200 ms later. Needs "
+        "the kernel's BTF.",
+        "write an answer at once (bufio.Writer, net.Buffers), or leave TCP_NODELAY on, as Go does.",
+        "A handler that takes 40 ms for the second half of its answer, a client that acknowledges at once, and "
+        "one that does not read (its window is full).",
+        "A handler that calls SetNoDelay(false) and writes a header and a body.",
+        _write_held_back,
+        _no_held_writes,
+        ("held",),
     ),
 )

@@ -6,6 +6,7 @@ from pytest_netpoll.errors import Reason
 from pytest_netpoll.model.evidence import Cause, Offender
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.rules.rule import (
+    LEAST_SHARE,
     Proof,
     Rule,
     count,
@@ -17,18 +18,22 @@ from pytest_netpoll.model.rules.rule import (
 )
 
 _ACCEPTS = ("accept", "accept4")
+# Of all wakeups, most of which are for reading. On a busy machine most workers come too late and are spared.
+_LISTENER_SHARE = 0.01
 
 
 def _woken(m: Measurement, cause: Cause, accepting: bool = False) -> list[Offender]:
     return [o for o in offenders(m, "spurious") if o.cause == cause and (o.syscall in _ACCEPTS) == accepting]
 
 
-def _proof(m: Measurement, found: list[Offender], text: str) -> Proof | None:
+def _proof(
+    m: Measurement, found: list[Offender], text: str, least_share: float = LEAST_SHARE
+) -> Proof | None:
     """text: with {n} for how many wakeups, {spurious} for how many were spurious, {all} for how many there
     were.
     """
     n = sum(o.count for o in found)
-    if not matters(n, m):
+    if not matters(n, m, least_share):
         return None
     return Proof(
         n,
@@ -63,6 +68,7 @@ def _shared_listener(m: Measurement) -> Proof | None:
         "{n} of {spurious} spurious wakeups found no connection to accept: each connection wakes every "
         "acceptor of a shared listener (it is registered with epoll more than once), and one gets it. "
         "Typically worker processes inherited one listener.",
+        _LISTENER_SHARE,
     )
 
 

@@ -13,7 +13,7 @@ from pytest_netpoll.model import units
 from pytest_netpoll.model.histogram import bucket_bounds
 from pytest_netpoll.model.metrics import LIMITABLE, METRICS, Metric, Value
 from pytest_netpoll.report import wording
-from pytest_netpoll.report.html import overview
+from pytest_netpoll.report.html import flames, overview
 from pytest_netpoll.report.record import (
     BreachRecord,
     RegressionRecord,
@@ -101,6 +101,7 @@ def _charts(test: TestRecord, service: ServiceRecord) -> dict[str, Any]:
         **{family: chart for family, chart in others.items() if chart is not None},
         "latency": _distribution(test, service, "latency"),
         "timeline": _timeline(service),
+        "flames": flames.graphs_of(service),
     }
 
 
@@ -237,6 +238,8 @@ class _Service:
             record = {**record, "metrics": {}, "runs": {}}
         breaches = [breach for breach in test["breaches"] if breach["service"] == record["name"]]
         self.limits = list(_limits(test, record, breaches))
+        # Offence -> what its graph shows; the page draws it when it is opened.
+        self.flames = {offence: graph["title"] for offence, graph in flames.graphs_of(record).items()}
         self.broken = {fault["metric"] for fault in wording.broken(test, record)}
         self.explaining = wording.explaining(test, record)
         self.besides = wording.besides(test, record)

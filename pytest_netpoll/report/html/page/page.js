@@ -278,6 +278,36 @@
     },
   };
 
+  const flame = ({ names, places, parents, counts }) => ({
+    traces: [
+      {
+        type: "icicle",
+        ids: names.map((_, i) => `${i}`),
+        // Plotly takes some HTML.
+        labels: names.map((name) => name.replaceAll("&", "&amp;").replaceAll("<", "&lt;")),
+        parents: parents.map((parent) => (parent < 0 ? "" : `${parent}`)),
+        values: counts,
+        customdata: places.map((place) => place.replaceAll("&", "&amp;").replaceAll("<", "&lt;")),
+        branchvalues: "total",
+        tiling: { orientation: "v" },
+        pathbar: { visible: false },
+        textposition: "middle left",
+        hovertemplate: "%{label}<br>%{customdata}<br>%{percentRoot:.1%}<extra></extra>",
+        marker: { line: { color: colour("back"), width: 1 } },
+      },
+    ],
+    layout: layout({ margin: { l: 0, r: 0, t: 8, b: 8 }, hovermode: "closest" }),
+  });
+  CHARTS.flame = {
+    caption: ({ title }) => `Flame graph: ${title}`,
+    describe: ({ names }) => `${names.length - 1} functions, each below its caller`,
+    build: flame,
+    figures: ({ names, places, counts }) => [
+      ["function", "line", "share"],
+      ...names.slice(1).map((name, i) => [name, places[i + 1], `${((100 * counts[i + 1]) / counts[0]).toFixed(1)} %`]),
+    ],
+  };
+
   const drawn = new Map(); // place of a chart -> what to draw there
   const draw = (place, more = {}) => {
     const { kind, data } = drawn.get(place);
@@ -355,6 +385,11 @@
       for (const place of cell.querySelectorAll(".charts")) {
         const data = charts[place.dataset.service];
         for (const kind of Object.keys(CHARTS)) if (data[kind] != null) place.append(figure(kind, data[kind]));
+      }
+      for (const place of cell.querySelectorAll(".flame")) {
+        const { service, flame: offence } = place.dataset;
+        const open = () => place.append(figure("flame", charts[service].flames[offence]));
+        place.addEventListener("toggle", open, { once: true });
       }
       row = element("tr", { class: "detail", id: `test-${test.number}` }, cell);
       test.body.append(row);

@@ -11,6 +11,13 @@
 //	gc        a loop allocates, beside a million live pointers, with GOGC=5.
 //	yield     from the start and for ever four goroutines compute for 50 µs and yield.
 //	spin      from the start and for ever eight goroutines compute.
+//	kernel    from the start and for ever eight threads are in long system calls; a command computes for N µs.
+//	thief     who waits by poll(2) also accepts from the listener, and closes what it gets.
+//	locked    answers a command from a goroutine that is locked to its thread.
+//	beside    the same from one that is not, beside one that is locked and waits for a connection that never comes.
+//	worker    a locked goroutine answers what others hand to it by a channel.
+//	nagle     answers in two writes, without TCP_NODELAY. N ms are between them.
+//	nodelay   the same with TCP_NODELAY.
 //	bulk      reads the N KiB that follow, but for the last 8 at most, 512 bytes at a time.
 package main
 
@@ -24,9 +31,14 @@ import (
 	"runtime/debug"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"services/kit"
 )
+
+// By the machine.
+var sysGetrandom, sysPpoll = map[string]uintptr{"amd64": 318, "arm64": 278}[runtime.GOARCH],
+	map[string]uintptr{"amd64": 271, "arm64": 73}[runtime.GOARCH]
 
 func main() {
 	addr := flag.String("addr", "127.0.0.1:0", "address")
@@ -57,6 +69,34 @@ func main() {
 	case "yield", "spin":
 		begin = func(_ net.Conn, n int) { time.Sleep(time.Duration(n) * time.Millisecond) }
 		go crowd(*do == "yield")
+	case "kernel":
+		begin = func(_ net.Conn, n int) {
+			for t := time.Now(); time.Since(t) < time.Duration(n)*time.Microsecond; {
+			}
+		}
+		for i := 0; i < 8; i++ {
+			go inKernel()
+		}
+	case "thief":
+		go steal(l)
+	case "locked":
+		begin = func(net.Conn, int) { runtime.LockOSThread() }
+	case "beside":
+		go func() {
+			runtime.LockOSThread()
+			other, err := net.Listen("tcp", "127.0.0.1:0")
+			kit.Must(err)
+			other.Accept()
+		}()
+	case "worker":
+		begin = worker()
+	case "nagle", "nodelay":
+		begin = func(c net.Conn, n int) {
+			kit.Must(c.(*net.TCPConn).SetNoDelay(*do == "nodelay"))
+			_, err := c.Write([]byte("it is "))
+			kit.Must(err)
+			time.Sleep(time.Duration(n) * time.Millisecond)
+		}
 	case "bulk":
 		begin = bulk
 	}
@@ -226,6 +266,49 @@ func crowd(yields bool) {
 				}
 			}
 		}()
+	}
+}
+
+// It has a thread, but no P.
+func inKernel() {
+	for noise := make([]byte, 8<<20); ; {
+		_, _, e := syscall.Syscall(sysGetrandom, uintptr(unsafe.Pointer(&noise[0])), uintptr(len(noise)), 0)
+		if e != 0 {
+			kit.Must(e)
+		}
+	}
+}
+
+func steal(l *net.TCPListener) {
+	type pollFd struct {
+		fd              int32
+		events, revents int16
+	}
+	raw, err := l.SyscallConn()
+	kit.Must(err)
+	fd := -1
+	raw.Control(func(own uintptr) { fd, err = syscall.Dup(int(own)) })
+	kit.Must(err)
+	for {
+		p := pollFd{fd: int32(fd), events: 1}
+		syscall.Syscall6(sysPpoll, uintptr(unsafe.Pointer(&p)), 1, 0, 0, 0, 0)
+		if got, _, err := syscall.Accept4(fd, syscall.SOCK_CLOEXEC); err == nil {
+			syscall.Close(got)
+		}
+	}
+}
+
+func worker() func(net.Conn, int) {
+	jobs, done := make(chan int), make(chan bool)
+	go func() {
+		runtime.LockOSThread()
+		for range jobs {
+			done <- true
+		}
+	}()
+	return func(_ net.Conn, n int) {
+		jobs <- n
+		<-done
 	}
 }
 
