@@ -119,20 +119,7 @@ def ours(goready: Literal["auto", "off"], services: Sequence[Service]) -> Iterat
         resolved = total(measured, "productive_wakeups") + total(measured, "spurious_wakeups")
         attached.figures["wakeups unresolved (%)"] = 100 - 100 * resolved / total(measured, "wakeups")
         attached.figures["its maps in the kernel (MiB)"] = map_memory(attached.pid)
-        attached.figures["ready, compiling (s)"] = first_start(goready)
         attached.figures["a window (ms)"] = window_cost(meter, services)
-    finally:
-        meter.stop()
-
-
-def first_start(goready: Literal["auto", "off"]) -> float:
-    """s until another agent is ready that has to compile."""
-    config = dataclasses.replace(Config.default(), goready=goready, cache="off")
-    meter = Meter(config, Symbolizer(HERE))
-    started = time.monotonic()
-    try:
-        meter.close(meter.open(), [])
-        return time.monotonic() - started
     finally:
         meter.stop()
 
