@@ -3,40 +3,40 @@
  * Histograms of times, and what the times in each of their buckets are made of.
  */
 
+/* Whether v is above the limit; neither may be 1 << 63. It takes no branch: the verifier walks
+ * through all that follows once for each of its ends, and of a bucket there would be 40. */
+static __always_inline u64 above(u64 v, u64 limit)
+{
+	u64 left = limit - v;
+
+	asm volatile("" : "+r"(left)); /* or the compiler makes a branch of it */
+	return left >> 63;
+}
+
 static __always_inline u32 bucket_of(u64 ns)
 {
-	u32 shift = 0;
-	u64 v;
+	u64 shift, step, v;
 
 	if (ns >> LATENCY_BITS)
 		ns = (1ULL << LATENCY_BITS) - 1;
-	if (ns < 16)
-		return ns;
-	v = ns;
-	if (v >> 32) {
-		v >>= 32;
-		shift += 32;
-	}
-	if (v >> 16) {
-		v >>= 16;
-		shift += 16;
-	}
-	if (v >> 8) {
-		v >>= 8;
-		shift += 8;
-	}
-	if (v >> 4) {
-		v >>= 4;
-		shift += 4;
-	}
-	if (v >> 2) {
-		v >>= 2;
-		shift += 2;
-	}
-	if (v >> 1) {
-		shift += 1;
-	}
-	return (shift - 3) * 16 + ((ns >> (shift - 4)) & 15);
+	v = ns | 16;
+	shift = above(v, 0xffffffff) << 5;
+	v >>= shift;
+	step = above(v, 0xffff) << 4;
+	v >>= step;
+	shift += step;
+	step = above(v, 0xff) << 3;
+	v >>= step;
+	shift += step;
+	step = above(v, 0xf) << 2;
+	v >>= step;
+	shift += step;
+	step = above(v, 3) << 1;
+	v >>= step;
+	shift += step;
+	shift += v >> 1;
+	/* The first 16 have a bucket each, as the next. */
+	return (shift - 3 - above(16, ns)) * 16 + ((ns >> (shift - 4)) & 15);
 }
 
 /* Returns the bucket. */

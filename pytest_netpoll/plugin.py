@@ -91,9 +91,10 @@ class Hooks:
     def pytest_sessionstart(self) -> None:
         self._session.start()
 
-    def pytest_report_header(self) -> str:
-        options = self._session.options
-        return terminal.header_line(options, f"eBPF through BCC of {options.python or SYSTEM_PYTHON}")
+    def pytest_report_header(self) -> list[str]:
+        options, warning = self._session.options, self._session.meter.why_not_cached()
+        line = terminal.header_line(options, f"eBPF through BCC of {options.python or SYSTEM_PYTHON}")
+        return [line, *([] if warning is None else str(warning).splitlines())]
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         marked.run_with_each(metafunc, self._session.toolchains)

@@ -13,6 +13,8 @@ privileges, and it tells a user of that user's own processes only.
 
 "load" takes a number as "trace", too: it then keeps so many single events of a window, which "close" tells.
 
+"load" takes a number as "trace", too: it then keeps so many single events of a window, which "close" tells.
+
 Nothing is on the command line, so that a line in sudoers can allow exactly this and nothing else. Whoever
 needs no such line may add
 
@@ -22,24 +24,13 @@ needs no such line may add
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import platform
 import pwd
-import signal
 import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import constants
-import handlers
-import protocol
-from bpf import binding, cache, cpus, footprint, program
-from counters import sampler
-from processes import proc, watched
-from security import budget, hangup, privileges, seccomp, trust
+import bytecode
+from security.store import Store
 
 # Says that the files need not be root's alone.
 UNVERIFIED = "--unverified"
@@ -47,63 +38,14 @@ CACHE = "--cache="
 FILL = "--fill="
 OFF = "off"
 REFRESH = "sudo python -m pytest_netpoll install-agent"
-_NOBODY = 65534
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
-def serve(agent: handlers.Agent, lines: Iterable[str | None], send: Callable[[object], None]) -> None:
-    """Answers until the lines end."""
-    for line in lines:
-        identity = None
-        try:
-            identity, command, arguments = protocol.parse(line)
-            if command in protocol.FIRST:
-                raise protocol.BadMessage("everything is loaded already")
-            send({"id": identity, "ok": getattr(agent, command)(**arguments)})
-        except protocol.BadMessage as error:
-            send({"id": identity, "error": {"what": f"the agent refused a message: {error}"}})
-        except watched.Refused as error:
-            send({"id": identity, "error": {"what": str(error), "fix": error.fix}})
-
-
-def resident_bytes() -> int:
-    with open("/proc/self/statm") as f:
-        return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def sources() -> str:
-    """The directory of netpoll.c: beside the agent, or beside the package in a checkout."""
-    parent = os.path.dirname(HERE)
-    installed = os.path.join(parent, "bpf")
-    return installed if os.path.isdir(installed) else os.path.join(os.path.dirname(parent), "bpf")
-
-
-def verify() -> None:
-    """Raises protocol.Unable unless nobody but root can change what runs here."""
-    for path in (HERE, sources()):
-        reason = trust.distrust(path)
-        if reason is not None:
-            raise protocol.Unable(
-                f"the agent refuses to run as root where others can change it: {reason}",
-                "remove it and install it again: python -m pytest_netpoll install-agent",
-            )
-
-
-def _take_place(user: privileges.Invoker, size: int) -> None:
-    """Among this user's agents, for as long as this one lives. Raises protocol.Unable."""
-    try:
-        with hangup.ends_with(sys.stdin.fileno()):
-            budget.take(user.uid, size)
-    except budget.Refused as error:
-        fix = "let others end, use fewer workers (pytest -n), or run pytest as root"
-        raise protocol.Unable(str(error), fix) from error
-
-
-def kept(arguments: Sequence[str]) -> cache.Cache | None:
+def kept(arguments: Sequence[str]) -> Store | None:
     """Where what was compiled is kept: the installed agent's beside it, where only install-agent writes."""
     if UNVERIFIED not in arguments:
         fill = any(argument.startswith(FILL) for argument in arguments)
-        return cache.Cache(os.path.join(os.path.dirname(HERE), "cache"), 0, fill, REFRESH)
+        return Store(os.path.join(os.path.dirname(HERE), "cache"), 0, fill, REFRESH)
     uid = os.geteuid()
     directory = next((word[len(CACHE) :] for word in arguments if word.startswith(CACHE)), None)
     if directory == OFF:
@@ -115,136 +57,23 @@ def kept(arguments: Sequence[str]) -> cache.Cache | None:
             directory = os.path.join(home, ".cache", "pytest-netpoll")
         except KeyError:
             return None
-    return cache.Cache(os.path.abspath(directory), uid, True)
-
-
-def load(
-    user: privileges.Invoker,
-    timers: sampler.Timers,
-    keeper: cache.Cache | None,
-    max_processes: int,
-    max_fds: int,
-    uprobes: int,
-    answers: int,
-    trace: int,
-) -> tuple[handlers.Agent, dict[str, Any]]:
-    """The agent, and what to say of it, with the program in the kernel and privileges given up.
-
-    keeper: of what was compiled. uprobes: whether probes are to be placed in programs later, which takes a
-    privilege more. answers: whether they are timed. trace: how many records of single events a window is to
-    keep, 0 for none. Raises protocol.Unable.
-    """
-    started = time.monotonic()
-    problem = privileges.why_not()
-    if problem is not None:
-        raise protocol.Unable(*problem)
-    if not user.is_root:
-        possible = cpus.possible()
-        sizes = (max_processes, max_fds, possible, bool(answers), trace)
-        problem = footprint.too_large(*sizes)
-        if problem is not None:
-            raise protocol.Unable(*problem)
-        # Whoever has the capabilities themselves is bound by nothing that this agent does.
-        if os.geteuid() == 0:
-            _take_place(user, footprint.size(*sizes))
-    try:
-        # A second on an idle machine, many on a busy one; whoever started us may be killed meanwhile.
-        with hangup.ends_with(sys.stdin.fileno()):
-            served = None if user.is_root else user.uid
-            loaded = program.Kernel(sources(), max_processes, max_fds, served, keeper, bool(answers), trace)
-    except program.LoadFailed as error:
-        raise protocol.Unable(f"the BPF program could not be loaded: {error}", error.fix) from error
-    kept = privileges.drop(user, loaded.works, privileges.PROBING if uprobes else ())
-    proc.Threads.keep_open()
-    if not user.is_root:
-        # A kernel may be built without; then the capabilities are as few as ever.
-        with contextlib.suppress(OSError):
-            seccomp.restrict()
-    agent = handlers.Agent(loaded, timers, user, lambda pid: user.is_root or privileges.owns(user, pid))
-    return agent, {
-        "protocol": protocol.VERSION,
-        "bcc": loaded.bcc,
-        "python": platform.python_version(),
-        "kernel": platform.release(),
-        "machine": platform.machine(),
-        "capabilities": kept,
-        "follows_children": loaded.follows_children,
-        "typed": loaded.typed,
-        "no_cpu_samples": loaded.cpu.why_not,
-        "sees_sockets": loaded.sees_sockets,
-        "sees_held_writes": loaded.sees_held_writes,
-        "no_arrivals": loaded.no_arrivals,
-        "program": "compiled" if loaded.compiled else "cache",
-        "not_cached": _not_cached(loaded, keeper),
-        "startup_seconds": time.monotonic() - started,
-        "resident_bytes": resident_bytes(),
-    }
-
-
-def _not_cached(loaded: program.Kernel, keeper: cache.Cache | None) -> dict[str, str | None] | None:
-    """Why the program did not come from the cache, and what keeps it from being there by now."""
-    if keeper is None or not loaded.compiled:
-        return None
-    why = [loaded.not_kept, loaded.not_filled if keeper.writes else ""]
-    return {"what": "; ".join(filter(None, why)), "fix": keeper.fix}
-
-
-def fill(sizes: str) -> dict[str, str]:
-    """Compiles for users who come through sudo, proves that it can be loaded, and keeps it. Raises Unable."""
-    keeper = kept([FILL])
-    max_processes, max_fds = map(int, sizes.split(","))
-    problem = privileges.why_not()
-    if problem is not None or keeper is None:
-        raise protocol.Unable(*(problem or ("there is no cache",)))
-    for answers, trace in ((True, 0), (False, constants.TRACE_RECORDS), (False, 0)):
-        try:
-            # Of nobody in particular: it is told whom it serves when it is loaded.
-            loaded = program.Kernel(sources(), max_processes, max_fds, _NOBODY, keeper, answers, trace)
-        except program.LoadFailed as error:
-            raise protocol.Unable(f"the BPF program could not be loaded: {error}", error.fix) from error
-        if loaded.not_filled:
-            raise protocol.Unable(loaded.not_filled)
-    return {"kernel": platform.release(), "bcc": loaded.bcc, "directory": keeper.directory}
+    return Store(os.path.abspath(directory), uid, True)
 
 
 def main() -> int:
-    user = privileges.invoker(os.environ)
+    arguments, environment = sys.argv[1:], dict(os.environ)
     # Nothing here is the user's to say: neither what BCC compiles and how, nor from where.
     os.environ.clear()
     os.environ["PATH"] = os.defpath
     os.chdir("/")
-    # The protocol keeps stdout for itself: BCC and LLVM may print.
-    wire = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    # Ctrl-C is pytest's to handle; the agent ends when its stdin does.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    store, verified = kept(arguments), UNVERIFIED not in arguments
+    # Of the installed agent, install-agent has compiled the modules.
+    if store is not None and not verified:
+        bytecode.use(HERE, store)
+    import serving  # only now that it is known where from
 
-    def send(message: object) -> None:
-        wire.write(json.dumps(message, separators=(",", ":")) + "\n")
-        wire.flush()
-
-    timers = sampler.Timers()
-    lines = timers.lines(sys.stdin.fileno())
-    with contextlib.suppress(BrokenPipeError):
-        try:
-            if UNVERIFIED not in sys.argv[1:]:
-                verify()
-            if sys.argv[1:] and sys.argv[1].startswith(FILL):
-                send({"filled": fill(sys.argv[1][len(FILL) :])})
-                return 0
-            _, command, arguments = protocol.parse(next(lines, ""))
-            if command not in protocol.FIRST:
-                raise protocol.BadMessage(f"the first is load, not {command}")
-            if command == "about":
-                send({"about": binding.about()})
-                return 0
-            agent, ready = load(user, timers, kept(sys.argv[1:]), **arguments)
-        except (protocol.Unable, protocol.BadMessage) as error:
-            send({"failed": {"what": str(error), "fix": getattr(error, "fix", None)}})
-            return 1
-        send({"ready": ready})
-        serve(agent, lines, send)
-    return 0
+    sizes = next((word[len(FILL) :] for word in arguments if word.startswith(FILL)), None)
+    return serving.main(environment, verified, store, sizes)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from pytest_netpoll.agent.constants import (
@@ -209,6 +210,17 @@ class Meter:
             )
         except UnmeasuredError as error:
             self._refused = error
+
+    def why_not_cached(self) -> Reason | None:
+        """Why --netpoll-cache=DIR will not be used, as far as that is known before the agent starts."""
+        config = self._config
+        if not isinstance(config.cache, Path) or config.mode == "off":
+            return None
+        try:
+            argv = privilege.command(config.python, config.sudo, config.agent, config.cache)
+        except UnmeasuredError:
+            return None
+        return privilege.why_not_cached(argv, config.cache)
 
     def _launch(self, load: Mapping[str, int]) -> agent_client.Probe:
         config = self._config

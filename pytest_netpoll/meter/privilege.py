@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Literal
 
 from pytest_netpoll.agent.security.capabilities import missing, names
-from pytest_netpoll.agent.security.trust import distrust
-from pytest_netpoll.errors import UnmeasuredError
+from pytest_netpoll.agent.security.trust import distrust, distrust_place
+from pytest_netpoll.errors import Reason, UnmeasuredError
 
 HERE = Path(__file__).parents[1]
 AGENT = HERE / "agent"
@@ -78,6 +78,27 @@ def command(
         )
     copy = installed or INSTALLED
     return ["sudo", "-n", "--", *(agent_command(interpreter, copy / "agent") if is_usable(copy) else own)]
+
+
+def why_not_cached(argv: Sequence[str], cache: Path) -> Reason | None:
+    """Why the agent that argv starts will not use --netpoll-cache, as far as can be seen from here.
+
+    None of an installed agent, which has a cache of its own.
+    """
+    if UNVERIFIED not in argv:
+        return None
+    uid, place = 0 if argv[0] == "sudo" else os.geteuid(), cache.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    why = distrust_place(str(place), uid)
+    if why is None:
+        return None
+    owner = "root" if uid == 0 else "you"
+    return Reason(
+        f"--netpoll-cache={cache} is not used",
+        why=why,
+        fix=f"name a directory that only {owner} can write to, as well as all above it",
+    )
 
 
 def own_command(python: Path | None) -> list[str]:

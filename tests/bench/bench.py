@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import load
+import starts
 import tables
 from rows import ROWS, Row, RowError, compare_with
 from tables import BASE, Sample
@@ -34,6 +35,7 @@ from pytest_netpoll.service.service import Service, ServiceFactory
 HERE = Path(__file__).parent
 TAINTED = Path("/proc/sys/kernel/tainted")
 OOPSED = 1 << 7
+STARTS = 5  # rounds of them at most: eight that compile take 10 s
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,11 @@ def main() -> int:
     choices = [name for name in ROWS if name != BASE]
     parser.add_argument("--only", action="append", choices=choices, help="besides nothing, and --before")
     parser.add_argument("--before", metavar="REF", help="measure this commit's pytest-netpoll, too")
+    parser.add_argument("--starts", action="store_true", help="only what a start of the agent costs")
     options = parser.parse_args()
+    if options.starts:
+        print(starts.measure(min(options.rounds, STARTS)))
+        return 0
     names = [name for name in ROWS if name == BASE or not options.only or name in options.only]
     with contextlib.ExitStack() as stack:
         if options.before:
@@ -206,6 +212,8 @@ def main() -> int:
         print(machine(on))
     print(f"{options.rounds} rounds, {options.seconds} s each load; medians (and quartiles) of the rounds\n")
     print(report(results, failures, half_rate))
+    if not options.only:
+        print(f"\n{starts.measure(min(options.rounds, STARTS))}")
     # A peer may be missing; that ours is would be no news but a fault.
     return int(any(ROWS[name].kind != "peer" for name in failures))
 
@@ -213,7 +221,7 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except NetpollError as error:
+    except (NetpollError, RowError) as error:
         sys.exit(f"bench: {error}")
     except KeyboardInterrupt:
         sys.exit(130)  # as a shell would say it

@@ -122,7 +122,6 @@ def ours(goready: GoReady, services: Sequence[Service]) -> Iterator[Attached]:
         resolved = total(measured, "productive_wakeups") + total(measured, "spurious_wakeups")
         attached.figures["wakeups unresolved (%)"] = 100 - 100 * resolved / total(measured, "wakeups")
         attached.figures["its maps in the kernel (MiB)"] = map_memory(attached.pid)
-        attached.figures["ready, compiling (s)"] = first_start(goready)
         attached.figures["a window (ms)"] = window_cost(meter, services)
     finally:
         meter.stop()
@@ -156,18 +155,6 @@ def before(checkout: Path, goready: GoReady, services: Sequence[Service]) -> Ite
             process.stdin.close()
         last = said()
         attached.seen, attached.figures = last["seen"], last["figures"]
-
-
-def first_start(goready: GoReady) -> float:
-    """s until another agent is ready that has to compile."""
-    config = dataclasses.replace(Config.default(), goready=goready, cache="off")
-    meter = Meter(config, Symbolizer(HERE))
-    started = time.monotonic()
-    try:
-        meter.close(meter.open(), [])
-        return time.monotonic() - started
-    finally:
-        meter.stop()
 
 
 def window_cost(meter: Meter, services: Sequence[Service], times: int = 10) -> float:

@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,14 +34,15 @@ def directory() -> Iterator[Path]:
 def kept(directory: Path) -> Path:
     """The file of an entry."""
     assert start(directory)["program"] == "compiled"
-    (file,) = directory.iterdir()
+    (file,) = directory.glob("*.program")
     return file
 
 
 @pytest.fixture
-def cache(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def cache(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.syspath_prepend(str(privilege.AGENT))
-    return importlib.import_module("bpf.cache")
+    entries, store = map(importlib.import_module, ("bpf.cache", "security.store"))
+    return SimpleNamespace(parse=entries.parse, render=entries.render, seal=store.seal, unseal=store.unseal)
 
 
 def start(where: object, max_processes: int = 4) -> dict[str, Any]:
@@ -82,56 +83,55 @@ def test_other_sizes_are_another_entry(directory: Path) -> None:
     ready = start(directory, max_processes=5)
     assert ready["program"] == "compiled"
     assert "has none for this kernel, BCC, version and sizes" in ready["not_cached"]["what"]
-    assert len(list(directory.iterdir())) == 2
+    assert len(list(directory.glob("*.program"))) == 2
 
 
-def damaged(_: Any, text: bytes) -> bytes:
-    return text[:-1]
+def of_another_bcc(entry: Any) -> Any:
+    return entry._replace(files=[[path, size, changed + 1] for path, size, changed in entry.files])
 
 
-def of_another_bcc(cache: Any, text: bytes) -> bytes:
-    entry = cache.parse(text)
-    files = [[path, size, changed + 1] for path, size, changed in entry.files]
-    rendered: bytes = cache.render(entry._replace(files=files))
-    return rendered
+def of_other_offsets(entry: Any) -> Any:
+    return entry._replace(flags=[*entry.flags, "-DTASK_TGID_OFFSET=1"])
 
 
-def of_other_offsets(cache: Any, text: bytes) -> bytes:
-    entry = cache.parse(text)
-    rendered: bytes = cache.render(entry._replace(flags=[*entry.flags, "-DTASK_TGID_OFFSET=1"]))
-    return rendered
-
-
-def of_other_instructions(cache: Any, text: bytes) -> bytes:
-    entry = cache.parse(text)
+def of_other_instructions(entry: Any) -> Any:
     # A load through a number as if it were a pointer: no verifier takes that.
-    forged = bytes.fromhex("b7010000 00000000 79100000 00000000 95000000 00000000".replace(" ", ""))
+    forged = bytes.fromhex("b701000000000000 7910000000000000 9500000000000000")
     programs = dict.fromkeys(entry.compiled.programs, forged)
-    rendered: bytes = cache.render(entry._replace(compiled=entry.compiled._replace(programs=programs)))
-    return rendered
+    return entry._replace(compiled=entry.compiled._replace(programs=programs))
 
 
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
-        (damaged, "what is kept is damaged"),
         (of_another_bcc, "is not the one that it was compiled with"),
         (of_other_offsets, "it was compiled for other sizes, or another kernel"),
         (of_other_instructions, "the kernel does not take what is kept"),
     ],
 )
-def test_what_is_spoilt_is_compiled_and_kept_anew(
-    directory: Path, kept: Path, cache: ModuleType, spoil: Callable[[Any, bytes], bytes], why: str
+def test_what_is_forged_is_compiled_and_kept_anew(
+    directory: Path, kept: Path, cache: SimpleNamespace, spoil: Callable[[Any], Any], why: str
 ) -> None:
-    kept.write_bytes(spoil(cache, kept.read_bytes()))
+    entry = cache.parse(cache.unseal(kept.read_bytes()))
+    kept.write_bytes(cache.seal(cache.render(spoil(entry))))
     assert why in why_compiled(directory)
+    assert start(directory)["program"] == "cache"
+
+
+def test_what_is_damaged_is_compiled_and_kept_anew(directory: Path, kept: Path) -> None:
+    for file in (kept, *directory.glob("*.bytecode")):
+        file.write_bytes(file.read_bytes()[:-1])
+    assert "what is kept is damaged" in why_compiled(directory)
     assert start(directory)["program"] == "cache"
 
 
 def test_where_nothing_can_be_kept_it_compiles_and_says_so(tmp_path: Path) -> None:
     (shared := tmp_path / "shared").mkdir()
     shared.chmod(0o777)
-    assert "can be written to by others than root" in why_compiled(shared)
+    ready = start(shared)
+    assert ready["program"] == "compiled"
+    assert "can be written to by others than root" in ready["not_cached"]["what"]
+    assert "--netpoll-cache=DIR" in ready["not_cached"]["fix"]
     assert list(shared.iterdir()) == []
 
 

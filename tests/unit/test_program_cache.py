@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import json
+import marshal
 import os
-import platform
 import pwd
 import resource
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +31,18 @@ KEY = "0" * 64
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(privilege.AGENT))
-    cache, compiler, maps, binding, trust = (
+    cache, compiler, maps, binding, budget, store, trust, bytecode = (
         importlib.import_module(name)
-        for name in ("bpf.cache", "bpf.compiler", "bpf.maps", "bpf.binding", "security.trust")
+        for name in (
+            "bpf.cache",
+            "bpf.compiler",
+            "bpf.maps",
+            "bpf.binding",
+            "security.budget",
+            "security.store",
+            "security.trust",
+            "bytecode",
+        )
     )
 
 
@@ -47,7 +59,7 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture
 def keeper(home: Path) -> Any:
-    return cache.Cache(str(home / "a" / "b"), os.geteuid(), True)
+    return store.Store(str(home / "a" / "b"), os.geteuid(), True)
 
 
 def entry(version: str = "0.26.0", programs: dict[str, bytes] | None = None) -> Any:
@@ -57,35 +69,33 @@ def entry(version: str = "0.26.0", programs: dict[str, bytes] | None = None) -> 
     return cache.Entry(["-DA=1"], {"task.tgid": 8, "gone": None}, True, version, [["/x", 1, 2]], compiled)
 
 
-def text_of(parts: dict[str, Any]) -> bytes:
-    """As cache.render, of whatever somebody who can do checksums wrote."""
-    body = json.dumps(parts).encode()
-    head: bytes = cache._head(body)
-    return head + body
+def text_of(parts: Any) -> bytes:
+    """As cache.render, of whatever somebody wrote who can do checksums."""
+    return json.dumps(parts).encode()
 
 
-VALID: dict[str, Any] = json.loads(cache.render(entry()).partition(b"\n")[2])
+VALID: dict[str, Any] = json.loads(cache.render(entry()))
 
 
 @given(st.text(), st.dictionaries(st.text(), st.binary()))
 def test_what_was_kept_is_what_is_recalled(version: str, programs: dict[str, bytes]) -> None:
     kept = entry(version, programs)
-    assert cache.parse(cache.render(kept)) == kept
+    assert cache.parse(store.unseal(store.seal(cache.render(kept)))) == kept
 
 
 @given(st.integers(min_value=0))
 def test_a_truncated_file_is_not_used(length: int) -> None:
-    text = cache.render(entry())
-    with pytest.raises(cache.Unusable, match="damaged"):
-        cache.parse(text[: length % len(text)])
+    text = store.seal(cache.render(entry()))
+    with pytest.raises(store.Unusable, match="damaged"):
+        store.unseal(text[: length % len(text)])
 
 
 @given(st.integers(min_value=0))
 def test_a_file_with_a_flipped_bit_is_not_used(bit: int) -> None:
-    text = bytearray(cache.render(entry()))
+    text = bytearray(store.seal(cache.render(entry())))
     text[bit // 8 % len(text)] ^= 1 << bit % 8
-    with pytest.raises(cache.Unusable, match="damaged"):
-        cache.parse(bytes(text))
+    with pytest.raises(store.Unusable, match="damaged"):
+        store.unseal(bytes(text))
 
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
@@ -100,7 +110,7 @@ PATHS = [(name,) for name in VALID] + [
 
 @given(JSON)
 def test_what_is_forged_with_a_checksum_is_no_more_than_unusable(parts: Any) -> None:
-    with pytest.raises(cache.Unusable):
+    with pytest.raises(store.Unusable):
         cache.parse(text_of(parts))
 
 
@@ -111,7 +121,7 @@ def test_an_entry_with_one_part_forged_makes_a_map_or_is_refused(path: tuple[Any
     for step in path[:-1]:
         within = within[step]
     within[path[-1]] = value
-    with contextlib.suppress(cache.Unusable):
+    with contextlib.suppress(store.Unusable):
         for definition in cache.parse(text_of(parts)).compiled.maps:
             # What else is wrong with it the kernel says; nothing here but a ValueError.
             with contextlib.suppress(ValueError):
@@ -131,7 +141,7 @@ def test_an_entry_with_one_part_forged_makes_a_map_or_is_refused(path: tuple[Any
     ],
 )
 def test_an_entry_with_a_part_of_another_type_is_refused(name: str, value: Any) -> None:
-    with pytest.raises(cache.Unusable, match="is not an entry"):
+    with pytest.raises(store.Unusable, match="is not an entry"):
         cache.parse(text_of({**VALID, name: value}))
 
 
@@ -149,107 +159,111 @@ def test_maps_are_relocated_and_numbers_stay() -> None:
     for strange in (b"\x18\x21" + bytes(14), b"\x18\x11\0\0\1" + bytes(11), b"\x18\x11\0\0"):
         with pytest.raises(ValueError, match="instruction 0"):
             compiler.relocate(strange, [7].__getitem__)
+        with pytest.raises(ValueError, match="instruction 1"):
+            compiler.relocate(leave + strange, [7].__getitem__)
+    # The second half of a number is no instruction, whatever it says.
+    assert compiler.relocate(number[:8] + of_map[:8], [7].__getitem__) == number[:8] + of_map[:8]
 
 
 def test_an_entry_is_kept_for_its_owner_alone_whatever_the_umask(keeper: Any, home: Path) -> None:
-    with pytest.raises(cache.Unusable, match="does not exist"):
-        keeper.recall(KEY)
+    with pytest.raises(store.Unusable, match="does not exist"):
+        cache.recall(keeper, KEY)
     umask = os.umask(0)
     try:
-        keeper.keep(KEY, entry())
+        cache.keep(keeper, KEY, entry())
     finally:
         os.umask(umask)
-    assert keeper.recall(KEY) == entry()
+    assert cache.recall(keeper, KEY) == entry()
     assert {path.stat().st_mode & 0o077 for path in home.rglob("*")} == {0}
-    with pytest.raises(cache.Unusable, match="has none for this kernel, BCC, version and sizes"):
-        keeper.recall("1" * 64)
+    with pytest.raises(store.Unusable, match="has none for this kernel, BCC, version and sizes"):
+        cache.recall(keeper, "1" * 64)
 
 
 @pytest.mark.parametrize("what", ["a", "a/b", "file"])
 def test_where_others_can_write_nothing_is_read_or_written(keeper: Any, home: Path, what: str) -> None:
-    keeper.keep(KEY, entry())
+    cache.keep(keeper, KEY, entry())
     (file,) = (home / "a" / "b").iterdir()
     place = file if what == "file" else home / what
     place.chmod(0o770)
-    with pytest.raises(cache.Unusable, match=r"can be written to by others than .* \(mode 770\)"):
-        keeper.recall(KEY)
+    with pytest.raises(store.Unusable, match=r"can be written to by others than .* \(mode 770\)"):
+        cache.recall(keeper, KEY)
     if what != "file":
-        with pytest.raises(cache.Unusable, match="can be written to by others"):
-            keeper.keep("1" * 64, entry())
+        with pytest.raises(store.Unusable, match="can be written to by others"):
+            cache.keep(keeper, "1" * 64, entry())
         assert list(file.parent.iterdir()) == [file]
 
 
 def test_nothing_is_made_below_a_directory_of_others(home: Path) -> None:
     home.chmod(0o777)
-    with pytest.raises(cache.Unusable, match="can be written to by others"):
-        cache.Cache(str(home / "a" / "b"), os.geteuid(), True).keep(KEY, entry())
+    with pytest.raises(store.Unusable, match="can be written to by others"):
+        cache.keep(store.Store(str(home / "a" / "b"), os.geteuid(), True), KEY, entry())
     assert list(home.iterdir()) == []
 
 
 @pytest.mark.parametrize("what", ["file", "directory"])
 def test_links_are_not_followed(keeper: Any, home: Path, what: str) -> None:
-    keeper.keep(KEY, entry())
+    cache.keep(keeper, KEY, entry())
     (file,) = (home / "a" / "b").iterdir()
     place = file if what == "file" else file.parent
     place.rename(home / "elsewhere")
     place.symlink_to(home / "elsewhere")
-    with pytest.raises(cache.Unusable, match="is a symbolic link"):
-        keeper.recall(KEY)
+    with pytest.raises(store.Unusable, match="is a symbolic link"):
+        cache.recall(keeper, KEY)
 
 
 def test_a_pipe_is_not_waited_for(keeper: Any, home: Path) -> None:
-    keeper.keep(KEY, entry())
+    cache.keep(keeper, KEY, entry())
     (file,) = (home / "a" / "b").iterdir()
     file.unlink()
     os.mkfifo(file, 0o600)
-    with pytest.raises(cache.Unusable, match="is not a file of ours"):
-        keeper.recall(KEY)
+    with pytest.raises(store.Unusable, match="is not a file of ours"):
+        cache.recall(keeper, KEY)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes files of another user")
 @pytest.mark.parametrize("what", ["file", "directory"])
 def test_what_belongs_to_another_user_is_not_read(keeper: Any, home: Path, what: str) -> None:
-    keeper.keep(KEY, entry())
+    cache.keep(keeper, KEY, entry())
     (file,) = (home / "a" / "b").iterdir()
     os.chown(file if what == "file" else file.parent, NOBODY, NOBODY)
-    with pytest.raises(cache.Unusable, match=f"belongs to user {NOBODY}, not to root"):
-        keeper.recall(KEY)
+    with pytest.raises(store.Unusable, match=f"belongs to user {NOBODY}, not to root"):
+        cache.recall(keeper, KEY)
 
 
 def test_where_the_disk_is_full_the_former_entry_stays(keeper: Any, home: Path) -> None:
-    keeper.keep(KEY, entry())
+    cache.keep(keeper, KEY, entry())
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
-        with pytest.raises(cache.Unusable, match="cannot be written to"):
-            keeper.keep(KEY, entry("0.27.0"))
+        with pytest.raises(store.Unusable, match="cannot be written to"):
+            cache.keep(keeper, KEY, entry("0.27.0"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-    assert keeper.recall(KEY) == entry()
+    assert cache.recall(keeper, KEY) == entry()
     assert len(list((home / "a" / "b").iterdir())) == 1, "no draft"
 
 
 def test_who_must_not_write_reads_only(keeper: Any, home: Path) -> None:
-    keeper.keep(KEY, entry())
+    cache.keep(keeper, KEY, entry())
     (file,) = (home / "a" / "b").iterdir()
     os.utime(file, (1, 1))
-    reader = cache.Cache(keeper.directory, os.geteuid(), False)
-    assert reader.recall(KEY) == entry()
+    reader = store.Store(keeper.directory, os.geteuid(), False)
+    assert cache.recall(reader, KEY) == entry()
     assert file.stat().st_mtime == 1
-    with pytest.raises(cache.Unusable, match="does not write"):
-        reader.keep(KEY, entry())
+    with pytest.raises(store.Unusable, match="does not write"):
+        cache.keep(reader, KEY, entry())
 
 
 def test_of_writers_at_once_a_reader_sees_one_whole(keeper: Any) -> None:
     entries = [entry(str(number), {"f": bytes([number]) * 10000}) for number in range(4)]
-    keeper.keep(KEY, entries[0])
+    cache.keep(keeper, KEY, entries[0])
     failed: list[Exception] = []
 
     def write(own: Any) -> None:
         try:
             for _ in range(20):
-                keeper.keep(KEY, own)
-                assert keeper.recall(KEY) in entries
+                cache.keep(keeper, KEY, own)
+                assert cache.recall(keeper, KEY) in entries
         except Exception as error:
             failed.append(error)
 
@@ -264,17 +278,17 @@ def test_of_writers_at_once_a_reader_sees_one_whole(keeper: Any) -> None:
 
 def test_those_that_were_not_used_for_longest_go(keeper: Any) -> None:
     for number in range(cache.MOST + 3):
-        keeper.keep(f"{number:064x}", entry())
-        os.utime(Path(keeper.directory) / f"{number:064x}{cache._SUFFIX}", (number, number))
-    keeper.recall(f"{3:064x}")
+        cache.keep(keeper, f"{number:064x}", entry())
+        os.utime(Path(keeper.directory) / f"{number:064x}{cache.ENDING}", (number, number))
+    cache.recall(keeper, f"{3:064x}")
     abandoned = Path(keeper.directory) / ".draft"
     abandoned.touch()
     os.utime(abandoned, (1, 1))
-    keeper.keep("f" * 64, entry())
+    cache.keep(keeper, "f" * 64, entry())
     left = [path.name for path in Path(keeper.directory).iterdir()]
     assert len(left) == cache.MOST
-    assert f"{3:064x}{cache._SUFFIX}" in left, "it was used since"
-    assert f"{4:064x}{cache._SUFFIX}" not in left
+    assert f"{3:064x}{cache.ENDING}" in left, "it was used since"
+    assert f"{4:064x}{cache.ENDING}" not in left
     assert ".draft" not in left
 
 
@@ -287,11 +301,12 @@ def test_another_kernel_source_or_size_has_another_key(
     assert keys[0] == cache.key([str(source)], 16, 64)
     source.write_text("int b;")
     keys.append(cache.key([str(source)], 16, 64))
-    here = platform.uname()
-    for changed in ({"release": "6.1.0"}, {"version": "#2 SMP"}, {"machine": "riscv64"}):
-        monkeypatch.setattr(platform, "uname", lambda changed=changed: here._replace(**changed))
+    here = os.uname()
+    for place, changed in ((2, "6.1.0"), (3, "#2 SMP"), (4, "riscv64")):
+        other = os.uname_result([*here[:place], changed, *here[place + 1 :]])
+        monkeypatch.setattr(os, "uname", lambda other=other: other)
         keys.append(cache.key([str(source)], 16, 64))
-    monkeypatch.setattr(platform, "uname", lambda: here)
+    monkeypatch.setattr(os, "uname", lambda: here)
     monkeypatch.setattr(cache, "_NOTES", str(source))  # a kernel built again says so there
     keys.append(cache.key([str(source)], 16, 64))
     monkeypatch.setattr(cache, "_BTF", "/nowhere")
@@ -335,3 +350,129 @@ def test_the_value_of_a_cpu_takes_a_multiple_of_8_bytes() -> None:
     assert (maps.ctypes.sizeof(maps._padded(word)), maps.ctypes.sizeof(maps._padded(struct))) == (8, 8)
     assert maps._padded(word)(value=3).value == 3
     assert maps._padded(struct)(a=b"x").a == b"x"
+
+
+@pytest.fixture
+def program(home: Path) -> Path:
+    """A directory with modules: one, within.two."""
+    top = home / "program"
+    (top / "within").mkdir(parents=True)
+    (top / "one.py").write_text("import within.two\nfrom within.two import NAME\n")
+    (top / "within" / "__init__.py").touch()
+    (top / "within" / "two.py").write_text("NAME = (__name__, __file__, __package__)\n")
+    return top
+
+
+def run(program: Path, where: Path) -> str:
+    """What becomes of a process that imports it by way of the store."""
+    code = (
+        f"import os, sys; sys.path[:0] = [{str(privilege.AGENT)!r}, {str(program)!r}]; import bytecode\n"
+        "from security.store import Store\n"
+        f"bytecode.use({str(program)!r}, Store({str(where)!r}, os.geteuid(), True))\n"
+        "import one; print(one.NAME, type(one.__loader__).__name__)"
+    )
+    run = subprocess.run([sys.executable, "-I", "-B", "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.stderr == ""
+    return run.stdout
+
+
+def test_modules_come_from_the_store_as_from_their_files(program: Path, home: Path) -> None:
+    expected = f"{('within.two', str(program / 'within' / 'two.py'), 'within')} _Importer\n"
+    assert run(program, home / "kept") == expected
+    (file,) = (home / "kept").iterdir()
+    os.utime(file, (1, 1))
+    content = file.read_bytes()
+    assert run(program, home / "kept") == expected
+    assert file.read_bytes() == content, "nothing was compiled"
+    assert file.stat().st_mtime > 1, "it was read"
+
+
+def test_a_changed_module_is_compiled_whatever_its_size_and_time(program: Path, home: Path) -> None:
+    run(program, home / "kept")
+    module = program / "within" / "two.py"
+    before = module.stat()
+    module.write_text(module.read_text().replace("__name__", "'other_'"))
+    os.utime(module, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert module.stat().st_size == before.st_size
+    assert run(program, home / "kept").startswith("('other_',")
+
+
+@pytest.mark.parametrize("spoil", [lambda text: text[:-1], lambda _: store.seal(b"no code"), lambda _: b""])
+def test_byte_code_that_is_damaged_is_compiled_anew(
+    program: Path, home: Path, spoil: Callable[[bytes], bytes]
+) -> None:
+    expected = run(program, home / "kept")
+    (file,) = (home / "kept").iterdir()
+    content = file.read_bytes()
+    file.write_bytes(spoil(content))
+    assert run(program, home / "kept") == expected
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_byte_code_that_others_can_write_is_not_run(program: Path, home: Path, what: str) -> None:
+    run(program, home / "kept")
+    (file,) = (home / "kept").iterdir()
+    forged = dict.fromkeys(["one", "within", "within.two"], marshal.dumps(compile("1 / 0", "forged", "exec")))
+    file.write_bytes(store.seal(marshal.dumps(forged)))
+    (file if what == "file" else file.parent).chmod(0o777)
+    assert "within.two" in run(program, home / "kept")
+
+
+def test_the_agent_is_imported_wholly_from_the_store() -> None:
+    """All but what looks for it there: else it would be compiled at each start."""
+    found = set(bytecode._sources(str(privilege.AGENT)))
+    modules = {
+        ".".join(path.relative_to(privilege.AGENT).with_suffix("").parts).removesuffix(".__init__")
+        for path in privilege.AGENT.rglob("*.py")
+    }
+    assert found == modules - {"__main__", "__init__"}
+
+
+OWN = ["python3", "-I", "-B", "agent", privilege.UNVERIFIED]
+
+
+def test_a_place_where_others_can_write_is_named_before_the_agent_starts(home: Path) -> None:
+    assert privilege.why_not_cached(OWN, home / "to" / "be" / "made") is None
+    (shared := home / "shared").mkdir()
+    shared.chmod(0o777)
+    why = privilege.why_not_cached(OWN, shared / "to" / "be" / "made")
+    assert why is not None
+    assert (why.what, why.why) == (
+        f"--netpoll-cache={shared}/to/be/made is not used",
+        f"{shared} can be written to by others than {'its owner' if os.geteuid() else 'root'} (mode 777)",
+    )
+    assert why.fix is not None
+    assert privilege.why_not_cached(OWN[:-1], shared) is None, "an installed agent has its own"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a directory of another user")
+def test_what_is_a_users_own_is_not_used_by_roots_agent(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.chown(home, NOBODY, NOBODY)
+    monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
+    assert privilege.why_not_cached(OWN, home) is None
+    assert privilege.why_not_cached(["sudo", "-n", "--", *OWN], home) is not None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="others need not have an agent that would use it")
+def test_the_header_says_once_that_the_cache_is_not_used(pytester: pytest.Pytester, home: Path) -> None:
+    home.chmod(0o777)
+    pytester.makepyfile("def test_nothing(): pass")
+    header = [f"--netpoll-cache={home} is not used: *", "  fix: name a directory that only root *"]
+    pytester.runpytest(f"--netpoll-cache={home}").stdout.fnmatch_lines(header, consecutive=True)
+    for quiet in ([f"--netpoll-cache={home}", "--netpoll=off"], ["--netpoll-cache=off"], []):
+        pytester.runpytest(*quiet).stdout.no_fnmatch_line("*netpoll-cache*")
+
+
+@pytest.mark.parametrize("refused", ["load_nothing", "describe"])
+def test_a_kernel_that_refuses_every_program_is_a_reason(
+    monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    def refuse(_: object) -> int:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(budget.tracing, "load_nothing", lambda _: os.dup(0))
+    monkeypatch.setattr(budget.tracing, refused, refuse)
+    with pytest.raises(budget.Refused, match="does nothing: Operation not permitted") as caught:
+        budget.take(1000, 1 << 20)
+    assert "dmesg" in caught.value.fix

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import os
 import struct
 
 from bpf import tracing
@@ -28,4 +28,4 @@ def can_exchange() -> bool:
     waits.c has to name registers for it. On arm64 BCC's first pass takes their names for the machine's own,
     which its BPF backend does not know.
     """
-    return platform.machine() == "x86_64" and tracing.works(b"exchange", _CODE)
+    return os.uname().machine == "x86_64" and tracing.works(b"exchange", _CODE)

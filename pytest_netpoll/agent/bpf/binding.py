@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -38,7 +37,7 @@ def _unable(why: object, fix: str) -> Unable:
 def about() -> dict[str, str]:
     """Which BCC there is; needs no privileges. Raises Unable."""
     bcc = load()
-    return {"bcc": bcc.__version__, "bcc_file": bcc.__file__, "python": platform.python_version()}
+    return {"bcc": bcc.__version__, "bcc_file": bcc.__file__, "python": sys.version.split()[0]}
 
 
 def files(bcc: Any) -> list[tuple[str, int, int]]:

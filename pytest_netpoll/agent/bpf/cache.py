@@ -1,41 +1,28 @@
-"""Keeps what BCC compiled, for the next start: an entry is a file whose name is the key of all it depends on.
+"""Keeps what BCC compiled, for the next start: an entry's name is the key of all it depends on.
 
-What is read here runs in the kernel. So it is read only from where nobody can write but root, and the
-agent's own user where that isn't root; a user for whom sudo starts it can't choose the place. An entry is a
-line with the checksum of the rest, which is JSON. What can't be trusted, read or kept only costs the time to
-compile.
+It runs in the kernel, so it is read only from a store that is root's, or the agent's own user's. What can't
+be trusted, read or kept only costs the time to compile.
 """
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import hashlib
 import json
 import os
-import platform
-import stat
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bpf.compiler import Compiled
 from bpf.maps import Definition
-from security import trust
+from security.store import Store, Unusable
 
-FORMAT = "pytest-netpoll-program/1"
-_SUFFIX = ".program"
+FORMAT = "pytest-netpoll-program/2"
+ENDING = ".program"
 MOST = 32  # entries that are kept
-_LARGEST = 16 << 20  # bytes of a file that is read
-_ABANDONED = 3600  # s after which a draft is nobody's any more
 
 _BTF = "/sys/kernel/btf/vmlinux"
 _NOTES = "/sys/kernel/notes"  # with the build's own number
 _PIDS = "/proc/self/ns/pid"
-
-
-class Unusable(Exception):
-    """There is no entry that could be used, or it can't be kept; the message says why."""
 
 
 class Entry(NamedTuple):
@@ -59,7 +46,7 @@ def key(sources: Iterable[str], *sizes: object) -> str:
     for path in sources:
         with open(path, "rb") as f:
             whole.update(hashlib.sha256(f.read()).digest())
-    system = platform.uname()
+    system = os.uname()
     kernel = (system.release, system.version, system.machine, _size(_BTF), os.stat(_PIDS).st_ino)
     whole.update(repr((FORMAT, kernel, _content(_NOTES), sizes)).encode())
     return whole.hexdigest()
@@ -80,107 +67,14 @@ def _content(path: str) -> bytes | None:
         return None
 
 
-class Cache:
-    """uid: who may write there, besides root. writes: whether this agent may.
-
-    fix: what fills it, where that is not this agent.
-    """
-
-    def __init__(self, directory: str, uid: int, writes: bool, fix: str | None = None) -> None:
-        self.directory = directory
-        self.fix = fix
-        self.writes = writes
-        self._uid = uid
-
-    def recall(self, key: str) -> Entry:
-        """Raises Unusable."""
-        path = os.path.join(self.directory, key + _SUFFIX)
-        text = self._read(path)
-        with contextlib.suppress(OSError):
-            if self.writes:
-                os.utime(path)  # those that were not used for longest go first
-        return parse(text)
-
-    def _read(self, path: str) -> bytes:
-        if not os.path.lexists(self.directory):
-            raise Unusable(f"{self.directory} does not exist")
-        reason = trust.distrust_place(self.directory, self._uid)
-        if reason is None and os.path.lexists(path):
-            reason = trust.distrust_place(path, self._uid)
-        if reason is not None:
-            raise Unusable(reason)
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise Unusable(f"{self.directory} has none for this kernel, BCC, version and sizes") from None
-        except OSError as error:
-            raise Unusable(f"{path}: {error.strerror}") from error
-        try:
-            with open(fd, "rb") as f:
-                status = os.fstat(fd)
-                if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
-                    raise Unusable(f"{path} is not a file of ours")
-                return f.read(_LARGEST)
-        except OSError as error:
-            raise Unusable(f"{path}: {error.strerror}") from error
-
-    def keep(self, key: str, entry: Entry) -> None:
-        """In one step: who reads meanwhile sees the former entry, or this one. Raises Unusable."""
-        if not self.writes:
-            raise Unusable(f"this agent does not write to {self.directory}")
-        path = os.path.join(self.directory, key + _SUFFIX)
-        draft = os.path.join(self.directory, f".{key}.{os.getpid()}.{time.monotonic_ns()}")
-        try:
-            # Before anything is made there, and then of the whole way.
-            reason = trust.distrust_place(_above(self.directory), self._uid)
-            if reason is not None:
-                raise Unusable(reason)
-            _make(self.directory)
-            reason = trust.distrust_place(self.directory, self._uid)
-            if reason is not None:
-                raise Unusable(reason)
-            try:
-                fd = os.open(
-                    draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-                )
-                with open(fd, "wb") as f:
-                    f.write(render(entry))
-                os.rename(draft, path)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    os.unlink(draft)
-                raise
-            self._tidy()
-        except OSError as error:
-            raise Unusable(f"{self.directory} cannot be written to: {error.strerror}") from error
-
-    def _tidy(self) -> None:
-        entries, now = [], time.time()
-        for file in os.scandir(self.directory):
-            with contextlib.suppress(OSError):
-                used = file.stat(follow_symlinks=False).st_mtime
-                if file.name.endswith(_SUFFIX):
-                    entries.append((used, file.path))
-                elif file.name.startswith(".") and now - used > _ABANDONED:
-                    os.unlink(file.path)
-        for _, path in sorted(entries)[:-MOST]:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+def recall(store: Store, key: str) -> Entry:
+    """Raises Unusable."""
+    return parse(store.read(key + ENDING))
 
 
-def _above(directory: str) -> str:
-    """It, or the next above it that exists."""
-    while not os.path.lexists(directory):
-        directory = os.path.dirname(directory)
-    return directory
-
-
-def _make(directory: str) -> None:
-    """With all above it, for their owner alone, whatever the umask."""
-    if not os.path.isdir(directory):
-        _make(os.path.dirname(directory))
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(directory, 0o700)
+def keep(store: Store, key: str, entry: Entry) -> None:
+    """Raises Unusable."""
+    store.write(key + ENDING, render(entry), MOST)
 
 
 def render(entry: Entry) -> bytes:
@@ -188,31 +82,23 @@ def render(entry: Entry) -> bytes:
     parts = entry._asdict()
     parts["compiled"] = {
         "maps": entry.compiled.maps,
-        "programs": {name: base64.b64encode(code).decode() for name, code in entry.compiled.programs.items()},
+        "programs": {name: code.hex() for name, code in entry.compiled.programs.items()},
     }
-    body = json.dumps(parts, separators=(",", ":")).encode()
-    return _head(body) + body
+    return json.dumps(parts, separators=(",", ":")).encode()
 
 
 def parse(text: bytes) -> Entry:
     """The Entry of a file's content. Raises Unusable."""
-    head, newline, body = text.partition(b"\n")
-    if head + newline != _head(body):
-        raise Unusable("what is kept is damaged, or of another format")
     try:
-        parts = json.loads(body)
+        parts = json.loads(text)
         compiled = parts.pop("compiled")
         entry = Entry(compiled=Compiled([Definition(*each) for each in compiled["maps"]], {}), **parts)
         for name, code in compiled["programs"].items():
-            entry.compiled.programs[name] = base64.b64decode(code, validate=True)
+            entry.compiled.programs[name] = bytes.fromhex(code)
         _check(entry)
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise Unusable(f"what is kept is not an entry: {error!r:.200}") from error
     return entry
-
-
-def _head(body: bytes) -> bytes:
-    return f"{FORMAT} {hashlib.sha256(body).hexdigest()}\n".encode()
 
 
 def _check(entry: Entry) -> None:

@@ -76,18 +76,21 @@ def relocate(code: bytes, translate: Callable[[int], int]) -> bytes:
     translate: may raise IndexError or ValueError.
     """
     relocated = bytearray(code)
+    operations = code[:: _INSTRUCTION.size]
     at = 0
     try:
-        while at < len(code):
-            operation, registers, offset, number = _INSTRUCTION.unpack_from(code, at)
-            if operation == _LOAD_64:
-                source = registers >> 4
-                if source == _MAP:
-                    _INSTRUCTION.pack_into(relocated, at, operation, registers, offset, translate(number))
-                elif source != _NUMBER:
-                    raise ValueError(f"instruction {at // 8} refers to what is no map ({source})")
-                at += _INSTRUCTION.size
-            at += _INSTRUCTION.size
-    except (IndexError, struct.error) as error:
-        raise ValueError(f"instruction {at // 8}: {error}") from error
+        if len(code) % _INSTRUCTION.size:
+            at = len(operations) - 1
+            raise ValueError("it is cut off")
+        while (at := operations.find(_LOAD_64, at)) >= 0:
+            place = at * _INSTRUCTION.size
+            operation, registers, offset, number = _INSTRUCTION.unpack_from(code, place)
+            source = registers >> 4
+            if source == _MAP:
+                _INSTRUCTION.pack_into(relocated, place, operation, registers, offset, translate(number))
+            elif source != _NUMBER:
+                raise ValueError(f"it refers to what is no map ({source})")
+            at += 2
+    except (IndexError, ValueError, struct.error) as error:
+        raise ValueError(f"instruction {at}: {error}") from error
     return bytes(relocated)

@@ -5,7 +5,7 @@ Numbers are from the kernel's syscall tables (x86-64: syscall_64.tbl; arm64: asm
 
 from __future__ import annotations
 
-import platform
+import os
 
 READ = 0
 WRITE = 4
@@ -170,7 +170,7 @@ MACROS = {
 
 
 def current() -> str:
-    return platform.machine()
+    return os.uname().machine
 
 
 def roles(machine: str) -> dict[int, int]:

@@ -29,6 +29,7 @@ from bpf import (
 from constants import SLOT_BITS, STACKS
 from processes import namespaces
 from security import privileges
+from security.store import Store, Unusable
 
 if TYPE_CHECKING:
     from bpf import structs
@@ -100,7 +101,7 @@ class Kernel:
         max_processes: int,
         max_fds: int,
         served: int | None = None,
-        kept: cache.Cache | None = None,
+        kept: Store | None = None,
         times_answers: bool = False,
         traced: int = 0,
     ) -> None:
@@ -205,10 +206,10 @@ class Kernel:
         most = footprint.inboxes(self.max_processes, self.max_fds)
         return ["-DARRIVAL_TIMES", *_defines({**members, "INBOXES": most})]
 
-    def _recall(self, kept: cache.Cache, key: str) -> cache.Entry | None:
+    def _recall(self, kept: Store, key: str) -> cache.Entry | None:
         try:
-            entry = kept.recall(key)
-        except cache.Unusable as error:
+            entry = cache.recall(kept, key)
+        except Unusable as error:
             self.not_kept = str(error)
             return None
         changed = binding.changed(entry.files)
@@ -231,10 +232,10 @@ class Kernel:
         self.compiled = False
         return True
 
-    def _keep(self, kept: cache.Cache, key: str, entry: cache.Entry) -> None:
+    def _keep(self, kept: Store, key: str, entry: cache.Entry) -> None:
         try:
-            kept.keep(key, entry)
-        except cache.Unusable as error:
+            cache.keep(kept, key, entry)
+        except Unusable as error:
             self.not_filled = str(error)
 
     def _compile(
@@ -281,18 +282,17 @@ class Kernel:
             undo.callback(loaded.close)
             if served is not None:
                 loaded.table(b"served_uid")[ctypes.c_int(0)] = ctypes.c_uint32(served)
-            # Now, while we may: they are attached only when a program is known.
-            for function in UPROBES:
-                loaded.load(function, tracing.KPROBE)
             entry, *others = loaded.load_together(
                 *(
                     functools.partial(loaded.load, name, tracing.RAW_TRACEPOINT)
                     if tracepoint is None
                     else functools.partial(loaded.load_typed, name, tracepoint)
                     for name in (AT_SYS_EXIT, *CONTINUATIONS)
-                )
+                ),
+                # Now, while we may: they are attached only when a program is known.
+                *(functools.partial(loaded.load, name, tracing.KPROBE) for name in UPROBES),
             )
-            for number, program in enumerate(others):
+            for number, program in enumerate(others[: len(CONTINUATIONS)]):
                 loaded.table(b"continuations")[ctypes.c_int(number)] = ctypes.c_uint32(program)
             loaded.attach_named()
             if AT_ARRIVAL.decode() in compiled.programs:

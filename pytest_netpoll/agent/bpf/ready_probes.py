@@ -12,7 +12,6 @@ reports no ready calls.
 from __future__ import annotations
 
 import os
-import platform
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -249,7 +248,7 @@ def prove_function(pid: int, address: int, code: bytes, name: str) -> None:
         raise BadPlace(f"its functions are not known: {error}") from error
     if function.name != name:
         raise BadPlace(f"{address:#x} is in {function.name}, not in {name}")
-    if before is None or prologue.cheap_place(before + code, platform.machine()) != address - function.entry:
+    if before is None or prologue.cheap_place(before + code, os.uname().machine) != address - function.entry:
         raise BadPlace(f"{address:#x} is not where {name} begins")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import platform
 from collections.abc import Mapping
 
 # Of the kernel's tables: machine -> number.
@@ -34,4 +33,6 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
-_machine = functools.cache(platform.machine)
+@functools.cache
+def _machine() -> str:
+    return os.uname().machine

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
-import socket
 import stat
+import sys
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, NamedTuple, Optional
 
-from processes import proc
+from processes import proc, sockets
 
 if TYPE_CHECKING:
     from bpf import structs
@@ -17,8 +16,11 @@ if TYPE_CHECKING:
     # peer's, are "host:port" or a unix socket's path, None where there is none, or where there were several.
     Words = tuple[str, Optional[str], Optional[str]]
 
+# From the kernel's headers. Python's module of sockets would be much to load for these.
+_UNIX, _INET, _INET6 = 1, 2, 10
+_STREAM, _DATAGRAM = 1, 2
 _TCP_LISTEN = 10
-_SOCKETS: dict[int, str] = {socket.SOCK_STREAM: "tcp", socket.SOCK_DGRAM: "udp"}
+_SOCKETS = {_STREAM: "tcp", _DATAGRAM: "udp"}
 
 
 class Endpoint(NamedTuple):
@@ -44,7 +46,7 @@ def copy(end: structs.Endpoint) -> Endpoint:
 
 def words(pid: int, ends: Collection[tuple[int, Endpoint]]) -> dict[tuple[int, Endpoint], Words]:
     """What these of a process are, or were."""
-    unix = {end.inode for _, end in ends if end.family == socket.AF_UNIX}
+    unix = {end.inode for _, end in ends if end.family == _UNIX}
     paths = proc.unix_paths(pid, unix) if unix else {}
     return {(fd, end): _words(pid, fd, end, paths) for fd, end in ends}
 
@@ -52,16 +54,16 @@ def words(pid: int, ends: Collection[tuple[int, Endpoint]]) -> dict[tuple[int, E
 def _words(pid: int, fd: int, end: Endpoint, paths: Mapping[int, str]) -> Words:
     local: str | None = None
     peer: str | None = None
-    if end.family in (socket.AF_INET, socket.AF_INET6):
+    if end.family in (_INET, _INET6):
         kind = _SOCKETS.get(end.type, "ip")
         if kind == "tcp" and end.state == _TCP_LISTEN:
             kind = "listener"
         local = _address(end.family, end.address, end.port)
         if end.peer_port:
-            peer = _address(end.family, end.peer_address, socket.ntohs(end.peer_port))
-    elif end.family == socket.AF_UNIX:
+            peer = _address(end.family, end.peer_address, _from_network(end.peer_port))
+    elif end.family == _UNIX:
         # As the net package calls them.
-        kind = "unixgram" if end.type == socket.SOCK_DGRAM else "unix"
+        kind = "unixgram" if end.type == _DATAGRAM else "unix"
         local = paths.get(end.inode)
     elif stat.S_ISSOCK(end.mode):
         kind = "socket"
@@ -85,10 +87,9 @@ def by_link(pid: int, fd: int) -> tuple[str, str | None]:
     return "file", link
 
 
+def _from_network(port: int) -> int:
+    return int.from_bytes(port.to_bytes(2, sys.byteorder), "big")
+
+
 def _address(family: int, raw: bytes, port: int) -> str:
-    if family == socket.AF_INET6:
-        address = ipaddress.IPv6Address(raw)
-        if address.ipv4_mapped is None:
-            return f"[{address}]:{port}"
-        raw = raw[12:]
-    return f"{ipaddress.IPv4Address(raw[:4])}:{port}"
+    return sockets.written(raw if family == _INET6 else raw[:4], port)

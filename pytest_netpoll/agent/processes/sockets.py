@@ -5,8 +5,8 @@ All from /proc: nothing is done to a socket, and one in another network namespac
 
 from __future__ import annotations
 
+import ipaddress
 import os
-import socket
 import struct
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
@@ -149,6 +149,12 @@ def address(kind: str, text: str | None) -> str | None:
     if port == "0000":
         return None
     raw = b"".join(struct.pack("=I", int(host[at : at + 8], 16)) for at in range(0, len(host), 8))
-    name = socket.inet_ntop(socket.AF_INET if len(raw) == 4 else socket.AF_INET6, raw)
-    mapped = name.rpartition("::ffff:")[2] if "." in name else name
-    return f"[{mapped}]:{int(port, 16)}" if ":" in mapped else f"{mapped}:{int(port, 16)}"
+    return written(raw, int(port, 16))
+
+
+def written(raw: bytes, port: int) -> str:
+    """ "127.0.0.1:80", "[::1]:80". raw: the 4 or 16 bytes of an address."""
+    address = ipaddress.ip_address(raw)
+    if address.version == 6 and address.ipv4_mapped is None:
+        return f"[{address}]:{port}"
+    return f"{ipaddress.IPv4Address(raw[-4:])}:{port}"

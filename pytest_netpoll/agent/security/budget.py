@@ -24,7 +24,11 @@ _UNIT = 8 * _MIB  # two digits of them are more than all agents together may hav
 
 
 class Refused(Exception):
-    """There is no room for this one; the message says why."""
+    """There is no room for this one, or nobody can tell; the message says why."""
+
+    def __init__(self, what: str, fix: str) -> None:
+        super().__init__(what)
+        self.fix = fix
 
 
 def take(uid: int, size: int) -> int | None:
@@ -33,8 +37,14 @@ def take(uid: int, size: int) -> int | None:
     None where tokens cannot be counted: root in a container may lack CAP_SYS_ADMIN.
     """
     name = f"netp{uid:08x}_{-(-size // _UNIT):02x}".encode()
-    token = tracing.load_nothing(name)
-    mine = tracing.describe(token).number
+    try:
+        token = tracing.load_nothing(name)
+        mine = tracing.describe(token).number
+    except OSError as error:
+        raise Refused(
+            f"the kernel refuses even a BPF program that does nothing: {error.strerror}",
+            "find what forbids it, a security module for one, in the output of dmesg and the audit log",
+        ) from error
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
@@ -49,7 +59,8 @@ def take(uid: int, size: int) -> int | None:
             raise Refused(
                 f"this user has {len(before)} agents, which take {(total - size) // _MIB} MiB of kernel "
                 f"memory, and one more would take {size // _MIB} MiB: {AGENTS} agents and "
-                f"{footprint.MOST // _MIB} MiB are the most"
+                f"{footprint.MOST // _MIB} MiB are the most",
+                "let others end, use fewer workers (pytest -n), or run pytest as root",
             )
         time.sleep(0.1)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
 
 _PR_SET_SECCOMP = 22
@@ -110,7 +109,7 @@ _OPENING = {"x86_64": ((2, 1), (257, 2)), "aarch64": ((56, 2),)}
 
 def restrict() -> None:
     """This thread and those that it starts, for good. Raises OSError; takes no_new_privs or CAP_SYS_ADMIN."""
-    code = _filter(platform.machine())
+    code = _filter(os.uname().machine)
     text = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("@HP", len(code) // 8, ctypes.addressof(text))
     libc = ctypes.CDLL(None, use_errno=True)

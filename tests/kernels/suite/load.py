@@ -9,10 +9,11 @@ import sys
 package = sys.argv[1]
 sys.path.insert(0, f"{package}/agent")
 
-from bpf import cache, program, tracing  # noqa: E402
+from bpf import program, tracing  # noqa: E402
+from security.store import Store  # noqa: E402
 
 compiled, kept = (
-    program.Kernel(f"{package}/bpf", 64, 1024, kept=cache.Cache("/run/netpoll-cache", 0, writes=True))
+    program.Kernel(f"{package}/bpf", 64, 1024, kept=Store("/run/netpoll-cache", 0, writes=True))
     for _ in range(2)
 )
 assert (compiled.compiled, compiled.not_filled) == (True, ""), compiled.not_filled
