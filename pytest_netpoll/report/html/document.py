@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_netpoll.errors import UsageError
 from pytest_netpoll.model import units
 from pytest_netpoll.model.metrics import METRICS
-from pytest_netpoll.report import files, wording
+from pytest_netpoll.report import delta, files, wording
 from pytest_netpoll.report.html import overview, sections
 from pytest_netpoll.report.record import TestRecord
 
@@ -56,6 +56,7 @@ def render(environment: Mapping[str, Any], records: Iterable[TestRecord]) -> str
     templates = _templates()
     toolchains = overview.toolchains_of(tests)
     baseline = next((c["baseline"] for test in tests if (c := test.get("comparison"))), None)
+    changes = delta.delta(tests)
     test_template = templates.get_template("test.html")
     details = [
         {"html": test_template.render(about._asdict()), "charts": sections.charts_of(about.test)}
@@ -68,6 +69,9 @@ def render(environment: Mapping[str, Any], records: Iterable[TestRecord]) -> str
         written=datetime.datetime.now().astimezone(),
         counts={status: statuses.count(status) for status in overview.STATUSES if status in statuses},
         baseline=baseline,
+        changes=changes,
+        most_changes=delta.MOST_ROWS,
+        icons_of_changes=delta.ICONS,
         filters=overview.filters(tests, toolchains, baseline),
         toolchains=toolchains,
         rows=[overview.row(number, test, added) for number, test in enumerate(tests)],
