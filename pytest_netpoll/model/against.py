@@ -98,7 +98,7 @@ def not_compared(plan: Plan, why: str) -> Comparison:
 
 
 def unsteady(plan: Plan, why: Reason) -> Comparison:
-    """Of a test that the base passes now and then."""
+    """Of a test that cannot be compared though it should, as one that the base passes now and then."""
     reasons = (why,) if plan.tolerances else ()
     notes = () if plan.tolerances else (why.headline,)
     judged = bool(plan.tolerances)

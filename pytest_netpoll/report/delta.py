@@ -36,7 +36,8 @@ class Row(NamedTuple):
 
 class Delta(NamedTuple):
     """Of all tests. sides: what the two are called. same: how many numbers of `tests` did not change. rounds:
-    how many were made, in words; empty where there was one. notes: of what was not compared.
+    how many were made, in words; empty where there was one. left_out: the tests that were not compared at
+    all, and why. notes: what else is to be said of tests.
     """
 
     base: str
@@ -45,6 +46,7 @@ class Delta(NamedTuple):
     same: int
     tests: int
     rounds: str
+    left_out: list[tuple[str, str]]
     notes: list[tuple[str, str]]
 
     @property
@@ -55,15 +57,23 @@ class Delta(NamedTuple):
         return f"No change in {self.same:,} numbers of {tests}{rounds}."
 
     @property
-    def grouped_notes(self) -> list[tuple[str, str]]:
-        """(where, note): the same for many tests is said once."""
-        found: dict[str, list[str]] = {}
-        for nodeid, note in self.notes:
-            found.setdefault(note, []).append(nodeid)
-        return [
-            (nodeids[0] if len(nodeids) == 1 else f"{len(nodeids):,} tests", note)
-            for note, nodeids in found.items()
-        ]
+    def not_compared(self) -> str:
+        """ "2 of 8 tests were not compared:", before their notes; empty where all were."""
+        count = len({nodeid for nodeid, _ in self.left_out})
+        if not count:
+            return ""
+        return f"{count:,} of {self.tests + count:,} tests {'was' if count == 1 else 'were'} not compared:"
+
+
+def grouped(notes: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """(where, note): the same for many tests is said once."""
+    found: dict[str, list[str]] = {}
+    for nodeid, note in notes:
+        found.setdefault(note, []).append(nodeid)
+    return [
+        (nodeids[0] if len(nodeids) == 1 else f"{len(nodeids):,} tests", note)
+        for note, nodeids in found.items()
+    ]
 
 
 def delta(records: Iterable[TestRecord]) -> Delta | None:
@@ -81,18 +91,30 @@ def delta(records: Iterable[TestRecord]) -> Delta | None:
 def delta_of(comparisons: Mapping[str, tuple[ComparisonRecord, Iterable[str]]]) -> Delta:
     """comparisons: at least one, by nodeid; each with what is to be noted beside its own notes."""
     ranked: list[tuple[int, float, Row]] = []
+    left_out: list[tuple[str, str]] = []
     notes: list[tuple[str, str]] = []
     same = 0
     for nodeid, (comparison, more) in comparisons.items():
         rows, unchanged = _rows(nodeid, comparison)
         ranked += rows
         same += unchanged
-        notes += [(nodeid, wording.one_line(note)) for note in (*comparison["notes"], *more)]
+        said = [(nodeid, wording.one_line(note)) for note in (*comparison["notes"], *more)]
+        if _is_left_out(comparison):
+            left_out += said
+        else:
+            notes += said
     found = [comparison for comparison, _ in comparisons.values()]
     ordered = [row for _, _, row in sorted(ranked, key=lambda entry: entry[:2])]
-    tests = sum(comparison["outcome"] != "new" for comparison in found)
+    tests = sum(not _is_left_out(comparison) for comparison in found)
     sides = ("base", "head") if found[0].get("commit") else ("then", "now")
-    return Delta(base_name(found[0]), sides, ordered, same, tests, _rounds(found), notes)
+    return Delta(base_name(found[0]), sides, ordered, same, tests, _rounds(found), left_out, notes)
+
+
+def _is_left_out(comparison: ComparisonRecord) -> bool:
+    """Whether no number of the test was compared."""
+    in_turns = comparison.get("commit") is not None
+    nothing = in_turns and comparison["outcome"] == "unmeasured" and not comparison.get("numbers")
+    return comparison["outcome"] == "new" or nothing
 
 
 def _rounds(comparisons: Iterable[ComparisonRecord]) -> str:
@@ -101,7 +123,7 @@ def _rounds(comparisons: Iterable[ComparisonRecord]) -> str:
     then: set[int] = set()
     now: set[int] = set()
     for comparison in comparisons:
-        if comparison.get("commit") and comparison["outcome"] != "new":
+        if comparison.get("commit") and not _is_left_out(comparison):
             in_turns.add(comparison["measured"])
         for number in comparison.get("numbers", []):
             base, head = number.get("base_rounds"), number.get("rounds")
@@ -145,8 +167,12 @@ def markdown(records: Sequence[TestRecord], environment: Mapping[str, Any]) -> s
         if len(found.rows) > MOST_ROWS:
             lines += [f"… and {len(found.rows) - MOST_ROWS:,} more that changed.", ""]
     lines += [found.unchanged, ""]
-    for where, note in found.grouped_notes:
-        lines.append(f"- {as_code(where) if '::' in where else as_text(where)}: {as_text(note)}")
+    for heading, notes in ((found.not_compared, found.left_out), ("", found.notes)):
+        if heading:
+            lines += [heading, ""]
+        for where, note in grouped(notes):
+            lines.append(f"- {as_code(where) if '::' in where else as_text(where)}: {as_text(note)}")
+        lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -174,7 +200,11 @@ def further_lines(found: Delta) -> Iterator[str]:
     if len(found.rows) > MOST_ROWS:
         yield f"… and {len(found.rows) - MOST_ROWS:,} more that changed"
     yield found.unchanged
-    for where, note in found.grouped_notes:
+    if found.left_out:
+        yield found.not_compared
+    for where, note in grouped(found.left_out):
+        yield "  " + wording.one_line(f"{where}: {note}")
+    for where, note in grouped(found.notes):
         yield wording.one_line(f"{where}: {note}")
 
 

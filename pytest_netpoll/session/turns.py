@@ -17,6 +17,7 @@ from pytest_netpoll.options import ROUNDS, Config
 from pytest_netpoll.service.patience import Say
 from pytest_netpoll.service.service import Service
 from pytest_netpoll.service.worktree import Revision, Worktree
+from pytest_netpoll.session import renewal
 from pytest_netpoll.session.attribution import services_in
 from pytest_netpoll.session.marked import fixtures_of
 from pytest_netpoll.session.trial import Traffic, Trial
@@ -57,8 +58,11 @@ class Base:
         if not trial.two_sided:
             return not_compared(
                 plan,
-                f"no service of this test is built by go_service from a package: {self.revision} has none",
+                f"none of its services is built by go_service from a package, so {self.revision} has none",
             )
+        missing = renewal.missing(item)
+        if missing is not None:
+            return unsteady(plan, missing)
         trial.alternate(plan.looks[0])
 
         def compared() -> Comparison:

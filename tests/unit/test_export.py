@@ -84,7 +84,9 @@ def test_the_delta_is_worst_first_and_what_did_not_change_is_one_line() -> None:
     assert [line for line in lines if line.startswith("No change")] == [
         "No change in 9 numbers of 3 tests, 8 rounds each."
     ]
-    assert any("test_new" in line and "does not pass this test" in line for line in lines)
+    left_out = lines.index("1 of 4 tests was not compared:")
+    assert "test_new" in lines[left_out + 2]
+    assert "does not pass this test" in lines[left_out + 2]
     assert any("test_half" in line and "8 rounds don't tell" in line for line in lines)
 
 
@@ -92,6 +94,21 @@ def test_without_changes_the_delta_is_a_heading_and_a_line() -> None:
     lines = delta.markdown([RECORDS[0]], ENVIRONMENT).split("\n\n")
     assert lines[1:] == ["No change in 4 numbers of 1 test, 8 rounds each.\n"]
     assert "Nothing was compared" in delta.markdown([built("test_it")], ENVIRONMENT)
+
+
+def test_the_terminal_says_how_many_tests_were_not_compared_and_why() -> None:
+    why = "none of its services is built by go_service from a package, so base (main) has none"
+    alone = [built(f"test_alone[{n}]", not_compared(PLAN, why)) for n in range(3)]
+    broken = compare_rounds(
+        [(samples(), {"server": Sample({}, unmeasured=Reason("the agent died"))})] * 8, PLAN
+    )
+    [(_, table), *_] = tables.further_tables([RECORDS[0], *alone, built("test_gone", broken)], 160)
+    assert table.splitlines() == [
+        "No change in 4 numbers of 1 test, 8 rounds each.",
+        "4 of 5 tests were not compared:",
+        f"  3 tests: {why}",
+        "  test_echo.py::test_gone: server was not compared: head, round 1: the agent died",
+    ]
 
 
 def test_the_terminal_shows_the_same_and_fits_its_width() -> None:
