@@ -105,6 +105,10 @@ class Rounds(NamedTuple):
         return f"{self.least}:{self.most}"
 
 
+# Of --netpoll-against; with a saved baseline each test is measured as often as it asks for.
+ROUNDS = Rounds(8, 40)
+
+
 def _rounds(text: str) -> Rounds:
     least, colon, most = text.partition(":")
     found = Rounds(_natural(least), _natural(most if colon else least))
@@ -252,9 +256,9 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "rounds",
         "--netpoll-rounds",
         "netpoll_rounds",
-        "with --netpoll-against: measure each side MIN times, up to MAX while a tolerance is undecided",
+        "measure each test MIN times, up to MAX while a tolerance is undecided (with --netpoll-against 8:40, "
+        "if not given); with --netpoll-save MIN times, so that later comparisons have intervals",
         _rounds,
-        default=Rounds(8, 40),
         metavar="MIN[:MAX]",
     ),
     OptionSpec(
@@ -447,7 +451,7 @@ class Config:
     compare_latencies: Literal["auto", "always"]
     reruns: int
     against: str | None
-    rounds: Rounds
+    rounds: Rounds | None
     markdown: Path | None
     go: tuple[str | Path, ...]
     goready: Literal["auto", "on", "off"]

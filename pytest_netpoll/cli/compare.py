@@ -17,6 +17,7 @@ from pytest_netpoll.model import tolerance
 from pytest_netpoll.model.comparison import Comparison, Rules, compare
 from pytest_netpoll.model.tolerance import Tolerance
 from pytest_netpoll.report import baseline_file, tables, wording
+from pytest_netpoll.report.delta import delta_of
 from pytest_netpoll.report.record import TestRecord, comparison_record
 from pytest_netpoll.report.tables import Compared
 
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         for nodeid, comparison in comparisons.items()
     ]
     width = max(60, shutil.get_terminal_size().columns)
-    print(tables.comparison_table(compared, width) if compared else f"{options.now} holds no tests")
+    print(_table(compared, width) if compared else f"{options.now} holds no tests")
     gone = sorted(then.tests.keys() - now.tests.keys())
     for nodeid in gone:
         print(one_line(f"{nodeid}: is in {then.name} only"))
@@ -56,6 +57,13 @@ def main(arguments: Sequence[str]) -> int:
     code, conclusion = _conclusion(list(comparisons.values()), rules)
     print(f"\n{conclusion}")
     return code
+
+
+def _table(compared: Sequence[Compared], width: int) -> str:
+    if not tables.has_intervals(compared):
+        return tables.comparison_table(compared, width)
+    changes = delta_of({test.nodeid: (test.comparison, ()) for test in compared})
+    return tables.delta_table(changes, width)
 
 
 def _limits(record: TestRecord | None) -> Mapping[str, int | float]:

@@ -5,45 +5,31 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.model import units
-from pytest_netpoll.model.limits import MIN_WAKEUPS, Limits
-from pytest_netpoll.model.measurement import Measurement, resolved_wakeups
-from pytest_netpoll.model.metrics import METRICS, Metric, Value
+from pytest_netpoll.model.confidence import Design
+from pytest_netpoll.model.difference import (
+    Difference,
+    Judged,
+    Regression,
+    Undecided,
+    differences,
+    judge_rules,
+)
+from pytest_netpoll.model.limits import MIN_WAKEUPS
+from pytest_netpoll.model.measurement import resolved_wakeups
+from pytest_netpoll.model.metrics import METRICS, Metric
+from pytest_netpoll.model.sample import Sample, Samples, too_few
 from pytest_netpoll.model.tolerance import Tolerance
 from pytest_netpoll.model.verdict import Verdict
-
-if TYPE_CHECKING:
-    from pytest_netpoll.model.against import Difference, Undecided
 
 # What of the environment decides whether times can be compared, besides each service's own.
 ENVIRONMENT_KEYS = ("kernel", "arch", "plugin")
 # Wakeups beyond a percentile. Over fewer it jumps between windows of one and the same service: with 200
 # wakeups a p99 is one of the two slowest, which is worse than its baseline every tenth time.
 _IN_TAIL = 10
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What one service measured in one test, now or then. metrics: in their canonical units. absent: why one
-    of them is None, where more is known than the metric's own reason.
-    """
-
-    metrics: Mapping[str, Value]
-    go_version: str | None = None
-    gomaxprocs: int | None = None
-    unmeasured: Reason | None = None
-    absent: Mapping[str, Reason] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, measurement: Measurement) -> Sample:
-        m = measurement
-        return cls(m.metrics, m.go_version, m.gomaxprocs, m.unmeasured, m.absent)
-
-
-Samples: TypeAlias = Mapping[str, Sample]  # by service
 
 
 @dataclass(frozen=True)
@@ -64,46 +50,21 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Regression:
-    """measured, baseline: in the metric's canonical unit. again: what measuring again gave.
+class Change:
+    """A metric that is another one than it was, whether that was judged or not, for better or worse.
 
-    metric: the one that was compared, which for too few wakeups is not the tolerance's own.
+    difference: with its interval, where there were rounds enough for one.
     """
 
     service: str
     metric: str
-    measured: int | float
-    baseline: int | float
-    tolerance: Tolerance
-    source: str
-    again: tuple[int | float, ...] = ()
-
-    @property
-    def limit(self) -> float:
-        return self.tolerance.limit(self.baseline)
-
-    def __str__(self) -> str:
-        show = METRICS[self.metric].format
-        measured, baseline = units.show_apart(self.measured, self.baseline, show)
-        again = f" (again {', '.join(map(show, self.again))})" if self.again else ""
-        asked = self.tolerance.metric
-        instead = "" if asked == self.metric else f" (too few wakeups for {asked})"
-        return (
-            f"{self.service}: {self.metric} {measured}{again} > {baseline} {self.tolerance.text} "
-            f"of baseline {self.source}{instead}"
-        )
-
-
-@dataclass(frozen=True)
-class Change:
-    """A metric that is another one than it was, whether that was judged or not, for better or worse."""
-
-    service: str
-    metric: str
     baseline: int | float
     measured: int | float
+    difference: Difference | None = None
 
     def __str__(self) -> str:
+        if self.difference is not None:
+            return str(self.difference)
         show = METRICS[self.metric].format
         return f"{self.metric} {' → '.join(units.show_apart(self.baseline, self.measured, show))}"
 
@@ -117,8 +78,8 @@ class Comparison:
     notes: what was not compared for another reason, and what measuring again did not confirm.
     measured: how often the test was measured, once and again. judged: whether there were rules; without them
     nothing is worse, whatever changed. changes: by more than two runs of the same differ by chance.
-    commit: of the base that was measured in turns with it; None for a saved baseline. Of a base `measured`
-    counts the rounds; numbers: all that was compared; undecided: the rules that the rounds could not decide.
+    commit: of the base that was measured in turns with it; None for a saved baseline. numbers: all that has
+    an interval, as it takes several rounds; undecided: the rules that the rounds could not decide.
     """
 
     baseline: str
@@ -149,8 +110,8 @@ class Comparison:
 
     @property
     def doubtful(self) -> bool:
-        """Whether a regression rests on a time, which on a shared machine may be a lie."""
-        return any(METRICS[regression.metric].is_time for regression in self.regressions)
+        """Whether measuring again may tell that a regression is none."""
+        return any(regression.doubtful for regression in self.regressions)
 
     def confirm(self, again: Samples) -> Comparison:
         """After one more measurement: a time that was worse only once did not get worse."""
@@ -158,7 +119,7 @@ class Comparison:
         notes = list(self.notes)
         for regression in self.regressions:
             metric = METRICS[regression.metric]
-            if not metric.is_time:
+            if not regression.doubtful:
                 kept.append(regression)
                 continue
             sample = again.get(regression.service)
@@ -185,22 +146,30 @@ def compare(
     rules: Rules,
     limits: Mapping[str, int | float] | None = None,
     binds: Callable[[str], bool] = lambda _: True,
+    of_looks: int = 1,
 ) -> Comparison:
     """One test against its baseline.
 
     environment: today's, as in the JSON report. limits: as there. binds: whether the test is about the
-    service of that name; what the baseline knows of others is not looked at.
+    service of that name; what the baseline knows of others is not looked at. of_looks: how many times it is
+    compared, at most.
+
+    What was measured in several rounds then and now is judged by its interval, as against a base that is
+    measured in turns; anything else by one number.
     """
     then = baseline.tests.get(nodeid)
-    judged = bool(rules.tolerances)
     if then is None:
         missing = f"no baseline {baseline.name} for this test"
-        return Comparison(baseline.name, False, {}, notes=(missing,), judged=judged)
+        return Comparison(baseline.name, False, {}, notes=(missing,), judged=bool(rules.tolerances))
     regressions: list[Regression] = []
     changed: list[Change] = []
     unmeasured: list[Reason] = []
     notes: list[str] = []
+    numbers: list[Difference] = []
+    undecided: list[Undecided] = []
+    imprecise: list[str] = []
     minimum = (limits or {}).get("min_wakeups", MIN_WAKEUPS)
+    design = Design(in_turns=False, of_looks=of_looks)
     for service in sorted(then.keys() - now.keys()):
         if binds(service):
             missing = f"{service}: is in baseline {baseline.name}, and is not measured any more"
@@ -217,47 +186,86 @@ def compare(
                 unmeasured.append(Reason.of(sample.unmeasured).about(service))
             continue
         before = then[service]
-        differences = _differences(environment, sample, baseline.environment, before)
-        refused = rules.latencies == "auto" and bool(differences)
+        elsewhere = _differences(environment, sample, baseline.environment, before)
+        refused = rules.latencies == "auto" and bool(elsewhere)
         if refused and (not rules.tolerances or any(METRICS[t.metric].is_time for t in rules.tolerances)):
             notes.append(
-                f"{service}: times were not compared: {', '.join(differences)} "
+                f"{service}: times were not compared: {', '.join(elsewhere)} "
                 "(--netpoll-compare-latencies=always compares them all the same)"
             )
-        changed += _changes(service, sample, before, minimum, with_times=not refused)
-        for tolerance in rules.tolerances:
-            metric = METRICS[tolerance.metric]
-            if metric.is_time and refused:
-                continue
-            steady = _steady(metric, sample, before)
-            if steady is not metric:
-                notes.append(
-                    f"{service}: {steady.name} was compared instead of {metric.name}, "
-                    f"which needs {_IN_TAIL} wakeups beyond it: send more traffic"
-                )
-                metric = steady
-            value, old = sample.metrics.get(metric.name), before.metrics.get(metric.name)
-            name = f"{service}: {metric.name}"
-            few = too_few(sample, minimum) if metric.is_statistic else None
-            few_then = too_few(before, minimum) if metric.is_statistic else None
-            if old is None or few_then is not None:
-                notes.append(f"{name} has no baseline: {few_then or 'it was not measured then'}")
-            elif value is None or few is not None:
-                known = sample.absent.get(metric.name, metric.absent)
-                why = Reason(few) if few is not None else known
-                unmeasured.append(why.about(f"{name} cannot be compared"))
-            elif value > tolerance.limit(old):
-                regressions.append(Regression(service, metric.name, value, old, tolerance, baseline.name))
+        tolerances = [t for t in rules.tolerances if not (refused and METRICS[t.metric].is_time)]
+        comparable = [metric for metric in METRICS.values() if not (refused and metric.is_time)]
+        if design.has_interval(len(before.each), len(sample.each)):
+            sides = before.each, sample.each
+            found = differences(service, *sides, design, comparable)
+            numbers += found.values()
+            changed += _changed(found.values())
+            source = f"baseline {baseline.name}"
+            judged = judge_rules(service, *sides, tolerances, found, design, source, limits)
+        else:
+            imprecise.append(f"{service}: {_no_interval(len(before.each), len(sample.each))}")
+            changed += _changes(service, sample, before, minimum, comparable)
+            judged = _judge_once(service, before, sample, tolerances, baseline.name, minimum)
+        regressions += judged.regressions
+        undecided += judged.undecided
+        unmeasured += judged.unmeasured
+        notes += judged.notes
     return Comparison(
         baseline.name,
         True,
         then,
         tuple(regressions),
         tuple(unmeasured),
-        tuple(dict.fromkeys(notes)),
-        judged=judged,
+        tuple(dict.fromkeys([*notes, *map(str, () if regressions else undecided), *imprecise])),
+        measured=max((len(sample.each) for sample in now.values()), default=1),
+        judged=bool(rules.tolerances),
         changes=tuple(changed),
+        numbers=tuple(numbers),
+        undecided=tuple(undecided),
     )
+
+
+def _judge_once(
+    service: str,
+    before: Sample,
+    sample: Sample,
+    tolerances: Sequence[Tolerance],
+    name: str,
+    minimum: int | float,
+) -> Judged:
+    """By one number of each side: without an interval. name: of the baseline."""
+    judged = Judged()
+    for tolerance in tolerances:
+        metric = METRICS[tolerance.metric]
+        steady = _steady(metric, sample, before)
+        if steady is not metric:
+            judged.notes.append(
+                f"{service}: {steady.name} was compared instead of {metric.name}, "
+                f"which needs {_IN_TAIL} wakeups beyond it: send more traffic"
+            )
+            metric = steady
+        value, old = sample.metrics.get(metric.name), before.metrics.get(metric.name)
+        what = f"{service}: {metric.name}"
+        few = too_few(sample, minimum) if metric.is_statistic else None
+        few_then = too_few(before, minimum) if metric.is_statistic else None
+        if old is None or few_then is not None:
+            judged.notes.append(f"{what} has no baseline: {few_then or 'it was not measured then'}")
+        elif value is None or few is not None:
+            known = sample.absent.get(metric.name, metric.absent)
+            why = Reason(few) if few is not None else known
+            judged.unmeasured.append(why.about(f"{what} cannot be compared"))
+        elif value > tolerance.limit(old):
+            judged.regressions.append(Regression(service, metric.name, value, old, tolerance, name))
+    return judged
+
+
+def _no_interval(then: int, now: int) -> str:
+    made = "1 round" if then == now == 1 else f"{_rounds(then)} then, {now} now"
+    return f"{made}: no interval; to have one, save and compare with --netpoll-rounds"
+
+
+def _rounds(count: int) -> str:
+    return "1 round" if count == 1 else f"{count} rounds"
 
 
 # Unit -> by how much a metric must differ, of the larger one and at all, to be more than chance.
@@ -271,18 +279,28 @@ _NOTABLE: Mapping[str, tuple[float, float]] = {
 
 
 def _changes(
-    service: str, now: Sample, then: Sample, minimum: int | float, with_times: bool
+    service: str, now: Sample, then: Sample, minimum: int | float, metrics: Sequence[Metric]
 ) -> Iterator[Change]:
     few = too_few(now, minimum) or too_few(then, minimum)
-    for metric in METRICS.values():
+    for metric in metrics:
         value, old = now.metrics.get(metric.name), then.metrics.get(metric.name)
-        if value is None or old is None or not metric.more_is_worse or (metric.is_time and not with_times):
+        if value is None or old is None or not _is_notable(metric, old, value):
             continue
         if metric.is_statistic and (few or _steady(metric, now, then) is not metric):
             continue
-        share, least = _NOTABLE[metric.unit]
-        if abs(value - old) >= max(least, share * max(value, old)):
-            yield Change(service, metric.name, old, value)
+        yield Change(service, metric.name, old, value)
+
+
+def _changed(found: Iterable[Difference]) -> Iterator[Change]:
+    for difference in found:
+        base, head = difference.base, difference.head
+        if difference.seen and _is_notable(METRICS[difference.metric], base, head):
+            yield Change(difference.service, difference.metric, base, head, difference)
+
+
+def _is_notable(metric: Metric, old: int | float, value: int | float) -> bool:
+    share, least = _NOTABLE[metric.unit]
+    return metric.more_is_worse and abs(value - old) >= max(least, share * max(value, old))
 
 
 def confirmed(comparison: Comparison, reruns: int, measure: Callable[[], Samples]) -> Comparison:
@@ -312,11 +330,6 @@ def settle(
     return settled.in_report_mode() if mode == "report" else settled
 
 
-def samples_of(measurements: Iterable[Measurement], limits: Limits) -> Samples:
-    """Of the services that the test is about."""
-    return {m.service: Sample.of(m) for m in measurements if limits.binds(m.service)}
-
-
 def _steady(metric: Metric, *samples: Sample) -> Metric:
     """The metric itself, or the highest percentile below it that rests on enough wakeups in all samples."""
     if metric.tail is None:
@@ -326,15 +339,6 @@ def _steady(metric: Metric, *samples: Sample) -> Metric:
     lower = {m.tail: m for m in family if m.tail is not None and m.tail >= metric.tail}
     steady = [tail for tail in lower if tail * fewest >= _IN_TAIL]
     return lower[min(steady, default=max(lower))]
-
-
-def too_few(sample: Sample, minimum: int | float) -> str | None:
-    wakeups, resolved = sample.metrics.get("wakeups"), resolved_wakeups(sample.metrics)
-    if wakeups is None or resolved >= minimum:
-        return None
-    show = METRICS["wakeups"].format
-    few = f"{show(resolved)} resolved" if wakeups >= minimum else show(wakeups)
-    return f"only {few} wakeups, it takes {show(minimum)}"
 
 
 def _differences(

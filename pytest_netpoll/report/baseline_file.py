@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from pytest_netpoll.errors import NetpollError, Reason
-from pytest_netpoll.model.comparison import ENVIRONMENT_KEYS, Baseline, Sample, changes
+from pytest_netpoll.model.comparison import ENVIRONMENT_KEYS, Baseline, changes
 from pytest_netpoll.model.metrics import METRICS, Value, not_exact
+from pytest_netpoll.model.sample import Sample
 from pytest_netpoll.report import files, json_report
 from pytest_netpoll.report.record import ServiceRecord, TestRecord, plain
 from pytest_netpoll.report.wording import trusted, unmeasured_reason
@@ -20,7 +22,20 @@ DIRECTORY = ".netpoll"
 _DIGITS = 6
 
 
-class _Service(TypedDict):
+# More rounds than anybody makes: a file that claims more is damaged.
+_MOST_ROUNDS = 1000
+
+
+class _ServiceExtra(TypedDict, total=False):
+    rounds: int
+    values: dict[str, list[int | float | None]]
+
+
+class _Service(_ServiceExtra):
+    """metrics: of several rounds their medians. values: in each round, of the metrics that were not the same
+    in all of them.
+    """
+
     go_version: str | None
     gomaxprocs: int | None
     metrics: dict[str, int | float | None]
@@ -82,6 +97,8 @@ def write(path: Path, environment: Mapping[str, Any], records: Iterable[TestReco
     revision = {key: environment.get(key) for key in ("commit", "branch") if environment.get(key)}
     content: _File = {"schema": SCHEMA, "environment": here | revision, "tests": dict(sorted(tests.items()))}
     text = json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False)
+    # The values of one metric on one line. (In a text there is no such line break.)
+    text = re.sub(r"\[\n\s+([-+.,0-9e\s]+?)\n\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
     files.write_atomically(path, f"{text}\n", "the baseline")
     return lines
 
@@ -101,7 +118,7 @@ def load(rootdir: Path, name: str) -> Baseline:
     if not path.exists():
         raise NetpollError(f"there is no baseline {name!r}", why=f"{path} does not exist", fix=fix)
     what = f"the baseline {path} could not be read"
-    return _baseline(name, json_report.read(path, {SCHEMA: _File}, what, fix))
+    return _baseline(name, json_report.read(path, {SCHEMA: _File}, what, fix), what, fix)
 
 
 def load_any(path: Path) -> tuple[Baseline, dict[str, TestRecord]]:
@@ -111,7 +128,7 @@ def load_any(path: Path) -> tuple[Baseline, dict[str, TestRecord]]:
     schemas = {json_report.SCHEMA: json_report.Report, SCHEMA: _File}
     content = json_report.read(path, schemas, what, fix)
     if content["schema"] == SCHEMA:
-        return _baseline(path.name, content), {}
+        return _baseline(path.name, content, what, fix), {}
     records: dict[str, TestRecord] = {record["nodeid"]: record for record in content["tests"]}
     tests = {
         nodeid: {service["name"]: sample(service) for service in record["services"]}
@@ -125,28 +142,48 @@ def sample(service: ServiceRecord) -> Sample:
     unmeasured = unmeasured_reason(service)
     if unmeasured is None and not trusted(service):
         unmeasured = Reason(not_exact(service["metrics"].get("lost")))
-    return Sample(service["metrics"], service["go_version"], service.get("gomaxprocs"), unmeasured)
+    runs = service.get("runs", {})
+    count = min(map(len, runs.values()), default=0)
+    rounds = tuple(Sample({name: values[i] for name, values in runs.items()}) for i in range(count))
+    return Sample(
+        service["metrics"], service["go_version"], service.get("gomaxprocs"), unmeasured, rounds=rounds
+    )
 
 
-def _baseline(name: str, content: Mapping[str, Any]) -> Baseline:
-    tests = {
-        nodeid: {
-            service: Sample(entry["metrics"], entry["go_version"], entry["gomaxprocs"])
-            for service, entry in services.items()
-        }
-        for nodeid, services in content["tests"].items()
-    }
+def _baseline(name: str, content: Mapping[str, Any], what: str, fix: str) -> Baseline:
+    """NetpollError(what, fix) where its rounds don't fit together."""
+    tests: dict[str, dict[str, Sample]] = {}
+    for nodeid, services in content["tests"].items():
+        samples = tests[nodeid] = {}
+        for service, entry in services.items():
+            count, values = entry.get("rounds", 1), entry.get("values", {})
+            if not 1 <= count <= _MOST_ROUNDS or any(len(each) != count for each in values.values()):
+                why = f"tests.{nodeid}.{service}: its values are not those of {count} rounds"
+                raise NetpollError(what, why=why, fix=fix)
+            rounds = (
+                Sample({**entry["metrics"], **{metric: each[i] for metric, each in values.items()}})
+                for i in range(count if count > 1 else 0)
+            )
+            samples[service] = Sample(
+                entry["metrics"], entry["go_version"], entry["gomaxprocs"], rounds=tuple(rounds)
+            )
     return Baseline(name, content["environment"], tests)
 
 
 def _entry(service: ServiceRecord) -> _Service:
     metrics = service["metrics"]
-    return {
+    entry: _Service = {
         "go_version": service["go_version"],
         "gomaxprocs": service.get("gomaxprocs"),
         # What was not measured is absent.
         "metrics": {name: _rounded(metrics[name]) for name in METRICS if metrics.get(name) is not None},
     }
+    runs = service.get("runs", {})
+    if runs:
+        entry["rounds"] = max(map(len, runs.values()))
+        values = {name: [_rounded(value) for value in runs[name]] for name in entry["metrics"]}
+        entry["values"] = {name: each for name, each in values.items() if len(set(each)) > 1}
+    return entry
 
 
 def _rounded(value: Value) -> Value:

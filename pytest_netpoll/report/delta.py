@@ -14,7 +14,7 @@ from pytest_netpoll.report.record import ComparisonRecord, NumberRecord, TestRec
 
 Verdict: TypeAlias = Literal["WORSE", "undecided", "more", "less"]
 _RANK: Sequence[Verdict] = ("WORSE", "undecided", "more", "less")
-_ICONS: Mapping[Verdict, str] = {"WORSE": "❌", "undecided": "❔", "more": "🔺", "less": "🔽"}
+ICONS: Mapping[Verdict, str] = {"WORSE": "❌", "undecided": "❔", "more": "🔺", "less": "🔽"}
 # Below that nobody looks, however sure it is: fractions, and what was 0 by its unit.
 _LEAST_SHARE = 0.02
 _LEAST: Mapping[str, float] = {"share": 0.01, "ratio": 0.1, "count": 10, "ns": 1_000, "s": 0.01}
@@ -35,45 +35,108 @@ class Row(NamedTuple):
 
 
 class Delta(NamedTuple):
-    """Of all tests. same: how many numbers of `tests` did not change. notes: of what was not compared."""
+    """Of all tests. sides: what the two are called. same: how many numbers of `tests` did not change. rounds:
+    how many were made, in words; empty where there was one. left_out: the tests that were not compared at
+    all, and why. notes: what else is to be said of tests.
+    """
 
     base: str
+    sides: tuple[str, str]
     rows: list[Row]
     same: int
     tests: int
     rounds: str
+    left_out: list[tuple[str, str]]
     notes: list[tuple[str, str]]
 
     @property
     def unchanged(self) -> str:
         """ "No change in 120 numbers of 3 tests, 8 to 14 rounds each"."""
         tests = f"{self.tests:,} test{'s' * (self.tests != 1)}"
-        rounds = f", {self.rounds} rounds each" if self.rounds else ""
+        rounds = f", {self.rounds}" if self.rounds else ""
         return f"No change in {self.same:,} numbers of {tests}{rounds}."
+
+    @property
+    def not_compared(self) -> str:
+        """ "2 of 8 tests were not compared:", before their notes; empty where all were."""
+        count = len({nodeid for nodeid, _ in self.left_out})
+        if not count:
+            return ""
+        return f"{count:,} of {self.tests + count:,} tests {'was' if count == 1 else 'were'} not compared:"
+
+
+def grouped(notes: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """(where, note): the same for many tests is said once."""
+    found: dict[str, list[str]] = {}
+    for nodeid, note in notes:
+        found.setdefault(note, []).append(nodeid)
+    return [
+        (nodeids[0] if len(nodeids) == 1 else f"{len(nodeids):,} tests", note)
+        for note, nodeids in found.items()
+    ]
 
 
 def delta(records: Iterable[TestRecord]) -> Delta | None:
     """None where nothing was compared."""
-    found = [(record, c) for record in records if (c := record.get("comparison")) is not None]
-    if not found:
-        return None
+    found: dict[str, tuple[ComparisonRecord, list[str]]] = {}
+    for record in records:
+        comparison = record.get("comparison")
+        if comparison is not None:
+            unmeasured = wording.reasons(record) if comparison["outcome"] == "unmeasured" else []
+            told = [f"{why.headline}; fix: {why.fix}" if why.fix else why.headline for why in unmeasured]
+            found[record["nodeid"]] = (comparison, told)
+    return delta_of(found) if found else None
+
+
+def delta_of(comparisons: Mapping[str, tuple[ComparisonRecord, Iterable[str]]]) -> Delta:
+    """comparisons: at least one, by nodeid; each with what is to be noted beside its own notes."""
     ranked: list[tuple[int, float, Row]] = []
+    left_out: list[tuple[str, str]] = []
     notes: list[tuple[str, str]] = []
     same = 0
-    for record, comparison in found:
-        rows, unchanged = _rows(record["nodeid"], comparison)
+    for nodeid, (comparison, more) in comparisons.items():
+        rows, unchanged = _rows(nodeid, comparison)
         ranked += rows
         same += unchanged
-        told = list(comparison["notes"])
-        if comparison["outcome"] == "unmeasured":
-            for reason in wording.reasons(record):
-                told.append(f"{reason.headline}; fix: {reason.fix}" if reason.fix else reason.headline)
-        notes += [(record["nodeid"], wording.one_line(note)) for note in told]
+        said = [(nodeid, wording.one_line(note)) for note in (*comparison["notes"], *more)]
+        if _is_left_out(comparison):
+            left_out += said
+        else:
+            notes += said
+    found = [comparison for comparison, _ in comparisons.values()]
     ordered = [row for _, _, row in sorted(ranked, key=lambda entry: entry[:2])]
-    tests = sum(comparison["outcome"] != "new" for _, comparison in found)
-    made = [c["measured"] for _, c in found if c.get("commit") and c["outcome"] != "new"]
-    rounds = " to ".join(dict.fromkeys(map(str, (min(made), max(made))))) if made else ""
-    return Delta(base_name(found[0][1]), ordered, same, tests, rounds, notes)
+    tests = sum(not _is_left_out(comparison) for comparison in found)
+    sides = ("base", "head") if found[0].get("commit") else ("then", "now")
+    return Delta(base_name(found[0]), sides, ordered, same, tests, _rounds(found), left_out, notes)
+
+
+def _is_left_out(comparison: ComparisonRecord) -> bool:
+    """Whether no number of the test was compared."""
+    in_turns = comparison.get("commit") is not None
+    nothing = in_turns and comparison["outcome"] == "unmeasured" and not comparison.get("numbers")
+    return comparison["outcome"] == "new" or nothing
+
+
+def _rounds(comparisons: Iterable[ComparisonRecord]) -> str:
+    """ "8 to 14 rounds each"; against a baseline "8 rounds then, 6 now"."""
+    in_turns: set[int] = set()
+    then: set[int] = set()
+    now: set[int] = set()
+    for comparison in comparisons:
+        if comparison.get("commit") and not _is_left_out(comparison):
+            in_turns.add(comparison["measured"])
+        for number in comparison.get("numbers", []):
+            base, head = number.get("base_rounds"), number.get("rounds")
+            if base is not None and head is not None:
+                then.add(base)
+                now.add(head)
+    if in_turns:
+        return f"{_span(in_turns)} rounds each"
+    return f"{_span(then)} rounds then, {_span(now)} now" if then else ""
+
+
+def _span(counts: set[int]) -> str:
+    return " to ".join(dict.fromkeys((str(min(counts)), str(max(counts)))))
 
 
 def base_name(comparison: ComparisonRecord) -> str:
@@ -92,10 +155,10 @@ def markdown(records: Sequence[TestRecord], environment: Mapping[str, Any]) -> s
         return "## pytest-netpoll\n\nNothing was compared.\n"
     lines = [f"## pytest-netpoll: {as_text(found.base)} → {as_text(head or 'now')}", ""]
     if found.rows:
-        heads = ["", "test", "service", "metric", "base", "head", "change", "95 % interval"]
+        heads = ["", "test", "service", "metric", *found.sides, "change", "95 % interval"]
         align = ["---", "---", "---", "---", "---:", "---:", "---:", "---:"]
         rows = [
-            [_ICONS[r.verdict], as_code(r.nodeid), as_code(r.service), as_code(r.metric)]
+            [ICONS[r.verdict], as_code(r.nodeid), as_code(r.service), as_code(r.metric)]
             + [as_text(text) for text in (r.base, r.head, r.change, r.interval)]
             for r in found.rows[:MOST_ROWS]
         ]
@@ -104,9 +167,12 @@ def markdown(records: Sequence[TestRecord], environment: Mapping[str, Any]) -> s
         if len(found.rows) > MOST_ROWS:
             lines += [f"… and {len(found.rows) - MOST_ROWS:,} more that changed.", ""]
     lines += [found.unchanged, ""]
-    for note, nodeids in _grouped(found.notes).items():
-        where = as_code(nodeids[0]) if len(nodeids) == 1 else f"{len(nodeids):,} tests"
-        lines.append(f"- {where}: {as_text(note)}")
+    for heading, notes in ((found.not_compared, found.left_out), ("", found.notes)):
+        if heading:
+            lines += [heading, ""]
+        for where, note in grouped(notes):
+            lines.append(f"- {as_code(where) if '::' in where else as_text(where)}: {as_text(note)}")
+        lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -121,8 +187,8 @@ def terminal_rows(found: Delta) -> dict[str, list[str]]:
     return {
         "service": [wording.one_line(row.service) for row in rows],
         "metric": [row.metric for row in rows],
-        "base": [row.base for row in rows],
-        "head": [row.head for row in rows],
+        found.sides[0]: [row.base for row in rows],
+        found.sides[1]: [row.head for row in rows],
         "change": [row.change for row in rows],
         "95 % interval": [row.interval for row in rows],
         "verdict": [row.verdict for row in rows],
@@ -134,28 +200,19 @@ def further_lines(found: Delta) -> Iterator[str]:
     if len(found.rows) > MOST_ROWS:
         yield f"… and {len(found.rows) - MOST_ROWS:,} more that changed"
     yield found.unchanged
-    for note, nodeids in _grouped(found.notes).items():
-        where = nodeids[0] if len(nodeids) == 1 else f"{len(nodeids):,} tests"
+    if found.left_out:
+        yield found.not_compared
+    for where, note in grouped(found.left_out):
+        yield "  " + wording.one_line(f"{where}: {note}")
+    for where, note in grouped(found.notes):
         yield wording.one_line(f"{where}: {note}")
 
 
-def _grouped(notes: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """The same for many tests is said once."""
-    found: dict[str, list[str]] = {}
-    for nodeid, note in notes:
-        found.setdefault(note, []).append(nodeid)
-    return found
-
-
 def _rows(nodeid: str, comparison: ComparisonRecord) -> tuple[list[tuple[int, float, Row]], int]:
-    broken = {(r["service"], r["metric"]) for r in comparison["regressions"]}
+    """The rows, each after its rank and size, and how many numbers did not change."""
+    broken = {(r["service"], r["metric"]): r for r in comparison["regressions"]}
     undecided = {(r["service"], r["metric"]) for r in comparison.get("undecided", [])}
     rows: list[tuple[int, float, Row]] = []
-    if comparison.get("commit") is None:
-        for change in comparison.get("changes", []):
-            place = (change["service"], change["metric"])
-            rows.append(_once(nodeid, change["metric"], change, place in broken))
-        return rows, sum(len(service["metrics"]) for service in comparison["services"]) - len(rows)
     numbers = comparison.get("numbers", [])
     for number in numbers:
         place = (number["service"], number["metric"])
@@ -163,8 +220,26 @@ def _rows(nodeid: str, comparison: ComparisonRecord) -> tuple[list[tuple[int, fl
         if verdict is None and _notable(number):
             verdict = "more" if number["change"] > 0 else "less"
         if verdict is not None:
-            rows.append(_measured_in_turns(nodeid, number, verdict))
-    return rows, len(numbers) - len(rows)
+            rows.append(_with_interval(nodeid, number, verdict))
+    same = len(numbers) - len(rows)
+    if comparison.get("commit") is None:
+        # Of a baseline; what was measured in too few rounds has no interval.
+        known = {number["service"] for number in numbers}
+        changes = {(c["service"], c["metric"]): c for c in comparison.get("changes", [])}
+        once = [
+            _once(nodeid, metric, change, (service, metric) in broken)
+            for (service, metric), change in {**changes, **broken}.items()
+            if service not in known
+        ]
+        compared = sum(
+            value is not None
+            for service in comparison["services"]
+            if service["name"] not in known
+            for value in service["metrics"].values()
+        )
+        rows += once
+        same += max(0, compared - len(once))
+    return rows, same
 
 
 def _notable(number: NumberRecord) -> bool:
@@ -176,8 +251,8 @@ def _notable(number: NumberRecord) -> bool:
     return abs(number["change"]) >= least and (metric.unit != "count" or absolute >= _LEAST["count"])
 
 
-def _measured_in_turns(nodeid: str, number: NumberRecord, verdict: Verdict) -> tuple[int, float, Row]:
-    base, head = _shown(number["metric"], number["base"], number["head"])
+def _with_interval(nodeid: str, number: NumberRecord, verdict: Verdict) -> tuple[int, float, Row]:
+    base, head = shown(number["metric"], number["base"], number["head"])
     change, _, interval = number["text"].partition(" (")
     row = Row(nodeid, number["service"], number["metric"], base, head, change, interval.rstrip(")"), verdict)
     # What was 0 has grown beyond all measure.
@@ -189,7 +264,8 @@ def _measured_in_turns(nodeid: str, number: NumberRecord, verdict: Verdict) -> t
     return _RANK.index(verdict), -size, row
 
 
-def _shown(metric: str, base: int | float, head: int | float) -> tuple[str, str]:
+def shown(metric: str, base: int | float, head: int | float) -> tuple[str, str]:
+    """Both for people, in as many digits as tell them apart."""
     if metric not in METRICS:  # in a file of a newer version
         return f"{base:,}", f"{head:,}"
     show = METRICS[metric].format
@@ -198,7 +274,7 @@ def _shown(metric: str, base: int | float, head: int | float) -> tuple[str, str]
 
 def _once(nodeid: str, metric: str, change: Mapping[str, Any], is_broken: bool) -> tuple[int, float, Row]:
     then, now = change["baseline"], change["measured"]
-    base, head = _shown(metric, then, now)
+    base, head = shown(metric, then, now)
     share = (now - then) / then if then else 0.0
     verdict: Verdict = "WORSE" if is_broken else "more" if now > then else "less"
     text = (

@@ -13,11 +13,11 @@ from dataclasses import asdict
 from typing import Any, Literal, TypeAlias, TypedDict, cast
 
 from pytest_netpoll.errors import Reason
-from pytest_netpoll.model.against import Difference
 from pytest_netpoll.model.breakdown import budgets
-from pytest_netpoll.model.comparison import Comparison, Regression
+from pytest_netpoll.model.comparison import Comparison
 from pytest_netpoll.model.correlation import wasted_and_answered
 from pytest_netpoll.model.diagnosis import diagnose, findings, unchecked
+from pytest_netpoll.model.difference import Difference, Regression
 from pytest_netpoll.model.evidence import Cause, Offence, Offender
 from pytest_netpoll.model.limits import Limits
 from pytest_netpoll.model.measurement import Measurement
@@ -288,12 +288,18 @@ class ChangeRecord(TypedDict):
     text: str
 
 
-class NumberRecord(TypedDict):
-    """A number of both sides, measured in turns.
+class _NumberExtra(TypedDict, total=False):
+    rounds: int
+    base_rounds: int | None
+
+
+class NumberRecord(_NumberExtra):
+    """A number of both sides, each measured in several rounds.
 
     base, head: medians. change, low, high: the change and the ends of its 95 % interval; low and high are
     None if there were too few rounds. relative: whether these are fractions of the base, or differences in
-    the metric's unit. exact: each side had one value in all rounds. text: the change in a few words.
+    the metric's unit. exact: each side had one value in all rounds. text: the change in a few words. rounds:
+    of the head. base_rounds: of a saved baseline, or None if both sides were measured in turns.
     """
 
     service: str
@@ -336,9 +342,9 @@ class ComparisonRecord(_ComparisonExtra):
     baseline: its name, or the revision as given. outcome: "new" if the baseline doesn't have the test. notes:
     a line for each thing that was not compared or not confirmed. measured: how often the test was measured;
     against a base, the number of rounds. judged: whether there were tolerances; without any, "passed" means
-    nothing more. changes: what differs by more than chance, better or worse. commit: of the base; None for a
-    saved baseline. numbers: against a base, all that was compared. undecided: tolerances that stayed
-    undecided.
+    nothing more. changes: what differs from a baseline by more than chance, better or worse. commit: of the
+    base; None for a saved baseline. numbers: all that was compared, with intervals; empty for a baseline with
+    too few rounds. undecided: tolerances that stayed undecided.
     """
 
     baseline: str
@@ -698,6 +704,8 @@ def _number(difference: Difference) -> NumberRecord:
         "relative": difference.relative,
         "exact": difference.exact,
         "text": difference.text,
+        "rounds": difference.rounds,
+        "base_rounds": difference.base_rounds,
     }
 
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from pytest_netpoll.model import units
-from pytest_netpoll.model.comparison import Sample, Samples
 from pytest_netpoll.model.metrics import METRICS, Report, in_report
+from pytest_netpoll.model.sample import Sample, Samples
 from pytest_netpoll.report import wording
 from pytest_netpoll.report.baseline_file import sample
 from pytest_netpoll.report.cells import layout, shorten
-from pytest_netpoll.report.delta import base_name, delta, further_lines, terminal_rows
+from pytest_netpoll.report.delta import Delta, delta, further_lines, terminal_rows
 from pytest_netpoll.report.record import ComparisonRecord, ServiceRecord, TestRecord
 from pytest_netpoll.report.terminal import MOST_OTHERS
 
@@ -48,9 +48,11 @@ def further_tables(records: Sequence[TestRecord], width: int) -> list[tuple[str,
     """(title, table) for what there is to show; tables are not wider than `width`."""
     found: list[tuple[str, str]] = []
     tests = compared(records)
-    if tests and tests[0].comparison.get("commit") is not None:
-        name = base_name(tests[0].comparison)
-        found.append((f"netpoll: base {name} → head", _delta_table(records, width)))
+    if has_intervals(tests):
+        changes = delta(records)
+        assert changes is not None
+        base = f"base {changes.base}" if changes.sides[0] == "base" else changes.base
+        found.append((f"netpoll: {base} → {changes.sides[1]}", delta_table(changes, width)))
     elif tests:
         name = tests[0].comparison["baseline"]
         found.append(
@@ -64,16 +66,20 @@ def further_tables(records: Sequence[TestRecord], width: int) -> list[tuple[str,
     return found
 
 
-def _delta_table(records: Sequence[TestRecord], width: int) -> str:
-    changes = delta(records)
-    assert changes is not None
+def has_intervals(tests: Sequence[Compared]) -> bool:
+    """Whether any of them was measured in rounds enough, or in turns with a base."""
+    return any(test.comparison.get("commit") or test.comparison.get("numbers") for test in tests)
+
+
+def delta_table(changes: Delta, width: int) -> str:
+    """What changed, worst first, with intervals; a line for all that did not; notes."""
     lines = list(further_lines(changes))
     if changes.rows:
         columns = terminal_rows(changes)
         if len(set(columns["service"])) == 1:
             del columns["service"]
         names = [row.nodeid for row in changes.rows[: len(columns["metric"])]]
-        lines.insert(0, layout(names, columns, width, ["95 % interval", "service", "base"]))
+        lines.insert(0, layout(names, columns, width, ["95 % interval", "service", changes.sides[0]]))
     return "\n".join(lines)
 
 

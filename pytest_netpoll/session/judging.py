@@ -8,12 +8,15 @@ from typing import NamedTuple
 
 import pytest
 
-from pytest_netpoll.model.comparison import Comparison, Rules, compare, confirmed, samples_of, settle
+from pytest_netpoll.model import confidence
+from pytest_netpoll.model.against import settled
+from pytest_netpoll.model.comparison import Baseline, Comparison, Rules, compare, confirmed, settle
 from pytest_netpoll.model.limits import Limits
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.median import median_of
+from pytest_netpoll.model.sample import samples_of
 from pytest_netpoll.model.verdict import Death, Verdict, judge
-from pytest_netpoll.options import Config
+from pytest_netpoll.options import ROUNDS, Config
 from pytest_netpoll.service.service import Service
 from pytest_netpoll.session import extensions, repeated
 from pytest_netpoll.session.attribution import Presence
@@ -151,28 +154,50 @@ def _dead(
 
 def _runs(options: Config, limits: Limits) -> int:
     """Windows of a test. What is compared with from now on must not be a single lucky one."""
-    return limits.runs if options.save is None else max(limits.runs, 1 + options.reruns)
+    if options.save is None:
+        return limits.runs
+    rounds = options.rounds or (ROUNDS if options.against is not None else None)
+    return max(limits.runs, 1 + options.reruns, 0 if rounds is None else rounds.least)
 
 
 def _compare(
     session: Session, item: pytest.Item, trial: Trial, limits: Limits, runs: int
 ) -> Comparison | None:
-    """With the base, in turns; or with the baseline.
-
-    A time that got worse than a baseline is measured again: it may be the machine's fault.
-    """
+    """With the base, in turns; or with the baseline."""
     if session.base is not None and not trial.failed:
         return session.base.compare(item, trial, limits)
     if session.baseline is None or trial.failed:
         return None
+    return _compare_with_baseline(session, item, session.baseline, trial, limits, runs)
+
+
+def _compare_with_baseline(
+    session: Session, item: pytest.Item, baseline: Baseline, trial: Trial, limits: Limits, runs: int
+) -> Comparison:
+    """In as many rounds as --netpoll-rounds asks for. A time that got worse by one number is measured again:
+    it may be the machine's fault.
+    """
     options = session.options
-    comparison = compare(
-        item.nodeid,
-        samples_of(median_of(trial.windows), limits),
-        session.environment,
-        session.baseline,
-        Rules(options.compare_fail, options.compare_latencies),
-        limits.as_json(),
-        limits.binds,
-    )
-    return confirmed(comparison, options.reruns, lambda: samples_of(trial.again(runs), limits))
+    looks: tuple[int, ...] = (runs,)
+    if options.rounds is not None:
+        least, most = options.rounds
+        looks = confidence.looks(max(least, runs), max(most, runs))
+
+    def compared() -> Comparison:
+        return compare(
+            item.nodeid,
+            samples_of(median_of(trial.windows), limits),
+            session.environment,
+            baseline,
+            Rules(options.compare_fail, options.compare_latencies),
+            limits.as_json(),
+            limits.binds,
+            len(looks),
+        )
+
+    def make(rounds: int) -> bool:
+        trial.again(rounds - len(trial.windows))
+        return not trial.failed
+
+    found = settled(compared, looks, make)
+    return confirmed(found, options.reruns, lambda: samples_of(trial.again(runs), limits))

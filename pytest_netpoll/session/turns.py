@@ -10,12 +10,14 @@ import pytest
 
 from pytest_netpoll.errors import Reason, UsageError
 from pytest_netpoll.model.against import Plan, compare_rounds, not_compared, settled, unsteady
-from pytest_netpoll.model.comparison import Comparison, samples_of
+from pytest_netpoll.model.comparison import Comparison
 from pytest_netpoll.model.limits import Limits
-from pytest_netpoll.options import Config
+from pytest_netpoll.model.sample import samples_of
+from pytest_netpoll.options import ROUNDS, Config
 from pytest_netpoll.service.patience import Say
 from pytest_netpoll.service.service import Service
 from pytest_netpoll.service.worktree import Revision, Worktree
+from pytest_netpoll.session import renewal
 from pytest_netpoll.session.attribution import services_in
 from pytest_netpoll.session.marked import fixtures_of
 from pytest_netpoll.session.trial import Traffic, Trial
@@ -49,15 +51,18 @@ class Base:
         trial: with the head's first window.
         """
         __tracebackhide__ = True
-        least, most = self._options.rounds
+        least, most = self._options.rounds or ROUNDS
         least = max(least, limits.runs)
         tolerances = self._options.compare_fail
         plan = Plan(self._options.against or "", self.revision.commit, tolerances, least, max(least, most))
         if not trial.two_sided:
             return not_compared(
                 plan,
-                f"no service of this test is built by go_service from a package: {self.revision} has none",
+                f"none of its services is built by go_service from a package, so {self.revision} has none",
             )
+        missing = renewal.missing(item)
+        if missing is not None:
+            return unsteady(plan, missing)
         trial.alternate(plan.looks[0])
 
         def compared() -> Comparison:
@@ -74,7 +79,7 @@ class Base:
             return trial.base_failure is None and not trial.failed
 
         if trial.base_failure is None and not trial.failed:
-            found = settled(compared, plan, make)
+            found = settled(compared, plan.looks, make)
         if trial.base_failure is not None and trial.base_windows:
             passed = f"{self.revision} passed this test {len(trial.base_windows)} times, and then did not"
             fix = "make it pass there each time, or leave --netpoll-compare-fail out"

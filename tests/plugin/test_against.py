@@ -197,6 +197,10 @@ def test_front(front, same):
     with connected(front) as connection: send(connection, front)
     assert front.address != same.address
 
+# Its limits hold, and nothing of it has another side.
+@netpoll()
+def test_without_service(): pass
+
 def test_plain(server): assert server.running
 """,
         *AGAINST,
@@ -217,8 +221,9 @@ def test_plain(server): assert server.running
         "test_news": ("passed", "new", 1),
         "test_in_the_test": ("passed", "passed", 6),
         "test_front": ("passed", "passed", 6),
+        "test_without_service": ("passed", "new", 1),
     }, result.stdout.str()
-    result.assert_outcomes(passed=6, failed=2)
+    result.assert_outcomes(passed=7, failed=2)
     (regression,) = found["test_dup"]["comparison"]["regressions"]
     assert regression["baseline"] == 0
     assert regression["measured"] > 0.4
@@ -237,6 +242,10 @@ def test_plain(server): assert server.running
             "*make the fixture 'kept' (module scope) function-scoped*",
             "*netpoll: base main (* → head*",
             "*test_dup *spurious*0.0 %*WORSE*",
+            "3 of 8 tests were not compared:",
+            "  test_it.py::test_kept: same was not compared: *",
+            "  test_it.py::test_news: base (main) does not pass this test: *",
+            "  test_it.py::test_without_service: none of its services is built by go_service *",
         ]
     )
     environment = json.loads((project / "now.json").read_text())["environment"]

@@ -96,6 +96,38 @@ def test_new(server, ping): ping(server)
 
 
 @pytest.mark.bpf
+def test_rounds_on_both_sides_give_the_change_an_interval(run, pytester, monkeypatch):
+    source = SERVER + "\n@netpoll()\ndef test_it(server, ping): ping(server, 12)\n"
+    rounds = "--netpoll-rounds=6"
+    monkeypatch.setenv("PROGRAM", "echo")
+    run(source, "--netpoll-save=main", rounds).assert_outcomes(passed=1)
+    entry = saved(pytester)["tests"]["test_it.py::test_it"]["server"]
+    assert entry["rounds"] == 6
+    assert {len(values) for values in entry["values"].values()} == {6}
+    monkeypatch.setenv("PROGRAM", "dup")
+    compare = ("--netpoll-compare=main", "--netpoll-compare-fail=spurious:+0.02", "--netpoll-json=now.json")
+    result = run(source, *compare, rounds)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "server: spurious 0.0 % → *: worse than baseline main by more than +0.02, *"
+            "over 6 rounds then and 6 now",
+            "*netpoll: baseline main → now*",
+            "*test_it *spurious *0.0 %*WORSE",
+            "No change in * numbers of 1 test, 6 rounds then, 6 now.",
+        ]
+    )
+    [test] = json.loads((pytester.path / "now.json").read_text())["tests"]
+    assert test["comparison"]["measured"] == 6
+    numbers = {number["metric"]: number for number in test["comparison"]["numbers"]}
+    assert numbers["spurious"]["low"] > 0.3
+    once = run(source, *compare)
+    once.stdout.fnmatch_lines(
+        ["server: spurious * % > 0.0 % +0.02 of baseline main", "*6 rounds then, 1 now: no interval*"]
+    )
+
+
+@pytest.mark.bpf
 def test_a_slower_service_fails_after_it_was_measured_again(run, pytester, monkeypatch):
     """Ten goroutines before each reader instead of two: six times the latency, also on a busy machine.
 

@@ -19,7 +19,8 @@ REPORTS = """
 import io, json
 from pytest_netpoll.cli.watch.table import View
 from pytest_netpoll.meter.accumulated import Accumulated
-from pytest_netpoll.model.comparison import Baseline, Rules, Sample, compare
+from pytest_netpoll.model.comparison import Baseline, Rules, compare
+from pytest_netpoll.model.sample import Sample
 from pytest_netpoll.model.limits import resolve
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.metrics import COUNTERS, markdown_table

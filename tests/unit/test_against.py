@@ -15,7 +15,8 @@ import pytest
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.model import tolerance
 from pytest_netpoll.model.against import Plan, Round, compare_rounds, settled
-from pytest_netpoll.model.comparison import Comparison, Sample
+from pytest_netpoll.model.comparison import Comparison
+from pytest_netpoll.model.sample import Sample
 
 Numbers = Mapping[str, int | float | None]
 HEALTHY: Numbers = {"wakeups": 200, "productive_wakeups": 200, "spurious_wakeups": 0, "spurious": 0.0}
@@ -65,7 +66,7 @@ def run(machine: Machine, slowness: float, rules: str) -> Comparison:
             made.append(({"server": sample(cpu_seconds=base)}, {"server": sample(cpu_seconds=head)}))
         return True
 
-    return settled(lambda: compare_rounds(made, asked), asked, make)
+    return settled(lambda: compare_rounds(made, asked), asked.looks, make)
 
 
 def regressed(slowness: float, runs: int, rules: str = "cpu_seconds:+5%") -> float:
@@ -89,7 +90,7 @@ def test_what_is_exact_is_decided_at_the_first_look() -> None:
         return True
 
     asked = plan("spurious:+0.02")
-    found = settled(lambda: compare_rounds(made, asked), asked, make)
+    found = settled(lambda: compare_rounds(made, asked), asked.looks, make)
     assert (found.outcome, found.measured) == ("regressed", 8)
     (worse,) = found.regressions
     assert str(worse) == (
@@ -201,7 +202,7 @@ def test_a_broken_rule_makes_no_more_rounds_for_another_one() -> None:
         made[:] = [(base, {"server": sample(cpu_seconds=v, spurious=0.5)}) for v in head[:count]]
         return True
 
-    found = settled(lambda: compare_rounds(made, asked), asked, make)
+    found = settled(lambda: compare_rounds(made, asked), asked.looks, make)
     assert (found.outcome, found.measured, len(found.undecided)) == ("regressed", 8, 1)
 
 
@@ -216,5 +217,5 @@ def test_rounds_stop_where_no_more_can_be_made() -> None:
     def compared() -> Comparison:
         return compare_rounds(rounds(1, {"cpu_seconds": 0.1}, {"cpu_seconds": 0.2}), asked)
 
-    assert settled(compared, asked, make).undecided
+    assert settled(compared, asked.looks, make).undecided
     assert calls == [8]

@@ -19,12 +19,13 @@ from pytest_netpoll.cli.watch import table as live
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.gobinary.symbols import Frame
 from pytest_netpoll.meter.accumulated import Accumulated
-from pytest_netpoll.model.comparison import Baseline, Rules, Sample
+from pytest_netpoll.model.comparison import Baseline, Rules
 from pytest_netpoll.model.comparison import compare as compared_with
 from pytest_netpoll.model.histogram import bucket_of
 from pytest_netpoll.model.limits import resolve
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.metrics import COUNTERS
+from pytest_netpoll.model.sample import Sample
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import Death, judge
 from pytest_netpoll.report import baseline_file, github, json_report, junit, record, tables, terminal, wording

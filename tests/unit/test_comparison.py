@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,15 @@ from typing import Any
 import pytest
 
 from pytest_netpoll import __main__ as command_line
-from pytest_netpoll.errors import Reason
+from pytest_netpoll.errors import NetpollError, Reason
 from pytest_netpoll.model import tolerance
-from pytest_netpoll.model.comparison import Baseline, Rules, Sample, compare, confirmed, settle
+from pytest_netpoll.model.comparison import Baseline, Rules, compare, confirmed, settle
 from pytest_netpoll.model.histogram import bucket_of
 from pytest_netpoll.model.limits import Limits, resolve
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.median import median_of
 from pytest_netpoll.model.metrics import COUNTERS, METRICS
+from pytest_netpoll.model.sample import Sample
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import Breach, Verdict, judge
 from pytest_netpoll.report import baseline_file, json_report, record, tables
@@ -30,6 +32,9 @@ PLENTY: Mapping[str, Any] = {
     "polls_per_event": 1.0,
     "latency_p99": 10_000.0,
 }
+
+
+ONCE = "1 round: no interval; to have one, save and compare with --netpoll-rounds"
 
 
 def sample(**metrics: Any) -> Sample:
@@ -123,12 +128,13 @@ def test_a_service_that_the_baseline_knows_and_that_is_gone_does_not_pass() -> N
     assert (watched.outcome, set(watched.notes) >= {gone, idle}) == ("passed", True)
     limits = resolve([((), {"service": "server"})], "t")
     others = compare("t", {"server": sample()}, HERE, known, tolerated, limits.as_json(), limits.binds)
-    assert (others.outcome, others.notes) == ("passed", ())
+    assert (others.outcome, others.notes) == ("passed", (f"server: {ONCE}",))
 
 
 def test_what_has_no_baseline_passes_and_says_so() -> None:
     assert compared(sample(), sample(spurious=None), "spurious:+0.02").notes == (
         "server: spurious has no baseline: it was not measured then",
+        f"server: {ONCE}",
     )
     new = compare("other", {"server": sample()}, HERE, Baseline("main", HERE, {}), Rules())
     assert (new.outcome, new.notes) == ("new", ("no baseline main for this test",))
@@ -161,6 +167,78 @@ def test_a_time_is_measured_again_and_a_count_is_not() -> None:
     kept = confirmed(comparison, 2, lambda: {"server": sample(latency_p99=30_000.0)})
     assert "latency_p99 20.0 µs (again 30.0 µs, 30.0 µs) > 10.0 µs" in str(kept.regressions[0])
     assert confirmed(comparison, 2, dict).outcome == "regressed", "not measured is no proof that all is well"
+
+
+def in_rounds(metric: str, values: Sequence[float]) -> Sample:
+    rounds = tuple(sample(**{metric: value}) for value in values)
+    return replace(sample(**{metric: statistics.median(values)}), rounds=rounds)
+
+
+STEADY = (0.100, 0.101, 0.099, 0.102, 0.098)
+
+
+@pytest.mark.parametrize(
+    ("now", "rule", "outcome", "words"),
+    [
+        (
+            (0.120, 0.121, 0.119, 0.122, 0.118),
+            "+5%",
+            "regressed",
+            "+20.0 % (+16.8 % to +23.2 %): worse than baseline main by more than +5%, with 95 % confidence "
+            "over 5 rounds then and 5 now",
+        ),
+        ((0.120, 0.121, 0.119, 0.122, 0.118), "+25%", "passed", None),
+        # Worse is only what exceeds both.
+        ((0.120, 0.121, 0.119, 0.122, 0.118), "+5%+50ms", "passed", None),
+        ((0.080, 0.081, 0.079, 0.082, 0.078), "+0%", "passed", None),
+        (STEADY, "+5%", "passed", None),
+        # Its median is beyond: measured once, this would have failed.
+        (
+            (0.090, 0.111, 0.130, 0.140, 0.100),
+            "+5%",
+            "passed",
+            "5 rounds then and 5 now don't tell whether that is more than +5%; it is about at the tolerance",
+        ),
+    ],
+)
+def test_rounds_then_and_now_are_judged_by_the_interval(
+    now: Sequence[float], rule: str, outcome: str, words: str | None
+) -> None:
+    then = in_rounds("cpu_seconds", STEADY)
+    found = compared(in_rounds("cpu_seconds", now), then, f"cpu_seconds:{rule}")
+    assert (found.outcome, found.measured) == (outcome, 5)
+    said = [*map(str, found.regressions), *found.notes]
+    assert len(said) == (words is not None)
+    if words is not None:
+        assert words in said[0]
+    assert not found.doubtful, "what has an interval is not measured again"
+
+
+def test_no_difference_is_a_tilde_and_a_change_carries_its_interval() -> None:
+    then = in_rounds("cpu_seconds", STEADY)
+    same = compared(in_rounds("cpu_seconds", STEADY[::-1]), then, "spurious:+0.02")
+    (number,) = (n for n in same.numbers if n.metric == "cpu_seconds")
+    assert number.text.startswith("~ (-")
+    assert same.changes == ()
+    assert str(next(n for n in same.numbers if n.metric == "spurious")) == "spurious 1.0 %, ~ (exact)"
+    half = compared(in_rounds("cpu_seconds", [value / 2 for value in STEADY]), then, "spurious:+0.02")
+    assert [change.metric for change in half.changes] == ["cpu_seconds"]
+    assert re.search(r"-50\.0 % \(-5\d\.\d % to -4\d\.\d %\)$", str(half.changes[0]))
+
+
+def test_with_few_rounds_on_a_side_one_number_is_judged_and_that_is_said() -> None:
+    then, slower = in_rounds("cpu_seconds", STEADY[:3]), sample(cpu_seconds=0.2)
+    found = compared(slower, then, "cpu_seconds:+5%")
+    assert (found.outcome, found.numbers, found.doubtful) == ("regressed", (), True)
+    assert found.notes == (f"server: 3 rounds then, 1 now{ONCE.removeprefix('1 round')}",)
+    assert compared(in_rounds("cpu_seconds", STEADY), then, "cpu_seconds:+5%").numbers
+
+
+def test_in_another_environment_no_time_has_an_interval() -> None:
+    sides = in_rounds("cpu_seconds", STEADY), in_rounds("cpu_seconds", STEADY)
+    found = compared(*sides, "cpu_seconds:+5%,spurious:+0.02", environment={**HERE, "kernel": "5.4.0"})
+    assert {METRICS[n.metric].is_time for n in found.numbers} == {False}
+    assert "times were not compared" in found.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -274,6 +352,39 @@ def test_a_baseline_file_is_the_same_bytes_in_any_order_and_holds_only_what_can_
     assert loaded.environment == HERE
     assert loaded.tests["a"]["server"].metrics["wakeups"] == 20
     assert "ready_calls" not in loaded.tests["a"]["server"].metrics, "it was not measured"
+
+
+def test_a_baseline_file_keeps_the_rounds_of_what_varied_each_on_a_line(tmp_path: Path) -> None:
+    path = baseline_file.path_of(tmp_path, "main")
+    baseline_file.write(path, HERE, [made("a[\n 1 ]", *map(window, (20, 31, 25)))])
+    text = path.read_text()
+    assert '"wakeups": [20, 31, 25]' in text
+    assert '"a[\\n 1 ]"' in text
+    entry = json.loads(text)["tests"]["a[\n 1 ]"]["server"]
+    assert (entry["rounds"], entry["metrics"]["wakeups"]) == (3, 25)
+    assert "latency_p50" in entry["metrics"]
+    assert "latency_p50" not in entry["values"], "it was the same in all rounds"
+    loaded = baseline_file.load(tmp_path, "main").tests["a[\n 1 ]"]["server"]
+    assert [one.metrics["wakeups"] for one in loaded.each] == [20, 31, 25]
+    assert len({one.metrics["latency_p50"] for one in loaded.each}) == 1
+    # A file from before there were rounds.
+    del entry["rounds"], entry["values"]
+    path.write_text(json.dumps({**json.loads(text), "tests": {"a": {"server": entry}}}))
+    (one,) = baseline_file.load(tmp_path, "main").tests["a"]["server"].each
+    assert one.metrics["wakeups"] == 25
+
+
+@pytest.mark.parametrize(
+    "change", [{"rounds": 2}, {"rounds": 0}, {"rounds": 10**9}, {"values": {"polls": [1]}}]
+)
+def test_rounds_that_do_not_fit_together_are_refused(tmp_path: Path, change: Mapping[str, Any]) -> None:
+    path = baseline_file.path_of(tmp_path, "main")
+    baseline_file.write(path, HERE, [made("a", *map(window, (20, 31, 25)))])
+    content = json.loads(path.read_text())
+    content["tests"]["a"]["server"] |= change
+    path.write_text(json.dumps(content))
+    with pytest.raises(NetpollError, match=r"tests\.a\.server: its values are not those of"):
+        baseline_file.load(tmp_path, "main")
 
 
 def test_saving_what_ran_keeps_what_did_not(tmp_path: Path) -> None:
@@ -408,6 +519,22 @@ def test_what_cannot_be_read_and_unknown_commands_are_usage_errors(
     for arguments in (["compare", "no", "no"], ["compare", *[str(tmp_path / "x.json")] * 2], ["compar"], []):
         assert command_line.main(arguments) == 2
         assert "Traceback" not in capsys.readouterr().err
+
+
+def test_two_files_with_rounds_are_compared_with_intervals(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    then, now = tmp_path / "then.json", tmp_path / "now.json"
+    baseline_file.write(then, HERE, [made("t.py::t", *map(window, (20, 21, 22, 23, 24)))])
+    json_report.write(now, HERE, [made("t.py::t", *map(window, (100, 105, 110, 115, 120)))])
+    assert command_line.main(["compare", str(then), str(now), "--fail=wakeups:+10"]) == 1
+    head, _, first, *_ = capsys.readouterr().out.splitlines()
+    assert head.split()[:5] == ["test", "metric", "then", "now", "change"]
+    assert re.fullmatch(
+        r"t\.py::t +wakeups +22 +110 +\+400\.0 % +\+3\d\d\.\d % to \+4\d\d\.\d % +WORSE", first
+    )
+    assert command_line.main(["compare", str(then), str(now), "--fail=wakeups:+300"]) == 0
+    assert "5 rounds then, 5 now." in capsys.readouterr().out
 
 
 def test_toolchains_of_a_test_stand_together() -> None:

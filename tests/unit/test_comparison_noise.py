@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 
 from pytest_netpoll.model import tolerance
-from pytest_netpoll.model.comparison import Baseline, Rules, Samples, compare, confirmed, samples_of
+from pytest_netpoll.model.comparison import Baseline, Rules, compare, confirmed
 from pytest_netpoll.model.histogram import bucket_of
 from pytest_netpoll.model.limits import Limits
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.median import median_of
 from pytest_netpoll.model.metrics import COUNTERS
+from pytest_netpoll.model.sample import Samples, samples_of
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import Verdict
 from pytest_netpoll.report import baseline_file, record

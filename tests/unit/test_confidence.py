@@ -9,7 +9,7 @@ import statistics
 import pytest
 
 from pytest_netpoll.model import confidence
-from pytest_netpoll.model.confidence import interval, looks
+from pytest_netpoll.model.confidence import Design, Interval, interval, looks
 
 
 @pytest.mark.parametrize(
@@ -87,3 +87,44 @@ def test_the_truth_is_outside_the_interval_in_at_most_5_of_100_runs(spikes: floa
         found = interval([difference() for _ in range(10)])
         missed += not found.low <= 0.1 <= found.high
     assert 0 < missed <= 60  # 50, and what chance adds once in 15
+
+
+def apart(then: list[float], now: list[float], of_looks: int = 1) -> Interval:
+    return Design(in_turns=False, of_looks=of_looks).interval(then, now, lambda old, new: new - old)
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "outside"),
+    # Published critical values of Mann and Whitney's U, two-sided at 5 %; the last two beyond the tables.
+    [(4, 4, 0), (3, 5, 0), (5, 5, 2), (8, 8, 13), (6, 10, 11), (20, 20, 127), (21, 21, 142), (40, 40, 596)],
+)
+def test_between_what_was_measured_at_two_times_the_interval_is_mann_and_whitneys(
+    then: int, now: int, outside: int
+) -> None:
+    noise = random.Random(then)
+    sides = [[noise.gauss(0, 1) for _ in range(count)] for count in (then, now)]
+    ordered = sorted(new - old for old in sides[0] for new in sides[1])
+    found = apart(*sides)
+    assert found.middle == statistics.median(ordered)
+    low = ordered.index(found.low)
+    assert abs(low - outside) <= (1 if min(then, now) > 20 else 0)
+    assert found.high == ordered[-1 - low]
+
+
+@pytest.mark.parametrize(("then", "now"), [(1, 1), (3, 3), (3, 4), (1, 40), (2, 40)])
+def test_two_times_of_few_measurements_tell_nothing(then: int, now: int) -> None:
+    assert not apart([0.0] * then, [1.0] * now).known
+    assert not Design(in_turns=False).has_interval(then, now)
+
+
+@pytest.mark.parametrize(("then", "now"), [(5, 5), (8, 8), (4, 12)])
+def test_the_truth_between_two_times_is_outside_in_at_most_5_of_100(then: int, now: int) -> None:
+    noise = random.Random(f"{then} {now}")
+    missed = 0
+    for _ in range(1000):
+        found = apart(
+            [noise.lognormvariate(0, 0.3) for _ in range(then)],
+            [noise.lognormvariate(0, 0.3) + 0.5 for _ in range(now)],
+        )
+        missed += not found.low <= 0.5 <= found.high
+    assert missed <= 60

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from pytest_netpoll import __main__ as command_line
 from pytest_netpoll.errors import NetpollError
 from pytest_netpoll.model import tolerance
-from pytest_netpoll.model.comparison import Rules, Sample, compare, settle
+from pytest_netpoll.model.comparison import Rules, compare, settle
 from pytest_netpoll.model.histogram import bucket_of
 from pytest_netpoll.model.limits import Limits
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.metrics import COUNTERS, METRICS
+from pytest_netpoll.model.sample import Sample
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import Verdict
 from pytest_netpoll.report import baseline_file, json_report, record, tables

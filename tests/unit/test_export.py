@@ -14,10 +14,11 @@ from pytest_netpoll.cli import export
 from pytest_netpoll.errors import Reason, UsageError
 from pytest_netpoll.model import tolerance
 from pytest_netpoll.model.against import Plan, compare_rounds, not_compared
-from pytest_netpoll.model.comparison import Comparison, Sample, settle
+from pytest_netpoll.model.comparison import Comparison, settle
 from pytest_netpoll.model.limits import resolve
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.metrics import COUNTERS
+from pytest_netpoll.model.sample import Sample
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import judge
 from pytest_netpoll.report import delta, json_report, record, tables
@@ -83,7 +84,9 @@ def test_the_delta_is_worst_first_and_what_did_not_change_is_one_line() -> None:
     assert [line for line in lines if line.startswith("No change")] == [
         "No change in 9 numbers of 3 tests, 8 rounds each."
     ]
-    assert any("test_new" in line and "does not pass this test" in line for line in lines)
+    left_out = lines.index("1 of 4 tests was not compared:")
+    assert "test_new" in lines[left_out + 2]
+    assert "does not pass this test" in lines[left_out + 2]
     assert any("test_half" in line and "8 rounds don't tell" in line for line in lines)
 
 
@@ -91,6 +94,21 @@ def test_without_changes_the_delta_is_a_heading_and_a_line() -> None:
     lines = delta.markdown([RECORDS[0]], ENVIRONMENT).split("\n\n")
     assert lines[1:] == ["No change in 4 numbers of 1 test, 8 rounds each.\n"]
     assert "Nothing was compared" in delta.markdown([built("test_it")], ENVIRONMENT)
+
+
+def test_the_terminal_says_how_many_tests_were_not_compared_and_why() -> None:
+    why = "none of its services is built by go_service from a package, so base (main) has none"
+    alone = [built(f"test_alone[{n}]", not_compared(PLAN, why)) for n in range(3)]
+    broken = compare_rounds(
+        [(samples(), {"server": Sample({}, unmeasured=Reason("the agent died"))})] * 8, PLAN
+    )
+    [(_, table), *_] = tables.further_tables([RECORDS[0], *alone, built("test_gone", broken)], 160)
+    assert table.splitlines() == [
+        "No change in 4 numbers of 1 test, 8 rounds each.",
+        "4 of 5 tests were not compared:",
+        f"  3 tests: {why}",
+        "  test_echo.py::test_gone: server was not compared: head, round 1: the agent died",
+    ]
 
 
 def test_the_terminal_shows_the_same_and_fits_its_width() -> None:
@@ -137,10 +155,13 @@ SARIF = {
                                         "items": {
                                             "type": "object",
                                             "additionalProperties": False,
-                                            "required": ["id"],
+                                            # GitHub's code scanning wants the last two of each rule.
+                                            "required": ["id", "fullDescription", "help"],
                                             "properties": {
                                                 "id": {"type": "string"},
                                                 "shortDescription": {"$ref": "#/$defs/message"},
+                                                "fullDescription": {"$ref": "#/$defs/message"},
+                                                "help": {"$ref": "#/$defs/message"},
                                             },
                                         },
                                     },

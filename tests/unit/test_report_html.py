@@ -289,6 +289,49 @@ def test_then_and_now_stand_side_by_side_with_what_got_worse_and_how_that_was_co
     assert f'class="worse" title="worse than 1.5 ms">{now}<' in page
 
 
+@pytest.mark.parametrize("commit", ["beef" * 10, None])
+def test_what_changed_comes_first_with_its_interval_and_what_did_not_is_one_line(commit: str | None) -> None:
+    def number(metric: str, base: float, head: float, low: float, high: float, text: str) -> Any:
+        place = {"service": "server", "metric": metric, "base": base, "head": head, "text": text}
+        made = {"rounds": 8, "base_rounds": None if commit else 6, "relative": True, "exact": False}
+        return {**place, **made, "change": (low + high) / 2, "low": low, "high": high}
+
+    numbers = [
+        number("latency_p50", 1e6, 1e6, -0.1, 0.1, "~ (-10.0 % to +10.0 %)"),
+        number("cpu_seconds", 0.1, 0.2, 0.9, 1.1, "+100.0 % (+90.0 % to +110.0 %)"),
+        number("polls", 100, 400, 2.9, 3.1, "+300.0 % (+290.0 % to +310.0 %)"),
+    ]
+    test = built(measured(), nodeid="t.py::worse")
+    test["comparison"] = {**compared("regressed", cpu_seconds=0.1), "commit": commit, "numbers": numbers}
+    test["comparison"] |= {"measured": 8, "regressions": [worse("cpu_seconds", 0.2, 0.1, "+5%")]}
+    same = {**built(measured(), nodeid="t.py::same")}
+    same["comparison"] = {**compared("passed", "server: a note"), "commit": commit, "numbers": numbers[:1]}
+    same["comparison"]["measured"] = 8
+    page = document.render({}, [same, test])
+    section = page.partition('<section id="changes"')[2].partition("</section>")[0]
+    heading, *shown = cells(section, "numbers changes")
+    sides = ["base", "head"] if commit else ["then", "now"]
+    assert heading == ["verdict", "test", "metric", *sides, "change", "95 % interval"]
+    assert [row[2:] for row in shown] == [
+        ["cpu_seconds", "0.10 s", "0.20 s", "+100.0 %", "+90.0 % to +110.0 %"],
+        ["polls", "100", "400", "+300.0 %", "+290.0 % to +310.0 %"],
+    ]
+    assert [row[0] for row in shown] == ["❌ worse", "🔺 more"]
+    rounds = "8 rounds each" if commit else "6 rounds then, 8 now"
+    assert f"<p>No change in 2 numbers of 2 tests, {rounds}.</p>" in section
+    assert "server: a note" in section
+    assert ("against base main (beefbeefbeef)" if commit else "against baseline main") in page
+    (detail, _) = details(test, same)
+    assert [row[0] for row in cells(detail["html"], "numbers compared")] == ["metric", "cpu_seconds", "polls"]
+    assert cells(detail["html"], "numbers compared")[1][1:5] == [
+        "0.10 s",
+        "0.20 s",
+        "+100.0 %",
+        "+90.0 % to +110.0 %",
+    ]
+    assert "No change in 1 numbers." in detail["html"]
+
+
 @pytest.mark.parametrize(
     ("then", "now", "change"),
     [

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from pytest_netpoll import __version__
+from pytest_netpoll.model.rules import RULES
 from pytest_netpoll.report.export.findings import findings
 from pytest_netpoll.report.record import TestRecord
 
@@ -24,7 +25,7 @@ def sarif(records: Sequence[TestRecord], environment: Mapping[str, Any]) -> dict
         "name": "pytest-netpoll",
         "informationUri": _HOME,
         "version": str(environment.get("plugin") or __version__),
-        "rules": [{"id": rule, "shortDescription": {"text": about}} for rule, about in rules.items()],
+        "rules": [_rule(rule, about) for rule, about in rules.items()],
     }
     results = [
         {
@@ -49,6 +50,14 @@ def sarif(records: Sequence[TestRecord], environment: Mapping[str, Any]) -> dict
     if revision:
         run["properties"] = revision
     return {"$schema": _SARIF, "version": "2.1.0", "runs": [run]}
+
+
+def _rule(rule: str, about: str) -> dict[str, Any]:
+    """GitHub's code scanning wants a full description and a help of each rule."""
+    text = {"text": about}
+    more = f"python -m pytest_netpoll rules {rule}" if rule in RULES else f"{_HOME}#readme"
+    explained = {"text": f"{about}. More: {more}"}
+    return {"id": rule, "shortDescription": text, "fullDescription": text, "help": explained}
 
 
 def code_climate(records: Sequence[TestRecord], environment: Mapping[str, Any]) -> list[dict[str, Any]]:  # noqa: ARG001

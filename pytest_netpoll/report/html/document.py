@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_netpoll.errors import UsageError
 from pytest_netpoll.model import units
 from pytest_netpoll.model.metrics import METRICS
-from pytest_netpoll.report import files, wording
+from pytest_netpoll.report import delta, files, wording
 from pytest_netpoll.report.html import overview, sections
 from pytest_netpoll.report.record import TestRecord
 
@@ -55,7 +55,10 @@ def render(environment: Mapping[str, Any], records: Iterable[TestRecord]) -> str
     added = wording.own_columns(tests)
     templates = _templates()
     toolchains = overview.toolchains_of(tests)
-    baseline = next((c["baseline"] for test in tests if (c := test.get("comparison"))), None)
+    changes = delta.delta(tests)
+    against = None
+    if changes is not None:
+        against = f"base {changes.base}" if changes.sides[0] == "base" else changes.base
     test_template = templates.get_template("test.html")
     details = [
         {"html": test_template.render(about._asdict()), "charts": sections.charts_of(about.test)}
@@ -67,8 +70,12 @@ def render(environment: Mapping[str, Any], records: Iterable[TestRecord]) -> str
     return templates.get_template("page.html").render(
         written=datetime.datetime.now().astimezone(),
         counts={status: statuses.count(status) for status in overview.STATUSES if status in statuses},
-        baseline=baseline,
-        filters=overview.filters(tests, toolchains, baseline),
+        against=against,
+        changes=changes,
+        most_changes=delta.MOST_ROWS,
+        grouped=delta.grouped,
+        icons_of_changes=delta.ICONS,
+        filters=overview.filters(tests, toolchains, against),
         toolchains=toolchains,
         rows=[overview.row(number, test, added) for number, test in enumerate(tests)],
         columns=[

@@ -64,7 +64,7 @@ class Filter(NamedTuple):
     choices: list[Choice]
 
 
-def filters(tests: Sequence[TestRecord], toolchains: Sequence[str], baseline: str | None) -> list[Filter]:
+def filters(tests: Sequence[TestRecord], toolchains: Sequence[str], against: str | None) -> list[Filter]:
     """Those between whose choices there is something to choose; the outcomes always."""
     statuses = [wording.status_of(test) for test in tests]
     compared = [_compared_with_baseline(test) for test in tests]
@@ -81,7 +81,7 @@ def filters(tests: Sequence[TestRecord], toolchains: Sequence[str], baseline: st
         ),
         Filter(
             "baseline",
-            f"Against baseline {baseline}",
+            f"Against {against}",
             [
                 Choice(outcome, icon, f"{compared.count(outcome):,} {text}")
                 for outcome, (icon, text) in _BASELINE.items()
@@ -99,8 +99,8 @@ def filters(tests: Sequence[TestRecord], toolchains: Sequence[str], baseline: st
 
 def _compared_with_baseline(test: TestRecord) -> str:
     comparison = test.get("comparison")
-    if comparison is None:
-        return ""
+    if comparison is None or (comparison["outcome"] == "new" and comparison.get("commit")):
+        return ""  # the base doesn't lack the test, whose file is the head's
     if comparison["outcome"] == "passed" and not comparison.get("judged", True):
         return "changed" if comparison.get("changes") else "same"
     return comparison["outcome"]
@@ -143,13 +143,14 @@ def row(number: int, record: TestRecord, own: Sequence[str]) -> Row:
     rows = [row for row in wording.rows([record]) if row.service]
     services = [row.service for row in rows if row.service]
     baseline = _compared_with_baseline(record)
+    compares = record.get("comparison") is not None
     return Row(
         record["nodeid"],
         number,
         wording.status_of(record),
         toolchain_of(record),
         baseline,
-        _BASELINE[baseline][1] if baseline in _REMARKABLE else "",
+        _BASELINE[baseline][1] if baseline in _REMARKABLE or (not baseline and compares) else "",
         *split(wording.without_toolchain(record)),
         [(_service(row), _status(row)) for row in rows],
         [

@@ -13,9 +13,11 @@ from pytest_netpoll.model import units
 from pytest_netpoll.model.histogram import bucket_bounds
 from pytest_netpoll.model.metrics import LIMITABLE, METRICS, Metric, Value
 from pytest_netpoll.report import wording
+from pytest_netpoll.report.delta import delta, shown
 from pytest_netpoll.report.html import flames, overview
 from pytest_netpoll.report.record import (
     BreachRecord,
+    NumberRecord,
     RegressionRecord,
     ServiceRecord,
     TestRecord,
@@ -192,8 +194,8 @@ class _Limit(NamedTuple):
 class _Number(NamedTuple):
     """A metric, or what a hook added. meaning: empty where that is not known.
 
-    then, change: in the baseline, and since. least, most, runs: over the runs of a repeated test, and in
-    each of them.
+    then, change, interval: in the baseline or base, and since, with the interval of the change if there is
+    one. least, most, runs: over the runs of a repeated test, and in each of them.
     """
 
     name: str
@@ -201,6 +203,7 @@ class _Number(NamedTuple):
     meaning: str
     then: str = ""
     change: str = ""
+    interval: str = ""
     least: str = ""
     most: str = ""
     runs: Sequence[str] = ()
@@ -251,6 +254,7 @@ class _Service:
         comparison = test.get("comparison")
         self.baseline = None if comparison is None else comparison["baseline"]
         then = _then(test, record)
+        measured = _with_intervals(test, record)
         of = {name: _number(record, name, then) for name in METRICS}
         self.numbers = [
             *of.values(),
@@ -259,11 +263,21 @@ class _Service:
         limits = wording.limits_of(test, record)
         # What people look at first; of all the others all metrics tell.
         first = {*wording.COLUMNS, *wording.judged(test, record), *map(wording.base_of, self.broken)}
-        shown = [name for name in METRICS if name in first]
+        looked_at = [name for name in METRICS if name in first]
         worse = {r["metric"]: r for r in wording.regressions(test) if r["service"] == record["name"]}
-        self.compared = [_Compared(of[name], _worse(worse.get(name))) for name in shown if name in then]
+        self.in_turns = comparison is not None and bool(comparison.get("commit"))
+        self.has_then = bool(then)
+        # With intervals, what changed comes first and what did not is one line.
+        self.unchanged = 0
+        if measured:
+            changed = _changed(test, record)
+            numbers = [_with_interval(of[name], measured[name]) for name in changed]
+            self.unchanged = len(measured) - len(changed)
+        else:
+            numbers = [of[name] for name in looked_at if name in then]
+        self.compared = [_Compared(number, _worse(worse.get(number.name))) for number in numbers]
         self.repeated = [
-            _repeated(record, of[name], limits.get(("max", name))) for name in shown if self.runs > 1
+            _repeated(record, of[name], limits.get(("max", name))) for name in looked_at if self.runs > 1
         ]
         prefix = f"{record['name']}: "
         notes = [] if comparison is None else comparison["notes"]
@@ -278,6 +292,27 @@ def _then(test: TestRecord, service: ServiceRecord) -> Mapping[str, Value]:
     comparison = test.get("comparison")
     then = [] if comparison is None else comparison["services"]
     return next((before["metrics"] for before in then if before["name"] == service["name"]), {})
+
+
+def _with_intervals(test: TestRecord, service: ServiceRecord) -> Mapping[str, NumberRecord]:
+    """By metric, what was compared in several rounds."""
+    comparison = test.get("comparison")
+    numbers = [] if comparison is None else comparison.get("numbers", [])
+    return {number["metric"]: number for number in numbers if number["service"] == service["name"]}
+
+
+def _changed(test: TestRecord, service: ServiceRecord) -> list[str]:
+    """Its metrics that changed, worst first."""
+    changes = delta([test])
+    rows = [] if changes is None else changes.rows
+    return [row.metric for row in rows if row.service == service["name"] and row.metric in METRICS]
+
+
+def _with_interval(number: _Number, measured: NumberRecord) -> _Number:
+    """The medians of all rounds, of which a test's own numbers may be the first few."""
+    then, now = shown(number.name, measured["base"], measured["head"])
+    text, _, span = measured["text"].partition(" (")
+    return number._replace(then=then, text=now, change=text, interval=span.removesuffix(")"))
 
 
 def _number(service: ServiceRecord, name: str, then: Mapping[str, Value]) -> _Number:

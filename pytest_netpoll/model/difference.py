@@ -1,0 +1,305 @@
+"""A number of a service on two sides: its change, how sure that is, and which rules that breaks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pytest_netpoll.errors import Reason
+from pytest_netpoll.model import confidence, units
+from pytest_netpoll.model.confidence import Design, Interval
+from pytest_netpoll.model.limits import MIN_WAKEUPS
+from pytest_netpoll.model.measurement import median
+from pytest_netpoll.model.metrics import METRICS, Metric
+from pytest_netpoll.model.sample import Sample, too_few, values_of
+from pytest_netpoll.model.tolerance import Tolerance
+
+# More rounds than so many times those made nobody waits for.
+_PATIENCE = 20
+# What a damaged file holds may be more times as large than a number can be.
+_LARGEST = 700.0
+_PERCENT = f"{confidence.CONFIDENCE * 100:.0f} %"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A number of a service on both sides: their medians, and the change with its interval over the rounds.
+
+    relative: whether the change is a fraction of the base (0.2 is +20 %), or a difference in the metric's
+    canonical unit, as of shares and of what was 0. exact: each side had one and the same in all rounds.
+    rounds: of the head; base_rounds: of a saved baseline, None where both sides were measured in turns.
+    """
+
+    service: str
+    metric: str
+    base: int | float
+    head: int | float
+    change: Interval
+    relative: bool
+    exact: bool
+    rounds: int
+    base_rounds: int | None = None
+
+    @property
+    def seen(self) -> bool:
+        """Whether there is one: the interval is on one side of no change."""
+        return self.change.low > 0 or self.change.high < 0
+
+    @property
+    def worse(self) -> bool:
+        return self.change.low > 0 and METRICS[self.metric].more_is_worse
+
+    def amount(self, value: float) -> str:
+        """ "+20.1 %", "-3.0 µs"; of more than tenfold the factor."""
+        if self.relative and value > 9:
+            return f"×{1 + value:.0f}"  # noqa: RUF001 - the sign for it
+        if self.relative:
+            return f"{value * 100:+.1f} %"
+        sign = "-" if value < 0 else "+"
+        return f"{sign}{METRICS[self.metric].format(abs(value))}"
+
+    @property
+    def text(self) -> str:
+        """ "+20.1 % (+15.2 % to +26.0 %)", "~ (-2.0 % to +1.3 %)"; of what is exact no interval."""
+        if not self.change.known:
+            return f"unknown after {self.rounds} rounds"
+        if self.exact:
+            return f"{self.amount(self.change.middle)} (exact)" if self.seen else "~ (exact)"
+        span = f"({self.amount(self.change.low)} to {self.amount(self.change.high)})"
+        return f"{self.amount(self.change.middle) if self.seen else '~'} {span}"
+
+    @property
+    def over(self) -> str:
+        """ "8 rounds", "5 rounds then and 8 now"."""
+        if self.base_rounds is None:
+            return f"{self.rounds} rounds"
+        return f"{self.base_rounds} rounds then and {self.rounds} now"
+
+    def __str__(self) -> str:
+        show = METRICS[self.metric].format
+        values = (
+            " → ".join(units.show_apart(self.base, self.head, show))
+            if self.base != self.head
+            else show(self.base)
+        )
+        return f"{self.metric} {values}, {self.text}"
+
+
+@dataclass(frozen=True)
+class Regression:
+    """measured, baseline: in the metric's canonical unit. again: what measuring again gave.
+
+    metric: the one that was compared, which for too few wakeups is not the tolerance's own.
+    """
+
+    service: str
+    metric: str
+    measured: int | float
+    baseline: int | float
+    tolerance: Tolerance
+    source: str
+    again: tuple[int | float, ...] = ()
+
+    @property
+    def limit(self) -> float:
+        return self.tolerance.limit(self.baseline)
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether it rests on a time measured once, which on a shared machine may be a lie."""
+        return METRICS[self.metric].is_time
+
+    def __str__(self) -> str:
+        show = METRICS[self.metric].format
+        measured, baseline = units.show_apart(self.measured, self.baseline, show)
+        again = f" (again {', '.join(map(show, self.again))})" if self.again else ""
+        asked = self.tolerance.metric
+        instead = "" if asked == self.metric else f" (too few wakeups for {asked})"
+        return (
+            f"{self.service}: {self.metric} {measured}{again} > {baseline} {self.tolerance.text} "
+            f"of baseline {self.source}{instead}"
+        )
+
+
+@dataclass(frozen=True)
+class Worse(Regression):
+    """A rule that is broken for sure. measured, baseline: the medians of head and base."""
+
+    difference: Difference | None = None
+
+    @property
+    def doubtful(self) -> bool:
+        return False
+
+    def __str__(self) -> str:
+        assert self.difference is not None
+        how = "exactly" if self.difference.exact else f"with {_PERCENT} confidence"
+        return (
+            f"{self.service}: {self.difference}: worse than {self.source} by more than "
+            f"{self.tolerance.text}, {how} over {self.difference.over}"
+        )
+
+
+@dataclass(frozen=True)
+class Undecided:
+    """A rule that the rounds could not decide. enough: how many might; None where it is at the tolerance."""
+
+    tolerance: Tolerance
+    difference: Difference
+    enough: int | None
+
+    def __str__(self) -> str:
+        made, base = self.difference.rounds, self.difference.base_rounds
+        if self.enough is None:
+            more = "it is about at the tolerance, where more rounds tell little"
+        elif base is None:
+            more = f"about {self.enough} rounds would tell: --netpoll-rounds={made}:{self.enough}"
+        else:
+            more = (
+                f"about {self.enough} rounds would tell: save and compare with --netpoll-rounds={self.enough}"
+            )
+        return (
+            f"{self.difference.service}: {self.difference}: {self.difference.over} don't tell whether that "
+            f"is more than {self.tolerance.text}; {more}"
+        )
+
+
+@dataclass
+class Judged:
+    """What becomes of the rules on one service. notes: what was not compared; unmeasured: what should be."""
+
+    regressions: list[Regression] = field(default_factory=list)
+    undecided: list[Undecided] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    unmeasured: list[Reason] = field(default_factory=list)
+
+
+def differences(
+    service: str, base: Sequence[Sample], head: Sequence[Sample], design: Design, metrics: Iterable[Metric]
+) -> dict[str, Difference]:
+    """By metric, of those that both sides have in all rounds."""
+    found = {}
+    for metric in metrics:
+        then, now = values_of(metric, base), values_of(metric, head)
+        if then is None or now is None:
+            continue
+        relative = metric.unit != "share" and min(*then, *now) > 0
+        change = _ratio(then, now, 0.0, design) if relative else _excess(then, now, 0.0, 0.0, design)
+        found[metric.name] = Difference(
+            service,
+            metric.name,
+            median(then) or 0,
+            median(now) or 0,
+            change,
+            relative,
+            exact=len(set(then)) == len(set(now)) == 1,
+            rounds=len(now),
+            base_rounds=None if design.in_turns else len(then),
+        )
+    return found
+
+
+def judge_rules(
+    service: str,
+    base: Sequence[Sample],
+    head: Sequence[Sample],
+    tolerances: Iterable[Tolerance],
+    numbers: Mapping[str, Difference],
+    design: Design,
+    source: str,
+    limits: Mapping[str, int | float] | None = None,
+) -> Judged:
+    """A rule is broken if all of the interval lies beyond its tolerance, and kept if it does not reach it.
+
+    numbers: as of `differences`. source: what the base is called. limits: as in the JSON report.
+    """
+    judged = Judged()
+    for tolerance in tolerances:
+        metric = METRICS[tolerance.metric]
+        why_not = _incomparable(metric, base, head, limits)
+        if why_not is not None:
+            at_base, reason = why_not
+            if at_base:
+                judged.notes.append(f"{service}: {metric.name} has no number of {source}: {reason.headline}")
+            else:
+                judged.unmeasured.append(reason.about(f"{service}: {metric.name} cannot be compared"))
+            continue
+        number = numbers[metric.name]
+        parts = _parts(tolerance, base, head, design)
+        if all(part.low > 0 for part in parts):
+            judged.regressions.append(
+                Worse(service, metric.name, number.head, number.base, tolerance, source, (), number)
+            )
+        elif not any(part.high <= 0 for part in parts):
+            made = min(len(base), len(head))
+            judged.undecided.append(Undecided(tolerance, number, _enough(parts, made)))
+    return judged
+
+
+def _incomparable(
+    metric: Metric, base: Sequence[Sample], head: Sequence[Sample], limits: Mapping[str, int | float] | None
+) -> tuple[bool, Reason] | None:
+    """Whether it is the base's fault, and why."""
+    minimum = (limits or {}).get("min_wakeups", MIN_WAKEUPS)
+    for at_base, samples in ((True, base), (False, head)):
+        if values_of(metric, samples) is None:
+            known = (sample.absent[metric.name] for sample in samples if metric.name in sample.absent)
+            return at_base, next(known, metric.absent)
+        if metric.needs_wakeups:
+            few = next(filter(None, (too_few(sample, minimum) for sample in samples)), None)
+            if few is not None:
+                return at_base, Reason(few, fix="send more traffic")
+    return None
+
+
+def _parts(
+    tolerance: Tolerance, base: Sequence[Sample], head: Sequence[Sample], design: Design
+) -> list[Interval]:
+    """By how much each amount of the tolerance is exceeded: what has to exceed both, does so in both."""
+    metric = METRICS[tolerance.metric]
+    then, now = values_of(metric, base), values_of(metric, head)
+    assert then is not None
+    assert now is not None
+    parts = []
+    if tolerance.relative is not None:
+        positive = min(*then, *now) > 0
+        compute = _ratio if positive else _share_excess
+        parts.append(compute(then, now, tolerance.relative, design))
+    if tolerance.absolute is not None or not parts:
+        parts.append(_excess(then, now, 0.0, tolerance.absolute or 0.0, design))
+    return parts
+
+
+def _ratio(then: Sequence[float], now: Sequence[float], tolerated: float, design: Design) -> Interval:
+    """Of logarithms, of which those of twice and of half are equally far from none; as a fraction again."""
+    low, middle, high = design.interval(then, now, lambda old, new: math.log(new) - math.log(old))
+    if math.isinf(high):
+        return Interval(low, _fraction(middle) - tolerated, high)
+    return Interval(*(_fraction(edge) - tolerated for edge in (low, middle, high)))
+
+
+def _fraction(logarithm: float) -> float:
+    return math.expm1(min(logarithm, _LARGEST))
+
+
+def _share_excess(then: Sequence[float], now: Sequence[float], tolerated: float, design: Design) -> Interval:
+    return _excess(then, now, tolerated, 0.0, design)
+
+
+def _excess(
+    then: Sequence[float], now: Sequence[float], relative: float, absolute: float, design: Design
+) -> Interval:
+    return design.interval(then, now, lambda old, new: new - old * (1 + relative) - absolute)
+
+
+def _enough(parts: Sequence[Interval], made: int) -> int | None:
+    """The rounds after which the interval might have left the tolerance: it shrinks with their root."""
+    needed = []
+    for part in parts:
+        if part.low <= 0 < part.high:
+            distance = abs(part.middle)
+            half = max(part.high - part.middle, part.middle - part.low)
+            needed.append(made * (half / distance) ** 2 if distance else math.inf)
+    most = max(needed, default=math.inf)
+    return 2 * math.ceil(most * 1.1 / 2) if most <= _PATIENCE * made else None

@@ -1,0 +1,62 @@
+"""What one service measured in one test, once or in several rounds, as it takes part in a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from pytest_netpoll.errors import Reason
+from pytest_netpoll.model.limits import Limits
+from pytest_netpoll.model.measurement import Measurement, resolved_wakeups
+from pytest_netpoll.model.metrics import METRICS, Metric, Value
+
+
+@dataclass(frozen=True)
+class Sample:
+    """metrics: in their canonical units; of several rounds their medians. absent: why one of them is None,
+    where more is known than the metric's own reason. rounds: each of several, empty where there was one.
+    """
+
+    metrics: Mapping[str, Value]
+    go_version: str | None = None
+    gomaxprocs: int | None = None
+    unmeasured: Reason | None = None
+    absent: Mapping[str, Reason] = field(default_factory=dict)
+    rounds: tuple[Sample, ...] = ()
+
+    @classmethod
+    def of(cls, measurement: Measurement) -> Sample:
+        m = measurement
+        rounds = tuple(Sample(run.metrics, absent=run.absent) for run in m.runs)
+        return cls(m.metrics, m.go_version, m.gomaxprocs, m.unmeasured, m.absent, rounds)
+
+    @property
+    def each(self) -> tuple[Sample, ...]:
+        """The rounds; of one, itself."""
+        return self.rounds or (self,)
+
+
+Samples: TypeAlias = Mapping[str, Sample]  # by service
+
+
+def samples_of(measurements: Iterable[Measurement], limits: Limits) -> Samples:
+    """Of the services that the test is about."""
+    return {m.service: Sample.of(m) for m in measurements if limits.binds(m.service)}
+
+
+def values_of(metric: Metric, samples: Sequence[Sample]) -> list[float] | None:
+    """None where one of them lacks it."""
+    values = [sample.metrics.get(metric.name) for sample in samples]
+    known = [value for value in values if value is not None]
+    return known if len(known) == len(values) else None
+
+
+def too_few(sample: Sample, minimum: int | float) -> str | None:
+    """Why its wakeups are too few for a statistic over them; None where they are enough."""
+    wakeups, resolved = sample.metrics.get("wakeups"), resolved_wakeups(sample.metrics)
+    if wakeups is None or resolved >= minimum:
+        return None
+    show = METRICS["wakeups"].format
+    few = f"{show(resolved)} resolved" if wakeups >= minimum else show(wakeups)
+    return f"only {few} wakeups, it takes {show(minimum)}"
