@@ -13,6 +13,14 @@ def server(launch, request):
     return launch(*request.node.get_closest_marker("fault").args)
 
 
+@pytest.fixture
+def upstream():
+    """A service that the one under test is a client of."""
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
+        listener.settimeout(10)
+        yield listener
+
+
 @pytest.mark.fault("dup")
 @pytest.mark.netpoll(max_spurious="5%")
 def test_a_message_wakes_its_reader_and_nobody_else(server, ping):
@@ -81,3 +89,14 @@ def test_a_message_is_read_at_once(server, ping):
 @pytest.mark.netpoll(max_latency_p50="5ms")
 def test_a_message_is_read_soon_after_it_came(server, ping):
     ping(server, 60)
+
+
+@pytest.mark.netpoll(max_wakeups=500)
+def test_a_lost_upstream_is_dialed_with_pauses(launch, upstream):
+    host, port = upstream.getsockname()
+    launch("stampede", "-upstream", f"{host}:{port}", "-links", "10")
+    links = [upstream.accept()[0] for _ in range(10)]
+    upstream.shutdown(socket.SHUT_RDWR)  # it listens no more
+    for link in links:
+        link.close()
+    time.sleep(0.5)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"math/rand"
 	"net"
 	"net/http"
 	"sort"
@@ -21,6 +22,7 @@ type fault struct {
 	start  func()                 // runs beside the service
 	serve  func(*net.TCPListener) // instead of serve
 	handle func(*net.TCPConn)     // instead of echo
+	redial func(failures int)     // instead of backOff
 }
 
 var faults = map[string]fault{
@@ -34,6 +36,7 @@ var faults = map[string]fault{
 	"broadcast":  {start: startSubscribers, handle: echoAnnounced},
 	"spin":       {serve: serveHastily},
 	"unbuffered": {handle: echoUnbuffered},
+	"stampede":   {redial: dialAtOnce},
 }
 
 var waiters = flag.Int("waiters", 1000, "subscribers woken by each message of -fault=broadcast")
@@ -41,6 +44,8 @@ var waiters = flag.Int("waiters", 1000, "subscribers woken by each message of -f
 func main() {
 	addr := flag.String("addr", "127.0.0.1:7000", "address of the echo service")
 	web := flag.String("http", "", "address of the HTTP endpoint; empty for none")
+	upstream := flag.String("upstream", "", "address of a service to hold -links to; empty for none")
+	links := flag.Int("links", 10, "connections to -upstream")
 	files := flag.Uint64("files", 0, "descriptors that the service may have, as of ulimit -n; 0: as it is")
 	name := flag.String("fault", "none", "one of "+strings.Join(faultNames(), ", "))
 	flag.Parse()
@@ -67,6 +72,12 @@ func main() {
 	}
 	if *web != "" {
 		go serveHTTP(*web)
+	}
+	if f.redial == nil {
+		f.redial = backOff
+	}
+	for i := 0; *upstream != "" && i < *links; i++ {
+		go holdLink(*upstream, f.redial)
 	}
 	fmt.Println("ready on", listener.Addr())
 	switch {
@@ -121,6 +132,29 @@ func echo(conn *net.TCPConn) {
 			return
 		}
 	}
+}
+
+// holdLink reads until the upstream closes, and dials it again.
+func holdLink(upstream string, redial func(failures int)) {
+	for failures := 0; ; failures++ {
+		conn, err := net.Dial("tcp", upstream)
+		if err == nil {
+			failures = 0
+			io.Copy(io.Discard, conn)
+			conn.Close()
+		}
+		redial(failures)
+	}
+}
+
+// backOff waits 10 ms at most, twice as long after each failure, and 640 ms in the end: a random part of
+// that, so that links that were lost together do not come back together.
+func backOff(failures int) {
+	if failures > 6 {
+		failures = 6
+	}
+	longest := 10 * time.Millisecond << failures
+	time.Sleep(time.Duration(rand.Int63n(int64(longest))))
 }
 
 func serveHTTP(addr string) {

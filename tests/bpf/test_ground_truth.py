@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import socket
-import threading
-import time
 
 import pytest
 from elftools.elf.elffile import ELFFile
@@ -35,16 +31,6 @@ def test_half_of_the_wakeups_of_a_duplicated_connection_are_spurious(
     m = stretch(server)
     assert m.wakeups == pytest.approx(2 * PINGS, rel=0.02)
     assert 0.45 <= m.spurious <= 0.55
-
-
-def test_a_storm_of_connections_wakes_nobody_in_vain(launch, measure, go_toolchain):
-    server = launch("echo", go=str(go_toolchain.go))
-    with measure() as stretch:
-        storm(server.address, 1000)
-    m = stretch(server)
-    assert m.productive_wakeups > 500
-    assert m.spurious < 0.02
-    assert m.lost == 0
 
 
 def test_a_stripped_service_is_measured_and_its_lines_are_named(
@@ -110,27 +96,3 @@ def test_a_spliced_echo_leaves_hardly_a_wakeup_unresolved(
     m = stretch(server)
     assert m.productive_wakeups == pytest.approx(PINGS, rel=0.01)
     assert m.abandoned_wakeups + m.pending_wakeups <= 0.01 * m.wakeups
-
-
-def storm(address: tuple[str, int], count: int) -> None:
-    """So many connections at once, each of which pings three times; from a few threads."""
-
-    def client(connections: int) -> None:
-        with contextlib.ExitStack() as stack:
-            opened = []
-            for _ in range(connections):
-                connection = stack.enter_context(socket.create_connection(address, timeout=20))
-                connection.settimeout(20)
-                opened.append(connection)
-            for _ in range(3):
-                for connection in opened:
-                    connection.sendall(b"ping")
-                for connection in opened:
-                    assert connection.recv(4, socket.MSG_WAITALL) == b"ping"
-
-    threads = [threading.Thread(target=client, args=[count // 8]) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    time.sleep(0.05)

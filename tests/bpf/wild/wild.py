@@ -4,8 +4,8 @@
 
 The first run downloads what it needs, from Debian's archive (stripped binaries, Go 1.19) and through the
 Go module proxy (newest releases), into .tools/wild; nothing is installed into the system. Needs root, BCC,
-wrk and dnsperf, and apt-get for the Debian rows. Exit status 1 when a row is not exact: unmeasured, or more
-than 1 % of its wakeups unresolved.
+wrk and dnsperf, and apt-get for the Debian rows. Exit status 1 when a row is not exact: unmeasured, more than
+1 % of its wakeups unresolved, I/O calls that do not add up, or other than its known number of futile ones.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Row:
     """A server, and the commands that load it together; under: what that load is, in a few words.
 
     In args, load and files: {port} is the port of readiness, {port2} and {port3} are others, {dir} is a
-    directory that goes away, {seconds} the length of the load. setup: commands run before.
+    directory that goes away, {seconds} the length of the load. futile: its true number of futile calls, if known.
     """
 
     name: str
@@ -104,6 +104,7 @@ class Row:
     under: str
     ready: Ready = "tcp"
     files: dict[str, str] = field(default_factory=dict)
+    futile: int | None = None
 
 
 def wrk(target: str, connections: int = 64, *, keep: bool = True) -> tuple[Fetch, str]:
@@ -202,6 +203,7 @@ ROWS = (
             )
         ],
         under="its benchmark's client, 8 connections",
+        futile=0,
     ),
     Row(
         "coredns-1.15",
@@ -383,6 +385,11 @@ def main() -> int:
                 bad = 1
                 continue
             table.append(cells(row, m))
+            if m.io_calls != sum(m.snapshot.io_outcomes.values()) or row.futile not in (None, m.futile_calls):
+                bad = 1
+                print(
+                    f"wild: {row.name}: {m.futile_calls} futile of {m.snapshot.io_outcomes}", file=sys.stderr
+                )
             if m.unmeasured or unresolved(m) > UNRESOLVED:
                 bad = 1
                 print(f"wild: {row.name}: {m.unmeasured or 'too much is unresolved'}", file=sys.stderr)
