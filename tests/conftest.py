@@ -95,9 +95,14 @@ def pytest_configure() -> None:
 
 
 @contextlib.contextmanager
-def _machine(alone: bool) -> Iterator[None]:
-    """The machine, shared with the tests of other workers or not; in the order of asking."""
-    with open(__file__) as door, open(ROOT / "pyproject.toml") as room:
+def machine(
+    alone: bool, at_the_door: Path = Path(__file__), inside: Path = ROOT / "pyproject.toml"
+) -> Iterator[None]:
+    """The machine, shared with the tests of other workers or not; in the order of asking.
+
+    at_the_door, inside: what is locked while one waits, and for as long as a test runs.
+    """
+    with open(at_the_door) as door, open(inside) as room:
         fcntl.flock(door, fcntl.LOCK_EX)
         fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         fcntl.flock(door, fcntl.LOCK_UN)
@@ -111,7 +116,7 @@ def _machine(alone: bool) -> Iterator[None]:
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     if "PYTEST_XDIST_WORKER" in os.environ:
-        with _machine(item.get_closest_marker("alone") is not None):
+        with machine(item.get_closest_marker("alone") is not None):
             yield
     else:
         yield
