@@ -1,5 +1,5 @@
 # Every target sets up what it needs (.ci/setup, next to nothing when all is there), then runs it.
-#   make test ARGS='-k latency -x'              further arguments for pytest
+#   make test ARGS='-k latency -x'              further arguments for pytest; '-n 0 --pdb' to debug
 #   make test NETPOLL_GO_VERSIONS='1.24.11'     the Go versions services are built with, or "all"
 
 .DEFAULT_GOAL := help
@@ -13,6 +13,9 @@ ARGS ?=
 # tests/conftest.py takes these from .tools/go-<version>/, where .ci/setup puts them.
 NETPOLL_GO_VERSIONS ?= 1.19 1.21.13 1.27.3
 export NETPOLL_GO_VERSIONS
+
+# Two, since most tests wait for processes most of their time; a file's tests share services and agents.
+WORKERS := -n 2 --dist loadfile
 
 # .tools/go exists only where .ci/setup found no usable Go on the machine.
 export PATH := $(CURDIR)/.tools/go/bin:$(PATH)
@@ -39,12 +42,12 @@ demo: ## see a healthy Go service pass, and wasteful ones caught
 
 test: ## run all tests, with the oldest, an older and the newest supported Go
 	@.ci/setup test
-	@$(PYTEST) tests $(ARGS)
+	@$(PYTEST) tests $(WORKERS) $(ARGS)
 
 test-all: export NETPOLL_GO_VERSIONS = all
 test-all: ## run all tests, with every supported Go
 	@.ci/setup test
-	@$(PYTEST) tests $(ARGS)
+	@$(PYTEST) tests $(WORKERS) $(ARGS)
 
 test-kernels: ## run the installed plugin on other kernels and on arm64, emulated
 	@.ci/setup kernels

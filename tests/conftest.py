@@ -4,10 +4,13 @@
   NETPOLL_REQUIRE_BPF=1, as in CI, they run there and fail by themselves.
 - A test that asks for the fixture `go_toolchain` runs once per Go version. `.ci/setup test` puts the
   versions into `.tools/go-<version>/`; NETPOLL_GO_VERSIONS ("1.21.13 1.27.3") picks among them.
+- Of several workers (`make test`), one runs a test marked `alone` while the others wait.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import importlib
 import os
@@ -22,8 +25,14 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import HealthCheck, settings
 
-# How long an example takes is the machine's affair.
-settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How long an example takes is the machine's affair. CI tries the same examples each time: what it refuses is
+# the change's doing.
+settings.register_profile(
+    "tests",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize="NETPOLL_REQUIRE_BPF" in os.environ,
+)
 settings.load_profile("tests")
 
 pytest_plugins = ["pytester"]
@@ -77,10 +86,40 @@ def why_no_uprobes() -> str | None:
 
 
 def pytest_configure() -> None:
+    # Else each pytest that tests run compiles all its modules anew, in two thirds of its time.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     # What a shell without job control runs in the background ignores Ctrl-C, and so do its children: those
     # that tests interrupt would never end.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def machine(
+    alone: bool, at_the_door: Path = Path(__file__), inside: Path = ROOT / "pyproject.toml"
+) -> Iterator[None]:
+    """The machine, shared with the tests of other workers or not; in the order of asking.
+
+    at_the_door, inside: what is locked while one waits, and for as long as a test runs.
+    """
+    with open(at_the_door) as door, open(inside) as room:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:
+            # By its name: a process that the test forked may hold the file open.
+            fcntl.flock(room, fcntl.LOCK_UN)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        with machine(item.get_closest_marker("alone") is not None):
+            yield
+    else:
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

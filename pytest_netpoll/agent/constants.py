@@ -47,6 +47,8 @@ MACROS = {name: value for name, value in list(vars().items()) if name.isupper()}
 # What follows is not for the C.
 
 TRACE_RECORDS = 32_768  # of a window that is traced: 2 MiB
+# What the messages say of where a goroutine was woken, beside its stack. direction is never None.
+PLACE = ("direction", "syscall", "fd_type", "local", "peer")
 
 # The histograms of a bank beside the latency's, in the order of bpf/netpoll.h: enum delay.
 DELAY_NAMES = ("queue_delay", "poll_delay", "handling", "response")

@@ -21,8 +21,7 @@ from counters import (
     timeline,
     windows,
 )
-from processes import goroutines, proc
-from processes import watched as watch
+from processes import goroutines, proc, watched
 
 if TYPE_CHECKING:
     from bpf.program import Kernel
@@ -58,7 +57,7 @@ class Agent:
         self._kernel = kernel
         self._timers = timers
         self._windows = windows.Windows(kernel)
-        self._processes = watch.Processes(kernel, self._windows, may_watch)
+        self._processes = watched.Processes(kernel, self._windows, may_watch)
         self._at_open: dict[int, dict[int, tuple[int, int]]] = {}  # window -> {root: (ns used, ns waited)}
         self._dropped: dict[int, dict[int, int | None]] = {}  # window -> {root: datagrams}
         self._timelines: dict[int, timeline.Timeline] = {}  # by window
@@ -89,12 +88,12 @@ class Agent:
         try:
             self._probes.attach(self._find(pid), ready, deadline)
         except ready_probes.BadPlace as error:
-            raise watch.Refused(str(error), error.fix) from error
+            raise watched.Refused(str(error), error.fix) from error
         return {}
 
     def learn(self, pid: int, **layout: int) -> dict[str, Any]:
         if not self._schedulers.learn(self._find(pid), scheduler_memory.Layout(**layout)):
-            raise watch.Refused(f"the memory of process {pid} does not hold the scheduler's counters")
+            raise watched.Refused(f"the memory of process {pid} does not hold the scheduler's counters")
         return {}
 
     def _find(self, pid: int) -> Process:
@@ -102,18 +101,18 @@ class Agent:
         for process in self._live():
             if process.pid == pid and not process.exited and not process.foreign:
                 return process
-        raise watch.Refused(f"process {pid} is not watched")
+        raise watched.Refused(f"process {pid} is not watched")
 
     def parked(self, pid: int) -> dict[str, Any]:
         """Who is parked on descriptors now, in the processes of that root."""
         self._refresh()
         processes = [p for p in self._processes.of(pid) if not p.exited and not p.foreign]
         if not processes:
-            raise watch.Refused(f"process {pid} is not watched")
+            raise watched.Refused(f"process {pid} is not watched")
         try:
             return {"processes": [{"pid": p.pid, **self._parking.now(p)} for p in processes]}
         except goroutines.Unreadable as error:
-            raise watch.Refused(f"its goroutines cannot be read: {error}") from error
+            raise watched.Refused(f"its goroutines cannot be read: {error}") from error
 
     def open(
         self,
@@ -138,7 +137,7 @@ class Agent:
         try:
             window = self._windows.open(self._processes.slots())
         except windows.TooMany as error:
-            raise watch.Refused(str(error)) from error
+            raise watched.Refused(str(error)) from error
         self._recorder.open(window)
         self._at_open[window] = self._times()
         self._dropped[window] = self._dropped_datagrams()
@@ -261,10 +260,10 @@ class Agent:
             "services": services,
             "timelines": {root: points.of(root) for root in services},
             "throttled": {root: throttled[root] for root in services},
-            "times": {root: watch.passed(at_open.get(root, (0, 0)), at_close[root]) for root in services},
+            "times": {root: watched.passed(at_open.get(root, (0, 0)), at_close[root]) for root in services},
             "traces": traces,
             "dropped_datagrams": {
-                root: watch.difference(dropped.get(root), self._dropped[window].get(root))
+                root: watched.difference(dropped.get(root), self._dropped[window].get(root))
                 for root in services
             },
         }

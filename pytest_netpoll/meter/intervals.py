@@ -13,14 +13,15 @@ def collect(services: Iterable[Sequence[Sequence[Any]]]) -> tuple[TimelinePoint,
     """The points, from the agent's rows (its timeline.py) of each root process.
 
     All are sampled at the same moments; a service that was restarted has two of them. Raises ValueError where
-    a row has other columns, or a count is no integer.
+    a row has other columns, a count is no integer, or what is always known is None.
     """
     points: dict[float, list[Any]] = {}
     for rows in services:
         for t_ms, *values in rows:
             for column, value in zip(COLUMNS, values, strict=True):
-                known = value is not None or column not in Runtime._fields
-                if known and not isinstance(value, int) and column not in _MEANS:
+                unknown = value is None and column in Runtime._fields
+                mean = value is not None and column in _MEANS
+                if not (isinstance(value, int) or unknown or mean):
                     raise ValueError(f"timeline {values!r:.200}")
             before = points.get(t_ms, values)
             points[t_ms] = values if before is values else list(map(_together, COLUMNS, before, values))

@@ -24,13 +24,13 @@ from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.meter import (
     agent_client,
     cgroups,
+    intervals,
     offender_stacks,
     parked_groups,
     privilege,
     slow_stacks,
     unanswered,
 )
-from pytest_netpoll.meter import intervals as timeline
 from pytest_netpoll.meter.doubts import LOSSES, Seen, why_not_exact
 from pytest_netpoll.meter.messages import Closed, Measured, Process, Times
 from pytest_netpoll.meter.processes import Watched, runs_goroutines, version
@@ -406,14 +406,14 @@ class Meter:
         roots = [pid for pid, of in self._roots.items() if of is service]
         processes: list[Measured] = []
         snapshot, vain, late = Snapshot(), [], []
-        intervals: list[Sequence[Sequence[Any]]] = []
+        timelines: list[Sequence[Sequence[Any]]] = []
         absent: dict[str, Reason] = {}
         quotas = cgroups.NOTHING
         answers: dict[str, list[dict[str, Any]]] = {}
         unexplained = self._unexplained(window)
         if answer is not None:
             processes = [process for pid in roots for process in answer["services"].get(str(pid), [])]
-            intervals = [answer["timelines"].get(str(pid), []) for pid in roots]
+            timelines = [answer["timelines"].get(str(pid), []) for pid in roots]
         if answer is not None and processes:
             absent = self._absent(processes)
             is_go = any(map(runs_goroutines, processes))
@@ -468,7 +468,7 @@ class Meter:
             offenders=blamed,
             slowest=slow_stacks.collect(late, self._symbolizer),
             slow_answers=slow_stacks.answers(answers, self._symbolizer),
-            timeline=timeline.collect(intervals),
+            timeline=intervals.collect(timelines),
             cgroups=quotas.cgroups,
             unmeasured=unmeasured,
             absent=absent,

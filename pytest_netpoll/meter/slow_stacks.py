@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pytest_netpoll.agent.constants import SLOWEST
+from pytest_netpoll.agent.constants import PLACE, SLOWEST
 from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.model.evidence import SlowAnswer, SlowWakeup
 
@@ -19,8 +19,8 @@ _VERSION = re.compile(r"go1\.([0-9]+)(?![0-9])")
 def collect(raw: Sequence[Mapping[str, Any]], symbolizer: Symbolizer) -> tuple[SlowWakeup, ...]:
     """The slowest wakeups, the worst first.
 
-    raw: [{"latency_ns", "at_ns", "goid": [word, word], "go_version", "direction", "syscall", "fd_type",
-    "local", "peer", "stack": [[file, offset]]}] over all processes of a service.
+    raw: [{"latency_ns", "at_ns", "goid": [word, word], "go_version", each of PLACE,
+    "stack": [[file, offset]]}] over all processes of a service.
     """
     worst = sorted(raw, key=lambda wakeup: -int(wakeup["latency_ns"]))[:SLOWEST]
     return tuple(
@@ -28,7 +28,7 @@ def collect(raw: Sequence[Mapping[str, Any]], symbolizer: Symbolizer) -> tuple[S
             latency_ns=wakeup["latency_ns"],
             at_ms=round(wakeup["at_ns"] / 1e6, 3),
             goroutine=goroutine(wakeup["goid"], wakeup["go_version"]),
-            **{name: wakeup[name] for name in ("direction", "syscall", "fd_type", "local", "peer")},
+            **{name: wakeup[name] for name in PLACE},
             stack=symbolizer.trimmed([(str(path), int(offset)) for path, offset in wakeup["stack"]]),
         )
         for wakeup in worst
@@ -54,7 +54,7 @@ def answers(raw: Mapping[str, Sequence[Mapping[str, Any]]], symbolizer: Symboliz
                     handling_ns=handling,
                     at_ms=round(entry["at_ns"] / 1e6, 3),
                     goroutine=goroutine(entry["goid"], entry["go_version"]),
-                    **{name: entry[name] for name in ("direction", "syscall", "fd_type", "local", "peer")},
+                    **{name: entry[name] for name in PLACE},
                     stack=symbolizer.trimmed([(str(path), int(offset)) for path, offset in entry["stack"]]),
                 )
             )

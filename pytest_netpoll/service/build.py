@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import functools
 import hashlib
@@ -222,6 +223,9 @@ class Builder:
         output.parent.mkdir(parents=True, exist_ok=True)
         # Another pytest may build, or run, the same file now: it changes in one step, or not at all.
         temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
+        # What `go build` finds to be up to date it does not link again.
+        with contextlib.suppress(OSError):
+            shutil.copy(output, temporary)
         command = [*command, "-o", str(temporary), target]
         try:
             run = _run(command, environ, directory, self._say, f"building {package}")

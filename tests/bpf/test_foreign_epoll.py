@@ -192,12 +192,12 @@ def agent_of_another_time(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("agent_of_another_time")
 @pytest.mark.parametrize("watched", ["from its start", "later"])
 def test_an_unknown_layout_is_unmeasured_with_the_go_version_and_what_was_seen(
-    launch, factory, new_meter, connect, spaced_pings, go_toolchain, watched
+    launch, factory, new_meter, connect, spaced_pings, newest_go, watched
 ):
     meter = new_meter()
     if watched == "from its start":
         factory.on_spawn = meter.watch
-    service = launch("echo", go=str(go_toolchain.go))
+    service = launch("echo", go=str(newest_go.go))
     connection = connect(service.address)
     if watched == "later":
         meter.watch(service)

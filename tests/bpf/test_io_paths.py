@@ -86,8 +86,8 @@ def test_every_message_through_a_pipe_is_one_wakeup(launch, measure, commands, n
     assert_resolved(m)
 
 
-def test_every_spaced_ping_over_tls_is_one_wakeup(launch, measure, spaced_pings, go_toolchain):
-    service = launch("tls", go=str(go_toolchain.go))
+def test_every_spaced_ping_over_tls_is_one_wakeup(launch, measure, spaced_pings, newest_go):
+    service = launch("tls", go=str(newest_go.go))
     with (
         socket.create_connection(service.address, timeout=20) as raw,
         unverified().wrap_socket(raw) as connection,
@@ -121,8 +121,8 @@ def get(client):
     return client.getresponse().read()
 
 
-def test_every_spaced_request_over_http2_is_one_wakeup(launch, measure, parked, go_toolchain):
-    service = launch("http", "-tls", go=str(go_toolchain.go))
+def test_every_spaced_request_over_http2_is_one_wakeup(launch, measure, parked, newest_go):
+    service = launch("http", "-tls", go=str(newest_go.go))
     with Http2(service.address) as client:
         client.get("/")
         parked()
@@ -316,8 +316,8 @@ class Unhurried:
             connection.sendall(byte)
 
 
-def test_deadlines_that_fire_are_no_wakeups_of_the_network(launch, measure, commands, go_toolchain):
-    service = launch("deadline", go=str(go_toolchain.go))
+def test_deadlines_that_fire_are_no_wakeups_of_the_network(launch, measure, commands, newest_go):
+    service = launch("deadline", go=str(newest_go.go))
     command = commands(service)
     with measure() as stretch:
         assert command(50) == "50"
@@ -327,8 +327,8 @@ def test_deadlines_that_fire_are_no_wakeups_of_the_network(launch, measure, comm
     assert (m.spurious_wakeups, m.stale_retries, m.lost) == (0, 0, 0)
 
 
-def test_readers_whose_connection_is_closed_leave_nothing_unresolved(launch, measure, commands, go_toolchain):
-    service = launch("closer", go=str(go_toolchain.go))
+def test_readers_whose_connection_is_closed_leave_nothing_unresolved(launch, measure, commands, newest_go):
+    service = launch("closer", go=str(newest_go.go))
     command = commands(service)
     with measure() as stretch:
         assert command(100) == "done"
@@ -339,9 +339,9 @@ def test_readers_whose_connection_is_closed_leave_nothing_unresolved(launch, mea
 
 
 def test_a_wakeup_left_unanswered_is_not_charged_to_the_descriptors_next_user(
-    launch, measure, commands, go_toolchain
+    launch, measure, commands, newest_go
 ):
-    service = launch("reuse", go=str(go_toolchain.go))
+    service = launch("reuse", go=str(newest_go.go))
     command = commands(service)
     with measure() as stretch:
         assert command(50) == "50"

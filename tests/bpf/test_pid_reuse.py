@@ -40,6 +40,7 @@ def start_with_pid(monkeypatch):
     return start
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not os.access(LAST_PID, os.W_OK), reason="pids cannot be chosen here")
 def test_a_service_that_gets_its_former_pid_in_the_window_counts_once(
     launch, measure, connect, spaced_pings, start_with_pid, newest_go

@@ -56,8 +56,8 @@ def meter_for():
         yield meter_for
 
 
-def test_the_children_of_a_prefork_server_are_summed(launch, measure, connect, spaced_pings, go_toolchain):
-    server = launch("prefork", "-n", "4", go=str(go_toolchain.go))
+def test_the_children_of_a_prefork_server_are_summed(launch, measure, connect, spaced_pings, newest_go):
+    server = launch("prefork", "-n", "4", go=str(newest_go.go))
     children = psutil.Process(server.pid).children()
     assert len(children) == 4
     with measure() as stretch:
@@ -76,9 +76,9 @@ def test_the_children_of_a_prefork_server_are_summed(launch, measure, connect, s
 
 
 def test_a_shell_that_execs_the_service_is_measured_as_the_service(
-    shell, built, measure, connect, spaced_pings, go_toolchain
+    shell, built, measure, connect, spaced_pings, newest_go
 ):
-    server = shell(f"exec {built('echo', str(go_toolchain.go))} -addr 127.0.0.1:{{port}}")
+    server = shell(f"exec {built('echo', str(newest_go.go))} -addr 127.0.0.1:{{port}}")
     connection = connect(server.address)
     with measure() as stretch:
         spaced_pings(connection, 100)
@@ -86,9 +86,9 @@ def test_a_shell_that_execs_the_service_is_measured_as_the_service(
 
 
 def test_a_shell_that_forks_the_service_is_measured_with_it(
-    shell, built, measure, connect, spaced_pings, go_toolchain
+    shell, built, measure, connect, spaced_pings, newest_go
 ):
-    server = shell(f"{built('echo', str(go_toolchain.go))} -addr 127.0.0.1:{{port}} & wait")
+    server = shell(f"{built('echo', str(newest_go.go))} -addr 127.0.0.1:{{port}} & wait")
     connection = connect(server.address)
     with measure() as stretch:
         spaced_pings(connection, 100)
@@ -200,10 +200,10 @@ def test_a_service_that_replaces_itself_from_another_thread_stays_watched(
 
 
 def test_a_gateway_and_its_backend_have_numbers_of_their_own(
-    launch, measure, connect, spaced_pings, go_toolchain
+    launch, measure, connect, spaced_pings, newest_go
 ):
-    backend = launch("echo", "-delay", "3ms", go=str(go_toolchain.go))
-    gateway = launch("gate", "-backend", f"127.0.0.1:{backend.port}", go=str(go_toolchain.go))
+    backend = launch("echo", "-delay", "3ms", go=str(newest_go.go))
+    gateway = launch("gate", "-backend", f"127.0.0.1:{backend.port}", go=str(newest_go.go))
     connection = connect(gateway.address)
     with measure() as stretch:
         spaced_pings(connection, 200)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jsonschema
 import pytest
@@ -59,11 +65,41 @@ GOCACHE = subprocess.run(["go", "env", "GOCACHE"], capture_output=True, text=Tru
 
 
 # Installed for development; a user's project has those that its test names.
-OTHERS = ("xdist", "asyncio", "rerunfailures", "timeout")
+OTHERS = ("xdist", "asyncio", "rerunfailures", "timeout", "hypothesispytest")
+OF_GITHUB = ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY")
+
+
+@pytest.fixture(scope="session")
+def built_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the projects' pytests keep of the services that they build, as one project's would."""
+    return tmp_path_factory.mktemp("built")
+
+
+def _write(directory: Path, source: str, built_before: Path, plugins: Sequence[str]) -> list[str]:
+    """The test file; returns the options without which pytest is not as a user's."""
+    (directory / "test_it.py").write_text(f"{IMPORTS}{source}")
+    # It may be as long as the one before, and as old by its second.
+    shutil.rmtree(directory / "__pycache__", ignore_errors=True)
+    cached = directory / ".pytest_cache" / "d"
+    cached.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        (cached / "netpoll").symlink_to(built_before, target_is_directory=True)
+    return [word for other in OTHERS if other not in plugins for word in ("-p", f"no:{other}")]
+
+
+def _check(directory: Path, text: str, plugins: Sequence[str]) -> None:
+    assert "INTERNALERROR" not in text
+    if "timeout" not in plugins:  # which shows where each thread is
+        assert not re.search(r"pytest_netpoll/\S*\.py", text), "a traceback of ours"
+    for path in directory.rglob("*.json"):
+        if path.read_text().startswith(f'{{"schema": "{SCHEMA["properties"]["schema"]["const"]}"'):
+            jsonschema.validate(json.loads(path.read_text()), SCHEMA)
 
 
 @pytest.fixture
-def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pytest.RunResult]:
+def run(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, built_before: Path
+) -> Callable[..., pytest.RunResult]:
     """run(source, "--option") runs pytest on a test file with the fixtures echo, dup, start and ping.
 
     plugins: of OTHERS, those that are there. Never may it end in an internal error or show a
@@ -71,23 +107,47 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[
     """
     monkeypatch.setenv("GOCACHE", GOCACHE)
     # What would be written for the CI that runs us; a test that is about it sets them.
-    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
-    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    for name in OF_GITHUB:
+        monkeypatch.delenv(name, raising=False)
     pytester.makeconftest(CONFTEST.format(root=str(ROOT), services=str(SERVICES)))
 
     def run(source: str, *args: str, plugins: Sequence[str] = ()) -> pytest.RunResult:
-        pytester.makepyfile(
-            test_it=f"import pytest, os, signal, time\nnetpoll = pytest.mark.netpoll\n{source}"
-        )
-        without = [word for other in OTHERS if other not in plugins for word in ("-p", f"no:{other}")]
+        without = _write(pytester.path, source, built_before, plugins)
         result = pytester.runpytest_subprocess(*without, *args, timeout=120)
-        text = result.stdout.str() + result.stderr.str()
-        assert "INTERNALERROR" not in text
-        if "timeout" not in plugins:  # which shows where each thread is
-            assert not re.search(r"pytest_netpoll/\S*\.py", text), "a traceback of ours"
-        for path in pytester.path.glob("*.json"):
-            if path.read_text().startswith(f'{{"schema": "{SCHEMA["properties"]["schema"]["const"]}"'):
-                jsonschema.validate(json.loads(path.read_text()), SCHEMA)
+        _check(pytester.path, result.stdout.str() + result.stderr.str(), plugins)
         return result
 
     return run
+
+
+class Project(NamedTuple):
+    """A run that several tests look at."""
+
+    path: Path
+    result: pytest.RunResult
+
+
+@pytest.fixture(scope="module")
+def run_once(tmp_path_factory: pytest.TempPathFactory, built_before: Path) -> Callable[..., Project]:
+    """run_once(source, "--option", NAME="value") is as `run`, for a fixture of the module's."""
+
+    def run_once(source: str, *args: str, **environment: str) -> Project:
+        path = tmp_path_factory.mktemp("project")
+        (path / "conftest.py").write_text(CONFTEST.format(root=str(ROOT), services=str(SERVICES)))
+        without = _write(path, source, built_before, ())
+        own = {"HOME": str(path), "GOCACHE": GOCACHE, "PY_COLORS": "0", **environment}
+        began = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", f"--basetemp={path}/temporary", *without, *args],
+            cwd=path,
+            env={name: value for name, value in os.environ.items() if name not in OF_GITHUB} | own,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        print(done.stdout, done.stderr)  # where the fixture fails, and the first test
+        _check(path, done.stdout + done.stderr, ())
+        lines = done.stdout.splitlines(), done.stderr.splitlines()
+        return Project(path, pytest.RunResult(done.returncode, *lines, time.monotonic() - began))
+
+    return run_once

@@ -99,25 +99,31 @@ def test_it(go_service): go_service(command="python3 -m http.server --bind 127.0
     result.stdout.no_fnmatch_line("*asked: columns*")
 
 
-@pytest.mark.parametrize(
-    ("hook", "complaint"),
-    [
-        (
-            "breaches(): return Breach('echo', 'polls a second', 'max', None, 1)",
-            "pytest_netpoll_breaches must return Breaches that can be read: measured is no finite *",
-        ),
-        ("breaches(): return ['too slow']", "pytest_netpoll_breaches must return Breaches: *too slow*"),
-        ("breaches(): return 7", "pytest_netpoll_breaches must return Breaches: one returned 7"),
-        ("columns(): return ['x']", "pytest_netpoll_columns must return headings and values: *"),
-        ("columns(): return {'x': [1]}", "pytest_netpoll_columns must return headings and values: *"),
-    ],
-    ids=range(5),
-)
-def test_a_hook_that_returns_nonsense_fails_the_test_in_words(run, conftest, hook, complaint):
-    conftest(f"from pytest_netpoll.model.verdict import Breach\ndef pytest_netpoll_{hook}")
-    result = run("@netpoll()\ndef test_it(echo, ping): ping(echo)")
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines([complaint, "  fix: return *"])
+# What a hook returns for a test -> what is said of it there.
+NONSENSE = {
+    "breaches": {
+        "Breach('echo', 'polls a second', 'max', None, 1)": "Breaches that can be read: measured is *",
+        "['too slow']": "Breaches: *too slow*",
+        "7": "Breaches: one returned 7",
+    },
+    "columns": {"['x']": "headings and values: *", "{'x': [1]}": "headings and values: *"},
+}
+
+
+def test_a_hook_that_returns_nonsense_fails_the_test_in_words(run, conftest):
+    conftest("from pytest_netpoll.model.verdict import Breach")
+    tests, expected = [], []
+    for hook, returned in NONSENSE.items():
+        names = [f"test_{hook}_{number}" for number in range(len(returned))]
+        values = ", ".join(f"{name!r}: {value}" for name, value in zip(names, returned, strict=True))
+        conftest(f"def pytest_netpoll_{hook}(item): return {{{values}}}.get(item.name)")
+        for name, complaint in zip(names, returned.values(), strict=True):
+            tests.append(f"@netpoll()\ndef {name}(echo, ping): ping(echo)\n")
+            said = f"pytest_netpoll_{hook} must return {complaint}"
+            expected += [f"*_ {name} _*", said, "  fix: return *"]
+    result = run("\n".join(tests))
+    result.assert_outcomes(failed=5)
+    result.stdout.fnmatch_lines(expected)
 
 
 def test_a_hook_that_raises_is_shown_and_the_numbers_too(run, conftest):

@@ -18,7 +18,7 @@ import pytest
 
 from tests.waiting import patiently, survivors
 
-PYTEST = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:asyncio"]
+PYTEST = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:asyncio", "-p", "no:hypothesispytest"]
 IMPORTS = "import pytest, time\nfrom conftest import SERVICES\nnetpoll = pytest.mark.netpoll\n"
 MEASURED = "@netpoll(max_spurious=0.05)\ndef test_it(echo, ping): ping(echo)"
 

@@ -14,18 +14,89 @@ ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.bpf
 
-
-def test_a_healthy_service_passes_and_a_wasteful_one_fails_with_its_line(run):
-    result = run(
-        """
+ALL = """
 @netpoll(max_spurious=0.05)
-def test_healthy(echo, ping): ping(echo)
+def test_healthy(echo, ping): ping(echo, 100)
+
+@netpoll(max_spurious=0.05, max_latency_p99="5s")
+def test_wasteful(dup, ping): ping(dup, 100)
+
+@pytest.mark.xfail(strict=True)
+@netpoll(max_spurious=0.05)
+def test_expected(dup, ping): ping(dup)
+
+@netpoll(max_spurious=0)
+def test_failed(dup, ping): ping(dup); assert 1 == 2, "mine"
+
+@netpoll(max_spurious=0)
+def test_skipped(echo): pytest.skip("no")
 
 @netpoll(max_spurious=0.05)
-def test_wasteful(dup, ping): ping(dup)
+def test_few(echo, ping): ping(echo, 2)
+
+@netpoll(max_ready_calls=1)
+def test_uncounted(echo, ping): ping(echo)
+
+@netpoll(max_spurious=0.05)
+def test_not_go(go_service): go_service(command="python3 -m http.server --bind 127.0.0.1 {port}")
+
+@netpoll(max_spurious=0.05)
+def test_doomed(start, ping):
+    doomed = start("echo", name="doomed")
+    ping(doomed)
+    os.kill(doomed.pid, signal.SIGQUIT)
+    while doomed.running: time.sleep(0.01)
+
+@netpoll(max_spurious=0.05, service="echo")
+def test_one_of_two(echo, dup, ping): ping(echo); ping(dup)
+
+@netpoll(max_spurious=0.05, service="nobody")
+def test_nobody(echo, ping): ping(echo)
+
+def test_stretch(echo, ping, netpoll):
+    with netpoll.measure() as outer:
+        ping(echo, 20)
+        with netpoll.measure() as inner:
+            ping(echo, 30)
+    assert 30 <= inner[echo].wakeups <= 32
+    assert 50 <= outer["echo"].wakeups <= 54
+    assert inner[echo].spurious_wakeups == 0
+
+def test_open(echo, netpoll):
+    with netpoll.measure() as window:
+        window[echo]
+
+def test_unknown(echo, netpoll):
+    with netpoll.measure() as window: pass
+    window["other"]
 """
+
+
+@pytest.fixture(scope="module")
+def whole(run_once):
+    """A run of ALL, of which most tests here look at a part."""
+    return run_once(
+        ALL,
+        *("-v", "--netpoll-goready=off", "--netpoll-json=out/report.json", "--junitxml=junit.xml"),
+        GITHUB_ACTIONS="true",
+        GITHUB_STEP_SUMMARY="summary.md",
+        GITHUB_WORKSPACE=str(ROOT),
     )
-    result.assert_outcomes(passed=1, failed=1)
+
+
+@pytest.fixture
+def result(whole):
+    return whole.result
+
+
+def reported(whole):
+    """The JSON report's tests, by name."""
+    tests = json.loads((whole.path / "out/report.json").read_text())["tests"]
+    return {test["nodeid"].partition("::")[2]: test for test in tests}
+
+
+def test_a_healthy_service_passes_and_a_wasteful_one_fails_with_its_line(result):
+    result.stdout.fnmatch_lines(["*::test_healthy PASSED*", "*::test_wasteful FAILED*"])
     result.stdout.fnmatch_lines(
         [
             "*_ test_wasteful _*",
@@ -39,95 +110,46 @@ def test_wasteful(dup, ping): ping(dup)
     )
 
 
-def test_xfail_works(run):
-    result = run(
-        """
-@pytest.mark.xfail(strict=True)
-@netpoll(max_spurious=0.05)
-def test_wasteful(dup, ping): ping(dup)
-"""
+def test_xfail_works(result):
+    result.stdout.fnmatch_lines(["*::test_expected XFAIL*"])
+
+
+def test_a_test_that_fails_by_itself_keeps_its_failure_and_shows_what_the_service_printed(result):
+    result.stdout.fnmatch_lines(
+        ["*_ test_failed _*", "*AssertionError: mine*", "*output of service dup*", "ready on *"]
     )
-    result.assert_outcomes(xfailed=1)
+    result.stdout.fnmatch_lines(["FAILED test_it.py::test_failed - AssertionError: mine*"])
 
 
-def test_a_test_that_fails_by_itself_keeps_its_failure_and_shows_what_the_service_printed(run):
-    result = run("@netpoll(max_spurious=0)\ndef test_it(dup, ping): ping(dup); assert 1 == 2, 'mine'")
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*AssertionError: mine*", "*output of service dup*", "ready on *"])
-    result.stdout.fnmatch_lines(["FAILED test_it.py::test_it - AssertionError: mine*"])
+def test_a_skip_stays_a_skip(result):
+    result.stdout.fnmatch_lines(["*::test_skipped SKIPPED*"])
 
 
-def test_a_service_that_printed_nothing_has_no_heading(run):
-    result = run("def test_it(go_service): go_service(command='sleep 60', ready=None); assert 1 == 2")
-    result.assert_outcomes(failed=1)
-    result.stdout.no_fnmatch_line("*output of service*")
-
-
-def test_an_agents_failure_is_told_once_for_all_services(run):
-    source = "@netpoll(max_spurious=0.05)\ndef test_it(echo, dup, ping): ping(echo)"
-    result = run(source, "--netpoll-python=/no/python")
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["unmeasured: echo, dup: there is no Python at /no/python*"])
-    # In pytest's words, in ours, and in its summary.
-    assert len([line for line in result.outlines if "there is no Python" in line]) <= 3
-
-
-def test_a_skip_stays_a_skip(run):
-    run("@netpoll(max_spurious=0)\ndef test_it(echo): pytest.skip('no')").assert_outcomes(skipped=1)
-
-
-def test_report_mode_fails_nothing_and_off_measures_nothing(run):
-    source = "@netpoll(max_spurious=0.05)\ndef test_it(dup, ping): ping(dup)"
-    result = run(source, "--netpoll=report")
-    result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["*test_it*would fail"])
-    result = run(source, "--netpoll=off")
+def test_off_measures_nothing(run):
+    result = run("@netpoll(max_spurious=0.05)\ndef test_it(dup, ping): ping(dup)", "--netpoll=off")
     result.assert_outcomes(passed=1)
     result.stdout.no_fnmatch_line("*wakeups*")
 
 
-def test_too_few_wakeups_are_unmeasured_which_fails_or_skips(run):
+def test_too_few_wakeups_are_unmeasured_which_fails_or_skips(result, run):
+    result.stdout.fnmatch_lines(["*::test_few UNMEASURED*", "unmeasured: echo: only ? wakeups; *"])
     source = "@netpoll(max_spurious=0.05)\ndef test_it(echo, ping): ping(echo, 2)"
-    result = run(source, "-v")
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*test_it UNMEASURED*", "unmeasured: echo: only ? wakeups; *"])
-    result = run(source, "--netpoll-unmeasured=skip", "-rs")
-    result.assert_outcomes(skipped=1)
-    result.stdout.fnmatch_lines(["SKIPPED*test_it.py:3: unmeasured: echo: only ? wakeups*"])
+    skipped = run(source, "--netpoll-unmeasured=skip", "-rs")
+    skipped.assert_outcomes(skipped=1)
+    skipped.stdout.fnmatch_lines(["SKIPPED*test_it.py:3: unmeasured: echo: only ? wakeups*"])
 
 
-def test_a_metric_that_nobody_counted_is_unmeasured(run):
-    result = run("@netpoll(max_ready_calls=1)\ndef test_it(echo, ping): ping(echo)", "--netpoll-goready=off")
-    result.assert_outcomes(failed=1)
+def test_a_metric_that_nobody_counted_is_unmeasured(result):
     result.stdout.fnmatch_lines(
         ["unmeasured: echo: ready_calls was not measured: *", "  fix: --netpoll-goready=on"]
     )
 
 
-def test_a_program_that_is_not_go_is_unmeasured(run):
-    result = run(
-        """
-@netpoll(max_spurious=0.05)
-def test_it(go_service):
-    server = go_service(command="python3 -m http.server --bind 127.0.0.1 {port}")
-"""
-    )
-    result.assert_outcomes(failed=1)
+def test_a_program_that_is_not_go_is_unmeasured(result):
     result.stdout.fnmatch_lines(["unmeasured: python3: * is not a Go program*"])
 
 
-def test_a_service_that_dies_during_the_test_fails_it_and_its_last_words_are_shown(run):
-    result = run(
-        """
-@netpoll(max_spurious=0.05)
-def test_it(start, ping):
-    doomed = start("echo", name="doomed")
-    ping(doomed)
-    os.kill(doomed.pid, signal.SIGQUIT)
-    while doomed.running: time.sleep(0.01)
-"""
-    )
-    result.assert_outcomes(failed=1)
+def test_a_service_that_dies_during_the_test_fails_it_and_its_last_words_are_shown(result):
     result.stdout.fnmatch_lines(
         [
             "doomed: *'doomed' ended during the test: exit status 2: SIGQUIT*",
@@ -145,18 +167,93 @@ def test_without_a_service_limits_are_unmeasured(run):
     )
 
 
-def test_limits_may_be_one_services_own(run):
-    result = run(
-        """
-@netpoll(max_spurious=0.05, service="echo")
-def test_good(echo, dup, ping): ping(echo); ping(dup)
-
-@netpoll(max_spurious=0.05, service="nobody")
-def test_unknown(echo, ping): ping(echo)
-"""
-    )
-    result.assert_outcomes(passed=1, failed=1)
+def test_limits_may_be_one_services_own(result):
+    result.stdout.fnmatch_lines(["*::test_one_of_two PASSED*", "*::test_nobody UNMEASURED*"])
     result.stdout.fnmatch_lines(["unmeasured: no service named 'nobody' was measured*"])
+
+
+def test_a_stretch_can_be_measured(result):
+    result.stdout.fnmatch_lines(
+        ["*::test_stretch PASSED*", "*::test_open FAILED*", "*::test_unknown FAILED*"]
+    )
+    result.stdout.fnmatch_lines(["*the window is still open*", "*no service 'other' was measured*"])
+
+
+def test_the_json_report_and_junit_carry_the_numbers(whole):
+    assert whole.result.ret == 1
+    report = json.loads((whole.path / "out/report.json").read_text())
+    assert report["schema"] == "pytest-netpoll/1"
+    tests = reported(whole)
+    healthy, wasteful = tests["test_healthy"], tests["test_wasteful"]
+    environment = report["environment"]
+    for known in ("plugin", "python", "agent_python", "kernel", "machine", "bcc", "cpus", "cpus_usable"):
+        assert environment[known], known
+    assert environment["go_versions"] == [healthy["services"][0]["go_version"]]
+    assert environment["attached"][0]["cost"]
+    assert (healthy["nodeid"], healthy["outcome"]) == ("test_it.py::test_healthy", "passed")
+    assert wasteful["outcome"] == "failed"
+    assert wasteful["limits"] == {"max_spurious": 0.05, "max_latency_p99": 5_000_000_000, "min_wakeups": 10}
+    [breach] = wasteful["breaches"]
+    assert (breach["service"], breach["metric"], breach["limit"]) == ("dup", "spurious", 0.05)
+    for test in (healthy, wasteful):
+        [service] = test["services"]
+        assert list(service["metrics"]) == list(METRICS)
+        assert service["pid"] > 0
+        assert service["go_version"].startswith("go1.")
+    assert healthy["services"][0]["metrics"]["productive_wakeups"] == pytest.approx(101, abs=3)
+    assert breach["measured"] == wasteful["services"][0]["metrics"]["spurious"]
+    offender = wasteful["services"][0]["offenders"][0]
+    assert (offender["direction"], offender["syscall"]) == ("read", "read")
+    assert offender["stack"][0]["function"] == "services/kit.Echo"
+    junit = (whole.path / "junit.xml").read_text()
+    assert f'name="netpoll.dup.spurious" value="{breach["measured"]}"' in junit
+
+
+def test_github_gets_a_step_summary_and_marks_the_line_of_go_in_the_repository(whole):
+    assert "| ❌ | `test_it.py::test_wasteful` |" in (whole.path / "summary.md").read_text()
+    whole.result.stdout.fnmatch_lines(
+        [
+            "::error file=tests/bpf/services/kit/kit.go,line=*,title=netpoll%3A *test_wasteful and 1 more*::"
+            "* spurious wakeups *%0Adup: * wakeups found nothing to read or write*"
+        ]
+    )
+
+
+@pytest.mark.parametrize("options", [("-q",), ("-p", "no:terminal")], ids=" ".join)
+def test_github_gets_both_whatever_the_terminal_shows(run, pytester, monkeypatch, options):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(pytester.path / "summary.md"))
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    # pytest's root is not the repository's.
+    monkeypatch.setenv("GITHUB_WORKSPACE", str(pytester.path.parent))
+    result = run("@netpoll(max_spurious=0.05)\ndef test_it(dup, ping): ping(dup)", *options)
+    assert result.ret == 1
+    assert "| ❌ | `test_it.py::test_it` |" in (pytester.path / "summary.md").read_text()
+    file = f"{pytester.path.name}/test_it.py"
+    result.stdout.fnmatch_lines([f"::error file={file},line=3,title=*::dup: spurious *services/kit.Echo*"])
+
+
+def test_junits_failure_names_the_line_of_go_and_the_diagnosis(whole):
+    root = ElementTree.parse(whole.path / "junit.xml").getroot()
+    (case,) = (case for case in root.iter("testcase") if case.get("name") == "test_wasteful")
+    (failure,) = case.iter("failure")
+    assert (failure.get("message") or "").startswith("Failed: dup: spurious ")
+    for expected in ("max 5.0 %", "kit.go:", "services/kit.Echo", "dup: ", "found nothing to read or write"):
+        assert expected in (failure.text or "")
+
+
+def test_a_service_that_printed_nothing_has_no_heading(run):
+    result = run("def test_it(go_service): go_service(command='sleep 60', ready=None); assert 1 == 2")
+    result.assert_outcomes(failed=1)
+    result.stdout.no_fnmatch_line("*output of service*")
+
+
+def test_an_agents_failure_is_told_once_for_all_services(run):
+    source = "@netpoll(max_spurious=0.05)\ndef test_it(echo, dup, ping): ping(echo)"
+    result = run(source, "--netpoll-python=/no/python")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["unmeasured: echo, dup: there is no Python at /no/python*"])
+    # In pytest's words, in ours, and in its summary.
+    assert len([line for line in result.outlines if "there is no Python" in line]) <= 3
 
 
 def test_a_service_of_other_tests_is_not_judged(run):
@@ -178,108 +275,10 @@ def test_with_our_fixtures(echo, ping, netpoll, go_service, request): ping(echo)
     result.assert_outcomes(failed=1, passed=2)
 
 
-def test_a_stretch_can_be_measured(run):
-    result = run(
-        """
-def test_it(echo, ping, netpoll):
-    with netpoll.measure() as outer:
-        ping(echo, 20)
-        with netpoll.measure() as inner:
-            ping(echo, 30)
-    assert 30 <= inner[echo].wakeups <= 32
-    assert 50 <= outer["echo"].wakeups <= 54
-    assert inner[echo].spurious_wakeups == 0
-
-def test_open(echo, netpoll):
-    with netpoll.measure() as window:
-        window[echo]
-
-def test_unknown(echo, netpoll):
-    with netpoll.measure() as window: pass
-    window["other"]
-"""
-    )
-    result.assert_outcomes(passed=1, failed=2)
-    result.stdout.fnmatch_lines(["*the window is still open*", "*no service 'other' was measured*"])
-
-
-def test_the_json_report_and_junit_carry_the_numbers(run, pytester):
-    result = run(
-        """
-@netpoll(max_spurious=0.05, max_latency_p99="5s")
-def test_wasteful(dup, ping): ping(dup, 100)
-
-@netpoll()
-def test_healthy(echo, ping): ping(echo, 100)
-""",
-        "--netpoll-json=out/report.json",
-        "--junitxml=junit.xml",
-        "-q",
-    )
-    assert result.ret == 1
-    report = json.loads((pytester.path / "out/report.json").read_text())
-    assert report["schema"] == "pytest-netpoll/1"
-    environment = report["environment"]
-    for known in ("plugin", "python", "agent_python", "kernel", "machine", "bcc", "cpus", "cpus_usable"):
-        assert environment[known], known
-    assert environment["go_versions"] == [report["tests"][0]["services"][0]["go_version"]]
-    assert environment["attached"][0]["cost"]
-    healthy, wasteful = report["tests"]
-    assert (healthy["nodeid"], healthy["outcome"]) == ("test_it.py::test_healthy", "passed")
-    assert wasteful["outcome"] == "failed"
-    assert wasteful["limits"] == {"max_spurious": 0.05, "max_latency_p99": 5_000_000_000, "min_wakeups": 10}
-    [breach] = wasteful["breaches"]
-    assert (breach["service"], breach["metric"], breach["limit"]) == ("dup", "spurious", 0.05)
-    for test in report["tests"]:
-        [service] = test["services"]
-        assert list(service["metrics"]) == list(METRICS)
-        assert service["pid"] > 0
-        assert service["go_version"].startswith("go1.")
-    assert healthy["services"][0]["metrics"]["productive_wakeups"] == pytest.approx(101, abs=3)
-    assert breach["measured"] == wasteful["services"][0]["metrics"]["spurious"]
-    offender = wasteful["services"][0]["offenders"][0]
-    assert (offender["direction"], offender["syscall"]) == ("read", "read")
-    assert offender["stack"][0]["function"] == "services/kit.Echo"
-    junit = (pytester.path / "junit.xml").read_text()
-    assert f'name="netpoll.dup.spurious" value="{breach["measured"]}"' in junit
-
-
 def test_a_report_that_cannot_be_written_is_said_and_is_no_success(run):
     result = run("@netpoll()\ndef test_it(echo, ping): ping(echo)", "--netpoll-json=/proc/no/report.json")
     assert result.ret == 1
     result.stdout.fnmatch_lines(["*report could not be written to /proc/no/report.json*"])
-
-
-@pytest.mark.parametrize("options", [(), ("-q",), ("-p", "no:terminal")], ids=" ".join)
-def test_github_gets_a_step_summary_and_annotations_when_tests_fail(run, pytester, monkeypatch, options):
-    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(pytester.path / "summary.md"))
-    monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    # pytest's root is not the repository's.
-    monkeypatch.setenv("GITHUB_WORKSPACE", str(pytester.path.parent))
-    result = run("@netpoll(max_spurious=0.05)\ndef test_it(dup, ping): ping(dup)", *options)
-    assert result.ret == 1
-    assert "| ❌ | `test_it.py::test_it` |" in (pytester.path / "summary.md").read_text()
-    file = f"{pytester.path.name}/test_it.py"
-    result.stdout.fnmatch_lines([f"::error file={file},line=3,title=*::dup: spurious *services/kit.Echo*"])
-
-
-def test_github_marks_the_line_of_go_in_the_repository(run, monkeypatch):
-    monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    monkeypatch.setenv("GITHUB_WORKSPACE", str(ROOT))
-    run("@netpoll(max_spurious=0.05)\ndef test_it(dup, ping): ping(dup)").stdout.fnmatch_lines(
-        [
-            "::error file=tests/bpf/services/kit/kit.go,line=*,title=netpoll%3A test_it.py%3A%3Atest_it::"
-            "* spurious wakeups *%0Adup: * wakeups found nothing to read or write*"
-        ]
-    )
-
-
-def test_junits_failure_names_the_line_of_go_and_the_diagnosis(run, pytester):
-    run("@netpoll(max_spurious=0.05)\ndef test_it(dup, ping): ping(dup)", "--junitxml=junit.xml")
-    (failure,) = ElementTree.parse(pytester.path / "junit.xml").getroot().iter("failure")
-    assert (failure.get("message") or "").startswith("Failed: dup: spurious ")
-    for expected in ("max 5.0 %", "kit.go:", "services/kit.Echo", "dup: ", "found nothing to read or write"):
-        assert expected in (failure.text or "")
 
 
 def test_junit_has_each_number_once_however_the_test_ended(run, pytester):

@@ -45,6 +45,28 @@ def test_a_package_is_built_and_listens_on_its_port(go_service: ServiceFactory, 
 
 
 @needs_go
+def test_what_has_not_changed_is_not_linked_again_by_the_next_session(
+    go_package: Write, tmp_path: Path
+) -> None:
+    go_package(SLEEP, imports='import "time"')
+    go = tmp_path / "go"
+    go.write_text(f'#!/bin/sh\nexec {shutil.which("go")} "$@" 2>>{tmp_path}/commands\n')
+    go.chmod(0o755)
+
+    def links() -> int:
+        (tmp_path / "commands").write_text("")
+        built = build.Builder(tmp_path / "cache").build(
+            "./server", base=tmp_path, go=str(go), flags=["-x"], env={}
+        )
+        assert built.stat().st_mode & 0o111
+        return (tmp_path / "commands").read_text().count("/link -o ")
+
+    assert (links(), links()) == (1, 0)
+    go_package("time.Sleep(time.Minute)", imports='import "time"')
+    assert links() == 1
+
+
+@needs_go
 @pytest.mark.parametrize("spelling", ["./cmd/echo", "cmd/echo", "example.com/fixture/cmd/echo", "absolute"])
 def test_a_package_may_be_a_directory_or_an_import_path(
     go_service: ServiceFactory, go_package: Write, spelling: str

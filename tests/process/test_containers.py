@@ -141,7 +141,7 @@ def test_a_container_that_does_not_run(go_service, engines, contained, status, w
     assert said.endswith("\n\npanic: no such table"), "the end of its output"
 
 
-@pytest.mark.parametrize("pid", [os.getpid(), 0, 4194304])
+@pytest.mark.parametrize("pid", [os.getpid(), 0, 4194304], ids=["one here", "none", "too high"])
 def test_the_number_of_another_machine_is_no_process_here(go_service, engines, pid):
     engines(docker=knows(pid))
     said = error_of(go_service)

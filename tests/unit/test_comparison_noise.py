@@ -90,4 +90,4 @@ def test_an_unchanged_service_fails_in_under_1_percent_of_noisy_runs(tmp_path: P
 def test_a_service_with_doubled_latency_fails_in_over_95_percent_of_noisy_runs(
     tmp_path: Path, tolerated: str
 ) -> None:
-    assert share_failed(tmp_path, 2.0, tolerated, 500) > 0.95
+    assert share_failed(tmp_path, 2.0, tolerated, 300) > 0.95

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_netpoll.agent.counters.timeline import COLUMNS
 from pytest_netpoll.errors import UnmeasuredError
 from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.meter import agent_client, privilege, schema
@@ -35,13 +36,10 @@ SETTINGS = settings(max_examples=200, database=None)
 
 @pytest.fixture(scope="module")
 def protocol() -> Any:
-    """The agent's protocol.py: it imports the standard library only."""
-    spec = importlib.util.spec_from_file_location("netpoll_protocol", privilege.AGENT / "protocol.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The agent's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(privilege.AGENT))
+        return importlib.import_module("protocol")
 
 
 @SETTINGS
@@ -172,6 +170,12 @@ def test_a_kernel_that_does_not_tell_what_was_waited_leaves_that_unknown_alone(t
 def test_a_count_of_the_timeline_is_an_integer(told: Any, column: int) -> None:
     answers = right_answers()
     answers[-1]["ok"]["timelines"]["4242"][0][column] = 0.5
+    assert told(encoded(answers))[-1].unmeasured.startswith("the eBPF agent answered nonsense: ValueError")
+
+
+def test_what_a_timeline_always_has_is_never_none(told: Any) -> None:
+    answers = right_answers()
+    answers[-1]["ok"]["timelines"]["4242"][0][1 + COLUMNS.index("threads_running")] = None
     assert told(encoded(answers))[-1].unmeasured.startswith("the eBPF agent answered nonsense: ValueError")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bpf import machine
+from constants import PLACE
 from counters import endpoint, windows
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def culprits(kernel: Kernel, process: Process, found: Kept) -> list[dict[str, An
         entry.update({"stack": woken, "woken_stack": []} if offence == "woken" else {"woken_stack": woken})
         if offence in ("ready", "cpu"):
             # No descriptor is known of it.
-            entry.update(direction="", syscall=None, fd_type=None, local=None, peer=None)
+            entry.update(_NOWHERE)
         elif offence in ("unclaimed", "woken"):
             entry.update(syscall=None)
         elif offence == "held":
@@ -73,6 +74,8 @@ def culprits(kernel: Kernel, process: Process, found: Kept) -> list[dict[str, An
     return offenders
 
 
+# Of what happened on no descriptor.
+_NOWHERE: dict[str, Any] = {**dict.fromkeys(PLACE), "direction": ""}
 # Of offences without it.
 _NOTHING_MORE: dict[str, Any] = {
     "events": [],
@@ -104,11 +107,7 @@ def switches(kernel: Kernel, process: Process, window: windows.Window) -> list[d
             "count": count.value,
             "outcome": None,
             **_NOTHING_MORE,
-            "direction": "",
-            "syscall": None,
-            "fd_type": None,
-            "local": None,
-            "peer": None,
+            **_NOWHERE,
             "woken_stack": [],
             # Both are where calls return to, which of the innermost frame is not expected.
             "stack": frames(process.lives[key.owner], (key.pc - 1, key.caller)),
