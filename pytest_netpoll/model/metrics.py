@@ -436,6 +436,7 @@ _TABLE = (
         adds_up=False,
         row="events",
         part="a poll (p50)",
+        ahead=True,
     ),
     Metric(
         "events_per_poll_p99",
