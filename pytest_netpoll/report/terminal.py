@@ -21,6 +21,7 @@ MOST_PASSED = 40  # tests in the table
 MOST_OTHERS = 200
 SECTION_LINES = 24
 MOST_OFFENDERS = 3
+_LEAST_SHARE = 0.05  # of an entry that isn't the first
 MOST_FRAMES = 6
 _LEAST_FRAMES = 2  # of what explains most, before it gives way to numbers
 MOST_ARTIFACTS = 16
@@ -126,7 +127,7 @@ def _verdict(row: wording.Row) -> str:
 
 
 def gate_preview(records: Sequence[TestRecord], width: int) -> list[str]:
-    """Of report mode what gate mode would say: which tests would not pass, and why."""
+    """What gate mode would report in place of report mode: which tests would not pass, and why."""
     bad = [record for record in wording.worst_first(records) if wording.alarming(record)]
     if not bad:
         return []
@@ -163,11 +164,7 @@ def failure_section(record: TestRecord, width: int) -> str:
     for reason in wording.reasons(record):
         screen.add(_reason(reason, width))
     if record["outcome"] == "unmeasured":
-        screen.add(
-            cells.wrap(
-                "What is not measured does not pass; --netpoll-unmeasured=skip skips it instead.", width
-            )
-        )
+        screen.add(cells.wrap("An unmeasured test fails; --netpoll-unmeasured=skip skips it instead.", width))
     for window in wording.windows_behind(record):
         for service in _read_first(window):
             _add_window(screen, window, service, width)
@@ -230,14 +227,16 @@ def _artifacts(record: TestRecord, width: int) -> list[str]:
 
 def _add_entries(screen: _Screen, entries: Sequence[wording.Entry], width: int, reserved: int = 0) -> None:
     """As many as there is room for: none that explains less in the place of one that explains more."""
-    for number, entry in enumerate(entries[:MOST_OFFENDERS]):
+    shown = [*entries[:1], *(e for e in entries[1:] if e.share is None or e.share >= _LEAST_SHARE)]
+    screen.left_out += len(entries) - len(shown)
+    for number, entry in enumerate(shown[:MOST_OFFENDERS]):
         head = _head(entry, width)
         woken = cells.wrap(entry.woken, width, "  ") if entry.woken else []
         block = head + _frames(entry.stack, width) + woken
         if not screen.add(block, at_least=len(head) + 1, reserved=reserved):
-            screen.left_out += len(entries[number + 1 :])
+            screen.left_out += len(shown[number + 1 :])
             return
-    screen.left_out += len(entries[MOST_OFFENDERS:])
+    screen.left_out += len(shown[MOST_OFFENDERS:])
 
 
 def _head(entry: wording.Entry, width: int) -> list[str]:
@@ -272,7 +271,7 @@ def _read_first(window: WindowRecord) -> list[ServiceRecord]:
 
 
 def _causes(record: TestRecord, width: int) -> list[str]:
-    """The diagnosis, as far as it fits beside the rest; of another service's troubles the reports tell."""
+    """The diagnosis, if it fits beside the rest. The reports also have other services' faults."""
     lines: list[str] = []
     for text in wording.diagnosis_of(record):
         block = cells.wrap(text, width)
@@ -322,8 +321,9 @@ def _broken(record: TestRecord, service: ServiceRecord) -> set[str]:
 
 
 def _matter(record: TestRecord, service: ServiceRecord) -> frozenset[str] | None:
-    """The metrics that say more about what is broken, or limited where nothing is. None for all: nobody knows
-    what a test that failed by itself asserts, or what a user's hook reads.
+    """The metrics that say more about the broken limits; if none is broken, about all limits.
+
+    None for all metrics: for a test whose own assertion failed, and for a limit of a user's hook.
     """
     names = _broken(record, service)
     if not names and record["outcome"] == "unmeasured":
@@ -340,7 +340,7 @@ def _matter(record: TestRecord, service: ServiceRecord) -> frozenset[str] | None
 
 
 def _row_of(name: str) -> str | None:
-    """The row of a metric, or of one like it if it has none itself, or of a rule; None if nobody knows."""
+    """The row of a metric (or of a similar one, if it has none) or of a rule; None if unknown."""
     if name not in METRICS:
         return _RULE_ROWS.get(name[:3]) if name in RULES else None
     like = METRICS[name].family if METRICS[name].is_statistic else name
@@ -388,7 +388,7 @@ def _numbers(
 
 
 def _telling(service: ServiceRecord, total: Metric | None, part: Metric) -> bool:
-    """Whether a part of a row is neither 0 nor ordinary, as that all wakeups were productive."""
+    """Whether a part of a row is worth showing: not 0, and not that all wakeups were productive."""
     value = service["metrics"].get(part.name)
     ordinary = (
         part.name == "productive_wakeups"
@@ -399,7 +399,7 @@ def _telling(service: ServiceRecord, total: Metric | None, part: Metric) -> bool
 
 
 def _counted(metric: Metric, value: int | float | None) -> bool:
-    """Whether it is shown as another number than 0."""
+    """Whether it would not be shown as 0."""
     return bool(value) and metric.format(value) != metric.format(0.0 if metric.unit != "count" else 0)
 
 

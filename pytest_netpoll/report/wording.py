@@ -351,16 +351,34 @@ def explaining(record: TestRecord, service: ServiceRecord) -> list[Entry]:
     for fault in broken(record, service):
         name = base_of(fault["metric"])
         if name.startswith(("latency_", "sched_latency_")):
+            if _cpu_is_the_cause(service):
+                found.setdefault("cpu", offender_entries(service, _own(service, "cpu")))
             found.setdefault("late", slow_entries(service, service["slowest"]))
         if name in METRICS and METRICS[name].family in TIMED:
             found.setdefault("answers", slow_entries(service, slow_answers(record, service)))
-        for offence in _evidence_for(name):
-            # A limit is about the program's own calls.
-            own = [o for o in service["offenders"] if _offence(o) == offence and not o.get("runtime")]
+        for offence in sorted(_evidence_for(name), key=lambda o: o == "woken" and _timers_lead(service)):
+            own = _own(service, offence)
             if offence == "parked":
                 own = [o for o in own if _concerned(record, service, o)]
             found.setdefault(offence, offender_entries(service, own))
     return [entry for entries in found.values() for entry in entries]
+
+
+def _own(service: ServiceRecord, offence: Offence) -> list[OffenderRecord]:
+    """The program's own calls, which limits are about."""
+    return [o for o in service["offenders"] if _offence(o) == offence and not o.get("runtime")]
+
+
+def _cpu_is_the_cause(service: ServiceRecord) -> bool:
+    """Whether a rule names the code that used the CPU while woken goroutines waited."""
+    broken = [rule for rule in service.get("rules", []) if rule["line"] is not None]
+    return any("cpu" in _evidence_for(rule["code"]) for rule in broken)
+
+
+def _timers_lead(service: ServiceRecord) -> bool:
+    """Whether goroutines were woken more often by timers and other goroutines than by the network."""
+    metrics = service["metrics"]
+    return (metrics.get("ready_calls") or 0) > (metrics.get("wakeups") or 0)
 
 
 def _evidence_for(metric: str) -> Sequence[Offence]:
