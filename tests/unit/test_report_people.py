@@ -233,6 +233,13 @@ def test_a_broken_limit_shows_the_numbers_that_matter_for_it(limits: dict[str, A
     assert re.findall("^  ([a-zA-Z/ ]+?)  +[0-9]", section, re.MULTILINE) == rows.split(" ")
 
 
+def test_a_place_that_explains_little_is_only_counted() -> None:
+    few = offender(9, stack=(WORKER,), share=0.02)
+    text = terminal.failure_section(wasteful(offender(490, share=0.98), few), 100)
+    assert "main.worker" not in text
+    assert "… 1 more in --netpoll-json=FILE" in text
+
+
 def test_of_a_limit_that_only_a_hook_knows_all_numbers_are_shown() -> None:
     made = built(measured(HEALTHY), max_polls=1)
     made["breaches"][0] = {**made["breaches"][0], "metric": "polls per wakeup"}
@@ -334,7 +341,7 @@ def test_however_many_limits_are_broken_the_line_that_explains_the_first_is_show
         rows = {line.split("  ")[1] for line in lines if line.startswith("  ")}
         # Rows give way to it, but none that is about what is broken.
         assert {"wakeups", *(["polls", "I/O calls"] if limits else [])} <= rows
-        assert ("more in --netpoll-json=FILE" in "\n".join(lines)) == bool(limits)
+        assert "more in --netpoll-json=FILE" in "\n".join(lines)
 
 
 def test_what_explains_less_does_not_take_the_place_of_what_explains_more() -> None:
