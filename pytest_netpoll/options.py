@@ -346,7 +346,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "allow",
         "--netpoll-allow",
         "netpoll_allow",
-        "exceptions from --netpoll-forbid",
+        "exceptions to --netpoll-forbid",
         _rules,
         metavar="RULES",
     ),

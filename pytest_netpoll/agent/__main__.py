@@ -55,7 +55,7 @@ def serve(agent: handlers.Agent, lines: Iterable[str | None], send: Callable[[ob
         try:
             identity, command, arguments = protocol.parse(line)
             if command in protocol.FIRST:
-                raise protocol.BadMessage("everything is loaded already")
+                raise protocol.BadMessage("the program is already loaded")
             send({"id": identity, "ok": getattr(agent, command)(**arguments)})
         except protocol.BadMessage as error:
             send({"id": identity, "error": {"what": f"the agent refused a message: {error}"}})
@@ -92,7 +92,7 @@ def _take_place(user: privileges.Invoker, size: int) -> None:
         with hangup.ends_with(sys.stdin.fileno()):
             budget.take(user.uid, size)
     except budget.Refused as error:
-        fix = "let others end, use fewer workers (pytest -n), or run pytest as root"
+        fix = "wait for others to end, use fewer workers (pytest -n), or run pytest as root"
         raise protocol.Unable(str(error), fix) from error
 
 
@@ -227,7 +227,7 @@ def main() -> int:
                 return 0
             _, command, arguments = protocol.parse(next(lines, ""))
             if command not in protocol.FIRST:
-                raise protocol.BadMessage(f"the first is load, not {command}")
+                raise protocol.BadMessage(f"the first command must be load, not {command}")
             if command == "about":
                 send({"about": binding.about()})
                 return 0

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         for nodeid, comparison in comparisons.items()
     ]
     width = max(60, shutil.get_terminal_size().columns)
-    print(tables.comparison_table(compared, width) if compared else f"{options.now} holds no tests")
+    print(tables.comparison_table(compared, width) if compared else f"{options.now} has no tests")
     gone = sorted(then.tests.keys() - now.tests.keys())
     for nodeid in gone:
         print(one_line(f"{nodeid}: is in {then.name} only"))
@@ -80,7 +80,7 @@ def _conclusion(comparisons: Sequence[Comparison], rules: Rules) -> tuple[int, s
     tests = "test" if len(known) == 1 else "tests"
     if bad:
         return REGRESSED, f"Of {len(known):,} {tests} {', '.join(bad)}."
-    return PASSED, f"Nothing got worse by more than is tolerated, in {len(known):,} {tests}."
+    return PASSED, f"No regressions beyond the tolerance, in {len(known):,} {tests}."
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -61,7 +61,7 @@ def _group(on: str, stack: Sequence[Frame], found: Sequence[ParkedGoroutine]) ->
     lines = [f"{_number(found)}, {on}:"]
     lines += [f"    {frame.file}:{frame.line}  {frame.function}" for frame in stack]
     if not stack:
-        lines.append("    where is not known: its memory does not hold what a parked goroutine's does")
+        lines.append("    location unknown: its memory doesn't look like a parked goroutine's")
     lines += [f"  {_description(goroutine)}" for goroutine in found[:MOST_SHOWN]]
     if len(found) > MOST_SHOWN:
         lines.append(f"  … and {len(found) - MOST_SHOWN:,} more")

@@ -34,7 +34,8 @@ ANSWER_DEADLINE = 10.0
 # How long close() waits for the wakeups that are still on their way to their syscall.
 SETTLE_MS = 20
 
-NONSENSE = "the eBPF agent answered nonsense"
+INVALID = "the eBPF agent sent an invalid response"
+INVALID_FIX = f"reinstall pytest-netpoll; if that doesn't help, open an issue with: {checks.DOCTOR} --json"
 
 Answer = TypeVar("Answer")
 
@@ -173,15 +174,15 @@ class Probe:
                 raise
             except BaseException:
                 # Ctrl-C, pytest-timeout: the answer that is on its way would be taken for the next one's.
-                self._fail("the eBPF agent was given up", why=f"pytest was interrupted in {do!r}")
+                self._fail("the eBPF agent was stopped", why=f"pytest was interrupted in {do!r}")
                 raise
             if answer.get("id") != identity:
-                raise self._fail("the eBPF agent answered out of turn", why=f"to {do!r}: {answer!r:.200}")
+                raise self._fail("the eBPF agent answered another request", why=f"to {do!r}: {answer!r:.200}")
             if "error" in answer:
                 raise UnmeasuredError(**complaint(answer["error"]))
             strange = wrong(answer.get("ok"), wanted, "ok")
             if strange is not None:
-                raise self._fail(NONSENSE, why=f"to {do!r}: {strange}")
+                raise self._fail(INVALID, why=f"to {do!r}: {strange}", fix=INVALID_FIX)
             return cast("Answer", answer["ok"])
 
     def _send(self, message: Mapping[str, object]) -> None:
@@ -201,7 +202,7 @@ class Probe:
             raise self._fail("the eBPF agent speaks another protocol", why=f"{first!r:.200}")
         strange = wrong(ready, Ready, "ready")
         if strange is not None:
-            raise self._fail(NONSENSE, why=strange)
+            raise self._fail(INVALID, why=strange, fix=INVALID_FIX)
         self.environment = ready
         self.state = State.READY
 
@@ -222,7 +223,7 @@ class Probe:
         except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict):
-            raise self._fail(NONSENSE, why=f"{line!r:.200}")
+            raise self._fail(INVALID, why=f"{line!r:.200}", fix=INVALID_FIX)
         return message
 
     def _next_line(self, seconds: float, what: str) -> bytes | None:
@@ -260,8 +261,8 @@ def _let_go(probe: weakref.ref[Probe]) -> None:
         # Nor would it hear an answer.
         alive.state = State.NOT_OURS
         alive.failed = UnmeasuredError(
-            "a test in a process that was forked from pytest's is not measured",
-            why="the eBPF agent answers the process only that started it",
+            "a test in a forked pytest process can't be measured",
+            why="the eBPF agent only answers the process that started it",
             fix="run it without --forked",
         )
 

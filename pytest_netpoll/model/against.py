@@ -118,14 +118,12 @@ class Undecided:
     def __str__(self) -> str:
         made = self.difference.rounds
         more = (
-            f"about {self.enough} rounds would tell: --netpoll-rounds={made}:{self.enough}"
+            f"about {self.enough} rounds would decide it: --netpoll-rounds={made}:{self.enough}"
             if self.enough is not None
-            else "it is about at the tolerance, where more rounds tell little"
+            else "the change is about as large as the tolerance, so more rounds would hardly decide it"
         )
-        return (
-            f"{self.difference.service}: {self.difference}: {made} rounds don't tell whether that is more "
-            f"than {self.tolerance.text}; {more}"
-        )
+        undecided = f"{made} rounds can't decide whether that is more than {self.tolerance.text}"
+        return f"{self.difference.service}: {self.difference}: {undecided}; {more}"
 
 
 Round: TypeAlias = tuple[Samples, Samples]  # base, head

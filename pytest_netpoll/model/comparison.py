@@ -203,7 +203,7 @@ def compare(
     minimum = (limits or {}).get("min_wakeups", MIN_WAKEUPS)
     for service in sorted(then.keys() - now.keys()):
         if binds(service):
-            missing = f"{service}: is in baseline {baseline.name}, and is not measured any more"
+            missing = f"{service}: is in baseline {baseline.name}, but is no longer measured"
             notes.append(missing)
             # One without events may have been another test's: a test that uses none is about all that run.
             if rules.tolerances and then[service].metrics.get("events"):
@@ -222,7 +222,7 @@ def compare(
         if refused and (not rules.tolerances or any(METRICS[t.metric].is_time for t in rules.tolerances)):
             notes.append(
                 f"{service}: times were not compared: {', '.join(differences)} "
-                "(--netpoll-compare-latencies=always compares them all the same)"
+                "(--netpoll-compare-latencies=always compares them anyway)"
             )
         changed += _changes(service, sample, before, minimum, with_times=not refused)
         for tolerance in rules.tolerances:

@@ -252,7 +252,7 @@ def _read_rulings(given: Mapping[str, object], service: str | None, where: str) 
         text = given[name]
         try:
             if not isinstance(text, str):
-                raise ValueError(f"{text!r:.100} is no text")
+                raise ValueError(f"{text!r:.100} is not a string")
             found += [(chosen.breadth, name == "forbid", chosen) for chosen in choice.parse(text)]
         except ValueError as error:
             raise UsageError(

@@ -171,11 +171,11 @@ def _verdict(
 
 
 def _no_service(running: Sequence[str]) -> Reason:
-    attach = "go_service(port=…), pid=… or process=… attaches to what runs already"
+    attach = "go_service(port=…), pid=… or process=… attaches to one that is already running"
     if not running:
         return Reason("no Go service ran during the test", fix=f"use the go_service fixture; {attach}")
     return Reason(
-        "the test holds no service, and is not judged by those of others",
+        "the test uses no service of its own, and isn't judged by other tests' services",
         fix=f"start its service with go_service in a fixture of the test; {attach}; "
         f"or name one with service=, of {', '.join(running)}",
     )

@@ -576,16 +576,18 @@ def _sampled_text(service: ServiceRecord, offender: OffenderRecord) -> str:
     woken = offender.get("woken_stack") or []
     if woken and shown_stack(offender) is woken:
         by = f" by {one_line(offender['stack'][0]['function'] or '?')}" if offender["stack"] else ""
-        happened = f"made{by}, woke who was parked"
+        happened = f"made{by}, woke the goroutine parked"
     return f"{units.show(offender['share'], 'share')} of {total} {name}{where}, {happened}"
 
 
 def woken_text(entry: OffenderRecord | SlowWakeupRecord) -> str:
-    """ "which woke who was parked at pool.go:31 main.worker", of a ready call; empty where that isn't known,
-    or is what shown_stack gives.
+    """ "which woke the goroutine parked at pool.go:31 main.worker", of a ready call.
+
+    Empty if that isn't known, or is what shown_stack returns.
     """
     woken = cast("OffenderRecord", entry).get("woken_stack") or []
-    return f"which woke who was parked{place(woken)}" if woken and shown_stack(entry) is not woken else ""
+    known = bool(woken) and shown_stack(entry) is not woken
+    return f"which woke the goroutine parked{place(woken)}" if known else ""
 
 
 def _cpu_text(offender: OffenderRecord) -> str:

@@ -234,7 +234,7 @@ class Builder:
             if not _is_elf(temporary):
                 raise ServiceError(
                     f"cannot run {package}",
-                    why="it builds to something that is no Linux program",
+                    why="the result is not a Linux program",
                     fix="name a directory with `package main`, built for GOOS=linux",
                 )
             # The same bytes: keep the file, for a running service has it open as its executable.
@@ -271,7 +271,7 @@ def _locate(package: str, base: Path) -> tuple[Path, str]:
             raise ServiceError(
                 f"cannot build {package}",
                 why=f"there is no directory {path}",
-                fix="give the package's path from pytest's rootdir, or from cwd= where that is given",
+                fix="give the package's path from pytest's rootdir, or from cwd= if you give that",
             )
         return base, package
     for directory in (path, *path.parents):

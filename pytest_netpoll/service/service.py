@@ -101,7 +101,7 @@ class Service:
         """
         if self._retired:
             raise UsageError(
-                f"service {self.name!r} is not there any more",
+                f"service {self.name!r} no longer exists",
                 why="the fixture or test that asked for it has ended, and the service with it",
                 fix="to use it in several tests, call go_service in a fixture of a wider scope",
             )
@@ -248,7 +248,7 @@ class Service:
         if self.attached:
             raise UsageError(
                 f"service {self.name!r} cannot be restarted",
-                why="it ran before and belongs to somebody else",
+                why="pytest did not start it",
             )
         if self._retired:
             raise UsageError(
@@ -321,8 +321,10 @@ class Service:
             return None  # a test double, which the service is told the port of
         return Reason(
             f"no process of service {self.name!r} listens on port {self._free_port}, which clients use",
-            why=f"process {holder} ({process_name(holder)}) does" if holder else "nor does another one here",
-            fix="watch the one that serves, with go_service(port=…) or pid=…; where no client uses {port}, "
+            why=f"process {holder} ({process_name(holder)}) does"
+            if holder
+            else "and no other process here does",
+            fix="watch the one that serves, with go_service(port=…) or pid=…; if no client uses {port}, "
             "leave it out",
         )
 

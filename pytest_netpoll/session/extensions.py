@@ -89,14 +89,14 @@ def _complaint(breach: Breach) -> str | None:
     fields: Mapping[str, object] = vars(breach)
     for name in ("service", "metric", "detail"):
         if not isinstance(fields[name], str):
-            return f"{name} is no text"
+            return f"{name} is not a string"
     if fields["kind"] not in ("max", "min"):
         return 'kind is neither "max" nor "min"'
     for name in ("measured", "limit"):
         value = fields[name]
         # NaN is less than nothing.
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
-            return f"{name} is no finite number"
+            return f"{name} is not a finite number"
     return None
 
 

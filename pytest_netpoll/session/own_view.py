@@ -61,11 +61,11 @@ def take(session: Session, item: pytest.Item, seconds: float, failed: bool) -> N
 def _why_not(session: Session, item: pytest.Item, asked: Sequence[Service], seconds: float) -> Reason | None:
     for service in asked:
         if not service.running:
-            return Reason(_WHAT, why=f"{service.name} does not run any more")
+            return Reason(_WHAT, why=f"{service.name} is no longer running")
     if session.roster.made_by(item):
         return Reason(
             _WHAT,
-            why="the test, which would be called again for them, starts a service itself",
+            why="the test starts a service itself, so it can't be called again for them",
             fix="start it in a fixture",
         )
     if "subtests" in getattr(item, "fixturenames", ()):

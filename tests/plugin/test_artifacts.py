@@ -276,7 +276,11 @@ def test_a_service_that_serves_pprof_is_asked_during_a_repeated_call_that_is_not
 
 def test_what_a_service_does_not_serve_and_what_cannot_be_repeated_is_a_note(failed: Run) -> None:
     for test, what, fix in (
-        ("test_own", "no profiles of the service's own: the test, which would be ", "start it in a fixture"),
+        (
+            "test_own",
+            "no profiles of the service's own: the test starts a service itself",
+            "start it in a fixture",
+        ),
         ("test_shy", "no profiles of the service's own: shy: ", "serve net/http/pprof there"),
         (
             "test_limited",

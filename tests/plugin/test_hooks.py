@@ -104,7 +104,7 @@ def test_it(go_service): go_service(command="python3 -m http.server --bind 127.0
     [
         (
             "breaches(): return Breach('echo', 'polls a second', 'max', None, 1)",
-            "pytest_netpoll_breaches must return Breaches that can be read: measured is no finite *",
+            "pytest_netpoll_breaches must return Breaches that can be read: measured is not a finite *",
         ),
         ("breaches(): return ['too slow']", "pytest_netpoll_breaches must return Breaches: *too slow*"),
         ("breaches(): return 7", "pytest_netpoll_breaches must return Breaches: one returned 7"),

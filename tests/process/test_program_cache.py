@@ -114,10 +114,10 @@ def of_other_instructions(cache: Any, text: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
-        (damaged, "what is kept is damaged"),
+        (damaged, "the cached program is damaged"),
         (of_another_bcc, "is not the one that it was compiled with"),
         (of_other_offsets, "it was compiled for other sizes, or another kernel"),
-        (of_other_instructions, "the kernel does not take what is kept"),
+        (of_other_instructions, "the kernel rejects the cached program"),
     ],
 )
 def test_what_is_spoilt_is_compiled_and_kept_anew(

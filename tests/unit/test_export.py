@@ -84,7 +84,7 @@ def test_the_delta_is_worst_first_and_what_did_not_change_is_one_line() -> None:
         "No change in 9 numbers of 3 tests, 8 rounds each."
     ]
     assert any("test_new" in line and "does not pass this test" in line for line in lines)
-    assert any("test_half" in line and "8 rounds don't tell" in line for line in lines)
+    assert any("test_half" in line and "8 rounds can't decide" in line for line in lines)
 
 
 def test_without_changes_the_delta_is_a_heading_and_a_line() -> None:

@@ -573,14 +573,14 @@ def test_of_a_ready_call_its_maker_leads_and_whom_it_woke_follows() -> None:
     made = built(measured(counts, offenders=(ready((WATCHER,), (WORKER,)),)), max_ready_calls=5)
     shown = terminal.failure_section(made, 100)
     assert "  100.0 % of 70 ready calls, made at\n    server/fault_dup.go:33  main.(*watcher).run\n" in shown
-    assert "\n  which woke who was parked at server/pool.go:31 main.worker\n" in f"{shown}\n"
+    assert "\n  which woke the goroutine parked at server/pool.go:31 main.worker\n" in f"{shown}\n"
 
 
 def test_where_only_the_runtime_makes_a_ready_call_whom_it_woke_leads() -> None:
     counts = {**HEALTHY, "ready_calls": 70, "deadline_wakeups": 70}
     made = built(measured(counts, offenders=(ready((DEADLINE,), (WORKER,)),)), max_deadline_wakeups=5)
     shown = terminal.failure_section(made, 100)
-    said = "  100.0 % of 70 ready calls, made by runtime.netpolldeadlineimpl, woke who was parked at\n"
+    said = "  100.0 % of 70 ready calls, made by runtime.netpolldeadlineimpl, woke the goroutine parked at\n"
     assert f"{said}    server/pool.go:31  main.worker" in shown
     assert "which woke" not in shown
     evidence = wording.worst_place(made)

@@ -26,7 +26,7 @@ def load() -> Any:
     # The `bcc` of PyPI, which is about crystal lattices.
     place = getattr(bcc, "__file__", "bcc")
     raise _unable(
-        f"{place} is not BCC but an unrelated package of that name",
+        f"{place} is not BCC but an unrelated package of the same name",
         f"sudo {sys.executable} -m pip uninstall bcc; {install_command()}",
     )
 

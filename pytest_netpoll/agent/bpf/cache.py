@@ -198,7 +198,7 @@ def parse(text: bytes) -> Entry:
     """The Entry of a file's content. Raises Unusable."""
     head, newline, body = text.partition(b"\n")
     if head + newline != _head(body):
-        raise Unusable("what is kept is damaged, or of another format")
+        raise Unusable("the cached program is damaged, or in another format")
     try:
         parts = json.loads(body)
         compiled = parts.pop("compiled")
@@ -207,7 +207,7 @@ def parse(text: bytes) -> Entry:
             entry.compiled.programs[name] = base64.b64decode(code, validate=True)
         _check(entry)
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise Unusable(f"what is kept is not an entry: {error!r:.200}") from error
+        raise Unusable(f"the cached file is not an entry: {error!r:.200}") from error
     return entry
 
 

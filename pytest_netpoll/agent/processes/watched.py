@@ -379,7 +379,7 @@ class Processes:
         slot = self._kernel.take_slot()
         if slot is None:
             raise Refused(
-                f"{self._kernel.max_processes} processes are watched already",
+                f"already watching {self._kernel.max_processes} processes, the maximum",
                 f"--netpoll-max-processes={2 * self._kernel.max_processes}",
             )
         self._windows.wipe(slot)
@@ -399,7 +399,7 @@ class Processes:
         other = next((p.root for p in self._by_slot.values() if p.pid == pid and not p.exited), root)
         if pid == root != other:
             raise Refused(
-                f"process {pid} is watched already, as a child of process {other}",
+                f"process {pid} is already watched, as a child of process {other}",
                 f"limit the service that process {other} is",
             )
 
@@ -416,10 +416,10 @@ def _not_for_this_user(pid: int) -> Refused:
     if not proc.alive(pid):
         return _does_not_run(pid)
     return Refused(
-        f"process {pid} is not this user's, or runs with more rights than its user has",
+        f"process {pid} belongs to another user, or has more privileges than its user",
         "run pytest as root",
     )
 
 
 def _does_not_run(pid: int) -> Refused:
-    return Refused(f"process {pid} does not run")
+    return Refused(f"process {pid} is not running")

@@ -49,7 +49,7 @@ def take(uid: int, size: int) -> int | None:
             raise Refused(
                 f"this user has {len(before)} agents, which take {(total - size) // _MIB} MiB of kernel "
                 f"memory, and one more would take {size // _MIB} MiB: {AGENTS} agents and "
-                f"{footprint.MOST // _MIB} MiB are the most"
+                f"{footprint.MOST // _MIB} MiB are the maximum"
             )
         time.sleep(0.1)
 

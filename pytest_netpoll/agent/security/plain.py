@@ -28,7 +28,7 @@ def suspicion(fd: int) -> str | None:
     """Why no probe may be placed in the file; None where it may. Raises OSError."""
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
-        return "it is no regular file"
+        return "it is not a regular file"
     if status.st_mode & (stat.S_ISUID | stat.S_ISGID) or _has_capabilities(fd):
         return "it may give more rights than its user has"
     kind = _filesystem(fd)

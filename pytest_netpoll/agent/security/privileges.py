@@ -74,7 +74,7 @@ def why_not() -> tuple[str, str] | None:
     if not namespaces.in_initial_users():
         return (
             "the agent is root in a user namespace only, as in a rootless container, and that is not enough",
-            f"run it in a container of root's, with {_ADDING}",
+            f"run it in a container that root started, with {_ADDING}",
         )
     if _filtered():
         return (

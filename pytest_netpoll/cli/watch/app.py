@@ -144,7 +144,7 @@ def _wait(subject: Subject, interrupted: threading.Event, until: float) -> Endin
         left = until - time.monotonic()
         # Also where the last interval took longer than it should: it must be possible to end it.
         if interrupted.wait(max(0, min(left, LOOK))):
-            return Ending("stopped by you")
+            return Ending("stopped by Ctrl-C")
         ending = subject.look()
         if ending is not None or left <= 0:
             return ending

@@ -142,7 +142,7 @@ class View:
 
     def _table(self, who: str, measurement: Measurement, run: Accumulated) -> list[_Line]:
         total = run.total
-        heading = f"{who}, {units.show(total.window_seconds, 's')} – Ctrl-C ends"  # noqa: RUF001
+        heading = f"{who}, {units.show(total.window_seconds, 's')} – Ctrl-C stops"  # noqa: RUF001
         rows = [[name, show_now(name, measurement), show_total(name, total)] for name in _shown(total)]
         table = _tabulate(["", "now", "since the start"], rows)
         return [_Line(heading, "bold"), *table, *self._trouble(measurement, run)]
