@@ -24,7 +24,7 @@ from pytest_netpoll.model.tolerance import Tolerance
 class OptionSpec:
     """One option, under one name in Config, on the command line and in the ini file.
 
-    name: the field of Config. cli, ini: None where the option is not to be had there.
+    name: the field of Config. cli, ini: None if the option doesn't exist there.
     parse: text -> value; ValueError with what is wrong. A Path it returns is taken relative to where
     the option was written: the current directory, or that of the ini file.
     repeatable: given any number of times (a list of lines in the ini file); `collect` makes one
@@ -464,7 +464,7 @@ class Config:
 
     @property
     def defaults(self) -> dict[str, str]:
-        """What holds for every marked test, as the marker's arguments."""
+        """The defaults for every marked test, as the marker's arguments."""
         rules = {"forbid": self.forbid, "allow": self.allow}
         return {**self.limits, **{name: text for name, text in rules.items() if text is not None}}
 

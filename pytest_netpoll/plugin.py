@@ -83,7 +83,7 @@ def netpoll(request: pytest.FixtureRequest) -> Netpoll:
 
 
 class Hooks:
-    """Those that need the session; each hands over to whoever knows."""
+    """Hooks that need the session; each delegates to the module that does the work."""
 
     def __init__(self, session: Session) -> None:
         self._session = session

@@ -3,8 +3,8 @@
 Run as `python3 -I agent` by the system's Python, which alone can import BCC. Speaks JSON, one message a
 line, on stdin and stdout; stderr is for humans. Ends, and with it everything in the kernel, when stdin
 closes, while it compiles too. It never starts a program. It writes no file but its cache of what it compiled,
-and none at all where sudo starts it by a line of install-agent's. Once the program is loaded it gives up its
-privileges, and it tells a user of that user's own processes only.
+and none at all where sudo starts it by a line of install-agent's. Once the program is loaded it drops its
+privileges. For an ordinary user it measures that user's own processes only.
 
     → {"id": 0, "do": "load", "max_processes": 16, "max_fds": 16384, "uprobes": 1, "answers": 0}
     ← {"ready": {…}}   or   {"failed": {"what": …, "fix": …}}
@@ -14,7 +14,7 @@ privileges, and it tells a user of that user's own processes only.
 Nothing is on the command line, so that a line in sudoers can allow exactly this and nothing else. Whoever
 needs no such line may add
 
-    --unverified [--cache=DIR|--cache=off]      for whoever may do as root what they like anyway
+    --unverified [--cache=DIR|--cache=off]      for users who may run anything as root anyway
     --fill=MAX_PROCESSES,MAX_FDS                install-agent's: fills the installed agent's cache, for users
 """
 
@@ -124,7 +124,7 @@ def load(
     uprobes: int,
     answers: int,
 ) -> tuple[handlers.Agent, dict[str, Any]]:
-    """The agent, and what to say of it, with the program in the kernel and privileges given up.
+    """The agent, and what to report about it, with the program loaded and privileges dropped.
 
     keeper: of what was compiled. uprobes: whether probes are to be placed in programs later, which takes a
     privilege more. answers: whether they are timed. Raises protocol.Unable.
@@ -142,7 +142,7 @@ def load(
         if os.geteuid() == 0:
             _take_place(user, footprint.size(max_processes, max_fds, possible, bool(answers)))
     try:
-        # A second on an idle machine, many on a busy one; whoever started us may be killed meanwhile.
+        # A second on an idle machine, many on a busy one; pytest may be killed meanwhile.
         with hangup.ends_with(sys.stdin.fileno()):
             served = None if user.is_root else user.uid
             loaded = program.Kernel(sources(), max_processes, max_fds, served, keeper, bool(answers))
@@ -191,7 +191,7 @@ def fill(sizes: str) -> dict[str, str]:
         raise protocol.Unable(*(problem or ("there is no cache",)))
     for answers in (True, False):
         try:
-            # Of nobody in particular: it is told whom it serves when it is loaded.
+            # For no particular user: it gets the user when it is loaded.
             loaded = program.Kernel(sources(), max_processes, max_fds, _NOBODY, keeper, answers)
         except program.LoadFailed as error:
             raise protocol.Unable(f"the BPF program could not be loaded: {error}", error.fix) from error

@@ -43,7 +43,7 @@ _LINE = re.compile(r"(?P<user>\S+) ALL=\(root\) NOPASSWD: /\S+ -I -B /\S+/agent"
 
 
 class InstallError(NetpollError):
-    """The agent could not be installed; nothing of what was there before is left half changed."""
+    """The agent could not be installed; the files that were there before are unchanged."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -171,7 +171,7 @@ def install(prefix: Path) -> None:
 def fill_cache(prefix: Path, python: Path, config: Config) -> str:
     """Compiles now what each start would compile: the installed agent's Python, and its BPF program.
 
-    Returns what became of that, in words. Users of the agent can't: it writes nothing for them.
+    Returns the result in words. Users of the agent can't: it writes nothing for them.
     """
     again = install_command(prefix)
     agent = str(prefix / "agent")
@@ -193,7 +193,7 @@ def fill_cache(prefix: Path, python: Path, config: Config) -> str:
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
-    """In an environment of nobody in particular; None where it does not come to an end."""
+    """With a minimal environment; None if it doesn't end."""
     try:
         return subprocess.run(
             command,

@@ -41,7 +41,7 @@ Answer = TypeVar("Answer")
 
 
 class State(enum.Enum):
-    """Of an agent, as far as we have heard. Those from NEVER_READY on have a reason, `Probe.failed`."""
+    """An agent's state, as last reported. Those from NEVER_READY on have a reason, `Probe.failed`."""
 
     STARTING = enum.auto()
     READY = enum.auto()
@@ -55,7 +55,7 @@ class Probe:
 
     argv: from privilege.command. load: what the agent is to load the program for, as in its first message.
     installed: where the agent for sudo is looked for. say: told what takes longer than a second.
-    start: makes of argv whoever answers. environment: what the agent said of itself when it was ready.
+    start: argv -> the Transport that answers. environment: what the agent said of itself when it was ready.
     All methods raise UnmeasuredError, with the agent's own words where it left any.
     """
 
@@ -78,7 +78,7 @@ class Probe:
         self._agent = start(argv)
         os.register_at_fork(after_in_child=partial(_let_go, weakref.ref(self)))
         self._started = time.monotonic()
-        with contextlib.suppress(OSError):  # it has ended: whoever waits for it will hear why
+        with contextlib.suppress(OSError):  # it has ended, and whoever waits for it gets the reason
             self._send({"id": 0, "do": "load", **load})
 
     @property
@@ -246,8 +246,8 @@ class Probe:
     def _fail(
         self, what: str, *, why: str | None = None, fix: str | None = None, detail: str | None = None
     ) -> UnmeasuredError:
-        """Notes that this agent is of no more use."""
-        # Looked for only where the message knows none: the cause is the machine's then.
+        """Records that this agent can't be used any longer."""
+        # If the message has no fix, the cause is in the machine: look for it there.
         self.failed = UnmeasuredError(what, why=why, fix=fix or checks.remedy(), detail=detail)
         self.state = State.DIED if self.state is State.READY else State.NEVER_READY
         self._agent.kill()

@@ -138,7 +138,7 @@ def capabilities() -> set[str]:
 
 
 def tracefs() -> Finding:
-    """Not needed: raw tracepoints are found without it. Seen for whoever looks into a machine."""
+    """Not needed: raw tracepoints are found without it. Shown to help people inspect a machine."""
     for path in TRACEFS:
         with contextlib.suppress(PermissionError):  # it is root's, mostly
             if (path / "events").is_dir():

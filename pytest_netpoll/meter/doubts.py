@@ -1,4 +1,4 @@
-"""Why what was counted of a service cannot be trusted: a table of rules, each for one reason."""
+"""Why a service's numbers aren't exact: a table of rules, one for each reason."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Seen:
 
 
 def why_not_exact(seen: Seen) -> Reason | None:
-    """Why the numbers of this service mean nothing, None when they are exact."""
+    """Why this service's numbers aren't exact; None if they are."""
     for rule in RULES:
         reason = rule(seen)
         if reason is not None:

@@ -1,4 +1,4 @@
-"""From services and the probe to measurements: what is watched, opened, closed and may be trusted."""
+"""Turns services and the probe into measurements: watches, opens, closes, and decides what is exact."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Window:
 class Meter:
     """Measures services; lives as long as the pytest session.
 
-    Nothing here raises because measuring is impossible: the reason becomes the measurements'.
+    Nothing here raises if measuring is impossible: the measurements carry the reason.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Meter:
         say: Say | None = None,
         new_agent: Callable[[Mapping[str, int]], agent_client.Probe] | None = None,
     ) -> None:
-        """say: told what takes longer than a second. new_agent: makes of `load` whoever counts; None for the
+        """say: told what takes longer than a second. new_agent: `load` -> the agent to use; None for the
         agent, with the privileges that the options name.
         """
         self._config = config

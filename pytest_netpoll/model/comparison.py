@@ -1,4 +1,4 @@
-"""Now against then: what got worse than a baseline by more than is tolerated."""
+"""Compares a run with a baseline: what regressed beyond its tolerance."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Regression:
     def __str__(self) -> str:
         show = METRICS[self.metric].format
         measured, baseline = units.show_apart(self.measured, self.baseline, show)
-        again = f" (again {', '.join(map(show, self.again))})" if self.again else ""
+        again = f" (remeasured: {', '.join(map(show, self.again))})" if self.again else ""
         asked = self.tolerance.metric
         instead = "" if asked == self.metric else f" (too few wakeups for {asked})"
         return (
@@ -149,11 +149,11 @@ class Comparison:
 
     @property
     def doubtful(self) -> bool:
-        """Whether a regression rests on a time, which on a shared machine may be a lie."""
+        """Whether a regression rests on a time, which a shared machine may distort."""
         return any(METRICS[regression.metric].is_time for regression in self.regressions)
 
     def confirm(self, again: Samples) -> Comparison:
-        """After one more measurement: a time that was worse only once did not get worse."""
+        """After one more measurement: a time that was worse only once is no regression."""
         kept: list[Regression] = []
         notes = list(self.notes)
         for regression in self.regressions:
@@ -164,13 +164,13 @@ class Comparison:
             sample = again.get(regression.service)
             value = sample.metrics.get(metric.name) if sample and sample.unmeasured is None else None
             if value is None or value > regression.limit:
-                # Not to be measured is no proof that all is well.
+                # An unmeasured metric doesn't prove that it hasn't regressed.
                 more = () if value is None else (value,)
                 kept.append(dataclasses.replace(regression, again=(*regression.again, *more)))
             else:
                 notes.append(
                     f"{regression.service}: {metric.name} {metric.format(regression.measured)} was not "
-                    f"confirmed: {metric.format(value)} when measured again"
+                    f"confirmed: {metric.format(value)} when remeasured"
                 )
         return dataclasses.replace(
             self, regressions=tuple(kept), notes=tuple(notes), measured=self.measured + 1
@@ -232,7 +232,7 @@ def compare(
             steady = _steady(metric, sample, before)
             if steady is not metric:
                 notes.append(
-                    f"{service}: {steady.name} was compared instead of {metric.name}, "
+                    f"{service}: compared {steady.name} instead of {metric.name}, "
                     f"which needs {_IN_TAIL} wakeups beyond it: send more traffic"
                 )
                 metric = steady
@@ -286,7 +286,7 @@ def _changes(
 
 
 def confirmed(comparison: Comparison, reruns: int, measure: Callable[[], Samples]) -> Comparison:
-    """What of it is still true after having measured again, at most so often."""
+    """What is left of it after remeasuring, at most so often."""
     for _ in range(reruns):
         if not comparison.doubtful:
             break

@@ -140,7 +140,7 @@ def further_lines(found: Delta) -> Iterator[str]:
 
 
 def _grouped(notes: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """The same for many tests is said once."""
+    """One line for many tests with the same note."""
     found: dict[str, list[str]] = {}
     for nodeid, note in notes:
         found.setdefault(note, []).append(nodeid)

@@ -308,7 +308,7 @@ def _breach_reason(fault: BreachRecord | RegressionRecord) -> Reason:
 
 
 def unmeasured_reason(service: ServiceRecord) -> Reason | None:
-    """Why none of its numbers can be trusted, None where they can as far as that goes."""
+    """Why none of its numbers is exact; None if they are."""
     parts, text = service.get("why_unmeasured"), service.get("unmeasured")
     if parts is not None:
         return _reason(parts)
@@ -700,7 +700,10 @@ def _threads_at(service: ServiceRecord, at_ms: float | None) -> str:
             if service["metrics"].get("run_delay_seconds") is None:
                 return f"; {running}"
             waited, passed = point["run_delay_ns"], (point["t_ms"] - begin) * 1e6
-            return f"; {running}, {units.show(waited, 'ns')} of {units.show(passed, 'ns')} waiting for a CPU"
+            return (
+                f"; {running}, and threads waited {units.show(waited, 'ns')} for a CPU "
+                f"in that {units.show(passed, 'ns')} sample"
+            )
         begin = point["t_ms"]
     return ""
 

@@ -152,7 +152,7 @@ def _ask_version(tool: GoTool, wanted: str | None, say: Say | None) -> tuple[str
 
 
 class Builds(Protocol):
-    """What a ServiceFactory needs of whoever builds its packages; see Builder.build."""
+    """What a ServiceFactory needs from a builder; see Builder.build."""
 
     def build(
         self,
@@ -296,7 +296,7 @@ class _Finished(NamedTuple):
 def _run(
     command: list[str], environ: Mapping[str, str], cwd: Path, say: Say | None, activity: str
 ) -> _Finished:
-    """`activity` is said when it takes long. OSErrors become status 127."""
+    """`activity` is printed if it takes long. OSErrors become status 127."""
     try:
         process = subprocess.Popen(
             command,

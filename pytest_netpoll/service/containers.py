@@ -70,7 +70,7 @@ class Container:
         return state.pid
 
     def ending(self, pid: int) -> tuple[str, str | None] | None:
-        """What became of the container whose process `pid` is gone, and what to do; None if unknown."""
+        """What happened to the container whose process `pid` is gone, and what to do; None if unknown."""
         try:
             state = _inspect(self.engine, self.name)
         except ServiceError:

@@ -1,4 +1,4 @@
-"""What a Go service tells of itself where it serves net/http/pprof."""
+"""What a Go service reports about itself through net/http/pprof."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells when a service is up: what `ready=` may be, and the waiting for it."""
+"""Decides when a service is up: what `ready=` may be, and the waiting for it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DIAL_TIMEOUT = 1.0  # seconds for one connection or one HTTP answer
 
 
 class Starting(Protocol):
-    """What is waited for: a Service, as far as that is looked at here."""
+    """The part of a Service that readiness checks use."""
 
     @property
     def name(self) -> str: ...

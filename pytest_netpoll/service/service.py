@@ -133,7 +133,7 @@ class Service:
 
     @property
     def pprof_url(self) -> str | None:
-        """Where it serves net/http/pprof, as far as go_service was told."""
+        """Where it serves net/http/pprof, if go_service was given that."""
         place = self._spec.pprof
         return f"{self.url}{place}" if place is not None and place.startswith("/") else place
 
@@ -295,7 +295,7 @@ class Service:
     # For the plugin, the factory and readiness checks.
 
     def retire(self) -> None:
-        """As `stop`, and for ever: its name and its port are free again."""
+        """Like `stop`, but for good: its name and its port are free again."""
         self._retired = True
         try:
             self.stop()
@@ -360,7 +360,7 @@ class Service:
         return found is not None
 
     def start(self) -> None:
-        """Start it and wait until it is ready; on an error nothing of it is left running."""
+        """Start it and wait until it is ready; on an error, none of its processes is left running."""
         # A port it had before, it gets again: clients know it.
         retries = PORT_RETRIES if self._spec.wants_port and self._free_port is None else 0
         while True:

@@ -80,7 +80,7 @@ class Roster:
         return presence
 
     def end(self, service: Service) -> None:
-        """Whoever asked for it has ended."""
+        """The fixture or test that asked for it has ended."""
         self.owners.pop(service, None)
         service.retire()
 
@@ -102,7 +102,7 @@ class Roster:
     def own(self, item: pytest.Item) -> list[Service]:
         """Those that the test's fixtures hold or made, and that it made; each once.
 
-        Also those that were stopped, as long as whoever asked for them has not ended.
+        Also those that were stopped, until the fixture or test that asked for them has ended.
         """
         # Also of what it got by request.getfixturevalue, which is no argument of the test.
         fixtures = getattr(getattr(item, "_request", None), "_fixture_defs", {})

@@ -1,4 +1,4 @@
-"""Which services ended without being stopped: that is a failure whatever is measured, and is told of each."""
+"""Which services ended without being stopped: that is a failure, whatever was measured."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from pytest_netpoll.session.trial import Trial, has_failed, is_repeated
 
 
 class Judged(NamedTuple):
-    """What was measured of a test, before pytest has said how the test ended.
+    """A test's measurements, before pytest knows how the test ended.
 
     columns: what users' hooks add to each of the measurements.
     """
@@ -159,7 +159,7 @@ def _compare(
 ) -> Comparison | None:
     """With the base, in turns; or with the baseline.
 
-    A time that got worse than a baseline is measured again: it may be the machine's fault.
+    A time that regressed from a baseline is remeasured: it may be the machine's fault.
     """
     if session.base is not None and not trial.failed:
         return session.base.compare(item, trial, limits)

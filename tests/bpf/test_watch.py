@@ -180,7 +180,7 @@ def test_on_a_terminal_the_table_is_refreshed_in_place(
         assert table.count("\x1b[1A") == table.count("\n") > 10, repr(table)
     assert re.search(r"kit/kit\.go:\d+ services/kit\.Echo", live)
     assert ("\x1b[31m" in live) == (not no_colour)
-    assert "in all" in summary
+    assert "in total" in summary
     for line in re.sub(r"\x1b\[[0-9?]*[A-Za-z]", "", live).splitlines():
         assert len(line) <= 60, line
 

@@ -139,7 +139,7 @@ def test_a_percentile_that_rests_on_few_wakeups_gives_way_to_a_lower_one() -> No
     then = sample(**few)
     tail = compared(sample(**{**few, "latency_p99": 90_000.0}), then, "latency_p99:+25%")
     assert tail.outcome == "passed"
-    assert "latency_p90 was compared instead of latency_p99" in tail.notes[0]
+    assert "compared latency_p90 instead of latency_p99" in tail.notes[0]
     slower = compared(sample(**{**few, "latency_p90": 16_000.0}), then, "latency_p99:+25%")
     assert [r.metric for r in slower.regressions] == ["latency_p90"]
     assert str(slower.regressions[0]).endswith("(too few wakeups for latency_p99)")
@@ -157,9 +157,9 @@ def test_a_time_is_measured_again_and_a_count_is_not() -> None:
     after = confirmed(comparison, 2, lambda: {"server": next(calls)})
     assert [r.metric for r in after.regressions] == ["spurious"]
     assert after.measured == 3
-    assert "latency_p99 20.0 µs was not confirmed: 11.0 µs when measured again" in after.notes[-1]
+    assert "latency_p99 20.0 µs was not confirmed: 11.0 µs when remeasured" in after.notes[-1]
     kept = confirmed(comparison, 2, lambda: {"server": sample(latency_p99=30_000.0)})
-    assert "latency_p99 20.0 µs (again 30.0 µs, 30.0 µs) > 10.0 µs" in str(kept.regressions[0])
+    assert "latency_p99 20.0 µs (remeasured: 30.0 µs, 30.0 µs) > 10.0 µs" in str(kept.regressions[0])
     assert confirmed(comparison, 2, dict).outcome == "regressed", "not measured is no proof that all is well"
 
 

@@ -299,7 +299,8 @@ def test_of_a_late_wakeup_it_is_said_what_the_threads_did_meanwhile() -> None:
     ]
     slow = measured(HEALTHY, slowest=(late(9_000_000, at_ms=150.0),), timeline=tuple(points))
     text = terminal.failure_section(built(slow, max_latency_p99="1us"), 200)
-    assert "(read on tcp; 1 of 5 threads running, 7.0 ms of 100.0 ms waiting for a CPU), no stack" in text
+    said = "1 of 5 threads running, and threads waited 7.0 ms for a CPU in that 100.0 ms sample), no stack"
+    assert f"(read on tcp; {said}" in text
     untold = replace(slow, snapshot=replace(slow.snapshot, run_delay_ns=None))
     text = terminal.failure_section(built(untold, max_latency_p99="1us"), 200)
     assert "(read on tcp; 1 of 5 threads running), no stack" in text

@@ -122,7 +122,7 @@ class Parking:
         it isn't known).
 
         It is known once the process rests while a thread of it polls: whatever was to be reported is, and
-        whoever was to run for it has run. Throttled and starved threads do not rest.
+        and whichever goroutine was to run for it has run. Throttled and starved threads do not rest.
         """
         suspects = _suspects(look)
         began = time.monotonic()

@@ -54,7 +54,7 @@ class Process:
         self.others = 0  # registrations that it saw, beside what may be the runtime's own, when it failed
         self.unwatched = 0  # children forked and not watched
         self.adopted = 0  # of those, as many as are watched by now or have ended
-        self.foreign = False  # became another user's, such as root's: nothing of it is told
+        self.foreign = False  # now another user's, such as root's: not reported
         # As of the last sample.
         self.cpu = 0  # ns used
         self.waited = 0  # ns runnable but waiting for a CPU, over all threads there were
@@ -213,7 +213,7 @@ class Processes:
                 process.unwatched = 0
 
     def miss_children(self) -> None:
-        """Counts as unwatched, until the next refresh, those that poll and whom nobody told of."""
+        """Counts processes that poll and weren't reported as unwatched, until the next refresh."""
         if self._kernel.follows_children:
             return
         known = {p.pid for p in self._by_slot.values() if not p.exited}
@@ -286,7 +286,7 @@ class Processes:
         return self._may_watch(process.pid)
 
     def _undo(self, processes: Sequence[Process]) -> None:
-        """As if they had never been watched; no window that is open tells of them."""
+        """As if they had never been watched; no open window reports them."""
         for process in processes:
             self._kernel.evict(process.tgid)
         self.free(processes)

@@ -58,7 +58,7 @@ def _filesystem(fd: int) -> int:
 def _mount(fd: int) -> str | None:
     """The number of the mount through which the file was opened.
 
-    By statx(2): before Linux 5.14 /proc/self/fdinfo is closed to whoever has changed its user.
+    By statx(2): before Linux 5.14 /proc/self/fdinfo is closed to a process that has changed its user.
     """
     status = (ctypes.c_uint64 * 32)()  # struct statx, which is 256 bytes
     libc = ctypes.CDLL(None, use_errno=True)

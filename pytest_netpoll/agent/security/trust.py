@@ -12,7 +12,7 @@ import stat
 def distrust(path: str) -> str | None:
     """Why the file, or the directory with all in it, is not root's alone; None where it is.
 
-    Above it, whoever can write to a directory can put another one in its place: all of them count.
+    Above it, anyone who can write to a directory can replace what is in it, so all of them count.
     """
     return distrust_place(path) or _distrust_content(path)
 
