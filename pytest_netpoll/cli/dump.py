@@ -83,8 +83,8 @@ def _number(parked: Sequence[ParkedGoroutine]) -> str:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m pytest_netpoll dump",
-        description="Shows which goroutines of a running Go process are parked on descriptors, grouped by "
-        "stack. The process is not stopped, and may be stripped.",
+        description="Show which goroutines of a running Go process are parked on descriptors, grouped by "
+        "stack. The process keeps running, and may be stripped.",
     )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--pid", type=positive, metavar="N", help="a running process and its children")

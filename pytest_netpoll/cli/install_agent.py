@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         "line for sudoers that lets a user start it.",
     )
     parser.add_argument(
-        "--prefix", type=_path, default=INSTALLED, help="its directory (default: %(default)s)"
+        "--prefix", type=_path, default=INSTALLED, help="directory to install into (default: %(default)s)"
     )
     parser.add_argument(
         "--user",
@@ -94,7 +94,9 @@ def _parser() -> argparse.ArgumentParser:
         help=f"write the line to FILE (default: {SUDOERS})",
     )
     add_agent_options(parser, ("max_fds", "max_processes"))
-    parser.add_argument("--python", type=_path, default=SYSTEM_PYTHON, help="runs it (default: %(default)s)")
+    parser.add_argument(
+        "--python", type=_path, default=SYSTEM_PYTHON, help="the Python that runs it (default: %(default)s)"
+    )
     return parser
 
 

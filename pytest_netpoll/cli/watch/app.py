@@ -260,7 +260,11 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--process", metavar="NAME", help="the process whose program has this name, or path")
     parser.add_argument("--cgroup", type=Path, metavar="PATH", help="all processes of a cgroup v2, as one")
     parser.add_argument(
-        "--interval", type=_seconds, default=1.0, metavar="TIME", help="between two refreshes (default: 1s)"
+        "--interval",
+        type=_seconds,
+        default=1.0,
+        metavar="TIME",
+        help="time between two refreshes (default: 1s)",
     )
     parser.add_argument("--duration", type=_seconds, metavar="TIME", help="stop after this time")
     parser.add_argument(
