@@ -138,7 +138,7 @@ def load(
         problem = footprint.too_large(max_processes, max_fds, possible, bool(answers))
         if problem is not None:
             raise protocol.Unable(*problem)
-        # Whoever has the capabilities themselves is bound by nothing that this agent does.
+        # A user who has the capabilities anyway isn't limited by this agent.
         if os.geteuid() == 0:
             _take_place(user, footprint.size(max_processes, max_fds, possible, bool(answers)))
     try:
@@ -202,7 +202,7 @@ def fill(sizes: str) -> dict[str, str]:
 
 def main() -> int:
     user = privileges.invoker(os.environ)
-    # Nothing here is the user's to say: neither what BCC compiles and how, nor from where.
+    # The user decides nothing here: neither what BCC compiles and how, nor from where.
     os.environ.clear()
     os.environ["PATH"] = os.defpath
     os.chdir("/")

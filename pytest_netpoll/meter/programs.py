@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Programs:
-    """Asks the agent for what each program allows, and remembers why not.
+    """Asks the agent for what each program allows, and remembers refusals.
 
     count_ready: whether ready calls are wanted, which are not free.
     """

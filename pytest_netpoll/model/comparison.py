@@ -18,7 +18,7 @@ from pytest_netpoll.model.verdict import Verdict
 if TYPE_CHECKING:
     from pytest_netpoll.model.against import Difference, Undecided
 
-# What of the environment decides whether times can be compared, besides each service's own.
+# The parts of the environment that decide whether times can be compared, besides each service's.
 ENVIRONMENT_KEYS = ("kernel", "arch", "plugin")
 # Wakeups beyond a percentile. Over fewer it jumps between windows of one and the same service: with 200
 # wakeups a p99 is one of the two slowest, which is worse than its baseline every tenth time.
@@ -96,7 +96,7 @@ class Regression:
 
 @dataclass(frozen=True)
 class Change:
-    """A metric that is another one than it was, whether that was judged or not, for better or worse."""
+    """A metric that changed, for better or worse, judged or not."""
 
     service: str
     metric: str

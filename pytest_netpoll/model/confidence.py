@@ -1,4 +1,4 @@
-"""How sure a change is: the interval that it lies in with 95 % confidence, over rounds of two measurements.
+"""How certain a change is: its interval of 95 % confidence, over rounds of two measurements.
 
 A round measures both sides one right after the other, in the order A B, then B A. What slows the machine for
 a while slows both, so what counts is each round's own difference (of times and counts their ratio), not the

@@ -39,8 +39,8 @@ def path_of(rootdir: Path, name: str) -> Path:
 def write(path: Path, environment: Mapping[str, Any], records: Iterable[TestRecord]) -> list[str]:
     """Write the file, the same bytes for the same numbers. NetpollError if that fails.
 
-    Of a test with several records the last one counts. What is not to be trusted, and tests that failed
-    by themselves, are left out. Tests of which there is nothing new, for they did not run or are left out,
+    Of a test with several records the last one counts. Unmeasured numbers, and tests whose own
+    assertion failed, are left out. Tests of which there is nothing new, for they did not run or are left out,
     stay in the file as they were, if they were measured in the same environment: a file has only one.
     Returned is a line for each thing that people may not expect.
     """

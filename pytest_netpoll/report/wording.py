@@ -80,7 +80,7 @@ def count_statuses(records: Iterable[TestRecord]) -> dict[str, int]:
 
 
 def expected(record: TestRecord) -> bool:
-    """Whether it is bad, and xfail says that it would be: nothing to alarm anybody about."""
+    """Whether it failed as pytest.mark.xfail expected."""
     return record.get("xfail") is not None and "failed" in (record["outcome"], record.get("gate"))
 
 
@@ -153,7 +153,7 @@ def trusted(service: ServiceRecord) -> bool:
 
 
 def outcome_of(record: TestRecord, service: ServiceRecord | None) -> Outcome:
-    """Of one row: a service does not fail for what another one did."""
+    """The outcome of one row: a service doesn't fail for what another one did."""
     bad = "failed" in (record["outcome"], record.get("gate"))
     if not bad or service is None or record.get("error") is not None:
         return record["outcome"]
@@ -174,12 +174,12 @@ def status_of(record: TestRecord, service: ServiceRecord | None = None) -> str:
 
 
 def alarming(record: TestRecord) -> bool:
-    """Whether somebody should look: also at what report mode lets pass."""
+    """Whether it needs attention, including what report mode lets pass."""
     return status_of(record) in ("failed", "unmeasured", "would fail")
 
 
 def show(service: ServiceRecord | None, metric: str, digits: int | None = None) -> str:
-    """A number for people; an en dash where it is unknown or not to be trusted."""
+    """A number for people; an en dash if it is unknown or not exact."""
     if service is None or not trusted(service):
         return units.NOT_MEASURED
     return METRICS[metric].format(service["metrics"].get(metric), digits)
@@ -403,7 +403,7 @@ def _offence(offender: OffenderRecord) -> Offence:
     return offender.get("offence", "spurious")
 
 
-# What is no offence unless a broken limit says so, and what it is called then.
+# What is an offence only if a limit on it is broken, and what it is called then.
 _ORDINARY: Mapping[Offence, str] = {
     "ready": "Callers",
     "io": "I/O calls",
@@ -424,7 +424,7 @@ def besides(record: TestRecord, service: ServiceRecord) -> list[tuple[str, list[
 
 
 def callers(record: TestRecord, service: ServiceRecord) -> list[Entry]:
-    """Who made ready calls, worst first, where that was asked for but explains no broken limit."""
+    """The callers of ready calls, worst first, if they were recorded but explain no broken limit."""
     return [
         entry for heading, entries in besides(record, service) if heading == "Callers" for entry in entries
     ]
@@ -462,7 +462,7 @@ def _key(stack: Iterable[FrameRecord]) -> tuple[Any, ...]:
 
 
 def _together(same: Sequence[OffenderRecord]) -> OffenderRecord:
-    """Of one place the worst, with all their numbers."""
+    """The worst offender of one place, with the numbers of all."""
     worst = max(same, key=lambda offender: offender["count"])
     shares = [offender["share"] for offender in same]
     outcomes = dict.fromkeys(o["outcome"] for o in same if o.get("outcome"))
@@ -548,7 +548,7 @@ def _parked(entry: OffenderRecord | SlowWakeupRecord | SlowAnswerRecord) -> str:
 
 
 def shown_stack(entry: OffenderRecord | SlowWakeupRecord | SlowAnswerRecord) -> list[FrameRecord]:
-    """Of a ready call that the runtime made, as for a timer, where the woken goroutine was parked."""
+    """The stack to show: if the runtime made the ready call, as for a timer, the woken goroutine's."""
     woken = cast("OffenderRecord", entry).get("woken_stack") or []
     return woken if woken and not any(map(_is_users, entry["stack"])) else entry["stack"]
 
@@ -558,7 +558,7 @@ def _is_users(frame: FrameRecord) -> bool:
 
 
 def lead_in(entry: OffenderRecord | SlowWakeupRecord | SlowAnswerRecord) -> str:
-    """What joins its text and its stack: " at", or that there is none where there should be one."""
+    """What joins its text and its stack: " at", or ", no stack" if one is missing."""
     if shown_stack(entry):
         return " at"
     stackless = entry.get("offence") == "unclaimed" or entry.get("count") == 0
@@ -624,7 +624,7 @@ def _parked_text(offender: OffenderRecord) -> str:
 
 
 def unexplained(record: TestRecord, service: ServiceRecord) -> list[Reason]:
-    """For each kind of evidence that a broken limit asks for, and that could not be had."""
+    """A reason for each kind of evidence that a broken limit asks for and that is missing."""
     wanted = _wanted(record, service)
     names = {"cpu": "CPU samples", "spurious": "cause of spurious wakeups", "parked": "proof that they stay"}
     return [
@@ -744,7 +744,7 @@ def frame_location(frame: FrameRecord) -> str:
 
 
 class Evidence(NamedTuple):
-    """Where in Go what is wrong happens. text: what, on one line. stack: innermost first, may be empty."""
+    """A place in Go where something is wrong. text: one line. stack: innermost first, may be empty."""
 
     text: str
     stack: list[FrameRecord]
@@ -754,7 +754,7 @@ class Evidence(NamedTuple):
 
 
 def worst_place(record: TestRecord) -> Evidence | None:
-    """Of what explains the failure the worst; None where no panic, no offender and no late wakeup does."""
+    """The worst place that explains the failure; None if no panic, offender or late wakeup does."""
     for death in record.get("deaths", []):
         stack = _panicked_at(death["last_words"])
         if stack:
@@ -788,7 +788,7 @@ def _panicked_at(last_words: str) -> list[FrameRecord]:
 
 
 def windows_behind(record: TestRecord) -> list[WindowRecord]:
-    """Of a test that failed by itself its windows, those first whose numbers it asked for last."""
+    """The windows of a test that itself failed; first those whose numbers it asked for last."""
     if record.get("error") is None:
         return []
     windows = record.get("windows", [])[::-1]
@@ -796,7 +796,7 @@ def windows_behind(record: TestRecord) -> list[WindowRecord]:
 
 
 def evidence_in(service: ServiceRecord) -> list[Entry]:
-    """Of a window, on which there are no limits: its offenders, or else who was woken latest."""
+    """Evidence in a window, which has no limits: its offenders, else the latest wakeups."""
     if not trusted(service):
         return []
     offenders = [o for o in service["offenders"] if _offence(o) not in _ORDINARY]
@@ -804,7 +804,7 @@ def evidence_in(service: ServiceRecord) -> list[Entry]:
 
 
 def diagnosis_of(record: TestRecord) -> list[str]:
-    """What explains the failure in words, without the troubles of services that kept their limits."""
+    """The diagnosis of the failure, without services that kept their limits."""
     faulty = {fault["service"] for fault in broken(record)}
     found = [
         text

@@ -272,7 +272,7 @@ class Service:
         if self._held is not None:  # nobody will release it
             self._held.close()
             self._held = None
-        # Whoever kills it, or asks it to end, and then stops it meant that; but nobody means a panic.
+        # A test that kills it and then stops it meant to; but nobody means a panic.
         crashed = self._was_ready and (self.returncode or 0) not in (0, *_KILLS)
         survivors = set() if self.attached else guardian.end(self._leader, STOP_GRACE, [self._mark])
         if not survivors:
@@ -280,7 +280,7 @@ class Service:
                 self._popen.wait()
             self._catch_up()
             self._factory.guardian.remove(self._mark)
-        # One that was about to print its panic was no quicker stopped than dead.
+        # If it was about to print its panic, it died before it was stopped.
         crashed = crashed or (self._was_ready and self.returncode == 2 and bool(self.last_words()))
         self._crash = self.ending if crashed else None
         self._stopped = True
@@ -470,7 +470,7 @@ class Service:
         self._process = psutil.Process(self._popen.pid)
 
     def _begin(self, held: Held) -> None:
-        """Whoever is to watch it does by now: it may run its first instruction."""
+        """Everything that watches it is in place: it may run its first instruction."""
         self._held = None
         try:
             held.release()

@@ -1,4 +1,4 @@
-"""A test's call: it is measured, compared with its baseline and judged, once, when all is known."""
+"""Measures a test's call, compares it with the baseline, and judges it once."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _around_measured(
         comparison = _compare(session, item, trial, limits, runs)
         trial.again(runs - len(trial.windows))
     finally:
-        # Also of a test that fails by itself: its numbers may tell why.
+        # For a failed test too: its numbers may show why.
         measurements = median_of(trial.windows[:runs])
         requests = trial.requests_per_second(runs)
         deaths = _dead(session, presence, [s for s in presence.all if s.name in limits.services], item)
@@ -150,7 +150,7 @@ def _dead(
 
 
 def _runs(options: Config, limits: Limits) -> int:
-    """Windows of a test. What is compared with from now on must not be a single lucky one."""
+    """Windows of a test. A saved baseline must not rest on a single lucky window."""
     return limits.runs if options.save is None else max(limits.runs, 1 + options.reruns)
 
 

@@ -1,4 +1,4 @@
-"""How long a service lives: as long as the fixture, or the test, that asked for it.
+"""How long a service lives: as long as the fixture or test that asked for it.
 
 A service of a fixture ends after the fixture's own teardown, one of a test before the test's fixtures.
 """

@@ -1,6 +1,6 @@
-"""What services tell of themselves, by net/http/pprof, while a test that failed is called once more.
+"""Profiles that services take of themselves, by net/http/pprof, while a failed test is called once more.
 
-Once more, so that the call which was measured pays nothing for it.
+It gets a call of its own, so that the measured call isn't slowed down.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _together(service: str, missing: Sequence[Reason]) -> list[Reason]:
 
 
 def _repeat(item: pytest.Item) -> None:
-    """Calls a test that has been judged. What comes of it is nobody's: neither failures nor numbers."""
+    """Calls a test that has been judged. Failures and numbers of this call are ignored."""
     enforced, windows = item.stash.get(ENFORCED, None), item.stash.get(WINDOWS, None)
     reported = len(item.user_properties)
     # A unittest.TestCase raises nothing: pytest keeps its failures here.

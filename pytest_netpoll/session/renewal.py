@@ -1,4 +1,4 @@
-"""Function-scoped fixtures anew, within a test's call. pytest has no public way to do that."""
+"""Sets up function-scoped fixtures again, within a test's call. pytest has no public way to do that."""
 
 from __future__ import annotations
 

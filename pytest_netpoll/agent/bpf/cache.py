@@ -1,4 +1,4 @@
-"""Keeps what BCC compiled, for the next start: an entry is a file whose name is the key of all it depends on.
+"""Caches what BCC compiled: an entry is a file whose name is a key of all it depends on.
 
 What is read here runs in the kernel. So it is read only from where nobody can write but root, and the
 agent's own user where that isn't root; a user for whom sudo starts it can't choose the place. An entry is a
@@ -35,7 +35,7 @@ _PIDS = "/proc/self/ns/pid"
 
 
 class Unusable(Exception):
-    """There is no entry that could be used, or it can't be kept; the message says why."""
+    """There is no usable entry, or none can be written; the message says why."""
 
 
 class Entry(NamedTuple):

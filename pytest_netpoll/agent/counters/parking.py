@@ -1,7 +1,8 @@
 """Who is parked on descriptors at a window's two ends, and whose peers are gone: where a limit asks for it.
 
-Nobody who is about to leave is taken for one who stays: where there is more at the end than at the start, it
-is looked at again once the process rests. So a client that has just closed its connection leaves nothing.
+A goroutine that is about to leave doesn't count as one that stays: if there are more at the end than at the
+start, the agent looks again once the process rests. So a client that has just closed its connection
+leaves nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which processes are watched, whose children they are, and what calibration proved of each."""
+"""Which processes are watched, their parents, and what calibration proved about each."""
 
 from __future__ import annotations
 

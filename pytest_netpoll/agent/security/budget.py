@@ -1,4 +1,4 @@
-"""What all agents of one user take together: kernel memory, and the price that each adds to every syscall.
+"""Limits what all agents of one user take: kernel memory, and the cost that each adds to every syscall.
 
 Each leaves a token in the kernel before it loads anything: a program that nobody runs. Its name says whose
 agent it is and what that takes. The kernel keeps who loaded it, so that only root can make one, and it is

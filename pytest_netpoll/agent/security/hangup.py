@@ -1,4 +1,4 @@
-"""Ends a process that is too busy to notice that nobody waits for it any more."""
+"""Ends a process that is too busy to notice that its parent is gone."""
 
 from __future__ import annotations
 
