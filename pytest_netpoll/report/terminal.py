@@ -21,7 +21,8 @@ MOST_PASSED = 40  # tests in the table
 MOST_OTHERS = 200
 SECTION_LINES = 24
 MOST_OFFENDERS = 3
-_LEAST_SHARE = 0.05  # of an entry that isn't the first
+_LEAST_SHARE = 0.05  # of an entry that isn't the first of its kind
+_MOST_SHARE = 0.95  # of callers that explain it all
 MOST_FRAMES = 6
 _LEAST_FRAMES = 2  # of what explains most, before it gives way to numbers
 MOST_ARTIFACTS = 16
@@ -182,7 +183,7 @@ def _add_service(screen: _Screen, record: TestRecord, service: ServiceRecord, wi
     broken, matter = _broken(record, service), _matter(record, service)
     # The Go line that leads is worth more than numbers that no limit is about.
     kept = 1 + len(quotas) + sum(map(len, remarks)) + (_least(entries[0], width) if entries else 0)
-    numbers = every = _numbers(service, width, matter=matter)
+    numbers = every = _numbers(service, width, broken=broken, matter=matter)
     for dropped in range(1, len(_ROWS) + 1) if broken else ():
         if len(numbers) <= screen.room - kept:
             break
@@ -227,7 +228,7 @@ def _artifacts(record: TestRecord, width: int) -> list[str]:
 
 def _add_entries(screen: _Screen, entries: Sequence[wording.Entry], width: int, reserved: int = 0) -> None:
     """As many as there is room for: none that explains less in the place of one that explains more."""
-    shown = [*entries[:1], *(e for e in entries[1:] if e.share is None or e.share >= _LEAST_SHARE)]
+    shown = _leading(entries)
     screen.left_out += len(entries) - len(shown)
     for number, entry in enumerate(shown[:MOST_OFFENDERS]):
         head = _head(entry, width)
@@ -237,6 +238,18 @@ def _add_entries(screen: _Screen, entries: Sequence[wording.Entry], width: int, 
             screen.left_out += len(shown[number + 1 :])
             return
     screen.left_out += len(shown[MOST_OFFENDERS:])
+
+
+def _leading(entries: Sequence[wording.Entry]) -> Sequence[wording.Entry]:
+    """Without those that explain little, and without CPU and network if timers woke the goroutines."""
+    timers = bool(entries) and entries[0].kind == "ready" and (entries[0].share or 0) >= _MOST_SHARE
+    shown: list[wording.Entry] = []
+    for entry in entries:
+        first = all(other.kind != entry.kind for other in shown)
+        little = entry.kind != "parked" and entry.share is not None and entry.share < _LEAST_SHARE
+        if (first or not little) and not (timers and entry.kind in ("cpu", "woken")):
+            shown.append(entry)
+    return shown
 
 
 def _head(entry: wording.Entry, width: int) -> list[str]:
@@ -370,6 +383,8 @@ def _numbers(
         rest = ", ".join(text for ahead, text in texts if not ahead)
         detail = ", ".join(filter(None, [first, rest and _PARTS_OF.get(name, "") + rest]))
         lead = total if total is not None and (matter is None or total.name in matter) else None
+        if lead is not None and metrics.get(lead.name) == 0 and lead.unit == "count":
+            continue  # then its ratios are other rows' numbers
         if detail or (lead is not None and _counted(lead, metrics.get(lead.name))):
             if not any(metric.name in broken for metric in (total, *parts) if metric is not None):
                 others.append(len(rows))
@@ -377,7 +392,8 @@ def _numbers(
     left_out = others[-dropped:] if dropped else []
     rows = [row for number, row in enumerate(rows) if number not in left_out]
     # What times are made of is the first thing to go where no limit is about times.
-    timed = not dropped or any(METRICS[name].family in wording.TIMED for name in broken & METRICS.keys())
+    about_times = any(METRICS[name].family in wording.TIMED for name in broken & METRICS.keys())
+    timed = about_times or (matter is None and not dropped)
     budgets = [f"  {text}" for text in wording.budgets_of(service)] if timed else []
     if not rows:
         return budgets

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from pytest_netpoll.clean import lines as clean_lines  # noqa: F401 - for the templates
 from pytest_netpoll.clean import one_line as one_line
@@ -335,7 +335,7 @@ def clean(reason: str) -> Reason:
 
 class Entry(NamedTuple):
     """Something that was recorded, and how many more of its kind at the same place. text: on one line; the
-    stack follows, and then whom that woke, if that is known.
+    stack follows, and then whom that woke, if that is known. kind: what it is evidence of.
     """
 
     text: str
@@ -343,6 +343,7 @@ class Entry(NamedTuple):
     lead_in: str
     share: float | None = None
     woken: str = ""
+    kind: Offence | Literal["late"] = "late"
 
 
 def explaining(record: TestRecord, service: ServiceRecord) -> list[Entry]:
@@ -446,6 +447,7 @@ def offender_entries(service: ServiceRecord, offenders: Iterable[OffenderRecord]
             lead_in(offender),
             offender["share"],
             woken_text(offender),
+            _offence(offender),
         )
         for offender in merged
     ]
@@ -696,7 +698,8 @@ def _threads_at(service: ServiceRecord, at_ms: float | None) -> str:
     begin = 0.0
     for point in service.get("timeline", []):
         if point["t_ms"] >= at_ms:
-            running = f"{point['threads_running']:g} of {point['threads']} threads running"
+            count = f"{point['threads_running']:g}" if point["threads_running"] else "none"
+            running = f"{count} of {point['threads']} threads running"
             if service["metrics"].get("run_delay_seconds") is None:
                 return f"; {running}"
             waited, passed = point["run_delay_ns"], (point["t_ms"] - begin) * 1e6
