@@ -24,7 +24,7 @@ from pytest_netpoll.model.tolerance import Tolerance
 class OptionSpec:
     """One option, under one name in Config, on the command line and in the ini file.
 
-    name: the field of Config. cli, ini: None where the option is not to be had there.
+    name: the field of Config. cli, ini: None if the option doesn't exist there.
     parse: text -> value; ValueError with what is wrong. A Path it returns is taken relative to where
     the option was written: the current directory, or that of the ini file.
     repeatable: given any number of times (a list of lines in the ini file); `collect` makes one
@@ -231,7 +231,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
     _one_of(
         "compare_latencies",
         "--netpoll-compare-latencies",
-        "auto: compare timings only if Go, kernel, machine, GOMAXPROCS and plugin are the baseline's",
+        "auto: compare timings only if Go, kernel, machine, GOMAXPROCS and plugin match the baseline's",
         "auto",
         "always",
     ),
@@ -307,7 +307,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "max_fds",
         "--netpoll-max-fds",
         "netpoll_max_fds",
-        "highest file descriptor number + 1 that a service may use",
+        "number of file descriptors that a service may use",
         units.positive,
         default=16384,
         metavar="N",
@@ -316,7 +316,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "max_processes",
         "--netpoll-max-processes",
         "netpoll_max_processes",
-        "processes watched at once, forked children included",
+        "number of processes watched at once, including forked children",
         units.positive,
         default=16,
         metavar="N",
@@ -325,7 +325,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "python",
         "--netpoll-python",
         "netpoll_python",
-        "the system's Python that can import bcc (default: searched)",
+        "the system's Python, which can import bcc (default: found automatically)",
         _path,
         metavar="PATH",
     ),
@@ -350,7 +350,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "allow",
         "--netpoll-allow",
         "netpoll_allow",
-        "exceptions from --netpoll-forbid",
+        "exceptions to --netpoll-forbid",
         _rules,
         metavar="RULES",
     ),
@@ -468,7 +468,7 @@ class Config:
 
     @property
     def defaults(self) -> dict[str, str]:
-        """What holds for every marked test, as the marker's arguments."""
+        """The defaults for every marked test, as the marker's arguments."""
         rules = {"forbid": self.forbid, "allow": self.allow}
         return {**self.limits, **{name: text for name, text in rules.items() if text is not None}}
 

@@ -53,9 +53,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def netpoll_toolchain(request: pytest.FixtureRequest) -> str | None:
-    """The --netpoll-go that builds the services of this test, such as "go1.21.13"; None without that option.
+    """The Go toolchain that builds this test's services, such as "go1.21.13"; None without --netpoll-go.
 
-    With several of them it is parametrised: all that depends on go_service is made once for each.
+    With several toolchains it is parametrised: everything that depends on go_service is made once for each.
     """
     toolchains = request.config.stash[SESSION].toolchains
     chosen: str | None = getattr(request, "param", next(iter(toolchains), None))
@@ -83,7 +83,7 @@ def netpoll(request: pytest.FixtureRequest) -> Netpoll:
 
 
 class Hooks:
-    """Those that need the session; each hands over to whoever knows."""
+    """Hooks that need the session; each delegates to the module that does the work."""
 
     def __init__(self, session: Session) -> None:
         self._session = session

@@ -3,8 +3,8 @@
 Run as `python3 -I agent` by the system's Python, which alone can import BCC. Speaks JSON, one message a
 line, on stdin and stdout; stderr is for humans. Ends, and with it everything in the kernel, when stdin
 closes, while it compiles too. It never starts a program. It writes no file but its cache of what it compiled,
-and none at all where sudo starts it by a line of install-agent's. Once the program is loaded it gives up its
-privileges, and it tells a user of that user's own processes only.
+and none at all where sudo starts it by a line of install-agent's. Once the program is loaded it drops its
+privileges. For an ordinary user it measures that user's own processes only.
 
     → {"id": 0, "do": "load", "max_processes": 16, "max_fds": 16384, "uprobes": 1, "answers": 0}
     ← {"ready": {…}}   or   {"failed": {"what": …, "fix": …}}
@@ -18,7 +18,7 @@ privileges, and it tells a user of that user's own processes only.
 Nothing is on the command line, so that a line in sudoers can allow exactly this and nothing else. Whoever
 needs no such line may add
 
-    --unverified [--cache=DIR|--cache=off]      for whoever may do as root what they like anyway
+    --unverified [--cache=DIR|--cache=off]      for users who may run anything as root anyway
     --fill=MAX_PROCESSES,MAX_FDS                install-agent's: fills the installed agent's cache, for users
 """
 

@@ -112,7 +112,7 @@ class Agent:
         try:
             return {"processes": [{"pid": p.pid, **self._parking.now(p)} for p in processes]}
         except goroutines.Unreadable as error:
-            raise watched.Refused(f"its goroutines cannot be read: {error}") from error
+            raise watched.Refused(f"its goroutines can't be read: {error}") from error
 
     def open(
         self,

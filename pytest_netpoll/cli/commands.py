@@ -29,7 +29,7 @@ COMMANDS = {
     "export": Command("pytest_netpoll.cli.export", "write a JSON report in the format of another tool"),
     "install-agent": Command(
         "pytest_netpoll.cli.install_agent",
-        "put a copy of the agent where sudo may start it, for users without root",
+        "install a copy of the agent that sudo may start, for users without root",
     ),
     "rules": Command("pytest_netpoll.cli.rules", "list the rules that a test can forbid, or explain some"),
     "schema": Command("pytest_netpoll.cli.print_schema", "print the JSON Schema of the JSON report"),

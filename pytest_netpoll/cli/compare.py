@@ -1,6 +1,6 @@
 """`python -m pytest_netpoll compare A B`: what --netpoll-compare does, on two saved files.
 
-Exit codes: 0 nothing got worse by more than --fail tolerates, 1 something did or could not be compared,
+Exit status: 0 nothing regressed by more than --fail tolerates, 1 something did or could not be compared,
 2 wrong arguments or files. Without --fail nothing is judged, and the last line says so.
 """
 
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         for nodeid, comparison in comparisons.items()
     ]
     width = max(60, shutil.get_terminal_size().columns)
-    print(_table(compared, width) if compared else f"{options.now} holds no tests")
+    print(_table(compared, width) if compared else f"{options.now} has no tests")
     gone = sorted(then.tests.keys() - now.tests.keys())
     for nodeid in gone:
         print(one_line(f"{nodeid}: is in {then.name} only"))
@@ -88,16 +88,16 @@ def _conclusion(comparisons: Sequence[Comparison], rules: Rules) -> tuple[int, s
     tests = "test" if len(known) == 1 else "tests"
     if bad:
         return REGRESSED, f"Of {len(known):,} {tests} {', '.join(bad)}."
-    return PASSED, f"Nothing got worse by more than is tolerated, in {len(known):,} {tests}."
+    return PASSED, f"No regressions beyond the tolerance, in {len(known):,} {tests}."
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pytest_netpoll compare",
         description="Compare two files of --netpoll-json or --netpoll-save, test by test.",
-        epilog="Exit codes: 0 nothing regressed by more than --fail tolerates (without --fail nothing is "
-        "judged); 1 something did, or what --fail names could not be compared; 2 wrong arguments, or a file "
-        "that cannot be read.",
+        epilog="Exit status: 0 nothing regressed by more than --fail tolerates (without --fail nothing is "
+        "judged); 1 something did, or what --fail names could not be compared; "
+        "2 wrong arguments, or a file that can't be read.",
     )
     parser.add_argument("then", type=Path, metavar="A", help="the older file")
     parser.add_argument("now", type=Path, metavar="B", help="the newer file")
@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         "--latencies",
         choices=("auto", "always"),
         default="auto",
-        help="auto: compare timings only if the environments are the same",
+        help="auto: compare timings only if both were measured in the same environment",
     )
     return parser
 

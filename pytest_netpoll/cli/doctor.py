@@ -139,21 +139,19 @@ def bcc(config: Config) -> Finding:
     try:
         answer = json.loads(run.stdout)
     except ValueError:
-        return Finding(
-            "fail", f"{command[0]} does not run the agent", checks.DOCTOR, run.stderr.strip() or None
-        )
+        return Finding("fail", f"{command[0]} can't run the agent", checks.DOCTOR, run.stderr.strip() or None)
     if isinstance(answer, dict) and "failed" in answer:
         return Finding.of(NetpollError(**agent_client.complaint(answer["failed"])))
     strange = wrong(answer, ToldAbout)
     if strange is not None:
-        return Finding("fail", f"{agent_client.NONSENSE}: {strange}", checks.DOCTOR)
+        return Finding("fail", f"{agent_client.INVALID}: {strange}", checks.DOCTOR)
     about = answer["about"]
     seen = f"{about['bcc']} of Python {about['python']}, {Path(about['bcc_file']).parent}"
     unrelated = _unrelated_bcc()
     if unrelated is not None:
         return Finding(
             "warn",
-            f"{seen}. {unrelated} is not BCC but an unrelated package of that name: it is not used",
+            f"{seen}. {unrelated} is an unrelated package of the same name and isn't used",
             f"{sys.executable} -m pip uninstall bcc",
         )
     return Finding("ok", seen)
@@ -195,7 +193,7 @@ def go() -> Finding:
     try:
         tool = find_go()
     except NetpollError as error:
-        seen = f"{error.why}: go_service can run commands, but build no packages"
+        seen = f"{error.why}: go_service can run commands, but can't build packages"
         return Finding("warn", seen, "install Go: https://go.dev/dl")
     run = subprocess.run(
         [tool.path, "version"],
@@ -249,8 +247,8 @@ _REPORT_IT = f"open an issue with the output of: {checks.DOCTOR} --json"
 
 def _not_tested(findings: Mapping[str, Finding]) -> Finding:
     if findings["agent"].status == "fail":
-        return Finding("fail", "not possible: the agent does not run")
-    return Finding("warn", "not done: there is no Go to build its program with", findings["Go"].fix)
+        return Finding("fail", "skipped: the agent doesn't run")
+    return Finding("warn", "skipped: there is no Go to build its program with", findings["Go"].fix)
 
 
 def conclusion(findings: Mapping[str, Finding]) -> str:
@@ -261,7 +259,7 @@ def conclusion(findings: Mapping[str, Finding]) -> str:
     if findings["self-test"].status == "ok":
         return "Measuring works here."
     missing = "did not finish" if isinstance(findings["self-test"], TimedOut) else "was not done"
-    return f"Measuring should work here; it is not proven, as the self-test {missing}."
+    return f"Measuring should work here, but the self-test {missing}."
 
 
 def table(findings: Mapping[str, Finding], width: int) -> str:

@@ -61,7 +61,7 @@ def _group(on: str, stack: Sequence[Frame], found: Sequence[ParkedGoroutine]) ->
     lines = [f"{_number(found)}, {on}:"]
     lines += [f"    {frame.file}:{frame.line}  {frame.function}" for frame in stack]
     if not stack:
-        lines.append("    where is not known: its memory does not hold what a parked goroutine's does")
+        lines.append("    location unknown: its memory doesn't look like a parked goroutine's")
     lines += [f"  {_description(goroutine)}" for goroutine in found[:MOST_SHOWN]]
     if len(found) > MOST_SHOWN:
         lines.append(f"  … and {len(found) - MOST_SHOWN:,} more")
@@ -83,8 +83,8 @@ def _number(parked: Sequence[ParkedGoroutine]) -> str:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m pytest_netpoll dump",
-        description="Shows which goroutines of a running Go process are parked on descriptors, grouped by "
-        "stack. The process is not stopped, and may be stripped.",
+        description="Show which goroutines of a running Go process are parked on descriptors, grouped by "
+        "stack. The process keeps running, and may be stripped.",
     )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--pid", type=positive, metavar="N", help="a running process and its children")

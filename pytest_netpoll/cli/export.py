@@ -63,8 +63,8 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         choices=list(FORMATS),
         help="markdown: what changed, for a comment; github-action-benchmark (customSmallerIsBetter) and "
-        "bencher (its JSON adapter): numbers to draw; sarif, and code-climate for GitLab: what is "
-        "wrong, by line",
+        "bencher (its JSON adapter): numbers for charts; sarif, and code-climate for GitLab: findings by "
+        "line",
     )
-    parser.add_argument("--output", type=Path, metavar="OUT", help="write it to OUT; default: print it")
+    parser.add_argument("--output", type=Path, metavar="OUT", help="write to OUT instead of stdout")
     return parser

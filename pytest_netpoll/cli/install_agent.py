@@ -43,7 +43,7 @@ _LINE = re.compile(r"(?P<user>\S+) ALL=\(root\) NOPASSWD: /\S+ -I -B /\S+/agent"
 
 
 class InstallError(NetpollError):
-    """The agent could not be installed; nothing of what was there before is left half changed."""
+    """The agent could not be installed; the files that were there before are unchanged."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     if os.geteuid() != 0:
         raise InstallError(
             "install-agent needs root",
-            why="sudo starts only what belongs to root, or the user it starts it for could change it",
+            why="what sudo starts must belong to root, or its users could change it",
             fix=install_command(options.prefix),
         )
     install(options.prefix)
@@ -78,12 +78,12 @@ def _parser() -> argparse.ArgumentParser:
         "line for sudoers that lets a user start it.",
     )
     parser.add_argument(
-        "--prefix", type=_path, default=INSTALLED, help="its directory (default: %(default)s)"
+        "--prefix", type=_path, default=INSTALLED, help="directory to install into (default: %(default)s)"
     )
     parser.add_argument(
         "--user",
         default=os.environ.get("SUDO_USER") or getpass.getuser(),
-        help="who may start it, or %%GROUP; keeps the lines of others (default: who called sudo)",
+        help="who may start it, or %%GROUP; other users' lines stay (default: the user who called sudo)",
     )
     parser.add_argument(
         "--sudoers",
@@ -94,7 +94,9 @@ def _parser() -> argparse.ArgumentParser:
         help=f"write the line to FILE (default: {SUDOERS})",
     )
     add_agent_options(parser, ("max_fds", "max_processes"))
-    parser.add_argument("--python", type=_path, default=SYSTEM_PYTHON, help="runs it (default: %(default)s)")
+    parser.add_argument(
+        "--python", type=_path, default=SYSTEM_PYTHON, help="the Python that runs it (default: %(default)s)"
+    )
     return parser
 
 
@@ -130,7 +132,7 @@ def check_user(user: str) -> None:
         raise UsageError(f"install-agent: there is no user {user!r}", fix=f"give {name}") from None
     if uid == 0:
         raise UsageError(
-            f"install-agent: {user} needs no line in sudoers",
+            f"install-agent: {user} doesn't need a line in sudoers",
             why="root starts the agent without sudo",
             fix=f"give {name}",
         )
@@ -144,7 +146,7 @@ def install(prefix: Path) -> None:
         raise InstallError(
             f"cannot install the agent in {prefix}",
             why=reason,
-            fix="choose a place that is root's alone all the way up, with --prefix DIR",
+            fix="choose a directory that only root can write to, all the way up, with --prefix DIR",
         )
     prefix.mkdir(parents=True, exist_ok=True, mode=0o755)
     try:
@@ -171,7 +173,7 @@ def install(prefix: Path) -> None:
 def fill_cache(prefix: Path, python: Path, config: Config) -> str:
     """Compiles now what each start would compile: the installed agent's Python, and its BPF program.
 
-    Returns what became of that, in words. Users of the agent can't: it writes nothing for them.
+    Returns the result in words. Users of the agent can't: it writes nothing for them.
     """
     again = install_command(prefix)
     agent = str(prefix / "agent")
@@ -186,14 +188,14 @@ def fill_cache(prefix: Path, python: Path, config: Config) -> str:
     if filled:
         return (
             f"compiled the BPF program for Linux {filled['kernel']} with BCC {filled['bcc']}; "
-            f"after an update of either, call again: {again}"
+            f"after an update of either, run again: {again}"
         )
     why = answer.get("failed", {}).get("what", "the agent did not answer")
-    return f"could not compile the BPF program now ({why}), so each start will, until you call again: {again}"
+    return f"could not compile the BPF program now ({why}), so each start will, until you run again: {again}"
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
-    """In an environment of nobody in particular; None where it does not come to an end."""
+    """With a minimal environment; None if it doesn't end."""
     try:
         return subprocess.run(
             command,
@@ -231,9 +233,7 @@ def check_syntax(text: str) -> None:
         draft.flush()
         run = subprocess.run([visudo, "-c", "-f", draft.name], capture_output=True, text=True, check=False)
     if run.returncode:
-        raise InstallError(
-            "visudo does not accept what would be in sudoers", detail=f"{text}\n{run.stdout}{run.stderr}"
-        )
+        raise InstallError("visudo rejects the resulting sudoers", detail=f"{text}\n{run.stdout}{run.stderr}")
 
 
 def write_sudoers(file: Path, line: str) -> list[str]:
@@ -245,7 +245,7 @@ def write_sudoers(file: Path, line: str) -> list[str]:
             try:
                 former = file.read_text(errors="surrogateescape").splitlines()
             except FileNotFoundError:
-                former = ['# pytest-netpoll: exactly its agent. See README, "Without root".']
+                former = ["# pytest-netpoll: exactly its agent. See docs/without-root.md."]
             user = line.split()[0]
             own = [old for old in former if (ours := _LINE.fullmatch(old)) and ours["user"] == user]
             text = "".join(f"{kept}\n" for kept in [*(old for old in former if old not in own), line])

@@ -77,7 +77,7 @@ class Symbolizer:
         return self._trimmed[key]
 
     def source_of(self, function: str, file: str) -> str:
-        """The file of a frame as other tools find it: its absolute path, as far as the program tells."""
+        """The absolute path of a frame's file, if the program records it, for other tools."""
         return self._sources.get((function, file), file)
 
     def _frame(self, line: Line) -> Frame:

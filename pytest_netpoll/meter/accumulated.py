@@ -1,4 +1,4 @@
-"""Everything that was measured of one service, over many windows that follow one another."""
+"""Everything measured of one service, over many consecutive windows."""
 
 from __future__ import annotations
 

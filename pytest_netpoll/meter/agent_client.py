@@ -34,13 +34,14 @@ ANSWER_DEADLINE = 10.0
 # How long close() waits for the wakeups that are still on their way to their syscall.
 SETTLE_MS = 20
 
-NONSENSE = "the eBPF agent answered nonsense"
+INVALID = "the eBPF agent sent an invalid response"
+INVALID_FIX = f"reinstall pytest-netpoll; if that doesn't help, open an issue with: {checks.DOCTOR} --json"
 
 Answer = TypeVar("Answer")
 
 
 class State(enum.Enum):
-    """Of an agent, as far as we have heard. Those from NEVER_READY on have a reason, `Probe.failed`."""
+    """An agent's state, as last reported. Those from NEVER_READY on have a reason, `Probe.failed`."""
 
     STARTING = enum.auto()
     READY = enum.auto()
@@ -54,7 +55,7 @@ class Probe:
 
     argv: from privilege.command. load: what the agent is to load the program for, as in its first message.
     installed: where the agent for sudo is looked for. say: told what takes longer than a second.
-    start: makes of argv whoever answers. environment: what the agent said of itself when it was ready.
+    start: argv -> the Transport that answers. environment: what the agent said of itself when it was ready.
     All methods raise UnmeasuredError, with the agent's own words where it left any.
     """
 
@@ -77,7 +78,7 @@ class Probe:
         self._agent = start(argv)
         os.register_at_fork(after_in_child=partial(_let_go, weakref.ref(self)))
         self._started = time.monotonic()
-        with contextlib.suppress(OSError):  # it has ended: whoever waits for it will hear why
+        with contextlib.suppress(OSError):  # it has ended, and whoever waits for it gets the reason
             self._send({"id": 0, "do": "load", **load})
 
     @property
@@ -176,15 +177,15 @@ class Probe:
                 raise
             except BaseException:
                 # Ctrl-C, pytest-timeout: the answer that is on its way would be taken for the next one's.
-                self._fail("the eBPF agent was given up", why=f"pytest was interrupted in {do!r}")
+                self._fail("the eBPF agent was stopped", why=f"pytest was interrupted in {do!r}")
                 raise
             if answer.get("id") != identity:
-                raise self._fail("the eBPF agent answered out of turn", why=f"to {do!r}: {answer!r:.200}")
+                raise self._fail("the eBPF agent answered another request", why=f"to {do!r}: {answer!r:.200}")
             if "error" in answer:
                 raise UnmeasuredError(**complaint(answer["error"]))
             strange = wrong(answer.get("ok"), wanted, "ok")
             if strange is not None:
-                raise self._fail(NONSENSE, why=f"to {do!r}: {strange}")
+                raise self._fail(INVALID, why=f"to {do!r}: {strange}", fix=INVALID_FIX)
             return cast("Answer", answer["ok"])
 
     def _send(self, message: Mapping[str, object]) -> None:
@@ -204,7 +205,7 @@ class Probe:
             raise self._fail("the eBPF agent speaks another protocol", why=f"{first!r:.200}")
         strange = wrong(ready, Ready, "ready")
         if strange is not None:
-            raise self._fail(NONSENSE, why=strange)
+            raise self._fail(INVALID, why=strange, fix=INVALID_FIX)
         self.environment = ready
         self.state = State.READY
 
@@ -225,7 +226,7 @@ class Probe:
         except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict):
-            raise self._fail(NONSENSE, why=f"{line!r:.200}")
+            raise self._fail(INVALID, why=f"{line!r:.200}", fix=INVALID_FIX)
         return message
 
     def _next_line(self, seconds: float, what: str) -> bytes | None:
@@ -248,8 +249,8 @@ class Probe:
     def _fail(
         self, what: str, *, why: str | None = None, fix: str | None = None, detail: str | None = None
     ) -> UnmeasuredError:
-        """Notes that this agent is of no more use."""
-        # Looked for only where the message knows none: the cause is the machine's then.
+        """Records that this agent can't be used any longer."""
+        # If the message has no fix, the cause is in the machine: look for it there.
         self.failed = UnmeasuredError(what, why=why, fix=fix or checks.remedy(), detail=detail)
         self.state = State.DIED if self.state is State.READY else State.NEVER_READY
         self._agent.kill()
@@ -263,8 +264,8 @@ def _let_go(probe: weakref.ref[Probe]) -> None:
         # Nor would it hear an answer.
         alive.state = State.NOT_OURS
         alive.failed = UnmeasuredError(
-            "a test in a process that was forked from pytest's is not measured",
-            why="the eBPF agent answers the process only that started it",
+            "a test in a forked pytest process can't be measured",
+            why="the eBPF agent only answers the process that started it",
             fix="run it without --forked",
         )
 

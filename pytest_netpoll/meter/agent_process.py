@@ -17,7 +17,7 @@ _STDERR_LINES = 15
 
 
 class Transport(Protocol):
-    """What a Probe needs of whoever answers it."""
+    """What a Probe needs from the other end."""
 
     @property
     def pid(self) -> int: ...
@@ -31,7 +31,7 @@ class Transport(Protocol):
         ...
 
     def hang_up(self) -> None:
-        """Nothing more is said to it: it ends by itself."""
+        """Closes its stdin: it then exits."""
         ...
 
     def kill(self) -> None: ...

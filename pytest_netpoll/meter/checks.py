@@ -63,7 +63,7 @@ def kernel() -> Finding:
     if version is None or (int(version[1]), int(version[2])) < OLDEST_KERNEL:
         return Finding("fail", f"{seen}, older than 5.8", "run the tests on Linux 5.8 or newer")
     if machine not in MACHINES:
-        return Finding("fail", f"{seen}, a machine that is not known", f"use {' or '.join(MACHINES)}")
+        return Finding("fail", f"{seen}, which is not supported", f"use {' or '.join(MACHINES)}")
     return Finding("ok", seen)
 
 
@@ -82,7 +82,7 @@ def jit() -> Finding:
     """Interpreted, the probe costs every syscall of the machine several times as much."""
     value = _read(JIT)
     if value is None:
-        return Finding("ok", "not to be seen here; the kernel's default is on")
+        return Finding("ok", "not visible here; the kernel's default is on")
     if value == "0":
         return Finding(
             "warn",
@@ -126,7 +126,7 @@ def privileges() -> Finding:
             "warn",
             f"root, {names}, without CAP_SYS_PTRACE, as in a container: processes that have more "
             "capabilities than the agent cannot be looked into",
-            "docker run --cap-add SYS_PTRACE …, where there are such",
+            "docker run --cap-add SYS_PTRACE …, if there are any",
         )
     return Finding("ok", f"root, {names}")
 
@@ -138,12 +138,12 @@ def capabilities() -> set[str]:
 
 
 def tracefs() -> Finding:
-    """Not needed: raw tracepoints are found without it. Seen for whoever looks into a machine."""
+    """Not needed: raw tracepoints are found without it. Shown to help people inspect a machine."""
     for path in TRACEFS:
         with contextlib.suppress(PermissionError):  # it is root's, mostly
             if (path / "events").is_dir():
                 return Finding("ok", f"{path} (not needed)")
-    return Finding("ok", "not mounted, or not to be seen without root (not needed)")
+    return Finding("ok", "not mounted, or visible to root only (not needed)")
 
 
 # What can be known without loading anything; in the order of the doctor's table.

@@ -1,4 +1,4 @@
-"""Why what was counted of a service cannot be trusted: a table of rules, each for one reason."""
+"""Why a service's numbers aren't exact: a table of rules, one for each reason."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Seen:
 
 
 def why_not_exact(seen: Seen) -> Reason | None:
-    """Why the numbers of this service mean nothing, None when they are exact."""
+    """Why this service's numbers aren't exact; None if they are."""
     for rule in RULES:
         reason = rule(seen)
         if reason is not None:
@@ -71,7 +71,7 @@ def absent_from_the_start(seen: Seen) -> Reason | None:
         return None
     if seen.service.stopped:
         return Reason(
-            f"service {seen.service.name!r} had been stopped when the window opened",
+            f"service {seen.service.name!r} was stopped before the window opened",
             fix="restart it, or name the others with service=",
         )
     return Reason(f"service {seen.service.name!r} was not watched when the window opened")
@@ -82,8 +82,7 @@ def another_users(seen: Seen) -> Reason | None:
     for process in seen.proven or seen.go or seen.processes:
         if process["foreign"]:
             return Reason(
-                f"process {process['pid']} of the service became another user's, of whom pytest is told "
-                "nothing",
+                f"process {process['pid']} of the service now runs as another user and can't be inspected",
                 fix="run pytest as root",
             )
     return None
@@ -97,7 +96,7 @@ def undecoded_descriptors(seen: Seen) -> Reason | None:
             return Reason(
                 f"{calibration['unproven']} of {count} descriptors of process {process['pid']} "
                 f"({version(process)}) did not decode as pollDescs",
-                why="a newer pytest-netpoll may know them",
+                why="a newer pytest-netpoll may support them",
                 fix=_UPGRADE,
             )
     return None
@@ -130,8 +129,8 @@ def children_not_watched(seen: Seen) -> Reason | None:
     why = LOSSES["lost_processes"]
     if not seen.follows_children:
         why = Reason(
-            "child processes that this kernel, which has no BTF, does not tell of",
-            fix="start them before the test, in a fixture; where they were there, raise "
+            "child processes that this kernel doesn't report, because it has no BTF",
+            fix="start them before the test, in a fixture; if they already were, raise "
             "--netpoll-max-processes",
         )
     return why.about(f"{unwatched} not watched")
@@ -156,9 +155,9 @@ def no_poller(seen: Seen) -> Reason | None:
         return Reason(what, why="it never waited for the network")
     return Reason(
         what,
-        why="it never waited for the network by it, or in an unknown way: "
-        f"{others} descriptors are registered with epoll as no known Go does it; "
-        "a newer pytest-netpoll may know it",
+        why="it never waited for the network through it, or does so in an unknown way: "
+        f"{others} descriptors are registered with epoll as no known Go version does; "
+        "a newer pytest-netpoll may support it",
         fix=_UPGRADE,
     )
 

@@ -32,7 +32,8 @@ class Lack(TypedDict):
 class Ready(TypedDict):
     """To load. capabilities: those that the agent keeps. typed: whether sys_exit's arguments are.
     no_cpu_samples: why there are none; None where there are. sees_sockets: whether it is known what lies
-    behind a wakeup for nothing; sees_held_writes: and whether TCP holds writes back. no_arrivals: why it is not known when data arrives; None where it is.
+    behind a wakeup for nothing; sees_held_writes: and whether TCP holds writes back. no_arrivals: why it
+    isn't recorded when data arrives; None where it is.
     program: "compiled", or where it came from: "cache"; not_cached: why not from there, None where that is
     off.
     """
@@ -186,7 +187,7 @@ class Measured(Process):
     events_per_poll: events -> polls that brought so many. p_looks, p_running: Ps seen, over all looks, and
     those of them that ran Go code. sched_latency: [least ns, first ns beyond, goroutines]. mutex_wait,
     lock_wait: ns.
-    delays: by agent/constants.py: DELAY_NAMES; None where it is not known when data arrives.
+    delays: by agent/constants.py: DELAY_NAMES; None where it isn't recorded when data arrives.
     requests, answered, unanswered, strangers: reads of accepted connections, by whether a write followed.
     unprobed: children that came and went before probes were there, counted with the service's first process.
     """

@@ -1,4 +1,4 @@
-"""From services and the probe to measurements: what is watched, opened, closed and may be trusted."""
+"""Turns services and the probe into measurements: watches, opens, closes, and decides what is exact."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ _ON_DEMAND = frozenset((*PARKED_METRICS, "runtime_ready_calls"))
 _EXEC_PATIENCE = 1.0
 
 _NO_SOCKETS = Reason(
-    "what lies behind a wakeup for nothing is not known",
-    why="the kernel does not describe its sockets (it has no BTF)",
+    "sockets can't be inspected",
+    why="the kernel doesn't describe them (it has no BTF)",
     fix="use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as those of distributions are",
 )
 
@@ -84,8 +84,8 @@ _OF_THE_SCHEDULER: tuple[tuple[_Field, str, tuple[str, ...]], ...] = (
     ("lock_wait", SCHEDULER_LOCKS[0], ("runtime_lock_wait_seconds",)),
 )
 
-# What comes of reading numbers that cannot be, in an answer that is otherwise what it should be.
-_NONSENSE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+# Raised on reading impossible numbers in a response that is otherwise valid.
+_INVALID = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 
 
 @dataclass(eq=False)
@@ -119,7 +119,7 @@ class Window:
 class Meter:
     """Measures services; lives as long as the pytest session.
 
-    Nothing here raises because measuring is impossible: the reason becomes the measurements'.
+    Nothing here raises if measuring is impossible: the measurements carry the reason.
     """
 
     def __init__(
@@ -391,8 +391,8 @@ class Meter:
     ) -> Measurement:
         try:
             return self._read(window, service, answer, failed, seconds)
-        except _NONSENSE as error:
-            invalid = UnmeasuredError(agent_client.NONSENSE, why=repr(error))
+        except _INVALID as error:
+            invalid = UnmeasuredError(agent_client.INVALID, why=repr(error), fix=agent_client.INVALID_FIX)
             return self._read(window, service, None, failed or invalid, seconds)
 
     def _read(

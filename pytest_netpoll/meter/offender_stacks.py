@@ -1,4 +1,4 @@
-"""Whose line was woken for nothing: the agent's raw stacks, resolved, trimmed and put together."""
+"""Which line was woken for nothing: the agent's raw stacks, resolved, trimmed and merged."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _NOT_BLOCKING = re.compile(r"runtime\.(selectnbrecv|selectnbsend|Gosched)|sync\.
 _FINDERS = ("runtime.findRunnable", "runtime.schedule")
 _TIMER = re.compile(r"runtime\.(runOneTimer|\(\*timer\)\.unlockAndRun)$")
 
-# Stands for the runtime where it runs for nobody in particular.
+# Stands for the runtime when it doesn't work for a particular goroutine.
 _SCHEDULING = Frame("runtime.schedule", "runtime/proc.go", 0)
 
 # Of two windows' offenders at the same place these are equal, and their stacks.
@@ -195,7 +195,7 @@ def by_the_runtime(frames: Sequence[Frame]) -> bool:
     """
     for inner, frame in zip((None, *frames), frames, strict=False):
         if _TIMER.match(frame.function):
-            return False  # whoever finds it expired, it is somebody else's
+            return False  # it belongs to another goroutine, whichever one finds it expired
         if _BACKGROUND.match(frame.function):
             return True
         if frame.function in _FINDERS and inner is not None and inner.function == "runtime.ready":

@@ -139,7 +139,7 @@ def collect(processes: Sequence[Measured], symbolizer: Symbolizer) -> Found:
         if not told["rested"]:
             unproven = Reason(
                 f"process {process['pid']} did not rest",
-                why="what it leaves behind, it may be about to close",
+                why="it may be about to close what it still holds",
                 fix="let the test wait for the service's answers before it ends",
             )
         if told["undecided"]:
@@ -152,7 +152,7 @@ def collect(processes: Sequence[Measured], symbolizer: Symbolizer) -> Found:
             if readable is None:
                 absent["stuck_goroutines"] = Reason(
                     "a goroutine is parked over unread data, and whether it is stuck cannot be known",
-                    why=f"a socket of process {process['pid']} cannot be looked at",
+                    why=f"a socket of process {process['pid']} can't be inspected",
                     fix="run pytest as root",
                 )
             elif readable:

@@ -1,6 +1,6 @@
-"""How pytest comes by an agent that may load BPF: by its own rights, or through sudo.
+"""How pytest gets an agent that may load BPF: with its own privileges, or through sudo.
 
-Whoever can change a program that sudo starts for them without a password is root. So the agent that an
+A user who can change a program that sudo starts for them without a password is root. So the agent that an
 ordinary user may start by a line in sudoers is a copy that belongs to root, which is looked over before
 each use; install_agent.py makes it.
 """

@@ -1,4 +1,4 @@
-"""Whom a Meter measures, and what its processes are: of Go or not, with goroutines or not."""
+"""What a Meter measures, and what its processes are: Go or not, with goroutines or not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pytest_netpoll.service.build import go_version_of_program
 
 
 class Watched(Protocol):
-    """What a Meter needs to know of whom it measures: a Service, or another group of processes."""
+    """What a Meter needs to know about what it measures: a Service, or another group of processes."""
 
     @property
     def name(self) -> str: ...

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Programs:
-    """Asks the agent for what each program allows, and remembers why not.
+    """Asks the agent for what each program allows, and remembers refusals.
 
     count_ready: whether ready calls are wanted, which are not free.
     """
@@ -31,7 +31,7 @@ class Programs:
         self._refusals: dict[tuple[str, Key], UnmeasuredError] = {}
 
     def prepare(self, agent: Probe, processes: Iterable[Process]) -> None:
-        """What cannot be had of these is remembered, not raised."""
+        """What these lack is recorded, not raised."""
         for process in processes:
             pid, path = process["pid"], process["executable"]
             if process["exited"] or not path or go_version_of_program(path) is None:

@@ -43,7 +43,7 @@ def wrong(value: object, wanted: Any, where: str = "") -> str | None:
     return next((complaint for complaint in found if complaint is not None), None)
 
 
-@functools.cache  # these two are slow, and asked for every frame of every stack
+@functools.cache  # these two are slow, and called for every frame of every stack
 def _fields(wanted: Any) -> dict[str, Any]:
     return get_type_hints(wanted)
 

@@ -1,4 +1,4 @@
-"""Who was woken late: the agent's slowest wakeups, with their goroutines named and their stacks resolved."""
+"""The agent's slowest wakeups, with goroutine ids and resolved stacks."""
 
 from __future__ import annotations
 

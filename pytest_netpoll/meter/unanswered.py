@@ -18,10 +18,10 @@ def are_timed(metric: str) -> bool:
 def reasons(snapshot: Snapshot, no_arrivals: str | None, asked: bool = True) -> dict[str, Reason]:
     """Metric -> why it is not known.
 
-    no_arrivals: why it is not known when data arrives, None where it is. asked: whether it was to be.
+    no_arrivals: why it isn't recorded when data arrives, None where it is. asked: whether it was to be.
     """
     if no_arrivals is not None or not asked:
-        reason = Reason("it is not known when data arrives", why=no_arrivals) if asked else _NOT_ASKED
+        reason = Reason("it isn't recorded when data arrives", why=no_arrivals) if asked else _NOT_ASKED
         return {metric.name: reason for metric in METRICS.values() if metric.family in DELAY_NAMES}
     unanswered = _no_response(snapshot)
     if unanswered is None:

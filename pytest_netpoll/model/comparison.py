@@ -1,4 +1,4 @@
-"""Now against then: what got worse than a baseline by more than is tolerated."""
+"""Compares a run with a baseline: what regressed beyond its tolerance."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pytest_netpoll.model.sample import Sample, Samples, too_few
 from pytest_netpoll.model.tolerance import Tolerance
 from pytest_netpoll.model.verdict import Verdict
 
-# What of the environment decides whether times can be compared, besides each service's own.
+# The parts of the environment that decide whether times can be compared, besides each service's.
 ENVIRONMENT_KEYS = ("kernel", "arch", "plugin")
 # Wakeups beyond a percentile. Over fewer it jumps between windows of one and the same service: with 200
 # wakeups a p99 is one of the two slowest, which is worse than its baseline every tenth time.
@@ -114,7 +114,7 @@ class Comparison:
         return any(regression.doubtful for regression in self.regressions)
 
     def confirm(self, again: Samples) -> Comparison:
-        """After one more measurement: a time that was worse only once did not get worse."""
+        """After one more measurement: a time that was worse only once is no regression."""
         kept: list[Regression] = []
         notes = list(self.notes)
         for regression in self.regressions:
@@ -125,13 +125,13 @@ class Comparison:
             sample = again.get(regression.service)
             value = sample.metrics.get(metric.name) if sample and sample.unmeasured is None else None
             if value is None or value > regression.limit:
-                # Not to be measured is no proof that all is well.
+                # An unmeasured metric doesn't prove that it hasn't regressed.
                 more = () if value is None else (value,)
                 kept.append(dataclasses.replace(regression, again=(*regression.again, *more)))
             else:
                 notes.append(
                     f"{regression.service}: {metric.name} {metric.format(regression.measured)} was not "
-                    f"confirmed: {metric.format(value)} when measured again"
+                    f"confirmed: {metric.format(value)} when remeasured"
                 )
         return dataclasses.replace(
             self, regressions=tuple(kept), notes=tuple(notes), measured=self.measured + 1
@@ -172,7 +172,7 @@ def compare(
     design = Design(in_turns=False, of_looks=of_looks)
     for service in sorted(then.keys() - now.keys()):
         if binds(service):
-            missing = f"{service}: is in baseline {baseline.name}, and is not measured any more"
+            missing = f"{service}: is in baseline {baseline.name}, but is no longer measured"
             notes.append(missing)
             # One without events may have been another test's: a test that uses none is about all that run.
             if rules.tolerances and then[service].metrics.get("events"):
@@ -304,7 +304,7 @@ def _is_notable(metric: Metric, old: int | float, value: int | float) -> bool:
 
 
 def confirmed(comparison: Comparison, reruns: int, measure: Callable[[], Samples]) -> Comparison:
-    """What of it is still true after having measured again, at most so often."""
+    """What is left of it after remeasuring, at most so often."""
     for _ in range(reruns):
         if not comparison.doubtful:
             break

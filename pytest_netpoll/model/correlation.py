@@ -1,4 +1,4 @@
-"""Do wakeups for nothing cost throughput? How the two went together, interval by interval."""
+"""Do spurious wakeups cost throughput? How the two correlate, interval by interval."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From numbers to plain words: which rules a measurement breaks, where, and the fix."""
+"""Diagnoses a measurement: which rules it breaks, where, and the fix."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytest_netpoll.model.rules.rule import Finding, Rule
 
 
 class Unchecked(NamedTuple):
-    """A rule of which a measurement does not say whether it is broken. why: what is missing."""
+    """A rule that a measurement can't check. why: what is missing."""
 
     rule: Rule
     why: Reason
@@ -32,7 +32,7 @@ def findings(measurement: Measurement) -> list[Finding]:
 
 
 def unchecked(measurement: Measurement) -> list[Unchecked]:
-    """The rules whose evidence it does not have."""
+    """The rules whose evidence is missing."""
     one = middle(measurement.runs) if measurement.runs else measurement
     missing = ((rule, rule.missing(one)) for rule in RULES.values())
     return [Unchecked(rule, why) for rule, why in missing if why is not None]

@@ -1,6 +1,6 @@
 """\
 netpoll(max_<metric>=..., min_<metric>=..., forbid="all", allow="NP301", service="name", runs=1): measure the
-Go services during the test, and fail it if a limit is broken, or a forbidden rule. Without either it only
+Go services during the test, and fail it if a limit or a forbidden rule is broken. Without either it only
 measures and reports. forbid= and allow= name rules by code, beginning of a code, or name ("NP1,busy-loop");
 see python -m pytest_netpoll rules. max_<count>_per_second limits a count's rate. Times are "5ms", "250us",
 "1.5s" or a timedelta; max_spurious is "5%" or 0.05. service= restricts limits and rules to one service, also
@@ -252,7 +252,7 @@ def _read_rulings(given: Mapping[str, object], service: str | None, where: str) 
         text = given[name]
         try:
             if not isinstance(text, str):
-                raise ValueError(f"{text!r:.100} is no text")
+                raise ValueError(f"{text!r:.100} is not a string")
             found += [(chosen.breadth, name == "forbid", chosen) for chosen in choice.parse(text)]
         except ValueError as error:
             raise UsageError(

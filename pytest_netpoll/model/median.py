@@ -48,7 +48,7 @@ def _distrust(runs: Sequence[Measurement], expected: int) -> Reason | None:
             return Reason.of(run.unmeasured).about(f"run {number} of {expected}")
     if len(runs) < expected:
         return Reason(
-            f"it ran in {len(runs)} of {expected} runs of the test only",
+            f"it ran in only {len(runs)} of {expected} runs of the test",
             fix="start it in a fixture, not in the test",
         )
     return None

@@ -1,4 +1,4 @@
-"""The metric table: what each number is called, means and comes from, and where it is reported."""
+"""The metric table: each number's name, meaning and source, and the reports that have it."""
 
 from __future__ import annotations
 
@@ -436,6 +436,7 @@ _TABLE = (
         adds_up=False,
         row="events",
         part="a poll (p50)",
+        ahead=True,
     ),
     Metric(
         "events_per_poll_p99",
@@ -841,7 +842,7 @@ COUNTERS = tuple(m.name for m in _TABLE if m.source == "counter" and not m.optio
 
 
 def not_exact(lost: Value) -> str:
-    """What it means that something was lost; which table was too small only the window knows."""
+    """What it means that something was lost; only the window knows which table was too small."""
     return f"{METRICS['lost'].format(lost)} lost, so the numbers are not exact"
 
 

@@ -1,4 +1,4 @@
-"""From what was measured and what was demanded to whether the test may pass."""
+"""Decides from the measurements and the limits whether the test passes."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def judge(
     running: Sequence[str] = (),
     deaths: Sequence[Death] = (),
 ) -> Verdict:
-    """Hold every measurement against its limits. What was not measured does not pass.
+    """Compare every measurement with its limits. An unmeasured test doesn't pass.
 
     A certain breach of one service outweighs that another could not be measured. In report mode
     limits decide nothing, neither by being broken nor by being impossible to check. further: broken
@@ -149,7 +149,7 @@ def judge(
             continue
         doubt = distrust(measurement)
         if doubt is not None:
-            # The agent's failure is all services', and is reported once; a service's death is, too.
+            # The agent's failure concerns all services and is reported once; so is a service's death.
             if measurement.service not in dead:
                 doubts.setdefault(doubt, []).append(measurement.service)
             continue
@@ -183,11 +183,11 @@ def _verdict(
 
 
 def _no_service(running: Sequence[str]) -> Reason:
-    attach = "go_service(port=…), pid=… or process=… attaches to what runs already"
+    attach = "go_service(port=…), pid=… or process=… attaches to one that is already running"
     if not running:
         return Reason("no Go service ran during the test", fix=f"use the go_service fixture; {attach}")
     return Reason(
-        "the test holds no service, and is not judged by those of others",
+        "the test uses no service of its own, and isn't judged by other tests' services",
         fix=f"start its service with go_service in a fixture of the test; {attach}; "
         f"or name one with service=, of {', '.join(running)}",
     )
@@ -207,7 +207,7 @@ def distrust(measurement: Measurement) -> Reason | None:
     """Why no number of this measurement may decide anything."""
     if measurement.unmeasured is not None:
         return Reason.of(measurement.unmeasured)
-    # A Meter has said so, and how to fix it; but no number may pass because somebody forgot.
+    # A Meter reports this, with a fix; this check is for the case that one didn't.
     lost = measurement.snapshot.counters.get("lost")
     return Reason(not_exact(lost)) if lost else None
 

@@ -54,8 +54,8 @@ def path_of(rootdir: Path, name: str) -> Path:
 def write(path: Path, environment: Mapping[str, Any], records: Iterable[TestRecord]) -> list[str]:
     """Write the file, the same bytes for the same numbers. NetpollError if that fails.
 
-    Of a test with several records the last one counts. What is not to be trusted, and tests that failed
-    by themselves, are left out. Tests of which there is nothing new, for they did not run or are left out,
+    Of a test with several records the last one counts. Unmeasured numbers, and tests whose own
+    assertion failed, are left out. Tests of which there is nothing new, for they did not run or are left out,
     stay in the file as they were, if they were measured in the same environment: a file has only one.
     Returned is a line for each thing that people may not expect.
     """
@@ -76,7 +76,7 @@ def write(path: Path, environment: Mapping[str, Any], records: Iterable[TestReco
         former = _former(path)
     except NetpollError as error:
         former = {"schema": SCHEMA, "environment": here, "tests": {}}
-        lines.append(f"what was in it is lost: {error.why}")
+        lines.append(f"its former content is lost: {error.why}")
     old = {nodeid: services for nodeid, services in former["tests"].items() if nodeid not in tests}
     elsewhere = changes({key: (former["environment"].get(key), now) for key, now in here.items()})
     if not elsewhere:
@@ -91,9 +91,7 @@ def write(path: Path, environment: Mapping[str, Any], records: Iterable[TestReco
             f"({', '.join(elsewhere)})"
         )
     elif not_run:
-        lines.append(
-            f"{not_run:,} of its tests did not run and stay as they were; to drop them, delete it first"
-        )
+        lines.append(f"kept {not_run:,} tests that did not run; delete the file to drop them")
     revision = {key: environment.get(key) for key in ("commit", "branch") if environment.get(key)}
     content: _File = {"schema": SCHEMA, "environment": here | revision, "tests": dict(sorted(tests.items()))}
     text = json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False)

@@ -268,7 +268,7 @@ class RegressionRecord(TypedDict):
 class ComparedService(TypedDict):
     """A service in the baseline.
 
-    metrics: the baseline's values, as far as it has them.
+    metrics: the baseline's values that exist.
     """
 
     name: str

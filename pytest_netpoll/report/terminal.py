@@ -7,6 +7,7 @@ from typing import Any
 
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.model.metrics import METRICS, Metric, in_report
+from pytest_netpoll.model.rules import RULES
 from pytest_netpoll.options import Config
 from pytest_netpoll.report import attached, cells, wording
 from pytest_netpoll.report.record import (
@@ -20,6 +21,8 @@ MOST_PASSED = 40  # tests in the table
 MOST_OTHERS = 200
 SECTION_LINES = 24
 MOST_OFFENDERS = 3
+_LEAST_SHARE = 0.05  # of an entry that isn't the first of its kind
+_MOST_SHARE = 0.95  # of callers that explain it all
 MOST_FRAMES = 6
 _LEAST_FRAMES = 2  # of what explains most, before it gives way to numbers
 MOST_ARTIFACTS = 16
@@ -27,6 +30,30 @@ MOST_ARTIFACTS = 16
 _SERVICE_CELLS = 16
 # What the parts of a row are parts of, where that is not the metric: they may well be more than it.
 _PARTS_OF = {"events": "directions (read, write): "}
+
+# The row of a broken limit -> the metrics, or percentiles, of other rows that say more about it.
+_BESIDE_TIMES = ("cpu_seconds", "run_delay_seconds", "throttled_seconds", "throttled_periods")
+_BESIDE_LATENCY = ("sched_latency", "dispatches", "runq_max", "p_utilization", *_BESIDE_TIMES)
+_BESIDE: Mapping[str, tuple[str, ...]] = {
+    "events": ("wakeups",),
+    "polls": ("events", "ready_calls", "deadline_wakeups"),
+    "I/O calls": ("wakeups", "cpu_seconds"),
+    "latency": _BESIDE_LATENCY,
+    **dict.fromkeys(("queue delay", "poll delay", "handling", "response"), _BESIDE_TIMES),
+    "ready calls": ("wakeups", "events"),
+    "dispatches": ("events", "cpu_seconds"),
+    "sched latency": _BESIDE_LATENCY,
+    "waits": ("cpu_seconds",),
+    "CPU": ("p_utilization",),
+}
+# The same of a rule's family.
+_RULE_ROWS = {
+    "NP1": "wakeups",
+    "NP2": "I/O calls",
+    "NP3": "polls",
+    "NP4": "latency",
+    "NP5": "parked",
+}
 
 
 def _row(name: str) -> tuple[str, Metric | None, list[Metric]]:
@@ -101,7 +128,7 @@ def _verdict(row: wording.Row) -> str:
 
 
 def gate_preview(records: Sequence[TestRecord], width: int) -> list[str]:
-    """Of report mode what gate mode would say: which tests would not pass, and why."""
+    """What gate mode would report in place of report mode: which tests would not pass, and why."""
     bad = [record for record in wording.worst_first(records) if wording.alarming(record)]
     if not bad:
         return []
@@ -126,40 +153,59 @@ def _reason(reason: Reason, width: int, indent: str = "") -> list[str]:
 
 
 def failure_section(record: TestRecord, width: int) -> str:
-    """Why the test failed or is unmeasured, at most SECTION_LINES lines, and then the files that were kept of
-    it. Empty if there is nothing to say.
+    """Why the test failed or is unmeasured, in at most SECTION_LINES lines, then the files that were kept.
 
-    The broken limits, the numbers of the services they belong to, the lines of Go behind them, and at
-    the end, for which room is kept, the likely causes. Of a test that failed by itself what its windows
-    counted comes first: it is what such a test asserts about.
+    Empty if there is nothing to say.
+
+    First what broke, then for each service the Go lines behind it and the numbers that matter for it, and at
+    the end, for which room is kept, the likely causes. If the test itself failed, the numbers of its windows
+    come first: the test asserts about them.
     """
-    concerned = _concerned(record)
     screen = _Screen(_causes(record, width))
     for reason in wording.reasons(record):
         screen.add(_reason(reason, width))
     if record["outcome"] == "unmeasured":
-        screen.add(
-            cells.wrap(
-                "What is not measured does not pass; --netpoll-unmeasured=skip skips it instead.", width
-            )
-        )
+        screen.add(cells.wrap("An unmeasured test fails; --netpoll-unmeasured=skip skips it instead.", width))
     for window in wording.windows_behind(record):
         for service in _read_first(window):
             _add_window(screen, window, service, width)
-    for service in concerned:
-        for quota in wording.quotas_of(record, service):
-            screen.add(cells.wrap(quota, width, "  "))
-        blocks = [*wording.explaining(record, service), *wording.callers(record, service)]
-        caution = attached.caution(record, service)
-        remarks = [] if caution is None else [cells.wrap(caution, width, "  ")]
-        remarks += [_reason(missing, width, "  ") for missing in wording.unexplained(record, service)]
-        # The line of Go that leads is worth more than numbers that no limit is about.
-        kept = sum(map(len, remarks)) + (_least(blocks[0], width) if blocks else 0)
-        screen.add_numbers(service, width, _broken(record, service), kept)
-        for remark in remarks:
-            screen.add(remark)
-        _add_entries(screen, blocks, width)
+    for service in _concerned(record):
+        _add_service(screen, record, service, width)
     return "\n".join([*filter(None, [screen.text()]), *_artifacts(record, width)])
+
+
+def _add_service(screen: _Screen, record: TestRecord, service: ServiceRecord, width: int) -> None:
+    quotas = [line for quota in wording.quotas_of(record, service) for line in cells.wrap(quota, width, "  ")]
+    entries = wording.explaining(record, service)
+    caution = attached.caution(record, service)
+    remarks = [] if caution is None else [cells.wrap(caution, width, "  ")]
+    remarks += [_reason(missing, width, "  ") for missing in wording.unexplained(record, service)]
+    broken, matter = _broken(record, service), _matter(record, service)
+    # The Go line that leads is worth more than numbers that no limit is about.
+    kept = 1 + len(quotas) + sum(map(len, remarks)) + (_least(entries[0], width) if entries else 0)
+    numbers = every = _numbers(service, width, broken=broken, matter=matter)
+    for dropped in range(1, len(_ROWS) + 1) if broken else ():
+        if len(numbers) <= screen.room - kept:
+            break
+        numbers = _numbers(service, width, broken=broken, matter=matter, dropped=dropped)
+    if quotas or entries or remarks or numbers:
+        # Without anything below it the title would only take room.
+        if not screen.add([_title(service)], reserved=1):
+            return
+        screen.add(quotas)
+        _add_entries(screen, entries, width, reserved=sum(map(len, remarks)) + len(numbers))
+        for block in remarks:
+            screen.add(block)
+        if numbers and screen.add(numbers) and len(numbers) < len(every):
+            screen.left_out += 1
+    _add_entries(screen, wording.callers(record, service), width)
+
+
+def _title(service: ServiceRecord, prefix: str = "") -> str:
+    runs = wording.runs_of(service)
+    median = f", median of {runs} runs" if runs > 1 else ""
+    go = service["go_version"] or "unknown Go"
+    return wording.one_line(f"{prefix}{service['name']} (pid {service['pid']}, {go}{median}):")
 
 
 def _artifacts(record: TestRecord, width: int) -> list[str]:
@@ -180,15 +226,30 @@ def _artifacts(record: TestRecord, width: int) -> list[str]:
     return lines
 
 
-def _add_entries(screen: _Screen, entries: Sequence[wording.Entry], width: int) -> None:
+def _add_entries(screen: _Screen, entries: Sequence[wording.Entry], width: int, reserved: int = 0) -> None:
     """As many as there is room for: none that explains less in the place of one that explains more."""
-    for number, entry in enumerate(entries[:MOST_OFFENDERS]):
+    shown = _leading(entries)
+    screen.left_out += len(entries) - len(shown)
+    for number, entry in enumerate(shown[:MOST_OFFENDERS]):
         head = _head(entry, width)
         woken = cells.wrap(entry.woken, width, "  ") if entry.woken else []
-        if not screen.add(head + _frames(entry.stack, width) + woken, at_least=len(head) + 1):
-            screen.left_out += len(entries[number + 1 :])
+        block = head + _frames(entry.stack, width) + woken
+        if not screen.add(block, at_least=len(head) + 1, reserved=reserved):
+            screen.left_out += len(shown[number + 1 :])
             return
-    screen.left_out += len(entries[MOST_OFFENDERS:])
+    screen.left_out += len(shown[MOST_OFFENDERS:])
+
+
+def _leading(entries: Sequence[wording.Entry]) -> Sequence[wording.Entry]:
+    """Without those that explain little, and without CPU and network if timers woke the goroutines."""
+    timers = bool(entries) and entries[0].kind == "ready" and (entries[0].share or 0) >= _MOST_SHARE
+    shown: list[wording.Entry] = []
+    for entry in entries:
+        first = all(other.kind != entry.kind for other in shown)
+        little = entry.kind != "parked" and entry.share is not None and entry.share < _LEAST_SHARE
+        if (first or not little) and not (timers and entry.kind in ("cpu", "woken")):
+            shown.append(entry)
+    return shown
 
 
 def _head(entry: wording.Entry, width: int) -> list[str]:
@@ -208,7 +269,8 @@ def _add_window(screen: _Screen, window: WindowRecord, service: ServiceRecord, w
         return
     blocks = wording.evidence_in(service)
     # Of a window that has no room for its numbers the evidence would be anybody's.
-    if not screen.add(_numbers(service, width, f"{name}, "), at_least=2):
+    numbers = _numbers(service, width)
+    if numbers and not screen.add([_title(service, f"{name}, "), *numbers], at_least=2):
         screen.left_out += len(blocks)
         return
     _add_entries(screen, blocks, width)
@@ -222,7 +284,7 @@ def _read_first(window: WindowRecord) -> list[ServiceRecord]:
 
 
 def _causes(record: TestRecord, width: int) -> list[str]:
-    """The diagnosis, as far as it fits beside the rest; of another service's troubles the reports tell."""
+    """The diagnosis, if it fits beside the rest. The reports also have other services' faults."""
     lines: list[str] = []
     for text in wording.diagnosis_of(record):
         block = cells.wrap(text, width)
@@ -239,25 +301,21 @@ class _Screen:
         self._lines: list[str] = []
         self._end = end
 
-    def add(self, block: list[str], at_least: int | None = None) -> bool:
-        """Whether it had room. at_least: so many lines of the block are better than none of it."""
-        room = SECTION_LINES - 1 - len(self._end) - len(self._lines)
+    @property
+    def room(self) -> int:
+        """Lines."""
+        return SECTION_LINES - 1 - len(self._end) - len(self._lines)
+
+    def add(self, block: list[str], at_least: int | None = None, reserved: int = 0) -> bool:
+        """Whether it had room. at_least: so many lines of the block are better than none of it.
+        reserved: lines that have to stay free.
+        """
+        room = max(self.room - reserved, 0)
         if len(block) <= room or (at_least is not None and at_least <= room):
             self._lines += block[:room]
             return True
         self.left_out += 1
         return False
-
-    def add_numbers(self, service: ServiceRecord, width: int, broken: Set[str], kept: int) -> None:
-        """As many as leave `kept` lines, but those that are broken in any case. All or none if none are."""
-        room = SECTION_LINES - 1 - len(self._end) - len(self._lines) - kept
-        every = shown = _numbers(service, width)
-        for dropped in range(1, len(_ROWS) + 1) if broken else ():
-            if len(shown) <= room:
-                break
-            shown = _numbers(service, width, broken=broken, dropped=dropped)
-        if shown and self.add(shown) and len(shown) < len(every):
-            self.left_out += 1
 
     def text(self) -> str:
         more = [f"… {self.left_out:,} more in --netpoll-json=FILE"] if self.left_out else []
@@ -275,43 +333,90 @@ def _broken(record: TestRecord, service: ServiceRecord) -> set[str]:
     return {wording.base_of(fault["metric"]) for fault in wording.broken(record, service)}
 
 
+def _matter(record: TestRecord, service: ServiceRecord) -> frozenset[str] | None:
+    """The metrics that say more about the broken limits; if none is broken, about all limits.
+
+    None for all metrics: for a test whose own assertion failed, and for a limit of a user's hook.
+    """
+    names = _broken(record, service)
+    if not names and record["outcome"] == "unmeasured":
+        names = {*wording.judged(record, service), "wakeups"}
+    rows = {_row_of(name) for name in names}
+    if not names or None in rows:
+        return None
+    beside = {name for row in rows if row is not None for name in _BESIDE.get(row, ())}
+    return frozenset(
+        metric.name
+        for metric in METRICS.values()
+        if metric.row in rows or {metric.name, metric.family} & beside
+    ) | {"lost"}
+
+
+def _row_of(name: str) -> str | None:
+    """The row of a metric (or of a similar one, if it has none) or of a rule; None if unknown."""
+    if name not in METRICS:
+        return _RULE_ROWS.get(name[:3]) if name in RULES else None
+    like = METRICS[name].family if METRICS[name].is_statistic else name
+    alike = [METRICS[name], *(m for m in METRICS.values() if m.name.startswith(like or name))]
+    return next((metric.row for metric in alike if metric.row), None)
+
+
 def _numbers(
-    service: ServiceRecord, width: int, prefix: str = "", *, broken: Set[str] = frozenset(), dropped: int = 0
+    service: ServiceRecord,
+    width: int,
+    *,
+    broken: Set[str] = frozenset(),
+    matter: Set[str] | None = None,
+    dropped: int = 0,
 ) -> list[str]:
-    """What was counted, without the zeros: a number that is 0 explains nothing.
+    """What was counted, of the metrics that matter, without those shown as 0: they explain nothing.
 
     dropped: so many rows less, the last ones that have none of the broken metrics.
     """
-    metrics, runs = service["metrics"], wording.runs_of(service)
+    metrics = service["metrics"]
     rows: list[list[str]] = []
     others: list[int] = []
     for name, total, parts in _ROWS:
-        detail = ", ".join(
-            f"{part.format(metrics[part.name])} {part.part}{_remark(service, part.name)}"
-            for part in parts
-            if metrics.get(part.name)
-        )
-        if detail:
-            detail = _PARTS_OF.get(name, "") + detail
-        if detail or (total is not None and metrics.get(total.name)):
+        shown = [m for m in parts if (matter is None or m.name in matter) and _telling(service, total, m)]
+        texts = [(m.ahead, f"{m.format(metrics[m.name])} {m.part}{_remark(service, m.name)}") for m in shown]
+        first = ", ".join(text for ahead, text in texts if ahead)
+        rest = ", ".join(text for ahead, text in texts if not ahead)
+        detail = ", ".join(filter(None, [first, rest and _PARTS_OF.get(name, "") + rest]))
+        lead = total if total is not None and (matter is None or total.name in matter) else None
+        if lead is not None and metrics.get(lead.name) == 0 and lead.unit == "count":
+            continue  # then its ratios are other rows' numbers
+        if detail or (lead is not None and _counted(lead, metrics.get(lead.name))):
             if not any(metric.name in broken for metric in (total, *parts) if metric is not None):
                 others.append(len(rows))
-            rows.append([name, total.format(metrics.get(total.name)) if total else "", detail])
-    if not rows:
-        return []
+            rows.append([name, lead.format(metrics.get(lead.name)) if lead else "", detail])
     left_out = others[-dropped:] if dropped else []
     rows = [row for number, row in enumerate(rows) if number not in left_out]
+    # What times are made of is the first thing to go where no limit is about times.
+    about_times = any(METRICS[name].family in wording.TIMED for name in broken & METRICS.keys())
+    timed = about_times or (matter is None and not dropped)
+    budgets = [f"  {text}" for text in wording.budgets_of(service)] if timed else []
+    if not rows:
+        return budgets
     used = sum(max(map(cells.width_of, column)) + 2 for column in list(zip(*rows, strict=True))[:2])
     rows = [[name, total, "\n".join(cells.wrap(detail, width - 2 - used))] for name, total, detail in rows]
-    table = cells.tabulated(rows, ["left", "right", "left"]) if rows else ""
-    median = f", median of {runs} runs" if runs > 1 else ""
-    title = (
-        f"{prefix}{service['name']} (pid {service['pid']}, {service['go_version'] or 'unknown Go'}{median}):"
+    table = cells.tabulated(rows, ["left", "right", "left"])
+    return [*(f"  {line}" for line in table.splitlines()), *budgets]
+
+
+def _telling(service: ServiceRecord, total: Metric | None, part: Metric) -> bool:
+    """Whether a part of a row is worth showing: not 0, and not that all wakeups were productive."""
+    value = service["metrics"].get(part.name)
+    ordinary = (
+        part.name == "productive_wakeups"
+        and total is not None
+        and value == service["metrics"].get(total.name)
     )
-    # What times are made of is the first thing to go where no limit is about times.
-    timed = not dropped or any(METRICS[name].family in wording.TIMED for name in broken & METRICS.keys())
-    budgets = [f"  {text}" for text in wording.budgets_of(service)] if timed else []
-    return [wording.one_line(title), *(f"  {line}" for line in table.splitlines()), *budgets]
+    return _counted(part, value) and not ordinary
+
+
+def _counted(metric: Metric, value: int | float | None) -> bool:
+    """Whether it would not be shown as 0."""
+    return bool(value) and metric.format(value) != metric.format(0.0 if metric.unit != "count" else 0)
 
 
 def _remark(service: ServiceRecord, metric: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from pytest_netpoll.clean import lines as clean_lines  # noqa: F401 - for the templates
 from pytest_netpoll.clean import one_line as one_line
@@ -80,7 +80,7 @@ def count_statuses(records: Iterable[TestRecord]) -> dict[str, int]:
 
 
 def expected(record: TestRecord) -> bool:
-    """Whether it is bad, and xfail says that it would be: nothing to alarm anybody about."""
+    """Whether it failed as pytest.mark.xfail expected."""
     return record.get("xfail") is not None and "failed" in (record["outcome"], record.get("gate"))
 
 
@@ -153,7 +153,7 @@ def trusted(service: ServiceRecord) -> bool:
 
 
 def outcome_of(record: TestRecord, service: ServiceRecord | None) -> Outcome:
-    """Of one row: a service does not fail for what another one did."""
+    """The outcome of one row: a service doesn't fail for what another one did."""
     bad = "failed" in (record["outcome"], record.get("gate"))
     if not bad or service is None or record.get("error") is not None:
         return record["outcome"]
@@ -174,12 +174,12 @@ def status_of(record: TestRecord, service: ServiceRecord | None = None) -> str:
 
 
 def alarming(record: TestRecord) -> bool:
-    """Whether somebody should look: also at what report mode lets pass."""
+    """Whether it needs attention, including what report mode lets pass."""
     return status_of(record) in ("failed", "unmeasured", "would fail")
 
 
 def show(service: ServiceRecord | None, metric: str, digits: int | None = None) -> str:
-    """A number for people; an en dash where it is unknown or not to be trusted."""
+    """A number for people; an en dash if it is unknown or not exact."""
     if service is None or not trusted(service):
         return units.NOT_MEASURED
     return METRICS[metric].format(service["metrics"].get(metric), digits)
@@ -308,7 +308,7 @@ def _breach_reason(fault: BreachRecord | RegressionRecord) -> Reason:
 
 
 def unmeasured_reason(service: ServiceRecord) -> Reason | None:
-    """Why none of its numbers can be trusted, None where they can as far as that goes."""
+    """Why none of its numbers is exact; None if they are."""
     parts, text = service.get("why_unmeasured"), service.get("unmeasured")
     if parts is not None:
         return _reason(parts)
@@ -335,7 +335,7 @@ def clean(reason: str) -> Reason:
 
 class Entry(NamedTuple):
     """Something that was recorded, and how many more of its kind at the same place. text: on one line; the
-    stack follows, and then whom that woke, if that is known.
+    stack follows, and then whom that woke, if that is known. kind: what it is evidence of.
     """
 
     text: str
@@ -343,6 +343,7 @@ class Entry(NamedTuple):
     lead_in: str
     share: float | None = None
     woken: str = ""
+    kind: Offence | Literal["late"] = "late"
 
 
 def explaining(record: TestRecord, service: ServiceRecord) -> list[Entry]:
@@ -351,16 +352,34 @@ def explaining(record: TestRecord, service: ServiceRecord) -> list[Entry]:
     for fault in broken(record, service):
         name = base_of(fault["metric"])
         if name.startswith(("latency_", "sched_latency_")):
+            if _cpu_is_the_cause(service):
+                found.setdefault("cpu", offender_entries(service, _own(service, "cpu")))
             found.setdefault("late", slow_entries(service, service["slowest"]))
         if name in METRICS and METRICS[name].family in TIMED:
             found.setdefault("answers", slow_entries(service, slow_answers(record, service)))
-        for offence in _evidence_for(name):
-            # A limit is about the program's own calls.
-            own = [o for o in service["offenders"] if _offence(o) == offence and not o.get("runtime")]
+        for offence in sorted(_evidence_for(name), key=lambda o: o == "woken" and _timers_lead(service)):
+            own = _own(service, offence)
             if offence == "parked":
                 own = [o for o in own if _concerned(record, service, o)]
             found.setdefault(offence, offender_entries(service, own))
     return [entry for entries in found.values() for entry in entries]
+
+
+def _own(service: ServiceRecord, offence: Offence) -> list[OffenderRecord]:
+    """The program's own calls, which limits are about."""
+    return [o for o in service["offenders"] if _offence(o) == offence and not o.get("runtime")]
+
+
+def _cpu_is_the_cause(service: ServiceRecord) -> bool:
+    """Whether a rule names the code that used the CPU while woken goroutines waited."""
+    broken = [rule for rule in service.get("rules", []) if rule["line"] is not None]
+    return any("cpu" in _evidence_for(rule["code"]) for rule in broken)
+
+
+def _timers_lead(service: ServiceRecord) -> bool:
+    """Whether goroutines were woken more often by timers and other goroutines than by the network."""
+    metrics = service["metrics"]
+    return (metrics.get("ready_calls") or 0) > (metrics.get("wakeups") or 0)
 
 
 def _evidence_for(metric: str) -> Sequence[Offence]:
@@ -385,7 +404,7 @@ def _offence(offender: OffenderRecord) -> Offence:
     return offender.get("offence", "spurious")
 
 
-# What is no offence unless a broken limit says so, and what it is called then.
+# What is an offence only if a limit on it is broken, and what it is called then.
 _ORDINARY: Mapping[Offence, str] = {
     "ready": "Callers",
     "io": "I/O calls",
@@ -406,7 +425,7 @@ def besides(record: TestRecord, service: ServiceRecord) -> list[tuple[str, list[
 
 
 def callers(record: TestRecord, service: ServiceRecord) -> list[Entry]:
-    """Who made ready calls, worst first, where that was asked for but explains no broken limit."""
+    """The callers of ready calls, worst first, if they were recorded but explain no broken limit."""
     return [
         entry for heading, entries in besides(record, service) if heading == "Callers" for entry in entries
     ]
@@ -428,6 +447,7 @@ def offender_entries(service: ServiceRecord, offenders: Iterable[OffenderRecord]
             lead_in(offender),
             offender["share"],
             woken_text(offender),
+            _offence(offender),
         )
         for offender in merged
     ]
@@ -444,7 +464,7 @@ def _key(stack: Iterable[FrameRecord]) -> tuple[Any, ...]:
 
 
 def _together(same: Sequence[OffenderRecord]) -> OffenderRecord:
-    """Of one place the worst, with all their numbers."""
+    """The worst offender of one place, with the numbers of all."""
     worst = max(same, key=lambda offender: offender["count"])
     shares = [offender["share"] for offender in same]
     outcomes = dict.fromkeys(o["outcome"] for o in same if o.get("outcome"))
@@ -532,7 +552,7 @@ def _parked(entry: OffenderRecord | SlowWakeupRecord | SlowAnswerRecord) -> str:
 
 
 def shown_stack(entry: OffenderRecord | SlowWakeupRecord | SlowAnswerRecord) -> list[FrameRecord]:
-    """Of a ready call that the runtime made, as for a timer, where the woken goroutine was parked."""
+    """The stack to show: if the runtime made the ready call, as for a timer, the woken goroutine's."""
     woken = cast("OffenderRecord", entry).get("woken_stack") or []
     return woken if woken and not any(map(_is_users, entry["stack"])) else entry["stack"]
 
@@ -542,7 +562,7 @@ def _is_users(frame: FrameRecord) -> bool:
 
 
 def lead_in(entry: OffenderRecord | SlowWakeupRecord | SlowAnswerRecord) -> str:
-    """What joins its text and its stack: " at", or that there is none where there should be one."""
+    """What joins its text and its stack: " at", or ", no stack" if one is missing."""
     if shown_stack(entry):
         return " at"
     stackless = entry.get("offence") == "unclaimed" or entry.get("count") == 0
@@ -560,16 +580,18 @@ def _sampled_text(service: ServiceRecord, offender: OffenderRecord) -> str:
     woken = offender.get("woken_stack") or []
     if woken and shown_stack(offender) is woken:
         by = f" by {one_line(offender['stack'][0]['function'] or '?')}" if offender["stack"] else ""
-        happened = f"made{by}, woke who was parked"
+        happened = f"made{by}, woke the goroutine parked"
     return f"{units.show(offender['share'], 'share')} of {total} {name}{where}, {happened}"
 
 
 def woken_text(entry: OffenderRecord | SlowWakeupRecord) -> str:
-    """ "which woke who was parked at pool.go:31 main.worker", of a ready call; empty where that isn't known,
-    or is what shown_stack gives.
+    """ "which woke the goroutine parked at pool.go:31 main.worker", of a ready call.
+
+    Empty if that isn't known, or is what shown_stack returns.
     """
     woken = cast("OffenderRecord", entry).get("woken_stack") or []
-    return f"which woke who was parked{place(woken)}" if woken and shown_stack(entry) is not woken else ""
+    known = bool(woken) and shown_stack(entry) is not woken
+    return f"which woke the goroutine parked{place(woken)}" if known else ""
 
 
 def _cpu_text(offender: OffenderRecord) -> str:
@@ -613,7 +635,7 @@ def _parked_text(offender: OffenderRecord) -> str:
 
 
 def unexplained(record: TestRecord, service: ServiceRecord) -> list[Reason]:
-    """For each kind of evidence that a broken limit asks for, and that could not be had."""
+    """A reason for each kind of evidence that a broken limit asks for and that is missing."""
     wanted = _wanted(record, service)
     names = {"cpu": "CPU samples", "spurious": "cause of spurious wakeups", "parked": "proof that they stay"}
     return [
@@ -685,11 +707,15 @@ def _threads_at(service: ServiceRecord, at_ms: float | None) -> str:
     begin = 0.0
     for point in service.get("timeline", []):
         if point["t_ms"] >= at_ms:
-            running = f"{point['threads_running']:g} of {point['threads']} threads running"
+            count = f"{point['threads_running']:g}" if point["threads_running"] else "none"
+            running = f"{count} of {point['threads']} threads running"
             if service["metrics"].get("run_delay_seconds") is None:
                 return f"; {running}"
             waited, passed = point["run_delay_ns"], (point["t_ms"] - begin) * 1e6
-            return f"; {running}, {units.show(waited, 'ns')} of {units.show(passed, 'ns')} waiting for a CPU"
+            return (
+                f"; {running}, and threads waited {units.show(waited, 'ns')} for a CPU "
+                f"in that {units.show(passed, 'ns')} sample"
+            )
         begin = point["t_ms"]
     return ""
 
@@ -730,7 +756,7 @@ def frame_location(frame: FrameRecord) -> str:
 
 
 class Evidence(NamedTuple):
-    """Where in Go what is wrong happens. text: what, on one line. stack: innermost first, may be empty."""
+    """A place in Go where something is wrong. text: one line. stack: innermost first, may be empty."""
 
     text: str
     stack: list[FrameRecord]
@@ -740,7 +766,7 @@ class Evidence(NamedTuple):
 
 
 def worst_place(record: TestRecord) -> Evidence | None:
-    """Of what explains the failure the worst; None where no panic, no offender and no late wakeup does."""
+    """The worst place that explains the failure; None if no panic, offender or late wakeup does."""
     for death in record.get("deaths", []):
         stack = _panicked_at(death["last_words"])
         if stack:
@@ -774,7 +800,7 @@ def _panicked_at(last_words: str) -> list[FrameRecord]:
 
 
 def windows_behind(record: TestRecord) -> list[WindowRecord]:
-    """Of a test that failed by itself its windows, those first whose numbers it asked for last."""
+    """The windows of a test that itself failed; first those whose numbers it asked for last."""
     if record.get("error") is None:
         return []
     windows = record.get("windows", [])[::-1]
@@ -782,7 +808,7 @@ def windows_behind(record: TestRecord) -> list[WindowRecord]:
 
 
 def evidence_in(service: ServiceRecord) -> list[Entry]:
-    """Of a window, on which there are no limits: its offenders, or else who was woken latest."""
+    """Evidence in a window, which has no limits: its offenders, else the latest wakeups."""
     if not trusted(service):
         return []
     offenders = [o for o in service["offenders"] if _offence(o) not in _ORDINARY]
@@ -790,7 +816,7 @@ def evidence_in(service: ServiceRecord) -> list[Entry]:
 
 
 def diagnosis_of(record: TestRecord) -> list[str]:
-    """What explains the failure in words, without the troubles of services that kept their limits."""
+    """The diagnosis of the failure, without services that kept their limits."""
     faulty = {fault["service"] for fault in broken(record)}
     found = [
         text

@@ -153,7 +153,7 @@ def _ask_version(tool: GoTool, wanted: str | None, say: Say | None) -> tuple[str
 
 
 class Builds(Protocol):
-    """What a ServiceFactory needs of whoever builds its packages; see Builder.build."""
+    """What a ServiceFactory needs from a builder; see Builder.build."""
 
     def build(
         self,
@@ -238,7 +238,7 @@ class Builder:
             if not _is_elf(temporary):
                 raise ServiceError(
                     f"cannot run {package}",
-                    why="it builds to something that is no Linux program",
+                    why="the result is not a Linux program",
                     fix="name a directory with `package main`, built for GOOS=linux",
                 )
             # The same bytes: keep the file, for a running service has it open as its executable.
@@ -275,7 +275,7 @@ def _locate(package: str, base: Path) -> tuple[Path, str]:
             raise ServiceError(
                 f"cannot build {package}",
                 why=f"there is no directory {path}",
-                fix="give the package's path from pytest's rootdir, or from cwd= where that is given",
+                fix="give the package's path from pytest's rootdir, or from cwd= if you give that",
             )
         return base, package
     for directory in (path, *path.parents):
@@ -300,7 +300,7 @@ class _Finished(NamedTuple):
 def _run(
     command: list[str], environ: Mapping[str, str], cwd: Path, say: Say | None, activity: str
 ) -> _Finished:
-    """`activity` is said when it takes long. OSErrors become status 127."""
+    """`activity` is printed if it takes long. OSErrors become status 127."""
     try:
         process = subprocess.Popen(
             command,

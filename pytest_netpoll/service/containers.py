@@ -70,7 +70,7 @@ class Container:
         return state.pid
 
     def ending(self, pid: int) -> tuple[str, str | None] | None:
-        """What became of the container whose process `pid` is gone, and what to do; None if unknown."""
+        """What happened to the container whose process `pid` is gone, and what to do; None if unknown."""
         try:
             state = _inspect(self.engine, self.name)
         except ServiceError:
@@ -134,7 +134,7 @@ def find(name: object, engine: object = None) -> Container:
         raise ServiceError(
             f"there is more than one container {name!r}",
             why=f"{' and '.join(engines)} have one each",
-            fix=f"say which: engine={engines[0]!r}",
+            fix=f"choose one: engine={engines[0]!r}",
         )
     if found:
         return next(iter(found.values()))
@@ -206,7 +206,7 @@ def _inspect(engine: str, name: str) -> _State | None:
     except (ValueError, LookupError, TypeError):
         raise ServiceError(
             f"{engine} cannot be asked for container {name!r}",
-            why=f"`{engine} container inspect {name}` printed something else than expected: {answer:.100}",
+            why=f"`{engine} container inspect {name}` printed something unexpected: {answer:.100}",
             fix="give the service itself: pid=, port= or process=",
         ) from None
 

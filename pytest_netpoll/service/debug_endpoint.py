@@ -1,4 +1,4 @@
-"""What a Go service tells of itself where it serves net/http/pprof."""
+"""What a Go service reports about itself through net/http/pprof."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATIENCE = 10.0  # seconds for an answer, beyond those that it is to be about
 MOST_SECONDS = 10  # of a profile
 MOST_BYTES = 32 << 20  # of an answer
 _CHUNK = 64 << 10
-_FIX = 'serve net/http/pprof there, or name the path that it has: go_service(…, pprof="/debug/pprof")'
+_FIX = 'serve net/http/pprof there, or give its path: go_service(…, pprof="/debug/pprof")'
 
 
 class View(NamedTuple):

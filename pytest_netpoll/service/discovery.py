@@ -59,7 +59,7 @@ def find(search: Search, timeout: float, say: Say | None) -> int:
         if waited >= timeout:
             raise ServiceError(
                 f"there is no {search.what}",
-                why=f"{hidden} processes of other users could not be looked into" if hidden else None,
+                why=f"{hidden} processes of other users could not be inspected" if hidden else None,
                 fix="run pytest as root, or give its pid" if hidden else "start it first, or give its pid",
             )
         if not said and waited > QUIET_SECONDS and say is not None:

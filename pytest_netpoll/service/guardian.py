@@ -1,4 +1,4 @@
-"""Ends services, also those of a pytest that was killed before it could.
+"""Ends services, including those of a pytest that was killed before it could.
 
 Run as a script this file is the guardian: a process beside pytest that is told every service and,
 once pytest is gone, ends those still left. A fork of it stands by in case it is killed. It imports the

@@ -27,7 +27,7 @@ class Listener(NamedTuple):
 def listeners_of(pid: int) -> list[Listener]:
     """The process's listening TCP sockets, the one opened first in front; none of a process that is gone.
 
-    Raises PermissionError where they are not for this user to see.
+    Raises PermissionError where they can't be seen by this user.
     """
     sockets = _sockets(pid)
     if not sockets:
@@ -40,7 +40,7 @@ def listeners_of(pid: int) -> list[Listener]:
 def ports_of(pid: int) -> set[int]:
     """The ports at which a client reaches the process, by TCP or by UDP.
 
-    Raises PermissionError where they are not for this user to see.
+    Raises PermissionError where they can't be seen by this user.
     """
     sockets = _sockets(pid)
     if not sockets:

@@ -1,4 +1,4 @@
-"""When what takes long is worth a word, and to whom it is said."""
+"""When slow work is worth a line in the terminal, and who prints it."""
 
 from __future__ import annotations
 

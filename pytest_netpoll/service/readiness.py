@@ -1,4 +1,4 @@
-"""Tells when a service is up: what `ready=` may be, and the waiting for it."""
+"""Decides when a service is up: what `ready=` may be, and the waiting for it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DIAL_TIMEOUT = 1.0  # seconds for one connection or one HTTP answer
 
 
 class Starting(Protocol):
-    """What is waited for: a Service, as far as that is looked at here."""
+    """The part of a Service that readiness checks use."""
 
     @property
     def name(self) -> str: ...
@@ -93,7 +93,7 @@ def wait_until_ready(service: Starting, ready: Ready, timeout: float, say: Say |
         f"service {service.name!r} was not ready within {timeout:g} s",
         why=f"waited for {_expected(service, ready)}{_instead(service, ready, problem)}",
         fix=(problem.fix if isinstance(problem, NetpollError) else None)
-        or "see its output below; ready= and timeout= say what to wait for and how long",
+        or "see its output below; ready= and timeout= set what to wait for, and how long",
         detail=service.tail() or "(it printed nothing)",
     )
 
@@ -121,7 +121,7 @@ def _listeners(pid: int, family: Iterable[int]) -> list[Address]:
         except PermissionError:
             denied = True
     if denied and not found:
-        raise PermissionError(f"the sockets of process {pid} are not for this user to see")
+        raise PermissionError(f"the sockets of process {pid} can't be seen by this user")
     return found
 
 

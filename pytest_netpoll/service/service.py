@@ -101,7 +101,7 @@ class Service:
         """
         if self._retired:
             raise UsageError(
-                f"service {self.name!r} is not there any more",
+                f"service {self.name!r} no longer exists",
                 why="the fixture or test that asked for it has ended, and the service with it",
                 fix="to use it in several tests, call go_service in a fixture of a wider scope",
             )
@@ -133,7 +133,7 @@ class Service:
 
     @property
     def pprof_url(self) -> str | None:
-        """Where it serves net/http/pprof, as far as go_service was told."""
+        """Where it serves net/http/pprof, if go_service was given that."""
         place = self._spec.pprof
         return f"{self.url}{place}" if place is not None and place.startswith("/") else place
 
@@ -248,7 +248,7 @@ class Service:
         if self.attached:
             raise UsageError(
                 f"service {self.name!r} cannot be restarted",
-                why="it ran before and belongs to somebody else",
+                why="pytest did not start it",
             )
         if self._retired:
             raise UsageError(
@@ -272,7 +272,7 @@ class Service:
         if self._held is not None:  # nobody will release it
             self._held.close()
             self._held = None
-        # Whoever kills it, or asks it to end, and then stops it meant that; but nobody means a panic.
+        # A test that kills it and then stops it meant to; but nobody means a panic.
         crashed = self._was_ready and (self.returncode or 0) not in (0, *_KILLS)
         survivors = set() if self.attached else guardian.end(self._leader, STOP_GRACE, [self._mark])
         if not survivors:
@@ -280,7 +280,7 @@ class Service:
                 self._popen.wait()
             self._catch_up()
             self._factory.guardian.remove(self._mark)
-        # One that was about to print its panic was no quicker stopped than dead.
+        # If it was about to print its panic, it died before it was stopped.
         crashed = crashed or (self._was_ready and self.returncode == 2 and bool(self.last_words()))
         self._crash = self.ending if crashed else None
         self._stopped = True
@@ -295,7 +295,7 @@ class Service:
     # For the plugin, the factory and readiness checks.
 
     def retire(self) -> None:
-        """As `stop`, and for ever: its name and its port are free again."""
+        """Like `stop`, but for good: its name and its port are free again."""
         self._retired = True
         try:
             self.stop()
@@ -321,8 +321,10 @@ class Service:
             return None  # a test double, which the service is told the port of
         return Reason(
             f"no process of service {self.name!r} listens on port {self._free_port}, which clients use",
-            why=f"process {holder} ({process_name(holder)}) does" if holder else "nor does another one here",
-            fix="watch the one that serves, with go_service(port=…) or pid=…; where no client uses {port}, "
+            why=f"process {holder} ({process_name(holder)}) does"
+            if holder
+            else "and no other process here does",
+            fix="watch the one that serves, with go_service(port=…) or pid=…; if no client uses {port}, "
             "leave it out",
         )
 
@@ -358,7 +360,7 @@ class Service:
         return found is not None
 
     def start(self) -> None:
-        """Start it and wait until it is ready; on an error nothing of it is left running."""
+        """Start it and wait until it is ready; on an error, none of its processes is left running."""
         # A port it had before, it gets again: clients know it.
         retries = PORT_RETRIES if self._spec.wants_port and self._free_port is None else 0
         while True:
@@ -468,7 +470,7 @@ class Service:
         self._process = psutil.Process(self._popen.pid)
 
     def _begin(self, held: Held) -> None:
-        """Whoever is to watch it does by now: it may run its first instruction."""
+        """Everything that watches it is in place: it may run its first instruction."""
         self._held = None
         try:
             held.release()

@@ -69,7 +69,7 @@ def check_combination(
     others |= for_launches if given[0] in ATTACHED else {}
     others |= {} if given == ["container"] else for_containers
     if idle := [name for name, value in others.items() if value]:
-        raise UsageError(f"go_service: {', '.join(idle)} cannot go together with {given[0]}")
+        raise UsageError(f"go_service: {', '.join(idle)} can't be combined with {given[0]}")
 
 
 def checked_directory(rootdir: Path, cwd: Argument | None) -> Path:

@@ -136,7 +136,7 @@ class Worktree:
     def _outside(self, package: str, path: Path) -> UsageError:
         return UsageError(
             f"{self.revision}: cannot build {package}",
-            why=f"{path} is outside the repository {self.revision.root}, of which the revision is",
+            why=f"{path} is outside the repository {self.revision.root}, which the revision belongs to",
             fix="test a package of this repository, or run without --netpoll-against",
         )
 
@@ -224,7 +224,7 @@ class Worktree:
                 _link(wanted, Path("/") / wanted.relative_to(self._top))
             elif wanted.is_relative_to(self.revision.root):
                 raise ServiceError(
-                    f"{self.revision}: {file.name} names {name}, which is this checkout's",
+                    f"{self.revision}: {file.name} names {name}, which is in this checkout",
                     why="the revision would be built with it",
                     fix="name it by a relative path",
                 )

@@ -1,4 +1,4 @@
-"""Which services a window is about: those that ran in it, and of them those that are the test's own."""
+"""Which services a window covers: those that ran in it, and which of them are the test's own."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Roster:
         return presence
 
     def end(self, service: Service) -> None:
-        """Whoever asked for it has ended."""
+        """The fixture or test that asked for it has ended."""
         self.owners.pop(service, None)
         service.retire()
 
@@ -102,7 +102,7 @@ class Roster:
     def own(self, item: pytest.Item) -> list[Service]:
         """Those that the test's fixtures hold or made, and that it made; each once.
 
-        Also those that were stopped, as long as whoever asked for them has not ended.
+        Also those that were stopped, until the fixture or test that asked for them has ended.
         """
         # Also of what it got by request.getfixturevalue, which is no argument of the test.
         fixtures = getattr(getattr(item, "_request", None), "_fixture_defs", {})
@@ -132,7 +132,7 @@ class Presence:
         return self._before + self.new
 
     def concerned(self, own: Sequence[Service], limits: Limits) -> list[Service]:
-        """The test's own, those it made meanwhile, those its marker names; of others there are none.
+        """The test's own services, those it started meanwhile, and those its marker names.
 
         Its own include those that were stopped before: nothing may be judged in their place.
         """
@@ -143,7 +143,7 @@ class Presence:
 def doubted(
     measurement: Measurement, service: Service, own: Sequence[Service] = (), limits: Limits = NO_LIMITS
 ) -> Measurement:
-    """The measurement, unmeasured where it may not be that of the service that the test is about."""
+    """The measurement; unmeasured if it may be of another service than the test's."""
     if measurement.unmeasured is not None:
         return measurement
     doubt = service.why_elsewhere() or _why_ambiguous(service, own, limits)
@@ -187,7 +187,7 @@ def services_in(values: Iterable[object], depth: int = _DEPTH) -> Iterator[Servi
 
 def _inside(value: object) -> Iterable[object]:
     kind = type(value)
-    # Who can make services, measures them, or asks pytest for fixtures, has not thereby used all of them.
+    # A fixture that can start services, measures them, or requests fixtures doesn't use all of them.
     if issubclass(kind, (type, ServiceFactory, Pairs, Sides, Roster, Meter, pytest.FixtureRequest)):
         return ()
     if issubclass(kind, (list, tuple, set, frozenset)):

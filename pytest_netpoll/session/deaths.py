@@ -1,4 +1,4 @@
-"""Which services ended without being stopped: that is a failure whatever is measured, and is told of each."""
+"""Which services ended without being stopped: that is a failure, whatever was measured."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pytest_netpoll.errors import Reason
 from pytest_netpoll.model.verdict import Death
 from pytest_netpoll.service.service import Service
 
-_STOP = "where that is meant, call {}.stop() in the test"
+_STOP = "if that is intended, call {}.stop() in the test"
 
 
 class Deaths:

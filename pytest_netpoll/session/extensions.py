@@ -1,4 +1,4 @@
-"""What users' hooks add to a test: broken limits and columns. What hooks return is checked here."""
+"""Broken limits and columns that users' hooks add to a test. Their return values are checked here."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Columns = Mapping[str, int | float | str | None]
 class Added(NamedTuple):
     """What users' hooks add to a test.
 
-    columns: of each measurement, none where it cannot be trusted. error: what the first hook that failed
-    raised, in words where it returned what is no proper Breach, or what no table shows.
+    columns: of each measurement, none if it isn't exact. error: what the first hook that failed
+    raised, or what is wrong with the value that it returned.
     """
 
     breaches: Sequence[Breach]
@@ -85,18 +85,18 @@ def _breaches(item: pytest.Item, measurement: Measurement, limits: Limits) -> li
 
 
 def _complaint(breach: Breach) -> str | None:
-    """What no report could show of it; anything may be in it, for hooks are seldom type-checked."""
+    """What no report could show of it; it may hold anything, since hooks are seldom type-checked."""
     fields: Mapping[str, object] = vars(breach)
     for name in ("service", "metric", "detail"):
         if not isinstance(fields[name], str):
-            return f"{name} is no text"
+            return f"{name} is not a string"
     if fields["kind"] not in ("max", "min"):
         return 'kind is neither "max" nor "min"'
     for name in ("measured", "limit"):
         value = fields[name]
         # NaN is less than nothing.
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
-            return f"{name} is no finite number"
+            return f"{name} is not a finite number"
     return None
 
 

@@ -26,7 +26,7 @@ MOST_WINDOWS = 100
 
 
 class Windows:
-    """The closed windows of one test, the last ones of very many. left_out: how many are not kept."""
+    """The closed windows of one test; of very many, the last ones. left_out: how many are not kept."""
 
     def __init__(self) -> None:
         self.left_out = 0

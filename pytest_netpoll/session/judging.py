@@ -1,4 +1,4 @@
-"""A test's call: it is measured, compared with its baseline and judged, once, when all is known."""
+"""Measures a test's call, compares it with the baseline, and judges it once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pytest_netpoll.session.trial import Trial, has_failed, is_repeated
 
 
 class Judged(NamedTuple):
-    """What was measured of a test, before pytest has said how the test ended.
+    """A test's measurements, before pytest knows how the test ended.
 
     columns: what users' hooks add to each of the measurements.
     """
@@ -102,7 +102,7 @@ def _around_measured(
         comparison = _compare(session, item, trial, limits, runs)
         trial.again(runs - len(trial.windows))
     finally:
-        # Also of a test that fails by itself: its numbers may tell why.
+        # For a failed test too: its numbers may show why.
         measurements = median_of(trial.windows[:runs])
         requests = trial.requests_per_second(runs)
         deaths = _dead(session, presence, [s for s in presence.all if s.name in limits.services], item)
@@ -153,7 +153,7 @@ def _dead(
 
 
 def _runs(options: Config, limits: Limits) -> int:
-    """Windows of a test. What is compared with from now on must not be a single lucky one."""
+    """Windows of a test. A saved baseline must not rest on a single lucky window."""
     if options.save is None:
         return limits.runs
     rounds = options.rounds or (ROUNDS if options.against is not None else None)

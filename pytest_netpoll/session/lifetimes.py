@@ -1,4 +1,4 @@
-"""How long a service lives: as long as the fixture, or the test, that asked for it.
+"""How long a service lives: as long as the fixture or test that asked for it.
 
 A service of a fixture ends after the fixture's own teardown, one of a test before the test's fixtures.
 """
@@ -21,7 +21,7 @@ from pytest_netpoll.session.outcome import plain_failures
 
 
 class Lifetimes:
-    """Knows who asks for a service at the moment; a plugin of pytest's, for the hooks that tell it."""
+    """Knows who is asking for a service now; a plugin of pytest's, for the hooks that tell it."""
 
     def __init__(self, roster: Roster, deaths: Deaths) -> None:
         self._roster = roster
@@ -60,7 +60,7 @@ class Lifetimes:
         try:
             result = yield
         except BaseException:
-            # The teardown fails by itself. What was found already is said beside that, for it is said once.
+            # The teardown itself fails. What was found already is added, because it is reported only once.
             if late:
                 item.add_report_section("teardown", "netpoll", _said(late))
             raise
@@ -70,7 +70,7 @@ class Lifetimes:
             with plain_failures():
                 if errors:
                     raise errors[0]
-        # A panic takes a while, and whoever stops the service may come first.
+        # A panic takes a while, and the service may be stopped before it ends.
         late += [
             *self._deaths.take_stopped(),
             *self._deaths.tell(self._deaths.untold(used), "after the test"),
@@ -85,7 +85,7 @@ class Lifetimes:
         return time.monotonic() - self._began
 
     def adopt(self, service: Service) -> None:
-        """Called with a new service: it ends with whoever asks for it, or else with the session."""
+        """Called with a new service, which ends with the fixture or test that asks for it, or the session."""
         if self._setups:
             definition, request = self._setups[-1]
             self._roster.owners[service] = Owner(request.node, definition)

@@ -21,7 +21,7 @@ _COMPLAINT = "netpoll_usage_error"
 
 
 def fixtures_of(item: pytest.Item) -> list[str]:
-    """All that the test depends on."""
+    """All fixtures that the test depends on."""
     return getattr(item, "fixturenames", [])
 
 

@@ -1,4 +1,4 @@
-"""How pytest is told: failures and skips that are the plugin's, with a message and no traceback."""
+"""Failures and skips of this plugin, with a message and without a traceback."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytest_netpoll.options import Config
 
 
 class Enforced(NamedTuple):
-    """What ended a test by our doing. exception: as raised; it tells our failure from the test's own.
+    """Why the plugin ended a test. exception: as raised; it tells our failure from the test's own.
 
     lenient: raised in report mode, only for pytest.mark.xfail to see: it is no failure.
     """
@@ -77,7 +77,7 @@ def settle_report(report: pytest.TestReport, enforced: Enforced) -> None:
 
 
 def refuse(node: pytest.Item, verdict: Verdict, options: Config) -> None:
-    """Ends a test that asks for numbers which there are not: where that must not fail it, it is skipped."""
+    """Fails (or skips, if so configured) a test that asks for numbers that weren't measured."""
     harmless = options.unmeasured == "skip" or options.mode == "report"
     _end(node, verdict, skip=harmless and verdict.outcome == "unmeasured")
 

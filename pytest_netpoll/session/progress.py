@@ -1,4 +1,4 @@
-"""Tells who waits what is waited for, without garbling pytest's own line of progress."""
+"""Shows what pytest is waiting for, without garbling pytest's own line of progress."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Progress:
                 writer.line()
             reporter.write(one_line(f"netpoll: {text}"))
             if self._running is not None:
-                # On a new line the test is named again, and what becomes of it follows there.
+                # pytest names the test again on a new line, and its result follows there.
                 reporter.pytest_runtest_logstart(*self._running)
             if reporter.currentfspath is None:  # with -q, or between tests: nothing was named
                 writer.line()

@@ -22,7 +22,7 @@ from pytest_netpoll.session.session import Session
 def complete(
     session: Session, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport
 ) -> None:
-    """Called with each report of pytest's: gives it the outcome and the record that we owe it."""
+    """Called with each of pytest's reports: adds the outcome and the record."""
     # Only now it is known how the test ended: a unittest.TestCase raises nothing, an xfail may be one.
     enforced = item.stash.get(ENFORCED, None)
     if enforced is not None and call.excinfo is not None and call.excinfo.value is enforced.exception:
@@ -56,7 +56,7 @@ def collect(session: Session, report: pytest.TestReport) -> None:
 
 
 def is_unmeasured(report: pytest.TestReport) -> bool:
-    """Whether the test failed for that alone."""
+    """Whether the test failed only for that."""
     made = getattr(report, "netpoll", None)
     return made is not None and made["outcome"] == "unmeasured" and report.failed
 
@@ -109,7 +109,7 @@ def _attach_record(
 def _keep_artifacts(
     session: Session, item: pytest.Item, made: record.TestRecord, report: pytest.TestReport
 ) -> None:
-    """They are named in the record, and travel with pytest's report to whoever writes the reports."""
+    """Names them in the record; they travel with pytest's report to the process that writes reports."""
     wanted = session.options.artifacts
     if wanted is None or not (wanted.all_tests or wording.alarming(made)):
         return

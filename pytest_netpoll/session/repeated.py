@@ -1,7 +1,7 @@
 """A test that failed is called once more: for a trace of it, and for what its services tell of themselves by
 net/http/pprof.
 
-Once more, so that the call which was measured pays nothing for it.
+It gets a call of its own, so that the measured call isn't slowed down.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def take(session: Session, item: pytest.Item, seconds: float, failed: bool) -> N
 def _why_not(session: Session, item: pytest.Item, asked: Asked, seconds: float) -> Reason | None:
     for service in asked.all:
         if not service.running:
-            return Reason(asked.lacking, why=f"{service.name} does not run any more")
+            return Reason(asked.lacking, why=f"{service.name} is no longer running")
     if session.roster.made_by(item):
         return Reason(
             asked.lacking,
@@ -190,7 +190,7 @@ def _together(service: str, missing: Sequence[Reason]) -> list[Reason]:
 
 
 def _repeat(item: pytest.Item) -> None:
-    """Calls a test that has been judged. What comes of it is nobody's: neither failures nor numbers."""
+    """Calls a test that has been judged. Failures and numbers of this call are ignored."""
     enforced, windows = item.stash.get(ENFORCED, None), item.stash.get(WINDOWS, None)
     reported = len(item.user_properties)
     # A unittest.TestCase raises nothing: pytest keeps its failures here.

@@ -66,7 +66,7 @@ class Session:
 
     def stop(self) -> None:
         for factory in self._factories:
-            # The fixture's teardown has told of it; here only when pytest did not get there.
+            # The fixture's teardown reports it; this is for when pytest didn't get there.
             with contextlib.suppress(NetpollError):
                 factory.stop_all()
         self.meter.stop()
@@ -104,7 +104,7 @@ class Session:
         return Pairs(factory, base, self.sides, str(self.base.revision))
 
     def start_agent(self, limited: Collection[str]) -> None:
-        """Called when tests will be measured: it compiles while the services are built.
+        """Called when tests will be measured: the agent compiles while the services are built.
 
         limited: the metrics that any of them limits.
         """
@@ -130,7 +130,7 @@ class Session:
 
     @property
     def has_terminal(self) -> bool:
-        """Who has no terminal reporter asked for silence."""
+        """Without a terminal reporter the user asked for silence."""
         return bool(self.config.pluginmanager.hasplugin("terminalreporter"))
 
     @property

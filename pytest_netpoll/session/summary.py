@@ -40,5 +40,5 @@ def write(session: Session, pytest_session: pytest.Session) -> None:
     ):
         pytest_session.exitstatus = pytest.ExitCode.TESTS_FAILED
     if not session.has_terminal:
-        # Annotations are for whoever reads the output, not for pytest's own reporter.
+        # Annotations are for the log's reader, not for pytest's own reporter.
         print(*reports.lines, sep="\n", end="\n" if reports.lines else "")

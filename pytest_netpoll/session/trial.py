@@ -84,7 +84,7 @@ class Trial:
 
     @contextlib.contextmanager
     def window(self) -> Iterator[None]:
-        """Measures the block, also one that fails: its numbers may tell why."""
+        """Measures the block, even if it fails: its numbers may show why."""
         presence = self._roster.watch()
         reported = len(self._item.user_properties)
         limited = {limit.base for limit in self._limits.limits}

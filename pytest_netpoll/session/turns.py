@@ -30,7 +30,7 @@ def check(options: Config) -> None:
     """UsageError for options that contradict each other."""
     if options.against is not None and options.compare is not None:
         raise UsageError(
-            "--netpoll-against and --netpoll-compare are one too many",
+            "--netpoll-against and --netpoll-compare can't be combined",
             why="a test has one comparison: with a revision measured now, or with a saved baseline",
             fix="leave one of them out; of the ini file's: -o netpoll_compare=",
         )
@@ -99,8 +99,8 @@ class Base:
         named = ", ".join(f"{name!r} ({scope} scope)" for name, scope in keeping)
         return Reason(
             f"{side} saw no traffic of its own",
-            why=f"a client stayed with {other}, as one does that is connected, or has the address, "
-            "for longer than one call of the test",
+            why=f"a client stayed with {other}: it is connected, or keeps the address, for longer than one "
+            "call of the test",
             fix=f"make the fixture {named} function-scoped, so that it connects anew for each side"
             if keeping
             else "take the address from the service, and connect, in the test or a function-scoped fixture",

@@ -143,7 +143,7 @@ def test_a_part_of_a_service_is_not_counted_twice(contained, factory, meter):
     part = factory(pid=process.pid)
     _, of_part = meter.close(meter.open(), [whole, part])
     assert of_part.unmeasured is not None
-    assert f"watched already, as a child of process {whole.pid}" in of_part.unmeasured
+    assert f"already watched, as a child of process {whole.pid}" in of_part.unmeasured
 
 
 def test_the_line_that_was_woken_in_vain_is_found_in_another_mount_namespace(contained, measure, inside):

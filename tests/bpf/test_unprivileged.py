@@ -255,7 +255,7 @@ def test_a_directory_that_only_root_may_look_into_ends_no_check(user):
         run = user.run(user.python, "-c", look)
     finally:
         closed.rmdir()
-    assert run.stdout == "not mounted, or not to be seen without root (not needed)\n", run.stderr
+    assert run.stdout == "not mounted, or visible to root only (not needed)\n", run.stderr
 
 
 @needs_sudo
@@ -295,7 +295,7 @@ def test_another_users_process_is_refused(user, installed, uid):
         other.kill()
     assert result.returncode == 1
     assert tests["test_it"]["outcome"] == "unmeasured"
-    assert f"process {other.pid} is not this user's" in tests["test_it"]["reason"]
+    assert f"process {other.pid} belongs to another user" in tests["test_it"]["reason"]
     assert "run pytest as root" in tests["test_it"]["reason"]
 
 
@@ -309,7 +309,7 @@ def test_a_process_that_was_root_before_it_was_the_users_is_refused(user, instal
         assert set(psutil.Process(was_root.pid).uids()) == {user.uid}
         answer = ask("watch", pid=was_root.pid)
         was_root.kill()
-    assert "not this user's" in answer["error"]["what"]
+    assert "belongs to another user" in answer["error"]["what"]
 
 
 @needs_sudo
@@ -376,7 +376,7 @@ def test_the_installed_agent_reads_its_cache_and_never_writes_it(user, installed
     with running(user, installed) as ask:
         assert ask.ready["program"] == "compiled"
         assert ask.ready["not_cached"] == {
-            "what": "what is kept is damaged, or of another format",
+            "what": "the cached program is damaged, or in another format",
             "fix": "sudo python -m pytest_netpoll install-agent",
         }
     assert [entry.read_bytes() for entry in sorted((installed / "cache").iterdir())] == damaged
@@ -481,7 +481,7 @@ def test_the_line_in_sudoers_allows_the_agent_and_nothing_else(user, installed):
 def test_what_a_user_asks_of_the_agent_is_checked(user, installed):
     agent = privilege.agent_command(privilege.SYSTEM_PYTHON, installed / "agent")
     for message, complaint in (
-        ({"do": "watch", "pid": 1}, "the first is load"),
+        ({"do": "watch", "pid": 1}, "the first command must be load"),
         (
             {"do": "load", "max_processes": 4000, "max_fds": 1 << 30, "uprobes": 0, "answers": 0},
             "more than 1 GiB of kernel memory",
@@ -558,7 +558,7 @@ def test_in_a_window_too_nothing_is_told_of_others_and_their_place_is_free_at_on
             window = ask("open", **attacks.WINDOW)["ok"]["window"]
             # Another one's, one's own with a child that is root's, and all places for one's own.
             for pid in (1, family.pid):
-                assert "not this user's" in ask("watch", pid=pid)["error"]["what"]
+                assert "belongs to another user" in ask("watch", pid=pid)["error"]["what"]
             assert ask("programs")["ok"] == {"processes": []}
             assert ask("learn", pid=1, **dict.fromkeys(SCHEDULER, 8))["error"]
             with contextlib.ExitStack() as stack:
@@ -741,9 +741,9 @@ def exec_before_memory_is_read(user, process, program):
     [
         # The same program, so that all that was read fits.
         ("learn reexec", "the memory of process {pid} does not hold the scheduler's counters"),
-        ("attach reexec", "it runs another program by now"),
+        ("attach reexec", "it now runs another program"),
         # Another one, in which something else is at that place: what, is not said.
-        ("attach ready", "it runs another program by now"),
+        ("attach ready", "it now runs another program"),
     ],
 )
 def test_nothing_is_used_that_was_read_of_what_a_process_exec_ed_meanwhile(

@@ -98,7 +98,7 @@ def test_intervals_together_are_what_the_process_did(watch, counting):
             process.send_signal(signal.SIGINT)
     assert summary is not None
     assert process.wait(10) == 0
-    assert summary["ended"] == "stopped by you"
+    assert summary["ended"] == "stopped by Ctrl-C"
     assert len(intervals) > 1
     # What it does before it is ready is measured, too: a command is watched from its first moment.
     ready = intervals[0]["service"]["metrics"]["wakeups"]
@@ -149,7 +149,7 @@ def test_plain_lines_are_for_what_is_no_terminal(watch, launch, connect, spaced_
     assert re.search(r"woken for nothing, parked at \S*kit/kit\.go:\d+ services/kit\.Echo\n", text)
     assert re.search(r"^wakeups +\S+/s +(58|59|60|61)$", text, re.MULTILINE)
     assert re.search(r"^spurious +\d\d.\d % +(4[5-9]|5[0-5]).\d %$", text, re.MULTILINE)
-    assert text.endswith("\n\nEnded: stopped by you\n")
+    assert text.endswith("\n\nEnded: stopped by Ctrl-C\n")
 
 
 @pytest.mark.parametrize("no_colour", [{}, {"NO_COLOR": "1"}], ids=["colour", "no colour"])
@@ -169,7 +169,7 @@ def test_on_a_terminal_the_table_is_refreshed_in_place(
     spaced_pings(connection, 30)
     screen += read(ours, until=lambda text: text.count("since the start") >= 3)
     process.send_signal(signal.SIGINT)
-    screen += read(ours, until=lambda text: "Ended: stopped by you" in text)
+    screen += read(ours, until=lambda text: "Ended: stopped by Ctrl-C" in text)
     assert process.wait(10) == 0
     os.close(ours)
     live, _, summary = screen.partition("\x1b[?25h")  # the cursor is shown again
@@ -180,7 +180,7 @@ def test_on_a_terminal_the_table_is_refreshed_in_place(
         assert table.count("\x1b[1A") == table.count("\n") > 10, repr(table)
     assert re.search(r"kit/kit\.go:\d+ services/kit\.Echo", live)
     assert ("\x1b[31m" in live) == (not no_colour)
-    assert "in all" in summary
+    assert "in total" in summary
     for line in re.sub(r"\x1b\[[0-9?]*[A-Za-z]", "", live).splitlines():
         assert len(line) <= 60, line
 

@@ -65,7 +65,7 @@ Image.attach = refuse
     [
         pytest.param(BLIND, "BTF", id="no BTF"),
         pytest.param(OLDER, "Linux 6.3", id="no tracepoint"),
-        pytest.param(UNTAKEN, "does not take", id="refused"),
+        pytest.param(UNTAKEN, "rejects", id="refused"),
     ],
 )
 def test_a_kernel_that_does_not_tell_when_data_comes_has_latencies_and_no_responses(
@@ -136,7 +136,7 @@ def test_children_that_come_while_nobody_tells_of_them_are_not_passed_over(
     connection = connect(("127.0.0.1", port))
     [m] = meter.close(window, [server])
     assert m.unmeasured is not None
-    assert m.unmeasured.startswith("1 not watched: child processes that this kernel, which has no BTF")
+    assert m.unmeasured.startswith("1 not watched: child processes that this kernel doesn't report")
     window = meter.open()
     spaced_pings(connection, PINGS)
     [m] = meter.close(window, [server])

@@ -218,7 +218,7 @@ def test_what_is_compared_and_was_not_measured_does_not_pass(run, pytester, monk
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
         [
-            "unmeasured: server: is in baseline main, and is not measured any more",
+            "unmeasured: server: is in baseline main, but is no longer measured",
             "netpoll: wrote *main.json",
             "netpoll: test_it.py::test_it is in it as it was: it failed by itself or is unmeasured",
         ]
@@ -298,7 +298,7 @@ def test_poor_run(echo, ping): ping(echo, next(pauses))
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(
         [
-            "unmeasured: own, own-2: it ran in 1 of 2 runs of the test only",
+            "unmeasured: own, own-2: it ran in only 1 of 2 runs of the test",
             "  fix: start it in a fixture*",
             "unmeasured: echo: only ? wakeups; spurious needs at least 10*",
         ]

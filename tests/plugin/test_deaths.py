@@ -189,9 +189,9 @@ def test_meant(start):
     result.stdout.fnmatch_lines(
         [
             "ended: *ended during the test: exit status 0",
-            "  fix: where that is meant, call ended.stop() *",
+            "  fix: if that is intended, call ended.stop() *",
             "killed: *ended during the test: killed by SIGKILL",
-            "  fix: where that is meant, call killed.stop() *",
+            "  fix: if that is intended, call killed.stop() *",
         ]
     )
 

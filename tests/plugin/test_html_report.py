@@ -465,7 +465,7 @@ def test_a_link_to_a_test_opens_it_even_if_it_is_filtered_out(few, page):
     heading, *rows = page.cells(bad.find_element(By.CSS_SELECTOR, ":has(> .compared)"))
     assert heading[:4] == ["metric", "then", "now", "change"]
     (row,) = [row for row in rows if row[0] == "latency_p99"]
-    assert row[-1] == "✗ worse: +25% allowed, again 21.0 µs, 22.0 µs"
+    assert row[-1] == "✗ worse: +25% allowed, remeasured: 21.0 µs, 22.0 µs"
     assert "times were not compared: kernel 2.4.0 then" in bad.text
     page.assert_in_order()
 

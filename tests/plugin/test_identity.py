@@ -58,7 +58,7 @@ def test_it(server, ping, number): ping(server, 5)
         "--netpoll-json=report.json",
     )
     result.assert_outcomes(failed=20)
-    result.stdout.no_fnmatch_line("*watched already*")
+    result.stdout.no_fnmatch_line("*already watched*")
     result.stdout.no_fnmatch_line("unmeasured:*")
     assert names(pytester) == {f"test_it[{number}]": ["svc"] for number in range(20)}
 
@@ -207,7 +207,7 @@ def test_started_again(echo): echo.restart()
     )
     result.assert_outcomes(passed=3, failed=2)
     result.stdout.fnmatch_lines(
-        ["*_ test_after _*", "unmeasured: echo: service 'echo' had been stopped when the window opened*"]
+        ["*_ test_after _*", "unmeasured: echo: service 'echo' was stopped before the window opened*"]
     )
 
 
@@ -256,7 +256,7 @@ def test_it(start, ping):
 """
     )
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*svc, svc-2: it ran in 1 of 2 runs of the test only*"])
+    result.stdout.fnmatch_lines(["*svc, svc-2: it ran in only 1 of 2 runs of the test*"])
 
 
 @pytest.mark.bpf
@@ -349,7 +349,7 @@ def test_without_limits(): pass
     result.stdout.fnmatch_lines(
         [
             "*_ test_without _*",
-            "unmeasured: the test holds no service, *",
+            "unmeasured: the test uses no service of its own, *",
             "  fix: * go_service(port=…), pid=… or process=… *; or name one with service=, of echo",
         ]
     )

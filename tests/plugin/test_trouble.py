@@ -72,7 +72,7 @@ def test_the_bcc_of_pypi_is_told_from_bcc(run, tmp_path):
     (site / "bcc" / "__init__.py").write_text("lattice = 'body-centred cubic'\n")
     result = run(MEASURED, f"--netpoll-python={python}/bin/python")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*is not BCC but an unrelated package of that name*"])
+    result.stdout.fnmatch_lines(["*is not BCC but an unrelated package of the same name*"])
 
 
 @pytest.mark.bpf
@@ -204,7 +204,7 @@ def forked(service, netpoll):
         os._exit(0)
     os._exit(1)
 
-REASON = "in a process that was forked from pytest's is not measured"
+REASON = "a test in a forked pytest process can't be measured"
 
 def test_before(go_service, netpoll):
     service = go_service(command="sleep 60", ready=None)

@@ -109,7 +109,7 @@ def test_a_process_that_does_not_run_is_refused(agent):
     gone = subprocess.Popen(["true"])
     gone.wait()
     answer = ask(agent, json.dumps({"id": 1, "do": "watch", "pid": gone.pid}))
-    assert answer["error"] == {"what": f"process {gone.pid} does not run", "fix": None}
+    assert answer["error"] == {"what": f"process {gone.pid} is not running", "fix": None}
 
 
 @pytest.mark.skipif(not checks.BTF.exists(), reason="children are not followed")

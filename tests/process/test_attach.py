@@ -151,7 +151,7 @@ def test_a_port_is_looked_for_here_first_and_then_in_other_network_namespaces(
         ({"process": ""}, "process= must be the name"),
         ({"process": 7}, "process= must be the name"),
         ({"port": 80, "pid": 7}, "exactly one of package, command, pid, port, process"),
-        ({"process": "x", "args": ["-v"]}, "args cannot go together with process"),
+        ({"process": "x", "args": ["-v"]}, "args can't be combined with process"),
     ],
 )
 def test_arguments_that_make_no_sense_are_usage_errors(go_service, arguments, complaint):

@@ -167,7 +167,7 @@ def test_a_container_that_is_not_go_and_never_ready_is_named_for_that(go_service
 @pytest.mark.parametrize("answer", ["", "null", "[]", "[1]", '[{"Id": "1", "State": {}}]', "\xff"])
 def test_an_answer_that_is_none(go_service, engines, answer):
     engines(docker=f"echo '{answer}'")
-    assert "printed something else than expected" in error_of(go_service)
+    assert "printed something unexpected" in error_of(go_service)
 
 
 def test_an_engine_that_hangs_is_not_waited_for(go_service, engines, monkeypatch):
@@ -190,8 +190,8 @@ def test_an_engine_that_cannot_be_executed(go_service, engines):
         ({"container": 7}, "must be the name or id"),
         ({"container": "api", "engine": ""}, "engine= must be"),
         ({"container": "api", "pid": 7}, "got pid and container"),
-        ({"container": "api", "args": ["-v"]}, "args cannot go together with container"),
-        ({"pid": 7, "engine": "docker"}, "engine cannot go together with pid"),
+        ({"container": "api", "args": ["-v"]}, "args can't be combined with container"),
+        ({"pid": 7, "engine": "docker"}, "engine can't be combined with pid"),
     ],
 )
 def test_arguments_that_make_no_sense(go_service, options, said):

@@ -59,7 +59,7 @@ def test_the_bcc_of_pypi_is_recognised_and_its_removal_comes_first(tmp_path):
     (site / "bcc" / "__init__.py").write_text("lattice = 'body-centred cubic'\n")
     status, findings = run(f"--netpoll-python={python}")
     assert status == 1
-    assert "is not BCC but an unrelated package of that name" in findings["BCC"]["seen"]
+    assert "is not BCC but an unrelated package of the same name" in findings["BCC"]["seen"]
     assert findings["BCC"]["fix"].startswith(f"sudo {python} -m pip uninstall bcc; ")
 
 
@@ -83,8 +83,8 @@ def test_a_python_that_cannot_run_the_agent_is_quoted(tmp_path):
 @pytest.mark.parametrize(
     ("answer", "seen"),
     [
-        ("null", "the eBPF agent answered nonsense: it: expected an object, got None"),
-        ('{"about": {"bcc": "0.26.0"}}', "the eBPF agent answered nonsense: about has no 'bcc_file'"),
+        ("null", "the eBPF agent sent an invalid response: it: expected an object, got None"),
+        ('{"about": {"bcc": "0.26.0"}}', "the eBPF agent sent an invalid response: about has no 'bcc_file'"),
         ('{"failed": 7}', "the eBPF agent failed: 7"),
     ],
     ids=range(3),
@@ -117,7 +117,7 @@ def test_without_go_it_works_and_says_what_was_not_proven(tmp_path):
     assert status == 0
     assert findings["Go"]["status"] == "warn"
     assert findings["self-test"]["status"] == "warn"
-    assert findings["self-test"]["seen"] == "not done: there is no Go to build its program with"
+    assert findings["self-test"]["seen"] == "skipped: there is no Go to build its program with"
 
 
 def test_a_check_that_hangs_is_given_up_and_the_others_are_made(monkeypatch, tmp_path):
@@ -175,9 +175,7 @@ def test_a_self_test_that_takes_too_long_proves_nothing(monkeypatch):
     go = lambda: checks.Finding("ok", "there")  # noqa: E731
     findings = examine_with(monkeypatch, **found, go=go, self_test=late)
     assert findings["self-test"].status == "warn"
-    assert doctor.conclusion(findings) == (
-        "Measuring should work here; it is not proven, as the self-test did not finish."
-    )
+    assert doctor.conclusion(findings) == ("Measuring should work here, but the self-test did not finish.")
 
 
 def test_where_the_agent_fails_too_a_check_that_takes_too_long_is_a_failure(monkeypatch):
@@ -265,7 +263,7 @@ def test_the_table_names_what_was_seen_and_the_fix_and_fits_the_terminal():
     assert any(line.strip() == "| compiler: no" for line in lines)
     assert doctor.conclusion(findings) == "Measuring does not work here: bad."
     del findings["bad"]
-    assert doctor.conclusion(findings).startswith("Measuring should work here; it is not proven")
+    assert doctor.conclusion(findings).startswith("Measuring should work here, but the self-test")
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_what_else_is_in_the_file_stays(tmp_path: Path) -> None:
 def test_a_file_that_sudo_would_not_read_is_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "sudoers"
     file.write_text("nobody ALL=(\n")
-    with pytest.raises(install_agent.InstallError, match="visudo does not accept") as failure:
+    with pytest.raises(install_agent.InstallError, match="visudo rejects") as failure:
         install_agent.write_sudoers(file, line("nobody"))
     assert line("nobody") in str(failure.value.detail)
     assert file.read_text() == "nobody ALL=(\n"
@@ -87,7 +87,7 @@ def test_of_two_installations_at_once_neither_drops_the_others_line(tmp_path: Pa
         ("%no-such-group", "there is no group 'no-such-group'"),
         ("1234567", "there is no user '1234567'"),
         ("ALL", "there is no user 'ALL'"),
-        (pwd.getpwuid(0).pw_name, "needs no line in sudoers: root starts the agent without sudo"),
+        (pwd.getpwuid(0).pw_name, "doesn't need a line in sudoers: root starts the agent without sudo"),
         ("alice,bob", "'alice,bob' is not the name of a user"),
         ("", "'' is not the name of a user"),
     ],

@@ -288,8 +288,8 @@ def test_a_command_that_is_not_there_is_named(go_service: ServiceFactory) -> Non
     [
         ({}, "exactly one of package, command, pid, port, process, container: got none"),
         ({"package": "./a", "command": "b"}, "got package and command"),
-        ({"command": "true", "go": "1.25.1", "build_flags": ["-race"]}, "go, build_flags cannot go together"),
-        ({"pid": 1, "args": ["-v"]}, "args cannot go together with pid"),
+        ({"command": "true", "go": "1.25.1", "build_flags": ["-race"]}, "go, build_flags can't be combined"),
+        ({"pid": 1, "args": ["-v"]}, "args can't be combined with pid"),
         ({"pid": -1}, "pid= must be"),
         ({"pid": "12"}, "pid= must be"),
         ({"command": ""}, "command= is empty"),
@@ -325,6 +325,6 @@ def test_the_address_of_a_service_whose_owner_has_ended_is_an_error_that_says_so
     assert server.address[1] == server.port
     server.retire()
     for ask in (lambda: server.address, lambda: server.port, lambda: server.url):
-        with pytest.raises(UsageError, match="is not there any more") as refused:
+        with pytest.raises(UsageError, match="no longer exists") as refused:
             ask()
         assert "wider scope" in (refused.value.fix or "")

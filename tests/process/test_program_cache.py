@@ -106,7 +106,7 @@ def of_other_instructions(entry: Any) -> Any:
     [
         (of_another_bcc, "is not the one that it was compiled with"),
         (of_other_offsets, "it was compiled for other sizes, or another kernel"),
-        (of_other_instructions, "the kernel does not take what is kept"),
+        (of_other_instructions, "the kernel rejects the cached program"),
     ],
 )
 def test_what_is_forged_is_compiled_and_kept_anew(

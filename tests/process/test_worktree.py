@@ -122,7 +122,7 @@ def test_a_module_that_names_the_checkout_by_its_absolute_path_is_refused(checko
     git(checkout, "commit", "-qam", "absolute")
     made = Worktree(Revision("HEAD", checkout))
     try:
-        with pytest.raises(ServiceError, match="which is this checkout's"):
+        with pytest.raises(ServiceError, match="which is in this checkout"):
             built(made, "./server", checkout)
     finally:
         made.remove()

@@ -142,7 +142,7 @@ def test_a_straddling_interval_fails_nothing_and_says_how_many_rounds_might_tell
     assert undecided.enough is not None
     assert undecided.enough > 8
     assert f"--netpoll-rounds=8:{undecided.enough}" in found.notes[0]
-    assert "8 rounds don't tell whether that is more than +5%" in found.notes[0]
+    assert "8 rounds can't decide whether that is more than +5%" in found.notes[0]
 
 
 def test_what_was_not_measured_now_does_not_pass_and_what_the_base_lacks_is_noted() -> None:

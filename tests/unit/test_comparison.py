@@ -119,7 +119,7 @@ def test_what_was_measured_then_and_not_now_is_unmeasured() -> None:
 def test_a_service_that_the_baseline_knows_and_that_is_gone_does_not_pass() -> None:
     then = {"server": sample(), "gone": sample(events=7), "idle": sample(events=0)}
     known, tolerated = Baseline("main", HERE, {"t": then}), Rules(tolerance.parse_list("spurious:+0.02"))
-    gone, idle = (f"{name}: is in baseline main, and is not measured any more" for name in ("gone", "idle"))
+    gone, idle = (f"{name}: is in baseline main, but is no longer measured" for name in ("gone", "idle"))
     for now in ({"server": sample()}, {}):
         comparison = compare("t", now, HERE, known, tolerated)
         assert (comparison.outcome, comparison.unmeasured) == ("unmeasured", (gone,))
@@ -145,7 +145,7 @@ def test_a_percentile_that_rests_on_few_wakeups_gives_way_to_a_lower_one() -> No
     then = sample(**few)
     tail = compared(sample(**{**few, "latency_p99": 90_000.0}), then, "latency_p99:+25%")
     assert tail.outcome == "passed"
-    assert "latency_p90 was compared instead of latency_p99" in tail.notes[0]
+    assert "compared latency_p90 instead of latency_p99" in tail.notes[0]
     slower = compared(sample(**{**few, "latency_p90": 16_000.0}), then, "latency_p99:+25%")
     assert [r.metric for r in slower.regressions] == ["latency_p90"]
     assert str(slower.regressions[0]).endswith("(too few wakeups for latency_p99)")
@@ -163,9 +163,9 @@ def test_a_time_is_measured_again_and_a_count_is_not() -> None:
     after = confirmed(comparison, 2, lambda: {"server": next(calls)})
     assert [r.metric for r in after.regressions] == ["spurious"]
     assert after.measured == 3
-    assert "latency_p99 20.0 µs was not confirmed: 11.0 µs when measured again" in after.notes[-1]
+    assert "latency_p99 20.0 µs was not confirmed: 11.0 µs when remeasured" in after.notes[-1]
     kept = confirmed(comparison, 2, lambda: {"server": sample(latency_p99=30_000.0)})
-    assert "latency_p99 20.0 µs (again 30.0 µs, 30.0 µs) > 10.0 µs" in str(kept.regressions[0])
+    assert "latency_p99 20.0 µs (remeasured: 30.0 µs, 30.0 µs) > 10.0 µs" in str(kept.regressions[0])
     assert confirmed(comparison, 2, dict).outcome == "regressed", "not measured is no proof that all is well"
 
 
@@ -395,7 +395,7 @@ def test_saving_what_ran_keeps_what_did_not(tmp_path: Path) -> None:
     assert path.read_bytes() == first
     assert lines == [
         "flaky is in it as it was: it failed by itself or is unmeasured",
-        "2 of its tests did not run and stay as they were; to drop them, delete it first",
+        "kept 2 tests that did not run; delete the file to drop them",
     ]
     assert (
         baseline_file.write(path, HERE, [made(name, window(30)) for name in ("z", "flaky", "b", "a")]) == []
@@ -422,7 +422,7 @@ def test_saving_over_a_damaged_baseline_says_that_it_is_lost(tmp_path: Path) -> 
     path.parent.mkdir()
     path.write_text("<<<<<<< HEAD")
     [line] = baseline_file.write(path, HERE, [made("a", window(20))])
-    assert line.startswith("what was in it is lost: it is not JSON")
+    assert line.startswith("its former content is lost: it is not JSON")
     assert list(baseline_file.load(tmp_path, "main").tests) == ["a"]
 
 
@@ -461,7 +461,7 @@ def test_two_files_are_compared_offline(
         assert conclusion.startswith("Nothing was judged: ")
         assert not re.search(r"passed|got worse", out)
     elif code == 0:
-        assert conclusion == "Nothing got worse by more than is tolerated, in 1 test."
+        assert conclusion == "No regressions beyond the tolerance, in 1 test."
     else:
         assert conclusion == "Of 1 test 1 got worse."
 

@@ -34,9 +34,9 @@ def dies(when: str) -> None:
 FAULTS = [
     ("not_watched", seen(refused=UnmeasuredError("no room")), "no room"),
     ("died", no_process(check_alive=dies), "service 'server' ended during the test"),
-    ("absent_from_the_start", no_process(stopped=True), "service 'server' had been stopped when *"),
+    ("absent_from_the_start", no_process(stopped=True), "service 'server' was stopped before *"),
     ("absent_from_the_start", no_process(), "service 'server' was not watched when the window opened"),
-    ("another_users", seen(foreign=True), "process 4242 of the service became another user's*"),
+    ("another_users", seen(foreign=True), "process 4242 of the service now runs as another user*"),
     ("undecoded_descriptors", seen(unproven=1), "1 of 4 descriptors of process 4242 *"),
     ("more_than_one_runtime", seen(more_pollers=1), "more than one Go runtime *"),
     ("unknown_poller", seen(executable=None, why_not="odd"), "the poller of process 4242 *: odd*"),

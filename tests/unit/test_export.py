@@ -87,7 +87,7 @@ def test_the_delta_is_worst_first_and_what_did_not_change_is_one_line() -> None:
     left_out = lines.index("1 of 4 tests was not compared:")
     assert "test_new" in lines[left_out + 2]
     assert "does not pass this test" in lines[left_out + 2]
-    assert any("test_half" in line and "8 rounds don't tell" in line for line in lines)
+    assert any("test_half" in line and "8 rounds can't decide" in line for line in lines)
 
 
 def test_without_changes_the_delta_is_a_heading_and_a_line() -> None:

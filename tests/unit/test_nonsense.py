@@ -170,7 +170,9 @@ def test_a_kernel_that_does_not_tell_what_was_waited_leaves_that_unknown_alone(t
 def test_a_count_of_the_timeline_is_an_integer(told: Any, column: int) -> None:
     answers = right_answers()
     answers[-1]["ok"]["timelines"]["4242"][0][column] = 0.5
-    assert told(encoded(answers))[-1].unmeasured.startswith("the eBPF agent answered nonsense: ValueError")
+    assert told(encoded(answers))[-1].unmeasured.startswith(
+        "the eBPF agent sent an invalid response: ValueError"
+    )
 
 
 def test_what_a_timeline_always_has_is_never_none(told: Any) -> None:
@@ -182,7 +184,9 @@ def test_what_a_timeline_always_has_is_never_none(told: Any) -> None:
 def test_an_offence_that_is_none_is_nonsense(told: Any) -> None:
     answers = right_answers()
     answers[-1]["ok"]["services"]["4242"][0]["offenders"][0]["offence"] = "spurios"
-    assert told(encoded(answers))[-1].unmeasured.startswith("the eBPF agent answered nonsense: ValueError")
+    assert told(encoded(answers))[-1].unmeasured.startswith(
+        "the eBPF agent sent an invalid response: ValueError"
+    )
 
 
 @SETTINGS
@@ -216,7 +220,7 @@ def test_a_wrong_answer_is_unmeasured_or_at_least_reported(told: Any, data: st.D
 def test_what_is_told_of_processes_is_checked(told: Any, wrong: Any, complaint: str, number: int) -> None:
     answers = right_answers()
     answers[number]["ok"] = wrong
-    reason = f"the eBPF agent answered nonsense: to {TALK[number][0]!r}: {complaint}"
+    reason = f"the eBPF agent sent an invalid response: to {TALK[number][0]!r}: {complaint}"
     assert told(encoded(answers))[-1].unmeasured.startswith(reason)
 
 
@@ -225,7 +229,7 @@ def test_a_number_beyond_64_bits_is_nonsense(told: Any) -> None:
     answers[-1]["ok"]["duration_ns"] = 10**400
     lap, end = told(encoded(answers))
     assert lap.unmeasured is None
-    assert end.unmeasured.startswith("the eBPF agent answered nonsense")
+    assert end.unmeasured.startswith("the eBPF agent sent an invalid response")
 
 
 @settings(SETTINGS, max_examples=80)
@@ -255,6 +259,6 @@ def test_an_answer_that_is_none_is_unmeasured(told: Any, number: int, line: byte
 def test_a_start_that_is_none_is_unmeasured(first: str, tmp_path: Path) -> None:
     (tmp_path / "first").write_text(f"{first}\n")
     liar = agent_client.Probe(["cat", str(tmp_path / "first")])
-    with pytest.raises(UnmeasuredError, match=r"nonsense|another protocol|failed|ended"):
+    with pytest.raises(UnmeasuredError, match=r"invalid response|another protocol|failed|ended"):
         liar.wait_ready()
     liar.stop()

@@ -275,7 +275,7 @@ def test_then_and_now_stand_side_by_side_with_what_got_worse_and_how_that_was_co
     shown = {row[0]: row[1:] for row in cells(detail["html"], "numbers compared")}
     now = METRICS["latency_p99"].format(measured().latency_p99)
     assert shown["latency_p99"][:2] == ["1.5 ms", now]
-    assert shown["latency_p99"][3] == "✗ worse: +25% allowed, again 2.9 ms, 2.8 ms"
+    assert shown["latency_p99"][3] == "✗ worse: +25% allowed, remeasured: 2.9 ms, 2.8 ms"
     assert shown["wakeups"] == ["100", "200", "+100 %", ""]
     assert shown["spurious"] == ["0.0 %", "25.0 %", "+25.0 points", ""]
     assert shown["stale_retries"] == ["0", "0", "±0 %", ""]

@@ -70,8 +70,8 @@ def test_rules_are_named_by_code_family_and_name(named: str, codes: set[str]) ->
         ("reader", "did you mean 'second-reader' or 'stuck-reader'?"),
         ("NP9", "no rule 'NP9'"),
         ("", "it names no rule"),
-        (True, "True is no text"),
-        (["all"], "['all'] is no text"),
+        (True, "True is not a string"),
+        (["all"], "['all'] is not a string"),
     ],
 )
 def test_what_names_no_rule_is_a_usage_error(named: object, complaint: str) -> None:

@@ -138,8 +138,8 @@ def test_every_broken_limit_of_every_service_has_its_line() -> None:
             {"max_polls": 1},
             [],
             "no Go service ran during the test\n"
-            "  fix: use the go_service fixture; go_service(port=…), pid=… or process=… attaches to what runs "
-            "already",
+            "  fix: use the go_service fixture; go_service(port=…), pid=… or process=… attaches to one "
+            "that is already running",
         ),
         (
             {"service": "x", "max_polls": 1},
@@ -297,13 +297,13 @@ def test_distrust_counts_wherever_something_is_measured(
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"measured": None}, "measured is no finite number"),
-        ({"measured": True}, "measured is no finite number"),
-        ({"limit": float("nan")}, "limit is no finite number"),
-        ({"limit": float("-inf")}, "limit is no finite number"),
+        ({"measured": None}, "measured is not a finite number"),
+        ({"measured": True}, "measured is not a finite number"),
+        ({"limit": float("nan")}, "limit is not a finite number"),
+        ({"limit": float("-inf")}, "limit is not a finite number"),
         ({"kind": "most"}, 'kind is neither "max" nor "min"'),
-        ({"metric": ["polls"]}, "metric is no text"),
-        ({"service": None}, "service is no text"),
+        ({"metric": ["polls"]}, "metric is not a string"),
+        ({"service": None}, "service is not a string"),
     ],
 )
 def test_a_hooks_breach_that_no_report_could_show_is_refused(

@@ -14,7 +14,7 @@ from tests.unit.test_diagnosis import DUP, measurement
 def ended(*, as_json: bool, **counts: int) -> str:
     run, stream = Accumulated(), io.StringIO()
     run.add(measurement(**counts))
-    View(stream, as_json=as_json).summary("s (pid 1)", run, "stopped by you", "")
+    View(stream, as_json=as_json).summary("s (pid 1)", run, "stopped by Ctrl-C", "")
     return stream.getvalue()
 
 
@@ -22,7 +22,7 @@ def test_watch_ends_with_the_diagnosis() -> None:
     (cause,) = diagnose(measurement(**DUP))
     shown = ended(as_json=False, **DUP)
     assert cause in shown
-    assert shown.index(cause) < shown.index("Ended: stopped by you")
+    assert shown.index(cause) < shown.index("Ended: stopped by Ctrl-C")
     assert json.loads(ended(as_json=True, **DUP))["diagnosis"] == [cause]
 
 

@@ -25,7 +25,7 @@ def load() -> Any:
     # The `bcc` of PyPI, which is about crystal lattices.
     place = getattr(bcc, "__file__", "bcc")
     raise _unable(
-        f"{place} is not BCC but an unrelated package of that name",
+        f"{place} is not BCC but an unrelated package of the same name",
         f"sudo {sys.executable} -m pip uninstall bcc; {install_command()}",
     )
 
@@ -51,7 +51,7 @@ def files(bcc: Any) -> list[tuple[str, int, int]]:
 
 
 def changed(files: Iterable[Sequence[Any]]) -> str | None:
-    """What is there of BCC that is not as in `files` any more; None where all of it is."""
+    """A part of BCC that differs from `files` by now; None if none does."""
     spec = PathFinder.find_spec("bcc")
     origin = None if spec is None else spec.origin
     if origin not in [path for path, *_ in files]:

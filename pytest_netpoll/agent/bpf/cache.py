@@ -97,7 +97,7 @@ def parse(text: bytes) -> Entry:
             entry.compiled.programs[name] = bytes.fromhex(code)
         _check(entry)
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise Unusable(f"what is kept is not an entry: {error!r:.200}") from error
+        raise Unusable(f"the cached file is not an entry: {error!r:.200}") from error
     return entry
 
 

@@ -46,7 +46,7 @@ def compile(bcc: Any, text: bytes, flags: Sequence[str]) -> Compiled:
 
 def _taken_apart(lib: Any, source: Any) -> Compiled:
     module = ctypes.c_void_p(source.module)
-    # BCC's Python module says nothing of these two.
+    # BCC's Python module doesn't declare these two.
     lib.bpf_num_tables.restype = ctypes.c_size_t
     lib.bpf_num_tables.argtypes = [ctypes.c_void_p]
     lib.bpf_table_name.restype = ctypes.c_char_p

@@ -153,7 +153,7 @@ NUMBERS = {
 DEFINES: dict[str, list[str]] = {"x86_64": [], "aarch64": ["-DNETPOLL_AARCH64"]}
 
 
-# What the C is told of all this; it is the same on each machine.
+# What the C gets of all this; it is the same on each machine.
 MACROS = {
     "SYSCALLS": 512,  # numbers are below that
     "IO_CALLS": 32,  # a power of 2, and room for all of IO_CALLS

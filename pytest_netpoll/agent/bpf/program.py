@@ -63,11 +63,11 @@ CONTINUATIONS = (b"drain_events", b"record_woken", b"look_at_write")  # bpf/poll
 UPROBES = (b"ready_called", b"deadline_woke")
 
 
-# Why it is not known when data arrives: what, and the fix.
+# Why it isn't recorded when data arrives: what, and the fix.
 _NO_BTF = "this kernel has no type information (BTF), and without it sockets cannot be looked into"
-_NO_TRACEPOINT = "this kernel has no tracepoint sock:sk_data_ready: Linux 6.3 brought it"
+_NO_TRACEPOINT = "this kernel has no tracepoint sock:sk_data_ready, which came with Linux 6.3"
 _NOT_ASKED = "answers were not timed"
-_REFUSED = "this kernel does not take the program that notes when data arrives"
+_REFUSED = "this kernel rejects the program that records when data arrives"
 
 
 def slot_of(owner: int) -> int:
@@ -227,7 +227,7 @@ class Kernel:
         try:
             self._load(entry.compiled, tracepoint if entry.typed else None, served)
         except (OSError, KeyError, ValueError) as error:
-            self.not_kept = f"the kernel does not take what is kept: {error}"
+            self.not_kept = f"the kernel rejects the cached program: {error}"
             return False
         self.compiled = False
         return True

@@ -184,25 +184,25 @@ class Probes:
             if self._own_only:
                 self._refuse_suspicious(fd, status)
                 if not proc.has_execed(process.pid):
-                    raise BadPlace("it is a copy of its parent yet")
+                    raise BadPlace("it is still a copy of its parent")
             if (status.st_dev, status.st_ino) != process.program:
-                raise BadPlace("it runs another program by now")
+                raise BadPlace("it now runs another program")
             # The file that was looked at, whatever the process runs meanwhile.
             return self._attach_to(process, f"/proc/self/fd/{fd}", ready, deadline)
         except BadPlace as error:
             if not self._kernel.is_current(process):  # what it says may be another program's
-                raise BadPlace("it runs another program by now") from error
+                raise BadPlace("it now runs another program") from error
             raise
         finally:
             os.close(fd)
 
     def _refuse_suspicious(self, fd: int, status: os.stat_result) -> None:
         if status.st_uid != self._user.uid:
-            raise BadPlace("its program is not this user's", "run pytest as root")
+            raise BadPlace("its program belongs to another user", "run pytest as root")
         try:
             suspicion = plain.suspicion(fd)
         except OSError as error:
-            raise BadPlace(f"its program cannot be looked at: {error}") from error
+            raise BadPlace(f"its program can't be inspected: {error}") from error
         if suspicion is not None:
             raise BadPlace(suspicion, "run pytest as root")
 

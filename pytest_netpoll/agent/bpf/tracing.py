@@ -49,7 +49,7 @@ LICENSE = b"Dual MIT/GPL"
 
 
 class Program(NamedTuple):
-    """uid: of whoever loaded it. name: 16 bytes."""
+    """uid: of the user who loaded it. name: 16 bytes."""
 
     number: int
     uid: int
@@ -72,7 +72,7 @@ def load(kind: int, name: bytes, code: bytes) -> int:
 
 
 def load_typed(name: bytes, code: bytes, tracepoint: int) -> int:
-    """The same, for a tracepoint with types; says nothing of why. tracepoint: its typedef's number."""
+    """The same, for a tracepoint with types; doesn't print why. tracepoint: its typedef's number."""
     return _load(_PROG_TYPE_TRACING, name, code, _TRACE_RAW_TP, tracepoint)
 
 

@@ -26,7 +26,7 @@ _DIED = 1 << 7  # of TAINTED: there was an oops
 
 
 def crashed() -> bool:
-    """Whether this kernel has had an oops since it booted: the lock of all uprobes may be held for ever."""
+    """Whether this kernel has had an oops since it booted: the lock of all uprobes may be held forever."""
     try:
         with open(TAINTED) as f:
             return bool(int(f.read()) & _DIED)

@@ -1,7 +1,8 @@
 """Who is parked on descriptors at a window's two ends, and whose peers are gone: where a limit asks for it.
 
-Nobody who is about to leave is taken for one who stays: where there is more at the end than at the start, it
-is looked at again once the process rests. So a client that has just closed its connection leaves nothing.
+A goroutine that is about to leave doesn't count as one that stays: if there are more at the end than at the
+start, the agent looks again once the process rests. So a client that has just closed its connection
+leaves nothing.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class Parking:
         it isn't known).
 
         It is known once the process rests while a thread of it polls: whatever was to be reported is, and
-        whoever was to run for it has run. Throttled and starved threads do not rest.
+        and whichever goroutine was to run for it has run. Throttled and starved threads do not rest.
         """
         suspects = _suspects(look)
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Reads the Go scheduler's state from a process's memory, which may hold anything: nothing is believed."""
+"""Reads the Go scheduler's state from a process's memory, which may hold anything and isn't trusted."""
 
 from __future__ import annotations
 

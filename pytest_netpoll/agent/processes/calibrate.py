@@ -64,7 +64,8 @@ def calibrate(pid: int, signed: bool) -> Calibration:
     seen = None
     if strange:
         seen = (
-            f"no known layout of pollDesc fits {' and '.join(strange)}; a newer pytest-netpoll may know it "
+            f"no known layout of pollDesc fits {' and '.join(strange)}; a newer pytest-netpoll may "
+            "support it "
             "(pip install --upgrade pytest-netpoll)"
         )
     return Calibration(-1, None, 0, 0, candidates, seen, others, 0)

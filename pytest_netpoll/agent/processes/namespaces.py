@@ -1,4 +1,4 @@
-"""Where the agent lives, and what processes are called elsewhere.
+"""The agent's namespaces, and what processes are called in others.
 
 BPF programs know processes by their numbers in the initial pid namespace; /proc, pytest and the agent
 by those in their own. Paths are those of a process's own mount namespace.

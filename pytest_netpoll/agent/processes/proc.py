@@ -1,4 +1,4 @@
-"""What /proc tells of a process. Every function answers None or empty when the process is gone."""
+"""What /proc shows about a process. Every function answers None or empty when the process is gone."""
 
 from __future__ import annotations
 

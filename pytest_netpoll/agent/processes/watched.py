@@ -1,4 +1,4 @@
-"""Which processes are watched, whose children they are, and what calibration proved of each."""
+"""Which processes are watched, their parents, and what calibration proved about each."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Process:
         self.others = 0  # registrations that it saw, beside what may be the runtime's own, when it failed
         self.unwatched = 0  # children forked and not watched
         self.adopted = 0  # of those, as many as are watched by now or have ended
-        self.foreign = False  # became another user's, such as root's: nothing of it is told
+        self.foreign = False  # now another user's, such as root's: not reported
         # As of the last sample.
         self.cpu = 0  # ns used
         self.waited = 0  # ns runnable but waiting for a CPU, over all threads there were
@@ -215,7 +215,7 @@ class Processes:
                 process.unwatched = 0
 
     def miss_children(self) -> None:
-        """Counts as unwatched, until the next refresh, those that poll and whom nobody told of."""
+        """Counts processes that poll and weren't reported as unwatched, until the next refresh."""
         if self._kernel.follows_children:
             return
         known = {p.pid for p in self._by_slot.values() if not p.exited}
@@ -288,7 +288,7 @@ class Processes:
         return self._may_watch(process.pid)
 
     def _undo(self, processes: Sequence[Process]) -> None:
-        """As if they had never been watched; no window that is open tells of them."""
+        """As if they had never been watched; no open window reports them."""
         for process in processes:
             self._kernel.evict(process.tgid)
         self.free(processes)
@@ -381,7 +381,7 @@ class Processes:
         slot = self._kernel.take_slot()
         if slot is None:
             raise Refused(
-                f"{self._kernel.max_processes} processes are watched already",
+                f"already watching {self._kernel.max_processes} processes, the maximum",
                 f"--netpoll-max-processes={2 * self._kernel.max_processes}",
             )
         self._windows.wipe(slot)
@@ -401,7 +401,7 @@ class Processes:
         other = next((p.root for p in self._by_slot.values() if p.pid == pid and not p.exited), root)
         if pid == root != other:
             raise Refused(
-                f"process {pid} is watched already, as a child of process {other}",
+                f"process {pid} is already watched, as a child of process {other}",
                 f"limit the service that process {other} is",
             )
 
@@ -418,10 +418,10 @@ def _not_for_this_user(pid: int) -> Refused:
     if not proc.alive(pid):
         return _does_not_run(pid)
     return Refused(
-        f"process {pid} is not this user's, or runs with more rights than its user has",
+        f"process {pid} belongs to another user, or has more privileges than its user",
         "run pytest as root",
     )
 
 
 def _does_not_run(pid: int) -> Refused:
-    return Refused(f"process {pid} does not run")
+    return Refused(f"process {pid} is not running")

@@ -1,4 +1,4 @@
-"""What all agents of one user take together: kernel memory, and the price that each adds to every syscall.
+"""Limits what all agents of one user take: kernel memory, and the cost that each adds to every syscall.
 
 Each leaves a token in the kernel before it loads anything: a program that nobody runs. Its name says whose
 agent it is and what that takes. The kernel keeps who loaded it, so that only root can make one, and it is
@@ -59,7 +59,7 @@ def take(uid: int, size: int) -> int | None:
             raise Refused(
                 f"this user has {len(before)} agents, which take {(total - size) // _MIB} MiB of kernel "
                 f"memory, and one more would take {size // _MIB} MiB: {AGENTS} agents and "
-                f"{footprint.MOST // _MIB} MiB are the most",
+                f"{footprint.MOST // _MIB} MiB are the maximum",
                 "let others end, use fewer workers (pytest -n), or run pytest as root",
             )
         time.sleep(0.1)

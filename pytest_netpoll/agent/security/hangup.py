@@ -1,4 +1,4 @@
-"""Ends a process that is too busy to notice that nobody waits for it any more."""
+"""Ends a process that is too busy to notice that its parent is gone."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ STATUS = 3
 def ends_with(fd: int) -> Iterator[None]:
     """Within the block the process ends, with STATUS, as soon as nobody has the other end of the pipe open.
 
-    The thread that sees to that is gone with the block: what gives up privileges does so for one thread.
+    The thread that sees to that is gone with the block: dropping privileges affects one thread.
     """
     reader, writer = os.pipe()
 
     def watch() -> None:
         poller = select.poll()
         for end in (fd, reader):
-            poller.register(end, 0)  # a hang-up is told of in any case
+            poller.register(end, 0)  # a hang-up is always reported
         if fd in dict(poller.poll()):
             os._exit(STATUS)
 

@@ -28,7 +28,7 @@ def suspicion(fd: int) -> str | None:
     """Why no probe may be placed in the file; None where it may. Raises OSError."""
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
-        return "it is no regular file"
+        return "it is not a regular file"
     if status.st_mode & (stat.S_ISUID | stat.S_ISGID) or _has_capabilities(fd):
         return "it may give more rights than its user has"
     kind = _filesystem(fd)
@@ -58,7 +58,7 @@ def _filesystem(fd: int) -> int:
 def _mount(fd: int) -> str | None:
     """The number of the mount through which the file was opened.
 
-    By statx(2): before Linux 5.14 /proc/self/fdinfo is closed to whoever has changed its user.
+    By statx(2): before Linux 5.14 /proc/self/fdinfo is closed to a process that has changed its user.
     """
     status = (ctypes.c_uint64 * 32)()  # struct statx, which is 256 bytes
     libc = ctypes.CDLL(None, use_errno=True)

@@ -1,4 +1,4 @@
-"""What the agent may do, for whom it does it, and giving up what it needs no more."""
+"""What the agent may do, for which user, and dropping what it no longer needs."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def why_not() -> tuple[str, str] | None:
     if not namespaces.in_initial_users():
         return (
             "the agent is root in a user namespace only, as in a rootless container, and that is not enough",
-            f"run it in a container of root's, with {_ADDING}",
+            f"run it in a container that root started, with {_ADDING}",
         )
     if _filtered():
         return (
@@ -111,7 +111,7 @@ def owns(user: Invoker, pid: int) -> bool:
 
 
 def drop(user: Invoker, maps_work: Callable[[], bool], later: Collection[str] = ()) -> list[str]:
-    """Gives up, for good, what watching needs no more; returns the names of the capabilities kept.
+    """Drops for good what watching no longer needs; returns the names of the capabilities kept.
 
     maps_work: tells whether the BPF maps can be used. later: capabilities that will be needed now and then.
     They are in effect within `raised` only, so that the user's files and processes are read without them.

@@ -1,4 +1,4 @@
-"""Whether files are root's alone: what sudo starts for a user must not be the user's to change.
+"""Whether only root can change files: users must not be able to change what sudo starts for them.
 
 The agent asks this of itself and of its cache, and pytest of the agent before it starts it.
 """
@@ -10,9 +10,9 @@ import stat
 
 
 def distrust(path: str) -> str | None:
-    """Why the file, or the directory with all in it, is not root's alone; None where it is.
+    """Why others than root could change the file, or the directory with all in it; None if they can't.
 
-    Above it, whoever can write to a directory can put another one in its place: all of them count.
+    Above it, anyone who can write to a directory can replace what is in it, so all of them count.
     """
     return distrust_place(path) or _distrust_content(path)
 

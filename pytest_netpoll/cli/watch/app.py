@@ -1,4 +1,4 @@
-"""python -m pytest_netpoll watch: what a Go process's poller does, live; for debugging on one's own machine.
+"""python -m pytest_netpoll watch: what a Go process's poller does, live; for debugging.
 
 Exit status 0: ended by Ctrl-C, by --duration, or with a command that ended well; 1: the process died,
 or could not be measured; 2: wrong usage.
@@ -38,7 +38,7 @@ PATIENCE_SHARE, MOST_PATIENCE = 0.25, 0.25
 
 
 class Subject(Protocol):
-    """Whom we watch."""
+    """What we watch."""
 
     @property
     def watched(self) -> Watched: ...
@@ -53,7 +53,7 @@ class Subject(Protocol):
 
 
 class Ending:
-    """Why there is nothing more to watch. failed: whether that is a bad end."""
+    """Why watching ended. failed: whether that is an error."""
 
     def __init__(self, reason: str, *, failed: bool = False, output: str = "") -> None:
         self.reason = reason
@@ -144,7 +144,7 @@ def _wait(subject: Subject, interrupted: threading.Event, until: float) -> Endin
         left = until - time.monotonic()
         # Also where the last interval took longer than it should: it must be possible to end it.
         if interrupted.wait(max(0, min(left, LOOK))):
-            return Ending("stopped by you")
+            return Ending("stopped by Ctrl-C")
         ending = subject.look()
         if ending is not None or left <= 0:
             return ending
@@ -165,7 +165,7 @@ def _interruptible() -> Iterator[threading.Event]:
 
 @contextlib.contextmanager
 def _subject(arguments: argparse.Namespace, command: Sequence[str], meter: Meter) -> Iterator[Subject]:
-    """Whom the arguments name; a command is started, and ends with the block."""
+    """The processes that the arguments name; a command is started, and ends with the block."""
     search = None
     if arguments.port is not None:
         search = discovery.by_port(arguments.port)
@@ -260,7 +260,11 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--process", metavar="NAME", help="the process whose program has this name, or path")
     parser.add_argument("--cgroup", type=Path, metavar="PATH", help="all processes of a cgroup v2, as one")
     parser.add_argument(
-        "--interval", type=_seconds, default=1.0, metavar="TIME", help="between two refreshes (default: 1s)"
+        "--interval",
+        type=_seconds,
+        default=1.0,
+        metavar="TIME",
+        help="time between two refreshes (default: 1s)",
     )
     parser.add_argument("--duration", type=_seconds, metavar="TIME", help="stop after this time")
     parser.add_argument(

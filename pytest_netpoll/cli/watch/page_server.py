@@ -1,6 +1,6 @@
 """An HTTP server for one page, which clients that never finish their request cannot exhaust.
 
-prometheus_client's own keeps a thread and a descriptor for each of those for ever: a few hundred, and the
+prometheus_client's own keeps a thread and a descriptor for each of those forever: a few hundred, and the
 process can open no file any more.
 """
 
@@ -22,7 +22,7 @@ PATIENCE = 10
 
 
 class PageServer(ThreadingMixIn, WSGIServer):
-    """Serves the WSGI application on a thread until `stop`. OSError where the address is not to be had."""
+    """Serves the WSGI application on a thread until `stop`. OSError if the address isn't available."""
 
     daemon_threads = True
 

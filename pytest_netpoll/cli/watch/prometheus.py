@@ -55,7 +55,7 @@ def _cumulative(ends: Sequence[tuple[int, int]]) -> list[tuple[str, int]]:
 class Exporter:
     """Serves until its block ends.
 
-    Raises NetpollError where prometheus_client is missing, or the address is not to be had.
+    Raises NetpollError where prometheus_client is missing, or the address isn't available.
     """
 
     def __init__(self, host: str, port: int) -> None:

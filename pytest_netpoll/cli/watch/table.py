@@ -124,12 +124,12 @@ class View:
             return
         if self._live is not None:
             self._live.stop()
-        lines = [_Line(f"{who}, {units.show(run.total.window_seconds, 's')} in all", "bold")]
+        lines = [_Line(f"{who}, {units.show(run.total.window_seconds, 's')} in total", "bold")]
         if run.total.unmeasured is None:
             rows = [
                 [name, show_now(name, run.total), show_total(name, run.total)] for name in _shown(run.total)
             ]
-            lines += _tabulate(["", "on average", "in all"], rows)
+            lines += _tabulate(["", "average", "total"], rows)
         lines += self._trouble(run.total, run)
         for cause in diagnose(run.total):
             lines += [_Line(""), _Line(wording.one_line(cause))]
@@ -142,7 +142,7 @@ class View:
 
     def _table(self, who: str, measurement: Measurement, run: Accumulated) -> list[_Line]:
         total = run.total
-        heading = f"{who}, {units.show(total.window_seconds, 's')} – Ctrl-C ends"  # noqa: RUF001
+        heading = f"{who}, {units.show(total.window_seconds, 's')} – Ctrl-C stops"  # noqa: RUF001
         rows = [[name, show_now(name, measurement), show_total(name, total)] for name in _shown(total)]
         table = _tabulate(["", "now", "since the start"], rows)
         return [_Line(heading, "bold"), *table, *self._trouble(measurement, run)]

@@ -1,6 +1,6 @@
 """The rules: known ways of wasting wakeups and CPU time, or of answering late, each with a code.
 
-A rule says nothing where the measurement does not prove it. The thresholds lie far from what healthy services
+A rule reports nothing unless the measurement proves it. The thresholds lie far from what healthy services
 measure, also on a busy machine, and far below what each fault of example_project does.
 """
 

@@ -23,8 +23,8 @@ def _parked_leak(m: Measurement) -> Proof | None:
     return Proof(
         number,
         f"{count(number)} {worst.fd_type or ''} connections to {worst.local}{peers} are still open, though "
-        "their peers closed them during the test and the service had come to rest. Typically whoever "
-        "is to close them waits for something else, such as a channel.",
+        "their peers closed them during the test and the service had come to rest. Typically the "
+        "goroutine that should close them waits for something else, such as a channel.",
         stack_of([o for o in left if o.stack]),
     )
 

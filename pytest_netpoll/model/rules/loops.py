@@ -127,7 +127,7 @@ RULES = (
         "leave the loop at io.EOF.",
         _PAUSE_FREE,
         "A handler that continues at io.EOF.",
-        _spin(_WITHOUT_PAUSE + ": a loop takes the end of the file for nothing yet.", among=("end of file",)),
+        _spin(_WITHOUT_PAUSE + ": a loop treats the end of the file as no data yet.", among=("end of file",)),
         offences=("futile",),
     ),
     Rule(
@@ -135,7 +135,7 @@ RULES = (
         "spin-error",
         "A loop repeats an I/O call that fails.",
         f"At least {LEAST_FUTILE} futile calls that ended in the same error.",
-        "leave the loop at errors that stay, and pause before the next try at those that may pass.",
+        "leave the loop on permanent errors, and pause before you retry after temporary ones.",
         _PAUSE_FREE,
         "An accept loop that ignores EMFILE (example_project: -fault spin).",
         _spin(_WITHOUT_PAUSE + ": a loop ignores the error.", but=("EAGAIN", "end of file")),

@@ -115,7 +115,7 @@ def stack_of(found: Sequence[Offender]) -> tuple[Frame, ...]:
 
 
 def no_cpu_samples(m: Measurement) -> Reason | None:
-    """Why nobody knows what used the CPU."""
+    """Why it is unknown what used the CPU."""
     return m.unexplained.get("cpu")
 
 

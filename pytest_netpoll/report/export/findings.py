@@ -66,7 +66,7 @@ def _of_test(record: TestRecord, checkout: Checkout) -> Iterator[Finding]:
         yield finding(f"{kind}_{metric}", about, level, text, breach["service"], at_go)
     for regression in wording.regressions(record):
         metric = regression["metric"]
-        about = f"{metric} got worse than the base or baseline by more than is tolerated"
+        about = f"{metric} regressed from the base or baseline beyond its tolerance"
         yield finding(f"regressed_{metric}", about, level, regression["text"], regression["service"], at_go)
     for death in record.get("deaths", []):
         about = "a service ended without being stopped"

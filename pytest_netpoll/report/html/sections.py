@@ -351,7 +351,7 @@ def _worse(regression: RegressionRecord | None) -> str:
     if regression is None:
         return ""
     show = METRICS[regression["metric"]].format
-    again = f", again {', '.join(map(show, regression['again']))}" if regression["again"] else ""
+    again = f", remeasured: {', '.join(map(show, regression['again']))}" if regression["again"] else ""
     return f"{regression['tolerance']} allowed{again}"
 
 
