@@ -343,5 +343,5 @@ def test_sockets_that_were_there_before_the_probe_are_known_from_their_first_dat
     assert m.unmeasured is None
     # Of those that were accepted, and of the one to the backend, whose answers are no requests.
     assert count(m, "queue_delay") == count(m, "poll_delay") == 20
-    assert count(m, "response") == m.snapshot.counters["requests"] == 10
+    assert count(m, "response") == 10
     assert m.response_p50 >= 5 * MS

@@ -136,10 +136,19 @@ def offenders_of_the_agent() -> tuple[str, ...]:
 
 
 @machines
+def test_it_is_known_where_every_call_that_receives_has_its_flags(name: str) -> None:
+    roles = {machine.names(name)[number]: role for number, role in machine.roles(name).items()}
+    flagged = {call: role >> machine.FLAGS_ARG for call, role in roles.items() if role >> machine.FLAGS_ARG}
+    assert flagged == {"recvfrom": 2, "recvmsg": 1, "recvmmsg": 2}
+
+
+@machines
 def test_every_io_call_has_a_number_of_its_own(name: str) -> None:
     [shift] = re.findall(r"#define ROLE_IO_CALL\(role\) \(\(\(role\) >> (\d+)\) & ", HEADER)
     roles = {machine.names(name)[number]: role for number, role in machine.roles(name).items()}
-    numbers = {call: roles[call] >> int(shift) for call in machine.IO_CALLS}
+    mask = machine.MACROS["IO_CALLS"] - 1
+    numbers = {call: roles[call] >> int(shift) & mask for call in machine.IO_CALLS}
+    assert mask << int(shift) < 1 << machine.FLAGS_ARG
     assert sorted(numbers.values()) == list(range(len(machine.IO_CALLS)))
     assert len(machine.IO_CALLS) <= machine.MACROS["IO_CALLS"]
     assert all(machine.IO_CALLS[number] == call for call, number in numbers.items())
