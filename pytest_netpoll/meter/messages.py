@@ -32,7 +32,8 @@ class Lack(TypedDict):
 class Ready(TypedDict):
     """To load. capabilities: those that the agent keeps. typed: whether sys_exit's arguments are.
     no_cpu_samples: why there are none; None where there are. sees_sockets: whether it is known what lies
-    behind a wakeup for nothing; sees_held_writes: and whether TCP holds writes back. no_arrivals: why it is not known when data arrives; None where it is.
+    behind a wakeup for nothing; sees_held_writes: and whether TCP holds writes back. no_arrivals: why it is
+    not known when data arrives; None where it is.
     program: "compiled", or where it came from: "cache"; not_cached: why not from there, None where that is
     off.
     """
@@ -106,8 +107,8 @@ class Offender(Wakeup):
     """offence: one of agent/counters/offenders.py; for "ready", "futile", "io" and "woken" the count is an
     estimate. outcome: how the I/O call ended, and bytes: what such calls moved, of "futile" and "io". events:
     the epoll events that woke it; registered_twice: with epoll; error_queue: whether that held anything.
-    None: not known. woken_stack: of "ready", where the woken goroutine had been parked. locked: of "ready" and
-    "woken", whether that is locked to a thread. held_ns: of "held", for how long in all.
+    None: not known. woken_stack: of "ready", where the woken goroutine had been parked. locked: of "ready"
+    and "woken", whether that is locked to a thread. held_ns: of "held", for how long in all.
     """
 
     offence: str

@@ -74,7 +74,9 @@ def collect(
             lines[where][stack] += entry["count"]
             looked[where] += entry["count"] * _only_looks(frames)
         woken = symbolizer.stack([(str(path), int(offset)) for path, offset in entry["woken_stack"]])
-        kind = tuple(entry[name] for name in ("offence", "direction", "syscall", "outcome", "fd_type", "locked"))
+        kind = tuple(
+            entry[name] for name in ("offence", "direction", "syscall", "outcome", "fd_type", "locked")
+        )
         runtime = ready and (by_the_runtime(frames) or by_the_runtime(woken))
         places[(*kind, cause_of(entry), runtime, where, trim(woken))].append(entry)
         totals[entry["offence"]] += entry["count"]

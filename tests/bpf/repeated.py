@@ -20,8 +20,9 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -48,7 +49,7 @@ class Case(NamedTuple):
     service: str
     args: Sequence[str]
     act: Callable[[Service], object]
-    env: dict[str, str] = {}
+    env: Mapping[str, str] = MappingProxyType({})
     prefix: Sequence[str] = ()
     around: Callable[[Service], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
 
@@ -150,7 +151,10 @@ CASES = (
     Case("at once", None, "causes", ("-do", "nagle"), run(ask, count=20, at_once=True)),
     causes("beside", None, run(ask, count=100)),
     causes("thief", None, connections),
-    *(Case(f"io {kind}", None, "io", ("-do", kind), run(command, 3000)) for kind in ("check", "alternate", "reopen")),
+    *(
+        Case(f"io {kind}", None, "io", ("-do", kind), run(command, 3000))
+        for kind in ("check", "alternate", "reopen")
+    ),
     Case("keep idle", None, "keep", (), run(come, b"idle", b"", True)),
     Case("keep open", None, "keep", (), run(come, b"channel", b"", False)),
     Case("keep low", None, "keep", (), run(come, b"low 100", b"hello", False)),
@@ -170,7 +174,9 @@ CASES = (
     example("busy-poll", "NP302", faults["busy-poll"]),
     example("starve", "NP401", lambda s: test_diagnosis.ping(s, 15, 0.05)),
     causes("yield", "NP402", pings, env={"GOMAXPROCS": "1"}),
-    Case("quota", "NP403", "causes", ("-do", "spin"), run(pings, count=12), {"GOMAXPROCS": "2"}, (), throttled),
+    Case(
+        "quota", "NP403", "causes", ("-do", "spin"), run(pings, count=12), {"GOMAXPROCS": "2"}, (), throttled
+    ),
     causes("locked", "NP405", run(ask, count=200)),
     causes("worker", "NP405", run(ask, count=200)),
     causes("spin", "NP406", lambda _: time.sleep(0.3), env={"GOMAXPROCS": "8"}, prefix=ONE_CPU),

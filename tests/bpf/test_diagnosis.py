@@ -162,9 +162,7 @@ def ask_all(clients, question, answer):
 # Its threads wait for a CPU as long, and its wakeups are as late.
 def test_a_service_that_has_the_cpu_itself_does_not_blame_the_machine(factory, built, measure):
     command = ["taskset", "-c", str(min(os.sched_getaffinity(0))), built("causes"), "-do", "kernel"]
-    server = factory(
-        command=[*command, "-addr", "127.0.0.1:{port}"], name="kernel", env={"GOMAXPROCS": "1"}
-    )
+    server = factory(command=[*command, "-addr", "127.0.0.1:{port}"], name="kernel", env={"GOMAXPROCS": "1"})
     for _ in range(10):
         with connected(server) as clients, measure() as stretch:
             for _ in range(5):
