@@ -784,6 +784,10 @@ def _offender(offender: Offender) -> OffenderRecord:
     made = asdict(offender)
     if offender.offence != "ready":
         del made["woken_stack"]
+    if offender.offence not in ("ready", "woken"):
+        del made["locked"]
+    if offender.offence != "held":
+        del made["held_ns"]
     if offender.offence != "parked":
         for name in ("growth", "abandoned", "stuck", "closed", "peers"):
             del made[name]
