@@ -27,13 +27,7 @@ from tests.waiting import patiently
 EXEC_GAINS = ("plain", "setuid", "setgid", "capabilities", "unreadable")
 OTHERS, ELSEWHERE, OWN = "127.66.0.", "127.88.0.", "127.77.0.1"
 NOTHING = (
-    "ready_stacks",
-    "unclaimed",
-    "io_stacks",
-    "io_calls",
-    "cpu_samples",
-    "parked",
-    "woken",
+    *("ready_stacks", "unclaimed", "io_stacks", "io_calls", "cpu_samples", "parked", "woken"),
     "held_writes",
 )
 WINDOW = dict.fromkeys(NOTHING, 0)

@@ -37,7 +37,7 @@ class Evidence(NamedTuple):
 
     unclaimed: where events found nobody. io_stacks: the stack of one futile I/O call in so many is recorded,
     of none for 0; io_calls: of any, not of futile ones only. cpu_samples: who uses the CPU. woken: where the
-    goroutines of one poll in so many had been parked, of none for 0. held_writes: whose writes are held back.
+    goroutines of one poll in so many had been parked, of none for 0. held_writes: those that are held back.
     """
 
     unclaimed: bool

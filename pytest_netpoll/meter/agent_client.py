@@ -129,8 +129,8 @@ class Probe:
         kept on which descriptors events found nobody. io_stacks: as ready_stacks, of futile I/O calls;
         io_calls: whether of all I/O calls. cpu_samples: whether stacks of what uses CPU time are recorded.
         parked: whether to look at its two ends who is parked. woken: of one poll in so many it is kept where
-        those were parked whom it woke, of none for 0. held_writes: whether it is recorded whose writes are held
-        back.
+        those were parked whom it woke, of none for 0. held_writes: whether those are recorded that the kernel
+        holds back.
         """
         return self._ask(
             "open",

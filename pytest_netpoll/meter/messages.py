@@ -107,8 +107,8 @@ class Offender(Wakeup):
     """offence: one of agent/counters/offenders.py; for "ready", "futile", "io" and "woken" the count is an
     estimate. outcome: how the I/O call ended, and bytes: what such calls moved, of "futile" and "io". events:
     the epoll events that woke it; registered_twice: with epoll; error_queue: whether that held anything.
-    None: not known. woken_stack: of "ready", where the woken goroutine had been parked. locked: of "ready" and
-    "woken", whether that is locked to a thread. held_ns: of "held", for how long in all.
+    None: not known. woken_stack: of "ready", where the woken goroutine had been parked. locked: of "ready"
+    and "woken", whether that is locked to a thread. held_ns: of "held", for how long in all.
     """
 
     offence: str

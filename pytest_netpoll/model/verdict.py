@@ -115,7 +115,9 @@ class Verdict:
 
     @property
     def message(self) -> str:
-        """For pytest, beside a section that has all of it: of broken rules not what was seen. Empty if passed."""
+        """For pytest, beside a section that has all of it: of broken rules not what was seen. Empty if
+        passed.
+        """
         brief = {b.reason: b.brief for b in self.breaches if isinstance(b, BrokenRule)}
         return "\n".join(brief.get(reason, reason) for reason in self.reasons)
 

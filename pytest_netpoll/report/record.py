@@ -65,19 +65,20 @@ class _OffenderExtra(TypedDict, total=False):
 class OffenderRecord(_OffenderExtra):
     """A place in the code that wastes or causes something, or a descriptor without such a place.
 
-    offence: "spurious": goroutines woken for nothing; "stale": stale retries; "unclaimed": events that found
-    nobody waiting, without a stack; "ready": callers of runtime.ready; "futile", "io": I/O calls; "cpu": CPU
-    samples; "woken": goroutines that the network woke; "held": writes that Nagle's algorithm held back; "parked":
-    see Parked. count: estimated from a sample
-    for ready calls, I/O calls and woken goroutines. share: 0-1, of all such in the service, or in the sample;
-    None in files from before it was recorded. outcome: how the I/O calls ended, such as "EAGAIN"; None for
-    other offences. runtime: of ready calls, whether the runtime made them for its own background work. cause:
-    of spurious wakeups and stale retries; None if unknown. bytes: what the I/O calls moved, estimated.
-    not_blocking: of CPU samples, those in a runtime call that only checks, such as that of a select with a
-    default. local, peer: None if they differ between the goroutines at this place. stack: starts at your own
-    code; empty if the kernel had no room for it. woken_stack: of ready calls, where the woken goroutine had
-    been parked. locked: of ready calls and woken goroutines, whether who was woken is locked to a thread. held_ns:
-    of "held", for how long in all. growth, abandoned, stuck, peers: of "parked" only, see Parked.
+    offence: "spurious": goroutines woken for nothing; "stale": stale retries; "unclaimed": events that
+    found nobody waiting, without a stack; "ready": callers of runtime.ready; "futile", "io": I/O calls;
+    "cpu": CPU samples; "woken": goroutines that the network woke; "held": writes that Nagle's algorithm
+    held back; "parked": see Parked. count: estimated from a sample for ready calls, I/O calls and woken
+    goroutines. share: 0-1, of all such in the service, or in the sample; None in files from before it was
+    recorded. outcome: how the I/O calls ended, such as "EAGAIN"; None for other offences. runtime: of
+    ready calls, whether the runtime made them for its own background work. cause: of spurious wakeups and
+    stale retries; None if unknown. bytes: what the I/O calls moved, estimated. not_blocking: of CPU
+    samples, those in a runtime call that only checks, such as that of a select with a default. local,
+    peer: None if they differ between the goroutines at this place. stack: starts at your own code; empty
+    if the kernel had no room for it. woken_stack: of ready calls, where the woken goroutine had been
+    parked. locked: of ready calls and woken goroutines, whether who was woken is locked to a thread.
+    held_ns: of "held", for how long in all. growth, abandoned, stuck, peers: of "parked" only, see
+    Parked.
     """
 
     count: int
@@ -791,6 +792,10 @@ def _offender(offender: Offender) -> OffenderRecord:
     made = asdict(offender)
     if offender.offence != "ready":
         del made["woken_stack"]
+    if offender.offence not in ("ready", "woken"):
+        del made["locked"]
+    if offender.offence != "held":
+        del made["held_ns"]
     if offender.offence != "parked":
         for name in ("growth", "abandoned", "stuck", "closed", "peers"):
             del made[name]

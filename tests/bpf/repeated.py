@@ -20,8 +20,9 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -48,7 +49,7 @@ class Case(NamedTuple):
     service: str
     args: Sequence[str]
     act: Callable[[Service], object]
-    env: dict[str, str] = {}
+    env: Mapping[str, str] = MappingProxyType({})
     prefix: Sequence[str] = ()
     around: Callable[[Service], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
 

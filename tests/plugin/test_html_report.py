@@ -426,8 +426,13 @@ def test_stacks_are_drawn_as_flame_graphs_once_they_are_opened(tmp_path, page):
     made["services"][0] |= {"histogram": {}, "timeline": []}
     made["services"][0]["offenders"] = [
         {
-            **{"offence": "cpu", "count": count, "share": count / 100, "direction": "", "syscall": None},
-            **{"fd_type": None, "stack": stack(*functions)},
+            "offence": "cpu",
+            "count": count,
+            "share": count / 100,
+            "direction": "",
+            "syscall": None,
+            "fd_type": None,
+            "stack": stack(*functions),
         }
         for functions, count in zip(burnt, (60, 30, 10), strict=True)
     ]

@@ -227,7 +227,8 @@ DROPPED = {"dropped_datagrams": 100}
     ],
 )
 def test_what_lies_behind_a_wakeup_decides(woken: Any, seen: Any, code: str | None) -> None:
-    for count, expected in ((100, code), (8, None)):  # the second may be chance
+    few = 4 if code == "NP102" else 8  # may be chance
+    for count, expected in ((100, code), (few, None)):
         found = codes(offender(count, **woken), seen={"dropped_datagrams": 0, **seen})
         assert found == ([expected] if expected else [])
 
@@ -298,6 +299,46 @@ def test_more_ps_than_cpus_wait_for_each_other(
 )
 def test_gc_pressure_is_a_large_part_of_much(share: float, used: float, expected: list[str]) -> None:
     assert codes(cpu(share, "runtime.gcDrain"), cpu=used) == expected
+
+
+def test_a_few_samples_prove_nothing() -> None:
+    one = offender(1, offence="cpu", share=1.0, stack=(Frame("runtime.gcDrain", "runtime/mgcmark.go", 1),))
+    assert codes(one, cpu=1.0) == []
+
+
+def handed(count: int, offence: str = "woken", locked: bool = True) -> Offender:
+    return offender(count, offence=offence, syscall=None, locked=locked)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ([handed(30)], ["NP405"]),
+        ([handed(15), handed(15, "ready")], ["NP405"]),
+        ([handed(30, locked=False)], []),
+        ([handed(10)], []),
+    ],
+)
+def test_who_is_locked_to_a_thread_and_often_woken_makes_threads_hand_over(
+    found: list[Offender], expected: list[str]
+) -> None:
+    assert codes(*found) == expected
+
+
+def test_writes_that_were_held_back_count_with_their_time() -> None:
+    held = offender(20, offence="held", direction="write", syscall="write", held_ns=20 * 41 * MS)
+    [text] = diagnose(measurement({}, offenders=(held,)))
+    assert "20 writes stayed in the service's sockets for 41.0 ms each" in text
+    assert codes(offender(4, offence="held", held_ns=4 * 41 * MS)) == []
+
+
+@pytest.mark.parametrize(
+    ("used", "cpus", "blamed"), [(0.4, 1, True), (0.6, 1, False), (0.6, 2, True), (0.6, None, False)]
+)
+def test_the_machine_is_blamed_where_others_had_most_of_the_cpu(
+    used: float, cpus: int | None, blamed: bool
+) -> None:
+    assert ("NP404" in codes(histogram={20 * MS: 50}, cpu=used, waited=0.9, facts={"cpus": cpus})) is blamed
 
 
 POLLS = {"polls": 100, "nonblocking_polls": 99, "events": 100}

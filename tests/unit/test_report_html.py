@@ -418,7 +418,7 @@ def test_each_test_shows_how_it_fared_with_the_other_toolchains_and_links_to_it(
 
 def test_what_was_not_measured_is_not_drawn() -> None:
     (gone,) = details(built(measured(unmeasured="gone")))
-    assert gone["charts"] == [{"latency": None, "timeline": None}]
+    assert gone["charts"] == [{"latency": None, "timeline": None, "flames": {}}]
     assert "Not measured: gone" in text(gone["html"])
     (idle,) = details(built(measured(histogram={})))
     assert idle["charts"] == [{"latency": None, "timeline": None}]

@@ -10,6 +10,7 @@ from pytest_netpoll.model.rules.rule import (
     Proof,
     Rule,
     count,
+    cpu_samples,
     no_cpu_samples,
     offenders,
     rate,
@@ -65,7 +66,7 @@ def _busy_loop(m: Measurement) -> Proof | None:
     used = m.cpu_seconds
     if used is None:
         return None
-    for loop in offenders(m, "cpu"):
+    for loop in cpu_samples(m):
         burnt = loop.share * used
         long = burnt >= LEAST_BURNT * m.window_seconds
         long = long and loop.share * wanted(m) >= LEAST_WANTED * m.window_seconds

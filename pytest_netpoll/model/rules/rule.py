@@ -14,6 +14,8 @@ from pytest_netpoll.model.measurement import Measurement
 # Of what is spurious, fewer, or a smaller part of the wakeups, may be chance.
 LEAST_WASTED = 5
 LEAST_SHARE = 0.05
+# Of fewer CPU samples no share is told: a window of a few ms may have one.
+LEAST_SAMPLES = 10
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,12 @@ def stack_of(found: Sequence[Offender]) -> tuple[Frame, ...]:
 def no_cpu_samples(m: Measurement) -> Reason | None:
     """Why it is unknown what used the CPU."""
     return m.unexplained.get("cpu")
+
+
+def cpu_samples(m: Measurement) -> list[Offender]:
+    """What used CPU time, the most first; empty where too few samples were taken."""
+    found = offenders(m, "cpu")
+    return found if sum(o.count for o in found) >= LEAST_SAMPLES else []
 
 
 def wanted(m: Measurement) -> float:

@@ -14,6 +14,7 @@ from pytest_netpoll.model.rules.rule import (
     Proof,
     Rule,
     count,
+    cpu_samples,
     no_cpu_samples,
     number,
     offenders,
@@ -39,7 +40,7 @@ GC_USED = 0.08  # CPU, s in a second; and as in BUSY_WANTED:
 GC_WANTED = 0.2
 # Of a late wakeup's delay: what the threads must have waited for a CPU meanwhile to explain it.
 CPU_WAIT_SHARE = 0.5
-# Of the CPUs that the service may use: what others must have had at least to be blamed.
+# Of the CPUs that the service may use: what it had itself at most where others are to be blamed.
 OTHERS_SHARE = 0.5
 # Polls a second that sysmon makes, at most, while nobody else does; of them non-blocking; and of all Ps, how
 # much wanted a CPU.
@@ -78,7 +79,7 @@ def _lateness(m: Measurement) -> str:
 
 def _own_code(m: Measurement) -> list[Offender]:
     """The CPU samples of the program's own code: neither the GC's nor the scheduler's."""
-    return [o for o in offenders(m, "cpu") if o.stack and o.stack[0].package_root not in PLUMBING]
+    return [o for o in cpu_samples(m) if o.stack and o.stack[0].package_root not in PLUMBING]
 
 
 def _shares(found: Sequence[Offender]) -> float:
@@ -172,10 +173,10 @@ def _explained(m: Measurement, waited_in: Callable[[TimelinePoint], int]) -> boo
 def _machine_busy(m: Measurement) -> Proof | None:
     late, _ = _late(m)
     used, waited = m.cpu_seconds, m.run_delay_seconds
-    if not late or used is None or waited is None or m.cpus is None or waited < used:
+    if not late or used is None or waited is None or waited < used:
         return None
     # Where it had most of the CPU itself, its threads waited for each other.
-    if used > OTHERS_SHARE * m.cpus * m.window_seconds:
+    if used > OTHERS_SHARE * (m.cpus or 1) * m.window_seconds:
         return None
     if not _explained(m, lambda point: point.run_delay_ns):
         return None
@@ -210,7 +211,7 @@ def _too_many_ps(m: Measurement) -> Proof | None:
 def _gc_pressure(m: Measurement) -> Proof | None:
     used = m.cpu_seconds
     # The runtime's background work stands for itself (meter/offender_stacks.py).
-    collecting = [o for o in offenders(m, "cpu") if o.stack and o.stack[0].function.startswith(_GC)]
+    collecting = [o for o in cpu_samples(m) if o.stack and o.stack[0].function.startswith(_GC)]
     part = _shares(collecting)
     if used is None or part < GC_SHARE or part * used < GC_USED * m.window_seconds:
         return None
@@ -250,9 +251,10 @@ def _write_held_back(m: Measurement) -> Proof | None:
     each = sum(o.held_ns or 0 for o in found) / n
     return Proof(
         n,
-        f"{count(n)} writes stayed in the service's sockets for {units.show(each, 'ns')} each: TCP_NODELAY is "
-        "off, so that a small segment waits until the peer acknowledges the one before (Nagle's algorithm), "
-        "and the peer delays that, as it waits for the rest. Typically an answer is written in pieces.",
+        f"{count(n)} writes stayed in the service's sockets for {units.show(each, 'ns')} each: TCP_NODELAY "
+        "is off, so that a small segment waits until the peer acknowledges the one before (Nagle's "
+        "algorithm), and that took the peer so long. Typically an answer is written in pieces, and the peer "
+        "delays its acknowledgement because it waits for the rest.",
         stack_of(found),
     )
 
@@ -320,12 +322,12 @@ RULES = (
     Rule(
         "NP405",
         "thread-handover",
-        "Goroutines that are locked to a thread (runtime.LockOSThread) are woken again and again, and each time "
-        "one thread hands over to another.",
+        "Goroutines that are locked to a thread (runtime.LockOSThread) are woken again and again, and each "
+        "time one thread hands over to another.",
         f"At least {LEAST_HANDOVERS} wakeups a second, by the network or by another goroutine, of goroutines "
         "whose g.lockedm is set as they are woken.",
-        "wait in a goroutine that is not locked, and let the locked one do only what needs its thread; or call "
-        "runtime.UnlockOSThread.",
+        "wait in a goroutine that is not locked, and let the locked one do only what needs its thread; or "
+        "call runtime.UnlockOSThread.",
         "A service whose goroutines are not locked makes as many wakeups, and a goroutine that is locked and "
         "is rarely woken costs nothing.",
         "A handler that calls runtime.LockOSThread for a C library and then reads its connection.",
@@ -361,11 +363,11 @@ RULES = (
         "write-held-back",
         "The kernel holds the end of an answer back until the client acknowledges its beginning.",
         f"At least {LEAST_HELD} writes to TCP connections without TCP_NODELAY that returned while a small "
-        "segment waited for an acknowledgement and nothing else, and that were sent 20 to 200 ms later. Needs "
-        "the kernel's BTF.",
+        "segment waited for an acknowledgement and nothing else, and that were sent 20 to 200 ms later. "
+        "Needs the kernel's BTF.",
         "write an answer at once (bufio.Writer, net.Buffers), or leave TCP_NODELAY on, as Go does.",
-        "A handler that takes 40 ms for the second half of its answer, a client that acknowledges at once, and "
-        "one that does not read (its window is full).",
+        "A handler that takes 40 ms for the second half of its answer, a client that acknowledges at once, "
+        "and one that does not read (its window is full).",
         "A handler that calls SetNoDelay(false) and writes a header and a body.",
         _write_held_back,
         _no_held_writes,
