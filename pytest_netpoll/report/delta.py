@@ -14,7 +14,7 @@ from pytest_netpoll.report.record import ComparisonRecord, NumberRecord, TestRec
 
 Verdict: TypeAlias = Literal["WORSE", "undecided", "more", "less"]
 _RANK: Sequence[Verdict] = ("WORSE", "undecided", "more", "less")
-ICONS: Mapping[Verdict, str] = {"WORSE": "❌", "undecided": "❔", "more": "🔺", "less": "🔽"}
+_ICONS: Mapping[Verdict, str] = {"WORSE": "❌", "undecided": "❔", "more": "🔺", "less": "🔽"}
 # Below that nobody looks, however sure it is: fractions, and what was 0 by its unit.
 _LEAST_SHARE = 0.02
 _LEAST: Mapping[str, float] = {"share": 0.01, "ratio": 0.1, "count": 10, "ns": 1_000, "s": 0.01}
@@ -158,7 +158,7 @@ def markdown(records: Sequence[TestRecord], environment: Mapping[str, Any]) -> s
         heads = ["", "test", "service", "metric", *found.sides, "change", "95 % interval"]
         align = ["---", "---", "---", "---", "---:", "---:", "---:", "---:"]
         rows = [
-            [ICONS[r.verdict], as_code(r.nodeid), as_code(r.service), as_code(r.metric)]
+            [_ICONS[r.verdict], as_code(r.nodeid), as_code(r.service), as_code(r.metric)]
             + [as_text(text) for text in (r.base, r.head, r.change, r.interval)]
             for r in found.rows[:MOST_ROWS]
         ]

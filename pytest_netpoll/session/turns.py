@@ -58,7 +58,7 @@ class Base:
         if not trial.two_sided:
             return not_compared(
                 plan,
-                f"none of its services is built by go_service from a package, so {self.revision} has none",
+                f"no service is built by go_service from a package, so {self.revision} has none",
             )
         missing = renewal.missing(item)
         if missing is not None:

@@ -245,7 +245,7 @@ def test_plain(server): assert server.running
             "3 of 8 tests were not compared:",
             "  test_it.py::test_kept: same was not compared: *",
             "  test_it.py::test_news: base (main) does not pass this test: *",
-            "  test_it.py::test_without_service: none of its services is built by go_service *",
+            "  test_it.py::test_without_service: no service is built by go_service *",
         ]
     )
     environment = json.loads((project / "now.json").read_text())["environment"]

@@ -97,7 +97,7 @@ def test_without_changes_the_delta_is_a_heading_and_a_line() -> None:
 
 
 def test_the_terminal_says_how_many_tests_were_not_compared_and_why() -> None:
-    why = "none of its services is built by go_service from a package, so base (main) has none"
+    why = "no service is built by go_service from a package, so base (main) has none"
     alone = [built(f"test_alone[{n}]", not_compared(PLAN, why)) for n in range(3)]
     broken = compare_rounds(
         [(samples(), {"server": Sample({}, unmeasured=Reason("the agent died"))})] * 8, PLAN

@@ -316,7 +316,7 @@ def test_what_changed_comes_first_with_its_interval_and_what_did_not_is_one_line
         ["cpu_seconds", "0.10 s", "0.20 s", "+100.0 %", "+90.0 % to +110.0 %"],
         ["polls", "100", "400", "+300.0 %", "+290.0 % to +310.0 %"],
     ]
-    assert [row[0] for row in shown] == ["❌ worse", "🔺 more"]
+    assert [row[0] for row in shown] == ["✗ worse", "▲ more"]
     rounds = "8 rounds each" if commit else "6 rounds then, 8 now"
     assert f"<p>No change in 2 numbers of 2 tests, {rounds}.</p>" in section
     assert "server: a note" in section

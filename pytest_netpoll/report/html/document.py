@@ -74,7 +74,7 @@ def render(environment: Mapping[str, Any], records: Iterable[TestRecord]) -> str
         changes=changes,
         most_changes=delta.MOST_ROWS,
         grouped=delta.grouped,
-        icons_of_changes=delta.ICONS,
+        icons_of_changes=overview.CHANGES,
         filters=overview.filters(tests, toolchains, against),
         toolchains=toolchains,
         rows=[overview.row(number, test, added) for number, test in enumerate(tests)],

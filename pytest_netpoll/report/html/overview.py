@@ -18,6 +18,8 @@ STATUSES: Mapping[str, str] = {
     "passed": "✓",
     "xfailed": "~",
 }
+# Of a number, how the page shows its verdict.
+CHANGES: Mapping[str, str] = {"WORSE": "✗", "undecided": "?", "more": "▲", "less": "▼"}
 # How a test compares with its baseline -> how the page shows it, worst first.
 _BASELINE: Mapping[str, tuple[str, str]] = {
     "regressed": ("✗", "got worse"),
