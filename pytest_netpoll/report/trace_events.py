@@ -6,6 +6,7 @@ https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU:
 from __future__ import annotations
 
 import errno
+import functools
 import itertools
 import json
 from collections import defaultdict
@@ -146,12 +147,14 @@ def _readies(trace: Trace) -> Iterator[TraceEvent]:
         later[track] = ready.at
     for number, (ready, end) in enumerate(zip(trace.readies, reversed(ends), strict=True), 1):
         soon = min(ready.at + _READY_NS, following.get((ready.tid, ready.at), ready.at + _READY_NS))
-        parked = _where(ready.parked)
-        args = {"goroutine": f"{ready.goroutine:#x}", "stack": _where(ready.stack), "parked": parked}
+        args = {
+            "goroutine": f"{ready.goroutine:#x}",
+            "stack": _where(ready.stack),
+            "parked": _where(ready.parked),
+        }
         yield _slice("ready", "ready", ready.pid, ready.tid, ready.at, soon, args)
         pid, tid = ready.pid + _GOROUTINES, tracks[ready.pid, ready.goroutine]
-        waker = {"by thread": ready.tid, "stack": _where(ready.stack), "parked": parked}
-        yield _slice("runnable", "ready", pid, tid, ready.at, end, waker)
+        yield _slice("runnable", "ready", pid, tid, ready.at, end, {"by thread": ready.tid})
         yield from _arrow("ready", number, (ready.pid, ready.tid, ready.at), (pid, tid, ready.at))
 
 
@@ -237,6 +240,7 @@ def _outcome(returned: int) -> str:
     return str(returned) if returned >= 0 else errno.errorcode.get(-returned, str(returned))
 
 
-def _where(stack: Stack) -> list[str]:
+@functools.lru_cache(1024)  # many events have few stacks
+def _where(stack: Stack) -> Sequence[str]:
     """["main.serve server.go:12"], innermost first."""
     return [f"{frame.function} {frame.file}:{frame.line}" for frame in stack]

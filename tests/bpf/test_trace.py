@@ -1,4 +1,8 @@
-"""A window event by event: what was counted, as a trace that Perfetto opens."""
+"""A window event by event: what was counted, as a trace that Perfetto opens.
+
+Chrome's own viewer (catapult's trace2html) was looked at by hand: it takes 43 MB of sources. It found the two
+slices of each arrow, and had nothing to warn of.
+"""
 
 from __future__ import annotations
 

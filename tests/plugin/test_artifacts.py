@@ -287,8 +287,8 @@ def test_a_trace_of_a_repeated_call_has_what_that_call_did(failed: Run, every: R
         assert told["test"].endswith(f"::{test}")
         recorded = told["recorded"]
         assert {name: count or 0 for name, count in told["counted"].items()} == recorded
-        assert recorded["productive_wakeups"] >= 20
-        assert (recorded["spurious_wakeups"] >= 20) == (service == "dup")
+        assert recorded["productive_wakeups"] > 0
+        assert (recorded["spurious_wakeups"] > 0) == (service == "dup")
         assert (
             len([event for event in trace["traceEvents"] if event.get("cat") == "poll"]) == recorded["polls"]
         )

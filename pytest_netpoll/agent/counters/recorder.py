@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from bpf import machine
+from bpf.program import slot_of
 from constants import BANKS
 from counters import offenders
 
@@ -66,9 +67,9 @@ class Recorder:
         banks = {epoch % BANKS for epoch in range(window.first, window.end)} - {window.end % BANKS}
         dropped = sum(self._kernel.trace_dropped[ctypes.c_int(bank)].value for bank in banks)
         traces = {root: _Trace(self._kernel, window, processes) for root, processes in roots.items()}
-        by_owner = {owner: trace for trace in traces.values() for owner in trace.owners}
+        by_slot = {slot: trace for trace in traces.values() for slot in trace.slots}
         for record in self._records():
-            trace = by_owner.get(record.owner)
+            trace = by_slot.get(slot_of(record.owner))
             if trace is not None and window.first <= record.epoch < window.end:
                 trace.add(record)
         for at, process, state in self._looks:
@@ -90,7 +91,8 @@ class _Trace:
     """Of the processes of one root. Of what became another user's nothing is told."""
 
     def __init__(self, kernel: Kernel, window: windows.Window, processes: Collection[Process]) -> None:
-        self.owners = {owner: p for p in processes if not p.foreign for owner in p.lives}
+        # As the counters, not by owner: a program may have ended before anybody could look at it.
+        self.slots = {p.slot: p for p in processes if not p.foreign}
         self._kernel = kernel
         self._opened = window.opened
         self._polls: list[list[Any]] = []
@@ -103,7 +105,7 @@ class _Trace:
         self._names = machine.names(machine.current())
 
     def add(self, r: structs.TraceRecord) -> None:
-        pid = self.owners[r.owner].pid
+        pid = self.slots[slot_of(r.owner)].pid
         at = r.at - self._opened
         began = r.began - self._opened if r.began else None
         if r.kind == _POLL:
@@ -139,7 +141,7 @@ class _Trace:
         key = (owner, number, parked)
         if key not in self._places:
             addresses = self._kernel.parked_stack(number) if parked else self._kernel.stack(number)
-            frames = offenders.frames(self.owners[owner].lives[owner], addresses)
+            frames = offenders.frames(self.slots[slot_of(owner)].lives.get(owner, ()), addresses)
             self._places[key] = len(self._stacks) if frames else None
             if frames:
                 self._stacks.append(frames)
