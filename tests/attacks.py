@@ -434,7 +434,7 @@ def the_ninth_agent_is_refused(user, installed):
                 patiently(lambda number=number: len(agents(installed)) >= number, seconds=300)
         what = json.loads(process.stdout.readline())["failed"]["what"]
     assert "this user has 8 agents" in what
-    assert "8 agents and 1024 MiB are the most" in what
+    assert "8 agents and 1024 MiB are the maximum" in what
     patiently(lambda: len(agents(installed)) == before)
 
 

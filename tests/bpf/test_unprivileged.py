@@ -508,7 +508,7 @@ def test_all_agents_of_a_user_together_take_no_more_than_is_allowed(user, instal
         with running(user, installed):
             what = waited_for(sudo)["failed"]["what"]
             assert "this user has 2 agents" in what
-            assert "2 agents and 1024 MiB are the most" in what
+            assert "2 agents and 1024 MiB are the maximum" in what
             # Root's are not the user's, and not limited.
             assert "ready" in waited_for(agent)
         assert "ready" in waited_for(sudo)

@@ -73,7 +73,7 @@ def ask(agent: subprocess.Popen[str], line: str) -> dict[str, Any]:
         ('{"id": 1, "do": "close", "window": 7, "settle_ms": 1}', "window 7 is not open"),
         (
             '{"id": 1, "do": "load", "max_processes": 4, "max_fds": 64, "uprobes": 0, "answers": 0}',
-            "loaded already",
+            "already loaded",
         ),
         ("x" * (64 << 10), "not JSON"),
         ("x" * ((64 << 10) + 1), "too long"),
