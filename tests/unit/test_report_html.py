@@ -421,7 +421,7 @@ def test_what_was_not_measured_is_not_drawn() -> None:
     assert gone["charts"] == [{"latency": None, "timeline": None, "flames": {}}]
     assert "Not measured: gone" in text(gone["html"])
     (idle,) = details(built(measured(histogram={})))
-    assert idle["charts"] == [{"latency": None, "timeline": None}]
+    assert idle["charts"] == [{"latency": None, "timeline": None, "flames": {}}]
 
 
 def test_the_timeline_keeps_every_interval() -> None:
