@@ -25,9 +25,9 @@ def test_a_broken_limit_names_the_line_that_wakes_and_what_was_attached(run, pyt
     result.stdout.fnmatch_lines(
         [
             "ready: wakeups_per_event * (* wakeups and 5,0* ready calls for * events) > max 3.00",
-            "  ready calls *wakeups per event",
             "  * % of 5,0* ready calls, made at",
             "    *ready/main.go:*  main.main.func*",
+            "  ready calls *wakeups per event*",
             "attached: raw tracepoint sys_exit; uprobes on runtime.ready of ready",
         ]
     )
