@@ -6,6 +6,27 @@
  */
 #ifdef TRACE
 
+/* What happened at one moment, for a trace. */
+enum trace_kind { TRACE_POLL = 0, TRACE_EVENT = 1, TRACE_IO = 2, TRACE_READY = 3 };
+enum poll_kind { POLL_BLOCKING = 0, POLL_TIMED = 1, POLL_NONBLOCKING = 2 };
+
+struct trace_record {
+	u64 at; /* ns; of an event when its poll returned */
+	u64 began; /* the call, of POLL and IO; 0 = not known */
+	u64 g; /* who was woken (of an event the reader), or makes the I/O call */
+	u64 other; /* EVENT: the writer woken; IO: when g was woken; READY: where g was parked */
+	u32 owner;
+	u32 epoch;
+	u32 tid;
+	u32 fd;
+	s32 value; /* POLL, IO: what was returned; EVENT: its bits */
+	s32 stack; /* of IO, and of the waker of READY */
+	u16 syscall;
+	u8 kind;
+	u8 detail; /* POLL: enum poll_kind; IO: enum direction */
+	u32 unused;
+};
+
 /* What comes first is kept: a trace with a hole in it would show waits that there were not. The
  * agent makes it as large as it was asked for. */
 BPF_QUEUE(trace_records, struct trace_record, 1);

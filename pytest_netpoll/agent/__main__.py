@@ -62,7 +62,7 @@ def kept(arguments: Sequence[str]) -> Store | None:
 
 def main() -> int:
     arguments, environment = sys.argv[1:], dict(os.environ)
-    # Nothing here is the user's to say: neither what BCC compiles and how, nor from where.
+    # The user decides nothing here: neither what BCC compiles and how, nor from where.
     os.environ.clear()
     os.environ["PATH"] = os.defpath
     os.chdir("/")

@@ -31,7 +31,7 @@ def serve(agent: handlers.Agent, lines: Iterable[str | None], send: Callable[[ob
         try:
             identity, command, arguments = protocol.parse(line)
             if command in protocol.FIRST:
-                raise protocol.BadMessage("everything is loaded already")
+                raise protocol.BadMessage("the program is already loaded")
             send({"id": identity, "ok": getattr(agent, command)(**arguments)})
         except protocol.BadMessage as error:
             send({"id": identity, "error": {"what": f"the agent refused a message: {error}"}})
@@ -81,7 +81,7 @@ def load(
     answers: int,
     trace: int,
 ) -> tuple[handlers.Agent, dict[str, Any]]:
-    """The agent, and what to say of it, with the program in the kernel and privileges given up.
+    """The agent, and what to report about it, with the program loaded and privileges dropped.
 
     store: of what was compiled. uprobes: whether probes are to be placed in programs later, which takes a
     privilege more. answers: whether they are timed. trace: how many records of single events a window is to
@@ -97,11 +97,11 @@ def load(
         problem = footprint.too_large(*needed)
         if problem is not None:
             raise protocol.Unable(*problem)
-        # Whoever has the capabilities themselves is bound by nothing that this agent does.
+        # A user who has the capabilities anyway isn't limited by this agent.
         if os.geteuid() == 0:
             _take_place(user, footprint.size(*needed))
     try:
-        # A second on an idle machine, many on a busy one; whoever started us may be killed meanwhile.
+        # A second on an idle machine, many on a busy one; pytest may be killed meanwhile.
         with hangup.ends_with(sys.stdin.fileno()):
             served = None if user.is_root else user.uid
             loaded = program.Kernel(sources(), max_processes, max_fds, served, store, bool(answers), trace)
@@ -151,7 +151,7 @@ def fill(sizes: str, store: Store) -> dict[str, str]:
         raise protocol.Unable(*problem)
     for answers, trace in ((True, 0), (False, constants.TRACE_RECORDS), (False, 0)):
         try:
-            # Of nobody in particular: it is told whom it serves when it is loaded.
+            # For no particular user: it gets the user when it is loaded.
             loaded = program.Kernel(sources(), max_processes, max_fds, _NOBODY, store, answers, trace)
         except program.LoadFailed as error:
             raise protocol.Unable(f"the BPF program could not be loaded: {error}", error.fix) from error
@@ -184,7 +184,7 @@ def main(environment: Mapping[str, str], verified: bool, store: Store | None, si
                 return 0
             _, command, arguments = protocol.parse(next(lines, ""))
             if command not in protocol.FIRST:
-                raise protocol.BadMessage(f"the first is load, not {command}")
+                raise protocol.BadMessage(f"the first command must be load, not {command}")
             if command == "about":
                 send({"about": binding.about()})
                 return 0

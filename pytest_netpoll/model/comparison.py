@@ -191,7 +191,7 @@ def compare(
         if refused and (not rules.tolerances or any(METRICS[t.metric].is_time for t in rules.tolerances)):
             notes.append(
                 f"{service}: times were not compared: {', '.join(elsewhere)} "
-                "(--netpoll-compare-latencies=always compares them all the same)"
+                "(--netpoll-compare-latencies=always compares them anyway)"
             )
         tolerances = [t for t in rules.tolerances if not (refused and METRICS[t.metric].is_time)]
         comparable = [metric for metric in METRICS.values() if not (refused and metric.is_time)]
@@ -240,7 +240,7 @@ def _judge_once(
         steady = _steady(metric, sample, before)
         if steady is not metric:
             judged.notes.append(
-                f"{service}: {steady.name} was compared instead of {metric.name}, "
+                f"{service}: compared {steady.name} instead of {metric.name}, "
                 f"which needs {_IN_TAIL} wakeups beyond it: send more traffic"
             )
             metric = steady

@@ -113,7 +113,7 @@ class Regression:
     def __str__(self) -> str:
         show = METRICS[self.metric].format
         measured, baseline = units.show_apart(self.measured, self.baseline, show)
-        again = f" (again {', '.join(map(show, self.again))})" if self.again else ""
+        again = f" (remeasured: {', '.join(map(show, self.again))})" if self.again else ""
         asked = self.tolerance.metric
         instead = "" if asked == self.metric else f" (too few wakeups for {asked})"
         return (
@@ -152,16 +152,15 @@ class Undecided:
     def __str__(self) -> str:
         made, base = self.difference.rounds, self.difference.base_rounds
         if self.enough is None:
-            more = "it is about at the tolerance, where more rounds tell little"
+            more = "the change is about as large as the tolerance, so more rounds would hardly decide it"
         elif base is None:
-            more = f"about {self.enough} rounds would tell: --netpoll-rounds={made}:{self.enough}"
+            more = f"about {self.enough} rounds would decide it: --netpoll-rounds={made}:{self.enough}"
         else:
-            more = (
-                f"about {self.enough} rounds would tell: save and compare with --netpoll-rounds={self.enough}"
-            )
+            rounds = f"--netpoll-rounds={self.enough}"
+            more = f"about {self.enough} rounds would decide it: save and compare with {rounds}"
         return (
-            f"{self.difference.service}: {self.difference}: {self.difference.over} don't tell whether that "
-            f"is more than {self.tolerance.text}; {more}"
+            f"{self.difference.service}: {self.difference}: {self.difference.over} can't decide whether "
+            f"that is more than {self.tolerance.text}; {more}"
         )
 
 

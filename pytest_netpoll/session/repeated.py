@@ -91,7 +91,7 @@ def _why_not(session: Session, item: pytest.Item, asked: Asked, seconds: float) 
     if session.roster.made_by(item):
         return Reason(
             asked.lacking,
-            why="the test, which would be called again for them, starts a service itself",
+            why="the test starts a service itself, so it can't be called again for them",
             fix="start it in a fixture",
         )
     if "subtests" in getattr(item, "fixturenames", ()):

@@ -376,7 +376,7 @@ def test_the_installed_agent_reads_its_cache_and_never_writes_it(user, installed
     with running(user, installed) as ask:
         assert ask.ready["program"] == "compiled"
         assert ask.ready["not_cached"] == {
-            "what": "the cached program is damaged, or in another format",
+            "what": "the cached file is damaged, or in another format",
             "fix": "sudo python -m pytest_netpoll install-agent",
         }
     assert [entry.read_bytes() for entry in sorted((installed / "cache").iterdir())] == damaged

@@ -121,7 +121,7 @@ def test_what_is_forged_is_compiled_and_kept_anew(
 def test_what_is_damaged_is_compiled_and_kept_anew(directory: Path, kept: Path) -> None:
     for file in (kept, *directory.glob("*.bytecode")):
         file.write_bytes(file.read_bytes()[:-1])
-    assert "what is kept is damaged" in why_compiled(directory)
+    assert "the cached file is damaged" in why_compiled(directory)
     assert start(directory)["program"] == "cache"
 
 

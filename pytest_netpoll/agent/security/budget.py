@@ -60,7 +60,7 @@ def take(uid: int, size: int) -> int | None:
                 f"this user has {len(before)} agents, which take {(total - size) // _MIB} MiB of kernel "
                 f"memory, and one more would take {size // _MIB} MiB: {AGENTS} agents and "
                 f"{footprint.MOST // _MIB} MiB are the maximum",
-                "let others end, use fewer workers (pytest -n), or run pytest as root",
+                "wait for others to end, use fewer workers (pytest -n), or run pytest as root",
             )
         time.sleep(0.1)
 

@@ -139,5 +139,5 @@ def unseal(text: bytes) -> bytes:
     """The content of what a file holds. Raises Unusable."""
     _, _, content = text.partition(b"\n")
     if text != seal(content):
-        raise Unusable("what is kept is damaged, or of another format")
+        raise Unusable("the cached file is damaged, or in another format")
     return content
