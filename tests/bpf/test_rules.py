@@ -238,7 +238,7 @@ def test_goroutines_with_threads_of_their_own_are_told_from_others(causes, broke
     assert found.keys() == expected
     if found:
         assert 100 <= found["NP405"].proof.count <= 250
-        assert function(found["NP405"]).startswith("main." if do == "worker" else "services/kit.")
+        assert found["NP405"].line.startswith("causes/main.go:" if do == "worker" else "kit/kit.go:")
 
 
 def test_answers_that_nagle_holds_back_are_told_from_slow_ones(causes, broken):
@@ -246,7 +246,7 @@ def test_answers_that_nagle_holds_back_are_told_from_slow_ones(causes, broken):
     m, found = broken(nagle, lambda: ask(nagle, 20))
     assert found.keys() == {"NP408"}
     assert 5 <= found["NP408"].proof.count <= 20
-    assert function(found["NP408"]).startswith("services/kit.Commands")
+    assert found["NP408"].line.startswith("kit/kit.go:")
     assert 20e6 < sum(o.held_ns or 0 for o in m.offenders) / found["NP408"].proof.count < 200e6
     # As late, because the service is; as many pieces, for a client that acknowledges each at once.
     slow, found = broken(nodelay, lambda: ask(nodelay, 20, 40))
