@@ -197,7 +197,7 @@ STEADY = (0.100, 0.101, 0.099, 0.102, 0.098)
             (0.090, 0.111, 0.130, 0.140, 0.100),
             "+5%",
             "passed",
-            "5 rounds then and 5 now can't decide whether that is more than +5%; the change is about as large as",
+            "5 rounds then and 5 now can't decide whether that is more than +5%; the change is about",
         ),
     ],
 )

@@ -178,7 +178,9 @@ def test_a_count_of_the_timeline_is_an_integer(told: Any, column: int) -> None:
 def test_what_a_timeline_always_has_is_never_none(told: Any) -> None:
     answers = right_answers()
     answers[-1]["ok"]["timelines"]["4242"][0][1 + COLUMNS.index("threads_running")] = None
-    assert told(encoded(answers))[-1].unmeasured.startswith("the eBPF agent sent an invalid response: ValueError")
+    assert told(encoded(answers))[-1].unmeasured.startswith(
+        "the eBPF agent sent an invalid response: ValueError"
+    )
 
 
 def test_an_offence_that_is_none_is_nonsense(told: Any) -> None:
