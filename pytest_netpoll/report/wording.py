@@ -572,7 +572,8 @@ def lead_in(entry: OffenderRecord | SlowWakeupRecord | SlowAnswerRecord) -> str:
 def _sampled_text(service: ServiceRecord, offender: OffenderRecord) -> str:
     """ "99.8 % of 50,123 ready calls, made". Without its count, which is estimated from a sample."""
     metric, name, happened = _SAMPLED[offender["offence"]]
-    total = units.show(service["metrics"].get(metric), "count")
+    counted = service["metrics"].get(metric)
+    total = f"{units.show(counted, 'count')} " if counted is not None else ""
     outcome = offender.get("outcome")
     where = f" ({_where(offender)}, {outcome})" if outcome else ""
     if offender["offence"] == "woken":
@@ -581,7 +582,7 @@ def _sampled_text(service: ServiceRecord, offender: OffenderRecord) -> str:
     if woken and shown_stack(offender) is woken:
         by = f" by {one_line(offender['stack'][0]['function'] or '?')}" if offender["stack"] else ""
         happened = f"made{by}, woke the goroutine parked"
-    return f"{units.show(offender['share'], 'share')} of {total} {name}{where}, {happened}"
+    return f"{units.show(offender['share'], 'share')} of {total}{name}{where}, {happened}"
 
 
 def woken_text(entry: OffenderRecord | SlowWakeupRecord) -> str:

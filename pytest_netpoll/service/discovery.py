@@ -60,7 +60,7 @@ def find(search: Search, timeout: float, say: Say | None) -> int:
             raise ServiceError(
                 f"there is no {search.what}",
                 why=f"{hidden} processes of other users could not be inspected" if hidden else None,
-                fix="run pytest as root, or give its pid" if hidden else "start it first, or give its pid",
+                fix="run this as root, or give its pid" if hidden else "start it first, or give its pid",
             )
         if not said and waited > QUIET_SECONDS and say is not None:
             say(f"waiting for a {search.what}")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pytest_netpoll.errors import Reason
+from pytest_netpoll.gobinary.symbols import Frame
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.rules.rule import Proof, Rule, count, number, offenders, rate, stack_of
 
@@ -37,6 +40,16 @@ def _seen(m: Measurement) -> str:
     return f"{ended} of {count(waiting)} blocking polls ended by a timer, {a_second} a second"
 
 
+def _woken(m: Measurement) -> tuple[Frame, ...]:
+    """Where the goroutines that timers wake most had been parked. The wakers are the runtime's timers."""
+    by_timers = (o for o in offenders(m, "ready") if not o.runtime and _is_timers(o.stack))
+    return next((o.woken_stack for o in by_timers if o.woken_stack), ())
+
+
+def _is_timers(stack: Sequence[Frame]) -> bool:
+    return bool(stack) and (stack[0].function or "").startswith(("time.", "runtime."))
+
+
 def _timer_churn(m: Measurement) -> Proof | None:
     if not _churn(m, TIMER_RATE) or _deadline_churn(m) is not None:
         return None
@@ -45,7 +58,7 @@ def _timer_churn(m: Measurement) -> Proof | None:
         _ended(m),
         f"{_seen(m)}, for {count(number(m, 'events'))} events: {which} the poller busy. Typically many "
         "components look for changes every few milliseconds, or a loop reads with a short deadline.",
-        stack_of([o for o in offenders(m, "ready") if not o.runtime]),
+        _woken(m) or stack_of([o for o in offenders(m, "ready") if not o.runtime]),
     )
 
 
@@ -58,7 +71,7 @@ def _deadline_churn(m: Measurement) -> Proof | None:
         f"{_seen(m)}, with {count(expired)} deadlines expired and {count(number(m, 'events'))} events: "
         "reads or writes that time out again and again keep the poller busy. Typically a loop sets a short "
         "deadline to look at a flag.",
-        # Whose deadline it was, no stack of a waker tells: there the runtime wakes.
+        _woken(m),
     )
 
 
