@@ -55,7 +55,7 @@ def test_a_storm_of_connections_wakes_nobody_for_nothing(launch, measure, go_too
         storm(server.address, 1000)
     m = stretch(server)
     assert m.productive_wakeups > 500
-    # In millions there is one (see test_scale.py); more where a poll has no CPU before it wakes whom it found.
+    # In millions there is one (see test_scale.py); more where a poll loses its CPU before it wakes anybody.
     assert m.spurious_wakeups < 0.01 * m.wakeups
     assert m.lost == 0
 

@@ -260,9 +260,7 @@ def test_answers_that_nagle_holds_back_are_told_from_slow_ones(causes, broken):
 def test_a_write_that_was_held_back_in_one_window_is_not_told_of_the_next(causes, broken):
     nagle = causes("nagle")
     with contextlib.ExitStack() as stack:
-        clients = [
-            stack.enter_context(socket.create_connection(nagle.address, timeout=20)) for _ in range(8)
-        ]
+        clients = [stack.enter_context(socket.create_connection(nagle.address, timeout=20)) for _ in range(8)]
 
         def ask_each():
             for client in clients:
