@@ -15,7 +15,7 @@ struct held_write {
 	u32 end; /* the sequence number behind it */
 	s32 stack;
 	u32 syscall;
-	u32 unused;
+	u32 epoch; /* when it returned */
 };
 BPF_HASH(held_writes, u64, struct held_write, HELD_WRITES); /* by owner << 32 | fd */
 
@@ -65,8 +65,8 @@ static __always_inline int is_held(u64 sk, u32 end)
  * longer than the network takes, and shorter than a lost segment does. */
 static __always_inline void record_held(u64 sk, struct held_write *h, u32 owner, u32 fd)
 {
-	u32 epoch = current_epoch();
-	struct counters *c = counters_of(owner, epoch);
+	u32 epoch = kept_epoch(h->epoch);
+	struct counters *c = epoch ? counters_of(owner, epoch) : 0;
 	u64 sent = 0, ns;
 	struct offender o = {
 		.owner = owner,
@@ -130,6 +130,7 @@ int look_at_write(struct bpf_raw_tracepoint_args *ctx)
 		record_held(sk, h, owner, fd);
 	now.at = bpf_ktime_get_ns();
 	now.syscall = nr;
+	now.epoch = current_epoch();
 	now.stack = stack_of(ctx);
 	held_writes.update(&key, &now);
 	return 0;

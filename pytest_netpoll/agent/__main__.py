@@ -13,8 +13,6 @@ privileges. For an ordinary user it measures that user's own processes only.
 
 "load" takes a number as "trace", too: it then keeps so many single events of a window, which "close" tells.
 
-"load" takes a number as "trace", too: it then keeps so many single events of a window, which "close" tells.
-
 Nothing is on the command line, so that a line in sudoers can allow exactly this and nothing else. Whoever
 needs no such line may add
 

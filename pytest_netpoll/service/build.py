@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import filecmp
 import functools
 import hashlib
@@ -223,11 +222,10 @@ class Builder:
         output.parent.mkdir(parents=True, exist_ok=True)
         # Another pytest may build, or run, the same file now: it changes in one step, or not at all.
         temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
-        # What `go build` finds to be up to date it does not link again.
-        with contextlib.suppress(OSError):
-            shutil.copy(output, temporary)
         command = [*command, "-o", str(temporary), target]
         try:
+            # What `go build` finds to be up to date it does not link again.
+            _copy_whole(output, temporary)
             run = _run(command, environ, directory, self._say, f"building {package}")
             if run.status != 0:
                 raise ServiceError(
@@ -328,6 +326,17 @@ def _run(
                 guardian.end({process.pid: stat.start}, grace=0)
             raise
     return _Finished(process.returncode, output, errors)
+
+
+def _copy_whole(program: Path, target: Path) -> None:
+    """All of it or nothing: of a part `go build` says that it is up to date, for its ID is at the beginning.
+    Nor is there a copy of what is no program, which `go build` would refuse to write over.
+    """
+    try:
+        if _is_elf(program):
+            shutil.copy(program, target)
+    except OSError:
+        target.unlink(missing_ok=True)
 
 
 def _is_elf(path: Path) -> bool:

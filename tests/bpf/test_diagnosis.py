@@ -120,6 +120,7 @@ def test_of_a_healthy_service_nothing_is_said(launch_fault, measure, fault):
 
 
 # Goes before everybody on its CPU, for 30 ms of every 35.
+@pytest.mark.alone
 def test_a_machine_short_of_cpu_is_told_from_a_service_that_starves_itself(factory, built, measure):
     on_cpu = ["taskset", "-c", str(min(os.sched_getaffinity(0)))]
     # Each a session of its own, for the scheduler may share the CPU out by sessions. The service gets a small
@@ -160,6 +161,7 @@ def ask_all(clients, question, answer):
 
 
 # Its threads wait for a CPU as long, and its wakeups are as late.
+@pytest.mark.alone
 def test_a_service_that_has_the_cpu_itself_does_not_blame_the_machine(factory, built, measure):
     on_cpu = ["taskset", "-c", str(min(os.sched_getaffinity(0)))]
     command = [*on_cpu, built("causes"), "-addr", "127.0.0.1:{port}", "-do", "kernel"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -254,6 +255,28 @@ def test_answers_that_nagle_holds_back_are_told_from_slow_ones(causes, broken):
     assert slow.window_seconds > m.window_seconds / 2
     _, found = broken(nagle, lambda: ask(nagle, 20, at_once=True))
     assert found == {}
+
+
+def test_a_write_that_was_held_back_in_one_window_is_not_told_of_the_next(causes, broken):
+    nagle = causes("nagle")
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(nagle.address, timeout=20)) for _ in range(8)]
+
+        def ask_each():
+            for client in clients:
+                client.sendall(b"0\n")
+            for client in clients:
+                answer = b""
+                while not answer.endswith(b"done\n"):
+                    answer += client.recv(64)
+
+        for _ in range(20):
+            ask_each()
+        # Only with the next read it is known how long the last answer was held back.
+        m, _ = broken(nagle, ask_each)
+        assert m.wakeups >= len(clients)
+        m, _ = broken(nagle, ask_each)
+    assert [o for o in m.offenders if o.offence == "held"] == []
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import struct
 import subprocess
@@ -64,6 +65,21 @@ def test_what_has_not_changed_is_not_linked_again_by_the_next_session(
     assert (links(), links()) == (1, 0)
     go_package("time.Sleep(time.Minute)", imports='import "time"')
     assert links() == 1
+
+
+def test_of_a_program_all_is_copied_or_nothing(tmp_path: Path) -> None:
+    program, copy = tmp_path / "program", tmp_path / "copy"
+    for content in (b"", b"no program", b"\x7fELF" + bytes(200_000)):
+        program.write_bytes(content)
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        try:
+            build._copy_whole(program, copy)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert not copy.exists()
+    build._copy_whole(program, copy)
+    assert copy.read_bytes() == content
 
 
 @needs_go

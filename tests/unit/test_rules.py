@@ -193,6 +193,23 @@ def test_a_rule_without_its_evidence_is_listed_under_all_and_unmeasured_by_its_o
     assert judged(healthy, limits({"forbid": "NP1"}))["services"][0]["unchecked"] == []
 
 
+def test_without_uprobes_nobody_knows_whom_goroutines_wake_on_threads_of_their_own() -> None:
+    counters = {name: n for name, n in second_reader().snapshot.counters.items() if name != "ready_calls"}
+    blind = second_reader(
+        offenders=(), snapshot=dataclasses.replace(second_reader().snapshot, counters=counters)
+    )
+    assert blind.ready_calls is None
+    assert judged(blind, limits({"forbid": "thread-handover"}))["outcome"] == "unmeasured"
+    # What the network woke is enough to break it.
+    woken = dataclasses.replace(offender(90), offence="woken", locked=True)
+    assert (
+        judged(dataclasses.replace(blind, offenders=(woken,)), limits({"forbid": "thread-handover"}))[
+            "outcome"
+        ]
+        == "failed"
+    )
+
+
 def test_a_test_without_a_service_does_not_pass_a_rule() -> None:
     assert judge([], limits({"forbid": "all"})).outcome == "unmeasured"
     assert judge([], limits({"allow": "all"})).outcome == "passed"

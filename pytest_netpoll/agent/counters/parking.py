@@ -122,7 +122,7 @@ class Parking:
         """((g, fd) of whom is parked though there is something to read that a poll has reported; of how many
         it isn't known).
 
-        It is known once the process rests while a thread of it polls: whatever was to be reported is, and
+        It is known once the process rests while a thread of it polls: whatever was to be reported is,
         and whichever goroutine was to run for it has run. Throttled and starved threads do not rest.
         """
         suspects = _suspects(look)

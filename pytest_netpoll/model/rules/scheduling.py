@@ -243,6 +243,13 @@ def _thread_handover(m: Measurement) -> Proof | None:
     )
 
 
+def _no_ready_calls(m: Measurement) -> Reason | None:
+    """Why it is unknown whom goroutines woke. Those that the network woke may be enough to prove it."""
+    if m.ready_calls is not None or _thread_handover(m):
+        return None
+    return m.absent.get("ready_calls") or Reason("ready calls were not counted", fix="--netpoll-goready=on")
+
+
 def _write_held_back(m: Measurement) -> Proof | None:
     found = offenders(m, "held")
     n = sum(o.count for o in found)
@@ -325,13 +332,14 @@ RULES = (
         "Goroutines that are locked to a thread (runtime.LockOSThread) are woken again and again, and each "
         "time one thread hands over to another.",
         f"At least {LEAST_HANDOVERS} wakeups a second, by the network or by another goroutine, of goroutines "
-        "whose g.lockedm is set as they are woken.",
+        "whose g.lockedm is set as they are woken. Needs uprobes for those that goroutines wake.",
         "wait in a goroutine that is not locked, and let the locked one do only what needs its thread; or "
         "call runtime.UnlockOSThread.",
         "A service whose goroutines are not locked makes as many wakeups, and a goroutine that is locked and "
         "is rarely woken costs nothing.",
         "A handler that calls runtime.LockOSThread for a C library and then reads its connection.",
         _thread_handover,
+        _no_ready_calls,
         offences=("woken", "ready"),
     ),
     Rule(
