@@ -17,7 +17,8 @@ struct held_write {
 	u32 syscall;
 	u32 epoch; /* when it returned */
 };
-BPF_HASH(held_writes, u64, struct held_write, HELD_WRITES); /* by owner << 32 | fd */
+/* By owner << 32 | fd. The least recently used ones are forgotten: those of closed descriptors. */
+BPF_TABLE("lru_hash", u64, struct held_write, held_writes, HELD_WRITES);
 
 /* The connection's struct sock, 0 for what is no TCP connection. */
 static __always_inline u64 tcp_of(u64 fd)

@@ -15,6 +15,7 @@ import pytest
 
 from pytest_netpoll.errors import NetpollError, Reason
 from pytest_netpoll.meter import traced
+from pytest_netpoll.meter.agent_client import START_DEADLINE
 from pytest_netpoll.report import artifacts
 from pytest_netpoll.report.artifacts import File
 from pytest_netpoll.service.debug_endpoint import PATIENCE, Recording
@@ -102,7 +103,8 @@ def _why_not(session: Session, item: pytest.Item, asked: Asked, seconds: float) 
             why=f"the test took {seconds:.0f} s; up to {MOST_SECONDS:.0f} s, one is called again for them",
         )
     limit = _timeout(item)
-    if limit is not None and session.lifetimes.elapsed + 2 * (seconds + 2 * PATIENCE) > limit:
+    agents_start = START_DEADLINE if asked.traced else 0
+    if limit is not None and session.lifetimes.elapsed + agents_start + 2 * (seconds + 2 * PATIENCE) > limit:
         return Reason(
             asked.lacking,
             why=f"the test's timeout of {limit:g} s leaves no time to call it again",
