@@ -1,4 +1,4 @@
-"""NP4: goroutines that run late, and what has the CPU meanwhile."""
+"""NP4: goroutines that run late, and what uses the CPU meanwhile."""
 
 from __future__ import annotations
 
@@ -25,44 +25,44 @@ from pytest_netpoll.model.rules.rule import (
     wanted,
 )
 
-# ns to run from which a wakeup is late; so many must be, and so large a part.
+# A wakeup is late from this many ns on; at least so many must be late, and this share of all.
 LATE_NS = 5_000_000
 LEAST_LATE = 10
 LATE_SHARE = 0.1
-# Of the window: CPU that the service used, and that it had use for, when its own goroutines are what others
-# wait for. On a busy machine it gets little of what it wants.
+# CPU time, as a share of the window, that the service must have used, and wanted, if its own goroutines are
+# what others wait for. On a busy machine it gets little of what it wants.
 BUSY_USED = 0.1
 BUSY_WANTED = 0.8
-# Of the CPU samples: so many in the program's own code, when that is what others wait for; or in the GC.
+# Shares of the CPU samples: in the program's own code, if others wait for that; or in the GC.
 RUNNING_SHARE = 0.5
 GC_SHARE = 0.25
-GC_USED = 0.08  # CPU, s in a second; and as in BUSY_WANTED:
+GC_USED = 0.08  # CPU s per second that the GC used; and wanted, as in BUSY_WANTED:
 GC_WANTED = 0.2
-# Of a late wakeup's delay: what the threads must have waited for a CPU meanwhile to explain it.
+# The share of a late wakeup's delay that threads must have waited for a CPU to explain it.
 CPU_WAIT_SHARE = 0.5
-# Of the CPUs that the service may use: what it had itself at most where others are to be blamed.
+# The share of its CPUs that the service may have used itself if other processes are the cause.
 OTHERS_SHARE = 0.5
-# Polls a second that sysmon makes, at most, while nobody else does; of them non-blocking; and of all Ps, how
-# much wanted a CPU.
+# If only sysmon polls: the most polls a second, the share of them that are non-blocking, and the share of the
+# Ps that wanted a CPU.
 SYSMON_RATE = 200
 NONBLOCKING_SHARE = 0.95
 PS_WANTED = 0.8
 LEAST_EVENTS = 10
-# Of the CPUs that a service may use: what it used, and how many threads wanted one at a time, in the mean.
+# Per CPU that the service may use: how much of it was used, and how many threads wanted it on average.
 CPUS_USED = 0.15
 CPUS_WANTED = 2
 
-# Goroutines woken on a thread of their own: so many, and a second, cost something.
+# Wakeups of goroutines locked to a thread: fewer, in all or per second, cost little.
 LEAST_HANDOVERS = 20
 
-# Writes that were held back; agent/constants.py and bpf/netpoll.h say for how long.
+# Writes held back; agent/constants.py and bpf/netpoll.h say for how long.
 LEAST_HELD = 5
 
 _GC = "runtime.gc"
 
 
 def _late(m: Measurement) -> tuple[int, int]:
-    """(wakeups that ran late, all that are resolved); 0 of them where it may be chance."""
+    """(wakeups that ran late, resolved wakeups); 0 late ones if they may be chance."""
     late = sum(n for bucket, n in m.snapshot.histogram.items() if bucket_bounds(bucket)[0] >= LATE_NS)
     all_of_them = sum(m.snapshot.histogram.values())
     return (late if late >= max(LEAST_LATE, LATE_SHARE * all_of_them) else 0), all_of_them
@@ -116,7 +116,7 @@ def _fix_starvation(m: Measurement) -> str:
 
 def _nobody_polls(m: Measurement) -> Proof | None:
     polls, used, ps = number(m, "polls"), m.cpu_seconds, m.gomaxprocs
-    # What wakeups are late for explains more.
+    # If wakeups are late, the rules about lateness explain more.
     if used is None or ps is None or m.cpus is None or _late(m)[0] or m.throttled_periods:
         return None
     few = polls <= SYSMON_RATE * m.window_seconds and number(m, "events") >= LEAST_EVENTS
@@ -155,7 +155,7 @@ def _no_throttling(m: Measurement) -> Reason | None:
 
 
 def _explained(m: Measurement, waited_in: Callable[[TimelinePoint], int]) -> bool:
-    """Whether it was long enough while most of the slowest wakeups were on their way."""
+    """Whether `waited_in` explains most of the late wakeups: it covers enough of the time they took."""
     late = [wakeup for wakeup in m.slowest if wakeup.latency_ns >= LATE_NS]
     explained = 0
     for wakeup in late:
@@ -175,12 +175,12 @@ def _machine_busy(m: Measurement) -> Proof | None:
     used, waited = m.cpu_seconds, m.run_delay_seconds
     if not late or used is None or waited is None or waited < used:
         return None
-    # Where it had most of the CPU itself, its threads waited for each other.
+    # If it had most of the CPU itself, its threads waited for each other.
     if used > OTHERS_SHARE * (m.cpus or 1) * m.window_seconds:
         return None
     if not _explained(m, lambda point: point.run_delay_ns):
         return None
-    # Its threads waited for each other, or for their quota.
+    # NP406 or NP403: its threads waited for each other, or for their quota.
     if _too_many_ps(m) is not None or m.throttled_periods:
         return None
     return Proof(
@@ -195,7 +195,7 @@ def _too_many_ps(m: Measurement) -> Proof | None:
     if used is None or waited is None or ps is None or cpus is None or ps <= cpus:
         return None
     if m.throttled_periods:
-        return None  # what waits for its quota is runnable, too
+        return None  # threads stopped by a quota count as waiting, too
     at_a_time = wanted(m) / m.window_seconds
     if used < CPUS_USED * cpus * m.window_seconds or at_a_time < CPUS_WANTED * cpus:
         return None
@@ -210,7 +210,7 @@ def _too_many_ps(m: Measurement) -> Proof | None:
 
 def _gc_pressure(m: Measurement) -> Proof | None:
     used = m.cpu_seconds
-    # The runtime's background work stands for itself (meter/offender_stacks.py).
+    # The runtime's background work keeps its own frames (meter/offender_stacks.py).
     collecting = [o for o in cpu_samples(m) if o.stack and o.stack[0].function.startswith(_GC)]
     part = _shares(collecting)
     if used is None or part < GC_SHARE or part * used < GC_USED * m.window_seconds:
@@ -232,7 +232,7 @@ def _thread_handover(m: Measurement) -> Proof | None:
     if n < max(LEAST_HANDOVERS, LEAST_HANDOVERS * m.window_seconds):
         return None
     network = sum(o.count for o in found if o.offence == "woken")
-    # Of a ready call the waker has nothing to do with it.
+    # For a ready call the wakee's stack matters, not the waker's.
     parked = [o.stack if o.offence == "woken" else o.woken_stack for o in found]
     return Proof(
         n,

@@ -6,7 +6,7 @@ from pytest_netpoll.errors import Reason
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.rules.rule import Proof, Rule, count, number, offenders, rate, stack_of
 
-# Polls a second that a timer ended, and how many of them an event.
+# Polls a second that a timer ended, and how many of them per event.
 TIMER_RATE = 200
 TIMERS_PER_EVENT = 5
 
@@ -15,7 +15,7 @@ DEADLINE_RATE = 50
 
 
 def _ended(m: Measurement) -> float:
-    """Polls that a timer ended: by their timeout, or by the runtime itself, which has a sooner one."""
+    """Polls that a timer ended: by their timeout, or by the runtime, because of an earlier timer."""
     return number(m, "timeout_polls") + number(m, "break_polls")
 
 
@@ -58,7 +58,7 @@ def _deadline_churn(m: Measurement) -> Proof | None:
         f"{_seen(m)}, with {count(expired)} deadlines expired and {count(number(m, 'events'))} events: "
         "reads or writes that time out again and again keep the poller busy. Typically a loop sets a short "
         "deadline to look at a flag.",
-        # Whose deadline it was, no stack of a waker tells: there the runtime wakes.
+        # No stack: the runtime is the waker, so it doesn't show whose deadline expired.
     )
 
 
