@@ -12,8 +12,8 @@ from typing import Any
 from bpf import syscall
 
 _LOOKUP_BATCH = 24
-_ATTR = struct.Struct("=QQQQIIQQ")  # of union bpf_attr, for batches
-_CURSOR = 4  # bytes: of a hash table it is a bucket's number
+_ATTR = struct.Struct("=QQQQIIQQ")  # union bpf_attr, for batches
+_CURSOR = 4  # bytes; for a hash table, a bucket's number
 _AT_ONCE = 1024
 
 
