@@ -96,7 +96,7 @@ def examine(config: Config) -> dict[str, Finding]:
 
 
 def _outweighed(finding: Finding) -> Finding:
-    """Drops timeouts of checks that the agent, which has just loaded and attached, proves wrong."""
+    """Turns a check's timeout into a warning: the agent has just loaded and attached."""
     if not isinstance(finding, TimedOut):
         return finding
     return replace(finding, status="warn", seen=f"{finding.seen}; but the agent loaded and attached")
