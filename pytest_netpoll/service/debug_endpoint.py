@@ -16,8 +16,8 @@ from typing import NamedTuple
 from pytest_netpoll.errors import Reason, UsageError
 
 PATIENCE = 10.0  # seconds to wait for an answer, beyond those that it covers
-MOST_SECONDS = 10  # bytes of a profile
-MOST_BYTES = 32 << 20  # of an answer
+MOST_SECONDS = 10  # that a profile covers, at most
+MOST_BYTES = 32 << 20  # at most, of an answer
 _CHUNK = 64 << 10
 _FIX = 'serve net/http/pprof there, or give its path: go_service(…, pprof="/debug/pprof")'
 
