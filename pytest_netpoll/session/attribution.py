@@ -109,7 +109,7 @@ class Roster:
 
 
 class Presence:
-    """The services that have run since this was made, even if stopped. dead: those that had crashed before."""
+    """The services that ran since this was made, even if stopped. dead: those that had crashed before."""
 
     def __init__(self, running: Iterable[Service]) -> None:
         self._before = list(running)
