@@ -176,7 +176,7 @@ def compare(
                 unmeasured.append(Reason(missing))
     for service, sample in now.items():
         if service not in then:
-            notes.append(f"{service}: baseline {baseline.name} does not know this service")
+            notes.append(f"{service}: is not in baseline {baseline.name}")
             continue
         if sample.unmeasured is not None:
             if rules.tolerances:

@@ -60,4 +60,4 @@ def too_few(sample: Sample, minimum: int | float) -> str | None:
         return None
     show = METRICS["wakeups"].format
     few = f"{show(resolved)} resolved" if wakeups >= minimum else show(wakeups)
-    return f"only {few} wakeups, it takes {show(minimum)}"
+    return f"only {few} wakeups, needs {show(minimum)}"

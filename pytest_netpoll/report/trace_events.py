@@ -194,7 +194,7 @@ def _dropped(trace: Trace) -> Iterator[TraceEvent]:
         yield {
             "ph": "i",
             "s": "g",
-            "name": f"from here on {trace.dropped} records were dropped",
+            "name": f"{trace.dropped} records were dropped from here on",
             "cat": "dropped",
             "pid": 0,
             "tid": 0,

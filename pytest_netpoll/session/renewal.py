@@ -27,7 +27,7 @@ def missing(item: pytest.Item) -> Reason | None:
         return None
     return Reason(
         f"pytest {pytest.__version__} can't set up a test's fixtures again",
-        why=f"it has no {', '.join(gone)}, for which there is no public way",
+        why=f"it has no {', '.join(gone)}, and there is no public API for that",
         fix="pip install 'pytest<9.3', and report this",
     )
 

@@ -90,15 +90,15 @@ def _why_not(session: Session, item: pytest.Item, asked: Asked, seconds: float) 
     if session.roster.made_by(item):
         return Reason(
             asked.lacking,
-            why="the test starts a service itself, so it can't be called again for them",
+            why="the test starts a service itself, so it can't be called again",
             fix="start it in a fixture",
         )
     if "subtests" in getattr(item, "fixturenames", ()):
-        return Reason(asked.lacking, why="called again for them, the test would report its subtests twice")
+        return Reason(asked.lacking, why="calling the test again would report its subtests twice")
     if seconds > MOST_SECONDS:
         return Reason(
             asked.lacking,
-            why=f"the test took {seconds:.0f} s; up to {MOST_SECONDS:.0f} s, one is called again for them",
+            why=f"the test took {seconds:.0f} s; only tests of up to {MOST_SECONDS:.0f} s are called again",
         )
     limit = _timeout(item)
     if limit is not None and session.lifetimes.elapsed + 2 * (seconds + 2 * PATIENCE) > limit:
@@ -133,7 +133,7 @@ def _take(session: Session, item: pytest.Item, asked: Asked, seconds: float) -> 
     for recorded in trace.recorded:
         name = recorded.measurement.service
         if name not in running:
-            notes.append(Reason(f"{_NO_TRACE} of {name}", why="the test starts it anew"))
+            notes.append(Reason(f"{_NO_TRACE} of {name}", why="the test restarts it"))
         elif recorded.trace is not None:
             files.append(artifacts.trace(item.nodeid, recorded.measurement, recorded.trace))
         elif recorded.measurement.unmeasured is not None:

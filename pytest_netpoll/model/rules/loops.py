@@ -73,9 +73,9 @@ def _busy_loop(m: Measurement) -> Proof | None:
         if long and loop.not_blocking >= LOOKING_SHARE * loop.count:
             return Proof(
                 burnt,
-                f"{seconds(burnt)} of CPU in {seconds(m.window_seconds)} went to a loop that looks and never "
-                f"waits: {share(loop.not_blocking / loop.count)} of its CPU samples are in calls that do not "
-                "block. Typically a select with a default, or runtime.Gosched, in a loop.",
+                f"{seconds(burnt)} of CPU in {seconds(m.window_seconds)} went to a loop that checks without "
+                f"waiting: {share(loop.not_blocking / loop.count)} of its CPU samples are in calls that do "
+                "not block. Typically a select with a default, or runtime.Gosched, in a loop.",
                 loop.stack,
             )
     return None

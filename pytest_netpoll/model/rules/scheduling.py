@@ -129,8 +129,8 @@ def _nobody_polls(m: Measurement) -> Proof | None:
         polls,
         f"{count(number(m, 'nonblocking_polls'))} of {count(polls)} polls did not block, {rate(polls, m)} a "
         f"second, with GOMAXPROCS={ps} and {seconds(used)} of CPU used in {seconds(m.window_seconds)}: "
-        "there is always a goroutine to run, so nobody looks at the network but the runtime's monitor, "
-        "every 10 ms. Messages wait for it.",
+        "there is always a goroutine to run, so only the runtime's monitor polls the network, every 10 ms. "
+        "Messages wait for that.",
         stack_of(running),
     )
 
@@ -185,8 +185,8 @@ def _machine_busy(m: Measurement) -> Proof | None:
         return None
     return Proof(
         late,
-        f"{_lateness(m)} the machine is short of CPU: other processes have it when the service's threads "
-        "want it.",
+        f"{_lateness(m)} the machine is short of CPU: other processes use it while the service's threads "
+        "wait for it.",
     )
 
 
@@ -201,8 +201,8 @@ def _too_many_ps(m: Measurement) -> Proof | None:
         return None
     return Proof(
         ps,
-        f"GOMAXPROCS is {ps} on {cpus} CPU{'s' if cpus > 1 else ''}: {at_a_time:.1f} of the service's "
-        f"threads wanted a CPU at a time, in the mean, so they wait for each other; {seconds(waited)} in "
+        f"GOMAXPROCS is {ps} on {cpus} CPU{'s' if cpus > 1 else ''}: on average {at_a_time:.1f} of the "
+        f"service's threads wanted a CPU at a time, so they wait for each other: {seconds(waited)} in "
         f"{seconds(m.window_seconds)}, with {seconds(used)} used.",
         stack_of(_own_code(m)),
     )
@@ -236,9 +236,9 @@ def _thread_handover(m: Measurement) -> Proof | None:
     parked = [o.stack if o.offence == "woken" else o.woken_stack for o in found]
     return Proof(
         n,
-        f"about {count(n)} times a goroutine was woken that is locked to its thread (runtime.LockOSThread), "
-        f"{count(network)} of them by the network, in {seconds(m.window_seconds)}: whichever thread finds it "
-        "runnable has to wake that thread, hand over to it and go to sleep.",
+        f"about {count(n)} wakeups in {seconds(m.window_seconds)}, {count(network)} of them by the network, "
+        "were of goroutines locked to their thread (runtime.LockOSThread): the thread that finds such a "
+        "goroutine runnable has to wake the goroutine's thread, hand over to it and go to sleep.",
         next(filter(None, parked), ()),
     )
 
@@ -252,9 +252,9 @@ def _write_held_back(m: Measurement) -> Proof | None:
     return Proof(
         n,
         f"{count(n)} writes stayed in the service's sockets for {units.show(each, 'ns')} each: TCP_NODELAY "
-        "is off, so that a small segment waits until the peer acknowledges the one before (Nagle's "
-        "algorithm), and that took the peer so long. Typically an answer is written in pieces, and the peer "
-        "delays its acknowledgement because it waits for the rest.",
+        "is off, so a small segment waits until the peer acknowledges the previous one (Nagle's algorithm). "
+        "Typically an answer is written in pieces, and the peer delays its acknowledgement because it waits "
+        "for the rest.",
         stack_of(found),
     )
 
@@ -287,7 +287,7 @@ RULES = (
         "All Ps are always busy, so the network is polled only every 10 ms.",
         f"Polls that do not block, {NONBLOCKING_SHARE:.0%} of them or more, and at most {SYSMON_RATE} a "
         f"second; and threads that run or wait for a CPU for {PS_WANTED:.0%} of what the Ps can use.",
-        "let CPU-bound goroutines rest, give them fewer goroutines than GOMAXPROCS, or a process of its own.",
+        "let CPU-bound goroutines sleep, use fewer of them than GOMAXPROCS, or give them their own process.",
         "A service that is busy with its own messages polls thousands of times a second.",
         "Goroutines that compute for 50 µs and yield, forever.",
         _nobody_polls,
@@ -310,26 +310,26 @@ RULES = (
     Rule(
         "NP404",
         "machine-busy",
-        "The machine is short of CPU: the service's threads wait for one while others run.",
+        "The machine is short of CPU: the service's threads wait while other processes run.",
         "Late wakeups as in NP401; threads that waited for a CPU longer than they ran, also while most of "
         "the slowest wakeups were on their way; and less than half of its CPUs used by the service itself.",
         "run less beside the test, or give the machine more CPUs.",
         "A service that starves itself (NP401), or whose GOMAXPROCS is too high (NP406), or whose threads in "
-        "system calls and C code have the CPU.",
+        "system calls and C code use the CPU.",
         "Any service, beside a compiler.",
         _machine_busy,
     ),
     Rule(
         "NP405",
         "thread-handover",
-        "Goroutines that are locked to a thread (runtime.LockOSThread) are woken again and again, and each "
-        "time one thread hands over to another.",
+        "Goroutines that are locked to a thread (runtime.LockOSThread) keep being woken, and each time one "
+        "thread hands over to another.",
         f"At least {LEAST_HANDOVERS} wakeups a second, by the network or by another goroutine, of goroutines "
         "whose g.lockedm is set as they are woken.",
-        "wait in a goroutine that is not locked, and let the locked one do only what needs its thread; or "
-        "call runtime.UnlockOSThread.",
-        "A service whose goroutines are not locked makes as many wakeups, and a goroutine that is locked and "
-        "is rarely woken costs nothing.",
+        "wait in an unlocked goroutine and let the locked one do only what needs its thread, or call "
+        "runtime.UnlockOSThread.",
+        "A service whose goroutines aren't locked may have as many wakeups. A locked goroutine that is "
+        "rarely woken costs nothing.",
         "A handler that calls runtime.LockOSThread for a C library and then reads its connection.",
         _thread_handover,
         offences=("woken", "ready"),
@@ -339,7 +339,7 @@ RULES = (
         "more-Ps-than-CPUs",
         "GOMAXPROCS is more than the CPUs that the service may use, and its threads wait for each other.",
         f"GOMAXPROCS, the CPUs that the process may run on, at least {CPUS_USED:.0%} of them used, and "
-        f"{CPUS_WANTED} threads for each of them, in the mean, that ran or waited for one.",
+        f"on average {CPUS_WANTED} threads for each of them that ran or waited for one.",
         "leave GOMAXPROCS to the runtime, or set it to the number of CPUs.",
         "A machine that is short of CPU (NP404), because other processes use it.",
         "A service with GOMAXPROCS=48 in a cpuset of 2.",
@@ -361,11 +361,11 @@ RULES = (
     Rule(
         "NP408",
         "write-held-back",
-        "The kernel holds the end of an answer back until the client acknowledges its beginning.",
+        "The kernel holds back the end of an answer until the client acknowledges its beginning.",
         f"At least {LEAST_HELD} writes to TCP connections without TCP_NODELAY that returned while a small "
         "segment waited for an acknowledgement and nothing else, and that were sent 20 to 200 ms later. "
         "Needs the kernel's BTF.",
-        "write an answer at once (bufio.Writer, net.Buffers), or leave TCP_NODELAY on, as Go does.",
+        "write an answer in one piece (bufio.Writer, net.Buffers), or leave TCP_NODELAY on, as Go does.",
         "A handler that takes 40 ms for the second half of its answer, a client that acknowledges at once, "
         "and one that does not read (its window is full).",
         "A handler that calls SetNoDelay(false) and writes a header and a body.",
