@@ -36,8 +36,8 @@ static __always_inline void expect_answer(struct counters *c, struct wait *w, st
 		c->unanswered++;
 		return;
 	}
-	/* A request that takes several reads is one, that began with the first of them. Who was
-	 * woken had parked since. */
+	/* Several reads without a write are one request, which began with the first. But a
+	 * goroutine that was woken had parked in between. */
 	if (w->socket & SOCKET_ASKED && q->reader == g && !woken_at) {
 		q->joined++;
 		return;
@@ -51,7 +51,7 @@ static __always_inline void expect_answer(struct counters *c, struct wait *w, st
 	w->socket |= SOCKET_ASKED;
 }
 
-/* A look at what has arrived, which takes nothing, resolved this wakeup. */
+/* This wakeup was resolved by a look at what has arrived (MSG_PEEK), which takes nothing. */
 static __always_inline void data_seen(struct wait *w, u32 fd, u64 woken_at)
 {
 	struct question *q = woken_at ? question_of(w->owner, fd) : 0;
@@ -63,7 +63,7 @@ static __always_inline void data_seen(struct wait *w, u32 fd, u64 woken_at)
 }
 
 /* A read or an accept has returned something. woken_at, epoch, c: of the wakeup that it resolved, 0
- * if there was none. now: when it returned, or 0. messages: how many it took, of a socket that has
+ * if there was none. now: when it returned, or 0. messages: how many it took, if the socket has
  * messages. */
 static __always_inline void data_taken(void *ctx, struct counters *c, struct wait *w, u32 nr,
 				       u32 fd, long ret, u32 messages, u64 g, u64 woken_at,
@@ -82,7 +82,8 @@ static __always_inline void data_taken(void *ctx, struct counters *c, struct wai
 	if (!b) {
 		struct target *t = target_of(owner);
 
-		/* From now on, unless it is no socket, or the process does not poll. */
+		/* Arrivals are recorded from now on, unless it is no socket or the process does not
+		 * poll. */
 		if (!(w->socket & SOCKET_NONE) && t && t->kept)
 			note_socket(w, owner, fd, w->socket & SOCKET_ACCEPTED);
 		return;

@@ -9,9 +9,9 @@ struct args {
 };
 
 #ifdef TYPED_ARGS
-/* The verifier knows what regs points to, so a load will do; a helper call is expensive where
- * the CPU's returns are guarded against speculation. Assembler, because BCC turns a dereference
- * in C into a call. */
+/* The verifier knows what regs points to, so a load is enough; a helper call is expensive on CPUs
+ * whose returns are guarded against speculation. Assembler, because BCC turns a dereference in C
+ * into a call. */
 #define LOAD_AT(value, size, from, offset) \
 	asm volatile("%0 = *(" #size " *)(%1 + %2)" : "=r"(value) : "r"(from), "i"(offset))
 #define LOAD(value, size, regs, member) LOAD_AT(value, size, regs, offsetof(struct pt_regs, member))

@@ -14,8 +14,8 @@ static __always_inline u64 unpack(u64 data, const struct layout *l)
 #endif
 }
 
-/* Whether this registration decodes to a pollDesc that holds its fd and on which nobody waits
- * yet. An event may have come already. */
+/* Whether this registration decodes to a pollDesc that holds its fd and on which nobody waits yet;
+ * an event may already be stored there. */
 static __always_inline int proves(u64 data, u64 fd, const struct layout *l)
 {
 	u64 pd[PD_WORDS];

@@ -4,9 +4,9 @@
  */
 
 #ifdef PID_NAMESPACE_INODE
-/* The agent is in a pid namespace of its own, where processes have other numbers than here. To
- * ask for a process's number here it waits for the process, which fails and which the process
- * does not notice. */
+/* The agent may be in a pid namespace of its own, where processes have other numbers than here. To
+ * ask for a process's number it calls waitid on the process, which fails and has no effect on the
+ * process. */
 BPF_ARRAY(asked, struct identity, 1);
 BPF_ARRAY(agent, struct identity, 1); /* by its number in its own namespace */
 
@@ -82,8 +82,8 @@ static __always_inline u32 dumpable(u64 task)
 #endif
 }
 
-/* Whether the user we serve may inspect the program that was just exec'ed, by what the kernel
- * asks of a tracer: no other ids, no capabilities gained from the program's file, and dumpable. */
+/* Whether the user we serve may inspect the program that was just exec'ed, by the kernel's rules
+ * for tracers: no other ids, no capabilities gained from the program's file, and dumpable. */
 static __always_inline int user_may_inspect(const struct target *t)
 {
 	u64 task = bpf_get_current_task();
@@ -96,7 +96,7 @@ static __always_inline int user_may_inspect(const struct target *t)
 	served = served_uid.lookup(&zero);
 	if (!served)
 		return 0;
-	/* What cannot be read is not known to be allowed. */
+	/* What can't be read doesn't count as allowed. */
 	if (READ_MEMBER(uid, cred + CRED_UID_OFFSET) ||
 	    READ_MEMBER(euid, cred + CRED_EUID_OFFSET) ||
 	    READ_MEMBER(suid, cred + CRED_SUID_OFFSET) ||

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * Samples what watched processes spend CPU time on, at perf events of each CPU's clock. The agent
- * enables these only while a limit asks for samples.
+ * Samples what watched processes spend CPU time on, using perf events of each CPU's clock. The
+ * agent enables these only while a limit asks for samples.
  */
 
 BPF_HASH(switches, struct scheduling, u64, 4096);
@@ -62,7 +62,7 @@ int cpu_sampled(struct bpf_perf_event_data *ctx)
 	o.owner = owner;
 	o.epoch = s.epoch;
 	o.offence = CPU;
-	/* Counted without a stack, too, so that shares stay true. */
+	/* Counted even without a stack, so that shares stay correct. */
 	o.stack = stack_of(ctx);
 	stats = offenders.lookup_or_try_init(&o, &first);
 	if (stats)

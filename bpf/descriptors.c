@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * What a descriptor is: its inode, and a socket's two ends. They are read from the kernel's
- * structs at offsets that the agent takes from BTF and passes as -D. Without BTF nothing is known
- * of descriptors.
+ * What a descriptor is: its inode, and a socket's two ends. They are read from the kernel's structs
+ * at offsets that the agent takes from BTF and passes as -D. Without BTF, descriptors are unknown.
  */
 
 #if defined(TASK_FILES_OFFSET) || defined(TASK_CRED_OFFSET)
@@ -18,8 +17,8 @@ static __always_inline u64 kernel_word(u64 address)
 #endif
 
 #ifdef TASK_FILES_OFFSET
-/* The struct file of a task's descriptor, 0 if it has no such descriptor. fd may be any number: some
- * come from the process's memory. RCU frees neither the table nor what it holds before this
+/* The struct file of a task's descriptor, 0 if it has no such descriptor. fd may be any number:
+ * some come from the process's memory. RCU frees neither the table nor what it holds before this
  * program ends. */
 static __always_inline u64 file_in(u64 task, u64 fd)
 {
@@ -51,7 +50,8 @@ static __always_inline u64 socket_of(u64 file, u16 mode)
 	if ((mode & S_IFMT) != S_IFSOCK)
 		return 0;
 	socket = kernel_word(file + FILE_PRIVATE_OFFSET);
-	/* A socket's mode is no proof: an O_PATH descriptor of a unix socket's name has it, too. */
+	/* The mode doesn't prove a socket: an O_PATH descriptor of a unix socket's name has it,
+	 * too. */
 	return socket && kernel_word(socket + SOCKET_FILE_OFFSET) == file ? socket : 0;
 }
 
@@ -117,7 +117,7 @@ static __always_inline int registered_twice(u64 file)
 }
 #elif defined(FILE_EPOLL_LIST_OFFSET)
 #define FILE_REGISTRATIONS
-/* Before, it held the head, of a list that ends in it. */
+/* Before 5.11 the file held the head of a list that ends in it. */
 static __always_inline int registered_twice(u64 file)
 {
 	u64 head = file + FILE_EPOLL_LIST_OFFSET;
@@ -127,7 +127,7 @@ static __always_inline int registered_twice(u64 file)
 }
 #endif
 
-/* SEEN_..., 0 for what is no socket, and where the kernel does not tell. A duplicate of a
+/* SEEN_...; 0 if it is no socket, or the kernel does not provide it. A duplicate of a
  * descriptor is the same file, also in another process. */
 static __always_inline u32 look_at_socket(u64 fd)
 {

@@ -16,7 +16,7 @@
 #define PD_FD 1
 #define PD_FDSEQ 2
 
-/* runtime.g.sched: where a goroutine that does not run goes on. It holds the g itself, which
+/* runtime.g.sched: where a goroutine that does not run will continue. It holds the g itself, which
  * proves it. The frame pointer is in word GOBUF_BP or the next one, by the Go version; if it is
  * in the next one, this is 0. */
 #define GOBUF_OFFSET 56

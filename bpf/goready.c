@@ -4,17 +4,17 @@
  * and runtime.netpollgoready.
  *
  * They are attached to the program's file, so that forked and exec'ed children are counted from
- * their first instruction. Processes that are not watched come by, too, and are dropped here.
+ * their first instruction. Processes that are not watched reach them, too, and are dropped here.
  */
 
-/* Of a Go function, by its internal ABI. */
+/* The first argument of a Go function, in its internal ABI. */
 #ifdef NETPOLL_AARCH64
 #define FIRST_ARGUMENT(ctx) ((ctx)->regs[0])
 #else
 #define FIRST_ARGUMENT(ctx) ((ctx)->ax)
 #endif
 
-/* What an entry begins with; nobody writes it. Not on the stack, which newer compilers would
+/* The initial value of an entry; nobody writes it. Not on the stack, which newer compilers would
  * exceed. */
 BPF_ARRAY(no_offences, struct offender_stats, 1);
 
@@ -34,7 +34,7 @@ static __always_inline void record_waker(struct pt_regs *ctx, u32 owner, u32 cha
 	o.owner = owner;
 	o.epoch = epoch;
 	o.offence = READY;
-	/* Counted without a stack, too, so that shares stay true. */
+	/* Counted even without a stack, so that shares stay correct. */
 	o.stack = stack_of(ctx);
 	o.woken = parked_at(FIRST_ARGUMENT(ctx));
 	o.seen = o.woken ? locked(FIRST_ARGUMENT(ctx)) : 0;

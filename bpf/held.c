@@ -3,9 +3,9 @@
  * Finds writes that Nagle's algorithm holds back: a small segment waits in a TCP socket until the
  * peer acknowledges the one before. A peer that waits for the rest delays that by 40 ms.
  *
- * That it is held is seen when the write returns. When it left is known with the next read there:
- * the kernel keeps when the last acknowledged segment was sent. Runs after the syscall is counted,
- * and only while somebody asks for it.
+ * It is seen when the write returns. The next read there shows when the segment left: the kernel
+ * stores when the last acknowledged segment was sent. Runs after the syscall is counted, and only
+ * while a window asks for it.
  */
 
 #ifdef TCP_NONAGLE_OFFSET
@@ -20,7 +20,7 @@ struct held_write {
 /* By owner << 32 | fd. The least recently used ones are forgotten: those of closed descriptors. */
 BPF_TABLE("lru_hash", u64, struct held_write, held_writes, HELD_WRITES);
 
-/* The connection's struct sock, 0 for what is no TCP connection. */
+/* The connection's struct sock; 0 if it is no TCP connection. */
 static __always_inline u64 tcp_of(u64 fd)
 {
 	u64 file = file_of(fd), socket = socket_of(file, mode_of(file)), sk;
@@ -46,8 +46,8 @@ static __always_inline u32 tcp_number(u64 sk, u32 offset)
 	return number;
 }
 
-/* Whether what is unsent waits for an acknowledgement and for nothing else: there is less than a
- * segment of it, a small one is on its way, and the peer and the network have room. */
+/* Whether unsent data waits only for an acknowledgement: it is less than a segment, a small one is
+ * on its way, and the peer and the network have room. */
 static __always_inline int is_held(u64 sk, u32 end)
 {
 	u32 next = tcp_number(sk, TCP_SND_NXT_OFFSET), first = tcp_number(sk, TCP_SND_UNA_OFFSET);
@@ -62,8 +62,8 @@ static __always_inline int is_held(u64 sk, u32 end)
 	       (s32)(small - next) <= 0 && end - first <= tcp_number(sk, TCP_SND_WND_OFFSET);
 }
 
-/* What was held has been sent, and acknowledged: records for how long it was held, if that was
- * longer than the network takes, and shorter than a lost segment does. */
+/* Held data has been sent and acknowledged: records for how long it was held, if that was longer
+ * than the network takes and shorter than a retransmission. */
 static __always_inline void record_held(u64 sk, struct held_write *h, u32 owner, u32 fd)
 {
 	u32 epoch = kept_epoch(h->epoch);
@@ -101,7 +101,7 @@ int look_at_write(struct bpf_raw_tracepoint_args *ctx)
 	role = roles.lookup(&nr);
 	if (!role)
 		return 0;
-	/* Of splice and the like only what they write to may have been held. */
+	/* For splice and the like, only the target may hold data. */
 	fd = ROLE_WRITE_ARG(*role) == 2 ? a.arg[1] :
 	     ROLE_WRITE_ARG(*role) == 3 ? a.arg[2] :
 					  a.arg[0];
@@ -118,7 +118,7 @@ int look_at_write(struct bpf_raw_tracepoint_args *ctx)
 	sk = tcp_of(fd);
 	now.end = sk ? tcp_number(sk, TCP_WRITE_SEQ_OFFSET) : 0;
 	if (!sk || !is_held(sk, now.end)) {
-		/* If it was sent now, when the one before was is not known any more. */
+		/* If it was sent now, the time of the one before is lost. */
 		if (h)
 			held_writes.delete(&key);
 		return 0;

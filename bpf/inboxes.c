@@ -1,25 +1,25 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * When what lies in a socket's queue came there: the tracepoint sk_data_ready (since Linux 6.3)
+ * Records when the data in a socket's queue arrived: the tracepoint sk_data_ready (since Linux 6.3)
  * fires for each packet, message and connection that is queued. It runs in interrupts, too, so it
- * only notes times; everything is counted by the read that takes what has come.
+ * only stores times; the read that takes the data does the counting.
  *
  * A socket gets its inbox when the runtime registers it, and a connection of TCP or of a unix
  * socket already when it is queued at its listener, so that data that comes before accept is not
- * missed. One that was registered before the probe came gets it when the agent has the kernel walk
- * over the process's descriptors, or else with its first read.
+ * missed. A socket registered before the probe gets one when the agent has the kernel walk over the
+ * process's descriptors, or else with its first read.
  *
- * The times are exact for the oldest seven arrivals that nobody has taken. All that came after
- * them are one, with the time of the latest: that much they have waited at least.
+ * The times are exact for the oldest seven arrivals that nobody has taken. Later ones are merged,
+ * with the time of the latest: they have waited at least that long.
  */
 
 #ifdef ARRIVAL_TIMES
 BPF_F_TABLE("hash", u64, struct inbox, inboxes, INBOXES, BPF_F_NO_PREALLOC);
 BPF_PERCPU_ARRAY(new_inbox, struct inbox, 1); /* while it is filled in at a syscall's return */
 BPF_ARRAY(questions, struct question, ALL_FDS);
-/* Local ports that sockets with an inbox have, or have had: 1; [0]: of those that had none yet. The
- * tracepoint fires for every socket of the machine. For most of the others this is all that it takes:
- * the JIT inlines the lookup, and neighbours share a cache line. */
+/* 1 for each local port that a socket with an inbox has or had; [0] is for sockets without a port
+ * yet. The tracepoint fires for every socket of the machine. For most of the others this check is
+ * all it takes: the JIT inlines the lookup, and neighbours share a cache line. */
 BPF_ARRAY(known_ports, u8, 1 << 16);
 
 static __always_inline u32 tcp_word(u64 sk, u32 offset)
@@ -91,7 +91,7 @@ static __always_inline void note_arrival(struct inbox *b, u32 end, u64 now)
 	*(volatile u32 *)&b->tail = slot + 1;
 }
 
-/* The connection that was queued last at the listener, 0 if it is not known. */
+/* The connection that was queued last at the listener; 0 if unknown. */
 static __always_inline u64 newest_connection(u64 listener, u32 kind)
 {
 	u64 entry;
@@ -101,7 +101,7 @@ static __always_inline u64 newest_connection(u64 listener, u32 kind)
 		return entry ? kernel_word(entry + SKB_SK_OFFSET) : 0;
 	}
 #ifdef MPTCP_FIRST_OFFSET
-	/* Go listens by MPTCP since 1.24. Nearly all its connections are plain TCP. */
+	/* Go listens with MPTCP since 1.24. Nearly all its connections are plain TCP. */
 	if (kind == MPTCP_LISTENER)
 		listener = kernel_word(listener + MPTCP_FIRST_OFFSET);
 #endif
@@ -181,7 +181,7 @@ static __always_inline u32 kind_of(u64 file, u64 *sk)
 		return state == TCP_LISTEN ? UNIX_LISTENER : UNIX_STREAM;
 	if (protocol == IPPROTO_TCP)
 		return state == TCP_LISTEN ? LISTENER : TCP_STREAM;
-	/* Of a connection that is really MPTCP it is not known what was read. */
+	/* For a real MPTCP connection it is unknown what was read. */
 	return protocol == IPPROTO_MPTCP && state == TCP_LISTEN ? MPTCP_LISTENER : 0;
 }
 
@@ -208,7 +208,7 @@ static __always_inline void note_file(struct wait *w, u32 owner, u32 fd, u64 fil
 		return;
 	if (kind >= DATAGRAMS)
 		w->socket = SOCKET_MESSAGES;
-	if (accepted) /* should it have to get another inbox */
+	if (accepted) /* in case it needs another inbox */
 		w->socket |= SOCKET_ACCEPTED;
 	b = inboxes.lookup(&sk);
 	/* The connection came through a listener of ours, or another descriptor is the same
@@ -324,7 +324,7 @@ static __always_inline void take_arrivals(u64 sk, struct inbox *b, u32 taken)
 	if (b->kind == TCP_STREAM && head != tail && end - upto == 1 && shut_down(sk))
 		head = tail;
 	if (head == tail)
-		b->taken = end; /* if one was missed, they count alike again */
+		b->taken = end; /* if one was missed, the counts agree again */
 	b->head = head;
 }
 
@@ -346,7 +346,7 @@ static __always_inline void expire_arrivals(struct wait *w)
 	}
 }
 #ifdef TASK_TGID_OFFSET
-/* Local ports on which the process listens that is walked over. */
+/* The listening ports of the process that is walked over. */
 BPF_HASH(listening, u16, u8, 1024);
 
 /* The kernel walks over the descriptors of a process (bpf_iter/task_file), because it registered

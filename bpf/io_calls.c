@@ -3,7 +3,7 @@
  * Counts I/O calls: how many returned, how those without data ended, and which of them were
  * futile.
  *
- * A call that moved data costs a counter and a look at the streak that it ends. Only the others
+ * A call that moved data costs a counter and a check of the streak that it ends. Only the others
  * read the clock.
  */
 
@@ -37,7 +37,8 @@ static __always_inline int is_datagram(u32 role, u32 fd)
 #endif
 }
 
-/* As charged_owner, which a descriptor asks only until its owner is kept: it stays so. */
+/* As charged_owner; a descriptor asks that only until its owner is kept, which doesn't change any
+ * more. */
 static __always_inline u32 charged_for(struct wait *w, u32 owner)
 {
 	u32 charged;
@@ -55,7 +56,7 @@ static __always_inline int in_streak(const struct wait *w, u32 outcome)
 	return w && w->streak && w->outcome == outcome;
 }
 
-/* One more call on this descriptor and direction that had this outcome. Returns how many did in
+/* One more call on this descriptor and direction that had this outcome. Returns how many had it in
  * a row, at most FUTILE_FROM. now: ns >> FAILED_AT_SHIFT. */
 static __always_inline u32 lengthen_streak(struct wait *w, u32 outcome, u32 now)
 {
@@ -132,7 +133,7 @@ static __always_inline void count_io_call(void *ctx, u32 owner, u32 role, u32 nr
 			writes = 0;
 		now = bpf_ktime_get_ns() >> FAILED_AT_SHIFT;
 		streak = FUTILE_FROM;
-		/* Of two descriptors either may be the cause: the streak of both must be that
+		/* With two descriptors either may be the cause, so both streaks must be that
 		 * long. */
 		if (reads)
 			streak = r ? lengthen_streak(r, outcome, now) : 0;
@@ -147,7 +148,7 @@ static __always_inline void count_io_call(void *ctx, u32 owner, u32 role, u32 nr
 		f = io_failures.lookup(&key);
 		if (!f)
 			return;
-		/* Linux 5.10 and 6.1 know no bounds of a number that was negated. */
+		/* Linux 5.10 and 6.1 lose the bounds of a negated number. */
 		row = outcome;
 		asm volatile("" : "+r"(row));
 		if (row < OUTCOMES)

@@ -3,7 +3,7 @@
  * The maps that several topics use; a topic's own are in its file.
  *
  * The agent joins these files in the order of SOURCES (agent/bpf/program.py): each uses only what
- * comes before it. They are written in BCC's dialect and kept to what BCC 0.18 compiles: no
+ * comes before it. They are written in BCC's dialect, and only use what BCC 0.18 compiles: no
  * subprograms, no globals, no kernel headers (see stub/).
  */
 #include <uapi/linux/ptrace.h>

@@ -8,7 +8,7 @@
  * nothing.
  */
 
-/* The agent loads it with the arguments' types (tp_btf) where the kernel has them. */
+/* The agent loads it with the arguments' types (tp_btf) if the kernel has them. */
 int syscall_returned(struct bpf_raw_tracepoint_args *ctx)
 {
 	u32 owner = owner_of(bpf_get_current_pid_tgid() >> 32), *role;
@@ -59,7 +59,8 @@ int syscall_returned(struct bpf_raw_tracepoint_args *ctx)
 		resolve_wait(ctx, w, nr, write_fd, DIR_WRITE, ret, 0, 0, g);
 	if (*role & ROLE_ACCEPT)
 		note_accepted(owner, ret);
-	/* Last: anything behind it the verifier would walk through once for each of its ends. */
+	/* Last, because the verifier would walk through anything behind it once for each of its
+	 * ends. */
 	if (!(*role & ROLE_SOCKOPT))
 		count_io_call(ctx, owner, *role, nr, r, read_fd, w, write_fd, ret);
 	if (ret >= 0 && keeps(KEEP_HELD_WRITES))

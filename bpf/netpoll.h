@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * What the probe and the agent share: sizes, and the layout of every map value.
- * The agent reads the structs as BCC describes them, and passes MAX_PROCESSES, MAX_FDS and the numbers that
- * it shares (its constants.py, bpf/machine.py) as -D.
+ * What the probe and the agent share: sizes, and the layout of every map value. The agent reads the
+ * structs as BCC describes them, and passes MAX_PROCESSES, MAX_FDS and the numbers that it shares
+ * (its constants.py, bpf/machine.py) as -D.
  */
 #ifndef NETPOLL_H
 #define NETPOLL_H
@@ -40,12 +40,12 @@ struct kept_epochs {
  * skip. */
 #define STACKS_EXACT 256
 
-/* The words of a runtime.g in which goid may be; the agent picks one by the Go version. */
+/* The words of a runtime.g that may hold goid; the agent picks one by the Go version. */
 #define GOID_OFFSET 152
 #define GOID_WORDS 2
 
-/* A write is held back from this long on, in ns. An ACK that is delayed comes after 40 ms, a
- * segment that was lost is sent again after 200. */
+/* A write counts as held back from this long on, in ns. A delayed ACK comes after 40 ms, a lost
+ * segment is sent again after 200. */
 #define HELD_LEAST 20000000
 #define HELD_MOST 200000000
 #define HELD_WRITES 4096
@@ -57,8 +57,8 @@ enum direction { DIR_READ = 0, DIR_WRITE = 1 };
 /* What a syscall means here; the agent fills the map `roles` from its table for the machine. */
 #define ROLE_READ_ARG(role) ((role) & 0xf) /* 1 + index of the fd read from, 0 = none */
 #define ROLE_WRITE_ARG(role) (((role) >> 4) & 0xf) /* 1 + index of the fd written to */
-/* The MSG_... flags of a call that receives. Without a branch, behind which the verifier would walk
- * through everything once more. */
+/* The MSG_... flags of a call that receives. Without a branch, because the verifier would walk
+ * through everything behind it twice. */
 #define ROLE_FLAGS(role, a)                             \
 	(-(u64)((role) >> FLAGS_ARG & 1) & (a).arg[2] | \
 	 -(u64)((role) >> FLAGS_ARG >> 1 & 1) & (a).arg[3])
@@ -151,8 +151,8 @@ struct counters {
 	u64 lost_offenders; /* offences that were counted but not recorded */
 	u64 latency_max;
 	u64 slow_floor; /* no counter: a slower wakeup is among the slowest */
-	u64 slow_read_floor; /* the same of queue delays, */
-	u64 slow_answer_floor; /* and of responses */
+	u64 slow_read_floor; /* the same for queue delays, */
+	u64 slow_answer_floor; /* and for responses */
 	u64 ready_calls; /* these two by goready.c */
 	u64 deadline_wakeups;
 	u64 queue_delay_max; /* these by inboxes.c and answers.c */
@@ -162,7 +162,7 @@ struct counters {
 	u64 requests; /* reads that took data of an accepted connection */
 	u64 answered; /* those of them that a write answered */
 	u64 unanswered; /* those that no write will answer; the others are pending */
-	u64 strangers; /* of the unanswered: the goroutine was not who had been woken */
+	u64 strangers; /* of the unanswered: another goroutine than the woken one */
 	u64 reads; /* whose queue delay is known */
 	u64 answers; /* the writes */
 	u64 queue_delay_ns; /* sums over reads, and over answers */
@@ -183,7 +183,8 @@ struct io_failures {
 	u64 failed; /* 0 = everything here is 0 */
 };
 
-/* polls[n - 1]: those that brought n events; more than the runtime's buffer holds count as so many. */
+/* polls[n - 1]: those that brought n events; more than the runtime's buffer holds count as so
+ * many. */
 struct polls_by_events {
 	u32 polls[MOST_EVENTS];
 };
@@ -198,7 +199,7 @@ struct histogram {
 	u32 buckets[LATENCY_BUCKETS];
 };
 
-/* What a queue delay or a response is made of, in ns: up to the poll that reported the data; from
+/* The parts of a queue delay or a response, in ns: up to the poll that reported the data; from
  * there to the read; up to the read where nobody was parked, so that no poll was waited for; and
  * from the read to the write. */
 struct parts {
@@ -215,8 +216,8 @@ struct arrival {
 	u32 unused;
 };
 
-/* A socket that a watched process reads from: what has arrived there and was not taken yet. The key
- * is the kernel's struct sock. */
+/* A socket that a watched process reads from: what has arrived there and has not been read yet. The
+ * key is the kernel's struct sock. */
 struct inbox {
 	u32 head; /* how many were taken, */
 	u32 tail; /* and how many there have been */
@@ -230,8 +231,8 @@ struct inbox {
 	struct arrival arrivals[ARRIVALS]; /* the oldest first, from head on */
 };
 
-/* Of a descriptor: the read that its next write answers, where the wait is SOCKET_ASKED. It is no
- * part of the inbox, because an array is looked up much faster than a hash. */
+/* The read that a descriptor's next write answers, if the wait is SOCKET_ASKED. It isn't part of
+ * the inbox, because an array is looked up much faster than a hash. */
 struct question {
 	u64 read_at;
 	u64 reader; /* its goroutine: address of its runtime.g */
@@ -266,7 +267,7 @@ struct wait {
 	u64 woken_at; /* ns; 0 = no wakeup pending */
 	u64 g; /* the goroutine woken: address of its runtime.g */
 	u64 pd; /* its pollDesc */
-	u64 sk; /* of reading: the kernel's struct sock, 0 = none or not known */
+	u64 sk; /* for reading: the kernel's struct sock, 0 = none or unknown */
 	u32 epoch; /* when it was woken */
 	u32 owner;
 	u8 flags;
@@ -278,8 +279,8 @@ struct wait {
 	u32 failed_at; /* when the last of them returned, ns >> FAILED_AT_SHIFT */
 };
 
-/* The bits of epoll_event.events that concern one direction: the kernel's own in the low byte, and
- * EPOLLRDHUP moved there. */
+/* The bits of epoll_event.events for one direction: the kernel's low byte, with EPOLLRDHUP moved
+ * into it. */
 #define EVENT_RDHUP 0x20
 #define EVENT_BITS(events) (((events) & 0x1f) | ((events) & EPOLLRDHUP ? EVENT_RDHUP : 0))
 
@@ -298,7 +299,7 @@ struct wait {
 #define SOCKET_MESSAGES 2 /* each read takes one of what has arrived */
 #define SOCKET_ACCEPTED 4 /* the descriptor comes from accept */
 #define SOCKET_ASKED 8 /* there is a read to be answered */
-#define SOCKET_LOOKED 16 /* woken, and then looked at what is there (MSG_PEEK) and took nothing */
+#define SOCKET_LOOKED 16 /* woken, then looked at the data (MSG_PEEK) without taking it */
 
 /* What a descriptor was when an offence on it was recorded: it may be closed when the window
  * closes. */
@@ -332,7 +333,7 @@ struct slowest {
 	u64 least; /* which of them is replaced next */
 };
 
-/* A queue delay, or a response, that took longest; its latency is all of it. */
+/* One of the longest queue delays or responses; its latency is the total. */
 struct slow_answer {
 	struct slow_wakeup wakeup;
 	struct parts parts;
@@ -348,10 +349,10 @@ struct parked_stack {
 	u64 pc[PARKED_FRAMES]; /* 0 = no more */
 };
 
-/* READY, CPU and WOKEN are no offences: a place that wakes goroutines, one that was seen running,
- * and one that a poll woke. The fd, syscall and direction of the first two are 0. UNCLAIMED is an
- * event that found nobody: no syscall, no
- * stack. HELD is a write that Nagle's algorithm held back; its bytes are ns. */
+/* READY, CPU and WOKEN aren't offences: a place that wakes goroutines, one that was seen running,
+ * and one where a woken goroutine was parked. The fd, syscall and direction of the first two are 0.
+ * UNCLAIMED is an event that found nobody: no syscall, no stack. HELD is a write that Nagle's
+ * algorithm held back; its bytes are ns. */
 enum offence {
 	SPURIOUS = 0,
 	STALE = 1,

@@ -9,7 +9,7 @@ static __always_inline s32 stack_of(void *ctx)
 {
 	s32 id = stacks.get_stackid(ctx, BPF_F_USER_STACK);
 
-	/* Another stack has the same hash and so its place: the second map is for those. */
+	/* Another stack with the same hash has its place: the second map is for those. */
 	if (id == -EEXIST) {
 		id = more_stacks.get_stackid(ctx, BPF_F_USER_STACK);
 		if (id >= 0)
@@ -18,7 +18,7 @@ static __always_inline s32 stack_of(void *ctx)
 	return id < 0 ? NO_STACK : id;
 }
 
-/* For how many this one is to be recorded, 0 = not at all. what: SAMPLE_.... seen: how many there
+/* How many this one is recorded for; 0 = don't record it. what: SAMPLE_.... seen: how many there
  * were on this CPU in the epoch. */
 static __always_inline u32 sampled(int what, u64 seen)
 {

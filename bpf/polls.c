@@ -33,7 +33,7 @@ static __always_inline void count_events(u32 owner, u32 epoch, u32 events)
 
 	if (index >= MOST_EVENTS)
 		index = MOST_EVENTS - 1;
-	/* What is indexed must be what is compared, so the compiler may not know better. */
+	/* The indexed variable must be the compared one, so hide it from the optimizer. */
 	asm volatile("" : "+r"(index));
 	if (by && index < MOST_EVENTS)
 		by->polls[index]++;
@@ -44,7 +44,7 @@ static __always_inline void count_unclaimed(struct counters *c, u32 owner, u32 e
 					    int direction)
 {
 	c->unclaimed_events++;
-	/* A pollDesc holds the number of a descriptor; what does not is none, and has no
+	/* A pollDesc holds the number of a descriptor; anything else is none, and has no
 	 * offender. */
 	if (fd >> 31 == 0 && keeps(KEEP_UNCLAIMED)) {
 		struct offender o = {

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * The wakeups that took longest to run, and the reads and answers that took longest: who, where,
- * and on what.
+ * Keeps the slowest wakeups, reads and answers: who, where, and on what.
  */
 
 /* g: the goroutine. */
@@ -50,7 +49,7 @@ static __always_inline void record_if_slow(void *ctx, struct counters *c, int ke
 }
 
 #ifdef ARRIVAL_TIMES
-/* The same of a queue delay or a response. floor: the counters' own for it. */
+/* The same for a queue delay or a response. floor: its field in the counters. */
 static __always_inline void record_if_slow_answer(void *ctx, u64 *floor, int bank, int of_response,
 						  u64 ns, u64 now, u32 nr, u32 fd, u64 g,
 						  const struct parts *parts)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * Looks up what is known of a process: its owner, and by that its target, poller, counters and
+ * Looks up the state of a process: its owner, and by that its target, poller, counters and
  * waits.
  */
 

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * Histograms of times, and what the times in each of their buckets are made of.
+ * Histograms of times, and the parts of the times in each bucket.
  */
 
 /* Whether v is above the limit; neither may be 1 << 63. It takes no branch: the verifier walks
- * through all that follows once for each of its ends, and of a bucket there would be 40. */
+ * through all that follows once for each outcome, and a bucket would have 40. */
 static __always_inline u64 above(u64 v, u64 limit)
 {
 	u64 left = limit - v;
@@ -35,7 +35,7 @@ static __always_inline u32 bucket_of(u64 ns)
 	v >>= step;
 	shift += step;
 	shift += v >> 1;
-	/* The first 16 have a bucket each, as the next. */
+	/* The first 16 values have a bucket each, and so do the next 16. */
 	return (shift - 3 - above(16, ns)) * 16 + ((ns >> (shift - 4)) & 15);
 }
 

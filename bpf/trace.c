@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
  * Records single polls, events, I/O calls that follow a wakeup, and ready calls, for a trace. Only
- * the program of a call that is repeated for its trace has this (TRACE); in any other it is
- * empty.
+ * a program loaded for a trace has this (TRACE); in any other it is empty.
  */
 #ifdef TRACE
 
@@ -27,13 +26,13 @@ struct trace_record {
 	u32 unused;
 };
 
-/* What comes first is kept: a trace with a hole in it would show waits that there were not. The
- * agent makes it as large as it was asked for. */
+/* The first records are kept: a trace with a gap would show waits that never happened. The agent
+ * makes the queue as large as requested. */
 BPF_QUEUE(trace_records, struct trace_record, 1);
-BPF_ARRAY(trace_dropped, u64, BANKS); /* by the epoch's bank: those that found no room */
+BPF_ARRAY(trace_dropped, u64, BANKS); /* by the epoch's bank: records that found no room */
 BPF_TABLE("lru_hash", u32, u64, entered, 16384); /* thread -> when its last call began, ns */
 
-/* Noted whether a window is open or not: a poll may have begun before it. */
+/* Stored even if no window is open: a poll may have begun before it. */
 RAW_TRACEPOINT_PROBE(sys_enter)
 {
 	u64 id = bpf_get_current_pid_tgid(), now;
@@ -92,7 +91,7 @@ static __always_inline void trace_poll(u32 owner, u32 epoch, s64 timeout, long r
 	push_record(&r);
 }
 
-/* rg, wg: what the poll found in the pollDesc; of those whom it does not wake 0. */
+/* rg, wg: what the poll found in the pollDesc; 0 for a goroutine that it does not wake. */
 static __always_inline void trace_event(u32 owner, u32 epoch, u32 fd, u32 events, u64 rg, u64 wg,
 					u64 now)
 {

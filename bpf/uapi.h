@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * Constants of the kernel's own headers, which are not there when BCC compiles this (see stub/).
+ * Constants from the kernel's headers, which aren't available when BCC compiles this (see stub/).
  */
 #ifndef NETPOLL_UAPI_H
 #define NETPOLL_UAPI_H

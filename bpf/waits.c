@@ -6,7 +6,7 @@
 
 #ifdef ATOMIC_EXCHANGE
 /* BPF's xchg, on x86-64. Old compilers do not know its name, so it is written as a number. The
- * registers have names that BCC's first pass knows, which compiles for the machine itself. */
+ * registers have the host's names, which BCC's first pass knows. */
 static __always_inline u64 exchange(u64 *word, u64 value)
 {
 	register u64 *at asm("r8") = word;
@@ -16,8 +16,9 @@ static __always_inline u64 exchange(u64 *word, u64 value)
 	return was;
 }
 #else
-/* Kernels before 5.12 have no xchg, and on arm64 BCC compiles none. Inserting into a map is atomic, too: whoever inserts the
- * wakeup first takes it. An entry is remembered long enough for the others to find it. */
+/* Kernels before 5.12 have no xchg, and on arm64 BCC compiles none. Inserting into a map is atomic,
+ * too: whoever inserts the wakeup first takes it. An entry is remembered long enough for the others
+ * to find it. */
 struct claim {
 	u64 woken_at;
 	u64 g;

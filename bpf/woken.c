@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * Records where goroutines had been parked that a poll wakes, and on what. runtime.ready's are
- * recorded by goready.c.
+ * Records where goroutines that a poll wakes had been parked, and on what. goready.c records those
+ * of runtime.ready.
  *
  * A parked goroutine's registers are in its g, and frame pointers lead from there to its
- * outermost function. So this takes no symbols.
+ * outermost function. So this needs no symbols.
  */
 
 /* Stacks are found by the hash of their addresses: the kernel's own maps of stacks take only
  * those of the current thread. */
 BPF_HASH(parked_stacks, u64, struct parked_stack, PARKED_STACKS);
 
-/* What a new stack begins with; nobody writes it. */
+/* The initial value of a stack; nobody writes it. */
 BPF_ARRAY(no_stack, struct parked_stack, 1);
 
 /* The hash of the stack at which the goroutine is parked; 0 if g is none. s: keeps it, unless 0. */
@@ -40,8 +40,8 @@ static __always_inline u64 walk_parked(u64 g, struct parked_stack *s)
 }
 
 /* The id of the stack at which the goroutine is parked; 0 if g is none, or there was no room. A new
- * one is walked twice: to keep it meanwhile there is no room on the BPF stack, and a place of this
- * CPU's could be taken by another program that preempts this one. */
+ * stack is walked twice: the BPF stack has no room to keep it meanwhile, and a per-CPU buffer could
+ * be overwritten by a program that preempts this one. */
 static __always_inline u64 parked_at(u64 g)
 {
 	u64 id = walk_parked(g, 0);
@@ -85,8 +85,8 @@ static __always_inline void record_event(struct drain *d, struct counters *c, st
 	u64 pd[PD_WORDS], data, rg, wg;
 	struct offender o = {};
 
-	/* Of many events some, each for as many: chosen at random, since those of one
-	 * descriptor may be at the same place in each poll. */
+	/* Of many events some stand for all, chosen at random, since one descriptor's may be at the
+	 * same place in each poll. */
 	if (d->n > MOST_RECORDED) {
 		at = bpf_get_prandom_u32() % d->n;
 		weight *= d->n / MOST_RECORDED + (d->recorded < d->n % MOST_RECORDED);
@@ -104,7 +104,7 @@ static __always_inline void record_event(struct drain *d, struct counters *c, st
 		rg = 0;
 	if (!(event[0] & (EPOLLOUT | EPOLLHUP | EPOLLERR)))
 		wg = 0;
-	/* Of two who are woken the reader: mostly the end of a connection. */
+	/* If two are woken, the reader: mostly it is the end of a connection. */
 	if (rg <= PD_WAIT) {
 		rg = wg;
 		o.direction = DIR_WRITE;

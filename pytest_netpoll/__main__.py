@@ -14,7 +14,7 @@ FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit code: the command's own, 1 where it failed, 2 for wrong arguments and unreadable files."""
+    """The exit code: the command's own, 1 if it failed, 2 for wrong arguments or unreadable files."""
     command = COMMANDS.get(arguments[0]) if arguments else None
     if command is None:
         asked_for_help = list(arguments[:1]) in (["-h"], ["--help"])
@@ -30,7 +30,8 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO):
             raise
-        # Nobody reads any more: `| head`, a closed terminal. Python would complain again at its end.
+        # Nobody reads the output any more (`| head`, a closed terminal). Python would complain again as it
+        # exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except NetpollError as error:

@@ -6,13 +6,13 @@ from pytest_netpoll import clean
 
 
 class Reason(str):
-    """Why something failed, is wrong or could not be measured: a text that keeps its three parts.
+    """Why something failed, is wrong or could not be measured: a str that keeps its three parts.
 
     what: what happened, to what; one line. why: the cause, one line, or None where `what` says it all.
     fix: the next thing to do, preferably a command to type, or None.
 
-    Reports take it by its parts. As a text, which is what assertions, logs and JSON have of it, it is
-    "what: why", and the fix on a line of its own.
+    Reports use the parts. As a str, for assertions, logs and JSON, it is "what: why", with the fix on a line
+    of its own.
     """
 
     what: str
@@ -27,7 +27,7 @@ class Reason(str):
 
     @classmethod
     def of(cls, text: str) -> Reason:
-        """Any text as a reason; one that is a reason already stays what it is."""
+        """Makes any text a reason; a reason stays as it is."""
         return text if isinstance(text, Reason) else cls(text)
 
     @property
@@ -36,7 +36,7 @@ class Reason(str):
         return self.what if self.why is None else f"{self.what}: {self.why}"
 
     def about(self, subject: str) -> Reason:
-        """The same of something: "server: what: why"."""
+        """The reason with a prefix: "server: what: why"."""
         return Reason(f"{subject}: {self.what}", why=self.why, fix=self.fix)
 
 
@@ -71,7 +71,7 @@ class NetpollError(Exception):
         return self.reason.fix
 
     def __str__(self) -> str:
-        # Into them goes what services and compilers print, and what programs are called.
+        # They may contain output of services and compilers, and names of programs.
         return clean.lines("\n".join([self.reason, *(("", self.detail) if self.detail else ())]))
 
 

@@ -70,7 +70,7 @@ def _directory_or_off(text: str) -> Path | str:
 
 
 class Artifacts(NamedTuple):
-    """Where they go, and whether those of all tests do, or of the failed ones only."""
+    """Where artifacts go, and whether to write them for all tests or only for failed ones."""
 
     directory: Path
     all_tests: bool
@@ -96,7 +96,7 @@ def _revision(text: str) -> str:
 
 
 class Rounds(NamedTuple):
-    """Measurements of each side: so many at least, and at most."""
+    """How many times to measure each side, at least and at most."""
 
     least: int
     most: int
@@ -105,7 +105,7 @@ class Rounds(NamedTuple):
         return f"{self.least}:{self.most}"
 
 
-# Of --netpoll-against; with a saved baseline each test is measured as often as it asks for.
+# The default for --netpoll-against; with a saved baseline the test's own number applies.
 ROUNDS = Rounds(8, 40)
 
 
@@ -134,7 +134,7 @@ def _toolchain(text: str) -> str | Path:
 
 
 def _rules(text: str) -> str:
-    """Checked here, and read with the markers."""
+    """Checks the rules' names; they are read with the markers."""
     choice.parse(text)
     return text
 
@@ -377,7 +377,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
 )
 
 
-# Of the table: what `python -m pytest_netpoll` takes, too.
+# The options that `python -m pytest_netpoll` accepts, too.
 AGENT_OPTIONS = ("goready", "response", "sudo", "max_fds", "max_processes", "python", "agent", "cache")
 
 
@@ -410,7 +410,7 @@ def _help(spec: OptionSpec) -> str:
 def _attributes(spec: OptionSpec) -> dict[str, Any]:
     attributes: dict[str, Any] = {
         "dest": spec.dest,
-        # None tells "not given" from "the default was given", which must win over the ini.
+        # None means "not given"; the default given explicitly must win over the ini file.
         "default": None,
         "action": "append" if spec.repeatable else "store",
         "type": _checked(spec.parse),
@@ -438,7 +438,7 @@ def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
 
 @dataclass(frozen=True)
 class Config:
-    """What the user chose. Paths are absolute; limits are name -> text, as in the ini file."""
+    """The user's choices. Paths are absolute; limits are name -> text, as in the ini file."""
 
     mode: Literal["gate", "report", "off"]
     unmeasured: Literal["fail", "skip"]
@@ -468,13 +468,13 @@ class Config:
 
     @property
     def defaults(self) -> dict[str, str]:
-        """The defaults for every marked test, as the marker's arguments."""
+        """The defaults for every marked test, as arguments of the marker."""
         rules = {"forbid": self.forbid, "allow": self.allow}
         return {**self.limits, **{name: text for name, text in rules.items() if text is not None}}
 
     @property
     def compared(self) -> frozenset[str]:
-        """The metrics that are judged by a comparison, or will be by one with what this run saves."""
+        """The metrics that a comparison judges, now or later with what this run saves."""
         compares = any(name is not None for name in (self.compare, self.against, self.save))
         return frozenset(rule.metric for rule in self.compare_fail) if compares else frozenset()
 
@@ -492,7 +492,7 @@ class Config:
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Config:
-        """Read the options of `add_agent_options`; the others are as if not chosen."""
+        """Reads the options of `add_agent_options`; the others have their defaults."""
         values: dict[str, Any] = {spec.name: spec.default for spec in OPTIONS}
         for spec in OPTIONS:
             given = getattr(arguments, spec.dest, None)
@@ -513,7 +513,7 @@ def _read(spec: OptionSpec, config: pytest.Config) -> object:
             return spec.default
         base = config.rootpath if config.inipath is None else config.inipath.parent
         return _parse(spec, given, base)
-    # TypeError: how pytest 9.0 complains of a TOML value of the wrong type.
+    # TypeError: raised by pytest 9.0 for a TOML value of the wrong type.
     except (TypeError, ValueError) as error:
         raise UsageError(f"ini option {spec.ini}: {error}") from None
 

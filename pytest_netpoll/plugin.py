@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if options.html is not None:
             document.require()
         turns.check(options)
-        # In the ini file tolerances may wait for a comparison; who types them means them.
+        # Tolerances in the ini file may wait for a comparison; typed ones need one now.
         if options.compare is options.against is None and config.getoption("netpoll_compare_fail", None):
             raise UsageError(
                 "--netpoll-compare-fail has nothing to compare with",
@@ -146,10 +146,9 @@ class Hooks:
 
 
 def _build_dir(request: pytest.FixtureRequest) -> Path:
-    """Where built services are kept: pytest's cache, so that a running one may stay in use.
-
-    Without that cache (`-p no:cacheprovider`, a read-only checkout) one of pytest's temporary
-    directories: Go's own cache makes up for most of the difference.
+    """Where built services are kept: in pytest's cache, so that running ones stay valid. Without that cache
+    (`-p no:cacheprovider`, a read-only checkout) one of pytest's temporary directories: Go's own cache makes
+    up for most of the difference.
     """
     cache = getattr(request.config, "cache", None)
     if cache is not None:

@@ -1,10 +1,10 @@
 """The privileged side: loads the BPF program and answers questions about windows.
 
 Run as `python3 -I agent` by the system's Python, which alone can import BCC. Speaks JSON, one message a
-line, on stdin and stdout; stderr is for humans. Ends, and with it everything in the kernel, when stdin
-closes, while it compiles too. It never starts a program. It writes no file but its cache of what it compiled,
-and none at all where sudo starts it by a line of install-agent's. Once the program is loaded it drops its
-privileges. For an ordinary user it measures that user's own processes only.
+line, on stdin and stdout; stderr is for humans. When stdin closes it exits, even while compiling, and
+everything that it has in the kernel is gone. It never starts a program. It writes no file but its cache of
+compiled programs, and none at all if sudo starts it by install-agent's line. Once the program is loaded it
+drops its privileges. For an ordinary user it measures that user's own processes only.
 
     → {"id": 0, "do": "load", "max_processes": 16, "max_fds": 16384, "uprobes": 1, "answers": 0}
     ← {"ready": {…}}   or   {"failed": {"what": …, "fix": …}}
@@ -30,7 +30,7 @@ from collections.abc import Sequence
 import bytecode
 from security.store import Store
 
-# Says that the files need not be root's alone.
+# Skips the check that only root can write to the files.
 UNVERIFIED = "--unverified"
 CACHE = "--cache="
 FILL = "--fill="
@@ -40,7 +40,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def kept(arguments: Sequence[str]) -> Store | None:
-    """Where what was compiled is kept: the installed agent's beside it, where only install-agent writes."""
+    """Where compiled programs are kept: for an installed agent beside it, where only install-agent writes."""
     if UNVERIFIED not in arguments:
         fill = any(argument.startswith(FILL) for argument in arguments)
         return Store(os.path.join(os.path.dirname(HERE), "cache"), 0, fill, REFRESH)
@@ -50,7 +50,7 @@ def kept(arguments: Sequence[str]) -> Store | None:
         return None
     if directory is None:
         try:
-            # Not by the environment, which is the user's. Some systems have a link where homes are.
+            # Not from the environment, which the user controls. On some systems the home is a link.
             home = os.path.realpath(pwd.getpwuid(uid).pw_dir)
             directory = os.path.join(home, ".cache", "pytest-netpoll")
         except KeyError:
@@ -60,15 +60,15 @@ def kept(arguments: Sequence[str]) -> Store | None:
 
 def main() -> int:
     arguments, environment = sys.argv[1:], dict(os.environ)
-    # The user decides nothing here: neither what BCC compiles and how, nor from where.
+    # The user must not decide what BCC compiles, how, or from where.
     os.environ.clear()
     os.environ["PATH"] = os.defpath
     os.chdir("/")
     store, verified = kept(arguments), UNVERIFIED not in arguments
-    # Of the installed agent, install-agent has compiled the modules.
+    # install-agent has compiled the installed agent's modules already.
     if store is not None and not verified:
         bytecode.use(HERE, store)
-    import serving  # only now that it is known where from
+    import serving  # only now is it known where to import them from
 
     sizes = next((word[len(FILL) :] for word in arguments if word.startswith(FILL)), None)
     return serving.main(environment, verified, store, sizes)

@@ -1,7 +1,7 @@
-"""The agent's modules as byte code, in one file of the cache: else Python compiles them at each start.
+"""Caches the agent's modules as byte code in one file, so that Python needn't compile them at each start.
 
-What Python itself keeps is beside the sources, where root must not write for a user. It trusts the times of
-files, and runs what is damaged. Here the sources' content counts, and the store's checksum.
+Python's own cache lies beside the sources, where root must not write for a user. It also trusts file times
+and runs damaged files. This one depends on the sources' content and the store's checksum.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from security.store import Store, Unusable
 
 FORMAT = "pytest-netpoll-bytecode/1"
 ENDING = ".bytecode"
-MOST = 8  # files that are kept; each is of one copy of the agent and one Python
+MOST = 8  # files to keep, one for each copy of the agent and each Python
 
 
 def use(top: str, store: Store) -> None:
-    """From here on, modules of the directory are imported from the store; it is filled where it isn't."""
+    """Imports the directory's modules from the store from now on, and fills the store if it has to."""
     sources = _sources(top)
     name = _key(top, sources) + ENDING
     try:
@@ -33,13 +33,13 @@ def use(top: str, store: Store) -> None:
             module: marshal.dumps(compile(source, path, "exec", dont_inherit=True))
             for module, (path, source) in sources.items()
         }
-        with contextlib.suppress(Unusable):  # for the reason that is given of the program
+        with contextlib.suppress(Unusable):  # reported once, for the BPF program
             store.write(name, marshal.dumps(modules), MOST)
     sys.meta_path.insert(0, _Importer(modules, {module: path for module, (path, _) in sources.items()}))
 
 
 def _sources(top: str) -> dict[str, tuple[str, bytes]]:
-    """Module -> (path, source), of all in the directory."""
+    """Module -> (path, source), for all modules in the directory."""
     found = {}
     for directory, below, files in os.walk(top):
         below[:] = [name for name in below if name != "__pycache__"]
@@ -50,7 +50,7 @@ def _sources(top: str) -> dict[str, tuple[str, bytes]]:
                 path = os.path.join(directory, file)
                 with open(path, "rb") as f:
                     found[".".join(package if name == "__init__" else [*package, name])] = path, f.read()
-    found.pop("", None)  # pytest's side imports the directory as a package
+    found.pop("", None)  # only pytest's side imports the directory as a package
     return found
 
 
@@ -62,7 +62,7 @@ def _key(top: str, sources: Mapping[str, tuple[str, bytes]]) -> str:
 
 
 class _Importer:
-    """A finder, and a loader. codes: module -> what marshal makes of its code. paths: module -> its file."""
+    """A finder and loader. codes: module -> its marshalled code. paths: module -> its file."""
 
     def __init__(self, codes: Mapping[str, bytes], paths: Mapping[str, str]) -> None:
         self._codes = codes
@@ -79,7 +79,7 @@ class _Importer:
         return spec
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """As usual."""
+        """Creates the module in the default way."""
 
     def exec_module(self, module: ModuleType) -> None:
         code: CodeType = marshal.loads(self._codes[module.__name__])

@@ -1,4 +1,4 @@
-"""Numbers that the C in bpf/, the agent and pytest's side have in common. The C gets them by -D."""
+"""Numbers that the C in bpf/, the agent and pytest's side share. The C gets them with -D."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SLOWEST = 8  # wakeups that are kept, of each bank on each CPU
 
 MOST_EVENTS = 128  # of a poll: so many the runtime's buffer holds
 
-# What is recorded beside the counts, as long as somebody may ask for it.
+# What is recorded beside the counts, while a window asks for it.
 KEEP_CULPRITS = 1
 KEEP_UNCLAIMED = 2
 KEEP_FUTILE_CALLS = 4
@@ -17,13 +17,13 @@ KEEP_IO_CALLS = 8
 KEEP_TRACE = 16
 KEEP_HELD_WRITES = 32
 
-# What is recorded as a sample.
+# What is sampled.
 SAMPLE_READY_CALLS = 0
 SAMPLE_IO_CALLS = 1
 SAMPLE_WOKEN = 2
 SAMPLINGS = 3
 
-# Of where goroutines are parked: stacks that are kept, frames of each, events of a poll that are looked at.
+# Where woken goroutines were parked: stacks to keep, frames of each, and events to look at in a poll.
 PARKED_STACKS = 4096
 PARKED_FRAMES = 24
 MOST_RECORDED = 8
@@ -33,27 +33,28 @@ LATENCY_BITS = 40  # longer than 2^40 ns (18 minutes) is clamped
 LATENCY_SUB_BITS = 4
 LATENCY_BUCKETS = (LATENCY_BITS - LATENCY_SUB_BITS + 1) << LATENCY_SUB_BITS
 
-ARRIVALS = 8  # of each socket, whose times are kept; a power of 2
+ARRIVALS = 8  # arrivals to keep for each socket; a power of 2
 DELAYS = 4  # more such histograms in each bank: enum delay in bpf/netpoll.h
 BUDGET_SHIFT = 3  # what times are made of is kept for so many (as a power of 2) of their buckets together
 BUDGETS = LATENCY_BUCKETS >> BUDGET_SHIFT
 
-# How an I/O call ended, where not by a number of errno.h.
+# How an I/O call ended, if not with an errno.
 OUTCOME_EOF = 0
 OUTCOME_DATA = 255
 
 MACROS = {name: value for name, value in list(vars().items()) if name.isupper()}
 
-# What follows is not for the C.
+# The C doesn't use the rest.
 
 TRACE_RECORDS = 32_768  # of a window that is traced: 2 MiB
-# What the messages say of where a goroutine was woken, beside its stack. direction is never None.
+# The fields of a message that say where a goroutine was woken, besides its stack. direction is never None.
 PLACE = ("direction", "syscall", "fd_type", "local", "peer")
 
 # The histograms of a bank beside the latency's, in the order of bpf/netpoll.h: enum delay.
 DELAY_NAMES = ("queue_delay", "poll_delay", "handling", "response")
 
-# Where a Go program keeps its scheduler's counters: the groups of the message "learn", each known as a whole.
+# Where a Go program keeps its scheduler's counters: the groups of the message "learn". Each is known as a
+# whole or not at all.
 SCHEDULER_QUEUES = (
     "allp",
     "runqsize",
@@ -71,5 +72,5 @@ SCHEDULER_MUTEXES = ("mutex_wait",)
 SCHEDULER_LOCKS = ("lock_wait", "allm", "alllink", "m_lock_wait")
 SCHEDULER = (*SCHEDULER_QUEUES, *SCHEDULER_LATENCY, *SCHEDULER_MUTEXES, *SCHEDULER_LOCKS)
 
-# CPU samples a second. Not in time with anything that happens every millisecond.
+# CPU samples a second; not in step with anything that happens every millisecond.
 CPU_HZ = 499

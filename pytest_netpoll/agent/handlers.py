@@ -29,15 +29,14 @@ if TYPE_CHECKING:
     from security.privileges import Invoker
 
 MAX_SETTLE_MS = 1000
-REST = 1  # s without a window, after which nothing is kept open for the next one
+REST = 1  # s without a window, after which no descriptors are kept open for the next one
 
 
 class Evidence(NamedTuple):
-    """What a window is to explain.
-
-    unclaimed: where events found nobody. io_stacks: the stack of one futile I/O call in so many is recorded,
-    of none for 0; io_calls: of any, not of futile ones only. cpu_samples: who uses the CPU. woken: where the
-    goroutines of one poll in so many had been parked, of none for 0. held_writes: those that are held back.
+    """The evidence that a window records. unclaimed: where events found nobody. io_stacks: the stack of one
+    futile I/O call in so many, 0 for none. io_calls: of any I/O calls, not only futile ones. cpu_samples: who
+    uses the CPU. woken: where the goroutines woken by one poll in so many had been parked, 0 for none.
+    held_writes: writes held back by TCP.
     """
 
     unclaimed: bool
@@ -49,7 +48,7 @@ class Evidence(NamedTuple):
 
 
 class Agent:
-    """may_watch: tells whether a process is that user's to watch."""
+    """Answers the commands. may_watch: whether the user may watch a process."""
 
     def __init__(
         self, kernel: Kernel, timers: sampler.Timers, user: Invoker, may_watch: Callable[[int], bool]
@@ -80,7 +79,7 @@ class Agent:
         return {}
 
     def programs(self) -> dict[str, Any]:
-        """All processes, and what is known of the programs that they run."""
+        """All watched processes, and what is known of their programs."""
         self._processes.refresh()
         return {"processes": [self._about(p) for p in self._live()]}
 
@@ -104,7 +103,7 @@ class Agent:
         raise watched.Refused(f"process {pid} is not watched")
 
     def parked(self, pid: int) -> dict[str, Any]:
-        """Who is parked on descriptors now, in the processes of that root."""
+        """Who is parked on descriptors now in the root's processes."""
         self._refresh()
         processes = [p for p in self._processes.of(pid) if not p.exited and not p.foreign]
         if not processes:
@@ -192,7 +191,8 @@ class Agent:
     def lap(self, window: int, settle_ms: int) -> dict[str, Any]:
         """Ends the window and opens the next one, of the same number, at the same cut."""
         self._refresh()
-        # What has ended before the cut cannot count in the new window: for whom watches for hours.
+        # Processes that ended before the cut can't count in the new window; dropping them lets one watch for
+        # hours.
         ended = [p for p in self._live() if p.exited]
         answer, cut = self._end(window, settle_ms, self._windows.lap)
         self._timelines[window] = timeline.Timeline(self._beginning())
@@ -205,12 +205,12 @@ class Agent:
     def _end(
         self, window: int, settle_ms: int, cut: Callable[[int, list[int]], windows.Window]
     ) -> tuple[dict[str, Any], int]:
-        """(the answer, the first epoch after the window). cut: ends the window; CPU time counts anew."""
+        """(the answer, the first epoch after the window). cut: ends the window; CPU time starts again."""
         if window not in self._at_open:
             raise protocol.BadMessage(f"window {window!r} is not open")
         self._processes.refresh()
         closed = cut(window, self._processes.slots())
-        # Children forked since: they ran in the window, if only for its last moment.
+        # Children forked since then ran in the window, too, if only for its last moment.
         self._processes.refresh()
         self._processes.miss_children()
         self._sample()
@@ -242,7 +242,7 @@ class Agent:
         traces = self._recorder.told(
             window, closed, {root: self._processes.of(root) for root in self._processes.roots()}
         )
-        # Last, because it waits for whom the window's end finds at work.
+        # Last, because it waits for goroutines that are at work when the window ends.
         parked = self._parking.lap(window, self._live())
         services = {}
         for root in sorted(self._processes.roots()):
@@ -300,7 +300,7 @@ class Agent:
         self._schedulers.sample(self._live())
 
     def _beginning(self) -> dict[int, timeline.State]:
-        """What a window begins with: it has counted nothing, whatever was since its cut."""
+        """A window's initial state, as of its cut."""
         began = {root: timeline.Runtime(self._throttling.grown(root)) for root in self._processes.roots()}
         return self._by_root(lambda _, names: [0] * len(names), began)
 
@@ -309,7 +309,7 @@ class Agent:
         return self._by_root(lambda p, names: self._windows.so_far(p.slot, window, names), runtimes)
 
     def _runtimes(self, window: int) -> dict[int, timeline.Runtime]:
-        """By root, for the window's next interval, which ends now."""
+        """{root: Runtime} for the window's interval that ends now."""
         return {
             root: timeline.Runtime(
                 self._throttling.grown(root),
@@ -323,7 +323,7 @@ class Agent:
         counters: Callable[[Process, Sequence[str]], list[int]],
         runtimes: Mapping[int, timeline.Runtime],
     ) -> dict[int, timeline.State]:
-        """By the root of the processes. counters: gives those of these names."""
+        """{root: State} of the processes. counters: returns the named counters of a process."""
         names = timeline.COUNTERS
         states = {}
         for root in self._processes.roots():
@@ -342,7 +342,7 @@ class Agent:
         return {root: self._processes.times(root) for root in self._processes.roots()}
 
     def _dropped_datagrams(self) -> dict[int, int | None]:
-        """By root, as of now: those with a wrong checksum. They are their network namespace's."""
+        """{root: UDP datagrams with a wrong checksum so far}, counted for the network namespace."""
         found: dict[int, int | None] = {}
         for process in self._live():
             if not process.exited and not process.foreign and found.get(process.root) is None:
@@ -373,7 +373,7 @@ class Agent:
         }
 
     def _kept(self, window: int) -> dict[str, str]:
-        """{counter: the offence that it is the total of}, as far as the window is to tell whose they were."""
+        """{counter: the offence that it is the total of}, for the offences that the window records."""
         kept = {"spurious_wakeups": "spurious", "stale_retries": "stale"}
         evidence = self._evidence[window]
         if evidence.unclaimed:
@@ -400,7 +400,7 @@ class Agent:
         latency_max = bank.counters.pop("latency_max")
         maxima = {name: bank.counters.pop(name) for name in delays.MAXIMA}
         for name in ("reads", "answers", *delays.SUMS):
-            del bank.counters[name]  # they are the timeline's
+            del bank.counters[name]  # the timeline has these
         tallies = {name: bank.counters.pop(name) for name in delays.TALLIES}
         about = self._about(process)
         culprits = offenders.culprits(self._kernel, process, found)

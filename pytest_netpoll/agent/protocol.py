@@ -11,7 +11,7 @@ VERSION = 4
 
 
 class BadMessage(Exception):
-    """A message that is not understood; the text says what is wrong with it."""
+    """The agent doesn't understand a message; the text says what is wrong with it."""
 
 
 class Unable(Exception):
@@ -22,7 +22,7 @@ class Unable(Exception):
         self.fix = fix
 
 
-# command -> its arguments, all of which must be there, as integers, but for DEFAULTS.
+# command -> its arguments: integers, all required except those in DEFAULTS.
 COMMANDS: dict[str, tuple[str, ...]] = {
     "about": (),
     "load": ("max_processes", "max_fds", "uprobes", "answers", "trace"),
@@ -40,12 +40,12 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "lap": ("window", "settle_ms"),
 }
 DEFAULTS = {"trace": 0}
-# What only the first message can be; about asks for nothing but which BCC there is.
+# Commands allowed only as the first message; about just describes BCC.
 FIRST = ("about", "load")
 
 
 def parse(line: str | None) -> tuple[Any, str, dict[str, int]]:
-    """(id, command, arguments). line: of Timers.lines. Raises BadMessage."""
+    """(id, command, arguments). line: from Timers.lines. Raises BadMessage."""
     if line is None:
         raise BadMessage("it is too long")
     try:

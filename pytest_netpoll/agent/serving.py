@@ -25,7 +25,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def serve(agent: handlers.Agent, lines: Iterable[str | None], send: Callable[[object], None]) -> None:
-    """Answers until the lines end."""
+    """Answers messages until the lines end."""
     for line in lines:
         identity = None
         try:
@@ -52,7 +52,7 @@ def sources() -> str:
 
 
 def verify() -> None:
-    """Raises protocol.Unable unless nobody but root can change what runs here."""
+    """Checks that only root can change the code that runs here. Raises protocol.Unable."""
     for path in (HERE, sources()):
         reason = trust.distrust(path)
         if reason is not None:
@@ -63,7 +63,7 @@ def verify() -> None:
 
 
 def _take_place(user: privileges.Invoker, size: int) -> None:
-    """Among this user's agents, for as long as this one lives. Raises protocol.Unable."""
+    """Takes a place among this user's agents, for as long as this one lives. Raises protocol.Unable."""
     try:
         with hangup.ends_with(sys.stdin.fileno()):
             budget.take(user.uid, size)
@@ -81,11 +81,11 @@ def load(
     answers: int,
     trace: int,
 ) -> tuple[handlers.Agent, dict[str, Any]]:
-    """The agent, and what to report about it, with the program loaded and privileges dropped.
+    """Returns the agent and its report, with the program loaded and privileges dropped.
 
-    store: of what was compiled. uprobes: whether probes are to be placed in programs later, which takes a
-    privilege more. answers: whether they are timed. trace: how many records of single events a window is to
-    keep, 0 for none. Raises protocol.Unable.
+    store: where compiled programs are kept. uprobes: whether probes will be placed in programs later, which
+    takes another privilege. answers: whether to time them. trace: how many records of single events a window
+    keeps, 0 for none. Raises protocol.Unable.
     """
     started = time.monotonic()
     problem = privileges.why_not()
@@ -101,7 +101,7 @@ def load(
         if os.geteuid() == 0:
             _take_place(user, footprint.size(*needed))
     try:
-        # A second on an idle machine, many on a busy one; pytest may be killed meanwhile.
+        # This takes a second on an idle machine, many on a busy one; pytest may be killed meanwhile.
         with hangup.ends_with(sys.stdin.fileno()):
             served = None if user.is_root else user.uid
             loaded = program.Kernel(sources(), max_processes, max_fds, served, store, bool(answers), trace)
@@ -110,7 +110,7 @@ def load(
     kept = privileges.drop(user, loaded.works, privileges.PROBING if uprobes else ())
     proc.Threads.keep_open()
     if not user.is_root:
-        # A kernel may be built without; then the capabilities are as few as ever.
+        # The kernel may be built without seccomp; the capabilities are dropped all the same.
         with contextlib.suppress(OSError):
             seccomp.restrict()
     agent = handlers.Agent(loaded, timers, user, lambda pid: user.is_root or privileges.owns(user, pid))
@@ -135,7 +135,7 @@ def load(
 
 
 def _not_cached(loaded: program.Kernel, store: Store | None) -> dict[str, str | None] | None:
-    """Why the program did not come from the cache, and what keeps it from being there by now."""
+    """Why the program did not come from the cache, and why it could not be stored there."""
     if store is None or not loaded.compiled:
         return None
     not_filled = loaded.not_filled if store.writes else ""
@@ -144,14 +144,14 @@ def _not_cached(loaded: program.Kernel, store: Store | None) -> dict[str, str | 
 
 
 def fill(sizes: str, store: Store) -> dict[str, str]:
-    """Compiles for users who come through sudo, proves that it can be loaded, and keeps it. Raises Unable."""
+    """Compiles the program for users who come through sudo, loads it once, and stores it. Raises Unable."""
     max_processes, max_fds = map(int, sizes.split(","))
     problem = privileges.why_not()
     if problem is not None:
         raise protocol.Unable(*problem)
     for answers, trace in ((True, 0), (False, constants.TRACE_RECORDS), (False, 0)):
         try:
-            # For no particular user: it gets the user when it is loaded.
+            # For no particular user: the user is filled in when the program is loaded.
             loaded = program.Kernel(sources(), max_processes, max_fds, _NOBODY, store, answers, trace)
         except program.LoadFailed as error:
             raise protocol.Unable(f"the BPF program could not be loaded: {error}", error.fix) from error
@@ -161,9 +161,11 @@ def fill(sizes: str, store: Store) -> dict[str, str]:
 
 
 def main(environment: Mapping[str, str], verified: bool, store: Store | None, sizes: str | None) -> int:
-    """The exit status. verified: whether the files must be root's alone. sizes: of what is to be filled."""
+    """Returns the exit status. verified: whether only root may own the files. sizes: what to fill the cache
+    for.
+    """
     user = privileges.invoker(environment)
-    # The protocol keeps stdout for itself: BCC and LLVM may print.
+    # Only the protocol writes to stdout; BCC and LLVM may print, so they get stderr.
     wire = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     # Ctrl-C is pytest's to handle; the agent ends when its stdin does.

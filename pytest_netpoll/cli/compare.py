@@ -1,4 +1,4 @@
-"""`python -m pytest_netpoll compare A B`: what --netpoll-compare does, on two saved files.
+"""`python -m pytest_netpoll compare A B`: compares two saved files, as --netpoll-compare does with a run.
 
 Exit status: 0 nothing regressed by more than --fail tolerates, 1 something did or could not be compared,
 2 wrong arguments or files. Without --fail nothing is judged, and the last line says so.
@@ -25,13 +25,13 @@ PASSED, REGRESSED = 0, 1
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints the table, then a line for each thing that got worse, and last what that comes to."""
+    """Prints the table, a line for each regression, and the conclusion."""
     options = _parser().parse_args(arguments)
     try:
         then, _ = baseline_file.load_any(options.then)
         now, records = baseline_file.load_any(options.now)
     except NetpollError as error:
-        # Exit code 2: a 1 would say that something got worse.
+        # Exit code 2, because 1 would mean a regression.
         raise UsageError(error.what, why=error.why, fix=error.fix) from None
     rules = Rules(_joined(options.fail), options.latencies)
     comparisons = {
@@ -67,12 +67,12 @@ def _table(compared: Sequence[Compared], width: int) -> str:
 
 
 def _limits(record: TestRecord | None) -> Mapping[str, int | float]:
-    """None where the newer file is a baseline, which holds no limits."""
+    """The test's limits; None if the newer file is a baseline, which holds none."""
     return record["limits"] if record is not None else {}
 
 
 def _conclusion(comparisons: Sequence[Comparison], rules: Rules) -> tuple[int, str]:
-    """The exit code, and the same in wording."""
+    """The exit code, and the conclusion in words."""
     outcomes = [comparison.outcome for comparison in comparisons]
     known = [outcome for outcome in outcomes if outcome != "new"]
     if not known:

@@ -39,12 +39,12 @@ SCHEMA = "pytest-netpoll-doctor/1"
 SELFTEST = Path(__file__).parents[1] / "selftest"
 WAKEUPS = 23
 
-# Seconds. The first build of a machine compiles the standard library.
+# Seconds. The first build on a machine compiles the standard library.
 DEADLINE = 20.0
 AGENT_DEADLINE = agent_client.START_DEADLINE + 10
 SELFTEST_DEADLINE = 180.0
 
-# What the self-test is built with must not depend on the project whose environment this is.
+# The self-test's build must not depend on the project whose environment this is.
 _BUILD_ENVIRONMENT = {"GOFLAGS": "", "GOWORK": "off", "CGO_ENABLED": "0"}
 
 
@@ -53,11 +53,11 @@ class TooLate(NetpollError):
 
 
 class TimedOut(Finding):
-    """Of such a check: it does not tell whether what it looked for is there."""
+    """The finding of a check that timed out: it doesn't show whether the machine can measure."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit status; see the module."""
+    """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m pytest_netpoll doctor",
         description="Check whether this machine can measure, and how to fix it if not.",
@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def examine(config: Config) -> dict[str, Finding]:
-    """Every check, whatever the others found, by name."""
+    """Runs every check, whatever the others found; returns the findings by name."""
     findings = {name: _within(DEADLINE, check) for name, check in checks.CHECKS.items()}
     findings["BCC"] = _within(DEADLINE, lambda: bcc(config))
     meter = Meter(config, Symbolizer(SELFTEST))
@@ -96,14 +96,14 @@ def examine(config: Config) -> dict[str, Finding]:
 
 
 def _outweighed(finding: Finding) -> Finding:
-    """A check that ran out of time proves nothing against an agent that has just loaded and attached."""
+    """Turns a check's timeout into a warning: the agent has just loaded and attached."""
     if not isinstance(finding, TimedOut):
         return finding
     return replace(finding, status="warn", seen=f"{finding.seen}; but the agent loaded and attached")
 
 
 def _within(seconds: float, check: Callable[[], Finding]) -> Finding:
-    """The check's finding. One that does not come to an end is interrupted, and cleans up behind itself."""
+    """The check's finding. A check that takes too long is interrupted and cleans up behind itself."""
     try:
         with _deadline(seconds):
             return check()
@@ -132,7 +132,7 @@ def _deadline(seconds: float) -> Iterator[None]:
 
 
 def bcc(config: Config) -> Finding:
-    """Asks the agent which BCC it would load: nobody else can tell, and it needs no root for that."""
+    """Asks the agent which BCC it would load: only the agent knows, and that needs no root."""
     command = privilege.own_command(config.python)
     message = json.dumps({"id": 0, "do": "about"}) + "\n"
     run = subprocess.run(command, input=message, capture_output=True, text=True, check=False)
@@ -158,7 +158,7 @@ def bcc(config: Config) -> Finding:
 
 
 def _unrelated_bcc() -> str | None:
-    """Where this environment has the `bcc` of PyPI, which somebody installed for our sake."""
+    """Whether this environment has PyPI's `bcc`, which somebody may have installed for this plugin."""
     look = "import bcc; print('' if hasattr(bcc, 'BPF') else bcc.__file__)"
     run = subprocess.run(
         [sys.executable, "-I", "-c", look],
@@ -171,7 +171,7 @@ def _unrelated_bcc() -> str | None:
 
 
 def agent(meter: Meter) -> Finding:
-    """Loads and attaches the BPF program for real; compiles it where it is not in the cache."""
+    """Loads and attaches the BPF program for real; compiles it if it is not in the cache."""
     started = time.monotonic()
     window = meter.open()
     meter.close(window, [])
@@ -189,7 +189,9 @@ def agent(meter: Meter) -> Finding:
 
 
 def go() -> Finding:
-    """Needed to build services only; commands and running processes are measured without it."""
+    """Checks for Go, which only building services needs; commands and running processes are measured without
+    it.
+    """
     try:
         tool = find_go()
     except NetpollError as error:
@@ -212,7 +214,7 @@ def go() -> Finding:
 
 
 def self_test(meter: Meter) -> Finding:
-    """Builds a program that wakes a goroutine a known number of times, and counts."""
+    """Builds a program that wakes a goroutine a known number of times, and checks the count."""
     with tempfile.TemporaryDirectory(prefix="netpoll-doctor-") as directory:
         factory = ServiceFactory(
             rootdir=SELFTEST, cache_dir=Path(directory), on_spawn=meter.watch, on_exit=meter.unwatch
@@ -252,7 +254,7 @@ def _not_tested(findings: Mapping[str, Finding]) -> Finding:
 
 
 def conclusion(findings: Mapping[str, Finding]) -> str:
-    """The last line: what all of them come to."""
+    """The last line: whether measuring works."""
     failed = [name for name, finding in findings.items() if finding.status == "fail"]
     if failed:
         return f"Measuring does not work here: {', '.join(failed)}."

@@ -1,7 +1,7 @@
-"""python -m pytest_netpoll dump: which goroutines of a running process are parked on descriptors, and where.
+"""python -m pytest_netpoll dump: lists the goroutines of a running process that are parked on descriptors.
 
-From outside: the process runs on, needs no handler for it, and may be stripped. Exit status 1 where it cannot
-be looked into, 2 for wrong usage.
+It looks from outside: the process keeps running, needs no handler, and may be stripped. Exit status 1 if it
+can't be inspected, 2 for wrong usage.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pytest_netpoll.options import Config, add_agent_options
 from pytest_netpoll.service import discovery
 from pytest_netpoll.service.service import ServiceFactory
 
-MOST_SHOWN = 5  # of a group's goroutines
+MOST_SHOWN = 5  # goroutines to list of a group
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit status. Raises UsageError and other NetpollErrors."""
+    """Runs the command; returns the exit status. Raises UsageError and other NetpollErrors."""
     arguments = _parse(argv)
     here = Path.cwd()
     meter = Meter(Config.from_arguments(arguments), Symbolizer(here))

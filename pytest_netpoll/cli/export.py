@@ -1,4 +1,4 @@
-"""`python -m pytest_netpoll export FILE --format …`: a JSON report for other tools.
+"""`python -m pytest_netpoll export FILE --format …`: converts a JSON report for other tools.
 
 Run it where pytest ran: files are named from there. Exit codes: 0 it was written, 2 wrong arguments or file.
 """
@@ -19,7 +19,7 @@ from pytest_netpoll.report.record import TestRecord
 
 
 def _markdown(records: Sequence[TestRecord], environment: Mapping[str, Any]) -> str:
-    """What changed, where the run compared; else the table of the step summary."""
+    """What changed, if the run compared; else the table of the step summary."""
     if any(record.get("comparison") for record in records):
         return delta.markdown(records, environment)
     return github.markdown(records, environment)
@@ -35,7 +35,7 @@ FORMATS: Mapping[str, Callable[[Sequence[TestRecord], Mapping[str, Any]], Any]] 
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints it, or writes it to the file of --output."""
+    """Prints the export, or writes it to the file of --output."""
     options = _parser().parse_args(arguments)
     fix = f"write one: pytest --netpoll-json={options.file}"
     what = f"{options.file} could not be read"

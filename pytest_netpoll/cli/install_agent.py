@@ -1,4 +1,4 @@
-"""`install-agent`: a copy of the agent that only root can change, and the line in sudoers that allows it."""
+"""`install-agent`: installs a copy of the agent that only root can change, and allows it in sudoers."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ FILL_DEADLINE = 300.0  # s; an emulated machine takes 20
 
 SUDOERS = Path("/etc/sudoers.d/pytest-netpoll")
 
-# What needs no quoting in sudoers, where a wildcard would match more than it says.
+# Characters that need no quoting in sudoers; a wildcard could match too much.
 _PLAIN_PATH = re.compile(r"(/[A-Za-z0-9._+-]+)+")
 _PLAIN_USER = re.compile(r"%?[A-Za-z0-9_][A-Za-z0-9_.-]*")
-# A line of ours: who, the system's Python, the agent.
+# A line of ours: the user, the system's Python, the agent.
 _LINE = re.compile(r"(?P<user>\S+) ALL=\(root\) NOPASSWD: /\S+ -I -B /\S+/agent")
 
 
@@ -105,7 +105,7 @@ def _path(text: str) -> Path:
 
 
 def sudoers_line(user: str, python: Path, prefix: Path) -> str:
-    """Allows the user exactly the installed agent: no other arguments, no other file, no wildcard."""
+    """The line that allows the user exactly the installed agent: no other arguments or file, no wildcard."""
     if not _PLAIN_USER.fullmatch(user):
         raise UsageError(f"install-agent: {user!r} is not the name of a user, or of a %group")
     for path in (python, prefix):
@@ -118,7 +118,7 @@ def sudoers_line(user: str, python: Path, prefix: Path) -> str:
 
 
 def check_user(user: str) -> None:
-    """UsageError where sudo could start nothing for that user, or need not."""
+    """Raises UsageError if sudo can't start anything for that user, or doesn't have to."""
     name = "the user who runs pytest, or a group of such: --user NAME, --user %GROUP"
     if user.startswith("%"):
         try:
@@ -139,7 +139,7 @@ def check_user(user: str) -> None:
 
 
 def install(prefix: Path) -> None:
-    """Copies the agent and its BPF program to the directory, in place of what an earlier version left."""
+    """Copies the agent and its BPF program to the directory, replacing what an earlier version left."""
     above = next(path for path in (prefix, *prefix.parents) if path.exists())
     reason = distrust(str(above)) if above == prefix else distrust_place(str(above))
     if reason is not None:
@@ -153,7 +153,7 @@ def install(prefix: Path) -> None:
         new = Path(tempfile.mkdtemp(prefix=".new-", dir=prefix))
         try:
             sources = {"agent": AGENT, "bpf": bpf_sources()}
-            # All of it first: where the disk is full, what was there before stays.
+            # Copy everything first: if the disk is full, the old files stay.
             for name, source in sources.items():
                 _copy(source, new / name)
             for name in sources:
@@ -171,9 +171,8 @@ def install(prefix: Path) -> None:
 
 
 def fill_cache(prefix: Path, python: Path, config: Config) -> str:
-    """Compiles now what each start would compile: the installed agent's Python, and its BPF program.
-
-    Returns the result in words. Users of the agent can't: it writes nothing for them.
+    """Compiles what each start would compile: the installed agent's Python and its BPF program. Returns the
+    result in words. Starting the agent as a user can't do this: it writes nothing for them.
     """
     again = install_command(prefix)
     agent = str(prefix / "agent")
@@ -195,7 +194,7 @@ def fill_cache(prefix: Path, python: Path, config: Config) -> str:
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
-    """With a minimal environment; None if it doesn't end."""
+    """Runs a command with a minimal environment; None if it times out."""
     try:
         return subprocess.run(
             command,
@@ -212,7 +211,7 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    # Whatever the umask and the modes of a checkout are.
+    # Set explicitly, whatever the umask and the checkout's modes are.
     target.mkdir(mode=0o755)
     for part in parts(source):
         copied = target / part.relative_to(source)
@@ -224,7 +223,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def check_syntax(text: str) -> None:
-    """Of a whole file. A mistake in sudoers may lock everybody out, so visudo has the last word."""
+    """Checks a whole file with visudo: a mistake in sudoers may lock everybody out."""
     visudo = shutil.which("visudo", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if visudo is None:
         return
@@ -237,7 +236,7 @@ def check_syntax(text: str) -> None:
 
 
 def write_sudoers(file: Path, line: str) -> list[str]:
-    """Adds the line, in place of what an earlier call wrote for the same user; that is returned."""
+    """Adds the line, replacing and returning what an earlier call wrote for the same user."""
     if "." in file.name or file.name.endswith("~"):
         raise UsageError(f"install-agent: sudo does not read files named like {file.name!r} in sudoers.d")
     try:
@@ -250,7 +249,7 @@ def write_sudoers(file: Path, line: str) -> list[str]:
             own = [old for old in former if (ours := _LINE.fullmatch(old)) and ours["user"] == user]
             text = "".join(f"{kept}\n" for kept in [*(old for old in former if old not in own), line])
             check_syntax(text)
-            # In one step, and never readable by others: sudo takes what it finds there seriously.
+            # In one step, and never readable by others: sudo obeys any file that it finds there.
             draft = file.with_name(f".{file.name}.new")
             draft.unlink(missing_ok=True)
             descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o440)

@@ -1,4 +1,4 @@
-"""`python -m pytest_netpoll rules [RULE …]`: the rules that a test can forbid, and what each means."""
+"""`python -m pytest_netpoll rules [RULE …]`: explains the rules that a test can forbid."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def explanation(rule: Rule, width: int) -> str:
-    """All that is known of it, in lines that are not wider than `width`."""
+    """Explains a rule, in lines not wider than `width`."""
     parts = {
         "evidence": rule.evidence,
         "example": rule.example,

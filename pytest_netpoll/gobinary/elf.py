@@ -1,4 +1,4 @@
-"""Opens ELF files that may be damaged, and tells them apart."""
+"""Opens ELF files, which may be damaged, and identifies them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ Key = tuple[str, int, int]
 
 
 def key_of(path: str) -> Key:
-    """Path, inode, time: a program built anew under the same name is another one. Zeros: it is gone."""
+    """Identifies a file by path, inode and time, since programs are rebuilt under the same name. Zeros: it is
+    gone.
+    """
     try:
         status = os.stat(path)  # noqa: PTH116 - a path from the kernel, asked for with every window and frame
-    except (OSError, ValueError):  # ValueError: it is no path at all
+    except (OSError, ValueError):  # ValueError: it isn't a path at all
         return path, 0, 0
     return path, status.st_ino, status.st_mtime_ns
 
 
 def read_elf(file: IO[bytes]) -> ELFFile:
-    """The file, whose tables lie inside it. ValueError says what is wrong.
+    """Opens the file after checking that its tables lie inside it. ValueError says what is wrong.
 
-    Reading on may still raise anything (struct.error, KeyError, zlib.error …): pyelftools believes what
-    the file says. What it must not believe is a size, or it counts for hours.
+    Reading more may still raise anything (struct.error, KeyError, zlib.error …): pyelftools trusts the file.
+    Sizes must be checked, or it could loop for hours.
     """
     try:
         elf = ELFFile(file)
@@ -47,11 +49,11 @@ def read_elf(file: IO[bytes]) -> ELFFile:
 
 
 def build_id_of(path: str) -> str:
-    """The GNU build id in hex; "" where there is none, as in what Go before 1.24 links by itself."""
+    """The GNU build id in hex; "" if there is none, as with Go's own linker before 1.24."""
     try:
         with open(path, "rb") as file:
             section = read_elf(file).get_section_by_name(".note.gnu.build-id")
             notes = section.iter_notes() if isinstance(section, NoteSection) else ()
             return next((str(note["n_desc"]) for note in notes), "")
-    except Exception:  # whatever comes of a damaged file
+    except Exception:  # a damaged file may raise anything
         return ""

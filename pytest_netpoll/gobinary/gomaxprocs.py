@@ -1,4 +1,4 @@
-"""How many threads of a Go process run Go at once: its GOMAXPROCS as it is, not as it was asked for."""
+"""Reads a Go process's actual GOMAXPROCS, whatever was asked for."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _MOST = 1 << 20
 
 
 def gomaxprocs_of(pid: int) -> int | None:
-    """Read from the runtime's own variable; of a stripped program, what its environment lets it be.
+    """GOMAXPROCS from the runtime's variable; for a stripped program, derived from its environment.
 
-    None where neither can be seen, as of another user's process.
+    None if neither can be read, as for another user's process.
     """
     # OverflowError: a damaged program's address.
     with contextlib.suppress(OSError, ValueError, OverflowError):
@@ -37,16 +37,15 @@ def gomaxprocs_of(pid: int) -> int | None:
     return None
 
 
-# Of a running process it is asked for in every window.
+# Every window asks for it.
 @functools.lru_cache(maxsize=64)
 def _place_by_key(path: str, _inode: int, _time: int) -> tuple[int, bool] | None:
     return place_of(path)
 
 
 def place_of(path: str) -> tuple[int, bool] | None:
-    """The variable's address and whether it is relative to where the program was loaded.
-
-    None where the program does not tell: it is stripped, damaged, not Go's, or unreadable.
+    """The variable's address, and whether it is relative to where the program was loaded. None if the program
+    is stripped, damaged, unreadable or not Go's.
     """
     try:
         with open(path, "rb") as file:
@@ -54,9 +53,9 @@ def place_of(path: str) -> tuple[int, bool] | None:
             address = addresses(elf, (_VARIABLE,))[_VARIABLE]
             if elf["e_type"] != "ET_DYN":
                 return address, False
-            # Go links these at 4 MiB as well: what counts is how far behind the start it lies.
+            # Go links these at 4 MiB as well, so use the distance from the start.
             return address - min(segment["p_vaddr"] for segment in elf.iter_segments("PT_LOAD")), True
-    except Exception:  # whatever comes of a damaged file
+    except Exception:  # a damaged file may raise anything
         return None
 
 

@@ -1,8 +1,8 @@
-"""The tables that Go's own tracebacks read: address → functions, inlined ones included, file and line.
+"""Reads the tables of Go's own tracebacks: address → functions, including inlined ones, file and line.
 
-They are in every Go binary, also in stripped ones. `go tool addr2line` knows no inlined calls: it names
-the line of the innermost call beside the outermost function. Formats: Go 1.18 and 1.19, and 1.20 or
-newer (runtime/symtab.go, runtime/symtabinl.go).
+They are in every Go binary, stripped or not. `go tool addr2line` doesn't know inlined calls: it prints the
+innermost call's line with the outermost function. Formats: Go 1.18 and 1.19, and 1.20 or newer
+(runtime/symtab.go, runtime/symtabinl.go).
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _MAGIC_120 = b"\xf1\xff\xff\xff\0\0"
 # runtime.moduledata, in words of 8 bytes.
 _FUNCNAMETAB = 1
 _TEXT = 22
-_GOFUNC = range(36, 52)  # it moved from version to version; proven by what it points to
+_GOFUNC = range(36, 52)  # its place differs between versions; proven by what it points to
 
 _PCDATA_INLINE_INDEX = 2
 _FUNCDATA_INLINE_TREE = 3
 _ABSENT = 0xFFFFFFFF
-_PROOFS = 200  # functions with inlined calls that must decode
+_PROOFS = 200  # how many functions with inlined calls must decode
 _DEEPEST = 100
 _LONGEST_CODE = 1 << 20
 
 
 class Line(NamedTuple):
-    """One call. file: as the compiler recorded it."""
+    """A call. file: as the compiler recorded it."""
 
     function: str
     file: str
@@ -41,7 +41,7 @@ class Line(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """A stretch of the file that is loaded, and where: its link-time address."""
+    """A loaded part of the file, and its link-time address."""
 
     offset: int
     size: int
@@ -61,7 +61,7 @@ class _Function(NamedTuple):
 
 
 class PcLineTable:
-    """The tables of one executable. ValueError where it has none, or none of a known format."""
+    """The tables of one executable. ValueError if it has none in a known format."""
 
     def __init__(self, path: str) -> None:
         try:
@@ -70,13 +70,13 @@ class PcLineTable:
                 self._relocated = _relocated(f)
                 self._data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
             self._find()
-        except Exception as error:  # whatever comes of a damaged file
+        except Exception as error:  # a damaged file may raise anything
             raise ValueError(f"{path}: {error}") from error
 
     def lines(self, address: int) -> tuple[Line, ...]:
-        """The calls at a link-time address, the innermost first; empty where there is no Go code.
+        """The calls at a link-time address, the innermost first; empty if there is no Go code.
 
-        address: of the instruction itself; for a return address, that of the call before it.
+        address: the instruction's own; for a return address, that of the call before it.
         """
         target = address - self._text
         try:
@@ -86,7 +86,7 @@ class PcLineTable:
             return ()
 
     def entries(self, names: Iterable[str]) -> dict[str, int]:
-        """The link-time addresses of functions, by name; without those that are not there."""
+        """The link-time addresses of functions, by name; without missing ones."""
         wanted = {}
         for name in names:
             at = self._data.find(b"\0" + name.encode() + b"\0", self._names, self._units)
@@ -100,7 +100,7 @@ class PcLineTable:
         return found
 
     def code(self, entry: int) -> bytes:
-        """The machine code of the function with that entry, up to the next one's."""
+        """The machine code of the function with that entry, up to the next function."""
         target = entry - self._text
         at = self._offset_of(entry)
         following = bisect_right(self._starts, target)
@@ -118,7 +118,7 @@ class PcLineTable:
         raise ValueError("no table of lines of a known format")
 
     def _adopt(self, at: int) -> bool:
-        """Is this the header of the tables? A module's data must point to it."""
+        """Whether this is the header of the tables: a module's data must point to it."""
         self._step = self._data[at + 6]
         self._modern = self._data[at : at + 6] == _MAGIC_120
         self._count = self._u64(at + 8)
@@ -144,7 +144,7 @@ class PcLineTable:
         return self._data[self._functions : self._functions + 8 * self._count]
 
     def _find_gofunc(self, module: int) -> int:
-        """Where in the file the trees of inlined calls are counted from."""
+        """The place in the file from which the trees of inlined calls are counted."""
         samples = []
         for index in range(self._count):
             function = self._nth(index)
@@ -157,13 +157,13 @@ class PcLineTable:
             at = None if address is None else self._offset_of(address)
             if at is None:
                 continue
-            # Not all: now and then an inlined function has no name.
+            # Not all of them: a few inlined functions have no name.
             if sum(self._decodes(function, at) for function in samples) > 0.9 * len(samples):
                 return at
         raise ValueError("the trees of inlined calls were not found")
 
     def _decodes(self, function: _Function, base: int) -> bool:
-        """Does the tree begin with a function's name, called from inside this function?"""
+        """Whether the tree begins with a function's name, called from inside this function."""
         try:
             name, parent = self._inlined(base + function.inline_tree, 0)
         except (struct.error, ArithmeticError):
@@ -190,7 +190,7 @@ class PcLineTable:
             target = function.start + parent
 
     def _inlined(self, tree: int, index: int) -> tuple[int, int]:
-        """(name, offset in the function of an instruction of the line that calls it)."""
+        """(name, offset in the function of an instruction of the calling line)."""
         name, parent = struct.unpack_from(
             "<ii", self._data, tree + (16 * index + 4 if self._modern else 20 * index + 12)
         )
@@ -228,7 +228,7 @@ class PcLineTable:
         return _Function(start, end, name, files, lines, unit, index_table, tree)
 
     def _value(self, table: int, pc: int, target: int) -> int:
-        """The value that a table of (change of the value, length in code) pairs has at the target."""
+        """The value at the target, in a table of (change of the value, length in code) pairs."""
         at, value, first = self._values + table, -1, True
         while True:
             change, at = self._varint(at)
@@ -245,7 +245,7 @@ class PcLineTable:
 
     def _varint(self, at: int) -> tuple[int, int]:
         value = shift = 0
-        while shift < 35:  # they are of 32 bits
+        while shift < 35:  # they have 32 bits
             byte = self._data[at]
             value |= (byte & 0x7F) << shift
             at, shift = at + 1, shift + 7
@@ -254,7 +254,7 @@ class PcLineTable:
         raise ValueError("a number without an end")
 
     def _name(self, at: int) -> str:
-        """As in Go's tracebacks: main.twice[...], whatever the types were."""
+        """The name as in Go's tracebacks: main.twice[...], whatever the types were."""
         head, bracket, rest = self._string(self._names + at).partition("[")
         return head + "[...]" + rest.rpartition("]")[2] if bracket else head or "?"
 
@@ -287,7 +287,7 @@ class PcLineTable:
         return None if at is None else self._u64(at)
 
     def _pointers_to(self, address: int) -> Iterator[int]:
-        """Where pointers to the address are stored."""
+        """The places where pointers to the address are stored."""
         yield from (place for place, value in self._relocated.items() if value == address)
         wanted = struct.pack("<Q", address)
         for s in self.segments:
@@ -300,7 +300,7 @@ class PcLineTable:
 
 
 def load_segments(file: IO[bytes]) -> list[Segment]:
-    """What the program loads. ValueError where the file is not ELF, or damaged."""
+    """The program's loaded segments. ValueError if the file is not ELF, or damaged."""
     return [
         Segment(s["p_offset"], s["p_filesz"], s["p_vaddr"], bool(s["p_flags"] & 2))
         for s in read_elf(file).iter_segments("PT_LOAD")
@@ -308,7 +308,9 @@ def load_segments(file: IO[bytes]) -> list[Segment]:
 
 
 def _relocated(file: IO[bytes]) -> dict[int, int]:
-    """{address: pointer} of what the loader fills in: a position-independent program's file has zeros."""
+    """{address: pointer} for the pointers that the loader fills in: the file of a position-independent
+    program has zeros.
+    """
     elf = read_elf(file)
     if elf.elfclass != 64 or not elf.little_endian:
         raise ValueError("not a 64-bit little-endian program")

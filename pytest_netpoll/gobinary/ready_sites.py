@@ -1,8 +1,8 @@
-"""Where in a Go program goroutines are made runnable, and where a probe there is cheap.
+"""Finds where a Go program makes goroutines runnable, and where a probe there is cheap.
 
-The kernel emulates some instructions at a uprobe and single-steps the others, which is several times
-dearer. A Go function begins with a comparison, which is single-stepped; after it come a jump that is
-emulated and mostly a `push` that is, too.
+The kernel emulates some instructions at a uprobe and single-steps the others, which costs several times as
+much. A Go function begins with a comparison, which is single-stepped; then come a jump and mostly a `push`,
+which are both emulated.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _MACHINES = {"EM_X86_64": "x86_64", "EM_AARCH64": "aarch64"}  # pyelftools' name
 
 @dataclass(frozen=True)
 class Sites:
-    """Offsets in the program's file. deadline: None where that function does not exist."""
+    """Offsets in the program's file. deadline: None if that function does not exist."""
 
     ready: int
     deadline: int | None
 
 
 def find_sites(path: str) -> Sites:
-    """UnmeasuredError where there is no cheap place, or where the program cannot be read."""
+    """Finds the places. UnmeasuredError if there is no cheap place, or the program can't be read."""
     try:
         with open(path, "rb") as file:
             machine = _MACHINES.get(read_elf(file)["e_machine"], "")
@@ -46,7 +46,7 @@ def find_sites(path: str) -> Sites:
                     sites[name] = offset + place
     except UnmeasuredError:
         raise
-    except Exception as error:  # a damaged file breaks pyelftools in any way
+    except Exception as error:  # a damaged file may raise anything in pyelftools
         raise UnmeasuredError(
             f"ready calls of {path} cannot be counted", why=f"its program cannot be read: {error}"
         ) from None
@@ -57,9 +57,9 @@ def find_sites(path: str) -> Sites:
 
 
 def _entries(path: str, file: IO[bytes]) -> dict[str, int]:
-    """Function -> link-time address of its entry; absent where it was inlined everywhere."""
+    """Function -> link-time address of its entry; without functions that were inlined everywhere."""
     try:
-        # Also in stripped programs, and faster than the symbols.
+        # Works for stripped programs, too, and is faster than the symbols.
         return PcLineTable(path).entries((READY, DEADLINE))
     except ValueError:
         return addresses(read_elf(file), (READY, DEADLINE))

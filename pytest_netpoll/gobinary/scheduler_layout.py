@@ -1,7 +1,5 @@
-"""Where a Go program keeps its scheduler's counters.
-
-Its debug information tells; of a stripped program its machine code gives the address of one of them, the
-histogram sched.timeToRun.
+"""Finds where a Go program keeps its scheduler's counters, from its debug information. For a stripped
+program, the machine code gives the address of one of them, the histogram sched.timeToRun.
 """
 
 from __future__ import annotations
@@ -26,8 +24,8 @@ _FIX = "build the service with its debug information: without -ldflags=-s or -w"
 
 @dataclass(frozen=True)
 class SchedulerLayout:
-    """places: link-time addresses and offsets, by the names of agent/constants.py: SCHEDULER_…; each group is
-    known as a whole or 0. lacks: the first name of a group -> why it is unknown.
+    """places: link-time addresses and offsets, by the names in agent/constants.py: SCHEDULER_…; each group is
+    known as a whole or all 0. lacks: the first name of a group -> why it is unknown.
     """
 
     places: Mapping[str, int]
@@ -35,7 +33,7 @@ class SchedulerLayout:
 
 
 def find_layout(path: str) -> SchedulerLayout:
-    """UnmeasuredError where the program tells nothing."""
+    """Finds the layout. UnmeasuredError if the program has no information."""
     what = f"the scheduler of {path} is unknown"
     try:
         with open(path, "rb") as file:
@@ -47,7 +45,7 @@ def find_layout(path: str) -> SchedulerLayout:
         raise
     except KeyError as error:
         raise UnmeasuredError(what, why=f"its debug information has no {error.args[0]}", fix=_FIX) from None
-    except Exception as error:  # a damaged file breaks pyelftools in any way
+    except Exception as error:  # a damaged file may raise anything in pyelftools
         raise UnmeasuredError(what, why=f"its program cannot be read: {error}") from None
 
 
@@ -69,7 +67,7 @@ def _described(elf: Any, what: str) -> SchedulerLayout:
     symbols = addresses(elf, ("runtime.allp", "runtime.sched", "runtime.allm"))
     sched, p, m, schedt = symbols["runtime.sched"], *map(structs.__getitem__, _WANTED[:3])
     queue = schedt.get("runqsize")
-    if queue is None:  # newer: the queue itself knows its length
+    if queue is None:  # newer: the queue has its own length
         queue = schedt["runq"] + structs["runtime.gQueue"]["size"]
     if p["runqtail"] != p["runqhead"] + 4 or p["runqhead"] < p["schedtick"]:
         raise UnmeasuredError(what, why="runtime.p is laid out as in no known version of Go")
@@ -123,9 +121,8 @@ _WANTED = (
 
 
 def _structs(elf: Any) -> dict[str, dict[str, int]]:
-    """{struct: {member: offset}}.
-
-    Found by their names' bytes: to read all of the debug information would take seconds.
+    """{struct: {member: offset}}. Searches for the bytes of their names: reading all debug information would
+    take seconds.
     """
     dwarf = elf.get_dwarf_info()
     data = dwarf.debug_info_sec.stream.getvalue()
@@ -134,7 +131,7 @@ def _structs(elf: Any) -> dict[str, dict[str, int]]:
         wanted = name.encode() + b"\0"
         at = data.find(wanted)
         while at >= 0 and name not in found:
-            # Before the name stands the number of the entry's kind, in one byte or two.
+            # The name follows the number of the entry's kind, which takes one byte or two.
             for start in (at - 1, at - 2):
                 members = _members(dwarf, start, wanted[:-1])
                 if members:
@@ -145,7 +142,7 @@ def _structs(elf: Any) -> dict[str, dict[str, int]]:
 
 
 def _members(dwarf: Any, offset: int, name: bytes) -> dict[str, int]:
-    """Of the struct whose entry is at the offset; empty if there is none of that name."""
+    """{member: offset} of the struct whose entry is at the offset; empty if there is none of that name."""
     try:
         entry = dwarf.get_DIE_from_refaddr(offset)
         if entry.tag != "DW_TAG_structure_type" or entry.attributes["DW_AT_name"].value != name:
@@ -156,5 +153,5 @@ def _members(dwarf: Any, offset: int, name: bytes) -> dict[str, int]:
             ].value
             for member in entry.iter_children()
         }
-    except Exception:  # what is no entry may break pyelftools in any way
+    except Exception:  # if it is no entry, pyelftools may raise anything
         return {}

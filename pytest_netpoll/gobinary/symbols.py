@@ -1,4 +1,4 @@
-"""Stack addresses → Go functions, files and lines, in the words of their developers."""
+"""Resolves stack addresses to Go functions, files and lines, as their developers know them."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from pathlib import Path
 from pytest_netpoll.gobinary.elf import key_of
 from pytest_netpoll.gobinary.pclntab import Line, PcLineTable, Segment, load_segments
 
-# The first element of every import path of the standard library. A user's module cannot take one of
-# them without a dot, save by ignoring `go mod init`'s advice.
+# The first element of every import path of the standard library. A user's module has a dot there, unless it
+# ignores the advice of `go mod init`.
 _STANDARD = """
     archive bufio bytes cmp compress container context crypto database debug embed encoding errors expvar
     flag fmt go hash html image index internal io iter log maps math mime net os path plugin reflect regexp
     runtime slices sort strconv strings structs sync syscall testing text time unicode unique vendor weak
 """
 STANDARD = frozenset(_STANDARD.split())
-# "_": since Go 1.27 a closure of the runtime's own goes by that name once it was inlined (_.goready.func1).
+# "_": since Go 1.27, inlined closures of the runtime have that name (_.goready.func1).
 PLUMBING = frozenset(("runtime", "syscall", "internal", "_"))
 
-# The first `go tool addr2line` of a toolchain may have to build it.
+# The first `go tool addr2line` of a toolchain may have to build the tool.
 DEADLINE = 120.0
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame of a stack. line: 0 where it is not known."""
+    """One frame of a stack. line: 0 if unknown."""
 
     function: str
     file: str
@@ -45,14 +45,14 @@ def package_root(function: str) -> str:
 
 
 class Symbolizer:
-    """Resolves addresses and remembers them. Never raises: what cannot be resolved keeps its address."""
+    """Resolves addresses, with a cache. Never raises: an unresolved frame keeps its address."""
 
     def __init__(self, rootdir: Path) -> None:
         self._rootdir = rootdir
         self._programs: dict[tuple[str, int, int], _Program] = {}
         self._trimmed: dict[tuple[object, ...], tuple[Frame, ...]] = {}
         self._frames: dict[Line, Frame] = {}
-        # (function, file as shown) -> where that file is
+        # (function, file as shown) -> absolute path
         self._sources: dict[tuple[str, str], str] = {}
 
     def stack(self, raw: Sequence[tuple[str, int]]) -> tuple[Frame, ...]:
@@ -69,7 +69,7 @@ class Symbolizer:
 
     def trimmed(self, raw: Sequence[tuple[str, int]]) -> tuple[Frame, ...]:
         """The frames of one stack as users see them."""
-        # The same few readers, window after window.
+        # The same few stacks recur window after window.
         programs = tuple(self._program(path) for path in dict.fromkeys(path for path, _ in raw))
         key = programs, tuple(raw)
         if key not in self._trimmed:
@@ -86,24 +86,24 @@ class Symbolizer:
             source = Path(line.file)
             if not source.is_absolute() and (self._rootdir / frame.file).is_file():
                 source = self._rootdir / frame.file  # built with -trimpath
-            # Of two programs with files of one name, that in the tests' own tree is meant.
+            # If files of two programs have the same name, prefer the one in the tests' own tree.
             known = self._sources.get((frame.function, frame.file))
             if known is None or not Path(known).is_relative_to(self._rootdir):
                 self._sources[frame.function, frame.file] = str(source)
         return self._frames[line]
 
     def _program(self, path: str) -> _Program:
-        # A service that was built anew and restarted has other lines under the same name.
+        # A service that was rebuilt and restarted has other lines under the same name.
         key = key_of(path)
         if key == (path, 0, 0):
-            # Gone, as a container's files are with its last process: then it is the one known by that name.
+            # The file is gone, like a container's after its last process: use the one known by that name.
             key = next((known for known in reversed(self._programs) if known[0] == path), key)
         if key not in self._programs:
             self._programs[key] = _Program(path)
         return self._programs[key]
 
     def _relative(self, line: Line) -> str:
-        """The file as its developers call it: from the root of the tests, or from that of its module."""
+        """The file's path as developers know it: relative to the tests' root, or to its module's."""
         file = line.file
         if package_root(line.function) in STANDARD:
             return file.rpartition("/src/")[2]
@@ -116,7 +116,7 @@ class Symbolizer:
         if path.is_absolute():
             root = next((p for p in path.parents if (p / "go.mod").is_file()), None)
             return str(path.relative_to(root)) if root else file
-        if "@" not in file:  # built with -trimpath: the module's path stands for its directory
+        if "@" not in file:  # built with -trimpath: it begins with the module's path instead of its directory
             for first in range(1, len(path.parts)):
                 shorter = Path(*path.parts[first:])
                 if (self._rootdir / shorter).is_file():
@@ -141,7 +141,7 @@ class _Program:
             pass
 
     def lines(self, offset: int) -> tuple[Line, ...]:
-        """The calls at an offset in the file, innermost first; at least one, if an unknown one."""
+        """The calls at an offset in the file, innermost first; at least one, which may be unknown."""
         if offset not in self._lines:
             address = self._address(offset)
             found = self._table.lines(address) if self._table else self._addr2line(address)
@@ -156,7 +156,7 @@ class _Program:
         return offset
 
     def _addr2line(self, address: int) -> tuple[Line, ...]:
-        """For tables in a format younger than this plugin: without inlined calls, better than nothing."""
+        """A fallback for tables in a newer format: without inlined calls, but better than nothing."""
         go = shutil.which("go")
         if go is None:
             return ()
@@ -180,7 +180,7 @@ class _Program:
 def trim(stack: Sequence[Frame]) -> tuple[Frame, ...]:
     """The stack from the user's own first frame on, without the runtime's entry at its end.
 
-    Further up only the plumbing is left out: that net/http calls the handler is worth knowing. A
+    Of the outer frames only the plumbing is dropped: that net/http calls the handler is useful. A
     stack wholly inside the standard library begins where the plumbing ends.
     """
     frames = [frame for frame in stack if frame.file != "<autogenerated>"]

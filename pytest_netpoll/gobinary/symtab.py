@@ -1,4 +1,4 @@
-"""A program's symbols by name. pyelftools would make an object of each, which takes a second."""
+"""Looks up a program's symbols by name. pyelftools would create an object for each, which takes a second."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ _SYMBOL = struct.Struct("<IBBHQQ")
 
 
 def addresses(elf: ELFFile, names: Iterable[str]) -> dict[str, int]:
-    """Link-time address of each symbol; without those that are not there. ValueError: stripped.
-
-    Of a damaged file struct.error and others, as from read_elf's.
+    """The link-time address of each symbol; without missing ones. ValueError: stripped. A damaged file may
+    raise anything, as with read_elf.
     """
     if elf.elfclass != 64 or not elf.little_endian:
         raise ValueError("not a 64-bit little-endian program")

@@ -1,7 +1,7 @@
-"""Where a stripped Go program keeps the histogram sched.timeToRun: proven by its machine code.
+"""Finds the histogram sched.timeToRun in a stripped Go program, and proves it by the machine code.
 
 runtime.casgstatus is its only writer: it calls (*timeHistogram).record with the histogram's address, which it
-loads in the instruction before. Where both are as expected, the address is that of no other variable.
+loads in the instruction before. If both are as expected, the address can't be another variable's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CALL_AMD64 = re.compile(rb"\x48\x8d\x05(.{4})\xe8(.{4})", re.DOTALL)
 
 
 def find(path: str) -> int:
-    """Its link-time address. ValueError says what is missing; of a damaged file anything."""
+    """Its link-time address. ValueError says what is missing; a damaged file may raise anything."""
     with open(path, "rb") as file:
         elf = read_elf(file)
         machine = elf["e_machine"]
@@ -56,7 +56,7 @@ def _function(table: PcLineTable, name: str) -> tuple[int, bytes]:
 
 
 def _amd64_counts(code: bytes, place: int) -> bool:
-    """Whether it adds atomically to what is there in its argument: lock xadd %rcx, place(%rax)."""
+    """Whether the code adds atomically to that place in its argument: lock xadd %rcx, place(%rax)."""
     return b"\xf0\x48\x0f\xc1\x88" + struct.pack("<i", place) in code
 
 
@@ -66,7 +66,7 @@ def _arm64_counts(code: bytes, place: int) -> bool:
 
 
 def _amd64_calls(start: int, code: bytes, callee: int) -> set[int]:
-    """The addresses that it is called with."""
+    """The addresses that the callee is called with."""
     found = set()
     for call in _CALL_AMD64.finditer(code):
         (argument,), (distance,) = (struct.unpack("<i", part) for part in call.groups())
@@ -85,7 +85,7 @@ def _arm64_calls(start: int, code: bytes, callee: int) -> set[int]:
         if bl >> 26 != 0b100101 or pc + 4 * _signed(bl, 26) != callee:
             continue
         if adrp & 0x9F00001F != 0x90000000 or add & 0xFFC003FF != 0x91000000:
-            found.add(-1)  # with something else
+            found.add(-1)  # the register held something else
             continue
         pages = _signed((adrp >> 5 & 0x7FFFF) << 2 | adrp >> 29 & 3, 21)
         found.add((pc - 8 & ~0xFFF) + (pages << 12) + (add >> 10 & 0xFFF))

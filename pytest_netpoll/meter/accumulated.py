@@ -10,9 +10,8 @@ from pytest_netpoll.model.measurement import Measurement
 
 
 class Accumulated:
-    """The sum over windows. One that could not be measured adds nothing to it, not even its time.
-
-    missed_seconds: how long such windows were together. missed: why the last of them was one.
+    """The sum over windows. An unmeasured window adds nothing to it, not even its time. missed_seconds: how
+    long those windows were together. missed: why the last of them was unmeasured.
     """
 
     def __init__(self) -> None:
@@ -22,7 +21,7 @@ class Accumulated:
 
     @property
     def total(self) -> Measurement:
-        """unmeasured: the last window's reason, while not one could be measured."""
+        """The sum so far. unmeasured: the last window's reason, as long as no window could be measured."""
         assert self._total is not None, "no window was added"
         return self._total
 

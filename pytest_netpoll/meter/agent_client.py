@@ -31,7 +31,7 @@ PROTOCOL = 4
 # Seconds. Compiling takes under one on an idle machine; a CI machine is not idle.
 START_DEADLINE = 60.0
 ANSWER_DEADLINE = 10.0
-# How long close() waits for the wakeups that are still on their way to their syscall.
+# How long close() waits for wakeups that are still on their way to their syscall.
 SETTLE_MS = 20
 
 INVALID = "the eBPF agent sent an invalid response"
@@ -41,22 +41,22 @@ Answer = TypeVar("Answer")
 
 
 class State(enum.Enum):
-    """An agent's state, as last reported. Those from NEVER_READY on have a reason, `Probe.failed`."""
+    """An agent's state, as last known. The states from NEVER_READY on have a reason, `Probe.failed`."""
 
     STARTING = enum.auto()
     READY = enum.auto()
-    NEVER_READY = enum.auto()  # another one would not get ready either
-    DIED = enum.auto()  # or was no longer understood: another one may do better
+    NEVER_READY = enum.auto()  # a new agent would not get ready either
+    DIED = enum.auto()  # or its answers made no sense: a new agent may do better
     NOT_OURS = enum.auto()  # pytest was forked, and the agent answers the process that started it
 
 
 class Probe:
-    """One agent process. Not reusable: when it fails, `state` and `failed` say so and a new one is needed.
+    """One agent process. Once it has failed, `state` and `failed` say so, and a new Probe is needed.
 
-    argv: from privilege.command. load: what the agent is to load the program for, as in its first message.
-    installed: where the agent for sudo is looked for. say: told what takes longer than a second.
-    start: argv -> the Transport that answers. environment: what the agent said of itself when it was ready.
-    All methods raise UnmeasuredError, with the agent's own words where it left any.
+    argv: from privilege.command. load: the arguments of the agent's first message. installed: where to look
+    for the agent for sudo. say: called with messages about slow work. start: argv -> Transport. environment:
+    what the agent reported when it was ready. All methods raise UnmeasuredError, with the agent's own words
+    where it left any.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Probe:
         self._agent = start(argv)
         os.register_at_fork(after_in_child=partial(_let_go, weakref.ref(self)))
         self._started = time.monotonic()
-        with contextlib.suppress(OSError):  # it has ended, and whoever waits for it gets the reason
+        with contextlib.suppress(OSError):  # it has ended; waiting for it gives the reason
             self._send({"id": 0, "do": "load", **load})
 
     @property
@@ -86,12 +86,12 @@ class Probe:
         return self._agent.pid
 
     def wait_ready(self) -> None:
-        """Returns when the BPF program is compiled and attached."""
+        """Waits until the BPF program is compiled and attached."""
         with self._lock:
             self._wait_ready()
 
     def watch(self, pid: int) -> Sequence[Process]:
-        """Starts watching the process and its descendants, which it returns."""
+        """Starts watching the process and its descendants; returns them."""
         return self._ask("watch", Processes, pid=pid)["processes"]
 
     def unwatch(self, pid: int) -> None:
@@ -102,7 +102,8 @@ class Probe:
         return self._ask("programs", Processes)["processes"]
 
     def attach(self, pid: int, ready: int, deadline: int | None) -> None:
-        """Counts ready calls in all processes of this one's program, until the last service with it ends.
+        """Counts ready calls in all processes that run this one's program, until the last service with it
+        ends.
 
         ready, deadline: offsets in the program's file.
         """
@@ -125,11 +126,11 @@ class Probe:
     ) -> int:
         """Opens a window over everything watched; returns its number.
 
-        ready_stacks: the stack of one ready call in so many is kept, of none for 0. unclaimed: whether it is
-        kept on which descriptors events found nobody. io_stacks: as ready_stacks, of futile I/O calls;
-        io_calls: whether of all I/O calls. cpu_samples: whether stacks of what uses CPU time are recorded.
-        parked: whether to look at its two ends who is parked. woken: of one poll in so many it is kept where
-        those were parked whom it woke, of none for 0. held_writes: whether those are recorded that the kernel
+        ready_stacks: keep the stack of one ready call in so many, 0 for none. unclaimed: whether to record
+        the descriptors whose events found nobody. io_stacks: as ready_stacks, for futile I/O calls. io_calls:
+        whether for all I/O calls. cpu_samples: whether to record stacks of what uses CPU time. parked:
+        whether to look at who is parked at both ends. woken: for one poll in so many, record where the
+        goroutines that it woke were parked, 0 for none. held_writes: whether to record writes that the kernel
         holds back.
         """
         return self._ask(
@@ -146,25 +147,25 @@ class Probe:
         )["window"]
 
     def close(self, window: int) -> Closed:
-        """Closes a window; what was done in it."""
+        """Closes a window; returns what happened in it."""
         return self._ask("close", Closed, window=window, settle_ms=SETTLE_MS)
 
     def lap(self, window: int, settle_ms: int) -> Closed:
-        """As `close`, and opens the window anew with the same cut."""
+        """As `close`, and opens the window again at the same cut."""
         return self._ask("lap", Closed, window=window, settle_ms=settle_ms)
 
     def parked(self, pid: int) -> Sequence[ParkedIn]:
-        """Who is parked on descriptors now, by process of that root."""
+        """Who is parked on descriptors now, for each process of that root."""
         return self._ask("parked", ParkedNow, pid=pid)["processes"]
 
     def stop(self) -> None:
         """Ends the agent, and with it everything it has in the kernel."""
         if self.state in (State.STARTING, State.NEVER_READY):
-            self._agent.kill()  # it does not listen
+            self._agent.kill()  # it doesn't end when told to
         self._agent.end()
 
     def _ask(self, do: str, wanted: type[Answer], **arguments: int) -> Answer:
-        """The answer, which is of the type `wanted`."""
+        """Sends a message and returns the answer, which is of the type `wanted`."""
         with self._lock:
             self._wait_ready()
             identity = next(self._ids)
@@ -176,7 +177,7 @@ class Probe:
             except UnmeasuredError:
                 raise
             except BaseException:
-                # Ctrl-C, pytest-timeout: the answer that is on its way would be taken for the next one's.
+                # Ctrl-C, pytest-timeout: the pending answer would be taken for the next message's.
                 self._fail("the eBPF agent was stopped", why=f"pytest was interrupted in {do!r}")
                 raise
             if answer.get("id") != identity:
@@ -230,7 +231,7 @@ class Probe:
         return message
 
     def _next_line(self, seconds: float, what: str) -> bytes | None:
-        """None at the end of its output; raises queue.Empty after so many seconds."""
+        """The next line; None at the end of the output. Raises queue.Empty after so many seconds."""
         if self._say is not None and seconds > QUIET_SECONDS:
             with contextlib.suppress(queue.Empty):
                 return self._agent.receive(QUIET_SECONDS)
@@ -250,7 +251,7 @@ class Probe:
         self, what: str, *, why: str | None = None, fix: str | None = None, detail: str | None = None
     ) -> UnmeasuredError:
         """Records that this agent can't be used any longer."""
-        # If the message has no fix, the cause is in the machine: look for it there.
+        # If the message has no fix, the machine is the cause: run the checks.
         self.failed = UnmeasuredError(what, why=why, fix=fix or checks.remedy(), detail=detail)
         self.state = State.DIED if self.state is State.READY else State.NEVER_READY
         self._agent.kill()
@@ -258,10 +259,10 @@ class Probe:
 
 
 def _let_go(probe: weakref.ref[Probe]) -> None:
-    """In a process that pytest forked without exec: it must not keep the agent when pytest is killed."""
+    """Called in a process forked without exec: it must not keep the agent alive when pytest is killed."""
     if (alive := probe()) is not None:
         alive._agent.hang_up()
-        # Nor would it hear an answer.
+        # And it couldn't read an answer.
         alive.state = State.NOT_OURS
         alive.failed = UnmeasuredError(
             "a test in a forked pytest process can't be measured",
@@ -271,7 +272,7 @@ def _let_go(probe: weakref.ref[Probe]) -> None:
 
 
 def _int64(text: str) -> int:
-    """A number that the kernel may have counted; others are too large to reckon with."""
+    """A number that fits into 64 bits, as any count of the kernel does."""
     number = int(text)
     if not -1 << 63 <= number < 1 << 64:
         raise ValueError(f"{text:.30} is beyond 64 bits")
@@ -279,7 +280,7 @@ def _int64(text: str) -> int:
 
 
 def complaint(said: object) -> dict[str, str]:
-    """What the agent says failed, and the fix, as arguments of an error."""
+    """The agent's error and its fix, as arguments for an exception."""
     if not isinstance(said, dict) or not isinstance(said.get("what"), str):
         return {"what": "the eBPF agent failed", "why": f"{said!r:.200}"}
     fix = said.get("fix")

@@ -1,4 +1,4 @@
-"""The agent's process: started with pipes, read by a thread, ended with everything it has in the kernel."""
+"""Runs the agent's process: starts it with pipes, reads it in a thread, ends it."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ _STDERR_LINES = 15
 
 
 class Transport(Protocol):
-    """What a Probe needs from the other end."""
+    """What a Probe needs for talking to an agent."""
 
     @property
     def pid(self) -> int: ...
 
     def send(self, line: bytes) -> None:
-        """OSError where it has ended."""
+        """Sends a line. OSError if the agent has ended."""
         ...
 
     def receive(self, seconds: float) -> bytes | None:
-        """Its next line, None at the end of its output; queue.Empty after so many seconds."""
+        """The next line; None at the end of the output. Raises queue.Empty after so many seconds."""
         ...
 
     def hang_up(self) -> None:
-        """Closes its stdin: it then exits."""
+        """Closes the agent's stdin, whereupon it exits."""
         ...
 
     def kill(self) -> None: ...
 
     def end(self) -> None:
-        """Hangs up, and waits until it has ended; kills it where it does not."""
+        """Hangs up and waits until the agent has ended; kills it if it doesn't."""
         ...
 
     def status(self) -> str:
-        """How it ended, in words; waits for it."""
+        """Waits for the agent to end; returns how it ended, in words."""
         ...
 
     def said(self) -> str:
-        """The end of its stderr."""
+        """The last lines of the agent's stderr."""
         ...
 
 
 class AgentProcess:
-    """A Transport. UnmeasuredError where it cannot be started."""
+    """A Transport to a process. UnmeasuredError if it can't be started."""
 
     def __init__(self, argv: list[str]) -> None:
-        # A file rather than a pipe: nobody has to drain it, and it outlives the agent. In memory, for
-        # /tmp may be full, or not be there.
+        # A file, not a pipe: nobody has to drain it, and it outlives the agent. In memory, because /tmp may
+        # be full or missing.
         self._stderr: IO[bytes] = open(os.memfd_create("netpoll-agent"), "r+b", 0)  # noqa: SIM115
         try:
             self._process = subprocess.Popen(
@@ -63,7 +63,7 @@ class AgentProcess:
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
                 env=_environment(),
-                # Ctrl-C in the terminal is for pytest, which then closes the agent's stdin.
+                # Ctrl-C in the terminal must reach only pytest, which then closes the agent's stdin.
                 start_new_session=True,
             )
         except OSError as error:
@@ -93,7 +93,7 @@ class AgentProcess:
             self._process.stdin.close()
 
     def kill(self) -> None:
-        # Under sudo it is not ours to kill; it ends by itself when its stdin closes.
+        # Under sudo we may not kill it; it exits when its stdin closes.
         with contextlib.suppress(OSError):
             self._process.kill()
         self.hang_up()
@@ -131,9 +131,9 @@ class AgentProcess:
 
 
 def _environment() -> dict[str, str]:
-    """What the agent, or its sudo, is started with."""
-    # Those of a sudo around pytest, where the agent's own would speak for whom it serves.
+    """The environment for the agent, or for its sudo."""
+    # Without the variables of a sudo around pytest: the agent's own sudo sets them for its user.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SUDO_")}
-    # That sudo asks for a password is to be read in what it says. No more of the locale than that: sudo
-    # passes it on to the agent, who reads file names by it.
+    # In English, to recognize that sudo asks for a password. Only the messages' language: sudo passes the
+    # locale on to the agent, which needs it for file names.
     return kept | {"LANGUAGE": "C"}

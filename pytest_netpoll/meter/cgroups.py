@@ -1,4 +1,4 @@
-"""The CPU quotas of a service: what the agent read of its processes' cgroups in a window."""
+"""The CPU quotas of a service in a window, from the agent's counters of its processes' cgroups."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from pytest_netpoll.model.evidence import CpuQuota
 
 
 class Quotas(NamedTuple):
-    """ns, throttled: for how long and in how many periods the service was stopped; None where unknown.
-
-    Those of one cgroup: of nested ones, that were all stopped, the one that was stopped longest. Their sum
-    could count the same time twice.
+    """ns, throttled: for how long and in how many periods quotas stopped the service; None if unknown. They
+    are those of one cgroup, the one that was stopped longest: a sum over nested cgroups could count the same
+    time twice.
     """
 
     ns: int | None
@@ -27,7 +26,9 @@ NOTHING = Quotas(None, None, (), {})
 
 
 def collect(services: Sequence[Throttled]) -> Quotas:
-    """services: of each root process. Several may be in one cgroup. Raises ValueError."""
+    """The quotas, from the agent's answer for each root process. Several may be in one cgroup. Raises
+    ValueError.
+    """
     for service in services:
         if service["unknown"] is not None:
             why = Reason("whether a CPU quota stops the service is unknown", why=service["unknown"])
@@ -45,7 +46,7 @@ def collect(services: Sequence[Throttled]) -> Quotas:
 
 
 def _cgroup(name: object, rows: Sequence[Sequence[Any]]) -> CpuQuota:
-    """Of the earliest look at its counters and the latest."""
+    """A cgroup's growth from the earliest look at its counters to the latest."""
     for *counters, _, _ in rows:
         if len(counters) != 6 or not all(isinstance(n, int) and n >= 0 for n in counters):
             raise ValueError(f"cgroup {name!r:.100}: {rows!r:.200}")

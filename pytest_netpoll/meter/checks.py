@@ -1,8 +1,6 @@
-"""Whether this machine can measure: what is looked at, what was seen, and how to fix it.
-
-`doctor` shows all findings. Where the probe cannot load and its own message names no fix, that of
-the finding behind it stands in the error: what makes a test unmeasured and what the doctor says are
-one text.
+"""Checks whether this machine can measure: what was seen, and how to fix it. `doctor` shows all findings. If
+the probe can't load and its own message has no fix, the error takes the fix of the failed check, so tests and
+the doctor report the same.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from typing import Literal
 from pytest_netpoll.agent.security.capabilities import missing, names
 from pytest_netpoll.errors import NetpollError
 
-# The next command where no better one is known.
+# The fix if no better one is known.
 DOCTOR = "python -m pytest_netpoll doctor"
 
 Status = Literal["ok", "warn", "fail"]
@@ -35,11 +33,9 @@ STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check saw.
-
-    status: with "warn" measuring works, if in a restricted way; with "fail" it does not.
-    fix: the command, or the thing to do; None where there is nothing to fix.
-    detail: lines that help, such as a compiler's.
+    """What one check saw. status: with "warn" measuring works, but with restrictions; with "fail" it doesn't
+    work. fix: the command, or the thing to do; None if there is nothing to fix. detail: lines that help, such
+    as a compiler's.
     """
 
     status: Status
@@ -49,12 +45,14 @@ class Finding:
 
     @classmethod
     def of(cls, error: NetpollError) -> Finding:
-        """That something failed, in the words a test would be reported with."""
+        """A failed finding, from the error that a test would report."""
         return cls("fail", error.reason.headline, error.fix, error.detail)
 
 
 def kernel() -> Finding:
-    """Raw tracepoints with user memory came by 5.8, with CAP_BPF; syscalls are numbered by machine."""
+    """Raw tracepoints that read user memory came with 5.8, as did CAP_BPF; syscall numbers depend on the
+    machine.
+    """
     system, release, machine = platform.system(), platform.release(), platform.machine()
     seen = f"{system} {release} on {machine}"
     version = re.match(r"(\d+)\.(\d+)", release)
@@ -68,7 +66,7 @@ def kernel() -> Finding:
 
 
 def btf() -> Finding:
-    """Where the kernel does not describe its types, children are found only when a window opens."""
+    """Without type information (BTF), children are found only when a window opens."""
     if BTF.is_file():
         return Finding("ok", f"{BTF}: children of a service are followed from their first moment")
     return Finding(
@@ -79,7 +77,7 @@ def btf() -> Finding:
 
 
 def jit() -> Finding:
-    """Interpreted, the probe costs every syscall of the machine several times as much."""
+    """Without the JIT, the probe costs every syscall of the machine several times as much."""
     value = _read(JIT)
     if value is None:
         return Finding("ok", "not visible here; the kernel's default is on")
@@ -93,7 +91,7 @@ def jit() -> Finding:
 
 
 def lockdown() -> Finding:
-    """In its strictest mode the kernel hides its memory from BPF: no syscall's arguments can be read."""
+    """In the strictest lockdown mode BPF can't read kernel memory, and so no syscall's arguments."""
     value = _read(LOCKDOWN)
     mode = re.search(r"\[(\w+)\]", value or "")
     if mode is None:
@@ -108,7 +106,9 @@ def lockdown() -> Finding:
 
 
 def privileges() -> Finding:
-    """Of this process: a container's root may lack what BPF needs. Whether sudo helps, the agent shows."""
+    """This process's privileges: a container's root may lack what BPF needs. Whether sudo helps, the agent
+    check shows.
+    """
     uid = os.geteuid()
     held = capabilities()
     names = ", ".join(f"CAP_{name}" for name in sorted(held)) or "no capability for BPF"
@@ -132,21 +132,21 @@ def privileges() -> Finding:
 
 
 def capabilities() -> set[str]:
-    """Those that measuring takes and this process has in effect."""
+    """The effective capabilities of this process, among those that measuring takes."""
     match = re.search(r"^CapEff:\s*([0-9a-f]+)$", _read(STATUS) or "", re.MULTILINE)
-    return names(int(match[1], 16) if match else 0) - {"DAC_READ_SEARCH"}  # which is no part of loading BPF
+    return names(int(match[1], 16) if match else 0) - {"DAC_READ_SEARCH"}  # which loading BPF doesn't need
 
 
 def tracefs() -> Finding:
-    """Not needed: raw tracepoints are found without it. Shown to help people inspect a machine."""
+    """Optional: raw tracepoints work without it. Shown to help people inspect a machine."""
     for path in TRACEFS:
-        with contextlib.suppress(PermissionError):  # it is root's, mostly
+        with contextlib.suppress(PermissionError):  # only root may read it, mostly
             if (path / "events").is_dir():
                 return Finding("ok", f"{path} (not needed)")
     return Finding("ok", "not mounted, or visible to root only (not needed)")
 
 
-# What can be known without loading anything; in the order of the doctor's table.
+# The checks that load nothing, in the order of the doctor's table.
 CHECKS: dict[str, Callable[[], Finding]] = {
     "kernel": kernel,
     "BTF": btf,
@@ -158,7 +158,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
 
 
 def remedy() -> str:
-    """The fix for a probe that does not load and says no more: that of the first check that fails."""
+    """The fix for a probe that does not load and names none: that of the first failed check."""
     for name, check in CHECKS.items():
         finding = check()
         if finding.status == "fail":

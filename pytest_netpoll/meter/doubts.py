@@ -25,8 +25,8 @@ _UPGRADE = "pip install --upgrade pytest-netpoll"
 class Seen:
     """A service in one window.
 
-    processes: that were counted in it. refused: why the first of those that could not be watched could not.
-    follows_children: whether the kernel tells the agent of new processes.
+    processes: those counted in it. refused: why the first unwatched process could not be watched.
+    follows_children: whether the kernel reports new processes to the agent.
     """
 
     service: Watched
@@ -36,7 +36,7 @@ class Seen:
 
     @property
     def proven(self) -> list[Measured]:
-        """Those whose poller is known."""
+        """The processes whose poller is known."""
         return [process for process in self.processes if process["calibration"]["layout"]]
 
     @property
@@ -78,7 +78,7 @@ def absent_from_the_start(seen: Seen) -> Reason | None:
 
 
 def another_users(seen: Seen) -> Reason | None:
-    # What became another user's may be the service, where there is nobody else.
+    # A process that now runs as another user may be the service if there is no other.
     for process in seen.proven or seen.go or seen.processes:
         if process["foreign"]:
             return Reason(
@@ -115,7 +115,7 @@ def more_than_one_runtime(seen: Seen) -> Reason | None:
 def unknown_poller(seen: Seen) -> Reason | None:
     for process in seen.processes:
         why_not = process["calibration"]["why_not"]
-        # One that cannot be looked into may be Go for all that is known.
+        # A program that can't be inspected may be Go.
         if why_not and (is_go(process) or process["executable"] is None):
             where = f"process {process['pid']} ({version(process)})"
             return Reason(f"the poller of {where} is unknown", why=why_not, fix=checks.DOCTOR)
@@ -143,7 +143,7 @@ def not_go(seen: Seen) -> Reason | None:
 
 
 def no_poller(seen: Seen) -> Reason | None:
-    """Of a Go program nothing is registered with the runtime's poller."""
+    """A Go program has registered nothing with the runtime's poller."""
     if seen.proven:
         return None
     what = (
@@ -170,8 +170,8 @@ def losses(seen: Seen) -> Reason | None:
     return None
 
 
-# In this order, the first that finds something speaks: each may take for granted that those before it found
-# nothing, and the ones that tell more come first.
+# The first rule that finds something counts: each relies on those before it having found nothing, and more
+# specific ones come first.
 RULES: tuple[Callable[[Seen], Reason | None], ...] = (
     not_watched,
     died,

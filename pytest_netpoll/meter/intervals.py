@@ -1,4 +1,4 @@
-"""The intervals of a window, put together over the processes that were the service in it."""
+"""Merges the intervals of a window over a service's processes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pytest_netpoll.model.evidence import TimelinePoint
 def collect(services: Iterable[Sequence[Sequence[Any]]]) -> tuple[TimelinePoint, ...]:
     """The points, from the agent's rows (its timeline.py) of each root process.
 
-    All are sampled at the same moments; a service that was restarted has two of them. Raises ValueError where
-    a row has other columns, a count is no integer, or what is always known is None.
+    All are sampled at the same moments; a restarted service has two root processes. Raises ValueError if a
+    row has other columns, a count isn't an integer, or a required value is None.
     """
     points: dict[float, list[Any]] = {}
     for rows in services:
@@ -31,12 +31,12 @@ def collect(services: Iterable[Sequence[Sequence[Any]]]) -> tuple[TimelinePoint,
 
 
 _MEANS = ("threads_running", "ps_running", "spinning")
-# Not to be added up: several processes may be in one cgroup, and the metric is of the longest run queue.
+# Not added up: several processes may be in one cgroup, and the metric is the longest run queue.
 _MOST = ("throttled_ns", "runq_max")
 
 
 def _together(column: str, a: float | None, b: float | None) -> float | None:
-    """Of two processes that were the service; one of which nothing is known does not count."""
+    """Merges the points of two processes of the service; unknown values don't count."""
     if a is None or b is None:
         return a if b is None else b
     return max(a, b) if column in _MOST else a + b

@@ -1,6 +1,6 @@
-"""What the agent answers, as types: the probe passes on nothing else. agent/handlers.py makes them.
+"""The agent's answers, as types: the probe rejects anything else. agent/handlers.py makes them.
 
-Times are in ns. Numbers are not checked beyond their kind: who reads a count knows what it can be.
+Times are in ns. Numbers are checked only for their type; whoever reads a count checks its range.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 
 class About(TypedDict):
-    """Which BCC there is; bcc_file: where its module is."""
+    """The BCC that would be loaded. bcc_file: its module's path."""
 
     bcc: str
     bcc_file: str
@@ -17,25 +17,24 @@ class About(TypedDict):
 
 
 class ToldAbout(TypedDict):
-    """To about."""
+    """The answer to about."""
 
     about: About
 
 
 class Lack(TypedDict):
-    """Of something that cannot be had here. fix: how it can, where that is known."""
+    """Something that isn't available here. fix: how to get it, if known."""
 
     what: str
     fix: str | None
 
 
 class Ready(TypedDict):
-    """To load. capabilities: those that the agent keeps. typed: whether sys_exit's arguments are.
-    no_cpu_samples: why there are none; None where there are. sees_sockets: whether it is known what lies
-    behind a wakeup for nothing; sees_held_writes: and whether TCP holds writes back. no_arrivals: why it
-    isn't recorded when data arrives; None where it is.
-    program: "compiled", or where it came from: "cache"; not_cached: why not from there, None where that is
-    off.
+    """The answer to load. capabilities: those that the agent keeps. typed: whether sys_exit's arguments are.
+    no_cpu_samples: why there are none, or None. sees_sockets: whether the causes of spurious wakeups are
+    visible. sees_held_writes: whether writes held back by TCP are. no_arrivals: why arrivals of data aren't
+    recorded, or None. program: "compiled" or "cache". not_cached: why it didn't come from the cache; None if
+    it did or the cache is off.
     """
 
     protocol: int
@@ -57,10 +56,10 @@ class Ready(TypedDict):
 
 
 class Calibration(TypedDict):
-    """What is proven of a process's poller.
+    """What is proven about a process's poller.
 
-    more_pollers: descriptors that prove another Go runtime in the process. why_not: what was seen instead,
-    None where nothing was. others: descriptors registered with epoll, of which nothing looks like Go's.
+    more_pollers: descriptors that prove another Go runtime in the process. why_not: what was seen instead, or
+    None. others: descriptors registered with epoll that don't look like Go's.
     """
 
     layout: str | None
@@ -75,10 +74,9 @@ class Calibration(TypedDict):
 class Process(TypedDict):
     """A watched process.
 
-    root: the watched one it descends from. executable: a path that is good here, None where it is hidden.
-    unwatched: children that there was no room for, or that the kernel did not tell of. foreign: it became
-    another user's.
-    goready, scheduler: whether attach or learn was called for the program that it runs.
+    root: the watched one it descends from. executable: a path that we can open, None if hidden. unwatched:
+    children that there was no room for, or that the kernel did not report. foreign: it now runs as another
+    user. goready, scheduler: whether attach or learn was called for its program.
     """
 
     pid: int
@@ -105,10 +103,11 @@ class Wakeup(TypedDict):
 
 class Offender(Wakeup):
     """offence: one of agent/counters/offenders.py; for "ready", "futile", "io" and "woken" the count is an
-    estimate. outcome: how the I/O call ended, and bytes: what such calls moved, of "futile" and "io". events:
-    the epoll events that woke it; registered_twice: with epoll; error_queue: whether that held anything.
-    None: not known. woken_stack: of "ready", where the woken goroutine had been parked. locked: of "ready"
-    and "woken", whether that is locked to a thread. held_ns: of "held", for how long in all.
+    estimate. outcome: how the I/O call ended, and bytes: what such calls moved, for "futile" and "io".
+    events: the epoll events that woke it. registered_twice: with epoll. error_queue: whether that held
+    anything. None: unknown. woken_stack: for "ready", where the woken goroutine had been parked. locked: for
+    "ready" and "woken", whether the woken goroutine is locked to a thread. held_ns: for "held", for how long
+    in total.
     """
 
     offence: str
@@ -124,8 +123,8 @@ class Offender(Wakeup):
 
 
 class SlowWakeup(Wakeup):
-    """at_ns: since the window opened. goid: the words of its g that may hold the goroutine's id. parts: of a
-    queue delay or a response, whose time is latency_ns, as in a budget; empty for a wakeup.
+    """at_ns: since the window opened. goid: the words of its g that may hold the goroutine's id. parts: for a
+    queue delay or a response, which took latency_ns, as in a budget; empty for a wakeup.
     """
 
     latency_ns: int
@@ -145,15 +144,14 @@ class Delay(TypedDict):
 
 
 class Parked(TypedDict):
-    """Who is parked on descriptors. why_not: why it isn't known; all else is empty then.
+    """Who is parked on descriptors. why_not: why that is unknown; everything else is empty then.
 
     goroutines: [goid or null, direction, type, local, peer, its stack's index, whether it came in the window,
     whether its peer is gone]: all of them, or those that stand out and examples. before, after: [direction,
     stack's index, how many there were, type or null, local or null] at the window's ends.
-    abandoned: [type, local, peer, a goroutine's index or null, whether it's certain that nobody holds the
-    other end] of sockets whose peers closed in the window.
-    stuck: [goroutine's index, descriptor, inode, bytes unread]. undecided: how many may be stuck. rested:
-    whether the process had got round to all that it was to do.
+    abandoned: [type, local, peer, a goroutine's index or null, whether certainly nobody holds the other end]
+    of sockets whose peers closed in the window. stuck: [goroutine's index, descriptor, inode, bytes unread].
+    undecided: how many may be stuck. rested: whether the process had come to rest.
     """
 
     why_not: str | None
@@ -168,28 +166,25 @@ class Parked(TypedDict):
 
 
 class ParkedIn(Parked):
-    """Now, in one process."""
+    """Who is parked now in one process."""
 
     pid: int
 
 
 class ParkedNow(TypedDict):
-    """To parked."""
+    """The answer to parked."""
 
     processes: list[ParkedIn]
 
 
 class Measured(Process):
-    """A process in a window. None of the optional counters: not counted.
-
-    parked: None where it was not asked for. io_outcomes: how its I/O calls ended -> calls. futile: [syscall,
-    outcome, calls].
-    events_per_poll: events -> polls that brought so many. p_looks, p_running: Ps seen, over all looks, and
+    """A process in a window. Optional counters are None if they weren't counted. parked: None unless
+    requested. io_outcomes: how its I/O calls ended -> calls. futile: [syscall, outcome, calls].
+    events_per_poll: events -> polls that returned so many. p_looks, p_running: Ps seen, over all looks, and
     those of them that ran Go code. sched_latency: [least ns, first ns beyond, goroutines]. mutex_wait,
-    lock_wait: ns.
-    delays: by agent/constants.py: DELAY_NAMES; None where it isn't recorded when data arrives.
+    lock_wait: ns. delays: by agent/constants.py: DELAY_NAMES; None if arrivals of data aren't recorded.
     requests, answered, unanswered, strangers: reads of accepted connections, by whether a write followed.
-    unprobed: children that came and went before probes were there, counted with the service's first process.
+    unprobed: children that came and went before they had probes, counted with the service's first process.
     """
 
     counters: dict[str, int]
@@ -220,14 +215,14 @@ class Measured(Process):
 
 
 class Times(TypedDict):
-    """Of all that descended from a root in the window: CPU time used, and waited for: None if none tells."""
+    """CPU time used and waited for by all descendants of a root in the window; None if unknown."""
 
     cpu_ns: int
     run_delay_ns: int | None
 
 
 class Throttled(TypedDict):
-    """CPU quotas of what descended from a root. unknown: why, None where they are known.
+    """CPU quotas of a root's descendants. unknown: why they are unknown, or None.
 
     cgroups: [name, periods, throttled periods and ns throttled when the window opened (or when it was first
     seen there), the same when it closed, µs of CPU in a period, µs of a period], the last two null without a
@@ -239,20 +234,20 @@ class Throttled(TypedDict):
 
 
 class Processes(TypedDict):
-    """To watch: those of that root; to programs: all."""
+    """The answer to watch: the root's processes. To programs: all."""
 
     processes: list[Process]
 
 
 class Opened(TypedDict):
-    """To open."""
+    """The answer to open."""
 
     window: int
 
 
 class Traced(TypedDict):
-    """Of a root, in ns since the window opened. Rows have the fields of pytest_netpoll/model/trace.py, and of
-    a stack its index in `stacks` or None. dropped: of all roots.
+    """The trace of a root, in ns since the window opened. Rows have the fields of
+    pytest_netpoll/model/trace.py; a stack is its index in `stacks` or None. dropped: over all roots.
     """
 
     polls: list[list[Any]]
@@ -265,14 +260,14 @@ class Traced(TypedDict):
 
 
 class _Traces(TypedDict, total=False):
-    """By the root's pid; empty where the program was not loaded for a trace. An older agent has none."""
+    """By the root's pid; empty unless the program was loaded for a trace. Older agents don't send it."""
 
     traces: dict[str, Traced]
 
 
 class Closed(_Traces):
-    """To close and lap, by the root's pid. timelines: rows of agent/counters/timeline.py. dropped_datagrams:
-    UDP, for their checksum, in the network namespace.
+    """The answer to close and lap, by the root's pid. timelines: rows of agent/counters/timeline.py.
+    dropped_datagrams: UDP datagrams with a wrong checksum in the network namespace.
     """
 
     duration_ns: int

@@ -1,4 +1,4 @@
-"""Turns services and the probe into measurements: watches, opens, closes, and decides what is exact."""
+"""Measures services with the probe: watches them, opens and closes windows, decides what is exact."""
 
 from __future__ import annotations
 
@@ -55,17 +55,17 @@ _Field: TypeAlias = Literal[
 ]
 _FIELDS: tuple[_Field, ...] = get_args(_Field)
 
-# The stack of one ready call in so many is kept, where that is asked for: it takes several times the probe.
+# Keep the stack of one ready call in so many, if requested: a stack costs several times as much as the probe.
 READY_STACKS = 16
-# Of one I/O call: there may be a million a second.
+# Of one I/O call in so many: there may be a million a second.
 IO_STACKS = 64
-# Of the polls that wake somebody.
+# Of one poll in so many that wakes somebody.
 WOKEN_STACKS = 16
 
 # Not measured unless asked for.
 _ON_DEMAND = frozenset((*PARKED_METRICS, "runtime_ready_calls"))
 
-# Seconds between an exec and the kernel's word of it, at most.
+# Seconds, at most, between an exec and the kernel's report of it.
 _EXEC_PATIENCE = 1.0
 
 _NO_SOCKETS = Reason(
@@ -74,7 +74,7 @@ _NO_SOCKETS = Reason(
     fix="use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as those of distributions are",
 )
 
-# What is read of the Go scheduler: its field in a message, the first name of its group, its metrics.
+# What is read from the Go scheduler: field in a message, first name of its group, metrics.
 _OF_THE_SCHEDULER: tuple[tuple[_Field, str, tuple[str, ...]], ...] = (
     ("dispatches", SCHEDULER_QUEUES[0], ("dispatches", "dispatches_per_event")),
     ("runq_max", SCHEDULER_QUEUES[0], ("runq_max",)),
@@ -84,17 +84,15 @@ _OF_THE_SCHEDULER: tuple[tuple[_Field, str, tuple[str, ...]], ...] = (
     ("lock_wait", SCHEDULER_LOCKS[0], ("runtime_lock_wait_seconds",)),
 )
 
-# Raised on reading impossible numbers in a response that is otherwise valid.
+# Raised for impossible numbers in an otherwise valid response.
 _INVALID = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 
 
 @dataclass(eq=False)
 class Window:
-    """One measured stretch, open from Meter.open to Meter.close. It alone knows whether it is.
-
-    number: how the agent knows it. failed: why there is nothing to close. opened: on the monotonic clock, s.
-    ready_stacks, cpu_samples: whether the callers of ready calls, and who uses CPU time, are recorded.
-    parked: whether it is looked at who is parked.
+    """One measured stretch, open from Meter.open to Meter.close. number: the agent's. failed: why there is
+    nothing to close. opened: on the monotonic clock, s. ready_stacks, cpu_samples: whether callers of ready
+    calls and users of CPU time are recorded. parked: whether to look at who is parked.
     """
 
     agent: agent_client.Probe | None
@@ -108,7 +106,7 @@ class Window:
 
     @contextlib.contextmanager
     def unless_interrupted(self) -> Iterator[None]:
-        """Stays open, but where the block is interrupted (Ctrl-C, pytest-timeout): nobody will close it."""
+        """Marks the window closed if the block is interrupted (Ctrl-C, pytest-timeout): nobody else would."""
         try:
             yield
         except BaseException:
@@ -130,8 +128,8 @@ class Meter:
         new_agent: Callable[[Mapping[str, int]], agent_client.Probe] | None = None,
         trace: int = 0,
     ) -> None:
-        """say: told what takes longer than a second. new_agent: makes of `load` whoever counts; None for the
-        agent, with the privileges that the options name. trace: how many records of single events windows
+        """say: called with messages about slow work. new_agent: load -> the Agent that counts; None for the
+        real one, with the privileges that the options name. trace: how many records of single events windows
         keep, 0 for none.
         """
         self._config = config
@@ -151,12 +149,12 @@ class Meter:
 
     @property
     def environment(self) -> Mapping[str, Any]:
-        """What the agent said of itself and the machine; empty while there is none."""
+        """What the agent reported about itself and the machine; empty without an agent."""
         return self._probe.environment if self._probe is not None else {}
 
     @property
     def windows(self) -> Sequence[Window]:
-        """Those that are open."""
+        """The open windows."""
         self._windows = [window for window in self._windows if window.is_open]
         return self._windows
 
@@ -166,7 +164,7 @@ class Meter:
         return self._roots
 
     def processes(self) -> Sequence[Process]:
-        """All that the agent watches, descendants too; UnmeasuredError where it cannot be asked."""
+        """All processes that the agent watches, with descendants. Raises UnmeasuredError."""
         return self._probe.programs() if self._probe is not None else []
 
     def parked(self, service: Watched) -> list[ParkedGoroutine]:
@@ -187,10 +185,8 @@ class Meter:
         return self._probe.pid if self._probe is not None else None
 
     def start(self, limited: Collection[str] = ()) -> None:
-        """Starts the agent without waiting for it: it compiles while the services are built.
-
-        limited: the metrics that will be judged. To time answers takes a larger program, so it must be known
-        now.
+        """Starts the agent without waiting for it: it compiles while the services are built. limited: the
+        metrics that will be judged, because timing answers takes a larger program.
         """
         if self._probe is not None or self._refused is not None:
             return
@@ -212,7 +208,7 @@ class Meter:
             self._refused = error
 
     def why_not_cached(self) -> Reason | None:
-        """Why --netpoll-cache=DIR will not be used, as far as that is known before the agent starts."""
+        """Why --netpoll-cache=DIR will not be used, as far as known before the agent starts."""
         config = self._config
         if not isinstance(config.cache, Path) or config.mode == "off":
             return None
@@ -229,7 +225,7 @@ class Meter:
 
     @property
     def _usable(self) -> agent_client.Probe | None:
-        """The agent, as long as it has not failed."""
+        """The agent; None if it has failed."""
         return self._probe if self._probe is not None and self._probe.failed is None else None
 
     def stop(self) -> None:
@@ -237,9 +233,8 @@ class Meter:
             self._probe.stop()
 
     def watch(self, service: Watched) -> Callable[[], None]:
-        """Called with every new process of a service, as early as possible.
-
-        What it returns is to be called when a process that was held runs its program.
+        """Watches a service's process; call it for every new one, as early as possible. Call the result, if
+        any, once a held process runs its program.
         """
         self.admit(service, service.pid)
         return partial(self._look_at_program, service.pid)
@@ -252,7 +247,7 @@ class Meter:
         with contextlib.suppress(UnmeasuredError, OSError):
             while True:
                 processes = agent.programs()
-                # The kernel has exchanged the program, and may not have said so yet.
+                # The kernel has exchanged the program, but may not have reported it yet.
                 runs = os.readlink(f"/proc/{pid}/exe")  # noqa: PTH115
                 seen = next((p["executable"] for p in processes if p["pid"] == pid), None)
                 if seen is None or seen.endswith(runs) or time.monotonic() > deadline:
@@ -261,7 +256,7 @@ class Meter:
             self._programs.prepare(agent, processes)
 
     def follow(self, service: Watched, pid: int) -> None:
-        """Watches one process more of a service; one that has ended before that is of no account."""
+        """Watches one more process of a service; ignores it if it has already ended."""
         if self._counts_already(service, pid):
             return
         self.admit(service, pid)
@@ -270,7 +265,7 @@ class Meter:
             del self._not_watched[pid], self._roots[pid]
 
     def unwatch(self, service: Watched) -> None:
-        """The process has ended or is no longer ours; open windows still count what it did."""
+        """Stops watching a process that has ended or isn't ours any more; open windows still count it."""
         self._gone |= {pid for pid, of in self._roots.items() if of is service}
         if not self.windows:
             self._forget(self._gone)
@@ -278,14 +273,13 @@ class Meter:
     def open(self, limited: Collection[str] = (), offences: Collection[Offence] = ()) -> Window:
         """Opens a window over all services that run.
 
-        limited: the metrics that are to be judged. Some of what would explain them is kept only if it may
-        be wanted: who makes ready calls (kept always with --netpoll-goready=on), where events found nobody,
-        who makes I/O calls, who uses CPU time, who is parked, whom the network wakes. offences: what else is
-        to be kept.
+        limited: the metrics that will be judged. Some evidence is recorded only if they may need it: who
+        makes ready calls (always with --netpoll-goready=on), where events found nobody, who makes I/O calls,
+        who uses CPU time, who is parked, whom the network wakes. offences: further evidence to record.
         """
         self._revive()
         self._retry()
-        # Of what is compared only what is not counted otherwise: evidence has its price.
+        # For compared metrics, only what is not counted otherwise: evidence has a cost.
         judged = {*limited, *(self._config.compared & _ON_DEMAND)}
         wanted = {*offences, *(o for name in judged if name in METRICS for o in METRICS[name].explained_by)}
         ready_stacks = self._ready_stacks("ready" in wanted)
@@ -316,16 +310,16 @@ class Meter:
 
     def _ready_stacks(self, wanted: bool) -> int:
         if self._trace and self._config.goready != "off":
-            return 1  # with all of them each is recorded
+            return 1  # recording all of them includes the futile ones
         asked = wanted and self._config.goready == "auto"
         return READY_STACKS if asked or self._config.goready == "on" else 0
 
     def close(self, window: Window, services: Sequence[Watched]) -> list[Measurement]:
-        """Closes a window: one measurement for each of the services, in their order."""
+        """Closes a window; returns one measurement for each of the services, in order."""
         return self.end(window, services)[0]
 
     def end(self, window: Window, services: Sequence[Watched]) -> tuple[list[Measurement], Closed | None]:
-        """As `close`, with the agent's answer that the measurements are made of, None where there is none."""
+        """As `close`, also returning the agent's answer, or None."""
         try:
             return self._end(window, services, lambda agent: agent.close(window.number))
         finally:  # Ctrl-C, pytest-timeout: nobody will close it a second time
@@ -336,17 +330,15 @@ class Meter:
     def lap(
         self, window: Window, services: Sequence[Watched], patience: float
     ) -> tuple[list[Measurement], Window]:
-        """What was measured until now, and the window that goes on from that cut: nothing is missed or
-        counted twice.
-
-        patience: seconds to wait for wakeups on their way to their syscall; the next window counts
-        meanwhile. Of processes that have ended nothing is kept, so that it can go on for hours.
+        """The measurements so far, and the window that continues from that cut: nothing is missed or counted
+        twice. patience: seconds to wait for wakeups on their way to their syscall; the next window counts
+        meanwhile. Processes that have ended are dropped, so that it can go on for hours.
         """
         gone = set(self._gone)
         settle_ms = round(patience * 1000)
 
         def ask(agent: agent_client.Probe) -> Closed:
-            # Of those that came since, before the cut: the next window is to have all their ready calls.
+            # Prepare new processes before the cut, so that the next window has all their ready calls.
             self._programs.prepare(agent, agent.programs())
             return agent.lap(window.number, settle_ms)
 
@@ -369,7 +361,7 @@ class Meter:
         services: Sequence[Watched],
         ask: Callable[[agent_client.Probe], Closed],
     ) -> tuple[list[Measurement], Closed | None]:
-        """The measurements, and the agent's answer they are made of, None where there is none."""
+        """The measurements, and the agent's answer that they were made from, or None."""
         seconds = time.monotonic() - window.opened
         answer: Closed | None = None
         failed = window.failed
@@ -478,7 +470,7 @@ class Meter:
         )
 
     def _unexplained(self, window: Window) -> dict[str, Reason]:
-        """Offence -> why nothing is recorded of it, or not what explains it, where it was asked for."""
+        """Offence -> why requested evidence for it could not be recorded."""
         found: dict[str, Reason] = {}
         lack = self.environment.get("no_cpu_samples")
         if window.cpu_samples and lack:
@@ -490,7 +482,7 @@ class Meter:
         return found
 
     def _absent(self, processes: Sequence[Measured]) -> dict[str, Reason]:
-        """Metric -> why the process that it is not known of does not tell."""
+        """Metric -> why it is unknown for one of the processes."""
         why: dict[str, Reason] = {}
         unprobed = sum(process["unprobed"] for process in processes)
         if self._programs.count_ready and unprobed:
@@ -517,7 +509,7 @@ class Meter:
         return Seen(service, processes, next(filter(None, refusals), None), follows_children)
 
     def _counts_already(self, service: Watched, pid: int) -> bool:
-        """Whether the kernel followed it from another process of the service."""
+        """Whether the kernel already followed it from another process of the service."""
         if self._usable is None:
             return False
         with contextlib.suppress(UnmeasuredError):
@@ -527,7 +519,7 @@ class Meter:
         return False
 
     def admit(self, service: Watched, pid: int) -> None:
-        """Watches a process of the service, and its descendants."""
+        """Watches a process of the service and its descendants."""
         self._roots[pid] = service
         self._gone.discard(pid)
         self._watch(pid)
@@ -543,10 +535,10 @@ class Meter:
             self._not_watched[pid] = error
 
     def _revive(self) -> None:
-        """A new agent in place of one that died: its tests were unmeasured, the next ones need not be."""
+        """Starts a new agent if one died: its tests were unmeasured, the next ones need not be."""
         self.start()
         if self._probe is None or self._probe.state is not agent_client.State.DIED:
-            # One that never got ready would not a second time either, and costs its deadline each time.
+            # An agent that never got ready won't the second time either, and costs its deadline each time.
             return
         self._probe.stop()
         self._probe = None
@@ -556,9 +548,9 @@ class Meter:
                 self._watch(pid)
 
     def _retry(self) -> None:
-        """Watches those that could not be before: there may be room now."""
+        """Watches processes that could not be watched before: there may be room now."""
         if self.windows or self._usable is None:
-            return  # an open window was without them: nothing may hide it
+            return  # an open window lacked them, and has to say so
         for pid in self._not_watched.keys() - self._gone:
             self._watch(pid)
 
@@ -566,7 +558,7 @@ class Meter:
         for pid in gone & self._roots.keys():
             del self._roots[pid]
             if self._usable is not None and pid not in self._not_watched:
-                # A failure is noted in the probe; the next window starts a new agent.
+                # The probe remembers a failure; the next window starts a new agent.
                 with contextlib.suppress(UnmeasuredError):
                     self._usable.unwatch(pid)
             self._not_watched.pop(pid, None)
@@ -574,7 +566,7 @@ class Meter:
 
 
 def _cpus(pid: int) -> int | None:
-    """How many CPUs it may run on; None where it has ended."""
+    """How many CPUs it may run on; None if it has ended."""
     try:
         return len(os.sched_getaffinity(pid))
     except OSError:
@@ -582,16 +574,16 @@ def _cpus(pid: int) -> int | None:
 
 
 def _snapshot(process: Measured, is_go: bool) -> Snapshot:
-    """is_go: whether a process of the service is, this one or another."""
+    """A process's Snapshot. is_go: whether any process of the service is Go."""
     told: Mapping[str, Any] = {**process}
     counters = dict(process["counters"])
     counters["lost"] = sum(counters.pop(name) for name in LOSSES)
-    counters.pop("lost_offenders")  # the shares tell it: they are over all that was counted
+    counters.pop("lost_offenders")  # for the shares, which cover everything counted
     optional = {name: told[name] for name in OPTIONAL_COUNTERS}
     scheduler: dict[str, Any] = {name: process[name] for name in _FIELDS}
     if is_go and not runs_goroutines(process):
-        # It has no goroutines: for the service's sum that is nothing, not something unknown. What was counted
-        # is its children's.
+        # It has no goroutines, so it adds 0 to the service's sum, not an unknown number. Anything counted
+        # belongs to its children.
         optional = {name: counters.get(name, 0) for name in optional}
         nothing = {**dict.fromkeys(scheduler, 0), "sched_latency": []}
         scheduler = {name: nothing[name] if value is None else value for name, value in scheduler.items()}
@@ -601,13 +593,15 @@ def _snapshot(process: Measured, is_go: bool) -> Snapshot:
 
 
 def _with_datagrams(snapshot: Snapshot, dropped: Mapping[str, int | None], roots: Sequence[int]) -> Snapshot:
-    # Processes of one service are mostly in one network namespace: its total is no sum over them.
+    # A service's processes are mostly in one network namespace, so its total isn't their sum.
     known = [count for pid in roots if (count := dropped.get(str(pid))) is not None]
     return dataclasses.replace(snapshot, dropped_datagrams=max(known, default=None))
 
 
 def _with_times(snapshot: Snapshot, times: Mapping[str, Times], roots: Sequence[int]) -> Snapshot:
-    """Of all processes there were in the window, also those that ended and of which nothing else is known."""
+    """Adds the CPU times of all processes in the window, including ended ones about which nothing else is
+    known.
+    """
     found = [times[str(pid)] for pid in roots if str(pid) in times]
     used = sum(entry["cpu_ns"] for entry in found)
     waits = [waited for entry in found if (waited := entry["run_delay_ns"]) is not None]

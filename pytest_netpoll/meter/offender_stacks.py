@@ -1,4 +1,4 @@
-"""Which line was woken for nothing: the agent's raw stacks, resolved, trimmed and merged."""
+"""Makes offenders from the agent's raw stacks: resolves, trims and merges them."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from pytest_netpoll.gobinary.symbols import PLUMBING, STANDARD, Frame, Symbolize
 from pytest_netpoll.model.evidence import Cause, Offence, Offender
 
 _OFFENCES = get_args(Offence)
-# Of an entry's fields: those that are texts or None.
+# The fields of an entry that are str or None.
 _OPTIONAL_TEXTS = ("syscall", "fd_type", "local", "peer", "outcome")
 
-# Of a connection per client the place in the code matters, not each of a thousand peers.
+# With a connection per client, the place in the code matters, not each of a thousand peers.
 Place = tuple[Any, ...]
 
-# The inner end of every ready call; the closure goes by other names in each version of Go.
+# The innermost frames of every ready call; the closure's name differs between versions of Go.
 _IN_COMMON = re.compile(
     r"runtime\.(ready|goready|netpollgoready|readyWithTime|systemstack)"
     r"|(runtime|_|sync|internal/\S+)\.(\S+\.)?goready\.func1"
 )
 
-# The GC (which a goroutine may have to help), its sweeper and scavenger, and what runs finalizers.
+# The GC (which goroutines may have to assist), its sweeper and scavenger, and the finalizer goroutine.
 _BACKGROUND = re.compile(
     r"runtime\.(gc[A-Z]|bgsweep|bgscavenge|forcegchelper|runfinq|runFinalizers|runCleanups|suspendG|resumeG|sysmon)"
 )
 
-# Of the runtime's functions those that only look, where a loop of the program's own calls them: of a select
-# with a default, of runtime.Gosched, of a lock that is tried.
+# The runtime's functions that only check, called by a loop of the program: for a select with a default,
+# runtime.Gosched, or TryLock.
 _NOT_BLOCKING = re.compile(r"runtime\.(selectnbrecv|selectnbsend|Gosched)|sync\.\(\*(RW)?Mutex\)\.Try\w*Lock")
-# Where the probe is ahead of the frame pointer's setting (Go 1.19), the caller, findRunnable, is missing.
+# If the probe comes before the frame pointer is set (Go 1.19), the caller, findRunnable, is missing.
 _FINDERS = ("runtime.findRunnable", "runtime.schedule")
 _TIMER = re.compile(r"runtime\.(runOneTimer|\(\*timer\)\.unlockAndRun)$")
 
-# Stands for the runtime when it doesn't work for a particular goroutine.
+# Stands for the runtime if it doesn't work for a particular goroutine.
 _SCHEDULING = Frame("runtime.schedule", "runtime/proc.go", 0)
 
-# Of two windows' offenders at the same place these are equal, and their stacks.
+# Two windows' offenders at the same place have these fields, and their stacks, in common.
 _PLACE = ("offence", "direction", "syscall", "outcome", "cause", "locked")
 
-# offence -> the counter of all of them, kept or not. What is recorded as a sample only is not here.
+# offence -> the counter of all of them, kept or not. Sampled offences aren't here.
 _COUNTERS = {"spurious": "spurious_wakeups", "stale": "stale_retries", "unclaimed": "unclaimed_events"}
 
 
@@ -53,12 +53,11 @@ def collect(
     """The offenders, the worst first.
 
     raw: messages.Offender over all processes of a service. counters: the service's. share: of all spurious
-    wakeups (retries, unclaimed events) that were counted, so that shares add up to less than 1 where the
-    kernel's table of offenders had no room; of what is recorded as a sample, of that.
-    Raises ValueError, KeyError or TypeError where `raw` is something else.
+    wakeups (retries, unclaimed events) counted, so shares add up to less than 1 if the kernel's table was
+    full; for sampled offences, of the sample. Raises ValueError, KeyError or TypeError if `raw` is malformed.
     """
     places: dict[Place, list[Mapping[str, Any]]] = defaultdict(list)
-    # A loop is seen running on each of its lines: it is one place, for which the line seen most often stands.
+    # Samples show a loop on each of its lines: treat it as one place, with the line seen most often.
     lines: dict[tuple[str, ...], Counter[tuple[Frame, ...]]] = defaultdict(Counter)
     looked: Counter[tuple[str, ...]] = Counter()
     totals: dict[str, int] = defaultdict(int)
@@ -121,7 +120,7 @@ def collect(
 
 
 def cause_of(entry: Mapping[str, Any]) -> Cause | None:
-    """Of a message's offender."""
+    """The cause of a message's offender."""
     events = entry["events"]
     if entry["fd_type"] == "unixgram" and entry["direction"] == "write":
         return "full queue" if "EPOLLOUT" in events else None
@@ -140,7 +139,7 @@ def _sum(entries: Iterable[Mapping[str, Any]], name: str) -> int | None:
 
 
 def _only_looks(frames: Sequence[Frame]) -> bool:
-    """Whether a CPU sample was taken in a call that the user's own code makes to look, and not to wait."""
+    """Whether a CPU sample was taken in a call by the user's code that checks without waiting."""
     inner = ""
     for frame in frames:
         if frame.package_root not in STANDARD | PLUMBING and frame.function != "?":
@@ -150,12 +149,13 @@ def _only_looks(frames: Sequence[Frame]) -> bool:
 
 
 def _running(frames: Sequence[Frame], trimmed: tuple[Frame, ...]) -> tuple[Frame, ...]:
-    """Of a CPU sample's stack what tells it from others. frames: all of it. trimmed: as the user sees it.
+    """The part of a CPU sample's stack that identifies its place. frames: all of it. trimmed: as users see
+    it.
 
-    The scheduler runs on a stack of its own. Whose call brought it there matters where that is a yield: who
-    parks has nothing to do with how long the scheduler looks for others.
+    The scheduler runs on a stack of its own. The call that led there matters only if it yields: a goroutine
+    that parks isn't the reason why the scheduler searches.
     """
-    # Where a stack's end is reached amid a function, what seems to come next is nothing known.
+    # If the stack ends amid a function, the frame that seems to come next is unreliable.
     known = [frame for frame in frames if frame.function != "?"]
     if known and known[0].function == "runtime.gopark":
         return (_SCHEDULING,)
@@ -168,18 +168,16 @@ def _running(frames: Sequence[Frame], trimmed: tuple[Frame, ...]) -> tuple[Frame
 
 
 def _all(kept: Mapping[str, int], counters: Mapping[str, int]) -> dict[str, int]:
-    """Offence -> how many there were. kept: those that were recorded."""
-    # A wakeup that is resolved while the counters are read may be among the offenders alone.
+    """Offence -> how many there were. kept: how many were recorded."""
+    # A wakeup resolved while the counters are read may be missing there but be among the offenders.
     return {
         offence: max(count, counters.get(_COUNTERS.get(offence, ""), 0)) for offence, count in kept.items()
     }
 
 
 def _callers(frames: Sequence[Frame]) -> Sequence[Frame]:
-    """Of a ready call's stack what tells it from others.
-
-    Nobody calls the scheduler, which finds a timer expired: below it the stack is that of a goroutine
-    that happened to park before.
+    """The part of a ready call's stack that identifies its place. If the scheduler finds an expired timer, it
+    has no caller: the frames below belong to a goroutine that happened to park before.
     """
     names = [frame.function for frame in frames]
     if "runtime.schedule" in names:
@@ -191,11 +189,11 @@ def by_the_runtime(frames: Sequence[Frame]) -> bool:
     """Whether a ready call was made by the runtime's own background work, or for it. frames: of the waker, or
     of the woken goroutine, innermost first.
 
-    A finalizer's own calls are the program's, though the runtime runs it.
+    A finalizer's own calls count as the program's, although the runtime runs it.
     """
     for inner, frame in zip((None, *frames), frames, strict=False):
         if _TIMER.match(frame.function):
-            return False  # it belongs to another goroutine, whichever one finds it expired
+            return False  # the timer belongs to another goroutine, whichever one finds it expired
         if _BACKGROUND.match(frame.function):
             return True
         if frame.function in _FINDERS and inner is not None and inner.function == "runtime.ready":
@@ -206,7 +204,7 @@ def by_the_runtime(frames: Sequence[Frame]) -> bool:
 
 
 def runtime_ready_calls(offenders: Iterable[Offender], ready_calls: int) -> int:
-    """How many of the ready calls the runtime made. offenders: as `collect` gives them, of all callers."""
+    """How many ready calls the runtime made. offenders: from `collect`, for all callers."""
     callers = [offender for offender in offenders if offender.offence == "ready"]
     recorded = sum(offender.count for offender in callers)
     runtimes = sum(offender.count for offender in callers if offender.runtime)
@@ -224,7 +222,7 @@ def _check(entry: Mapping[str, Any]) -> None:
 
 
 def total(laps: Iterable[Sequence[Offender]], counters: Mapping[str, int]) -> tuple[Offender, ...]:
-    """The offenders of several windows together, as `collect` gives those of one. counters: their sums."""
+    """Merges the offenders of several windows. counters: their sums."""
     merged: dict[Place, Offender] = {}
     totals: dict[str, int] = defaultdict(int)
     for offender in chain.from_iterable(laps):
@@ -240,14 +238,14 @@ def total(laps: Iterable[Sequence[Offender]], counters: Mapping[str, int]) -> tu
 
 
 def _together(one: Offender, other: Offender) -> Offender:
-    """Two windows' offenders at the same place; the share is left as it was."""
+    """Merges two windows' offenders at the same place; leaves the share as it was."""
     return dataclasses.replace(
         one,
         count=one.count + other.count,
         not_blocking=one.not_blocking + other.not_blocking,
         bytes=None if one.bytes is None or other.bytes is None else one.bytes + other.bytes,
         held_ns=None if one.held_ns is None or other.held_ns is None else one.held_ns + other.held_ns,
-        # Of a connection that was closed before anybody looked, the kind is not known any more.
+        # The kind of a connection that was closed before anybody looked is unknown.
         fd_type=_common({one.fd_type, other.fd_type} - {"closed"} or {"closed"}),
         local=_common((one.local, other.local)),
         peer=_common((one.peer, other.peer)),

@@ -1,4 +1,4 @@
-"""Who is parked on descriptors: the agent's rows, with their stacks resolved, and put together by stack."""
+"""Who is parked on descriptors: resolves the stacks in the agent's rows and groups the rows by stack."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ from pytest_netpoll.meter.readable import is_readable
 from pytest_netpoll.model.evidence import Offender, ParkedGoroutine
 from pytest_netpoll.model.metrics import PARKED_METRICS
 
-MOST_PEERS = 5  # of a group that are shown
+MOST_PEERS = 5  # to show of a group
 _ENDED = Reason(
     "the service had ended when the window closed, and its goroutines with it",
     fix="stop it after the test, or measure what comes before: with netpoll.measure()",
 )
-# Of these the agent tells what all of a group's are; of others each by itself.
+# The agent reports these for a group as a whole, other fields for each goroutine.
 SOCKETS = ("tcp", "listener", "udp", "unix", "socket")
 
 _Place = tuple[str, tuple[Frame, ...]]
 
 
 class Found(NamedTuple):
-    """counters: of PARKED_METRICS. absent: why one of them is not known. groups: who stands out first.
-
-    unproven: why those that stay may yet leave; None where they don't.
+    """counters: PARKED_METRICS. absent: why one of them is unknown. groups: those that stand out first.
+    unproven: why goroutines that stay might still leave, or None.
     """
 
     counters: dict[str, int]
@@ -39,7 +38,7 @@ class Found(NamedTuple):
 
 @dataclass
 class _Group:
-    """peers: some of the descriptors' other ends; new: those of whom came in the window."""
+    """peers: some of the descriptors' other ends. new: the peers that came in the window."""
 
     kinds: set[str | None] = field(default_factory=set)
     locals: set[str | None] = field(default_factory=set)
@@ -72,7 +71,7 @@ class _Group:
 
 
 def rows(told: Parked, symbolizer: Symbolizer) -> list[ParkedGoroutine]:
-    """Each goroutine. Raises ValueError, LookupError or TypeError where `told` is something else."""
+    """A row for each goroutine. Raises ValueError, LookupError or TypeError if `told` is malformed."""
     stacks = [
         symbolizer.trimmed([(str(path), int(offset)) for path, offset in raw]) for raw in told["stacks"]
     ]
@@ -99,9 +98,9 @@ def now(processes: Sequence[ParkedIn], symbolizer: Symbolizer) -> list[ParkedGor
 
 
 def collect(processes: Sequence[Measured], symbolizer: Symbolizer) -> Found:
-    """Of a service's processes in a window that asked for it."""
+    """Who is parked in a service's processes, for a window that requested it."""
     if all(process["exited"] for process in processes):
-        # That nobody is left does not show that nobody leaked.
+        # No goroutine being left doesn't prove that none leaked.
         return Found({}, dict.fromkeys(PARKED_METRICS, _ENDED), ())
     groups: dict[_Place, _Group] = defaultdict(_Group)
     abandoned: dict[tuple[str, str | None], list[tuple[str | None, bool]]] = defaultdict(list)
@@ -193,7 +192,7 @@ def collect(processes: Sequence[Measured], symbolizer: Symbolizer) -> Found:
 def _stuck(
     pid: int, told: Parked, found: Sequence[ParkedGoroutine]
 ) -> Iterator[tuple[ParkedGoroutine, bool | None]]:
-    """(goroutine, whether there is something to read: None where that isn't known)."""
+    """(goroutine, whether there is something to read, None if unknown)."""
     for index, fd, inode, _ in told["stuck"]:
         yield found[index], is_readable(pid, fd, inode)
 

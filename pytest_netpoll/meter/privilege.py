@@ -25,10 +25,10 @@ HERE = Path(__file__).parents[1]
 AGENT = HERE / "agent"
 SYSTEM_PYTHON = Path("/usr/bin/python3")
 INSTALLED = Path("/usr/local/lib/pytest-netpoll")
-# By its path: what a virtual environment puts on PATH is not on sudo's.
+# By its path: a virtual environment's PATH is not sudo's.
 AS_ROOT = f"sudo {shlex.quote(sys.executable)}"
 INSTALL = f"{AS_ROOT} -m pytest_netpoll install-agent"
-# Of agent/__main__.py.
+# Options of agent/__main__.py.
 UNVERIFIED = "--unverified"
 CACHE = "--cache="
 FILL = "--fill="
@@ -37,7 +37,7 @@ _VFS_CAP_EFFECTIVE = 1
 
 
 def bpf_sources() -> Path:
-    """The directory of netpoll.c: inside the installed package, or beside it in a checkout."""
+    """The directory of netpoll.c: inside the installed package, or next to it in a checkout."""
     for directory in (HERE / "bpf", HERE.parent / "bpf"):
         if (directory / "netpoll.c").is_file():
             return directory
@@ -54,9 +54,8 @@ def command(
     installed: Path | None = None,
     cache: Path | Literal["off"] | None = None,
 ) -> list[str]:
-    """The agent's command line. UnmeasuredError when it cannot be had with the privileges at hand.
-
-    installed: where install-agent put the copy for sudo. cache: of --netpoll-cache; the copy has its own.
+    """The agent's command line. UnmeasuredError if our privileges don't allow any. installed: where
+    install-agent put the copy for sudo. cache: of --netpoll-cache; the copy has its own.
     """
     interpreter, own = python or SYSTEM_PYTHON, own_command(python)
     if cache is not None:
@@ -81,9 +80,8 @@ def command(
 
 
 def why_not_cached(argv: Sequence[str], cache: Path) -> Reason | None:
-    """Why the agent that argv starts will not use --netpoll-cache, as far as can be seen from here.
-
-    None of an installed agent, which has a cache of its own.
+    """Why the agent that argv starts will not use --netpoll-cache, as far as we can tell. None for an
+    installed agent, which has a cache of its own.
     """
     if UNVERIFIED not in argv:
         return None
@@ -102,7 +100,7 @@ def why_not_cached(argv: Sequence[str], cache: Path) -> Reason | None:
 
 
 def own_command(python: Path | None) -> list[str]:
-    """Starts our own agent with the rights we have. UnmeasuredError without the Python it needs."""
+    """The command that starts our own agent with our privileges. UnmeasuredError without its Python."""
     interpreter = python or SYSTEM_PYTHON
     if not os.access(interpreter, os.X_OK):
         raise UnmeasuredError(
@@ -114,13 +112,13 @@ def own_command(python: Path | None) -> list[str]:
 
 
 def agent_command(interpreter: Path, agent: Path) -> list[str]:
-    """What a line in sudoers allows, word by word; so nothing in it differs from run to run."""
+    """The command that a line in sudoers allows, word by word, so it must not differ between runs."""
     # -I: nothing of the user's environment or working directory is imported as root.
     return [str(interpreter), "-I", "-B", str(agent)]
 
 
 def is_usable(copy: Path) -> bool:
-    """Whether there is an installed agent, of this version; UnmeasuredError where others can change it."""
+    """Whether an agent of this version is installed; UnmeasuredError if others can change it."""
     if not (copy / "agent").exists():
         return False
     for part in (copy / "agent", copy / "bpf"):
@@ -139,7 +137,7 @@ def install_command(copy: Path) -> str:
 
 
 def why_sudo_refused(argv: Sequence[str], installed: Path | None) -> UnmeasuredError:
-    """For a user whose sudo asks for a password. argv: what was to be started."""
+    """Explains a sudo that asks for a password. argv: the command that it refused."""
     copy = installed or INSTALLED
     if str(copy / "agent") in argv:
         why = f"sudo does not let this user start the agent in {copy} without a password"
@@ -155,7 +153,7 @@ def why_sudo_refused(argv: Sequence[str], installed: Path | None) -> UnmeasuredE
 
 
 def may_load_bpf(interpreter: Path) -> bool:
-    """Whether what is started with the interpreter has the capabilities: ambient ones, or the file's."""
+    """Whether a program run by the interpreter has the capabilities: ambient ones, or the file's."""
     return not missing(names(_ambient() | _of_file(interpreter)))
 
 
@@ -175,7 +173,7 @@ def _of_file(path: Path) -> int:
 
 
 def digest(agent: Path, bpf: Path) -> str:
-    """Of all that the agent consists of."""
+    """A hash of all files of the agent."""
     whole = hashlib.sha256()
     for root in (agent, bpf):
         for path in parts(root):
@@ -185,7 +183,7 @@ def digest(agent: Path, bpf: Path) -> str:
 
 
 def parts(root: Path) -> Iterator[Path]:
-    """The files under the directory that the agent is made of, in the same order anywhere."""
+    """The agent's files under the directory, in the same order on every machine."""
     for path in sorted(root.rglob("*")):
         if path.is_file() and path.suffix in (".py", ".c", ".h"):
             yield path

@@ -1,4 +1,4 @@
-"""What a Meter measures, and what its processes are: Go or not, with goroutines or not."""
+"""What a Meter measures, and whether its processes run Go and goroutines."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def is_go(process: Process) -> bool:
 
 
 def runs_goroutines(process: Process) -> bool:
-    """Also of a program that cannot be read, such as one that was deleted."""
+    """Whether it runs goroutines; also True for a program that can't be read, such as a deleted one."""
     return is_go(process) or process["calibration"]["layout"] is not None
 
 

@@ -1,4 +1,4 @@
-"""What can be counted of each watched program beyond its wakeups: ready calls, the scheduler's counters."""
+"""Counts more than wakeups for the programs that allow it: ready calls, the scheduler's counters."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ T = TypeVar("T")
 
 
 class Programs:
-    """Asks the agent for what each program allows, and remembers refusals.
-
-    count_ready: whether ready calls are wanted, which are not free.
+    """Asks the agent for what each program allows, and remembers refusals. count_ready: whether to count
+    ready calls, which costs time.
     """
 
     def __init__(self, count_ready: bool) -> None:
         self.count_ready = count_ready
         self._sites: dict[Key, ready_sites.Sites | UnmeasuredError] = {}
         self._layouts: dict[Key, SchedulerLayout | UnmeasuredError] = {}
-        # By the agent, last time; by (subject, program).
+        # The agent's last refusals, by (subject, program).
         self._refusals: dict[tuple[str, Key], UnmeasuredError] = {}
 
     def prepare(self, agent: Probe, processes: Iterable[Process]) -> None:
-        """What these lack is recorded, not raised."""
+        """Prepares processes. Refusals are recorded, not raised."""
         for process in processes:
             pid, path = process["pid"], process["executable"]
             if process["exited"] or not path or go_version_of_program(path) is None:
@@ -51,7 +50,7 @@ class Programs:
         return Reason(f"{ready_sites.DEADLINE} is not there in {version}")
 
     def why_no_scheduler(self, process: Measured, group: str) -> Reason:
-        """group: the first name of one of scheduler_layout's groups, which is not known of the process."""
+        """group: the first name of one of scheduler_layout's groups that is unknown for the process."""
         if process["exited"]:
             return Reason(f"process {process['pid']} has ended, and its memory with it")
         layout = self._layouts.get(key_of(process["executable"] or ""))

@@ -1,7 +1,6 @@
-"""Whether there is something to read on a socket of another process, as a poll would report it.
-
-What /proc shows is unread isn't: the messages in a UDP socket's error queue are among it, and a TCP socket
-isn't readable below its low-water mark (SO_RCVLOWAT).
+"""Whether a socket of another process is readable, as a poll would report it. Unread bytes in /proc don't
+mean that: they include messages in a UDP socket's error queue, and a TCP socket isn't readable below its
+low-water mark (SO_RCVLOWAT).
 """
 
 from __future__ import annotations
@@ -14,9 +13,8 @@ _PIDFD_GETFD = 438  # on every machine
 
 
 def is_readable(pid: int, fd: int, inode: int) -> bool | None:
-    """None where this process may not know, or the descriptor is another socket by now.
-
-    For that it has a descriptor of the socket for a moment; nothing is read from it.
+    """None if this process may not look, or the descriptor is another socket by now. It holds a duplicate of
+    the descriptor for a moment; nothing is read from it.
     """
     try:
         process = os.pidfd_open(pid)

@@ -1,4 +1,4 @@
-"""JSON checked by types: a TypedDict is the schema of what was read from a file, or came from the agent."""
+"""Checks JSON by types: a TypedDict is the schema of a file, or of a message from the agent."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is
 
 
 def wrong(value: object, wanted: Any, where: str = "") -> str | None:
-    """What keeps the JSON value from being of the type, with its place in the whole; None where it is.
+    """Why the JSON value isn't of the type, with the place inside it; None if it is.
 
     wanted: a TypedDict, list[…], dict[str, …], Literal[…], Any, str, int, float, bool, or a union of those
-    and None. Keys that a TypedDict does not have are of no account.
+    and None. Keys that a TypedDict does not have are ignored.
     """
-    if wanted is Any or type(value) is wanted:  # most are of a plain kind, and every window is checked
+    if wanted is Any or type(value) is wanted:  # most are of a plain type, and every window is checked
         return None
     origin, arguments = _taken_apart(wanted)
     if origin in (Union, types.UnionType):
@@ -22,7 +22,7 @@ def wrong(value: object, wanted: Any, where: str = "") -> str | None:
     if origin is Literal:
         return None if value in arguments else _complaint(where, " or ".join(map(repr, arguments)), value)
     kind = dict if is_typeddict(wanted) else origin or wanted
-    # JSON's true is no number, though Python's is; and 1 is a float, too.
+    # In Python True is an int; in JSON it isn't. And 1 is a float, too.
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         return _complaint(where, _KINDS.get(kind, "null"), value)
@@ -43,7 +43,7 @@ def wrong(value: object, wanted: Any, where: str = "") -> str | None:
     return next((complaint for complaint in found if complaint is not None), None)
 
 
-@functools.cache  # these two are slow, and called for every frame of every stack
+@functools.cache  # these two are slow, but called for every frame of every stack
 def _fields(wanted: Any) -> dict[str, Any]:
     return get_type_hints(wanted)
 

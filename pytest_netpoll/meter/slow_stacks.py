@@ -10,8 +10,8 @@ from pytest_netpoll.agent.constants import PLACE, SLOWEST
 from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.model.evidence import SlowAnswer, SlowWakeup
 
-# Minor version of Go -> which of the agent's two words is runtime.g's goid: it is at 152, save where a
-# field stood before it (at 160). From the DWARF of each of these versions.
+# Minor version of Go -> which of the agent's two words is runtime.g's goid: at 152, or at 160 if another
+# field comes before it. From the DWARF of each of these versions.
 _GOID_WORD = {**dict.fromkeys(range(19, 28), 0), 23: 1, 24: 1}
 _VERSION = re.compile(r"go1\.([0-9]+)(?![0-9])")
 
@@ -36,7 +36,7 @@ def collect(raw: Sequence[Mapping[str, Any]], symbolizer: Symbolizer) -> tuple[S
 
 
 def answers(raw: Mapping[str, Sequence[Mapping[str, Any]]], symbolizer: Symbolizer) -> tuple[SlowAnswer, ...]:
-    """The slowest of each kind, the worst first.
+    """The slowest answers of each kind, the worst first.
 
     raw: "queue_delay" and "response" -> as for `collect`, with {"parts": [ns, ns, ns, ns]}.
     """
@@ -62,7 +62,7 @@ def answers(raw: Mapping[str, Sequence[Mapping[str, Any]]], symbolizer: Symboliz
 
 
 def goroutine(words: Sequence[int], go_version: str) -> int | None:
-    """The goroutine's id; None for versions of Go in which its place is not known."""
+    """The goroutine's id; None for versions of Go in which its place is unknown."""
     match = _VERSION.match(go_version)
     word = _GOID_WORD.get(int(match[1])) if match else None
     # 0: the memory of g could not be read.

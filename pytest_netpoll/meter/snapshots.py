@@ -1,4 +1,4 @@
-"""The agent's numbers of a process as a Snapshot: nothing else of the plugin reads them."""
+"""Makes a Snapshot of the agent's numbers for a process; nothing else in the plugin reads them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_snapshot(message: object) -> Snapshot:
     if not isinstance(message, Mapping):
         raise ValueError(f"snapshot: expected an object, got {message!r}")
     raw_counters = _object(message, "counters")
-    # An unknown name may be a misspelt optional counter, which would silently read as not measured.
+    # An unknown name may be a misspelt optional counter, which would silently count as unmeasured.
     for name in raw_counters:
         if name not in COUNTERS and name not in OPTIONAL_COUNTERS:
             raise ValueError(f"counters: unknown counter {name!r}")

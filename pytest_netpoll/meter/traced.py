@@ -1,6 +1,6 @@
-"""One window of a service event by event, by an agent of its own that lives no longer than the window.
+"""Records one window of a service event by event, with an agent that lives only that long.
 
-Not by the agent that measures: recording single events costs more, and what is measured is not to pay for it.
+It isn't the agent that measures, because recording single events costs more and would distort the numbers.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from pytest_netpoll.service.patience import Say
 
 
 class Recorded(NamedTuple):
-    """measurement: of the same window. trace: None where the measurement says why there is none."""
+    """measurement: of the same window. trace: None if unmeasured; the measurement says why."""
 
     measurement: Measurement
     trace: Trace | None
 
 
 class Recording:
-    """recorded: of each service, in their order, once the block has ended."""
+    """recorded: one for each service, in their order, once the block has ended."""
 
     def __init__(self) -> None:
         self.recorded: list[Recorded] = []
@@ -46,10 +46,10 @@ def recording(
     say: Say | None = None,
     records: int = TRACE_RECORDS,
 ) -> Iterator[Recording]:
-    """Records the block. roots: the processes that are a service. records: how many are kept, of all of them
-    together. Nothing is raised where it cannot be: the measurements say why.
+    """Records the block. roots: the services by process. records: how many to keep for all services together.
+    Raises nothing: if the block can't be recorded, the measurements say why.
     """
-    # Answers are timed by a larger program, and are not in the trace.
+    # Timing answers takes a larger program, and the trace doesn't show them.
     meter = Meter(dataclasses.replace(config, response="off"), symbolizer, say, trace=records)
     found = Recording()
     try:
@@ -81,8 +81,8 @@ def _recorded(measurement: Measurement, raw: Sequence[Traced], symbolizer: Symbo
 
 
 def collect(raw: Sequence[Traced], symbolizer: Symbolizer) -> Trace:
-    """The trace of a service from those of its roots. Raises ValueError, LookupError or TypeError where they
-    hold something else.
+    """Merges the traces of a service's roots. Raises ValueError, LookupError or TypeError if they are
+    malformed.
     """
     polls: list[Poll] = []
     events: list[Event] = []

@@ -1,4 +1,4 @@
-"""Why queue delays and responses are not known, where they are not."""
+"""Why queue delays and responses are unknown, if they are."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ _NOT_ASKED = Reason("answers were not timed", fix="--netpoll-response=on")
 
 
 def are_timed(metric: str) -> bool:
-    """Whether it is one of these times, which take a larger program in the kernel."""
+    """Whether the metric is one of these times, which take a larger program in the kernel."""
     return metric in METRICS and METRICS[metric].family in DELAY_NAMES
 
 
 def reasons(snapshot: Snapshot, no_arrivals: str | None, asked: bool = True) -> dict[str, Reason]:
-    """Metric -> why it is not known.
-
-    no_arrivals: why it isn't recorded when data arrives, None where it is. asked: whether it was to be.
+    """Metric -> why it is unknown. no_arrivals: why arrivals of data aren't recorded, or None. asked: whether
+    they were to be.
     """
     if no_arrivals is not None or not asked:
         reason = Reason("it isn't recorded when data arrives", why=no_arrivals) if asked else _NOT_ASKED

@@ -1,4 +1,4 @@
-"""Head against base, measured in turns: what has changed, how sure that is, and which rules that breaks."""
+"""Compares head with base, measured in turns: what changed, how certainly, and which tolerances broke."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pytest_netpoll.model.metrics import METRICS
 from pytest_netpoll.model.sample import Sample, Samples, values_of
 from pytest_netpoll.model.tolerance import Tolerance
 
-# Of the rounds, those that may be unmeasured: they are left out, and said. More, and nothing is compared.
+# The share of rounds that may be unmeasured; they are left out and reported. With more, nothing is compared.
 _UNMEASURED = 0.25
 
 
 class Plan(NamedTuple):
-    """What is compared. ref: as the user wrote it. commit: what it stood for. least, most: rounds."""
+    """What to compare with. ref: as the user wrote it. commit: what it resolved to. least, most: rounds."""
 
     ref: str
     commit: str
@@ -42,9 +42,9 @@ def compare_rounds(
     limits: Mapping[str, int | float] | None = None,
     doubts: Mapping[str, Reason] | None = None,
 ) -> Comparison:
-    """One test on both sides, each measured once in each of the rounds.
+    """Compares both sides of one test, each measured once per round.
 
-    limits: as in the JSON report. doubts: service -> why its rounds do not compare the two sides.
+    limits: as in the JSON report. doubts: service -> why its rounds can't be compared.
     """
     bases, heads = _by_service([base for base, _ in rounds]), _by_service([head for _, head in rounds])
     notes: list[str] = []
@@ -93,12 +93,14 @@ def compare_rounds(
 
 
 def not_compared(plan: Plan, why: str) -> Comparison:
-    """Of a test that the base does not pass: as where a baseline does not know it."""
+    """The comparison of a test that fails at the base, as if a baseline didn't have it."""
     return Comparison(plan.ref, False, {}, notes=(why,), judged=bool(plan.tolerances), commit=plan.commit)
 
 
 def unsteady(plan: Plan, why: Reason) -> Comparison:
-    """Of a test that cannot be compared though it should, as one that the base passes now and then."""
+    """The comparison of a test that couldn't be compared but had to be, such as one that is flaky at the
+    base.
+    """
     reasons = (why,) if plan.tolerances else ()
     notes = () if plan.tolerances else (why.headline,)
     judged = bool(plan.tolerances)
@@ -108,9 +110,9 @@ def unsteady(plan: Plan, why: Reason) -> Comparison:
 def settled(
     comparison: Callable[[], Comparison], looks: Sequence[int], make: Callable[[int], bool]
 ) -> Comparison:
-    """Makes rounds until one rule is broken or each of them is decided, at most as many as the last look's.
+    """Makes rounds until a tolerance is broken or all are decided, at most as many as the last look.
 
-    make: makes them until there are so many, and says whether it could.
+    make: makes rounds up to that number; returns whether it could.
     """
     for look in looks:
         made = make(look)
@@ -130,7 +132,7 @@ class _Measured(NamedTuple):
 
 
 def _by_service(side: Sequence[Samples]) -> dict[str, list[Sample | None]]:
-    """What each service measured in each of the rounds; None where it did not run."""
+    """Each service's sample in each round; None if it did not run."""
     names = dict.fromkeys(name for samples in side for name in samples)
     return {name: [samples.get(name) for samples in side] for name in names}
 

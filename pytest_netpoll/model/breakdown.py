@@ -1,4 +1,4 @@
-"""Where the time of an answer went: the parts of the responses, or queue delays, around a percentile."""
+"""Splits a percentile of the responses, or of the queue delays, into its parts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _PERCENTILES = {"p50": 0.5, "p99": 0.99}
 
 @dataclass(frozen=True)
 class Budget:
-    """metric: "response_p99", of which the parts are one by one in ns; they add up to it.
+    """metric: "response_p99", of which the other fields are the parts in ns; they add up to it.
 
-    Percentiles of parts do not add up. These are the parts of the times around the percentile: of those in
-    its own half octave, in the proportions that they have together.
+    Percentiles of parts do not add up. So these are the proportions of the parts over all times near the
+    percentile, in its half octave.
     """
 
     metric: str
@@ -29,7 +29,7 @@ class Budget:
 
 
 def budgets(snapshot: Snapshot) -> list[Budget]:
-    """Of the median and the p99 of the responses; where there are none, of the queue delays."""
+    """The budgets of the responses' median and p99; without responses, of the queue delays'."""
     family = "queue_delay" if delay_of(snapshot, "response") is None else "response"
     found = (_budget(snapshot, family, which, q) for which, q in _PERCENTILES.items())
     return [budget for budget in found if budget is not None]

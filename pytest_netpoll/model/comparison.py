@@ -27,14 +27,14 @@ from pytest_netpoll.model.verdict import Verdict
 
 # The parts of the environment that decide whether times can be compared, besides each service's.
 ENVIRONMENT_KEYS = ("kernel", "arch", "plugin")
-# Wakeups beyond a percentile. Over fewer it jumps between windows of one and the same service: with 200
-# wakeups a p99 is one of the two slowest, which is worse than its baseline every tenth time.
+# Wakeups that must lie beyond a percentile. With fewer it jumps between windows of the same service: with 200
+# wakeups the p99 is one of the two slowest, and worse than its baseline every tenth time.
 _IN_TAIL = 10
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """What was measured once. name: as users call it. tests: by nodeid."""
+    """Saved measurements. name: as users call it. tests: by nodeid."""
 
     name: str
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Rules:
-    """What must not get worse, and where times are compared: auto refuses in another environment."""
+    """Tolerances, and when to compare times: "auto" doesn't in another environment."""
 
     tolerances: Sequence[Tolerance] = ()
     latencies: Literal["auto", "always"] = "auto"
@@ -51,9 +51,9 @@ class Rules:
 
 @dataclass(frozen=True)
 class Change:
-    """A metric that is another one than it was, whether that was judged or not, for better or worse.
+    """A metric that changed, judged or not, for better or worse.
 
-    difference: with its interval, where there were rounds enough for one.
+    difference: with its interval, if there were enough rounds.
     """
 
     service: str
@@ -71,15 +71,13 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of one test.
-
-    outcome: "new" where the baseline does not know the test. then: the baseline's numbers.
-    unmeasured: what was to be compared and was not measured now.
-    notes: what was not compared for another reason, and what measuring again did not confirm.
-    measured: how often the test was measured, once and again. judged: whether there were rules; without them
-    nothing is worse, whatever changed. changes: by more than two runs of the same differ by chance.
-    commit: of the base that was measured in turns with it; None for a saved baseline. numbers: all that has
-    an interval, as it takes several rounds; undecided: the rules that the rounds could not decide.
+    """One test compared with a baseline or base. outcome: "new" if the baseline doesn't have the test. then:
+    the baseline's numbers. unmeasured: what had to be compared but was not measured now. notes: what was not
+    compared for another reason, and what was not confirmed when remeasured. measured: how often the test was
+    measured. judged: whether there were tolerances; without any, nothing counts as worse. changes: those
+    larger than two runs differ by chance. commit: of the base that was measured in turns; None for a saved
+    baseline. numbers: all that has an interval, which takes several rounds. undecided: the tolerances that
+    the rounds could not decide.
     """
 
     baseline: str
@@ -110,11 +108,11 @@ class Comparison:
 
     @property
     def doubtful(self) -> bool:
-        """Whether measuring again may tell that a regression is none."""
+        """Whether remeasuring may clear a regression."""
         return any(regression.doubtful for regression in self.regressions)
 
     def confirm(self, again: Samples) -> Comparison:
-        """After one more measurement: a time that was worse only once is no regression."""
+        """The comparison after remeasuring: a time that was worse only once isn't a regression."""
         kept: list[Regression] = []
         notes = list(self.notes)
         for regression in self.regressions:
@@ -148,14 +146,12 @@ def compare(
     binds: Callable[[str], bool] = lambda _: True,
     of_looks: int = 1,
 ) -> Comparison:
-    """One test against its baseline.
+    """Compares one test with its baseline. environment: today's, as in the JSON report. limits: as there.
+    binds: whether the test is about the service of that name; others in the baseline are ignored. of_looks:
+    how many times the test is compared, at most.
 
-    environment: today's, as in the JSON report. limits: as there. binds: whether the test is about the
-    service of that name; what the baseline knows of others is not looked at. of_looks: how many times it is
-    compared, at most.
-
-    What was measured in several rounds then and now is judged by its interval, as against a base that is
-    measured in turns; anything else by one number.
+    With several rounds then and now, the interval decides, as with a base that is measured in turns;
+    otherwise a single number does.
     """
     then = baseline.tests.get(nodeid)
     if then is None:
@@ -174,12 +170,13 @@ def compare(
         if binds(service):
             missing = f"{service}: is in baseline {baseline.name}, but is no longer measured"
             notes.append(missing)
-            # One without events may have been another test's: a test that uses none is about all that run.
+            # A service without events may belong to another test: a test that uses none is about all that
+            # run.
             if rules.tolerances and then[service].metrics.get("events"):
                 unmeasured.append(Reason(missing))
     for service, sample in now.items():
         if service not in then:
-            notes.append(f"{service}: baseline {baseline.name} does not know this service")
+            notes.append(f"{service}: is not in baseline {baseline.name}")
             continue
         if sample.unmeasured is not None:
             if rules.tolerances:
@@ -233,7 +230,7 @@ def _judge_once(
     name: str,
     minimum: int | float,
 ) -> Judged:
-    """By one number of each side: without an interval. name: of the baseline."""
+    """Judges by one number of each side, without an interval. name: of the baseline."""
     judged = Judged()
     for tolerance in tolerances:
         metric = METRICS[tolerance.metric]
@@ -268,7 +265,7 @@ def _rounds(count: int) -> str:
     return "1 round" if count == 1 else f"{count} rounds"
 
 
-# Unit -> by how much a metric must differ, of the larger one and at all, to be more than chance.
+# Unit -> the least change, as a share of the larger value and in absolute terms, that is more than chance.
 _NOTABLE: Mapping[str, tuple[float, float]] = {
     "share": (0, 0.01),
     "ratio": (0.1, 0.1),
@@ -304,7 +301,7 @@ def _is_notable(metric: Metric, old: int | float, value: int | float) -> bool:
 
 
 def confirmed(comparison: Comparison, reruns: int, measure: Callable[[], Samples]) -> Comparison:
-    """What is left of it after remeasuring, at most so often."""
+    """The comparison after remeasuring doubtful regressions, at most `reruns` times."""
     for _ in range(reruns):
         if not comparison.doubtful:
             break
@@ -351,7 +348,7 @@ def _differences(
 
 
 def changes(pairs: Mapping[str, tuple[object, object]]) -> list[str]:
-    """What is not as it was, of {name: (then, now)}: "kernel 6.1.0 then, 6.8.0 now"."""
+    """What differs in {name: (then, now)}: "kernel 6.1.0 then, 6.8.0 now"."""
     return [
         f"{key} {'unknown' if then is None else then} then, {'unknown' if now is None else now} now"
         for key, (then, now) in pairs.items()

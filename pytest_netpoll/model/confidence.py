@@ -1,19 +1,19 @@
-"""How sure a change is: the interval that it lies in with 95 % confidence, over several measurements.
+"""The 95 % confidence interval of a change, over several measurements.
 
-In turns, a round measures both sides one right after the other, in the order A B, then B A. What slows the
-machine for a while slows both, so what counts is each round's own difference (of times and counts their
-ratio), not the averages of the sides. The change is the median of the rounds' differences, and its interval
-lies between two of them: each lies on either side of the truth like a coin tossed, whatever the noise is
-like. benchstat's intervals are made so, too. They need the binomial distribution and no library; and a
-neighbour that makes some rounds twice as slow moves them little, where a t-interval grows with each such
-round. Wilcoxon's signed-rank test needs fewer rounds on an idle machine, and more on a shared one. A
-bootstrap's interval is too narrow for 8 rounds.
+In turns, a round measures both sides one right after the other, in the order A B, then B A. A slow phase of
+the machine slows both, so each round's own difference counts (for times and counts their ratio), not the
+sides' averages. The change is the median of the rounds' differences, and its interval lies between two of
+them: each difference falls on either side of the truth like a coin toss, whatever the noise is. benchstat
+computes its intervals like this, too. They need only the binomial distribution and no library; a neighbour
+that makes some rounds twice as slow moves them little, while a t-interval grows with each such round.
+Wilcoxon's signed-rank test needs fewer rounds on an idle machine, and more on a shared one. A bootstrap
+interval is too narrow for 8 rounds.
 
-Of a saved baseline no round belongs to one of today's. There each measurement then is compared with each now:
-the change is the median of all these differences (Hodges and Lehmann's), and its interval lies between two of
-them, as Mann and Whitney's test tells, which is benchstat's, too.
+A saved baseline's rounds don't pair with today's. So each measurement then is compared with each one now: the
+change is the median of all these differences (Hodges and Lehmann's estimate), and its interval lies between
+two of them, by Mann and Whitney's test, which benchstat uses, too.
 
-Who looks again after more rounds has more chances to be wrong: the 5 % are divided by the number of looks.
+Looking again after more rounds gives more chances to be wrong, so the 5 % are divided by the number of looks.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 CONFIDENCE = 0.95
-# Fewer rounds in turns have no interval of 95 %: of 5 all lie on one side of the truth every 16th time.
+# Fewer rounds in turns have no 95 % interval: with 5, all lie on one side of the truth every 16th time.
 FEWEST = 6
-_GROWTH = 1.75  # of the rounds, from one look to the next
-# Measured at two times, each side has so many at least: one or two may all have met the same neighbour.
+_GROWTH = 1.75  # the growth of the rounds from one look to the next
+# Least measurements of each side, if measured at different times: one or two may all have met the same
+# neighbour.
 _FEWEST_APART = 3
 # With more measurements on both sides, Mann and Whitney's distribution is the normal one.
 _EXACT = 20
 
 
 class Interval(NamedTuple):
-    """Where a change lies. low, high: infinite where there were too few rounds. middle: the estimate."""
+    """Where a change lies. low, high: infinite if there were too few rounds. middle: the estimate."""
 
     low: float
     middle: float
@@ -48,9 +49,8 @@ class Interval(NamedTuple):
 
 
 class Design(NamedTuple):
-    """How two sides were measured. in_turns: number by number; else each at its time, as a baseline is.
-
-    of_looks: how many times an interval is asked for, at most.
+    """How two sides were measured. in_turns: in pairs; else at different times, as with a baseline. of_looks:
+    how many times intervals are computed, at most.
     """
 
     in_turns: bool
@@ -59,14 +59,14 @@ class Design(NamedTuple):
     def interval(
         self, then: Sequence[float], now: Sequence[float], change: Callable[[float, float], float]
     ) -> Interval:
-        """Of the change that `change` gives for one measurement of each side."""
+        """The interval of the change. change: (measurement then, measurement now) -> their difference."""
         if self.in_turns:
             return interval(list(map(change, then, now)), self.of_looks)
         ordered = sorted(itertools.starmap(change, itertools.product(then, now)))
         return _between(ordered, _outside_apart(len(then), len(now), self.of_looks))
 
     def has_interval(self, then: int, now: int) -> bool:
-        """Whether so many measurements of each side are enough for one."""
+        """Whether that many measurements of each side are enough for an interval."""
         found = _outside(then, self.of_looks) if self.in_turns else _outside_apart(then, now, self.of_looks)
         return found is not None
 
@@ -74,8 +74,8 @@ class Design(NamedTuple):
 def looks(least: int, most: int) -> tuple[int, ...]:
     """After how many rounds to look, at the latest after `most`.
 
-    Even numbers, where they can be: A B B A cancels what changes steadily. There is no look at fewer rounds
-    than it takes to see anything.
+    Even numbers if possible: A B B A cancels a steady drift. No look comes before there are enough rounds for
+    an interval.
     """
     found = [most]
     while True:
@@ -86,7 +86,7 @@ def looks(least: int, most: int) -> tuple[int, ...]:
 
 
 def interval(differences: Sequence[float], of_looks: int = 1) -> Interval:
-    """Of the differences of the rounds. of_looks: how many times one is asked for, at most."""
+    """The interval of the rounds' differences. of_looks: how many times one is computed, at most."""
     return _between(sorted(differences), _outside(len(differences), of_looks))
 
 
@@ -99,7 +99,7 @@ def _between(ordered: Sequence[float], outside: int | None) -> Interval:
 
 @functools.cache
 def _outside(rounds: int, of_looks: int) -> int | None:
-    """How many of the rounds lie beyond each end of the interval; None where there are too few of them."""
+    """How many of the rounds lie beyond each end of the interval; None if there are too few rounds."""
     error = (1 - CONFIDENCE) / of_looks / 2
     below, outside = 0.0, None
     for count in range(rounds):
@@ -112,14 +112,14 @@ def _outside(rounds: int, of_looks: int) -> int | None:
 
 @functools.cache
 def _outside_apart(then: int, now: int, of_looks: int) -> int | None:
-    """How many of the differences of each with each do."""
+    """How many of the differences of all pairs lie beyond each end of the interval."""
     if min(then, now) < _FEWEST_APART:
         return None
     error = (1 - CONFIDENCE) / of_looks / 2
     if min(then, now) > _EXACT:
         spread = math.sqrt(then * now * (then + now + 1) / 12)
         return math.floor(then * now / 2 + statistics.NormalDist().inv_cdf(error) * spread - 0.5)
-    # ways[u]: how many orders of all the measurements have u pairs in which the earlier one is larger.
+    # ways[u]: the number of orders of the measurements with u pairs in which the earlier one is larger.
     ways = [1] + [0] * (then * now)
     for step in range(1, min(then, now) + 1):
         factor = max(then, now) + step

@@ -8,16 +8,14 @@ from dataclasses import dataclass
 
 from pytest_netpoll.model.evidence import TimelinePoint
 
-# Of fewer intervals a coefficient is chance.
+# With fewer intervals a coefficient is chance.
 LEAST_INTERVALS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Correlation:
-    """Between spurious wakeups a second and `other`, which is "answers" or else
-    "productive_wakeups", a second.
-
-    coefficient: Pearson's, -1 to 1; None below LEAST_INTERVALS, and where one of the two never changed.
+    """Between spurious wakeups a second and `other` a second ("answers", else "productive_wakeups").
+    coefficient: Pearson's, -1 to 1; None below LEAST_INTERVALS, or if one of the two never changed.
     """
 
     other: str
@@ -26,7 +24,7 @@ class Correlation:
 
 
 def wasted_and_answered(points: Sequence[TimelinePoint]) -> Correlation:
-    """Over the window's intervals. The last may be much shorter than the others, and is then left out."""
+    """The correlation over the window's intervals, without the last one if it is much shorter."""
     known = any(point.answers for point in points)
     wasted: list[float] = []
     answers: list[float] = []
@@ -39,7 +37,7 @@ def wasted_and_answered(points: Sequence[TimelinePoint]) -> Correlation:
             answers.append((point.answers if known else point.productive) / milliseconds)
     coefficient = None
     if len(wasted) >= LEAST_INTERVALS and len(set(wasted)) > 1 and len(set(answers)) > 1:
-        # Rounding makes it a little more than 1.
+        # Rounding may make it a little more than 1.
         coefficient = max(-1.0, min(1.0, statistics.correlation(wasted, answers)))
     return Correlation(
         other="answers" if known else "productive_wakeups", coefficient=coefficient, intervals=len(wasted)

@@ -19,10 +19,9 @@ class Unchecked(NamedTuple):
 
 
 def findings(measurement: Measurement) -> list[Finding]:
-    """The rules that it breaks, by their codes.
-
-    None for a healthy service, and where the numbers cannot be trusted. Of several runs the one is
-    read whose offenders, slowest wakeups and timeline are kept: they go with its numbers only.
+    """The rules that the measurement breaks, in order of their codes. Empty for a healthy service, and if the
+    numbers aren't exact. With several runs, only the run is read whose offenders, slowest wakeups and
+    timeline are kept.
     """
     if measurement.unmeasured is not None or measurement.lost:
         return []

@@ -1,4 +1,4 @@
-"""A number of a service on two sides: its change, how sure that is, and which rules that breaks."""
+"""Compares a service's numbers on two sides: the change, its interval, and the tolerances it breaks."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from pytest_netpoll.model.metrics import METRICS, Metric
 from pytest_netpoll.model.sample import Sample, too_few, values_of
 from pytest_netpoll.model.tolerance import Tolerance
 
-# More rounds than so many times those made nobody waits for.
+# Don't suggest more than this many times the rounds made: nobody would wait for them.
 _PATIENCE = 20
-# What a damaged file holds may be more times as large than a number can be.
+# Bounds exp(): the numbers of a damaged file may differ by more than a float can hold.
 _LARGEST = 700.0
 _PERCENT = f"{confidence.CONFIDENCE * 100:.0f} %"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A number of a service on both sides: their medians, and the change with its interval over the rounds.
+    """A metric's medians on both sides, and the change with its interval over the rounds.
 
     relative: whether the change is a fraction of the base (0.2 is +20 %), or a difference in the metric's
-    canonical unit, as of shares and of what was 0. exact: each side had one and the same in all rounds.
-    rounds: of the head; base_rounds: of a saved baseline, None where both sides were measured in turns.
+    canonical unit (for shares, and if a side was 0). exact: each side had the same value in all rounds.
+    rounds: of the head. base_rounds: of a saved baseline; None if both sides were measured in turns.
     """
 
     service: str
@@ -43,7 +43,7 @@ class Difference:
 
     @property
     def seen(self) -> bool:
-        """Whether there is one: the interval is on one side of no change."""
+        """Whether there is a change: the interval doesn't contain 0."""
         return self.change.low > 0 or self.change.high < 0
 
     @property
@@ -51,7 +51,7 @@ class Difference:
         return self.change.low > 0 and METRICS[self.metric].more_is_worse
 
     def amount(self, value: float) -> str:
-        """ "+20.1 %", "-3.0 µs"; of more than tenfold the factor."""
+        """ "+20.1 %", "-3.0 µs", or the factor if it grew more than tenfold."""
         if self.relative and value > 9:
             return f"×{1 + value:.0f}"  # noqa: RUF001 - the sign for it
         if self.relative:
@@ -61,7 +61,7 @@ class Difference:
 
     @property
     def text(self) -> str:
-        """ "+20.1 % (+15.2 % to +26.0 %)", "~ (-2.0 % to +1.3 %)"; of what is exact no interval."""
+        """ "+20.1 % (+15.2 % to +26.0 %)", "~ (-2.0 % to +1.3 %)"; no interval if exact."""
         if not self.change.known:
             return f"unknown after {self.rounds} rounds"
         if self.exact:
@@ -88,9 +88,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Regression:
-    """measured, baseline: in the metric's canonical unit. again: what measuring again gave.
+    """A metric beyond its tolerance. measured, baseline: in the metric's canonical unit. again: when
+    remeasured.
 
-    metric: the one that was compared, which for too few wakeups is not the tolerance's own.
+    metric: the one that was compared; not the tolerance's own if that needs more wakeups.
     """
 
     service: str
@@ -107,7 +108,7 @@ class Regression:
 
     @property
     def doubtful(self) -> bool:
-        """Whether it rests on a time measured once, which on a shared machine may be a lie."""
+        """Whether it is a time measured once, which a busy machine may have caused."""
         return METRICS[self.metric].is_time
 
     def __str__(self) -> str:
@@ -124,7 +125,7 @@ class Regression:
 
 @dataclass(frozen=True)
 class Worse(Regression):
-    """A rule that is broken for sure. measured, baseline: the medians of head and base."""
+    """A regression proven by its interval. measured, baseline: the medians of head and base."""
 
     difference: Difference | None = None
 
@@ -143,7 +144,9 @@ class Worse(Regression):
 
 @dataclass(frozen=True)
 class Undecided:
-    """A rule that the rounds could not decide. enough: how many might; None where it is at the tolerance."""
+    """A tolerance that the rounds could not decide. enough: how many might; None if the change is at the
+    tolerance.
+    """
 
     tolerance: Tolerance
     difference: Difference
@@ -166,7 +169,9 @@ class Undecided:
 
 @dataclass
 class Judged:
-    """What becomes of the rules on one service. notes: what was not compared; unmeasured: what should be."""
+    """The tolerances applied to one service. notes: what was not compared. unmeasured: what had to be and
+    wasn't.
+    """
 
     regressions: list[Regression] = field(default_factory=list)
     undecided: list[Undecided] = field(default_factory=list)
@@ -177,7 +182,7 @@ class Judged:
 def differences(
     service: str, base: Sequence[Sample], head: Sequence[Sample], design: Design, metrics: Iterable[Metric]
 ) -> dict[str, Difference]:
-    """By metric, of those that both sides have in all rounds."""
+    """{metric: Difference} for the metrics that both sides have in all rounds."""
     found = {}
     for metric in metrics:
         then, now = values_of(metric, base), values_of(metric, head)
@@ -209,9 +214,9 @@ def judge_rules(
     source: str,
     limits: Mapping[str, int | float] | None = None,
 ) -> Judged:
-    """A rule is broken if all of the interval lies beyond its tolerance, and kept if it does not reach it.
+    """Judges each tolerance: broken if the whole interval lies beyond it, kept if none of it does.
 
-    numbers: as of `differences`. source: what the base is called. limits: as in the JSON report.
+    numbers: from `differences`. source: the base's name. limits: as in the JSON report.
     """
     judged = Judged()
     for tolerance in tolerances:
@@ -239,7 +244,7 @@ def judge_rules(
 def _incomparable(
     metric: Metric, base: Sequence[Sample], head: Sequence[Sample], limits: Mapping[str, int | float] | None
 ) -> tuple[bool, Reason] | None:
-    """Whether it is the base's fault, and why."""
+    """Why the metric can't be compared, and whether the base is the cause; None if it can be."""
     minimum = (limits or {}).get("min_wakeups", MIN_WAKEUPS)
     for at_base, samples in ((True, base), (False, head)):
         if values_of(metric, samples) is None:
@@ -255,7 +260,7 @@ def _incomparable(
 def _parts(
     tolerance: Tolerance, base: Sequence[Sample], head: Sequence[Sample], design: Design
 ) -> list[Interval]:
-    """By how much each amount of the tolerance is exceeded: what has to exceed both, does so in both."""
+    """The excess over each part of the tolerance; a regression exceeds all of them."""
     metric = METRICS[tolerance.metric]
     then, now = values_of(metric, base), values_of(metric, head)
     assert then is not None
@@ -271,7 +276,7 @@ def _parts(
 
 
 def _ratio(then: Sequence[float], now: Sequence[float], tolerated: float, design: Design) -> Interval:
-    """Of logarithms, of which those of twice and of half are equally far from none; as a fraction again."""
+    """Compares logarithms, so that doubling and halving count the same; returns fractions."""
     low, middle, high = design.interval(then, now, lambda old, new: math.log(new) - math.log(old))
     if math.isinf(high):
         return Interval(low, _fraction(middle) - tolerated, high)
@@ -293,7 +298,7 @@ def _excess(
 
 
 def _enough(parts: Sequence[Interval], made: int) -> int | None:
-    """The rounds after which the interval might have left the tolerance: it shrinks with their root."""
+    """How many rounds might decide it: the interval shrinks with the square root of the rounds."""
     needed = []
     for part in parts:
         if part.low <= 0 < part.high:

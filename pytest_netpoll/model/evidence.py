@@ -11,7 +11,7 @@ Offence: TypeAlias = Literal[
     "spurious", "stale", "ready", "unclaimed", "futile", "io", "cpu", "parked", "woken", "held"
 ]
 
-# What lies behind a wakeup for nothing, or a stale retry. "registered twice": it was for reading, and the
+# The cause of a spurious wakeup or a stale retry. "registered twice": it was for reading, and the
 # socket is registered with epoll more than once. "error queue": for an error, and the socket's error queue
 # held something. "socket error": for one, and it held nothing. "full queue": for writing to a Unix datagram
 # socket. "data": for reading, and the socket is registered once.
@@ -26,24 +26,22 @@ class Offender:
     (woken), or when the window closed (parked); or a descriptor whose events found nobody waiting (unclaimed:
     no code is concerned, so there is no stack); or made a write that Nagle's algorithm held back (held).
 
-    count: estimated from a sample for ready calls, I/O calls and the woken. share: 0-1, of all such that were
-    counted in the service; of what is sampled, of those in the sample. Where the kernel had no room for all,
-    shares add up to less than 1. outcome: how the I/O call ended ("data", "end of file", "EAGAIN", …),
-    None of other offences. runtime: of a ready call, whether the runtime made it for its own background work.
-    cause: of what is spurious or stale; None where it is not known. bytes: what the I/O calls moved,
-    estimated. not_blocking: of CPU samples, those in a call of the runtime that only looks, such as that of a
-    select with a default.
-    local, peer: None where they differ between those at this place, and for what has none.
-    stack: innermost first, starts at the user's own code; empty where the kernel had no room for it.
-    woken_stack: of a ready call, where the woken goroutine had been parked; empty where that isn't known.
-    locked: of a ready call, and of the woken, whether who is woken is locked to a thread
-    (runtime.LockOSThread). held_ns: for how long those writes were held back, in all; None of other offences.
+    count: estimated from a sample for ready calls, I/O calls and woken goroutines. share: 0-1, of all such in
+    the service, or in the sample. If the kernel had no room for all, shares add up to less than 1. outcome:
+    how the I/O call ended ("data", "end of file", "EAGAIN", …), None for other offences. runtime: for ready
+    calls, whether the runtime made it for its own background work. cause: of spurious wakeups and stale
+    retries; None if unknown. bytes: what the I/O calls moved, estimated. not_blocking: CPU samples in a
+    runtime call that only checks, such as that of a select with a default. local, peer: None if they differ
+    at this place, or don't exist. stack: innermost first, starts at the user's own code; empty if the kernel
+    had no room for it. woken_stack: for ready calls, where the woken goroutine had been parked; empty if
+    unknown. locked: for ready calls and woken goroutines, whether the woken one is locked to a thread
+    (runtime.LockOSThread). held_ns: for how long the writes were held back in total; None for other offences.
 
-    Of "parked" alone: growth: how many more than when the window opened. abandoned: descriptors whose peers
-    closed meanwhile; the ones that nobody is parked on are an entry without a stack, of count 0. stuck: of
-    the goroutines, those with data to read that had been reported to them. closed: of the abandoned, those
-    of which it is certain that nobody holds the other end, or half of it. peers: some of the descriptors'
-    other ends, those that came in the window first.
+    For "parked" only: growth: how many more than when the window opened. abandoned: descriptors whose peers
+    closed meanwhile; those on which nobody is parked have an entry with count 0 and no stack. stuck:
+    goroutines with data to read that had been reported. closed: abandoned descriptors whose other end
+    certainly nobody holds any more, not even half of it. peers: some of the descriptors' other ends, those
+    that came in the window first.
     """
 
     offence: Offence
@@ -72,11 +70,9 @@ class Offender:
 
 @dataclass(frozen=True, kw_only=True)
 class ParkedGoroutine:
-    """A goroutine that waits for a descriptor.
-
-    goroutine: its id, as in a traceback; None where its memory doesn't tell. direction: "read" or "write".
-    local, peer: None for what has none. stack: where it waits, innermost first, from the user's own code on.
-    peer_gone: whether the descriptor is a socket whose peer has closed.
+    """A goroutine that waits for a descriptor. goroutine: its id, as in a traceback; None if unknown.
+    direction: "read" or "write". local, peer: None if there is none. stack: where it waits, innermost first,
+    from the user's own code on. peer_gone: whether the descriptor is a socket whose peer has closed.
     """
 
     goroutine: int | None
@@ -92,8 +88,8 @@ class ParkedGoroutine:
 class SlowWakeup:
     """One of the wakeups that took longest to run.
 
-    at_ms: when it ran, since the window opened. goroutine: its id, as in a traceback; None where the version
-    of Go is unknown. stack: of the reader or writer, innermost first, starts at the user's own code.
+    at_ms: when it ran, since the window opened. goroutine: its id, as in a traceback; None for unknown
+    versions of Go. stack: of the reader or writer, innermost first, starts at the user's own code.
     """
 
     latency_ns: int
@@ -109,11 +105,10 @@ class SlowWakeup:
 
 @dataclass(frozen=True, kw_only=True)
 class SlowAnswer:
-    """One of the queue delays ("queue_delay"), or of the responses ("response"), that took longest.
-
-    ns: all of it, and what of it was before the poll that reported the data, from there to the read, before a
-    read where nobody was parked, and from the read to the write. The rest as of a slow wakeup, where the
-    read, or the write that answers, was made.
+    """One of the longest queue delays ("queue_delay") or responses ("response"). ns: the total.
+    poll_delay_ns: before the poll that reported the data. wake_to_run_ns: from there to the read.
+    unparked_ns: before a read for which nobody was parked. handling_ns: from the read to the write. The other
+    fields are as in SlowWakeup, for the read or the answering write.
     """
 
     what: str
@@ -144,9 +139,9 @@ class TimelinePoint:
     timed. run_delay_ns: waited for a CPU, over all threads; 0 where the metric run_delay_seconds was not
     measured. threads: alive at the sample; threads_running: of them on a CPU or waiting for one, a mean where
     intervals were put together.
-    runq_max: most goroutines in a process's run queues. ps_running: Ps that ran Go code, spinning: threads
-    that looked for work, on average. throttled_ns: for so long a CPU quota stopped the service, over all
-    CPUs. Those are None where they are unknown.
+    runq_max: the most goroutines in a process's run queues. ps_running: Ps that ran Go code, on average.
+    spinning: threads that looked for work, on average. throttled_ns: for how long a CPU quota stopped the
+    service, over all CPUs. These are None if unknown.
     """
 
     t_ms: float
@@ -179,8 +174,8 @@ class TimelinePoint:
 class CpuQuota:
     """A cgroup whose CPU quota bound a service in a window.
 
-    quota_us: of CPU in each period of period_us; None where there is no quota (any more). periods: in which
-    it wanted to run; throttled_periods: those of them in which the quota stopped it; throttled_ns: for how
+    quota_us: of CPU in each period of period_us; None if there is no quota (any more). periods: those in
+    which it wanted to run. throttled_periods: those in which the quota stopped it. throttled_ns: for how
     long, over all CPUs.
     """
 

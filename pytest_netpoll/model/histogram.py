@@ -1,4 +1,4 @@
-"""The kernel's histogram of times: which bucket holds what, and percentiles."""
+"""The kernel's histogram of times: buckets and percentiles."""
 
 from __future__ import annotations
 
@@ -37,9 +37,8 @@ _Value = TypeVar("_Value", int, tuple[int, int])
 
 
 def ranked(counts: Mapping[_Value, int], q: float) -> _Value | None:
-    """The nearest-rank quantile `q` (0 < q <= 1) of values that occur so often; None for no samples.
-
-    Of a histogram, bucket index -> count, the bucket that holds it.
+    """The nearest-rank quantile `q` (0 < q <= 1) of {value: count}; None for no samples. For a histogram
+    (bucket index -> count), the bucket that holds it.
     """
     if not 0 < q <= 1:
         raise ValueError(f"quantile {q} is not in 0..1")

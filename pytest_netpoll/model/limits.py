@@ -25,7 +25,7 @@ from pytest_netpoll.model.rules import RULES, choice
 
 Kind: TypeAlias = Literal["max", "min"]
 
-# Over fewer wakeups a percentile or a share is noise.
+# With fewer wakeups a percentile or a share is noise.
 MIN_WAKEUPS = 10
 
 _KINDS: tuple[Kind, ...] = ("max", "min")
@@ -34,7 +34,7 @@ _LIMITS: Mapping[str, tuple[Kind, Metric]] = {
     **{f"max_{name}": ("max", metric) for name, metric in RATES.items()},
 }
 _DEFAULTS_WHERE = "ini option netpoll_limits"
-# What is no limit, of a marker's arguments.
+# The marker's arguments that aren't limits.
 _RULES = ("forbid", "allow")
 _OTHERS = ("service", "runs", *_RULES)
 
@@ -47,10 +47,9 @@ def help_text() -> str:
 
 @dataclass(frozen=True)
 class Limit:
-    """One bound on one metric, or on its rate.
-
-    value: in the metric's canonical unit (times in ns, or s where the metric says so). text: as the
-    user wrote it. service: the only service it binds, None for all. implied: nobody wrote it.
+    """One bound on a metric or its rate. value: in the metric's canonical unit (times in ns, or s if the
+    metric says so). text: as the user wrote it. service: the only service it binds, None for all. implied:
+    not written by the user.
     """
 
     kind: Kind
@@ -62,12 +61,12 @@ class Limit:
 
     @property
     def name(self) -> str:
-        """As in the marker: "max_spurious"."""
+        """The name in the marker: "max_spurious"."""
         return f"{self.kind}_{self.metric}"
 
     @property
     def base(self) -> str:
-        """The metric of the table that it is about."""
+        """The metric of the table that it limits."""
         return LIMITABLE[self.metric].base
 
     def __str__(self) -> str:
@@ -82,7 +81,7 @@ _IMPLIED_MIN_WAKEUPS = Limit("min", "wakeups", MIN_WAKEUPS, str(MIN_WAKEUPS), im
 
 @dataclass(frozen=True)
 class Ruling:
-    """Whether a rule is forbidden. named: by itself, not with others. service: as a Limit's."""
+    """Whether a rule is forbidden. named: by its own name, not with a family or all. service: as in Limit."""
 
     code: str
     forbidden: bool
@@ -94,9 +93,9 @@ class Ruling:
 class Limits:
     """All limits on one test, none of them contradictory.
 
-    limits: as written, at most one per service and name. services: those that a service= named,
-    also where it came without limits. runs: windows that the limits are judged over, >= 1.
-    rulings: at most one per service and rule.
+    limits: as written, at most one per service and name. services: those named by a service=, even without
+    limits. runs: how many windows the limits are judged over, >= 1. rulings: at most one per service and
+    rule.
     """
 
     limits: tuple[Limit, ...] = ()
@@ -105,9 +104,8 @@ class Limits:
     rulings: tuple[Ruling, ...] = ()
 
     def for_service(self, name: str | None) -> tuple[Limit, ...]:
-        """What binds this service: its own limits over the general ones, and the implied min_wakeups.
-
-        None gives the general limits alone.
+        """The limits that bind this service: its own override the general ones; with the implied min_wakeups.
+        None returns only the general limits.
         """
         binding = {limit.name: limit for limit in self.limits if limit.service is None}
         if name is not None:
@@ -117,9 +115,8 @@ class Limits:
         return tuple(binding.values())
 
     def forbidden(self, name: str | None) -> dict[str, bool]:
-        """{code: whether by its own name} of the rules that this service may not break, by their codes.
-
-        None gives those that no service may.
+        """{code: whether by its own name} of the rules that this service must not break, in order of their
+        codes. None returns those that no service may break.
         """
         binding = {ruling.code: ruling for ruling in self.rulings if ruling.service is None}
         if name is not None:
@@ -128,17 +125,17 @@ class Limits:
 
     @property
     def offences(self) -> set[Offence]:
-        """What has to be recorded for the forbidden rules."""
+        """The offences to record for the forbidden rules."""
         codes = {ruling.code for ruling in self.rulings if ruling.forbidden}
         return {offence for code in codes for offence in RULES[code].offences}
 
     @property
     def judges(self) -> bool:
-        """Whether a test can break anything."""
+        """Whether the test can break anything."""
         return bool(self.limits) or any(ruling.forbidden for ruling in self.rulings)
 
     def binds(self, name: str) -> bool:
-        """Whether the test is about this service at all: a marker for others leaves it out."""
+        """Whether the test is about this service: a marker with another service= excludes it."""
         bound = bool(self.for_service(name) or self.forbidden(name))
         return not self.services or name in self.services or bound
 
@@ -165,9 +162,9 @@ def resolve(
 ) -> Limits:
     """Merge the markers of one test, closest first, each as (args, kwargs), over the ini defaults.
 
-    levels: of each marker what it is on, such as the test's class; None for all on one. A marker without
-    service= is about the services of the markers around it, if they name some.
-    where: the test's name for messages. UsageError on anything the user has to correct.
+    levels: what each marker is on, such as the test's class; None if all are on one level. A marker without
+    service= is about the services of the markers around it, if they name any. where: the test's name for
+    messages. UsageError on anything the user has to correct.
     """
     chosen: dict[tuple[str | None, str], Limit] = {}
     rulings: dict[tuple[str | None, str], Ruling] = {}
@@ -195,9 +192,8 @@ def resolve(
 
 
 def _inherited(own: Sequence[str | None], levels: Sequence[object]) -> list[Sequence[str | None]]:
-    """For each marker, closest first, what it is about: its service, else those of the level around it.
-
-    None stands for all services.
+    """The services of each marker, closest first: its own service=, else those of the level around it. None
+    stands for all services.
     """
     about: list[Sequence[str | None]] = []
     around: Sequence[str | None] = (None,)
@@ -229,11 +225,11 @@ def _read_service(args: Sequence[object], kwargs: Mapping[str, object], where: s
 
 
 def _read_runs(given: Mapping[str, object], where: str) -> list[int]:
-    """The one that is given, if any."""
+    """The value of runs= in the arguments, if any."""
     if "runs" not in given:
         return []
     runs = given["runs"]
-    # As text it comes from the ini file.
+    # From the ini file it is text.
     number = int(runs) if isinstance(runs, str) and runs.isascii() and runs.isdecimal() else runs
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise UsageError(
@@ -244,7 +240,7 @@ def _read_runs(given: Mapping[str, object], where: str) -> list[int]:
 
 
 def _read_rulings(given: Mapping[str, object], service: str | None, where: str) -> Iterator[Ruling]:
-    """One for each rule that is named; where it is named twice, what says so more exactly decides."""
+    """One ruling for each named rule; if it is named twice, the more specific one decides."""
     found: list[tuple[int, bool, choice.Choice]] = []
     for name in _RULES:
         if name not in given:

@@ -18,15 +18,13 @@ class Measurement:
     """One service in one window. Every metric of the table is also an attribute, and so is every rate.
 
     service: its name. pid: of its main process; the snapshot sums over all of them.
-    offenders, slowest: what was woken for nothing and the like, and woken latest, worst first.
-    slow_answers: the longest queue delays and responses, each kind worst first.
-    timeline: the window in intervals.
-    cgroups: those whose CPU quota bound it, the one that stopped it longest first.
-    unmeasured: why the numbers cannot be trusted, None if they can.
-    absent: metric -> why it is None this time, where more is known than the table tells.
-    unexplained: offence -> why it could not be recorded where it happens.
-    gomaxprocs: threads that run Go at once; cpus: that it may run on; None where it is not known.
-    runs: the windows of a repeated test, in order: each metric is then their median. Empty for one window.
+    offenders, slowest: the causes of waste, and the slowest wakeups, worst first. slow_answers: the longest
+    queue delays and responses, each kind worst first. timeline: the window in intervals. cgroups: those whose
+    CPU quota bound it, the one that stopped it longest first. unmeasured: why the numbers aren't exact, None
+    if they are. absent: metric -> why it is None this time, if more is known than the table says.
+    unexplained: offence -> why its evidence could not be recorded. gomaxprocs: threads that run Go at once.
+    cpus: CPUs that it may run on. Both are None if unknown. runs: the windows of a repeated test, in order:
+    each metric is then their median. Empty for one window.
     """
 
     service: str
@@ -34,7 +32,7 @@ class Measurement:
     executable: str | None
     go_version: str | None
     window_seconds: float
-    # Without the large ones: pytest shows what an assertion is about.
+    # Without the large fields, because pytest shows it in failed assertions.
     snapshot: Snapshot = field(default_factory=Snapshot, repr=False)
     offenders: tuple[Offender, ...] = field(default=(), repr=False)
     slowest: tuple[SlowWakeup, ...] = field(default=(), repr=False)
@@ -58,11 +56,11 @@ class Measurement:
 
     @property
     def metrics(self) -> dict[str, Value]:
-        """Every metric of the table, in its order; None where it was not measured."""
+        """Every metric of the table, in order; None if it was not measured."""
         return {name: getattr(self, name) for name in METRICS}
 
     def judged(self, name: str) -> list[Value]:
-        """What a limit on it is about, in each of the runs: of ready calls the program's own."""
+        """The values that a limit judges, one for each run: for ready calls only the program's own."""
         metric = LIMITABLE[name]
         return [
             _value(run, metric, run.runtime_ready_calls or 0 if metric.base == "ready_calls" else 0)
@@ -70,12 +68,12 @@ class Measurement:
         ]
 
     def each(self, name: str) -> list[Value]:
-        """The metric, or rate, in each of the runs."""
+        """The values of the metric, or rate, one for each run."""
         return [_value(run, LIMITABLE[name]) for run in self.runs]
 
 
 def _value(measurement: Measurement, metric: Metric, without: int | float = 0) -> Value:
-    """Of one run. without: how much of the count is left out."""
+    """The value in one run. without: how much to subtract from the count."""
     value = METRICS[metric.base].read(measurement.snapshot)
     if value is not None and without:
         value = max(0, value - without)
@@ -86,17 +84,17 @@ def _value(measurement: Measurement, metric: Metric, without: int | float = 0) -
 
 
 def median(values: Sequence[Value]) -> Value:
-    """None where it was not measured in one of the runs. Of an even number the middle of the middle two."""
+    """The median; None if one of the runs wasn't measured. For an even number, the mean of the middle two."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return None
     middle = statistics.median(known)
-    # Counts stay counts where they can: the median of 2 and 4 is 3, not 3.0.
+    # Counts stay integers if possible: the median of 2 and 4 is 3, not 3.0.
     return int(middle) if all(isinstance(v, int) for v in known) and middle == int(middle) else middle
 
 
 def spread(metric: Metric, values: Sequence[Value]) -> str:
-    """The least and the most for people: "5.1 µs to 6.3 µs"; one of them where they look alike."""
+    """The least and the most for people: "5.1 µs to 6.3 µs", or one of them if they look alike."""
     known = [value for value in values if value is not None]
     if not known:
         return metric.format(None)
@@ -104,9 +102,8 @@ def spread(metric: Metric, values: Sequence[Value]) -> str:
 
 
 def resolved_wakeups(metrics: Mapping[str, Value]) -> int | float:
-    """Those of which it is known what came of them: shares and latencies are over no others.
-
-    All of them where it is not said what came of any, as it may be in a baseline.
+    """The wakeups whose outcome is known, over which shares and latencies are computed. All wakeups if no
+    outcome was recorded, as may be in a baseline.
     """
     parts = [metrics.get("productive_wakeups"), metrics.get("spurious_wakeups")]
     return metrics.get("wakeups") or 0 if None in parts else sum(part or 0 for part in parts)

@@ -1,4 +1,4 @@
-"""One measurement out of several windows of the same test: each metric becomes its median."""
+"""Makes one measurement of several windows of the same test: each metric becomes its median."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from pytest_netpoll.model.measurement import Measurement
 
 
 def median_of(windows: Sequence[Sequence[Measurement]]) -> list[Measurement]:
-    """One measurement a service, of windows that each hold one of every service, or should.
-
-    A window that was not measured leaves the service unmeasured. The snapshot sums over all windows;
-    stacks, which have no median, are those of the window with the middle number of spurious wakeups.
+    """One measurement for each service, from windows that should each hold one of every service. An
+    unmeasured window makes the service unmeasured. The snapshot sums over all windows; stacks, which have no
+    median, are those of the window with the middle number of spurious wakeups.
     """
     if len(windows) == 1:
         return list(windows[0])

@@ -1,4 +1,4 @@
-"""The metric table: each number's name, meaning and source, and the reports that have it."""
+"""The metric table: each number's name, meaning and source, and the reports that show it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pytest_netpoll.model.snapshot import Delay, Snapshot
 
 Value: TypeAlias = int | float | None
 
-# What does not have all metrics. summary: columns of the table of tests, also in HTML and the step summary.
-# baseline, toolchains, runs: columns of the tables below it. watch: rows of its table. lines: columns of its
-# plain lines. junit: properties.
+# Reports that don't have all metrics. summary: columns of the table of tests, also in HTML and the step
+# summary. baseline, toolchains, runs: columns of the tables below it. watch: rows of its table. lines:
+# columns of its plain lines. junit: properties.
 Report: TypeAlias = Literal["summary", "baseline", "toolchains", "runs", "watch", "lines", "junit"]
 _BY_RANK: tuple[Report, ...] = ("summary", "watch", "lines")
 
@@ -58,23 +58,18 @@ class Metric:
     """One row of the table. The JSON, the HTML details, baselines and the docs have all metrics.
 
     compute: reads it from a snapshot, in the canonical value of `unit`; None for the counter of its name.
-    source: "counter" is kept by the kernel, "memory" by the Go runtime and read from the process's memory,
-    "proc" read from /proc, "derived" computed from those.
-    absent: why the metric can be None.
-    more_is_worse: False where more of it is neither good nor bad, so that it cannot regress.
-    optional: of what the agent counts, whether a program may give no way to count it.
-    adds_up: of a count, whether it grows with the window: what does not has no rate.
-    tail: of a percentile the share of wakeups beyond it, on which it rests; None for other metrics.
-    of: of a rate the metric that it is the rate of, None of others.
-    explained_by: the evidence that is kept for a limit on it, and named when the limit is broken.
-
-    row: of a service's numbers in the terminal, None where it is not among them; rows are in the order in
-    which the table comes to them. part: what it is called there, None where it leads the row. ahead: before
-    the other parts.
-    reports: where else it stands; see Report.
-    heading: of its columns, where that is not the name.
-    rank: columns, and the rows of `watch`, begin with the lowest. Those of one rank are in the table's order.
-    keep: of the columns, a terminal too narrow for all leaves out the lowest first, and the highest never.
+    source: "counter" is counted in the kernel, "memory" by the Go runtime and read from the process's memory,
+    "proc" read from /proc, "derived" computed from those. absent: why the metric can be None. more_is_worse:
+    False where more of it is neither good nor bad, so that it cannot regress. optional: whether some programs
+    don't allow the agent to count it. adds_up: whether a count grows with the window; others have no rate.
+    tail: for a percentile, the share of wakeups beyond it; None for other metrics. of: for a rate, the metric
+    that it is the rate of; None for others. explained_by: the evidence that is recorded for a limit on it,
+    and shown when the limit is broken. row: its row of a service's numbers in the terminal, None if it isn't
+    shown there; rows are in the table's order. part: its name there, None if it leads the row. ahead: whether
+    it comes before the other parts. reports: where else it is shown; see Report. heading: of its columns, if
+    that is not the name. rank: columns, and the rows of `watch`, begin with the lowest; equal ranks are in
+    the table's order. keep: a narrow terminal drops the columns with the lowest value first, and never the
+    highest.
     """
 
     name: str
@@ -99,7 +94,7 @@ class Metric:
 
     @property
     def base(self) -> str:
-        """The metric of the table: itself, or what it is the rate of."""
+        """The metric of the table: itself, or the one that it is the rate of."""
         return self.of or self.name
 
     @property
@@ -109,17 +104,17 @@ class Metric:
 
     @property
     def is_time(self) -> bool:
-        """Whether it depends on the machine, and on what else the machine does, as no count does."""
+        """Whether it depends on the machine and its load, unlike a count."""
         return self.unit in ("ns", "s")
 
     @property
     def needs_wakeups(self) -> bool:
-        """Whether it is a statistic over wakeups, which says nothing over a few of them."""
+        """Whether it is a statistic over wakeups, which means nothing with only a few."""
         return self.name == "spurious" or self.name.startswith("latency_")
 
     @property
     def is_statistic(self) -> bool:
-        """Whether it says nothing over a few samples, of which there are about as many as wakeups."""
+        """Whether it means nothing with only a few samples; there are about as many samples as wakeups."""
         return self.needs_wakeups or self.tail is not None
 
     @property
@@ -135,7 +130,7 @@ class Metric:
         return units.show(value, self.unit, digits)
 
 
-# Of polls: whom they woke, whom timers did (for which polls end, too), and who uses the CPU meanwhile.
+# For polls: whom they woke, whom timers woke (polls end for them, too), and who uses the CPU meanwhile.
 _POLLERS: tuple[Offence, ...] = ("woken", "ready", "cpu")
 
 
@@ -171,8 +166,8 @@ def _longest(histogram: Mapping[int, int], seen: int) -> int | None:
     occupied = [index for index, count in histogram.items() if count]
     if not occupied:
         return None
-    # The kernel stores the histogram and the maximum one after the other: a sample that landed in
-    # between must not make the maximum smaller than what the histogram proves.
+    # The kernel stores the histogram and then the maximum: a sample in between must not make the maximum
+    # smaller than the histogram proves.
     return max(seen, bucket_bounds(max(occupied))[0])
 
 
@@ -191,7 +186,7 @@ def _latency(q: float) -> Callable[[Snapshot], float | None]:
 
 
 def delay_of(snapshot: Snapshot, name: str) -> Delay | None:
-    """The times of that name; None where they were not measured, or would not be what the name says."""
+    """The times of that name; None if they were not measured, or would be misleading."""
     if name == "response" and snapshot.answered * 2 < snapshot.requests:
         return None
     return snapshot.delays.get(name)
@@ -209,7 +204,9 @@ _PERCENTILES = {
 def _delays(
     family: str, meaning: str, absent: Reason, reports: Mapping[str, tuple[Report, ...]], heading: str = ""
 ) -> Iterator[Metric]:
-    """The percentiles of one kind of times. reports: by percentile. heading: of the p99's columns."""
+    """Metrics for the percentiles of one kind of times. reports: by percentile. heading: of the p99's
+    columns.
+    """
 
     def read(which: str) -> Callable[[Snapshot], Value]:
         def value(snapshot: Snapshot) -> Value:
@@ -813,7 +810,7 @@ def _rate(metric: Metric) -> Metric:
     return Metric(name, meaning, "ratio", lambda _: None, "derived", metric.absent, of=metric.name)
 
 
-# What can be limited besides: a limit on a rate does not depend on how long the test runs.
+# Rates can be limited, too: such a limit does not depend on how long the test runs.
 RATES: Mapping[str, Metric] = {
     rate.name: rate for rate in (_rate(m) for m in _TABLE if m.unit == "count" and m.adds_up)
 }
@@ -821,7 +818,7 @@ LIMITABLE: Mapping[str, Metric] = {**METRICS, **RATES}
 
 
 def in_report(report: Report) -> tuple[Metric, ...]:
-    """The metrics that stand in it, in their order there."""
+    """The metrics that the report shows, in its order."""
     found = [metric for metric in _TABLE if report in metric.reports]
     return tuple(sorted(found, key=lambda metric: metric.rank) if report in _BY_RANK else found)
 
@@ -830,19 +827,19 @@ def _explained_by(offence: Offence) -> tuple[str, ...]:
     return tuple(metric.name for metric in _TABLE if offence in metric.explained_by)
 
 
-# Those that take a probe at runtime.ready themselves.
+# The metrics that need a probe at runtime.ready.
 READY_METRICS = tuple(metric.name for metric in _TABLE if metric.explained_by == ("ready",))
 PARKED_METRICS = _explained_by("parked")
 
 SCHED_LATENCIES = tuple(name for name in METRICS if name.startswith("sched_latency_"))
 
-# Of the counters: those that a program may give no way to count, and those always there.
+# Counters that some programs don't allow, and those that are always there.
 OPTIONAL_COUNTERS = tuple(metric.name for metric in _TABLE if metric.optional)
 COUNTERS = tuple(m.name for m in _TABLE if m.source == "counter" and not m.optional)
 
 
 def not_exact(lost: Value) -> str:
-    """What it means that something was lost; only the window knows which table was too small."""
+    """Why the numbers aren't exact if something was lost; only the window knows which table was too small."""
     return f"{METRICS['lost'].format(lost)} lost, so the numbers are not exact"
 
 

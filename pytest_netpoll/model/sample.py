@@ -1,4 +1,4 @@
-"""What one service measured in one test, once or in several rounds, as it takes part in a comparison."""
+"""One side of a comparison: a service's numbers in one test, from one round or several."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from pytest_netpoll.model.metrics import METRICS, Metric, Value
 
 @dataclass(frozen=True)
 class Sample:
-    """metrics: in their canonical units; of several rounds their medians. absent: why one of them is None,
-    where more is known than the metric's own reason. rounds: each of several, empty where there was one.
+    """metrics: in canonical units, the medians if there were several rounds. absent: metric -> why it is
+    None, if more is known than the metric's own reason. rounds: one sample for each of several rounds, else
+    empty.
     """
 
     metrics: Mapping[str, Value]
@@ -33,7 +34,7 @@ class Sample:
 
     @property
     def each(self) -> tuple[Sample, ...]:
-        """The rounds; of one, itself."""
+        """The rounds, or the sample itself if there was only one."""
         return self.rounds or (self,)
 
 
@@ -41,22 +42,22 @@ Samples: TypeAlias = Mapping[str, Sample]  # by service
 
 
 def samples_of(measurements: Iterable[Measurement], limits: Limits) -> Samples:
-    """Of the services that the test is about."""
+    """The samples of the services that the limits bind."""
     return {m.service: Sample.of(m) for m in measurements if limits.binds(m.service)}
 
 
 def values_of(metric: Metric, samples: Sequence[Sample]) -> list[float] | None:
-    """None where one of them lacks it."""
+    """The metric's value in each sample; None if one of them lacks it."""
     values = [sample.metrics.get(metric.name) for sample in samples]
     known = [value for value in values if value is not None]
     return known if len(known) == len(values) else None
 
 
 def too_few(sample: Sample, minimum: int | float) -> str | None:
-    """Why its wakeups are too few for a statistic over them; None where they are enough."""
+    """Why the sample has too few wakeups for a statistic; None if it has enough."""
     wakeups, resolved = sample.metrics.get("wakeups"), resolved_wakeups(sample.metrics)
     if wakeups is None or resolved >= minimum:
         return None
     show = METRICS["wakeups"].format
     few = f"{show(resolved)} resolved" if wakeups >= minimum else show(wakeups)
-    return f"only {few} wakeups, it takes {show(minimum)}"
+    return f"only {few} wakeups, needs {show(minimum)}"

@@ -12,10 +12,9 @@ _Bucket = TypeVar("_Bucket")
 
 @dataclass(frozen=True)
 class Parts:
-    """What times are made of, each a sum in ns.
-
-    poll: before the poll that reported the data. run: from there to the read. unparked: before the read,
-    where nobody was parked. handling: from the read to the write that answered it.
+    """The parts of times, each a sum in ns. poll: before the poll that reported the data. run: from there to
+    the read. unparked: before a read for which nobody was parked. handling: from the read to the write that
+    answered it.
     """
 
     poll: int = 0
@@ -40,8 +39,8 @@ class Parts:
 
 @dataclass(frozen=True)
 class Delay:
-    """One kind of times. histogram: bucket index -> count. budget: bucket index >> BUDGET_SHIFT -> what the
-    times in these buckets are made of together; empty for what has no parts.
+    """One kind of times. histogram: bucket index -> count. budget: bucket index >> BUDGET_SHIFT -> the parts
+    of all times in these buckets; empty for times without parts.
     """
 
     histogram: Mapping[int, int] = field(default_factory=dict)
@@ -70,12 +69,12 @@ class Snapshot:
     io_outcomes: how the I/O calls ended ("data", "end of file", "EAGAIN", …) -> calls, which add up to
     io_calls. futile: (syscall, outcome) -> futile calls.
     dropped_datagrams: that the network namespace dropped for their checksum.
-    events_per_poll: events -> polls that brought so many.
-    p_looks, p_running: Ps seen, over all looks at them, and those of them that ran Go code.
-    sched_latency: (least ns, first ns beyond) -> goroutines that were runnable for so long before they ran.
-    delays: "queue_delay", "poll_delay", "handling" and "response" -> their times; empty where they were not
-    measured. requests: reads that took data of accepted connections; answered: those that were followed by a
-    write of the same goroutine; strangers: those whose goroutine could not be recognized.
+    events_per_poll: events -> polls that returned so many. p_looks, p_running: Ps seen, over all looks at
+    them, and those of them that ran Go code. sched_latency: (least ns, first ns beyond) -> goroutines that
+    were runnable for so long before they ran. delays: "queue_delay", "poll_delay", "handling" and "response"
+    -> their times; empty if they were not measured. requests: reads that took data of accepted
+    connections; answered: those that were followed by a write of the same goroutine; strangers: those whose
+    goroutine could not be recognized.
     """
 
     counters: Mapping[str, int] = field(default_factory=dict)
@@ -101,7 +100,7 @@ class Snapshot:
     strangers: int = 0
 
     def __add__(self, other: Snapshot) -> Snapshot:
-        """The sum over two processes; what either did not measure, the sum does not know."""
+        """The sum over two processes; a number that either lacks is missing in the sum."""
         if not isinstance(other, Snapshot):
             return NotImplemented
         return Snapshot(

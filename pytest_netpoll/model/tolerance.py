@@ -16,8 +16,8 @@ _EXAMPLE = 'write METRIC:+AMOUNT, such as "spurious:+0.02" or "latency_p99:+25%+
 class Tolerance:
     """relative: a fraction of the baseline. absolute: in the metric's canonical unit.
 
-    Where both are given, only what exceeds both is worse: 25 % of 20 µs is noise, and so is 1 ms of 1 s.
-    text: both as the user wrote them, "+25%+1ms".
+    If both are given, only a change that exceeds both is a regression: 25 % of 20 µs is noise, and so is 1 ms
+    of 1 s. text: both as the user wrote them, "+25%+1ms".
     """
 
     metric: str
@@ -71,12 +71,12 @@ def parse(text: str) -> Tolerance:
 
 
 def parse_list(text: str) -> tuple[Tolerance, ...]:
-    """Of "spurious:+0.02,latency_p99:+25%"."""
+    """Parses "spurious:+0.02,latency_p99:+25%"."""
     return tuple(map(parse, text.split(",")))
 
 
 def join(lists: Sequence[Sequence[Tolerance]]) -> tuple[Tolerance, ...]:
-    """One list of several; ValueError where they name a metric twice."""
+    """Joins several lists; ValueError if they name a metric twice."""
     joined = [tolerance for tolerances in lists for tolerance in tolerances]
     names = [tolerance.metric for tolerance in joined]
     for name in names:
@@ -89,7 +89,7 @@ def join(lists: Sequence[Sequence[Tolerance]]) -> tuple[Tolerance, ...]:
 
 def _fraction(text: str, metric: Metric) -> float:
     if metric.unit == "share":
-        # Of a share, "2 %" could be two points or a fiftieth.
+        # For a share, "2 %" could mean two points or a fiftieth.
         percent = units.parse(text, "share")
         raise ValueError(f"{metric.name} is a share already: write +{percent:g} for {text} of all wakeups")
     return units.parse(text.removesuffix("%").strip(), "ratio") / 100

@@ -12,9 +12,9 @@ Stack = tuple[Frame, ...]
 
 
 class Poll(NamedTuple):
-    """began: None where that was before anybody looked. kind: "blocking", "timed" or "nonblocking".
+    """One poll. began: None if it began before the recording. kind: "blocking", "timed" or "nonblocking".
 
-    returned: how many events, or a negative error.
+    returned: the number of events, or a negative errno.
     """
 
     at: int
@@ -26,9 +26,10 @@ class Poll(NamedTuple):
 
 
 class Event(NamedTuple):
-    """One that the poll of that thread brought which returned at that time, but the runtime's own wake-ups.
+    """An event that a poll returned: the one of that thread that ended `at`. Without the runtime's own
+    wake-ups.
 
-    fd: None where the runtime drops the event. bits: epoll's. reader, writer: the goroutines that it wakes.
+    fd: None if the runtime drops the event. bits: epoll's. reader, writer: the goroutines that it wakes.
     """
 
     at: int
@@ -41,9 +42,9 @@ class Event(NamedTuple):
 
 
 class Call(NamedTuple):
-    """The I/O call that followed the wakeup of a goroutine. returned: bytes, or a negative error.
+    """The first I/O call of a goroutine after its wakeup. returned: bytes, or a negative errno.
 
-    woken_at: when the poll returned that woke it.
+    woken_at: when the poll that woke it returned.
     """
 
     at: int
@@ -60,7 +61,7 @@ class Call(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """A ready call. goroutine: whom it made runnable. stack: the waker's. parked: where the other one was."""
+    """A ready call. goroutine: the one it made runnable. stack: the waker's. parked: the wakee's."""
 
     at: int
     pid: int
@@ -71,7 +72,7 @@ class Ready(NamedTuple):
 
 
 class Look(NamedTuple):
-    """At a process's scheduler. runnable: goroutines in run queues. running: Ps that run Go code."""
+    """A look at a process's scheduler. runnable: goroutines in run queues. running: Ps that run Go code."""
 
     at: int
     pid: int
@@ -81,7 +82,7 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True)
 class Trace:
-    """dropped: how many records found no room, from some moment on, of all services that were watched."""
+    """One window's records. dropped: how many found no room at the end, over all watched services."""
 
     polls: Sequence[Poll] = ()
     events: Sequence[Event] = ()
@@ -92,12 +93,12 @@ class Trace:
 
     @property
     def in_threads(self) -> list[Poll | Call | Ready]:
-        """What has a place in a thread."""
+        """The records shown on a thread's track."""
         return [*self.polls, *self.calls, *self.readies]
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """By the names of metrics, which they equal where nothing was dropped."""
+        """The counts, by metric name; they equal the metrics if nothing was dropped."""
         return {
             "polls": len(self.polls),
             "events": len(self.events),

@@ -3,7 +3,7 @@
 The canonical value of a quantity depends on its unit: "ns" nanoseconds, "s" seconds, "share" a
 fraction in 0..1, "ratio" any number >= 0, "count" an integer >= 0.
 
-Where a bare number could mean two things it is refused: a time has a unit, and a share of 1 is written
+A bare number that could mean two things is refused: a time has a unit, and a share of 1 is written
 "1%" or "100%".
 """
 
@@ -24,7 +24,7 @@ _NANOSECONDS = {
     "ns": 1,
     "us": 10**3,
     "\u00b5s": 10**3,  # the micro sign of keyboards
-    "\u03bcs": 10**3,  # the Greek letter, which Go takes as well
+    "\u03bcs": 10**3,  # the Greek letter, which Go accepts, too
     "ms": 10**6,
     "s": 10**9,
     "m": 60 * 10**9,
@@ -38,7 +38,7 @@ _EXAMPLE = '"5ms", "250us", "1.5s" or a timedelta'
 
 
 def positive(text: str) -> int:
-    """Of digits alone. Raises ValueError."""
+    """Parses a positive integer, digits only. Raises ValueError."""
     if not (text.isascii() and text.isdecimal() and int(text) > 0):
         raise ValueError(f"{text!r} is not an integer > 0")
     return int(text)
@@ -47,7 +47,7 @@ def positive(text: str) -> int:
 def parse(value: object, unit: Unit) -> int | float:
     """The canonical value of `value`; ValueError says what is wrong with it and what to write.
 
-    Numbers may also come as text, because that is all an ini file has.
+    Numbers may also be text, because an ini file has nothing else.
     """
     if isinstance(value, bool):
         raise ValueError(f"{value} is not a number")
@@ -85,7 +85,7 @@ def parse_time(value: object) -> float:
 
 
 def number_in(value: object) -> float | None:
-    """The finite number >= 0 that it is, also as text; None where it is anything else, such as "5ms"."""
+    """The finite number >= 0, given as such or as text; None for anything else, such as "5ms"."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return None
     if isinstance(value, str) and not _PLAIN.fullmatch(value.strip()):
@@ -98,14 +98,14 @@ def number_in(value: object) -> float | None:
 
 
 def _with_unit(number: float | None) -> str | None:
-    """A bare number as the time that was most likely meant, and as what; None where it is hardly a time."""
+    """The time that a bare number most likely means, and its unit; None if it is hardly a time."""
     if number is None or not (number == 0 or 1e-9 <= number < 1e15):
         return None
-    # Other times in Python are seconds, which are fractions here; those in reports ns, which are many.
+    # Small fractions are likely seconds, as elsewhere in Python; large numbers ns, as in reports.
     unit, name = ("s", "seconds") if 0 < number < 1 else ("ms", "milliseconds")
     if number >= 10**5:
         unit, name = "ns", "nanoseconds"
-    # By its digits: 0.005 is 5/1000, and not what the float is.
+    # From its digits: 0.005 is 5/1000, not the float's exact value.
     ns = Fraction(repr(number)) * _NANOSECONDS[unit]
     fitting = "ms" if unit == "ms" else next((u for u in ("s", "ms", "us") if ns >= _NANOSECONDS[u]), "ns")
     return f'"{float(ns / _NANOSECONDS[fitting]):.12g}{fitting}" if it is in {name}'
@@ -124,7 +124,7 @@ def _parse_count(value: object) -> int:
         raise ValueError(f"{value!r} is not a count: write an integer >= 0")
     if value < 0:
         raise ValueError(f"{value} is negative")
-    float(value)  # one that JSON's readers can't hold: OverflowError
+    float(value)  # OverflowError: more than a float can hold
     return value
 
 
@@ -156,7 +156,7 @@ def _parse_number(value: object, wanted: str) -> float:
 def show(value: int | float | None, unit: Unit, digits: int | None = None) -> str:
     """`value` for people: 15,000 · 4.8 % · 1.03 · 1.2 ms · 0.34 s; an en dash for None.
 
-    digits: after the decimal point, where the unit's usual number hides what matters.
+    digits: after the decimal point, if the unit's usual number hides what matters.
     """
     if value is None:
         return NOT_MEASURED
@@ -174,7 +174,7 @@ def show(value: int | float | None, unit: Unit, digits: int | None = None) -> st
 def show_apart(
     one: int | float, other: int | float, show: Callable[[int | float, int | None], str]
 ) -> tuple[str, str]:
-    """Both, with as many digits as it takes to tell them apart: not "5.0 % > max 5.0 %"."""
+    """Both values, with enough digits to tell them apart: not "5.0 % > max 5.0 %"."""
     for digits in (None, *range(2, 10)):
         shown = show(one, digits), show(other, digits)
         if shown[0] != shown[1]:
@@ -189,16 +189,15 @@ def _show_nanoseconds(value: int | float, digits: int | None) -> str:
     digits = 1 if digits is None else digits
     for scale, name in ((1e3, "µs"), (1e6, "ms")):
         text = f"{value / scale:.{digits}f}"
-        # Compared after rounding: 999.96 µs is "1.0 ms", not "1000.0 µs".
+        # Compare after rounding: 999.96 µs is "1.0 ms", not "1000.0 µs".
         if float(text) < 1000:
             return f"{text} {name}"
     return f"{value / 1e9:,.{digits}f} s"
 
 
 def show_sum(total: float, parts: Mapping[str, float]) -> str:
-    """ "88.1 ms = 9.7 poll delay + 78.4 wake-to-run", of times in ns; the parts add up as they are shown.
-
-    The largest part takes what rounding leaves; those that round to 0 are left out.
+    """ "88.1 ms = 9.7 poll delay + 78.4 wake-to-run", of times in ns; the parts add up as shown. The largest
+    part absorbs the rounding; parts that round to 0 are left out.
     """
     text = _show_nanoseconds(total, 1)
     whole, _, unit = text.partition(" ")

@@ -16,9 +16,8 @@ from pytest_netpoll.model.metrics import LIMITABLE, METRICS, not_exact
 
 @dataclass(frozen=True)
 class Breach:
-    """A broken limit. measured, limit: in the metric's canonical unit. detail: what stands behind it.
-
-    metric: one of the table, the rate of one, or any name, whose values then are plain numbers.
+    """A broken limit. measured, limit: in the metric's canonical unit. detail: the counts behind it. metric:
+    one of the table, a rate of one, or any other name with plain numbers as values.
     """
 
     service: str
@@ -37,7 +36,7 @@ class Breach:
 
     @property
     def reason(self) -> Reason:
-        """What a report says of it."""
+        """The breach in a report's words."""
         return Reason(str(self))
 
 
@@ -54,7 +53,7 @@ class BrokenRule(Breach):
 
     @property
     def brief(self) -> str:
-        """On one line, without what was seen: code, place and fix."""
+        """One line without the evidence: code, place and fix."""
         fix = f"; fix: {self.why.fix}" if self.why.fix else ""
         return f"{self.service}: {self.why.what}{fix}"
 
@@ -69,10 +68,7 @@ def _plain(value: int | float | None, digits: int | None = None) -> str:
 
 @dataclass(frozen=True)
 class Death:
-    """A service that ended without being stopped.
-
-    last_words: its panic, or what it said last.
-    """
+    """A service that ended without being stopped. last_words: its panic, or its last output."""
 
     service: str
     how: Reason
@@ -88,10 +84,11 @@ Outcome: TypeAlias = Literal["passed", "failed", "unmeasured"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """outcome: in report mode a broken limit still passes. reasons: one for each cause, none if passed.
+    """The judgement of a test. outcome: in report mode a broken limit still passes. reasons: one for each
+    cause, none if passed.
 
     breaches: every broken limit, also those that report mode lets pass. deaths: they fail the test in every
-    mode. gate: the outcome in gate mode, where this is report mode's and another one.
+    mode. gate: the outcome in gate mode, if report mode's differs.
     """
 
     outcome: Outcome
@@ -101,7 +98,7 @@ class Verdict:
     gate: Outcome | None = field(default=None, compare=False)
 
     def in_report_mode(self) -> Verdict:
-        """Limits decide nothing there, nor does what could not be measured: but both are reported."""
+        """The verdict in report mode: broken limits and unmeasured numbers are reported, no more."""
         if self.deaths:
             return replace(self, reasons=tuple(death.reason for death in self.deaths))
         if self.outcome != "failed":
@@ -110,12 +107,12 @@ class Verdict:
 
     @property
     def reason(self) -> str | None:
-        """All of them as a text, None if passed."""
+        """All reasons as a text; None if passed."""
         return "\n".join(self.reasons) or None
 
     @property
     def message(self) -> str:
-        """For pytest, beside a section that has all of it: of broken rules not what was seen. Empty if
+        """pytest's message, which leaves the evidence of broken rules to the report's section. Empty if
         passed.
         """
         brief = {b.reason: b.brief for b in self.breaches if isinstance(b, BrokenRule)}
@@ -130,12 +127,11 @@ def judge(
     running: Sequence[str] = (),
     deaths: Sequence[Death] = (),
 ) -> Verdict:
-    """Compare every measurement with its limits. An unmeasured test doesn't pass.
+    """Compares every measurement with its limits. An unmeasured test doesn't pass.
 
-    A certain breach of one service outweighs that another could not be measured. In report mode
-    limits decide nothing, neither by being broken nor by being impossible to check. further: broken
-    limits that others have found. running: the services there are, whether the test's own or not.
-    deaths: of the test's services.
+    A certain breach of one service outweighs that another could not be measured. In report mode limits decide
+    nothing, whether broken or impossible to check. further: broken limits found elsewhere. running: all
+    services, whether the test's own or not. deaths: of the test's services.
     """
     if mode == "off":
         return _verdict("failed", [d.reason for d in deaths], (), deaths) if deaths else Verdict("passed")
@@ -151,7 +147,7 @@ def judge(
             continue
         doubt = distrust(measurement)
         if doubt is not None:
-            # The agent's failure concerns all services and is reported once; so is a service's death.
+            # A failure of the agent concerns all services and is reported once, like a service's death.
             if measurement.service not in dead:
                 doubts.setdefault(doubt, []).append(measurement.service)
             continue
@@ -206,23 +202,23 @@ def _missing_services(measurements: Sequence[Measurement], limits: Limits) -> li
 
 
 def distrust(measurement: Measurement) -> Reason | None:
-    """Why no number of this measurement may decide anything."""
+    """Why this measurement's numbers can't be judged; None if they can."""
     if measurement.unmeasured is not None:
         return Reason.of(measurement.unmeasured)
-    # A Meter reports this, with a fix; this check is for the case that one didn't.
+    # A Meter reports this with a fix; this is a safeguard in case one didn't.
     lost = measurement.snapshot.counters.get("lost")
     return Reason(not_exact(lost)) if lost else None
 
 
 def _check(measurement: Measurement, limits: Sequence[Limit]) -> list[Breach | Reason]:
-    """The broken limits, and what keeps the others from being checked."""
+    """The broken limits, and why others could not be checked."""
     findings: list[Breach | Reason] = []
-    # Of several runs the poorest counts: one that says nothing leaves a median that says little.
+    # The poorest of several runs counts: a run that proves nothing weakens the median.
     wakeups = min((run.wakeups or 0 for run in measurement.runs), default=measurement.wakeups)
     resolved = min(resolved_wakeups(m.metrics) for m in measurement.runs or (measurement,))
     minimum = next((limit for limit in limits if limit.name == "min_wakeups"), None)
     statistics = [limit.metric for limit in limits if LIMITABLE[limit.metric].needs_wakeups]
-    # With statistics limited, too few wakeups is no fault of the service: there is nothing to judge.
+    # If statistics are limited, too few wakeups isn't the service's fault: there is nothing to judge.
     if statistics and minimum is not None and wakeups is not None and not minimum.allows(resolved):
         show = METRICS["wakeups"].format
         few = f"{show(resolved)} resolved" if minimum.allows(wakeups) else show(wakeups)

@@ -1,1 +1,1 @@
-"""What the plugin says, and where: every module renders the same plain records (see record.py)."""
+"""The reports. Every module renders the same plain records (see record.py)."""

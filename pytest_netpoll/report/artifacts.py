@@ -1,4 +1,4 @@
-"""What --netpoll-artifacts keeps of a test: its evidence in files for the tools that people have."""
+"""Makes the files of --netpoll-artifacts: a test's evidence in formats of common tools."""
 
 from __future__ import annotations
 
@@ -27,21 +27,20 @@ from pytest_netpoll.report.record import (
 )
 
 WHAT = "the artifacts"
-# What is not code, where pprof needs a function.
+# Names for descriptors and the like, where pprof needs a function.
 _NO_STACK = "(no stack)"
 _NOBODY = "(nobody waiting)"
 _LABELS = ("fd_type", "local", "peer", "direction", "syscall", "outcome")
-_ENDINGS = ("*.pb.gz", "*.log", "*.trace", "*.trace.json")  # of all the files that are written
-_SHOWN = 80  # of a test's id, in the name of its directory
+_ENDINGS = ("*.pb.gz", "*.log", "*.trace", "*.trace.json")  # of all files that are written
+_SHOWN = 80  # characters of a test's id in the name of its directory
 
 # (function, file as shown) -> the file's absolute path
 Sources = Callable[[str, str], str]
 
 
 class Kind(NamedTuple):
-    """One kind of profile, made where the first of its offences was recorded; it holds the others, too.
-
-    period_ns: what each count stands for, of those that are samples of a time.
+    """One kind of profile, made if the first of its offences was recorded; it includes the others. period_ns:
+    what each count stands for, if they are samples of a time.
     """
 
     name: str
@@ -66,7 +65,7 @@ KINDS = (
 
 
 class File(NamedTuple):
-    """command: opens it, run in the directory that it is in."""
+    """command: opens the file, if run in its directory."""
 
     name: str
     content: bytes
@@ -75,7 +74,7 @@ class File(NamedTuple):
 
 
 def profiles(test: TestRecord, source_of: Sources) -> Iterator[File]:
-    """Those of the test's services and of its windows, as far as their numbers are exact."""
+    """The profiles of the test's services and windows whose numbers are exact."""
     for service in test["services"]:
         yield from _of_service(
             test, service, service_name(service["name"]), test["window_seconds"], source_of
@@ -132,13 +131,13 @@ def _sample(service: ServiceRecord, offender: OffenderRecord, kind: Kind, source
 
 
 def log(service: str, text: str) -> File:
-    """What a service printed."""
+    """The file with a service's output."""
     name = f"{service_name(service)}.log"
     return File(name, text.encode(errors="backslashreplace"), "what the service printed", f"less {name}")
 
 
 def trace(nodeid: str, measurement: Measurement, recorded: Trace) -> File:
-    """measurement: of the same window."""
+    """The file with a trace. measurement: of the same window."""
     name = f"{service_name(measurement.service)}.trace.json"
     what = "trace of a repeated call"
     if recorded.dropped:
@@ -148,7 +147,7 @@ def trace(nodeid: str, measurement: Measurement, recorded: Trace) -> File:
 
 
 def directory_name(nodeid: str) -> str:
-    """Of a test: its end for people, and what tells it from all others."""
+    """A test's directory: the end of its id, for people, and a hash that makes it unique."""
     return f"{_safe(nodeid)[-_SHOWN:].lstrip('-._') or 'test'}-{_digest(nodeid)}"
 
 
@@ -170,7 +169,7 @@ def _digest(text: str) -> str:
 
 
 def record_of(directory: Path, kept: Sequence[File], notes: Iterable[Reason]) -> ArtifactsRecord:
-    """directory: where those of the test are, or will be."""
+    """The record of a test's files. directory: where they are or will be."""
     return {
         "directory": str(directory),
         "files": [
@@ -182,13 +181,15 @@ def record_of(directory: Path, kept: Sequence[File], notes: Iterable[Reason]) ->
 
 
 def packed(nodeid: str, kept: Iterable[File]) -> dict[str, str]:
-    """As a report of pytest's carries them to where they are written: path within the directory -> base64."""
+    """The files as pytest's reports carry them to the process that writes them: path in the directory ->
+    base64.
+    """
     directory = directory_name(nodeid)
     return {f"{directory}/{file.name}": base64.b64encode(file.content).decode() for file in kept}
 
 
 def write(directory: Path, packed: Mapping[str, str]) -> None:
-    """Writes the files of one test in place of those of an earlier run. NetpollError if that fails."""
+    """Writes one test's files, replacing those of an earlier run. NetpollError if that fails."""
     of_test = {directory / Path(path).parent for path in packed}
     for parent in of_test:
         if parent.is_symlink():
@@ -202,7 +203,7 @@ def write(directory: Path, packed: Mapping[str, str]) -> None:
 
 
 def require(directory: Path) -> None:
-    """Makes the directory; UsageError where nothing can be written in it."""
+    """Creates the directory; UsageError if it isn't writable."""
     probe = directory / ".netpoll-probe"
     try:
         directory.mkdir(parents=True, exist_ok=True)

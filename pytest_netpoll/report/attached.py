@@ -1,6 +1,5 @@
-"""What was attached while the tests were measured: a latency measured under uprobes is not read as another.
-
-What that costs was not measured here, so it is not said: docs/overhead.md has what it cost elsewhere.
+"""What was attached during the tests: latencies under uprobes can't be compared with others. Reports don't
+say what that cost, since it was not measured; docs/overhead.md has measurements.
 """
 
 from __future__ import annotations
@@ -15,9 +14,8 @@ _COST = "not measured in this run; see docs/overhead.md of pytest-netpoll"
 
 
 class Attached(TypedDict):
-    """An element of "attached" in the JSON report's environment. services: whom it slows down.
-
-    cost: where to read of it.
+    """An element of "attached" in the JSON report's environment. services: those that it slows down. cost:
+    where it is documented.
     """
 
     probe: str
@@ -26,7 +24,7 @@ class Attached(TypedDict):
 
 
 def attached(records: Iterable[TestRecord]) -> list[Attached]:
-    """Nothing where no service was measured."""
+    """What was attached; empty if no service was measured."""
     counted = wording.all_services(records)
     services = [service for service in counted if service["metrics"].get("polls") is not None]
     probes = {
@@ -59,7 +57,7 @@ def _of(probe: Attached) -> str:
 
 
 def caution(record: TestRecord, service: ServiceRecord) -> str | None:
-    """For a broken limit on a time that the uprobes lengthen; None where there is none."""
+    """A caution for a broken limit on a time that the uprobes lengthen; None if there is none."""
     timed = any(
         breach["service"] == service["name"]
         and breach["metric"].startswith(("latency_", "cpu_", "run_delay_"))

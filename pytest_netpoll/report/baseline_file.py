@@ -18,11 +18,11 @@ from pytest_netpoll.report.wording import trusted, unmeasured_reason
 
 SCHEMA = "pytest-netpoll-baseline/1"
 DIRECTORY = ".netpoll"
-# Digits that no measurement has only make a committed file's changes harder to read.
+# Insignificant digits would only make diffs of a committed file harder to read.
 _DIGITS = 6
 
 
-# More rounds than anybody makes: a file that claims more is damaged.
+# Nobody makes more rounds: a file that claims more is damaged.
 _MOST_ROUNDS = 1000
 
 
@@ -32,8 +32,8 @@ class _ServiceExtra(TypedDict, total=False):
 
 
 class _Service(_ServiceExtra):
-    """metrics: of several rounds their medians. values: in each round, of the metrics that were not the same
-    in all of them.
+    """A service in the file. metrics: medians if there were several rounds. values: of each round, for
+    metrics that differed between rounds.
     """
 
     go_version: str | None
@@ -52,19 +52,18 @@ def path_of(rootdir: Path, name: str) -> Path:
 
 
 def write(path: Path, environment: Mapping[str, Any], records: Iterable[TestRecord]) -> list[str]:
-    """Write the file, the same bytes for the same numbers. NetpollError if that fails.
-
-    Of a test with several records the last one counts. Unmeasured numbers, and tests whose own
-    assertion failed, are left out. Tests of which there is nothing new, for they did not run or are left out,
-    stay in the file as they were, if they were measured in the same environment: a file has only one.
-    Returned is a line for each thing that people may not expect.
+    """Writes the file, the same bytes for the same numbers. NetpollError if that fails. Of a test with
+    several records the last one counts. Unmeasured numbers, and tests whose own assertion failed, are left
+    out. Tests of which there is nothing new, for they did not run or are left out, stay in the file as they
+    were, if they were measured in the same environment: a file has only one. Returned is a line for each
+    thing that people may not expect.
     """
     here = {key: environment.get(key) for key in ENVIRONMENT_KEYS}
     tests: dict[str, dict[str, _Service]] = {}
     left_out = []
     for record in sorted(records, key=lambda record: record["nodeid"]):
         if record.get("windows") and not record["services"]:
-            continue  # no marker: only stretches of it were measured
+            continue  # no marker: only parts of it were measured
         services = {service["name"]: _entry(service) for service in record["services"] if trusted(service)}
         if not services or record.get("error") is not None:
             left_out.append(record["nodeid"])
@@ -95,14 +94,14 @@ def write(path: Path, environment: Mapping[str, Any], records: Iterable[TestReco
     revision = {key: environment.get(key) for key in ("commit", "branch") if environment.get(key)}
     content: _File = {"schema": SCHEMA, "environment": here | revision, "tests": dict(sorted(tests.items()))}
     text = json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False)
-    # The values of one metric on one line. (In a text there is no such line break.)
+    # Puts the values of one metric on one line. (JSON strings contain no such line break.)
     text = re.sub(r"\[\n\s+([-+.,0-9e\s]+?)\n\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
     files.write_atomically(path, f"{text}\n", "the baseline")
     return lines
 
 
 def _former(path: Path) -> _File:
-    """What the file holds, no tests where there is none. NetpollError where it cannot be read."""
+    """The file's content; no tests if there is no file. NetpollError if it can't be read."""
     if not path.is_file():
         return {"schema": SCHEMA, "environment": {}, "tests": {}}
     what = f"the baseline {path} could not be read"
@@ -120,7 +119,9 @@ def load(rootdir: Path, name: str) -> Baseline:
 
 
 def load_any(path: Path) -> tuple[Baseline, dict[str, TestRecord]]:
-    """A baseline file or a JSON report, as a baseline named after the file; of a report also its records."""
+    """Loads a baseline file or a JSON report as a baseline named after the file; for a report, also its
+    records.
+    """
     what = f"{path} could not be read"
     fix = f"write one: pytest --netpoll-json={path}"
     schemas = {json_report.SCHEMA: json_report.Report, SCHEMA: _File}
@@ -136,7 +137,7 @@ def load_any(path: Path) -> tuple[Baseline, dict[str, TestRecord]]:
 
 
 def sample(service: ServiceRecord) -> Sample:
-    """A service of a report, as it takes part in a comparison."""
+    """A service of a report as a Sample, for comparisons."""
     unmeasured = unmeasured_reason(service)
     if unmeasured is None and not trusted(service):
         unmeasured = Reason(not_exact(service["metrics"].get("lost")))
@@ -149,7 +150,7 @@ def sample(service: ServiceRecord) -> Sample:
 
 
 def _baseline(name: str, content: Mapping[str, Any], what: str, fix: str) -> Baseline:
-    """NetpollError(what, fix) where its rounds don't fit together."""
+    """Parses the file. NetpollError(what, fix) if its rounds don't fit together."""
     tests: dict[str, dict[str, Sample]] = {}
     for nodeid, services in content["tests"].items():
         samples = tests[nodeid] = {}
@@ -173,7 +174,7 @@ def _entry(service: ServiceRecord) -> _Service:
     entry: _Service = {
         "go_version": service["go_version"],
         "gomaxprocs": service.get("gomaxprocs"),
-        # What was not measured is absent.
+        # Unmeasured metrics are absent.
         "metrics": {name: _rounded(metrics[name]) for name in METRICS if metrics.get(name) is not None},
     }
     runs = service.get("runs", {})

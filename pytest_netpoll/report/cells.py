@@ -1,4 +1,4 @@
-"""Text for a terminal: tables, paragraphs and names that take no more columns than there are."""
+"""Fits text into a terminal's width: tables, paragraphs and names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tabulate import tabulate
 from pytest_netpoll.report import wording
 
 _JOINER = "\u2060"
-_TEST_CELLS = 20  # what a test's name gets before less important columns do
+_TEST_CELLS = 20  # columns that a test's name gets before less important columns get any
 
 
 def layout(
@@ -34,7 +34,7 @@ def layout(
     room = max(_room(columns, width), 1)
     table = {first: [shorten(name, room) for name in names], **columns}
     left = (first, "service", "verdict")
-    # The headings as a row: tabulate's own take two columns more than they need.
+    # The headings as a row: tabulate's own are two columns wider than needed.
     cells = [[heading, "-" * _width(heading, column), *column] for heading, column in table.items()]
     return tabulated(
         list(zip(*cells, strict=True)), ["left" if heading in left else "right" for heading in table]
@@ -42,8 +42,8 @@ def layout(
 
 
 def tabulated(rows: Sequence[Sequence[str]], align: Sequence[str]) -> str:
-    # tabulate knows of wide characters only where wcwidth is installed. With a word joiner, which is
-    # of no width, after each of them it comes to the same padding either way.
+    # tabulate knows wide characters only if wcwidth is installed. With a word joiner, which has no width,
+    # after each of them, the padding is the same either way.
     padded = [
         ["".join(char + _JOINER * (width_of(char) - 1) for char in cell) for cell in row] for row in rows
     ]
@@ -52,7 +52,7 @@ def tabulated(rows: Sequence[Sequence[str]], align: Sequence[str]) -> str:
 
 
 def _room(columns: Mapping[str, Sequence[str]], width: int) -> int:
-    """What the other columns leave for the test, with two blanks before each."""
+    """The width left for the test's name, with two blanks before each other column."""
     return width - sum(_width(heading, cells) + 2 for heading, cells in columns.items())
 
 
@@ -61,8 +61,8 @@ def _width(heading: str, cells: Sequence[str]) -> int:
 
 
 def wrap(text: str, width: int, indent: str = "", hang: str = "  ") -> list[str]:
-    """hang: what goes before all lines but the first, behind the indent."""
-    # Long words are paths and commands: whole they can be copied.
+    """Wraps text. hang: prefix of all lines but the first, after the indent."""
+    # Don't break long words: paths and commands can be copied if they are whole.
     return textwrap.wrap(
         text,
         max(width, 20),
@@ -74,7 +74,9 @@ def wrap(text: str, width: int, indent: str = "", hang: str = "  ") -> list[str]
 
 
 def shorten(nodeid: str, cells: int) -> str:
-    """At most `cells` wide; of a test the name survives longest, and of a long name both ends."""
+    """Shortens a nodeid to `cells` columns; keeps the test's name as long as possible, and both ends of a
+    long name.
+    """
     nodeid = wording.one_line(nodeid)
     if width_of(nodeid) <= cells:
         return nodeid
@@ -84,7 +86,7 @@ def shorten(nodeid: str, cells: int) -> str:
     if width_of(name) < cells:
         return cut(nodeid, cells)
     if bracket and cells >= 8:
-        # The start says which test it is, the end which of its parameters.
+        # The start identifies the test, the end its parameters.
         end = cut(name, cells - cells // 2)
         return _head(name, cells - width_of(end)) + end
     return cut(name, cells)
@@ -104,5 +106,5 @@ def _head(text: str, cells: int) -> str:
 
 
 def width_of(text: str) -> int:
-    """Columns of a terminal that `text` takes: Chinese and Japanese take two each."""
+    """The columns that `text` takes in a terminal: Chinese and Japanese characters take two each."""
     return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)

@@ -1,4 +1,4 @@
-"""Where in the repository a file is: what marks lines for a review knows files by their path there."""
+"""Finds files' paths in the repository, which are needed to annotate lines for a review."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-# What no file of the repository's own is in.
+# Directories that hold no files of the repository's own.
 _FOREIGN = {"node_modules", "vendor", "testdata"}
 _MOST_DIRECTORIES = 20_000
 
@@ -16,7 +16,7 @@ _MOST_DIRECTORIES = 20_000
 class Checkout:
     """The repository in `workspace`, seen by a pytest whose root directory is `rootdir`.
 
-    root: of pytest's root directory, the path in the repository; that of the repository if it is elsewhere.
+    root: the path of pytest's root directory in the repository; empty if it is elsewhere.
     """
 
     def __init__(self, rootdir: Path, workspace: Path) -> None:
@@ -27,9 +27,9 @@ class Checkout:
         self.find = functools.cache(self._find)
 
     def _find(self, file: str) -> Path | None:
-        """The path in the repository of a file as it stands in a stack; None where that is not certain.
+        """The path in the repository of a file in a stack; None if that is not certain.
 
-        Those are absolute, or relative to pytest's root directory or to that of their Go module.
+        Files in stacks are absolute, or relative to pytest's root directory or their Go module.
         """
         if not file or "\0" in file:
             return None
@@ -48,9 +48,8 @@ class Checkout:
 
 
 def revision_of(rootdir: Path) -> dict[str, str | None]:
-    """{"commit": …, "branch": …} of what is tested; None where git does not know it.
-
-    A CI checks out a commit and no branch, and says of which pull request or branch that is.
+    """{"commit": …, "branch": …} of the tested checkout; None if git doesn't know. CI checks out a commit
+    without a branch, and names its pull request or branch in the environment.
     """
     commit, branch = (
         _git(rootdir, "rev-parse", "HEAD"),

@@ -1,4 +1,4 @@
-"""What changed: against a base that was measured in turns, or against a baseline. Worst first."""
+"""What changed against a base or a baseline, worst first."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pytest_netpoll.report.record import ComparisonRecord, NumberRecord, TestRec
 Verdict: TypeAlias = Literal["WORSE", "undecided", "more", "less"]
 _RANK: Sequence[Verdict] = ("WORSE", "undecided", "more", "less")
 _ICONS: Mapping[Verdict, str] = {"WORSE": "❌", "undecided": "❔", "more": "🔺", "less": "🔽"}
-# Below that nobody looks, however sure it is: fractions, and what was 0 by its unit.
+# Smaller changes don't matter, however certain: as fractions, or by unit if the value was 0.
 _LEAST_SHARE = 0.02
 _LEAST: Mapping[str, float] = {"share": 0.01, "ratio": 0.1, "count": 10, "ns": 1_000, "s": 0.01}
 MOST_ROWS = 60
 
 
 class Row(NamedTuple):
-    """A number that changed. interval: of 95 % confidence, "" where it was measured once."""
+    """A number that changed. interval: with 95 % confidence; "" if measured once."""
 
     nodeid: str
     service: str
@@ -35,9 +35,9 @@ class Row(NamedTuple):
 
 
 class Delta(NamedTuple):
-    """Of all tests. sides: what the two are called. same: how many numbers of `tests` did not change. rounds:
-    how many were made, in words; empty where there was one. left_out: the tests that were not compared at
-    all, and why. notes: what else is to be said of tests.
+    """The changes of all tests. sides: the names of the two sides. same: how many numbers of `tests` did not
+    change. rounds: how many were made, in words; empty for one. left_out: the tests that were not compared at
+    all, and why. notes: other notes on tests.
     """
 
     base: str
@@ -58,7 +58,7 @@ class Delta(NamedTuple):
 
     @property
     def not_compared(self) -> str:
-        """ "2 of 8 tests were not compared:", before their notes; empty where all were."""
+        """ "2 of 8 tests were not compared:", before their notes; empty if all were."""
         count = len({nodeid for nodeid, _ in self.left_out})
         if not count:
             return ""
@@ -66,7 +66,7 @@ class Delta(NamedTuple):
 
 
 def grouped(notes: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """(where, note): the same for many tests is said once."""
+    """(where, note); the same note on many tests is printed once."""
     found: dict[str, list[str]] = {}
     for nodeid, note in notes:
         found.setdefault(note, []).append(nodeid)
@@ -77,7 +77,7 @@ def grouped(notes: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def delta(records: Iterable[TestRecord]) -> Delta | None:
-    """None where nothing was compared."""
+    """The Delta of the records; None if nothing was compared."""
     found: dict[str, tuple[ComparisonRecord, list[str]]] = {}
     for record in records:
         comparison = record.get("comparison")
@@ -89,7 +89,7 @@ def delta(records: Iterable[TestRecord]) -> Delta | None:
 
 
 def delta_of(comparisons: Mapping[str, tuple[ComparisonRecord, Iterable[str]]]) -> Delta:
-    """comparisons: at least one, by nodeid; each with what is to be noted beside its own notes."""
+    """comparisons: at least one, by nodeid; each with notes besides its own."""
     ranked: list[tuple[int, float, Row]] = []
     left_out: list[tuple[str, str]] = []
     notes: list[tuple[str, str]] = []
@@ -140,7 +140,7 @@ def _span(counts: set[int]) -> str:
 
 
 def base_name(comparison: ComparisonRecord) -> str:
-    """ "main (c0ffee123456)"; of a saved baseline "baseline main"."""
+    """ "main (c0ffee123456)", or "baseline main" for a saved baseline."""
     commit, name = comparison.get("commit"), wording.one_line(comparison["baseline"])
     if commit is None:
         return f"baseline {name}"
@@ -148,7 +148,7 @@ def base_name(comparison: ComparisonRecord) -> str:
 
 
 def markdown(records: Sequence[TestRecord], environment: Mapping[str, Any]) -> str:
-    """A table of what changed, and a line for all that did not."""
+    """A Markdown table of what changed, and a line for all that did not."""
     found = delta(records)
     head = str(environment.get("commit") or "")[:12]
     if found is None:
@@ -177,12 +177,12 @@ def markdown(records: Sequence[TestRecord], environment: Mapping[str, Any]) -> s
 
 
 def write(path: Path, environment: Mapping[str, Any], records: Iterable[TestRecord]) -> None:
-    """The same as a file, written atomically. NetpollError if that fails."""
+    """Writes the Markdown to a file, atomically. NetpollError if that fails."""
     files.write_atomically(path, markdown(list(records), environment), "the Markdown report")
 
 
 def terminal_rows(found: Delta) -> dict[str, list[str]]:
-    """heading -> cells, beside the tests."""
+    """heading -> cells, for the columns beside the tests."""
     rows = found.rows[:MOST_ROWS]
     return {
         "service": [wording.one_line(row.service) for row in rows],
@@ -196,7 +196,7 @@ def terminal_rows(found: Delta) -> dict[str, list[str]]:
 
 
 def further_lines(found: Delta) -> Iterator[str]:
-    """What follows the table."""
+    """The lines below the table."""
     if len(found.rows) > MOST_ROWS:
         yield f"… and {len(found.rows) - MOST_ROWS:,} more that changed"
     yield found.unchanged
@@ -209,7 +209,7 @@ def further_lines(found: Delta) -> Iterator[str]:
 
 
 def _rows(nodeid: str, comparison: ComparisonRecord) -> tuple[list[tuple[int, float, Row]], int]:
-    """The rows, each after its rank and size, and how many numbers did not change."""
+    """(rank, size, row) for each change, and how many numbers did not change."""
     broken = {(r["service"], r["metric"]): r for r in comparison["regressions"]}
     undecided = {(r["service"], r["metric"]) for r in comparison.get("undecided", [])}
     rows: list[tuple[int, float, Row]] = []
@@ -223,7 +223,7 @@ def _rows(nodeid: str, comparison: ComparisonRecord) -> tuple[list[tuple[int, fl
             rows.append(_with_interval(nodeid, number, verdict))
     same = len(numbers) - len(rows)
     if comparison.get("commit") is None:
-        # Of a baseline; what was measured in too few rounds has no interval.
+        # With a baseline: too few rounds give no interval.
         known = {number["service"] for number in numbers}
         changes = {(c["service"], c["metric"]): c for c in comparison.get("changes", [])}
         once = [
@@ -255,7 +255,7 @@ def _with_interval(nodeid: str, number: NumberRecord, verdict: Verdict) -> tuple
     base, head = shown(number["metric"], number["base"], number["head"])
     change, _, interval = number["text"].partition(" (")
     row = Row(nodeid, number["service"], number["metric"], base, head, change, interval.rstrip(")"), verdict)
-    # What was 0 has grown beyond all measure.
+    # A value that was 0 has grown infinitely.
     size = (
         abs(number["change"])
         if number["relative"] or not number["base"]
@@ -265,7 +265,7 @@ def _with_interval(nodeid: str, number: NumberRecord, verdict: Verdict) -> tuple
 
 
 def shown(metric: str, base: int | float, head: int | float) -> tuple[str, str]:
-    """Both for people, in as many digits as tell them apart."""
+    """Both values for people, with enough digits to tell them apart."""
     if metric not in METRICS:  # in a file of a newer version
         return f"{base:,}", f"{head:,}"
     show = METRICS[metric].format

@@ -15,10 +15,9 @@ _MOST_LINKS = 40  # as many as the kernel follows
 
 
 def write_atomically(path: Path, content: str | bytes, what: str) -> None:
-    """Readers of `path` see the old file or all of the new one. NetpollError, naming `what`, if not.
-
-    A file that is replaced passes on its mode. Links and pipes that others put in the way, where anybody may
-    write, are not written to.
+    """Writes a file so that readers of `path` see all of the old or all of the new one. NetpollError, naming
+    `what`, if that fails. A replaced file's mode is kept. In directories where anybody may write, links and
+    pipes of other users are not followed.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +29,7 @@ def write_atomically(path: Path, content: str | bytes, what: str) -> None:
         mode = _mode(path)
         descriptor, name = tempfile.mkstemp(prefix=".netpoll-", suffix=".tmp", dir=path.parent)
         try:
-            # Readable for others, as files are: reports are often root's, on CI.
+            # Readable for others, as usual: on CI, reports are often written by root.
             os.fchmod(descriptor, 0o666 & ~_umask() if mode is None else stat.S_IMODE(mode))
             _write(descriptor, content)
             Path(name).replace(path)
@@ -43,7 +42,7 @@ def write_atomically(path: Path, content: str | bytes, what: str) -> None:
 
 
 def append(path: Path, text: str, what: str) -> None:
-    """As write_atomically, but at the end of what is there."""
+    """As write_atomically, but appends to the file."""
     try:
         path = _followed(path)
         flags = os.O_WRONLY | os.O_APPEND | os.O_NOCTTY | (0 if _is_device(path) else os.O_NOFOLLOW)
@@ -56,7 +55,7 @@ def append(path: Path, text: str, what: str) -> None:
 
 
 def _followed(path: Path) -> Path:
-    """What a link to a file leads to in the end, so that it stays a link. OSError where it may be a trap."""
+    """The file that a link leads to, so that the link stays. OSError if it may be a trap."""
     for _ in range(_MOST_LINKS):
         try:
             status = path.lstat()
@@ -64,7 +63,7 @@ def _followed(path: Path) -> Path:
             return path
         if not stat.S_ISREG(status.st_mode):
             _refuse_trap(path, status)
-        # To a device there may be links that no path follows: /dev/stdout's is /proc/self/fd/1.
+        # A link to a device may not be a path: /dev/stdout leads to /proc/self/fd/1.
         if not stat.S_ISLNK(status.st_mode) or _is_device(path):
             return path
         path = path.parent / path.readlink()
@@ -76,7 +75,7 @@ def _is_device(path: Path) -> bool:
 
 
 def _refuse_trap(path: Path, status: os.stat_result) -> None:
-    """As the kernel does where fs.protected_symlinks is set, in sticky directories and in others."""
+    """Refuses links as the kernel does with fs.protected_symlinks, but not only in sticky directories."""
     directory = path.parent.stat()
     if directory.st_mode & stat.S_IWOTH and status.st_uid not in (os.geteuid(), directory.st_uid):
         raise PermissionError(
@@ -85,7 +84,7 @@ def _refuse_trap(path: Path, status: os.stat_result) -> None:
 
 
 def _mode(path: Path) -> int | None:
-    """Of the file that is replaced; None where there is none, or another user's."""
+    """The mode of the file to replace; None if there is none, or it is another user's."""
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -94,7 +93,7 @@ def _mode(path: Path) -> int | None:
 
 
 def _umask() -> int:
-    """Without setting it, which is for all threads."""
+    """The umask, read without setting it, because that would affect all threads."""
     with open("/proc/self/status") as file:
         return next((int(line.split()[1], 8) for line in file if line.startswith("Umask:")), 0o022)
 
@@ -108,7 +107,7 @@ def cannot_write(path: Path, error: OSError, what: str) -> NetpollError:
 
 
 def _write(descriptor: int, content: str | bytes) -> None:
-    """Closes it, too."""
+    """Writes to the descriptor and closes it."""
     if isinstance(content, str):
         content = content.encode(errors="backslashreplace")
     with open(descriptor, "wb") as file:

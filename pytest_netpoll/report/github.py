@@ -1,4 +1,4 @@
-"""For GitHub Actions: Markdown for the step summary, and annotations of the tests' lines."""
+"""For GitHub Actions: Markdown for the step summary, and annotations for lines of tests and Go code."""
 
 # No "from __future__ import annotations": a function here has that name.
 import re
@@ -17,7 +17,7 @@ _ICONS = {"failed": "❌", "unmeasured": "❔", "would fail": "⚠️", "passed"
 
 
 def markdown(records: Sequence[TestRecord], environment: Mapping[str, Any]) -> str:
-    """The bad tests with their reasons and their worst offender, then a table of all, bad ones first."""
+    """The failed and unmeasured tests with their reasons and worst offender, then a table of all tests."""
     counts = wording.count_statuses(records)
     total = ", ".join(f"{_ICONS[status]} {count:,} {status}" for status, count in counts.items())
     shown, notes = wording.select(records, MOST_OTHERS, MOST_PASSED)
@@ -43,7 +43,7 @@ def markdown(records: Sequence[TestRecord], environment: Mapping[str, Any]) -> s
 
 
 def append(path: Path, text: str) -> None:
-    """To the file that GITHUB_STEP_SUMMARY names; NetpollError if that fails."""
+    """Appends to the file that GITHUB_STEP_SUMMARY names; NetpollError if that fails."""
     files.append(path, text, "the step summary")
 
 
@@ -53,11 +53,10 @@ def annotations(
     find: Callable[[str], Path | None] = lambda _: None,
     level: Literal["error", "warning"] = "error",
 ) -> list[str]:
-    """Workflow commands, one a line for the log, that mark the tests that failed or are unmeasured.
-
-    A second one of each marks the line of Go, so that it shows in the diff; one for all tests where it is the
-    same. root: what the files of the records are relative to, as a path in the repository. find: the path in
-    the repository of a file of Go as it stands in a stack, None for one that is not there.
+    """Workflow commands for the log, one per line, that annotate failed and unmeasured tests. A second one
+    for each annotates the Go line, so that it shows in the diff; tests with the same Go line share it. root:
+    the path in the repository that the records' files are relative to. find: Go file in a stack -> path in
+    the repository, or None.
     """
     lines: list[str] = []
     in_go: dict[tuple[Path, int], list[tuple[TestRecord, wording.Evidence]]] = {}
@@ -83,7 +82,7 @@ def annotations(
 
 def _annotation(level: str, file: Path | None, line: int | None, title: str, message: str) -> str:
     if file is not None and wording.one_line(str(file)) != str(file):
-        file = None  # no name that a log should hold, and no other would find it
+        file = None  # a name that no other would produce
     properties = {"file": file, "line": line if file is not None else None, "title": wording.one_line(title)}
     text = ",".join(
         f"{name}={_escape(str(value), ':,')}" for name, value in properties.items() if value is not None
@@ -92,15 +91,15 @@ def _annotation(level: str, file: Path | None, line: int | None, title: str, mes
 
 
 def _escape(text: str, further: str = "") -> str:
-    """As GitHub's own toolkit does; in properties also the characters that end one."""
+    """Escapes text as GitHub's toolkit does; in properties also the characters that end one."""
     return re.sub(f"[%\r\n{further}]", lambda match: f"%{ord(match[0]):02X}", text)
 
 
 def _causes(record: TestRecord) -> list[str]:
-    """Why it failed, a line each, then the worst place in Go, and last the diagnosis."""
+    """Why it failed: a line for each reason, then the worst Go line, then the diagnosis."""
     error, evidence = record.get("error"), wording.worst_place(record)
     place = "" if evidence is None else str(evidence)
-    # The fix of a reason is a line of its own.
+    # A reason's fix is on a line of its own.
     reasons = [line for reason in wording.reasons(record) for line in reason.splitlines()]
     causes = [error, *reasons, place, *wording.diagnosis_of(record)]
     return [wording.one_line(cause) for cause in causes if cause]
@@ -125,7 +124,7 @@ def _table(records: Sequence[TestRecord]) -> list[str]:
 
 
 def _spread(record: TestRecord, service: ServiceRecord | None, metric: str) -> str:
-    """ " (5.1 µs to 6.3 µs)", of what a limit was judged by over several runs, where they differ."""
+    """ " (5.1 µs to 6.3 µs)": the spread of a limit's values over several runs; empty if they are equal."""
     if service is None or not wording.trusted(service):
         return ""
     judged = wording.runs_of(service) > 1 and metric in wording.judged(record, service)
@@ -134,13 +133,13 @@ def _spread(record: TestRecord, service: ServiceRecord | None, metric: str) -> s
 
 
 def cell(text: str) -> str:
-    """As a cell of a table."""
-    # A table's cells end at a "|" even inside code, unless a backslash stands before it.
+    """Text as a cell of a table."""
+    # A "|" ends a table's cell even inside code, unless a backslash precedes it.
     return text.replace("|", "\\|")
 
 
 def as_code(text: str) -> str:
-    """As a code span, whatever it holds."""
+    """Text as a code span, whatever it contains."""
     text = wording.one_line(text)
     fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
     blank = " " if text.startswith("`") or text.endswith("`") else ""
@@ -148,6 +147,6 @@ def as_code(text: str) -> str:
 
 
 def as_text(text: str) -> str:
-    """As plain text: main.(*watcher).run is no emphasis, <nil> no HTML."""
-    # An underscore inside a word is no emphasis, and a ">" makes a quotation only at the start.
+    """Escapes plain text: main.(*watcher).run isn't emphasis, <nil> isn't HTML."""
+    # An underscore inside a word isn't emphasis, and a ">" makes a quotation only at the start.
     return re.sub(r"([\\`*\[\]<#|~&$]|^>|(?<!\w)_|_(?!\w))", r"\\\1", text)

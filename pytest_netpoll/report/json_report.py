@@ -1,4 +1,4 @@
-"""The JSON report: what --netpoll-json writes, and what is read back to compare or to render."""
+"""Writes the JSON report of --netpoll-json, and reads it to compare or render."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Report(TypedDict):
 
 
 def write(path: Path, environment: Mapping[str, Any], records: Iterable[TestRecord]) -> None:
-    """Write the report atomically, creating its directory. NetpollError if that fails.
+    """Writes the report atomically and creates its directory. NetpollError if that fails.
 
     Tests are sorted by nodeid, several records of one in run order: under pytest-xdist the order of
     arrival differs from run to run, and files should not.
     """
     tests = sorted(records, key=lambda record: record["nodeid"])
-    # A test on each line: json's own indentation is five times as slow, half as large again.
+    # One test per line: json's own indentation is five times as slow and makes the file half as large again.
     lines = ",\n".join(map(_dump, tests))
     head = f'"schema": {_dump(SCHEMA)},\n"environment": {_dump(plain(environment))}'
     text = f'{{{head},\n"tests": [\n{lines}\n]}}\n'
@@ -43,7 +43,7 @@ def _dump(value: object) -> str:
 
 
 def read(path: Path, schemas: Mapping[str, Any], what: str, fix: str) -> dict[str, Any]:
-    """Read a JSON file whose "schema" names its type, one of `schemas`. NetpollError(what, fix) if not."""
+    """Reads a JSON file whose "schema" is one of `schemas`. NetpollError(what, fix) if it isn't."""
     try:
         text = path.read_text(encoding="utf-8")
         report = json.loads(text, parse_constant=_refuse, parse_int=_integer, parse_float=_float)
@@ -59,7 +59,7 @@ def read(path: Path, schemas: Mapping[str, Any], what: str, fix: str) -> dict[st
     complaint = wrong(report, schemas[schema])
     if complaint is not None:
         raise NetpollError(what, why=complaint, fix=fix)
-    # Half a character, as only an escape can write it, could not be printed.
+    # A lone surrogate, which only an escape can write, could not be printed.
     return cast("dict[str, Any]", plain(report) if r"\ud" in text.lower() else report)
 
 
@@ -68,7 +68,7 @@ def _refuse(constant: str) -> None:
 
 
 def _integer(text: str) -> int | float:
-    # No count has more digits than 64 bits; with more, Python's integers mix with no float.
+    # No count needs more than 64 bits; larger integers can't be mixed with floats.
     return int(text) if len(text) <= len(str(-1 << 63)) else _float(text)
 
 

@@ -1,4 +1,4 @@
-"""What goes into a JUnit XML report: the main numbers as properties of the test case."""
+"""Properties of test cases in JUnit XML: a test's main numbers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from pytest_netpoll.report.wording import one_line, trusted
 def properties(record: TestRecord) -> list[tuple[str, str]]:
     """(name, value) pairs: ("netpoll.outcome", "passed"), ("netpoll.server.latency_p99", "12300000").
 
-    Of the numbers those that CI servers are asked to plot; the others are in the JSON report. Times are in ns
-    unless the name says otherwise; what was not measured is absent. In report mode "netpoll.gate" is the
-    outcome of gate mode, where that is another one. "netpoll.server.rules" has the codes of the rules that
-    are broken.
+    Only the numbers that CI servers may plot; the others are in the JSON report. Times are in ns unless the
+    name says otherwise; unmeasured numbers are absent. In report mode "netpoll.gate" is the outcome of gate
+    mode, if that differs. "netpoll.server.rules" has the codes of the rules that are broken.
     """
     found: list[tuple[str, str]] = [("netpoll.outcome", record["outcome"])]
     gate = record.get("gate", record["outcome"])
@@ -25,7 +24,7 @@ def properties(record: TestRecord) -> list[tuple[str, str]]:
         for metric in in_report("junit") if trusted(service) else ():
             value = service["metrics"].get(metric.name)
             if value is not None:
-                # The middle of a latency bucket is a float, but no reader wants "12300000.0".
+                # The middle of a latency bucket is a float, but nobody wants "12300000.0".
                 found.append((f"{prefix}.{metric.name}", str(int(value) if value == int(value) else value)))
         rules = [rule["code"] for rule in service.get("rules", [])]
         if rules:

@@ -1,8 +1,8 @@
-"""Profiles as `go tool pprof` reads them: gzipped messages of profile.proto.
+"""Writes profiles for `go tool pprof`: gzipped messages of profile.proto.
 
-Written by hand: of Protocol Buffers this takes numbers and what has a length, about twenty lines. The library
-would be a dependency with a compiled part, whose generated code works with some of its versions only. In the
-tests `go tool pprof` itself reads what is made here.
+The encoding is written by hand: it needs only varints and length-delimited fields, about twenty lines. The
+protobuf library would be a compiled dependency, whose generated code works only with some of its versions. In
+the tests `go tool pprof` itself reads the files.
 
 https://github.com/google/pprof/blob/main/proto/profile.proto
 """
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 
 class Line(NamedTuple):
-    """A call. file: absolute, so that -list finds the source. line: 0 where it is not known."""
+    """A call. file: absolute, so that -list finds the source. line: 0 if unknown."""
 
     function: str
     file: str
@@ -23,21 +23,23 @@ class Line(NamedTuple):
 
 
 class ValueType(NamedTuple):
-    """What is counted, and in what: ("cpu", "nanoseconds")."""
+    """What is counted, and its unit: ("cpu", "nanoseconds")."""
 
     name: str
     unit: str
 
 
 class Program(NamedTuple):
-    """The program. build_id: in hex, empty where it has none."""
+    """The program. build_id: in hex, or empty."""
 
     file: str
     build_id: str = ""
 
 
 class Sample(NamedTuple):
-    """stack: innermost first; not empty, since pprof shows nothing without a function. values: one a type."""
+    """stack: innermost first; not empty, since pprof shows nothing without a function. values: one for each
+    type.
+    """
 
     stack: Sequence[Line]
     values: Sequence[int]
@@ -53,7 +55,7 @@ def encode(
     period_ns: int = 0,
     comments: Sequence[str] = (),
 ) -> bytes:
-    """The file. types: the last one is shown unless another one is asked for. period_ns: between two samples
+    """The file's bytes. types: pprof shows the last one by default. period_ns: between two samples
     of the last type. Equal arguments make equal bytes.
     """
     strings: dict[str, int] = {"": 0}
@@ -84,7 +86,7 @@ def encode(
 
     body = [_bytes(1, value_type(kind)) for kind in types]
     body += [_bytes(2, sample(of)) for of in samples]
-    # has_functions, has_filenames, has_line_numbers, has_inline_frames: pprof need not look into the program.
+    # has_functions, has_filenames, has_line_numbers, has_inline_frames: pprof needn't read the program.
     known = b"".join(_number(field, 1) for field in (7, 8, 9, 10))
     file, build_id = _number(5, text(program.file)), _number(6, text(program.build_id))
     body.append(_bytes(3, _number(1, 1) + file + build_id + known))

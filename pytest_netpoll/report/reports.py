@@ -1,4 +1,4 @@
-"""All reports of one pytest session: what they are made of, and when it is over their files."""
+"""Collects the records of one pytest session, and writes all reports at its end."""
 
 from __future__ import annotations
 
@@ -22,10 +22,8 @@ from pytest_netpoll.report.record import TestRecord
 
 
 class Reports:
-    """records: of the tests that were measured, in the order in which they ended.
-
-    lines: what is to be said of the files, and GitHub's annotations. complete: whether everything asked
-    for was written.
+    """records: of the measured tests, in the order in which they ended. lines: messages about the files, and
+    GitHub's annotations. complete: whether all requested files were written.
     """
 
     def __init__(self, options: Config, rootdir: Path) -> None:
@@ -38,7 +36,7 @@ class Reports:
         self._rootdir = rootdir
 
     def add_windows(self, late: TestRecord) -> None:
-        """Those of a test that closed after its call. late: a record of nothing else."""
+        """Adds a test's windows that closed after its call. late: a record with only these."""
         for known in reversed(self.records):
             if known["nodeid"] == late["nodeid"]:
                 windows = known.setdefault("windows", [])
@@ -48,12 +46,12 @@ class Reports:
         self.records.append(late)
 
     def write_artifacts(self, packed: Mapping[str, str]) -> None:
-        """Those of one test, as artifacts.packed gives them. What fails once is not tried again."""
+        """Writes one test's artifacts, from artifacts.packed. After a failure it doesn't try again."""
         if self._options.artifacts is None or not self._artifacts_complete:
             return
         try:
             artifacts.write(self._options.artifacts.directory, packed)
-            # Of a failed subtest and of its test they are the test's.
+            # A failed subtest's artifacts are its test's.
             self._tests_with_artifacts |= {path.partition("/")[0] for path in packed}
         except NetpollError as error:
             self.complete = self._artifacts_complete = False
@@ -64,7 +62,7 @@ class Reports:
         return revision_of(self._rootdir)
 
     def environment(self, agent: Mapping[str, Any]) -> dict[str, Any]:
-        """Where this was measured, as in the JSON report. agent: what the agent says of itself."""
+        """The environment in the JSON report. agent: what the agent reports about itself."""
         services = wording.all_services(self.records)
         told = dict(agent)
         return {
@@ -84,7 +82,7 @@ class Reports:
         }
 
     def write(self, environment: Mapping[str, Any], say_written: bool) -> None:
-        """The files asked for, and what GitHub Actions shows."""
+        """Writes the requested files, and the output for GitHub Actions."""
         asked: list[tuple[Callable[..., list[str] | None], Path]] = []
         if self._options.json is not None:
             asked.append((json_report.write, self._options.json))
@@ -102,7 +100,7 @@ class Reports:
             try:
                 told = write(path, environment, self.records)
             except NetpollError as error:
-                # The tests' own results stay; but who asked for a report must not take it for written.
+                # The tests' results stay, but a missing report that was requested has to show.
                 self.complete = False
                 self.lines.append(f"netpoll: {error}")
                 continue
@@ -123,7 +121,7 @@ class Reports:
                 if any(record.get("comparison") for record in self.records):
                     text = f"{delta.markdown(self.records, environment)}\n{text}"
                 github.append(Path(step_summary), text)
-            except NetpollError as error:  # nobody asked for it: no reason to fail
+            except NetpollError as error:  # nobody requested it, so it isn't a failure
                 self.lines.append(f"netpoll: {error}")
         if os.environ.get("GITHUB_ACTIONS") == "true":
             found = Checkout(self._rootdir, Path(os.environ.get("GITHUB_WORKSPACE") or self._rootdir))

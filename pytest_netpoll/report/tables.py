@@ -1,4 +1,4 @@
-"""The tables below the summary: now against a baseline, toolchains side by side, the spread over runs."""
+"""The tables below the summary: comparison with a baseline, toolchains side by side, spread over runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COMPARED = [metric.name for metric in in_report("baseline")]
 _SPREAD = [metric.name for metric in in_report("runs")]
 _TABLES: tuple[Report, ...] = ("baseline", "toolchains", "runs")
 _HEADINGS = wording.kept_longer({m.name: m for report in _TABLES for m in in_report(report)}.values())
-# CPU time is what says least of one test.
+# CPU time says least about a single test.
 *_DROPPED_FIRST, _LAST = sorted(_HEADINGS, key=lambda heading: heading != "CPU")
 _OUTCOMES = {"passed": "passed", "regressed": "WORSE", "unmeasured": "unmeasured", "new": "no baseline"}
 _MOST_CHANGES = 40  # lines below the table
@@ -28,7 +28,7 @@ Row = tuple[TestRecord, ServiceRecord]
 
 
 class Compared(NamedTuple):
-    """A test against its baseline. now: what was measured of its services this time."""
+    """A test against its baseline. now: its services as measured now."""
 
     nodeid: str
     comparison: ComparisonRecord
@@ -36,7 +36,7 @@ class Compared(NamedTuple):
 
 
 def compared(records: Iterable[TestRecord]) -> list[Compared]:
-    """Those of the tests that were."""
+    """The tests that were compared."""
     return [
         Compared(record["nodeid"], comparison, {s["name"]: sample(s) for s in record["services"]})
         for record in records
@@ -45,7 +45,7 @@ def compared(records: Iterable[TestRecord]) -> list[Compared]:
 
 
 def further_tables(records: Sequence[TestRecord], width: int) -> list[tuple[str, str]]:
-    """(title, table) for what there is to show; tables are not wider than `width`."""
+    """(title, table) for each table with content, not wider than `width`."""
     found: list[tuple[str, str]] = []
     tests = compared(records)
     if has_intervals(tests):
@@ -67,12 +67,12 @@ def further_tables(records: Sequence[TestRecord], width: int) -> list[tuple[str,
 
 
 def has_intervals(tests: Sequence[Compared]) -> bool:
-    """Whether any of them was measured in rounds enough, or in turns with a base."""
+    """Whether any test was measured in enough rounds, or in turns with a base."""
     return any(test.comparison.get("commit") or test.comparison.get("numbers") for test in tests)
 
 
 def delta_table(changes: Delta, width: int) -> str:
-    """What changed, worst first, with intervals; a line for all that did not; notes."""
+    """Changes with intervals, worst first; a line for all that did not change; notes."""
     lines = list(further_lines(changes))
     if changes.rows:
         columns = terminal_rows(changes)
@@ -84,7 +84,7 @@ def delta_table(changes: Delta, width: int) -> str:
 
 
 def comparison_table(tests: Sequence[Compared], width: int, judged: Sequence[TestRecord] = ()) -> str:
-    """ "0.0 % → 49.6 %" for each test and service, those that got worse first; what else changed; notes.
+    """ "0.0 % → 49.6 %" for each test and service, regressions first; then other changes and notes.
 
     judged: the tests as they are now, whose limited metrics are shown, too.
     """
@@ -101,7 +101,7 @@ def comparison_table(tests: Sequence[Compared], width: int, judged: Sequence[Tes
         if metric in _COMPARED or metric in worse or metric in limited
     }
     columns["verdict"] = [_outcome(*row) for row in rows]
-    # What got worse stays, however narrow the terminal.
+    # Regressions are shown however narrow the terminal is.
     needed = set(map(wording.heading, {*worse, *limited}))
     dropped_first = [heading for heading in _DROPPED_FIRST if heading not in needed]
     places = [(test.nodeid, name) for test, name in rows]
@@ -115,14 +115,14 @@ def comparison_table(tests: Sequence[Compared], width: int, judged: Sequence[Tes
         for note in test.comparison["notes"]:
             notes.setdefault(note, []).append(test.nodeid)
     for note, nodeids in notes.items():
-        # The same for many tests: said once.
+        # The same note on many tests is printed once.
         where = nodeids[0] if len(nodeids) == 1 else f"{len(nodeids):,} tests"
         lines.append(wording.one_line(f"{where}: {note}"))
     return "\n".join(lines)
 
 
 def _judged(records: Iterable[TestRecord]) -> set[str]:
-    """The metrics that a limit is about, or that broke one."""
+    """The metrics that are limited, or that broke a limit."""
     broken = {wording.base_of(fault["metric"]) for record in records for fault in record["breaches"]}
     limited = {metric for record, service in _rows(records) for metric in wording.judged(record, service)}
     return limited | (broken & METRICS.keys())
@@ -144,7 +144,7 @@ def toolchain_table(records: Sequence[TestRecord], width: int) -> str:
     for row in _rows(records):
         if row[0].get("toolchain"):
             groups.setdefault(wording.without_toolchain(row[0]), []).append(row)
-    # Of one test together, though pytest runs all tests of one toolchain before the next.
+    # Group the rows of a test, although pytest runs all tests of one toolchain before the next.
     rows = [row for group in groups.values() for row in group]
     limited = _judged(records)
     columns = {
@@ -179,7 +179,7 @@ def _spread_table(rows: Sequence[Row], width: int) -> str:
     others = [", ".join(_other_limits(row)) for row in rows]
     if any(others):
         columns["other limits"] = others
-    # What no limit is about goes first.
+    # Unlimited metrics are dropped first.
     judged = {wording.heading(metric) for row in rows for metric in wording.judged(*row)}
     dropped_first = sorted((*_DROPPED_FIRST, _LAST), key=judged.__contains__)
     places = [(record["nodeid"], service["name"]) for record, service in rows]
@@ -187,7 +187,7 @@ def _spread_table(rows: Sequence[Row], width: int) -> str:
 
 
 def _other_limits(row: Row) -> Iterator[str]:
-    """ "stale_retries 3 to 5" of what limits are about and has no column."""
+    """ "stale_retries 3 to 5", for limited metrics that have no column."""
     for metric in wording.judged(*row):
         if metric not in _SPREAD:
             yield f"{metric} {wording.spread_of(row[1], metric)}"
@@ -199,7 +199,7 @@ def _table(
     width: int,
     dropped_first: Sequence[str],
 ) -> str:
-    """places: of each row the test and the service."""
+    """places: the test and service of each row."""
     services = [wording.one_line(name) for _, name in places]
     if len(set(services)) > 1:
         columns = {"service": services, **columns}

@@ -1,4 +1,4 @@
-"""What pytest's terminal shows: a line in the header, a table of all tests, a section for each failure."""
+"""The output in pytest's terminal: a header line, a table of all tests, a section for each failure."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ MOST_PASSED = 40  # tests in the table
 MOST_OTHERS = 200
 SECTION_LINES = 24
 MOST_OFFENDERS = 3
-_LEAST_SHARE = 0.05  # of an entry that isn't the first of its kind
-_MOST_SHARE = 0.95  # of callers that explain it all
+_LEAST_SHARE = 0.05  # lines the least share of an entry that isn't the first of its kind
+_MOST_SHARE = 0.95  # the share from which callers explain it all
 MOST_FRAMES = 6
-_LEAST_FRAMES = 2  # of what explains most, before it gives way to numbers
+_LEAST_FRAMES = 2  # frames of the first entry that take precedence over numbers
 MOST_ARTIFACTS = 16
 
 _SERVICE_CELLS = 16
-# What the parts of a row are parts of, where that is not the metric: they may well be more than it.
+# What the parts of a row are parts of, if not the metric; they may add up to more than it.
 _PARTS_OF = {"events": "directions (read, write): "}
 
 # The row of a broken limit -> the metrics, or percentiles, of other rows that say more about it.
@@ -46,7 +46,7 @@ _BESIDE: Mapping[str, tuple[str, ...]] = {
     "waits": ("cpu_seconds",),
     "CPU": ("p_utilization",),
 }
-# The same of a rule's family.
+# The same for a rule's family.
 _RULE_ROWS = {
     "NP1": "wakeups",
     "NP2": "I/O calls",
@@ -79,7 +79,7 @@ def header_line(config: Config, *details: str) -> str:
 def summary_table(
     records: Sequence[TestRecord], width: int, environment: Mapping[str, Any] | None = None
 ) -> str | None:
-    """A row for each test and service, the bad ones first, not wider than `width` >= 60 columns.
+    """A row for each test and service, failures first, not wider than `width` >= 60 columns.
 
     None without records. environment: as in the JSON report; of it "kernel", "bcc" and "attached" are shown.
     """
@@ -209,7 +209,7 @@ def _title(service: ServiceRecord, prefix: str = "") -> str:
 
 
 def _artifacts(record: TestRecord, width: int) -> list[str]:
-    """Commands, to be copied: they are not wrapped."""
+    """The artifacts' commands; not wrapped, because users copy them."""
     kept = record.get("artifacts")
     if kept is None:
         return []
@@ -227,7 +227,7 @@ def _artifacts(record: TestRecord, width: int) -> list[str]:
 
 
 def _add_entries(screen: _Screen, entries: Sequence[wording.Entry], width: int, reserved: int = 0) -> None:
-    """As many as there is room for: none that explains less in the place of one that explains more."""
+    """Adds as many entries as fit, never one that explains less instead of one that explains more."""
     shown = _leading(entries)
     screen.left_out += len(entries) - len(shown)
     for number, entry in enumerate(shown[:MOST_OFFENDERS]):
@@ -241,7 +241,7 @@ def _add_entries(screen: _Screen, entries: Sequence[wording.Entry], width: int, 
 
 
 def _leading(entries: Sequence[wording.Entry]) -> Sequence[wording.Entry]:
-    """Without those that explain little, and without CPU and network if timers woke the goroutines."""
+    """Drops entries that explain little, and those on CPU and network if timers woke the goroutines."""
     timers = bool(entries) and entries[0].kind == "ready" and (entries[0].share or 0) >= _MOST_SHARE
     shown: list[wording.Entry] = []
     for entry in entries:
@@ -257,7 +257,7 @@ def _head(entry: wording.Entry, width: int) -> list[str]:
 
 
 def _least(entry: wording.Entry, width: int) -> int:
-    """Lines that are enough of it: what it is, and the innermost frames."""
+    """The fewest useful lines of an entry: its text and the innermost frames."""
     return len(_head(entry, width)) + min(len(entry.stack), _LEAST_FRAMES)
 
 
@@ -268,7 +268,7 @@ def _add_window(screen: _Screen, window: WindowRecord, service: ServiceRecord, w
         screen.add(cells.wrap(wording.one_line(f"{name}, {service['name']}: not measured: {why}"), width))
         return
     blocks = wording.evidence_in(service)
-    # Of a window that has no room for its numbers the evidence would be anybody's.
+    # If a window's numbers don't fit, its evidence would seem to belong to another one.
     numbers = _numbers(service, width)
     if numbers and not screen.add([_title(service, f"{name}, "), *numbers], at_least=2):
         screen.left_out += len(blocks)
@@ -277,7 +277,7 @@ def _add_window(screen: _Screen, window: WindowRecord, service: ServiceRecord, w
 
 
 def _read_first(window: WindowRecord) -> list[ServiceRecord]:
-    """The services whose numbers the test asked for, the last one first; all where it asked for none."""
+    """The services whose numbers the test asked for, the last one first; all if it asked for none."""
     read = window["read"][::-1]
     services = [service for service in window["services"] if not read or service["name"] in read]
     return sorted(services, key=lambda service: read.index(service["name"]) if read else 0)
@@ -294,7 +294,7 @@ def _causes(record: TestRecord, width: int) -> list[str]:
 
 
 class _Screen:
-    """Lines, as many as fit before those at the end; counts the blocks that did not."""
+    """Collects lines that fit before those at the end; counts the blocks that did not fit."""
 
     def __init__(self, end: list[str]) -> None:
         self.left_out = 0
@@ -307,8 +307,8 @@ class _Screen:
         return SECTION_LINES - 1 - len(self._end) - len(self._lines)
 
     def add(self, block: list[str], at_least: int | None = None, reserved: int = 0) -> bool:
-        """Whether it had room. at_least: so many lines of the block are better than none of it.
-        reserved: lines that have to stay free.
+        """Adds a block; returns whether it fit. at_least: so many lines of it are better than none. reserved:
+        lines that have to stay free.
         """
         room = max(self.room - reserved, 0)
         if len(block) <= room or (at_least is not None and at_least <= room):
@@ -369,9 +369,8 @@ def _numbers(
     matter: Set[str] | None = None,
     dropped: int = 0,
 ) -> list[str]:
-    """What was counted, of the metrics that matter, without those shown as 0: they explain nothing.
-
-    dropped: so many rows less, the last ones that have none of the broken metrics.
+    """The metrics that matter, without those shown as 0, which explain nothing. dropped: how many rows to
+    leave out, the last ones without broken metrics.
     """
     metrics = service["metrics"]
     rows: list[list[str]] = []
@@ -384,14 +383,14 @@ def _numbers(
         detail = ", ".join(filter(None, [first, rest and _PARTS_OF.get(name, "") + rest]))
         lead = total if total is not None and (matter is None or total.name in matter) else None
         if lead is not None and metrics.get(lead.name) == 0 and lead.unit == "count":
-            continue  # then its ratios are other rows' numbers
+            continue  # then its ratios belong to other rows
         if detail or (lead is not None and _counted(lead, metrics.get(lead.name))):
             if not any(metric.name in broken for metric in (total, *parts) if metric is not None):
                 others.append(len(rows))
             rows.append([name, lead.format(metrics.get(lead.name)) if lead else "", detail])
     left_out = others[-dropped:] if dropped else []
     rows = [row for number, row in enumerate(rows) if number not in left_out]
-    # What times are made of is the first thing to go where no limit is about times.
+    # The parts of times are dropped first if no limit is about times.
     about_times = any(METRICS[name].family in wording.TIMED for name in broken & METRICS.keys())
     timed = about_times or (matter is None and not dropped)
     budgets = [f"  {text}" for text in wording.budgets_of(service)] if timed else []
@@ -427,7 +426,7 @@ def _remark(service: ServiceRecord, metric: str) -> str:
 def _frames(stack: Sequence[FrameRecord], width: int) -> list[str]:
     """ "    server/fault_dup.go:33  main.(*watcher).run", one a line."""
     shown = stack[:MOST_FRAMES]
-    # A third for the function, whose end names it: main.(*watcher).run.
+    # A third of the width for the function, whose end names it: main.(*watcher).run.
     most = max(width * 2 // 3 - 4, 1)
     locations = [cells.cut(wording.frame_location(frame), most) for frame in shown]
     column = max(map(cells.width_of, locations), default=0)

@@ -1,4 +1,4 @@
-"""A window as a trace in Chrome's trace-event format, which Perfetto and chrome://tracing open.
+"""Writes a window in Chrome's trace-event format, which Perfetto and chrome://tracing open.
 
 https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU: times are in µs.
 """
@@ -18,14 +18,14 @@ from pytest_netpoll.model.trace import SPURIOUS, Event, Poll, Ready, Stack, Trac
 
 TraceEvent = dict[str, Any]
 
-# Goroutines have tracks of their own, as threads of a process that is none: beyond the largest pid.
+# Goroutines get tracks of their own, as threads of a made-up process with a number beyond the largest pid.
 _GOROUTINES = 1 << 22
-_READY_NS = 1000  # a ready call is shown that long, if nothing follows sooner
+_READY_NS = 1000  # a ready call is drawn this long, unless the next slice begins sooner
 _EVENTS = {0x1: "EPOLLIN", 0x4: "EPOLLOUT", 0x8: "EPOLLERR", 0x10: "EPOLLHUP", 0x2000: "EPOLLRDHUP"}
 
 
 def encode(trace: Trace, measurement: Measurement, nodeid: str) -> bytes:
-    """JSON. measurement: of the same window, whose numbers stand in otherData beside what was recorded."""
+    """The trace as JSON. measurement: of the same window; its numbers are in otherData."""
     counted = {name: getattr(measurement, name) for name in trace.counts}
     other = {
         "test": nodeid,
@@ -183,7 +183,7 @@ def _counters(trace: Trace, measurement: Measurement) -> Iterator[TraceEvent]:
     since = 0.0
     for point in measurement.timeline:
         if point.throttled_ns is not None and measurement.pid is not None:
-            # Of the interval that ends at the point.
+            # For the interval that ends at the point.
             yield _counter("ms throttled", measurement.pid, round(since * 1e6), point.throttled_ns / 1e6)
         since = point.t_ms
 
@@ -194,7 +194,7 @@ def _dropped(trace: Trace) -> Iterator[TraceEvent]:
         yield {
             "ph": "i",
             "s": "g",
-            "name": f"from here on {trace.dropped} records were dropped",
+            "name": f"{trace.dropped} records were dropped from here on",
             "cat": "dropped",
             "pid": 0,
             "tid": 0,
@@ -203,7 +203,7 @@ def _dropped(trace: Trace) -> Iterator[TraceEvent]:
 
 
 def _start(began: int | None, at: int) -> int:
-    """Of a slice: not before the window opened, nor after its end."""
+    """A slice's start: not before the window opened, nor after the slice's end."""
     return min(max(began or 0, 0), at)
 
 
@@ -227,7 +227,7 @@ def _slice(
 def _arrow(
     kind: str, number: int, source: tuple[int, int, int], target: tuple[int, int, int]
 ) -> Iterator[TraceEvent]:
-    """Between the slices that are there at these (pid, tid, ns)."""
+    """An arrow between the slices at two places, each (pid, tid, ns)."""
     for phase, (pid, tid, at) in ({"ph": "s"}, source), ({"ph": "f", "bp": "e"}, target):
         yield {**phase, "name": kind, "cat": kind, "id": number, "pid": pid, "tid": tid, "ts": at / 1e3}
 
@@ -240,7 +240,7 @@ def _outcome(returned: int) -> str:
     return str(returned) if returned >= 0 else errno.errorcode.get(-returned, str(returned))
 
 
-@functools.lru_cache(1024)  # many events have few stacks
+@functools.lru_cache(1024)  # few stacks recur in many events
 def _where(stack: Stack) -> Sequence[str]:
     """["main.serve server.go:12"], innermost first."""
     return [f"{frame.function} {frame.file}:{frame.line}" for frame in stack]

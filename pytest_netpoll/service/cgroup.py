@@ -12,7 +12,7 @@ from pytest_netpoll.service.spec import process_name
 
 
 class Program(NamedTuple):
-    """What runs in a process. go_version: None where it is not Go's, and therefore not measured."""
+    """A process's program. go_version: None if it isn't Go's and so isn't measured."""
 
     pid: int
     name: str
@@ -22,18 +22,18 @@ class Program(NamedTuple):
 class Cgroup:
     """A cgroup v2 and those below it; what a Meter can measure (meter.processes.Watched).
 
-    Children are followed from their first moment by the kernel, in whatever program their parent
-    runs: hence all processes are watched, those that are not Go's, too. Only what is moved into the
-    cgroup from outside has to be looked for. A process that leaves it stays watched.
+    The kernel follows children from their first moment, whatever program their parent runs, so all processes
+    are watched, also those that aren't Go's. Only processes moved into the cgroup from outside have to be
+    searched for. A process that leaves the cgroup stays watched.
     """
 
-    stopped = True  # none of its processes has to be there: they come and go
+    stopped = True  # no process has to exist: they come and go
     executable = ""
     go_version = None
     gomaxprocs = None  # each process has its own
 
     def __init__(self, path: Path) -> None:
-        """UsageError where there is no such cgroup."""
+        """UsageError if there is no such cgroup."""
         if not (path / "cgroup.procs").is_file():
             raise UsageError(
                 f"{path} is not a cgroup",
@@ -54,14 +54,14 @@ class Cgroup:
 
     @property
     def programs(self) -> list[Program]:
-        """What its processes run now: a shell may have become the service meanwhile."""
+        """The programs of its processes now: a shell may have exec'ed the service meanwhile."""
         return [Program(pid, process_name(pid), go_version_of(f"/proc/{pid}/exe")) for pid in self._pids]
 
     def check_alive(self, when: str) -> None:
-        """Always fine."""
+        """Does nothing: a cgroup can't die."""
 
     def arrived(self) -> list[int]:
-        """The processes that are there and were not the last time."""
+        """The processes that are new since the last call."""
         before, self._pids = self._pids, self._present()
         return [pid for pid in self._pids if pid not in before]
 
@@ -71,7 +71,7 @@ class Cgroup:
             try:
                 with open(os.path.join(directory, "cgroup.procs")) as file:  # noqa: PTH118 - many times a second
                     pids += map(int, file)
-            except OSError:  # gone meanwhile, or of threads
+            except OSError:  # gone meanwhile, or a threaded cgroup
                 continue
         # 0 stands for a process of another pid namespace.
         return [pid for pid in pids if pid not in (0, os.getpid())]

@@ -1,4 +1,4 @@
-"""Which process a container is: asked of docker or podman, and proven to be one of this machine."""
+"""Finds a container's process by asking docker or podman, and proves that it is on this machine."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ ENGINES = ("docker", "podman")
 ANSWER_SECONDS = 20.0  # for a question
 RESTART_SECONDS = 60.0  # an engine gives the old process 10 s before it kills it
 
-# As docker and podman restrict names; an id fits, too. What begins with a dash would be an option.
+# Names that docker and podman allow; ids match, too. A leading dash would be an option.
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 _NO_SUCH = re.compile(r"no such (container|object)", re.IGNORECASE)
 
 
 class _State(NamedTuple):
-    """What the engine says of a container."""
+    """The engine's answer about a container."""
 
     id: str
     status: str
@@ -39,15 +39,16 @@ class _State(NamedTuple):
 
 @dataclass(frozen=True)
 class Container:
-    """A container that an engine knows. engine: its command. Nothing is remembered: it is asked each time."""
+    """A container that an engine knows. engine: its command. Nothing is cached: the engine is asked each
+    time.
+    """
 
     name: str
     engine: str
 
     def pid(self) -> int:
-        """Of its first process, which may be a shell or an init with the service below it.
-
-        Raises ServiceError where it is not running, or where the number means nothing on this machine.
+        """The pid of its first process, which may be a shell or an init with the service below it. Raises
+        ServiceError if it isn't running, or the pid isn't on this machine.
         """
         state = _inspect(self.engine, self.name)
         if state is None:
@@ -87,11 +88,11 @@ class Container:
         )
 
     def restart(self) -> None:
-        """Returns when the engine has started it again. Raises ServiceError."""
+        """Restarts it and waits until the engine has started it. Raises ServiceError."""
         _ask(self.engine, "restart", self.name, seconds=RESTART_SECONDS)
 
     def output(self, began: str) -> bytes:
-        """What it printed since `began`, as of `began`; nothing where the engine does not keep it."""
+        """Its output since `began`, a time from `began()`; empty if the engine doesn't keep it."""
         with contextlib.suppress(ServiceError):
             return _ask(self.engine, "logs", "--since", began, self.name, merged=True).encode()
         return b""
@@ -106,7 +107,7 @@ def find(name: object, engine: object = None) -> Container:
     """The container of that name, with the engine that knows it.
 
     engine: "docker", "podman" or the path of one; None for whichever knows the name.
-    Raises UsageError for what is no name, ServiceError where no engine knows it, or both do.
+    Raises UsageError for an invalid name, ServiceError if no engine knows it, or both do.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise UsageError("go_service: container= must be the name or id of a container", why=f"got {name!r}")
@@ -127,7 +128,7 @@ def find(name: object, engine: object = None) -> Container:
         except ServiceError as error:
             refused[command] = error
             continue
-        if state is not None:  # podman may call itself docker, too: one container, then
+        if state is not None:  # podman may also be installed as docker: then it is one container
             found.setdefault(state.id, Container(name, command))
     if len(found) > 1:
         engines = [container.engine for container in found.values()]
@@ -144,18 +145,20 @@ def find(name: object, engine: object = None) -> Container:
 
 
 def began(pid: int) -> str:
-    """When the process began, as engines read times; it printed nothing before."""
+    """When the process began, in the engines' format; it printed nothing before."""
     stat = guardian.stat(pid)
     if stat is None:
-        return "0s"  # before now: it has ended already
+        return "0s"  # it has ended already: anything before now
     booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-    # A tick earlier: it may have begun within one, and two clocks are read here.
+    # A tick earlier, since ticks are coarse and two clocks are read here.
     seconds = booted + (stat.start - 1) / os.sysconf("SC_CLK_TCK")
     return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).isoformat()
 
 
 def check_go(name: str, pid: int) -> None:
-    """ServiceError where a Go program is neither the process nor below it; nothing where one is hidden."""
+    """Raises ServiceError if neither the process nor its descendants are a Go program; doesn't if one is
+    hidden.
+    """
     stat = guardian.stat(pid)
     programs = []
     for member in sorted(guardian.family({pid: stat.start})) if stat is not None else ():
@@ -190,7 +193,7 @@ def _unknown(name: str, asked: list[str], refused: Iterable[ServiceError]) -> Se
 
 
 def _inspect(engine: str, name: str) -> _State | None:
-    """None where the engine has no such container; ServiceError where it does not say."""
+    """The container's state; None if the engine has no such container. ServiceError if it doesn't answer."""
     try:
         answer = _ask(engine, "container", "inspect", name)
     except _Failed as error:
@@ -212,7 +215,7 @@ def _inspect(engine: str, name: str) -> _State | None:
 
 
 class _Failed(ServiceError):
-    """The engine ended with an error. said: what it printed."""
+    """The engine ended with an error. said: its output."""
 
     def __init__(self, engine: str, arguments: tuple[str, ...], said: str) -> None:
         self.said = said
@@ -226,7 +229,7 @@ class _Failed(ServiceError):
 
 
 def _ask(engine: str, *arguments: str, seconds: float | None = None, merged: bool = False) -> str:
-    """What it prints. Raises _Failed for an error of the engine's, ServiceError where it does not answer."""
+    """The engine's output. Raises _Failed if it ends with an error, ServiceError if it doesn't answer."""
     seconds = seconds or ANSWER_SECONDS
     try:
         run = subprocess.run(
@@ -262,9 +265,8 @@ def _condition(state: _State) -> str:
 
 
 def _is_of(pid: int, container: str) -> bool:
-    """Whether the process is the container's: its cgroup, else the engine's process above it, names the id.
-
-    An engine elsewhere (DOCKER_HOST, a virtual machine) gives numbers that are other processes here.
+    """Whether the process is the container's: its cgroup, or the engine's process above it, names the id. The
+    pids of an engine elsewhere (DOCKER_HOST, a virtual machine) belong to other processes here.
     """
     stat = guardian.stat(pid)
     if pid <= 0 or stat is None:

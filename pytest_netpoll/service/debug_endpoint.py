@@ -1,4 +1,4 @@
-"""What a Go service reports about itself through net/http/pprof."""
+"""Fetches what a Go service reports about itself through net/http/pprof."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from pytest_netpoll.errors import Reason, UsageError
 
-PATIENCE = 10.0  # seconds for an answer, beyond those that it is to be about
-MOST_SECONDS = 10  # of a profile
-MOST_BYTES = 32 << 20  # of an answer
+PATIENCE = 10.0  # seconds to wait for an answer, beyond those that it covers
+MOST_SECONDS = 10  # that a profile covers, at most
+MOST_BYTES = 32 << 20  # at most, of an answer
 _CHUNK = 64 << 10
 _FIX = 'serve net/http/pprof there, or give its path: go_service(…, pprof="/debug/pprof")'
 
@@ -33,7 +33,7 @@ class View(NamedTuple):
 
 
 GOROUTINES = View("goroutine", "goroutine.pb.gz", "all goroutines, halfway through a repeated call")
-# Those of a stretch of time.
+# The views that cover a stretch of time.
 STRETCHES = (
     View("profile", "profile.pb.gz", "CPU profile of a repeated call"),
     View("mutex", "mutex.pb.gz", "contended mutexes in a repeated call"),
@@ -48,7 +48,7 @@ class Taken(NamedTuple):
 
 
 class Recording:
-    """Of one service, from now on for `seconds`; asks for all at once, and in threads of its own."""
+    """Fetches a service's views for the next `seconds`, all at once, each in a thread."""
 
     def __init__(self, url: str, seconds: float) -> None:
         self.seconds = min(math.ceil(seconds), MOST_SECONDS)
@@ -59,7 +59,7 @@ class Recording:
             self._ask(view, f"?seconds={self.seconds}")
 
     def results(self) -> tuple[list[Taken], list[Reason]]:
-        """What came, once all of it has, and why the rest did not."""
+        """Waits for all views; returns those that came, and why the others are missing."""
         taken, missing = [], []
         for view, answer in self._asked:
             try:
@@ -79,19 +79,19 @@ class Recording:
             except Exception as error:
                 answer.set_exception(error)
 
-        # Not of a pool, whose threads pytest would wait for at Ctrl-C.
+        # Not from a pool: pytest would wait for its threads at Ctrl-C.
         threading.Thread(target=wait, name="netpoll-pprof", daemon=True).start()
         self._asked.append((view, answer))
 
 
 class Refused(Exception):
-    """In words."""
+    """The endpoint didn't send the view; the message says why."""
 
 
 def get(url: str, magic: bytes, patience: float) -> bytes:
-    """The body of an answer that begins with `magic`; Refused says what came instead."""
+    """The body bytes of an answer, which must begin with `magic`; Refused says what came instead."""
     deadline = time.monotonic() + patience
-    # Without the environment's proxies: it is a service of ours.
+    # Without the environment's proxies: it is our own service.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=patience) as answer:
@@ -127,7 +127,7 @@ def _read(read: Callable[[int], bytes], deadline: float) -> bytes:
 
 
 def checked(place: object) -> str | None:
-    """pprof= of go_service: a path at the service's address, or a URL."""
+    """Checks pprof= of go_service: a path at the service's address, or a URL."""
     if place is None:
         return None
     if isinstance(place, str) and place.startswith(("/", "http://", "https://")):

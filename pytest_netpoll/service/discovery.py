@@ -1,4 +1,4 @@
-"""Finds the running process that `go_service(port=…)` or `go_service(process=…)` means: one, or an error."""
+"""Finds the one running process for `go_service(port=…)` or `go_service(process=…)`."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from pytest_netpoll.service.patience import QUIET_SECONDS, Say
 
 LOOK_AGAIN = 0.1  # seconds
 
-# What listens for a container on the host is not the container's service.
+# Proxies that listen on the host for a container aren't the service.
 PORT_FORWARDERS = ("docker-proxy", "rootlessport", "slirp4netns", "pasta")
 
 
 class Search(NamedTuple):
-    """What to look for, in words, and where: `look` gives the pids, and of how many nothing could be seen."""
+    """What to search for, in words, and how: `look` returns the pids, and how many processes were hidden."""
 
     what: str
     look: Callable[[], tuple[list[int], int]]
 
 
 def by_port(port: object) -> Search:
-    """The process that listens for TCP on the port: here, else in other network namespaces."""
+    """Searches for the process that listens on the TCP port: here, else in other network namespaces."""
     if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 1 << 16:
         raise UsageError("go_service: port= must be a TCP port", why=f"got {port!r}")
     return Search(f"process that listens on TCP port {port}", lambda: _listening(port))
 
 
 def by_name(name: object) -> Search:
-    """The process whose program has the name, or the path where there is a slash in it."""
+    """Searches for the process whose program has the name, or the path if it contains a slash."""
     if not isinstance(name, str) or not name.strip():
         raise UsageError(
             "go_service: process= must be the name of a program, or its path", why=f"got {name!r}"
@@ -44,9 +44,8 @@ def by_name(name: object) -> Search:
 
 
 def find(search: Search, timeout: float, say: Say | None) -> int:
-    """The pid; of a process and its children the process. Waits for it for up to `timeout` seconds.
-
-    Raises ServiceError where there is none, or several that have nothing to do with each other.
+    """Returns the pid; of a process and its children, that of the process. Waits up to `timeout` seconds.
+    Raises ServiceError if there is none, or several unrelated ones.
     """
     begin = time.monotonic()
     said = say is None
@@ -93,7 +92,7 @@ def _listening(port: int) -> tuple[list[int], int]:
             f"process {forwarders[0]} is {_name(forwarders[0])}, which forwards the port to a container",
             fix="give the service itself: the port that it has inside, process=NAME, or pid=",
         )
-    # Each container may have this port; without being told otherwise, it is ours that is meant.
+    # Each container may have this port; by default it means one in our namespace.
     return here or elsewhere, hidden
 
 
@@ -108,7 +107,7 @@ def _named(name: str) -> list[int]:
 
 
 def _outermost(pids: Sequence[int]) -> list[int]:
-    """Without those that descend from another one: a service is watched with all its children."""
+    """The processes that don't descend from another one: a service is watched with all its children."""
     found = []
     for pid in pids:
         try:

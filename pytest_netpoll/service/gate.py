@@ -1,8 +1,8 @@
 """What a service's process runs until its program may begin: see launch.py, which starts this as a script.
 
-The process already is the service's in all else: its number, session, directory and files. It says that it is
-there, waits, and becomes the program. From then on it is watched, so it waits without a call that the probe
-counts as I/O. Each launch waits for Python to start, so it imports as little as it can.
+In all else the process is the service's already: pid, session, directory and files. It reports that it is
+ready, waits, and execs the program. It is already watched while it waits, so it waits without a call that the
+probe counts as I/O. Each launch waits for Python to start, so it imports as little as it can.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import select
 import sys
 
-HERE = b"here"  # said when it waits; what it says after that is the error number of a program that cannot run
+HERE = b"here"  # sent when it waits; anything sent later is the errno of a program that can't run
 
 
 def main() -> None:

@@ -1,9 +1,8 @@
 """Ends services, including those of a pytest that was killed before it could.
 
-Run as a script this file is the guardian: a process beside pytest that is told every service and,
-once pytest is gone, ends those still left. A fork of it stands by in case it is killed. It imports the
-standard library only and starts with `-I -S`, so that nothing in the user's environment can break it or
-slow it down.
+Run as a script, this file is the guardian: a process beside pytest that learns of every service and, once
+pytest is gone, ends those that are left. A fork of it stands by in case it is killed. It imports only the
+standard library and starts with `-I -S`, so that the user's environment can't break or slow it.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ if TYPE_CHECKING:
 GUARDIAN_GRACE = 1.0  # seconds between SIGTERM and SIGKILL when pytest is already gone
 KILL_PATIENCE = 2.0  # seconds for the kernel to carry out a SIGKILL
 
-READY = b"ready\n"  # what the guardian says when it watches
+READY = b"ready\n"  # sent by the guardian when it is ready
 
-# In a service's environment, with a value of its own: what is left of it in a session of its own when its
-# parent is gone, as a daemon is, is known by nothing else.
+# Set in a service's environment to a unique value: the only way to recognize a daemon, which has a session of
+# its own and whose parent is gone.
 MARK = "PYTEST_NETPOLL_SERVICE"
 
 
@@ -42,7 +41,7 @@ class Stat(NamedTuple):
 
 
 def stat(pid: int) -> Stat | None:
-    """The process as the kernel sees it (zombies too), None when there is none."""
+    """The process as the kernel sees it, zombies too; None if there is none."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             # The name in parentheses may itself hold spaces and parentheses: cut at the last one.
@@ -53,18 +52,17 @@ def stat(pid: int) -> Stat | None:
 
 
 def family(known: Mapping[int, int], marks: Collection[str] = ()) -> dict[int, int]:
-    """The living processes that belong to `known`; both are {pid: start time}.
-
-    These are the known processes, all of the sessions they lead (a child stays in the session when its
-    parent dies), all that have one of the marks in their environment, and all descendants of these. A number
-    that the kernel gave to another process since (the start time differs) counts for nothing.
+    """The living processes that belong to `known`; both are {pid: start time}. These are the known processes,
+    their sessions' processes (a child stays in the session when its parent dies), all that have one of the
+    marks in their environment, and all descendants of these. Reused pids, whose start time differs, don't
+    count.
     """
-    # Called every few ms: Path objects for all of /proc would be most of its cost.
+    # Called every few ms, so avoid creating Path objects for all of /proc.
     pids = (int(name) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208
     table = {pid: entry for pid in pids if (entry := stat(pid))}
     reused = {pid for pid, start in known.items() if pid in table and table[pid].start != start}
     roots = known.keys() - reused
-    # In full: part of a variable, or an empty mark, is no reason to end a stranger.
+    # Compare the full variable: part of it, or an empty mark, must not end a stranger.
     wanted, oldest = {f"{MARK}={mark}".encode() for mark in marks if mark}, min(known.values(), default=0)
     if wanted:
         roots |= {pid for pid, entry in table.items() if entry.start >= oldest and _bears(pid, wanted)}
@@ -90,15 +88,15 @@ def _bears(pid: int, marks: Collection[bytes]) -> bool:
 
 
 def end(leaders: Mapping[int, int], grace: float, marks: Collection[str] = ()) -> set[int]:
-    """End the families of `leaders` ({pid: start time}, session leaders) and of what bears their marks.
+    """Ends the families of `leaders` ({pid: start time}, session leaders) and all processes with the marks.
 
-    SIGTERM to all, then SIGKILL to those left after `grace` seconds. Returns the pids that even
-    SIGKILL did not end: another user's, or stuck in the kernel.
+    SIGTERM to all, then SIGKILL to those left after `grace` seconds. Returns the pids that even SIGKILL did
+    not end: other users', or stuck in the kernel.
     """
     known = dict(leaders)
     for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, KILL_PATIENCE)):
         alive = family(known, marks)
-        # Once only: what a service starts in order to shut down cleanly must not be hit by it.
+        # Only once: processes that a service starts to shut down cleanly must not get it.
         _send(number, leaders, alive)
         deadline = time.monotonic() + patience
         delay = 0.002
@@ -107,7 +105,7 @@ def end(leaders: Mapping[int, int], grace: float, marks: Collection[str] = ()) -
                 break
             time.sleep(delay)
             delay = min(delay * 1.5, 0.05)
-            # Remembered, for a descendant in a session of its own is lost with its parent.
+            # Remembered, because a descendant in a session of its own is lost with its parent.
             known |= alive
             alive = family(known, marks)
             if number == signal.SIGKILL:
@@ -131,7 +129,7 @@ def _send(number: int, leaders: Iterable[int], alive: Iterable[int]) -> None:
 
 
 class NoGuardian(Exception):
-    """There is no guardian; the message says why. said: what it printed instead of doing its work."""
+    """There is no guardian; the message says why. said: what it printed instead."""
 
     def __init__(self, why: str, said: str = "") -> None:
         super().__init__(why)
@@ -139,7 +137,7 @@ class NoGuardian(Exception):
 
 
 class Guardian:
-    """The side in pytest: keeps the guardian process told of what must not outlive us."""
+    """pytest's side: tells the guardian process what must not outlive pytest."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
@@ -147,32 +145,34 @@ class Guardian:
         self._directories: list[Path] = []
 
     def start(self) -> None:
-        """Returns when it watches; called before what it is to end is started. Raises NoGuardian."""
+        """Starts the guardian and waits until it is ready; call it before starting a service. Raises
+        NoGuardian.
+        """
         if self.process is not None and self.process.poll() is None:
             return
         self.process = _start_guardian()
-        # Those of one that somebody killed are the next one's.
+        # A new guardian takes over the processes of one that was killed.
         directories = map(_directory_line, self._directories)
         if not self._write("".join([*directories, *map(self._line, self.leaders)])):
             raise NoGuardian("it was killed at once")
 
     def expect(self, mark: str) -> None:
-        """What bears the mark is to be ended, though it has not started yet. Raises NoGuardian."""
+        """Announces a process with the mark, before it has started. Raises NoGuardian."""
         self._set(mark, None)
 
     def add(self, mark: str, pid: int, start: int) -> None:
-        """The session leader that bears the mark. Raises NoGuardian: then nobody else will end it."""
+        """Adds the session leader with the mark. Raises NoGuardian: then nothing else will end it."""
         self._set(mark, (pid, start))
 
     def remove(self, mark: str) -> None:
         if mark in self.leaders:
             del self.leaders[mark]
-            # Whoever is added next will say so; this one has ended.
+            # Ignored here, since this service has ended; the next one added will report it.
             with contextlib.suppress(NoGuardian):
                 self._tell(f"-{mark}\n")
 
     def remove_later(self, directory: Path) -> None:
-        """It is to be removed, when the services have ended, also where we are killed. Raises NoGuardian."""
+        """Removes a directory once the services have ended, even if pytest is killed. Raises NoGuardian."""
         self._directories.append(directory.absolute())
         self._tell(_directory_line(directory.absolute()))
 
@@ -188,7 +188,7 @@ class Guardian:
         return f"+{mark} {' '.join(map(str, self.leaders[mark] or ()))}\n"
 
     def close(self) -> None:
-        """Let the guardian go; it ends first what was added and not removed, directories too."""
+        """Ends the guardian, which first ends what was added and not removed, and removes the directories."""
         if self.process is not None:
             assert self.process.stdin is not None
             self.process.stdin.close()
@@ -200,7 +200,7 @@ class Guardian:
             self.start()
 
     def _write(self, text: str) -> bool:
-        """Whether there was one to hear it."""
+        """Writes to the guardian; returns whether there was one to read it."""
         if self.process is None:
             return False
         assert self.process.stdin is not None
@@ -222,14 +222,14 @@ def _start_guardian() -> subprocess.Popen[bytes]:
             stderr=subprocess.PIPE,
             cwd="/",
             bufsize=0,
-            start_new_session=True,  # Ctrl-C in the terminal must reach pytest, not its guardian
+            start_new_session=True,  # Ctrl-C in the terminal must only reach pytest
         )
     except OSError as error:
         raise NoGuardian(f"{command[0]}: {error.strerror}") from None
     assert process.stdout is not None
     assert process.stderr is not None
     with process.stdout as stdout, process.stderr as stderr:
-        # Waited for, since a pipe takes what it is told also for one that cannot run.
+        # Wait for it: the pipe accepts messages even if the guardian can't run.
         if stdout.readline() == READY:
             return process
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -240,12 +240,12 @@ def _start_guardian() -> subprocess.Popen[bytes]:
 
 
 class _Told:
-    """What the guardian was told: mark -> {pid: start time}, empty as long as the service is expected."""
+    """What the guardian knows: mark -> {pid: start time}, empty while the service has only been announced."""
 
     def __init__(self) -> None:
         self.leaders: dict[str, dict[int, int]] = {}
         self.directories: list[str] = []
-        self.done = False  # whether nothing is left to be ended
+        self.done = False  # whether nothing is left to end
         self._rest = b""
 
     def hear(self, data: bytes) -> None:
@@ -265,26 +265,26 @@ class _Told:
         known = {pid: start for leader in self.leaders.values() for pid, start in leader.items()}
         end(known, GUARDIAN_GRACE, self.leaders)
         if self.directories:
-            import shutil  # a hundredth of a second, which each service would wait for
+            import shutil  # 10 ms, for which each service would wait
 
         for directory in self.directories:
             shutil.rmtree(directory, ignore_errors=True)
 
 
 def _directory_line(directory: Path) -> str:
-    # In hex: a name may hold a line's end, or bytes that are no text.
+    # In hex: a name may contain a newline, or bytes that aren't text.
     return f"/{os.fsencode(directory).hex()}\n"
 
 
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # it ends with pytest, and only then
+        signal.signal(number, signal.SIG_IGN)  # it ends when pytest does, not earlier
     pytest = int(sys.argv[1])
     told = _Told()
     with _stand_by(pytest) as relay:
         poller = select.poll()
         poller.register(0, select.POLLIN)
-        # The pipe alone is not enough: a process that pytest forked without exec holds its other end too.
+        # The pipe alone is not enough: a process forked without exec by pytest holds its other end, too.
         with contextlib.suppress(OSError):
             poller.register(os.pidfd_open(pytest), select.POLLIN)
         os.write(1, READY)
@@ -299,7 +299,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def _stand_by(pytest: int) -> Iterator[Callable[[bytes], None]]:
-    """A second guardian, which hears all that the first one does, and takes over where that is killed."""
+    """Forks a second guardian, which gets the same messages and takes over if the first one is killed."""
     source, sink = os.pipe()
     child = os.fork()
     if child == 0:
@@ -323,7 +323,7 @@ def _stand_by(pytest: int) -> Iterator[Callable[[bytes], None]]:
 def _take_over(source: int, pytest: int) -> None:
     os.setsid()
     for inherited in (0, 1, 2):
-        os.close(inherited)  # or pytest would not hear that the first one has ended
+        os.close(inherited)  # else pytest would not notice the first one's end
     told = _Told()
     while data := os.read(source, 4096):
         told.hear(data)

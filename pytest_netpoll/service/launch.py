@@ -13,16 +13,15 @@ from pytest_netpoll.service import gate, guardian
 
 
 class NotStarted(Exception):
-    """The program cannot be started; the message says why."""
+    """The program can't be started; the message says why."""
 
 
 class Held:
-    """A process that waits to become its program. popen: the process, before and after that."""
+    """A process that waits before it execs its program. popen: the process, before and after that."""
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str], cwd: Path | None, output: int) -> None:
-        """Returns when it waits, in a session of its own. Raises NotStarted.
-
-        env: with guard.MARK in it. output: a file descriptor for its stdout and stderr.
+        """Starts the process in a session of its own, and returns when it waits. Raises NotStarted. env: with
+        guard.MARK in it. output: a file descriptor for its stdout and stderr.
         """
         self._program = argv[0]
         words = [os.fsencode(word) for word in (*argv, *map("=".join, env.items()))]
@@ -31,7 +30,7 @@ class Held:
         program = b"\0".join(words)
         theirs, self._control = os.pipe()
         self._status, said = os.pipe()
-        # The environment here is pytest's, since the program's could be one in which no Python starts.
+        # Uses pytest's environment, because Python might not start in the program's.
         numbers = (theirs, said, len(program), len(argv))
         command = [sys.executable, "-I", "-S", gate.__file__, *map(str, numbers)]
         try:
@@ -43,7 +42,8 @@ class Held:
                 stdout=output,
                 stderr=output,
                 pass_fds=(theirs, said),
-                # Its own session: signals for the tests' terminal stay away, ours reach all of it.
+                # Its own session: signals of the tests' terminal don't reach it, and ours reach all its
+                # processes.
                 start_new_session=True,
             )
         except OSError as error:
@@ -61,7 +61,9 @@ class Held:
             raise
 
     def release(self) -> None:
-        """Returns once it runs its program, or has ended; NotStarted when there is none to run."""
+        """Lets it exec; returns once it runs its program or has ended. NotStarted if there is no such
+        program.
+        """
         self._tell(b"\n")
         failed = os.read(self._status, 16)
         self.close()
@@ -69,7 +71,7 @@ class Held:
             raise NotStarted(f"{self._program}: {os.strerror(int(failed))}")
 
     def close(self) -> None:
-        """One that still waits ends."""
+        """Ends the process if it still waits."""
         os.close(self._control)
         os.close(self._status)
 

@@ -1,7 +1,7 @@
-"""Who listens for TCP, and where.
+"""Finds who listens for TCP, and where.
 
-Read from each process's own /proc/PID/net: psutil asks for our own network namespace only, and a
-container has one of its own.
+Read from each process's own /proc/PID/net: psutil only reads our own network namespace, but a container has
+one of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import struct
 from typing import NamedTuple
 
 LISTENING = "0A"
-UNCONNECTED = "07"  # of UDP: it takes datagrams from everybody
+UNCONNECTED = "07"  # UDP: not connected, so it receives from anybody
 
 
 class Listener(NamedTuple):
@@ -25,9 +25,8 @@ class Listener(NamedTuple):
 
 
 def listeners_of(pid: int) -> list[Listener]:
-    """The process's listening TCP sockets, the one opened first in front; none of a process that is gone.
-
-    Raises PermissionError where they can't be seen by this user.
+    """The process's listening TCP sockets, in the order of opening; empty if the process is gone. Raises
+    PermissionError if this user may not see them.
     """
     sockets = _sockets(pid)
     if not sockets:
@@ -38,9 +37,8 @@ def listeners_of(pid: int) -> list[Listener]:
 
 
 def ports_of(pid: int) -> set[int]:
-    """The ports at which a client reaches the process, by TCP or by UDP.
-
-    Raises PermissionError where they can't be seen by this user.
+    """The TCP and UDP ports at which clients reach the process. Raises PermissionError if this user may not
+    see them.
     """
     sockets = _sockets(pid)
     if not sockets:
@@ -50,7 +48,7 @@ def ports_of(pid: int) -> set[int]:
 
 
 def port_holder(port: int) -> int | None:
-    """A process that clients on this machine reach at the port; None where none can be seen."""
+    """A process that clients on this machine reach at the port; None if none is visible."""
     own = network_namespace()
     for name in os.listdir("/proc"):  # noqa: PTH208
         if name.isdigit() and network_namespace(int(name)) == own:
@@ -61,7 +59,7 @@ def port_holder(port: int) -> int | None:
 
 
 def network_namespace(pid: int | str = "self") -> int | None:
-    """A number that differs from every other namespace's; None where it is hidden, or the process gone."""
+    """The number of the process's network namespace; None if hidden, or the process is gone."""
     try:
         return os.stat(f"/proc/{pid}/ns/net").st_ino  # noqa: PTH116
     except OSError:
@@ -69,7 +67,7 @@ def network_namespace(pid: int | str = "self") -> int | None:
 
 
 def outer_address(pid: int) -> str | None:
-    """The first IPv4 address, the loopback's apart, of the process's network namespace; None without one."""
+    """The first IPv4 address, except the loopback, of the process's network namespace; None without one."""
     candidate = None
     with contextlib.suppress(OSError), open(f"/proc/{pid}/net/fib_trie") as file:
         for line in file:
@@ -82,9 +80,9 @@ def outer_address(pid: int) -> str | None:
 
 
 def _sockets(pid: int) -> dict[str, int]:
-    """{inode: the lowest descriptor} of the process; none of one that is gone."""
+    """{inode: lowest descriptor} of the process's sockets; empty if it is gone."""
     try:
-        # Asked for by the hundred: Path objects would be most of the cost.
+        # Called for hundreds of processes, so avoid Path objects.
         fds = sorted(map(int, os.listdir(f"/proc/{pid}/fd")))  # noqa: PTH208
     except FileNotFoundError:
         return {}
@@ -98,7 +96,7 @@ def _sockets(pid: int) -> dict[str, int]:
 
 
 def _bound(pid: int, protocol: str = "tcp", state: str = LISTENING) -> dict[str, tuple[str, int]]:
-    """{inode: (host, port)} of all sockets in that state in the process's network namespace."""
+    """{inode: (host, port)} for all sockets in that state in the process's network namespace."""
     table = {}
     for family, name in ((socket.AF_INET, protocol), (socket.AF_INET6, f"{protocol}6")):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/net/{name}") as file:
@@ -112,6 +110,6 @@ def _bound(pid: int, protocol: str = "tcp", state: str = LISTENING) -> dict[str,
 
 
 def _address(family: socket.AddressFamily, text: str) -> str:
-    # Words of 32 bits in the machine's byte order, each of them in the network's.
+    # 32-bit words, printed in the machine's byte order but stored in the network's.
     words = [struct.pack("=I", int(text[at : at + 8], 16)) for at in range(0, len(text), 8)]
     return socket.inet_ntop(family, b"".join(words))

@@ -10,12 +10,12 @@ import select
 import threading
 
 HEAD_BYTES = 64 << 10
-TAIL_BYTES = 2016 << 10  # between once and twice this many are kept: with the head at most 4 MiB
+TAIL_BYTES = 2016 << 10  # between one and two times this many are kept: with the head at most 4 MiB
 PIPE_BYTES = 1 << 20
 READ_BYTES = 256 << 10
-SHOWN_BYTES = 16 << 10  # of a tail, where the lines are endless
+SHOWN_BYTES = 16 << 10  # characters of a tail with very long lines
 
-# How Go's runtime begins what it says last; a goroutine's stack follows.
+# How the last message of Go's runtime begins; a goroutine's stack follows.
 _LAST_WORDS = re.compile(r"^(?:panic|fatal error|runtime: out of memory|SIG[A-Z]+): .*", re.MULTILINE)
 _LAST_WORDS_LINES = 16
 
@@ -45,7 +45,7 @@ class Output:
                 del self._tail[:-TAIL_BYTES]
 
     def text(self, since: int = 0) -> str:
-        """What is kept of the output from byte `since` on; a line says where bytes were cut."""
+        """The output from byte `since` on, as far as kept; a line says where bytes were cut."""
         with self._lock:
             tail_start = self._size - len(self._tail)
             cut = tail_start - max(since, len(self._head))
@@ -61,9 +61,9 @@ class Output:
 
 
 def last_words(text: str) -> str:
-    """Of a Go program's output, its panic with the stack of the goroutine it was in; "" without one."""
+    """The panic in a Go program's output, with the stack of its goroutine; "" without one."""
     stacks = text.rfind("\ngoroutine ")
-    # Of several the last: what a log says of panics that were recovered comes before.
+    # The last one: logs of recovered panics come before.
     begins = [match.start() for match in _LAST_WORDS.finditer(text) if match.end() <= stacks]
     if not begins:
         return ""
@@ -73,7 +73,7 @@ def last_words(text: str) -> str:
 
 
 class Pipe:
-    """A pipe whose `write_end` is for a child; a thread moves all that comes out into an Output."""
+    """A pipe whose `write_end` is for a child; a thread moves all its data into an Output."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
@@ -81,25 +81,27 @@ class Pipe:
         self._open = True
         self._read_end, self.write_end = os.pipe()
         os.set_blocking(self._read_end, False)
-        # Room for bursts: a service must not wait for pytest to read its log.
+        # Room for bursts: a service must not have to wait until pytest reads its log.
         with contextlib.suppress(OSError):
             fcntl.fcntl(self.write_end, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         threading.Thread(target=self._drain, name="netpoll-output", daemon=True).start()
 
     def close_write_end(self) -> None:
-        """After the child has its own: the thread must see the end of file."""
+        """Call once the child has its copy, so that the thread sees the end of file."""
         os.close(self.write_end)
 
     def catch_up(self) -> None:
-        """Take in all that was written until now: a log line is there once the answer is that follows it."""
+        """Reads all that was written until now: a log line written before an answer is there when the answer
+        is.
+        """
         taken = 0
         with self._lock:
-            # Bounded, for a service that prints faster than we read.
+            # Bounded, in case a service prints faster than we read.
             while taken < PIPE_BYTES and (data := self._move()):
                 taken += len(data)
 
     def _move(self) -> bytes | None:
-        """With the lock held: what was moved, b"" at the end of file, None when there is nothing now."""
+        """Call with the lock held. The bytes moved; b"" at the end of file, None if there is nothing now."""
         if not self._open:
             return b""
         try:

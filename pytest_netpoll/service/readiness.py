@@ -1,4 +1,4 @@
-"""Decides when a service is up: what `ready=` may be, and the waiting for it."""
+"""Decides when a service is up: checks `ready=`, and waits for it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Starting(Protocol):
 
 
 def checked(ready: object) -> Ready:
-    """`ready` itself where it is one of the kinds there are; UsageError otherwise."""
+    """`ready` itself if it is of a known kind; UsageError otherwise."""
     if isinstance(ready, re.Pattern):
         if isinstance(ready.pattern, str):
             return ready
@@ -63,7 +63,7 @@ def checked(ready: object) -> Ready:
 
 
 def wait_until_ready(service: Starting, ready: Ready, timeout: float, say: Say | None) -> None:
-    """Return once `ready` holds; ServiceError when the service ends before, or after `timeout` seconds."""
+    """Returns once `ready` holds; ServiceError if the service ends first, or after `timeout` seconds."""
     if ready is None:
         return
     begin = time.monotonic()
@@ -74,7 +74,7 @@ def wait_until_ready(service: Starting, ready: Ready, timeout: float, say: Say |
         look = time.monotonic()
         try:
             done, problem = _holds(service, ready), None
-        # What a client meets as long as the service is not up; anything else is a bug in the callable.
+        # Errors that a client gets while the service is not up; anything else is a bug in the callable.
         except (OSError, http.client.HTTPException, NetpollError) as error:
             done, problem = False, error
         service.check_alive("before it was ready")
@@ -86,7 +86,7 @@ def wait_until_ready(service: Starting, ready: Ready, timeout: float, say: Say |
         if not said and now - begin > QUIET_SECONDS and say is not None:
             say(f"waiting for {service.name}: {_expected(service, ready)}")
             said = True
-        # Never more than half of our time for looking: the service may need this CPU to start.
+        # Spend at most half of the time on checks: the service may need this CPU to start.
         time.sleep(max(min(delay, begin + timeout - now), now - look))
         delay = min(delay * 1.5, LONGEST_DELAY)
     raise ServiceError(
@@ -99,15 +99,14 @@ def wait_until_ready(service: Starting, ready: Ready, timeout: float, say: Say |
 
 
 def find_listener(pid: int, family: Iterable[int], port: int | None = None) -> Address | None:
-    """Where the process or one of its family listens for TCP: on `port`, else the socket opened first.
-
-    The host is one to dial: the loopback for a wildcard. Raises PermissionError where nothing was
-    found and some of the processes may not be looked into.
+    """Where the process or its family listens for TCP: on `port`, else on the socket opened first. The host
+    can be dialed: the loopback for a wildcard. Raises PermissionError if nothing was found and some processes
+    may not be inspected.
     """
     found = _listeners(pid, family)
     if port is not None:
         found = [address for address in found if address[1] == port]
-        # IPv4 first: who listens on both for one port is expected at 127.0.0.1.
+        # IPv4 first: a service that listens on both is expected at 127.0.0.1.
         found.sort(key=lambda address: ":" in address[0])
     return found[0] if found else None
 
@@ -128,7 +127,7 @@ def _listeners(pid: int, family: Iterable[int]) -> list[Address]:
 def _dialled(host: str, pid: int) -> str:
     if host not in ("0.0.0.0", "::"):
         return host.removeprefix("::ffff:")
-    # Our loopback does not lead into another network namespace; a container's own address does.
+    # Our loopback doesn't reach another network namespace; a container's own address does.
     return LOOPBACK if network_namespace(pid) == network_namespace() else outer_address(pid) or LOOPBACK
 
 
@@ -141,14 +140,13 @@ def _holds(service: Starting, ready: Ready) -> bool:
 
 
 def _listens(service: Starting) -> bool:
-    """Whether this service, not a stranger on its port, takes connections.
-
-    Seen in the kernel's tables, so that no service has to put up with a connection that nobody uses.
+    """Whether this service, not another one on its port, accepts connections. It reads the kernel's tables,
+    so that the service doesn't get an unused connection.
     """
     try:
         return service.locate()
     except PermissionError:
-        # Another user's process: what is left is to dial, and to believe it where no port is known.
+        # Another user's process: dial it, or assume that it listens if no port is known.
         return service.expected_port is None or _accepts((LOOPBACK, service.expected_port))
 
 
@@ -180,7 +178,7 @@ def _expected(service: Starting, ready: Ready) -> str:
 
 
 def _instead(service: Starting, ready: Ready, problem: Exception | None) -> str:
-    """What was found in place of what was expected, to be added to the message."""
+    """What was found instead, to be added to the message."""
     if isinstance(problem, NetpollError):
         return f"; the last attempt: {problem.reason.headline}"
     if problem is not None:

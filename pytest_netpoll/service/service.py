@@ -43,17 +43,17 @@ from pytest_netpoll.service.spec import (
     words,
 )
 
-# As seen by who waits for the process; of signals that come from outside.
+# As seen by a parent that waits for the process; signals that come from outside.
 _KILLS = (-signal.SIGHUP, -signal.SIGINT, -signal.SIGKILL, -signal.SIGTERM)
 STOP_GRACE = 5.0  # seconds between SIGTERM and SIGKILL
-PORT_RETRIES = 3  # other ports tried when a stranger was faster on the free one
+PORT_RETRIES = 3  # other ports to try if another process took the free one
 
 
 class Service:
     """A service under test. Made by the `go_service` fixture.
 
-    name: unique among the services that run at the same time, and in all that is measured of one test.
-    asked_name: the one it would have if that had not been taken.
+    name: unique among the services that run at the same time, and in all measurements of a test. asked_name:
+    the name that it would have had if that had been free.
     """
 
     def __init__(self, name: str, spec: Spec, factory: ServiceFactory, asked_name: str | None = None) -> None:
@@ -62,15 +62,15 @@ class Service:
         self._spec = spec
         self._factory = factory
         self._output = Output()
-        self._run_begin = 0  # where in the output the present run begins
-        self._began = ""  # when the present run of a container began
+        self._run_begin = 0  # where in the output the current run begins
+        self._began = ""  # when the current run of a container began
         self._pipe: Pipe | None = None
-        self._held: Held | None = None  # until those who watch it have been told
+        self._held: Held | None = None  # until its watchers have been called
         self._popen: subprocess.Popen[bytes] | None = None
         self._parent = os.getpid()
         self._process: psutil.Process | None = None
         self._leader: dict[int, int] = {}
-        self._mark = ""  # of the present run
+        self._mark = ""  # of the current run
         self._free_port = spec.port
         self._address: Address | None = None
         self._executable = ""
@@ -78,7 +78,7 @@ class Service:
         self._gomaxprocs: int | None = None
         self._stopped = True
         self._retired = False
-        self._heard = False  # whether this run of it was seen to listen on its port
+        self._heard = False  # whether it was seen listening on its port in this run
         self._was_ready = False
         self._crash: str | None = None
 
@@ -87,7 +87,7 @@ class Service:
 
     @property
     def pid(self) -> int:
-        """Of its main process; changes with every restart."""
+        """The pid of its main process; changes with every restart."""
         if self._process is None:
             raise ServiceError(f"service {self.name!r} has no process", why="it was never started")
         return self._process.pid
@@ -96,8 +96,8 @@ class Service:
     def address(self) -> Address:
         """(host, port) to connect to.
 
-        The {port} it was given, else the first TCP port that it listens on. ServiceError while
-        there is none, UsageError once the fixture or test that asked for it has ended.
+        Its {port} if it was given one, else the first TCP port that it listens on. ServiceError if there is
+        none, UsageError once the fixture or test that asked for it has ended.
         """
         if self._retired:
             raise UsageError(
@@ -127,13 +127,13 @@ class Service:
 
     @property
     def url(self) -> str:
-        """Of `address`: "http://127.0.0.1:8080"."""
+        """The address as a URL: "http://127.0.0.1:8080"."""
         host, port = self.address
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     @property
     def pprof_url(self) -> str | None:
-        """Where it serves net/http/pprof, if go_service was given that."""
+        """The URL at which it serves net/http/pprof, if go_service got pprof=."""
         place = self._spec.pprof
         return f"{self.url}{place}" if place is not None and place.startswith("/") else place
 
@@ -143,7 +143,7 @@ class Service:
 
     @property
     def log(self) -> str:
-        """What it printed so far, over all restarts; of very long output, the start and the end."""
+        """Its output so far, over all restarts; only the start and the end if it is very long."""
         self._catch_up()
         return self._output.text()
 
@@ -155,13 +155,13 @@ class Service:
 
     @property
     def go_version(self) -> str | None:
-        """Such as "go1.26.8"; None when the program is not a Go binary."""
+        """Its version of Go, such as "go1.26.8"; None if it isn't a Go program."""
         self._inspect()
         return self._go_version
 
     @property
     def gomaxprocs(self) -> int | None:
-        """How many threads run Go at once, as last seen; None where that cannot be seen."""
+        """Its GOMAXPROCS as last seen; None if it can't be read."""
         if self._process is not None and self.running:
             self._gomaxprocs = gomaxprocs_of(self.pid) or self._gomaxprocs
         return self._gomaxprocs
@@ -189,28 +189,28 @@ class Service:
 
     @property
     def retired(self) -> bool:
-        """Whether the fixture or test that asked for it has ended, and it with that."""
+        """Whether it has ended with the fixture or test that asked for it."""
         return self._retired
 
     @property
     def returncode(self) -> int | None:
         """The exit status, -N for signal N; None while it runs, and for attached processes."""
-        # Only its parent is told, not a process that was forked from that.
+        # Only its parent can know, not a process forked from that.
         return self._popen.poll() if self._popen is not None and self._parent == os.getpid() else None
 
     @property
     def ending(self) -> str:
-        """How its process ended, with what it said of that: "exit status 2: panic: boom"."""
+        """How its process ended, with its last words: "exit status 2: panic: boom"."""
         said = self.last_words().partition("\n")[0]
         return f"{_ending(self.returncode)}: {said}" if said else _ending(self.returncode)
 
     @property
     def crash(self) -> str | None:
-        """How it had ended by itself when `stop` or `restart` was called last; None where it had not."""
+        """How it had ended by itself when `stop` or `restart` was last called; None if it hadn't."""
         return self._crash
 
     def last_words(self) -> str:
-        """Of its present run a Go panic, with the stack of the goroutine it was in; "" without one."""
+        """The Go panic in its current run, with the stack of its goroutine; "" without one."""
         return last_words(self.output_of_this_run())
 
     def tail(self, lines: int = 20) -> str:
@@ -219,9 +219,8 @@ class Service:
         return self._output.tail(lines)
 
     def check_alive(self, when: str = "") -> None:
-        """ServiceError with the end of the output when the service is not running.
-
-        when: added to the message, such as "before it was ready".
+        """ServiceError, with the end of the output, if the service is not running. when: added to the
+        message, such as "before it was ready".
         """
         if self.running:
             return
@@ -236,7 +235,7 @@ class Service:
         )
 
     def restart(self) -> None:
-        """Stop it and start it again on the same port, with another pid; returns when it is ready.
+        """Stops it and starts it again on the same port, with another pid; returns when it is ready.
 
         A container is restarted by its engine, and keeps its published ports.
         """
@@ -260,7 +259,8 @@ class Service:
         self.start()
 
     def stop(self) -> None:
-        """Send SIGTERM, and SIGKILL after 5 s, to it and all its descendants; attached services keep running.
+        """Sends SIGTERM, and SIGKILL after 5 s, to it and all its descendants; attached services keep
+        running.
 
         Stopping twice is fine. ServiceError if even SIGKILL does not end it.
         """
@@ -269,10 +269,10 @@ class Service:
         self._inspect()
         if self.running:
             self._hears()
-        if self._held is not None:  # nobody will release it
+        if self._held is not None:  # nothing will release it any more
             self._held.close()
             self._held = None
-        # A test that kills it and then stops it meant to; but nobody means a panic.
+        # A test that kills it and then stops it did so on purpose; but a panic is never on purpose.
         crashed = self._was_ready and (self.returncode or 0) not in (0, *_KILLS)
         survivors = set() if self.attached else guardian.end(self._leader, STOP_GRACE, [self._mark])
         if not survivors:
@@ -280,7 +280,7 @@ class Service:
                 self._popen.wait()
             self._catch_up()
             self._factory.guardian.remove(self._mark)
-        # If it was about to print its panic, it died before it was stopped.
+        # If it was printing its panic, it died before it was stopped.
         crashed = crashed or (self._was_ready and self.returncode == 2 and bool(self.last_words()))
         self._crash = self.ending if crashed else None
         self._stopped = True
@@ -295,7 +295,7 @@ class Service:
     # For the plugin, the factory and readiness checks.
 
     def retire(self) -> None:
-        """Like `stop`, but for good: its name and its port are free again."""
+        """Like `stop`, but for good: frees its name and port."""
         self._retired = True
         try:
             self.stop()
@@ -303,9 +303,8 @@ class Service:
             self._factory.retired(self._free_port)
 
     def family(self) -> dict[int, int]:
-        """The living processes that are the service, as {pid: start time}: those that `stop` ends.
-
-        Those of a process that somebody else started are it and its descendants.
+        """The service's living processes, as {pid: start time}: those that `stop` ends. For an attached
+        process, that process and its descendants.
         """
         if self._leader:
             return guardian.family(self._leader, [self._mark])
@@ -313,12 +312,14 @@ class Service:
         return guardian.family({self.pid: start.start}) if start is not None else {}
 
     def why_elsewhere(self) -> Reason | None:
-        """Why what clients reach at its port need not be this service; None where it is, or has no port."""
+        """Why clients may reach something else at its port; None if they reach this service, or it has no
+        port.
+        """
         if self._free_port is None or self._hears():
             return None
         holder = port_holder(self._free_port)
         if holder == os.getpid():
-            return None  # a test double, which the service is told the port of
+            return None  # a test double, whose port the service was given
         return Reason(
             f"no process of service {self.name!r} listens on port {self._free_port}, which clients use",
             why=f"process {holder} ({process_name(holder)}) does"
@@ -329,7 +330,7 @@ class Service:
         )
 
     def _hears(self) -> bool:
-        """Whether the service has been seen on its port since it was started, or hides from us."""
+        """Whether the service has been seen on its port since it was started, or can't be inspected."""
         if not self._heard and self._free_port is not None:
             try:
                 self._heard = any(self._free_port in ports_of(pid) for pid in self.family())
@@ -339,7 +340,7 @@ class Service:
 
     @property
     def expected_port(self) -> int | None:
-        """What {port} stands for, None where there is no {port}."""
+        """The value of {port}; None if there is no {port}."""
         return self._free_port
 
     def output_of_this_run(self) -> str:
@@ -347,9 +348,8 @@ class Service:
         return self._output.text(self._run_begin)
 
     def locate(self) -> bool:
-        """Whether it listens for TCP (on its {port} if it has one); `address` then is the real one.
-
-        Raises PermissionError where that cannot be seen.
+        """Whether it listens for TCP (on its {port} if it has one); `address` is then the real one. Raises
+        PermissionError if that can't be seen.
         """
         if self._process is None:
             return False
@@ -360,8 +360,8 @@ class Service:
         return found is not None
 
     def start(self) -> None:
-        """Start it and wait until it is ready; on an error, none of its processes is left running."""
-        # A port it had before, it gets again: clients know it.
+        """Starts it and waits until it is ready; on an error, none of its processes is left running."""
+        # It gets the same port again, because clients know it.
         retries = PORT_RETRIES if self._spec.wants_port and self._free_port is None else 0
         while True:
             if self._spec.wants_port and self._free_port is None:
@@ -388,7 +388,7 @@ class Service:
         try:
             wait_until_ready(self, self._spec.ready, self._spec.timeout, self._factory.say)
         except ServiceError:
-            if container is not None:  # then it need not be waited for longer, but named
+            if container is not None:  # then waiting is over, and they have to be reported
                 containers.check_go(container.name, self.pid)
             raise
         if container is not None:
@@ -438,11 +438,11 @@ class Service:
 
     def _launch_guarded(self) -> None:
         self._mark, self._leader = secrets.token_hex(8), {}
-        # Before it starts: pytest may be killed as soon as there is one.
+        # Before it starts: pytest may be killed at any moment after that.
         self._factory.guardian.expect(self._mark)
         try:
             self._start_process()
-        except BaseException:  # Ctrl-C, too: nobody knows of it yet who would stop it
+        except BaseException:  # Ctrl-C, too: nothing else would stop it yet
             guardian.end(self._leader, 0, [self._mark])
             self._factory.guardian.remove(self._mark)
             if self._leader and self._popen is not None:
@@ -464,13 +464,13 @@ class Service:
         self._popen, self._parent = self._held.popen, os.getpid()
         self._pipe = pipe
         stat = guardian.stat(self._popen.pid)
-        assert stat is not None  # a child not waited for stays in /proc, at least as a zombie
+        assert stat is not None  # a child that nobody waited for stays in /proc, at least as a zombie
         self._leader = {self._popen.pid: stat.start}
         self._factory.guardian.add(self._mark, self._popen.pid, stat.start)
         self._process = psutil.Process(self._popen.pid)
 
     def _begin(self, held: Held) -> None:
-        """Everything that watches it is in place: it may run its first instruction."""
+        """Lets it run its first instruction: everything that watches it is in place."""
         self._held = None
         try:
             held.release()
@@ -489,19 +489,19 @@ class Service:
         if self._pipe is not None:
             self._pipe.catch_up()
         if self._began and self._spec.container is not None:
-            printed = Output()  # its engine keeps what it printed: all of this run, each time
+            printed = Output()  # its engine keeps the output: read all of this run each time
             printed.add(self._spec.container.output(self._began))
             self._output = printed
 
     def _inspect(self) -> None:
-        """Note what the process runs now: a shell or a wrapper may have become the service meanwhile."""
+        """Updates what the process runs: a shell or a wrapper may have exec'ed the service meanwhile."""
         if self._process is None or not self.running:
             return
         with contextlib.suppress(psutil.Error):
-            path = psutil.Process(self.pid).exe()  # the one that we have remembers what it was asked once
+            path = psutil.Process(self.pid).exe()  # the old one caches its answers
             if path and path != self._executable:
                 self._executable = path
-                # Not by the path: a newer build may be there, the link keeps the one that runs.
+                # Not by the path, where a newer build may be; the link leads to the running one.
                 self._go_version = go_version_of(f"/proc/{self.pid}/exe")
 
 
@@ -510,16 +510,13 @@ class ServiceFactory:
 
     rootdir: where relative packages, commands and `cwd` start.
     cache_dir: keeps the built executables; may be shared between concurrent sessions.
-    on_spawn: called with every new process (each restart too). One that is launched has not begun to run its
-        program, and does when this returns; what it returned, if anything, is called then.
-    on_exit: called when a service was stopped, or failed to get ready.
-    on_ready: called with every service that is ready (each restart too).
-    taken: names that no new service may have, besides those of its own that run.
-    say: told what takes longer than a second.
-    go: builds the packages for which no other one is asked; None for the one on PATH.
-    builder: builds the packages; None for one of its own.
-    new: makes the services.
-    services: those spawned and not stopped, crashed ones included, in the order they were made.
+    on_spawn: called with every new process (each restart too). A launched one begins to run its program only
+    when this returns; the result, if any, is called then. on_exit: called when a service was stopped, or
+    failed to get ready. on_ready: called with every service that is ready (each restart too). taken: names
+    that new services must not have, besides those of running ones. say: called with messages about slow work.
+    go: the default toolchain; None for the one on PATH. builder: builds the packages; None for a new one.
+    new: makes the services. services: those spawned and not stopped, crashed ones included, in the order they
+    were made.
     """
 
     def __init__(
@@ -634,7 +631,7 @@ class ServiceFactory:
         return service
 
     def stop_all(self) -> None:
-        """Stop all services, the youngest first; raises the first error after having tried all."""
+        """Stops all services, the youngest first; raises the first error after trying all."""
         errors = []
         for service in reversed(self.services.copy()):
             try:
@@ -648,7 +645,7 @@ class ServiceFactory:
     # For Service.
 
     def spawned(self, service: Service) -> Callable[[], None] | None:
-        """What is to be called once it runs its program, if anything."""
+        """Returns a function to call once it runs its program, if any."""
         self.services.append(service)
         return self.on_spawn(service) if self.on_spawn is not None else None
 
@@ -662,12 +659,12 @@ class ServiceFactory:
             self._on_ready(service)
 
     def retired(self, port: int | None) -> None:
-        """It will not be started again: another one may have its port."""
+        """Frees the port of a service that won't be started again."""
         if port is not None:
             self._ports.discard(port)
 
     def free_port(self) -> int:
-        """A TCP port of 127.0.0.1 that nobody uses, and that no other service of ours was given."""
+        """A free TCP port of 127.0.0.1 that no other service of ours was given."""
         while True:
             with socket.socket() as probe:
                 probe.bind((LOOPBACK, 0))
@@ -678,7 +675,7 @@ class ServiceFactory:
 
     @contextlib.contextmanager
     def _named(self, name: str) -> Iterator[str]:
-        """The name, or one made of it that no other service has, nor gets in the block in another thread."""
+        """The name, or a variant that no other service has, or gets in another thread during the block."""
         with self._naming:
             taken = {service.name for service in self.services} | set(self._taken()) | self._starting
             candidate, number = name, 1

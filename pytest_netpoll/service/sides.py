@@ -1,6 +1,5 @@
-"""A service of which two builds run side by side: the checkout's, and that of the revision compared with.
-
-Tests and fixtures have one Service, which points to whichever of the two is being measured.
+"""Services with two builds side by side: the checkout's and the base revision's. Tests and fixtures have one
+Service, which points to the build that is being measured.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pytest_netpoll.errors import NetpollError, ServiceError
 from pytest_netpoll.service.service import Service, ServiceFactory
 from pytest_netpoll.service.spec import Spec
 
-# What of a service is another one on the other side. Its port and url come from its address.
+# The attributes of a service that differ between the sides. Port and url come from the address.
 _OF_A_SIDE = """
     pid address log executable go_version gomaxprocs running stopped returncode ending
     check_alive last_words tail output_of_this_run restart stop
@@ -22,9 +21,8 @@ _OF_A_SIDE = """
 
 
 class Sides:
-    """Which side all services point to; the checkout's, the head, unless told otherwise.
-
-    reported: whether what a test measures of itself now is for the reports: of its rounds only the first are.
+    """The side that all services point to: by default the head, which is the checkout. reported: whether the
+    test's own windows go into the reports; only those of the first rounds do.
     """
 
     def __init__(self) -> None:
@@ -46,7 +44,7 @@ class Sides:
 
 
 class TwoSided(Service):
-    """The head's service. base: the other build of it; None for what is not built, or not yet."""
+    """The head's service. base: its other build; None if it isn't built, or not yet."""
 
     def __init__(
         self, name: str, spec: Spec, factory: ServiceFactory, asked_name: str | None, sides: Sides
@@ -71,7 +69,7 @@ class TwoSided(Service):
 
 
 def sided(service: Service) -> Service:
-    """The one that it points to."""
+    """The service that it points to."""
     return service.side if isinstance(service, TwoSided) else service
 
 
@@ -88,7 +86,7 @@ for _name in _OF_A_SIDE.split():
 
 
 class Pairs:
-    """Makes both builds of a service. Called as a ServiceFactory is; what is not a package has one side."""
+    """Makes both builds of a service. Called like a ServiceFactory; only packages have two sides."""
 
     def __init__(self, head: ServiceFactory, base: ServiceFactory, sides: Sides, label: str) -> None:
         self._head = head
@@ -120,7 +118,7 @@ class Pairs:
         return service
 
     def _addressed(self, options: Mapping[str, Any], to_base: bool) -> dict[str, Any]:
-        """The same, with the ports of other services being those of their builds on that side."""
+        """The arguments, with other services' ports replaced by those of their builds on that side."""
         ports = dict(self._ports() if to_base else ((base, head) for head, base in self._ports()))
         if not ports:
             return dict(options)
@@ -146,7 +144,7 @@ class Pairs:
                     yield service.port, service.base.port
 
     def stop_all(self) -> None:
-        """As of a ServiceFactory, of both sides."""
+        """As ServiceFactory.stop_all, for both sides."""
         try:
             self._base.stop_all()
         finally:

@@ -1,4 +1,4 @@
-"""What `go_service` was asked for, checked: every mistake in its arguments is a UsageError from here."""
+"""Checks the arguments of `go_service`: every mistake in them is a UsageError from here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytest_netpoll.errors import UsageError
 from pytest_netpoll.service.containers import Container
 from pytest_netpoll.service.readiness import Ready
 
-# What says that the process runs already.
+# Arguments for processes that run already.
 ATTACHED = ("pid", "port", "process", "container")
 
 Argument = str | os.PathLike[str]
@@ -22,8 +22,7 @@ Argument = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Spec:
-    """What to start and how to tell that it is up; `pid` or `container` for what runs already.
-
+    """What to start and how to know that it is up; `pid` or `container` for a process that runs already.
     port: the one it is known to listen on. pprof: where it serves net/http/pprof: a path, or a URL.
     """
 
@@ -42,7 +41,7 @@ class Spec:
         return any("{port}" in text for text in (*self.argv, *(self.env or {}).values()))
 
     def with_port(self, port: int | None) -> tuple[list[str], dict[str, str]]:
-        """Arguments and environment with every {port} filled in."""
+        """The spec with every {port} in arguments and environment filled in."""
 
         def fill(text: str) -> str:
             return text if port is None else text.replace("{port}", str(port))
@@ -58,13 +57,13 @@ def check_combination(
     for_launches: Mapping[str, object],
     for_containers: Mapping[str, object],
 ) -> None:
-    """Exactly one of `what` is given, and nothing that only makes sense with another one."""
+    """Checks that exactly one of `what` is given, and no argument that only makes sense with another one."""
     given = [name for name, value in what.items() if value is not None]
     if len(given) != 1:
         raise UsageError(
             f"go_service needs exactly one of {', '.join(what)}", why=f"got {' and '.join(given) or 'none'}"
         )
-    # An argument without effect is a mistake about what is tested.
+    # An argument without effect means that something else is tested than intended.
     others = {} if given == ["package"] else dict(for_packages)
     others |= for_launches if given[0] in ATTACHED else {}
     others |= {} if given == ["container"] else for_containers
@@ -86,7 +85,7 @@ def checked_timeout(timeout: object) -> float:
 
 
 def words(value: object, argument: str) -> list[str]:
-    """A command line as a list: a str is split as a shell would, of a sequence each item is one word."""
+    """A command line as a list: a str is split as a shell would, each item of a sequence is one word."""
     if isinstance(value, str):
         try:
             return shlex.split(value)

@@ -1,4 +1,4 @@
-"""The Go toolchains that --netpoll-go names, each with a label that tells it from the others."""
+"""The Go toolchains of --netpoll-go, each with a unique label."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pytest_netpoll.service.patience import Say
 
 @dataclass(frozen=True)
 class Toolchain:
-    """label: "go1.21.13", or "go1.21.13-DIRECTORY" where another one has that version, too."""
+    """A Go command. label: "go1.21.13", or "go1.21.13-DIRECTORY" if another one has the same version."""
 
     label: str
     tool: GoTool
 
 
 def resolve(specs: Sequence[str | Path], say: Say | None = None) -> tuple[Toolchain, ...]:
-    """In the order they were given. UsageError says what was tried for one that is not there."""
+    """The toolchains, in the given order. UsageError says what was tried for a missing one."""
     tools = [_find(spec, say) for spec in specs]
     versions = [tool.version or Path(tool.path).name for tool in tools]
     found = []

@@ -1,7 +1,7 @@
-"""The checkout's repository at another revision: a git worktree in a temporary place, from which to build.
+"""Builds another revision of the checkout's repository, from a git worktree in a temporary directory.
 
-It lies below a temporary directory at the path that the checkout has below "/". What modules and go.work
-name beside the repository (`replace … => ../lib`) is then found through links to the real ones.
+The worktree has the checkout's path, but below the temporary directory instead of "/". So links there can
+lead to what modules and go.work name outside the repository (`replace … => ../lib`).
 """
 
 from __future__ import annotations
@@ -22,19 +22,18 @@ from pytest_netpoll.service.build import Builder, GoTool
 from pytest_netpoll.service.patience import Say
 
 _OPTION = "--netpoll-against"
-# What in go.mod and go.work is a directory: behind "=>", or a line of its own in "use (…)".
+# Directories in go.mod and go.work: behind "=>", or on a line of their own in "use (…)".
 _DIRECTORY = re.compile(r'(?:=>|^\s*use|^)\s*"?((?:\.\.?)?/[^\s"]*|\.\.)"?\s*(?://.*)?$', re.MULTILINE)
 _NO_MODULES = ("vendor", "testdata", "node_modules")
 
 
 class Revision:
-    """A commit of the repository that a directory is in.
-
-    ref: as the user wrote it. root: of the checkout, with symlinks resolved. commit: in full.
+    """A commit of the repository that contains a directory. ref: as the user wrote it. root: of the checkout,
+    with symlinks resolved. commit: in full.
     """
 
     def __init__(self, ref: str, directory: Path) -> None:
-        """Raises UsageError that says what is wrong with it."""
+        """Raises UsageError if the revision is wrong."""
         self.ref = ref
         inside = _git(directory, "rev-parse", "--show-toplevel")
         if inside.returncode != 0 or not inside.stdout.strip():
@@ -61,9 +60,8 @@ class Revision:
 
 
 class Worktree:
-    """A revision's files, made when the first package is built from them; `remove` ends it.
-
-    Also a pytest that is killed leaves nothing behind: the guardian is told.
+    """A revision's files, created when the first package is built from them; `remove` deletes them. The
+    guardian deletes them if pytest is killed.
     """
 
     def __init__(self, revision: Revision, say: Say | None = None) -> None:
@@ -84,10 +82,8 @@ class Worktree:
         flags: Sequence[str],
         env: Mapping[str, str],
     ) -> Path:
-        """As Builder.build, of the package that is at the same path in the revision.
-
-        Raises UsageError for one outside the repository, ServiceError where it is not there or does not
-        build.
+        """As Builder.build, for the package at the same path in the revision. Raises UsageError if it is
+        outside the repository, ServiceError if it doesn't exist or build.
         """
         with self._lock:
             root = self._root()
@@ -115,7 +111,7 @@ class Worktree:
                 ) from None
 
     def remove(self) -> None:
-        """Its files, and what git knows of it."""
+        """Removes the files, and git's entry for the worktree."""
         if self._place is not None:
             shutil.rmtree(self._place, ignore_errors=True)
             _git(self.revision.root, "worktree", "prune")
@@ -165,7 +161,7 @@ class Worktree:
                     why=f"the process that would remove it if pytest were killed cannot be started: {error}",
                     detail=error.said,
                 ) from None
-        # What a killed pytest left in git's own list; and room for a second try.
+        # Removes entries that killed runs left in git's list, so that it can be created again.
         _git(revision.root, "worktree", "prune")
         root = self._top / revision.root.relative_to("/")
         shutil.rmtree(self._top, ignore_errors=True)
@@ -188,7 +184,7 @@ class Worktree:
                     detail=fetched.stderr,
                 )
         self._link_surroundings(root)
-        # Not in pytest's cache: these programs are for this run only.
+        # Not in pytest's cache: these programs are only for this run.
         self._builder = Builder(self._place / "built", self._say_of_base)
         return root
 
@@ -197,7 +193,7 @@ class Worktree:
             self._say(text.replace(f"{self._top}{self.revision.root}{os.sep}", f"{self.revision}: "))
 
     def _link_surroundings(self, root: Path) -> None:
-        """What go.mod and go.work name outside the repository, and a go.work that git does not keep."""
+        """Links what go.mod and go.work name outside the repository, and an uncommitted go.work."""
         checkout = self.revision.root
         for directory in (checkout, *checkout.parents):
             if (directory / "go.work").is_file():
@@ -210,7 +206,7 @@ class Worktree:
                     self._link_named_in(Path(place) / name)
 
     def _link_workspace(self, file: Path) -> Path:
-        """Where it is now, with all that it names."""
+        """Links the go.work from its current place, with all that it names."""
         there = self._top / file.resolve().relative_to("/")
         _link(there, file)
         _link(there.with_name("go.work.sum"), file.with_name("go.work.sum"))
@@ -231,13 +227,13 @@ class Worktree:
 
     @property
     def _top(self) -> Path:
-        """What stands for "/"."""
+        """The directory that stands for "/"."""
         assert self._place is not None
         return self._place / "at"
 
 
 def _link(there: Path, real: Path) -> None:
-    """Unless it is there; of its directories those that are missing are made."""
+    """Creates the link unless it exists, and missing parent directories."""
     if not os.path.lexists(there) and real.exists():
         there.parent.mkdir(parents=True, exist_ok=True)
         there.symlink_to(real)
@@ -255,7 +251,7 @@ def _is_path(package: str, base: Path) -> bool:
 
 
 def _git(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    # As in a hook of git's, where they name the repository that the hook is for.
+    # git sets these in hooks, to the hook's own repository.
     environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_DIR")}
     for name in ("GIT_WORK_TREE", "GIT_INDEX_FILE"):
         environ.pop(name, None)

@@ -1,4 +1,4 @@
-"""Which services a window covers: those that ran in it, and which of them are the test's own."""
+"""Decides which services a window covers: those that ran in it, and which of them are the test's own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.service.service import Service, ServiceFactory
 from pytest_netpoll.service.sides import Pairs, Sides
 
-# A service in a client in a tuple is found; deeper lie other libraries' insides.
+# A service in a client in a tuple is found; anything deeper is likely internal to libraries.
 _DEPTH = 3
 
 NO_LIMITS = Limits()
@@ -24,28 +24,26 @@ NO_LIMITS = Limits()
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Owner:
-    """Who asked for a service. node: the test; for a fixture what it was set up for.
-
-    fixture: pytest's definition of it, None for a test.
+    """Who asked for a service. node: the test, or what a fixture was set up for. fixture: pytest's
+    definition; None for a test.
     """
 
     node: pytest.Item | pytest.Collector
     fixture: Any = None
 
     def serves(self, item: pytest.Item, fixtures: Mapping[str, Any]) -> bool:
-        """Whether it is the test, or a fixture that the test uses; fixtures: those by name."""
+        """Whether it is the test, or a fixture that the test uses. fixtures: the test's, by name."""
         if self.fixture is None:
             return self.node is item
         used = fixtures.get(self.fixture.argname)
-        # A fixture that overrides another one of its name may use that: both are the test's.
+        # A fixture may use the one with the same name that it overrides: both are the test's.
         wrapped = used is not None and used.argname in used.argnames and self.node in item.listchain()
         return used is self.fixture or wrapped
 
 
 class Roster:
-    """The services of the session.
-
-    running: spawned and not stopped, crashed ones included. owners: of those whose owner has not ended.
+    """The services of the session. running: spawned and not stopped, including crashed ones. owners: of the
+    services whose owner has not ended.
     """
 
     def __init__(self) -> None:
@@ -69,8 +67,8 @@ class Roster:
     def taken(self) -> set[str]:
         """The names that no new service may have.
 
-        A name is free again when the service's owner has ended, and the test that it was in: in all
-        that is measured of one test a name means one service.
+        A name is free again when the service's owner and its test have ended: within one test's measurements
+        a name means one service.
         """
         return {service.name for service in (*self.running, *self.owners)} | self._names_of_test
 
@@ -80,16 +78,16 @@ class Roster:
         return presence
 
     def end(self, service: Service) -> None:
-        """The fixture or test that asked for it has ended."""
+        """Ends a service whose fixture or test has ended."""
         self.owners.pop(service, None)
         service.retire()
 
     def made_by(self, item: pytest.Item) -> list[Service]:
-        """Those that the test made, not its fixtures."""
+        """The services that the test made itself, not its fixtures."""
         return [s for s, owner in self.owners.items() if owner.node is item and owner.fixture is None]
 
     def end_made_by(self, item: pytest.Item) -> list[NetpollError]:
-        """Those that the test made, not its fixtures, the youngest first; what kept any from ending."""
+        """Ends the services that the test made itself, the youngest first; returns the errors."""
         errors = []
         for service, owner in reversed(list(self.owners.items())):
             if owner.node is item and owner.fixture is None:
@@ -100,11 +98,10 @@ class Roster:
         return errors
 
     def own(self, item: pytest.Item) -> list[Service]:
-        """Those that the test's fixtures hold or made, and that it made; each once.
-
-        Also those that were stopped, until the fixture or test that asked for them has ended.
+        """The services that the test or its fixtures hold or made, each once. Includes stopped ones, until
+        the fixture or test that asked for them has ended.
         """
-        # Also of what it got by request.getfixturevalue, which is no argument of the test.
+        # Including fixtures from request.getfixturevalue, which aren't arguments of the test.
         fixtures = getattr(getattr(item, "_request", None), "_fixture_defs", {})
         made = [service for service, owner in self.owners.items() if owner.serves(item, fixtures)]
         held = [service for service in _held_by(item) if not service.retired]
@@ -112,7 +109,7 @@ class Roster:
 
 
 class Presence:
-    """Those that run since this was made, stopped meanwhile or not. dead: those that had crashed before."""
+    """The services that ran since this was made, even if stopped. dead: those that had crashed before."""
 
     def __init__(self, running: Iterable[Service]) -> None:
         self._before = list(running)
@@ -124,7 +121,7 @@ class Presence:
 
     @property
     def new(self) -> list[Service]:
-        """Those that did not run before."""
+        """The services that did not run before."""
         return [service for service in self._spawned if service not in self._before]
 
     @property
@@ -132,9 +129,8 @@ class Presence:
         return self._before + self.new
 
     def concerned(self, own: Sequence[Service], limits: Limits) -> list[Service]:
-        """The test's own services, those it started meanwhile, and those its marker names.
-
-        Its own include those that were stopped before: nothing may be judged in their place.
+        """The test's own services, those it started meanwhile, and those its marker names. Its own include
+        those stopped before, so that nothing else is judged in their place.
         """
         present = [s for s in self.all if s in own or s in self.new or s.name in limits.services]
         return present + [s for s in own if s not in self.all]
@@ -143,7 +139,7 @@ class Presence:
 def doubted(
     measurement: Measurement, service: Service, own: Sequence[Service] = (), limits: Limits = NO_LIMITS
 ) -> Measurement:
-    """The measurement; unmeasured if it may be of another service than the test's."""
+    """The measurement; unmeasured if it may belong to another service than the test's."""
     if measurement.unmeasured is not None:
         return measurement
     doubt = service.why_elsewhere() or _why_ambiguous(service, own, limits)
@@ -151,7 +147,7 @@ def doubted(
 
 
 def _why_ambiguous(service: Service, own: Sequence[Service], limits: Limits) -> Reason | None:
-    """Where a service= means a name that another one of the test's own asked for, too."""
+    """Why a service= is ambiguous: another service of the test asked for the same name."""
     if service.name not in limits.services:
         return None
     for other in own:
@@ -165,19 +161,19 @@ def _why_ambiguous(service: Service, own: Sequence[Service], limits: Limits) -> 
 
 
 def _held_by(item: pytest.Item) -> list[Service]:
-    """Those that the test's fixtures hold, also those of its fixtures' fixtures."""
+    """The services that the test's fixtures hold, including fixtures of fixtures."""
     values = list((getattr(item, "funcargs", None) or {}).values())
     instance = getattr(item, "instance", None)
     if instance is not None:
-        # unittest.TestCase takes no arguments: there fixtures and setUpClass leave services as attributes.
+        # unittest.TestCase takes no arguments: its fixtures and setUpClass store services as attributes.
         values += [instance, *vars(type(instance)).values()]
     return list(services_in(values, _DEPTH))
 
 
 def services_in(values: Iterable[object], depth: int = _DEPTH) -> Iterator[Service]:
-    """Those among the values, and inside them."""
+    """The services among the values and inside them."""
     for value in values:
-        # Not isinstance: it asks a proxy for its __class__, which may do or raise anything.
+        # Not isinstance: it reads __class__, for which a proxy may do or raise anything.
         if issubclass(type(value), Service):
             assert isinstance(value, Service)
             yield value
@@ -187,7 +183,7 @@ def services_in(values: Iterable[object], depth: int = _DEPTH) -> Iterator[Servi
 
 def _inside(value: object) -> Iterable[object]:
     kind = type(value)
-    # A fixture that can start services, measures them, or requests fixtures doesn't use all of them.
+    # go_service, netpoll and request give access to all services; they don't mean that the test uses them.
     if issubclass(kind, (type, ServiceFactory, Pairs, Sides, Roster, Meter, pytest.FixtureRequest)):
         return ()
     if issubclass(kind, (list, tuple, set, frozenset)):
@@ -197,7 +193,7 @@ def _inside(value: object) -> Iterable[object]:
         assert isinstance(value, Mapping)
         return list(value.values())
     if dataclasses.is_dataclass(kind):
-        # They may have slots.
+        # Objects may have slots.
         return [getattr(value, field.name, None) for field in dataclasses.fields(kind)]
     try:
         return list(object.__getattribute__(value, "__dict__").values())

@@ -1,4 +1,4 @@
-"""Which services ended without being stopped: that is a failure, whatever was measured."""
+"""Finds services that ended without being stopped: that is a failure, whatever was measured."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ _STOP = "if that is intended, call {}.stop() in the test"
 
 
 class Deaths:
-    """Of the services of a session."""
+    """The deaths of a session's services."""
 
     def __init__(self) -> None:
         self._told: set[tuple[Service, int]] = set()
         self._stopped: list[Death] = []
 
     def stopped(self, service: Service) -> None:
-        """Called when somebody stopped it: it may have died before that."""
+        """Call when a service was stopped: it may have died before that."""
         if service.crash is not None and (service, service.pid) not in self._told:
             self._told.add((service, service.pid))
             how = Reason(f"service {service.name!r} ended before it was stopped", why=service.crash)
             self._stopped.append(_death(service, how))
 
     def take_stopped(self) -> list[Death]:
-        """Those that died and were stopped since this was called last."""
+        """The services that had died before they were stopped, since the last call."""
         found, self._stopped = self._stopped, []
         return found
 
     def untold(self, services: Iterable[Service]) -> list[Service]:
-        """Of the services those whose death no test has been told of."""
+        """The dead services whose death no test has reported."""
         return [service for service in services if (service, service.pid) not in self._told]
 
     def tell(self, services: Sequence[Service], when: str) -> list[Death]:
-        """Of the services those that are dead and were not stopped. when: "during the test"."""
+        """The dead services that were not stopped; marks them as reported. when: "during the test"."""
         found = list(found_dead(services, when).values())
         self._told |= {(service, service.pid) for service in services if is_dead(service)}
         return found
@@ -46,10 +46,10 @@ def is_dead(service: Service) -> bool:
 
 
 def found_dead(services: Iterable[Service], when: str) -> dict[Service, Death]:
-    """Of the services those that are dead and were not stopped; nobody is told yet."""
+    """The dead services that were not stopped; doesn't mark them as reported."""
     found = {}
     for service in filter(is_dead, services):
-        # A panic is never meant.
+        # A panic is never on purpose.
         fix = None if service.last_words() else _STOP.format(service.name)
         how = Reason(f"service {service.name!r} ended {when}", why=service.ending, fix=fix)
         found[service] = _death(service, how)

@@ -1,4 +1,4 @@
-"""Broken limits and columns that users' hooks add to a test. Their return values are checked here."""
+"""Adds the broken limits and columns of users' hooks to a test, and checks their return values."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Added(NamedTuple):
 
 
 def ask(item: pytest.Item, measurements: Sequence[Measurement], limits: Limits) -> Added:
-    """Calls all hooks for all measurements, also when one of them fails: only then the test is judged."""
+    """Calls all hooks for all measurements, even if one fails, before the test is judged."""
     __tracebackhide__ = True
     errors: list[BaseException] = []
     for measurement in measurements:
@@ -51,7 +51,7 @@ def ask(item: pytest.Item, measurements: Sequence[Measurement], limits: Limits) 
 
 @contextlib.contextmanager
 def _kept(errors: list[BaseException]) -> Iterator[None]:
-    """What the hook in the block raises; not what ends the session."""
+    """Collects the exception of the hook in the block, unless it ends the session."""
     __tracebackhide__ = True
     try:
         yield
@@ -85,7 +85,7 @@ def _breaches(item: pytest.Item, measurement: Measurement, limits: Limits) -> li
 
 
 def _complaint(breach: Breach) -> str | None:
-    """What no report could show of it; it may hold anything, since hooks are seldom type-checked."""
+    """Why no report can show the value; it may be anything, since hooks are seldom type-checked."""
     fields: Mapping[str, object] = vars(breach)
     for name in ("service", "metric", "detail"):
         if not isinstance(fields[name], str):
@@ -94,7 +94,7 @@ def _complaint(breach: Breach) -> str | None:
         return 'kind is neither "max" nor "min"'
     for name in ("measured", "limit"):
         value = fields[name]
-        # NaN is less than nothing.
+        # NaN can't be compared.
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
             return f"{name} is not a finite number"
     return None
@@ -103,7 +103,7 @@ def _complaint(breach: Breach) -> str | None:
 def _columns(item: pytest.Item, measurement: Measurement) -> dict[str, int | float | str | None]:
     __tracebackhide__ = True
     added: dict[str, int | float | str | None] = {}
-    # The one registered last is called first, and has the last word.
+    # pluggy calls the hook registered last first; its value wins.
     for result in reversed(item.ihook.pytest_netpoll_columns(item=item, measurement=measurement)):
         if not isinstance(result, Mapping) or not all(map(_fits, result.items())):
             raise UsageError(

@@ -1,4 +1,4 @@
-"""What the fixtures `go_service` and `netpoll` give to a test."""
+"""The objects behind the fixtures `go_service` and `netpoll`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from pytest_netpoll.session.attribution import Roster, doubted
 from pytest_netpoll.session.deaths import found_dead
 from pytest_netpoll.session.outcome import plain_failures, refuse
 
-# Of a test's windows, those that its record keeps: each holds its charts.
+# How many of a test's windows its record keeps: each has its charts.
 MOST_WINDOWS = 100
 
 
 class Windows:
-    """The closed windows of one test; of very many, the last ones. left_out: how many are not kept."""
+    """The closed windows of one test; only the last ones of very many. left_out: how many are not kept."""
 
     def __init__(self) -> None:
         self.left_out = 0
@@ -78,7 +78,7 @@ class Netpoll:
     def parked(self, service: Service | str) -> list[ParkedGoroutine]:
         """The goroutines of a service that are parked on descriptors now.
 
-        service: or its name. Where that cannot be seen the test fails, or is skipped, as unmeasured.
+        service: a Service or its name. If they can't be read, the test fails or is skipped as unmeasured.
         """
         __tracebackhide__ = True
         if self._options.mode == "off":
@@ -95,9 +95,8 @@ class Netpoll:
 
     @contextlib.contextmanager
     def measure(self, name: str | None = None) -> Iterator[MeasuredWindow]:
-        """Opens a window over all services that run and closes it with the block. Windows may nest.
-
-        name: what the reports call it; they number those without.
+        """Opens a window over all running services and closes it at the end of the block. Windows may nest.
+        name: for the reports; windows without one are numbered.
         """
         measured = MeasuredWindow(self._item, self._options, name)
         if self._options.mode == "off":
@@ -119,9 +118,8 @@ class Netpoll:
 class MeasuredWindow:
     """window[service] is the service's Measurement, once the block has ended.
 
-    Asking for a service that could not be measured fails (or skips) the test: numbers nobody
-    vouches for must not reach an assertion. A single metric that was not is None. With --netpoll=off
-    it skips the test.
+    Asking for an unmeasured service fails (or skips) the test, so that assertions never see wrong numbers. A
+    single unmeasured metric is None. With --netpoll=off it skips the test.
     """
 
     def __init__(self, item: pytest.Item, options: Config, name: str | None) -> None:
@@ -140,14 +138,14 @@ class MeasuredWindow:
         own: set[Service],
         dead: Mapping[Service, Death],
     ) -> None:
-        """services: those that ran in it, each with its measurement. own: those that are the test's."""
+        """Closes the window. services: those that ran in it, with their measurements. own: the test's own."""
         pairs = zip(services, measurements, strict=True)
         self._measurements = {service: doubted(made, service) for service, made in pairs}
         self._own = own
         self._dead = dict(dead)
 
     def record(self, number: int) -> record.WindowRecord:
-        """Of the test's own services and of those that it asked for; of all where there are none."""
+        """The record of the test's own services and of those that it asked for; of all if there are none."""
         measured = self._measurements or {}
         concerned = [
             made for service, made in measured.items() if service in self._own or service in self._read
@@ -156,13 +154,13 @@ class MeasuredWindow:
         return record.window(number, self._name, concerned or list(measured.values()), read)
 
     def __getitem__(self, service: Service | str) -> Measurement:
-        """service: or its name."""
+        """The measurement. service: a Service or its name."""
         __tracebackhide__ = True
         if self._options.mode == "off":
             pytest.skip("nothing is measured with --netpoll=off")
         if self._measurements is None:
             pytest.fail("the window is still open: read it after the with block", pytrace=False)
-        # A name means one service in all that is measured of a test.
+        # A name means one service in all measurements of a test.
         by_name = {known.name: known for known in self._measurements}
         name, asked = (service, by_name.get(service)) if isinstance(service, str) else (service.name, service)
         if asked not in self._measurements:

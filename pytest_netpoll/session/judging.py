@@ -27,9 +27,8 @@ from pytest_netpoll.session.trial import Trial, has_failed, is_repeated
 
 
 class Judged(NamedTuple):
-    """A test's measurements, before pytest knows how the test ended.
-
-    columns: what users' hooks add to each of the measurements.
+    """A test's measurements, before pytest knows how the test ended. columns: the columns of users' hooks for
+    each measurement.
     """
 
     limits: Limits
@@ -41,12 +40,12 @@ class Judged(NamedTuple):
 
     @classmethod
     def without_limits(cls, deaths: Sequence[Death] = ()) -> Judged:
-        """Of a test without the marker: nothing but the death of a service fails it."""
+        """The judgement of a test without the marker: only a service's death fails it."""
         return cls(Limits(), [], judge([], Limits(), "off", deaths=deaths))
 
 
 JUDGED = pytest.StashKey["Judged | None"]()
-# What a subtest raised, of a test that still runs.
+# What a subtest raised while its test still runs.
 SUBTEST = pytest.StashKey["BaseException | None"]()
 
 
@@ -78,7 +77,7 @@ def _seconds(item: pytest.Item, began: float) -> float:
 
 def _around(session: Session, item: pytest.Item) -> Generator[None, object, object]:
     __tracebackhide__ = True
-    # A test that is run again, as by pytest-rerunfailures, begins anew; its fixtures may have measured.
+    # A test that is rerun, as by pytest-rerunfailures, starts afresh; its fixtures may have measured.
     item.stash[JUDGED] = item.stash[ENFORCED] = item.stash[SUBTEST] = None
     presence = session.roster.watch()
     limits = item.stash.get(LIMITS, None)
@@ -121,7 +120,7 @@ def _around_measured(
 def _around_unmeasured(
     session: Session, item: pytest.Item, presence: Presence
 ) -> Generator[None, object, object]:
-    """A test without limits: it fails all the same if one of its services dies."""
+    """Runs a test without limits: it still fails if one of its services dies."""
     __tracebackhide__ = True
     try:
         result = yield
@@ -136,9 +135,8 @@ def _around_unmeasured(
 def _dead(
     session: Session, presence: Presence, named: list[Service], item: pytest.Item, again: bool = True
 ) -> list[Death]:
-    """Of the test's own services and those its marker names the dead ones, stopped since or not.
-
-    again: also of those that an earlier test was told of.
+    """The deaths of the test's own services and of those its marker names, even if stopped since. again:
+    include deaths that an earlier test reported.
     """
     own = list(dict.fromkeys([*session.roster.own(item), *presence.new, *named]))
     if not again:
@@ -153,7 +151,7 @@ def _dead(
 
 
 def _runs(options: Config, limits: Limits) -> int:
-    """Windows of a test. A saved baseline must not rest on a single lucky window."""
+    """How many windows a test gets. A saved baseline must not rest on a single lucky window."""
     if options.save is None:
         return limits.runs
     rounds = options.rounds or (ROUNDS if options.against is not None else None)
@@ -163,7 +161,7 @@ def _runs(options: Config, limits: Limits) -> int:
 def _compare(
     session: Session, item: pytest.Item, trial: Trial, limits: Limits, runs: int
 ) -> Comparison | None:
-    """With the base, in turns; or with the baseline."""
+    """Compares with the base, in turns, or with the baseline."""
     if session.base is not None and not trial.failed:
         return session.base.compare(item, trial, limits)
     if session.baseline is None or trial.failed:
@@ -174,8 +172,8 @@ def _compare(
 def _compare_with_baseline(
     session: Session, item: pytest.Item, baseline: Baseline, trial: Trial, limits: Limits, runs: int
 ) -> Comparison:
-    """In as many rounds as --netpoll-rounds asks for. A time that got worse by one number is measured again:
-    it may be the machine's fault.
+    """Compares in as many rounds as --netpoll-rounds asks for. A time that regressed by one number is
+    remeasured, because the machine may be the cause.
     """
     options = session.options
     looks: tuple[int, ...] = (runs,)

@@ -1,6 +1,6 @@
-"""How long a service lives: as long as the fixture or test that asked for it.
+"""Ends services together with the fixture or test that asked for them.
 
-A service of a fixture ends after the fixture's own teardown, one of a test before the test's fixtures.
+A fixture's service ends after the fixture's own teardown; a test's service ends before the test's fixtures.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from pytest_netpoll.session.outcome import plain_failures
 
 
 class Lifetimes:
-    """Knows who is asking for a service now; a plugin of pytest's, for the hooks that tell it."""
+    """Knows which fixture or test asks for a service; a pytest plugin, because that takes hooks."""
 
     def __init__(self, roster: Roster, deaths: Deaths) -> None:
         self._roster = roster
         self._deaths = deaths
         self._item: pytest.Item | None = None
         self._began = 0.0
-        # The fixtures being set up, each asked for by the one before it. Not by thread: a fixture may
-        # start its services in several.
+        # The fixtures being set up, each requested by the one before it. Not per thread: a fixture may start
+        # its services in several threads.
         self._setups: list[tuple[Any, pytest.FixtureRequest]] = []
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -54,13 +54,13 @@ class Lifetimes:
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
         __tracebackhide__ = True
         used = self._roster.own(item)
-        # Before any of them is stopped: that is not the test's doing then, and hides no kill.
+        # Before any of them is stopped: stopping isn't the test's doing then, and must not hide a kill.
         late = self._deaths.tell(self._deaths.untold(used), "after the test")
         errors = self._roster.end_made_by(item)
         try:
             result = yield
         except BaseException:
-            # The teardown itself fails. What was found already is added, because it is reported only once.
+            # The teardown itself fails. Add what was found already, because it is reported only once.
             if late:
                 item.add_report_section("teardown", "netpoll", _said(late))
             raise
@@ -70,7 +70,7 @@ class Lifetimes:
             with plain_failures():
                 if errors:
                     raise errors[0]
-        # A panic takes a while, and the service may be stopped before it ends.
+        # A panic takes a while, and the service may be stopped before the panic ends it.
         late += [
             *self._deaths.take_stopped(),
             *self._deaths.tell(self._deaths.untold(used), "after the test"),
@@ -85,7 +85,9 @@ class Lifetimes:
         return time.monotonic() - self._began
 
     def adopt(self, service: Service) -> None:
-        """Called with a new service, which ends with the fixture or test that asks for it, or the session."""
+        """Call with a new service, which will end with the fixture or test that asks for it, or with the
+        session.
+        """
         if self._setups:
             definition, request = self._setups[-1]
             self._roster.owners[service] = Owner(request.node, definition)

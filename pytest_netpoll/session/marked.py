@@ -1,4 +1,4 @@
-"""Which tests are measured, against which limits, and with which toolchains."""
+"""Decides which tests are measured, with which limits and toolchains."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pytest_netpoll.options import Config
 MARKER = "netpoll"
 TOOLCHAIN = "netpoll_toolchain"  # the fixture
 
-# Of every test with the marker.
+# Set for every test with the marker.
 LIMITS = pytest.StashKey[Limits]()
-# Of a pytest-xdist worker's output: the controller raises what is wrong with a marker.
+# In a pytest-xdist worker's output: what is wrong with a marker, for the controller to raise.
 _COMPLAINT = "netpoll_usage_error"
 
 
@@ -26,17 +26,17 @@ def fixtures_of(item: pytest.Item) -> list[str]:
 
 
 def is_measured(item: pytest.Item) -> bool:
-    """Whether it has the marker, or measures stretches of itself."""
+    """Whether the test has the marker, or uses the fixture to measure parts of itself."""
     return LIMITS in item.stash or "netpoll" in fixtures_of(item)
 
 
 def limited(items: Iterable[pytest.Item]) -> set[str]:
-    """The metrics that any of the tests limits."""
+    """The metrics limited by any of the tests."""
     return {limit.base for item in items if LIMITS in item.stash for limit in item.stash[LIMITS].limits}
 
 
 def resolve_limits(config: pytest.Config, items: list[pytest.Item], options: Config) -> None:
-    """Gives each test its limits; pytest.UsageError where a marker is wrong."""
+    """Stores each test's limits; pytest.UsageError if a marker is wrong."""
     try:
         for item in items:
             found = list(item.iter_markers_with_node(MARKER))
@@ -48,30 +48,30 @@ def resolve_limits(config: pytest.Config, items: list[pytest.Item], options: Con
         output = getattr(config, "workeroutput", None)
         if output is None:
             raise pytest.UsageError(str(error)) from None
-        # Raised in a pytest-xdist worker it would be an internal error: the controller says it.
+        # In a pytest-xdist worker it would be an internal error, so the controller raises it.
         output[_COMPLAINT] = str(error)
         items.clear()
 
 
 def raise_complaint(node: object) -> None:
-    """Of a pytest-xdist worker that has ended; one that crashed left no output."""
+    """Raises the complaint of a pytest-xdist worker that has ended; a crashed one left no output."""
     complaint = getattr(node, "workeroutput", {}).get(_COMPLAINT)
     if complaint is not None:
         raise pytest.UsageError(complaint)
 
 
 def run_with_each(metafunc: pytest.Metafunc, toolchains: Collection[str]) -> None:
-    """Runs what is measured once with each toolchain, where there are several."""
+    """Parametrizes measured tests with the toolchains, if there are several."""
     marked = any(metafunc.definition.iter_markers(MARKER))
     if len(toolchains) > 1 and (marked or "netpoll" in metafunc.fixturenames):
         if TOOLCHAIN not in metafunc.fixturenames:
-            # It may still ask for go_service, by request.getfixturevalue.
+            # It may still request go_service, by request.getfixturevalue.
             metafunc.fixturenames.append(TOOLCHAIN)
         labels: Sequence[str] = list(toolchains)
         metafunc.parametrize(TOOLCHAIN, labels, indirect=True, scope="session", ids=labels)
 
 
 def toolchain_of(item: pytest.Item) -> str | None:
-    """Which of several --netpoll-go the test runs with."""
+    """The toolchain that the test runs with, if --netpoll-go names several."""
     callspec = getattr(item, "callspec", None)
     return callspec.params.get(TOOLCHAIN) if callspec is not None else None

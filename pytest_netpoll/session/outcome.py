@@ -15,9 +15,8 @@ from pytest_netpoll.options import Config
 
 
 class Enforced(NamedTuple):
-    """Why the plugin ended a test. exception: as raised; it tells our failure from the test's own.
-
-    lenient: raised in report mode, only for pytest.mark.xfail to see: it is no failure.
+    """Why the plugin ended a test. exception: as raised, to tell our failure from the test's own. lenient:
+    raised in report mode only so that pytest.mark.xfail sees it; it isn't a failure.
     """
 
     exception: BaseException
@@ -30,7 +29,7 @@ ENFORCED = pytest.StashKey["Enforced | None"]()
 
 @contextlib.contextmanager
 def usage_errors() -> Iterator[None]:
-    """The user's mistakes in options and markers end in exit code 4."""
+    """Turns the user's mistakes in options and markers into exit code 4."""
     try:
         yield
     except UsageError as error:
@@ -39,7 +38,9 @@ def usage_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def plain_failures() -> Iterator[None]:
-    """Errors of services and of measuring fail the test, or the fixture, in their own words."""
+    """Makes errors of services and measuring fail the test or fixture with their message, without a
+    traceback.
+    """
     __tracebackhide__ = True
     try:
         yield
@@ -48,9 +49,8 @@ def plain_failures() -> Iterator[None]:
 
 
 def enforce(node: pytest.Item, verdict: Verdict, options: Config) -> None:
-    """Ends the test as the verdict demands: what was not measured has not passed.
-
-    In report mode only a dead service fails it.
+    """Ends the test as the verdict demands: an unmeasured test doesn't pass. In report mode only a dead
+    service fails it.
     """
     outcome = verdict.gate or verdict.outcome
     if outcome == "passed":
@@ -63,9 +63,8 @@ def enforce(node: pytest.Item, verdict: Verdict, options: Config) -> None:
 
 
 def settle_report(report: pytest.TestReport, enforced: Enforced) -> None:
-    """What pytest makes of our exception, once it has looked for pytest.mark.xfail.
-
-    That expects a broken limit, not a test that could not be measured; and report mode fails nothing.
+    """Adjusts pytest's report on our exception after pytest.mark.xfail was applied: xfail expects a broken
+    limit, not an unmeasured test, and report mode fails nothing.
     """
     unmeasured = (enforced.verdict.gate or enforced.verdict.outcome) == "unmeasured"
     xfailed = report.skipped and hasattr(report, "wasxfail")
@@ -77,7 +76,7 @@ def settle_report(report: pytest.TestReport, enforced: Enforced) -> None:
 
 
 def refuse(node: pytest.Item, verdict: Verdict, options: Config) -> None:
-    """Fails (or skips, if so configured) a test that asks for numbers that weren't measured."""
+    """Fails (or skips, if configured) a test that asks for unmeasured numbers."""
     harmless = options.unmeasured == "skip" or options.mode == "report"
     _end(node, verdict, skip=harmless and verdict.outcome == "unmeasured")
 

@@ -11,14 +11,14 @@ from pytest_netpoll.clean import one_line
 
 
 class Progress:
-    """Writes lines of its own between pytest's. Knows which test's result is still to come."""
+    """Writes lines between pytest's. Knows which test's result is still to come."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._running: tuple[str, Any] | None = None
 
     def say(self, text: str) -> None:
-        """A line for who waits; nothing where there is no terminal, as in a pytest-xdist worker."""
+        """Prints a line for whoever waits; nothing without a terminal, as in a pytest-xdist worker."""
         reporter = self._config.pluginmanager.getplugin("terminalreporter")
         capture = self._config.pluginmanager.getplugin("capturemanager")
         if reporter is None:
@@ -26,14 +26,14 @@ class Progress:
         writer = self._config.get_terminal_writer()
         with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
             reporter.ensure_newline()
-            # With -q it knows of no line that dots stand on.
+            # With -q pytest doesn't know that dots are on the line.
             if writer.width_of_current_line:
                 writer.line()
             reporter.write(one_line(f"netpoll: {text}"))
             if self._running is not None:
-                # pytest names the test again on a new line, and its result follows there.
+                # pytest prints the test's name again on a new line, with its result.
                 reporter.pytest_runtest_logstart(*self._running)
-            if reporter.currentfspath is None:  # with -q, or between tests: nothing was named
+            if reporter.currentfspath is None:  # with -q, or between tests: no name was printed
                 writer.line()
             reporter.flush()
 

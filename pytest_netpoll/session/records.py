@@ -1,6 +1,5 @@
-"""The record of a test: made when pytest has said how the test ended, and carried by pytest's report.
-
-So it also gets from a pytest-xdist worker to its controller.
+"""Makes a test's record once pytest knows how the test ended, and attaches it to pytest's report. So it also
+gets from a pytest-xdist worker to the controller.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from pytest_netpoll.session.session import Session
 def complete(
     session: Session, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport
 ) -> None:
-    """Called with each of pytest's reports: adds the outcome and the record."""
-    # Only now it is known how the test ended: a unittest.TestCase raises nothing, an xfail may be one.
+    """Call with each of pytest's reports: adds the outcome and the record."""
+    # Only now it is known how the test ended: a unittest.TestCase raises nothing, and it may be an xfail.
     enforced = item.stash.get(ENFORCED, None)
     if enforced is not None and call.excinfo is not None and call.excinfo.value is enforced.exception:
         settle_report(report, enforced)
@@ -39,7 +38,7 @@ def complete(
 
 
 def collect(session: Session, report: pytest.TestReport) -> None:
-    """Takes up what a report carries, here or in the controller of pytest-xdist's workers."""
+    """Collects what a report carries, here or in the controller of pytest-xdist's workers."""
     late = getattr(report, "netpoll_late", None)
     if late is not None:
         session.reports.add_windows(late)
@@ -49,14 +48,14 @@ def collect(session: Session, report: pytest.TestReport) -> None:
         del report.netpoll_artifacts  # pytest keeps the report
         if getattr(report, "outcome", None) != "rerun":
             session.reports.write_artifacts(packed)
-    # "rerun": pytest-rerunfailures runs it again, and what it comes to then is the test's result.
+    # "rerun": pytest-rerunfailures runs it again, and the last run is the test's result.
     if made is not None and getattr(report, "outcome", None) != "rerun":
         session.reports.records.append(made)
         session.workers_environment = getattr(report, "netpoll_environment", {})
 
 
 def is_unmeasured(report: pytest.TestReport) -> bool:
-    """Whether the test failed only for that."""
+    """Whether the test failed only because it is unmeasured."""
     made = getattr(report, "netpoll", None)
     return made is not None and made["outcome"] == "unmeasured" and report.failed
 
@@ -68,7 +67,7 @@ def _attach_record(
     enforced = item.stash.get(ENFORCED, None)
     error = call.excinfo.value if call.excinfo is not None else None
     if judged is None and report.failed:
-        # Of a subtest, as long as the test runs; pytest fails the test only where it counts it.
+        # A subtest's failure while the test runs; pytest fails the test only if it counts that.
         item.stash[SUBTEST] = error
     ours = enforced is not None and error is enforced.exception
     if ours and report.skipped and not hasattr(report, "wasxfail"):
@@ -76,7 +75,7 @@ def _attach_record(
         path, line, _ = item.location
         report.longrepr = (str(item.config.rootpath / path), (line or 0) + 1, str(error))
     elif isinstance(error, pytest.skip.Exception | pytest.xfail.Exception):
-        return  # it stopped half-way, by its own decision
+        return  # the test stopped half-way on its own
     windows = item.stash.get(WINDOWS, None)
     if enforced is not None and ours:
         judged = (judged or Judged.without_limits())._replace(verdict=enforced.verdict)
@@ -88,17 +87,17 @@ def _attach_record(
     made = _record(item, judged, own, getattr(report, "wasxfail", None), windows or Windows())
     item.stash[WINDOWS] = Windows()
     _keep_artifacts(session, item, made, report)
-    # The environment, too: a controller has no agent to ask.
+    # The environment, too: a controller has no agent.
     report.netpoll = made  # type: ignore[attr-defined]
     report.netpoll_environment = record.plain(session.meter.environment)  # type: ignore[attr-defined]
     properties = junit.properties(made)
-    # The item's for the teardown's report, where --junitxml looks; a test that is run again has
-    # those of its last run there.
+    # On the item for the teardown's report, where --junitxml looks; a rerun test has those of its last run
+    # there.
     for kept in (report.user_properties, item.user_properties):
         kept[:] = [*(pair for pair in kept if not pair[0].startswith("netpoll.")), *properties]
     if made["outcome"] != "passed":
         section = terminal.failure_section(made, session.width)
-        # In pytest's own words of the failure, where JUnit looks, too; a skip's have no room for it.
+        # Added to pytest's text of the failure, which JUnit shows, too; a skip has no such text.
         add_section = getattr(report.longrepr, "addsection", None)
         if add_section is not None:
             add_section("netpoll", section, "-")
@@ -109,7 +108,7 @@ def _attach_record(
 def _keep_artifacts(
     session: Session, item: pytest.Item, made: record.TestRecord, report: pytest.TestReport
 ) -> None:
-    """Names them in the record; they travel with pytest's report to the process that writes reports."""
+    """Adds the artifacts to the record; pytest's report carries them to the process that writes reports."""
     wanted = session.options.artifacts
     if wanted is None or not (wanted.all_tests or wording.alarming(made)):
         return
@@ -126,7 +125,7 @@ def _keep_artifacts(
 
 
 def _attach_late_windows(item: pytest.Item, report: pytest.TestReport) -> None:
-    """Of fixtures that measure around the test: they close with its teardown."""
+    """Adds windows of fixtures that measure around the test; they close at teardown."""
     windows = item.stash.get(WINDOWS, None)
     if windows is not None and windows.records():
         late = _record(item, Judged.without_limits(), None, None, windows)
@@ -156,7 +155,7 @@ def _record(
 
 
 def _services_behind(session: Session, item: pytest.Item) -> list[Service]:
-    """Those whose output may explain a failure."""
+    """The services whose output may explain a failure."""
     used = session.roster.own(item)
     if not used and (LIMITS in item.stash or "go_service" in fixtures_of(item)):
         return session.roster.running
@@ -164,6 +163,6 @@ def _services_behind(session: Session, item: pytest.Item) -> list[Service]:
 
 
 def _said(service: Service) -> str:
-    """The end of a service's output, and before it its panic, where other goroutines' stacks hide that."""
+    """The end of a service's output, preceded by its panic if other goroutines' stacks hide that."""
     tail, panic = service.tail(), service.last_words()
     return cleaned(tail if panic in tail else f"{panic}\n[…]\n{tail}")

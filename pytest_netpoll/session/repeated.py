@@ -1,5 +1,4 @@
-"""A test that failed is called once more: for a trace of it, and for what its services tell of themselves by
-net/http/pprof.
+"""Calls a failed test once more, for a trace and for its services' own profiles from net/http/pprof.
 
 It gets a call of its own, so that the measured call isn't slowed down.
 """
@@ -28,16 +27,16 @@ from pytest_netpoll.session.trial import repeating
 
 # Seconds: a call that takes longer is not repeated.
 MOST_SECONDS = 60.0
-# Beyond the call's own seconds, so that its end is in the profiles.
+# Added to the call's own seconds, so that its end is in the profiles.
 _MARGIN = 0.5
-# Until the requests have got there.
+# Seconds until the requests have arrived.
 _HEAD_START = 0.1
 _NO_TRACE = "no trace"
 _NO_PROFILES = "no profiles of the service's own"
 
 
 class Asked(NamedTuple):
-    """traced: by process, the services of which a trace is made. pprof: those that are asked for profiles."""
+    """traced: the services to trace, by process. pprof: the services to ask for profiles."""
 
     traced: Mapping[int, Service]
     pprof: Sequence[Service]
@@ -48,12 +47,12 @@ class Asked(NamedTuple):
 
     @property
     def lacking(self) -> str:
-        """What there isn't where the test is not called again."""
+        """What is missing if the test isn't called again."""
         return " and ".join([_NO_TRACE] * bool(self.traced) + [_NO_PROFILES] * bool(self.pprof))
 
 
 class Taken(NamedTuple):
-    """notes: why others are not there."""
+    """notes: why other files are missing."""
 
     files: Sequence[File]
     notes: Sequence[Reason]
@@ -64,7 +63,7 @@ TAKEN = pytest.StashKey[Taken]()
 
 
 def take(session: Session, item: pytest.Item, seconds: float, failed: bool) -> None:
-    """Leaves in the item's stash what its services tell while it is called once more. seconds: it took."""
+    """Calls the test once more and puts the files in its stash. seconds: how long the first call took."""
     wanted = session.options.artifacts
     has_record = LIMITS in item.stash or WINDOWS in item.stash
     if wanted is None or session.options.mode == "off" or not has_record:
@@ -73,7 +72,7 @@ def take(session: Session, item: pytest.Item, seconds: float, failed: bool) -> N
     if not (alarming or wanted.all_tests):
         return
     own = session.roster.own(item)
-    # Without an agent nothing was measured, and the test says why.
+    # Without an agent nothing was measured, and the test already says why.
     roots = session.meter.roots if session.meter.environment else {}
     asked = Asked(
         {pid: service for pid, of in roots.items() for service in own if service is of and service.running},
@@ -92,15 +91,15 @@ def _why_not(session: Session, item: pytest.Item, asked: Asked, seconds: float) 
     if session.roster.made_by(item):
         return Reason(
             asked.lacking,
-            why="the test starts a service itself, so it can't be called again for them",
+            why="the test starts a service itself, so it can't be called again",
             fix="start it in a fixture",
         )
     if "subtests" in getattr(item, "fixturenames", ()):
-        return Reason(asked.lacking, why="called again for them, the test would report its subtests twice")
+        return Reason(asked.lacking, why="calling the test again would report its subtests twice")
     if seconds > MOST_SECONDS:
         return Reason(
             asked.lacking,
-            why=f"the test took {seconds:.0f} s; up to {MOST_SECONDS:.0f} s, one is called again for them",
+            why=f"the test took {seconds:.0f} s; only tests of up to {MOST_SECONDS:.0f} s are called again",
         )
     limit = _timeout(item)
     agents_start = START_DEADLINE if asked.traced else 0
@@ -114,7 +113,7 @@ def _why_not(session: Session, item: pytest.Item, asked: Asked, seconds: float) 
 
 
 def _timeout(item: pytest.Item) -> float | None:
-    """That of pytest-timeout, in seconds."""
+    """The test's limit from pytest-timeout, in seconds; None without one."""
     if not item.config.pluginmanager.hasplugin("timeout"):
         return None
     marker = item.get_closest_marker("timeout")
@@ -136,7 +135,7 @@ def _take(session: Session, item: pytest.Item, asked: Asked, seconds: float) -> 
     for recorded in trace.recorded:
         name = recorded.measurement.service
         if name not in running:
-            notes.append(Reason(f"{_NO_TRACE} of {name}", why="the test starts it anew"))
+            notes.append(Reason(f"{_NO_TRACE} of {name}", why="the test restarts it"))
         elif recorded.trace is not None:
             files.append(artifacts.trace(item.nodeid, recorded.measurement, recorded.trace))
         elif recorded.measurement.unmeasured is not None:
@@ -170,7 +169,7 @@ def _tracing(session: Session, asked: Asked) -> Iterator[traced.Recording]:
 def _recordings(
     services: Sequence[Service], seconds: float
 ) -> tuple[list[tuple[Service, Recording]], list[Reason]]:
-    """Of those that can be asked for profiles, from now on; and why others cannot."""
+    """Starts recording profiles; also returns why some services can't be asked."""
     found: list[tuple[Service, Recording]] = []
     notes: list[Reason] = []
     for service in services:
@@ -185,14 +184,14 @@ def _recordings(
 
 
 def _together(service: str, missing: Sequence[Reason]) -> list[Reason]:
-    """One note where all are missing for the same cause."""
+    """One note if all are missing for the same reason, else one for each."""
     if len(missing) > 1 and len({reason.why for reason in missing}) == 1:
         return [Reason(f"{_NO_PROFILES}: {service}", why=missing[0].why, fix=missing[0].fix)]
     return [reason.about(service) for reason in missing]
 
 
 def _repeat(item: pytest.Item) -> None:
-    """Calls a test that has been judged. Failures and numbers of this call are ignored."""
+    """Calls a test that was judged already. Failures and numbers of this call are ignored."""
     enforced, windows = item.stash.get(ENFORCED, None), item.stash.get(WINDOWS, None)
     reported = len(item.user_properties)
     # A unittest.TestCase raises nothing: pytest keeps its failures here.
@@ -204,7 +203,7 @@ def _repeat(item: pytest.Item) -> None:
     except pytest.exit.Exception:
         raise
     except (Exception, pytest.fail.Exception, pytest.skip.Exception):
-        pass  # as it did the first time
+        pass  # it failed the first time, too
     finally:
         del item.user_properties[reported:]
         if hasattr(item, "_excinfo"):

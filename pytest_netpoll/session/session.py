@@ -1,4 +1,4 @@
-"""What lives as long as the pytest session: its agent, its services, its baseline and its reports."""
+"""Holds what lives as long as the pytest session: agent, services, baseline and reports."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from pytest_netpoll.session.turns import Base
 
 
 class Session:
-    """sides, base: what --netpoll-against measures beside the checkout; without it all are the head's.
-
-    workers_environment: what the agents of pytest-xdist's workers said, whose controller has none."""
+    """The state of a session. sides, base: the other side for --netpoll-against; without it everything is the
+    head's. workers_environment: from the agents of pytest-xdist's workers; the controller has none.
+    """
 
     def __init__(self, config: pytest.Config, options: Config) -> None:
         self.config = config
@@ -50,9 +50,8 @@ class Session:
         self._factories: list[ServiceFactory] = []
 
     def start(self) -> None:
-        """Finds the toolchains and the baseline that the options name; pytest.UsageError where they are not.
-
-        Not before the session: --help and --markers have to work whatever the ini file says.
+        """Finds the toolchains and the baseline that the options name; pytest.UsageError if they don't exist.
+        Runs only when the session starts: --help and --markers have to work whatever the ini file says.
         """
         with usage_errors():
             found = resolve(self.options.go, self.progress.say)
@@ -89,7 +88,7 @@ class Session:
         self._factories.append(factory)
         if self.base is None:
             return factory
-        # Its services are nobody's own: they are measured in place of the head's.
+        # The base's services have no owner: they are measured in place of the head's.
         base = ServiceFactory(
             rootdir=self.config.rootpath,
             cache_dir=build_dir,
@@ -104,9 +103,8 @@ class Session:
         return Pairs(factory, base, self.sides, str(self.base.revision))
 
     def start_agent(self, limited: Collection[str]) -> None:
-        """Called when tests will be measured: the agent compiles while the services are built.
-
-        limited: the metrics that any of them limits.
+        """Call if tests will be measured: the agent compiles while the services are built. limited: the
+        metrics that any test limits.
         """
         if self.measures:
             self.meter.start(limited)
@@ -125,12 +123,12 @@ class Session:
 
     @property
     def is_worker(self) -> bool:
-        """Whether it is one of pytest-xdist's workers, which report to their controller."""
+        """Whether this is one of pytest-xdist's workers, which report to their controller."""
         return hasattr(self.config, "workerinput")
 
     @property
     def has_terminal(self) -> bool:
-        """Without a terminal reporter the user asked for silence."""
+        """Whether pytest has a terminal reporter; without one the user asked for silence."""
         return bool(self.config.pluginmanager.hasplugin("terminalreporter"))
 
     @property
@@ -143,7 +141,7 @@ class Session:
         except NetpollError as error:
             missing = not baseline_file.path_of(self.config.rootpath, name).exists()
             if missing and self.options.save == name:
-                return Baseline(name)  # this run makes it
+                return Baseline(name)  # this run creates it
             raise UsageError(error.what, why=error.why, fix=error.fix) from None
 
     def _spawned(self, service: Service) -> Callable[[], None] | None:
@@ -152,7 +150,7 @@ class Session:
 
     def _is_ready(self, service: Service) -> None:
         if self.options.mode != "off":
-            # Those that left the service's first process before that was watched.
+            # The processes that left the service's first process before it was watched.
             for pid in service.family().keys() - {service.pid}:
                 self.meter.follow(service, pid)
 

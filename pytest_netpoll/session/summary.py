@@ -1,4 +1,4 @@
-"""What is printed and written when all tests have run."""
+"""Prints and writes the reports when all tests have run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pytest_netpoll.session.session import Session
 
 
 def show(session: Session, terminalreporter: Any) -> None:
-    """The tables, and what is to be said of the files."""
+    """Prints the tables and the messages about files."""
     records, width = session.reports.records, session.width
     table = terminal.summary_table(records, width, session.environment)
     if table is not None:
@@ -28,9 +28,9 @@ def show(session: Session, terminalreporter: Any) -> None:
 
 
 def write(session: Session, pytest_session: pytest.Session) -> None:
-    """The files; a run without one that was asked for fails."""
+    """Writes the files; the run fails if a requested one is missing."""
     reports = session.reports
-    # A pytest-xdist worker's records are its controller's to report.
+    # The controller reports the records of pytest-xdist's workers.
     if session.is_worker or not session.runs_tests:
         return
     reports.write(session.environment, say_written=session.has_terminal)
@@ -40,5 +40,5 @@ def write(session: Session, pytest_session: pytest.Session) -> None:
     ):
         pytest_session.exitstatus = pytest.ExitCode.TESTS_FAILED
     if not session.has_terminal:
-        # Annotations are for the log's reader, not for pytest's own reporter.
+        # Annotations go to the log, not through pytest's reporter.
         print(*reports.lines, sep="\n", end="\n" if reports.lines else "")

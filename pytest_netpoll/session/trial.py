@@ -1,8 +1,6 @@
-"""The calls of one test, each in a window of its own: pytest makes the first, the others are made here.
-
-Repeated on the same services, only the call is: fixtures, those of function scope too, stay as the first call
-left them. Measured in turns on two sides, each call has function-scoped fixtures of its own, set up while
-services point to its side.
+"""Makes the calls of one test, each in a window of its own; pytest makes the first. On the same services,
+only the call is repeated: all fixtures stay as the first call left them. In turns on two sides, each call has
+new function-scoped fixtures, set up while services point to its side.
 """
 
 from __future__ import annotations
@@ -25,17 +23,17 @@ from pytest_netpoll.session.outcome import ENFORCED, plain_failures
 from pytest_netpoll.session.renewal import set_up, tear_down
 
 _REPEATED = pytest.StashKey[bool]()
-# What a test reports with record_property("requests", n).
+# The property in record_property("requests", n).
 REQUESTS = "requests"
 
 
 def is_repeated(item: pytest.Item) -> bool:
-    """Whether the call that runs now is one of ours, which is measured already."""
+    """Whether the current call is one of ours, which is measured already."""
     return item.stash.get(_REPEATED, False)
 
 
 class Traffic(NamedTuple):
-    """Wakeups of a service over all rounds: of each side in its own calls, and in the other side's."""
+    """A service's wakeups over all rounds: of each side in its own calls, and in the other side's."""
 
     service: str
     head: int
@@ -45,13 +43,13 @@ class Traffic(NamedTuple):
 
 
 def has_failed(item: pytest.Item) -> bool:
-    """A unittest.TestCase raises nothing: pytest keeps its failures here until it reports."""
+    """Whether the test has failed. A unittest.TestCase raises nothing: pytest stores its failures here."""
     return bool(getattr(item, "_excinfo", None))
 
 
 @contextlib.contextmanager
 def repeating(item: pytest.Item) -> Iterator[None]:
-    """The call in the block is one of ours."""
+    """Marks the call in the block as one of ours."""
     item.stash[_REPEATED] = True
     try:
         yield
@@ -60,12 +58,10 @@ def repeating(item: pytest.Item) -> Iterator[None]:
 
 
 class Trial:
-    """One test, measured once or again. windows: the closed ones, of each a measurement a service.
-
-    requests: in each window, what the test reported; None where it reported nothing.
-    base_windows: those of the other side, under the names of the head's services. base_failure: how the test
-    failed there.
-    two_sided: whether a service of the test has another side.
+    """One test, measured once or repeatedly. windows: the closed ones, each with a measurement for each
+    service. requests: what the test reported in each window, or None. base_windows: the other side's, under
+    the names of the head's services. base_failure: how the test failed there. two_sided: whether a service of
+    the test has another side.
     """
 
     def __init__(self, item: pytest.Item, limits: Limits, meter: Meter, roster: Roster, sides: Sides) -> None:
@@ -74,7 +70,7 @@ class Trial:
         self.base_windows: list[list[Measurement]] = []
         self.base_failure: str | None = None
         self.two_sided = False
-        self._astray: list[tuple[bool, dict[str, int]]] = []  # of each call, what the other side had
+        self._astray: list[tuple[bool, dict[str, int]]] = []  # for each call, the other side's measurements
         self._item = item
         self._limits = limits
         self._meter = meter
@@ -114,9 +110,8 @@ class Trial:
                     self.requests.append(_requests(self._item.user_properties[reported:]))
 
     def again(self, times: int) -> list[Measurement]:
-        """Calls the test so often again; the median of these windows. A test that fails stops.
-
-        What a call made itself ends before the next one.
+        """Repeats the call so many times; returns the median of the windows. Stops if the test fails.
+        Services that a call made end before the next one.
         """
         __tracebackhide__ = True
         before = len(self.windows)
@@ -130,9 +125,8 @@ class Trial:
         return median_of(self.windows[before:]) if len(self.windows) > before else []
 
     def alternate(self, rounds: int) -> None:
-        """Until there are so many rounds on both sides: head base, base head, head base, and so on.
-
-        A test that fails stops. One that fails at the base, too: it sets base_failure.
+        """Makes rounds on both sides until there are so many: head base, base head, head base, and so on.
+        Stops if the test fails; a failure at the base sets base_failure.
         """
         __tracebackhide__ = True
         while len(self.base_windows) < rounds:
@@ -145,7 +139,7 @@ class Trial:
                     return
 
     def traffic(self) -> list[Traffic]:
-        """Of each service that was measured on both sides."""
+        """The traffic of each service that was measured on both sides."""
         rounds = len(self.base_windows)
         own = [_wakeups(self.windows[:rounds]), _wakeups(self.base_windows)]
 
@@ -158,14 +152,14 @@ class Trial:
         ]
 
     def _measure_anew(self, at_base: bool) -> None:
-        """One call with function-scoped fixtures of its own, which see one side all the time."""
+        """Makes one call with new function-scoped fixtures, which only see one side."""
         __tracebackhide__ = True
         with self._sides.point_to(self._fixtures_at_base), plain_failures():
             self._fixtures_at_base = False
             tear_down(self._item)
             for error in self._roster.end_made_by(self._item):
                 raise error
-        self._roster.begin_test()  # a service made anew has the name of the one before it
+        self._roster.begin_test()  # a new service has the name of the one that it replaces
         if not at_base:
             with self._sides.point_to(base=False, reported=len(self.windows) < self._limits.runs):
                 set_up(self._item)
@@ -178,7 +172,7 @@ class Trial:
             with self._sides.point_to(base=True, reported=False), plain_failures():
                 for service in self._sides.services:
                     if service.base is not None and not service.running and not service.stopped:
-                        service.restart()  # it died, of which this test knows nothing
+                        service.restart()  # a death that this test hasn't reported
                 set_up(self._item)
                 self._call()
             if self.failed:
@@ -198,7 +192,7 @@ class Trial:
             self._measure_nothing()
 
     def _measure_nothing(self) -> None:
-        """Ends what was set up for the base, so that the test ends as it began."""
+        """Tears down what was set up for the base, so that the test ends as it began."""
         with self._sides.point_to(base=True):
             tear_down(self._item)
         self._fixtures_at_base = False
@@ -215,7 +209,7 @@ class Trial:
     def _call(self) -> None:
         __tracebackhide__ = True
         with repeating(self._item), self.window():
-            # Through the hook: capturing, logging and timeouts of other plugins apply again.
+            # Through the hook, so that capturing, logging and timeouts of other plugins apply again.
             self._item.ihook.pytest_runtest_call(item=self._item)
 
     @property
@@ -223,7 +217,7 @@ class Trial:
         return has_failed(self._item)
 
     def requests_per_second(self, windows: int) -> float | None:
-        """Over the first so many windows; None where the test did not report all of them."""
+        """Requests per second over the first so many windows; None unless the test reported all of them."""
         requests = self.requests[:windows]
         known = [count for count in requests if count is not None]
         seconds = sum(
@@ -233,7 +227,7 @@ class Trial:
 
 
 def _wakeups(windows: Sequence[Sequence[Measurement]]) -> dict[str, int]:
-    """By service, over all of them."""
+    """{service: wakeups} over all of the measurements."""
     found: dict[str, int] = {}
     for window in windows:
         for measurement in window:

@@ -22,7 +22,7 @@ from pytest_netpoll.session.attribution import services_in
 from pytest_netpoll.session.marked import fixtures_of
 from pytest_netpoll.session.trial import Traffic, Trial
 
-# Of a side's traffic what goes to the other one all the same. A service has some of its own.
+# The share of traffic that may go to the wrong side: a service has some traffic of its own.
 _ASTRAY = 0.5
 
 
@@ -37,7 +37,7 @@ def check(options: Config) -> None:
 
 
 class Base:
-    """What is compared with. UsageError where there is no such revision."""
+    """The base to compare with. UsageError if there is no such revision."""
 
     def __init__(self, options: Config, directory: Path, say: Say) -> None:
         assert options.against is not None
@@ -46,9 +46,8 @@ class Base:
         self._options = options
 
     def compare(self, item: pytest.Item, trial: Trial, limits: Limits) -> Comparison:
-        """Measures in turns until the rules are decided, or --netpoll-rounds are made.
-
-        trial: with the head's first window.
+        """Measures in turns until the tolerances are decided or --netpoll-rounds are used up. trial: with the
+        head's first window.
         """
         __tracebackhide__ = True
         least, most = self._options.rounds or ROUNDS
@@ -108,7 +107,7 @@ class Base:
 
 
 def _at_one_side(traffic: Traffic) -> bool:
-    """Whether what was meant for both sides reached one of them."""
+    """Whether traffic for both sides reached only one of them."""
     if not traffic.head and not traffic.base:
         return False
     astray = max(traffic.head_astray, traffic.base_astray)
@@ -116,7 +115,7 @@ def _at_one_side(traffic: Traffic) -> bool:
 
 
 def _keeping(item: pytest.Item) -> Iterator[tuple[str, str]]:
-    """(name, scope) of the test's fixtures that outlive a call and use a service, but are none."""
+    """(name, scope) of the test's fixtures that outlive a call and use a service but aren't one."""
     definitions: dict[str, Any] = getattr(getattr(item, "_request", None), "_fixture_defs", {})
     values: dict[str, Any] = {}
     for name, definition in definitions.items():

@@ -140,7 +140,7 @@ def test_a_machine_short_of_cpu_is_told_from_a_service_that_starves_itself(facto
             hog.wait()
     m = stretch(server)
     [text] = diagnose(m)
-    assert "the machine is short of CPU: other processes have it" in text
+    assert "the machine is short of CPU: other processes use it" in text
     assert "CPU-bound" not in text
     assert m.run_delay_seconds > m.cpu_seconds
 

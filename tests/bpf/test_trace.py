@@ -212,5 +212,5 @@ def test_what_found_no_room_is_counted_and_the_trace_says_from_where_on(record: 
     assert made.trace.dropped == made.other["dropped"] == happened - kept > 0
     assert counts["polls"] < m.polls
     (instant,) = made.events["i"]
-    assert instant["name"] == f"from here on {made.trace.dropped} records were dropped"
+    assert instant["name"] == f"{made.trace.dropped} records were dropped from here on"
     assert instant["ts"] >= max(event["ts"] + event["dur"] for event in made.slices("poll")) - 0.001

@@ -298,7 +298,7 @@ def test_what_a_service_does_not_serve_and_what_cannot_be_repeated_is_a_note(fai
     for test, what, fix in (
         (
             "test_own",
-            "no trace and no profiles of the service's own: the test starts a service ",
+            "no trace and no profiles of the service's own: the test starts a service itself",
             "start it in a fixture",
         ),
         ("test_shy", "no profiles of the service's own: shy: ", "serve net/http/pprof there"),

@@ -1,4 +1,4 @@
-"""Whether BPF programs here can exchange a word in memory for another, in one step."""
+"""Whether BPF programs can atomically exchange a word in memory on this kernel."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CODE = b"".join(
 def can_exchange() -> bool:
     """Since Linux 5.12, on x86-64.
 
-    waits.c has to name registers for it. On arm64 BCC's first pass takes their names for the machine's own,
-    which its BPF backend does not know.
+    waits.c has to name registers for that. On arm64 BCC's first pass takes the names for the machine's own
+    registers, which don't exist.
     """
     return os.uname().machine == "x86_64" and tracing.works(b"exchange", _CODE)

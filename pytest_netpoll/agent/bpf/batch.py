@@ -1,4 +1,4 @@
-"""Reads many entries of a hash map at once (Linux 5.6), which BCC 0.18 cannot."""
+"""Reads many entries of a hash map at once (Linux 5.6); BCC 0.18 can't."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 from bpf import syscall
 
 _LOOKUP_BATCH = 24
-_ATTR = struct.Struct("=QQQQIIQQ")  # of union bpf_attr, for batches
-_CURSOR = 4  # bytes: of a hash table it is a bucket's number
+_ATTR = struct.Struct("=QQQQIIQQ")  # union bpf_attr, for batches
+_CURSOR = 4  # bytes; for a hash table, a bucket's number
 _AT_ONCE = 1024
 
 
 def items(table: Any) -> Iterator[tuple[Any, Any]]:
-    """(key, value) of a table of BCC's. What is added or removed meanwhile may be missed, or come twice."""
+    """Each (key, value) of a table. Entries added or removed meanwhile may be missed or come twice."""
     room = _AT_ONCE
     before = ctypes.create_string_buffer(_CURSOR)
     after = ctypes.create_string_buffer(_CURSOR)
@@ -42,7 +42,7 @@ def items(table: Any) -> Iterator[tuple[Any, Any]]:
         try:
             syscall.call(syscall.BPF, _LOOKUP_BATCH, attr, _ATTR.size)
         except OSError as error:
-            if error.errno == errno.ENOSPC:  # a bucket has more than that
+            if error.errno == errno.ENOSPC:  # a bucket holds more than one batch
                 room *= 2
                 continue
             if error.errno != errno.ENOENT:

@@ -1,4 +1,4 @@
-"""BCC's Python module: which there is, and what installs it where there is none."""
+"""Finds BCC's Python module, or the command that installs it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _LIBRARY = re.compile(r"/.*/lib(bcc|clang|LLVM)[^/]*$")
 
 
 def load() -> Any:
-    """The bcc module. Raises Unable."""
+    """Returns the bcc module. Raises Unable."""
     try:
         import bcc
     except (ImportError, OSError) as error:  # OSError: the module is there, libbcc is not
         raise _unable(error, install_command()) from error
     if hasattr(bcc, "BPF"):
         return bcc
-    # The `bcc` of PyPI, which is about crystal lattices.
+    # PyPI's `bcc`, which is about crystal lattices.
     place = getattr(bcc, "__file__", "bcc")
     raise _unable(
         f"{place} is not BCC but an unrelated package of the same name",
@@ -35,13 +35,13 @@ def _unable(why: object, fix: str) -> Unable:
 
 
 def about() -> dict[str, str]:
-    """Which BCC there is; needs no privileges. Raises Unable."""
+    """Describes the BCC that would be loaded; needs no privileges. Raises Unable."""
     bcc = load()
     return {"bcc": bcc.__version__, "bcc_file": bcc.__file__, "python": sys.version.split()[0]}
 
 
 def files(bcc: Any) -> list[tuple[str, int, int]]:
-    """(path, size, mtime in ns) of what the loaded module consists of, with its libraries and LLVM's."""
+    """(path, size, mtime in ns) of each file of the loaded module, its libraries and LLVM."""
     package = os.path.dirname(bcc.__file__)
     paths = {os.path.join(package, name) for name in os.listdir(package) if name.endswith(".py")}
     with open("/proc/self/maps") as f:
@@ -51,7 +51,7 @@ def files(bcc: Any) -> list[tuple[str, int, int]]:
 
 
 def changed(files: Iterable[Sequence[Any]]) -> str | None:
-    """A part of BCC that differs from `files` by now; None if none does."""
+    """A file of BCC that no longer matches `files`; None if all do."""
     spec = PathFinder.find_spec("bcc")
     origin = None if spec is None else spec.origin
     if origin not in [path for path, *_ in files]:

@@ -1,26 +1,26 @@
-"""Questions to the kernel's own type information: where in its structs is what we read there?"""
+"""Finds offsets of struct members in the kernel's type information (BTF)."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Mapping
 
-WORDS = struct.Struct("=III")  # how a type begins, and each member of a struct or union
+WORDS = struct.Struct("=III")  # the header of a type, and of each member of a struct or union
 STRUCT, UNION, TYPEDEF, FUNCTION = 4, 5, 8, 12
 _NOTHING = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, 0, 0, 1) + b"\0"
 
-# Bytes that follow a type's beginning, by kind: fixed, and for each of its entries.
+# Bytes that follow a type's header, by kind: a fixed number, and more for each of its entries.
 _FIXED = {1: 4, 3: 12, 14: 4, 17: 4}
 _PER_ENTRY = {STRUCT: 12, UNION: 12, 6: 8, 13: 8, 15: 12, 19: 12}
 
 
 class Types:
-    """What the blob tells. Raises ValueError when it is not BTF."""
+    """The types in a BTF blob. Raises ValueError if it isn't BTF."""
 
     def __init__(self, blob: bytes) -> None:
         self._blob = blob
-        self._at = [0]  # where each type is, by its number: none has 0
-        # (kind, where its name is) -> number of the first of that name
+        self._at = [0]  # where each type begins, by its number; there is no type 0
+        # (kind, offset of the name) -> number of the first type with that name
         self._numbers: dict[tuple[int, int], int] = {}
         try:
             magic, _, _, header = struct.unpack_from("=HBBI", blob, 0)
@@ -40,11 +40,11 @@ class Types:
             raise ValueError("not BTF") from error
 
     def typedef(self, name: str) -> int | None:
-        """Its number, or None."""
+        """The typedef's number, or None."""
         return self._number(TYPEDEF, name)
 
     def function(self, name: str) -> int | None:
-        """Its number, or None."""
+        """The function's number, or None."""
         at = self._name(name)
         for number, where in enumerate(self._at[1:], 1):
             own, info, _ = WORDS.unpack_from(self._blob, where)
@@ -53,7 +53,7 @@ class Types:
         return None
 
     def offset(self, struct_name: str, member: str) -> int | None:
-        """Bytes, or None."""
+        """The member's offset in bytes, or None."""
         number = self._number(STRUCT, struct_name)
         wanted = self._name(member)
         return None if number is None or wanted is None else self._inside(number, wanted)
@@ -65,7 +65,7 @@ class Types:
             return None
         for i in range(info & 0xFFFF):
             name, kind, bits = WORDS.unpack_from(self._blob, at + WORDS.size * (i + 1))
-            # With bitfields, their sizes stand above.
+            # If the struct has bitfields, the upper bits hold their sizes.
             offset: int = (bits & 0xFFFFFF if info >> 31 else bits) // 8
             if name == wanted:
                 return offset
@@ -85,7 +85,7 @@ class Types:
 
 
 def kernels(path: str = "/sys/kernel/btf/vmlinux") -> Types:
-    """The running kernel's Types; those of one that tells nothing are empty."""
+    """The running kernel's Types; empty if it has no BTF."""
     try:
         with open(path, "rb") as f:
             return Types(f.read())
@@ -94,9 +94,10 @@ def kernels(path: str = "/sys/kernel/btf/vmlinux") -> Types:
 
 
 class Answers:
-    """What the running kernel's Types tell, which are read only for what isn't known by now: they are large.
+    """Answers questions about the running kernel's Types. They are large, so they are read only for new
+    questions.
 
-    known: question -> answer, of such a kernel; what else is asked is added.
+    known: question -> answer, for this kernel; new answers are added.
     """
 
     def __init__(self, known: Mapping[str, int | None] | None = None) -> None:
@@ -104,17 +105,17 @@ class Answers:
         self._types: Types | None = None
 
     def typedef(self, name: str) -> int | None:
-        """As of Types."""
+        """The typedef's number, or None."""
         return self._answer(name, lambda types: types.typedef(name))
 
     def function(self, name: str) -> int | None:
-        """As of Types."""
+        """The function's number, or None."""
         return self._answer(f"{name}()", lambda types: types.function(name))
 
     def offsets(self, members: Mapping[str, tuple[str, str]]) -> dict[str, int] | None:
-        """{what: byte offset} of {what: (struct, member)}, or None when not all are there.
+        """{what: byte offset} for {what: (struct, member)}; None unless all exist.
 
-        Members of nameless inner structs count as the outer one's.
+        Members of anonymous inner structs count as the outer struct's.
         """
         found = {}
         for what, (name, member) in members.items():
@@ -125,7 +126,7 @@ class Answers:
         return found
 
     def first_offsets(self, groups: Iterable[Mapping[str, tuple[str, str]]]) -> dict[str, int] | None:
-        """Those of the first group that is there as a whole; None when none is."""
+        """The offsets of the first group whose members all exist; None if there is no such group."""
         return next(filter(None, map(self.offsets, groups)), None)
 
     def _offset(self, name: str, member: str) -> int | None:
@@ -139,14 +140,14 @@ class Answers:
         return self.known[question]
 
 
-# What the C calls them -> where they are. Each group is of use only as a whole.
+# The C's name -> (struct, member). A group is used as a whole or not at all.
 # To follow children:
 TASK_MEMBERS = {
     "TASK_TGID_OFFSET": ("task_struct", "tgid"),
     "TASK_SIGNAL_OFFSET": ("task_struct", "signal"),
     "SIGNAL_LIVE_OFFSET": ("signal_struct", "live"),
 }
-# At an exec, whether the new program is its user's alone:
+# At an exec, whether only its user controls the new program:
 CREDENTIAL_MEMBERS = {
     "TASK_CRED_OFFSET": ("task_struct", "cred"),
     "CRED_UID_OFFSET": ("cred", "uid"),
@@ -161,7 +162,7 @@ CREDENTIAL_MEMBERS = {
     "CRED_USER_NS_OFFSET": ("cred", "user_ns"),
     "USER_NS_LEVEL_OFFSET": ("user_namespace", "level"),
 }
-# and whether it is dumpable, which says that its user may inspect it: since Linux 7.2, and before.
+# and whether it is dumpable, so that its user may inspect it; since Linux 7.2, and before.
 DUMPABLE_MEMBERS = (
     {
         "TASK_EXEC_STATE_OFFSET": ("task_struct", "exec_state"),
@@ -169,7 +170,7 @@ DUMPABLE_MEMBERS = (
     },
     {"TASK_MM_OFFSET": ("task_struct", "mm"), "MM_FLAGS_OFFSET": ("mm_struct", "flags")},
 )
-# In a pid namespace of the agent's own:
+# If the agent has a pid namespace of its own:
 PID_MEMBERS = {
     "TASK_THREAD_PID_OFFSET": ("task_struct", "thread_pid"),
     "PID_NUMBERS_OFFSET": ("pid", "numbers"),
@@ -197,13 +198,13 @@ FILE_MEMBERS = {
     "SOCK_ADDRESS6_OFFSET": ("sock_common", "skc_v6_rcv_saddr"),
     "SOCK_PEER_ADDRESS6_OFFSET": ("sock_common", "skc_v6_daddr"),
 }
-# What lies behind a wakeup for nothing: the socket's error queue, and where else it is registered.
+# What explains a spurious wakeup: the socket's error queue, and where else it is registered.
 SOCKET_MEMBERS = {
     "SOCK_ERROR_QUEUE_OFFSET": ("sock", "sk_error_queue"),
     "QUEUE_LENGTH_OFFSET": ("sk_buff_head", "qlen"),
 }
 REGISTRATIONS = ({"FILE_EPOLL_OFFSET": ("file", "f_ep")}, {"FILE_EPOLL_LIST_OFFSET": ("file", "f_ep_links")})
-# Whether what was written to a TCP socket is held back, and when it was sent:
+# Whether a write to a TCP socket is held back, and when it was sent:
 TCP_MEMBERS = {
     "SOCK_PROTOCOL_OFFSET": ("sock", "sk_protocol"),
     "TCP_WRITE_SEQ_OFFSET": ("tcp_sock", "write_seq"),
@@ -217,7 +218,7 @@ TCP_MEMBERS = {
     "TCP_NONAGLE_OFFSET": ("tcp_sock", "nonagle"),
     "TCP_FIRST_TX_OFFSET": ("tcp_sock", "first_tx_mstamp"),
 }
-# To what is queued on a socket, besides these:
+# To what is queued on a socket, in addition to these:
 INBOX_MEMBERS = {
     "SOCK_PROTOCOL_OFFSET": ("sock", "sk_protocol"),
     "SOCK_SHUTDOWN_OFFSET": ("sock", "sk_shutdown"),

@@ -1,7 +1,7 @@
-"""Keeps what BCC compiled, for the next start: an entry's name is the key of all it depends on.
+"""Stores compiled programs for the next start. An entry's name is a hash of all it depends on.
 
-It runs in the kernel, so it is read only from a store that is root's, or the agent's own user's. What can't
-be trusted, read or kept only costs the time to compile.
+Entries run in the kernel, so they are read only from a store that root or the agent's own user owns. If an
+entry can't be trusted, read or stored, the program is compiled.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from security.store import Store, Unusable
 
 FORMAT = "pytest-netpoll-program/2"
 ENDING = ".program"
-MOST = 32  # entries that are kept
+MOST = 32  # entries to keep
 
 _BTF = "/sys/kernel/btf/vmlinux"
 _NOTES = "/sys/kernel/notes"  # with the build's own number
@@ -26,10 +26,10 @@ _PIDS = "/proc/self/ns/pid"
 
 
 class Entry(NamedTuple):
-    """What was compiled, and what it depends on that its key doesn't tell.
+    """A compiled program, and what it depends on besides its key.
 
-    flags: what BCC was given. answers: of btf.Answers. typed: whether sys_exit's arguments are. bcc: its
-    version. files: [path, size, mtime in ns] of what BCC consists of.
+    flags: given to BCC. answers: btf.Answers.known. typed: whether sys_exit's arguments are. bcc: its
+    version. files: [path, size, mtime in ns] of BCC's files.
     """
 
     flags: Sequence[str]
@@ -41,7 +41,7 @@ class Entry(NamedTuple):
 
 
 def key(sources: Iterable[str], *sizes: object) -> str:
-    """The name of an entry for the running kernel. sources: files that it is made of. Raises OSError."""
+    """The name of an entry for the running kernel. sources: the files it is compiled from. Raises OSError."""
     whole = hashlib.sha256()
     for path in sources:
         with open(path, "rb") as f:
@@ -68,17 +68,17 @@ def _content(path: str) -> bytes | None:
 
 
 def recall(store: Store, key: str) -> Entry:
-    """Raises Unusable."""
+    """Reads an entry. Raises Unusable."""
     return parse(store.read(key + ENDING))
 
 
 def keep(store: Store, key: str, entry: Entry) -> None:
-    """Raises Unusable."""
+    """Writes an entry. Raises Unusable."""
     store.write(key + ENDING, render(entry), MOST)
 
 
 def render(entry: Entry) -> bytes:
-    """The content of an entry's file."""
+    """The bytes of an entry's file."""
     parts = entry._asdict()
     parts["compiled"] = {
         "maps": entry.compiled.maps,
@@ -88,7 +88,7 @@ def render(entry: Entry) -> bytes:
 
 
 def parse(text: bytes) -> Entry:
-    """The Entry of a file's content. Raises Unusable."""
+    """The Entry in a file's bytes. Raises Unusable."""
     try:
         parts = json.loads(text)
         compiled = parts.pop("compiled")
@@ -102,7 +102,7 @@ def parse(text: bytes) -> Entry:
 
 
 def _check(entry: Entry) -> None:
-    """Raises ValueError where parts of it have another type; what the kernel makes of them it says itself."""
+    """Raises ValueError if a part has the wrong type; the kernel checks the rest itself."""
     numbers = [number for each in entry.compiled.maps for number in each[1:6]]
     numbers += [answer for answer in entry.answers.values() if answer is not None]
     if any(type(number) is not int or not 0 <= number < 1 << 32 for number in numbers):

@@ -1,4 +1,4 @@
-"""What BCC makes of the C: instructions and descriptions of maps, of which a program can be made again."""
+"""Compiles the C with BCC, to instructions and descriptions of maps that can be stored and loaded later."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from bpf import maps
 from bpf.maps import Definition
 
-# struct bpf_insn: code, registers, offset, immediate. One that takes two places loads 64 bits: a number, or
+# struct bpf_insn: code, registers, offset, immediate. An instruction of two slots loads 64 bits: a number, or
 # what its source register says.
 _INSTRUCTION = struct.Struct("=BBhi")
 _LOAD_64 = 0x18
@@ -20,18 +20,18 @@ _NUMBER, _MAP = 0, 1
 
 
 class Compiled(NamedTuple):
-    """programs: name -> instructions, in which a map is its index in `maps`."""
+    """programs: name -> instructions, which refer to maps by their index in `maps`."""
 
     maps: Sequence[Definition]
     programs: dict[str, bytes]
 
 
 def compile(bcc: Any, text: bytes, flags: Sequence[str]) -> Compiled:
-    """bcc: the imported module. Nothing of it is left in the kernel. Raises whatever BCC does."""
+    """Compiles the C. bcc: the imported module. Leaves nothing in the kernel. Raises whatever BCC raises."""
 
     class Source(bcc.BPF):  # type: ignore[misc]
         def _trace_autoload(self) -> None:
-            """Loads and attaches nothing: that is done with what was compiled."""
+            """Keeps BCC from loading and attaching: the agent does that itself."""
 
     cwd = os.getcwd()
     try:
@@ -71,7 +71,7 @@ def _described(text: bytes) -> Any:
 
 
 def relocate(code: bytes, translate: Callable[[int], int]) -> bytes:
-    """The instructions, with the number of each map translated. ValueError where they refer to anything else.
+    """The instructions, with each map's number translated. ValueError if they refer to anything else.
 
     translate: may raise IndexError or ValueError.
     """

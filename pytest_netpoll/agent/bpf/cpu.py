@@ -1,6 +1,6 @@
-"""Perf events of each CPU's clock, at which a BPF program looks at what the CPU runs.
+"""Perf events on each CPU's clock, which run a BPF program to see what the CPU is running.
 
-They are opened while we may, and cost nothing until they are enabled.
+They are opened while the agent still has privileges, and cost nothing until they are enabled.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _PARANOID = "/proc/sys/kernel/perf_event_paranoid"
 
 
 class Sampler:
-    """why_not: why there is none, and what fixes it; None where there is one."""
+    """why_not: why there are no CPU samples, and the fix; None if there are."""
 
     def __init__(self, load: Callable[[], int]) -> None:
-        """load: gives the BPF program's file descriptor."""
+        """load: returns the BPF program's file descriptor."""
         self.why_not: dict[str, str | None] | None = None
         self._events: list[int] = []
         self._enabled = False
@@ -45,7 +45,7 @@ class Sampler:
             self.why_not = {"what": what, "fix": None}
 
     def enable(self, wanted: bool) -> None:
-        """Samples from here on, or no more."""
+        """Starts or stops sampling."""
         if wanted != self._enabled:
             for event in self._events:
                 fcntl.ioctl(event, _IOC_ENABLE if wanted else _IOC_DISABLE, 0)

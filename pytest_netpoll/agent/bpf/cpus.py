@@ -1,4 +1,4 @@
-"""The CPUs that there are, and those that there may ever be."""
+"""The online CPUs, and all possible ones."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ _POSSIBLE = "/sys/devices/system/cpu/possible"
 
 
 def online() -> list[int]:
-    """Their numbers. Raises OSError, ValueError."""
+    """The numbers of the online CPUs. Raises OSError, ValueError."""
     return list(_numbers(_ONLINE))
 
 
 def possible() -> int:
-    """How many values the kernel keeps where it keeps one for each. Raises OSError, ValueError."""
+    """The number of possible CPUs: per-CPU maps have a value for each. Raises OSError, ValueError."""
     return len(list(_numbers(_POSSIBLE)))
 
 
 def _numbers(path: str) -> Iterator[int]:
-    """Those of "0-3,5"."""
+    """The numbers in a list such as "0-3,5"."""
     with open(path) as f:
         for part in f.read().strip().split(","):
             first, _, last = part.partition("-")

@@ -1,4 +1,4 @@
-"""What an ELF file says of where it is loaded."""
+"""Reads from an ELF file where it is loaded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PT_LOAD = 1
 
 
 class Segment(NamedTuple):
-    """Of what is loaded: where in the file, how much of it, and the link-time address."""
+    """A loaded part of the file: its offset, its size and its link-time address."""
 
     offset: int
     size: int
@@ -20,7 +20,7 @@ class Segment(NamedTuple):
 
 
 def segments(file: BinaryIO) -> list[Segment]:
-    """Raises ValueError: not 64-bit ELF."""
+    """The file's loaded segments. Raises ValueError if it isn't 64-bit ELF."""
     try:
         head = os.pread(file.fileno(), _HEADER.size, 0)
         if head[:6] != b"\x7fELF\x02\x01":
@@ -39,7 +39,7 @@ def segments(file: BinaryIO) -> list[Segment]:
 
 
 def address_of(file: BinaryIO, offset: int) -> int | None:
-    """The link-time address of an offset in the file, None where that is not loaded."""
+    """The link-time address of an offset in the file; None if that is not loaded."""
     for start, size, address in segments(file):
         if start <= offset < start + size:
             return offset - start + address

@@ -1,4 +1,4 @@
-"""How much kernel memory the maps of bpf/netpoll.c take, which an ordinary user may not have without end."""
+"""How much kernel memory the maps of bpf/netpoll.c take; an ordinary user's is limited."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ SLOW_ANSWERS = 2 * 1032
 IO_FAILURES = 1368
 POLLS_BY_EVENTS = 512
 DELAY = DELAYS * 4 * LATENCY_BUCKETS + 2 * 32 * BUDGETS
-INBOX = 160 + 56  # with what the kernel's hash adds
+INBOX = 160 + 56  # with the overhead of the kernel's hash
 QUESTION = 64
 TRACE_RECORD = 64
-ENTERED = 16384 * 80  # the map of when calls began, of a program that is loaded for a trace
+ENTERED = 16384 * 80  # the map of when calls began, if loaded for a trace
 SLOT = 4  # in the queue of free ones
 OTHERS = 13 << 20  # maps that are always as large, most of it stacks
 
 
 def size(max_processes: int, max_fds: int, cpus: int, answers: bool, trace: int = 0) -> int:
-    """Bytes. cpus: those that there may ever be, as some maps have all for each. answers: are timed.
-
-    trace: so many records are kept for one.
+    """The maps' size in bytes. cpus: the possible CPUs, since per-CPU maps are that many times as large.
+    answers: whether to time them. trace: how many records to keep, 0 for none.
     """
     counted = COUNTERS + DELAY + SLOWEST + SLOW_ANSWERS + IO_FAILURES + POLLS_BY_EVENTS
     bank = HISTOGRAM + cpus * counted
@@ -39,14 +38,14 @@ def size(max_processes: int, max_fds: int, cpus: int, answers: bool, trace: int 
 
 
 def inboxes(max_processes: int, max_fds: int) -> int:
-    """How many sockets there may be whose arrivals are noted: not all descriptors of all are one."""
+    """How many sockets' arrivals are recorded at most: not every descriptor is a socket."""
     return min(max_processes * max_fds, 1 << 16)
 
 
 def too_large(
     max_processes: int, max_fds: int, cpus: int, answers: bool, trace: int = 0
 ) -> tuple[str, str] | None:
-    """(why that is too much for an ordinary user, the fix), or None."""
+    """(why an ordinary user may not have that much, the fix), or None."""
     if size(max_processes, max_fds, cpus, answers, trace) <= MOST:
         return None
     return (

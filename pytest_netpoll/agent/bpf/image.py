@@ -1,4 +1,4 @@
-"""A compiled program in the kernel: its maps, and those of its functions that are loaded and attached."""
+"""A compiled program in the kernel: its maps, and its loaded and attached functions."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from collections.abc import Callable, Mapping
 
 from bpf import compiler, cpus, maps, tracing
 
-# BCC's RAW_TRACEPOINT_PROBE names functions so.
+# The prefix that BCC's RAW_TRACEPOINT_PROBE gives to functions.
 _PREFIX = "raw_tracepoint__"
 
 
 class Image:
-    """It is gone from the kernel with `close`, or with this process."""
+    """A program in the kernel until `close`, or until this process ends."""
 
     def __init__(self, compiled: compiler.Compiled, entries: Mapping[str, int]) -> None:
-        """Makes the maps. entries: how many, of those that the C leaves open.
-
-        Raises OSError; ValueError where the parts don't fit.
+        """Creates the maps. entries: sizes of the maps that the C leaves open. Raises OSError; ValueError if
+        the parts don't fit.
         """
         self._programs = compiled.programs
         self._tables: list[maps.Map] = []
@@ -34,26 +33,28 @@ class Image:
             raise
 
     def table(self, name: bytes) -> maps.Map:
-        """KeyError where there is none of that name."""
+        """The map of that name. Raises KeyError."""
         try:
             return self._tables[self._names.index(name.decode())]
         except ValueError:
             raise KeyError(name) from None
 
     def load(self, name: bytes, kind: int) -> int:
-        """The function's file descriptor; loaded once. kind: of tracing. Raises OSError, ValueError."""
+        """Loads the function, once, and returns its file descriptor. kind: one of tracing's. Raises OSError,
+        ValueError.
+        """
         return self._once(name, lambda code: tracing.load(kind, _plain(name), code))
 
     def load_typed(self, name: bytes, tracepoint: int) -> int:
-        """The same, with the types of the tracepoint's arguments. tracepoint: its typedef's number."""
+        """As `load`, with the types of the tracepoint's arguments. tracepoint: its typedef's number."""
         return self._once(name, lambda code: tracing.load_typed(name, code, tracepoint))
 
     def load_iterator(self, name: bytes, iterator: int) -> int:
-        """The same, for an iterator of the kernel's. iterator: its function's number."""
+        """As `load`, for one of the kernel's iterators. iterator: its function's number."""
         return self._once(name, lambda code: tracing.load_iterator(name, code, iterator))
 
     def load_together(self, *loads: Callable[[], int]) -> list[int]:
-        """What they return, at the same time: verifying a large program takes a CPU a tenth of a second."""
+        """Runs the loads in parallel, returns their results: verifying a large program takes 0.1 s of CPU."""
         programs: dict[int, int] = {}
         errors: list[Exception] = []
 
@@ -81,7 +82,7 @@ class Image:
         self._links.append(tracing.attach_to(tracepoint, self.load(name, tracing.RAW_TRACEPOINT)))
 
     def attach_named(self) -> None:
-        """Attaches all functions that are named after their raw tracepoint."""
+        """Attaches each function that is named after a raw tracepoint."""
         for name in self._programs:
             if name.startswith(_PREFIX):
                 self.attach(name.encode(), name[len(_PREFIX) :].encode())

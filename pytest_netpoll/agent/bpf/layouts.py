@@ -1,7 +1,7 @@
 """How each generation of Go packs a pollDesc's address into epoll_event.data, and where its fields are.
 
-Read from runtime/netpoll.go and runtime/tagptr_64bit.go of 1.19 to 1.27. None is trusted by version:
-calibration proves one on the live process.
+Read from runtime/netpoll.go and runtime/tagptr_64bit.go of 1.19 to 1.27. The Go version doesn't decide which
+one applies: calibration proves one on the live process.
 """
 
 from __future__ import annotations

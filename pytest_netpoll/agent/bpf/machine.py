@@ -31,12 +31,12 @@ def writes(arg: int) -> int:
 
 
 def flags(arg: int) -> int:
-    """MSG_PEEK may be among them: then nothing is taken."""
+    """The call has flags; with MSG_PEEK it consumes nothing."""
     return {2: 1, 3: 2}[arg] << FLAGS_ARG
 
 
 # Every syscall that Go's net, os and internal/poll issue on a pollable descriptor, by the direction
-# whose readiness they consume. Those without a wakeup behind them cost one array lookup.
+# whose readiness they consume. Calls that no wakeup precedes cost one array lookup.
 ROLES = {
     "read": reads(0) | EOF,
     "readv": reads(0) | EOF,
@@ -72,14 +72,14 @@ ROLES = {
     "epoll_ctl": CTL,
 }
 
-# Those that count as I/O calls, in the order of their numbers in ROLE_IO_CALL.
+# The calls that count as I/O, in the order of their numbers in ROLE_IO_CALL.
 IO_CALLS = tuple(
     name
     for name, role in ROLES.items()
     if role & (0xF << READ | 0xF << WRITE) and not role & (SOCKOPT | CLOSE)
 )
 
-# What a machine does not have is not in its table: arm64 has no epoll_wait and no dup2.
+# A table lacks the calls that its machine lacks: arm64 has no epoll_wait and no dup2.
 NUMBERS = {
     "x86_64": {
         "read": 0,
@@ -153,7 +153,7 @@ NUMBERS = {
 DEFINES: dict[str, list[str]] = {"x86_64": [], "aarch64": ["-DNETPOLL_AARCH64"]}
 
 
-# What the C gets of all this; it is the same on each machine.
+# The defines for the C, the same on each machine.
 MACROS = {
     "SYSCALLS": 512,  # numbers are below that
     "IO_CALLS": 32,  # a power of 2, and room for all of IO_CALLS
@@ -186,14 +186,14 @@ def names(machine: str) -> dict[int, str]:
     return {number: name for name, number in NUMBERS[machine].items()}
 
 
-# Of the breakpoint that a uprobe puts in the place of an instruction.
+# The breakpoint that a uprobe puts in place of an instruction.
 BREAKPOINT_SIZE = {"x86_64": 1, "aarch64": 4}.get(current(), 1)
 
 
 def emulated(code: bytes) -> bool:
-    """Does the code begin with an instruction that the kernel emulates at a uprobe, not single-steps?
+    """Whether the code begins with an instruction that the kernel emulates at a uprobe, not single-steps.
 
-    Of those only what a function begins with: on x86-64 `push` and a conditional jump (arch/x86/kernel/
+    Knows only those that functions begin with: on x86-64 `push` and a conditional jump (arch/x86/kernel/
     uprobes.c), on arm64 a conditional branch (arch/arm64/kernel/probes/simulate-insn.c).
     """
     if current() == "aarch64":

@@ -1,6 +1,6 @@
-"""BPF maps by the kernel's own calls: made as BCC described them, and read as the structs of the C.
+"""BPF maps through the kernel's system calls: created as BCC described them, read as the C's structs.
 
-Keys and values are of ctypes; of a map with a value for each CPU, a value is the array of those.
+Keys and values are ctypes objects; in a per-CPU map, a value is an array with an element for each CPU.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NEW = struct.Struct("=7I16s")  # union bpf_attr: of a creation up to the name
 _ELEMENT = struct.Struct("=I4xQQQ")
 _INFO = struct.Struct("=6I16s")  # struct bpf_map_info, up to the name
 
-# What C calls them -> what ctypes does.
+# C type -> ctypes type.
 _SIMPLE: dict[str, Any] = {
     "_Bool": ctypes.c_bool,
     "char": ctypes.c_char,
@@ -41,9 +41,8 @@ _SIMPLE: dict[str, Any] = {
 
 
 class Definition(NamedTuple):
-    """What the kernel makes a map of, and the types in it.
-
-    kind: of enum bpf_map_type. key, leaf: as BCC describes types in JSON; a queue has no key.
+    """A map's parameters and types. kind: of enum bpf_map_type. key, leaf: as BCC describes types in JSON; a
+    queue has no key.
     """
 
     name: str
@@ -57,16 +56,16 @@ class Definition(NamedTuple):
 
 
 class Map:
-    """One that is in the kernel, until its file descriptor is closed.
+    """A map in the kernel, until its file descriptor is closed.
 
-    Key, Leaf: the types of its keys and values; sLeaf: of the value for one CPU. What isn't there is a
-    KeyError; what the kernel refuses, an OSError.
+    Key, Leaf: the types of its keys and values; sLeaf: of the value for one CPU. Raises KeyError for a
+    missing key, and OSError if the kernel refuses.
     """
 
     Key: Any = None
 
     def __init__(self, definition: Definition, cpus: int) -> None:
-        """Makes it. cpus: those that there may ever be. Raises OSError; ValueError where the sizes differ."""
+        """Creates the map. cpus: the possible CPUs. Raises OSError; ValueError if the sizes differ."""
         if definition.key_size:
             self.Key = _type_of(definition.key, definition.key_size)
         self.sLeaf = self.Leaf = _type_of(definition.leaf, definition.value_size)
@@ -96,7 +95,7 @@ class Map:
         return self._entries if self._entries is not None else sum(1 for _ in self.keys())
 
     def keys(self) -> Iterator[Any]:
-        """Those of a map that changes meanwhile may come twice, or not."""
+        """The keys. If the map changes meanwhile, some may be missed or come twice."""
         key = None
         while True:
             following = self.Key()
@@ -119,11 +118,11 @@ class Map:
             self._forget(key)
 
     def push(self, value: Any) -> None:
-        """Of a queue."""
+        """Appends a value to a queue."""
         self._do(_UPDATE, None, value)
 
     def pop(self) -> Any:
-        """Of a queue. KeyError where it is empty."""
+        """Takes the next value from a queue. KeyError if it is empty."""
         value = self.Leaf()
         self._do(_TAKE, None, value)
         return value
@@ -138,7 +137,7 @@ class Map:
             return
 
     def _do(self, command: int, key: Any, value: Any) -> None:
-        # What the kernel copies is as large as the map's, whatever we give it.
+        # The kernel copies as many bytes as the map's values have, however many we give it.
         if value is not None and ctypes.sizeof(value) != ctypes.sizeof(
             self.Key if command == _NEXT_KEY else self.Leaf
         ):
@@ -153,7 +152,7 @@ class Map:
 
 
 class About(NamedTuple):
-    """What the kernel says of a map."""
+    """The kernel's description of a map."""
 
     kind: int
     key_size: int
@@ -163,7 +162,7 @@ class About(NamedTuple):
 
 
 def about(fd: int) -> About:
-    """Raises OSError."""
+    """Asks the kernel about a map. Raises OSError."""
     info = ctypes.create_string_buffer(_INFO.size)
     syscall.bpf(_OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", fd, _INFO.size, ctypes.addressof(info)))
     kind, _, key_size, value_size, entries, flags, _ = _INFO.unpack(info.raw)
@@ -186,7 +185,7 @@ def _type_of(description: Any, size: int) -> Any:
 
 
 def _decode(description: Any) -> Any:
-    """The type that BCC describes: by its name, or as [name, [[member, type, [length]], …], kind]."""
+    """The ctypes type that BCC describes by name, or as [name, [[member, type, [length]], …], kind]."""
     if isinstance(description, str):
         return _SIMPLE[description]
     name, members, *kind = description
@@ -209,7 +208,7 @@ def _decode(description: Any) -> Any:
 
 
 def _padded(leaf: Any) -> Any:
-    """What a CPU's value takes: the kernel gives each a multiple of 8 bytes."""
+    """The bytes of one CPU's value: the kernel rounds up to a multiple of 8."""
     room = -ctypes.sizeof(leaf) % 8
     if not room:
         return leaf

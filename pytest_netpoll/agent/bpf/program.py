@@ -34,7 +34,7 @@ from security.store import Store, Unusable
 if TYPE_CHECKING:
     from bpf import structs
 
-# Joined in this order: each uses only what comes before it.
+# Joined in this order; each uses only what comes before it.
 SOURCES = (
     "maps.c",
     "arguments.c",
@@ -59,11 +59,11 @@ SOURCES = (
 )
 _PARTS = (".c", ".h", ".py")
 AT_SYS_EXIT, AT_ARRIVAL, AT_DESCRIPTOR = b"syscall_returned", b"data_ready", b"note_descriptor"
-CONTINUATIONS = (b"drain_events", b"record_woken", b"look_at_write")  # bpf/polls.c: by their numbers
+CONTINUATIONS = (b"drain_events", b"record_woken", b"look_at_write")  # bpf/polls.c numbers them
 UPROBES = (b"ready_called", b"deadline_woke")
 
 
-# Why it isn't recorded when data arrives: what, and the fix.
+# Why arrivals of data can't be recorded: what, and the fix.
 _NO_BTF = "this kernel has no type information (BTF), and without it sockets cannot be looked into"
 _NO_TRACEPOINT = "this kernel has no tracepoint sock:sk_data_ready, which came with Linux 6.3"
 _NOT_ASKED = "answers were not timed"
@@ -83,16 +83,16 @@ class LoadFailed(Exception):
 
 
 class Kernel:
-    """Everything is attached on return. Raises LoadFailed, and Unable where there is no BCC that it needs.
+    """The loaded program; everything is attached when the constructor returns. Raises LoadFailed, and Unable
+    if there is no BCC but it is needed.
 
-    What has no types is Any: BCC's module, and what is read from maps.
+    BCC's module and values from maps have no types, so they are Any.
     sources: the directory that holds SOURCES, their headers and stub/.
-    served: the uid of the user whose processes alone are watched; None for root, who may have any.
-    kept: where what was compiled is kept, None for nowhere.
-    times_answers: whether it is to note when data arrives, and when it is answered, which costs each request.
-    traced: how many records of single events a window is to keep, 0 for none.
-    compiled: whether it was, and does not come from the cache. not_kept: why that was of no use; not_filled:
-    why it is not there by now.
+    served: the uid of the only user whose processes may be watched; None for root, who may watch any.
+    kept: where compiled programs are kept, None for nowhere. times_answers: whether to record when data
+    arrives and is answered, which costs time on each request. traced: how many records of single events a
+    window keeps, 0 for none. compiled: whether it was compiled, not read from the cache. not_kept: why the
+    cache could not be used. not_filled: why the program could not be stored there.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Kernel:
         self.max_processes = max_processes
         self.max_fds = max_fds
         self.traced = traced
-        self.no_arrivals: str | None = None  # why it is not noted when data arrives
+        self.no_arrivals: str | None = None  # why arrivals of data aren't recorded
         tracing.lift_memory_limit()
         self.compiled, self.typed = True, False
         self.bcc = self.not_kept = self.not_filled = ""
@@ -158,7 +158,7 @@ class Kernel:
         if not times_answers:
             self.no_arrivals = _NOT_ASKED
         arrivals = self._arrivals(types) if self.no_arrivals is None and sockets else []
-        # Those that are preferred come first.
+        # The preferred variants come first.
         variants = [[*flags, *arrivals], flags] if arrivals else [flags]
         if entry is None or not self._load_kept(entry, variants, tracepoint, served):
             entry = self._compile(sources, variants, tracepoint, served, types)
@@ -197,7 +197,7 @@ class Kernel:
             self._translator = namespaces.Translator(table)
 
     def _arrivals(self, types: btf.Answers) -> list[str]:
-        """The flags with which the program notes when data arrives; none where this kernel cannot tell."""
+        """The flags that make the program record arrivals of data; empty if this kernel can't."""
         members = types.offsets(btf.INBOX_MEMBERS)
         if members is None or types.typedef("btf_trace_sk_data_ready") is None:
             self.no_arrivals = _NO_TRACEPOINT
@@ -246,9 +246,9 @@ class Kernel:
         served: int | None,
         types: btf.Answers,
     ) -> cache.Entry:
-        """Loads the first of the variants that can be, and with types where it can be. Raises LoadFailed.
+        """Loads the first variant that the kernel accepts, with types if possible. Raises LoadFailed.
 
-        Kernels and BCCs differ in what they take.
+        Kernels and versions of BCC accept different ones.
         """
         bcc = binding.load()
         os.environ["BCC_KERNEL_SOURCE"] = os.path.join(sources, "stub")
@@ -273,9 +273,9 @@ class Kernel:
         raise LoadFailed(str(failed)) from failed
 
     def _load(self, compiled: compiler.Compiled, tracepoint: int | None, served: int | None) -> None:
-        """Attaches everything at once: it does nothing while nobody is watched. Raises OSError, ValueError.
+        """Loads and attaches everything: it does nothing while nobody is watched. Raises OSError, ValueError.
 
-        tracepoint: the number of sys_exit's type, None where the program is not to have it.
+        tracepoint: the number of sys_exit's type; None to load without types.
         """
         loaded = image.Image(compiled, {"trace_records": self.traced})
         with contextlib.ExitStack() as undo:
@@ -289,7 +289,7 @@ class Kernel:
                     else functools.partial(loaded.load_typed, name, tracepoint)
                     for name in (AT_SYS_EXIT, *CONTINUATIONS)
                 ),
-                # Now, while we may: they are attached only when a program is known.
+                # Loaded now, with privileges; attached once a program is known.
                 *(functools.partial(loaded.load, name, tracing.KPROBE) for name in UPROBES),
             )
             for number, program in enumerate(others[: len(CONTINUATIONS)]):
@@ -301,7 +301,7 @@ class Kernel:
                 else:
                     loaded.attach_typed(loaded.load_typed(AT_ARRIVAL, self._arrival))
             if AT_DESCRIPTOR.decode() in compiled.programs and self._iterator is not None:
-                with contextlib.suppress(OSError):  # sockets are then known from their first read on
+                with contextlib.suppress(OSError):  # without it, sockets are known from their first read on
                     self._walker = loaded.load_iterator(AT_DESCRIPTOR, self._iterator)
             if tracepoint is None:
                 loaded.attach(AT_SYS_EXIT, b"sys_exit")
@@ -336,7 +336,7 @@ class Kernel:
         return namespaces.defines(offsets)
 
     def tgid_of(self, pid: int) -> int:
-        """What the kernel calls the process, 0 when there is none: BPF knows no pid namespaces."""
+        """The process's number in the initial pid namespace, as BPF sees it; 0 if there is none."""
         return pid if self._translator is None else self._translator.tgid(pid)
 
     def _fill(self, roles: Any, layout_table: Any, name: str) -> None:
@@ -360,7 +360,7 @@ class Kernel:
         return True
 
     def keep_epochs(self, epochs: Sequence[int]) -> None:
-        """epochs: those that have a bank, by bank; 0 where nobody asks for it."""
+        """epochs: the epoch of each bank, 0 if no window needs it."""
         leaf = self._kept_epochs.Leaf()
         leaf.of_bank[:] = epochs
         self._kept_epochs[ctypes.c_int(0)] = leaf
@@ -372,8 +372,8 @@ class Kernel:
     def keep(
         self, culprits: bool, unclaimed: bool, futile_calls: bool, io_calls: bool, held_writes: bool
     ) -> None:
-        """What is recorded: who was woken for nothing or latest; on which descriptors events found nobody;
-        who made futile I/O calls, or any; whose writes are held back.
+        """Chooses what to record: spurious and slow wakeups, events that found nobody, futile I/O calls or
+        all of them, writes that are held back.
         """
         self._current.keeping = (
             culprits * constants.KEEP_CULPRITS
@@ -392,9 +392,8 @@ class Kernel:
         self._free_stacks(lambda _: True)
 
     def make_room_for_stacks(self, still_wanted: Collection[int]) -> None:
-        """Forgets all others where a quarter of the room is taken. still_wanted: stack ids.
-
-        One that is kept at this very moment may be lost.
+        """Drops all other stacks once a quarter of the room is taken. still_wanted: stack ids. A stack that
+        is recorded at the same moment may be lost.
         """
         taken = sum(len(table) for table in self._stacks)
         if taken > STACKS * len(self._stacks) // 4:
@@ -408,7 +407,7 @@ class Kernel:
                         del table[ctypes.c_int(place)]
 
     def stack(self, number: int) -> list[int]:
-        """Addresses, innermost first; empty where it was not kept."""
+        """The stack's addresses, innermost first; empty if it was not kept."""
         table, place = divmod(ctypes.c_int(number).value, STACKS)
         if table not in range(len(self._stacks)):
             return []
@@ -418,14 +417,14 @@ class Kernel:
             return []
 
     def parked_stack(self, number: int) -> list[int]:
-        """As `stack`, of a woken goroutine."""
+        """As `stack`, for a woken goroutine."""
         try:
             return list(itertools.takewhile(bool, self._parked_stacks[ctypes.c_uint64(number)].pc))
         except KeyError:
             return []
 
     def forget_parked_stacks(self, still_wanted: Collection[int]) -> None:
-        """Makes room where half of it is taken."""
+        """Drops all stacks of woken goroutines once half of the room is taken."""
         numbers = [key.value for key in self._parked_stacks.keys()]  # noqa: SIM118 - a table of BCC's
         for number in numbers if len(numbers) > constants.PARKED_STACKS // 2 else ():
             if number not in still_wanted:
@@ -433,13 +432,12 @@ class Kernel:
                     del self._parked_stacks[ctypes.c_uint64(number)]
 
     def sample(self, what: int, every: int) -> None:
-        """Records one in `every` of those that are to be recorded, none for 0. what: constants.SAMPLE_…"""
+        """Records one in `every` events, none for 0. what: constants.SAMPLE_…"""
         self._sampling[ctypes.c_int(what)] = ctypes.c_uint32(every)
 
     def attach_uprobe(self, path: bytes, offset: int, function: bytes, pid: int = uprobe.EVERYBODY) -> int:
-        """Runs the BPF function where the program's file is executed at the offset, by this process or all.
-
-        Returns the file descriptor that keeps it attached. Raises LoadFailed.
+        """Runs the BPF function whenever this process (or any) executes the file at the offset. Returns the
+        file descriptor that keeps it attached. Raises LoadFailed.
         """
         try:
             program = self.image.load(function, tracing.KPROBE)
@@ -464,7 +462,7 @@ class Kernel:
         self.free_slots.push(ctypes.c_uint32(slot))
 
     def home(self, tgid: int) -> tuple[int, int]:
-        """(tgid, owner) that lives where this tgid would; (0, 0) when nobody does."""
+        """(tgid, owner) in the place where this tgid would go; (0, 0) if that is free."""
         value: int = self.watched[self._place(tgid)].value
         return value >> 32, value & 0xFFFFFFFF
 
@@ -472,24 +470,21 @@ class Kernel:
         return ctypes.c_int(tgid % len(self.watched))
 
     def lives(self, tgid: int) -> bool:
-        """Whether it is watched, whatever program it runs."""
+        """Whether the process is watched, whatever program it runs."""
         return self.home(tgid)[0] == tgid
 
     def is_current(self, process: structs.Known) -> bool:
-        """Whether the process, or target, runs the program that it is known with.
-
-        Asked after its memory was read: that may have been the memory of what it has exec'ed since, which
-        need not be for its user to know.
+        """Whether the process, or target, still runs the program that it is known with. Ask after reading its
+        memory: it may have exec'ed a program that its user may not inspect.
         """
         return self.home(process.tgid) == (process.tgid, process.owner)
 
     def settle(self, slot: int, tgid: int, pid: int, root: int, capabilities: int) -> structs.Target:
-        """Starts watching the process, in a slot that was taken for it. Returns its target.
-
-        capabilities: bits of those that it has; with others it is its user's no more.
+        """Starts watching the process, in a slot taken for it. Returns its target. capabilities: a mask; if
+        they change, the process no longer counts as its user's.
         """
         now = time.monotonic_ns()
-        # The number above the slot tells what the slot's former processes left behind.
+        # The bits above the slot tell this owner from the slot's former ones.
         owner = (now >> 10) << SLOT_BITS & 0xFFFFFFFF | slot + 1
         target: structs.Target = self.targets.Leaf(
             tgid=tgid, root=root, owner=owner, kept=1, local=pid, capabilities=capabilities, since=now
@@ -499,16 +494,15 @@ class Kernel:
         return target
 
     def note_sockets(self, pid: int, listening: Collection[int]) -> None:
-        """From now on it is noted when something arrives on the sockets that the process has already.
+        """Records arrivals on the process's existing sockets from now on.
 
-        pid: of a process that is watched. listening: the TCP ports on which it does; what is connected there
-        was accepted.
+        pid: of a watched process. listening: its listening TCP ports; connections there were accepted.
         """
         if self._walker is None:
             return
         ports = self.image.table(b"listening")
         ports.clear()
-        with contextlib.suppress(OSError):  # it has ended, or listens on more than are told apart
+        with contextlib.suppress(OSError):  # it has ended, or listens on more ports than there is room for
             for port in listening:
                 ports[ctypes.c_uint16(port)] = ctypes.c_uint8(1)
             tracing.walk(self._walker, pid)
@@ -522,7 +516,7 @@ class Kernel:
         return target
 
     def poller(self, target: structs.Target) -> structs.Poller:
-        """What is known of its poller: nothing, where what is there is a former owner's."""
+        """What is known of the process's poller; nothing if it belongs to a former owner."""
         poller: structs.Poller = self.pollers[_slot(target)]
         if poller.owner == target.owner:
             return poller
@@ -532,12 +526,12 @@ class Kernel:
         return poller
 
     def set_poller(self, poller: structs.Poller) -> None:
-        """Of use only while the process has this owner, that is, until it execs."""
+        """Sets what is known of the poller; valid while the process has this owner, until it execs."""
         self.pollers[_slot(poller)] = poller
 
 
 def _parts(sources: str) -> Iterator[str]:
-    """The files that what is compiled depends on: the C, and what of the agent asks the kernel and loads."""
+    """The files that a compiled program depends on: the C, and the modules that compile and load it."""
     here = os.path.dirname(os.path.abspath(__file__))
     yield constants.__file__
     for top in (here, sources):

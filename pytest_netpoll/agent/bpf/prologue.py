@@ -1,6 +1,6 @@
-"""How Go functions begin, and where in that a probe is cheap and does no harm.
+"""How Go functions begin, and where in a prologue a probe is cheap and safe.
 
-pytest's side looks for the place in the program's file, the agent in the memory of the process.
+pytest's side looks for the place in the program's file, the agent in the process's memory.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ _ARM64_SEARCHED = 6  # instructions
 
 
 def cheap_place(code: bytes, machine: str) -> int | None:
-    """How far behind a function's entry the kernel emulates an instruction that is run once a call.
+    """The offset from a function's entry to an instruction that the kernel emulates and that runs once per
+    call.
 
-    code: what the function begins with. machine: as uname calls it. None: nowhere near.
+    code: the function's first bytes. machine: as uname calls it. None if there is no such place nearby.
     """
     if machine == "aarch64":
         for at, (word,) in enumerate(struct.iter_unpack("<I", code[: 4 * _ARM64_SEARCHED])):

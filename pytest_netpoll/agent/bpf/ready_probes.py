@@ -1,12 +1,13 @@
-"""Probes on the goready path of the watched programs: where pytest's side found a place, once it is proven.
+"""Uprobes on the goready path of the watched programs, at places that pytest's side found and the agent
+proved.
 
-For root a probe belongs to the program's file. It sees every process of it, forked or exec'ed later, from its
-first instruction on; the BPF program tells the watched ones from others.
+For root a probe is attached to the program's file. It sees every process that runs it, forked or exec'ed
+later too, from the first instruction on; the BPF program ignores those that aren't watched.
 
-For a user it belongs to one process of that user's, and changes nobody else's memory: neither that of others
-who run the file, nor what another file behind it is mapped as. So a child, or a program that was exec'ed, has
-probes only once the agent has seen it. What it did before isn't counted, and the window in which it began
-reports no ready calls.
+For a user it is attached to one process of that user, and changes no other memory: neither that of others who
+run the file, nor that of another file behind it. So a child, or a program that was exec'ed, has probes only
+once the agent has seen it. What it did before isn't counted, and the window in which it began reports no
+ready calls.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ if TYPE_CHECKING:
     from processes.watched import Process
     from security.privileges import Invoker
 
-    _Program = Optional[tuple[int, int]]  # as Process has it
-    _Key = Union[_Program, int]  # what has probes: a program, or an owner
+    _Program = Optional[tuple[int, int]]  # Process.program
+    _Key = Union[_Program, int]  # what has probes: a program or an owner
 
-# In the order in which `attach` takes their places.
+# In the order of `attach`'s parameters.
 READY, DEADLINE = UPROBES
 NAMES = {READY: "runtime.ready", DEADLINE: "runtime.netpollgoready"}
 
-# So much before and behind the place must be in memory what it is in the file.
+# Memory and file must be equal for this many bytes before and behind the place.
 _AROUND = 16
 
 
@@ -49,10 +50,7 @@ class BadPlace(Exception):
 
 
 class Attached:
-    """The probes on one program, or in one process.
-
-    at: since when, monotonic ns. fds: what keeps them there.
-    """
+    """The probes on one program, or in one process. at: since when, monotonic ns. fds: keep them attached."""
 
     def __init__(self, pid: int, fds: list[int], deadlines: bool) -> None:
         self.at = time.monotonic_ns()
@@ -62,7 +60,7 @@ class Attached:
 
 
 class Probes:
-    """may_watch: tells whether a process is that user's to watch."""
+    """may_watch: whether the user may watch a process."""
 
     def __init__(self, kernel: Kernel, user: Invoker, may_watch: Callable[[int], bool]) -> None:
         self._kernel = kernel
@@ -72,19 +70,18 @@ class Probes:
         self._attached: dict[_Key, Attached] = {}
         self._refused: set[int] = set()  # owners whose processes `follow` could not attach to
         self._detaching: list[threading.Thread] = []
-        self._stacks_of_one_in: dict[int, int] = {}  # window -> ready calls, 0 for no stacks
+        self._stacks_of_one_in: dict[int, int] = {}  # window -> one stack in so many, 0: none
 
     def attach(self, process: Process, ready: int, deadline: int) -> None:
-        """Counts in all processes that run this one's program. Raises BadPlace.
-
-        ready, deadline: offsets in the file; no deadline is counted where that is 0.
+        """Counts ready calls in all processes that run this one's program. Raises BadPlace. ready, deadline:
+        offsets in the file; deadlines aren't counted if that is 0.
         """
         if self._key(process) not in self._attached:
             self._attached[self._key(process)] = self._attach(process, ready, deadline)
             self._places[process.program] = ready, deadline
 
     def follow(self, processes: Iterable[Process]) -> None:
-        """Attaches to a user's children that run a program whose places are known by now."""
+        """Attaches to an ordinary user's children that run a program whose places are known."""
         for process in processes if self._own_only else ():
             places = self._places.get(process.program)
             if places is None or process.exited or process.foreign:
@@ -101,19 +98,19 @@ class Probes:
         return not self._user.is_root
 
     def _key(self, process: Process) -> _Key:
-        """A process is another owner after an exec, with memory that has no probes, or may have had them."""
+        """After an exec a process is another owner: its memory is new and has no probes."""
         return process.owner if self._own_only else process.program
 
     def of(self, process: Process) -> Attached | None:
         return self._attached.get(self._key(process))
 
     def open(self, window: int, stacks_of_one_in: int) -> None:
-        """From here on the stack of one ready call in so many is kept, of none for 0."""
+        """Keeps the stack of one ready call in `every` from now on, of none for 0."""
         self._stacks_of_one_in[window] = stacks_of_one_in
         self._kernel.sample(SAMPLE_READY_CALLS, max(self._stacks_of_one_in.values()))
 
     def keeps_stacks(self, window: int) -> bool:
-        """Whether stacks are kept for it."""
+        """Whether stacks are kept for the window."""
         return bool(self._stacks_of_one_in[window])
 
     def close(self, window: int) -> None:
@@ -121,9 +118,9 @@ class Probes:
         self._kernel.sample(SAMPLE_READY_CALLS, max(self._stacks_of_one_in.values(), default=0))
 
     def unprobed(self, processes: Iterable[Process], window: Window, children: int) -> int:
-        """How many of the children forked in the window are gone, with calls that nobody counted.
+        """How many children forked in the window ended without their ready calls being counted.
 
-        processes: all that descend from one root and are still here. children: those forked in the window.
+        processes: the root's living descendants. children: those forked in the window.
         """
         if not self._own_only:
             return 0
@@ -131,13 +128,13 @@ class Probes:
         return max(0, children - len(here))
 
     def counted(self, process: Process, window: Window, counters: Mapping[str, int]) -> dict[str, int | None]:
-        """What the bank's counters hold of the goready path; None where the process did more than that."""
+        """The bank's counters of the goready path; None if the process did more than was counted."""
         ready_calls, deadline_wakeups = counters["ready_calls"], counters["deadline_wakeups"]
         if process.program is None and not self._own_only:
-            # It came and went: all that can be said is what was counted.
+            # It came and went: only what was counted is known.
             return {"ready_calls": ready_calls, "deadline_wakeups": deadline_wakeups}
         attached = self.of(process)
-        # A program that is first seen in the window is attached only when its process has run for a moment.
+        # A program first seen in the window gets probes only after its process has run for a moment.
         if attached is None or attached.at > max(window.opened, process.since):
             return {"ready_calls": None, "deadline_wakeups": None}
         return {
@@ -146,20 +143,20 @@ class Probes:
         }
 
     def release(self, processes: Collection[Process]) -> None:
-        """Detaches from what none of these processes, all that are watched, runs."""
+        """Detaches from programs that no process runs any more. processes: all watched ones."""
         self._let_go(self._attached.keys() - {self._key(process) for process in processes})
         self._refused &= {process.owner for process in processes}
         programs = {process.program for process in processes}
         self._places = {program: at for program, at in self._places.items() if program in programs}
 
     def reap(self, processes: Iterable[Process]) -> None:
-        """The same for what is a process's own and has ended with it."""
+        """Detaches the probes of single processes that have ended."""
         if self._own_only:
             self._let_go(self._attached.keys() - {self._key(process) for process in processes})
 
     def _let_go(self, keys: Iterable[_Key]) -> None:
         for key in keys:
-            # The kernel takes its time, a tenth of a second for each; nobody need wait for it.
+            # The kernel takes 0.1 s for each; nobody needs to wait for it.
             thread = threading.Thread(target=self._detach, args=(self._attached.pop(key).fds,))
             thread.start()
             self._detaching.append(thread)
@@ -174,7 +171,7 @@ class Probes:
             raise BadPlace(
                 "this kernel has had an oops since it booted (see dmesg) and may hang at uprobes", "reboot"
             )
-        # By the process's own name for it: the file may have been replaced, or be in another namespace.
+        # Through /proc: the file may have been replaced, or be in another namespace.
         try:
             fd = os.open(f"/proc/{process.pid}/exe", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -187,10 +184,10 @@ class Probes:
                     raise BadPlace("it is still a copy of its parent")
             if (status.st_dev, status.st_ino) != process.program:
                 raise BadPlace("it now runs another program")
-            # The file that was looked at, whatever the process runs meanwhile.
+            # The file that was checked, whatever the process runs meanwhile.
             return self._attach_to(process, f"/proc/self/fd/{fd}", ready, deadline)
         except BadPlace as error:
-            if not self._kernel.is_current(process):  # what it says may be another program's
+            if not self._kernel.is_current(process):  # the error may concern another program
                 raise BadPlace("it now runs another program") from error
             raise
         finally:
@@ -212,9 +209,9 @@ class Probes:
             address, code = prove(process.pid, path, offset)
             if self._own_only:
                 prove_function(process.pid, address, code, NAMES[function])
-        # What it ran before it exec'ed this may have left its own.
+        # The program that it ran before may have left its own probes.
         self._let_go([key for key, attached in self._attached.items() if attached.pid == process.pid])
-        # One that is still there would count a second time.
+        # A probe that is still there would count twice.
         while self._detaching:
             self._detaching.pop().join()
         pid = process.pid if self._own_only else uprobe.EVERYBODY
@@ -225,7 +222,7 @@ class Probes:
         except LoadFailed as error:
             self._detach(fds)
             raise BadPlace(f"the kernel refuses a uprobe: {error}", error.fix) from error
-        # Its number may have become another process's in between.
+        # Another process may have taken over its pid in between.
         if self._own_only and not (self._kernel.is_current(process) and self._may_watch(process.pid)):
             self._detach(fds)
             raise BadPlace("the process has ended")
@@ -233,9 +230,9 @@ class Probes:
 
 
 def prove_function(pid: int, address: int, code: bytes, name: str) -> None:
-    """Raises BadPlace unless it is just behind the beginning of the Go function of that name.
+    """Raises BadPlace unless the address is just behind the entry of the Go function of that name.
 
-    address: in the process's memory. code: what the program's file holds from there on; memory may hold a
+    address: in the process's memory. code: the file's bytes from there on; in memory there may be a
     breakpoint.
     """
     own = proc.executable(pid)
@@ -253,9 +250,8 @@ def prove_function(pid: int, address: int, code: bytes, name: str) -> None:
 
 
 def prove(pid: int, path: str, offset: int) -> tuple[int, bytes]:
-    """Raises BadPlace unless the process runs what the file holds there, and a probe is cheap.
-
-    Returns (where that is in its memory, what the file holds from there on).
+    """Checks that the process runs the file's code there, and that a probe is cheap. Returns (the address in
+    its memory, the file's bytes from there on). Raises BadPlace.
     """
     own = proc.executable(pid)
     mapped = [

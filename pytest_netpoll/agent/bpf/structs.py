@@ -1,4 +1,4 @@
-"""What the agent uses of the structs in bpf/netpoll.h, as BCC gives them: types for mypy, no more."""
+"""Types for mypy: the members of bpf/netpoll.h's structs that the agent uses."""
 
 from __future__ import annotations
 

@@ -7,15 +7,12 @@ import functools
 import os
 from collections.abc import Mapping
 
-# Of the kernel's tables: machine -> number.
+# machine -> number, from the kernel's tables.
 BPF = {"x86_64": 321, "aarch64": 280}
 
 
 def call(numbers: Mapping[str, int], *arguments: object) -> int:
-    """What it returns. Raises OSError.
-
-    numbers: machine -> the call's number there, of the kernel's tables.
-    """
+    """Makes a system call and returns its result. Raises OSError. numbers: machine -> the call's number."""
     result: int = _libc().syscall(numbers[_machine()], *arguments)
     if result < 0:
         number = ctypes.get_errno()
@@ -24,7 +21,7 @@ def call(numbers: Mapping[str, int], *arguments: object) -> int:
 
 
 def bpf(command: int, attr: bytes | ctypes.Array[ctypes.c_uint32]) -> int:
-    """bpf(2). attr: of its union. Raises OSError."""
+    """bpf(2). attr: its union bpf_attr. Raises OSError."""
     return call(BPF, command, attr, len(attr))
 
 

@@ -1,7 +1,7 @@
 """Loads BPF programs by the kernel's own syscall, and attaches them to tracepoints.
 
-BCC doesn't know those with types (tp_btf). What their arguments point to is read without a call, which is
-most of what a watched syscall costs otherwise.
+BCC doesn't know tracepoints with types (tp_btf). A program reads what their arguments point to without a
+helper call, which would be most of the cost of a watched syscall.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RAW_TRACEPOINT = 17
 _PROG_TYPE_TRACING = 26
 _TRACE_RAW_TP = 23
 _TRACE_ITER = 28
-# union bpf_attr: of a load up to attach_btf_id, of an attachment the whole.
+# union bpf_attr: for a load up to attach_btf_id, for an attachment all of it
 _LOAD = struct.Struct("=IIQQIIQII16sIIIIQIIQII")
 _OPEN = struct.Struct("=QII")
 _LINK = struct.Struct("=IIIIQI")  # up to the iterator's own
@@ -42,14 +42,14 @@ _INFO = struct.Struct("=II8x24xQIIQ16s")  # struct bpf_prog_info, up to the name
 _INFO_BY_FD = struct.Struct("=IIQ")
 _COMPILED_SIZE = slice(16, 20)  # in struct bpf_prog_info
 _NOTHING = struct.pack("<QQ", 0xB7, 0x95)  # r0 = 0; return
-_LOG = 1 << 24  # bytes: before Linux 5.2 the kernel takes no more
+_LOG = 1 << 24  # bytes: before Linux 5.2 the kernel accepts no more
 _LOG_TOLD = 64 << 10
 
 LICENSE = b"Dual MIT/GPL"
 
 
 class Program(NamedTuple):
-    """uid: of the user who loaded it. name: 16 bytes."""
+    """A loaded BPF program. uid: of the user who loaded it. name: 16 bytes."""
 
     number: int
     uid: int
@@ -57,7 +57,7 @@ class Program(NamedTuple):
 
 
 def load(kind: int, name: bytes, code: bytes) -> int:
-    """The file descriptor of the loaded program. Raises OSError, and prints why the verifier refuses it.
+    """Loads a program and returns its file descriptor. Raises OSError, and prints why the verifier refused.
 
     kind: of enum bpf_prog_type. code: its instructions.
     """
@@ -72,17 +72,17 @@ def load(kind: int, name: bytes, code: bytes) -> int:
 
 
 def load_typed(name: bytes, code: bytes, tracepoint: int) -> int:
-    """The same, for a tracepoint with types; doesn't print why. tracepoint: its typedef's number."""
+    """As `load`, for a tracepoint with types; doesn't print why. tracepoint: its typedef's number."""
     return _load(_PROG_TYPE_TRACING, name, code, _TRACE_RAW_TP, tracepoint)
 
 
 def load_iterator(name: bytes, code: bytes, iterator: int) -> int:
-    """The same, for what the kernel walks over. iterator: the number of its function."""
+    """As `load`, for an iterator. iterator: the number of its function."""
     return _load(_PROG_TYPE_TRACING, name, code, _TRACE_ITER, iterator)
 
 
 def walk(program: int, pid: int) -> None:
-    """Runs one that was loaded for an iterator over what a process has. Raises OSError."""
+    """Runs an iterator program over a process's files. Raises OSError."""
     info = ctypes.create_string_buffer(_OF_PROCESS.pack(0, pid, 0), _OF_PROCESS.size)
     attr = _LINK.pack(program, 0, _TRACE_ITER, 0, ctypes.addressof(info), len(info))
     link = syscall.bpf(_LINK_CREATE, attr)
@@ -98,7 +98,7 @@ def walk(program: int, pid: int) -> None:
 
 
 def works(name: bytes, code: bytes) -> bool:
-    """Whether the kernel takes the program, for a raw tracepoint, and compiles it to machine code."""
+    """Whether the kernel accepts the program for a raw tracepoint and compiles it to machine code."""
     info = ctypes.create_string_buffer(128)
     try:
         program = _load(RAW_TRACEPOINT, name, code)
@@ -112,7 +112,7 @@ def works(name: bytes, code: bytes) -> bool:
 
 
 def lift_memory_limit() -> None:
-    """Before Linux 5.11 maps and programs are charged to this limit, over all processes of the user: with a
+    """Before Linux 5.11 maps and programs are charged to this limit, summed over the user's processes: with a
     second agent even the smallest program is refused.
     """
     with contextlib.suppress(OSError, ValueError):
@@ -120,7 +120,7 @@ def lift_memory_limit() -> None:
 
 
 def load_nothing(name: bytes) -> int:
-    """The file descriptor of a program that is there and does nothing. Raises OSError."""
+    """Loads a program that does nothing; returns its file descriptor. Raises OSError."""
     lift_memory_limit()
     return _load(_PROG_TYPE_SOCKET_FILTER, name, _NOTHING)
 
@@ -152,18 +152,18 @@ def _load(
 
 
 def attach(program: int) -> int:
-    """The file descriptor that keeps one with types attached. Raises OSError."""
+    """Attaches a program with types; returns the file descriptor that keeps it attached. Raises OSError."""
     return syscall.bpf(_RAW_TRACEPOINT_OPEN, _OPEN.pack(0, program, 0))
 
 
 def attach_to(tracepoint: bytes, program: int) -> int:
-    """The file descriptor that keeps it attached to the tracepoint of that name. Raises OSError."""
+    """Attaches a program to a tracepoint; returns the descriptor that keeps it attached. Raises OSError."""
     name = ctypes.create_string_buffer(tracepoint)
     return syscall.bpf(_RAW_TRACEPOINT_OPEN, _OPEN.pack(ctypes.addressof(name), program, 0))
 
 
 def numbers() -> Iterator[int]:
-    """Of all programs that there are. Raises OSError."""
+    """The ids of all loaded programs. Raises OSError."""
     attr = (ctypes.c_uint32 * 3)()
     while True:
         try:
@@ -175,7 +175,7 @@ def numbers() -> Iterator[int]:
 
 
 def open_number(number: int) -> int:
-    """The program's file descriptor. Raises OSError."""
+    """Opens a program by id; returns its file descriptor. Raises OSError."""
     return syscall.bpf(_PROG_GET_FD_BY_ID, (ctypes.c_uint32 * 3)(number))
 
 

@@ -1,7 +1,7 @@
-"""Attaches a BPF program to a place in a program's file, by the kernel's own uprobe events.
+"""Attaches a BPF program to a place in an executable, with perf's uprobe events.
 
-Not by BCC: where that event is refused, BCC makes one in tracefs instead, of the same name each time, that
-outlives us. Closing such a one has crashed a kernel (6.18).
+BCC isn't used: if that event is refused, it makes one in tracefs instead, with the same name each time, which
+outlives the agent. Closing such an event has crashed a kernel (6.18).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ATTR = struct.Struct("=IIQQQQQIIQQ")  # struct perf_event_attr as of PERF_ATTR_
 _FD_CLOEXEC = 8
 _IOC_ENABLE = 0x2400
 _IOC_SET_BPF = 0x40042408
-_DIED = 1 << 7  # of TAINTED: there was an oops
+_DIED = 1 << 7  # of TAINTED: the kernel had an oops
 
 
 def crashed() -> bool:
@@ -38,16 +38,17 @@ EVERYBODY = -1
 
 
 def attach(path: bytes, offset: int, program: int, pid: int = EVERYBODY) -> int:
-    """The file descriptor of the event, where the file is run at the offset. Raises OSError.
+    """Runs the program whenever the file is executed at the offset; returns the event's file descriptor.
+    Raises OSError.
 
-    program: the BPF program's file descriptor. pid: of the only process whose memory is changed,
-    and not that of its children or of others who run the file; EVERYBODY for all who do, now or later.
+    program: the BPF program's file descriptor. pid: the only process to change, not its children nor others
+    that run the file; EVERYBODY for all that run it, now or later.
     """
     with open(PMU) as f:
         kind = int(f.read())
     name = ctypes.create_string_buffer(path)
     attr = _ATTR.pack(kind, _ATTR.size, 0, 1, 0, 0, 0, 1, 0, ctypes.addressof(name), offset)
-    # For every process the kernel wants a CPU named, but traps on all of them.
+    # For EVERYBODY the kernel requires a CPU, but traps on all of them.
     cpu = 0 if pid == EVERYBODY else -1
     fd = syscall.call(_PERF_EVENT_OPEN, attr, pid, cpu, -1, _FD_CLOEXEC)
     try:

@@ -1,4 +1,4 @@
-"""How long data waited to be read, and peers for an answer; and what still waits when a window closes."""
+"""How long data waited to be read and peers for an answer, and what still waits when a window closes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bpf.program import Kernel
 
 MAXIMA = tuple(f"{name}_max" for name in DELAY_NAMES)
-# Those of which it is known what they are made of, and of what: poll, run, unparked and handling.
+# The times that consist of parts: poll, run, unparked and handling.
 DIVIDED = ("queue_delay", "response")
 _DATAGRAMS = 3  # enum socket_kind: from here on each read takes one message
 # Counted beside the metrics: see struct counters.
@@ -33,7 +33,7 @@ Parts = tuple[int, ...]
 
 
 class Delays:
-    """What one process's reads and answers took, in one epoch or in several.
+    """How long one process's reads and answers took, in one epoch or several.
 
     histograms: by name, {bucket: count}. budgets: by name, {bucket >> BUDGET_SHIFT: ns of each
     part}.
@@ -54,7 +54,7 @@ class Delays:
                 mine[bucket] = tuple(map(operator.add, mine.get(bucket, (0, 0, 0, 0)), parts))
 
     def add_waiting(self, age: int, messages: int) -> None:
-        """Nobody has taken them yet."""
+        """Adds what nobody has read yet."""
         bucket = bucket_of(age)
         waiting = Delays()
         waiting.histograms["queue_delay"] = {bucket: messages}
@@ -62,7 +62,7 @@ class Delays:
         self.add(waiting)
 
     def told(self, maxima: Mapping[str, int]) -> dict[str, Any]:
-        """JSON. maxima: by the names of MAXIMA."""
+        """The delays as JSON. maxima: by the names of MAXIMA."""
         return {
             name: {
                 "histogram": self.histograms[name],
@@ -74,7 +74,7 @@ class Delays:
 
 
 def read(kernel: Kernel, bank: int) -> Delays:
-    """bank: the number of it among all."""
+    """Reads a process's delays from the kernel. bank: its index among all slots' banks."""
     found = Delays()
     for cpu in kernel.delays[ctypes.c_int(bank)]:
         own = Delays()
@@ -94,7 +94,7 @@ def clear(kernel: Kernel, bank: int) -> None:
 
 
 class Waiting(NamedTuple):
-    """Of one socket: since when (monotonic ns) how many messages wait; of a stream it is always one."""
+    """What waits on a socket: since when (monotonic ns), and how many messages; for a stream always 1."""
 
     owner: int
     since: int
@@ -102,14 +102,14 @@ class Waiting(NamedTuple):
 
 
 def waiting(kernel: Kernel, owners: Collection[int]) -> list[Waiting]:
-    """What nobody has taken yet. owners: those that live; the sockets of others are forgotten."""
+    """What nobody has read yet. owners: the living ones; the sockets of others are dropped."""
     found: list[Waiting] = []
     if kernel.inboxes is None:
         return found
     for key, inbox in batch.items(kernel.inboxes):
         if inbox.owner not in owners:
             batch.delete(kernel.inboxes, key)
-        elif inbox.fd != _NO_FD:  # a connection that was not accepted counts with its listener
+        elif inbox.fd != _NO_FD:  # a connection that was not accepted counts for its listener
             found += _untaken(inbox)
     return found
 
@@ -129,7 +129,7 @@ def _untaken(inbox: Any) -> Iterator[Waiting]:
 
 
 def bucket_of(ns: int) -> int:
-    """The bucket of a histogram, as times.c has it."""
+    """The histogram bucket of a time in ns, as in times.c."""
     ns = min(ns, (1 << LATENCY_BITS) - 1)
     if ns < 1 << LATENCY_SUB_BITS:
         return ns

@@ -1,4 +1,4 @@
-"""What a descriptor was when somebody was woken for it: the kernel's struct endpoint, in words."""
+"""Describes what a descriptor was when somebody was woken for it, from the kernel's struct endpoint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     # peer's, are "host:port" or a unix socket's path, None where there is none, or where there were several.
     Words = tuple[str, Optional[str], Optional[str]]
 
-# From the kernel's headers. Python's module of sockets would be much to load for these.
+# From the kernel's headers: importing Python's socket module for these would take memory.
 _UNIX, _INET, _INET6 = 1, 2, 10
 _STREAM, _DATAGRAM = 1, 2
 _TCP_LISTEN = 10
@@ -45,7 +45,7 @@ def copy(end: structs.Endpoint) -> Endpoint:
 
 
 def words(pid: int, ends: Collection[tuple[int, Endpoint]]) -> dict[tuple[int, Endpoint], Words]:
-    """What these of a process are, or were."""
+    """Describes these descriptors of a process, as they are or were."""
     unix = {end.inode for _, end in ends if end.family == _UNIX}
     paths = proc.unix_paths(pid, unix) if unix else {}
     return {(fd, end): _words(pid, fd, end, paths) for fd, end in ends}
@@ -62,7 +62,7 @@ def _words(pid: int, fd: int, end: Endpoint, paths: Mapping[int, str]) -> Words:
         if end.peer_port:
             peer = _address(end.family, end.peer_address, _from_network(end.peer_port))
     elif end.family == _UNIX:
-        # As the net package calls them.
+        # Names as in Go's net package.
         kind = "unixgram" if end.type == _DATAGRAM else "unix"
         local = paths.get(end.inode)
     elif stat.S_ISSOCK(end.mode):
@@ -75,7 +75,7 @@ def _words(pid: int, fd: int, end: Endpoint, paths: Mapping[int, str]) -> Words:
 
 
 def by_link(pid: int, fd: int) -> tuple[str, str | None]:
-    """(type, path) of what a descriptor is now."""
+    """(type, path) of a descriptor, from its current link in /proc."""
     link = proc.link(pid, fd)
     if link is None:
         return "closed", None

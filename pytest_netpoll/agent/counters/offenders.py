@@ -1,4 +1,4 @@
-"""Who was woken for nothing or late, as the kernel kept it: places in the program, and the connections."""
+"""Reads the offenders from the kernel: places in the program and connections, woken for nothing or late."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from processes.proc import Mapping
     from processes.watched import Process
 
-    # By owner: what was kept, how often, how many bytes it moved, and on which descriptor.
+    # By owner: the entry's key, its count, the bytes it moved, and its descriptor.
     Kept = dict[int, list[tuple[structs.Offender, int, int, endpoint.Endpoint]]]
 
 OFFENCES = (
@@ -36,9 +36,9 @@ _SOCKET, _TWICE, _QUEUED, _LOCKED = 1, 2, 4, 8
 
 
 def kept(kernel: Kernel, window: windows.Window, offences: Collection[str]) -> Kept:
-    """What was kept of these offences in the window."""
+    """The entries of these offences in the window."""
     found: Kept = {}
-    # Going through the map takes its time.
+    # Walking the map takes time, so only if there is a reason.
     for key, stats in kernel.offenders.items() if offences else ():
         if window.first <= key.epoch < window.end and OFFENCES[key.offence] in offences:
             found.setdefault(key.owner, []).append((key, stats.count, stats.bytes, endpoint.copy(stats.end)))
@@ -46,7 +46,7 @@ def kept(kernel: Kernel, window: windows.Window, offences: Collection[str]) -> K
 
 
 def culprits(kernel: Kernel, process: Process, found: Kept) -> list[dict[str, Any]]:
-    """JSON of what `kept` found of the process; counts of what is sampled are estimates."""
+    """The process's entries among `found` as JSON; counts of sampled offences are estimates."""
     own = [] if process.foreign else [entry for owner in process.lives for entry in found.get(owner, ())]
     ends = endpoint.words(process.pid, {(key.fd, end) for key, _, _, end in own})
     offenders = []
@@ -54,11 +54,11 @@ def culprits(kernel: Kernel, process: Process, found: Kept) -> list[dict[str, An
         offence = OFFENCES[key.offence]
         place = _place(kernel, process.lives[key.owner], key, ends[key.fd, end])
         entry = {"offence": offence, "count": count, "outcome": None, **_NOTHING_MORE, **place}
-        # Its own place is where it was parked, which of a ready call is the other's.
+        # Where the woken goroutine was parked: its own stack for "woken", the other one's for "ready".
         woken = frames(process.lives[key.owner], kernel.parked_stack(key.woken)) if key.woken else []
         entry.update({"stack": woken, "woken_stack": []} if offence == "woken" else {"woken_stack": woken})
         if offence in ("ready", "cpu"):
-            # No descriptor is known of it.
+            # These have no descriptor.
             entry.update(_NOWHERE)
         elif offence in ("unclaimed", "woken"):
             entry.update(syscall=None)
@@ -74,9 +74,9 @@ def culprits(kernel: Kernel, process: Process, found: Kept) -> list[dict[str, An
     return offenders
 
 
-# Of what happened on no descriptor.
+# For offences without a descriptor.
 _NOWHERE: dict[str, Any] = {**dict.fromkeys(PLACE), "direction": ""}
-# Of offences without it.
+# For offences that lack these fields.
 _NOTHING_MORE: dict[str, Any] = {
     "events": [],
     "bytes": None,
@@ -88,7 +88,7 @@ _NOTHING_MORE: dict[str, Any] = {
 
 
 def _behind(key: structs.Offender) -> dict[str, Any]:
-    """What woke it, and what was seen of its socket; None where that is not known."""
+    """What woke it, and what was seen of its socket; None if unknown."""
     known = bool(key.seen & _SOCKET)
     return {
         "events": [name for bit, name in _EVENTS.items() if key.events & bit],
@@ -98,7 +98,7 @@ def _behind(key: structs.Offender) -> dict[str, Any]:
 
 
 def switches(kernel: Kernel, process: Process, window: windows.Window) -> list[dict[str, Any]]:
-    """JSON of CPU samples of the scheduler, by whose call brought it there: in the form of `culprits`."""
+    """CPU samples in the scheduler, by the call that led there; JSON as from `culprits`."""
     if process.foreign:
         return []
     return [
@@ -109,7 +109,7 @@ def switches(kernel: Kernel, process: Process, window: windows.Window) -> list[d
             **_NOTHING_MORE,
             **_NOWHERE,
             "woken_stack": [],
-            # Both are where calls return to, which of the innermost frame is not expected.
+            # Both are return addresses; the innermost frame of a sample usually isn't.
             "stack": frames(process.lives[key.owner], (key.pc - 1, key.caller)),
         }
         for key, count in kernel.switches.items()
@@ -120,7 +120,7 @@ def switches(kernel: Kernel, process: Process, window: windows.Window) -> list[d
 def slowest(
     kernel: Kernel, process: Process, found: Iterable[windows.SlowWakeup], window: windows.Window
 ) -> list[dict[str, Any]]:
-    """Their JSON."""
+    """The slowest wakeups as JSON."""
     ends = endpoint.words(process.pid, {(wakeup.fd, wakeup.end) for wakeup in found})
     return [
         {
@@ -156,7 +156,7 @@ def _stack(kernel: Kernel, mappings: Sequence[Mapping], number: int) -> list[lis
 
 
 def frames(mappings: Sequence[Mapping], addresses: Iterable[int]) -> list[list[Any]]:
-    """[[file, offset in the file]], innermost first: what addr2line can be asked on any machine."""
+    """[[file, offset in the file]], innermost first, which can be resolved on any machine."""
     frames: list[list[Any]] = []
     for address in addresses:
         for start, stop, offset, path in mappings:
@@ -167,7 +167,7 @@ def frames(mappings: Sequence[Mapping], addresses: Iterable[int]) -> list[list[A
 
 
 def forget(kernel: Kernel, end: int) -> None:
-    """Those of the epochs before `end`. Their stacks stay while there is room: later ones may be the same."""
+    """Drops the entries of epochs before `end`. Stacks stay while there is room: they may recur."""
     for key in list(kernel.switches.keys()):
         if key.epoch < end:
             del kernel.switches[key]

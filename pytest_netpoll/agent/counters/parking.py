@@ -1,8 +1,8 @@
-"""Who is parked on descriptors at a window's two ends, and whose peers are gone: where a limit asks for it.
+"""Who is parked on descriptors at a window's two ends, and whose peers are gone, if a limit asks for it.
 
-A goroutine that is about to leave doesn't count as one that stays: if there are more at the end than at the
-start, the agent looks again once the process rests. So a client that has just closed its connection
-leaves nothing.
+A goroutine that is about to leave must not count as one that stays: if there are more at the end than at the
+start, the agent looks again once the process rests. So a connection that a client has just closed isn't
+reported.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from processes.sockets import Socket
     from processes.watched import Process
 
-BEFORE, AFTER = 0.25, 1.0  # s to wait for a process that does not rest
-STUCK = 0.02  # s that data is unread, at least
-LEAVING = 0.5  # s that a process that rests may take to close what its peers have closed
-EXAMPLES = 5  # of the goroutines that are parked at one place
-_UNDECIDED = 1.0  # s after which it isn't known who is stuck
+BEFORE, AFTER = 0.25, 1.0  # s to wait until the process rests
+STUCK = 0.02  # s that data must be unread, at least
+LEAVING = 0.5  # s that a resting process gets to close connections whose peers are gone
+EXAMPLES = 5  # of goroutines parked at one place
+_UNDECIDED = 1.0  # s after which it stays unknown who is stuck
 
 
 class Look(NamedTuple):
-    """At one process at one moment. inodes: of its sockets, by descriptor; sockets: by inode."""
+    """A look at one process. inodes: of its sockets, by descriptor. sockets: by inode."""
 
     goroutines: list[Parked]
     inodes: dict[int, int]
@@ -40,7 +40,7 @@ class Look(NamedTuple):
         return {inode: fd for fd, inode in self.inodes.items() if self.sockets[inode].gone}
 
     def unread(self, goroutine: Parked) -> int:
-        """How much waits for it to read."""
+        """How much waits to be read on the goroutine's descriptor, as in sockets.Socket.unread."""
         known = self.sockets.get(self.inodes.get(goroutine.fd, 0))
         return known.unread if known is not None and not goroutine.write else 0
 
@@ -51,11 +51,11 @@ NOBODY = Look([], {}, {})
 class Parking:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
-        # window -> {owner: Look, or None where nothing could be read}
+        # window -> {owner: Look, or None if nothing could be read}
         self._at_open: dict[int, dict[int, Look | None]] = {}
 
     def before(self, processes: Iterable[Process]) -> dict[int, Look | None]:
-        """What a window that is about to open begins with, by owner. It may take its time."""
+        """{owner: Look} for a window that is about to open. May wait for the processes to rest."""
         found = {}
         for process in processes:
             if not process.exited:
@@ -70,14 +70,14 @@ class Parking:
         self._at_open.pop(window, None)
 
     def lap(self, window: int, processes: Iterable[Process]) -> dict[int, dict[str, Any]]:
-        """{owner: JSON} of the window, which begins anew. Empty where it was not asked for."""
+        """{owner: JSON} of the window, which begins again. Empty if the window didn't ask for it."""
         before = self._at_open.get(window)
         if before is None:
             return {}
         told: dict[int, dict[str, Any]] = {}
         now: dict[int, Look | None] = {}
         for process in processes:
-            # One that has come since had nobody.
+            # A process that is new since the window opened had nobody parked.
             earlier = before.get(process.owner, NOBODY)
             try:
                 if earlier is None:
@@ -89,7 +89,7 @@ class Parking:
         return told
 
     def now(self, process: Process) -> dict[str, Any]:
-        """JSON as of `lap`, of who is parked at this moment. Raises goroutines.Unreadable."""
+        """Who is parked now; JSON as from `lap`. Raises goroutines.Unreadable."""
         look = self._look(process)
         return _Report(process, look).of(look, {}, set(), 0, everybody=True)
 
@@ -106,9 +106,8 @@ class Parking:
         return {**told, "rested": rested}, after
 
     def _stay(self, process: Process, before: Look, abandoned: dict[int, int]) -> tuple[Look, dict[int, int]]:
-        """A look at whom it leaves, and which of the abandoned sockets it still has then.
-
-        A proxy closes its client's connection once the server behind it has answered, for instance.
+        """A later look at who stays parked, and which abandoned sockets are still open by then. For instance,
+        a proxy closes its client's connection only once the server behind it has answered.
         """
         deadline = time.monotonic() + LEAVING
         while True:
@@ -119,11 +118,9 @@ class Parking:
             time.sleep(LEAVING / 10)
 
     def _stuck(self, process: Process, look: Look) -> tuple[set[tuple[int, int]], int]:
-        """((g, fd) of whom is parked though there is something to read that a poll has reported; of how many
-        it isn't known).
-
-        It is known once the process rests while a thread of it polls: whatever was to be reported is,
-        and whichever goroutine was to run for it has run. Throttled and starved threads do not rest.
+        """((g, fd) of goroutines parked although a poll has reported data to read; how many are undecided).
+        It is decided once the process rests while one of its threads polls: then every event has been
+        reported, and the goroutines woken for it have run. Throttled and starved threads do not rest.
         """
         suspects = _suspects(look)
         began = time.monotonic()
@@ -158,7 +155,7 @@ class Parking:
                 process.pid, process.epfd, process.layout, self._kernel.signed, process.mappings
             )
         look = Look(found, inodes, sockets.sockets(process.pid, inodes))
-        if not self._kernel.is_current(process):  # what was read may be another program's
+        if not self._kernel.is_current(process):  # what was read may belong to another program
             raise goroutines.Unreadable("it ended, or ran another program, while it was looked at")
         return look
 
@@ -196,8 +193,8 @@ class _Report:
         undecided: int,
         everybody: bool,
     ) -> dict[str, Any]:
-        """before: the window's beginning. everybody: whether each goroutine is to be told of, not only those
-        that stand out and some examples.
+        """Makes the report. before: the look when the window opened. everybody: whether to list each
+        goroutine, not only those that stand out and some examples.
         """
         look, process = self._look, self._process
         earlier = {(p.g, p.write, p.stack) for p in before.goroutines}
@@ -244,7 +241,7 @@ class _Report:
         }
 
     def _counts(self, look: Look) -> list[list[Any]]:
-        """[direction, number of the stack, how many, their type and local end, None where those differ]."""
+        """[direction, number of the stack, how many, their type and local end; None if those differ]."""
         ends: dict[tuple[bool, tuple[int, ...]], set[tuple[str, str | None]]] = {}
         for p in look.goroutines:
             known = look.sockets.get(look.inodes.get(p.fd, 0))

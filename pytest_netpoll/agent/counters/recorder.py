@@ -1,4 +1,4 @@
-"""Single polls, events, I/O calls and ready calls of one window, where the program was loaded for a trace."""
+"""Records single polls, events, I/O calls and ready calls of one window, for a trace."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 _POLL, _EVENT, _CALL, _READY = range(4)
 _POLLS = ("blocking", "timed", "nonblocking")
 _NO_FD = 0xFFFFFFFF
-# Looks at run queues that are kept: 100 s of one process.
+# Looks at run queues to keep: 100 s of one process.
 MOST_LOOKS = 10_000
 
 
 class Recorder:
-    """Of one window at a time: of those that are open at once it records the first."""
+    """Records one window at a time; if several are open, the first."""
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
@@ -36,7 +36,7 @@ class Recorder:
         self._looks: list[tuple[int, Process, State]] = []
 
     def prepare(self) -> None:
-        """Before a window opens: forgets what was recorded, if no window records now."""
+        """Call before a window opens: drops old records, unless a window is being recorded."""
         if not self._kernel.traced or self._window is not None:
             return
         self._looks = []
@@ -50,14 +50,14 @@ class Recorder:
             self._window = window
 
     def look(self, process: Process, state: State) -> None:
-        """A look at the process's run queues."""
+        """Records a look at the process's run queues."""
         if self._window is not None and len(self._looks) < MOST_LOOKS:
             self._looks.append((time.monotonic_ns(), process, state))
 
     def told(
         self, number: int, window: windows.Window, roots: Mapping[int, Collection[Process]]
     ) -> dict[int, dict[str, Any]]:
-        """JSON by root of what was recorded in the window, which has ended; empty where it records nothing.
+        """{root: JSON} of what was recorded in the closed window; empty if it wasn't recorded.
 
         roots: the processes of each.
         """
@@ -79,7 +79,7 @@ class Recorder:
         return {root: {**trace.told(), "dropped": dropped} for root, trace in traces.items()}
 
     def _records(self) -> Iterator[structs.TraceRecord]:
-        """Takes them out of the kernel, in their order. Others may come meanwhile: they are of no account."""
+        """Takes the records out of the kernel, in order. Records that arrive meanwhile may be left behind."""
         for _ in range(self._kernel.traced):
             try:
                 yield self._kernel.trace_records.pop()
@@ -88,10 +88,10 @@ class Recorder:
 
 
 class _Trace:
-    """Of the processes of one root. Of what became another user's nothing is told."""
+    """The trace of one root's processes, without those that now run as another user."""
 
     def __init__(self, kernel: Kernel, window: windows.Window, processes: Collection[Process]) -> None:
-        # As the counters, not by owner: a program may have ended before anybody could look at it.
+        # By slot, like the counters, not by owner: a program may have ended before anybody could look at it.
         self.slots = {p.slot: p for p in processes if not p.foreign}
         self._kernel = kernel
         self._opened = window.opened
@@ -137,7 +137,7 @@ class _Trace:
         }
 
     def _stack(self, owner: int, number: int, parked: bool = False) -> int | None:
-        """The stack's index; None where it was not kept."""
+        """The stack's index; None if it was not kept."""
         key = (owner, number, parked)
         if key not in self._places:
             addresses = self._kernel.parked_stack(number) if parked else self._kernel.stack(number)

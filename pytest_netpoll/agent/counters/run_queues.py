@@ -1,4 +1,4 @@
-"""The Go scheduler's own counters, read from a process's memory: nothing in the process is slowed down."""
+"""Reads the Go scheduler's own counters from a process's memory, which doesn't slow the process down."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Scheduled(NamedTuple):
-    """Of one process in one window; None where that is not known.
+    """One process's scheduler in one window; None for unknown fields.
 
     p_looks: Ps, over all looks at them; p_running: those that ran Go code. sched_latency: [[least ns, first
     ns beyond, count]]. Waits are in ns.
@@ -31,7 +31,7 @@ class Scheduled(NamedTuple):
 
 
 class Looks:
-    """What was seen of a process's run queues and Ps: sums over the looks, but the most goroutines."""
+    """Looks at a process's run queues and Ps: sums over the looks, and the most goroutines at once."""
 
     def __init__(self) -> None:
         self.looks = self.longest = self.ps = self.running = self.spinning = 0
@@ -45,8 +45,8 @@ class Looks:
 
 
 class Mean(NamedTuple):
-    """Of the processes of a service in one interval: most goroutines in run queues, Ps that run, threads that
-    look for work, the last two on average.
+    """A service's processes in one interval: the most goroutines in run queues, and the running Ps and
+    spinning threads on average.
     """
 
     runq_max: int
@@ -54,19 +54,18 @@ class Mean(NamedTuple):
     spinning: float
 
 
-# Seconds between two looks at the run queues, while a window is open.
+# Seconds between two looks at the run queues while a window is open.
 PERIOD = 0.01
 
-_LONGEST = 1 << 62  # ns; the memory may hold anything
+_LONGEST = 1 << 62  # ns; the process's memory may hold anything
 
 _NOTHING = Totals(None, None, None)
 _UNKNOWN = (None, _NOTHING)
 
 
 class Schedulers:
-    """Knows where the counters are, by program, and what they were. is_current: Kernel's.
-
-    seen: called with what each look at a process in the course of a window found.
+    """Knows each program's counters and their last values. is_current: Kernel's. seen: called with each
+    process and State that is seen during a window.
     """
 
     def __init__(
@@ -76,13 +75,14 @@ class Schedulers:
         self._seen = seen
         self._layouts: dict[tuple[int, int] | None, Layout] = {}  # by Process.program
         self._biases: dict[int, int] = {}  # by owner
-        # Of each process while it runs one program: an exec begins them anew, and a pid may be used anew.
+        # By owner, which is a process while it runs one program: an exec resets the counters, and pids are
+        # reused.
         self._at_open: dict[int, dict[int, tuple[State | None, Totals]]] = {}  # window -> {owner: …}
         self._looks: dict[int, dict[int, Looks]] = {}  # window -> {owner: Looks}
         self._latest: dict[int, dict[int, Looks]] = {}  # the same, since the window's last interval
 
     def learn(self, process: Process, layout: Layout) -> bool:
-        """Reads the counters of the program from now on. Returns whether the live process bears it out."""
+        """Reads the program's counters from now on. Returns whether the process's memory is plausible."""
         if not layout.plausible:
             return False
         self._layouts[process.program] = layout
@@ -96,7 +96,7 @@ class Schedulers:
         return process.program in self._layouts
 
     def _read(self, process: Process, totals: bool = True) -> tuple[State | None, Totals]:
-        """What it is; None where the memory does not hold what it should. totals: whether to read those."""
+        """The State and Totals; None if the memory isn't plausible. totals: whether to read those."""
         layout = self._layouts.get(process.program)
         if layout is None or process.exited or not (layout.allp or totals):
             return _UNKNOWN
@@ -128,7 +128,7 @@ class Schedulers:
             self._note(process, self._read(process, totals=False)[0])
 
     def interval(self, window: int, processes: Iterable[Process]) -> Mean | None:
-        """Of these in the open window, since this was asked last; None where nothing was seen."""
+        """The processes' mean since the last call, in the open window; None if nothing was seen."""
         found = [looks for p in processes if (looks := self._latest[window].pop(p.owner, None))]
         if not found:
             return None
@@ -139,7 +139,7 @@ class Schedulers:
         )
 
     def read(self, processes: Iterable[Process]) -> dict[int, tuple[State | None, Totals]]:
-        """{owner: what it is now}, which counts as a look in every open window."""
+        """{owner: current state}; counts as a look in every open window."""
         now = {}
         for process in processes:
             now[process.owner] = self._read(process)
@@ -149,7 +149,7 @@ class Schedulers:
     def lap(
         self, window: int, processes: Iterable[Process], now: dict[int, tuple[State | None, Totals]]
     ) -> dict[int, Scheduled]:
-        """{owner: Scheduled} of the window, which begins anew with what was read."""
+        """{owner: Scheduled} of the window, which begins again with what was read."""
         seen = self._looks[window]
         scheduled: dict[int, Scheduled] = {}
         for process in processes:
@@ -170,8 +170,8 @@ class Schedulers:
         if process.owner in at_open:
             return at_open[process.owner]
         if any(at_open.get(owner, _UNKNOWN) != _UNKNOWN for owner in process.lives):
-            return None  # with the program that it ran then, what that counted in the window is gone
-        # A process that has come since, as a p that has, began with 0.
+            return None  # the counts of the program that it ran before are lost
+        # A process or p that is new since then began with 0.
         return State({}, 0, 0, 0, 0), Totals((), 0, 0)
 
     def close(self, window: int) -> None:
@@ -199,7 +199,7 @@ def _dispatches(before: State | None, after: State | None) -> int | None:
 
 
 def _grown(before: Totals, after: Totals) -> tuple[list[list[int]] | None, int | None, int | None]:
-    """Scheduled's last fields."""
+    """The last fields of Scheduled: growth between two reads."""
     latencies = None
     if before.latencies is not None and after.latencies is not None:
         old = before.latencies or (0,) * len(after.latencies)

@@ -1,4 +1,4 @@
-"""Timers for a process that otherwise waits for the next line of its stdin."""
+"""Timers for a process that otherwise waits for the next line on stdin."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import select
 import time
 from collections.abc import Callable, Iterator
 
-# A timer takes at most so large a part of the time, by being called less often than asked for.
+# A timer takes at most this share of the time; it is called less often if it has to be.
 MOST_TIME = 1 / 20
 
-# Bytes. No message is nearly as long; what does not end must not fill the memory.
+# Bytes. No message is nearly as long; an endless line must not fill the memory.
 LONGEST_LINE = 64 << 10
 
 _CHUNK = 64 << 10
 
 
 class Timer:
-    """Made by Timers.every."""
+    """A repeated call, made by Timers.every."""
 
     def __init__(self, period: float, call: Callable[[], object]) -> None:
         self.due = time.monotonic() + period
@@ -28,18 +28,18 @@ class Timer:
         begun = time.monotonic()
         self._call()
         ended = time.monotonic()
-        # From when it was due, so that periods do not stretch; those that were missed are not made up for.
+        # Counted from when it was due, so that periods don't stretch; missed calls aren't made up for.
         self.due = max(self.due + self._period, ended, begun + (ended - begun) / MOST_TIME)
 
 
 class Timers:
-    """Functions that are called again and again, all in the one thread, while it waits in `lines`."""
+    """Calls functions periodically, all in one thread, while that waits in `lines`."""
 
     def __init__(self) -> None:
         self._timers: list[Timer] = []
 
     def every(self, period: float, call: Callable[[], object]) -> Timer:
-        """Calls it every `period` seconds, until the Timer that this returns is cancelled."""
+        """Calls the function every `period` seconds until the returned Timer is cancelled."""
         timer = Timer(period, call)
         self._timers.append(timer)
         return timer
@@ -48,9 +48,8 @@ class Timers:
         self._timers.remove(timer)
 
     def lines(self, fd: int) -> Iterator[str | None]:
-        """The lines that come from the file descriptor, as text, until its end.
-
-        One that is longer than LONGEST_LINE is dropped as it comes; None stands for it.
+        """The lines that arrive on the file descriptor, as text, until its end. A line longer than
+        LONGEST_LINE is dropped and replaced by None.
         """
         poller = select.poll()
         poller.register(fd, select.POLLIN)
@@ -73,7 +72,7 @@ class Timers:
     def _milliseconds_left(self) -> int | None:
         if not self._timers:
             return None
-        # Rounded up: woken too early it would only wait again.
+        # Rounded up: if it woke too early it would have to wait again.
         return max(0, int((min(timer.due for timer in self._timers) - time.monotonic()) * 1000) + 1)
 
     def _run_due(self) -> None:

@@ -14,12 +14,10 @@ if TYPE_CHECKING:
 
 
 class Layout(NamedTuple):
-    """Where it is; 0 for what is unknown.
-
-    Link-time addresses: runtime.allp, the length of the global run queue, sched.nmspinning, sched.timeToRun,
-    sched.totalMutexWaitTime, sched.totalRuntimeLockWaitTime and runtime.allm. Offsets: number (of its id) to
-    m in runtime.p, curg, alllink and m_lock_wait in runtime.m, gstatus in runtime.g. time_to_run_size: bytes
-    of its counters.
+    """Where the scheduler's state is; 0 for unknown places. Link-time addresses: runtime.allp, the length of
+    the global run queue, sched.nmspinning, sched.timeToRun, sched.totalMutexWaitTime,
+    sched.totalRuntimeLockWaitTime and runtime.allm. Offsets: number (of its id) to m in runtime.p, curg,
+    alllink and m_lock_wait in runtime.m, gstatus in runtime.g. time_to_run_size: bytes of its counters.
     """
 
     allp: int
@@ -42,7 +40,7 @@ class Layout(NamedTuple):
 
     @property
     def plausible(self) -> bool:
-        """Whether structs are small enough to be read, and the histogram is one of Go's."""
+        """Whether the structs are small enough to read, and the histogram's size is one of Go's."""
         offsets = (*self[self._fields.index("number") : self._fields.index("time_to_run")], *self[-2:])
         return max(offsets) <= _LARGEST_STRUCT and (
             not self.time_to_run or self.time_to_run_size in (_SIZE, _SIZE_119)
@@ -50,8 +48,8 @@ class Layout(NamedTuple):
 
 
 class State(NamedTuple):
-    """What runs in a process: {p.id: p.schedtick}, the goroutines that wait in its run queues, its Ps, those
-    that run a goroutine's code, and the threads that look for work.
+    """What runs in a process: {p.id: p.schedtick}, goroutines in run queues, Ps, Ps that run a goroutine's
+    code, and spinning threads.
     """
 
     ticks: dict[int, int]
@@ -62,7 +60,7 @@ class State(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """What only grows: the counters of sched.timeToRun (Bounds), and ns waited; None where unknown."""
+    """Counters that only grow: those of sched.timeToRun (see bounds), and ns waited; None if unknown."""
 
     latencies: tuple[int, ...] | None
     mutex_wait: int | None
@@ -75,14 +73,14 @@ _MOST_MS = 16384  # Go lets a program have 10,000 threads
 _LARGEST_STRUCT = 1 << 16
 _RUNNING, _DEAD = 1, 4  # p.status
 _GRUNNING, _GSCAN = 2, 0x1000  # g.atomicstatus
-_RUNQ = 256  # a p's run queue holds so many
+_RUNQ = 256  # the capacity of a p's run queue
 
 # Bytes of a timeHistogram's counters, since Go 1.20 and before.
 _SIZE, _SIZE_119 = 1280, 5760
 
 
 def bias(process: Process) -> int | None:
-    """How far from its link-time addresses the program is loaded."""
+    """The difference between the program's addresses in memory and its link-time addresses."""
     own = [m for m in process.mappings if m.path == process.executable]
     try:
         with open(f"/proc/{process.pid}/exe", "rb") as f:
@@ -93,9 +91,7 @@ def bias(process: Process) -> int | None:
 
 
 def read_state(memory: proc.Memory, layout: Layout, bias: int) -> State | None:
-    """None where the memory does not hold what it should; or struct.error, for a read of what is not there
-    is too short.
-    """
+    """The process's State; None if the memory isn't plausible. Raises struct.error if a read is too short."""
     start, length, capacity = _SLICE.unpack(memory.read(bias + layout.allp, _SLICE.size) or b"")
     if not 0 < length <= capacity <= _MOST_PS:
         return None
@@ -124,7 +120,9 @@ def read_state(memory: proc.Memory, layout: Layout, bias: int) -> State | None:
 
 
 def _runs_go(memory: proc.Memory, layout: Layout, m: int) -> bool:
-    """Whether a P's thread runs a goroutine: no system call, no search for work, no collection of garbage."""
+    """Whether a P's thread runs a goroutine's code: no system call, no search for work, no garbage
+    collection.
+    """
     curg = memory.read(m + layout.curg, 8) if m else None
     status = memory.read(int.from_bytes(curg, "little") + layout.gstatus, 4) if curg else None
     return status is not None and int.from_bytes(status, "little") & ~_GSCAN == _GRUNNING
@@ -144,13 +142,13 @@ def read_totals(memory: proc.Memory, layout: Layout, bias: int) -> Totals:
 
 
 def _around(layout: Layout) -> int:
-    """Bytes of its counters of what is out of range: underflow, and since Go 1.20 overflow."""
+    """Bytes of the out-of-range counters: underflow, and since Go 1.20 overflow."""
     return 16 if layout.time_to_run_size == _SIZE else 8
 
 
 def _lock_wait(memory: proc.Memory, layout: Layout, bias: int) -> int | None:
-    """As runtime.totalMutexWaitTimeNanos adds it up: of threads that have ended, and of each."""
-    # In this order: a thread that ends meanwhile counts later, and not twice.
+    """Adds up lock waits as runtime.totalMutexWaitTimeNanos does, over ended threads and living ones."""
+    # In this order, so that a thread that ends meanwhile counts later, not twice.
     total, m = _word(memory, bias + layout.lock_wait), _word(memory, bias + layout.allm)
     for _ in range(_MOST_MS):
         if total is None or m is None or m == 0:
@@ -167,7 +165,7 @@ def _word(memory: proc.Memory, address: int) -> int | None:
 
 
 def latencies_between(before: tuple[int, ...], after: tuple[int, ...]) -> list[list[int]] | None:
-    """JSON: [[least ns, first ns beyond, count]] of what was counted in between; None where it shrank."""
+    """The counts between two reads: [[least ns, first ns beyond, count]]; None if a counter shrank."""
     if len(before) != len(after):
         return None
     counts = list(map(operator.sub, after, before))
@@ -177,7 +175,7 @@ def latencies_between(before: tuple[int, ...], after: tuple[int, ...]) -> list[l
 
 
 def bounds(counters: int, index: int) -> tuple[int, int]:
-    """The ns (least, first beyond) that a counter of a timeHistogram is for; counters: how many it has.
+    """The range of ns (least, first beyond) of a timeHistogram's counter. counters: how many it has.
 
     As in runtime/histogram.go. Since Go 1.20 there are 40 groups of 4, the first for what is below 256 ns;
     before, 45 of 16, the first for what is below 16. In both each group but the first is an octave. Behind

@@ -1,4 +1,4 @@
-"""What CPU quotas stopped: counters of the processes' cgroups and of those above them, v1 and v2."""
+"""How CPU quotas stopped processes: counters of their cgroups and of those above, v1 and v2."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 class Counters(NamedTuple):
-    """Of a cgroup: periods in which it wanted to run, those of them in which its quota stopped it, and for
-    how long, ns, over all CPUs.
+    """A cgroup's periods in which it wanted to run, those in which its quota stopped it, and for how many ns,
+    over all CPUs.
     """
 
     periods: int
@@ -22,7 +22,7 @@ class Counters(NamedTuple):
 
 
 class Unknown(Exception):
-    """Why the quotas of a process cannot be seen."""
+    """A process's quotas can't be read; the message says why."""
 
 
 class Hierarchy(NamedTuple):
@@ -34,7 +34,7 @@ class Hierarchy(NamedTuple):
 
 
 _PATIENCE = 64  # cgroups above a process
-_LONGEST = 4096  # bytes of a file of a cgroup
+_LONGEST = 4096  # bytes to read of a cgroup's file
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
 
@@ -49,11 +49,11 @@ class Throttling:
         ] = {}  # root -> ns, of the cgroup that was stopped longest in each interval
         self._why: dict[int, str] = {}  # root -> why its quotas are unknown
         self._windows: dict[int, dict[int, dict[str, tuple[Counters, Counters]]]] = {}
-        self._names: dict[str, str] = {}  # directory -> how its cgroup is called
+        self._names: dict[str, str] = {}  # directory -> the name of its cgroup
         self._chains: dict[tuple[str, bool], list[str]] = {}
 
     def open(self, window: int) -> None:
-        """Behind `sample`, with which the window begins."""
+        """Opens a window; call `sample` first."""
         self._windows[window] = {}
 
     def close(self, window: int) -> None:
@@ -62,7 +62,7 @@ class Throttling:
             self._last, self._grown, self._names, self._chains = {}, {}, {}, {}
 
     def sample(self, services: dict[int, list[Process]]) -> None:
-        """services: {root: its processes}."""
+        """Reads the counters. services: {root: its processes}."""
         now: dict[str, Counters | None] = {}
         self._why = {}
         for root, processes in services.items():
@@ -83,11 +83,11 @@ class Throttling:
         self._last = {directory: new for directory, new in now.items() if new is not None}
 
     def grown(self, root: int) -> int | None:
-        """ns that a quota stopped the service, since some moment; None where that is unknown."""
+        """ns for which a quota stopped the service, since an arbitrary moment; None if unknown."""
         return None if root in self._why else self._grown.get(root, 0)
 
     def told(self, window: int, root: int) -> dict[str, Any]:
-        """JSON of the window until the last sample: meter.messages.Throttled."""
+        """The window until the last sample as JSON: meter.messages.Throttled."""
         found = []
         for directory, (first, last) in self._windows[window].get(root, {}).items():
             quota = _quota(directory)
@@ -96,7 +96,7 @@ class Throttling:
         return {"unknown": self._why.get(root), "cgroups": found}
 
     def lap(self, window: int) -> None:
-        """The window begins anew with the last sample."""
+        """Begins the window again with the last sample."""
         self._windows[window] = {
             root: {directory: (last, last) for directory, (_, last) in cgroups.items()}
             for root, cgroups in self._windows[window].items()
@@ -116,7 +116,7 @@ class Throttling:
         return list(found)
 
     def _chain(self, pid: int) -> list[str]:
-        """The directories of the process's cgroup and of those above it. Raises Unknown."""
+        """The directories of the process's cgroup and those above it. Raises Unknown."""
         path, v2 = _cgroup_of(pid)
         known = self._chains.get((path, v2))
         if known is not None:
@@ -162,7 +162,9 @@ def _mounted() -> tuple[Hierarchy | None, Hierarchy | None]:
 
 
 def _cgroup_of(pid: int) -> tuple[str, bool]:
-    """(path, whether it is v2's): of v1 where that has the CPU controller. ProcessLookupError: it is gone."""
+    """(path, whether it is v2's): v1 if that has the CPU controller. Raises ProcessLookupError if the process
+    is gone.
+    """
     try:
         with open(f"/proc/{pid}/cgroup") as file:
             lines = [line.rstrip("\n").split(":", 2) for line in file]
@@ -178,15 +180,15 @@ def _cgroup_of(pid: int) -> tuple[str, bool]:
 
 
 def _can_throttle(hierarchy: Hierarchy, chain: list[str]) -> bool:
-    """Whether a quota there would be seen."""
+    """Whether a quota in that directory would be seen."""
     if any(_counters(directory) is not None for directory in chain):
         return True
-    # With v2 a cgroup may be without the controller. Where the uppermost one has it, there is no quota then.
+    # In v2 a cgroup may lack the controller. If the uppermost one has it, that means no quota.
     return hierarchy.v2 and "cpu" in (_text(f"{hierarchy.point}/cgroup.controllers") or "").split()
 
 
 def _counters(directory: str) -> Counters | None:
-    """None where it has no quota, or is gone."""
+    """The cgroup's counters; None if it has no quota or is gone."""
     found: dict[str, int] = {}
     for line in (_text(f"{directory}/cpu.stat") or "").splitlines():
         name, _, value = line.partition(" ")

@@ -1,4 +1,4 @@
-"""What the services did in the course of a window, interval by interval."""
+"""What the services did during a window, interval by interval."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MOST_POINTS = 600
 
 
 class Runtime(NamedTuple):
-    """What the Go scheduler and CPU quotas did; None where that is unknown. throttled_ns only grows.
+    """What the Go scheduler and CPU quotas did; None for unknown fields. throttled_ns only grows.
 
     runq_max: most goroutines in run queues. ps_running: Ps that run Go code. spinning: threads that look for
     work. The last two are means.
@@ -28,7 +28,7 @@ class Runtime(NamedTuple):
         return self._replace(throttled_ns=self.throttled_ns - before.throttled_ns)
 
     def with_later(self, later: Runtime, samples: int, more: int) -> Runtime:
-        """Over both intervals, of so many samples."""
+        """The combination of two intervals of so many samples each."""
         known = None not in (self.throttled_ns, later.throttled_ns)
         queues = [queue for queue in (self.runq_max, later.runq_max) if queue is not None]
         return Runtime(
@@ -43,7 +43,7 @@ UNKNOWN = Runtime()
 
 
 class State(NamedTuple):
-    """Of one service at one moment. What only grows comes first: the kernel's counters, and run_delay in ns.
+    """A service at one moment. Fields that only grow come first: the kernel's counters, and run_delay in ns.
 
     threads: those alive. running: those of them on a CPU or waiting for one.
     """
@@ -70,7 +70,7 @@ class State(NamedTuple):
     runtime: Runtime = UNKNOWN
 
 
-# What the report calls them, in each row after the interval's end in ms.
+# The columns' names in reports; each row begins with the interval's end in ms.
 _REPORTED = {
     "productive_wakeups": "productive",
     "spurious_wakeups": "spurious",
@@ -91,7 +91,9 @@ def total(
     running: int,
     runtime: Runtime = UNKNOWN,
 ) -> State:
-    """The State of several processes together. counters: a row of each; the others are sums already."""
+    """The State of several processes together. counters: a row for each process; the other arguments are sums
+    already.
+    """
     sums = [sum(row[i] for row in counters) for i in range(len(COUNTERS))]
     return State._make([*sums, run_delay, threads, running, runtime])
 
@@ -103,9 +105,8 @@ def _mean(a: float | None, samples: int, b: float | None, more: int) -> float | 
 
 
 class Point:
-    """One interval, up to `t` ns after the window opened: {root: State}, its counts those of the interval.
-
-    samples: how many intervals were put together in it.
+    """One interval, up to `t` ns after the window opened: {root: State}, with the interval's counts. samples:
+    how many intervals were merged into it.
     """
 
     def __init__(self, t: int, services: dict[int, State]) -> None:
@@ -117,7 +118,7 @@ class Point:
         for root, new in later.services.items():
             old = self.services.get(root, NOTHING)
             counts = map(operator.add, old[:_GROWING], new[:_GROWING])
-            # running is a sum, in the end divided by the samples.
+            # running is a sum, divided by the samples at the end.
             threads, running = max(old.threads, new.threads), old.running + new.running
             runtime = old.runtime.with_later(new.runtime, self.samples, later.samples)
             self.services[root] = State._make([*counts, threads, running, runtime])
@@ -126,7 +127,7 @@ class Point:
 
 
 class Timeline:
-    """Of one window. Its memory is bounded: once there are too many points, each is made of two."""
+    """The timeline of one window. Its memory is bounded: too many points are merged in pairs."""
 
     def __init__(self, states: Mapping[int, State]) -> None:
         self._last = states
@@ -134,7 +135,7 @@ class Timeline:
         self._stride = 1  # samples in a point
 
     def add(self, t: int, states: Mapping[int, State]) -> None:
-        """t: ns since the window opened. states: {root: State}."""
+        """Adds a sample. t: ns since the window opened. states: {root: State}."""
         services: dict[int, State] = {}
         for root, state in states.items():
             before = self._last.get(root, NOTHING)
@@ -157,7 +158,7 @@ class Timeline:
         self._stride *= 2
 
     def of(self, root: int) -> list[list[float | None]]:
-        """JSON: [[t ms, *COLUMNS]]."""
+        """The root's timeline as JSON: [[t ms, *COLUMNS]]."""
         rows: list[list[float | None]] = []
         for point in self._points:
             state = point.services.get(root)

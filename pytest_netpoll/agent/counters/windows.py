@@ -3,10 +3,10 @@
 Every cut (a window opens or closes) starts a new epoch, so windows may nest and the sums stay
 exact: a window is the sum over the epochs between its two cuts.
 
-There are few banks, and a wakeup may be resolved many cuts later. So epochs that no open window tells
-apart become one: a stretch, that lasts from the cut with which a window opened to the next such cut. It
-keeps the first one's bank for what was woken in it and is resolved late. What the other banks of it hold
-is added up once they are needed for a new epoch.
+There are few banks, and a wakeup may be resolved many cuts later. So epochs that no open window tells apart
+are joined into a stretch, from the cut with which a window opened to the next such cut. A stretch keeps its
+first epoch's bank for wakeups that are resolved late. Its other banks are added up and reused when a new
+epoch needs one.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 _Key = TypeVar("_Key")
 
-_MAXIMA = {"latency_max", *delays.MAXIMA}  # of the counters, those that are no sums
+_MAXIMA = {"latency_max", *delays.MAXIMA}  # the counters that aren't sums
 
-# Windows that opened with different cuts: they need a bank each, the present epoch another, and the next one
-# finds one that is free.
+# Windows that opened with different cuts need a bank each, the current epoch another one, and the next epoch
+# has to find a free one.
 MOST_OPEN = BANKS - 2
 
 
 class SlowWakeup(NamedTuple):
-    """One of the wakeups that took longest; or one of the queue delays, or responses, of those parts.
+    """One of the slowest wakeups, or of the slowest queue delays or responses with their parts.
 
     latency: ns. at: when it was resolved, on the monotonic clock, ns.
-    goid: the words of its g that may hold the goroutine's id. stack: its id; negative where it was lost.
+    goid: the words of its g that may hold the goroutine's id. stack: its id; negative if it was lost.
     """
 
     latency: int
@@ -64,7 +64,7 @@ class Failures:
         _add(self.futile, other.futile)
 
     def told(self, io_calls: int) -> dict[str, Any]:
-        """JSON: {outcome: calls} of all the calls, and [[syscall, outcome, calls]] of the futile ones."""
+        """JSON: {outcome: calls} for all calls, and [[syscall, outcome, calls]] for the futile ones."""
         moved = max(0, io_calls - sum(self.outcomes.values()))
         outcomes = {"data": moved} if moved else {}
         outcomes.update((outcome(number), count) for number, count in sorted(self.outcomes.items()))
@@ -87,7 +87,7 @@ def _add(into: dict[_Key, int], counts: Mapping[_Key, int]) -> None:
 
 
 class Bank:
-    """What one process did in one epoch, or in several."""
+    """What one process did in one epoch or several."""
 
     def __init__(
         self, counters: dict[str, int], histogram: dict[int, int], slowest: Iterable[SlowWakeup] = ()
@@ -96,7 +96,7 @@ class Bank:
         self.histogram = histogram  # {bucket: int}
         self.slowest = list(slowest)  # SlowWakeups, the slowest first
         self.failures = Failures()
-        self.polls_by_events: dict[int, int] = {}  # events -> polls that brought so many
+        self.polls_by_events: dict[int, int] = {}  # events -> polls that returned so many
         self.delays = delays.Delays()
         self.slow_answers: dict[str, list[SlowWakeup]] = {name: [] for name in delays.DIVIDED}
 
@@ -115,7 +115,7 @@ class Bank:
         self.delays.add(other.delays)
 
     def add_waiting(self, waiting: delays.Waiting, until: int) -> None:
-        """What had not been taken when the window closed (monotonic ns)."""
+        """Adds the data that nobody had read when the window closed (monotonic ns)."""
         age = until - waiting.since
         if age > 0:
             self.delays.add_waiting(age, waiting.messages)
@@ -142,13 +142,13 @@ def _copy(e: structs.SlowWakeup) -> SlowWakeup:
 
 
 def pending(counters: Mapping[str, int]) -> int:
-    """Wakeups not resolved; one on an fd beyond the table never will be."""
+    """Wakeups that aren't resolved yet, without those on an fd beyond the table, which never will be."""
     resolved = counters["productive_wakeups"] + counters["spurious_wakeups"] + counters["abandoned_wakeups"]
     return counters["wakeups"] - resolved - counters["lost_fds"]
 
 
 def unanswered(counters: Mapping[str, int]) -> int:
-    """Requests that were read, and may yet be answered."""
+    """Requests that were read and may still be answered."""
     return counters["requests"] - counters["answered"] - counters["unanswered"]
 
 
@@ -157,20 +157,18 @@ def _unsettled(counters: Mapping[str, int]) -> bool:
 
 
 class Window:
-    """Open since the epoch `first`, closed before the epoch `end`; opened and closed: monotonic ns."""
+    """A window over the epochs from `first` to before `end`. opened, closed: monotonic ns."""
 
     def __init__(self, first: int) -> None:
         self.first = first
         self.opened = time.monotonic_ns()
-        self.closed = 0  # while it is open, as the end
+        self.closed = 0  # the end of an open window
         self.end = 0
 
 
 class Stretch:
-    """The epochs from `first` on that count as one.
-
-    epochs: those whose banks hold what was done in it, the first one in front. past: what the others of them
-    held that have no bank any more.
+    """The epochs from `first` on that are joined. epochs: those that still have a bank, the first one first.
+    past: what the banks of the others held.
     """
 
     def __init__(self, first: int) -> None:
@@ -188,14 +186,14 @@ class Stretch:
 
 
 class TooMany(Exception):
-    """More windows are open than there are banks for."""
+    """Too many windows are open: there are no more banks."""
 
 
 class Windows:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._epoch = BANKS
-        self._stretches = [Stretch(BANKS)]  # in their order; the last one has the present epoch alone
+        self._stretches = [Stretch(BANKS)]  # in order; the last one has only the current epoch
         self._open: dict[int, Window] = {}  # number -> Window
         self._next = 1
         self._names: list[str] = [
@@ -208,7 +206,7 @@ class Windows:
         return bool(self._open)
 
     def open(self, slots: Iterable[int]) -> int:
-        """The number of a new window. Raises TooMany."""
+        """Opens a window and returns its number. Raises TooMany."""
         if len({window.first for window in self._open.values()}) >= MOST_OPEN:
             raise TooMany(f"{MOST_OPEN} windows are open, and no more can be measured at once")
         self._cut(slots)
@@ -218,13 +216,13 @@ class Windows:
         return number
 
     def age(self, number: int) -> int:
-        """ns since the open window's beginning."""
+        """The open window's age in ns."""
         return time.monotonic_ns() - self._open[number].opened
 
     def close(self, number: int, slots: Iterable[int]) -> Window:
-        """The Window, ended. KeyError when there is no such window."""
+        """Closes and returns the window. KeyError if there is none."""
         window = self._open[number]
-        # Still among the open ones: this cut may take a bank that it needs.
+        # It still counts as open: else this cut could take a bank that it needs.
         self._cut(slots)
         del self._open[number]
         window.closed = time.monotonic_ns()
@@ -232,14 +230,14 @@ class Windows:
         return window
 
     def lap(self, number: int, slots: Iterable[int]) -> Window:
-        """The Window, ended; another one of that number begins with the same cut."""
+        """Closes and returns the window; another one with that number begins at the same cut."""
         window = self.close(number, slots)
         self._open[number] = Window(self._epoch)
         return window
 
     def settled(self, window: Window, slots: Collection[int], seconds: float) -> None:
-        """Waits until the wakeups of the closed window are resolved and its requests answered, at most so
-        many seconds: a client may have its answer before the write that sent it has returned.
+        """Waits until the closed window's wakeups are resolved and its requests answered, at most so many
+        seconds: a client may have its answer before the write that sent it returns.
         """
         deadline = time.monotonic() + seconds
         while any(_unsettled(self.counters(slot, window)) for slot in slots):
@@ -258,7 +256,7 @@ class Windows:
         return total
 
     def counters(self, slot: int, window: Window) -> dict[str, int]:
-        """{name: int}: those of `sum`."""
+        """{name: int}: the counters of `sum`."""
         total = Bank({}, {})
         for stretch in self._within(window):
             if slot in stretch.past:
@@ -268,12 +266,12 @@ class Windows:
         return total.counters
 
     def so_far(self, slot: int, number: int, names: Iterable[str]) -> list[int]:
-        """[int]: these counters of the slot's process, since the open window's beginning."""
+        """[int]: these counters of the slot's process since the open window began."""
         counters = self.counters(slot, self._open[number])
         return [counters[name] for name in names]
 
     def _within(self, window: Window) -> list[Stretch]:
-        """The stretches from its first epoch on, up to its end where it has one."""
+        """The stretches from the window's first epoch on, up to its end if it has one."""
         first, end = window.first, window.end
         return [s for s in self._stretches if first <= s.first and (not end or s.first < end)]
 
@@ -335,7 +333,7 @@ class Windows:
         return ctypes.c_int(slot * BANKS + epoch % BANKS)
 
     def wipe(self, slot: int) -> None:
-        """The slot has a new process: nothing of the former one may be read as its own."""
+        """Clears a slot for a new process, which must not inherit the former one's numbers."""
         for bank in range(BANKS):
             self._clear(slot, bank)
         for stretch in self._stretches:
@@ -346,13 +344,13 @@ class Windows:
         bank = self._free_bank(slots)
         for slot in slots:
             self._clear(slot, bank)
-        # The next number that ends in the bank's.
+        # The next epoch that belongs to this bank.
         self._epoch += 1 + (bank - self._epoch - 1) % BANKS
         self._stretches.append(Stretch(self._epoch))
         self._publish()
 
     def _join(self) -> None:
-        """Makes one of the stretches that no open window tells apart, and drops what none asks for."""
+        """Joins the stretches that no open window tells apart, and drops those that none needs."""
         asked_for = {window.first for window in self._open.values()}
         joined: list[Stretch] = []
         for stretch in self._stretches:
@@ -363,9 +361,9 @@ class Windows:
         self._stretches = joined
 
     def _free_bank(self, slots: Iterable[int]) -> int:
-        """One that no stretch needs, else the one of an epoch that ended longest ago."""
+        """A bank that no stretch needs, else that of the epoch that ended longest ago."""
         taken = {epoch % BANKS for stretch in self._stretches for epoch in stretch.epochs}
-        # In turn: a program that runs at this moment on another CPU may still write to the last one.
+        # In turn, since a program on another CPU may still be writing to the last one.
         for bank in range(self._epoch + 1, self._epoch + BANKS):
             if bank % BANKS not in taken:
                 return bank % BANKS
@@ -376,7 +374,7 @@ class Windows:
         return epoch % BANKS
 
     def _publish(self) -> None:
-        """Where wakeups count from now on, and where those that are resolved late."""
+        """Tells the kernel where wakeups count from now on, and where those that are resolved late."""
         kept = [0] * BANKS
         for stretch in self._stretches:
             kept[stretch.first % BANKS] = stretch.first

@@ -10,13 +10,10 @@ from processes import proc
 
 
 class Calibration(NamedTuple):
-    """layout: None where nothing registered proves one.
-
-    registered: how many pollDescs proved it.
-    candidates: {epfd: registration of the wake-up fd} of the instances that may be the runtime's.
-    strange: registrations like Go's that no layout decodes, in words; None where there are none.
-    others: where nothing is proven, how many registrations there are beside those wake-up fds.
-    more: pollDescs that prove another runtime in the same process.
+    """layout: None if no registration proves one. registered: how many pollDescs proved it. candidates:
+    {epfd: registration of the wake-up fd} of the instances that may be the runtime's. strange: describes
+    registrations like Go's that no layout decodes, or None. others: if nothing is proven, the number of
+    registrations besides those wake-up fds. more: pollDescs that prove another runtime in the same process.
     """
 
     epfd: int
@@ -34,7 +31,7 @@ class Unreadable(Exception):
 
 
 def calibrate(pid: int, signed: bool) -> Calibration:
-    """Calibration of the process. Raises Unreadable."""
+    """Calibrates the process. Raises Unreadable."""
     try:
         memory = proc.Memory(pid)
     except OSError as error:
@@ -74,7 +71,7 @@ def calibrate(pid: int, signed: bool) -> Calibration:
 def _layout(
     memory: proc.Memory, descriptors: Sequence[proc.Registration], signed: bool
 ) -> layouts.Layout | None:
-    """The one that all of them prove, or None."""
+    """The layout that all registrations prove, or None."""
     for layout in layouts.LAYOUTS:
         if all(_proves(memory, layout, r, signed) for r in descriptors):
             return layout

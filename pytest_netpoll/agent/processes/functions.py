@@ -1,8 +1,8 @@
-"""Which Go function begins where in a live process, by the tables that its own tracebacks read.
+"""Finds the Go function at an address of a live process, from the tables that its own tracebacks read.
 
-They are in every Go program, also in stripped ones, and Go keeps them in memory; gobinary/pclntab.py
-says more of their format. What is read is the process's to write and may be anything: no number of it is used
-but as an address in that process's memory, and nothing is looked for without end.
+Every Go program has them in memory, stripped or not; gobinary/pclntab.py explains their format. The process
+may have written anything there: numbers from it are used only as addresses in its memory, and every search
+has a bound.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _ENTRY = struct.Struct("<II")
 _FUNCNAMETAB, _TEXT = 1, 22
 
 _CHUNK = 1 << 20
-_MOST_BYTES = 1 << 30  # that are searched
-_MOST_HITS = 1000  # that look like what is searched
+_MOST_BYTES = 1 << 30  # to search
+_MOST_HITS = 1000  # that match the searched bytes
 _LONGEST_NAME = 64
 
 
@@ -32,9 +32,8 @@ class Function(NamedTuple):
 
 
 class Functions:
-    """The functions of a process. Raises LookupError where its memory holds no such tables.
-
-    mappings: those of the program's file that hold data.
+    """The functions of a process. Raises LookupError if its memory holds no such tables. mappings: the data
+    mappings of the program's file.
     """
 
     def __init__(self, memory: proc.Memory, mappings: Sequence[proc.Mapping]) -> None:
@@ -44,7 +43,7 @@ class Functions:
         self._text, self._names, self._table, self._count = self._find()
 
     def at(self, address: int) -> Function:
-        """The Function in which the address is. LookupError where there is none."""
+        """The Function that contains the address. Raises LookupError."""
         target = address - self._text
         low, high = 0, self._count
         while low < high:
@@ -57,7 +56,7 @@ class Functions:
             raise LookupError(f"no function is at {address:#x}")
         start, place = self._entry(low - 1)
         (name,) = struct.unpack("<i", self._read(self._table + place + 4, 4))
-        # In short reads up to its end: behind it nothing need be mapped.
+        # In short reads up to its end: the memory behind it may not be mapped.
         text = b""
         while b"\0" not in text and len(text) < _LONGEST_NAME:
             text += self._read(self._names + name + len(text), 8)
@@ -80,7 +79,7 @@ class Functions:
         raise LookupError("no table of functions of a known format")
 
     def _search(self, wanted: bytes) -> Iterator[int]:
-        """The addresses where it stands."""
+        """The addresses at which the bytes occur."""
         hits = 0
         for start, end, _, _ in self._mappings:
             at = start
@@ -93,7 +92,7 @@ class Functions:
                     hits += 1
                     yield at + found
                     found = data.find(wanted, found + 1)
-                # What stands across the border of two chunks is found in the second.
+                # An occurrence across the border of two chunks is found in the second.
                 at += size if at + size >= end else size - len(wanted) + 1
 
     def _word(self, address: int) -> int:

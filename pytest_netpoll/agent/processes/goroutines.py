@@ -1,8 +1,8 @@
 """Which goroutines of a process are parked on descriptors, and where: read from its memory, while it runs.
 
-A pollDesc holds the g of whom it will wake. A g that is parked holds where it parked (g.sched), and from
-there frame pointers lead to its goroutine's beginning. All of it is the process's to write and may be
-anything: no number is used but as an address in that process's memory, and nothing is followed without end.
+A pollDesc holds the g that it will wake. A parked g holds where it parked (g.sched), and frame pointers lead
+from there to the goroutine's outermost frame. The process may have written anything there: numbers from it
+are used only as addresses in its memory, and every chain has a bound.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from bpf import layouts
 from processes import proc
 
 # runtime.g, in words of 8 bytes. Go 1.19 to 1.27 have the first five in common (runtime2.go).
-_LOW, _HIGH = 0, 1  # of its stack
-_SP, _PC, _SELF = 7, 8, 9  # of gobuf; the last is the g itself
-# The frame pointer follows gobuf.lr, which is 0, until Go 1.24 in the second of these words.
+_LOW, _HIGH = 0, 1  # the bounds of its stack
+_SP, _PC, _SELF = 7, 8, 9  # gobuf; its last word is the g itself
+# The frame pointer follows gobuf.lr, which is 0; until Go 1.24 it is in the second of these words.
 _BP = (12, 13)
-# atomicstatus, by what stands before it; then goid, and waitreason. Go 1.23 and 1.24 have one word more.
+# atomicstatus, by its place; then goid, and waitreason. Go 1.23 and 1.24 have one word more.
 _STATUS = (18, 19)
 _GOID, _REASON = 1, 4
 _G = struct.Struct("<24Q")
 
 _WAITING, _SCANNED = 4, 0x1000  # _Gwaiting, _Gscan
-_PARKED = 2  # more in pollDesc.rg and .wg is a *g
+_PARKED = 2  # a larger value in pollDesc.rg and .wg is a *g
 _FRAME = struct.Struct("<QQ")
 _DEEPEST = 64  # frames
-_LARGEST = 32 << 10  # bytes that are read of a stack
+_LARGEST = 32 << 10  # bytes to read of a stack
 _MOST = 1 << 20  # goroutines
 _MOST_SHAPES = 16
 
 
 class Parked(NamedTuple):
-    """goid: None where it is not known. write: whether it waits to write. stack: addresses, innermost first,
-    empty where the memory of the goroutine doesn't hold what it should.
+    """A parked goroutine. goid: None if unknown. write: whether it waits to write. stack: addresses,
+    innermost first, empty where the memory of the goroutine doesn't hold what it should.
     """
 
     g: int
@@ -47,7 +47,7 @@ class Parked(NamedTuple):
 
 
 class _Shape:
-    """Where on a stack its frames are, to the outermost: of all who came by the same calls, the same."""
+    """Where on a stack its frames are, up to the outermost: the same for goroutines with the same calls."""
 
     def __init__(self, places: Sequence[int], callers: tuple[int, ...]) -> None:
         gaps = [places[i] - places[i - 1] - _FRAME.size for i in range(1, len(places))]
@@ -69,7 +69,9 @@ class Unreadable(Exception):
 
 
 class Code:
-    """The addresses at which a process has code. shapes: of stacks that were seen, by where they begin."""
+    """The addresses at which a process has code. shapes: those of stacks seen before, by their innermost
+    frame.
+    """
 
     def __init__(self, mappings: Sequence[proc.Mapping]) -> None:
         self.shapes: dict[int, list[_Shape]] = {}
@@ -91,7 +93,7 @@ def parked(
 ) -> list[Parked]:
     """The goroutines that are parked on descriptors now. Raises Unreadable.
 
-    epfd, layout: as calibration has proved them. mappings: of the process's code.
+    epfd, layout: from calibration. mappings: the process's code.
     """
     code = Code(mappings)
     found: list[Parked] = []
@@ -107,7 +109,7 @@ def parked(
             for write, g in enumerate(_waiters(memory, layout, address, registration)):
                 if g > _PARKED:
                     goroutine = _goroutine(memory, g, code)
-                    # One that was woken meanwhile isn't parked there any more.
+                    # A goroutine that was woken meanwhile isn't parked there any more.
                     if goroutine is None:
                         now = _waiters(memory, layout, address, registration)
                         if now[write] != g:
@@ -120,7 +122,7 @@ def parked(
 def _waiters(
     memory: proc.Memory, layout: layouts.Layout, address: int, registration: proc.Registration
 ) -> tuple[int, int]:
-    """What the pollDesc holds for its reader and its writer; (0, 0) where it isn't this descriptor's."""
+    """The words for the pollDesc's reader and writer; (0, 0) if it isn't this descriptor's."""
     raw = memory.read(address, layouts.POLLDESC.size)
     if raw is None:
         return 0, 0
@@ -131,7 +133,7 @@ def _waiters(
 
 
 def _goroutine(memory: proc.Memory, g: int, code: Code) -> tuple[int | None, tuple[int, ...]] | None:
-    """(goid, stack) of a g that is parked; None where what is there is none."""
+    """(goid, stack) of a parked g; None if it isn't one."""
     raw = memory.read(g, _G.size)
     if raw is None:
         return None
@@ -145,7 +147,7 @@ def _goroutine(memory: proc.Memory, g: int, code: Code) -> tuple[int | None, tup
 
 
 def _callers(memory: proc.Memory, pc: int, bp: int, high: int, code: Code) -> tuple[int, ...]:
-    """Where the calls return to, by the frame pointers from bp on. high: the end of the stack."""
+    """The return addresses, following the frame pointers from bp on. high: the end of the stack."""
     size = min(high - bp, _LARGEST)
     data = memory.read(bp, size) if bp else None
     if data is None:
@@ -161,7 +163,7 @@ def _callers(memory: proc.Memory, pc: int, bp: int, high: int, code: Code) -> tu
         if not code.has(address):
             break
         found.append(address)
-        if outer - bp < places[-1] + _FRAME.size:  # frames lie above those that they call
+        if outer - bp < places[-1] + _FRAME.size:  # a caller's frame lies above its callee's
             break
         places.append(outer - bp)
     if found and not outer and len(known) < _MOST_SHAPES:

@@ -1,7 +1,7 @@
-"""The agent's namespaces, and what processes are called in others.
+"""Translates between the agent's namespaces and others.
 
-BPF programs know processes by their numbers in the initial pid namespace; /proc, pytest and the agent
-by those in their own. Paths are those of a process's own mount namespace.
+BPF programs use the numbers of processes in the initial pid namespace; /proc, pytest and the agent those in
+their own. Paths are relative to a process's own mount namespace.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ def in_initial_pids() -> bool:
 
 
 def in_initial_users() -> bool:
-    """Whether capabilities here count in the kernel at large; in a rootless container they do not."""
+    """Whether we are in the initial user namespace; in others, such as a rootless container's, capabilities
+    can't load BPF.
+    """
     with open("/proc/self/uid_map") as f:
         return f.read().split() == WHOLE_USER_NAMESPACE
 
 
 def proc_is_ours() -> bool:
-    """Whether /proc shows the pid namespace we are in."""
+    """Whether /proc shows our own pid namespace."""
     try:
         return os.readlink("/proc/self") == str(os.getpid())
     except OSError:
@@ -35,10 +37,7 @@ def proc_is_ours() -> bool:
 
 
 def root_of(pid: int, path: str) -> str:
-    """What goes before a path of the process for us to find the same file there.
-
-    path: of its executable, as /proc shows it.
-    """
+    """The prefix under which we find the process's files. path: of its executable, as /proc shows it."""
     for root in ("", f"/proc/{pid}/root"):
         try:
             if os.path.samefile(root + path, f"/proc/{pid}/exe"):
@@ -49,27 +48,26 @@ def root_of(pid: int, path: str) -> str:
 
 
 def defines(offsets: Mapping[str, int]) -> list[str]:
-    """What the C needs in order to translate for us. offsets: of btf.PID_MEMBERS."""
+    """The defines with which the C translates numbers for us. offsets: of btf.PID_MEMBERS."""
     here = os.stat("/proc/self/ns/pid")
     flags = [f"-D{name}={offset}" for name, offset in sorted(offsets.items())]
     return [*flags, f"-DPID_NAMESPACE_DEVICE={here.st_dev}", f"-DPID_NAMESPACE_INODE={here.st_ino}U"]
 
 
 class Translator:
-    """Asks the kernel for the number that a process has in the initial pid namespace.
-
-    table: gives the program's map of a name.
+    """Asks the kernel for a process's number in the initial pid namespace. table: returns the program's map
+    of a name.
     """
 
     def __init__(self, table: Callable[[bytes], Any]) -> None:
         self._asked, agent = table(b"asked"), table(b"agent")
-        # Whose questions it answers; the level is needed once somebody is watched.
+        # The process whose questions it answers; the level is needed once a process is watched.
         agent[ctypes.c_int(0)] = agent.Leaf(tgid=os.getpid())
         self._ask(os.getpid())
         agent[ctypes.c_int(0)] = agent.Leaf(tgid=os.getpid(), level=self._answer().level)
 
     def tgid(self, pid: int) -> int:
-        """0 where there is no such process."""
+        """The process's number in the initial pid namespace; 0 if there is no such process."""
         self._asked[ctypes.c_int(0)] = self._asked.Leaf()
         self._ask(pid)
         tgid: int = self._answer().tgid
@@ -80,6 +78,6 @@ class Translator:
 
     @staticmethod
     def _ask(pid: int) -> None:
-        # It is not our child, so this returns at once; the kernel tells the tracepoint whom we meant.
+        # It is not our child, so this returns at once; but the tracepoint sees which process we meant.
         with contextlib.suppress(ChildProcessError):
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)

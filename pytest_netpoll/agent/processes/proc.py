@@ -1,4 +1,4 @@
-"""What /proc shows about a process. Every function answers None or empty when the process is gone."""
+"""Reads /proc about a process. Every function returns None or an empty value if the process is gone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Registration(NamedTuple):
-    """Of a descriptor with an epoll instance."""
+    """A descriptor registered with an epoll instance."""
 
     fd: int
     events: int
@@ -19,7 +19,7 @@ class Registration(NamedTuple):
 
 
 class Mapping(NamedTuple):
-    """Of a file into a process's memory, from start to end. offset: in the file."""
+    """A file mapped into a process's memory, from start to end. offset: in the file."""
 
     start: int
     end: int
@@ -27,13 +27,13 @@ class Mapping(NamedTuple):
     path: str
 
 
-# Only where the kernel was built with CONFIG_SCHED_INFO does it tell how long threads wait for a CPU.
+# Exists only with CONFIG_SCHED_INFO: how long threads wait for a CPU.
 TELLS_WAITS = os.path.exists("/proc/self/schedstat")
 
-# What is read of a thread.
+# The files to read of a thread.
 _OF_THREADS = ("stat", "schedstat" if TELLS_WAITS else "stat")
 _RUNNING = ord("R")
-# Descriptors of this process: all, and those that are not Threads'.
+# Descriptors of this process: in all, and those reserved for other uses than Threads'.
 _MOST_FDS, _OTHER_FDS = 8192, 512
 _PF_FORKNOEXEC = 0x40  # linux/sched.h
 
@@ -58,7 +58,7 @@ def executable(pid: int) -> str | None:
 
 
 def program(pid: int) -> tuple[int, int] | None:
-    """(device, inode) of the program's file, however it is called or mounted; None when it is gone."""
+    """(device, inode) of the program's file, whatever its path; None if it is gone."""
     try:
         status = os.stat(f"/proc/{pid}/exe")
     except OSError:
@@ -67,7 +67,7 @@ def program(pid: int) -> tuple[int, int] | None:
 
 
 def capabilities(pid: int) -> int:
-    """Bits of those that it has, or could; 0 when it is gone."""
+    """A mask of the permitted capabilities; 0 if it is gone."""
     try:
         with open(f"/proc/{pid}/status") as f:
             return next(int(line.split()[1], 16) for line in f if line.startswith("CapPrm:"))
@@ -76,7 +76,7 @@ def capabilities(pid: int) -> int:
 
 
 def has_execed(pid: int) -> bool:
-    """Whether it has begun a program of its own; until then it may share its parent's memory."""
+    """Whether it has exec'ed a program; until then it may share its parent's memory."""
     try:
         with open(f"/proc/{pid}/stat") as f:
             return not int(f.read().rpartition(")")[2].split()[6]) & _PF_FORKNOEXEC
@@ -85,7 +85,7 @@ def has_execed(pid: int) -> bool:
 
 
 def is_64_bit(pid: int) -> bool | None:
-    """Whether the program is a 64-bit ELF; None when it cannot be read."""
+    """Whether the program is a 64-bit ELF; None if it can't be read."""
     try:
         with open(f"/proc/{pid}/exe", "rb") as f:
             head = f.read(5)
@@ -95,10 +95,10 @@ def is_64_bit(pid: int) -> bool | None:
 
 
 def family(pid: int) -> list[int]:
-    """The other live processes of the service that the process leads; needs no order.
+    """The other live processes of the service that the process leads.
 
-    As service/guardian.py has it: those in the session that it leads, those that bear its mark (a daemon
-    whose parent has ended is known by nothing else), and the descendants of all of these.
+    As in service/guardian.py: those in the session that it leads, those with its mark (the only trace of a
+    daemon whose parent has ended), and all their descendants.
     """
     table = {}  # pid -> (parent, session, start)
     for name in os.listdir("/proc"):
@@ -116,7 +116,7 @@ def family(pid: int) -> list[int]:
     for number, (parent, _, _) in table.items():
         children.setdefault(parent, []).append(number)
     _, session, began = table[pid]
-    mark = _mark(pid) if session == pid else None  # who leads no session may have inherited it from strangers
+    mark = _mark(pid) if session == pid else None  # if it leads no session, it may have inherited it
     queue = [
         number
         for number, (_, session, start) in table.items()
@@ -132,7 +132,7 @@ def family(pid: int) -> list[int]:
 
 
 def _mark(pid: int) -> bytes | None:
-    """The variable in its environment by which a service that pytest launched is known; None without one."""
+    """The variable in its environment that marks a service launched by pytest; None without one."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as f:
             return next((v for v in f.read().split(b"\0") if v.startswith(_MARK)), None)
@@ -141,27 +141,25 @@ def _mark(pid: int) -> bytes | None:
 
 
 def cpu_time(pid: int) -> int | None:
-    """ns of CPU used, or None. By the process's own clock, which keeps what ended threads used."""
+    """ns of CPU used, or None. Read from the process's own clock, which includes threads that have ended."""
     try:
-        # clock_getcpuclockid(3), which Python does not have; CPUCLOCK_SCHED counts in ns.
+        # clock_getcpuclockid(3), which Python lacks; CPUCLOCK_SCHED counts in ns.
         return time.clock_gettime_ns(~pid << 3 | 2)
     except OSError:
         return None
 
 
 class Threads:
-    """The threads of a process, looked at again and again.
-
-    What is read of them stays open in between, for opening it is most of what that costs; up to a number that
-    leaves the agent descriptors for everything else.
+    """Reads the threads of a process repeatedly. Their files stay open, since opening them costs the most, up
+    to a number that leaves the agent enough descriptors.
     """
 
-    most_kept = 0  # threads, over all processes; see keep_open
+    most_kept = 0  # threads whose files stay open, over all processes; see keep_open
     _kept = 0
 
     @classmethod
     def keep_open(cls) -> None:
-        """For that, this process may have as many descriptors as it is allowed."""
+        """Raises this process's limit on descriptors as far as allowed."""
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         allowed = min(hard, _MOST_FDS) if hard != resource.RLIM_INFINITY else _MOST_FDS
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
@@ -172,10 +170,9 @@ class Threads:
         self._files: dict[str, list[int]] = {}  # tid -> descriptors of its stat and its schedstat
 
     def look(self, states: bool) -> tuple[list[tuple[str, int]], int]:
-        """[(tid, ns spent runnable but waiting for a CPU)], and how many run or wait for a CPU now.
-
-        0 ns where the kernel does not tell. states: whether the second is wanted, which takes most of the
-        time; 0 else. There may be thousands.
+        """[(tid, ns spent runnable but waiting for a CPU)], and how many threads run or wait for a CPU now. 0
+        ns if the kernel doesn't report it. states: whether to count the second, which takes most of the time;
+        0 if not. There may be thousands of threads.
         """
         waits, running = [], 0
         try:
@@ -217,7 +214,7 @@ class Threads:
 
 
 def epoll_instances(pid: int) -> dict[int, list[Registration]]:
-    """{epoll fd: [Registration]} of all the process's epoll instances."""
+    """{epoll fd: [Registration]} for all epoll instances of the process."""
     instances: dict[int, list[Registration]] = {}
     base = f"/proc/{pid}"
     try:
@@ -231,7 +228,7 @@ def epoll_instances(pid: int) -> dict[int, list[Registration]]:
 
 
 def registrations(pid: int, epfd: int) -> list[Registration]:
-    """Those with one epoll instance."""
+    """The registrations with one epoll instance."""
     try:
         with open(f"/proc/{pid}/fdinfo/{epfd}") as f:
             text = f.read()
@@ -243,7 +240,7 @@ def registrations(pid: int, epfd: int) -> list[Registration]:
 
 
 class Memory:
-    """Reads a process's memory; a read of what is not there gives None."""
+    """Reads a process's memory; a read of an unmapped address returns None."""
 
     def __init__(self, pid: int) -> None:
         self._file = open(f"/proc/{pid}/mem", "rb", buffering=0)  # noqa: SIM115
@@ -263,7 +260,7 @@ class Memory:
 
 
 def mappings(pid: int, executable: bool = True) -> list[Mapping]:
-    """The file-backed mappings: of code, or of all else."""
+    """The file-backed mappings, either of code or of everything else."""
     found: list[Mapping] = []
     try:
         with open(f"/proc/{pid}/maps") as f:
@@ -280,7 +277,7 @@ def mappings(pid: int, executable: bool = True) -> list[Mapping]:
 
 
 def link(pid: int, fd: int) -> str | None:
-    """What the descriptor is, such as "socket:[4711]" or a path; None when it is closed."""
+    """What the descriptor is, such as "socket:[4711]" or a path; None if it is closed."""
     try:
         return os.readlink(f"/proc/{pid}/fd/{fd}")
     except OSError:
@@ -288,7 +285,7 @@ def link(pid: int, fd: int) -> str | None:
 
 
 def udp_checksum_errors(pid: int) -> int | None:
-    """Datagrams that the process's network namespace dropped for their checksum, over IPv4 and IPv6."""
+    """UDP datagrams that the process's network namespace dropped for a wrong checksum, over IPv4 and IPv6."""
     try:
         with open(f"/proc/{pid}/net/snmp") as f:
             names, values = (line.split() for line in f if line.startswith("Udp: "))
@@ -302,12 +299,12 @@ def udp_checksum_errors(pid: int) -> int | None:
 
 
 def unix_paths(pid: int, inodes: Collection[int]) -> dict[int, str]:
-    """{inode: path} of unix sockets in the process's network namespace; "" of those without a path."""
+    """{inode: path} of unix sockets in the process's network namespace; "" for those without a path."""
     paths: dict[int, str] = {}
     try:
         with open(f"/proc/{pid}/net/unix") as f:
             next(f, None)
-            # There may be thousands: never all of them in memory.
+            # There may be thousands, so never hold all of them in memory.
             for line in f:
                 fields = line.rstrip("\n").split(None, 7)
                 if int(fields[6]) in inodes:

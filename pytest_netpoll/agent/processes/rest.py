@@ -1,4 +1,4 @@
-"""Whether a process rests: no thread of it runs, or would if it had a CPU."""
+"""Whether a process rests: none of its threads runs or waits for a CPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ _POLLS = {number for number, role in machine.roles(machine.current()).items() if
 
 
 def rests(pid: int, epfd: int | None = None) -> bool:
-    """epfd: of the runtime; then a thread has to wait there, which proves that no event is left to report."""
+    """Whether it rests now. epfd: the runtime's; if given, a thread has to wait there, which proves that no
+    event is left to report.
+    """
     used = proc.cpu_time(pid)
     try:
         tids = os.listdir(f"/proc/{pid}/task")
@@ -23,12 +25,12 @@ def rests(pid: int, epfd: int | None = None) -> bool:
             return False
     except (OSError, ValueError, IndexError):
         return False  # a thread has ended, so one was running
-    # One may have passed its work on to another that was looked at before.
+    # A thread may have handed its work to one that was looked at before.
     return used is not None and proc.cpu_time(pid) == used
 
 
 def wait(pid: int, seconds: float) -> bool:
-    """Returns True when the process rests, or False after so many seconds."""
+    """Waits until the process rests; returns False if it doesn't within so many seconds."""
     deadline = time.monotonic() + seconds
     while not rests(pid):
         if time.monotonic() >= deadline:

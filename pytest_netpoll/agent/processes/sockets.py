@@ -1,6 +1,6 @@
-"""What a process's sockets are, whether the other end is gone, and how much nobody has read.
+"""What a process's sockets are, whether their peers are gone, and how much data is unread.
 
-All from /proc: nothing is done to a socket, and one in another network namespace is seen as well.
+It is all read from /proc: that doesn't touch the sockets, and works in other network namespaces.
 """
 
 from __future__ import annotations
@@ -15,11 +15,8 @@ from processes import proc
 
 
 class Socket(NamedTuple):
-    """What a socket is.
-
-    local, peer: addresses as /proc has them; see `address`. gone: whether its peer has closed, or there is
-    none any more; it may have closed its half only, see `closed`. unread: bytes that wait to be read, of a
-    listener connections; 0 where /proc doesn't tell.
+    """A socket. local, peer: addresses as in /proc; see `address`. gone: whether its peer has closed, or only
+    shut down its half; see `closed`. unread: bytes to read, or connections to accept; 0 if /proc doesn't say.
     """
 
     kind: str
@@ -32,11 +29,11 @@ class Socket(NamedTuple):
 # include/net/tcp_states.h
 _CLOSE, _CLOSE_WAIT, _LISTEN = "07", "08", "0A"
 _GONE = (_CLOSE, _CLOSE_WAIT)
-# ::ffff:0:0/96, of machines with either byte order.
+# ::ffff:0:0/96, in either byte order.
 _MAPPED = ("0000000000000000FFFF0000", "00000000000000000000FFFF")
-# Of /proc/net/unix: SOCK_STREAM and SOCK_SEQPACKET, and SS_CONNECTED.
+# In /proc/net/unix: SOCK_STREAM and SOCK_SEQPACKET, and SS_CONNECTED.
 _UNIX_CONNECTIONS, _CONNECTED = ("0001", "0005"), "03"
-# Its own, that of the table of sockets, and its peer's.
+# Its own inode, the one in the table of sockets, and its peer's.
 _UNIX_REFERENCES = 3
 
 
@@ -55,7 +52,7 @@ def inodes(pid: int) -> dict[int, int]:
 
 
 def sockets(pid: int, descriptors: dict[int, int]) -> dict[int, Socket]:
-    """{inode: Socket}. descriptors: of `inodes`."""
+    """{inode: Socket}. descriptors: from `inodes`."""
     wanted = set(descriptors.values())
     found: dict[int, Socket] = {}
     for name in ("tcp", "tcp6"):
@@ -66,12 +63,12 @@ def sockets(pid: int, descriptors: dict[int, int]) -> dict[int, Socket]:
         for inode, fields in _rows(pid, name, 9, wanted):
             found[inode] = Socket("udp", fields[1], fields[2], False, _unread(fields[4]))
     for inode, fields in _rows(pid, "unix", 6, wanted):
-        # Whoever is connected is referred to by the other end, as long as that is open.
+        # The other end of a connection refers to this one as long as it is open.
         connected = fields[4] in _UNIX_CONNECTIONS and fields[5] == _CONNECTED
         alone = connected and int(fields[1], 16) < _UNIX_REFERENCES
         found[inode] = Socket("unix", fields[7].rstrip("\n") if len(fields) > 7 else None, None, alone, 0)
     for fd, inode in descriptors.items():
-        # A connection that was reset is in no table any more.
+        # A connection that was reset is in none of the tables.
         if inode not in found:
             gone = _protocol(pid, fd) in (b"TCP\0", b"TCPv6\0")
             found[inode] = Socket("tcp" if gone else "socket", None, None, gone, 0)
@@ -86,10 +83,10 @@ def listening(pid: int) -> set[int]:
 
 
 def closed(pid: int, found: Iterable[Socket]) -> set[Socket]:
-    """Of the connections whose peers are gone, those of which it is certain that nobody holds the other end.
+    """The connections whose other end certainly nobody holds any more, among those whose peers are gone.
 
-    After shutdown(SHUT_WR) a peer may still read. Its own end tells, which stays in the table for a minute
-    once nobody has it; if it is in the network namespace of the process or in ours.
+    After shutdown(SHUT_WR) a peer may still read. The peer's own entry shows whether anybody holds it; it
+    stays in the table for a minute, if it is in the process's network namespace or in ours.
     """
     suspects = {known for known in found if known.gone}
     orphans: set[tuple[str, ...]] = set()
@@ -99,7 +96,7 @@ def closed(pid: int, found: Iterable[Socket]) -> set[Socket]:
 
 
 def _orphans(pid: int) -> Iterator[tuple[str, ...]]:
-    """(local, peer) of the TCP sockets in the process's network namespace that no process has."""
+    """(local, peer) of the TCP sockets in the process's network namespace that no process holds."""
     for name in ("tcp", "tcp6"):
         for inode, fields in _rows(pid, name, 9, None):
             if not inode:
@@ -107,7 +104,7 @@ def _orphans(pid: int) -> Iterator[tuple[str, ...]]:
 
 
 def _ends(*addresses: str | None) -> tuple[str, ...]:
-    """As /proc/net/tcp has them, also where they are mapped into IPv6."""
+    """Both addresses as in /proc/net/tcp, also if they are mapped into IPv6."""
     parts = [(address or "").partition(":") for address in addresses]
     return tuple(f"{host[24:] if host[:24] in _MAPPED else host}:{port}" for host, _, port in parts)
 
@@ -115,7 +112,7 @@ def _ends(*addresses: str | None) -> tuple[str, ...]:
 def _rows(
     pid: int, name: str, column: int, wanted: Collection[int] | None
 ) -> Iterator[tuple[int, list[str]]]:
-    """(inode, fields) of the wanted sockets, None for all, in a table of the process's network namespace."""
+    """(inode, fields) of the wanted sockets (None: all) in a table of the process's network namespace."""
     try:
         with open(f"/proc/{pid}/net/{name}", encoding="utf-8", errors="replace") as f:
             next(f, None)
@@ -140,8 +137,8 @@ def _protocol(pid: int, fd: int) -> bytes | None:
 
 
 def address(kind: str, text: str | None) -> str | None:
-    """ "127.0.0.1:80" of "0100007F:0050": words of 32 bits in the machine's byte order. A unix socket's path
-    stays. None without one, and of who is connected with nobody.
+    """ "127.0.0.1:80" from "0100007F:0050", words of 32 bits in the machine's byte order. A unix socket's
+    path stays as it is. None if there is no address, or no peer.
     """
     if text is None or kind in ("unix", "socket"):
         return text

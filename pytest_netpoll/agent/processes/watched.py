@@ -1,4 +1,4 @@
-"""Which processes are watched, their parents, and what calibration proved about each."""
+"""The watched processes, their parents, and what calibration proved about each."""
 
 from __future__ import annotations
 
@@ -24,11 +24,9 @@ class Refused(Exception):
 
 
 class Process:
-    """One watched process.
-
-    tgid: what BPF calls it; pid and root (that of the process it descends from): what we do. owner: what BPF
-    calls it while it runs this program, since: from when on (monotonic ns). forked: when the kernel reported
-    it as a new child, None for one that was there before.
+    """One watched process. tgid: its number in BPF. pid: our number for it. root: the pid of the watched
+    process it descends from. owner: its number in BPF while it runs this program. since: when that began,
+    monotonic ns. forked: when the kernel reported it as a new child; None for one that was there before.
     """
 
     def __init__(self, slot: int, target: structs.Target, forked: int | None = None) -> None:
@@ -42,29 +40,29 @@ class Process:
         self.executable: str | None = None
         self.program: tuple[int, int] | None = None  # (device, inode)
         self.mappings: list[proc.Mapping] = []
-        # owner -> its mappings: of this program, and of those that it ran before
+        # owner -> mappings of this program, and of those that it ran before
         self.lives: dict[int, list[proc.Mapping]] = {}
         self.exited = False
         self.epfd = -1
         self.layout: layouts.Layout | None = None
         self.proven = 0
         self.unproven = 0
-        self.more_pollers = 0  # registrations that prove another runtime in it
+        self.more_pollers = 0  # registrations that prove another runtime
         self.why_not: str | None = None  # what calibration from outside saw, when it failed
         self.others = 0  # registrations that it saw, beside what may be the runtime's own, when it failed
         self.unwatched = 0  # children forked and not watched
-        self.adopted = 0  # of those, as many as are watched by now or have ended
-        self.foreign = False  # now another user's, such as root's: not reported
+        self.adopted = 0  # how many of those are watched by now or have ended
+        self.foreign = False  # runs as another user now, such as root: not reported
         # As of the last sample.
         self.cpu = 0  # ns used
         self.waited = 0  # ns runnable but waiting for a CPU, over all threads there were
         self.threads = 0
-        self.running = 0  # of the threads: on a CPU, or waiting for one
+        self.running = 0  # threads on a CPU or waiting for one
         self._threads = proc.Threads(self.pid)
         self._waited: dict[str, int] = {}  # tid -> ns
 
     def look(self) -> None:
-        """Notes what it runs, by paths that are good for us; of one that is gone the last ones known."""
+        """Updates what it runs, with paths that we can open; if it is gone, the last known values stay."""
         path = proc.executable(self.pid)
         root = namespaces.root_of(self.pid, path) if path else ""
         self.executable = root + path if path else self.executable
@@ -73,13 +71,13 @@ class Process:
         self.program = proc.program(self.pid) or self.program
 
     def disown(self) -> None:
-        """It became another user's: of what it runs and uses nothing more is told."""
+        """Stops reporting what it runs and uses: it now runs as another user."""
         self.foreign = True
         self.executable = self.program = None
         self.mappings = []
 
     def calibration(self) -> dict[str, Any]:
-        """JSON: what has been proven of the process's poller."""
+        """What has been proven about the process's poller, as JSON."""
         return {
             "layout": self.layout and self.layout.name,
             "epfd": self.epfd,
@@ -91,33 +89,32 @@ class Process:
         }
 
     def sample(self, is_watched: Callable[[], bool], states: bool = True) -> None:
-        """Takes stock of its CPU time and its threads. An ended one keeps what it used.
-
-        is_watched: asked once all is read, whether that was of a process still watched: it may have exec'ed a
-        program that is not its user's. states: whether it is asked for how many of its threads run.
+        """Reads its CPU time and threads; keeps the last values once it has ended. is_watched: asked after
+        reading, since it may have exec'ed a program that its user may not inspect. states: whether to count
+        running threads.
         """
         if self.exited or self.foreign:
             self.threads = self.running = 0
             self.rest()
-            return  # the pid of one that exited may be another's by now
+            return  # the pid of a process that exited may be reused
         cpu = proc.cpu_time(self.pid) or self.cpu
         waits, running = self._threads.look(states)
         if not is_watched():
             return
         self.cpu, self.running = cpu, running
-        # Thread by thread: what one waited would be lost with its end, and the sum would shrink. A thread
-        # that execs takes over the main one's id, with less on its account.
+        # Thread by thread: else the time that a thread waited would be lost when it ends, and the sum would
+        # shrink. A thread that execs takes over the main thread's id, with a smaller count.
         self.waited += sum(max(0, waited - self._waited.get(tid, 0)) for tid, waited in waits)
         self._waited = dict(waits)
         self.threads = len(waits)
 
     def rest(self) -> None:
-        """Nothing of it is kept open: it will not be looked at for a while."""
+        """Closes its files: it won't be looked at for a while."""
         self._threads.close()
 
 
 def passed(before: tuple[int, int], after: tuple[int, int]) -> dict[str, int | None]:
-    """JSON of what was used between two Processes.times; what was waited for is null where nobody tells."""
+    """CPU time between two Processes.times, as JSON; null for time waited if the kernel doesn't report it."""
     return {
         "cpu_ns": after[0] - before[0],
         "run_delay_ns": after[1] - before[1] if proc.TELLS_WAITS else None,
@@ -129,17 +126,14 @@ def difference(before: int | None, after: int | None) -> int | None:
 
 
 class Processes:
-    """Mirrors the kernel's targets.
-
-    may_watch: tells whether a process is for the user we serve to watch.
-    """
+    """Mirrors the kernel's targets. may_watch: whether the user may watch a process."""
 
     def __init__(self, kernel: Kernel, windows: Windows, may_watch: Callable[[int], bool]) -> None:
         self._kernel = kernel
         self._windows = windows
         self._may_watch = may_watch
         self._by_slot: dict[int, Process] = {}
-        # root -> (cpu, waited) of those of its processes that are not here any more
+        # root -> (cpu, waited) of its processes that were dropped
         self._past: dict[int, tuple[int, int]] = {}
 
     def of(self, root: int) -> list[Process]:
@@ -152,13 +146,13 @@ class Processes:
         return {p.root for p in self._by_slot.values()}
 
     def times(self, root: int) -> tuple[int, int]:
-        """(ns of CPU used, ns waited for one) by all its processes there were, as of the last sample."""
+        """(ns of CPU used, ns waited for one) by all the root's processes so far, as of the last sample."""
         cpu, waited = self._past.get(root, (0, 0))
         processes = self.of(root)
         return cpu + sum(p.cpu for p in processes), waited + sum(p.waited for p in processes)
 
     def _drop(self, process: Process) -> None:
-        """Keeps no more of the process than what it used."""
+        """Drops the process, except for what it used."""
         del self._by_slot[process.slot]
         process.rest()
         cpu, waited = self._past.get(process.root, (0, 0))
@@ -172,7 +166,7 @@ class Processes:
             raise _does_not_run(pid)
         self.refresh()
         try:
-            # The root first: what it forks from here on is followed in the kernel.
+            # The root first: the kernel follows what it forks from here on.
             self._admit(pid, pid)
             self._admit_descendants(pid)
         except Refused:
@@ -184,7 +178,9 @@ class Processes:
             self.calibrate(process)
 
     def _admit_descendants(self, root: int) -> None:
-        """Those forked before we watched, or when there was no slot; again until nothing new appears."""
+        """Watches those forked before we watched, or when there was no slot; repeats until nothing new
+        appears.
+        """
         while True:
             known = {p.pid for p in self._by_slot.values() if not p.exited}
             new = [child for child in proc.family(root) if child not in known and proc.alive(child)]
@@ -199,9 +195,9 @@ class Processes:
             self.refresh()
 
     def adopt(self) -> None:
-        """Watches children that could not be before, for there may be room now."""
+        """Watches children that could not be watched before; there may be room now."""
         if self._windows.any_open:
-            return  # that window was without them: nothing may hide it
+            return  # that window lacked them, and has to say so
         for root in self.roots():
             processes = self.of(root)
             if not any(p.unwatched for p in processes) and self._kernel.follows_children:
@@ -215,7 +211,7 @@ class Processes:
                 process.unwatched = 0
 
     def miss_children(self) -> None:
-        """Counts processes that poll and weren't reported as unwatched, until the next refresh."""
+        """Counts unreported processes that poll as unwatched, until the next refresh."""
         if self._kernel.follows_children:
             return
         known = {p.pid for p in self._by_slot.values() if not p.exited}
@@ -225,7 +221,7 @@ class Processes:
             process.unwatched += sum(self._polls(child) for child in new)
 
     def _polls(self, pid: int) -> bool:
-        """Whether a process that is not watched is a Go program that waits for the network."""
+        """Whether an unwatched process is a Go program that waits for the network."""
         try:
             found = calibrate.calibrate(pid, self._kernel.signed)
         except calibrate.Unreadable:
@@ -239,7 +235,7 @@ class Processes:
         self.reap()
 
     def refresh(self) -> None:
-        """Learns what the kernel did since: children forked, programs exec'ed, layouts proven."""
+        """Reads what changed in the kernel: children forked, programs exec'ed, layouts proven."""
         for slot in range(self._kernel.max_processes):
             target = self._kernel.target(slot)
             process = self._by_slot.get(slot)
@@ -254,7 +250,7 @@ class Processes:
             if target.owner != process.owner:
                 process.owner, process.since = target.owner, target.since
                 known = False
-            # One that is unwatched in a window does not come back, though it runs.
+            # A process that was unwatched during a window does not come back, though it still runs.
             process.exited = process.exited or bool(target.exited)
             process.unwatched = target.lost_children - process.adopted
             self._note(process, self._kernel.poller(target))
@@ -263,7 +259,7 @@ class Processes:
             elif not known and not process.exited and not self._look(process) and proc.alive(process.pid):
                 self._kernel.evict(process.tgid)
                 process.disown()
-            # Where children cannot be followed, nor exits seen, by the kernel.
+            # If the kernel can neither follow children nor report exits.
             if not process.exited and not proc.alive(process.pid):
                 self._kernel.evict(process.tgid)
                 process.exited = True
@@ -278,9 +274,8 @@ class Processes:
             process.unproven = sum(candidate.unproven for candidate in poller.candidates)
 
     def _look(self, process: Process) -> bool:
-        """Notes what it runs. Returns whether that is for the user to know.
-
-        Asked before and after: meanwhile it may exec, or its pid become another's.
+        """Updates what the process runs. Returns whether the user may know; asks before and after, since it
+        may exec or its pid may be reused meanwhile.
         """
         if not self._may_watch(process.pid):
             return False
@@ -288,30 +283,30 @@ class Processes:
         return self._may_watch(process.pid)
 
     def _undo(self, processes: Sequence[Process]) -> None:
-        """As if they had never been watched; no open window reports them."""
+        """Removes the processes as if they had never been watched; no open window reports them."""
         for process in processes:
             self._kernel.evict(process.tgid)
         self.free(processes)
 
     def reap(self) -> None:
-        """Frees the slots of processes that are gone, once no window can ask for them."""
+        """Frees the slots of processes that are gone, once no window needs them."""
         if not self._windows.any_open:
             self.free([process for process in self._by_slot.values() if process.exited])
 
     def free(self, ended: Iterable[Process]) -> None:
-        """Frees the slots of these processes, which no window will ask for."""
+        """Frees the slots of these processes, which no window needs."""
         for process in ended:
             if self._by_slot.get(process.slot) is not process:
                 continue
             self._drop(process)
-            # The kernel itself frees the slot of one that never polled, and may have given it to another.
+            # If it never polled, the kernel freed its slot itself and may have reused it.
             if self._kernel.target(process.slot).tgid != process.tgid:
                 continue
             self._windows.wipe(process.slot)
             self._kernel.give_slot(process.slot)
 
     def calibrate(self, process: Process) -> None:
-        """Proves the layout from outside, for what was registered before we watched."""
+        """Proves the layout from outside, from what was registered before we watched."""
         if process.layout is not None or process.exited or process.foreign:
             return
         if proc.is_64_bit(process.pid) is False:
@@ -327,7 +322,7 @@ class Processes:
                 process.why_not = str(error)
                 return
             if not self._kernel.is_current(before):
-                continue  # what was read may be another program's
+                continue  # what was read may belong to another program
             process.why_not = found.strange
             process.others = found.others
             if not self._teach(process, found, before):
@@ -337,9 +332,8 @@ class Processes:
                 time.sleep(0.005 * attempt)
 
     def _teach(self, process: Process, found: Calibration, target: structs.Target) -> bool:
-        """Tells the kernel what was found. Returns whether to look again, for what came in between.
-
-        target: the process's, as it was before that was looked for.
+        """Passes the findings to the kernel. Returns whether to look again, because of changes in between.
+        target: the process's target as it was before the search.
         """
         poller = self._kernel.poller(target)
         if poller.epfd >= 0:
@@ -361,7 +355,7 @@ class Processes:
             return False
         self._kernel.set_poller(poller)
         self._note(process, poller)
-        # With its exec it became another owner's, who knows nothing of what was found.
+        # After an exec it is another owner, to which the findings don't apply.
         return found.layout is None or self._kernel.target(process.slot).owner != target.owner
 
     def _admit(self, pid: int, root: int) -> None:
@@ -374,7 +368,7 @@ class Processes:
         if home == tgid:
             self._refuse_a_second_root(pid, root)
             return
-        # In a pid namespace what lives there has another number, by which its life cannot be told.
+        # In another pid namespace it has a different number, by which we can't see whether it lives.
         neighbour = next((p.pid for p in self._by_slot.values() if p.tgid == home), home)
         if home and proc.alive(neighbour):
             raise Refused(f"process {pid} cannot be watched beside process {neighbour}", "start it again")
@@ -385,10 +379,10 @@ class Processes:
                 f"--netpoll-max-processes={2 * self._kernel.max_processes}",
             )
         self._windows.wipe(slot)
-        # Looked at only once the kernel would tell of an exec: pytest's child may be in the middle of
-        # its own, with nothing mapped yet.
+        # Look only once the kernel reports execs: pytest's child may be in the middle of one, with nothing
+        # mapped yet.
         process = self._by_slot[slot] = self._settle(slot, tgid, pid, root)
-        # Asked of the process that is watched now: another one may have had the number before.
+        # Ask about the process that is watched now: another one may have had the number before.
         if not self._look(process):
             self._undo([process])
             raise _not_for_this_user(pid)
@@ -397,7 +391,7 @@ class Processes:
         return Process(slot, self._kernel.settle(slot, tgid, pid, root, proc.capabilities(pid)))
 
     def _refuse_a_second_root(self, pid: int, root: int) -> None:
-        """A process counts for one service only."""
+        """Raises Refused: a process may belong to one service only."""
         other = next((p.root for p in self._by_slot.values() if p.pid == pid and not p.exited), root)
         if pid == root != other:
             raise Refused(

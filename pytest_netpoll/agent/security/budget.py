@@ -1,9 +1,9 @@
-"""Limits what all agents of one user take: kernel memory, and the cost that each adds to every syscall.
+"""Limits what all agents of one user take together: kernel memory, and the cost that each adds to syscalls.
 
-Each leaves a token in the kernel before it loads anything: a program that nobody runs. Its name says whose
-agent it is and what that takes. The kernel keeps who loaded it, so that only root can make one, and it is
-gone with the agent. Agents come in the order of their tokens: each reckons with those before it, so two that
-start at the same moment cannot both take the last place.
+Before it loads anything, each agent puts a token into the kernel: a BPF program that nothing runs. Its name
+holds the user and the size. The kernel knows who loaded it, so only root's tokens count, and it is gone when
+the agent ends. Tokens are ordered: each agent counts those before its own, so two that start at the same
+moment can't both take the last place.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from collections.abc import Iterator
 
 from bpf import footprint, tracing
 
-AGENTS = 8  # of one user at a time
-PATIENCE = 5  # s: one that is just ending may take as long
+AGENTS = 8  # agents of one user at a time
+PATIENCE = 5  # s; an agent that is just ending may take as long
 
 _MIB = 1 << 20
 _TOKEN = re.compile(rb"netp([0-9a-f]{8})_([0-9a-f]{2})\0")
-_UNIT = 8 * _MIB  # two digits of them are more than all agents together may have
+_UNIT = 8 * _MIB  # two digits of these suffice for what all agents together may have
 
 
 class Refused(Exception):
-    """There is no room for this one, or nobody can tell; the message says why."""
+    """There is no room for this agent, or it can't be determined; the message says why."""
 
     def __init__(self, what: str, fix: str) -> None:
         super().__init__(what)
@@ -32,9 +32,8 @@ class Refused(Exception):
 
 
 def take(uid: int, size: int) -> int | None:
-    """The file descriptor of the token, once there is room for an agent of so many bytes. Raises Refused.
-
-    None where tokens cannot be counted: root in a container may lack CAP_SYS_ADMIN.
+    """Waits for room for an agent of so many bytes and returns the token's file descriptor. Raises Refused.
+    Returns None if tokens can't be counted: root in a container may lack CAP_SYS_ADMIN.
     """
     name = f"netp{uid:08x}_{-(-size // _UNIT):02x}".encode()
     try:
@@ -66,7 +65,7 @@ def take(uid: int, size: int) -> int | None:
 
 
 def _tokens(uid: int) -> Iterator[tuple[int, int]]:
-    """(number, bytes) of this user's."""
+    """(id, bytes) of each of the user's tokens."""
     for number in tracing.numbers():
         try:
             program = tracing.open_number(number)

@@ -9,10 +9,10 @@ LOADING = ("BPF", "PERFMON")  # BPF programs; SYS_ADMIN stands for both, as it d
 
 
 def names(bits: int) -> set[str]:
-    """Those of CAPABILITIES that are in the mask, which is one of /proc/PID/status."""
+    """The names of CAPABILITIES that are in a mask from /proc/PID/status."""
     return {name for name, bit in CAPABILITIES.items() if bits >> bit & 1}
 
 
 def missing(held: Container[str]) -> list[str]:
-    """Those of LOADING that are missing; empty where programs can be loaded."""
+    """The names of LOADING that are missing; empty if programs can be loaded."""
     return [] if "SYS_ADMIN" in held else [name for name in LOADING if name not in held]

@@ -13,9 +13,9 @@ STATUS = 3
 
 @contextlib.contextmanager
 def ends_with(fd: int) -> Iterator[None]:
-    """Within the block the process ends, with STATUS, as soon as nobody has the other end of the pipe open.
+    """During the block, exits with STATUS as soon as nobody has the other end of the pipe open.
 
-    The thread that sees to that is gone with the block: dropping privileges affects one thread.
+    The thread that does this ends with the block, because dropping privileges affects only one thread.
     """
     reader, writer = os.pipe()
 

@@ -6,7 +6,7 @@ import ctypes
 import os
 import stat
 
-# f_type of statfs(2), from linux/magic.h: what the file holds is its own.
+# f_type of statfs(2), from linux/magic.h: file systems whose files hold their own content.
 _PLAIN = {
     0xEF53: "ext4",
     0x58465342: "xfs",
@@ -16,7 +16,8 @@ _PLAIN = {
     0x2FC12FC1: "zfs",
     0x01021994: "tmpfs",
 }
-# Its files are others' underneath. Root's are taken, as in containers: who mounted it chose what it shows.
+# overlayfs shows files of other file systems. Root's mounts are accepted, as in containers: only root chose
+# what they show.
 _OVERLAY = 0x794C7630
 
 _AT_EMPTY_PATH = 0x1000
@@ -25,7 +26,7 @@ _MNT_ID = 144 // 8  # where stx_mnt_id is in struct statx, in words
 
 
 def suspicion(fd: int) -> str | None:
-    """Why no probe may be placed in the file; None where it may. Raises OSError."""
+    """Why no probe may be placed in the file; None if one may. Raises OSError."""
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         return "it is not a regular file"
@@ -58,7 +59,7 @@ def _filesystem(fd: int) -> int:
 def _mount(fd: int) -> str | None:
     """The number of the mount through which the file was opened.
 
-    By statx(2): before Linux 5.14 /proc/self/fdinfo is closed to a process that has changed its user.
+    By statx(2): before Linux 5.14 a process that has changed its user can't read /proc/self/fdinfo.
     """
     status = (ctypes.c_uint64 * 32)()  # struct statx, which is 256 bytes
     libc = ctypes.CDLL(None, use_errno=True)
@@ -69,6 +70,6 @@ def _mount(fd: int) -> str | None:
 
 
 def _our_mounts() -> set[str]:
-    """Those of our own mount namespace: nobody but root mounted them there, save FUSE's."""
+    """The mounts of our own mount namespace: only root can have made them, except FUSE's."""
     with open("/proc/self/mountinfo") as f:
         return {line.split(None, 1)[0] for line in f}

@@ -15,7 +15,8 @@ from processes import namespaces
 from security import capabilities
 from security.capabilities import CAPABILITIES, LOADING
 
-# What placing a uprobe takes. CAP_PERFMON did for some years; a probe amid an instruction breaks the program.
+# What placing a uprobe takes. For some years CAP_PERFMON sufficed; a probe amid an instruction breaks the
+# program.
 PROBING = ("SYS_ADMIN",)
 _ADDING = " ".join(f"--cap-add {name}" for name in LOADING)
 YAMA = "/proc/sys/kernel/yama/ptrace_scope"
@@ -28,7 +29,7 @@ _CAPABILITY_VERSION_3 = 0x20080522
 
 
 class Invoker(NamedTuple):
-    """Who is served. is_root: may have any process watched."""
+    """The user whom the agent serves. is_root: whether they may watch any process."""
 
     uid: int
     gid: int
@@ -36,7 +37,7 @@ class Invoker(NamedTuple):
 
 
 def invoker(environment: Mapping[str, str]) -> Invoker:
-    """Who started the agent: behind sudo, that is whom sudo says it was."""
+    """The user who started the agent; through sudo, the one that sudo names."""
     uid, gid = os.getuid(), os.getgid()
     if os.geteuid() == 0:
         uid, gid = int(environment.get("SUDO_UID", uid)), int(environment.get("SUDO_GID", gid))
@@ -44,7 +45,7 @@ def invoker(environment: Mapping[str, str]) -> Invoker:
 
 
 def permitted(line_of: str = "CapPrm:") -> set[str]:
-    """The names in CAPABILITIES that we have, or could."""
+    """The names in CAPABILITIES that are permitted to us."""
     with open("/proc/self/status") as f:
         line = next(line for line in f if line.startswith(line_of))
     return capabilities.names(int(line.split()[1], 16))
@@ -52,7 +53,7 @@ def permitted(line_of: str = "CapPrm:") -> set[str]:
 
 @contextlib.contextmanager
 def raised(name: str) -> Iterator[None]:
-    """Has the capability in effect, where we kept it; at other times it is asleep."""
+    """Makes the capability effective during the block, if we kept it."""
     asleep, effective = permitted(), permitted("CapEff:")
     if name not in asleep or name in effective:
         yield
@@ -85,7 +86,7 @@ def why_not() -> tuple[str, str] | None:
 
 
 def _filtered() -> bool:
-    """Whether a seccomp filter refuses bpf(): it answers before the kernel has seen that this map is none."""
+    """Whether a seccomp filter refuses bpf(): it answers before the kernel rejects the invalid map."""
     with open("/proc/self/status") as f:
         if _SECCOMP_FILTER not in [line.split()[1] for line in f if line.startswith("Seccomp:")]:
             return False
@@ -97,10 +98,9 @@ def _filtered() -> bool:
 
 
 def owns(user: Invoker, pid: int) -> bool:
-    """Whether the process is wholly the user's: what ptrace(2) would ask for, but no capability may replace.
-
-    One that runs, or ran, with more rights than its user's is not: its files in /proc are root's, though the
-    directory is not.
+    """Whether the process fully belongs to the user: as ptrace(2) checks, but without exceptions for
+    capabilities. A process that runs, or ran, with more rights than its user doesn't: root owns its files in
+    /proc, though not the directory.
     """
     try:
         with open(f"/proc/{pid}/status") as f:
@@ -111,20 +111,19 @@ def owns(user: Invoker, pid: int) -> bool:
 
 
 def drop(user: Invoker, maps_work: Callable[[], bool], later: Collection[str] = ()) -> list[str]:
-    """Drops for good what watching no longer needs; returns the names of the capabilities kept.
-
-    maps_work: tells whether the BPF maps can be used. later: capabilities that will be needed now and then.
-    They are in effect within `raised` only, so that the user's files and processes are read without them.
+    """Permanently drops what watching doesn't need; returns the names of the capabilities kept. maps_work:
+    checks whether the BPF maps can be used. later: capabilities needed now and then. They are effective
+    within `raised` only, so that the user's files and processes are read without them.
     """
     have = permitted()
     keep = set(later)
     become = os.geteuid() == 0 and not user.is_root
-    # The kernel lets nobody look into a process that may have more capabilities, as root's have and those
-    # that were started beside us.
+    # The kernel lets nobody inspect a process that has more capabilities, such as root's and those started
+    # beside us.
     if not become or _restricts_ptrace():
         keep.add("SYS_PTRACE")
     if user.is_root:
-        keep.add("DAC_READ_SEARCH")  # services may belong to anybody
+        keep.add("DAC_READ_SEARCH")  # services may belong to any user
     if become:
         _prctl(_PR_SET_KEEPCAPS, 1)
         _bound_to_nothing()
@@ -135,7 +134,7 @@ def drop(user: Invoker, maps_work: Callable[[], bool], later: Collection[str] = 
     keep &= have
     asleep = keep & set(later)
     keep -= asleep
-    # Before 6.0 using a map took the capability too; that is asked rather than known.
+    # Before 6.0 using a map took the capability, too; that is tested, not derived from the version.
     _set_capabilities(keep, keep | asleep | ({"BPF", "SYS_ADMIN"} & have))
     if not maps_work():
         keep |= {"BPF"} & have or {"SYS_ADMIN"} & have
@@ -145,7 +144,7 @@ def drop(user: Invoker, maps_work: Callable[[], bool], later: Collection[str] = 
 
 
 def _restricts_ptrace() -> bool:
-    """Whether looking into one's own processes takes CAP_SYS_PTRACE, as on Ubuntu."""
+    """Whether inspecting one's own processes takes CAP_SYS_PTRACE, as on Ubuntu."""
     try:
         with open(YAMA) as f:
             return f.read().strip() != "0"

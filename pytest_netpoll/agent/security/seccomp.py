@@ -1,9 +1,9 @@
-"""Takes from this process the system calls that watching never needs, whatever its capabilities would allow.
+"""Forbids this process the system calls that watching never needs, whatever its capabilities allow.
 
-What the agent keeps for uprobes, CAP_SYS_ADMIN, is nearly root. With this filter, which nobody can remove, it
-starts no program, opens no file for writing, changes no name, owner, mode or mount, and touches no other
-process but by reading. It lists what is refused, since the calls that Python and its libraries make differ
-with their versions.
+What the agent keeps for uprobes, CAP_SYS_ADMIN, is nearly root. With this filter, which can't be removed, it
+starts no program, opens no file for writing, changes no name, owner, mode or mount, and only reads other
+processes. It lists what is refused, because the calls that Python and its libraries make differ between
+versions.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ _PR_SET_SECCOMP = 22
 _MODE_FILTER = 2
 _ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | errno.EPERM
-_LARGEST = 1 << 30  # x86-64 has its calls a second time from here on
+_LARGEST = 1 << 30  # x86-64 has a second set of calls (x32) from here on
 
-# Where struct seccomp_data has them.
+# Offsets in struct seccomp_data.
 _NUMBER, _ARCH, _ARGUMENTS = 0, 4, 16
 # linux/filter.h
 _LOAD, _EQUAL, _AT_LEAST, _ANY_OF, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
-# Name -> number on x86-64 and on arm64, which lacks some; of the kernel's tables.
+# Name -> number on x86-64 and on arm64, which lacks some; from the kernel's tables.
 REFUSED: dict[str, tuple[int, int | None]] = {
     "execve": (59, 221),
     "execveat": (322, 281),
-    # Files. openat2 and io_uring open them in ways that a filter cannot look into.
+    # Files. A filter can't see what openat2 and io_uring open.
     "creat": (85, None),
     "openat2": (437, 437),
     "io_uring_setup": (425, 425),
@@ -103,12 +103,14 @@ REFUSED: dict[str, tuple[int, int | None]] = {
     "keyctl": (250, 219),
     "socket": (41, 198),
 }
-# Those that are refused only for writing: which argument has the flags.
+# Refused only for writing: name -> the argument that has the flags.
 _OPENING = {"x86_64": ((2, 1), (257, 2)), "aarch64": ((56, 2),)}
 
 
 def restrict() -> None:
-    """This thread and those that it starts, for good. Raises OSError; takes no_new_privs or CAP_SYS_ADMIN."""
+    """Restricts this thread and those that it starts, permanently. Raises OSError; takes no_new_privs or
+    CAP_SYS_ADMIN.
+    """
     code = _filter(os.uname().machine)
     text = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("@HP", len(code) // 8, ctypes.addressof(text))

@@ -1,7 +1,7 @@
-"""Files that are read only from where nobody else can write: what is in them runs in the kernel, or as root.
+"""Stores files whose content runs in the kernel or as root, so nobody else may write to them.
 
-That is root, and the agent's own user where that isn't root; a user for whom sudo starts it can't choose the
-place. A file is a line with the checksum of the rest.
+Only root may write there, or the agent's own user if that isn't root. A user for whom sudo starts the agent
+can't choose the directory. A file begins with a line that holds the checksum of the rest.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import time
 from security import trust
 
 FORMAT = "pytest-netpoll-cache/1"
-_LARGEST = 16 << 20  # bytes of a file that is read
-_ABANDONED = 3600  # s after which a draft is nobody's any more
+_LARGEST = 16 << 20  # bytes; larger files are not read
+_ABANDONED = 3600  # s after which a draft counts as left over
 
 
 class Unusable(Exception):
-    """There is no content that could be used, or it can't be kept; the message says why."""
+    """The content is missing, can't be used, or can't be stored; the message says why."""
 
 
 class Store:
-    """uid: who may write there, besides root. writes: whether this agent may.
+    """A directory of files. uid: who may write there, besides root. writes: whether this agent may.
 
-    fix: what fills it, where that is not this agent.
+    fix: the command that fills it, if this agent doesn't.
     """
 
     def __init__(self, directory: str, uid: int, writes: bool, fix: str | None = None) -> None:
@@ -41,7 +41,7 @@ class Store:
         text = self._read(path)
         with contextlib.suppress(OSError):
             if self.writes:
-                os.utime(path)  # those that were not used for longest go first
+                os.utime(path)  # the least recently used are deleted first
         return unseal(text)
 
     def _read(self, path: str) -> bytes:
@@ -68,16 +68,16 @@ class Store:
             raise Unusable(f"{path}: {error.strerror}") from error
 
     def write(self, name: str, content: bytes, most: int) -> None:
-        """In one step: who reads meanwhile sees the former content, or this one. Raises Unusable.
+        """Writes in one step: readers see the old content or the new one. Raises Unusable.
 
-        most: how many files whose names end in the same way are kept.
+        most: how many files with the same ending to keep.
         """
         if not self.writes:
             raise Unusable(f"this agent does not write to {self.directory}")
         path = os.path.join(self.directory, name)
         draft = os.path.join(self.directory, f".{name}.{os.getpid()}.{time.monotonic_ns()}")
         try:
-            # Before anything is made there, and then of the whole way.
+            # Checked before anything is created there, and again for the whole path.
             reason = trust.distrust_place(_above(self.directory), self._uid)
             if reason is not None:
                 raise Unusable(reason)
@@ -116,14 +116,14 @@ class Store:
 
 
 def _above(directory: str) -> str:
-    """It, or the next above it that exists."""
+    """The directory, or its nearest ancestor that exists."""
     while not os.path.lexists(directory):
         directory = os.path.dirname(directory)
     return directory
 
 
 def _make(directory: str) -> None:
-    """With all above it, for their owner alone, whatever the umask."""
+    """Creates the directory and its parents, for their owner alone, whatever the umask."""
     if not os.path.isdir(directory):
         _make(os.path.dirname(directory))
         with contextlib.suppress(FileExistsError):
@@ -131,12 +131,12 @@ def _make(directory: str) -> None:
 
 
 def seal(content: bytes) -> bytes:
-    """What a file holds."""
+    """The file's bytes for the content: its checksum, then the content."""
     return f"{FORMAT} {hashlib.sha256(content).hexdigest()}\n".encode() + content
 
 
 def unseal(text: bytes) -> bytes:
-    """The content of what a file holds. Raises Unusable."""
+    """The content from a file's bytes. Raises Unusable."""
     _, _, content = text.partition(b"\n")
     if text != seal(content):
         raise Unusable("the cached file is damaged, or in another format")

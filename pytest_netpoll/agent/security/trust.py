@@ -1,6 +1,6 @@
 """Whether only root can change files: users must not be able to change what sudo starts for them.
 
-The agent asks this of itself and of its cache, and pytest of the agent before it starts it.
+The agent checks itself and its cache, and pytest checks the agent before starting it.
 """
 
 from __future__ import annotations
@@ -10,17 +10,16 @@ import stat
 
 
 def distrust(path: str) -> str | None:
-    """Why others than root could change the file, or the directory with all in it; None if they can't.
+    """Why users other than root could change the file, or the directory and its content; None if they can't.
 
-    Above it, anyone who can write to a directory can replace what is in it, so all of them count.
+    Anyone who can write to a parent directory could replace it, so these are checked, too.
     """
     return distrust_place(path) or _distrust_content(path)
 
 
 def distrust_place(path: str, uid: int = 0) -> str | None:
-    """The same of the file or the directory and of all above it, whatever it holds.
-
-    uid: who may own any of it, besides root.
+    """The same for the file or directory and its parents, but not its content. uid: who may own it, besides
+    root.
     """
     path = os.path.abspath(path)
     above = [path]
@@ -51,7 +50,7 @@ def _distrust_one(path: str, uid: int = 0) -> str | None:
         return f"{path} is a symbolic link"
     if status.st_uid not in (0, uid):
         return f"{path} belongs to user {status.st_uid}, not to root"
-    # With an access control list, the group's bits are the most that it grants to anybody.
+    # With an access control list, the group's bits are the most that it grants to any user.
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         who = "its owner" if uid else "root"
         return f"{path} can be written to by others than {who} (mode {stat.S_IMODE(status.st_mode):o})"

@@ -1,4 +1,4 @@
-"""python -m pytest_netpoll watch: what a Go process's poller does, live; for debugging.
+"""python -m pytest_netpoll watch: shows live what a Go process's poller does; for debugging.
 
 Exit status 0: ended by Ctrl-C, by --duration, or with a command that ended well; 1: the process died,
 or could not be measured; 2: wrong usage.
@@ -31,24 +31,24 @@ from pytest_netpoll.service import discovery
 from pytest_netpoll.service.cgroup import Cgroup
 from pytest_netpoll.service.service import Service, ServiceFactory
 
-LOOK = 0.05  # seconds between two looks whether the process still runs, and who is new in a cgroup
+LOOK = 0.05  # seconds between checks whether the process still runs, and what is new in a cgroup
 SHORTEST_INTERVAL = 0.1
-# Of an interval, at most so long is waited for wakeups that are on their way to their syscall.
+# The share of an interval to wait, at most, for wakeups on their way to their syscall.
 PATIENCE_SHARE, MOST_PATIENCE = 0.25, 0.25
 
 
 class Subject(Protocol):
-    """What we watch."""
+    """What is watched."""
 
     @property
     def watched(self) -> Watched: ...
 
     def describe(self) -> str:
-        """For the heading: who it is, as of now."""
+        """Describes the subject for the heading, as of now."""
         ...
 
     def look(self) -> Ending | None:
-        """Called every LOOK seconds; how it ended, where it has."""
+        """Called every LOOK seconds; returns how the subject ended, or None."""
         ...
 
 
@@ -62,7 +62,7 @@ class Ending:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit status; see the module."""
+    """Runs the command; returns the exit status."""
     arguments, command = _parse(argv)
     if arguments.alerts:
         print(alert_rules(), end="")
@@ -122,7 +122,7 @@ def _watch(
             patience = min(interval * PATIENCE_SHARE, MOST_PATIENCE)
             (measurement,), window = meter.lap(window, watched, patience)
             show(measurement)
-            # After a time in which this machine was asleep, or too busy: no laps to catch up with.
+            # Don't catch up on laps missed while this machine was asleep or too busy.
             if time.monotonic() - tick > interval:
                 tick = time.monotonic()
         show(*meter.close(window, watched))
@@ -131,7 +131,7 @@ def _watch(
 
 
 def _open(meter: Meter) -> Window:
-    """UnmeasuredError where there is no agent to open it: no table full of dashes."""
+    """Opens a window. Raises UnmeasuredError if there is no agent, instead of showing a table of dashes."""
     window = meter.open()
     if window.failed is not None:
         meter.close(window, [])
@@ -142,7 +142,7 @@ def _open(meter: Meter) -> Window:
 def _wait(subject: Subject, interrupted: threading.Event, until: float) -> Ending | None:
     while True:
         left = until - time.monotonic()
-        # Also where the last interval took longer than it should: it must be possible to end it.
+        # Also if the last interval took too long: Ctrl-C has to work.
         if interrupted.wait(max(0, min(left, LOOK))):
             return Ending("stopped by Ctrl-C")
         ending = subject.look()
@@ -152,7 +152,7 @@ def _wait(subject: Subject, interrupted: threading.Event, until: float) -> Endin
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Set by Ctrl-C and its like: an exception could come in the middle of a message to the agent."""
+    """An event set by Ctrl-C and the like: an exception could interrupt a message to the agent."""
     event = threading.Event()
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, lambda *_: event.set()) for number in numbers]
@@ -165,7 +165,7 @@ def _interruptible() -> Iterator[threading.Event]:
 
 @contextlib.contextmanager
 def _subject(arguments: argparse.Namespace, command: Sequence[str], meter: Meter) -> Iterator[Subject]:
-    """The processes that the arguments name; a command is started, and ends with the block."""
+    """The processes that the arguments name. A command is started, and stopped at the end of the block."""
     search = None
     if arguments.port is not None:
         search = discovery.by_port(arguments.port)
@@ -176,7 +176,7 @@ def _subject(arguments: argparse.Namespace, command: Sequence[str], meter: Meter
         yield CgroupSubject(Cgroup(arguments.cgroup), meter)
         return
     here = Path.cwd()
-    # It builds nothing, so the cache is not used.
+    # Nothing is built, so the cache is not used.
     factory = ServiceFactory(rootdir=here, cache_dir=here, on_spawn=meter.watch, on_exit=meter.unwatch)
     try:
         if pid is not None:
@@ -190,7 +190,7 @@ def _subject(arguments: argparse.Namespace, command: Sequence[str], meter: Meter
 
 
 class ServiceSubject:
-    """A process that runs, or a command of ours."""
+    """A running process, or a command that we started."""
 
     def __init__(self, service: Service, command: str | None = None) -> None:
         self.watched = service
@@ -210,7 +210,7 @@ class ServiceSubject:
         except ServiceError as error:
             reason = error.reason
         output = service.tail()
-        # It is known to have ended: what it did in its last interval counts.
+        # It has ended; what it did in its last interval counts.
         service.stop()
         if self._command is not None and service.returncode == 0:
             return Ending(f"{self._command} ended with exit status 0", output=output)
@@ -218,7 +218,7 @@ class ServiceSubject:
 
 
 class CgroupSubject:
-    """A cgroup, whose new processes are looked for."""
+    """A cgroup; finds its new processes."""
 
     def __init__(self, cgroup: Cgroup, meter: Meter) -> None:
         self.watched = cgroup

@@ -1,7 +1,7 @@
-"""An HTTP server for one page, which clients that never finish their request cannot exhaust.
+"""An HTTP server for one page that clients can't exhaust by never finishing their requests.
 
-prometheus_client's own keeps a thread and a descriptor for each of those forever: a few hundred, and the
-process can open no file any more.
+prometheus_client's own keeps a thread and a descriptor for each of those forever: after a few hundred, the
+process can't open files any more.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-# Connections at once. Of more the oldest is dropped: a scrape takes milliseconds, so it is hardly one.
+# Connections at once. If there are more, the oldest is dropped: a scrape takes only milliseconds.
 MOST = 16
-# Seconds in which something of a request must come.
+# Seconds without any data after which a request is dropped.
 PATIENCE = 10
 
 
@@ -45,7 +45,7 @@ class PageServer(ThreadingMixIn, WSGIServer):
             while len(self._connections) > MOST:
                 oldest = next(iter(self._connections))
                 del self._connections[oldest]
-                # Its thread reads the end, and closes it: a number closed here could be another's by then.
+                # Its thread sees the end and closes it: closed here, the number could be reused too early.
                 with contextlib.suppress(OSError):
                     oldest.shutdown(socket.SHUT_RDWR)
         super().process_request(request, client_address)
@@ -56,7 +56,7 @@ class PageServer(ThreadingMixIn, WSGIServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away, or was dropped, is nobody's error."""
+        """Ignores clients that went away or were dropped."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
@@ -65,4 +65,4 @@ class _Handler(WSGIRequestHandler):
     timeout = PATIENCE
 
     def log_message(self, *_: object) -> None:
-        """Not on the terminal, where the live table is."""
+        """Prints nothing: the live table is on the terminal."""

@@ -1,7 +1,7 @@
-"""What `watch` serves for Prometheus: the metric table under Prometheus' naming rules.
+"""Exports `watch`'s numbers to Prometheus: the metric table under Prometheus' naming rules.
 
 Counts and times become counters over the whole run (`_total`), ratios gauges of the last interval,
-latencies a histogram. prometheus_client is an extra, imported only when it is asked for.
+latencies a histogram. prometheus_client is an extra, imported only when it is needed.
 """
 
 from __future__ import annotations
@@ -29,19 +29,18 @@ DELAYS = {
     "response": "From the data's arrival to the answer.",
 }
 
-# Powers of two from 1 µs to 17 s are borders of the kernel's buckets, too: nothing is interpolated.
+# Powers of two from 1 µs to 17 s are bounds of the kernel's buckets, too: nothing is interpolated.
 BORDERS_NS = tuple(1 << bits for bits in range(10, 35))
 
 
 def alert_rules() -> str:
-    """Example rules, YAML."""
+    """Example alert rules, as YAML."""
     return Path(__file__).with_name("alerts.yml").read_text()
 
 
 def cumulative(histogram: Mapping[int, int]) -> list[tuple[str, int]]:
-    """[(le in seconds, wakeups that took less)], the last one "+Inf".
-
-    histogram: bucket index -> count, as in a Snapshot.
+    """[(le in seconds, wakeups that took less)], ending with "+Inf". histogram: bucket index -> count, as in
+    a Snapshot.
     """
     return _cumulative([(bucket_bounds(index)[1], count) for index, count in histogram.items()])
 
@@ -53,9 +52,8 @@ def _cumulative(ends: Sequence[tuple[int, int]]) -> list[tuple[str, int]]:
 
 
 class Exporter:
-    """Serves until its block ends.
-
-    Raises NetpollError where prometheus_client is missing, or the address isn't available.
+    """Serves metrics until its block ends. Raises NetpollError if prometheus_client is missing or the address
+    isn't available.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -88,11 +86,11 @@ class Exporter:
         self._server.stop()
 
     def update(self, total: Measurement, latest: Measurement) -> None:
-        """total: of the whole run. latest: of the last interval."""
+        """Sets what is served. total: of the whole run. latest: of the last interval."""
         self._latest = total, latest
 
     def collect(self) -> Iterator[Family]:
-        """Called by prometheus_client with every scrape, on a thread of its own."""
+        """Called by prometheus_client for every scrape, on a thread of its own."""
         if self._latest is None:
             return
         from prometheus_client import core
@@ -137,7 +135,7 @@ def _info(core: Any, total: Measurement, labels: Mapping[str, str]) -> Family:
 def _family(
     core: Any, metric: Metric, total: Measurement, latest: Measurement, labels: Mapping[str, str]
 ) -> Family | None:
-    """One metric; None where it is not known, or is in the histogram."""
+    """One metric; None if it is unknown, or in the histogram."""
     if metric.unit == "ns":
         return None
     if metric.source == "counter" or metric.unit == "s":
@@ -158,7 +156,7 @@ def _family(
 def _histogram(
     core: Any, name: str, meaning: str, histogram: Mapping[int, int], labels: Mapping[str, str]
 ) -> Family:
-    # Each time counts with the middle of its bucket: at most 3.2 % off.
+    # Each time counts as the middle of its bucket: at most 3.2 % off.
     nanoseconds = sum((percentile({index: 1}, 1) or 0) * count for index, count in histogram.items())
     family: Family = core.HistogramMetricFamily(name, meaning, labels=list(labels))
     family.add_metric(  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What `watch` shows: a table refreshed in place, plain lines where there is no terminal, or JSON."""
+"""Shows what `watch` measures: a table refreshed in place, plain lines if there is no terminal, or JSON."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ MOST_OFFENDERS = 3
 
 
 class _Line(NamedTuple):
-    """A line of the screen; style: as rich names it."""
+    """A line of the screen. style: as rich names it."""
 
     text: str
     style: str = ""
 
 
 def rate(name: str, measurement: Measurement) -> Value:
-    """A count or a time per second of the window; None for what is no amount, and where nothing is known."""
+    """A count or a time per second of the window; None for other metrics and unknown values."""
     if measurement.unmeasured is not None or METRICS[name].unit not in ("count", "s"):
         return None
     value = METRICS[name].read(measurement.snapshot)
@@ -45,7 +45,9 @@ def rate(name: str, measurement: Measurement) -> Value:
 
 
 def show_now(name: str, measurement: Measurement) -> str:
-    """A metric in one interval: counts a second, CPU time as share of a CPU, the others as they are."""
+    """A metric in one interval for people: counts per second, CPU time as a share of a CPU, others as they
+    are.
+    """
     metric = METRICS[name]
     if measurement.unmeasured is not None:
         return units.NOT_MEASURED
@@ -65,7 +67,7 @@ def show_total(name: str, total: Measurement) -> str:
 
 
 def _screen(stream: TextIO) -> Live | None:
-    """None where nothing can be drawn in place: no terminal, or rich is not installed (the extra `watch`)."""
+    """The screen; None without a terminal, or if rich (the extra `watch`) is not installed."""
     if not stream.isatty():
         return None
     try:
@@ -80,7 +82,7 @@ def _screen(stream: TextIO) -> Live | None:
 
 
 class View:
-    """Writes to a stream; a context manager, as the screen has to be put back in order."""
+    """Writes to a stream; a context manager, because the screen has to be restored."""
 
     def __init__(self, stream: TextIO, *, as_json: bool = False) -> None:
         self._stream = stream
@@ -98,12 +100,12 @@ class View:
             self._live.stop()
 
     def note(self, text: str) -> None:
-        """A line above the table; not in JSON, which is for programs."""
+        """Prints a line above the table; not in JSON, which is for programs."""
         if not self._as_json:
             self._write([_Line(text)])
 
     def interval(self, who: str, measurement: Measurement, run: Accumulated) -> None:
-        """who: the heading."""
+        """Shows an interval. who: the heading."""
         if self._as_json:
             self._write([_Line(_json("interval", who, measurement))])
         elif self._live is not None:
@@ -118,7 +120,7 @@ class View:
         self._intervals += 1
 
     def summary(self, who: str, run: Accumulated, reason: str, output: str) -> None:
-        """The whole run. reason: why it ended. output: the last lines of a command that ended."""
+        """Shows the whole run. reason: why it ended. output: the last lines of a command that ended."""
         if self._as_json:
             self._write([_Line(_json("summary", who, run.total, reason, run))])
             return
@@ -135,7 +137,7 @@ class View:
             lines += [_Line(""), _Line(wording.one_line(cause))]
         lines += [_Line(""), _Line(f"Ended: {wording.clean(reason).headline}")]
         if output:
-            # Behind a mark, one_line leaves the indentation as it is.
+            # Behind a mark, one_line keeps the indentation.
             shown = (wording.one_line(f"| {line}") for line in output.splitlines())
             lines += [_Line("its last output:"), *map(_Line, shown)]
         self._write(lines)
@@ -148,7 +150,7 @@ class View:
         return [_Line(heading, "bold"), *table, *self._trouble(measurement, run)]
 
     def _trouble(self, measurement: Measurement, run: Accumulated) -> list[_Line]:
-        """Who was woken for nothing in the whole run, and what could not be measured."""
+        """Who was woken for nothing during the whole run, and what could not be measured."""
         lines = []
         service = record.service(run.total)
         for offender in _for_nothing(service)[:MOST_OFFENDERS]:
@@ -167,7 +169,7 @@ class View:
         return [_Line(""), *lines] if lines else []
 
     def _draw(self, live: Live, lines: Sequence[_Line]) -> None:
-        """In place of what was drawn before."""
+        """Draws in place of what was drawn before."""
         from rich.text import Text
 
         screen = Text(no_wrap=True, overflow="ellipsis", end="")
@@ -187,12 +189,12 @@ class View:
 
 
 def _for_nothing(service: record.ServiceRecord) -> list[record.OffenderRecord]:
-    """Without who made ready calls, which --netpoll-goready=on keeps, too."""
+    """Offenders to list; not the callers of ready calls, which --netpoll-goready=on records, too."""
     return [offender for offender in service["offenders"] if offender.get("offence") != "ready"]
 
 
 def _shown(total: Measurement) -> list[str]:
-    """Without rows that have no number, as long as there are any numbers."""
+    """The rows to show: without those that have no number, unless none has."""
     known = [metric.name for metric in in_report("watch") if metric.read(total.snapshot) is not None]
     return known or [metric.name for metric in in_report("watch")]
 
@@ -223,7 +225,7 @@ def _cells(cells: Sequence[str]) -> str:
 def _json(
     kind: str, who: str, measurement: Measurement, reason: str | None = None, run: Accumulated | None = None
 ) -> str:
-    """A service as in the JSON report, and around it when and how long."""
+    """A service as in the JSON report, with the interval's time and length."""
     about: dict[str, object] = {
         "schema": SCHEMA,
         "kind": kind,

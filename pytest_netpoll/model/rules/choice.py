@@ -1,4 +1,4 @@
-"""Which rules a text names: "all", "NP1,NP201", "second-reader"."""
+"""Reads the rules that a text names: "all", "NP1,NP201", "second-reader"."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ ALL = "all"
 
 
 class Choice(NamedTuple):
-    """One rule that was named. breadth: how: 0 by its own name or code, 1 by a family's, 2 by "all"."""
+    """One rule that was named. breadth: 0 by its own name or code, 1 by its family's, 2 by "all"."""
 
     code: str
     breadth: int
 
 
 def parse(text: str) -> list[Choice]:
-    """Raises ValueError that says what is wrong with it, and what may be meant."""
+    """The choices in the text. Raises ValueError that says what is wrong and what may be meant."""
     found = [choice for word in text.split(",") for choice in _named(word.strip())]
     if not found:
         raise ValueError("it names no rule")
@@ -45,6 +45,6 @@ def _named(word: str) -> Iterator[Choice]:
 def _unknown(word: str) -> str:
     known = {name.lower(): name for rule in RULES.values() for name in (rule.code, rule.name)} | {ALL: ALL}
     close = [known[name] for name in difflib.get_close_matches(word.lower(), known, n=2, cutoff=0.7)]
-    # A name's words may come in any order, or alone.
+    # Users may remember only some words of a name.
     close += [r.name for r in RULES.values() if word.lower() in r.name.lower() and r.name not in close]
     return f"no rule {word!r}" + (f", did you mean {' or '.join(map(repr, close[:3]))}?" if close else "")

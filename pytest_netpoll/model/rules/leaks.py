@@ -1,4 +1,4 @@
-"""NP5: what a service keeps that nobody uses any more, or never looks at."""
+"""NP5: connections and data that a service leaves behind."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pytest_netpoll.errors import Reason
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.rules.rule import Proof, Rule, count, offenders, stack_of
 
-# Connections at one local end whose peers are gone: one or two may have a handler that still works. Of what
-# the service dialed each has a local end of its own, so that a pool's idle connections are none.
+# Connections at one local address whose peers are gone: one or two may have a handler that still works.
+# Connections that the service dialed each have a local address of their own, so an idle pool doesn't count.
 LEAST_LEFT = 3
 
 

@@ -1,4 +1,4 @@
-"""NP2: I/O calls and CPU time that bring nothing."""
+"""NP2: I/O calls and CPU time that achieve nothing."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from pytest_netpoll.model.rules.rule import (
     wanted,
 )
 
-# Futile calls: a healthy service has none, and few may be a library's second thoughts.
+# Futile calls: a healthy service has none, and a few may be a library's checks.
 LEAST_FUTILE = 100
 
-# Of a loop that only looks: CPU time that it used, and that it had use for, s in a second; and the part of
-# its samples in calls that look.
+# A loop that only checks: CPU time that it used, and that it wanted, in s per second; and the share of its
+# samples in calls that check.
 LEAST_BURNT = 0.1
 LEAST_WANTED = 0.25
 LOOKING_SHARE = 0.5
 
-# Of reads that are too small: how many, how many a wakeup, and bytes each.
+# Reads that are too small: how many, how many per wakeup, and bytes each.
 LEAST_READS = 200
 READS_PER_WAKEUP = 10
 SMALL_READ = 16
@@ -39,7 +39,7 @@ _READS = ("read", "readv", "recvfrom", "recvmsg")
 def _spin(
     text: str, among: Collection[str] = (), but: Collection[str] = ()
 ) -> Callable[[Measurement], Proof | None]:
-    """Of the futile calls with an outcome of `among`, or of any that is not of `but`."""
+    """A check of the futile calls with an outcome in `among`, or with any outcome not in `but`."""
 
     def concerns(outcome: str | None) -> bool:
         return outcome in among if among else outcome not in but
@@ -73,9 +73,9 @@ def _busy_loop(m: Measurement) -> Proof | None:
         if long and loop.not_blocking >= LOOKING_SHARE * loop.count:
             return Proof(
                 burnt,
-                f"{seconds(burnt)} of CPU in {seconds(m.window_seconds)} went to a loop that looks and never "
-                f"waits: {share(loop.not_blocking / loop.count)} of its CPU samples are in calls that do not "
-                "block. Typically a select with a default, or runtime.Gosched, in a loop.",
+                f"{seconds(burnt)} of CPU in {seconds(m.window_seconds)} went to a loop that checks without "
+                f"waiting: {share(loop.not_blocking / loop.count)} of its CPU samples are in calls that do "
+                "not block. Typically a select with a default, or runtime.Gosched, in a loop.",
                 loop.stack,
             )
     return None

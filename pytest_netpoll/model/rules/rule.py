@@ -1,4 +1,4 @@
-"""What a rule is, and what it means that a measurement breaks it."""
+"""What a rule is, and how a measurement breaks one."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pytest_netpoll.model import units
 from pytest_netpoll.model.evidence import Offence, Offender
 from pytest_netpoll.model.measurement import Measurement
 
-# Of what is spurious, fewer, or a smaller part of the wakeups, may be chance.
+# Fewer spurious wakeups, or a smaller share of all wakeups, may be chance.
 LEAST_WASTED = 5
 LEAST_SHARE = 0.05
-# Of fewer CPU samples no share is told: a window of a few ms may have one.
+# With fewer CPU samples no share is reported: a window of a few ms may have one.
 LEAST_SAMPLES = 10
 
 
 @dataclass(frozen=True)
 class Proof:
-    """That a rule is broken. count: of what, as in `text`, which says what was seen and what caused it.
+    """Proof that a rule is broken. count: of what `text` names. text: what was seen and what caused it.
 
-    stack: where, innermost first; empty where no code was recorded. fix: where the rule's own does not fit.
+    stack: where, innermost first; empty if no code was recorded. fix: None for the rule's own.
     """
 
     count: int | float
@@ -39,12 +39,11 @@ def _always(_: Measurement) -> Reason | None:
 class Rule:
     """One known way of wasting wakeups, polls, I/O calls or CPU time, or of answering late.
 
-    code: "NP101"; rules whose codes begin alike are of one family. meaning: what it is, in a sentence.
-    evidence: what has to be measured before it is said. fix: what to do. alike: what looks like it and is
-    not. example: a service that has it.
-    offences: what is recorded for it while it is forbidden.
-    prove: reads a measurement; None where that proves nothing.
-    missing: why a measurement has not the evidence; None where it has.
+    code: "NP101"; rules whose codes begin alike form a family. meaning: what it is, in a sentence.
+    evidence: what has to be measured before it is reported. fix: what to do. alike: what looks like it and
+    isn't. example: a service that breaks it. offences: what to record while it is forbidden. prove: reads a
+    measurement; None if that proves nothing. missing: why a measurement lacks the evidence; None if it has
+    it.
     """
 
     code: str
@@ -76,13 +75,13 @@ class Finding:
 
     @property
     def line(self) -> str | None:
-        """ "server/fault_dup.go:33"; None where no code was recorded."""
+        """ "server/fault_dup.go:33"; None if no code was recorded."""
         frame = next(iter(self.proof.stack), None)
         return None if frame is None else f"{frame.file}:{frame.line}" if frame.line else frame.file
 
     @property
     def reason(self) -> Reason:
-        """Without the service's name."""
+        """The finding as a reason, without the service's name."""
         frame = next(iter(self.proof.stack), None)
         at = "" if frame is None else f" at {self.line} {frame.function}"
         return Reason(f"{self.rule}{at}", why=self.proof.text, fix=self.fix)
@@ -92,45 +91,43 @@ class Finding:
 
 
 def number(m: Measurement, metric: str) -> float:
-    """A counter; 0 where it was not measured."""
+    """A counter; 0 if it was not measured."""
     return m.snapshot.counters.get(metric, 0)
 
 
 def resolved(m: Measurement) -> float:
-    """The wakeups of which it is known what came of them."""
+    """The wakeups whose outcome is known."""
     return number(m, "productive_wakeups") + number(m, "spurious_wakeups")
 
 
 def matters(wasted: float, m: Measurement, least_share: float = LEAST_SHARE) -> bool:
-    """Whether so many wakeups for nothing are more than chance."""
+    """Whether that many spurious wakeups are more than chance."""
     return wasted >= max(LEAST_WASTED, least_share * resolved(m))
 
 
 def offenders(m: Measurement, *offences: Offence) -> list[Offender]:
-    """The worst first."""
+    """The measurement's offenders of these offences, the worst first."""
     return sorted((o for o in m.offenders if o.offence in offences), key=lambda o: -o.count)
 
 
 def stack_of(found: Sequence[Offender]) -> tuple[Frame, ...]:
-    """Of the worst that has one."""
+    """The stack of the worst offender that has one."""
     return next((o.stack for o in found if o.stack), ())
 
 
 def no_cpu_samples(m: Measurement) -> Reason | None:
-    """Why it is unknown what used the CPU."""
+    """Why it is unknown what used the CPU; None if it is known."""
     return m.unexplained.get("cpu")
 
 
 def cpu_samples(m: Measurement) -> list[Offender]:
-    """What used CPU time, the most first; empty where too few samples were taken."""
+    """What used CPU time, the most first; empty if too few samples were taken."""
     found = offenders(m, "cpu")
     return found if sum(o.count for o in found) >= LEAST_SAMPLES else []
 
 
 def wanted(m: Measurement) -> float:
-    """Thread-seconds that ran or waited for a CPU: what the service would have used, had the machine been
-    idle.
-    """
+    """The CPU time that the threads used or waited for, in s: on an idle machine they would get it all."""
     return (m.cpu_seconds or 0) + (m.run_delay_seconds or 0)
 
 

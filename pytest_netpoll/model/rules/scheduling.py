@@ -1,4 +1,4 @@
-"""NP4: goroutines that run late, and what has the CPU meanwhile."""
+"""NP4: goroutines that run late, and what uses the CPU meanwhile."""
 
 from __future__ import annotations
 
@@ -25,44 +25,44 @@ from pytest_netpoll.model.rules.rule import (
     wanted,
 )
 
-# ns to run from which a wakeup is late; so many must be, and so large a part.
+# A wakeup is late from this many ns on; at least so many must be late, and this share of all.
 LATE_NS = 5_000_000
 LEAST_LATE = 10
 LATE_SHARE = 0.1
-# Of the window: CPU that the service used, and that it had use for, when its own goroutines are what others
-# wait for. On a busy machine it gets little of what it wants.
+# CPU time, as a share of the window, that the service must have used, and wanted, if its own goroutines are
+# what others wait for. On a busy machine it gets little of what it wants.
 BUSY_USED = 0.1
 BUSY_WANTED = 0.8
-# Of the CPU samples: so many in the program's own code, when that is what others wait for; or in the GC.
+# Shares of the CPU samples: in the program's own code, if others wait for that; or in the GC.
 RUNNING_SHARE = 0.5
 GC_SHARE = 0.25
-GC_USED = 0.08  # CPU, s in a second; and as in BUSY_WANTED:
+GC_USED = 0.08  # CPU s per second that the GC used; and wanted, as in BUSY_WANTED:
 GC_WANTED = 0.2
-# Of a late wakeup's delay: what the threads must have waited for a CPU meanwhile to explain it.
+# The share of a late wakeup's delay that threads must have waited for a CPU to explain it.
 CPU_WAIT_SHARE = 0.5
-# Of the CPUs that the service may use: what it had itself at most where others are to be blamed.
+# The share of its CPUs that the service may have used itself if other processes are the cause.
 OTHERS_SHARE = 0.5
-# Polls a second that sysmon makes, at most, while nobody else does; of them non-blocking; and of all Ps, how
-# much wanted a CPU.
+# If only sysmon polls: the most polls a second, the share of them that are non-blocking, and the share of the
+# Ps that wanted a CPU.
 SYSMON_RATE = 200
 NONBLOCKING_SHARE = 0.95
 PS_WANTED = 0.8
 LEAST_EVENTS = 10
-# Of the CPUs that a service may use: what it used, and how many threads wanted one at a time, in the mean.
+# Per CPU that the service may use: how much of it was used, and how many threads wanted it on average.
 CPUS_USED = 0.15
 CPUS_WANTED = 2
 
-# Goroutines woken on a thread of their own: so many, and a second, cost something.
+# Wakeups of goroutines locked to a thread: fewer, in all or per second, cost little.
 LEAST_HANDOVERS = 20
 
-# Writes that were held back; agent/constants.py and bpf/netpoll.h say for how long.
+# Writes held back; agent/constants.py and bpf/netpoll.h say for how long.
 LEAST_HELD = 5
 
 _GC = "runtime.gc"
 
 
 def _late(m: Measurement) -> tuple[int, int]:
-    """(wakeups that ran late, all that are resolved); 0 of them where it may be chance."""
+    """(wakeups that ran late, resolved wakeups); 0 late ones if they may be chance."""
     late = sum(n for bucket, n in m.snapshot.histogram.items() if bucket_bounds(bucket)[0] >= LATE_NS)
     all_of_them = sum(m.snapshot.histogram.values())
     return (late if late >= max(LEAST_LATE, LATE_SHARE * all_of_them) else 0), all_of_them
@@ -116,7 +116,7 @@ def _fix_starvation(m: Measurement) -> str:
 
 def _nobody_polls(m: Measurement) -> Proof | None:
     polls, used, ps = number(m, "polls"), m.cpu_seconds, m.gomaxprocs
-    # What wakeups are late for explains more.
+    # If wakeups are late, the rules about lateness explain more.
     if used is None or ps is None or m.cpus is None or _late(m)[0] or m.throttled_periods:
         return None
     few = polls <= SYSMON_RATE * m.window_seconds and number(m, "events") >= LEAST_EVENTS
@@ -129,8 +129,8 @@ def _nobody_polls(m: Measurement) -> Proof | None:
         polls,
         f"{count(number(m, 'nonblocking_polls'))} of {count(polls)} polls did not block, {rate(polls, m)} a "
         f"second, with GOMAXPROCS={ps} and {seconds(used)} of CPU used in {seconds(m.window_seconds)}: "
-        "there is always a goroutine to run, so nobody looks at the network but the runtime's monitor, "
-        "every 10 ms. Messages wait for it.",
+        "there is always a goroutine to run, so only the runtime's monitor polls the network, every 10 ms. "
+        "Messages wait for that.",
         stack_of(running),
     )
 
@@ -155,7 +155,7 @@ def _no_throttling(m: Measurement) -> Reason | None:
 
 
 def _explained(m: Measurement, waited_in: Callable[[TimelinePoint], int]) -> bool:
-    """Whether it was long enough while most of the slowest wakeups were on their way."""
+    """Whether `waited_in` explains most of the late wakeups: it covers enough of the time they took."""
     late = [wakeup for wakeup in m.slowest if wakeup.latency_ns >= LATE_NS]
     explained = 0
     for wakeup in late:
@@ -175,18 +175,18 @@ def _machine_busy(m: Measurement) -> Proof | None:
     used, waited = m.cpu_seconds, m.run_delay_seconds
     if not late or used is None or waited is None or waited < used:
         return None
-    # Where it had most of the CPU itself, its threads waited for each other.
+    # If it had most of the CPU itself, its threads waited for each other.
     if used > OTHERS_SHARE * (m.cpus or 1) * m.window_seconds:
         return None
     if not _explained(m, lambda point: point.run_delay_ns):
         return None
-    # Its threads waited for each other, or for their quota.
+    # NP406 or NP403: its threads waited for each other, or for their quota.
     if _too_many_ps(m) is not None or m.throttled_periods:
         return None
     return Proof(
         late,
-        f"{_lateness(m)} the machine is short of CPU: other processes have it when the service's threads "
-        "want it.",
+        f"{_lateness(m)} the machine is short of CPU: other processes use it while the service's threads "
+        "wait for it.",
     )
 
 
@@ -195,14 +195,14 @@ def _too_many_ps(m: Measurement) -> Proof | None:
     if used is None or waited is None or ps is None or cpus is None or ps <= cpus:
         return None
     if m.throttled_periods:
-        return None  # what waits for its quota is runnable, too
+        return None  # threads stopped by a quota count as waiting, too
     at_a_time = wanted(m) / m.window_seconds
     if used < CPUS_USED * cpus * m.window_seconds or at_a_time < CPUS_WANTED * cpus:
         return None
     return Proof(
         ps,
-        f"GOMAXPROCS is {ps} on {cpus} CPU{'s' if cpus > 1 else ''}: {at_a_time:.1f} of the service's "
-        f"threads wanted a CPU at a time, in the mean, so they wait for each other; {seconds(waited)} in "
+        f"GOMAXPROCS is {ps} on {cpus} CPU{'s' if cpus > 1 else ''}: on average {at_a_time:.1f} of the "
+        f"service's threads wanted a CPU at a time, so they wait for each other: {seconds(waited)} in "
         f"{seconds(m.window_seconds)}, with {seconds(used)} used.",
         stack_of(_own_code(m)),
     )
@@ -210,7 +210,7 @@ def _too_many_ps(m: Measurement) -> Proof | None:
 
 def _gc_pressure(m: Measurement) -> Proof | None:
     used = m.cpu_seconds
-    # The runtime's background work stands for itself (meter/offender_stacks.py).
+    # The runtime's background work keeps its own frames (meter/offender_stacks.py).
     collecting = [o for o in cpu_samples(m) if o.stack and o.stack[0].function.startswith(_GC)]
     part = _shares(collecting)
     if used is None or part < GC_SHARE or part * used < GC_USED * m.window_seconds:
@@ -232,13 +232,13 @@ def _thread_handover(m: Measurement) -> Proof | None:
     if n < max(LEAST_HANDOVERS, LEAST_HANDOVERS * m.window_seconds):
         return None
     network = sum(o.count for o in found if o.offence == "woken")
-    # Of a ready call the waker has nothing to do with it.
+    # For a ready call the wakee's stack matters, not the waker's.
     parked = [o.stack if o.offence == "woken" else o.woken_stack for o in found]
     return Proof(
         n,
-        f"about {count(n)} times a goroutine was woken that is locked to its thread (runtime.LockOSThread), "
-        f"{count(network)} of them by the network, in {seconds(m.window_seconds)}: whichever thread finds it "
-        "runnable has to wake that thread, hand over to it and go to sleep.",
+        f"about {count(n)} wakeups in {seconds(m.window_seconds)}, {count(network)} of them by the network, "
+        "were of goroutines locked to their thread (runtime.LockOSThread): the thread that finds such a "
+        "goroutine runnable has to wake the goroutine's thread, hand over to it and go to sleep.",
         next(filter(None, parked), ()),
     )
 
@@ -259,9 +259,9 @@ def _write_held_back(m: Measurement) -> Proof | None:
     return Proof(
         n,
         f"{count(n)} writes stayed in the service's sockets for {units.show(each, 'ns')} each: TCP_NODELAY "
-        "is off, so that a small segment waits until the peer acknowledges the one before (Nagle's "
-        "algorithm), and that took the peer so long. Typically an answer is written in pieces, and the peer "
-        "delays its acknowledgement because it waits for the rest.",
+        "is off, so a small segment waits until the peer acknowledges the previous one (Nagle's algorithm). "
+        "Typically an answer is written in pieces, and the peer delays its acknowledgement because it waits "
+        "for the rest.",
         stack_of(found),
     )
 
@@ -294,7 +294,7 @@ RULES = (
         "All Ps are always busy, so the network is polled only every 10 ms.",
         f"Polls that do not block, {NONBLOCKING_SHARE:.0%} of them or more, and at most {SYSMON_RATE} a "
         f"second; and threads that run or wait for a CPU for {PS_WANTED:.0%} of what the Ps can use.",
-        "let CPU-bound goroutines rest, give them fewer goroutines than GOMAXPROCS, or a process of its own.",
+        "let CPU-bound goroutines sleep, use fewer of them than GOMAXPROCS, or give them their own process.",
         "A service that is busy with its own messages polls thousands of times a second.",
         "Goroutines that compute for 50 µs and yield, forever.",
         _nobody_polls,
@@ -317,26 +317,26 @@ RULES = (
     Rule(
         "NP404",
         "machine-busy",
-        "The machine is short of CPU: the service's threads wait for one while others run.",
+        "The machine is short of CPU: the service's threads wait while other processes run.",
         "Late wakeups as in NP401; threads that waited for a CPU longer than they ran, also while most of "
         "the slowest wakeups were on their way; and less than half of its CPUs used by the service itself.",
         "run less beside the test, or give the machine more CPUs.",
         "A service that starves itself (NP401), or whose GOMAXPROCS is too high (NP406), or whose threads in "
-        "system calls and C code have the CPU.",
+        "system calls and C code use the CPU.",
         "Any service, beside a compiler.",
         _machine_busy,
     ),
     Rule(
         "NP405",
         "thread-handover",
-        "Goroutines that are locked to a thread (runtime.LockOSThread) are woken again and again, and each "
-        "time one thread hands over to another.",
+        "Goroutines that are locked to a thread (runtime.LockOSThread) keep being woken, and each time one "
+        "thread hands over to another.",
         f"At least {LEAST_HANDOVERS} wakeups a second, by the network or by another goroutine, of goroutines "
         "whose g.lockedm is set as they are woken. Needs uprobes for those that goroutines wake.",
-        "wait in a goroutine that is not locked, and let the locked one do only what needs its thread; or "
-        "call runtime.UnlockOSThread.",
-        "A service whose goroutines are not locked makes as many wakeups, and a goroutine that is locked and "
-        "is rarely woken costs nothing.",
+        "wait in an unlocked goroutine and let the locked one do only what needs its thread, or call "
+        "runtime.UnlockOSThread.",
+        "A service whose goroutines aren't locked may have as many wakeups. A locked goroutine that is "
+        "rarely woken costs nothing.",
         "A handler that calls runtime.LockOSThread for a C library and then reads its connection.",
         _thread_handover,
         _no_ready_calls,
@@ -347,7 +347,7 @@ RULES = (
         "more-Ps-than-CPUs",
         "GOMAXPROCS is more than the CPUs that the service may use, and its threads wait for each other.",
         f"GOMAXPROCS, the CPUs that the process may run on, at least {CPUS_USED:.0%} of them used, and "
-        f"{CPUS_WANTED} threads for each of them, in the mean, that ran or waited for one.",
+        f"on average {CPUS_WANTED} threads for each of them that ran or waited for one.",
         "leave GOMAXPROCS to the runtime, or set it to the number of CPUs.",
         "A machine that is short of CPU (NP404), because other processes use it.",
         "A service with GOMAXPROCS=48 in a cpuset of 2.",
@@ -369,11 +369,11 @@ RULES = (
     Rule(
         "NP408",
         "write-held-back",
-        "The kernel holds the end of an answer back until the client acknowledges its beginning.",
+        "The kernel holds back the end of an answer until the client acknowledges its beginning.",
         f"At least {LEAST_HELD} writes to TCP connections without TCP_NODELAY that returned while a small "
         "segment waited for an acknowledgement and nothing else, and that were sent 20 to 200 ms later. "
         "Needs the kernel's BTF.",
-        "write an answer at once (bufio.Writer, net.Buffers), or leave TCP_NODELAY on, as Go does.",
+        "write an answer in one piece (bufio.Writer, net.Buffers), or leave TCP_NODELAY on, as Go does.",
         "A handler that takes 40 ms for the second half of its answer, a client that acknowledges at once, "
         "and one that does not read (its window is full).",
         "A handler that calls SetNoDelay(false) and writes a header and a body.",

@@ -9,7 +9,7 @@ from pytest_netpoll.gobinary.symbols import Frame
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.rules.rule import Proof, Rule, count, number, offenders, rate, stack_of
 
-# Polls a second that a timer ended, and how many of them an event.
+# Polls a second that a timer ended, and how many of them per event.
 TIMER_RATE = 200
 TIMERS_PER_EVENT = 5
 
@@ -18,7 +18,7 @@ DEADLINE_RATE = 50
 
 
 def _ended(m: Measurement) -> float:
-    """Polls that a timer ended: by their timeout, or by the runtime itself, which has a sooner one."""
+    """Polls that a timer ended: by their timeout, or by the runtime, because of an earlier timer."""
     return number(m, "timeout_polls") + number(m, "break_polls")
 
 

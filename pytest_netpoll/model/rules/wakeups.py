@@ -27,8 +27,8 @@ def _woken(m: Measurement, cause: Cause, accepting: bool = False) -> list[Offend
 def _proof(
     m: Measurement, found: list[Offender], text: str, least_share: float = LEAST_SHARE
 ) -> Proof | None:
-    """text: with {n} for how many wakeups, {spurious} for how many were spurious, {all} for how many there
-    were.
+    """The proof if enough wakeups are affected. text: with {n} for these wakeups, {spurious} for all spurious
+    ones, {all} for all wakeups.
     """
     n = sum(o.count for o in found)
     if not matters(n, m, least_share):
@@ -66,7 +66,7 @@ def _shared_listener(m: Measurement) -> Proof | None:
         "{n} of {spurious} spurious wakeups found no connection to accept: each connection wakes every "
         "acceptor of a shared listener (it is registered with epoll more than once), and one gets it. "
         "Typically worker processes inherited one listener.",
-        # On a busy machine most workers come too late to be woken, and most wakeups are for reading.
+        # On a busy machine most workers come too late to be woken, so most wakeups are for reading.
         least_share=0,
     )
 
@@ -108,7 +108,7 @@ def _unread_error_queue(m: Measurement) -> Proof | None:
 def _refused_peer(m: Measurement) -> Proof | None:
     found = [o for o in _woken(m, "socket error") if o.fd_type == "udp"]
     refused = m.snapshot.io_outcomes.get("ECONNREFUSED", 0)
-    # Whose call got the error consumed it, and every error was the answer to one call at most.
+    # The call that got the error consumed it, and each error answers at most one call.
     if refused < sum(o.count for o in found) / 2:
         return None
     return _proof(

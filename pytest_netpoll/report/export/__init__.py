@@ -1,1 +1,1 @@
-"""A JSON report in the formats of other tools, for `python -m pytest_netpoll export`."""
+"""Converts a JSON report to the formats of other tools, for `python -m pytest_netpoll export`."""

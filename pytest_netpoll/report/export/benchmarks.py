@@ -1,7 +1,7 @@
 """github-action-benchmark's customSmallerIsBetter, and Bencher's metric format: numbers to draw over commits.
 
-Both hold the numbers of the table of tests, and those that a test limits or compares: only what was measured,
-and of which less is better.
+Both hold the numbers in the table of tests, and those that a test limits or compares, if they were measured
+and less is better.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _UNITS = {"share": "share", "ratio": "ratio", "count": "", "ns": "ns", "s": "s"}
 
 
 class _Number(NamedTuple):
-    """Of one metric. runs: of several runs each one's."""
+    """A metric's number. runs: one for each of several runs."""
 
     name: str
     metric: str
@@ -51,7 +51,7 @@ def bencher(records: Sequence[TestRecord], environment: Mapping[str, Any]) -> di
         entry: dict[str, int | float] = {"value": number.value}
         if number.runs:
             entry |= {"lower_value": min(number.runs), "upper_value": max(number.runs)}
-        # A slug of Bencher's has no underscores.
+        # Bencher's slugs have no underscores.
         found.setdefault(number.name, {})[number.metric.replace("_", "-")] = entry
     return found
 
@@ -59,7 +59,7 @@ def bencher(records: Sequence[TestRecord], environment: Mapping[str, Any]) -> di
 def _numbers(records: Sequence[TestRecord]) -> Iterator[_Number]:
     for record in records:
         if record.get("error") is not None:
-            continue  # it stopped half-way
+            continue  # the test stopped half-way
         for service in filter(wording.trusted, record["services"]):
             judged = {wording.base_of(name) for name in wording.judged(record, service)}
             judged |= {regression["metric"] for regression in wording.regressions(record)}

@@ -1,4 +1,4 @@
-"""What is wrong, one by one: what the formats of linters have in common."""
+"""Lists what is wrong, one by one, for the formats of linters."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ Level: TypeAlias = Literal["error", "warning", "note"]
 
 
 class Finding(NamedTuple):
-    """rule: a rule's code, or what was broken, such as "max_spurious". about: what the rule is.
-
-    path, line: in the checkout, of the line of Go that it is about, or else of the test.
+    """rule: a rule's code, or what was broken, such as "max_spurious". about: the rule's description. path,
+    line: of the Go line if there is one, else of the test, in the checkout.
     """
 
     rule: str
@@ -32,13 +31,13 @@ class Finding(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """The same for the same fault, also when its line or its numbers are others."""
+        """The same for the same fault, even if its line or numbers change."""
         text = "\0".join((self.rule, self.nodeid, self.service, self.path))
         return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:32]
 
 
 def findings(records: Iterable[TestRecord], rootdir: Path) -> list[Finding]:
-    """Of all tests, worst first; each once. rootdir: pytest's root directory, from which files are named."""
+    """The findings of all tests, worst first, each once. rootdir: pytest's, which files are relative to."""
     checkout = Checkout(rootdir, rootdir)
     found = [finding for record in wording.worst_first(records) for finding in _of_test(record, checkout)]
     return list({finding.fingerprint: finding for finding in reversed(found)}.values())[::-1]
@@ -81,7 +80,7 @@ def _of_test(record: TestRecord, checkout: Checkout) -> Iterator[Finding]:
             file, _, line = (rule["line"] or "").rpartition(":")
             at = checkout.find(file) if file and line.isascii() and line.isdecimal() else None
             place = at_go if at is None else (at.as_posix(), int(line))
-            # What is forbidden is why the test failed.
+            # Forbidden rules are why the test failed.
             severity = level if rule["forbidden"] else "warning"
             text = f"{service['name']}: {rule['text']}; fix: {rule['fix']}"
             yield finding(rule["code"], rule["name"], severity, text, service["name"], place)

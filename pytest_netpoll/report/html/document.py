@@ -1,7 +1,6 @@
-"""The HTML report: one file that needs nothing else, not even a network.
-
-What must be there at once, the table of all tests, is plain HTML. What is looked at one by one is
-compressed: the tests' details, and plotly.js, which the page unpacks when it draws the first chart.
+"""The HTML report: one file that needs nothing else, not even a network. The table of all tests is plain
+HTML, so that it shows at once. The rest is compressed: the tests' details, and plotly.js, which the page
+unpacks when it draws the first chart.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ if TYPE_CHECKING:
     import jinja2
 
 PAGE = Path(__file__).with_name("page")
-# Of the extra "html". Imported only when a report is written: plotly takes its time.
+# From the extra "html". Imported only to write a report: importing plotly takes long.
 _LIBRARIES = ("jinja2", "plotly")
 
 
 def require() -> None:
-    """UsageError where the libraries of the extra "html" are missing."""
+    """UsageError if the libraries of the extra "html" are missing."""
     missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
@@ -45,12 +44,12 @@ def require() -> None:
 
 
 def write(path: Path, environment: Mapping[str, Any], records: Iterable[TestRecord]) -> None:
-    """Write the report atomically, creating its directory. NetpollError if that fails."""
+    """Writes the report atomically and creates its directory. NetpollError if that fails."""
     files.write_atomically(path, render(environment, records), "the HTML report")
 
 
 def render(environment: Mapping[str, Any], records: Iterable[TestRecord]) -> str:
-    """The page; of the environment all is shown. Tests come worst first, then by name."""
+    """The page, with the whole environment. Tests come worst first, then by name."""
     tests = wording.worst_first(sorted(records, key=lambda record: record["nodeid"]))
     added = wording.own_columns(tests)
     templates = _templates()
@@ -87,7 +86,7 @@ def render(environment: Mapping[str, Any], records: Iterable[TestRecord]) -> str
         environment_line=wording.environment_line(tests, environment),
         style=(PAGE / "page.css").read_text(encoding="utf-8"),
         script=script,
-        # Nothing but these two may run, and nothing may be fetched.
+        # Only these two scripts may run, and nothing may be fetched.
         policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; "
         f"script-src {_hash(script)} {library_hash}",
         library=library,
@@ -97,7 +96,7 @@ def render(environment: Mapping[str, Any], records: Iterable[TestRecord]) -> str
 
 @functools.cache
 def _library() -> tuple[str, str]:
-    """plotly.js, packed; and its hash."""
+    """plotly.js, compressed, and its hash."""
     from plotly.offline import get_plotlyjs
 
     text = get_plotlyjs()
@@ -125,7 +124,7 @@ def _templates() -> jinja2.Environment:
 
 
 def _breakable(text: str) -> str:
-    """Of a name, which may be broken between its words but not within them, the HTML."""
+    """The HTML of a name that may be broken between its words but not within them."""
     import markupsafe
 
     parts = re.split(r"(?<=[_/:.\[-])(?=\w)", wording.one_line(text))
@@ -137,13 +136,13 @@ def _hash(script: str) -> str:
 
 
 def _packed(text: str) -> str:
-    # mtime: the same tests make the same file.
+    # Without the time, so that the same tests make the same file.
     compressed = gzip.compress(text.encode(errors="backslashreplace"), mtime=0)
     return base64.b64encode(compressed).decode()
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(name, text) of everything in the environment; what is inside something is named after it."""
+    """(name, text) for everything in the environment; nested names include those of their parents."""
     for key, item in value.items():
         name = f"{prefix}{key}".replace("_", " ")
         if isinstance(item, Mapping):

@@ -1,4 +1,4 @@
-"""Flame graphs: the stacks that were recorded of a service, merged from their outermost frames on."""
+"""Flame graphs: a service's recorded stacks, merged from the outermost frame inwards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GRAPHS: Mapping[str, str] = {
 
 class Graph(NamedTuple):
     """Nodes, each after its parent. names: functions; the first is the root. places: "server/main.go:33", the
-    line of the most samples. parents: their numbers, the root's is -1. counts: of the samples.
+    line with the most samples. parents: indexes of the parents, -1 for the root. counts: samples.
     """
 
     names: list[str]
@@ -28,7 +28,7 @@ class Graph(NamedTuple):
 
 
 def graphs_of(service: ServiceRecord) -> dict[str, dict[str, Any]]:
-    """Offence -> the Graph's fields, of those of which stacks were kept."""
+    """Offence -> the Graph's fields, for the offences with recorded stacks."""
     if not wording.trusted(service):
         return {}
     found = {}

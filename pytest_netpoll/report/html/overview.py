@@ -1,4 +1,4 @@
-"""The HTML report's table of all tests: its rows, their columns, and by what they are filtered."""
+"""The HTML report's table of all tests: its rows, columns and filters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pytest_netpoll.model.metrics import METRICS
 from pytest_netpoll.report import wording
 from pytest_netpoll.report.record import ServiceRecord, TestRecord
 
-# status -> how the page shows it, worst first; the icon tells it to who sees no colours.
+# status -> how the page shows it, worst first; the icon is for people who don't see the colours.
 STATUSES: Mapping[str, str] = {
     "failed": "✗",
     "unmeasured": "?",
@@ -18,7 +18,7 @@ STATUSES: Mapping[str, str] = {
     "passed": "✓",
     "xfailed": "~",
 }
-# Of a number, how the page shows its verdict.
+# How the page shows a number's verdict.
 CHANGES: Mapping[str, str] = {"WORSE": "✗", "undecided": "?", "more": "▲", "less": "▼"}
 # How a test compares with its baseline -> how the page shows it, worst first.
 _BASELINE: Mapping[str, tuple[str, str]] = {
@@ -30,17 +30,17 @@ _BASELINE: Mapping[str, tuple[str, str]] = {
     "same": ("=", "the same"),
     "": ("", "not compared"),
 }
-# Of these, what stands below a test's outcome and is not said by that.
+# The ones shown below a test's outcome, because they add to it.
 _REMARKABLE = ("regressed", "new", "changed")
 
 
 def toolchain_of(record: TestRecord) -> str:
-    """Of --netpoll-go; empty where the test is not of one of several."""
+    """The test's toolchain from --netpoll-go; empty unless there are several."""
     return wording.one_line(record.get("toolchain") or "")
 
 
 def toolchains_of(tests: Iterable[TestRecord]) -> list[str]:
-    """Of --netpoll-go, oldest first: go1.9 before go1.21."""
+    """The toolchains from --netpoll-go, oldest first: go1.9 before go1.21."""
 
     def parts(label: str) -> list[tuple[int, str]]:
         return [
@@ -51,7 +51,7 @@ def toolchains_of(tests: Iterable[TestRecord]) -> list[str]:
 
 
 class Choice(NamedTuple):
-    """One box that shows or hides tests. value: of the row's data attribute."""
+    """A checkbox that shows or hides tests. value: of the row's data attribute."""
 
     value: str
     icon: str
@@ -59,7 +59,7 @@ class Choice(NamedTuple):
 
 
 class Filter(NamedTuple):
-    """name: of the data attribute of each row, by which it is shown or hidden."""
+    """A group of checkboxes. name: the rows' data attribute that decides whether they are shown."""
 
     name: str
     legend: str
@@ -67,7 +67,7 @@ class Filter(NamedTuple):
 
 
 def filters(tests: Sequence[TestRecord], toolchains: Sequence[str], against: str | None) -> list[Filter]:
-    """Those between whose choices there is something to choose; the outcomes always."""
+    """The filters that offer a choice; the outcomes always."""
     statuses = [wording.status_of(test) for test in tests]
     compared = [_compared_with_baseline(test) for test in tests]
     labels = [toolchain_of(test) for test in tests]
@@ -109,8 +109,8 @@ def _compared_with_baseline(test: TestRecord) -> str:
 
 
 class Cell(NamedTuple):
-    """text: for people. value: to sort by, empty where there is none. worse: than what it got worse. broken:
-    by which limits.
+    """text: for people. value: to sort by, or empty. worse: what it regressed against. broken: the limits
+    that it breaks.
     """
 
     text: str
@@ -120,11 +120,10 @@ class Cell(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A test in the table. columns: of each of the columns, a cell for each service.
-
-    baseline, against: how it compares with its baseline, and what is to be said of that. folder, name: of
-    the nodeid, without what `toolchain` tells. services: each with its outcome. why: it did not pass; more:
-    how many reasons there are besides.
+    """A test in the table. columns: for each column, a cell for each service. baseline, against: how it
+    compares with its baseline, and notes on that. folder, name: of the nodeid, without the toolchain.
+    services: each with its outcome. why: the first reason why it did not pass. more: how many other reasons
+    there are.
     """
 
     nodeid: str
@@ -164,14 +163,14 @@ def row(number: int, record: TestRecord, own: Sequence[str]) -> Row:
 
 
 def _why(record: TestRecord) -> tuple[str, int]:
-    """(the first reason for which it did not pass, how many others there are)."""
+    """(the first reason why it did not pass, how many others there are)."""
     error = [wording.one_line(record.get("error") or "")] if record.get("error") else []
     said = [*error, *(reason.headline for reason in wording.reasons(record))]
     return (said[0], len(said) - 1) if said else ("", 0)
 
 
 def _status(row: wording.Row) -> str:
-    """Of a service; empty where its test has only one, which says it."""
+    """A service's status; empty if its test has only one service, whose status is the test's."""
     if row.window is not None or len(row.record["services"]) < 2:
         return ""
     return wording.status_of(row.record, row.service)

@@ -1,4 +1,4 @@
-"""The HTML report's details of a test, which it shows when a row is opened: numbers and charts."""
+"""The HTML report's details of a test, shown when a row is opened: numbers and charts."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from pytest_netpoll.report.record import (
     WindowRecord,
 )
 
-# px: how wide the strip is that a repeated test's runs are drawn on.
+# px: the width of the strip on which a repeated test's runs are drawn.
 STRIP = 120
-# Of a test's windows, those that are shown.
+# How many of a test's windows are shown.
 MOST_WINDOWS = 20
-# Quarters of an octave: the kernel's buckets are so narrow that a few hundred wakeups look like noise.
+# Quarters of an octave: in the kernel's narrow buckets, a few hundred wakeups look like noise.
 _BUCKETS_A_BAR = 4
-# Of a timeline's points, what the page draws.
+# The fields of a timeline's points that the page draws.
 _SERIES = (
     "wakeups",
     "productive",
@@ -52,15 +52,14 @@ _SERIES = (
     "wake_to_run_ns",
     "handling_ns",
 )
-# Beside the latency, the times that are drawn as a distribution each, where they are known.
+# Times besides the latency that have a distribution of their own, if known.
 _DELAYS = ("response", "queue_delay", "poll_delay", "handling")
 
 
 class Details(NamedTuple):
     """A test, for the template. number: its place in the table. services: those with broken limits first.
-
-    siblings: the test under each of several toolchains. notes: of the comparison with a baseline, as far
-    as they are not about one of the services. windows: the services of the `netpoll.measure()` blocks.
+    siblings: the test under each of several toolchains. notes: the comparison's notes that aren't about one
+    service. windows: the services of the `netpoll.measure()` blocks.
     """
 
     test: TestRecord
@@ -72,7 +71,7 @@ class Details(NamedTuple):
 
 
 def details_of(tests: Sequence[TestRecord]) -> Iterator[Details]:
-    """In the order of the tests, which is the table's."""
+    """The details, in the order of the table."""
     siblings = _siblings(tests)
     for number, test in enumerate(tests):
         yield Details(
@@ -86,9 +85,8 @@ def details_of(tests: Sequence[TestRecord]) -> Iterator[Details]:
 
 
 def charts_of(test: TestRecord) -> list[dict[str, Any]]:
-    """What the page draws of each service, in the record's order; None for what there is nothing of.
-
-    Those of the test's windows come after its own.
+    """The charts of each service, in the record's order; None for a chart without data. Those of the test's
+    windows come after its own.
     """
     without_limits: TestRecord = {**test, "limits": {}}
     return [
@@ -108,14 +106,14 @@ def _charts(test: TestRecord, service: ServiceRecord) -> dict[str, Any]:
 
 
 def shown_windows(test: TestRecord) -> list[WindowRecord]:
-    """The last ones of very many: each brings its charts."""
+    """The windows to show; only the last ones of very many, because each has its charts."""
     return test.get("windows", [])[-MOST_WINDOWS:]
 
 
 def _windows(test: TestRecord) -> list[_Service]:
     found: list[_Service] = []
     for window in shown_windows(test):
-        # No limit is about them, and no baseline.
+        # Windows have no limits and no baseline.
         alone: TestRecord = {
             "nodeid": test["nodeid"],
             "outcome": "passed",
@@ -134,7 +132,7 @@ def _windows(test: TestRecord) -> list[_Service]:
 
 
 def _general_notes(test: TestRecord) -> list[str]:
-    """What the comparison notes of the test as a whole."""
+    """The comparison's notes on the test as a whole."""
     names = tuple(f"{service['name']}: " for service in test["services"])
     comparison = test.get("comparison")
     notes = [] if comparison is None else comparison["notes"]
@@ -142,7 +140,7 @@ def _general_notes(test: TestRecord) -> list[str]:
 
 
 class _Sibling(NamedTuple):
-    """The same test and service under one of several toolchains. link: to it, in the page."""
+    """The same test and service under another toolchain. link: to it, in the page."""
 
     toolchain: str
     number: int
@@ -153,7 +151,7 @@ class _Sibling(NamedTuple):
 
 
 def _siblings(tests: Iterable[TestRecord]) -> dict[str, list[_Sibling]]:
-    """Of each test that ran under several toolchains a row for each of them, and service."""
+    """For each test that ran under several toolchains, a row for each toolchain and service."""
     found: dict[str, list[tuple[int, TestRecord]]] = {}
     for number, test in enumerate(tests):
         if test.get("toolchain"):
@@ -176,7 +174,7 @@ def _sibling(number: int, test: TestRecord, service: ServiceRecord, with_request
     ]
     if with_requests:
         numbers.append(("req/s", units.show(test.get("requests_per_second"), "count")))
-    # As the page itself makes it, with JavaScript's encodeURIComponent.
+    # As the page itself encodes it, with JavaScript's encodeURIComponent.
     link = urllib.parse.quote(wording.one_line(test["nodeid"]), safe="!~*'()")
     status = wording.status_of(test)
     return _Sibling(overview.toolchain_of(test), number, link, service["name"], status, numbers)
@@ -192,10 +190,9 @@ class _Limit(NamedTuple):
 
 
 class _Number(NamedTuple):
-    """A metric, or what a hook added. meaning: empty where that is not known.
-
-    then, change, interval: in the baseline or base, and since, with the interval of the change if there is
-    one. least, most, runs: over the runs of a repeated test, and in each of them.
+    """A metric, or a column that a hook added. meaning: empty if unknown. then, change, interval: the
+    baseline's or base's value, the change, and its interval if there is one. least, most, runs: over the runs
+    of a repeated test, and in each of them.
     """
 
     name: str
@@ -210,14 +207,14 @@ class _Number(NamedTuple):
 
 
 class _Compared(NamedTuple):
-    """A metric then and now. verdict: of one that got worse, what was tolerated, and the value again."""
+    """A metric then and now. verdict: for a regression, the tolerance and the remeasured values."""
 
     number: _Number
     verdict: str
 
 
 class _Repeated(NamedTuple):
-    """A metric over the runs. dots, median, limit: where they are on the strip, None if not there."""
+    """A metric over the runs. dots, median, limit: their places on the strip, None if not there."""
 
     number: _Number
     dots: list[float]
@@ -226,8 +223,8 @@ class _Repeated(NamedTuple):
 
 
 class _Service:
-    """A service in a test, for the template. number: its place in the record, after which windows' services
-    are counted on. window: which it was measured in, None where it is the test's own.
+    """A service in a test, for the template. number: its place in the record; the windows' services come
+    after the test's. window: the window in which it was measured, None for the test's own.
     """
 
     window: WindowRecord | None = None
@@ -237,11 +234,11 @@ class _Service:
         self.record = record = test["services"][number]
         self.trusted = wording.trusted(record)
         if not self.trusted:
-            # None of its numbers may be shown.
+            # Its numbers must not be shown.
             record = {**record, "metrics": {}, "runs": {}}
         breaches = [breach for breach in test["breaches"] if breach["service"] == record["name"]]
         self.limits = list(_limits(test, record, breaches))
-        # Offence -> what its graph shows; the page draws it when it is opened.
+        # Offence -> its graph's title; the page draws a graph when it is opened.
         self.flames = {offence: graph["title"] for offence, graph in flames.graphs_of(record).items()}
         self.broken = {fault["metric"] for fault in wording.broken(test, record)}
         self.explaining = wording.explaining(test, record)
@@ -261,13 +258,13 @@ class _Service:
             *(_Number(name, overview.added(record, name).text, "") for name in record.get("columns", {})),
         ]
         limits = wording.limits_of(test, record)
-        # What people look at first; of all the others all metrics tell.
+        # The metrics that people look at first; the full list has the others.
         first = {*wording.COLUMNS, *wording.judged(test, record), *map(wording.base_of, self.broken)}
         looked_at = [name for name in METRICS if name in first]
         worse = {r["metric"]: r for r in wording.regressions(test) if r["service"] == record["name"]}
         self.in_turns = comparison is not None and bool(comparison.get("commit"))
         self.has_then = bool(then)
-        # With intervals, what changed comes first and what did not is one line.
+        # With intervals, changes come first, and unchanged metrics are one line.
         self.unchanged = 0
         if measured:
             changed = _changed(test, record)
@@ -284,7 +281,7 @@ class _Service:
         self.notes = [note.removeprefix(prefix) for note in notes if note.startswith(prefix)]
 
     def _shows_lateness(self) -> bool:
-        """Whether what explains a broken limit has the slowest wakeups already."""
+        """Whether the evidence for a broken limit already has the slowest wakeups."""
         return any(metric.startswith(("latency_", "sched_latency_")) for metric in self.broken)
 
 
@@ -295,21 +292,21 @@ def _then(test: TestRecord, service: ServiceRecord) -> Mapping[str, Value]:
 
 
 def _with_intervals(test: TestRecord, service: ServiceRecord) -> Mapping[str, NumberRecord]:
-    """By metric, what was compared in several rounds."""
+    """{metric: number} for what was compared in several rounds."""
     comparison = test.get("comparison")
     numbers = [] if comparison is None else comparison.get("numbers", [])
     return {number["metric"]: number for number in numbers if number["service"] == service["name"]}
 
 
 def _changed(test: TestRecord, service: ServiceRecord) -> list[str]:
-    """Its metrics that changed, worst first."""
+    """The service's metrics that changed, worst first."""
     changes = delta([test])
     rows = [] if changes is None else changes.rows
     return [row.metric for row in rows if row.service == service["name"] and row.metric in METRICS]
 
 
 def _with_interval(number: _Number, measured: NumberRecord) -> _Number:
-    """The medians of all rounds, of which a test's own numbers may be the first few."""
+    """The medians over all rounds; a test's own numbers may be only from the first few."""
     then, now = shown(number.name, measured["base"], measured["head"])
     text, _, span = measured["text"].partition(" (")
     return number._replace(then=then, text=now, change=text, interval=span.removesuffix(")"))
@@ -317,7 +314,7 @@ def _with_interval(number: _Number, measured: NumberRecord) -> _Number:
 
 def _number(service: ServiceRecord, name: str, then: Mapping[str, Value]) -> _Number:
     metric = METRICS[name]
-    # Two digits of a second hide how much CPU one test costs.
+    # With two digits, seconds hide how much CPU a test costs.
     show = functools.partial(metric.format, digits=3 if metric.unit == "s" else None)
     now = service["metrics"].get(name)
     number = _Number(name, show(now), metric.meaning)
@@ -332,7 +329,7 @@ def _number(service: ServiceRecord, name: str, then: Mapping[str, Value]) -> _Nu
 
 
 def change(metric: Metric, then: Value, now: Value) -> str:
-    """ "+43 %", "\u221212 %", "24 times"; of a share in points, for which 0 % to 5 % is no infinity."""
+    """ "+43 %", "\u221212 %", "24 times"; for a share in points, so that 0 % to 5 % isn't infinite."""
     if then is None or now is None:
         return ""
     if metric.unit == "share":
@@ -356,7 +353,7 @@ def _worse(regression: RegressionRecord | None) -> str:
 
 
 def _repeated(service: ServiceRecord, number: _Number, limit: int | float | None) -> _Repeated:
-    """The strip begins at 0, so that what looks far apart is, and ends with the limit if that is not far."""
+    """The strip begins at 0, so that distances aren't exaggerated, and ends at the limit if that is near."""
     values = service.get("runs", {}).get(number.name, []) if number.runs else []
     known = [value for value in values if value is not None]
     median = service["metrics"].get(number.name) if known else None
@@ -376,7 +373,7 @@ def _repeated(service: ServiceRecord, number: _Number, limit: int | float | None
 
 
 def _services(test: TestRecord) -> list[_Service]:
-    """Those whose limits are broken first."""
+    """The services, those with broken limits first."""
     services = [_Service(test, number) for number in range(len(test["services"]))]
     return sorted(services, key=lambda service: not service.broken)
 
@@ -392,19 +389,19 @@ def _limits(test: TestRecord, service: ServiceRecord, breaches: Sequence[BreachR
             verdict = "not measured"
         else:
             kept = measured <= value if kind == "max" else measured >= value
-            # As over too few wakeups: the test is unmeasured for it.
+            # As with too few wakeups: the test is unmeasured because of it.
             verdict = "kept" if kept else "not reached"
         yield _Limit(f"{kind}_{metric}", show(value), show(measured), verdict)
 
 
 def _distribution(test: TestRecord, service: ServiceRecord, family: str) -> dict[str, Any] | None:
-    """The distribution and what to compare it with, None without any.
+    """The distribution and what to compare it with; None if there is none.
 
     {"bars": [[low, high, count, "10.0 µs … 12.0 µs"]], "marks": [["p50", ns, "11.0 µs"]], "limits": marks}.
     """
     histogram = service.get("histogram", {})
     if family != "latency":
-        # Of what would not be the answers' times there is no percentile.
+        # A percentile is missing if it would be misleading.
         known = service["metrics"].get(f"{family}_p50") is not None
         histogram = service.get("delays", {}).get(family, {}) if known else {}
     counts: dict[int, int] = {}
@@ -440,9 +437,9 @@ def _timeline(service: ServiceRecord) -> dict[str, Any] | None:
         return None
     ends = [point["t_ms"] for point in points]
     return {
-        # Of most of them: the last one ends with the window.
+        # The usual step: the last interval ends with the window.
         "step_ms": round(statistics.median(map(operator.sub, ends, [0, *ends[:-1]]))),
         "ends_ms": ends,
-        # Older files do not have all of them, and of a stripped program less is known.
+        # Older files don't have all of them, and neither do stripped programs.
         **{name: [series.get(name) or 0 for series in points] for name in _SERIES},
     }
