@@ -10,10 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pytest_netpoll.model.diagnosis import diagnose, findings
 from pytest_netpoll.model.limits import resolve
+from tests.waiting import patiently
 
 SERVER = Path(__file__).parents[2] / "example_project" / "server"
 
@@ -91,8 +93,18 @@ def test_each_fault_is_recognised_and_no_other(launch_fault, measure, fault):
         assert phrase in texts[0]
 
 
+def spread_workers(server):
+    """Over the CPUs. If all are on one, the first that runs accepts, and the others' polls report nothing."""
+    cpus = sorted(os.sched_getaffinity(0))
+    workers = patiently(lambda: len(found := psutil.Process(server.pid).children()) == 4 and found)
+    for i, worker in enumerate(workers):
+        for thread in worker.threads():
+            os.sched_setaffinity(thread.id, {cpus[i % len(cpus)]})
+
+
 def test_a_shared_listener_is_recognised(launch_fault, measure):
     server = launch_fault("herd")
+    spread_workers(server)
     # Several at once: on a busy machine a worker may come too late to its poll for one, and is spared.
     for _ in range(10):
         with measure() as stretch:

@@ -191,9 +191,9 @@ def test_where_nobody_polls_the_monitor_does(causes, broken):
     service = causes("yield", env={"GOMAXPROCS": "1"})
     for _ in range(TRIES):
         m, found = broken(service, lambda: pings(service))
-        # On a busy machine its goroutines are late, too.
-        assert found.keys() <= {"NP402", "NP401"}
-        if "NP402" in found:
+        # On a busy machine its goroutines are late, too, but not by themselves.
+        assert found.keys() <= {"NP402"}
+        if found:
             break
     assert function(found["NP402"]).startswith("main.crowd.")
     assert m.blocking_polls <= m.polls / 20

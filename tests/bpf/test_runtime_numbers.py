@@ -146,8 +146,8 @@ def quota():
 
 
 @contextlib.contextmanager
-def made_quota():
-    """A cgroup with 20 ms of CPU every 100 ms, v1 or v2; its directory. It ends with whoever is in it."""
+def made_quota(ms=20):
+    """A cgroup with this CPU time every 100 ms, v1 or v2; its directory. Whoever is in it ends with it."""
     mounts = Path("/proc/self/mounts").read_text()
     v1 = re.search(r"^\S+ (\S+) cgroup (?:\S*,)?cpu[, ]", mounts, re.MULTILINE)
     v2 = re.search(r"^\S+ (\S+) cgroup2 ", mounts, re.MULTILINE)
@@ -157,10 +157,10 @@ def made_quota():
     try:
         path.mkdir()
         if v1 is None:
-            (path / "cpu.max").write_text("20000 100000")
+            (path / "cpu.max").write_text(f"{ms}000 100000")
         else:
             (path / "cpu.cfs_period_us").write_text("100000")
-            (path / "cpu.cfs_quota_us").write_text("20000")
+            (path / "cpu.cfs_quota_us").write_text(f"{ms}000")
     except OSError as error:
         with contextlib.suppress(OSError):
             path.rmdir()
@@ -211,14 +211,17 @@ def test_what_a_cpu_quota_stopped_is_what_the_kernel_says(launch, measure, newes
     assert m.throttled_seconds == pytest.approx(sum(point.throttled_ns for point in m.timeline) / 1e9)
 
 
-def test_a_service_that_its_quota_stops_does_not_starve_itself(launch, meter, newest_go, quota):
+@pytest.fixture
+def small_quota():
+    """So little that it is used up on a busy machine, too."""
+    with made_quota(5) as path:
+        yield path
+
+
+def test_a_service_that_its_quota_stops_does_not_starve_itself(launch, meter, newest_go, small_quota):
     service = launch("causes", "-do", "spin", go=str(newest_go.go), env={"GOMAXPROCS": "2"})
-    # So little that it is used up on a busy machine, too.
-    for name, least in (("cpu.max", "5000 100000"), ("cpu.cfs_quota_us", "5000")):
-        if (quota / name).exists():
-            (quota / name).write_text(least)
-    (quota / "cgroup.procs").write_text(str(service.pid))
-    patiently(lambda: throttled(quota)[0] > 2)
+    (small_quota / "cgroup.procs").write_text(str(service.pid))
+    patiently(lambda: throttled(small_quota)[0] > 2)
     window = meter.open(offences=["cpu"])
     with socket.create_connection(service.address, timeout=60) as connection:
         for _ in range(20):

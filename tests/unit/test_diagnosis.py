@@ -360,6 +360,24 @@ def test_nobody_polls_where_all_ps_are_busy(counts: Any, used: float, expected: 
     assert codes(cpu=used, waited=0.02, facts=facts, **{**POLLS, **counts}) == expected
 
 
+@pytest.mark.parametrize(
+    ("ms", "used", "waited", "cpus", "expected"),
+    [
+        # Others have the CPU two thirds of the time: without that they are 3 ms late, or 20 ms.
+        (9, 0.3, 0.6, 2, "NP402"),
+        (60, 0.3, 0.6, 2, "NP401"),
+        # Its own threads have it.
+        (9, 0.9, 4.0, 1, "NP401"),
+        (9, 0.9, 0.05, 2, "NP401"),
+    ],
+)
+def test_what_would_be_late_on_an_idle_machine_explains_more_than_that_nobody_polls(
+    ms: int, used: float, waited: float, cpus: int, expected: str
+) -> None:
+    more = {"cpu": used, "waited": waited, "delayed": 0.0, "facts": {"gomaxprocs": 1, "cpus": cpus}}
+    assert codes(cpu(0.9), histogram={ms * MS: 50}, **more, **POLLS) == [expected]
+
+
 def left(closed: int, local: str | None = "127.0.0.1:1", **more: Any) -> Offender:
     """Connections that are abandoned, and so many of them certainly closed at the other end."""
     about: dict[str, Any] = {

@@ -61,11 +61,25 @@ LEAST_HELD = 5
 _GC = "runtime.gc"
 
 
-def _late(m: Measurement) -> tuple[int, int]:
-    """(wakeups that ran late, resolved wakeups); 0 late ones if they may be chance."""
-    late = sum(n for bucket, n in m.snapshot.histogram.items() if bucket_bounds(bucket)[0] >= LATE_NS)
+def _late(m: Measurement, part: float = 1) -> tuple[int, int]:
+    """(wakeups that ran late, resolved wakeups); 0 late ones if they may be chance.
+
+    part: the share of each delay that counts.
+    """
+    late = sum(n for bucket, n in m.snapshot.histogram.items() if bucket_bounds(bucket)[0] * part >= LATE_NS)
     all_of_them = sum(m.snapshot.histogram.values())
     return (late if late >= max(LEAST_LATE, LATE_SHARE * all_of_them) else 0), all_of_them
+
+
+def _late_by_itself(m: Measurement) -> bool:
+    """Whether wakeups would run late on an idle machine, too: without the part of the time in which others
+    had the CPU that the service wanted.
+    """
+    used, waited = m.cpu_seconds, m.run_delay_seconds
+    if not used or waited is None:
+        return False
+    others = min(waited, max((m.cpus or 1) * m.window_seconds - used, 0.0))  # the rest are its own threads
+    return _late(m, used / (used + others))[0] > 0
 
 
 def _lateness(m: Measurement) -> str:
@@ -92,7 +106,7 @@ def _starvation(m: Measurement) -> Proof | None:
     running = _own_code(m)
     if not late or used is None or waited is None or _shares(running) < RUNNING_SHARE:
         return None
-    if m.throttled_periods:
+    if m.throttled_periods or not _late_by_itself(m):
         return None
     if used < BUSY_USED * m.window_seconds or used + waited < BUSY_WANTED * m.window_seconds:
         return None
@@ -116,8 +130,8 @@ def _fix_starvation(m: Measurement) -> str:
 
 def _nobody_polls(m: Measurement) -> Proof | None:
     polls, used, ps = number(m, "polls"), m.cpu_seconds, m.gomaxprocs
-    # If wakeups are late, the rules about lateness explain more.
-    if used is None or ps is None or m.cpus is None or _late(m)[0] or m.throttled_periods:
+    # If wakeups are late, the rules about lateness explain more, unless other processes have the CPU (NP404).
+    if used is None or ps is None or m.cpus is None or _late_by_itself(m) or m.throttled_periods:
         return None
     few = polls <= SYSMON_RATE * m.window_seconds and number(m, "events") >= LEAST_EVENTS
     if not few or number(m, "nonblocking_polls") < NONBLOCKING_SHARE * polls:
@@ -277,9 +291,9 @@ RULES = (
         "NP401",
         "starvation",
         "Woken goroutines wait until the service's own CPU-bound goroutines let them run.",
-        f"At least {LEAST_LATE} wakeups, and a tenth of them, that ran more than 5 ms late; CPU used and "
-        f"waited for, together {BUSY_WANTED} s a second or more; and at least half of the CPU samples in "
-        "the program's own code.",
+        f"At least {LEAST_LATE} wakeups, and a tenth of them, that ran more than 5 ms late, and would have "
+        "without the part of the time in which others had the CPU; CPU used and waited for, together "
+        f"{BUSY_WANTED} s a second or more; and at least half of the CPU samples in the program's own code.",
         _STARVATION_FIX,
         "A machine that is short of CPU (NP404) and garbage collection (NP407) make goroutines late, too.",
         "A report is computed in the background by as many goroutines as GOMAXPROCS (example_project: "
@@ -293,7 +307,8 @@ RULES = (
         "nobody-polls",
         "All Ps are always busy, so the network is polled only every 10 ms.",
         f"Polls that do not block, {NONBLOCKING_SHARE:.0%} of them or more, and at most {SYSMON_RATE} a "
-        f"second; and threads that run or wait for a CPU for {PS_WANTED:.0%} of what the Ps can use.",
+        f"second; threads that run or wait for a CPU for {PS_WANTED:.0%} of what the Ps can use; and no "
+        "wakeups that are late as in NP401, which explains more.",
         "let CPU-bound goroutines sleep, use fewer of them than GOMAXPROCS, or give them their own process.",
         "A service that is busy with its own messages polls thousands of times a second.",
         "Goroutines that compute for 50 µs and yield, forever.",
