@@ -112,7 +112,8 @@ def test_responses_are_what_the_client_waits_for(launch, measure, newest_go, nam
     if name.startswith("starved"):
         assert parts.poll + parts.run > 0.5 * parts.total
     if name == "polled-by-sysmon":
-        assert parts.poll > 0.5 * parts.total
+        # On a busy machine its threads wait for a CPU besides.
+        assert parts.poll > 0.2 * parts.total
         # What latency alone does not show.
         assert m.poll_delay_p50 > 1 * MS
 
@@ -308,7 +309,9 @@ def test_a_look_takes_nothing(launch, measure, newest_go):
         client.ask()
         m = until_they_agree(measure, client, service, 20, 0.002)(service)
     assert not apart(m, client.took)
-    assert count(m, "queue_delay") == count(m, "poll_delay") == 20
+    assert count(m, "queue_delay") == 20
+    # Some data may be there before its reader parks.
+    assert 0 < count(m, "poll_delay") <= 20
     assert m.queue_delay_p50 >= 10 * MS
     parts = budget(m, "response")
     # The goroutine was woken for its look, and ran 10 ms until it read.

@@ -55,7 +55,11 @@ def refuse(self, name, where, attach=Image.attach):
     if where == b"sk_data_ready":
         raise OSError(22, "Invalid argument")
     return attach(self, name, where)
-Image.attach = refuse
+def refuse_typed(self, name, tracepoint, load_typed=Image.load_typed):
+    if name == b"data_ready":
+        raise OSError(22, "Invalid argument")
+    return load_typed(self, name, tracepoint)
+Image.attach, Image.load_typed = refuse, refuse_typed
 """
 }
 
