@@ -141,7 +141,10 @@ def test_a_slower_service_fails_after_it_was_measured_again(run, pytester, monke
     result = run(CROWDED, "--netpoll-compare=main", tolerated, "--netpoll-json=now.json")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
-        ["crowd: latency_p50 * ms (remeasured: * ms, * ms) > * ms +150% of baseline main", "*test_it * → *WORSE"]
+        [
+            "crowd: latency_p50 * ms (remeasured: * ms, * ms) > * ms +150% of baseline main",
+            "*test_it * → *WORSE",
+        ]
     )
     [test] = json.loads((pytester.path / "now.json").read_text())["tests"]
     assert test["comparison"]["measured"] == 3
