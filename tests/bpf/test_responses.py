@@ -309,9 +309,7 @@ def test_a_look_takes_nothing(launch, measure, newest_go):
         client.ask()
         m = until_they_agree(measure, client, service, 20, 0.002)(service)
     assert not apart(m, client.took)
-    assert count(m, "queue_delay") == 20
-    # Some data may be there before its reader parks.
-    assert 0 < count(m, "poll_delay") <= 20
+    assert count(m, "queue_delay") == count(m, "poll_delay") == 20
     assert m.queue_delay_p50 >= 10 * MS
     parts = budget(m, "response")
     # The goroutine was woken for its look, and ran 10 ms until it read.
@@ -345,6 +343,8 @@ def test_sockets_that_were_there_before_the_probe_are_known_from_their_first_dat
         [m] = meter.close(window, [service])
     assert m.unmeasured is None
     # Of those that were accepted, and of the one to the backend, whose answers are no requests.
-    assert count(m, "queue_delay") == count(m, "poll_delay") == 20
+    assert count(m, "queue_delay") == 20
+    # Some data may be there before its reader parks.
+    assert 0 < count(m, "poll_delay") <= 20
     assert count(m, "response") == 10
     assert m.response_p50 >= 5 * MS
