@@ -63,6 +63,14 @@ static __always_inline u16 mode_of(u64 file)
 	return mode;
 }
 
+static __always_inline u32 tcp_word(u64 sk, u32 offset)
+{
+	u32 word = 0;
+
+	bpf_probe_read_kernel(&word, sizeof(word), (void *)(sk + offset));
+	return word;
+}
+
 static __always_inline void describe_socket(u64 socket, struct endpoint *e)
 {
 	u64 sk;

@@ -38,28 +38,20 @@ static __always_inline u64 tcp_of(u64 fd)
 		       0;
 }
 
-static __always_inline u32 tcp_number(u64 sk, u32 offset)
-{
-	u32 number = 0;
-
-	bpf_probe_read_kernel(&number, sizeof(number), (void *)(sk + offset));
-	return number;
-}
-
 /* Whether unsent data waits only for an acknowledgement: it is less than a segment, a small one is
  * on its way, and the peer and the network have room. */
 static __always_inline int is_held(u64 sk, u32 end)
 {
-	u32 next = tcp_number(sk, TCP_SND_NXT_OFFSET), first = tcp_number(sk, TCP_SND_UNA_OFFSET);
-	u32 small = tcp_number(sk, TCP_SND_SML_OFFSET), flying;
+	u32 next = tcp_word(sk, TCP_SND_NXT_OFFSET), first = tcp_word(sk, TCP_SND_UNA_OFFSET);
+	u32 small = tcp_word(sk, TCP_SND_SML_OFFSET), flying;
 	u8 nonagle = 0;
 
 	READ_MEMBER(nonagle, sk + TCP_NONAGLE_OFFSET);
-	if (nonagle & NAGLE_CHANGED || end == next || end - next >= tcp_number(sk, TCP_MSS_OFFSET))
+	if (nonagle & NAGLE_CHANGED || end == next || end - next >= tcp_word(sk, TCP_MSS_OFFSET))
 		return 0;
-	flying = tcp_number(sk, TCP_PACKETS_OUT_OFFSET);
-	return flying && flying < tcp_number(sk, TCP_CWND_OFFSET) && (s32)(small - first) > 0 &&
-	       (s32)(small - next) <= 0 && end - first <= tcp_number(sk, TCP_SND_WND_OFFSET);
+	flying = tcp_word(sk, TCP_PACKETS_OUT_OFFSET);
+	return flying && flying < tcp_word(sk, TCP_CWND_OFFSET) && (s32)(small - first) > 0 &&
+	       (s32)(small - next) <= 0 && end - first <= tcp_word(sk, TCP_SND_WND_OFFSET);
 }
 
 /* Held data has been sent and acknowledged: records for how long it was held, if that was longer
@@ -81,7 +73,7 @@ static __always_inline void record_held(u64 sk, struct held_write *h, u32 owner,
 
 	READ_MEMBER(sent, sk + TCP_FIRST_TX_OFFSET);
 	ns = sent * 1000 - h->at;
-	if (c && tcp_number(sk, TCP_SND_NXT_OFFSET) == h->end && sent * 1000 > h->at &&
+	if (c && tcp_word(sk, TCP_SND_NXT_OFFSET) == h->end && sent * 1000 > h->at &&
 	    ns >= HELD_LEAST && ns < HELD_MOST)
 		record_offender(c, &o, 1, ns);
 }
@@ -116,14 +108,14 @@ int look_at_write(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	}
 	sk = tcp_of(fd);
-	now.end = sk ? tcp_number(sk, TCP_WRITE_SEQ_OFFSET) : 0;
+	now.end = sk ? tcp_word(sk, TCP_WRITE_SEQ_OFFSET) : 0;
 	if (!sk || !is_held(sk, now.end)) {
 		/* If it was sent now, the time of the one before is lost. */
 		if (h)
 			held_writes.delete(&key);
 		return 0;
 	}
-	if (h && (s32)(tcp_number(sk, TCP_SND_NXT_OFFSET) - h->end) < 0) {
+	if (h && (s32)(tcp_word(sk, TCP_SND_NXT_OFFSET) - h->end) < 0) {
 		h->end = now.end; /* it joins the one that waits already */
 		return 0;
 	}

@@ -22,14 +22,6 @@ BPF_ARRAY(questions, struct question, ALL_FDS);
  * all it takes: the JIT inlines the lookup, and neighbours share a cache line. */
 BPF_ARRAY(known_ports, u8, 1 << 16);
 
-static __always_inline u32 tcp_word(u64 sk, u32 offset)
-{
-	u32 word = 0;
-
-	bpf_probe_read_kernel(&word, sizeof(word), (void *)(sk + offset));
-	return word;
-}
-
 static __always_inline int shut_down(u64 sk)
 {
 	u8 shutdown = 0;
@@ -345,6 +337,7 @@ static __always_inline void expire_arrivals(struct wait *w)
 		b->taken = b->end;
 	}
 }
+
 #ifdef TASK_TGID_OFFSET
 /* The listening ports of the process that is walked over. */
 BPF_HASH(listening, u16, u8, 1024);

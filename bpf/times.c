@@ -15,25 +15,18 @@ static __always_inline u64 above(u64 v, u64 limit)
 
 static __always_inline u32 bucket_of(u64 ns)
 {
-	u64 shift, step, v;
+	u64 shift = 0, step, v;
+	int i;
 
 	if (ns >> LATENCY_BITS)
 		ns = (1ULL << LATENCY_BITS) - 1;
 	v = ns | 16;
-	shift = above(v, 0xffffffff) << 5;
-	v >>= shift;
-	step = above(v, 0xffff) << 4;
-	v >>= step;
-	shift += step;
-	step = above(v, 0xff) << 3;
-	v >>= step;
-	shift += step;
-	step = above(v, 0xf) << 2;
-	v >>= step;
-	shift += step;
-	step = above(v, 3) << 1;
-	v >>= step;
-	shift += step;
+#pragma clang loop unroll(full)
+	for (i = 5; i; i--) {
+		step = above(v, (1ULL << (1 << i)) - 1) << i;
+		v >>= step;
+		shift += step;
+	}
 	shift += v >> 1;
 	/* The first 16 values have a bucket each, and so do the next 16. */
 	return (shift - 3 - above(16, ns)) * 16 + ((ns >> (shift - 4)) & 15);

@@ -46,6 +46,7 @@ MACROS = {name: value for name, value in list(vars().items()) if name.isupper()}
 
 # The C doesn't use the rest.
 
+NO_FD = 0xFFFFFFFF  # as in bpf/netpoll.h
 TRACE_RECORDS = 32_768  # of a window that is traced: 2 MiB
 # The fields of a message that say where a goroutine was woken, besides its stack. direction is never None.
 PLACE = ("direction", "syscall", "fd_type", "local", "peer")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from pytest_netpoll.agent.security.capabilities import missing, names
-from pytest_netpoll.agent.security.trust import distrust, distrust_place
+from pytest_netpoll.agent.security.trust import distrust, distrust_place, nearest_existing
 from pytest_netpoll.errors import Reason, UnmeasuredError
 
 HERE = Path(__file__).parents[1]
@@ -85,10 +85,8 @@ def why_not_cached(argv: Sequence[str], cache: Path) -> Reason | None:
     """
     if UNVERIFIED not in argv:
         return None
-    uid, place = 0 if argv[0] == "sudo" else os.geteuid(), cache.absolute()
-    while not os.path.lexists(place):
-        place = place.parent
-    why = distrust_place(str(place), uid)
+    uid = 0 if argv[0] == "sudo" else os.geteuid()
+    why = distrust_place(nearest_existing(str(cache.absolute())), uid)
     if why is None:
         return None
     owner = "root" if uid == 0 else "you"

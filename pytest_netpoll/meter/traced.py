@@ -14,6 +14,7 @@ from typing import NamedTuple
 from pytest_netpoll.agent.constants import TRACE_RECORDS
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.gobinary.symbols import Symbolizer
+from pytest_netpoll.meter.agent_client import INVALID_FIX
 from pytest_netpoll.meter.messages import Traced
 from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.meter.processes import Watched
@@ -76,7 +77,7 @@ def _recorded(measurement: Measurement, raw: Sequence[Traced], symbolizer: Symbo
             raise LookupError("no trace")
         return Recorded(measurement, collect(raw, symbolizer))
     except (ValueError, LookupError, TypeError) as error:
-        why = Reason("the eBPF agent recorded no trace", why=repr(error), fix="install it again")
+        why = Reason("the eBPF agent recorded no trace", why=repr(error), fix=INVALID_FIX)
         return Recorded(dataclasses.replace(measurement, unmeasured=why), None)
 
 

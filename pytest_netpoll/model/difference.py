@@ -267,9 +267,11 @@ def _parts(
     assert now is not None
     parts = []
     if tolerance.relative is not None:
-        positive = min(*then, *now) > 0
-        compute = _ratio if positive else _share_excess
-        parts.append(compute(then, now, tolerance.relative, design))
+        parts.append(
+            _ratio(then, now, tolerance.relative, design)
+            if min(*then, *now) > 0
+            else _excess(then, now, tolerance.relative, 0.0, design)
+        )
     if tolerance.absolute is not None or not parts:
         parts.append(_excess(then, now, 0.0, tolerance.absolute or 0.0, design))
     return parts
@@ -285,10 +287,6 @@ def _ratio(then: Sequence[float], now: Sequence[float], tolerated: float, design
 
 def _fraction(logarithm: float) -> float:
     return math.expm1(min(logarithm, _LARGEST))
-
-
-def _share_excess(then: Sequence[float], now: Sequence[float], tolerated: float, design: Design) -> Interval:
-    return _excess(then, now, tolerated, 0.0, design)
 
 
 def _excess(

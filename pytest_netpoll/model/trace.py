@@ -40,6 +40,10 @@ class Event(NamedTuple):
     reader: int | None
     writer: int | None
 
+    @property
+    def wakeups(self) -> int:
+        return (self.reader is not None) + (self.writer is not None)
+
 
 class Call(NamedTuple):
     """The first I/O call of a goroutine after its wakeup. returned: bytes, or a negative errno.
@@ -102,7 +106,7 @@ class Trace:
         return {
             "polls": len(self.polls),
             "events": len(self.events),
-            "wakeups": sum((event.reader is not None) + (event.writer is not None) for event in self.events),
+            "wakeups": sum(event.wakeups for event in self.events),
             "spurious_wakeups": sum(call.returned == SPURIOUS for call in self.calls),
             "productive_wakeups": sum(call.returned != SPURIOUS for call in self.calls),
             "ready_calls": len(self.readies),

@@ -180,7 +180,8 @@ def _add_service(screen: _Screen, record: TestRecord, service: ServiceRecord, wi
     caution = attached.caution(record, service)
     remarks = [] if caution is None else [cells.wrap(caution, width, "  ")]
     remarks += [_reason(missing, width, "  ") for missing in wording.unexplained(record, service)]
-    broken, matter = _broken(record, service), _matter(record, service)
+    broken = _broken(record, service)
+    matter = _matter(record, service, broken)
     # The Go line that leads is worth more than numbers that no limit is about.
     kept = 1 + len(quotas) + sum(map(len, remarks)) + (_least(entries[0], width) if entries else 0)
     numbers = every = _numbers(service, width, broken=broken, matter=matter)
@@ -333,12 +334,12 @@ def _broken(record: TestRecord, service: ServiceRecord) -> set[str]:
     return {wording.base_of(fault["metric"]) for fault in wording.broken(record, service)}
 
 
-def _matter(record: TestRecord, service: ServiceRecord) -> frozenset[str] | None:
+def _matter(record: TestRecord, service: ServiceRecord, broken: Set[str]) -> frozenset[str] | None:
     """The metrics that say more about the broken limits; if none is broken, about all limits.
 
     None for all metrics: for a test whose own assertion failed, and for a limit of a user's hook.
     """
-    names = _broken(record, service)
+    names = broken
     if not names and record["outcome"] == "unmeasured":
         names = {*wording.judged(record, service), "wakeups"}
     rows = {_row_of(name) for name in names}

@@ -79,7 +79,7 @@ def _polls(trace: Trace) -> Iterator[TraceEvent]:
         args = {
             "kind": poll.kind,
             "events": len(found),
-            "wakeups": sum(_wakes(event) for event in found),
+            "wakeups": sum(event.wakeups for event in found),
             "fds": [_described(event) for event in found],
         }
         yield _slice(_title(poll, found), "poll", poll.pid, poll.tid, poll.began, poll.at, args)
@@ -93,10 +93,6 @@ def _title(poll: Poll, found: Sequence[Event]) -> str:
     if not found:
         return "poll: the runtime's own wake-up"
     return f"poll: {len(found)} event{'s' * (len(found) > 1)}"
-
-
-def _wakes(event: Event) -> int:
-    return (event.reader is not None) + (event.writer is not None)
 
 
 def _described(event: Event) -> str:

@@ -11,10 +11,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import os
 import re
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -38,7 +36,7 @@ from tests.bpf import test_diagnosis, test_rules, test_runtime_numbers
 
 SERVICES = Path(__file__).parent / "services"
 EXAMPLE = test_diagnosis.SERVER
-ONE_CPU = ("taskset", "-c", str(min(os.sched_getaffinity(0))))
+ONE_CPU = test_diagnosis.ONE_CPU
 
 
 class Case(NamedTuple):
@@ -109,14 +107,8 @@ def come(how: bytes, data: bytes, leave: bool, service: Service) -> None:
 
 @contextlib.contextmanager
 def hogs(_: Service) -> Iterator[None]:
-    loop = [*ONE_CPU, sys.executable, "-c", "while True: pass"]
-    started = [subprocess.Popen(loop, start_new_session=True) for _ in range(14)]
-    try:
+    with test_diagnosis.hogs():
         yield
-    finally:
-        for hog in started:
-            hog.kill()
-            hog.wait()
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from pytest_netpoll.model.limits import resolve
 from tests.waiting import patiently
 
 SERVER = Path(__file__).parents[2] / "example_project" / "server"
+ONE_CPU = ("taskset", "-c", str(min(os.sched_getaffinity(0))))
 
 
 @pytest.fixture
@@ -134,27 +135,32 @@ def test_of_a_healthy_service_nothing_is_said(launch_fault, measure, fault):
 # Goes before everybody on its CPU, for 30 ms of every 35.
 @pytest.mark.alone
 def test_a_machine_short_of_cpu_is_told_from_a_service_that_starves_itself(factory, built, measure):
-    on_cpu = ["taskset", "-c", str(min(os.sched_getaffinity(0)))]
     # Each a session of its own, for the scheduler may share the CPU out by sessions. The service gets a small
     # part, in turns that are shorter than a batch of readers takes: most of them wait for later ones.
     server = factory(
-        command=[*on_cpu, built("echo"), "-addr", "127.0.0.1:{port}", "-work", "50"], name="echo"
+        command=[*ONE_CPU, built("echo"), "-addr", "127.0.0.1:{port}", "-work", "50"], name="echo"
     )
-    loop = [*on_cpu, sys.executable, "-c", "while True: pass"]
-    hogs = [subprocess.Popen(loop, start_new_session=True) for _ in range(14)]
-    try:
-        with connected(server) as clients, measure() as stretch:
-            for _ in range(5):
-                ask_all(clients, b"ping", b"ping")
-    finally:
-        for hog in hogs:
-            hog.kill()
-            hog.wait()
+    with hogs(), connected(server) as clients, measure() as stretch:
+        for _ in range(5):
+            ask_all(clients, b"ping", b"ping")
     m = stretch(server)
     [text] = diagnose(m)
     assert "the machine is short of CPU: other processes use it" in text
     assert "CPU-bound" not in text
     assert m.run_delay_seconds > m.cpu_seconds
+
+
+@contextlib.contextmanager
+def hogs():
+    """14 processes that keep ONE_CPU busy, each in a session of its own."""
+    loop = [*ONE_CPU, sys.executable, "-c", "while True: pass"]
+    started = [subprocess.Popen(loop, start_new_session=True) for _ in range(14)]
+    try:
+        yield
+    finally:
+        for hog in started:
+            hog.kill()
+            hog.wait()
 
 
 @contextlib.contextmanager
@@ -175,8 +181,7 @@ def ask_all(clients, question, answer):
 # Its threads wait for a CPU as long, and its wakeups are as late.
 @pytest.mark.alone
 def test_a_service_that_has_the_cpu_itself_does_not_blame_the_machine(factory, built, measure):
-    on_cpu = ["taskset", "-c", str(min(os.sched_getaffinity(0)))]
-    command = [*on_cpu, built("causes"), "-addr", "127.0.0.1:{port}", "-do", "kernel"]
+    command = [*ONE_CPU, built("causes"), "-addr", "127.0.0.1:{port}", "-do", "kernel"]
     server = factory(command=command, name="kernel", env={"GOMAXPROCS": "1"})
     with contextlib.suppress(OSError):  # the scheduler may share the CPU out by sessions
         Path(f"/proc/{server.pid}/autogroup").write_text("-20")

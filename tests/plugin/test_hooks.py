@@ -100,7 +100,7 @@ def test_it(go_service): go_service(command="python3 -m http.server --bind 127.0
 
 
 # What a hook returns for a test -> what is said of it there.
-NONSENSE = {
+INVALID = {
     "breaches": {
         "Breach('echo', 'polls a second', 'max', None, 1)": "Breaches that can be read: measured is *",
         "['too slow']": "Breaches: *too slow*",
@@ -110,10 +110,10 @@ NONSENSE = {
 }
 
 
-def test_a_hook_that_returns_nonsense_fails_the_test_in_words(run, conftest):
+def test_a_hook_that_returns_something_invalid_fails_the_test_in_words(run, conftest):
     conftest("from pytest_netpoll.model.verdict import Breach")
     tests, expected = [], []
-    for hook, returned in NONSENSE.items():
+    for hook, returned in INVALID.items():
         names = [f"test_{hook}_{number}" for number in range(len(returned))]
         values = ", ".join(f"{name!r}: {value}" for name, value in zip(names, returned, strict=True))
         conftest(f"def pytest_netpoll_{hook}(item): return {{{values}}}.get(item.name)")

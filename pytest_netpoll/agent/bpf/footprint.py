@@ -6,7 +6,7 @@ from constants import BANKS, BUDGETS, DELAYS, LATENCY_BUCKETS
 
 MOST = 1 << 30  # bytes, for a user other than root
 
-# Bytes of each struct of bpf/netpoll.h.
+# Bytes of each struct of bpf/netpoll.h and trace.c.
 WAIT = 56
 TARGET = 56
 POLLER = 136

@@ -117,7 +117,6 @@ class Kernel:
         self.max_processes = max_processes
         self.max_fds = max_fds
         self.traced = traced
-        self.no_arrivals: str | None = None  # why arrivals of data aren't recorded
         tracing.lift_memory_limit()
         self.compiled, self.typed = True, False
         self.bcc = self.not_kept = self.not_filled = ""
@@ -154,9 +153,8 @@ class Kernel:
         self._arrival = types.typedef("btf_trace_sk_data_ready") if times_answers else None
         self._iterator = types.function("bpf_iter_task_file") if times_answers else None
         self._walker: int | None = None
-        self.no_arrivals = None if files else _NO_BTF
-        if not times_answers:
-            self.no_arrivals = _NOT_ASKED
+        # Why arrivals of data aren't recorded.
+        self.no_arrivals = _NOT_ASKED if not times_answers else None if files else _NO_BTF
         arrivals = self._arrivals(types) if self.no_arrivals is None and sockets else []
         # The preferred variants come first.
         variants = [[*flags, *arrivals], flags] if arrivals else [flags]
@@ -199,7 +197,7 @@ class Kernel:
     def _arrivals(self, types: btf.Answers) -> list[str]:
         """The flags that make the program record arrivals of data; empty if this kernel can't."""
         members = types.offsets(btf.INBOX_MEMBERS)
-        if members is None or types.typedef("btf_trace_sk_data_ready") is None:
+        if members is None or self._arrival is None:
             self.no_arrivals = _NO_TRACEPOINT
             return []
         members.update(types.offsets(btf.MPTCP_MEMBERS) or {})

@@ -1,4 +1,4 @@
-"""Types for mypy: the members of bpf/netpoll.h's structs that the agent uses."""
+"""Types for mypy: the members of the structs in bpf/ that the agent uses."""
 
 from __future__ import annotations
 

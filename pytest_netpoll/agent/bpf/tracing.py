@@ -182,6 +182,6 @@ def open_number(number: int) -> int:
 def describe(program: int) -> Program:
     """The Program behind the file descriptor. Raises OSError."""
     info = ctypes.create_string_buffer(_INFO.size)
-    syscall.bpf(_OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", program, _INFO.size, ctypes.addressof(info)))
+    syscall.bpf(_OBJ_GET_INFO_BY_FD, _INFO_BY_FD.pack(program, _INFO.size, ctypes.addressof(info)))
     _, number, _, uid, _, _, name = _INFO.unpack(info.raw)
     return Program(number, uid, name)

@@ -16,6 +16,7 @@ from constants import (
     LATENCY_BITS,
     LATENCY_BUCKETS,
     LATENCY_SUB_BITS,
+    NO_FD,
 )
 
 if TYPE_CHECKING:
@@ -109,12 +110,9 @@ def waiting(kernel: Kernel, owners: Collection[int]) -> list[Waiting]:
     for key, inbox in batch.items(kernel.inboxes):
         if inbox.owner not in owners:
             batch.delete(kernel.inboxes, key)
-        elif inbox.fd != _NO_FD:  # a connection that was not accepted counts for its listener
+        elif inbox.fd != NO_FD:  # a connection that was not accepted counts for its listener
             found += _untaken(inbox)
     return found
-
-
-_NO_FD = 0xFFFFFFFF
 
 
 def _untaken(inbox: Any) -> Iterator[Waiting]:

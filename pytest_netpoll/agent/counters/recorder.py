@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bpf import machine
 from bpf.program import slot_of
-from constants import BANKS
+from constants import BANKS, NO_FD
 from counters import offenders
 
 if TYPE_CHECKING:
@@ -19,10 +19,9 @@ if TYPE_CHECKING:
     from counters.scheduler_memory import State
     from processes.watched import Process
 
-# bpf/netpoll.h: enum trace_kind, enum poll_kind.
+# bpf/trace.c: enum trace_kind, enum poll_kind.
 _POLL, _EVENT, _CALL, _READY = range(4)
 _POLLS = ("blocking", "timed", "nonblocking")
-_NO_FD = 0xFFFFFFFF
 # Looks at run queues to keep: 100 s of one process.
 MOST_LOOKS = 10_000
 
@@ -111,7 +110,7 @@ class _Trace:
         if r.kind == _POLL:
             self._polls.append([at, began, pid, r.tid, _POLLS[r.detail], r.value])
         elif r.kind == _EVENT:
-            fd = None if r.fd == _NO_FD else r.fd
+            fd = None if r.fd == NO_FD else r.fd
             bits = r.value & 0xFFFFFFFF
             self._events.append([at, pid, r.tid, fd, bits, r.g or None, r.other or None])
         elif r.kind == _CALL:

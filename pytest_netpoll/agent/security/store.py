@@ -78,7 +78,7 @@ class Store:
         draft = os.path.join(self.directory, f".{name}.{os.getpid()}.{time.monotonic_ns()}")
         try:
             # Checked before anything is created there, and again for the whole path.
-            reason = trust.distrust_place(_above(self.directory), self._uid)
+            reason = trust.distrust_place(trust.nearest_existing(self.directory), self._uid)
             if reason is not None:
                 raise Unusable(reason)
             _make(self.directory)
@@ -113,13 +113,6 @@ class Store:
         for _, path in sorted(entries)[:-most]:
             with contextlib.suppress(OSError):
                 os.unlink(path)
-
-
-def _above(directory: str) -> str:
-    """The directory, or its nearest ancestor that exists."""
-    while not os.path.lexists(directory):
-        directory = os.path.dirname(directory)
-    return directory
 
 
 def _make(directory: str) -> None:

@@ -32,6 +32,13 @@ def distrust_place(path: str, uid: int = 0) -> str | None:
     return None
 
 
+def nearest_existing(path: str) -> str:
+    """The path, or its nearest ancestor that exists. path: absolute."""
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    return path
+
+
 def _distrust_content(path: str) -> str | None:
     for directory, directories, files in os.walk(path):
         for name in (*directories, *files):
