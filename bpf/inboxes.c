@@ -347,7 +347,7 @@ BPF_HASH(listening, u16, u8, 1024);
 int note_descriptor(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 task = ctx->args[1], file = ctx->args[3];
-	u32 tgid = 0, fd = ctx->args[2], owner;
+	u32 tgid = 0, fd = ctx->args[2], owner, kind;
 	struct wait *w;
 	u16 port = 0;
 	u64 sk = 0;
@@ -357,10 +357,13 @@ int note_descriptor(struct bpf_raw_tracepoint_args *ctx)
 	READ_MEMBER(tgid, task + TASK_TGID_OFFSET);
 	owner = owner_of(tgid);
 	w = owner ? wait_of(owner, fd, DIR_READ) : 0;
-	if (!w || w->sk || w->socket & SOCKET_NONE || !kind_of(file, &sk))
+	if (!w || w->sk || w->socket & SOCKET_NONE)
+		return 0;
+	kind = kind_of(file, &sk);
+	if (!kind)
 		return 0;
 	READ_MEMBER(port, sk + SOCK_PORT_OFFSET);
-	note_file(w, owner, fd, file, kind_of(file, &sk) == TCP_STREAM && listening.lookup(&port));
+	note_file(w, owner, fd, file, kind == TCP_STREAM && listening.lookup(&port));
 	/* If it was closed meanwhile, nobody else will remove the inbox. */
 	if (w->sk == sk && file_in(task, fd) != file)
 		drop_socket(w, owner, fd);
