@@ -1,4 +1,4 @@
-"""Who is parked on descriptors: resolves the stacks in the agent's rows and groups the rows by stack."""
+"""Goroutines parked on descriptors: resolves the stacks in the agent's rows and groups the rows by stack."""
 
 from __future__ import annotations
 
@@ -98,9 +98,9 @@ def now(processes: Sequence[ParkedIn], symbolizer: Symbolizer) -> list[ParkedGor
 
 
 def collect(processes: Sequence[Measured], symbolizer: Symbolizer) -> Found:
-    """Who is parked in a service's processes, for a window that requested it."""
+    """The goroutines parked in a service's processes, for a window that requested them."""
     if all(process["exited"] for process in processes):
-        # No goroutine being left doesn't prove that none leaked.
+        # That no goroutine is left doesn't prove that none leaked.
         return Found({}, dict.fromkeys(PARKED_METRICS, _ENDED), ())
     groups: dict[_Place, _Group] = defaultdict(_Group)
     abandoned: dict[tuple[str, str | None], list[tuple[str | None, bool]]] = defaultdict(list)
@@ -143,14 +143,14 @@ def collect(processes: Sequence[Measured], symbolizer: Symbolizer) -> Found:
             )
         if told["undecided"]:
             absent["stuck_goroutines"] = Reason(
-                f"{told['undecided']} goroutines are parked over unread data and may be stuck",
+                f"{told['undecided']} goroutines are parked although there is unread data, and may be stuck",
                 why=f"process {process['pid']} did not rest: its poller may not have reported the data yet",
                 fix="let the test wait for the service's answers before it ends",
             )
         for row, readable in _stuck(process["pid"], told, found):
             if readable is None:
                 absent["stuck_goroutines"] = Reason(
-                    "a goroutine is parked over unread data, and whether it is stuck cannot be known",
+                    "a goroutine is parked although there is unread data, and may or may not be stuck",
                     why=f"a socket of process {process['pid']} can't be inspected",
                     fix="run pytest as root",
                 )

@@ -1,4 +1,4 @@
-"""Why queue delays and responses are unknown, if they are."""
+"""Explains why queue delays and responses are unknown."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def are_timed(metric: str) -> bool:
 
 def reasons(snapshot: Snapshot, no_arrivals: str | None, asked: bool = True) -> dict[str, Reason]:
     """Metric -> why it is unknown. no_arrivals: why arrivals of data aren't recorded, or None. asked: whether
-    they were to be.
+    they should be.
     """
     if no_arrivals is not None or not asked:
         reason = Reason("it isn't recorded when data arrives", why=no_arrivals) if asked else _NOT_ASKED
@@ -38,7 +38,7 @@ def _no_response(snapshot: Snapshot) -> Reason | None:
     if snapshot.strangers * 2 > requests:
         return Reason(
             "the goroutines that read could not be recognized",
-            why="the program makes its system calls in a way that Go's own compiler does not",
+            why="the program makes its system calls in another way than Go's own compiler",
         )
     return Reason(
         f"{answered:,} of {requests:,} reads were answered by a write of the same goroutine",

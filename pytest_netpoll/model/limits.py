@@ -40,7 +40,7 @@ _OTHERS = ("service", "runs", *_RULES)
 
 
 def help_text() -> str:
-    """The marker's text for `pytest --markers`, with the metrics there are."""
+    """The marker's text for `pytest --markers`, with the list of metrics."""
     description = " ".join(__doc__.split())
     return f"{description} Metrics: {', '.join(METRICS)}."
 

@@ -82,7 +82,7 @@ def join(lists: Sequence[Sequence[Tolerance]]) -> tuple[Tolerance, ...]:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(
-                f"{name} is given twice; what has to exceed both of two amounts is one: {name}:+25%+…"
+                f"{name} is given twice; if both amounts must be exceeded, write them as one: {name}:+25%+…"
             )
     return tuple(joined)
 

@@ -129,9 +129,9 @@ def judge(
 ) -> Verdict:
     """Compares every measurement with its limits. An unmeasured test doesn't pass.
 
-    A certain breach of one service outweighs that another could not be measured. In report mode limits decide
-    nothing, whether broken or impossible to check. further: broken limits found elsewhere. running: all
-    services, whether the test's own or not. deaths: of the test's services.
+    A proven breach by one service outweighs that another one could not be measured. In report mode limits
+    decide nothing, whether broken or impossible to check. further: broken limits found elsewhere. running:
+    all services, whether the test's own or not. deaths: of the test's services.
     """
     if mode == "off":
         return _verdict("failed", [d.reason for d in deaths], (), deaths) if deaths else Verdict("passed")

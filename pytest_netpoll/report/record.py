@@ -76,9 +76,8 @@ class OffenderRecord(_OffenderExtra):
     samples, those in a runtime call that only checks, such as that of a select with a default. local,
     peer: None if they differ between the goroutines at this place. stack: starts at your own code; empty
     if the kernel had no room for it. woken_stack: of ready calls, where the woken goroutine had been
-    parked. locked: of ready calls and woken goroutines, whether who was woken is locked to a thread.
-    held_ns: of "held", for how long in all. growth, abandoned, stuck, peers: of "parked" only, see
-    Parked.
+    parked. locked: of ready calls and woken goroutines, whether the woken goroutine is locked to a thread.
+    held_ns: of "held", for how long in total. growth, abandoned, stuck, peers: of "parked" only, see Parked.
     """
 
     count: int
@@ -429,9 +428,9 @@ class ServiceRecord(_ServiceExtra):
     metrics: every metric, None if it was not measured. unmeasured: why none of them is exact, or None.
     why_unmeasured: the same in its parts. gomaxprocs: None if unknown. runs: each metric in each of several
     runs, whose medians `metrics` then are; empty for a single run. histogram: latency bucket -> latencies in
-    it. unexplained: evidence that a limit asks for -> why it could not be had. io_outcomes: how the I/O calls
-    ended -> calls, which add up to io_calls. futile: the futile ones among them. parked: None if it was not
-    asked for. rules: those that it breaks, forbidden or not. unchecked: forbidden rules that could not be
+    it. unexplained: evidence that a limit asks for -> why it could not be recorded. io_outcomes: how the I/O
+    calls ended -> calls, which add up to io_calls. futile: the futile ones among them. parked: None if it was
+    not asked for. rules: those that it breaks, forbidden or not. unchecked: forbidden rules that could not be
     checked. timeline: in order of time. correlation: of two rates of the timeline. cgroups: whose CPU quota
     bound the service, the one that stopped it longest first. delays: as histogram, for "queue_delay",
     "poll_delay", "handling" and "response". budgets: the parts of the median and the p99 of the responses, or
@@ -481,7 +480,7 @@ class WindowRecord(TypedDict):
 class ArtifactRecord(TypedDict):
     """A file that --netpoll-artifacts wrote.
 
-    what: is in it. command: opens it, run in its directory.
+    what: its content. command: opens it, if run in its directory.
     """
 
     name: str
@@ -525,13 +524,13 @@ class TestRecord(_TestExtra):
     outcome: of the test. reason: a line for each cause, and "  fix: …" if one is known; None if passed.
     reasons: the same in their parts. breaches: broken limits and forbidden rules, also those that report mode
     let pass. file: relative to the root directory. line: of the test, from 1. error: the first line of the
-    test's own failure, which is then the reason, too. xfail: why pytest expected the failure, or None.
+    test's own failure, which is then also the reason. xfail: why pytest expected the failure, or None.
     diagnosis: a text for each fault recognized in a service: what was seen, what causes it, how to fix it.
     comparison: against a baseline or a base, None if there is none. toolchain: which of several Go
     toolchains, as in the nodeid. requests_per_second: of what the test reported with
-    record_property("requests", n). gate: the outcome that gate mode would have given; differs from `outcome`
-    only in report mode. deaths: the services that ended without being stopped. windows: of the
-    `netpoll.measure()` blocks; of very many, the last ones. windows_left_out: how many others there were.
+    record_property("requests", n). gate: the outcome in gate mode; differs from `outcome` only in report
+    mode. deaths: the services that ended without being stopped. windows: of the `netpoll.measure()` blocks;
+    if there are very many, only the last ones. windows_left_out: how many others there were.
     forbidden: the codes of the rules that no service may break. artifacts: the files that --netpoll-artifacts
     wrote, or None.
     """
@@ -563,10 +562,9 @@ def build(
 ) -> TestRecord:
     """The record of one test.
 
-    location: (file relative to the root directory, line from 1). error: how the test failed by
-    itself, its first line counts; broken limits are then listed, but are not the reason. Without
-    error and verdict nothing is known, which is not passed: unmeasured. columns: of each measurement,
-    or of none.
+    location: (file relative to the root directory, line from 1). error: how the test itself failed; only its
+    first line is kept. Broken limits are then listed, but are not the reason. Without error and verdict
+    nothing is known, so the test is unmeasured. columns: of each measurement, or of none.
     """
     own_error = None if error is None else _first_line(error)
     if own_error is not None:
@@ -638,7 +636,7 @@ def _first_line(text: str) -> str:
 
 
 def reason_record(reason: str) -> ReasonRecord:
-    """By its parts; any other text is what happened."""
+    """The reason with its parts; any other text is what happened."""
     parts = Reason.of(reason)
     return {"what": parts.what, "why": parts.why, "fix": parts.fix}
 
@@ -813,7 +811,7 @@ def _parked(one: Snapshot, measurement: Measurement) -> list[ParkedRecord] | Non
 def plain(value: object) -> Any:
     """A copy of `value` that JSON and execnet can carry: no tuples, no NaN, no lone surrogates.
 
-    Surrogates come from file names that are not UTF-8. What is of no JSON type becomes its text.
+    Surrogates come from file names that are not UTF-8. Values of other types become text.
     """
     if isinstance(value, str):
         return value.encode(errors="backslashreplace").decode()

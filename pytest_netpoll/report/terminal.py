@@ -128,7 +128,7 @@ def _verdict(row: wording.Row) -> str:
 
 
 def gate_preview(records: Sequence[TestRecord], width: int) -> list[str]:
-    """What gate mode would report in place of report mode: which tests would not pass, and why."""
+    """What gate mode would report: which tests would not pass, and why."""
     bad = [record for record in wording.worst_first(records) if wording.alarming(record)]
     if not bad:
         return []
@@ -157,9 +157,9 @@ def failure_section(record: TestRecord, width: int) -> str:
 
     Empty if there is nothing to say.
 
-    First what broke, then for each service the Go lines behind it and the numbers that matter for it, and at
-    the end, for which room is kept, the likely causes. If the test itself failed, the numbers of its windows
-    come first: the test asserts about them.
+    First comes what broke, then for each service the Go lines behind it and the numbers that matter for it.
+    The likely causes come last; room is reserved for them. If the test itself failed, the numbers of its
+    windows come first, because the test asserts something about them.
     """
     screen = _Screen(_causes(record, width))
     for reason in wording.reasons(record):
@@ -228,7 +228,7 @@ def _artifacts(record: TestRecord, width: int) -> list[str]:
 
 
 def _add_entries(screen: _Screen, entries: Sequence[wording.Entry], width: int, reserved: int = 0) -> None:
-    """Adds as many entries as fit, never one that explains less instead of one that explains more."""
+    """Adds as many entries as fit, those that explain most first."""
     shown = _leading(entries)
     screen.left_out += len(entries) - len(shown)
     for number, entry in enumerate(shown[:MOST_OFFENDERS]):
@@ -324,7 +324,7 @@ class _Screen:
 
 
 def _concerned(record: TestRecord) -> list[ServiceRecord]:
-    """The services with broken limits, or all where it is not a limit that failed the test."""
+    """The services with broken limits, or all if the test failed for another reason."""
     broken = {fault["service"] for fault in wording.broken(record)}
     return [service for service in record["services"] if not broken or service["name"] in broken]
 

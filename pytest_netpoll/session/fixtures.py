@@ -26,7 +26,8 @@ MOST_WINDOWS = 100
 
 
 class Windows:
-    """The closed windows of one test; only the last ones of very many. left_out: how many are not kept."""
+    """The closed windows of one test; if there are very many, only the last ones. left_out: how many are not
+    kept."""
 
     def __init__(self) -> None:
         self.left_out = 0
@@ -86,7 +87,9 @@ class Netpoll:
         known = {running.name: running for running in self._roster.running}
         asked = known.get(service) if isinstance(service, str) else service
         if asked not in self._roster.running:
-            pytest.fail(f"no service {service!r} runs (running: {', '.join(known) or 'none'})", pytrace=False)
+            pytest.fail(
+                f"no service {service!r} is running (running: {', '.join(known) or 'none'})", pytrace=False
+            )
         try:
             return self._meter.parked(asked)
         except UnmeasuredError as error:
@@ -145,7 +148,8 @@ class MeasuredWindow:
         self._dead = dict(dead)
 
     def record(self, number: int) -> record.WindowRecord:
-        """The record of the test's own services and of those that it asked for; of all if there are none."""
+        """The record of the test's own services and of those that it asked for; if there are none, of all
+        services."""
         measured = self._measurements or {}
         concerned = [
             made for service, made in measured.items() if service in self._own or service in self._read

@@ -172,7 +172,7 @@ def _compare(
 def _compare_with_baseline(
     session: Session, item: pytest.Item, baseline: Baseline, trial: Trial, limits: Limits, runs: int
 ) -> Comparison:
-    """Compares in as many rounds as --netpoll-rounds asks for. A time that regressed by one number is
+    """Compares in as many rounds as --netpoll-rounds asks for. A time that regressed by a single number is
     remeasured, because the machine may be the cause.
     """
     options = session.options

@@ -83,7 +83,7 @@ def refuse(node: pytest.Item, verdict: Verdict, options: Config) -> None:
 
 def _end(node: pytest.Item, verdict: Verdict, skip: bool, lenient: bool = False) -> None:
     unmeasured = (verdict.gate or verdict.outcome) == "unmeasured"
-    reason = verdict.message or "\n".join(map(str, verdict.breaches)) or "got worse than its baseline"
+    reason = verdict.message or "\n".join(map(str, verdict.breaches)) or "regressed against its baseline"
     text = clean.lines(f"unmeasured: {reason}" if unmeasured else reason)
     exception = pytest.skip.Exception(text) if skip else pytest.fail.Exception(text, pytrace=False)
     node.stash[ENFORCED] = Enforced(exception, verdict, lenient)

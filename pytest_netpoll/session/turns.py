@@ -22,7 +22,7 @@ from pytest_netpoll.session.attribution import services_in
 from pytest_netpoll.session.marked import fixtures_of
 from pytest_netpoll.session.trial import Traffic, Trial
 
-# The share of traffic that may go to the wrong side: a service has some traffic of its own.
+# The share of traffic that may go to the wrong side: a service also makes some traffic itself.
 _ASTRAY = 0.5
 
 
@@ -80,7 +80,7 @@ class Base:
         if trial.base_failure is None and not trial.failed:
             found = settled(compared, plan.looks, make)
         if trial.base_failure is not None and trial.base_windows:
-            passed = f"{self.revision} passed this test {len(trial.base_windows)} times, and then did not"
+            passed = f"{self.revision} passed this test {len(trial.base_windows)} times, and then failed it"
             fix = "make it pass there each time, or leave --netpoll-compare-fail out"
             return unsteady(plan, Reason(passed, why=trial.base_failure, fix=fix))
         if trial.base_failure is not None:

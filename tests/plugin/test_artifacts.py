@@ -298,13 +298,13 @@ def test_what_a_service_does_not_serve_and_what_cannot_be_repeated_is_a_note(fai
     for test, what, fix in (
         (
             "test_own",
-            "no trace and no profiles of the service's own: the test starts a service itself",
+            "no trace and no profiles from the service itself: the test starts a service itself",
             "start it in a fixture",
         ),
-        ("test_shy", "no profiles of the service's own: shy: ", "serve net/http/pprof there"),
+        ("test_shy", "no profiles from the service itself: shy: ", "serve net/http/pprof there"),
         (
             "test_limited",
-            "no trace and no profiles of the service's own: the test's timeout of 30 s ",
+            "no trace and no profiles from the service itself: the test's timeout of 30 s ",
             "raise the timeout",
         ),
     ):

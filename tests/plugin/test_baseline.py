@@ -223,7 +223,7 @@ def test_what_is_compared_and_was_not_measured_does_not_pass(run, pytester, monk
         [
             "unmeasured: server: is in baseline main, but is no longer measured",
             "netpoll: wrote *main.json",
-            "netpoll: test_it.py::test_it is in it as it was: it failed by itself or is unmeasured",
+            "netpoll: test_it.py::test_it keeps its old entry: its own assertion failed, or it is unmeasured",
         ]
     )
     assert saved(pytester) == before
@@ -249,7 +249,7 @@ def test_bad(echo, ping): ping(echo, next(counts)); print("printed")
         [
             "echo: wakeups 2? (median of 3 runs, 2? to 10?) > max 10",
             "*median of 3 runs):",
-            "*least and most over the runs*",
+            "*minimum and maximum over the runs*",
         ]
     )
     assert result.stdout.str().count("\nprinted\n") == 3

@@ -401,7 +401,7 @@ def test_toolchains_and_what_got_worse_are_told_apart_and_filtered(few, page):
     assert page.js(toolchains) == ["go1.9", "go1.21.13", "–"]  # noqa: RUF001
     button.send_keys(Keys.ENTER)
     assert page.js(toolchains) == ["go1.21.13", "go1.9", "–"]  # noqa: RUF001
-    assert [mark.text for mark in page.all(".against")] == ["got worse"]
+    assert [mark.text for mark in page.all(".against")] == ["regressed"]
     assert [cell.text for cell in page.all(".number .worse")] == ["20.0 µs"]
 
     page.one("[name=toolchain][value='go1.21.13']").send_keys(Keys.SPACE)

@@ -151,7 +151,7 @@ def test_what_was_not_measured_now_does_not_pass_and_what_the_base_lacks_is_note
     assert found.outcome == "unmeasured"
     found = changed({"ready_calls": None}, known, "ready_calls:+10%")
     assert found.outcome == "passed"
-    assert "ready_calls has no number of base (main)" in found.notes[0]
+    assert "ready_calls has no number from base (main)" in found.notes[0]
     off = Reason("answers were not timed", fix="--netpoll-response=on")
     untimed = replace(sample(response_p50=None), absent={"response_p50": off})
     for base, head in ((untimed, sample(response_p50=5)), (sample(response_p50=5), untimed)):

@@ -270,7 +270,7 @@ def test_a_wrong_tolerance_says_what_is_wrong(text: str, error: str) -> None:
 def test_tolerances_are_relative_or_in_the_metrics_unit() -> None:
     parsed = tolerance.parse_list("latency_p99:+25%, latency_p50:+1ms,polls:3,polls_per_event:0.5")
     assert [t.limit(100) for t in parsed] == [125, 1_000_100, 103, 100.5]
-    with pytest.raises(ValueError, match=re.escape("polls is given twice; what has to exceed both")):
+    with pytest.raises(ValueError, match=re.escape("polls is given twice; if both amounts must be exceeded")):
         tolerance.join([tolerance.parse_list("polls:1"), tolerance.parse_list("polls:2")])
 
 
@@ -342,7 +342,7 @@ def test_a_baseline_file_is_the_same_bytes_in_any_order_and_holds_only_what_can_
     assert path == tmp_path / ".netpoll" / "main.json"
     lines = baseline_file.write(path, HERE, records)
     assert lines == [
-        f"{name} is not in it: it failed by itself or is unmeasured" for name in ("failed", "gone")
+        f"{name} is not in it: its own assertion failed, or it is unmeasured" for name in ("failed", "gone")
     ]
     first = path.read_bytes()
     baseline_file.write(path, {**HERE, "bcc": "0.29"}, records[::-1])
@@ -394,7 +394,7 @@ def test_saving_what_ran_keeps_what_did_not(tmp_path: Path) -> None:
     lines = baseline_file.write(path, HERE, [made("b", window(20)), made("flaky", window(9), error="mine")])
     assert path.read_bytes() == first
     assert lines == [
-        "flaky is in it as it was: it failed by itself or is unmeasured",
+        "flaky keeps its old entry: its own assertion failed, or it is unmeasured",
         "kept 2 tests that did not run; delete the file to drop them",
     ]
     assert (
@@ -410,7 +410,7 @@ def test_what_was_measured_elsewhere_is_not_mixed_with_what_is_saved_here(tmp_pa
     baseline_file.write(path, {**HERE, "kernel": "5.4.0"}, [made(name, window(20)) for name in "abc"])
     lines = baseline_file.write(path, HERE, [made("b", window(30)), made("c", window(9), error="mine")])
     assert lines == [
-        "c is not in it: it failed by itself or is unmeasured",
+        "c is not in it: its own assertion failed, or it is unmeasured",
         "1 of its tests did not run and are dropped: they were measured elsewhere "
         "(kernel 5.4.0 then, 6.8.0 now)",
     ]
@@ -459,11 +459,11 @@ def test_two_files_are_compared_offline(
     conclusion = out.splitlines()[-1]
     if not options:
         assert conclusion.startswith("Nothing was judged: ")
-        assert not re.search(r"passed|got worse", out)
+        assert not re.search(r"passed|regressed", out)
     elif code == 0:
         assert conclusion == "No regressions beyond the tolerance, in 1 test."
     else:
-        assert conclusion == "Of 1 test 1 got worse."
+        assert conclusion == "Of 1 test, 1 regressed."
 
 
 def test_the_other_way_round_it_improved(reports: tuple[str, str]) -> None:
@@ -566,7 +566,7 @@ def test_the_spread_of_what_is_limited_stays_in_the_table_of_runs(width: int) ->
     demanded = resolve([((), {"max_productive_wakeups": 90, "max_latency_p99": "5ms", "runs": 3})], "t")
     made = record.build("t.py::test", ("t.py", 1), Verdict("passed"), demanded, [repeated], 1.0)
     [(title, table)] = tables.further_tables([made], width)
-    assert title == "netpoll: least and most over the runs"
+    assert title == "netpoll: minimum and maximum over the runs"
     head, _, row = table.splitlines()
     assert head.endswith("other limits")
     assert row.endswith("productive_wakeups 20 to 40")

@@ -364,7 +364,7 @@ def test_tests_are_filtered_by_how_they_compare() -> None:
     }
     assert shown == {
         **{outcome: [] for outcome in ("passed", "unmeasured", "")},
-        "regressed": ["got worse"],
+        "regressed": ["regressed"],
         "new": ["no baseline"],
     }
     plain = document.render({}, [built(measured())])

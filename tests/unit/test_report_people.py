@@ -449,7 +449,7 @@ def test_the_step_summary_shows_the_spread_of_what_is_judged_over_runs() -> None
     shown = dict(zip(wording.COLUMNS, row[3:], strict=True))
     assert shown["polls_per_event"] == "1.05 (1.05 to 1.06)"
     assert shown["wakeups"] == "201", "no limit is judged by it"
-    assert "In brackets: the least and the most over the runs" in text
+    assert "In brackets: the minimum and maximum over the runs" in text
     assert "In brackets" not in github.markdown([passed()], {})
 
 

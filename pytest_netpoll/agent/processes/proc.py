@@ -97,7 +97,7 @@ def is_64_bit(pid: int) -> bool | None:
 def family(pid: int) -> list[int]:
     """The other live processes of the service that the process leads.
 
-    As in service/guardian.py: those in the session that it leads, those with its mark (the only trace of a
+    As in service/guardian.py: those in the session that it leads, those with its mark (all that identifies a
     daemon whose parent has ended), and all their descendants.
     """
     table = {}  # pid -> (parent, session, start)

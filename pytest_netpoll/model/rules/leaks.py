@@ -62,9 +62,8 @@ RULES = (
         "that nobody holds at the other end, and that are still open half a second after the service had "
         "come to rest.",
         "close the connection on every way out of its handler, and end a writer when its reader ends.",
-        "A client that the test leaves open, or of which it has only shut down one half, is no leak. Nor "
-        "is a pool of connections that the service dialed, which grows as well: limit max_parked_growth for "
-        "that.",
+        "A client that the test leaves open or only half-closes isn't a leak. Neither is a pool of "
+        "connections that the service dialed, although it grows: limit max_parked_growth for that.",
         "A writer for each connection waits on a channel that nobody closes when the client has gone.",
         _parked_leak,
         _not_settled,
@@ -78,8 +77,8 @@ RULES = (
         "than 20 ms ago, while the service rests and polls.",
         "read until there is nothing left (EAGAIN) before waiting again: events are edge-triggered. In "
         "RawConn.Read, return false only after such a call.",
-        "A throttled or stopped service has not got round to reading, a socket below its low-water mark "
-        "(SO_RCVLOWAT) has nothing to report, and what is in an error queue (NP105) is nothing to read.",
+        "A throttled or stopped service just hasn't read yet, a socket below its low-water mark "
+        "(SO_RCVLOWAT) has nothing to report, and an error queue (NP105) doesn't hold data to read.",
         "RawConn.Read with a function that returns false without reading.",
         _stuck_reader,
         _not_decided,

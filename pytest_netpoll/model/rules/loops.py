@@ -150,8 +150,8 @@ RULES = (
         "at least half of which are in calls that only check: a select with a default, runtime.Gosched, "
         "or TryLock.",
         "wait: leave the default out of the select, or use a channel, a sync.Cond or a ticker.",
-        "A computation uses as much CPU time, but in code of its own.",
-        "A watcher that checks in a loop, by a select with a default, whether it should stop.",
+        "A computation uses as much CPU time, but in its own code.",
+        "A watcher that checks in a loop, with a select with a default, whether it should stop.",
         _busy_loop,
         no_cpu_samples,
         offences=("cpu",),

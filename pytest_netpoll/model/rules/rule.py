@@ -14,13 +14,14 @@ from pytest_netpoll.model.measurement import Measurement
 # Fewer spurious wakeups, or a smaller share of all wakeups, may be chance.
 LEAST_WASTED = 5
 LEAST_SHARE = 0.05
-# With fewer CPU samples no share is reported: a window of a few ms may have one.
+# With fewer CPU samples no share is reported: a window of a few ms may have just one.
 LEAST_SAMPLES = 10
 
 
 @dataclass(frozen=True)
 class Proof:
-    """Proof that a rule is broken. count: of what `text` names. text: what was seen and what caused it.
+    """Proof that a rule is broken. count: how many of what `text` names. text: what was seen and what caused
+    it.
 
     stack: where, innermost first; empty if no code was recorded. fix: None for the rule's own.
     """
@@ -39,9 +40,9 @@ def _always(_: Measurement) -> Reason | None:
 class Rule:
     """One known way of wasting wakeups, polls, I/O calls or CPU time, or of answering late.
 
-    code: "NP101"; rules whose codes begin alike form a family. meaning: what it is, in a sentence.
-    evidence: what has to be measured before it is reported. fix: what to do. alike: what looks like it and
-    isn't. example: a service that breaks it. offences: what to record while it is forbidden. prove: reads a
+    code: "NP101"; rules whose codes begin alike form a family. meaning: what it is, in a sentence. evidence:
+    what has to be measured before it is reported. fix: what to do. alike: what looks similar but isn't this.
+    example: a service that breaks it. offences: what to record while it is forbidden. prove: reads a
     measurement; None if that proves nothing. missing: why a measurement lacks the evidence; None if it has
     it.
     """

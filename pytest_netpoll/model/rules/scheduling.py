@@ -29,8 +29,8 @@ from pytest_netpoll.model.rules.rule import (
 LATE_NS = 5_000_000
 LEAST_LATE = 10
 LATE_SHARE = 0.1
-# CPU time, as a share of the window, that the service must have used, and wanted, if its own goroutines are
-# what others wait for. On a busy machine it gets little of what it wants.
+# CPU time, as a share of the window, that the service must have used, and wanted, to prove that goroutines
+# wait for its own ones. On a busy machine it gets little of what it wants.
 BUSY_USED = 0.1
 BUSY_WANTED = 0.8
 # Shares of the CPU samples: in the program's own code, if others wait for that; or in the GC.
@@ -258,7 +258,8 @@ def _thread_handover(m: Measurement) -> Proof | None:
 
 
 def _no_ready_calls(m: Measurement) -> Reason | None:
-    """Why it is unknown whom goroutines woke. Those that the network woke may be enough to prove it."""
+    """Why it is unknown which goroutines others woke. Those that the network woke may be enough to prove
+    it."""
     if m.ready_calls is not None or _thread_handover(m):
         return None
     return m.absent.get("ready_calls") or Reason("ready calls were not counted", fix="--netpoll-goready=on")

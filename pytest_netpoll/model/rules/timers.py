@@ -41,7 +41,7 @@ def _seen(m: Measurement) -> str:
 
 
 def _woken(m: Measurement) -> tuple[Frame, ...]:
-    """Where the goroutines that timers wake most had been parked. The wakers are the runtime's timers."""
+    """Where the goroutines that timers wake most were parked. The wakers are the runtime's timers."""
     by_timers = (o for o in offenders(m, "ready") if not o.runtime and _is_timers(o.stack))
     return next((o.woken_stack for o in by_timers if o.woken_stack), ())
 

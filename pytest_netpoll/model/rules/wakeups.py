@@ -66,7 +66,7 @@ def _shared_listener(m: Measurement) -> Proof | None:
         "{n} of {spurious} spurious wakeups found no connection to accept: each connection wakes every "
         "acceptor of a shared listener (it is registered with epoll more than once), and one gets it. "
         "Typically worker processes inherited one listener.",
-        # On a busy machine most workers come too late to be woken, so most wakeups are for reading.
+        # On a busy machine most workers park too late to be woken, so most wakeups are for reading.
         least_share=0,
     )
 

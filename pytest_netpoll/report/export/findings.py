@@ -1,4 +1,4 @@
-"""Lists what is wrong, one by one, for the formats of linters."""
+"""Lists what is wrong, one by one, for linters' formats."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Level: TypeAlias = Literal["error", "warning", "note"]
 
 class Finding(NamedTuple):
     """rule: a rule's code, or what was broken, such as "max_spurious". about: the rule's description. path,
-    line: of the Go line if there is one, else of the test, in the checkout.
+    line: the Go line if there is one, else the test's, in the checkout.
     """
 
     rule: str

@@ -22,7 +22,7 @@ STATUSES: Mapping[str, str] = {
 CHANGES: Mapping[str, str] = {"WORSE": "✗", "undecided": "?", "more": "▲", "less": "▼"}
 # How a test compares with its baseline -> how the page shows it, worst first.
 _BASELINE: Mapping[str, tuple[str, str]] = {
-    "regressed": ("✗", "got worse"),
+    "regressed": ("✗", "regressed"),
     "unmeasured": ("?", "unmeasured"),
     "new": ("+", "no baseline"),
     "passed": ("✓", "passed"),
