@@ -132,7 +132,7 @@ def code_at(program, offset):
     return program.read_bytes()[offset : offset + 1]
 
 
-def a_users_probes_are_in_the_users_process_and_in_no_other(ask, user, program):
+def a_users_probes_are_only_in_the_users_process(ask, user, program):
     """program: services/echo, the user's. Root runs it, too."""
     site = find_sites(str(program)).ready
     command = [program, "-addr", "127.0.0.1:0"]
@@ -148,7 +148,7 @@ def a_users_probes_are_in_the_users_process_and_in_no_other(ask, user, program):
         assert byte_at(roots.pid, site) == code_at(program, site)
 
 
-def a_user_sees_parked_goroutines_of_the_users_own_alone(ask, user, program):
+def a_user_sees_only_the_users_own_parked_goroutines(ask, user, program):
     """program: services/echo, the user's. Root runs it, too."""
     command = [program, "-addr", "127.0.0.1:0"]
     with (
@@ -167,7 +167,7 @@ def a_user_sees_parked_goroutines_of_the_users_own_alone(ask, user, program):
     assert (told["pid"], told["parked"]["after"][0][2:4]) == (own.pid, [1, "listener"])
 
 
-def a_user_chooses_no_place_for_a_probe(ask, user, program):
+def a_user_cannot_choose_the_place_of_a_probe(ask, user, program):
     """Each has a first byte that the kernel would take: in other functions, and amid instructions."""
     sites = find_sites(str(program))
     code = program.read_bytes()
@@ -227,7 +227,7 @@ except OSError as error:
 """
 
 
-def a_file_on_an_overlay_of_the_users_gets_no_probes(ask, user, program, how):
+def a_file_on_a_users_overlay_gets_no_probes(ask, user, program, how):
     """program: services/echo. how: of OVERLAYS. Skips where the kernel refuses the overlay itself."""
     roots, own = user.home / "roots", user.home / "disguise"
     try:
@@ -274,7 +274,7 @@ def gives_rights(program, how):
 RECORDED = ("polls", "events", "calls", "readies", "looks", "stacks")
 
 
-def what_gains_rights_by_an_exec_is_not_counted_from_there_on(ask, user, brief, how):
+def a_process_that_gains_rights_by_an_exec_is_no_longer_counted(ask, user, brief, how):
     """However briefly it runs: it has ended before anybody could look at it. brief: services/brief."""
     if os.statvfs(user.home).f_flag & os.ST_NOSUID:
         pytest.skip(f"{user.home} does not honour the setuid bit")
@@ -369,14 +369,14 @@ def others(children=150):
         yield more
 
 
-def told_of_others(processes):
+def reported_of_others(processes):
     """(how many entries the agent told of these processes, the addresses therein that are not their own)."""
     told = [entry for process in processes for entry in (*process["offenders"], *process["slowest"])]
     ends = {entry[end] for entry in told for end in ("local", "peer")} - {None, "/dev/null"}
     return len(told), {end for end in ends if end.rpartition(":")[0] != OWN}
 
 
-def invented_descriptors_reveal_nothing_but_the_programs_own(ask, user, hostile, seconds, children):
+def invented_descriptors_reveal_only_the_programs_own(ask, user, hostile, seconds, children):
     """hostile: services/hostile, which lies for so long."""
     command = user.become(hostile, "-own", f"{OWN}:0", "-for", f"{seconds}s")
     processes = []
@@ -396,7 +396,7 @@ def invented_descriptors_reveal_nothing_but_the_programs_own(ask, user, hostile,
             answer = ask("close", window=window, settle_ms=20)["ok"]
             processes += answer["services"][str(process.pid)]
         assert process.poll() is None
-    count, strange = told_of_others(processes)
+    count, strange = reported_of_others(processes)
     assert strange == set()
     assert sum(p["counters"]["unclaimed_events"] for p in processes) > 1000
     return count

@@ -87,7 +87,7 @@ def counters(path: Path) -> list[psutil.Process]:
 GO_PROCESS = r"selftest \d+ \(go1"
 
 
-def test_every_go_process_of_it_counts_and_the_others_are_named(cgroup, counting):
+def test_every_go_process_counts_and_the_others_are_named(cgroup, counting):
     """One is there before; one is started by a shell that ends and leaves it; one comes from outside.
 
     20, 30 and 40 wakeups, in a cgroup, in it by orphans, and in a cgroup below it.
@@ -129,7 +129,7 @@ def test_every_go_process_of_it_counts_and_the_others_are_named(cgroup, counting
         shell.wait()
 
 
-def test_what_is_no_cgroup_v2_is_refused(tmp_path):
+def test_a_directory_that_is_not_a_cgroup_v2_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"is not a cgroup: it has no cgroup.procs"):
         Cgroup(tmp_path)
     (tmp_path / "cgroup.procs").touch()
@@ -137,7 +137,7 @@ def test_what_is_no_cgroup_v2_is_refused(tmp_path):
         Cgroup(tmp_path)
 
 
-def test_a_cgroup_that_is_removed_ends_it(cgroup):
+def test_watch_ends_when_the_cgroup_is_removed(cgroup):
     (cgroup / "below").mkdir()
     command = [sys.executable, "-m", "pytest_netpoll", "watch", "--cgroup", str(cgroup / "below")]
     with subprocess.Popen([*command, "--interval", "100ms"], stdout=subprocess.PIPE, text=True) as watch:

@@ -222,7 +222,7 @@ def test_without_capabilities_the_reason_names_them(pytest_in):
     assert "  fix: run it as root; in a container: --cap-add BPF" in said
 
 
-def test_a_profile_that_refuses_bpf_is_named(pytest_in, tmp_path):
+def test_a_seccomp_profile_that_refuses_bpf_is_named(pytest_in, tmp_path):
     profile = tmp_path / "profile.json"
     refused = {"names": ["bpf"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}
     profile.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [refused]}))
@@ -247,7 +247,7 @@ def test_another_container_s_service_is_measured_with_four_capabilities(podman, 
     assert outcomes(said)["test_pings"] == "PASSED", said
 
 
-def test_a_pod_needs_no_more_than_the_job_gives_it(podman, pytest_in, beside):
+def test_a_pod_needs_only_what_the_job_gives_it(podman, pytest_in, beside):
     """As kubernetes-job.yaml has it: one pid namespace, no privilege but the four capabilities."""
     if not shutil.which("catatonit") and not Path("/usr/libexec/podman/catatonit").exists():
         pytest.skip("podman makes no pods without catatonit: .ci/setup test")

@@ -49,7 +49,7 @@ def test_a_poll_that_returns_0_wakes_nobody(launch, measure, go_toolchain, parke
     assert (m.wakeups, m.spurious_wakeups) == (0, 0)
 
 
-def test_a_storm_of_connections_wakes_nobody_for_nothing(launch, measure, go_toolchain):
+def test_a_storm_of_connections_causes_no_spurious_wakeups(launch, measure, go_toolchain):
     server = launch("echo", go=str(go_toolchain.go))
     with measure() as stretch:
         storm(server.address, 1000)
@@ -84,7 +84,7 @@ def storm(address: tuple[str, int], count: int) -> None:
     time.sleep(0.05)
 
 
-def test_descriptors_are_registered_once_and_for_all_not_oneshot(launch, connect, spaced_pings, go_toolchain):
+def test_descriptors_are_registered_once_and_not_oneshot(launch, connect, spaced_pings, go_toolchain):
     service = launch("echo", go=str(go_toolchain.go))
     connection = connect(service.address)
     before = registered(service.pid)
@@ -109,7 +109,7 @@ def registered(pid: int) -> dict[int, int]:
     return found
 
 
-def test_goroutines_that_sleep_do_not_starve_others_those_that_compute_do(claims, measure):
+def test_computing_goroutines_starve_others_and_sleeping_ones_do_not(claims, measure):
     late = {}
     for flag in ("-sleepers", "-hogs"):
         service = claims("-cpu", 1, flag, 4)
@@ -129,7 +129,7 @@ def marks(m):
     return empty, 1000 * m.window_seconds / m.polls, statistics.pvariance(sizes or [0])
 
 
-def test_healthy_services_pass_the_marks_of_ill_health(launch, measure, connect, crowd, parked, newest_go):
+def test_healthy_services_exceed_the_supposed_thresholds(launch, measure, connect, crowd, parked, newest_go):
     go = str(newest_go.go)
     ticking = launch("idle", "-tickers", "1", "-period", "20ms", go=go)
     quiet = launch("echo", go=go)
@@ -158,7 +158,7 @@ def test_healthy_services_pass_the_marks_of_ill_health(launch, measure, connect,
     assert stretch(bursts).spurious_wakeups == 0
 
 
-def test_a_service_that_is_ill_stays_below_them(launch, measure, connect, newest_go):
+def test_an_unhealthy_service_stays_below_the_thresholds(launch, measure, connect, newest_go):
     service = launch("dup", go=str(newest_go.go))
     connection = connect(service.address)
     with measure() as stretch:
@@ -228,7 +228,7 @@ def upstream() -> Iterator[Upstream]:
     upstream.listener.close()
 
 
-def test_the_wait_before_a_dial_keeps_links_from_a_stampede(claims, measure, upstream):
+def test_a_wait_before_each_dial_prevents_a_stampede(claims, measure, upstream):
     links, outage = 10, 0.5
     host, port = upstream.address
     dials, abandoned = {}, {}

@@ -98,9 +98,7 @@ def test_the_engine_keeps_what_it_printed(start, engine, factory):
     assert again.log.count("ready on") == 1, "what the run before printed does not say that this one is ready"
 
 
-def test_a_container_restarted_by_somebody_else_is_not_measured_by_its_old_process(
-    start, engine, factory, meter
-):
+def test_a_container_restarted_from_outside_is_not_measured_by_its_old_process(start, engine, factory, meter):
     name = start("echo")
     service = factory(container=name)
     old = service.pid
@@ -111,7 +109,7 @@ def test_a_container_restarted_by_somebody_else_is_not_measured_by_its_old_proce
     assert "restart()" in said
 
 
-def test_a_container_restarted_by_the_test_is_measured_on(
+def test_a_container_restarted_by_the_test_is_still_measured(
     start, engine, factory, measure, connect, spaced_pings
 ):
     name = start("echo")
@@ -187,7 +185,7 @@ def test_a_container_that_is_not_go(engine, image, factory):
     assert time.monotonic() - begin < 60
 
 
-def test_an_engine_that_is_named_is_the_one_that_is_asked(start, engine, factory):
+def test_only_the_named_engine_is_asked(start, engine, factory):
     name = start("echo")
     assert factory(container=name, engine=engine.command).pid == engine.pid(name)
     other = {"docker": "podman", "podman": "docker"}[engine.command]
@@ -195,7 +193,7 @@ def test_an_engine_that_is_named_is_the_one_that_is_asked(start, engine, factory
         factory(container=name, engine=other)
 
 
-def test_echo_of_two_containers_is_told_apart(start, factory, measure, connect, spaced_pings):
+def test_services_of_two_containers_are_distinguished(start, factory, measure, connect, spaced_pings):
     first, second = factory(container=start("echo")), factory(container=start("echo"))
     connection = connect(second.address)
     ping(connection)

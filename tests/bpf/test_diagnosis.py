@@ -81,7 +81,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_each_fault_is_recognised_and_no_other(launch_fault, measure, fault):
+def test_each_fault_is_diagnosed_and_no_other(launch_fault, measure, fault):
     act, code, said = FAULTS[fault]
     server = launch_fault(fault)
     with measure() as stretch:
@@ -103,7 +103,7 @@ def spread_workers(server):
             os.sched_setaffinity(thread.id, {cpus[i % len(cpus)]})
 
 
-def test_a_shared_listener_is_recognised(launch_fault, measure):
+def test_a_shared_listener_is_diagnosed(launch_fault, measure):
     server = launch_fault("herd")
     spread_workers(server)
     # Several at once: on a busy machine a worker may come too late to its poll for one, and is spared.
@@ -123,7 +123,7 @@ def test_a_shared_listener_is_recognised(launch_fault, measure):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_of_a_healthy_service_nothing_is_said(launch_fault, measure, fault):
+def test_a_healthy_service_gets_no_diagnosis(launch_fault, measure, fault):
     server = launch_fault("none")
     with measure() as stretch:
         FAULTS[fault][0](server)
@@ -134,7 +134,7 @@ def test_of_a_healthy_service_nothing_is_said(launch_fault, measure, fault):
 
 # Goes before everybody on its CPU, for 30 ms of every 35.
 @pytest.mark.alone
-def test_a_machine_short_of_cpu_is_told_from_a_service_that_starves_itself(factory, built, measure):
+def test_a_busy_machine_is_distinguished_from_a_service_that_starves_itself(factory, built, measure):
     # Each a session of its own, for the scheduler may share the CPU out by sessions. The service gets a small
     # part, in turns that are shorter than a batch of readers takes: most of them wait for later ones.
     server = factory(
@@ -180,7 +180,7 @@ def ask_all(clients, question, answer):
 
 # Its threads wait for a CPU as long, and its wakeups are as late.
 @pytest.mark.alone
-def test_a_service_that_has_the_cpu_itself_does_not_blame_the_machine(factory, built, measure):
+def test_the_machine_is_not_blamed_for_a_service_that_uses_the_cpu_itself(factory, built, measure):
     command = [*ONE_CPU, built("causes"), "-addr", "127.0.0.1:{port}", "-do", "kernel"]
     server = factory(command=command, name="kernel", env={"GOMAXPROCS": "1"})
     with contextlib.suppress(OSError):  # the scheduler may share the CPU out by sessions
@@ -198,7 +198,7 @@ def test_a_service_that_has_the_cpu_itself_does_not_blame_the_machine(factory, b
     assert diagnose(m) == unhurried(m)
 
 
-def test_who_accepts_without_the_poller_shares_no_listener(factory, built, measure):
+def test_an_acceptor_outside_the_poller_is_no_shared_listener(factory, built, measure):
     command = [built("causes"), "-addr", "127.0.0.1:{port}", "-do", "thief"]
     server = factory(command=command, name="thief")
     for _ in range(10):

@@ -29,9 +29,7 @@ def foreign(launch, factory):
 
 
 @pytest.mark.parametrize("args", [(), ("-mimic",)], ids=["plain", "mimic"])
-def test_what_another_epoll_loop_does_is_not_the_runtimes(
-    foreign, measure, connect, spaced_pings, go_toolchain, args
-):
+def test_another_epoll_loop_does_not_count(foreign, measure, connect, spaced_pings, go_toolchain, args):
     service, address = foreign(*args, go=str(go_toolchain.go))
     theirs, ours = connect(address), connect(service.address)
     with measure() as stretch:
@@ -50,7 +48,7 @@ def test_what_another_epoll_loop_does_is_not_the_runtimes(
 
 
 @pytest.mark.parametrize("args", [(), ("-mimic",)], ids=["plain", "mimic"])
-def test_another_epoll_loop_that_was_there_first_is_told_apart_from_outside_too(
+def test_another_epoll_loop_that_was_there_first_does_not_count(
     foreign, new_meter, connect, spaced_pings, go_toolchain, args
 ):
     service, address = foreign(*args, go=str(go_toolchain.go))
@@ -66,7 +64,7 @@ def test_another_epoll_loop_that_was_there_first_is_told_apart_from_outside_too(
 
 
 @pytest.mark.parametrize("args", [(), ("-mimic",)], ids=["plain", "mimic"])
-def test_a_program_with_another_epoll_loop_only_is_unmeasured(
+def test_a_program_with_only_another_epoll_loop_is_unmeasured(
     foreign, measure, connect, spaced_pings, newest_go, args
 ):
     service, address = foreign("-only", *args, go=str(newest_go.go), ready=re.compile("ready"))
@@ -157,7 +155,7 @@ def calibrate(pid, signed):
 }
 
 
-def test_what_was_found_of_a_program_is_not_believed_of_the_one_that_took_its_place(
+def test_findings_about_a_program_are_not_used_for_its_successor(
     lacking, launch, built, factory, connect, spaced_pings, newest_go
 ):
     meter = lacking(OUTRUN)
@@ -191,7 +189,7 @@ def agent_of_another_time(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("agent_of_another_time")
 @pytest.mark.parametrize("watched", ["from its start", "later"])
-def test_an_unknown_layout_is_unmeasured_with_the_go_version_and_what_was_seen(
+def test_an_unknown_layout_is_unmeasured_and_the_reason_has_the_go_version_and_what_was_seen(
     launch, factory, new_meter, connect, spaced_pings, newest_go, watched
 ):
     meter = new_meter()

@@ -34,7 +34,7 @@ def assert_ground_truth(m, messages=MESSAGES, per_message=WOKEN):
 
 
 @pytest.mark.parametrize("via", ["chan", "cond"])
-def test_a_message_that_wakes_n_goroutines_is_n_plus_1_wakeups(
+def test_a_message_that_wakes_n_goroutines_causes_n_plus_1_wakeups(
     launch, measure, connect, spaced_pings, go_toolchain, via
 ):
     server = launch("ready", "-via", via, "-n", WOKEN, go=str(go_toolchain.go))
@@ -50,9 +50,7 @@ def test_a_message_that_wakes_n_goroutines_is_n_plus_1_wakeups(
     [["-ldflags=-s -w"], ["-buildmode=pie", "-ldflags=-s -w"], ["-ldflags=-linkmode=external"]],
     ids=["stripped", "stripped-pie", "cgo"],
 )
-def test_ready_calls_are_found_however_the_program_is_built(
-    launch, measure, connect, spaced_pings, newest_go, flags
-):
+def test_ready_calls_are_found_in_every_build_mode(launch, measure, connect, spaced_pings, newest_go, flags):
     server = launch("ready", "-n", WOKEN, go=str(newest_go.go), build_flags=flags)
     connection = connect(server.address)
     with measure() as stretch:
@@ -74,7 +72,7 @@ def command(address, number):
         return connection.makefile().readline().strip()
 
 
-def test_an_expired_deadline_is_a_ready_call_of_the_pollers_own(launch, measure, go_toolchain):
+def test_an_expired_deadline_is_a_ready_call_of_the_poller(launch, measure, go_toolchain):
     server = launch("deadline", go=str(go_toolchain.go))
     with measure() as stretch:
         assert command(server.address, 100) == "100"
@@ -89,7 +87,7 @@ def test_an_expired_deadline_is_a_ready_call_of_the_pollers_own(launch, measure,
 
 
 @pytest.mark.parametrize("via", ["chan", "cond"])
-def test_the_line_that_wakes_is_named(meter, launch, connect, spaced_pings, go_toolchain, via):
+def test_the_waking_line_is_named(meter, launch, connect, spaced_pings, go_toolchain, via):
     server = launch("ready", "-via", via, "-n", WOKEN, go=str(go_toolchain.go))
     (waker, *others) = wakers(meter, server, connect(server.address), spaced_pings)
     assert waker.share > 0.98
@@ -98,7 +96,7 @@ def test_the_line_that_wakes_is_named(meter, launch, connect, spaced_pings, go_t
     assert sum(other.share for other in others) < 0.02
 
 
-def test_the_shares_of_two_wakers_are_those_of_their_calls(meter, launch, connect, spaced_pings, newest_go):
+def test_the_shares_of_two_wakers_match_their_calls(meter, launch, connect, spaced_pings, newest_go):
     server = launch("ready", "-via", "both", "-n", 100, go=str(newest_go.go))
     found = wakers(meter, server, connect(server.address), spaced_pings)
     # Of 20 000 calls one in 16 was looked at: 0.5, six standard deviations wide.
@@ -108,7 +106,7 @@ def test_the_shares_of_two_wakers_are_those_of_their_calls(meter, launch, connec
     assert sum(waker.count for waker in found) == pytest.approx(20_000, rel=0.2)
 
 
-def test_whoever_parked_before_a_timer_expired_is_not_its_waker(meter, launch, go_toolchain):
+def test_a_goroutine_that_parked_before_a_timer_expired_is_not_its_waker(meter, launch, go_toolchain):
     server = launch("deadline", go=str(go_toolchain.go))
     window = meter.open(limited=["ready_calls"])
     assert command(server.address, 50) == "50"
@@ -134,7 +132,7 @@ def line_of(code):
     return 1 + [line.strip() for line in source.read_text().splitlines()].index(code)
 
 
-def test_stacks_are_kept_only_while_they_are_asked_for(launch, measure, connect, spaced_pings, newest_go):
+def test_stacks_are_kept_only_while_a_window_asks_for_them(launch, measure, connect, spaced_pings, newest_go):
     server = launch("ready", "-n", WOKEN, go=str(newest_go.go))
     connection = connect(server.address)
     with measure() as stretch:
@@ -143,7 +141,7 @@ def test_stacks_are_kept_only_while_they_are_asked_for(launch, measure, connect,
     assert stretch(server).offenders == ()
 
 
-def test_children_are_counted_whenever_they_come(factory, built, measure, connect, spaced_pings, tmp_path):
+def test_children_are_counted_whenever_they_start(factory, built, measure, connect, spaced_pings, tmp_path):
     """Those of the shell, which is no Go program: one before the window opens, one in it."""
     program, go_on = built("ready"), tmp_path / "go-on"
     os.mkfifo(go_on)
@@ -162,7 +160,7 @@ def test_children_are_counted_whenever_they_come(factory, built, measure, connec
     assert stretch(server).ready_calls == pytest.approx((2 * MESSAGES + 1) * WOKEN, rel=0.02)
 
 
-def test_what_a_new_program_did_before_its_probes_were_there_is_not_passed_over(
+def test_work_of_a_new_program_before_its_probes_makes_it_unmeasured(
     meter, launch, connect, spaced_pings, newest_go
 ):
     outer = meter.open()
@@ -178,7 +176,7 @@ def test_what_a_new_program_did_before_its_probes_were_there_is_not_passed_over(
     assert "in a fixture" in unknown.absent["ready_calls"]
 
 
-def test_children_that_never_polled_count_for_their_parent_and_for_nobody_else(meter, launch, newest_go):
+def test_children_that_never_polled_count_only_for_their_parent(meter, launch, newest_go):
     launch("prefork", "-n", "1", go=str(newest_go.go))  # has its program's probes attached
     server = launch("forker", "-wake", "500", go=str(newest_go.go))
     window = meter.open(limited=["ready_calls"])
@@ -217,7 +215,7 @@ def meter_with():
 
 
 @pytest.mark.parametrize("goready", ["auto", "on"])
-def test_what_cannot_be_counted_is_unmeasured_only_with_on(
+def test_missing_ready_calls_are_unmeasured_only_with_goready_on(
     meter_with, factory, built, connect, spaced_pings, tmp_path, monkeypatch, goready
 ):
     # A program that is deleted while it runs cannot be read any more; nobody looks before.
@@ -241,7 +239,7 @@ def test_what_cannot_be_counted_is_unmeasured_only_with_on(
         assert f"{program} (deleted), cannot be read" in m.absent["ready_calls"]
 
 
-def test_probes_are_there_while_a_service_is_watched_and_no_longer(launch, newest_go):
+def test_probes_exist_only_while_a_service_is_watched(launch, newest_go):
     server = launch("ready", go=str(newest_go.go))
     site = find_sites(server.executable).ready
     # Of the same file, but nobody's service.
@@ -285,7 +283,7 @@ def test_a_busy_service_survives_probes_that_come_and_go(meter, launch, go_toolc
     server.check_alive("after all")
 
 
-def test_in_a_program_that_is_not_go_no_ready_calls_were_counted(factory, measure):
+def test_a_program_that_is_not_go_has_no_ready_calls(factory, measure):
     service = factory(command=["sleep", "60"], ready=None)
     with measure() as stretch:
         pass
@@ -294,7 +292,7 @@ def test_in_a_program_that_is_not_go_no_ready_calls_were_counted(factory, measur
     assert (m.ready_calls, m.deadline_wakeups, m.dispatches) == (None, None, None)
 
 
-def test_the_runtimes_own_ready_calls_are_separated(launch, commands, meter, newest_go):
+def test_ready_calls_of_the_runtime_are_separated(launch, commands, meter, newest_go):
     n = 50
     service = launch("gc", go=str(newest_go.go), env={"GOMAXPROCS": "2"})
     command = commands(service)
@@ -315,9 +313,7 @@ def test_the_runtimes_own_ready_calls_are_separated(launch, commands, meter, new
     assert m.runtime_ready_calls is None
 
 
-def test_an_otherwise_idle_service_that_collects_garbage_makes_no_ready_call_of_its_own(
-    launch, commands, meter, go_toolchain
-):
+def test_collecting_garbage_makes_no_ready_call_of_the_program(launch, commands, meter, go_toolchain):
     n = 50
     service = launch("gc", "-alone", go=str(go_toolchain.go), env={"GOMAXPROCS": "2"})
     command = commands(service)

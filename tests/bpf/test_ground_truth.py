@@ -54,7 +54,7 @@ def test_a_stripped_service_is_measured_and_its_lines_are_named(
     ],
     ids=["pie", "trimpath", "cgo", "cgo-static", "cgo-pie-stripped", "race", "static"],
 )
-def test_the_way_it_is_built_does_not_matter(launch, measure, connect, spaced_pings, newest_go, flags, cgo):
+def test_every_build_mode_is_measured(launch, measure, connect, spaced_pings, newest_go, flags, cgo):
     if cgo and not (shutil.which("gcc") or shutil.which("clang")):
         pytest.skip("cgo needs a C compiler: apt-get install gcc libc6-dev")
     env = {} if cgo is None else {"CGO_ENABLED": str(int(cgo))}

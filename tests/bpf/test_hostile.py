@@ -10,13 +10,13 @@ import time
 import pytest
 
 from pytest_netpoll.meter.agent_client import Probe
-from tests.attacks import OWN, on_one_cpu, others, told_of_others
+from tests.attacks import OWN, on_one_cpu, others, reported_of_others
 
 # How long it lies; a minute and more is for who looks for what is rare.
 SECONDS = float(os.environ.get("NETPOLL_HOSTILE_SECONDS", "8"))
 
 
-def test_invented_descriptors_reveal_nothing_but_the_programs_own(
+def test_invented_descriptors_reveal_only_the_programs_own(
     meter, factory, built, launch, connect, spaced_pings, newest_go, monkeypatch
 ):
     # What the agent says, before any of it is put together for people.
@@ -38,7 +38,7 @@ def test_invented_descriptors_reveal_nothing_but_the_programs_own(
     service.check_alive("after all")
     service.stop()
     (processes,) = zip(*(answer["services"][str(service.pid)] for answer in answers), strict=True)
-    told, strange = told_of_others(processes)
+    told, strange = reported_of_others(processes)
     assert told > 10_000
     assert strange == set()
     # And who tells no lies is measured as ever.

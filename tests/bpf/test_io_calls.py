@@ -37,7 +37,7 @@ def run(launch, measure, commands, newest_go):
         ("splice", "splice", "EAGAIN"),
     ],
 )
-def test_calls_that_find_nothing_again_and_again_are_futile(run, kind, syscall, outcome):
+def test_calls_that_keep_finding_nothing_are_futile(run, kind, syscall, outcome):
     m = run(kind)
     assert N <= m.io_calls <= N + OWN_CALLS
     assert N <= m.snapshot.io_outcomes[outcome] <= N + OWN_CALLS
@@ -45,7 +45,7 @@ def test_calls_that_find_nothing_again_and_again_are_futile(run, kind, syscall, 
     assert m.snapshot.futile == {(syscall, outcome): m.futile_calls}
 
 
-def test_each_descriptor_has_a_row_of_its_own(run):
+def test_each_descriptor_has_its_own_streak(run):
     m = run("two")
     assert (1 - INTERRUPTED) * 2 * N <= m.futile_calls <= 2 * (N - 2)
 
@@ -60,7 +60,7 @@ def test_each_descriptor_has_a_row_of_its_own(run):
         ("datagram", 2, {"data": 2}),
     ],
 )
-def test_two_in_a_row_are_not_futile_nor_are_those_of_another_descriptor(run, kind, calls, outcomes):
+def test_two_calls_in_a_row_or_on_different_descriptors_are_not_futile(run, kind, calls, outcomes):
     m = run(kind)
     assert calls * N <= m.io_calls <= calls * N + OWN_CALLS
     assert m.futile_calls == 0
@@ -68,7 +68,7 @@ def test_two_in_a_row_are_not_futile_nor_are_those_of_another_descriptor(run, ki
         assert times * N <= m.snapshot.io_outcomes[outcome] <= times * N + OWN_CALLS
 
 
-def test_a_pause_of_a_millisecond_ends_the_row(run):
+def test_a_pause_of_a_millisecond_ends_the_streak(run):
     n = 100
     m = run("pause", n)
     assert 3 * n <= m.snapshot.io_outcomes["EAGAIN"] <= 3 * n + OWN_CALLS
@@ -76,9 +76,7 @@ def test_a_pause_of_a_millisecond_ends_the_row(run):
     assert 0.8 * n <= m.futile_calls <= n
 
 
-def test_a_descriptor_beyond_the_table_is_lost_where_a_call_finds_nothing(
-    new_meter, launch, newest_go, commands
-):
+def test_a_call_without_data_on_a_descriptor_beyond_the_table_is_lost(new_meter, launch, newest_go, commands):
     meter = new_meter(max_fds=64)
     service = launch("io", "-do", "new", go=str(newest_go.go))
     meter.watch(service)
@@ -122,7 +120,7 @@ HEALTHY = {
 }
 
 
-def test_healthy_programs_have_no_futile_call_whatever_they_wait_for(launch, measure, newest_go):
+def test_healthy_programs_have_no_futile_calls(launch, measure, newest_go):
     service = launch("healthy", go=str(newest_go.go))
     measured = {}
     with (
@@ -165,7 +163,7 @@ def explained(launch, commands, meter, newest_go):
         ("splice", "main.kinds.func4", "splice", "EAGAIN", "pipe"),
     ],
 )
-def test_who_makes_futile_calls_is_named(explained, kind, caller, syscall, outcome, fd_type):
+def test_the_code_that_makes_futile_calls_is_named(explained, kind, caller, syscall, outcome, fd_type):
     m = explained(kind, ["futile_calls"])
     assert {offender.offence for offender in m.offenders} == {"futile"}
     worst = m.offenders[0]
@@ -177,7 +175,7 @@ def test_who_makes_futile_calls_is_named(explained, kind, caller, syscall, outco
     assert caller in [frame.function for frame in worst.stack]
 
 
-def test_all_io_calls_are_explained_where_that_is_asked_for(explained):
+def test_all_io_calls_are_explained_on_request(explained):
     m = explained("check", ["io_calls_per_wakeup"])
     found = collections.Counter()
     for offender in m.offenders:
@@ -189,7 +187,7 @@ def test_all_io_calls_are_explained_where_that_is_asked_for(explained):
     assert found["io", "write", "data"] == pytest.approx(0.25, abs=0.15)
 
 
-def test_nobody_is_named_where_nothing_is_to_be_explained(explained):
+def test_no_code_is_named_without_a_limit(explained):
     assert explained("eagain", []).offenders == ()
     # Two in a row are not what a limit on futile calls is about.
     assert explained("check", ["futile_calls"]).offenders == ()

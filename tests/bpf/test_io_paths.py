@@ -190,7 +190,7 @@ class Http2:
         return head[3], head[4], int.from_bytes(head[5:9], "big"), payload
 
 
-def test_sendfile_answers_for_the_wakeups_of_its_target(launch, measure, parked, go_toolchain):
+def test_sendfile_resolves_the_wakeups_of_its_target(launch, measure, parked, go_toolchain):
     requests, size = 20, 16 << 20  # more than the buffers of both sockets hold
     service = launch("sendfile", "-size", size, go=str(go_toolchain.go))
     with contextlib.closing(http.client.HTTPConnection(*service.address, timeout=20)) as client:
@@ -261,7 +261,7 @@ def test_every_spaced_connection_wakes_the_listener_once_and_its_end_the_reader(
         assert_resolved(m)
 
 
-def test_dialling_wakes_at_most_once_and_each_answer_once(launch, measure, commands, newest_go):
+def test_dialing_wakes_at_most_once_and_each_answer_once(launch, measure, commands, newest_go):
     target = launch("echo", "-delay", "3ms", go=str(newest_go.go))
     service = launch("dial", "-target", f"127.0.0.1:{target.port}", go=str(newest_go.go))
     command = commands(service)
@@ -316,7 +316,7 @@ class Unhurried:
             connection.sendall(byte)
 
 
-def test_deadlines_that_fire_are_no_wakeups_of_the_network(launch, measure, commands, newest_go):
+def test_expired_deadlines_are_not_network_wakeups(launch, measure, commands, newest_go):
     service = launch("deadline", go=str(newest_go.go))
     command = commands(service)
     with measure() as stretch:
@@ -338,7 +338,7 @@ def test_readers_whose_connection_is_closed_leave_nothing_unresolved(launch, mea
     assert (m.stale_retries, m.lost) == (0, 0)
 
 
-def test_a_wakeup_left_unanswered_is_not_charged_to_the_descriptors_next_user(
+def test_a_pending_wakeup_is_not_charged_to_the_next_user_of_the_descriptor(
     launch, measure, commands, newest_go
 ):
     service = launch("reuse", go=str(newest_go.go))

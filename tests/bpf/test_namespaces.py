@@ -114,7 +114,7 @@ fall_asleep({pid})
 """
 
 
-def test_a_service_in_namespaces_of_its_own_is_counted_from_outside(contained, measure, inside):
+def test_a_service_in_its_own_namespaces_is_counted_from_outside(contained, measure, inside):
     service, process = contained("echo")
     assert not Path(process.exe()).exists(), "or this proves nothing"
     with measure() as stretch:
@@ -126,7 +126,7 @@ def test_a_service_in_namespaces_of_its_own_is_counted_from_outside(contained, m
 
 
 @pytest.mark.parametrize("known", ["pid", "port", "process"])
-def test_a_service_in_namespaces_of_its_own_is_found_and_watched(
+def test_a_service_in_its_own_namespaces_is_found_and_watched(
     foreign_container, factory, measure, inside, known
 ):
     port = factory.free_port()
@@ -146,7 +146,7 @@ def test_a_part_of_a_service_is_not_counted_twice(contained, factory, meter):
     assert f"already watched, as a child of process {whole.pid}" in of_part.unmeasured
 
 
-def test_the_line_that_was_woken_in_vain_is_found_in_another_mount_namespace(contained, measure, inside):
+def test_the_line_woken_for_nothing_is_found_in_another_mount_namespace(contained, measure, inside):
     service, process = contained("dup")
     with measure() as stretch:
         inside(process, PINGS, port=service.port, count=51)

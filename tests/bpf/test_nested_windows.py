@@ -43,7 +43,7 @@ def test_a_window_counts_what_the_windows_inside_it_count(pinged, measure, space
     assert m.pending_wakeups == 0
 
 
-def test_what_happens_between_the_inner_windows_is_the_outer_ones_alone(pinged, measure, spaced_pings):
+def test_events_between_the_inner_windows_count_only_for_the_outer_one(pinged, measure, spaced_pings):
     server, connection = pinged
     with measure() as outer:
         for _ in range(MORE_THAN_THE_BANKS_HOLD):
@@ -89,7 +89,7 @@ def test_windows_may_overlap(pinged, meter, measure, spaced_pings, windows_betwe
     assert measured_b.unmeasured is None
 
 
-def test_wakeups_that_are_answered_many_windows_later_count_where_they_were_made(
+def test_wakeups_resolved_many_windows_later_count_in_the_window_that_woke_them(
     factory, measure, command, newest_go
 ):
     """A starved service: all its readers are woken one by one, and none of them runs until the end."""
@@ -126,7 +126,7 @@ def test_wakeups_that_are_answered_many_windows_later_count_where_they_were_made
     assert m.latency_max > HOLD_MS * 1e6 / 3
 
 
-def test_a_window_that_would_be_one_too_many_is_the_one_that_is_not_measured(pinged, meter, spaced_pings):
+def test_only_the_window_beyond_the_limit_is_unmeasured(pinged, meter, spaced_pings):
     server, connection = pinged
     windows = []
     for _ in range(8):
@@ -208,7 +208,7 @@ def test_a_thousand_windows_over_5000_connections_in_use_lose_and_leak_nothing(
     assert after - before < 2 << 20
 
 
-def test_nothing_of_a_closed_window_is_kept(pinged, measure, spaced_pings):
+def test_a_closed_window_leaves_nothing_in_the_kernel(pinged, measure, spaced_pings):
     server, connection = pinged
     with measure() as busy:
         spaced_pings(connection, 50)

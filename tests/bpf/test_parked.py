@@ -54,7 +54,7 @@ def group(m, function):
     return found
 
 
-def test_growth_is_that_of_the_stacks_that_grew_whoever_was_released(launch, client, held, go_toolchain):
+def test_growth_counts_the_stacks_that_grew(launch, client, held, go_toolchain):
     service = launch("keep", go=str(go_toolchain.go), build_flags=STRIPPED)
     idle = [client(service, "idle") for _ in range(10)]
     with held(service) as found:
@@ -94,7 +94,7 @@ def test_descriptors_are_abandoned_once_their_peers_are_gone(keep, client, held)
     assert (set(kept.peers), kept.count, kept.stack) == (ends, 0, ())
 
 
-def test_only_who_ignores_what_was_reported_is_stuck(keep, client, held):
+def test_only_a_goroutine_that_ignores_reported_data_is_stuck(keep, client, held):
     stuck, low = client(keep, "stuck"), client(keep, "low 100")
     with held(keep) as found:
         stuck.sendall(b"hello")
@@ -107,7 +107,7 @@ def test_only_who_ignores_what_was_reported_is_stuck(keep, client, held):
     assert m.parked_growth == 0
 
 
-def test_who_could_not_run_yet_is_not_stuck_but_undecided(keep, client, held):
+def test_a_goroutine_that_could_not_run_yet_is_undecided(keep, client, held):
     connection = client(keep, "idle")
     fall_asleep(keep.pid)  # its reader is parked
     suspend(keep.pid)
@@ -138,7 +138,7 @@ def test_clients_that_come_just_before_a_window_and_go_just_before_its_end_leave
         assert (m.parked_growth, m.abandoned_descriptors, m.stuck_goroutines) == (0, 0, 0)
 
 
-def test_of_a_service_that_ended_in_the_window_nothing_is_known(keep, client, meter):
+def test_parked_goroutines_of_an_ended_service_are_unknown(keep, client, meter):
     window = meter.open(limited=["parked_growth"])
     client(keep, "idle")
     keep.stop()
@@ -149,7 +149,7 @@ def test_of_a_service_that_ended_in_the_window_nothing_is_known(keep, client, me
         assert "had ended when the window closed" in m.absent[name].what
 
 
-def test_nobody_looks_unasked(keep, meter):
+def test_parked_goroutines_are_read_only_on_request(keep, meter):
     (m,) = meter.close(meter.open(limited=["spurious", "ready_calls"]), [keep])
     assert [getattr(m, name) for name in PARKED_METRICS] == [None] * 4
     assert groups(m) == []

@@ -226,7 +226,7 @@ def test_a_service_restarted_between_windows_is_measured_as_before(
         assert service.pid != pid
 
 
-def test_a_service_restarted_in_the_window_counts_both_of_its_lives(
+def test_a_service_restarted_in_the_window_counts_both_processes(
     launch, measure, connect, spaced_pings, newest_go
 ):
     service = launch("echo", go=str(newest_go.go))
@@ -245,7 +245,7 @@ def test_a_service_restarted_in_the_window_counts_both_of_its_lives(
     assert stretch(service).productive_wakeups == pytest.approx(20, abs=2)
 
 
-def test_more_children_than_there_is_room_for_are_not_passed_over(launch, factory, meter_for, newest_go):
+def test_children_without_room_make_the_service_unmeasured(launch, factory, meter_for, newest_go):
     meter = meter_for(factory, max_processes=3)
     server = launch("prefork", "-n", "6", go=str(newest_go.go))
     for _ in range(2):  # not only in the window in which they were forked
@@ -273,9 +273,7 @@ def test_children_that_found_no_room_are_watched_once_there_is_some(
     assert m.productive_wakeups == pytest.approx(50, abs=2)
 
 
-def test_a_process_refused_for_want_of_room_leaves_the_room_that_there_is(
-    launch, factory, meter_for, newest_go
-):
+def test_a_process_refused_for_lack_of_room_takes_none(launch, factory, meter_for, newest_go):
     # Its children are there already when it is watched.
     meter = meter_for(factory, max_processes=4)
     told, factory.on_spawn = factory.on_spawn, None

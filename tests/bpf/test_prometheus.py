@@ -71,7 +71,7 @@ def value(text: str, name: str) -> float:
     return float(found[1]) if found else 0.0
 
 
-def test_what_is_scraped_is_what_the_service_did(scraped):
+def test_scraped_metrics_match_what_the_service_did(scraped):
     text, url, summary = scraped
     assert url.startswith("http://127.0.0.1:"), "not to be reached from elsewhere unless asked for"
     assert value(text, "netpoll_wakeups_total") == pytest.approx(200, abs=4)
@@ -95,7 +95,7 @@ def test_what_is_scraped_is_what_the_service_did(scraped):
         assert promtool("check", "metrics", text=text) == ""
 
 
-def test_a_bucket_holds_what_took_less_than_its_border():
+def test_a_bucket_counts_latencies_below_its_bound():
     """Borders are also those of the kernel's buckets: no latency is counted on the wrong side."""
     from pytest_netpoll.model.histogram import bucket_of
 
@@ -121,7 +121,7 @@ def test_a_gauge_is_absent_while_the_last_interval_could_not_be_measured():
 
 
 @needs_promtool
-def test_the_example_rules_are_valid_and_fire_for_what_they_are_about(tmp_path):
+def test_the_example_rules_are_valid_and_fire(tmp_path):
     (tmp_path / "alerts.yml").write_text(prometheus.alert_rules())
     assert "SUCCESS: 4 rules found" in promtool("check", "rules", "alerts.yml", cwd=tmp_path)
     (tmp_path / "test.yml").write_text(RULES_TEST)
@@ -163,7 +163,7 @@ tests:
 """
 
 
-def test_clients_that_never_finish_their_request_take_nothing_from_it(launch, newest_go):
+def test_clients_that_never_finish_their_request_do_no_harm(launch, newest_go):
     server = launch("echo", go=str(newest_go.go))
     command = [sys.executable, "-m", "pytest_netpoll", "watch", "--pid", str(server.pid)]
     few = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

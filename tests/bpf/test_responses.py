@@ -97,7 +97,7 @@ SERVICES = {
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_responses_are_what_the_client_waits_for(launch, measure, newest_go, name):
+def test_responses_match_what_the_client_waits_for(launch, measure, newest_go, name):
     args, least = SERVICES[name]
     service = launch("answer", *args, go=str(newest_go.go))
     with Client(service.address) as client:
@@ -183,7 +183,7 @@ def quota():
         group.rmdir()
 
 
-def test_responses_of_a_throttled_service_are_what_the_client_waits_for(quota, factory, measure, newest_go):
+def test_responses_of_a_throttled_service_match_what_the_client_waits_for(quota, factory, measure, newest_go):
     service = factory(
         "./answer",
         args=["-addr", "127.0.0.1:{port}", "-handle", "20ms", "-burn"],
@@ -220,7 +220,7 @@ def test_a_connection_waits_for_a_busy_acceptor_and_so_does_its_first_request(la
     assert m.latency_max is None or m.latency_max < 100 * MS
 
 
-def test_what_nobody_has_taken_counts_with_its_age(launch, measure, newest_go):
+def test_unread_data_counts_with_its_age(launch, measure, newest_go):
     service = launch("answer", "-accept", "60s", go=str(newest_go.go))
     with Client(service.address) as first:
         first.ask()
@@ -236,7 +236,7 @@ def test_what_nobody_has_taken_counts_with_its_age(launch, measure, newest_go):
 
 
 @pytest.mark.parametrize("family", ["tcp", "unix"])
-def test_pipelined_requests_each_wait_since_they_came(launch, measure, tmp_path, newest_go, family):
+def test_pipelined_requests_wait_since_their_arrival(launch, measure, tmp_path, newest_go, family):
     path = str(tmp_path / "socket")
     service = launch("answer", "-handle", "40ms", "-path", path, go=str(newest_go.go))
     with Client(path if family == "unix" else service.address) as client:
@@ -257,7 +257,7 @@ def test_pipelined_requests_each_wait_since_they_came(launch, measure, tmp_path,
         assert percentile(m.snapshot.delays["queue_delay"].histogram, (i + 1) / 4) >= 0.96 * ns
 
 
-def test_more_than_are_told_apart_never_wait_too_long(launch, measure, newest_go):
+def test_merged_arrivals_are_never_reported_as_too_long(launch, measure, newest_go):
     service = launch("answer", "-handle", "10ms", go=str(newest_go.go))
     with Client(service.address) as client:
         client.ask()
@@ -274,7 +274,7 @@ def test_more_than_are_told_apart_never_wait_too_long(launch, measure, newest_go
     assert 150 * MS < m.response_max <= most
 
 
-def test_answers_of_another_goroutine_are_no_responses(launch, measure, newest_go):
+def test_answers_by_another_goroutine_are_not_responses(launch, measure, newest_go):
     service = launch("answer", "-writer", "-handle", "2ms", go=str(newest_go.go))
     with Client(service.address) as client, measure() as stretch:
         for _ in range(20):
@@ -286,7 +286,7 @@ def test_answers_of_another_goroutine_are_no_responses(launch, measure, newest_g
     assert m.queue_delay_p50 is not None
 
 
-def test_what_a_service_asks_of_another_one_is_no_request(launch, factory, measure, newest_go):
+def test_connections_that_the_service_dialed_have_no_responses(launch, factory, measure, newest_go):
     """Its reads of a backend's answers are followed by the next question, whenever that may be."""
     backend = factory(
         "./answer",
@@ -303,7 +303,7 @@ def test_what_a_service_asks_of_another_one_is_no_request(launch, factory, measu
     assert count(stretch(backend), "response") == 20
 
 
-def test_a_look_takes_nothing(launch, measure, newest_go):
+def test_peeking_takes_nothing(launch, measure, newest_go):
     service = launch("answer", "-peek", "10ms", go=str(newest_go.go))
     with Client(service.address) as client:
         client.ask()
@@ -317,9 +317,7 @@ def test_a_look_takes_nothing(launch, measure, newest_go):
     assert parts.run > 0.5 * parts.total > parts.handling
 
 
-def test_sockets_that_were_there_before_the_probe_are_known_from_their_first_data_on(
-    factory, new_meter, newest_go
-):
+def test_sockets_older_than_the_probe_are_measured_from_their_first_data_on(factory, new_meter, newest_go):
     def start(name, *args):
         return factory(
             "./answer",

@@ -77,7 +77,7 @@ def udp_pings(service, count=50):
             time.sleep(0.002)
 
 
-def test_timestamps_that_nobody_reads_are_no_second_reader(causes, broken):
+def test_unread_timestamps_are_not_a_second_reader(causes, broken):
     service = causes("errqueue")
     m, found = broken(service, lambda: udp_pings(service))
     assert m.spurious_wakeups >= 40
@@ -97,7 +97,7 @@ def damaged(port, count):
             time.sleep(0.002)
 
 
-def test_damaged_datagrams_are_no_second_reader(causes, broken):
+def test_damaged_datagrams_are_not_a_second_reader(causes, broken):
     service = causes("plain")
     m, found = broken(service, lambda: damaged(service.port, 50))
     assert m.spurious_wakeups >= 40
@@ -106,14 +106,14 @@ def test_damaged_datagrams_are_no_second_reader(causes, broken):
     assert function(found["NP107"]).startswith("main.echo.")
 
 
-def test_senders_that_wait_for_room_are_no_second_reader(told):
+def test_senders_that_wait_for_room_are_not_a_second_reader(told):
     m, finding = told("unixgram", 300, "NP104")
     assert m.spurious_wakeups > 100
     assert finding.proof.count == m.spurious_wakeups
     assert function(finding).startswith("main.unixgram.")
 
 
-def test_a_refusal_that_another_call_got_is_no_second_reader(told):
+def test_a_refusal_that_another_call_got_is_not_a_second_reader(told):
     m, finding = told("refused", 200, "NP106")
     assert finding.proof.count == m.spurious_wakeups >= 50
     assert "ECONNREFUSED" in finding.proof.text
@@ -131,7 +131,9 @@ def test_a_refusal_that_another_call_got_is_no_second_reader(told):
         ("reopen", None, None),
     ],
 )
-def test_loops_that_spin_on_a_call(launch, commands, broken, newest_go, kind, code, outcome):
+def test_each_loop_that_spins_on_a_call_breaks_its_rule(
+    launch, commands, broken, newest_go, kind, code, outcome
+):
     service = launch("io", "-do", kind, go=str(newest_go.go))
     command = commands(service)
     m, found = broken(service, lambda: command(3000))
@@ -142,18 +144,18 @@ def test_loops_that_spin_on_a_call(launch, commands, broken, newest_go, kind, co
         assert function(found[code]) == "main.transfer"
 
 
-def test_a_loop_that_looks_is_told_from_one_that_computes(told):
+def test_a_busy_loop_is_distinguished_from_a_computation(told):
     _, finding = told("select", 500, "NP204")
     assert function(finding) in ("main.look", "main.main.func2")  # which the compiler may inline
     told("compute", 500)
 
 
-def test_garbage_collection_is_told_from_the_programs_own_work(told):
+def test_garbage_collection_is_distinguished_from_the_programs_own_work(told):
     _, finding = told("gc", 300, "NP407")
     assert function(finding) == "main.allocate"
 
 
-def test_small_reads_are_told_from_many(factory, causes, broken):
+def test_small_reads_are_distinguished_from_many_reads(factory, causes, broken):
     args = ["-addr", "127.0.0.1:{port}", "-fault", "unbuffered"]
     service = factory(str(SERVER), args=args, name="unbuffered")
 
@@ -187,7 +189,7 @@ def pings(service, count=60):
             time.sleep(0.002)  # who reads them is parked again
 
 
-def test_where_nobody_polls_the_monitor_does(causes, broken):
+def test_polls_by_the_monitor_alone_are_diagnosed(causes, broken):
     service = causes("yield", env={"GOMAXPROCS": "1"})
     for _ in range(TRIES):
         m, found = broken(service, lambda: pings(service))
@@ -199,7 +201,7 @@ def test_where_nobody_polls_the_monitor_does(causes, broken):
     assert m.blocking_polls <= m.polls / 20
 
 
-def test_more_ps_than_cpus_are_told_from_as_much_work_on_one(factory, built, broken, newest_go):
+def test_more_ps_than_cpus_are_distinguished_from_as_much_work_on_one(factory, built, broken, newest_go):
     causes = built("causes", str(newest_go.go))
     on_cpu = ["taskset", "-c", str(min(os.sched_getaffinity(0)))]
     for ps, expected in ((8, {"NP406"}), (1, set())):
@@ -232,7 +234,7 @@ def ask(service, count, n=0, at_once=False):
 @pytest.mark.parametrize(
     ("do", "expected"), [("locked", {"NP405"}), ("worker", {"NP405"}), ("plain", set()), ("beside", set())]
 )
-def test_goroutines_with_threads_of_their_own_are_told_from_others(causes, broken, do, expected):
+def test_goroutines_locked_to_threads_are_distinguished_from_others(causes, broken, do, expected):
     service = causes(do)
     m, found = broken(service, lambda: ask(service, 200))
     assert m.wakeups >= 100
@@ -242,7 +244,7 @@ def test_goroutines_with_threads_of_their_own_are_told_from_others(causes, broke
         assert found["NP405"].line.startswith("causes/main.go:" if do == "worker" else "kit/kit.go:")
 
 
-def test_answers_that_nagle_holds_back_are_told_from_slow_ones(causes, broken):
+def test_answers_that_nagle_holds_back_are_distinguished_from_slow_ones(causes, broken):
     nagle, nodelay = causes("nagle"), causes("nodelay")
     m, found = broken(nagle, lambda: ask(nagle, 20))
     assert found.keys() == {"NP408"}
@@ -257,7 +259,7 @@ def test_answers_that_nagle_holds_back_are_told_from_slow_ones(causes, broken):
     assert found == {}
 
 
-def test_a_write_that_was_held_back_in_one_window_is_not_told_of_the_next(causes, broken):
+def test_a_write_held_back_in_one_window_is_not_reported_in_the_next(causes, broken):
     nagle = causes("nagle")
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(socket.create_connection(nagle.address, timeout=20)) for _ in range(8)]
@@ -284,7 +286,7 @@ def keep(launch, newest_go):
     return launch("keep", go=str(newest_go.go))
 
 
-def test_what_is_left_of_clients_that_are_gone_is_told_from_those_that_stay(keep, client, broken):
+def test_leaks_of_gone_clients_are_distinguished_from_clients_that_stay(keep, client, broken):
     stay = []
 
     def come(how, leave):
@@ -310,7 +312,7 @@ def test_what_is_left_of_clients_that_are_gone_is_told_from_those_that_stay(keep
     assert (m.parked_growth >= 4, found) == (True, {})
 
 
-def test_who_ignores_data_is_told_from_who_has_too_little(keep, client, broken):
+def test_a_reader_that_ignores_data_is_distinguished_from_one_with_too_little(keep, client, broken):
     stuck, low = client(keep, "stuck"), client(keep, "low 100")
     m, found = broken(keep, lambda: low.sendall(b"hello"))
     assert (m.stuck_goroutines, found) == (0, {})
@@ -319,7 +321,7 @@ def test_who_ignores_data_is_told_from_who_has_too_little(keep, client, broken):
     assert function(found["NP502"]) == "main.ignore"
 
 
-def test_of_a_service_that_did_not_get_round_to_it_nothing_is_said(keep, client, broken):
+def test_a_service_that_could_not_read_yet_gets_no_diagnosis(keep, client, broken):
     gone = [client(keep, "idle") for _ in range(4)]
     reader = client(keep, "idle")
 

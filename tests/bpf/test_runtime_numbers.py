@@ -54,7 +54,7 @@ def assert_the_runtimes_own(m, answer):
     assert m.sched_latency_p999 <= m.sched_latency_max
 
 
-def test_goroutines_behind_hogs_wait_long_and_without_hogs_they_do_not(runtimes):
+def test_goroutines_wait_long_only_behind_hogs(runtimes):
     calm, answer = runtimes("wakes", ROUNDS)
     assert_the_runtimes_own(calm, answer)
     starved, slow_answer = runtimes("wakes", 20, "-hogs", 2, "-cpu", 1)
@@ -68,7 +68,7 @@ def test_goroutines_behind_hogs_wait_long_and_without_hogs_they_do_not(runtimes)
     assert all(point.spinning <= 1 for point in starved.timeline)
 
 
-def test_a_stripped_programs_machine_code_proves_where_its_latencies_are(runtimes, go_minor):
+def test_latencies_of_a_stripped_program_are_found_by_its_machine_code(runtimes, go_minor):
     m, answer = runtimes("wakes", ROUNDS, flags=["-ldflags=-s -w"])
     if go_minor < 20:
         assert m.sched_latency_p50 is None
@@ -81,7 +81,7 @@ def test_a_stripped_programs_machine_code_proves_where_its_latencies_are(runtime
 
 
 @pytest.mark.parametrize("arch", ["amd64", "arm64"])
-def test_the_machine_code_tells_what_the_debug_information_does(built, go_toolchain, go_minor, arch):
+def test_machine_code_and_debug_information_agree(built, go_toolchain, go_minor, arch):
     path = built("echo", go=str(go_toolchain.go), env={"GOARCH": arch, "CGO_ENABLED": "0"})
     if go_minor < 20:
         with pytest.raises(ValueError, match="inlined or absent"):
@@ -90,7 +90,7 @@ def test_the_machine_code_tells_what_the_debug_information_does(built, go_toolch
     assert time_to_run.find(path) == find_layout(path).places["time_to_run"]
 
 
-def test_waits_for_locks_are_what_the_runtime_estimates(runtimes, go_minor):
+def test_lock_waits_match_the_runtimes_estimates(runtimes, go_minor):
     mutex, (waited, estimated, *_) = runtimes("mutex", 20)
     channel, (_, contended, *_) = runtimes("channel", 100)
     if go_minor < 20:
@@ -109,7 +109,7 @@ def test_waits_for_locks_are_what_the_runtime_estimates(runtimes, go_minor):
     assert channel.runtime_lock_wait_seconds * 1e9 == pytest.approx(contended, rel=0.05, abs=1e6)
 
 
-def test_events_of_a_poll_are_those_that_were_ready_at_once(
+def test_events_per_poll_are_those_that_were_ready_together(
     launch, measure, connect, spaced_pings, newest_go
 ):
     """Those of the connections that became readable while the service was stopped."""
@@ -184,7 +184,7 @@ def throttled(path):
     return int(found["nr_throttled"]), ns / 1e9
 
 
-def test_what_a_cpu_quota_stopped_is_what_the_kernel_says(launch, measure, newest_go, quota):
+def test_throttling_matches_the_kernels_numbers(launch, measure, newest_go, quota):
     service = launch("runtime", "-hogs", 2, go=str(newest_go.go))
     with measure() as free:
         time.sleep(0.2)
@@ -218,7 +218,7 @@ def small_quota():
         yield path
 
 
-def test_a_service_that_its_quota_stops_does_not_starve_itself(launch, meter, newest_go, small_quota):
+def test_a_throttled_service_is_not_reported_as_starving_itself(launch, meter, newest_go, small_quota):
     service = launch("causes", "-do", "spin", go=str(newest_go.go), env={"GOMAXPROCS": "2"})
     (small_quota / "cgroup.procs").write_text(str(service.pid))
     patiently(lambda: throttled(small_quota)[0] > 2)

@@ -133,7 +133,7 @@ def test_the_pings_of_a_hundred_threads_are_counted_exactly(launch, measure, cro
     assert_healthy(m)
 
 
-def test_a_soak_neither_loses_nor_leaks(launch, measure, meter, commands, parked, newest_go):
+def test_a_soak_loses_and_leaks_nothing(launch, measure, meter, commands, parked, newest_go):
     echo, dup = (launch(name, go=str(newest_go.go)) for name in ("echo", "dup"))
     loads = [launch("load", "-target", f"127.0.0.1:{s.port}", go=str(newest_go.go)) for s in (echo, dup)]
     run = [commands(load) for load in loads]
@@ -164,7 +164,7 @@ def test_a_soak_neither_loses_nor_leaks(launch, measure, meter, commands, parked
     assert fds_at_rest(agent) == fds
 
 
-def test_descriptors_that_are_used_again_at_once_are_never_misattributed(launch, measure, newest_go):
+def test_descriptors_reused_at_once_are_never_misattributed(launch, measure, newest_go):
     service = launch("echo", go=str(newest_go.go))
     each, threads = 200, 8
 

@@ -61,7 +61,7 @@ def test_a_late_reader_is_named_with_its_goroutine_its_connection_and_its_line(h
     assert [w.latency_ns for w in m.slowest] == sorted((w.latency_ns for w in m.slowest), reverse=True)
 
 
-def test_the_slowest_of_nested_windows_are_each_ones_own(hog, measure, command):
+def test_nested_windows_each_have_their_own_slowest_wakeups(hog, measure, command):
     with (
         socket.create_connection(hog.address, timeout=20) as holder,
         socket.create_connection(hog.address, timeout=20) as late,

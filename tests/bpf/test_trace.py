@@ -203,7 +203,7 @@ def test_run_queues_and_ps_are_counters(recorded: dict[str, Recorded]) -> None:
     assert all(0 <= ps <= dup.measurement.gomaxprocs for ps in counters["Ps running Go code"])
 
 
-def test_what_found_no_room_is_counted_and_the_trace_says_from_where_on(record: Record) -> None:
+def test_dropped_records_are_counted_and_the_trace_shows_from_when_on(record: Record) -> None:
     made = record(40, "dup", records=64)["dup"]
     m, counts = made.measurement, made.trace.counts
     kept = len(made.trace.in_threads) + len(made.trace.events)

@@ -245,7 +245,7 @@ def test_the_doctor_finds_an_agent_that_is_installed_elsewhere(user, installed):
     assert run.returncode == 0, findings
 
 
-def test_a_directory_that_only_root_may_look_into_ends_no_check(user):
+def test_a_directory_that_only_root_may_read_ends_no_check(user):
     """As that of tracefs is; the text of an agent's failure comes from these checks, too."""
     closed = user.home / "closed"
     closed.mkdir(mode=0o700)
@@ -259,7 +259,7 @@ def test_a_directory_that_only_root_may_look_into_ends_no_check(user):
 
 
 @needs_sudo
-def test_a_killed_pytest_takes_the_agent_behind_sudo_with_it(user, installed):
+def test_killing_pytest_ends_the_agent_behind_sudo(user, installed):
     source = "def test_it(echo, netpoll):\n    with netpoll.measure():\n"
     source += "        Path('running').touch(); time.sleep(60)\n"
     write(user.home, source)
@@ -272,7 +272,7 @@ def test_a_killed_pytest_takes_the_agent_behind_sudo_with_it(user, installed):
 
 
 @needs_sudo
-def test_an_agent_behind_sudo_loads_nothing_for_a_pytest_that_was_killed_meanwhile(user, installed):
+def test_an_agent_behind_sudo_loads_nothing_after_pytest_was_killed(user, installed):
     write(user.home, MEASURED)
     shutil.rmtree(installed / "cache")
     command = user.become(*user.pytest_command, f"--netpoll-agent={installed}")
@@ -300,7 +300,7 @@ def test_another_users_process_is_refused(user, installed, uid):
 
 
 @needs_sudo
-def test_a_process_that_was_root_before_it_was_the_users_is_refused(user, installed):
+def test_a_process_that_was_root_before_is_refused(user, installed):
     """It may remember what only root may know."""
     become = f"import os, time; os.setresuid({user.uid}, {user.uid}, {user.uid}); print('x'); time.sleep(60)"
     command = ["/usr/bin/python3", "-u", "-c", become]
@@ -313,7 +313,7 @@ def test_a_process_that_was_root_before_it_was_the_users_is_refused(user, instal
 
 
 @needs_sudo
-def test_a_child_that_becomes_root_is_not_told_of(user, installed):
+def test_a_child_that_becomes_root_is_not_reported(user, installed):
     """It runs the same service from a file with the setuid bit."""
     if os.statvfs(user.home).f_flag & os.ST_NOSUID:
         pytest.skip(f"{user.home} does not honour the setuid bit")
@@ -353,7 +353,7 @@ def test_it(go_service):
     ],
     ids=["file writable", "directory writable", "writable above", "file", "bpf file", "link"],
 )
-def test_an_installed_agent_that_others_can_change_is_used_by_nobody(user, installed, spoil):
+def test_an_installed_agent_that_others_can_change_is_not_used(user, installed, spoil):
     spoil(installed / "agent", user)
     # Not by pytest …
     result, tests = user.pytest(MEASURED, f"--netpoll-agent={installed}")
@@ -383,7 +383,7 @@ def test_the_installed_agent_reads_its_cache_and_never_writes_it(user, installed
 
 
 @needs_sudo
-def test_a_cache_that_is_not_roots_alone_is_not_read(user, installed):
+def test_a_cache_that_others_can_write_is_not_read(user, installed):
     (installed / "cache").chmod(0o777)
     with running(user, installed) as ask:
         assert ask.ready["program"] == "compiled"
@@ -393,7 +393,7 @@ def test_a_cache_that_is_not_roots_alone_is_not_read(user, installed):
 
 @needs_sudo
 @pytest.mark.parametrize("argument", ["--cache=/home", "--fill=4,64", "--unverified"])
-def test_sudo_lets_the_user_choose_no_cache_and_fill_none(user, installed, argument):
+def test_a_user_can_neither_choose_nor_fill_a_cache_through_sudo(user, installed, argument):
     command = privilege.agent_command(privilege.SYSTEM_PYTHON, installed / "agent")
     refused = user.run("sudo", "-n", "--", *command, argument)
     assert refused.returncode == 1
@@ -401,7 +401,7 @@ def test_sudo_lets_the_user_choose_no_cache_and_fill_none(user, installed, argum
 
 
 @needs_sudo
-def test_where_the_disk_is_full_the_agent_that_was_installed_stays(installed, monkeypatch):
+def test_a_full_disk_leaves_the_installed_agent(installed, monkeypatch):
     def contents():
         return {path: path.read_bytes() for path in installed.rglob("*") if path.is_file()}
 
@@ -478,7 +478,7 @@ def test_the_line_in_sudoers_allows_the_agent_and_nothing_else(user, installed):
 
 
 @needs_sudo
-def test_what_a_user_asks_of_the_agent_is_checked(user, installed):
+def test_a_users_messages_to_the_agent_are_checked(user, installed):
     agent = privilege.agent_command(privilege.SYSTEM_PYTHON, installed / "agent")
     for message, complaint in (
         ({"do": "watch", "pid": 1}, "the first command must be load"),
@@ -497,7 +497,7 @@ def test_what_a_user_asks_of_the_agent_is_checked(user, installed):
 
 
 @needs_sudo
-def test_all_agents_of_a_user_together_take_no_more_than_is_allowed(user, installed):
+def test_the_limits_hold_for_all_agents_of_a_user_together(user, installed):
     agent = privilege.agent_command(privilege.SYSTEM_PYTHON, installed / "agent")
     sudo = user.become("sudo", "-n", "--", *agent)
     most = installed / "agent" / "security/budget.py"
@@ -520,7 +520,7 @@ def test_all_agents_of_a_user_together_take_no_more_than_is_allowed(user, instal
 
 
 @needs_sudo
-def test_whatever_seems_to_be_an_agent_takes_no_place_of_a_users(user, installed):
+def test_a_false_agent_takes_no_slot_of_the_user(user, installed):
     """A program of the token's name, but loaded by somebody who is not root."""
     load_nothing = f"from bpf import tracing; tracing.load_nothing(b'netp{user.uid:08x}_ff')"
     command = ["python3", "-c", f"{load_nothing}; print('there', flush=True); input()"]
@@ -545,7 +545,7 @@ def waited_for(command, **sizes):
 
 
 @needs_sudo
-def test_in_a_window_too_nothing_is_told_of_others_and_their_place_is_free_at_once(user, installed):
+def test_processes_of_others_are_not_reported_in_a_window_and_free_their_slot_at_once(user, installed):
     if os.statvfs(user.home).f_flag & os.ST_NOSUID:
         pytest.skip(f"{user.home} does not honour the setuid bit")
     raised = user.home / "sleep"
@@ -574,37 +574,35 @@ def test_in_a_window_too_nothing_is_told_of_others_and_their_place_is_free_at_on
 
 @needs_sudo
 @pytest.mark.uprobes
-def test_a_users_probes_are_in_the_users_process_and_in_no_other(user, installed):
+def test_a_users_probes_are_only_in_the_users_process(user, installed):
     with running(user, installed, uprobes=1) as ask:
-        attacks.a_users_probes_are_in_the_users_process_and_in_no_other(ask, user, user.home / "echo")
+        attacks.a_users_probes_are_only_in_the_users_process(ask, user, user.home / "echo")
 
 
 @needs_sudo
-def test_a_user_sees_parked_goroutines_of_the_users_own_alone(user, installed):
+def test_a_user_sees_only_the_users_own_parked_goroutines(user, installed):
     with running(user, installed) as ask:
-        attacks.a_user_sees_parked_goroutines_of_the_users_own_alone(ask, user, user.home / "echo")
+        attacks.a_user_sees_only_the_users_own_parked_goroutines(ask, user, user.home / "echo")
 
 
 @needs_sudo
 @pytest.mark.uprobes
-def test_a_user_chooses_no_place_for_a_probe(user, installed):
+def test_a_user_cannot_choose_the_place_of_a_probe(user, installed):
     with running(user, installed, uprobes=1) as ask:
-        attacks.a_user_chooses_no_place_for_a_probe(ask, user, user.home / "echo")
+        attacks.a_user_cannot_choose_the_place_of_a_probe(ask, user, user.home / "echo")
 
 
 @needs_sudo
 @pytest.mark.uprobes
 @pytest.mark.parametrize("how", attacks.OVERLAYS)
-def test_a_file_on_an_overlay_of_the_users_gets_no_probes(user, installed, how):
+def test_a_file_on_a_users_overlay_gets_no_probes(user, installed, how):
     with running(user, installed, uprobes=1) as ask:
-        attacks.a_file_on_an_overlay_of_the_users_gets_no_probes(ask, user, user.home / "echo", how)
+        attacks.a_file_on_a_users_overlay_gets_no_probes(ask, user, user.home / "echo", how)
 
 
 @needs_sudo
 @pytest.mark.uprobes
-def test_of_a_users_children_those_that_were_there_when_the_window_opened_have_probes(
-    user, installed, built, newest_go
-):
+def test_children_that_exist_when_the_window_opens_have_probes_for_a_user(user, installed, built, newest_go):
     program = user.home / "ready"
     shutil.copy(built("ready", str(newest_go.go)), program)
     shutil.chown(program, user.uid, user.gid)
@@ -674,10 +672,10 @@ def test_of_a_users_children_those_that_were_there_when_the_window_opened_have_p
 
 @needs_sudo
 @pytest.mark.parametrize("how", attacks.EXEC_GAINS)
-def test_what_gains_rights_by_an_exec_is_not_counted_from_there_on(user, installed, built, newest_go, how):
+def test_a_process_that_gains_rights_by_an_exec_is_no_longer_counted(user, installed, built, newest_go, how):
     brief = built("brief", str(newest_go.go))
     with running(user, installed, trace=1000) as ask:
-        attacks.what_gains_rights_by_an_exec_is_not_counted_from_there_on(ask, user, brief, how)
+        attacks.a_process_that_gains_rights_by_an_exec_is_no_longer_counted(ask, user, brief, how)
 
 
 @needs_sudo
@@ -685,7 +683,7 @@ def test_invented_descriptors_reveal_nothing_to_a_user(user, installed, built, n
     hostile = user.home / "hostile"
     shutil.copy(built("hostile", str(newest_go.go)), hostile)
     with running(user, installed, max_fds=16384) as ask:
-        told = attacks.invented_descriptors_reveal_nothing_but_the_programs_own(ask, user, hostile, 4, 150)
+        told = attacks.invented_descriptors_reveal_only_the_programs_own(ask, user, hostile, 4, 150)
     assert told > 1000
 
 
@@ -695,7 +693,7 @@ def test_the_ninth_agent_of_a_user_is_refused(user, installed):
 
 
 @needs_sudo
-def test_what_the_agent_keeps_is_what_security_md_says(user, installed):
+def test_the_agent_keeps_what_security_md_lists(user, installed):
     with running(user, installed, uprobes=1):
         attacks.what_the_agent_keeps(user, installed)
 
@@ -746,7 +744,7 @@ def exec_before_memory_is_read(user, process, program):
         ("attach ready", "it now runs another program"),
     ],
 )
-def test_nothing_is_used_that_was_read_of_what_a_process_exec_ed_meanwhile(
+def test_nothing_read_from_a_process_that_meanwhile_exec_ed_is_used(
     user, installed, built, newest_go, successor, refusal
 ):
     """Its own program, as the kernel refuses the memory of one that has other rights."""
@@ -776,7 +774,7 @@ def test_nothing_is_used_that_was_read_of_what_a_process_exec_ed_meanwhile(
 
 
 @needs_sudo
-def test_what_is_unwatched_in_a_window_is_gone_with_it(user, installed):
+def test_a_process_unwatched_in_a_window_is_dropped_at_its_end(user, installed):
     with running(user, installed, max_processes=1) as ask, asleep(user) as pid:
         window = ask("open", **attacks.WINDOW)["ok"]["window"]
         ask("watch", pid=pid)
@@ -788,13 +786,13 @@ def test_what_is_unwatched_in_a_window_is_gone_with_it(user, installed):
         assert "ok" in ask("watch", pid=pid)
 
 
-def test_ambient_capabilities_do_instead_of_root(user):
+def test_ambient_capabilities_suffice_instead_of_root(user):
     source = MEASURED + "def test_agent(agent, netpoll):\n    with netpoll.measure(): pass\n"
     result, tests = user.pytest(source, "--netpoll-sudo=never", capabilities="+bpf,+perfmon")
     assert wakeups(tests) == pytest.approx(103, abs=2), result.stdout
 
 
-def test_who_lacks_the_capability_for_uprobes_is_told_which(user):
+def test_the_missing_capability_for_uprobes_is_named(user):
     result, tests = user.pytest(MEASURED, "--netpoll-goready=on", capabilities="+bpf,+perfmon")
     assert tests["test_it"]["outcome"] == "unmeasured", result.stdout
     assert "CAP_SYS_ADMIN (docker run --cap-add SYS_ADMIN)" in tests["test_it"]["reason"]
@@ -808,7 +806,7 @@ def test_half_of_the_capabilities_are_not_enough(user):
     assert "attached:" not in result.stdout
 
 
-def test_the_capabilities_of_the_agents_python_do_too(user):
+def test_capabilities_of_the_agents_python_suffice(user):
     """setcap on a copy that only this user's group may run."""
     setcap = shutil.which("setcap") or "/usr/sbin/setcap"
     if not Path(setcap).exists():
@@ -903,7 +901,7 @@ exec setpriv --bounding-set={bounds} {sys.executable} -m pytest -p no:cacheprovi
     assert wakeups({"test_it": test}) == pytest.approx(103, abs=2)
 
 
-def test_root_in_a_user_namespace_is_not_root_enough(user):
+def test_root_in_a_user_namespace_is_refused(user):
     """As in a rootless container."""
     agent = [*privilege.agent_command(privilege.SYSTEM_PYTHON, privilege.AGENT), privilege.UNVERIFIED]
     shutil.copytree(ROOT / "pytest_netpoll", user.home / "readable", dirs_exist_ok=True)

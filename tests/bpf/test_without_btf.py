@@ -72,7 +72,7 @@ Image.attach, Image.load_typed = refuse, refuse_typed
         pytest.param(UNTAKEN, "rejects", id="refused"),
     ],
 )
-def test_a_kernel_that_does_not_tell_when_data_comes_has_latencies_and_no_responses(
+def test_without_arrival_times_there_are_latencies_but_no_responses(
     lacking, launch, connect, spaced_pings, newest_go, lines, why
 ):
     meter = lacking(lines, response="on")
@@ -90,7 +90,7 @@ def test_a_kernel_that_does_not_tell_when_data_comes_has_latencies_and_no_respon
     assert (m.snapshot.delays, m.slow_answers) == ({}, ())
 
 
-def test_what_was_loaded_in_vain_is_gone_and_its_maps_with_it(lacking):
+def test_a_rejected_program_leaves_no_maps_in_the_kernel(lacking):
     meter = lacking(REFUSED)
     meter.close(meter.open(), [])
     assert meter.environment["typed"] is False
@@ -123,7 +123,7 @@ def test_a_program_exec_ed_in_place_of_another_is_measured_as_itself(
     assert m.offenders[0].stack[0].function == "services/kit.Echo"
 
 
-def test_children_that_come_while_nobody_tells_of_them_are_not_passed_over(
+def test_children_that_the_kernel_does_not_report_make_the_service_unmeasured(
     lacking, factory, built, connect, spaced_pings, newest_go, tmp_path
 ):
     meter = lacking(BLIND)
@@ -155,6 +155,6 @@ def listens(port):
 
 
 @pytest.mark.skipif(not Path("/sys/kernel/btf/vmlinux").exists(), reason="this kernel has no BTF")
-def test_where_the_kernel_tells_its_types_they_are_used(meter):
+def test_type_information_is_used_if_the_kernel_has_it(meter):
     meter.close(meter.open(), [])
     assert meter.environment["typed"] is True

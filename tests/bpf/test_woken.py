@@ -41,7 +41,7 @@ def names(stack):
 
 
 @pytest.mark.parametrize("limit", ["wakeups", "polls"])
-def test_the_reader_that_is_woken_is_named_with_its_descriptor(watcher, change, meter, limit):
+def test_the_woken_reader_is_named_with_its_descriptor(watcher, change, meter, limit):
     window = meter.open(limited=[limit])
     change(CHANGES)
     (m,) = meter.close(window, [watcher])
@@ -55,7 +55,7 @@ def test_the_reader_that_is_woken_is_named_with_its_descriptor(watcher, change, 
 
 
 @pytest.mark.uprobes
-def test_for_polls_that_timers_end_who_ticks_is_named(launch, meter, go_toolchain):
+def test_the_goroutine_of_a_ticker_is_named_for_polls_that_timers_end(launch, meter, go_toolchain):
     service = launch("wake", "-ticks", 20, go=str(go_toolchain.go), build_flags=STRIPPED)
     window = meter.open(limited=["polls"])
     time.sleep(0.5)
@@ -68,7 +68,7 @@ def test_for_polls_that_timers_end_who_ticks_is_named(launch, meter, go_toolchai
 
 
 @pytest.mark.uprobes
-def test_whose_deadline_it_was_is_named(launch, commands, meter, go_toolchain):
+def test_the_goroutine_of_a_deadline_is_named(launch, commands, meter, go_toolchain):
     service = launch("deadline", go=str(go_toolchain.go), build_flags=STRIPPED)
     command = commands(service)
     window = meter.open(limited=["deadline_wakeups"])
@@ -81,7 +81,7 @@ def test_whose_deadline_it_was_is_named(launch, commands, meter, go_toolchain):
 
 
 @pytest.mark.uprobes
-def test_of_a_ready_call_waker_and_wakee_are_named(launch, connect, spaced_pings, meter, go_toolchain):
+def test_waker_and_wakee_of_a_ready_call_are_named(launch, connect, spaced_pings, meter, go_toolchain):
     service = launch("ready", "-n", 10, go=str(go_toolchain.go), build_flags=STRIPPED)
     connection = connect(service.address)
     window = meter.open(limited=["ready_calls"])
@@ -111,7 +111,7 @@ def test_each_descriptor_counts_for_itself(launch, connect, spaced_pings, meter,
     assert "services/kit.Echo" in names(woken.stack)
 
 
-def test_nobody_is_recorded_unasked(watcher, change, meter):
+def test_woken_goroutines_are_recorded_only_on_request(watcher, change, meter):
     window = meter.open(limited=["spurious", "io_calls"])
     change(5)
     (m,) = meter.close(window, [watcher])

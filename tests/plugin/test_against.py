@@ -147,7 +147,7 @@ def records(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.bpf
-def test_what_got_worse_than_the_base_fails_and_what_cannot_be_compared_is_said(
+def test_regressions_against_the_base_fail_and_tests_that_cannot_be_compared_are_listed(
     run: Any, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(project / "summary.md"))
@@ -260,7 +260,7 @@ def test_plain(server): assert server.running
 
 
 @pytest.mark.bpf
-def test_it_combines_with_workers_reruns_and_several_toolchains(run: Any, project: Path) -> None:
+def test_against_works_with_workers_reruns_and_several_toolchains(run: Any, project: Path) -> None:
     tools = sorted((ROOT / ".tools").glob("go-*/bin/go"))
     if len(tools) < 2:
         pytest.skip("no two Go toolchains: run .ci/setup test")
@@ -314,7 +314,7 @@ def test_a_wrong_option_is_a_usage_error(run: Any, project: Path, options: list[
     result.stderr.fnmatch_lines([expected])
 
 
-def test_nothing_is_built_where_nothing_is_measured(run: Any, project: Path) -> None:
+def test_nothing_is_built_if_nothing_is_measured(run: Any, project: Path) -> None:
     (project / "server" / "main.go").write_text(SERVER)
     source = TESTS + "def test_it(server): assert server.running\n"
     result = run(source, *AGAINST, "--netpoll=off")

@@ -128,7 +128,7 @@ def test_rounds_on_both_sides_give_the_change_an_interval(run, pytester, monkeyp
 
 
 @pytest.mark.bpf
-def test_a_slower_service_fails_after_it_was_measured_again(run, pytester, monkeypatch):
+def test_a_slower_service_fails_after_remeasuring(run, pytester, monkeypatch):
     """Ten goroutines before each reader instead of two: six times the latency, also on a busy machine.
 
     Not instead of one: on a busy machine that one's time may be up just when the poll returns.
@@ -201,7 +201,7 @@ def test_a_wrong_comparison_is_a_usage_error(run, option, expected):
 
 
 @pytest.mark.bpf
-def test_what_is_compared_and_was_not_measured_does_not_pass(run, pytester, monkeypatch):
+def test_a_compared_service_that_was_not_measured_does_not_pass(run, pytester, monkeypatch):
     monkeypatch.setenv("PROGRAM", "echo")
     source = SERVER + "\n@netpoll()\ndef test_it(server, ping): ping(server, int(os.environ['COUNT']))\n"
     monkeypatch.setenv("COUNT", "30")
@@ -261,7 +261,7 @@ def test_bad(echo, ping): ping(echo, next(counts)); print("printed")
 
 
 @pytest.mark.bpf
-def test_a_repeated_test_that_fails_by_itself_stops(run):
+def test_a_repeated_test_stops_when_its_own_assertion_fails(run):
     result = run(
         """
 import unittest
@@ -286,7 +286,7 @@ def test_counted(): assert (len(calls), len(TestOld.calls)) == (2, 3)
 
 
 @pytest.mark.bpf
-def test_a_run_that_is_unmeasured_makes_the_test_unmeasured(run):
+def test_an_unmeasured_run_makes_the_test_unmeasured(run):
     result = run(
         """
 @netpoll(max_spurious=0.5, runs=2)

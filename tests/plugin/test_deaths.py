@@ -92,7 +92,7 @@ def test_unmarked(start):
     result.stdout.fnmatch_lines(["third: service 'third' ended during the test: exit status 2: panic: boom"])
 
 
-def test_a_panic_after_the_test_is_found_where_the_service_is_stopped(run):
+def test_a_panic_after_the_test_is_found_when_the_service_is_stopped(run):
     """The fixture stops it while it prints its panic, or is about to."""
     result = run(
         f"""{SAYS}
@@ -125,7 +125,7 @@ def pytest_runtest_logreport(report):
 """
 
 
-def test_a_kill_between_the_test_and_its_teardown_is_not_hidden_by_the_teardown(run, pytester):
+def test_the_teardown_does_not_hide_a_kill_after_the_test(run, pytester):
     """There the services that the test made, or a fixture of its own, are stopped: not by the user."""
     conftest = pytester.path / "conftest.py"
     conftest.write_text(f"{conftest.read_text()}\n{KILLER}")
@@ -196,7 +196,7 @@ def test_meant(start):
     )
 
 
-def test_a_death_is_each_measured_tests_failure_and_one_other_tests(run):
+def test_a_death_fails_each_measured_test_and_one_other_test(run):
     result = run(
         f"""{SAYS}
 @pytest.fixture(scope="session")
@@ -220,7 +220,7 @@ def test_4(echo, ping): ping(echo)
     )
 
 
-def test_a_test_that_fails_by_itself_shows_who_died(run):
+def test_a_test_whose_own_assertion_failed_shows_which_service_died(run):
     result = run(
         f"""{SAYS}
 @netpoll()
@@ -235,7 +235,7 @@ def test_it(start):
     )
 
 
-def test_numbers_of_a_dead_service_reach_no_assertion(run):
+def test_assertions_never_see_numbers_of_a_dead_service(run):
     source = f"""{SAYS}
 def test_it(start, netpoll):
     server = start("panic", name="server")

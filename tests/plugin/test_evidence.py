@@ -41,7 +41,7 @@ def test_parked(keep, netpoll):
 """
 
 
-def test_broken_limits_name_who_was_woken_and_who_is_left(run, pytester):
+def test_broken_limits_name_woken_and_leaked_goroutines(run, pytester):
     result = run(LEAKS, "--netpoll-json=report.json")
     result.assert_outcomes(failed=3, passed=2)
     result.stdout.fnmatch_lines(

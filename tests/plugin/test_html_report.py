@@ -143,7 +143,7 @@ def page(driver: webdriver.Chrome) -> Iterator[Page]:
 
 
 @pytest.mark.bpf
-def test_the_report_of_a_real_run_names_the_culprit(run, pytester, page):
+def test_the_report_of_a_real_run_names_the_offending_line(run, pytester, page):
     result = run(
         """
 @netpoll(max_spurious=0.05)
@@ -215,7 +215,7 @@ def test_healthy(dup, ping, text): ping(dup, 20)
     page.assert_in_order()
 
 
-def test_without_its_libraries_no_test_is_run(run, pytester):
+def test_without_the_report_libraries_no_test_runs(run, pytester):
     pytester.makepyfile(without="import sys\nsys.modules['plotly'] = None")
     result = run("def test_it(): pass", "-p", "without", "--netpoll-html=report.html")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -390,7 +390,7 @@ def test_a_link_opens_the_test_that_it_names(few, page, write):
     page.assert_in_order()
 
 
-def test_toolchains_and_what_got_worse_are_told_apart_and_filtered(few, page):
+def test_toolchains_and_regressions_are_distinguished_and_filtered(few, page):
     page.open(few)
     toolchains = (
         "[...document.querySelectorAll('tbody:not([hidden]) td.c-toolchain')].map((e) => e.innerText)"
@@ -420,7 +420,7 @@ def stack(*functions: str) -> Any:
     return [{"function": name, "file": "server/main.go", "line": 7} for name in functions]
 
 
-def test_stacks_are_drawn_as_flame_graphs_once_they_are_opened(tmp_path, page):
+def test_stacks_are_drawn_as_flame_graphs_when_they_are_opened(tmp_path, page):
     burnt = [("main.hash", "main.serve"), ("main.parse", "main.serve"), ("main.<b>", "main.main")]
     made = record(0, "failed")
     made["services"][0] |= {"histogram": {}, "timeline": []}

@@ -70,7 +70,9 @@ def on_terminal(pytester):
     ],
     ids=["default", "-q", "-v", "-s"],
 )
-def test_waiting_is_said_on_a_line_of_its_own_and_progress_goes_on_after_it(on_terminal, args, before, after):
+def test_waiting_is_announced_on_its_own_line_and_progress_continues_after_it(
+    on_terminal, args, before, after
+):
     lines = [re.sub(r" +\[ *\d+%\]", "", line) for line in on_terminal(*args)]
     said = next(i for i, line in enumerate(lines) if line.startswith("netpoll: waiting"))
     assert lines[said].startswith("netpoll: waiting for late: ")
@@ -108,7 +110,7 @@ for line in sys.stdin:
         ("nothing", []),
     ],
 )
-def test_a_slow_agent_is_waited_for_aloud(tmp_path, slow, expected):
+def test_waiting_for_a_slow_agent_is_announced(tmp_path, slow, expected):
     said: list[str] = []
     noticed = tmp_path / "noticed"
 

@@ -8,7 +8,7 @@ import pytest
 
 
 @pytest.mark.bpf
-def test_a_forbidden_rule_fails_with_its_line_and_what_cannot_be_checked_is_said(run, pytester):
+def test_a_forbidden_rule_fails_with_its_line_and_unchecked_rules_are_listed(run, pytester):
     pytester.makeini("[pytest]\nnetpoll_forbid = all\n")
     result = run(
         """
@@ -58,7 +58,7 @@ def test_unknown(echo, ping): ping(echo, 20)
 
 
 @pytest.mark.parametrize("where", ["marker", "option", "ini"])
-def test_a_name_that_is_no_rules_is_a_usage_error(run, pytester, where):
+def test_an_unknown_rule_is_a_usage_error(run, pytester, where):
     if where == "ini":
         pytester.makeini("[pytest]\nnetpoll_forbid = second-raeder\n")
     marker = '(forbid="second-raeder")' if where == "marker" else ""

@@ -38,13 +38,13 @@ def test_a_service_that_exits_at_once_shows_how_and_what_it_said(run):
     result.stdout.fnmatch_lines(["*service 'sh' ended before it was ready: exit status 3*", "oh no"])
 
 
-def test_a_service_that_never_gets_ready_is_given_up(run):
+def test_a_service_that_never_gets_ready_is_an_error(run):
     result = run("def test_it(go_service): go_service(command='sleep 60', timeout=0.5)")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*'sleep'*0.5 s*"])
 
 
-def test_without_root_the_test_is_unmeasured_and_says_so(run, pytester):
+def test_without_root_the_test_is_unmeasured_with_the_reason(run, pytester):
     """pytest is somebody else: root cannot lose its euid and keep this checkout readable."""
     pytester.makepyfile(nobody="import os\nos.geteuid = lambda: 65534\n")
     pytester.syspathinsert()
@@ -63,7 +63,7 @@ def test_without_bcc_the_test_is_unmeasured_and_names_the_package(run):
     )
 
 
-def test_the_bcc_of_pypi_is_told_from_bcc(run, tmp_path):
+def test_the_bcc_of_pypi_is_not_mistaken_for_bcc(run, tmp_path):
     """It is a package about crystal lattices; any module of that name without BPF stands for it."""
     python = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", python], check=True)
@@ -78,7 +78,7 @@ def test_the_bcc_of_pypi_is_told_from_bcc(run, tmp_path):
 @pytest.mark.bpf
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes capabilities away from root")
 @pytest.mark.usefixtures("run")
-def test_a_container_without_the_capabilities_is_told_which_to_add(pytester):
+def test_a_container_without_the_capabilities_gets_the_flags_to_add(pytester):
     pytester.makepyfile(test_it=f"from pytest import mark\nnetpoll = mark.netpoll\n{MEASURED}")
     under = ("setpriv", "--bounding-set", "-bpf,-perfmon,-sys_admin")
     result = pytester.run(*under, sys.executable, "-m", "pytest", "-p", "no:xdist", timeout=120)
@@ -87,14 +87,14 @@ def test_a_container_without_the_capabilities_is_told_which_to_add(pytester):
     )
 
 
-def test_a_python_that_is_not_there_is_named(run):
+def test_a_missing_python_is_named(run):
     result = run(MEASURED, "--netpoll-python=/no/python")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*there is no Python at /no/python*", "  fix: *--netpoll-python=PATH*"])
 
 
 @pytest.mark.bpf
-def test_an_agent_that_dies_or_hangs_during_a_test_spoils_that_test_only(run):
+def test_an_agent_that_dies_or_hangs_affects_only_that_test(run):
     result = run(
         """
 from pytest_netpoll.meter import agent_client as probe
@@ -187,7 +187,7 @@ def test_it(echo, netpoll):
 
 
 @pytest.mark.bpf
-def test_what_a_forked_process_measures_is_unmeasured_and_says_so_and_pytest_goes_on(run):
+def test_a_forked_process_is_unmeasured_with_the_reason_and_pytest_continues(run):
     """As by pytest-forked, which runs each test in one; also where the agent has been heard already."""
     result = run(
         """
@@ -320,7 +320,7 @@ def test_ctrl_c_ends_everything_whatever_pytest_is_doing(pytester, phase):
 
 @pytest.mark.bpf
 @pytest.mark.usefixtures("run")
-def test_two_runs_at_once_count_each_its_own(pytester):
+def test_two_runs_at_once_each_count_their_own_service(pytester):
     pytester.makepyfile(
         test_it="""
 import os, pytest, time
@@ -377,7 +377,7 @@ needs_mount = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"
 @pytest.mark.bpf
 @needs_mount
 @pytest.mark.usefixtures("run")
-def test_a_read_only_checkout_is_no_hindrance(in_namespace, pytester):
+def test_a_read_only_checkout_can_be_measured(in_namespace, pytester):
     here = shlex.quote(str(pytester.path))
     done = in_namespace(f"mount --bind {here} {here}; mount -o remount,ro,bind {here}")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -388,7 +388,7 @@ def test_a_read_only_checkout_is_no_hindrance(in_namespace, pytester):
 @pytest.mark.bpf
 @needs_mount
 @pytest.mark.usefixtures("run")
-def test_a_full_disk_for_temporary_files_is_told_by_the_compiler_that_needs_it(in_namespace, tmp_path):
+def test_a_full_disk_for_temporary_files_is_reported_by_the_compiler(in_namespace, tmp_path):
     full = tmp_path / "full"
     full.mkdir()
     fill = f"mount -t tmpfs -o size=64k tmpfs {full}; dd if=/dev/zero of={full}/all 2>/dev/null || true"

@@ -10,9 +10,7 @@ import pytest
 pytestmark = pytest.mark.bpf
 
 
-def test_a_plain_assertion_about_a_window_shows_what_it_counted_and_whose_line_it_was(
-    run, pytester, monkeypatch
-):
+def test_a_failed_assertion_about_a_window_shows_its_counts_and_go_line(run, pytester, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(pytester.path / "summary.md"))
     result = run(
@@ -101,7 +99,7 @@ def test_none(): pass
     result.stdout.no_fnmatch_line("*is not in it*")
 
 
-def test_of_very_many_windows_the_last_ones_are_kept(run, pytester):
+def test_only_the_last_of_very_many_windows_are_kept(run, pytester):
     result = run(
         """
 def test_it(echo, netpoll):

@@ -88,7 +88,7 @@ def test_a_message_it_does_not_understand_is_refused_and_it_lives_on(agent, line
     assert "processes" in ask(agent, '{"id": 2, "do": "programs"}')["ok"]
 
 
-def test_a_message_without_end_does_not_grow_it(agent):
+def test_an_endless_message_does_not_grow_it(agent):
     process = psutil.Process(agent.pid)
     before = process.memory_info().rss
     for _ in range(64):
@@ -113,7 +113,7 @@ def test_a_process_that_does_not_run_is_refused(agent):
 
 
 @pytest.mark.skipif(not checks.BTF.exists(), reason="children are not followed")
-def test_children_that_ended_without_a_poll_leave_one_place_each(ends):
+def test_children_that_ended_without_a_poll_free_their_slots(ends):
     """The kernel has freed theirs by itself, which the agent has not looked at since."""
     script = "read _; sleep 60 & sleep 60 & wait"
     with running() as agent:
@@ -141,7 +141,7 @@ def test_it_ends_when_its_stdin_closes():
         assert agent.wait(10) == 0
 
 
-def test_while_it_compiles_it_ends_with_its_stdin_too_and_loads_nothing():
+def test_it_ends_with_its_stdin_while_compiling_and_loads_nothing():
     compiles = privilege.command(None, "auto", cache="off")
     with subprocess.Popen(compiles, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as agent:
         assert agent.stdin is not None
@@ -156,7 +156,7 @@ def test_while_it_compiles_it_ends_with_its_stdin_too_and_loads_nothing():
         assert agent.wait(10) == 3
 
 
-def test_it_ignores_ctrl_c_which_is_pytests(agent):
+def test_it_leaves_ctrl_c_to_pytest(agent):
     agent.send_signal(signal.SIGINT)
     assert "ok" in ask(agent, '{"id": 1, "do": "programs"}')
 
@@ -175,7 +175,7 @@ def test_windows_do_not_grow_it(agent):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="looks into an agent that is root's")
 @pytest.mark.parametrize(("answers", "trace"), [(0, 0), (1, 0), (0, 40_000)])
-def test_the_kernel_memory_that_it_reckons_with_is_what_its_maps_take(monkeypatch, answers, trace):
+def test_the_estimated_kernel_memory_matches_its_maps(monkeypatch, answers, trace):
     """More where there are more processes, and on more CPUs, of those that there may ever be."""
     monkeypatch.syspath_prepend(str(privilege.AGENT))
     footprint = importlib.import_module("bpf.footprint")
@@ -213,7 +213,7 @@ def bytes_of_maps(pid: int, cpus: int) -> int:
     return total
 
 
-def test_an_agent_that_hangs_is_given_up_after_its_deadline(monkeypatch):
+def test_an_agent_that_hangs_is_stopped_after_its_deadline(monkeypatch):
     monkeypatch.setattr(agent_client, "ANSWER_DEADLINE", 0.3)
     hanging = agent_client.Probe(command(), SIZES)
     hanging.wait_ready()
@@ -228,7 +228,7 @@ def test_an_agent_that_hangs_is_given_up_after_its_deadline(monkeypatch):
     assert not psutil.pid_exists(hanging.pid)
 
 
-def test_an_agent_that_answers_nonsense_is_not_believed():
+def test_an_agent_with_invalid_responses_is_not_used():
     liar = agent_client.Probe(["sh", "-c", 'echo \'{"ready": {"protocol": 999}}\'; cat'])
     with pytest.raises(UnmeasuredError, match="another protocol"):
         liar.wait_ready()

@@ -82,7 +82,7 @@ def test_a_port_that_nobody_listens_on_is_an_error(go_service, port):
         go_service(port=port, timeout=0.2)
 
 
-def test_without_waiting_for_readiness_nothing_is_waited_for(go_service, port):
+def test_without_ready_nothing_is_awaited(go_service, port):
     started = time.monotonic()
     with pytest.raises(ServiceError):
         go_service(port=port, ready=None, timeout=1000)
@@ -127,7 +127,7 @@ def test_a_containers_port_forwarder_is_not_taken_for_the_service(go_service, st
     os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("ip"),
     reason="making a network namespace needs root, unshare and ip",
 )
-def test_a_port_is_looked_for_here_first_and_then_in_other_network_namespaces(
+def test_a_port_is_searched_here_first_and_then_in_other_network_namespaces(
     go_service, listener, stranger, port
 ):
     python = f"{sys.executable} -S -c '{LISTEN}'"

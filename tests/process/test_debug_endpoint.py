@@ -65,7 +65,7 @@ def server() -> Iterator[Server]:
 OK = b"HTTP/1.1 200 OK\r\n\r\n"
 
 
-def test_a_profile_is_what_begins_like_one(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_profile_is_recognized_by_its_beginning(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     server.answer = OK + PROFILE
     assert get(f"{server.url}/heap", b"\x1f\x8b", 20) == PROFILE
@@ -84,7 +84,7 @@ def test_a_profile_is_what_begins_like_one(server: Server, monkeypatch: pytest.M
     ],
     ids=["a page", "nothing", "not found", "in use", "no HTTP", "closed", "large"],
 )
-def test_anything_else_is_refused_in_words(
+def test_anything_else_is_refused_with_a_message(
     server: Server, answer: bytes, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(debug_endpoint, "MOST_BYTES", 1000)
@@ -93,7 +93,7 @@ def test_anything_else_is_refused_in_words(
         get(f"{server.url}/heap", b"\x1f\x8b", 20)
 
 
-def test_nobody_waits_for_ever(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_always_ends(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(debug_endpoint, "PATIENCE", -0.5)  # half a second in all
     server.closes = False
     taken, missing = Recording(server.url, 0.1).results()

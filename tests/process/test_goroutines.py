@@ -56,7 +56,7 @@ def g(base, pc, goid=18, bp=STACK + 0x100):
     return words
 
 
-def test_frames_are_followed_to_the_outermost_and_no_further(parked):
+def test_frames_are_followed_up_to_the_outermost(parked):
     base, pc = parked.base, parked.pc
     frames = [(STACK + 0x100, (base + STACK + 0x180, pc + 1)), (STACK + 0x180, (0, pc + 2))]
     for _ in range(2):  # the second time by what the first has shown
@@ -67,7 +67,7 @@ def test_frames_are_followed_to_the_outermost_and_no_further(parked):
 @pytest.mark.parametrize(
     "outer", [STACK + 0x100, STACK + 0x80, STACK + 0x108, STACK + 0xFFC, 0x9000, 1 << 63]
 )
-def test_frames_that_lead_nowhere_or_in_circles_end(parked, outer):
+def test_frames_that_lead_nowhere_or_in_circles_are_cut(parked, outer):
     base, pc = parked.base, parked.pc
     (found,) = parked(g(base, pc), [(STACK + 0x100, ((base + outer) & (1 << 64) - 1, pc + 1))])
     assert found.stack[:2] == (pc, pc + 1)
@@ -77,14 +77,14 @@ def test_frames_that_lead_nowhere_or_in_circles_end(parked, outer):
 @pytest.mark.parametrize(
     ("word", "value"), [(9, 1), (18, 2), (8, 0), (8, 1 << 64 - 1), (7, 1), (0, (1 << 64) - 1), (1, 0)]
 )
-def test_of_who_does_not_look_parked_no_stack_is_told(parked, word, value):
+def test_a_goroutine_that_does_not_look_parked_has_no_stack(parked, word, value):
     words = g(parked.base, parked.pc)
     words[word] = value & (1 << 64) - 1
     (found,) = parked(words)
     assert (found.goid, found.stack) == (None, ())
 
 
-def test_no_words_are_trusted(parked):
+def test_arbitrary_words_are_handled(parked):
     numbers = random.Random(1)
     base = parked.base
     places = [0, 1, 4, base, base + G, base + STACK, base + SIZE, base + 0x8001, (1 << 64) - 1, 1 << 63]

@@ -128,7 +128,7 @@ def look_at(path: Path) -> None:
     assert time.monotonic() - started < LONGEST
 
 
-def test_the_undamaged_one_is_read(program: bytes, written: Mutate) -> None:
+def test_an_undamaged_program_is_read(program: bytes, written: Mutate) -> None:
     path = str(written(program))
     version = go_version_of(path)
     assert version is not None
@@ -143,7 +143,9 @@ def test_the_undamaged_one_is_read(program: bytes, written: Mutate) -> None:
     assert find_layout(path).places["allp"] > 0
 
 
-def test_a_damaged_one_is_told(program: bytes, written: Mutate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_program_is_reported(
+    program: bytes, written: Mutate, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # It starts a program for each address.
     monkeypatch.setattr("pytest_netpoll.gobinary.symbols._Program._addr2line", lambda *_: ())
     places = regions(program)
@@ -167,7 +169,7 @@ def test_a_damaged_one_is_told(program: bytes, written: Mutate, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("share", [0.0, 0.0001, 0.2, 0.7, 0.99])
-def test_half_a_program_is_told(
+def test_a_truncated_program_is_reported(
     program: bytes, written: Mutate, monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
     monkeypatch.setattr("pytest_netpoll.gobinary.symbols._Program._addr2line", lambda *_: ())
@@ -192,7 +194,7 @@ def with_half_a_symbol(program: bytes) -> bytes:
     return bytes(image)
 
 
-def test_sections_that_repeat_one_header_for_ever_are_refused(program: bytes, written: Mutate) -> None:
+def test_sections_that_repeat_one_header_forever_are_refused(program: bytes, written: Mutate) -> None:
     path = written(with_endless_sections(program))
     assert go_version_of(str(path)) is None
     with pytest.raises(ValueError, match=r"not an ELF file|there is no room"):
@@ -201,7 +203,7 @@ def test_sections_that_repeat_one_header_for_ever_are_refused(program: bytes, wr
 
 # The kernel runs them: it looks at no section.
 @pytest.mark.parametrize("damaged", [with_endless_sections, with_half_a_symbol])
-def test_of_a_damaged_program_that_runs_gomaxprocs_is_what_its_environment_says(
+def test_gomaxprocs_of_a_damaged_running_program_comes_from_its_environment(
     program: bytes, written: Mutate, damaged: Callable[[bytes], bytes]
 ) -> None:
     command = [str(written(damaged(program)))]

@@ -87,7 +87,7 @@ def reports(tmp_path):
     return reports
 
 
-def test_the_row_alone_puts_it_into_the_reports(reports):
+def test_one_row_puts_a_metric_into_the_reports(reports):
     found = reports(row())
     assert "server: closed_polls 7 > max 3" in found["reason"]
     assert "server: closed_polls_per_second 3.50 (7 in 2.00 s) > max 1.00" in found["reason"]

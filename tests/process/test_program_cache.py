@@ -109,7 +109,7 @@ def of_other_instructions(entry: Any) -> Any:
         (of_other_instructions, "the kernel rejects the cached program"),
     ],
 )
-def test_what_is_forged_is_compiled_and_kept_anew(
+def test_a_forged_entry_is_compiled_and_stored_again(
     directory: Path, kept: Path, cache: SimpleNamespace, spoil: Callable[[Any], Any], why: str
 ) -> None:
     entry = cache.parse(cache.unseal(kept.read_bytes()))
@@ -118,14 +118,14 @@ def test_what_is_forged_is_compiled_and_kept_anew(
     assert start(directory)["program"] == "cache"
 
 
-def test_what_is_damaged_is_compiled_and_kept_anew(directory: Path, kept: Path) -> None:
+def test_a_damaged_entry_is_compiled_and_stored_again(directory: Path, kept: Path) -> None:
     for file in (kept, *directory.glob("*.bytecode")):
         file.write_bytes(file.read_bytes()[:-1])
     assert "the cached file is damaged" in why_compiled(directory)
     assert start(directory)["program"] == "cache"
 
 
-def test_where_nothing_can_be_kept_it_compiles_and_says_so(tmp_path: Path) -> None:
+def test_without_a_usable_cache_it_compiles_and_reports_that(tmp_path: Path) -> None:
     (shared := tmp_path / "shared").mkdir()
     shared.chmod(0o777)
     ready = start(shared)
@@ -135,7 +135,7 @@ def test_where_nothing_can_be_kept_it_compiles_and_says_so(tmp_path: Path) -> No
     assert list(shared.iterdir()) == []
 
 
-def test_it_is_no_error_where_there_is_no_room(directory: Path) -> None:
+def test_a_full_disk_is_not_an_error(directory: Path) -> None:
     small = directory.with_name("small")
     small.mkdir(mode=0o700)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k,mode=700", "tmpfs", small], check=True)
@@ -146,7 +146,7 @@ def test_it_is_no_error_where_there_is_no_room(directory: Path) -> None:
         subprocess.run(["umount", small], check=True)
 
 
-def test_the_doctor_says_which_way_it_came() -> None:
+def test_the_doctor_shows_whether_the_cache_was_used() -> None:
     environment = {"program": "cache", "not_cached": None, "resident_bytes": 20_000_000}
     meter: Any = SimpleNamespace(
         environment=environment, open=lambda: SimpleNamespace(failed=None), close=lambda *_: []

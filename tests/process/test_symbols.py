@@ -51,7 +51,7 @@ def assert_agrees_with_go(program: Path) -> None:
     assert deepest >= 2
 
 
-def test_every_frame_is_the_one_that_gos_runtime_names(build: Any, go_toolchain: Any) -> None:
+def test_every_frame_matches_gos_runtime(build: Any, go_toolchain: Any) -> None:
     assert_agrees_with_go(build(go_toolchain.go))
 
 
@@ -60,11 +60,11 @@ def test_a_stripped_program_has_the_same_frames(build: Any, go_toolchain: Any) -
 
 
 @pytest.mark.parametrize("flag", ["-buildmode=pie", "-trimpath"])
-def test_the_way_it_is_built_changes_no_frame(build: Any, newest_go: Any, flag: str) -> None:
+def test_the_build_mode_changes_no_frame(build: Any, newest_go: Any, flag: str) -> None:
     assert_agrees_with_go(build(newest_go.go, flag))
 
 
-def test_what_is_no_go_program_keeps_its_address(tmp_path: Path) -> None:
+def test_addresses_outside_go_programs_are_kept(tmp_path: Path) -> None:
     shell = shutil.which("sh")
     assert shell is not None
     with pytest.raises(ValueError, match="no line table"):

@@ -50,13 +50,13 @@ def kernel_numbers(name: str) -> dict[str, int]:
 
 
 @machines
-def test_syscall_numbers_are_the_kernels(name: str) -> None:
+def test_syscall_numbers_match_the_kernels(name: str) -> None:
     kernel = kernel_numbers(name)
     assert machine.NUMBERS[name] == {call: kernel[call] for call in machine.NUMBERS[name]}
 
 
 @machines
-def test_no_syscall_is_forgotten_on_a_machine_that_has_it(name: str) -> None:
+def test_the_table_has_every_syscall_that_the_machine_has(name: str) -> None:
     assert machine.ROLES.keys() & kernel_numbers(name).keys() == machine.NUMBERS[name].keys()
 
 
@@ -66,7 +66,7 @@ def goroots() -> list[Path]:
 
 @machines
 @pytest.mark.parametrize("goroot", goroots() or [None], ids=lambda path: getattr(path, "name", "none"))
-def test_syscall_numbers_are_those_that_go_uses(name: str, goroot: Path | None) -> None:
+def test_syscall_numbers_match_those_of_go(name: str, goroot: Path | None) -> None:
     if goroot is None:
         pytest.skip("no Go sources in .tools: run .ci/setup test")
     source = (goroot / "src" / "syscall" / f"zsysnum_linux_{GOARCH[name]}.go").read_text()
@@ -112,7 +112,7 @@ def test_roles_name_the_descriptor_of_each_direction() -> None:
     assert descriptors("epoll_pwait") == (None, None)
 
 
-def test_the_c_program_has_no_number_of_its_own_that_the_agent_passes_to_it() -> None:
+def test_the_c_program_does_not_repeat_numbers_that_the_agent_passes_to_it() -> None:
     passed = {**constants.MACROS, **machine.MACROS, "LAYOUTS": 3}
     assert passed.keys() >= {"BANKS", "SLOT_BITS", "KEEP_IO_CALLS", "LATENCY_BUCKETS", "ROLE_POLL"}
     assert passed.keys() & set(re.findall(r"#\s*define (\w+)", C + HEADER)) == set()
@@ -136,14 +136,14 @@ def offenders_of_the_agent() -> tuple[str, ...]:
 
 
 @machines
-def test_it_is_known_where_every_call_that_receives_has_its_flags(name: str) -> None:
+def test_the_table_knows_where_each_receiving_call_has_its_flags(name: str) -> None:
     roles = {machine.names(name)[number]: role for number, role in machine.roles(name).items()}
     flagged = {call: role >> machine.FLAGS_ARG for call, role in roles.items() if role >> machine.FLAGS_ARG}
     assert flagged == {"recvfrom": 2, "recvmsg": 1, "recvmmsg": 2}
 
 
 @machines
-def test_every_io_call_has_a_number_of_its_own(name: str) -> None:
+def test_every_io_call_has_its_own_number(name: str) -> None:
     [shift] = re.findall(r"#define ROLE_IO_CALL\(role\) \(\(\(role\) >> (\d+)\) & ", HEADER)
     roles = {machine.names(name)[number]: role for number, role in machine.roles(name).items()}
     mask = machine.MACROS["IO_CALLS"] - 1

@@ -22,7 +22,7 @@ def agent(monkeypatch):
     return importlib.import_module
 
 
-def test_timers_run_between_the_lines_and_lines_come_whole(agent):
+def test_timers_run_between_lines_and_lines_arrive_whole(agent):
     timers = agent("counters.sampler").Timers()
     reader, writer = os.pipe()
     ticks = []
@@ -59,7 +59,7 @@ def test_a_timer_that_takes_long_is_called_less_often(agent):
     timers.cancel(timer)
 
 
-def test_without_timers_lines_are_waited_for(agent):
+def test_without_timers_the_agent_waits_for_lines(agent):
     reader, writer = os.pipe()
     os.write(writer, b"x\n\ny\nrest")
     os.close(writer)
@@ -91,7 +91,7 @@ def test_a_service_that_comes_later_is_counted_from_its_beginning(agent):
     assert timeline.of(7) == [[0.0, *range(2, 18), 4, 2, 1.0, None, None, None, None]]
 
 
-def test_where_the_kernel_does_not_tell_what_threads_waited_it_is_not_known(agent, monkeypatch):
+def test_waiting_times_are_unknown_if_the_kernel_does_not_report_them(agent, monkeypatch):
     """As one without CONFIG_SCHED_INFO: the threads are there all the same."""
     assert agent("processes.watched").passed((10, 3), (30, 4)) == {"cpu_ns": 20, "run_delay_ns": 1}
     proc = agent("processes.proc")
@@ -103,7 +103,7 @@ def test_where_the_kernel_does_not_tell_what_threads_waited_it_is_not_known(agen
     assert agent("processes.watched").passed((10, 0), (30, 0)) == {"cpu_ns": 20, "run_delay_ns": None}
 
 
-def test_two_processes_that_were_the_service_are_put_together_by_time():
+def test_the_intervals_of_two_processes_are_merged_by_time():
     counts = [1, 1, 0, 2, 1, 1, 0, 0, 1, 0, 1, 1, 30, 20, 10, 5]
     first = [[100.0, *counts, 7, 4, 1, 3000, 6, None, 0.5]]
     second = [[100.0, *counts, 1, 5, 0.5, 2000, 2, 0.5, 1], [200.0] + [0] * 23]
@@ -130,7 +130,7 @@ def test_two_processes_that_were_the_service_are_put_together_by_time():
         ("", None),
     ],
 )
-def test_a_goroutine_is_named_only_where_its_place_is_known(version, expected):
+def test_a_goroutine_is_named_only_for_known_go_versions(version, expected):
     assert slow_stacks.goroutine([11, 22], version) == expected
 
 
@@ -142,7 +142,7 @@ def descriptors():
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_what_is_read_of_threads_stays_open_within_bounds_and_is_closed_with_them(agent, monkeypatch):
+def test_files_of_threads_stay_open_within_bounds_and_are_closed_with_them(agent, monkeypatch):
     proc = agent("processes.proc")
     monkeypatch.setattr(proc.Threads, "most_kept", 3)
     end = threading.Event()

@@ -11,7 +11,7 @@ from tests.conftest import machine
 Stretch = tuple[bool, float, float]
 
 
-def test_nothing_runs_beside_what_has_the_machine_alone(tmp_path: Path) -> None:
+def test_nothing_runs_beside_a_test_marked_alone(tmp_path: Path) -> None:
     door, room = tmp_path / "door", tmp_path / "room"
     door.touch()
     room.touch()

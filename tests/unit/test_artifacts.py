@@ -37,7 +37,7 @@ def test_any_two_names_become_two_names_of_plain_files(name: object) -> None:
         assert len(text) < 100
 
 
-def test_a_services_name_stays_where_it_can() -> None:
+def test_a_plain_service_name_is_kept() -> None:
     assert artifacts.service_name("echo-2") == "echo-2"
     assert artifacts.service_name("echo.window-1") != "echo-window-1"  # which another one may be called
 

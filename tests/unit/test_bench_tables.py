@@ -36,7 +36,7 @@ def cells(table: str, title: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_a_row_is_compared_with_nothing_of_the_same_round(tables: Any, sample: Any) -> None:
+def test_a_row_is_compared_with_the_nothing_row_of_its_round(tables: Any, sample: Any) -> None:
     # The machine is twice as fast in the second round. Of medians over all rounds a third is lost, or half.
     results = {
         "nothing": {0: sample(1000, wakeup=200), 1: sample(2000, wakeup=100), 2: sample(2000, wakeup=100)},

@@ -47,7 +47,7 @@ def test_the_parts_add_up_to_the_percentile_and_are_those_of_the_reads_there(ans
         assert found.handling_ns >= 0.96 * slowest.handling
 
 
-def test_without_responses_it_is_the_queue_delays() -> None:
+def test_without_responses_the_queue_delays_are_split() -> None:
     bucket = bucket_of(300)
     delay = Delay({bucket: 1}, 300, {bucket >> BUDGET_SHIFT: Parts(100, 200)})
     snapshot = Snapshot(delays={**dict.fromkeys(NAMES, Delay()), "queue_delay": delay}, requests=9)
@@ -55,7 +55,7 @@ def test_without_responses_it_is_the_queue_delays() -> None:
     assert budgets(Snapshot()) == []
 
 
-def test_fewer_than_half_of_the_reads_answered_are_no_response() -> None:
+def test_with_fewer_than_half_of_the_reads_answered_there_is_no_response() -> None:
     half = of([Parts(1000)] * 5)
     assert METRICS["response_p50"].read(half) is not None
     assert not unanswered.reasons(half, None)
@@ -68,7 +68,7 @@ def test_fewer_than_half_of_the_reads_answered_are_no_response() -> None:
     assert "could not be recognized" in unanswered.reasons(strange, None)["handling_p50"]
 
 
-def test_a_kernel_that_does_not_tell_is_the_reason_for_all_of_them() -> None:
+def test_missing_arrival_times_are_the_reason_for_all_of_them() -> None:
     reasons = unanswered.reasons(Snapshot(), "this kernel has no BTF")
     assert len(reasons) == 4 * 5
     assert reasons["queue_delay_p50"].why == "this kernel has no BTF"

@@ -114,7 +114,7 @@ def records_of(name: str) -> list[record.TestRecord]:
 @given(names)
 @example(EVIL)
 @example("\n::error::" * 3)
-def test_no_report_is_broken_by_a_name_or_obeys_it(name: str) -> None:
+def test_no_name_can_break_or_control_a_report(name: str) -> None:
     tests = records_of(name)
     environment = {
         "kernel": name,
@@ -150,7 +150,7 @@ def test_no_report_is_broken_by_a_name_or_obeys_it(name: str) -> None:
 @settings(max_examples=10)
 @given(names)
 @example(EVIL)
-def test_no_page_file_or_live_table_is_broken_by_a_name(
+def test_no_name_can_break_a_page_file_or_live_table(
     tmp_path_factory: pytest.TempPathFactory, name: str
 ) -> None:
     tests = records_of(name)
@@ -175,7 +175,7 @@ def test_no_page_file_or_live_table_is_broken_by_a_name(
     assert_fit_to_print(stream.getvalue())
 
 
-def test_compare_prints_no_name_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_cleans_names_before_printing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tests = records_of(EVIL)[:1]
     for name in ("a.json", "b.json"):
         json_report.write(tmp_path / name, {"kernel": "6"}, tests)
@@ -188,14 +188,14 @@ def test_compare_prints_no_name_as_it_is(tmp_path: Path, capsys: pytest.CaptureF
 
 @given(names)
 @example(EVIL)
-def test_text_of_several_lines_stays_that(name: str) -> None:
+def test_text_keeps_its_lines(name: str) -> None:
     text = clean.lines(name)
     assert_fit_to_print(text)
     assert clean.lines(text) == text
     assert clean.one_line(clean.one_line(name)) == clean.one_line(name)
 
 
-def test_what_is_harmless_stays_as_it_is() -> None:
+def test_harmless_text_is_not_changed() -> None:
     stack = "panic: boom\n\ngoroutine 18 [running]:\nmain.(*echo).serve(0x1)\n\t/src/a.go:7 +0x1f"
     assert clean.lines(stack) == stack.replace("\t", "        ")
     for name in (

@@ -122,7 +122,7 @@ literals = st.sampled_from((*NUMBERS, *LITERALS)) | st.recursive(
 
 @given(st.data(), literals)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=300)
-def test_whatever_stands_in_a_saved_file_is_read_or_refused(written: Path, data: Any, literal: str) -> None:
+def test_any_content_of_a_saved_file_is_read_or_refused(written: Path, data: Any, literal: str) -> None:
     for name in (".netpoll/main.json", "report.json"):
         good = json.loads((written / name).read_text())
         place = data.draw(st.sampled_from(list(places(good))), label="place")
@@ -138,14 +138,14 @@ def test_whatever_stands_in_a_saved_file_is_read_or_refused(written: Path, data:
 @example(b"\xff\xfe")
 @example(b"[" * 100_000)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_what_is_no_saved_file_at_all_is_refused(written: Path, content: bytes) -> None:
+def test_other_files_are_refused(written: Path, content: bytes) -> None:
     bad = written / "bad.json"
     bad.write_bytes(content)
     assert compared(bad, written / "report.json") == 2
 
 
 @pytest.mark.parametrize("literal", ["1" + "0" * 400, "9" * 5000, "1e999"])
-def test_a_number_that_nothing_can_count_is_named(written: Path, tmp_path: Path, literal: str) -> None:
+def test_an_impossible_number_is_named(written: Path, tmp_path: Path, literal: str) -> None:
     good = json.loads((written / ".netpoll" / "main.json").read_text())
     path = baseline_file.path_of(tmp_path, "main")
     path.parent.mkdir()

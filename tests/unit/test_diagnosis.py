@@ -68,7 +68,7 @@ TICKERS = {"blocking_polls": 10, "timed_polls": 990, "timeout_polls": 900, "even
     "more",
     [{"lost": 1}, {"unmeasured": "no"}],
 )
-def test_of_numbers_that_cannot_be_trusted_nothing_is_said(more: Any) -> None:
+def test_inexact_numbers_get_no_diagnosis(more: Any) -> None:
     assert diagnose(measurement(**DUP))
     assert diagnose(measurement(**DUP, **more)) == []
 
@@ -81,11 +81,11 @@ def test_of_numbers_that_cannot_be_trusted_nothing_is_said(more: Any) -> None:
         {**TICKERS, "blocking_polls": 1000},  # most ended by events
     ],
 )
-def test_what_may_be_chance_is_not_said(counts: dict[str, int]) -> None:
+def test_what_may_be_chance_is_not_diagnosed(counts: dict[str, int]) -> None:
     assert diagnose(measurement(**counts)) == []
 
 
-def test_acceptors_and_readers_woken_for_nothing_are_different_troubles() -> None:
+def test_acceptors_and_readers_woken_for_nothing_break_different_rules() -> None:
     twice: Any = {"cause": "registered twice"}
     accept = offender(60, syscall="accept4", **twice)
     both = measurement(**{**DUP, "offenders": (accept, offender(30, **twice))})
@@ -108,7 +108,7 @@ def test_timers_are_counted_with_the_polls_they_ended() -> None:
     assert "tickers or deadlines keep the poller busy" in text
 
 
-def test_deadlines_are_told_from_tickers_where_they_were_counted() -> None:
+def test_deadlines_are_distinguished_from_tickers_if_they_were_counted() -> None:
     [text] = diagnose(measurement(**TICKERS, deadline_wakeups=800))
     assert "with 800 deadlines expired" in text
     assert "ticker" not in text
@@ -122,7 +122,7 @@ def cpu(share: float, function: str = "main.hog", **more: Any) -> Offender:
     return offender(round(499 * share), offence="cpu", share=share, stack=stack, **more)
 
 
-def test_who_has_the_cpu_says_why_wakeups_are_late() -> None:
+def test_the_code_that_has_the_cpu_explains_late_wakeups() -> None:
     late = {20 * MS: 50}
     hog = (cpu(0.9),)
     [own] = diagnose(measurement(late, cpu=0.98, waited=0.02, offenders=hog))
@@ -139,7 +139,7 @@ def test_who_has_the_cpu_says_why_wakeups_are_late() -> None:
 
 
 @pytest.mark.parametrize("samples", [(), (cpu(0.9, "runtime.gcDrain"),), (cpu(0.9, "runtime.schedule"),)])
-def test_without_the_programs_own_code_in_the_samples_it_does_not_starve_itself(samples: Any) -> None:
+def test_without_samples_in_its_own_code_a_program_does_not_starve_itself(samples: Any) -> None:
     made = measurement({20 * MS: 50}, cpu=0.98, waited=0.02, offenders=samples)
     assert not any("CPU-bound" in text for text in diagnose(made))
 
@@ -178,7 +178,7 @@ def test_lateness_without_its_cause_in_the_numbers_is_not_explained(
     assert diagnose(measurement(late, used, waited, offenders=(cpu(0.9),))) == []
 
 
-def test_of_several_runs_one_is_diagnosed_with_its_own_numbers() -> None:
+def test_one_of_several_runs_is_diagnosed_with_its_own_numbers() -> None:
     seldom = measurement(**{**TICKERS, "timeout_polls": 150, "blocking_polls": 100, "timed_polls": 150})
     assert diagnose(seldom) == []
     assert diagnose(*median_of([[seldom]] * 4)) == []
@@ -226,7 +226,7 @@ DROPPED = {"dropped_datagrams": 100}
         ({"cause": "registered twice", "fd_type": "udp"}, DROPPED, None),
     ],
 )
-def test_what_lies_behind_a_wakeup_decides(woken: Any, seen: Any, code: str | None) -> None:
+def test_the_cause_of_a_wakeup_decides_the_rule(woken: Any, seen: Any, code: str | None) -> None:
     few = 4 if code == "NP102" else 8  # may be chance
     for count, expected in ((100, code), (few, None)):
         found = codes(offender(count, **woken), seen={"dropped_datagrams": 0, **seen})
@@ -243,7 +243,7 @@ def test_what_lies_behind_a_wakeup_decides(woken: Any, seen: Any, code: str | No
         ({}, []),
     ],
 )
-def test_loops_are_told_by_how_their_calls_end(futile: Any, expected: list[str]) -> None:
+def test_loops_are_distinguished_by_how_their_calls_end(futile: Any, expected: list[str]) -> None:
     assert codes(seen={"futile": futile}) == expected
 
 
@@ -256,7 +256,7 @@ def test_loops_are_told_by_how_their_calls_end(futile: Any, expected: list[str])
         (0.1, cpu(0.9, not_blocking=400), []),
     ],
 )
-def test_a_busy_loop_looks_most_of_the_time(used: float, samples: Offender, expected: list[str]) -> None:
+def test_a_busy_loop_checks_most_of_the_time(used: float, samples: Offender, expected: list[str]) -> None:
     assert codes(samples, cpu=used) == expected
 
 
@@ -288,7 +288,7 @@ def test_small_reads_are_many_and_small(reads: Any, expected: list[str]) -> None
         (1.9, 8.0, 48, None, []),
     ],
 )
-def test_more_ps_than_cpus_wait_for_each_other(
+def test_more_ps_than_cpus_break_their_rule(
     used: float, waited: float, ps: int | None, cpus: int | None, expected: list[str]
 ) -> None:
     assert codes(cpu=used, waited=waited, facts={"gomaxprocs": ps, "cpus": cpus}) == expected
@@ -319,7 +319,7 @@ def handed(count: int, offence: str = "woken", locked: bool = True) -> Offender:
         ([handed(10)], []),
     ],
 )
-def test_who_is_locked_to_a_thread_and_often_woken_makes_threads_hand_over(
+def test_locked_goroutines_that_are_often_woken_break_their_rule(
     found: list[Offender], expected: list[str]
 ) -> None:
     assert codes(*found) == expected
@@ -335,7 +335,7 @@ def test_writes_that_were_held_back_count_with_their_time() -> None:
 @pytest.mark.parametrize(
     ("used", "cpus", "blamed"), [(0.4, 1, True), (0.6, 1, False), (0.6, 2, True), (0.6, None, False)]
 )
-def test_the_machine_is_blamed_where_others_had_most_of_the_cpu(
+def test_the_machine_is_blamed_if_others_had_most_of_the_cpu(
     used: float, cpus: int | None, blamed: bool
 ) -> None:
     assert ("NP404" in codes(histogram={20 * MS: 50}, cpu=used, waited=0.9, facts={"cpus": cpus})) is blamed
@@ -355,7 +355,7 @@ POLLS = {"polls": 100, "nonblocking_polls": 99, "events": 100}
         ({}, 0.3, []),
     ],
 )
-def test_nobody_polls_where_all_ps_are_busy(counts: Any, used: float, expected: list[str]) -> None:
+def test_nobody_polls_if_all_ps_are_busy(counts: Any, used: float, expected: list[str]) -> None:
     facts = {"gomaxprocs": 1, "cpus": 2}
     assert codes(cpu=used, waited=0.02, facts=facts, **{**POLLS, **counts}) == expected
 
@@ -371,7 +371,7 @@ def test_nobody_polls_where_all_ps_are_busy(counts: Any, used: float, expected: 
         (9, 0.9, 0.05, 2, "NP401"),
     ],
 )
-def test_what_would_be_late_on_an_idle_machine_explains_more_than_that_nobody_polls(
+def test_starvation_outranks_nobody_polls(
     ms: int, used: float, waited: float, cpus: int, expected: str
 ) -> None:
     more = {"cpu": used, "waited": waited, "delayed": 0.0, "facts": {"gomaxprocs": 1, "cpus": cpus}}

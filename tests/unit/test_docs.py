@@ -54,7 +54,7 @@ def test_every_page_is_linked_from_the_index() -> None:
     assert set(ROOT.glob("docs/**/*.md")) - {index} <= linked
 
 
-def test_generated_parts_are_what_make_docs_writes() -> None:
+def test_generated_parts_match_what_make_docs_writes() -> None:
     checked = subprocess.run(
         [sys.executable, ROOT / ".ci" / "docs.py", "--check"],
         env={"PYTHONPATH": str(ROOT)},

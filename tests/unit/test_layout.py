@@ -54,7 +54,7 @@ def test_the_agent_imports_nothing_of_the_plugin() -> None:
         assert list(imports_of(path.relative_to(PACKAGE))) == [], path
 
 
-def test_two_rooms_have_a_module_of_one_name_only_where_they_are_two_sides_of_one_thing() -> None:
+def test_rooms_share_a_module_name_only_for_two_sides_of_one_thing() -> None:
     rooms: dict[str, set[str]] = {}
     for path in PACKAGE.rglob("*.py"):
         relative = path.relative_to(PACKAGE)

@@ -62,14 +62,14 @@ def test_a_window_is_open_until_it_is_closed_and_a_lap_keeps_it_so(meter_with: A
 
 
 @pytest.mark.parametrize("answers", [0, 1, 2, 3], ids=["open", "opening", "lap", "lapping"])
-def test_a_window_that_is_interrupted_is_open_no_more(meter_with: Any, answers: int) -> None:
+def test_an_interrupted_window_is_no_longer_open(meter_with: Any, answers: int) -> None:
     meter, _ = meter_with(Interrupts(saying(PROCESSES, OPENED, PROCESSES)[: 1 + answers]))
     with pytest.raises(KeyboardInterrupt):
         meter.lap(meter.open(), [], 0)
     assert meter.windows == []
 
 
-def test_a_close_that_is_interrupted_closes_the_one_window_and_no_other(meter_with: Any) -> None:
+def test_an_interrupted_close_closes_only_that_window(meter_with: Any) -> None:
     meter, _ = meter_with(Interrupts(saying(PROCESSES, OPENED, PROCESSES, OPENED)))
     outer, inner = meter.open(), meter.open()
     with pytest.raises(KeyboardInterrupt):
@@ -95,7 +95,7 @@ def test_an_agent_that_died_is_replaced_and_one_that_never_was_ready_is_not(mete
 
 
 @pytest.mark.parametrize("chosen", [{"against": "main"}, {"compare": "main"}, {"save": "main"}])
-def test_what_is_compared_is_measured_though_no_test_limits_it(tmp_path: Path, chosen: Any) -> None:
+def test_compared_metrics_are_measured_even_without_limits(tmp_path: Path, chosen: Any) -> None:
     rules = tuple(
         Tolerance(name, "+0", absolute=0) for name in ("response_p99", "parked_growth", "cpu_seconds")
     )

@@ -58,7 +58,7 @@ def details(*records: Any) -> list[dict[str, Any]]:
     return loaded
 
 
-def test_what_was_kept_as_files_is_shown_with_the_commands_that_open_them() -> None:
+def test_artifacts_are_shown_with_the_commands_that_open_them() -> None:
     kept = {
         "directory": "/srv/out/t",
         "files": [
@@ -120,7 +120,7 @@ def test_the_page_holds_all_it_needs_and_forbids_to_fetch_more() -> None:
     assert "@import" not in page
 
 
-def test_nothing_that_a_test_or_a_service_says_becomes_html() -> None:
+def test_text_of_tests_and_services_never_becomes_html() -> None:
     evil = built(
         measured(EVIL, unmeasured=EVIL),
         nodeid=f"t.py::test[{EVIL}]",
@@ -146,7 +146,7 @@ def test_nothing_that_a_test_or_a_service_says_becomes_html() -> None:
     assert page.count("<script") == page.count("</script>") == 3
 
 
-def test_the_worst_come_first_and_what_report_mode_let_pass_is_marked() -> None:
+def test_the_worst_come_first_and_passes_by_report_mode_are_marked() -> None:
     tests = [
         built(measured(), nodeid="a::passed"),
         built(measured(), nodeid="b::xfailed", max_polls=1, xfail="known"),
@@ -215,7 +215,7 @@ def test_every_kind_of_offender_and_late_wakeups_are_shown_with_their_stacks() -
     assert "12.3 ms to run (read on tcp a ← b, goroutine 18" in text(detail["html"])
 
 
-def test_offenders_that_were_not_kept_are_told_of() -> None:
+def test_unrecorded_offenders_are_mentioned() -> None:
     offenders = tuple(offender(9, share=share, stack=()) for share in (0.5, 0.3))
     (detail,) = details(built(measured(offenders=offenders)))
     assert "20.0 % of the spurious wakeups not listed" in text(detail["html"])
@@ -266,7 +266,7 @@ def test_a_run_without_a_number_leaves_a_gap() -> None:
     assert shown["latency_p99"][5:] == ["–", METRICS["latency_p99"].format(measured().latency_p99)]  # noqa: RUF001
 
 
-def test_then_and_now_stand_side_by_side_with_what_got_worse_and_how_that_was_confirmed() -> None:
+def test_then_and_now_are_side_by_side_with_regressions_and_their_confirmation() -> None:
     test = built(measured(), max_stale_retries=7)
     test["comparison"] = compared("regressed", "server: times were not compared", spurious=0.0, wakeups=100)
     test["comparison"]["services"][0]["metrics"] |= {"latency_p99": 1.5e6, "polls": 210, "stale_retries": 0}
@@ -290,7 +290,7 @@ def test_then_and_now_stand_side_by_side_with_what_got_worse_and_how_that_was_co
 
 
 @pytest.mark.parametrize("commit", ["beef" * 10, None])
-def test_what_changed_comes_first_with_its_interval_and_what_did_not_is_one_line(commit: str | None) -> None:
+def test_changes_come_first_with_intervals_and_the_rest_is_one_line(commit: str | None) -> None:
     def number(metric: str, base: float, head: float, low: float, high: float, text: str) -> Any:
         place = {"service": "server", "metric": metric, "base": base, "head": head, "text": text}
         made = {"rounds": 8, "base_rounds": None if commit else 6, "relative": True, "exact": False}
@@ -346,7 +346,7 @@ def test_what_changed_comes_first_with_its_interval_and_what_did_not_is_one_line
         (5, None, ""),
     ],
 )
-def test_a_change_is_told_in_percent_as_long_as_that_says_something(then: Any, now: Any, change: str) -> None:
+def test_a_change_is_shown_in_percent_if_that_makes_sense(then: Any, now: Any, change: str) -> None:
     assert sections.change(METRICS["polls"], then, now) == change
 
 
@@ -372,7 +372,7 @@ def test_tests_are_filtered_by_how_they_compare() -> None:
     assert list(choices(plain)) == ["outcome"]
 
 
-def test_what_got_worse_in_report_mode_would_fail() -> None:
+def test_a_regression_in_report_mode_would_fail() -> None:
     test = built(measured(), mode="report")
     test["comparison"] = {**compared("regressed"), "regressions": [worse("polls", 210, 100, "+10%")]}
     assert rows(test) == [("would fail", "test")]
@@ -399,7 +399,7 @@ def test_toolchains_are_told_apart_filtered_and_sorted_oldest_first() -> None:
     assert "toolchain" not in choices(document.render({}, toolchains("go1.9")))
 
 
-def test_each_test_shows_how_it_fared_with_the_other_toolchains_and_links_to_it() -> None:
+def test_each_test_shows_and_links_its_results_with_other_toolchains() -> None:
     tests = [
         *toolchains("go1.21.13", "go1.9", requests_per_second=4727.3),
         built(measured(), nodeid="z::other"),
@@ -435,7 +435,7 @@ def test_the_timeline_keeps_every_interval() -> None:
     assert line["timeout_polls"] == [0, 1, 0, 0]
 
 
-def test_columns_of_hooks_stand_beside_the_others_also_where_a_service_has_none() -> None:
+def test_columns_of_hooks_are_shown_even_if_a_service_has_none() -> None:
     one, other = built(measured(), nodeid="a::one"), built(measured(), nodeid="b::other")
     one["services"][0]["columns"] = {"req/s": 1234.5, "zone": "eu"}
     page = document.render({}, [one, other])
@@ -457,7 +457,7 @@ def test_records_of_an_older_file_are_rendered() -> None:
     assert "1 of 50 (2.0 %) spurious wakeups (read on a descriptor), no stack" in text(detail["html"])
 
 
-def test_without_tests_the_page_says_so() -> None:
+def test_a_page_without_tests_has_a_note() -> None:
     assert "No test was measured." in document.render({}, [])
 
 

@@ -74,7 +74,7 @@ def test_rules_are_named_by_code_family_and_name(named: str, codes: set[str]) ->
         (["all"], "['all'] is not a string"),
     ],
 )
-def test_what_names_no_rule_is_a_usage_error(named: object, complaint: str) -> None:
+def test_an_unknown_rule_name_is_a_usage_error(named: object, complaint: str) -> None:
     for argument in ("forbid", "allow"):
         with pytest.raises(UsageError, match=re.escape(complaint)) as error:
             limits({argument: named})
@@ -93,11 +93,11 @@ def test_what_names_no_rule_is_a_usage_error(named: object, complaint: str) -> N
         ([{"allow": "all"}, {"forbid": "NP101"}], set()),
     ],
 )
-def test_the_closest_word_on_a_rule_decides(marks: list[dict[str, object]], left: set[str]) -> None:
+def test_the_closest_marker_decides_on_a_rule(marks: list[dict[str, object]], left: set[str]) -> None:
     assert set(limits(*marks).forbidden("server")) == left
 
 
-def test_options_are_the_outermost_word() -> None:
+def test_options_are_the_outermost_level() -> None:
     chosen = limits({"allow": "busy-loop"}, forbid="NP2", allow="NP205")
     assert set(chosen.forbidden("server")) == {"NP201", "NP202", "NP203"}
     assert chosen.judges
@@ -134,7 +134,7 @@ def test_a_forbidden_rule_that_is_proven_fails_with_code_line_and_fix() -> None:
     assert diagnosis == f"server: {rule['text']} Fix: {rule['fix']}"
 
 
-def test_reports_carry_the_code_and_say_it_once() -> None:
+def test_reports_show_the_code_once() -> None:
     made = judged(second_reader(), limits({"forbid": "NP101"}))
     assert ("netpoll.server.rules", "NP101") in junit.properties(made)
     [annotation] = github.annotations([made])
@@ -145,7 +145,7 @@ def test_reports_carry_the_code_and_say_it_once() -> None:
     assert wording.worst_place(made) is not None
 
 
-def test_what_was_left_behind_is_shown_with_its_rule() -> None:
+def test_leaked_connections_are_shown_with_their_rule() -> None:
     left = offender(0, offence="parked", stack=(), abandoned=5, closed=5, peers=("127.0.0.1:9",))
     other = dataclasses.replace(left, local="127.0.0.1:8", abandoned=0, closed=0, count=3)
     made = judged(second_reader(offenders=(left, other)), limits({"forbid": "parked-leak"}))
@@ -163,7 +163,7 @@ def test_a_rule_that_is_not_forbidden_is_a_diagnosis_only() -> None:
     assert text.startswith("server: NP101 second-reader: 90 of 190")
 
 
-def test_report_mode_says_what_gate_mode_would() -> None:
+def test_report_mode_shows_the_outcome_in_gate_mode() -> None:
     made = judged(second_reader(), limits({"forbid": "all"}), "report")
     assert (made["outcome"], made["gate"]) == ("passed", "failed")
     assert wording.status_of(made) == "would fail"
@@ -193,7 +193,7 @@ def test_a_rule_without_its_evidence_is_listed_under_all_and_unmeasured_by_its_o
     assert judged(healthy, limits({"forbid": "NP1"}))["services"][0]["unchecked"] == []
 
 
-def test_without_uprobes_nobody_knows_whom_goroutines_wake_on_threads_of_their_own() -> None:
+def test_without_uprobes_wakeups_of_locked_goroutines_are_unknown() -> None:
     counters = {name: n for name, n in second_reader().snapshot.counters.items() if name != "ready_calls"}
     blind = second_reader(
         offenders=(), snapshot=dataclasses.replace(second_reader().snapshot, counters=counters)

@@ -26,5 +26,5 @@ def test_watch_ends_with_the_diagnosis() -> None:
     assert json.loads(ended(as_json=True, **DUP))["diagnosis"] == [cause]
 
 
-def test_of_a_healthy_process_nothing_is_said() -> None:
+def test_a_healthy_process_gets_no_diagnosis() -> None:
     assert json.loads(ended(as_json=True, productive_wakeups=100))["diagnosis"] == []

@@ -35,7 +35,7 @@ def throttled(path):
     return int(found["nr_throttled"]), int(found["throttled_usec"]) / 1e6
 
 
-def test_what_a_quota_of_cgroup_v2_stopped_a_service_for(quota, launch, connect, netpoll, newest_go):
+def test_throttling_by_cgroup_v2_is_measured(quota, launch, connect, netpoll, newest_go):
     server = launch("echo", newest_go, "-work", BURST)
     connection = connect(server)
     with netpoll.measure() as window:
