@@ -1,4 +1,4 @@
-"""`watch --cgroup`: all processes of a real cgroup v2, those that come later, too."""
+"""`watch --cgroup`: all processes of a real cgroup v2, including those that come later."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.waiting import patiently
 
 @pytest.fixture
 def cgroup():
-    """An empty cgroup v2; whoever is left in it is killed with the test."""
+    """An empty cgroup v2; processes that are left in it are killed with the test."""
     mounts = Path("/proc/self/mounts").read_text()
     found = re.search(r"^\S+ (\S+) cgroup2 ", mounts, re.MULTILINE)
     if found is None:
@@ -43,7 +43,7 @@ def cgroup():
 
 
 def remove(directory: Path, deadline: float) -> None:
-    """Who is dying keeps it busy, also when it is among its processes no more."""
+    """A dying process keeps it busy, even when it is no longer listed."""
     while True:
         try:
             return directory.rmdir()
@@ -59,7 +59,7 @@ def members(path: Path) -> list[int]:
 
 @pytest.fixture(scope="session")
 def counting(cache_dir, newest_go) -> str:
-    """The doctor's program: wakes a goroutine as often as it is told, on SIGUSR1."""
+    """The doctor's program: wakes a goroutine as often as its argument says, on SIGUSR1."""
     return str(
         Builder(cache_dir).build(
             "./selftest", base=doctor.SELFTEST.parent, go=str(newest_go.go), flags=[], env={}
@@ -88,9 +88,9 @@ GO_PROCESS = r"selftest \d+ \(go1"
 
 
 def test_every_go_process_counts_and_the_others_are_named(cgroup, counting):
-    """One is there before; one is started by a shell that ends and leaves it; one comes from outside.
+    """One is there already; one is started by a shell that ends and leaves it behind; one comes from outside.
 
-    20, 30 and 40 wakeups, in a cgroup, in it by orphans, and in a cgroup below it.
+    20, 30 and 40 wakeups: in the cgroup, by an orphan in it, and in a cgroup below it.
     """
     (cgroup / "below").mkdir()
     shells = [start(cgroup, f"{counting} 20 & sleep 1000")]
@@ -102,7 +102,7 @@ def test_every_go_process_counts_and_the_others_are_named(cgroup, counting):
         shells.append(start(cgroup, f"{counting} 30 & sleep 0.5"))
         shells.append(start(cgroup / "below", f"exec {counting} 40"))
         assert shells[1].wait(30) == 0  # the shell has ended, its child has not
-        # They have their connections after they began to listen to the signal.
+        # They connect after they have begun to listen for the signal.
         patiently(lambda: sum(bool(p.net_connections()) for p in counters(cgroup)) == 3)
         while len(re.findall(GO_PROCESS, json.loads(watch.stdout.readline())["who"])) < 3:
             pass

@@ -1,4 +1,4 @@
-"""Who uses the CPU time."""
+"""Which code uses the CPU time."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_shares_of_cpu_time_match_the_program(sampled):
 def test_the_function_that_yields_is_named_instead_of_the_scheduler(sampled):
     samples, _ = sampled("yield", 1000, ["dispatches"])
     assert samples[0].stack[0].function == "main.yield"
-    # Nearly all of the time the scheduler runs, on a stack of its own, where the caller is not.
+    # Nearly all the time the scheduler runs, on its own stack, which doesn't have the caller.
     assert samples[0].share > 0.5
 
 
@@ -70,7 +70,7 @@ def test_without_permission_for_perf_events_the_reason_is_reported(lacking, laun
     assert m.cpu_seconds is not None
     assert "perf_event_open is not permitted (Permission denied" in m.unexplained["cpu"]
     assert "--cap-add PERFMON" in m.unexplained["cpu"]
-    # Who did not ask misses nothing.
+    # A window that didn't ask misses nothing.
     [m] = meter.close(meter.open(limited=["spurious"]), [service])
     assert m.unexplained == {}
 

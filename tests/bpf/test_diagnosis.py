@@ -1,4 +1,4 @@
-"""What is said of each fault of example_project, really measured, and that of healthy services nothing is."""
+"""The diagnosis of each fault of example_project, really measured; healthy services get none."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def receive(connection):
     return data
 
 
-# fault -> (what the client does, its rule, what is said)
+# fault -> (what the client does, its rule, the diagnosis)
 FAULTS = {
     "dup": (
         lambda s: ping(s, 100),
@@ -75,7 +75,7 @@ FAULTS = {
         ["blocking polls ended by a timer", "without a deadline"],
     ),
     "stale": (lambda s: ping_in_pieces(s, 30), "NP103", ["retries got EAGAIN again", "drains the socket"]),
-    # With time for the reader to park again, which takes it a turn of its own.
+    # With time for the reader to park again, for which it needs its own turn.
     "starve": (lambda s: ping(s, 20, 0.2), "NP401", ["ran more than 5.0 ms late", "CPU-bound", "GOMAXPROCS"]),
 }
 
@@ -95,7 +95,7 @@ def test_each_fault_is_diagnosed_and_no_other(launch_fault, measure, fault):
 
 
 def spread_workers(server):
-    """Over the CPUs. If all are on one, the first that runs accepts, and the others' polls report nothing."""
+    """Over the CPUs: if all are on one, the first to run accepts, and the others' polls report nothing."""
     cpus = sorted(os.sched_getaffinity(0))
     workers = patiently(lambda: len(found := psutil.Process(server.pid).children()) == 4 and found)
     for i, worker in enumerate(workers):
@@ -106,7 +106,7 @@ def spread_workers(server):
 def test_a_shared_listener_is_diagnosed(launch_fault, measure):
     server = launch_fault("herd")
     spread_workers(server)
-    # Several at once: on a busy machine a worker may come too late to its poll for one, and is spared.
+    # Several at once, because on a busy machine a worker may poll too late to be woken for a single one.
     for _ in range(10):
         with measure() as stretch:
             for _ in range(30):
@@ -132,11 +132,11 @@ def test_a_healthy_service_gets_no_diagnosis(launch_fault, measure, fault):
     assert unhurried(m) == []
 
 
-# Goes before everybody on its CPU, for 30 ms of every 35.
+# Takes precedence on its CPU, for 30 ms of every 35.
 @pytest.mark.alone
 def test_a_busy_machine_is_distinguished_from_a_service_that_starves_itself(factory, built, measure):
-    # Each a session of its own, for the scheduler may share the CPU out by sessions. The service gets a small
-    # part, in turns that are shorter than a batch of readers takes: most of them wait for later ones.
+    # Each in its own session, because the scheduler may divide the CPU by session. The service gets a small
+    # part, in turns shorter than a batch of readers takes, so most readers wait for later turns.
     server = factory(
         command=[*ONE_CPU, built("echo"), "-addr", "127.0.0.1:{port}", "-work", "50"], name="echo"
     )
@@ -152,7 +152,7 @@ def test_a_busy_machine_is_distinguished_from_a_service_that_starves_itself(fact
 
 @contextlib.contextmanager
 def hogs():
-    """14 processes that keep ONE_CPU busy, each in a session of its own."""
+    """14 processes that keep ONE_CPU busy, each in its own session."""
     loop = [*ONE_CPU, sys.executable, "-c", "while True: pass"]
     started = [subprocess.Popen(loop, start_new_session=True) for _ in range(14)]
     try:
@@ -178,12 +178,12 @@ def ask_all(clients, question, answer):
         assert client.recv(len(answer), socket.MSG_WAITALL) == answer
 
 
-# Its threads wait for a CPU as long, and its wakeups are as late.
+# Its threads wait for a CPU just as long, and its wakeups are as late.
 @pytest.mark.alone
 def test_the_machine_is_not_blamed_for_a_service_that_uses_the_cpu_itself(factory, built, measure):
     command = [*ONE_CPU, built("causes"), "-addr", "127.0.0.1:{port}", "-do", "kernel"]
     server = factory(command=command, name="kernel", env={"GOMAXPROCS": "1"})
-    with contextlib.suppress(OSError):  # the scheduler may share the CPU out by sessions
+    with contextlib.suppress(OSError):  # the scheduler may divide the CPU by session
         Path(f"/proc/{server.pid}/autogroup").write_text("-20")
     for _ in range(3):
         with connected(server, 100) as clients, measure() as stretch:
@@ -215,5 +215,5 @@ def test_an_acceptor_outside_the_poller_is_no_shared_listener(factory, built, me
 
 
 def unhurried(m):
-    """The diagnosis, apart from what a busy machine that runs the tests may add."""
+    """The diagnosis, without what a busy test machine may add."""
     return [text for text in diagnose(m) if ": the machine is short of CPU" not in text]

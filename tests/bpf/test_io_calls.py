@@ -8,15 +8,15 @@ import socket
 import pytest
 
 N = 2000
-# Calls that a command itself takes, and those of the runtime's own wake-up descriptor meanwhile.
+# Calls that a command itself takes, and those on the runtime's own wake-up descriptor meanwhile.
 OWN_CALLS = 40
-# Of a spin that the machine interrupts for 1 ms, two calls are not futile: it begins anew.
+# If the machine interrupts a spin for 1 ms, two calls are not futile, because the streak starts over.
 INTERRUPTED = 0.03
 
 
 @pytest.fixture
 def run(launch, measure, commands, newest_go):
-    """run("eagain", N) is the measurement of a stretch in which services/io did that N times."""
+    """run("eagain", N) is the measurement while services/io does that N times."""
 
     def run(kind, n=N, **options):
         service = launch("io", "-do", kind, go=str(newest_go.go), **options)
@@ -85,7 +85,7 @@ def test_a_call_without_data_on_a_descriptor_beyond_the_table_is_lost(new_meter,
     assert command(50) == "done"
     [m] = meter.close(window, [service])
     assert m.unmeasured.fix == "raise --netpoll-max-fds"
-    # Each pipe takes two descriptors, and of the table's 64 the service has some already.
+    # Each pipe takes two descriptors, and the service already has some of the table's 64.
     assert 50 - 64 / 2 < m.lost < 50
 
 
@@ -107,7 +107,7 @@ def test_a_healthy_service_under_load_has_no_futile_call(launch, measure, newest
     assert m.futile_calls == 0
 
 
-# Of services/healthy: how often, and the least number of I/O calls that once makes.
+# Kinds of services/healthy: how often, and the minimum number of I/O calls for each time.
 HEALTHY = {
     "http": (200, 4),
     "http2": (50, 2),
@@ -141,7 +141,7 @@ def test_healthy_programs_have_no_futile_calls(launch, measure, newest_go):
 
 @pytest.fixture
 def explained(launch, commands, meter, newest_go):
-    """explained("eagain", ["futile_calls"]) is as `run`, of a window that is to explain these metrics."""
+    """explained("eagain", ["futile_calls"]) is like `run`, with a window that explains these metrics."""
 
     def explained(kind, limited, n=N):
         service = launch("io", "-do", kind, go=str(newest_go.go))
@@ -168,7 +168,7 @@ def test_the_code_that_makes_futile_calls_is_named(explained, kind, caller, sysc
     assert {offender.offence for offender in m.offenders} == {"futile"}
     worst = m.offenders[0]
     assert worst.share > 0.99
-    # An estimate: after the first 256 of a CPU one in 64 stands for all.
+    # An estimate: after the first 256 on a CPU, one in 64 stands for all.
     assert worst.count == pytest.approx(m.futile_calls, rel=0.9)
     assert (worst.syscall, worst.outcome) == (syscall, outcome)
     assert fd_type is None or worst.fd_type == fd_type
@@ -189,5 +189,5 @@ def test_all_io_calls_are_explained_on_request(explained):
 
 def test_no_code_is_named_without_a_limit(explained):
     assert explained("eagain", []).offenders == ()
-    # Two in a row are not what a limit on futile calls is about.
+    # A limit on futile calls isn't about two in a row.
     assert explained("check", ["futile_calls"]).offenders == ()

@@ -20,7 +20,7 @@ PATIENCE = 0.2
 
 @pytest.mark.parametrize("name", ["echo", "dup"])
 def test_laps_count_everything_exactly_once(launch, meter, measure, connect, spaced_pings, newest_go, name):
-    """Pings go on all the time; a window around all laps tells the truth."""
+    """Pings go on all the time; a window around all laps has the true number."""
     server = launch(name, go=str(newest_go.go))
     connection = connect(server.address)
     measured = []
@@ -43,7 +43,7 @@ def test_laps_count_everything_exactly_once(launch, meter, measure, connect, spa
 
 
 def polls(snapshot):
-    """Those that happen by themselves, also between the cuts of the laps and of the window around them."""
+    """Polls that happen by themselves, also between the cuts of the laps and of the window around them."""
     return {name: count for name, count in snapshot.counters.items() if name.endswith("polls")}
 
 

@@ -15,7 +15,7 @@ from tests.bpf.conftest import fds_at_rest
 
 # The kernel keeps the counts of the last 8 cuts (BANKS); each window is two.
 MORE_THAN_THE_BANKS_HOLD = 12
-HOLD_MS = 1500  # longer than so many windows take
+HOLD_MS = 1500  # longer than this many windows take
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_wakeups_resolved_many_windows_later_count_in_the_window_that_woke_them(
     assert m.wakeups == 1 + MORE_THAN_THE_BANKS_HOLD
     assert (m.productive_wakeups, m.pending_wakeups) == (m.wakeups, 0)
     assert sum(i.wakeups for i in inner) <= MORE_THAN_THE_BANKS_HOLD
-    assert sum(i.pending_wakeups for i in inner) > 8  # so it is they that were answered later
+    assert sum(i.pending_wakeups for i in inner) > 8  # so these are the ones that were resolved later
     # The first one waited through most of the windows.
     assert m.latency_max > HOLD_MS * 1e6 / 3
 
@@ -140,7 +140,7 @@ def test_only_the_window_beyond_the_limit_is_unmeasured(pinged, meter, spaced_pi
 
 @pytest.fixture
 def many_connections():
-    """many_connections(address, 5000): so many, all open until the test ends."""
+    """many_connections(address, 5000): this many connections, all open until the test ends."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.ExitStack() as stack:
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
@@ -189,7 +189,7 @@ def test_a_thousand_windows_over_5000_connections_in_use_lose_and_leak_nothing(
     outer = meter.open()
     client.start()
     try:
-        windows(100)  # the allocator has what it wants
+        windows(100)  # the allocator has all the memory that it needs
         before = agent.memory_info().rss
         windows(900)
         after = agent.memory_info().rss
@@ -222,7 +222,8 @@ def test_a_closed_window_leaves_nothing_in_the_kernel(pinged, measure, spaced_pi
 def test_a_window_whose_reading_is_interrupted_keeps_no_slot(
     new_meter, launch, connect, spaced_pings, newest_go, monkeypatch
 ):
-    """By pytest-timeout, say, while stacks are symbolized: it may come at any moment, here it surely does."""
+    """For example by pytest-timeout while stacks are symbolized: it may come at any moment, and here it
+    certainly does."""
     meter = new_meter(max_processes=1)
 
     def interrupt(*_: object) -> None:
@@ -231,7 +232,7 @@ def test_a_window_whose_reading_is_interrupted_keeps_no_slot(
     first = launch("echo", go=str(newest_go.go))
     meter.watch(first)
     window = meter.open()
-    meter.unwatch(first)  # as when one that was only attached to runs on; of one that ended the agent hears
+    meter.unwatch(first)  # as if it were only attached and keeps running; the agent notices one that ended
     with monkeypatch.context() as patch:
         patch.setattr("pytest_netpoll.meter.offender_stacks.collect", interrupt)
         with pytest.raises(pytest.fail.Exception):

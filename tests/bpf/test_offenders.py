@@ -1,5 +1,5 @@
-"""Which descriptor somebody was woken for, in vain or late, and on which nobody waited: known as it happens,
-so that a connection closed since is still named."""
+"""Which descriptor a goroutine was woken for, for nothing or late, and which had unclaimed events. This is
+recorded as it happens, so that a connection that was closed since is still named."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def address(name):
 
 @pytest.fixture
 def spurious(measure, spaced_pings, parked):
-    """spurious(dup, address, …): the measurement of a stretch in which these connected in turn."""
+    """spurious(dup, address, …): the measurement while these connect in turn."""
 
     def spurious(service, *ends):
         with measure() as stretch:
@@ -30,7 +30,7 @@ def spurious(measure, spaced_pings, parked):
                     connection.connect(end)
                     names = address(connection.getpeername()), address(connection.getsockname())
                     spaced_pings(connection, PINGS)
-                parked()  # closed, and its descriptor gone, before anybody looks, or connects
+                parked()  # closed, and its descriptor gone, before the agent looks or the next one connects
         m = stretch(service)
         assert m.spurious_wakeups >= PINGS * len(ends) * 0.9
         assert sum(offender.count for offender in m.offenders) == m.spurious_wakeups + m.stale_retries
@@ -68,7 +68,7 @@ def test_a_descriptor_that_was_two_connections_names_neither_for_both(launch, sp
     end = (socket.AF_INET, service.address)
     m, _ = spurious(service, end, end)
     assert {offender.fd_type for offender in m.offenders} == {"tcp"}
-    # Of a reader that came too late on one of them only, that one is named.
+    # If a reader came too late on only one of them, that one is named.
     named = [offender.count for offender in m.offenders if offender.peer is not None]
     assert sum(named) <= m.spurious_wakeups / 2
 
@@ -123,7 +123,7 @@ def test_sent_datagrams_are_unclaimed_events_whose_socket_is_named(launch, meter
 
 
 def test_nearly_all_stacks_find_room_window_after_window(launch, measure, connect, spaced_pings, newest_go):
-    """Some have one place in the kernel's map, by their hash; but none from former windows has one."""
+    """Some share a slot in the kernel's map, by their hash; but none from former windows has one."""
     service = launch("paths", go=str(newest_go.go))
     connection = connect(service.address)
     for _ in range(3):
@@ -135,5 +135,5 @@ def test_nearly_all_stacks_find_room_window_after_window(launch, measure, connec
         assert len(m.offenders) > 300
         for offender in m.offenders:
             assert offender.share == offender.count / m.spurious_wakeups
-            # Those without one are a place together.
+            # Those without a stack are one place together.
             assert offender.stack or offender.share < 0.02

@@ -1,4 +1,5 @@
-"""Who is parked on descriptors at a window's end, and whose peers are gone: services/keep keeps some."""
+"""Goroutines parked on descriptors at a window's end, and descriptors whose peers are gone: services/keep
+keeps some."""
 
 from __future__ import annotations
 
@@ -49,7 +50,7 @@ def groups(m):
 
 
 def group(m, function):
-    """The one whose stack begins there."""
+    """The group whose stack begins there."""
     (found,) = [g for g in groups(m) if g.stack and g.stack[0].function == function]
     return found
 
@@ -63,7 +64,7 @@ def test_growth_counts_the_stacks_that_grew(launch, client, held, go_toolchain):
         for connection in idle[:8]:
             connection.close()
     (m,) = found
-    # Nobody who reads in serve has come but for the other ends of those that leak, and eight have gone.
+    # Only the other ends of the leaks are new readers in serve, and eight have gone.
     assert m.parked_growth == 5
     leaked = group(m, "main.leak")
     assert (leaked.count, leaked.growth, leaked.direction, leaked.fd_type) == (5, 5, "read", "tcp")
@@ -103,7 +104,7 @@ def test_only_a_goroutine_that_ignores_reported_data_is_stuck(keep, client, held
     assert m.stuck_goroutines == 1
     assert group(m, "main.ignore").stuck == 1
     assert groups(m)[0].stuck == 1
-    # It had got there in the window's first look.
+    # It was already there at the window's first look.
     assert m.parked_growth == 0
 
 
@@ -127,7 +128,7 @@ def test_clients_that_come_just_before_a_window_and_go_just_before_its_end_leave
         # The service has not accepted it yet.
         with socket.create_connection(keep.address), held(keep) as found:
             gone = [client(keep, "idle") for _ in range(20)]
-            # It has not heard of their end when the window closes.
+            # It hasn't noticed their end when the window closes.
             suspend(keep.pid)
             for connection in gone:
                 connection.close()

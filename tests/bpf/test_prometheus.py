@@ -1,4 +1,4 @@
-"""`watch --prometheus`: what is scraped are the true numbers, in the words of Prometheus."""
+"""`watch --prometheus`: a scrape returns the true numbers, as Prometheus names them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="there is no promto
 
 
 def promtool(*arguments: str | Path, cwd: Path | None = None, text: str | None = None) -> str:
-    """What it says; it must be content."""
+    """Its output; it must succeed."""
     assert PROMTOOL is not None
     run = subprocess.run(
         [PROMTOOL, *arguments],
@@ -73,7 +73,7 @@ def value(text: str, name: str) -> float:
 
 def test_scraped_metrics_match_what_the_service_did(scraped):
     text, url, summary = scraped
-    assert url.startswith("http://127.0.0.1:"), "not to be reached from elsewhere unless asked for"
+    assert url.startswith("http://127.0.0.1:"), "not reachable from elsewhere unless requested"
     assert value(text, "netpoll_wakeups_total") == pytest.approx(200, abs=4)
     assert value(text, "netpoll_spurious_wakeups_total") == pytest.approx(100, abs=4)
     assert value(text, "netpoll_measured") == 1
@@ -96,7 +96,7 @@ def test_scraped_metrics_match_what_the_service_did(scraped):
 
 
 def test_a_bucket_counts_latencies_below_its_bound():
-    """Borders are also those of the kernel's buckets: no latency is counted on the wrong side."""
+    """Bounds are also those of the kernel's buckets: no latency is counted on the wrong side."""
     from pytest_netpoll.model.histogram import bucket_of
 
     for border in prometheus.BORDERS_NS:
@@ -128,7 +128,7 @@ def test_the_example_rules_are_valid_and_fire(tmp_path):
     assert "SUCCESS" in promtool("test", "rules", "test.yml", cwd=tmp_path)
 
 
-# The service "bad" has everything that is wrong, "good" the same load and nothing wrong.
+# The service "bad" triggers everything, "good" has the same load and triggers nothing.
 RULES_TEST = """
 rule_files: [alerts.yml]
 evaluation_interval: 1m
@@ -178,7 +178,7 @@ def test_clients_that_never_finish_their_request_do_no_harm(launch, newest_go):
         url = process.stdout.readline().split()[-1]
         port = int(url.split(":")[-1].partition("/")[0])
         while "not measured" not in (line := process.stdout.readline()) and not line[:1].isdigit():
-            pass  # until the agent is there: it needs descriptors to start
+            pass  # after the agent has started, for which it needs descriptors
         for _ in range(250):
             client = clients.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
             client.sendall(b"GET /metr")

@@ -17,15 +17,15 @@ from pytest_netpoll.model.limits import resolve
 from tests.waiting import fall_asleep, suspend
 
 SERVER = Path(__file__).parents[2] / "example_project" / "server"
-# What any forbidden rule asks for.
+# The evidence that forbidden rules ask for.
 EVIDENCE = resolve([((), {"forbid": "all"})], "t").offences
-# On a busy machine a loop may get too little of a CPU to be one; and wakeups are late (NP404).
+# On a busy machine a loop may get too little CPU to break its rule, and wakeups are late (NP404).
 TRIES = 10
 
 
 @pytest.fixture
 def broken(meter, factory):
-    """broken(service, act): the measurement of a stretch in which act() runs, and {code: Finding}."""
+    """broken(service, act): the measurement while act() runs, and {code: Finding}."""
 
     def broken(service, act):
         window = meter.open(offences=EVIDENCE)
@@ -45,8 +45,8 @@ def causes(launch, newest_go):
 
 @pytest.fixture
 def told(causes, commands, broken):
-    """told("gc", 500, "NP407"): what is measured while it goes on for 500 ms, and the rule that is proven, if
-    need be in a later try; no other one may be.
+    """told("gc", 500, "NP407"): the measurement while it runs for 500 ms, and the rule that must be proven,
+    in a later try if necessary; no other rule may be.
     """
 
     def told(do, n, code=None, **options):
@@ -83,14 +83,14 @@ def test_unread_timestamps_are_not_a_second_reader(causes, broken):
     assert m.spurious_wakeups >= 40
     assert found.keys() == {"NP105"}
     assert found["NP105"].proof.count == m.spurious_wakeups
-    assert m.stuck_goroutines == 0  # what waits in the error queue is nothing to read
+    assert m.stuck_goroutines == 0  # messages in the error queue aren't data to read
     assert function(found["NP105"]).startswith("main.echo.")
     plain = causes("plain")
     assert broken(plain, lambda: udp_pings(plain))[1] == {}
 
 
 def damaged(port, count):
-    """Datagrams with a wrong checksum, as root can send them. Of short ones the kernel finds out at once."""
+    """Datagrams with a wrong checksum, which root can send. The kernel checks short ones at once."""
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP) as raw:
         for _ in range(count):
             raw.sendto(struct.pack("!HHHH", 9, port, 208, 0xBAD) + bytes(200), ("127.0.0.1", 0))
@@ -125,7 +125,7 @@ def test_a_refusal_that_another_call_got_is_not_a_second_reader(told):
         ("eagain", "NP201", "EAGAIN"),
         ("eof", "NP202", "end of file"),
         ("error", "NP203", "EISDIR"),
-        # As many of these calls in a row, but for data or other outcomes in between, or on other descriptors.
+        # As many of these calls, but with data or other outcomes in between, or on other descriptors.
         ("check", None, None),
         ("alternate", None, None),
         ("reopen", None, None),
@@ -186,14 +186,14 @@ def pings(service, count=60):
         for _ in range(count):
             connection.sendall(b"0\n")
             assert connection.recv(16) == b"done\n"
-            time.sleep(0.002)  # who reads them is parked again
+            time.sleep(0.002)  # their reader has parked again
 
 
 def test_polls_by_the_monitor_alone_are_diagnosed(causes, broken):
     service = causes("yield", env={"GOMAXPROCS": "1"})
     for _ in range(TRIES):
         m, found = broken(service, lambda: pings(service))
-        # On a busy machine its goroutines are late, too, but not by themselves.
+        # On a busy machine its goroutines are late, too, but the service isn't the cause.
         assert found.keys() <= {"NP402"}
         if found:
             break
@@ -218,7 +218,7 @@ def test_more_ps_than_cpus_are_distinguished_from_as_much_work_on_one(factory, b
 
 
 def ask(service, count, n=0, at_once=False):
-    """Commands, each with its answer, which may come in two pieces. at_once: it acknowledges each."""
+    """Sends commands; each answer may come in two pieces. at_once: acknowledges each piece at once."""
     with socket.create_connection(service.address, timeout=20) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for _ in range(count):
@@ -228,7 +228,7 @@ def ask(service, count, n=0, at_once=False):
                 answer += connection.recv(64)
                 if at_once:
                     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-            time.sleep(0.001)  # who reads them is parked again
+            time.sleep(0.001)  # their reader has parked again
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_answers_that_nagle_holds_back_are_distinguished_from_slow_ones(causes, 
     assert 5 <= found["NP408"].proof.count <= 20
     assert found["NP408"].line.startswith("kit/kit.go:")
     assert 20e6 < sum(o.held_ns or 0 for o in m.offenders) / found["NP408"].proof.count < 200e6
-    # As late, because the service is; as many pieces, for a client that acknowledges each at once.
+    # Just as late, because the service is slow; as many pieces, for a client that acknowledges each at once.
     slow, found = broken(nodelay, lambda: ask(nodelay, 20, 40))
     assert found == {}
     assert slow.window_seconds > m.window_seconds / 2
@@ -274,7 +274,7 @@ def test_a_write_held_back_in_one_window_is_not_reported_in_the_next(causes, bro
 
         for _ in range(20):
             ask_each()
-        # Only with the next read it is known how long the last answer was held back.
+        # Only the next read shows how long the last answer was held back.
         m, _ = broken(nagle, ask_each)
         assert m.wakeups >= len(clients)
         m, _ = broken(nagle, ask_each)
@@ -301,7 +301,8 @@ def test_leaks_of_gone_clients_are_distinguished_from_clients_that_stay(keep, cl
     assert found.keys() == {"NP501"}
     assert found["NP501"].proof.count == 4
     assert f"connections to 127.0.0.1:{keep.port} (peers 127.0.0.1:" in found["NP501"].proof.text
-    # Who is closed by the service, too; who stays, or has closed one half only; and what was dialed.
+    # Connections that the service closes, too; clients that stay, or have closed only one half; and dialed
+    # connections.
     m, found = broken(keep, lambda: come("idle", socket.socket.close))
     assert (m.abandoned_descriptors, found) == (0, {})
     m, found = broken(keep, lambda: come("channel", lambda _: None))

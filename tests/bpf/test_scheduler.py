@@ -38,7 +38,7 @@ def test_an_idle_services_run_queue_is_empty(launch, measure, connect, newest_go
 
 @pytest.mark.uprobes
 def test_an_expired_deadline_takes_no_time_slice(launch, measure, newest_go):
-    """Who is readied runs next, in the time slice of whoever readied it: not a dispatch, but a ready call."""
+    """The readied goroutine runs next, in its waker's time slice: not a dispatch, but a ready call."""
     server = launch("deadline", go=str(newest_go.go))
     with measure() as stretch, socket.create_connection(server.address, timeout=60) as connection:
         connection.sendall(b"100\n")

@@ -1,7 +1,7 @@
 """A window event by event: what was counted, as a trace that Perfetto opens.
 
-Chrome's own viewer (catapult's trace2html) was looked at by hand: it takes 43 MB of sources. It found the two
-slices of each arrow, and had nothing to warn of.
+Chrome's own viewer (catapult's trace2html) was tried by hand, because it takes 43 MB of sources. It found the
+two slices of each arrow, and printed no warnings.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ Record = Callable[..., dict[str, Recorded]]
 
 @pytest.fixture(scope="module")
 def record(cache_dir: Path) -> Iterator[Record]:
-    """record(pings, "dup", records=64): these services, each pinged so often while a trace is recorded."""
+    """record(pings, "dup", records=64): these services, each pinged that often while a trace is recorded."""
     factory = ServiceFactory(rootdir=SERVICES, cache_dir=cache_dir, on_spawn=None, on_exit=None)
     arguments = {"ready": ["-n", WOKEN]}
 
@@ -123,7 +123,7 @@ def test_a_trace_has_exactly_what_its_window_counted(recorded: dict[str, Recorde
     counted = {metric: getattr(made.measurement, metric) for metric in made.trace.counts}
     assert made.other["counted"] == counted
     assert made.other["recorded"] == {
-        # Where no uprobes can be had they are not counted, and none is recorded.
+        # Without uprobes they are neither counted nor recorded.
         metric: count if count is not None else 0
         for metric, count in counted.items()
     }

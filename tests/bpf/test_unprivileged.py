@@ -1,4 +1,4 @@
-"""pytest as an ordinary user: a real one, with a real sudo and a line of the test's own in sudoers."""
+"""pytest as an ordinary user: a real one, with a real sudo and the test's own line in sudoers."""
 
 from __future__ import annotations
 
@@ -207,14 +207,14 @@ def wakeups(tests):
 def test_the_installed_agent_measures_and_keeps_what_uprobes_take(
     user, installed, goready, capabilities, counted
 ):
-    """CAP_SYS_ADMIN, and without uprobes nothing; either way it is closed to the user that it became."""
+    """CAP_SYS_ADMIN, and without uprobes nothing; in both cases the user that it became can't inspect it."""
     source = "@pytest.mark.netpoll\ndef test_it(echo, agent):\n    pings(echo)\n" + "".join(
         f"    assert agent[{name!r}].split() == {value!r}\n"
         for name, value in {
             "Uid": [str(user.uid)] * 4,
             "Gid": [str(user.gid)] * 4,
             "CapPrm": [f"{capabilities:016x}"],
-            "CapEff": ["0" * 16],  # but while a probe is placed
+            "CapEff": ["0" * 16],  # except while a probe is placed
             "CapBnd": ["0" * 16],
             "CapInh": ["0" * 16],
             "CapAmb": ["0" * 16],
@@ -246,7 +246,7 @@ def test_the_doctor_finds_an_agent_that_is_installed_elsewhere(user, installed):
 
 
 def test_a_directory_that_only_root_may_read_ends_no_check(user):
-    """As that of tracefs is; the text of an agent's failure comes from these checks, too."""
+    """Like tracefs; the text of an agent's failure comes from these checks, too."""
     closed = user.home / "closed"
     closed.mkdir(mode=0o700)
     look = "from pathlib import Path; from pytest_netpoll.meter import checks; "
@@ -280,7 +280,7 @@ def test_an_agent_behind_sudo_loads_nothing_after_pytest_was_killed(user, instal
         patiently(lambda: "libbcc" in seen_of_agents(installed, "maps"), step=0.005)
         os.kill(process.pid, signal.SIGKILL)
     while agents(installed):
-        # Of two instructions is the program that holds its place among the user's agents.
+        # The program that holds its slot among the user's agents has two instructions.
         sizes = re.findall(r"^verified_insns:\s*(\d+)", seen_of_agents(installed, "fdinfo/*"), re.M)
         assert set(sizes) <= {"2"}
 
@@ -301,7 +301,7 @@ def test_another_users_process_is_refused(user, installed, uid):
 
 @needs_sudo
 def test_a_process_that_was_root_before_is_refused(user, installed):
-    """It may remember what only root may know."""
+    """It may still have data that only root may read."""
     become = f"import os, time; os.setresuid({user.uid}, {user.uid}, {user.uid}); print('x'); time.sleep(60)"
     command = ["/usr/bin/python3", "-u", "-c", become]
     with running(user, installed) as ask, subprocess.Popen(command, stdout=subprocess.PIPE) as was_root:
@@ -359,7 +359,7 @@ def test_an_installed_agent_that_others_can_change_is_not_used(user, installed, 
     result, tests = user.pytest(MEASURED, f"--netpoll-agent={installed}")
     assert result.returncode == 1
     assert f"installed in {installed} is not safe to start with sudo" in tests["test_it"]["reason"]
-    # … and were it started all the same, not by itself.
+    # … and the agent itself refuses if it is started anyway.
     first = start(user, *privilege.agent_command(privilege.SYSTEM_PYTHON, installed / "agent"))
     assert "refuses to run as root where others can change it" in first["failed"]["what"]
 
@@ -446,7 +446,7 @@ def test_without_an_installed_agent_a_user_with_full_sudo_measures(user):
 
 
 @needs_sudo
-@pytest.mark.parametrize("language", ["en", "de"])  # without its translations sudo speaks English in any case
+@pytest.mark.parametrize("language", ["en", "de"])  # without its translations sudo always speaks English
 def test_a_user_without_sudo_is_told_what_to_install(user, language):
     environment = {**user.environment, "LANGUAGE": language}
     result, tests = user.pytest(MEASURED, "--netpoll-agent=/nowhere", env=environment)
@@ -470,7 +470,7 @@ def test_the_line_in_sudoers_allows_the_agent_and_nothing_else(user, installed):
         run = user.run("sudo", "-n", "--", *command, input="")
         assert (run.returncode, run.stdout) == (1, ""), command
         assert "password is required" in run.stderr, command
-    # Sudo compares arguments joined by spaces: these it lets pass, and Python does not understand them.
+    # Sudo compares arguments joined by spaces: it allows these, but Python does not understand them.
     for command in ([python, f"-I -B {agent}"], [python, "-I", f"-B {agent}"], [python, "-I -B", agent]):
         run = user.run("sudo", "-n", "--", *command, input="")
         assert run.returncode != 0, command
@@ -486,7 +486,7 @@ def test_a_users_messages_to_the_agent_are_checked(user, installed):
             {"do": "load", "max_processes": 4000, "max_fds": 1 << 30, "uprobes": 0, "answers": 0},
             "more than 1 GiB of kernel memory",
         ),
-        # 0.98 GB of descriptors, and the counters of so many processes.
+        # 0.98 GB of descriptors, and the counters of this many processes.
         (
             {"do": "load", "max_processes": 4095, "max_fds": 3000, "uprobes": 0, "answers": 0},
             "more than 1 GiB of kernel memory",
@@ -509,7 +509,7 @@ def test_the_limits_hold_for_all_agents_of_a_user_together(user, installed):
             what = waited_for(sudo)["failed"]["what"]
             assert "this user has 2 agents" in what
             assert "2 agents and 1024 MiB are the maximum" in what
-            # Root's are not the user's, and not limited.
+            # Root's don't count for the user, and aren't limited.
             assert "ready" in waited_for(agent)
         assert "ready" in waited_for(sudo)
     large = {"max_processes": 100, "max_fds": 60_000}  # 0.7 GB
@@ -521,7 +521,7 @@ def test_the_limits_hold_for_all_agents_of_a_user_together(user, installed):
 
 @needs_sudo
 def test_a_false_agent_takes_no_slot_of_the_user(user, installed):
-    """A program of the token's name, but loaded by somebody who is not root."""
+    """A program with the token's name, but not loaded by root."""
     load_nothing = f"from bpf import tracing; tracing.load_nothing(b'netp{user.uid:08x}_ff')"
     command = ["python3", "-c", f"{load_nothing}; print('there', flush=True); input()"]
     environment = {**user.environment, "PYTHONPATH": str(installed / "agent")}
@@ -533,7 +533,7 @@ def test_a_false_agent_takes_no_slot_of_the_user(user, installed):
 
 
 def waited_for(command, **sizes):
-    """The first answer of an agent to whoever waits for it."""
+    """The first answer of an agent, after waiting for it."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd="/", **pipes) as process:
         message = {"do": "load", "max_processes": 4, "max_fds": 64, "uprobes": 0, "answers": 0, **sizes}
@@ -556,7 +556,8 @@ def test_processes_of_others_are_not_reported_in_a_window_and_free_their_slot_at
         try:
             patiently(lambda: [p for p in psutil.Process(family.pid).children() if p.uids().effective == 0])
             window = ask("open", **attacks.WINDOW)["ok"]["window"]
-            # Another one's, one's own with a child that is root's, and all places for one's own.
+            # Another user's process, the user's own with a child that is root's, and all slots for the user's
+            # own.
             for pid in (1, family.pid):
                 assert "belongs to another user" in ask("watch", pid=pid)["error"]["what"]
             assert ask("programs")["ok"] == {"processes": []}
@@ -653,15 +654,15 @@ def test_children_that_exist_when_the_window_opens_have_probes_for_a_user(user, 
             # The agent attaches to the other one by itself.
             _, _, calls = measured(pings)
             assert calls == [pytest.approx(1000, rel=0.05)] * 2
-            # What the third did before its probes were there is not passed over …
+            # What the third one did before its probes were there makes this window unmeasured …
             third, _, calls = measured(another)
             assert sorted(calls, key=str)[-1] is None
             assert calls.count(None) == 1
-            # … and from the next window on it has them.
+            # … and from the next window on it has probes.
             connections.append(third)
             _, _, calls = measured(pings)
             assert calls == [pytest.approx(1000, rel=0.05)] * 3
-            # One that has ended before anybody could look at it.
+            # One that has ended before the agent could look at it.
             _, processes, _ = measured(one_that_ends)
             assert [p["unprobed"] for p in processes] == [1, 0, 0, 0]
         finally:
@@ -698,7 +699,7 @@ def test_the_agent_keeps_what_security_md_lists(user, installed):
         attacks.what_the_agent_keeps(user, installed)
 
 
-# Stops the agent before it opens a process's memory, for as long as somebody has the pipe open to write.
+# Stops the agent before it opens a process's memory, as long as the pipe is open for writing.
 STOP = """
 class Memory(Memory):
     def __init__(self, pid):
@@ -711,7 +712,8 @@ class Memory(Memory):
 
 @contextlib.contextmanager
 def exec_before_memory_is_read(user, process, program):
-    """Has the agent, in what it is asked within, read the memory of what the process execs in between."""
+    """Makes the agent, for requests in the block, read the memory of the program that the process execs in
+    between."""
     pipe = user.home / "pipe"
 
     def act():
@@ -727,7 +729,7 @@ def exec_before_memory_is_read(user, process, program):
     try:
         yield
     finally:
-        with contextlib.suppress(FileNotFoundError), open(pipe):  # where the agent did not come to it
+        with contextlib.suppress(FileNotFoundError), open(pipe):  # if the agent did not get that far
             pass
         thread.join()
 
@@ -737,17 +739,17 @@ def exec_before_memory_is_read(user, process, program):
 @pytest.mark.parametrize(
     ("successor", "refusal"),
     [
-        # The same program, so that all that was read fits.
+        # The same program, so that everything that was read fits.
         ("learn reexec", "the memory of process {pid} does not hold the scheduler's counters"),
         ("attach reexec", "it now runs another program"),
-        # Another one, in which something else is at that place: what, is not said.
+        # Another one, which has something else at that place; the agent doesn't report what.
         ("attach ready", "it now runs another program"),
     ],
 )
 def test_nothing_read_from_a_process_that_meanwhile_exec_ed_is_used(
     user, installed, built, newest_go, successor, refusal
 ):
-    """Its own program, as the kernel refuses the memory of one that has other rights."""
+    """One of the user's programs, because the kernel refuses to read the memory of one with other rights."""
     command, name = successor.split()
     with (installed / "agent" / "processes" / "proc.py").open("a") as file:
         file.write(STOP.format(pipe=str(user.home / "pipe")))
@@ -823,7 +825,7 @@ def test_capabilities_of_the_agents_python_suffice(user):
     assert wakeups(tests) == pytest.approx(103, abs=2), result.stdout
 
 
-# What docker gives without being asked (containerd's default set), by hand: there is no Docker here.
+# What Docker gives by default (containerd's default set), by hand, because there is no Docker here.
 DOCKER = """
     chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw sys_chroot mknod
     audit_write setfcap
@@ -831,7 +833,8 @@ DOCKER = """
 
 
 def in_container(directory, *arguments, added=(), env=None):
-    """Our Python run by root with Docker's own capabilities and what --cap-add adds, in its namespaces."""
+    """Our Python, run by root with Docker's default capabilities and what --cap-add adds, in its
+    namespaces."""
     bounds = ",".join(["-all", *(f"+{name}" for name in (*DOCKER.split(), *added))])
     wall = ["unshare", "--pid", "--fork", "--mount-proc", "--net"]
     wall += ["sh", "-c", 'ip link set lo up; exec "$@"', "sh", "setpriv", f"--bounding-set={bounds}"]
@@ -873,7 +876,8 @@ def test_the_doctor_finds_that_container_fit_for_measuring(newest_go, tmp_path):
 
 
 def test_a_pods_test_container_measures_the_service_of_another_one(user, tmp_path):
-    """example_project/ci/kubernetes-job.yaml: one pid namespace, two users, the capabilities it asks for."""
+    """example_project/ci/kubernetes-job.yaml: one pid namespace, two users, the capabilities that it asks
+    for."""
     manifest = (ROOT / "example_project" / "ci" / "kubernetes-job.yaml").read_text()
     (added,) = re.findall(r"add: \[(.*)\]", manifest)
     (name,) = re.findall(r"go_service\(process=(.*)\)", manifest)
@@ -908,7 +912,7 @@ def test_root_in_a_user_namespace_is_refused(user):
     agent[-2] = str(user.home / "readable" / "agent")
     run = user.run("unshare", "--user", "--map-root-user", *agent, input=load())
     if "unshare failed" in run.stderr:
-        pytest.skip("ordinary users may not make user namespaces here")
+        pytest.skip("ordinary users may not create user namespaces here")
     failed = json.loads(run.stdout.splitlines()[0])["failed"]
     assert "root in a user namespace only" in failed["what"]
 
@@ -926,7 +930,7 @@ def start(user, *agent, message=None):
 
 @contextlib.contextmanager
 def asleep(user):
-    """The pid of a process of the user's."""
+    """The pid of one of the user's processes."""
     with subprocess.Popen(user.become("sleep", "60")) as process:
         try:
             patiently(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n")
@@ -944,7 +948,7 @@ def agents(prefix):
 
 
 def seen_of_agents(prefix, files):
-    """What these files of their directories in /proc hold."""
+    """The content of these files in their /proc directories."""
     text = ""
     for process in agents(prefix):
         for path in Path(f"/proc/{process.pid}").glob(files):

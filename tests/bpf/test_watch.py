@@ -46,7 +46,7 @@ def watch():
 
 @pytest.fixture(scope="session")
 def counting(cache_dir, newest_go) -> str:
-    """The doctor's program: wakes a goroutine as often as it is told, on SIGUSR1."""
+    """The doctor's program: wakes a goroutine as often as its argument says, on SIGUSR1."""
     from pytest_netpoll.service.build import Builder
 
     return str(
@@ -100,7 +100,7 @@ def test_the_intervals_add_up_to_what_the_process_did(watch, counting):
     assert process.wait(10) == 0
     assert summary["ended"] == "stopped by Ctrl-C"
     assert len(intervals) > 1
-    # What it does before it is ready is measured, too: a command is watched from its first moment.
+    # What it does before it is ready is measured, too: a command is watched from its first instruction.
     ready = intervals[0]["service"]["metrics"]["wakeups"]
     assert ready <= 1, "accepting its own connection"
     for name, metric in METRICS.items():
@@ -186,7 +186,7 @@ def test_on_a_terminal_the_table_is_refreshed_in_place(
 
 
 def read(terminal: int, until, seconds: float = 30) -> str:
-    """What comes until the condition holds for it."""
+    """The output until the condition holds for it."""
     text = b""
     deadline = time.monotonic() + seconds
     while not until(text.decode(errors="replace")):
@@ -232,7 +232,7 @@ def test_a_command_is_stopped_with_everything_it_started(watch, counting):
 
 
 def with_selftest(pid):
-    """The descendants, once one of them runs it."""
+    """The descendants, as soon as one of them runs it."""
     family = psutil.Process(pid).children(recursive=True)
     with contextlib.suppress(psutil.NoSuchProcess):
         return family if any("selftest" in p.name() for p in family) else None

@@ -1,4 +1,4 @@
-"""Kernels that tell less of themselves, or take less: the counts are the same."""
+"""Kernels with less type information, or that accept less: the counts are the same."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_wakeups_are_counted_the_same_and_the_line_is_named(
     assert (meter.environment["typed"], meter.environment["follows_children"]) == (False, follows)
     assert m.productive_wakeups == pytest.approx(PINGS, rel=0.01)
     assert 0.45 <= m.spurious <= 0.55
-    # What cannot be known is no second reader.
+    # Without a known cause there is no second reader.
     found, missed = {f.rule.code for f in findings(m)}, {u.rule.code for u in unchecked(m)}
     assert ("NP101" in found, "NP101" in missed) == (follows, not follows)
     for offender in m.offenders:
@@ -130,7 +130,7 @@ def test_children_that_the_kernel_does_not_report_make_the_service_unmeasured(
     fifo, port, echo = tmp_path / "go", factory.free_port(), built("echo", str(newest_go.go))
     os.mkfifo(fifo)
     first, second = (f"{echo} -addr 127.0.0.1:{where} &" for where in ("{port}", port))
-    # The other one has no poller: of those a service may start what it likes.
+    # The other one has no poller; a service may start as many of those as it likes.
     script = f"{first} read go <{fifo}; sleep 100 & {second} wait; wait; wait"
     server = factory(command=["/bin/sh", "-c", script])
     meter.watch(server)

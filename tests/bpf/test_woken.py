@@ -1,4 +1,5 @@
-"""Whom the network and timers wake, and where that was parked: also in programs without symbols."""
+"""Which goroutines the network and timers wake, and where they were parked, also in programs without
+symbols."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ def watcher(launch, go_toolchain, tmp_path, parked):
 
 @pytest.fixture
 def change(tmp_path, parked):
-    """change(60) changes a file so often, with the watcher parked again in between."""
+    """change(60) changes a file that often, with the watcher parked again in between."""
 
     def change(count):
         with (tmp_path / "log").open("ab", buffering=0) as file:
