@@ -78,7 +78,7 @@ const knowsNews = false
 
 func read(conn *net.TCPConn) { pass(conn, func([]byte) {}) }
 """
-# Two goroutines wait for the same socket through descriptors of their own: both are woken, one for nothing.
+# Two goroutines wait for the same socket through two descriptors: both are woken, one for nothing.
 DUP = """
 package main
 
@@ -120,7 +120,8 @@ AGAINST = ("--netpoll-against=main", "--netpoll-rounds=6", RULES)
 
 @pytest.fixture
 def project(pytester: pytest.Pytester, run: Any) -> Path:  # noqa: ARG001 - it moves HOME
-    """A repository whose branch main has healthy services, and whose checkout a dup'ed connection in one."""
+    """A repository with healthy services on main, and with a dup'ed connection in one of them in the
+    checkout."""
     root = pytester.path
     (root / "go.mod").write_text("module example.com/project\n\ngo 1.19\n")
     for name in ("server", "same"):

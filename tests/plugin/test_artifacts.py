@@ -17,7 +17,7 @@ from tests.plugin.conftest import CONFTEST, GOCACHE, IMPORTS, ROOT, SERVICES
 
 pytestmark = pytest.mark.bpf
 
-# What wastes and what does not, each alone on its service.
+# Wasteful tests and others, each with its own service.
 TESTS = """
 def command(service, number):
     import socket
@@ -103,14 +103,14 @@ class Run(NamedTuple):
     tests: dict[str, Any]
 
     def files(self, test: str) -> dict[str, Path]:
-        """Name -> path, of those that the record names; all of them are there, as large as it says."""
+        """Name -> path of the files in the record; all of them exist and have the recorded size."""
         kept = self.tests[test]["artifacts"]
         found = {file["name"]: Path(kept["directory"]) / file["name"] for file in kept["files"]}
         assert sorted(found.values()) == sorted(Path(kept["directory"]).iterdir())
         for file in kept["files"]:
             assert found[file["name"]].stat().st_size == file["bytes"]
             assert self.tests[test]["outcome"] == "passed" or file["command"] in self.output
-        # Whom the network woke is recorded for some limits only, and is no fault.
+        # Goroutines that the network woke are recorded only for some limits, and aren't a fault.
         return {name: path for name, path in found.items() if ".woken." not in name}
 
     def offenders(self, test: str, *offences: str) -> list[Any]:
@@ -159,7 +159,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def every(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Of all tests, by a worker of pytest-xdist."""
+    """For all tests, from a pytest-xdist worker."""
     return run_tests(
         tmp_path_factory.mktemp("every"), "--netpoll-artifacts=out:all", "-n", "1", "-k", "healthy or a-b"
     )

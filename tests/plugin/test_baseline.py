@@ -1,4 +1,4 @@
-"""Baselines: what got worse than it was fails, on real services; and `runs=`, which shares its windows."""
+"""Baselines: regressions fail, on real services; and `runs=`, which also uses several windows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-# The same test of the same service, which PROGRAM makes a good or a wasteful one.
+# The same test of the same service; PROGRAM selects a healthy or a wasteful one.
 SERVER = """
 @pytest.fixture(scope="session")
 def server(start): return start(os.environ["PROGRAM"], name="server")
@@ -90,7 +90,7 @@ def test_new(server, ping): ping(server)
     assert regression["measured"] > 0.4
 
     monkeypatch.setenv("PROGRAM", "echo")
-    # The wasteful one makes half as many polls an event, for it has twice the events.
+    # The wasteful one makes half as many polls per event, because it has twice the events.
     spurious = "--netpoll-compare-fail=spurious:+0.02"
     run(source, "--netpoll-compare=worse", spurious, "-k", "test_it").assert_outcomes(passed=2, failed=1)
 
@@ -129,9 +129,8 @@ def test_rounds_on_both_sides_give_the_change_an_interval(run, pytester, monkeyp
 
 @pytest.mark.bpf
 def test_a_slower_service_fails_after_remeasuring(run, pytester, monkeypatch):
-    """Ten goroutines before each reader instead of two: six times the latency, also on a busy machine.
-
-    Not instead of one: on a busy machine that one's time may be up just when the poll returns.
+    """Ten goroutines before each reader instead of two: six times the latency, also on a busy machine. Not
+    instead of one, whose time slice may end on a busy machine just when the poll returns.
     """
     tolerated = "--netpoll-compare-fail=latency_p50:+150%"
     monkeypatch.setenv("SPIN", "2")
@@ -149,7 +148,7 @@ def test_a_slower_service_fails_after_remeasuring(run, pytester, monkeypatch):
     [test] = json.loads((pytester.path / "now.json").read_text())["tests"]
     assert test["comparison"]["measured"] == 3
 
-    # On another kernel it may be the kernel's doing: latencies are not compared unless asked for.
+    # On another kernel the kernel may be the cause, so latencies are not compared unless requested.
     elsewhere = saved(pytester)
     elsewhere["environment"]["kernel"] = "2.4.0"
     (pytester.path / ".netpoll/main.json").write_text(json.dumps(elsewhere))
@@ -212,7 +211,7 @@ def test_a_compared_service_that_was_not_measured_does_not_pass(run, pytester, m
     result.stdout.fnmatch_lines(
         ["*UNMEASURED*", "unmeasured: server: spurious cannot be compared: only ? wakeups*"]
     )
-    # A limit needs a service; here nothing but the baseline asks for one.
+    # A limit needs a service; here only the baseline needs one.
     before = saved(pytester)
     result = run(
         "@netpoll()\ndef test_it(): pass",

@@ -1,4 +1,4 @@
-"""Broken limits that name who was woken, and who is left parked, in a pytest of the user's."""
+"""Broken limits name the goroutines that were woken or left parked, in a user's pytest."""
 
 from __future__ import annotations
 

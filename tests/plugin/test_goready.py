@@ -1,4 +1,4 @@
-"""Limits on what wakes goroutines otherwise than by the network."""
+"""Limits on goroutine wakeups that the network doesn't cause."""
 
 from __future__ import annotations
 

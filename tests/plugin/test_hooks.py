@@ -99,7 +99,7 @@ def test_it(go_service): go_service(command="python3 -m http.server --bind 127.0
     result.stdout.no_fnmatch_line("*asked: columns*")
 
 
-# What a hook returns for a test -> what is said of it there.
+# What a hook returns for a test -> the message.
 INVALID = {
     "breaches": {
         "Breach('echo', 'polls a second', 'max', None, 1)": "Breaches that can be read: measured is *",
@@ -142,7 +142,7 @@ def test_a_hook_that_raises_is_shown_together_with_the_numbers(run, conftest):
 
 
 def test_a_failing_hook_does_not_affect_other_hooks_or_the_report(run, conftest, pytester):
-    """Also a limit that another hook found broken is reported, beside the failure."""
+    """A limit that another hook found broken is reported together with the failure."""
     conftest(
         """
 from pytest_netpoll import Breach

@@ -1,4 +1,4 @@
-"""Whose numbers are judged: the test's own services, each by itself, for as long as it lives."""
+"""Which services are judged: the test's own, each separately, as long as it lives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SLEEPER = """
 def sleeper(go_service, **options): return go_service(command="sleep 60", ready=None, **options)
 """
 
-# A daemon that starts a service, dup, for whoever asks; what it prints goes back.
+# A daemon that starts the service dup on request, and sends its output back.
 DAEMON = """
 @pytest.fixture(scope="session")
 def daemon(start):

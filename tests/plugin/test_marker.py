@@ -1,4 +1,4 @@
-"""The marker in a real pytest: what is wrong with it is said at collection, with exit code 4."""
+"""The marker in a real pytest: mistakes in it are reported at collection, with exit code 4."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said while something takes long, on a real terminal, between pytest's own lines."""
+"""Messages while something takes long, on a real terminal, between pytest's own lines."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def on_terminal(pytester):
         if pid == 0:
             os.execvpe(command[0], command, {**os.environ, "TERM": "xterm", "COLUMNS": "80"})
         output = b""
-        # At the end of a terminal's other side Linux gives EIO.
+        # When a terminal's other side has ended, Linux returns EIO.
         try:
             while data := os.read(terminal, 4096):
                 output += data
@@ -126,5 +126,5 @@ def test_waiting_for_a_slow_agent_is_announced(tmp_path, slow, expected):
         agent.open()
     finally:
         agent.stop()
-    # A machine so busy that Python itself takes a second to start is waited for, too.
+    # Waiting is also announced on a machine so busy that Python itself takes a second to start.
     assert [text for text in said if text in expected] == expected

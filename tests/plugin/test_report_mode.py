@@ -1,4 +1,4 @@
-"""Report mode and xfail: what does not fail a test is said all the same; with real services and real eBPF."""
+"""Report mode and xfail: what doesn't fail a test is still reported; with real services and real eBPF."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_window(echo, netpoll):
     result.assert_outcomes(passed=1, skipped=1)
     assert outcomes(pytester) == dict.fromkeys(("test_marked", "test_window"), ("unmeasured", "unmeasured"))
     result.stdout.fnmatch_lines(["SKIPPED*unmeasured: echo: BCC's Python module cannot be imported*"])
-    # The same for both services is said once.
+    # The same reason for both services is printed once.
     assert len([line for line in result.outlines if line.strip().startswith("echo, dup: BCC")]) == 1
 
 

@@ -28,7 +28,7 @@ def test_unknown(echo, ping): ping(echo, 20)
         "--netpoll-json=report.json",
     )
     result.assert_outcomes(passed=2, failed=2)
-    # The message has the code, the line and the fix; what was seen stands once, below it.
+    # The message has the code, the line and the fix; the evidence is only below it.
     result.stdout.fnmatch_lines(
         ["*dup: NP101 second-reader at *kit/kit.go:*; fix: read from one goroutine only*"]
     )

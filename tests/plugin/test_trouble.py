@@ -1,4 +1,5 @@
-"""What can go wrong around a test: each time a message with the next command, and nothing left running."""
+"""What can go wrong around a test: each time there is a message with the next command, and nothing keeps
+running."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def test_a_service_that_never_gets_ready_is_an_error(run):
 
 
 def test_without_root_the_test_is_unmeasured_with_the_reason(run, pytester):
-    """pytest is somebody else: root cannot lose its euid and keep this checkout readable."""
+    """geteuid is patched, because without root this checkout would not be readable."""
     pytester.makepyfile(nobody="import os\nos.geteuid = lambda: 65534\n")
     pytester.syspathinsert()
     result = run(MEASURED, "-p", "nobody", "--netpoll-sudo=never")
@@ -64,7 +65,7 @@ def test_without_bcc_the_test_is_unmeasured_and_names_the_package(run):
 
 
 def test_the_bcc_of_pypi_is_not_mistaken_for_bcc(run, tmp_path):
-    """It is a package about crystal lattices; any module of that name without BPF stands for it."""
+    """That is a package about crystal lattices; any module of that name without BPF can stand for it."""
     python = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", python], check=True)
     site = next((python / "lib").glob("python*/site-packages"))
@@ -188,7 +189,7 @@ def test_it(echo, netpoll):
 
 @pytest.mark.bpf
 def test_a_forked_process_is_unmeasured_with_the_reason_and_pytest_continues(run):
-    """As by pytest-forked, which runs each test in one; also where the agent has been heard already."""
+    """As with pytest-forked, which forks for each test; also if the agent has already answered."""
     result = run(
         """
 def forked(service, netpoll):
@@ -243,8 +244,8 @@ def test_it(echo):
     assert left_of(family) == []
 
 
-# What pytest is doing -> the test file in which it does it for a minute; "running" tells that it began.
-# The build is a long one, of which pytest has said that it is waited for.
+# What pytest is doing -> the test file in which it does that for a minute; "running" shows that it began. The
+# build is a long one, which pytest has announced.
 PHASES = {
     "collection": "time.sleep(60)",
     "build": """
@@ -272,8 +273,8 @@ def slow(echo):
 def test_it(slow, echo, ping): ping(echo)
 """,
 }
-# Where not pytest itself but what it starts creates "running", pytest may still be busy starting it; it waits
-# when it says so.
+# If a process that pytest starts creates "running", pytest may still be busy starting it; it prints when it
+# waits.
 WAITS = {
     "build": "netpoll: building ",
     "start": "netpoll: waiting for sh: ",
@@ -290,7 +291,7 @@ def test_ctrl_c_ends_everything_whatever_pytest_is_doing(pytester, phase):
         source = f"open('running', 'w').close(); {source}"
     pytester.makepyfile(test_it=f"{IMPORTS}{source}")
     options = []
-    # As go does, one waits for a child that works.
+    # Like go, it waits for a child that works.
     for name, works in (("slow-go", "sleep 60 & {}; wait"), ("slow-python", "{}; exec sleep 60")):
         program = pytester.path / name
         program.write_text(
@@ -352,7 +353,7 @@ def test_it(echo, ping):
 
 @pytest.fixture
 def in_namespace(pytester):
-    """in_namespace("mount …") is pytest on MEASURED, in a mount namespace of its own where that was done."""
+    """in_namespace("mount …") runs pytest on MEASURED, in its own mount namespace after that command."""
     pytester.makepyfile(test_it=f"{IMPORTS}{MEASURED}")
 
     def in_namespace(script, **environment):
@@ -404,7 +405,7 @@ def test_collecting_starts_nothing(run):
 
 
 def left_of(family):
-    """Those of the processes that do not end within 3 s."""
+    """The processes that do not end within 3 s."""
     return survivors(process.pid for process in family)
 
 

@@ -1,4 +1,4 @@
-"""Broken limits, unmeasured tests, and tests that fail by themselves; with real services and real eBPF."""
+"""Broken limits, unmeasured tests, and tests whose own assertions fail; with real services and real eBPF."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_unknown(echo, netpoll):
 
 @pytest.fixture(scope="module")
 def whole(run_once):
-    """A run of ALL, of which most tests here look at a part."""
+    """A run of ALL; most tests here look at a part of it."""
     return run_once(
         ALL,
         *("-v", "--netpoll-goready=off", "--netpoll-json=out/report.json", "--junitxml=junit.xml"),
@@ -252,7 +252,7 @@ def test_an_agents_failure_is_reported_once_for_all_services(run):
     result = run(source, "--netpoll-python=/no/python")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["unmeasured: echo, dup: there is no Python at /no/python*"])
-    # In pytest's words, in ours, and in its summary.
+    # In pytest's text, in ours, and in its summary.
     assert len([line for line in result.outlines if "there is no Python" in line]) <= 3
 
 
@@ -271,7 +271,7 @@ def test_echo(echo, ping): ping(echo)
 def test_with_our_fixtures(echo, ping, netpoll, go_service, request): ping(echo)
 """
     )
-    # The first made the service itself, so it is about it; the others are not.
+    # The first one made the service itself, so it is judged by it; the others are not.
     result.assert_outcomes(failed=1, passed=2)
 
 
@@ -336,12 +336,12 @@ def test_second_builds(echo, ping): ping(echo)
     )
     lines = result.outlines
     assert "\x1b" not in "".join(lines)
-    # Below pytest's own header, which names the interpreter and the plugins however long that gets.
+    # Below pytest's own header, whose lines with interpreter and plugins may be long.
     ours = [
         line for line in lines if not line.startswith(("platform ", "plugins: ", "rootdir: ", "cachedir: "))
     ]
     assert [line for line in ours if len(line) > 80 and "netpoll: building" not in line] == []
-    # What is said of builds that take long stands on lines of its own.
+    # Messages about long builds are on their own lines.
     building = [line for line in lines if "building" in line]
     assert all(line.startswith("netpoll: building ") for line in building)
     begin = next(i for i, line in enumerate(lines) if line.startswith("____"))

@@ -93,7 +93,7 @@ def test_none(): pass
         assert [service["name"] for service in window["services"]] == ["echo"]
     inside = tests["test_marked"]["windows"][0]["services"][0]["metrics"]
     assert inside["wakeups"] <= tests["test_marked"]["services"][0]["metrics"]["wakeups"]
-    # Only what has limits has a baseline, and of the others nothing is missing.
+    # Only tests with limits have a baseline, and nothing is missing for the others.
     saved = json.loads((pytester.path / ".netpoll/main.json").read_text())["tests"]
     assert list(saved) == ["test_it.py::test_marked"]
     result.stdout.no_fnmatch_line("*is not in it*")

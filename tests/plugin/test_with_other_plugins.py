@@ -1,4 +1,5 @@
-"""Beside the plugins and options that projects have: every test's numbers once, nothing left running."""
+"""With the plugins and options that projects use: every test's numbers appear once, and nothing keeps
+running."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from tests.waiting import survivors
 
 pytestmark = pytest.mark.bpf
 
-# Of a test: notes who must not outlive its pytest.
+# Helper for a test: records the processes that must not outlive its pytest.
 NOTE = """
 def note(name):
     import psutil
@@ -37,7 +38,7 @@ def report(pytester: pytest.Pytester) -> Any:
 
 
 def left_of(note: Path) -> list[int]:
-    """Those that still run of the noted ones."""
+    """The recorded processes that still run."""
     pids = [int(pid) for pid in note.read_text().split()]
     assert len(pids) >= 4, "pytest, the service, its guardian and the agent"
     return survivors(pids, 5)

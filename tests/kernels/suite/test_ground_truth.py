@@ -54,7 +54,7 @@ def test_half_of_the_wakeups_of_a_duplicated_connection_are_spurious_and_the_lin
     with netpoll.measure() as window:
         spaced_pings(connection, server, PINGS)
     m = window[server]
-    # Of two readers one may come too late to its poll to be woken, which a busy host makes happen.
+    # On a busy host one of the two readers may poll too late to be woken.
     assert 1.5 * PINGS <= m.wakeups <= 2 * PINGS + 2
     assert 0.4 <= m.spurious <= 0.55
     assert sum(offender.share for offender in m.offenders) == pytest.approx(1)
@@ -77,7 +77,7 @@ def test_a_spliced_echo_leaves_no_wakeup_unresolved(launch, connect, spaced_ping
 
 def test_a_shared_listener_causes_spurious_wakeups(launch, netpoll, newest_go):
     server = launch("prefork", newest_go, "-n", 4)
-    # A worker that comes too late to its poll is spared, which on two busy CPUs nearly all are.
+    # A worker that polls too late isn't woken; on two busy CPUs that goes for nearly all.
     for _ in range(20):
         with netpoll.measure() as window:
             for _ in range(CONNECTIONS):
@@ -97,7 +97,7 @@ def test_a_message_that_wakes_n_goroutines_causes_n_ready_calls(launch, connect,
         spaced_pings(connection, server, PINGS)
     m = window[server]
     assert m.productive_wakeups == PINGS
-    # And a few a second of the runtime's own.
+    # And a few per second of the runtime itself.
     assert 20 * PINGS <= m.ready_calls <= 20 * PINGS * 1.05
 
 
@@ -135,7 +135,7 @@ def test_a_child_forked_in_the_window_counts_from_its_first_wakeup(
         assert window[server].productive_wakeups == PINGS
         return
     m = window[server]
-    # The accept and the first ping are two more, where they did not come before somebody waited for them.
+    # The accept and the first ping are two more, unless they arrived before a goroutine waited for them.
     assert PINGS <= m.productive_wakeups <= PINGS + 2
     assert (m.spurious_wakeups, m.abandoned_wakeups, m.lost) == (0, 0, 0)
 

@@ -1,6 +1,6 @@
 """What a user with the line in sudoers tries against the agent, on this kernel.
 
-By root, who becomes that user, and who alone can see what happens to others.
+Runs as root, which becomes that user; only root can see what happens to others.
 """
 
 from __future__ import annotations

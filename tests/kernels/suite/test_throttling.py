@@ -1,4 +1,4 @@
-"""What a CPU quota of cgroup v2 costs a service. Elsewhere v1 often has that controller."""
+"""What a CPU quota of cgroup v2 costs a service. On other machines v1 often has that controller."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def quota():
 
 
 def throttled(path):
-    """(periods, seconds), by the kernel."""
+    """(periods, seconds), as the kernel reports them."""
     found = dict(line.split() for line in (path / "cpu.stat").read_text().splitlines())
     return int(found["nr_throttled"]), int(found["throttled_usec"]) / 1e6
 
