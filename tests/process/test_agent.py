@@ -1,4 +1,4 @@
-"""The agent as a process: what it answers, what it does not die of, and how it ends."""
+"""The agent as a process: what it answers, what it survives, and how it ends."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_an_endless_message_does_not_grow_it(agent):
     before = process.memory_info().rss
     for _ in range(64):
         agent.stdin.write("x" * (1 << 20))
-    # It has read all but what the pipe holds.
+    # It has read everything except what the pipe holds.
     assert process.memory_info().rss < before + (4 << 20)
     assert "too long" in str(ask(agent, "")["error"])
     assert "ok" in ask(agent, '{"id": 2, "do": "programs"}')
@@ -114,7 +114,7 @@ def test_a_process_that_does_not_run_is_refused(agent):
 
 @pytest.mark.skipif(not checks.BTF.exists(), reason="children are not followed")
 def test_children_that_ended_without_a_poll_free_their_slots(ends):
-    """The kernel has freed theirs by itself, which the agent has not looked at since."""
+    """The kernel has freed theirs by itself; the agent has not looked at them since."""
     script = "read _; sleep 60 & sleep 60 & wait"
     with running() as agent:
         for _ in range(2):
@@ -176,7 +176,7 @@ def test_windows_do_not_grow_it(agent):
 @pytest.mark.skipif(os.geteuid() != 0, reason="looks into an agent that is root's")
 @pytest.mark.parametrize(("answers", "trace"), [(0, 0), (1, 0), (0, 40_000)])
 def test_the_estimated_kernel_memory_matches_its_maps(monkeypatch, answers, trace):
-    """More where there are more processes, and on more CPUs, of those that there may ever be."""
+    """It grows with the number of processes, and of possible CPUs."""
     monkeypatch.syspath_prepend(str(privilege.AGENT))
     footprint = importlib.import_module("bpf.footprint")
     sizes = {"max_processes": 516, "max_fds": 32}
@@ -198,7 +198,7 @@ def possible_cpus() -> int:
 
 
 def bytes_of_maps(pid: int, cpus: int) -> int:
-    """What they hold; of hashes with what the kernel adds to an entry, about."""
+    """Their content; for hashes with about what the kernel adds to an entry."""
     total = 0
     for path in Path(f"/proc/{pid}/fdinfo").iterdir():
         fields = dict(re.findall(r"^(\w+):\s*(\w+)", path.read_text(), re.M))

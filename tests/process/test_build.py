@@ -1,4 +1,4 @@
-"""Go packages become running services, or errors that show what the compiler said."""
+"""Go packages become running services, or errors that show the compiler's output."""
 
 from __future__ import annotations
 
@@ -228,10 +228,10 @@ def test_the_go_on_path_is_asked_for_a_version(tmp_path: Path, monkeypatch: pyte
 def test_a_version_that_go_downloads_first_is_found_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the go command says of the download comes first, but on stderr."""
+    """The go command's output about the download comes first, but on stderr."""
     go = str(shutil.which("go"))
     if "GOTOOLCHAIN" not in subprocess.run([go, "env"], capture_output=True, text=True).stdout:
-        pytest.skip("this go is older than 1.21, and downloads no other")
+        pytest.skip("this go is older than 1.21, and can't download others")
     version = f"v0.0.1-go1.99.9.linux-{_go_env(go, 'GOARCH')}"
     proxy = tmp_path / "proxy" / "golang.org" / "toolchain" / "@v"
     proxy.mkdir(parents=True)
@@ -241,7 +241,7 @@ def test_a_version_that_go_downloads_first_is_found_at_once(
         root = f"golang.org/toolchain@{version}"
         archive.writestr(f"{root}/go.mod", "module golang.org/toolchain\n")
         archive.writestr(f"{root}/bin/go", "#!/bin/sh\necho go version go1.99.9 linux/any\n")
-        # What go makes executable has to be there.
+        # The programs that go makes executable must exist.
         for name in ("bin/gofmt", "pkg/tool/linux/compile", "lib/wasm/go_js_wasm_exec"):
             archive.writestr(f"{root}/{name}", "")
     monkeypatch.setenv("HOME", str(tmp_path))

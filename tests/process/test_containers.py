@@ -1,4 +1,4 @@
-"""go_service(container=…) where the engine has bad news: engines whose answers are those of real ones."""
+"""go_service(container=…) with errors of the engine: fake engines with the answers of real ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DENIED = (
 
 @pytest.fixture(autouse=True)
 def engines(tmp_path, monkeypatch):
-    """engines(docker="echo 3") puts engines with these shell scripts on PATH, and there is nothing else."""
+    """engines(docker="echo 3") puts engines with these shell scripts on PATH, and nothing else."""
     path = tmp_path / "bin"
     path.mkdir()
     monkeypatch.setenv("PATH", str(path))
@@ -55,7 +55,7 @@ PODMAN_KNOWS_NOT = fails("Error: inspecting object: no such container api", 125)
 
 @pytest.fixture
 def contained():
-    """A process below one that has the container's id in its command line, as conmon and the shims have."""
+    """A process below one that has the container's id in its command line, like conmon and the shims."""
     script = 'sleep 60 & echo "$!"; wait'
     with subprocess.Popen(
         ["/bin/sh", "-c", script, ID], stdout=subprocess.PIPE, env={"PATH": "/bin"}

@@ -1,4 +1,4 @@
-"""What comes of asking a service for its profiles where it answers with something else, late, or never."""
+"""Asking a service for its profiles if it answers with something else, late, or never."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROFILE = b"\x1f\x8b and so on"
 
 
 class Server:
-    """Answers each connection with `answer`, and again every 10 ms while it drips; closes it if it is to."""
+    """Answers each connection with `answer`, and again every 10 ms while it drips; closes it on request."""
 
     def __init__(self) -> None:
         self.answer, self.drips, self.closes = b"", False, True
@@ -94,7 +94,7 @@ def test_anything_else_is_refused_with_a_message(
 
 
 def test_waiting_always_ends(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(debug_endpoint, "PATIENCE", -0.5)  # half a second in all
+    monkeypatch.setattr(debug_endpoint, "PATIENCE", -0.5)  # half a second in total
     server.closes = False
     taken, missing = Recording(server.url, 0.1).results()
     assert taken == []

@@ -1,4 +1,4 @@
-"""`python -m pytest_netpoll doctor` where something is wrong: what it says, and that it goes on."""
+"""`python -m pytest_netpoll doctor` if something is wrong: what it prints, and that it continues."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EVERY_CHECK = [*checks.CHECKS, "BCC", "agent", "Go", "self-test"]
 
 
 def run(*options: str, under: tuple[str, ...] = (), env: dict[str, str] | None = None):
-    """(exit status, {name: finding}) of the command, asked for JSON."""
+    """(exit status, {name: finding}) of the command with --json."""
     process = subprocess.run(
         [*under, sys.executable, "-m", "pytest_netpoll", "doctor", "--json", *options],
         stdin=subprocess.DEVNULL,
@@ -46,7 +46,7 @@ def test_without_bcc_it_names_the_package_to_install_and_fails():
     assert findings["BCC"]["status"] == "fail"
     assert "cannot be imported by" in findings["BCC"]["seen"]
     assert "install" in findings["BCC"]["fix"]
-    assert findings["agent"]["seen"] == findings["BCC"]["seen"], "a test would be told the same"
+    assert findings["agent"]["seen"] == findings["BCC"]["seen"], "a test gets the same reason"
     assert findings["self-test"]["status"] == "fail"
     assert findings["kernel"]["status"] == "ok"
 
@@ -99,7 +99,7 @@ def test_an_invalid_response_of_the_agent_is_quoted(tmp_path, answer, seen):
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes capabilities away from root")
 @pytest.mark.bpf
 def test_a_containers_root_gets_the_missing_capabilities():
-    """By the agent, too, which looks at its own before it tries."""
+    """The agent, too, checks its own capabilities before it tries."""
     under = ("setpriv", "--bounding-set", "-bpf,-perfmon,-sys_admin")
     status, findings = run(under=under)
     assert status == 1
@@ -121,7 +121,7 @@ def test_without_go_it_works_and_reports_the_missing_proof(tmp_path):
 
 
 def test_a_check_that_hangs_is_stopped_and_the_others_run(monkeypatch, tmp_path):
-    """A Python that never answers: the child is not left behind either."""
+    """A Python that never answers; its child isn't left behind either."""
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\necho $$ >> {tmp_path}/pids\nexec sleep 60\n")
     python.chmod(0o755)
@@ -149,7 +149,7 @@ def late() -> checks.Finding:
 
 
 def examine_with(monkeypatch, **found):
-    """The doctor's findings where those checks are replaced."""
+    """The doctor's findings with these checks replaced."""
     monkeypatch.setattr(doctor, "DEADLINE", 0.1)
     monkeypatch.setattr(checks, "CHECKS", {})
     for name, check in {"go": lambda: checks.Finding("warn", "there is none"), **found}.items():
@@ -158,7 +158,7 @@ def examine_with(monkeypatch, **found):
 
 
 def test_a_check_that_takes_too_long_does_not_contradict_an_agent_that_attached(monkeypatch):
-    """On an emulated machine asking for BCC took more than its 20 s."""
+    """On an emulated machine, asking for BCC took more than its 20 s."""
     findings = examine_with(monkeypatch, bcc=late, agent=lambda: checks.Finding("ok", "attached"))
     assert findings["BCC"].status == "warn"
     assert (

@@ -40,7 +40,7 @@ def test_for_a_stripped_program_the_environment_decides(
     monkeypatch.delenv("GOMAXPROCS", raising=False)
     go_package("println(1)\ntime.Sleep(time.Minute)", imports='import "time"')
     service = go_service("./server", build_flags=["-ldflags=-s -w"], ready=None, env=env)
-    while not service.log:  # of a program that is being started the kernel shows no environment yet
+    while not service.log:  # the kernel shows no environment yet while a program is being started
         service.check_alive()
     assert service.gomaxprocs == (expected or len(psutil.Process().cpu_affinity()))
 

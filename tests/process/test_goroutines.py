@@ -1,4 +1,4 @@
-"""Goroutines read from a process's memory, which may hold anything: here it is our own, and lies."""
+"""Goroutines read from a process's memory, which may hold anything: here it is our own, with false data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def agent(monkeypatch):
 
 @pytest.fixture
 def parked(agent, monkeypatch):
-    """parked(words) is what is seen of a g of these words; memory: what the words may point into."""
+    """parked(words) is what is read from a g with these words; memory: what the words may point into."""
     goroutines, proc, layouts = agent.values()
     buffer = ctypes.create_string_buffer(SIZE)
     base = ctypes.addressof(buffer)
@@ -48,7 +48,7 @@ def parked(agent, monkeypatch):
 
 
 def g(base, pc, goid=18, bp=STACK + 0x100):
-    """The words of one that is parked as Go 1.27 leaves it."""
+    """The words of a parked g, as in Go 1.27."""
     words = [0] * 24
     words[0], words[1] = base + STACK, base + STACK + 0x1000
     words[7], words[8], words[9], words[12] = base + STACK + 0x80, pc, base + G, base + bp
@@ -59,7 +59,7 @@ def g(base, pc, goid=18, bp=STACK + 0x100):
 def test_frames_are_followed_up_to_the_outermost(parked):
     base, pc = parked.base, parked.pc
     frames = [(STACK + 0x100, (base + STACK + 0x180, pc + 1)), (STACK + 0x180, (0, pc + 2))]
-    for _ in range(2):  # the second time by what the first has shown
+    for _ in range(2):  # the second time with the shapes from the first
         (found,) = parked(g(base, pc), frames)
         assert (found.goid, found.fd, found.write, found.stack) == (18, 7, False, (pc, pc + 1, pc + 2))
 

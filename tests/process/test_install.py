@@ -1,4 +1,4 @@
-"""install-agent: for whom, and what it leaves as it was. That sudo obeys the line is in tests/bpf."""
+"""install-agent: for which users, and what it leaves unchanged. tests/bpf checks that sudo obeys the line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tests/kernels/run.py where something is missing, and what keeps machines from being left behind."""
+"""tests/kernels/run.py if something is missing, and that no machines are left behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KERNELS = Path(__file__).parents[1] / "kernels"
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """The module, with a cache of its own; for CI it is not."""
+    """The module, with its own cache, and as outside of CI."""
     spec = importlib.util.spec_from_file_location("kernels_run", KERNELS / "run.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
@@ -55,7 +55,7 @@ def test_an_unknown_machine_is_named(run, monkeypatch, capsys):
 def test_a_root_that_cannot_be_fetched_is_skipped_by_name_and_fails_in_ci(
     run, monkeypatch, capsys, tmp_path, variable, status
 ):
-    """Really asked for, of an archive that is not there."""
+    """Really requested, from an archive that does not exist."""
     monkeypatch.setenv("NETPOLL_DEBIAN_MIRROR", f"file://{tmp_path}/nowhere")
     if variable is not None:
         monkeypatch.setenv(variable, "1")

@@ -117,7 +117,7 @@ def test_a_service_has_its_own_arguments_environment_signals_and_descriptors(
 ) -> None:
     """As if nothing else had run in its process before."""
     for name in ("LC_ALL", "LC_CTYPE", "LANG"):
-        monkeypatch.delenv(name, raising=False)  # where Python would set one of its own
+        monkeypatch.delenv(name, raising=False)  # where Python would set its own
     env = {"FOO.BAR": "a=b\n", "EMPTY": "", "LD_PRELOAD": ""}
     command = ["cat", "/proc/self/environ", "/proc/self/cmdline", "/proc/self/status", ""]
     server = go_service(command=command, args=["", "x y"], env=env, ready=None)
@@ -318,7 +318,7 @@ def test_the_url_answers(go_service: ServiceFactory) -> None:
 def test_the_address_of_an_ended_service_is_an_error_with_the_reason(
     go_service: ServiceFactory, nasty: Nasty
 ) -> None:
-    """A cache that outlives the fixture would hand it to the next test."""
+    """A cache that outlives the fixture would pass it to the next test."""
     server = go_service(command=nasty("sleep"), ready=None, env={"PORT": "{port}"})
     assert server.address[1] == server.port
     server.retire()

@@ -1,4 +1,4 @@
-"""A damaged executable tells less, and it is said what: never a crash, never a wait without end."""
+"""A damaged executable gives less information, with a reason: never a crash, never an endless wait."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ from pytest_netpoll.gobinary.scheduler_layout import find_layout
 from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.service.build import go_version_of
 
-# Of an undamaged one both take well under a second; nothing is said about a loaded machine's pace, only
-# that it ends.
+# For an undamaged one both take well under a second. On a loaded machine the limit only checks that it ends.
 LONGEST = 60.0
 EXAMPLES = 100
 
@@ -47,7 +46,7 @@ Mutate = Callable[[bytes], Path]
 def program(newest_go: Any, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     directory = tmp_path_factory.mktemp("elf")
     (directory / "main.go").write_text(MAIN)
-    # What is damaged inside something compressed is found by its checksum already.
+    # The checksum already finds damage inside compressed sections.
     command = [str(newest_go.go), "build", "-ldflags=-compressdwarf=false", "-o", "small", "main.go"]
     subprocess.run(command, cwd=directory, check=True)
     return (directory / "small").read_bytes()
@@ -72,7 +71,7 @@ def section(program: bytes, name: str) -> tuple[int, int]:
 
 
 def regions(program: bytes) -> list[tuple[int, int]]:
-    """(start, length) of what is worth damaging.
+    """(start, length) of the parts that are worth damaging.
 
     Headers, build info, the header and body of pclntab, symbols, the description of runtime.schedt.
     """
@@ -153,7 +152,7 @@ def test_a_damaged_program_is_reported(
     @settings(
         max_examples=EXAMPLES,
         database=None,
-        phases=[Phase.generate],  # to make one smaller takes longer than to look at what was drawn
+        phases=[Phase.generate],  # shrinking an example takes longer than reading it
     )
     @given(st.data())
     def damage(data: st.DataObject) -> None:
@@ -201,7 +200,7 @@ def test_sections_that_repeat_one_header_forever_are_refused(program: bytes, wri
         PcLineTable(str(path))
 
 
-# The kernel runs them: it looks at no section.
+# The kernel runs them, because it doesn't read sections.
 @pytest.mark.parametrize("damaged", [with_endless_sections, with_half_a_symbol])
 def test_gomaxprocs_of_a_damaged_running_program_comes_from_its_environment(
     program: bytes, written: Mutate, damaged: Callable[[bytes], bytes]

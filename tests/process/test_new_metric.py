@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# Prints the reports of a service that was measured with it, and that broke a limit on it.
+# Prints the reports of a service that was measured with it and broke a limit on it.
 REPORTS = """
 import io, json
 from pytest_netpoll.cli.watch.table import View
@@ -70,7 +70,7 @@ def row() -> str:
 
 @pytest.fixture
 def reports(tmp_path):
-    """reports(row) are those of the package with that row in its table, by name."""
+    """reports(row) are the reports of the package with that row in its table, by name."""
 
     def reports(row):
         package = tmp_path / "pytest_netpoll"

@@ -1,4 +1,4 @@
-"""What a service prints is kept, in bounded memory, and never in its way."""
+"""What a service prints is kept in bounded memory, and never blocks it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user gets from the wheel, as opposed to what the checkout offers."""
+"""What a user gets from the wheel, as opposed to the checkout."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    # PYTHON* and PYTEST_* of the surrounding run must not reach into an environment that stands alone.
+    # PYTHON* and PYTEST_* of the surrounding run must not affect a separate environment.
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYTEST_"))}
     return subprocess.run(
         command,
@@ -37,7 +37,8 @@ def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from the sdist and that from the checkout: what the sdist lacks, the wheel lacks."""
+    """The wheel, built from the sdist, which is built from the checkout: what the sdist lacks, the wheel
+    lacks."""
     out = tmp_path_factory.mktemp("dist")
     built = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, ROOT, cwd=out)
     assert built.returncode == 0, built.stdout
@@ -127,15 +128,15 @@ def test_the_package_page_links_to_the_project(wheel: Path) -> None:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an empty virtual environment with the wheel and what it declares to need."""
+    """The Python of an empty virtual environment with the wheel and its declared dependencies."""
     home = tmp_path_factory.mktemp("installed") / "venv"
     venv.create(home)
-    # The pip that is here: to unpack another one into the environment takes as long as all that follows.
+    # This environment's pip, because unpacking another one takes as long as everything that follows.
     pip = (sys.executable, "-m", "pip")
     install = (*pip, "install", "--prefix", home, "--ignore-installed", "--no-index")
     alone = run(*install, "--no-deps", wheel, cwd=home)
     assert alone.returncode == 0, alone.stdout
-    # What a network does is not our fault, whatever it is; .ci/setup has fetched the same requirements.
+    # Network errors aren't our fault; .ci/setup has fetched the same requirements.
     try:
         fetched = run(*pip, "wheel", "--retries", "1", "--wheel-dir", "wheels", wheel, cwd=home)
     except subprocess.TimeoutExpired:

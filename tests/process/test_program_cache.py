@@ -1,4 +1,4 @@
-"""Starts of the agent: from the cache where it can be, and compiled where not, with the reason."""
+"""Starts of the agent: from the cache if possible, otherwise compiled, with the reason."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def cache(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def start(where: object, max_processes: int = 4) -> dict[str, Any]:
-    """What the agent says when it is ready."""
+    """What the agent reports when it is ready."""
     command = privilege.command(None, "never", cache=where)  # type: ignore[arg-type]
     load = {"id": 0, "do": "load", "max_processes": max_processes, "max_fds": 64, "uprobes": 0, "answers": 0}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as agent:
@@ -95,7 +95,7 @@ def of_other_offsets(entry: Any) -> Any:
 
 
 def of_other_instructions(entry: Any) -> Any:
-    # A load through a number as if it were a pointer: no verifier takes that.
+    # A load through a number as if it were a pointer: no verifier accepts that.
     forged = bytes.fromhex("b701000000000000 7910000000000000 9500000000000000")
     programs = dict.fromkeys(entry.compiled.programs, forged)
     return entry._replace(compiled=entry.compiled._replace(programs=programs))

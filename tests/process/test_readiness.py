@@ -1,4 +1,4 @@
-"""A service is handed out when it is ready; what keeps it from that is told."""
+"""A service is returned when it is ready; otherwise the reason is reported."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODE = re.compile("MODE=.*\n")
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer takes as long as a busy machine makes it take: none is given up and asked for again."""
+    """An answer may take long on a busy machine: it isn't abandoned and requested again."""
     monkeypatch.setattr(readiness, "DIAL_TIMEOUT", 30.0)
 
 
@@ -59,7 +59,7 @@ def test_tcp_leaves_no_connection_behind_for_the_service_to_accept(
 ) -> None:
     server = go_service(command=nasty("listen:{port}", "sleep"))
     left = [c for c in psutil.net_connections("tcp") if c.raddr and c.raddr.port == server.port]
-    # Of those who had this port in the last minute; one that nobody has accepted stays in FIN_WAIT2.
+    # Connections of this port in the last minute; one that was never accepted stays in FIN_WAIT2.
     assert not [c for c in left if c.status != psutil.CONN_TIME_WAIT]
 
 

@@ -1,4 +1,5 @@
-"""What the agent sees of a process's sockets in /proc: whether the other end is gone, and what is unread."""
+"""What the agent reads about a process's sockets in /proc: whether the other end is gone, and what is
+unread."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from pytest_netpoll.meter.readable import is_readable
 
 @pytest.fixture
 def look(monkeypatch):
-    """look(socket) is what the agent sees of one of this process."""
+    """look(socket) is what the agent reads about one of this process's sockets."""
     monkeypatch.syspath_prepend(str(privilege.AGENT))
     sockets = importlib.import_module("processes.sockets")
 

@@ -1,4 +1,4 @@
-"""A stopped service is gone with everything that it started; so are those of a pytest that was killed."""
+"""A stopped service ends with everything that it started, and so do the services of a killed pytest."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Nasty = Callable[..., list[str]]
 Ends = Callable[..., bool]
 
 CHILD = re.compile(r"child (\d+)\n")
-# Both, in any order: a child may get to speak before its parent tells of it.
+# Both, in any order: a child may print before its parent reports it.
 BOTH_UP = re.compile(r"(?s)(?=.*child \d+\n).*UP=")
 
 
@@ -124,7 +124,7 @@ def test_all_are_stopped_even_if_one_refuses(
     with pytest.raises(ServiceError, match=f"SIGKILL did not end {second.pid}"):
         go_service.stop_all()
     assert not first.running
-    assert not second.running  # asking reaps it: nobody else will, and other tests look at our children
+    assert not second.running  # asking reaps it; nothing else would, and other tests look at our children
 
 
 # The rest is about a pytest that dies: a process that launches a service and waits to be killed.
@@ -230,14 +230,14 @@ def test_ctrl_c_does_not_reach_services_or_the_guardian(launcher: Launch) -> Non
 def test_an_interrupt_while_a_service_is_being_started_leaves_nothing(
     go_service: ServiceFactory, nasty: Nasty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is there already, and nobody has been told its number."""
+    """It exists already, and its pid is not known to anything yet."""
     popen, started = subprocess.Popen, []
 
     def interrupted(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
         process = popen(*args, **options)
         if options.get("env"):  # not the guardian
             started.append(process)
-            # Until its environment is the new program's.
+            # Until its environment belongs to the new program.
             patiently(lambda: guard.MARK.encode() in Path(f"/proc/{process.pid}/environ").read_bytes())
             raise KeyboardInterrupt
         return process
@@ -343,7 +343,7 @@ def test_services_do_not_inherit_the_guardians_pipe(go_service: ServiceFactory, 
     pipe = os.fstat(process.stdin.fileno()).st_ino
     targets = []
     for path in Path(f"/proc/{server.pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # it still starts, and closes what it has read
+        with contextlib.suppress(FileNotFoundError):  # it is still starting, and closes what it has read
             targets.append(str(path.readlink()))
     assert targets
     assert f"pipe:[{pipe}]" not in targets

@@ -1,4 +1,4 @@
-"""--netpoll-against: a revision's packages are built beside the checkout, and nothing of that stays."""
+"""--netpoll-against: a revision's packages are built beside the checkout, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def git(directory: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A repository of two commits, "then" and "now", whose module needs one beside the repository."""
+    """A repository with two commits, "then" and "now", whose module needs another one beside the
+    repository."""
     root = tmp_path / "work" / "repo"
     (root / "server").mkdir(parents=True)
     (tmp_path / "work" / "lib").mkdir()

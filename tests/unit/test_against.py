@@ -1,4 +1,4 @@
-"""Head against base: what the rounds of a test decide, and how often they are wrong where there is noise.
+"""Head against base: what the rounds of a test decide, and how often they are wrong with noise.
 
 The noise is that of a shared machine: it gets slower and faster, and neighbours make it 1.3 to 3 times as
 slow for one to three windows, which hits one in five. It is seeded: the outcome is fixed.
@@ -35,7 +35,7 @@ def rounds(count: int, base: Numbers, head: Numbers) -> list[Round]:
 
 
 class Machine:
-    """What takes 100 ms on it when it is idle takes that long now."""
+    """How long now takes what takes 100 ms on an idle machine."""
 
     def __init__(self, seed: str) -> None:
         self._noise = random.Random(seed)
@@ -53,7 +53,7 @@ class Machine:
 
 
 def run(machine: Machine, slowness: float, rules: str) -> Comparison:
-    """Measures as a test is: head, base, base, head, and so on."""
+    """Measures like a test: head, base, base, head, and so on."""
     made: list[Round] = []
     asked = plan(rules)
 
@@ -108,7 +108,7 @@ def changed(base: Numbers, head: Numbers, rules: str, count: int = 8, **more: ob
     [
         ("cpu_seconds:+5%", "regressed"),
         ("cpu_seconds:+25%", "passed"),
-        # Worse is only what exceeds both.
+        # A value is worse only if it exceeds both.
         ("cpu_seconds:+5%+10ms", "regressed"),
         ("cpu_seconds:+5%+50ms", "passed"),
         ("cpu_seconds:+25%+10ms", "passed"),

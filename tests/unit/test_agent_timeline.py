@@ -1,4 +1,4 @@
-"""The agent's timers, and the intervals that one of them takes; the modules that need no kernel."""
+"""The agent's timers, and the intervals that one of them samples; these modules need no kernel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pytest_netpoll.meter.intervals import collect
 
 @pytest.fixture
 def agent(monkeypatch):
-    """agent("counters.timeline") is the agent's module of that name, which is in no package."""
+    """agent("counters.timeline") is the agent's module of that name; it isn't in a package."""
     monkeypatch.syspath_prepend(str(privilege.AGENT))
     return importlib.import_module
 
@@ -38,7 +38,7 @@ def test_timers_run_between_lines_and_lines_arrive_whole(agent):
     timers.every(0.01, tick)
     assert list(timers.lines(reader)) == ["a", "bc", "d"]
     assert len(ticks) == 6
-    # Not from the first one, which may come late where the machine is busy: the others then follow sooner.
+    # Not from the first one, which may come late on a busy machine: the others then follow sooner.
     assert ticks[-1] - begun >= 0.06
 
 
@@ -92,7 +92,7 @@ def test_a_service_that_comes_later_is_counted_from_its_beginning(agent):
 
 
 def test_waiting_times_are_unknown_if_the_kernel_does_not_report_them(agent, monkeypatch):
-    """As one without CONFIG_SCHED_INFO: the threads are there all the same."""
+    """As without CONFIG_SCHED_INFO: the threads exist anyway."""
     assert agent("processes.watched").passed((10, 3), (30, 4)) == {"cpu_ns": 20, "run_delay_ns": 1}
     proc = agent("processes.proc")
     monkeypatch.setattr(proc, "TELLS_WAITS", False)
@@ -112,7 +112,7 @@ def test_the_intervals_of_two_processes_are_merged_by_time():
     both = points[0]
     assert (both.wakeups, both.spurious, both.polls, both.timeout_polls) == (2, 0, 4, 2)
     assert (both.threads, both.threads_running, both.run_delay_ns) == (9, 1.5, 8)
-    # They may be in one cgroup; of one nothing is known of its Ps.
+    # They may be in one cgroup; the Ps of one of them are unknown.
     assert (both.throttled_ns, both.runq_max, both.ps_running, both.spinning) == (3000, 6, 0.5, 1.5)
 
 

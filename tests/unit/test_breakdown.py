@@ -1,4 +1,4 @@
-"""Where the time of answers went, and why it is not known."""
+"""Where the time of answers went, or why that is unknown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ times = st.integers(0, 10**9)
 
 
 def of(answers: list[Parts]) -> Snapshot:
-    """A service that answered so."""
+    """A service with these answers."""
     response = Delay()
     for parts in answers:
         bucket = bucket_of(parts.total)
@@ -40,7 +40,7 @@ def test_the_parts_add_up_to_the_percentile_and_are_those_of_the_reads_there(ans
         assert abs(sum(parts) - budget.ns) <= 1e-6 * budget.ns
     total = [p.total for p in answers]
     if len({bucket_of(ns) >> BUDGET_SHIFT for ns in total}) == len(total) and all(total):
-        # One read there: its own parts, but for the bucket's width.
+        # One read there: its own parts, except for the bucket's width.
         slowest = max(answers, key=lambda parts: parts.total)
         found = budgets(snapshot)[-1]
         assert found.handling_ns <= 1.04 * slowest.handling

@@ -1,4 +1,4 @@
-"""Which file of the repository a stack means."""
+"""Which file of the repository a stack refers to."""
 
 from __future__ import annotations
 

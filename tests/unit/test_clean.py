@@ -1,4 +1,4 @@
-"""Whatever a name from outside holds, no report is broken by it, and none obeys it."""
+"""Whatever a name from outside contains, it can't break or control a report."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ EVIL = (
     "x\n::error file=a::b\r\n  ::warning::c\n##[error]d\x1b[31m\x1b]0;t\x07\x00\x85\u2028\u202e\ufffe\udcff"
 )
 
-# What a runner obeys: at the start of a line, or anywhere.
+# What a runner takes for a command: at the start of a line, or anywhere.
 COMMAND = re.compile(r"^\s*::[a-z]|##\[", re.MULTILINE | re.IGNORECASE)
 
 names = st.one_of(
@@ -52,7 +52,7 @@ names = st.one_of(
 
 
 def assert_fit_to_print(text: str) -> None:
-    """For a terminal, a runner's log, and XML."""
+    """Checks it for a terminal, a runner's log, and XML."""
     for line in text.split("\n"):
         assert line.isprintable(), repr(line)
     assert not COMMAND.search(text), text
@@ -81,7 +81,8 @@ def measured(name: str, **more: Any) -> Measurement:
 
 
 def records_of(name: str) -> list[record.TestRecord]:
-    """A test that failed, one that failed by itself, one that is unmeasured, one whose service died."""
+    """A test with a broken limit, one whose own assertion failed, an unmeasured one, one whose service
+    died."""
     limits = resolve([((), {"max_spurious": 0.05, "max_latency_p99": "1us"})], "t")
     bad, gone = measured(name), measured(name, unmeasured=name)
     sample = Sample({**bad.metrics, "spurious": 0.0, "wakeups": 100}, name, 2)
@@ -138,7 +139,7 @@ def test_no_name_can_break_or_control_a_report(name: str) -> None:
         assert "\n" not in line
         assert "\r" not in line
         assert len(re.findall("::", line.partition("::error ")[2].partition("::")[0])) == 0
-        # Of what is inside nothing begins a line, though GitHub takes %0A for one: it reads the log by lines.
+        # Nothing inside begins a line. GitHub decodes %0A only after it has read the log by lines.
         assert line.isprintable()
     for test in tests:
         case = ElementTree.Element("testcase")

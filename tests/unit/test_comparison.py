@@ -166,7 +166,9 @@ def test_a_time_is_remeasured_and_a_count_is_not() -> None:
     assert "latency_p99 20.0 µs was not confirmed: 11.0 µs when remeasured" in after.notes[-1]
     kept = confirmed(comparison, 2, lambda: {"server": sample(latency_p99=30_000.0)})
     assert "latency_p99 20.0 µs (remeasured: 30.0 µs, 30.0 µs) > 10.0 µs" in str(kept.regressions[0])
-    assert confirmed(comparison, 2, dict).outcome == "regressed", "not measured is no proof that all is well"
+    assert confirmed(comparison, 2, dict).outcome == "regressed", (
+        "unmeasured doesn't prove that nothing is wrong"
+    )
 
 
 def in_rounds(metric: str, values: Sequence[float]) -> Sample:
@@ -188,11 +190,11 @@ STEADY = (0.100, 0.101, 0.099, 0.102, 0.098)
             "over 5 rounds then and 5 now",
         ),
         ((0.120, 0.121, 0.119, 0.122, 0.118), "+25%", "passed", None),
-        # Worse is only what exceeds both.
+        # A value is worse only if it exceeds both.
         ((0.120, 0.121, 0.119, 0.122, 0.118), "+5%+50ms", "passed", None),
         ((0.080, 0.081, 0.079, 0.082, 0.078), "+0%", "passed", None),
         (STEADY, "+5%", "passed", None),
-        # Its median is beyond: measured once, this would have failed.
+        # Its median is beyond the tolerance: measured once, this would have failed.
         (
             (0.090, 0.111, 0.130, 0.140, 0.100),
             "+5%",
@@ -211,7 +213,7 @@ def test_rounds_then_and_now_are_judged_by_the_interval(
     assert len(said) == (words is not None)
     if words is not None:
         assert words in said[0]
-    assert not found.doubtful, "what has an interval is not measured again"
+    assert not found.doubtful, "a change with an interval is not remeasured"
 
 
 def test_no_difference_is_a_tilde_and_a_change_carries_its_interval() -> None:
@@ -300,7 +302,7 @@ def test_each_metric_has_its_own_median_over_the_runs() -> None:
     [even] = median_of([[window(20)], [window(31)]])
     assert even.wakeups == 25.5
     [none] = median_of([[window(20)], [window(0)]])
-    assert none.latency_p50 is None, "in one run it was not measured"
+    assert none.latency_p50 is None, "it was not measured in one run"
 
 
 def test_a_run_without_numbers_makes_the_test_unmeasured() -> None:
@@ -428,7 +430,7 @@ def test_saving_over_a_damaged_baseline_reports_that_its_content_is_lost(tmp_pat
 
 @pytest.fixture
 def reports(tmp_path: Path) -> tuple[str, str]:
-    """Two saved files of the same test, the second slower: a baseline and a JSON report."""
+    """Two saved files of the same test, the second one slower: a baseline and a JSON report."""
     then, now = tmp_path / "then.json", tmp_path / "now.json"
     baseline_file.write(then, HERE, [made("t", window(2000, 10_000)), made("gone", window(20))])
     json_report.write(now, HERE, [made("t", window(2000, 20_000)), made("new", window(20))])

@@ -1,4 +1,4 @@
-"""The intervals of changes, held against tables and against noise whose truth is known."""
+"""The intervals of changes, compared with published tables and with noise of known truth."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_truth_is_outside_the_interval_in_at_most_5_of_100_runs(spikes: floa
     for _ in range(1000):
         found = interval([difference() for _ in range(10)])
         missed += not found.low <= 0.1 <= found.high
-    assert 0 < missed <= 60  # 50, and what chance adds once in 15
+    assert 0 < missed <= 60  # 50, and what chance adds once in 15 times
 
 
 def apart(then: list[float], now: list[float], of_looks: int = 1) -> Interval:
@@ -95,7 +95,7 @@ def apart(then: list[float], now: list[float], of_looks: int = 1) -> Interval:
 
 @pytest.mark.parametrize(
     ("then", "now", "outside"),
-    # Published critical values of Mann and Whitney's U, two-sided at 5 %; the last two beyond the tables.
+    # Published critical values of Mann and Whitney's U, two-sided at 5 %; the last two are beyond the tables.
     [(4, 4, 0), (3, 5, 0), (5, 5, 2), (8, 8, 13), (6, 10, 11), (20, 20, 127), (21, 21, 142), (40, 40, 596)],
 )
 def test_between_two_times_the_interval_matches_mann_and_whitney(then: int, now: int, outside: int) -> None:

@@ -1,4 +1,4 @@
-"""Each rule's thresholds: where the numbers do not prove a sentence, none is said."""
+"""Each rule's thresholds: if the numbers prove nothing, nothing is reported."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def measurement(
     seen: Mapping[str, Any] = MappingProxyType({}),
     **counts: int,
 ) -> Measurement:
-    """Of a second. histogram: ns -> wakeups. cpu, waited: s. delayed: in the slowest wakeup's interval.
+    """Of one second. histogram: ns -> wakeups. cpu, waited: s. delayed: in the slowest wakeup's interval.
 
-    facts: of the Measurement; seen: of its Snapshot.
+    facts: for the Measurement; seen: for its Snapshot.
     """
     counters = {**dict.fromkeys(COUNTERS, 0), **counts}
     latencies = {bucket_of(ns): n for ns, n in (histogram or {}).items()}
@@ -194,7 +194,8 @@ def test_one_of_several_runs_is_diagnosed_with_its_own_numbers() -> None:
 
 
 def codes(*offenders: Offender, **more: Any) -> list[str]:
-    """Of the rules that a measurement with these offenders breaks; 200 wakeups, 100 of them spurious."""
+    """The codes of the rules that a measurement with these offenders breaks; 200 wakeups, 100 of them
+    spurious."""
     counts = {"wakeups": 200, "productive_wakeups": 100, "spurious_wakeups": 100, "stale_retries": 100}
     return [f.rule.code for f in findings(measurement(**{**counts, **more}, offenders=offenders))]
 
@@ -213,7 +214,7 @@ DROPPED = {"dropped_datagrams": 100}
         ({"cause": "error queue", "fd_type": "udp"}, {}, "NP105"),
         ({"cause": "socket error", "fd_type": "udp"}, REFUSED, "NP106"),
         ({"cause": "data", "fd_type": "udp"}, DROPPED, "NP107"),
-        # Of these nothing is proven.
+        # These prove nothing.
         ({"cause": None}, {}, None),
         ({"cause": None, "syscall": "accept"}, {}, None),
         ({"cause": "data"}, {}, None),
@@ -251,7 +252,7 @@ def test_loops_are_distinguished_by_how_their_calls_end(futile: Any, expected: l
     ("used", "samples", "expected"),
     [
         (1.0, cpu(0.9, not_blocking=400), ["NP204"]),
-        (1.0, cpu(0.9, not_blocking=100), []),  # it computes, and looks now and then
+        (1.0, cpu(0.9, not_blocking=100), []),  # it computes, and checks now and then
         (1.0, cpu(0.2, not_blocking=90), []),  # a small part
         (0.1, cpu(0.9, not_blocking=400), []),
     ],
@@ -348,7 +349,7 @@ POLLS = {"polls": 100, "nonblocking_polls": 99, "events": 100}
     ("counts", "used", "expected"),
     [
         ({}, 0.98, ["NP402"]),
-        ({"polls": 5000, "nonblocking_polls": 5000}, 0.98, []),  # it looks whenever it has served one
+        ({"polls": 5000, "nonblocking_polls": 5000}, 0.98, []),  # it polls whenever it has served one
         ({"nonblocking_polls": 80}, 0.98, []),
         ({"events": 3}, 0.98, []),
         ({}, 0.05, []),
@@ -363,10 +364,10 @@ def test_nobody_polls_if_all_ps_are_busy(counts: Any, used: float, expected: lis
 @pytest.mark.parametrize(
     ("ms", "used", "waited", "cpus", "expected"),
     [
-        # Others have the CPU two thirds of the time: without that they are 3 ms late, or 20 ms.
+        # Other processes have the CPU two thirds of the time: without that, wakeups are 3 ms late, or 20 ms.
         (9, 0.3, 0.6, 2, "NP402"),
         (60, 0.3, 0.6, 2, "NP401"),
-        # Its own threads have it.
+        # Its own threads have the CPU.
         (9, 0.9, 4.0, 1, "NP401"),
         (9, 0.9, 0.05, 2, "NP401"),
     ],
@@ -379,7 +380,7 @@ def test_starvation_outranks_nobody_polls(
 
 
 def left(closed: int, local: str | None = "127.0.0.1:1", **more: Any) -> Offender:
-    """Connections that are abandoned, and so many of them certainly closed at the other end."""
+    """Abandoned connections, this many of them certainly closed at the other end."""
     about: dict[str, Any] = {
         "offence": "parked",
         "stack": (),
@@ -399,7 +400,8 @@ NOT_RESTED = Reason("process 1 did not rest")
         ((left(3),), {}, ["NP501"]),
         ((left(3, fd_type="unix", local="/run/s"),), {}, ["NP501"]),
         ((left(2),), {}, []),
-        # Two listeners, each with less than may be chance; what was dialed; who may be half closed.
+        # Two listeners, each with few enough to be chance; dialed connections; clients that may be
+        # half-closed.
         ((left(2), left(2, "127.0.0.1:3")), {}, []),
         (tuple(left(1, f"127.0.0.1:{port}") for port in range(9)), {}, []),
         ((left(9, None),), {}, []),

@@ -1,4 +1,4 @@
-"""What changed, for people; and a report in the formats of other tools, each as its reader wants it."""
+"""What changed, for people; and a report in other tools' formats, as each tool needs it."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_the_terminal_shows_the_same_and_fits_its_width() -> None:
         assert max(map(len, table.splitlines()[:5])) <= width
 
 
-# Of SARIF 2.1.0 the parts that are used, with what its schema demands of them.
+# The parts of SARIF 2.1.0 that we use, with what its schema demands of them.
 SARIF = {
     "type": "object",
     "additionalProperties": False,
@@ -254,7 +254,7 @@ CODE_CLIMATE = {
         },
     },
 }
-# As https://bencher.dev/bmf.json has it, with names as long as Bencher takes them.
+# As in https://bencher.dev/bmf.json, with names as long as Bencher accepts.
 NUMBER = {"type": "number"}
 BENCHER = {
     "type": "object",
@@ -290,7 +290,7 @@ BENCHMARK = {
 
 @pytest.fixture
 def exported(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """exported(format) of RECORDS, in a project that has the Go file."""
+    """exported(format) converts RECORDS, in a project that has the Go file."""
     (tmp_path / "server").mkdir()
     (tmp_path / "server" / "fault_dup.go").write_text("package main\n")
     (tmp_path / "now.json").write_text("")

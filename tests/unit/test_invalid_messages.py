@@ -1,4 +1,4 @@
-"""Messages that are not what they should be, in both directions: an answer or a reason, never a traceback."""
+"""Invalid messages in both directions: the result is an answer or a reason, never a traceback."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_agent_refuses_deeply_nested_messages(protocol: Any) -> None:
         protocol.parse("[" * 1_000_000)
 
 
-# Two processes are watched, of which one is gone after a lap of the window: what is asked, what is answered.
+# Two processes are watched, one of which is gone after a lap of the window: requests and answers.
 TALK = (
     ("watch", PROCESSES),
     ("programs", PROCESSES),
@@ -81,16 +81,15 @@ ANSWERS: list[Any] = [{"id": number, "ok": said} for number, (_, said) in enumer
 
 
 def right_answers() -> list[Any]:
-    """Each of its own parts, to be changed."""
+    """Fresh copies, to be changed."""
     answers: list[Any] = json.loads(json.dumps(ANSWERS))
     return answers
 
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[bytes]], list[Measurement]]:
-    """told(lines) are the measurements of a meter whose agent says the lines, whatever it is asked.
-
-    All of them can be reported.
+    """told(lines) are the measurements of a meter whose agent answers the lines to any request. All of them
+    can be reported.
     """
 
     def told(lines: list[bytes]) -> list[Measurement]:
@@ -98,7 +97,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[bytes]], li
         agents: list[Probe] = []
 
         def new_agent(load: Mapping[str, int]) -> Probe:
-            for former in agents:  # it has failed, and another one would say the same
+            for former in agents:  # it has failed, and another one would answer the same
                 assert former.failed is not None
                 raise former.failed
             agents.append(Probe(["liar"], load, start=lambda _: liar))

@@ -1,4 +1,4 @@
-"""The published JSON Schema is what the code reads and writes."""
+"""The published JSON Schema matches what the code reads and writes."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ WHERE = "test_echo.py::test_echo"
 
 
 def limits(*marks: Mapping[str, object], defaults: Mapping[str, str] | None = None) -> Limits:
-    """Of markers given by their kwargs, closest first."""
+    """The limits of markers given by their kwargs, closest first."""
     return resolve([((), mark) for mark in marks], WHERE, defaults)
 
 

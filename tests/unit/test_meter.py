@@ -1,4 +1,4 @@
-"""What a Meter remembers: which windows are open, and whether its agent is worth another try."""
+"""What a Meter remembers: which windows are open, and whether to try another agent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPENED = {"window": 1}
 
 
 class Interrupts(Liar):
-    """Ctrl-C comes where it would say None."""
+    """Raises Ctrl-C where it would answer None."""
 
     def receive(self, seconds: float) -> bytes | None:
         line = super().receive(seconds)
@@ -37,7 +37,7 @@ def saying(*answers: Any, ready: bytes = READY) -> list[bytes]:
 
 @pytest.fixture
 def meter_with(tmp_path: Path) -> Callable[..., tuple[Meter, list[Probe]]]:
-    """meter_with(liar, …): its first agent, the one in its place, and so on; and those that it has used."""
+    """meter_with(liar, …): its first agent, the replacement, and so on; and those that it has used."""
 
     def meter_with(*liars: Liar) -> tuple[Meter, list[Probe]]:
         used: list[Probe] = []
@@ -76,7 +76,7 @@ def test_an_interrupted_close_closes_only_that_window(meter_with: Any) -> None:
         meter.close(inner, [SERVICE])
     assert meter.windows == [outer]
     (measurement,) = meter.close(outer, [SERVICE])
-    assert measurement.unmeasured is not None  # nobody knows where that agent's answers are
+    assert measurement.unmeasured is not None  # that agent's answers may be out of step
     assert meter.windows == []
 
 
@@ -112,6 +112,6 @@ def test_compared_metrics_are_measured_even_without_limits(tmp_path: Path, chose
         window = meter.open()
         assert loads[-1] == answers
         assert window.parked is parked
-        assert not window.cpu_samples  # evidence, which would cost the service something
+        assert not window.cpu_samples  # evidence, which would slow the service down
     alone = dataclasses.replace(Config.default(), compare_fail=rules)
     assert alone.compared == frozenset()

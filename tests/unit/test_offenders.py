@@ -1,4 +1,4 @@
-"""Offenders put together: the stacks of one window, and several windows."""
+"""Merging offenders: the stacks of one window, and several windows."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_descriptor_closed_meanwhile_does_not_split_a_place():
 def test_offenders_that_were_not_recorded_are_missing_from_the_shares():
     laps = [[lap(10), lap(30, line=50)], [lap(25), lap(5, offence="ready")]]
     total = offender_stacks.total(laps, {"spurious_wakeups": 100, "ready_calls": 1000})
-    # Of ready calls a sample is kept, which has no total to compare with.
+    # Ready calls are sampled, so there is no total to compare with.
     assert [o.share for o in total] == [0.35, 0.3, 1.0]
 
 
@@ -62,7 +62,7 @@ def test_an_entry_of_another_kind_is_a_value_error(tmp_path, wrong):
 
 @pytest.mark.parametrize("counters", [{}, {"spurious_wakeups": 64}])
 def test_no_share_exceeds_100_percent(counters):
-    """Between the reading of the counters and that of the offenders a wakeup may be resolved."""
+    """A wakeup may be resolved between reading the counters and reading the offenders."""
     assert [o.share for o in offender_stacks.total([[lap(65)]], counters)] == [1.0]
 
 
@@ -75,10 +75,10 @@ def test_no_share_exceeds_100_percent(counters):
         (["runtime.ready", "runtime.gcStart", "runtime.mallocgc", "main.work"], True),
         (["runtime.ready", "runtime.findRunnable", "runtime.schedule"], True),
         (["runtime.ready", "runtime.schedule", "runtime.mcall"], True),
-        # What a finalizer does, the program does.
+        # A finalizer's work is the program's.
         (["runtime.ready", "runtime.goready", "runtime.send", "main.finalize", "runtime.runfinq"], False),
         (["runtime.ready", "runtime.goready", "runtime.chansend", "main.work"], False),
-        # A timer's.
+        # Of a timer.
         (["runtime.ready", "runtime.goroutineReady", "runtime.unlockAndRun", "runtime.findRunnable"], False),
         (["runtime.ready", "sync.runtime_Semrelease", "sync.(*Mutex).Unlock", "main.work"], False),
         ([], False),

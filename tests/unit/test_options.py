@@ -12,7 +12,7 @@ pytest_plugins = ["pytester"]
 
 
 class OptionsOnly:
-    """The options without the plugin they belong to."""
+    """The options without their plugin."""
 
     @staticmethod
     def pytest_addoption(parser: pytest.Parser) -> None:

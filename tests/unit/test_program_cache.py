@@ -1,4 +1,5 @@
-"""The cache of what BCC compiled: what is damaged, forged or not root's alone is not used, and no error."""
+"""The cache of what BCC compiled: entries that are damaged, forged or writable by others are not used,
+without an error."""
 
 from __future__ import annotations
 
@@ -48,7 +49,7 @@ with pytest.MonkeyPatch.context() as patch:
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A directory of ours alone: below /tmp none is."""
+    """A directory that only we can write to; there is none below /tmp."""
     above = Path(pwd.getpwuid(os.geteuid()).pw_dir)
     if not above.is_dir() or trust.distrust_place(str(above), os.geteuid()) is not None:
         pytest.skip(f"{above} is not this user's alone")
@@ -70,7 +71,7 @@ def entry(version: str = "0.26.0", programs: dict[str, bytes] | None = None) -> 
 
 
 def text_of(parts: Any) -> bytes:
-    """As cache.render, of whatever somebody wrote who can do checksums."""
+    """Like cache.render, for content that an attacker with a valid checksum could write."""
     return json.dumps(parts).encode()
 
 
@@ -123,7 +124,7 @@ def test_an_entry_with_one_forged_part_makes_a_map_or_is_refused(path: tuple[Any
     within[path[-1]] = value
     with contextlib.suppress(store.Unusable):
         for definition in cache.parse(text_of(parts)).compiled.maps:
-            # What else is wrong with it the kernel says; nothing here but a ValueError.
+            # The kernel finds what else is wrong with it; here only a ValueError is allowed.
             with contextlib.suppress(ValueError):
                 maps._type_of(definition.leaf, definition.value_size)
 
@@ -161,7 +162,7 @@ def test_maps_are_relocated_and_numbers_stay() -> None:
             compiler.relocate(strange, [7].__getitem__)
         with pytest.raises(ValueError, match="instruction 1"):
             compiler.relocate(leave + strange, [7].__getitem__)
-    # The second half of a number is no instruction, whatever it says.
+    # The second half of a number isn't an instruction, whatever it contains.
     assert compiler.relocate(number[:8] + of_map[:8], [7].__getitem__) == number[:8] + of_map[:8]
 
 
@@ -309,7 +310,7 @@ def test_another_kernel_source_or_size_has_another_key(
         monkeypatch.setattr(os, "uname", lambda other=other: other)
         keys.append(cache.key([str(source)], 16, 64))
     monkeypatch.setattr(os, "uname", lambda: here)
-    monkeypatch.setattr(cache, "_NOTES", str(source))  # a kernel built again says so there
+    monkeypatch.setattr(cache, "_NOTES", str(source))  # a rebuilt kernel has another number here
     keys.append(cache.key([str(source)], 16, 64))
     monkeypatch.setattr(cache, "_BTF", "/nowhere")
     keys.append(cache.key([str(source)], 16, 64))
@@ -366,7 +367,7 @@ def program(home: Path) -> Path:
 
 
 def run(program: Path, where: Path) -> str:
-    """What becomes of a process that imports it by way of the store."""
+    """The result of a process that imports it through the store."""
     code = (
         f"import os, sys; sys.path[:0] = [{str(privilege.AGENT)!r}, {str(program)!r}]; import bytecode\n"
         "from security.store import Store\n"
@@ -422,7 +423,7 @@ def test_byte_code_that_others_can_write_is_not_run(program: Path, home: Path, w
 
 
 def test_the_whole_agent_is_imported_from_the_store() -> None:
-    """All but what looks for it there: else it would be compiled at each start."""
+    """Everything except the module that looks for it there; otherwise it would be compiled at each start."""
     found = set(bytecode._sources(str(privilege.AGENT)))
     modules = {
         ".".join(path.relative_to(privilege.AGENT).with_suffix("").parts).removesuffix(".__init__")

@@ -1,4 +1,4 @@
-"""A reason is (what, why, fix) from where it arises to where it is shown."""
+"""A reason is (what, why, fix) from its origin to the report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pytest_netpoll.report import baseline_file, github, junit, record, terminal
 from pytest_netpoll.report.html import document
 
 PACKAGE = Path(__file__).parents[2] / "pytest_netpoll"
-# With all that a text could be taken apart by.
+# With all separators by which a text could be split.
 ERROR = UnmeasuredError(
     "eBPF needs root: (really)", why="sudo asks (to mend: nothing); fix: no", fix="sudo -v: once (now)"
 )
@@ -98,7 +98,7 @@ def test_every_report_shows_the_fix_separately() -> None:
 
 
 def test_no_message_contains_a_handwritten_fix() -> None:
-    """Where there is one, it is the `fix` of a reason."""
+    """A fix is always the `fix` of a reason."""
     by_hand = re.compile(r"to mend:|\(fix: ")
     found = [
         f"{path.relative_to(PACKAGE)}:{number}"

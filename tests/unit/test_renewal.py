@@ -1,4 +1,5 @@
-"""What of pytest is private and needed to measure a test in turns: looked for, and named where it is gone."""
+"""The private parts of pytest that are needed to measure a test in turns: checked, and named if they are
+gone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is written where others may write too: no other file is changed, nobody else chooses where it goes."""
+"""Writing where others may write too: no other file is changed, and no other user chooses where it goes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_pipe_of_another_user_is_not_written_to(public: Path) -> None:
 
 @pytest.fixture
 def guesser(public: Path, tmp_path: Path) -> Iterator[Path]:
-    """Puts links where a temporary file of this process might be made, all the time; to this file."""
+    """Keeps putting links to this file where a temporary file of this process might be created."""
     precious, enough = tmp_path / "precious", threading.Event()
     precious.write_text("precious")
 

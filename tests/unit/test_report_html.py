@@ -1,4 +1,4 @@
-"""The HTML report as text; tests/plugin/test_html_report.py looks at it in a browser."""
+"""The HTML report as text; tests/plugin/test_html_report.py opens it in a browser."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def rows(*records: Any) -> list[tuple[str, str]]:
 
 
 def compared(outcome: str = "passed", *notes: str, **then: Any) -> Any:
-    """The comparison of a test of "server" with a baseline that knows these metrics."""
+    """The comparison of a test of "server" with a baseline that has these metrics."""
     services = [{"name": "server", "metrics": then}]
     about = {"baseline": "main", "outcome": outcome, "regressions": [], "notes": list(notes), "measured": 1}
     return {**about, "services": services}
@@ -104,7 +104,7 @@ def cells(fragment: str, table: str) -> list[list[str]]:
 
 
 def choices(page: str) -> dict[str, list[str]]:
-    """Of each filter its boxes' values."""
+    """The values of each filter's boxes."""
     filters = re.findall(r'<fieldset class="filter" name="([^"]*)">(.*?)</fieldset>', page, re.DOTALL)
     return {name: re.findall(r'value="([^"]*)"', boxes) for name, boxes in filters}
 
@@ -142,7 +142,7 @@ def test_text_of_tests_and_services_never_becomes_html() -> None:
         assert "\x1b" not in part
     assert "&lt;script&gt;alert(1)" in page
     assert "&lt;script&gt;alert(1)" in detail["html"]
-    # Its own two and the two it unpacks.
+    # Its own two and the two that it unpacks.
     assert page.count("<script") == page.count("</script>") == 3
 
 
@@ -188,7 +188,7 @@ def test_a_services_own_limit_is_shown_with_that_service_alone() -> None:
     back, front = detail["html"].split('<section class="service-detail"')[1:]
     assert "max_polls 5 210 ✗ broken" in text(back)
     assert "max_polls 1,000 210 ✓ kept" in text(front)
-    # The charts are told apart by their place in the record.
+    # The charts are distinguished by their place in the record.
     assert 'data-service="1"' in back
     assert 'data-service="0"' in front
 
@@ -234,7 +234,7 @@ def test_the_runs_are_shown_with_median_least_most_and_each_value() -> None:
     p99 = [METRICS["latency_p99"].format(run.latency_p99) for (run,) in windows]
     assert by_metric["latency_p99"] == [p99[2], p99[0], p99[1], *p99]
     assert by_metric["stale_retries"] == ["0"] * 6
-    # Also of those that nobody has a limit on.
+    # Also for metrics without a limit.
     everything = {row[0]: row for row in cells(detail["html"].partition("All metrics")[2], "numbers")}
     p90 = [METRICS["latency_p90"].format(run.latency_p90) for (run,) in windows]
     assert everything["latency_p90"] == ["latency_p90", p90[2], *p90]
@@ -394,7 +394,7 @@ def test_toolchains_are_told_apart_filtered_and_sorted_oldest_first() -> None:
     assert rows(*tests) == [("passed", "test")] * 3
     attributes = re.findall(r'<tbody[^>]* data-toolchain="([^"]*)" data-nodeid="([^"]*)"', page)
     assert attributes[-1] == ("go1.9", "t.py::test[go1.9]")
-    # A test that was not run with each of them is filtered on its own.
+    # A test that was not run with each of them is filtered separately.
     assert choices(document.render({}, [*tests, built(measured())]))["toolchain"][-1] == ""
     assert "toolchain" not in choices(document.render({}, toolchains("go1.9")))
 

@@ -267,7 +267,7 @@ def test_unclaimed_events_are_shown_without_a_stack() -> None:
 
 
 def test_outcomes_of_events_are_shown_by_direction_and_fit_the_terminal() -> None:
-    """There are up to two directions an event: without a word that reads as more parts than the whole."""
+    """An event has up to two directions: without explanation the parts would seem to exceed the whole."""
     found = {"events": 101, "unclaimed_events": 87, "duplicate_events": 74, "parking_events": 2}
     text = terminal.failure_section(built(measured({**HEALTHY, **found}), max_events=1), 80)
     [first, second] = [line for line in text.splitlines() if "direction" in line or "parking" in line]
@@ -340,7 +340,7 @@ def test_however_many_limits_are_broken_the_line_that_explains_the_first_is_show
         assert len(lines) <= terminal.SECTION_LINES
         assert "    server/fault_dup.go:33  main.(*watcher).run" in lines
         rows = {line.split("  ")[1] for line in lines if line.startswith("  ")}
-        # Rows give way to it, but none that is about what is broken.
+        # Rows are dropped for it, but none about what is broken.
         assert {"wakeups", *(["polls", "I/O calls"] if limits else [])} <= rows
         assert "more in --netpoll-json=FILE" in "\n".join(lines)
 

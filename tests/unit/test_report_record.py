@@ -1,4 +1,4 @@
-"""The record itself, and the reports that are made of it for machines: JSON, JUnit."""
+"""The record itself, and the reports for machines that are made from it: JSON, JUnit."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_the_json_report_can_be_loaded_again(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_not_utf8_does_not_prevent_the_report(tmp_path: Path) -> None:
-    loaded: Any = {**built(), "nodeid": "\udcff"}  # built by nobody, but JSON can hold it
+    loaded: Any = {**built(), "nodeid": "\udcff"}  # never built, but JSON can hold it
     assert written(tmp_path / "r", loaded)["tests"] == [loaded]
 
 

@@ -1,4 +1,4 @@
-"""The rules that a test can forbid: how they are named, how they bind, and what comes of a broken one."""
+"""The rules that a test can forbid: how they are named, how they bind, and what happens if one is broken."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FAMILY = {code for code in RULES if code.startswith("NP1")}
 
 
 def limits(*marks: dict[str, object], **defaults: str) -> Limits:
-    """Of markers given by their kwargs, closest first."""
+    """The limits of markers given by their kwargs, closest first."""
     return resolve([((), mark) for mark in marks], "t.py::test", defaults)
 
 
@@ -88,7 +88,7 @@ def test_an_unknown_rule_name_is_a_usage_error(named: object, complaint: str) ->
         ([{"forbid": "all", "allow": "NP1"}], set(RULES) - FAMILY),
         ([{"allow": "NP101"}, {"forbid": "NP1"}], FAMILY - {"NP101"}),
         ([{"forbid": "NP101"}, {"forbid": "all", "allow": "NP1"}], set(RULES) - FAMILY | {"NP101"}),
-        # What is said more exactly decides.
+        # The more specific entry decides.
         ([{"forbid": "NP101", "allow": "NP1"}], {"NP101"}),
         ([{"allow": "all"}, {"forbid": "NP101"}], set()),
     ],
@@ -189,7 +189,7 @@ def test_a_rule_without_its_evidence_is_listed_under_all_and_unmeasured_by_its_o
                 "fix": "--cap-add PERFMON",
             }
         ]
-    # Where it is not forbidden, nothing is missed.
+    # If it isn't forbidden, nothing is missing.
     assert judged(healthy, limits({"forbid": "NP1"}))["services"][0]["unchecked"] == []
 
 
@@ -200,7 +200,7 @@ def test_without_uprobes_wakeups_of_locked_goroutines_are_unknown() -> None:
     )
     assert blind.ready_calls is None
     assert judged(blind, limits({"forbid": "thread-handover"}))["outcome"] == "unmeasured"
-    # What the network woke is enough to break it.
+    # Wakeups by the network are enough to break it.
     woken = dataclasses.replace(offender(90), offence="woken", locked=True)
     assert (
         judged(dataclasses.replace(blind, offenders=(woken,)), limits({"forbid": "thread-handover"}))[

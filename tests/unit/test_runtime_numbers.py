@@ -28,7 +28,7 @@ from tests.unit.test_metrics import measurement, message, recorded
 
 @pytest.fixture
 def agent(monkeypatch):
-    """agent("counters.throttling") is the agent's module of that name, which is in no package."""
+    """agent("counters.throttling") is the agent's module of that name; it isn't in a package."""
     monkeypatch.syspath_prepend(str(privilege.AGENT))
     return importlib.import_module
 
@@ -75,7 +75,7 @@ def test_a_shrunken_histogram_is_unknown_and_grown_buckets_have_bounds(agent):
 
 
 class Hostile:
-    """A process's memory that holds whatever was drawn: words, and nothing at some places."""
+    """A process's memory with arbitrary content: words, and nothing at some places."""
 
     def __init__(self, words: list[int]) -> None:
         self.words = words
@@ -259,7 +259,7 @@ def test_late_wakeups_are_blamed_on_a_quota_only_if_it_stopped_the_service_meanw
     quota = (
         "server: the CPU quota of the cgroup /x, 20 ms every 100 ms, stopped the service in 30 of 31 periods"
     )
-    # Of what runs into its quota now and then, nothing else is said.
+    # A service that sometimes runs into its quota gets no other diagnosis.
     assert [text.startswith(quota) for text in found] == [True] * stopped
 
 
@@ -275,7 +275,7 @@ def test_spurious_wakeups_that_come_with_fewer_answers_correlate():
     answered = points(30, spurious=lambda i: i, productive=lambda i: 100 - i, answers=lambda i: 2 * i)
     assert wasted_and_answered(answered).other == "answers"
     assert wasted_and_answered(answered).coefficient == pytest.approx(1)
-    # The last interval ends with the window: at 5 ms its counts are no interval's.
+    # The last interval ends with the window: with 5 ms, its counts aren't those of an interval.
     stub = point(3005.0, spurious=0, productive=0)
     assert wasted_and_answered([*rising, stub]) == found
 

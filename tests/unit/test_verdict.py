@@ -106,7 +106,7 @@ def test_a_limit_on_ready_calls_judges_the_programs_own() -> None:
     assert verdict.reason == (
         "server: ready_calls_per_second 3.00 (3 in 1.00 s, besides 118 of the runtime's own) > max 2.00"
     )
-    # Of a window in which nobody recorded the callers all of them count.
+    # In a window without recorded callers all of them count.
     assert judge([measured({"ready_calls": 121})], limits({"max_ready_calls": 3})).outcome == "failed"
 
 

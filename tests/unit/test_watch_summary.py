@@ -1,4 +1,4 @@
-"""How `watch` ends: with all that was measured, and what it means."""
+"""How `watch` ends: with everything that was measured, and what it means."""
 
 from __future__ import annotations
 
