@@ -252,7 +252,7 @@ class Probe:
     ) -> UnmeasuredError:
         """Records that this agent can't be used any longer."""
         # If the message has no fix, the machine is the cause: run the checks.
-        self.failed = UnmeasuredError(what, why=why, fix=fix or checks.remedy(), detail=detail)
+        self.failed = UnmeasuredError(what, why=why, fix=fix or checks.likely_fix(), detail=detail)
         self.state = State.DIED if self.state is State.READY else State.NEVER_READY
         self._agent.kill()
         return self.failed

@@ -157,7 +157,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
 }
 
 
-def remedy() -> str:
+def likely_fix() -> str:
     """The fix for a probe that does not load and names none: that of the first failed check."""
     for name, check in CHECKS.items():
         finding = check()

@@ -48,7 +48,7 @@ def parse(text: str) -> Tolerance:
         raise ValueError(f"unknown metric {name!r}" + (f", did you mean {close[0]!r}?" if close else ""))
     metric = METRICS[name]
     if not metric.more_is_worse:
-        raise ValueError(f"{name} cannot get worse: more of it is neither good nor bad")
+        raise ValueError(f"{name} cannot regress: more of it is neither good nor bad")
     if amount.startswith("-"):
         raise ValueError(f"{text!r}: improvements never fail, write {name}:+{amount[1:]}")
     parts = [part.strip() for part in amount.removeprefix("+").split("+")]

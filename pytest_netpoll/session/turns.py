@@ -100,7 +100,7 @@ class Base:
             f"{side} saw no traffic of its own",
             why=f"a client stayed with {other}: it is connected, or keeps the address, for longer than one "
             "call of the test",
-            fix=f"make the fixture {named} function-scoped, so that it connects anew for each side"
+            fix=f"make the fixture {named} function-scoped, so that it reconnects for each side"
             if keeping
             else "take the address from the service, and connect, in the test or a function-scoped fixture",
         )

@@ -110,7 +110,7 @@ def measure(
             if complained:
                 say(f"the kernel complained while {name} was attached; see dmesg")
                 if int(taint) & OOPSED:
-                    sys.exit("bench: after an oops nothing that it measures can be trusted: reboot")
+                    sys.exit("bench: after an oops its measurements would be unreliable: reboot")
     return results, failures
 
 

@@ -241,9 +241,9 @@ def test_interpreted_bpf_and_missing_btf_are_warnings(monkeypatch, tmp_path):
 
 
 def test_the_fix_for_a_probe_that_does_not_load_comes_from_the_failed_check(monkeypatch):
-    assert checks.remedy() == checks.DOCTOR
+    assert checks.likely_fix() == checks.DOCTOR
     monkeypatch.setattr(checks.platform, "release", lambda: "4.19.0")
-    assert checks.remedy().startswith("run the tests on Linux 5.8 or newer (kernel: ")
+    assert checks.likely_fix().startswith("run the tests on Linux 5.8 or newer (kernel: ")
 
 
 def test_the_table_shows_findings_and_fixes_and_fits_the_terminal():

@@ -251,7 +251,7 @@ def test_in_another_environment_no_time_has_an_interval() -> None:
         ("polls:-5%", "improvements never fail, write polls:+5%"),
         ("spurious:+2%", "spurious is a share already: write +0.02 for 2% of all wakeups"),
         ("latency_p99:+5", "5' has no unit"),
-        ("productive_wakeups:+5", "productive_wakeups cannot get worse"),
+        ("productive_wakeups:+5", "productive_wakeups cannot regress"),
         ("polls:+x%", "'x' is not a number"),
         ("latency_p99:+0.25", 'write "250ms" if it is in seconds, or +25% if it is of the baseline'),
         ("polls:+0.1", "write an integer >= 0, or +10% if it is of the baseline"),

@@ -228,7 +228,7 @@ def test_the_runs_are_shown_with_median_least_most_and_each_value() -> None:
     limits = {"max_latency_p99": "25us", "max_stale_retries": 3, "max_polls": 1000}
     (detail,) = details(built(*median_of(windows), **limits))
     heading, *shown = cells(detail["html"], "numbers runs")
-    assert heading[:4] == ["metric", "median", "least", "most"]
+    assert heading[:4] == ["metric", "median", "minimum", "maximum"]
     assert heading[5:] == ["run 1", "run 2", "run 3"]
     by_metric = {row[0]: row[1:4] + row[5:] for row in shown}
     p99 = [METRICS["latency_p99"].format(run.latency_p99) for (run,) in windows]

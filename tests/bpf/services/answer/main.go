@@ -25,7 +25,7 @@ var (
 	accept = flag.Duration("accept", 0, "pause after each accept")
 	writer = flag.Bool("writer", false, "answer from another goroutine")
 	size   = flag.Int("size", 4, "bytes of a request")
-	dial   = flag.String("dial", "", "whom to ask first")
+	dial   = flag.String("dial", "", "the service to ask first")
 	peek   = flag.Duration("peek", 0, "look at each request so long before it is read")
 )
 
