@@ -78,7 +78,7 @@ def test_a_profile_is_recognized_by_its_beginning(server: Server, monkeypatch: p
         (OK, "the answer is something else"),
         (b"HTTP/1.1 404 Not Found\r\n\r\n404 page not found\n", "HTTP 404 Not Found: 404 page not found"),
         (b"HTTP/1.1 500 Oh\r\n\r\nCould not enable CPU profiling: already in use\n", "already in use"),
-        (b"220 mail.example.org ESMTP\r\n", "does not speak HTTP"),
+        (b"220 mail.example.org ESMTP\r\n", "the answer isn't HTTP"),
         (b"", "closed connection"),
         (OK + PROFILE * 100, "larger than 0 MiB"),
     ],

@@ -223,7 +223,7 @@ def test_unrecorded_offenders_are_mentioned() -> None:
     assert "not listed" not in detail["html"]
 
 
-def test_the_runs_are_shown_with_median_least_most_and_each_value() -> None:
+def test_the_runs_are_shown_with_median_minimum_maximum_and_each_value() -> None:
     windows = [[measured(histogram={bucket_of(ns): 200})] for ns in (10_000, 40_000, 20_000)]
     limits = {"max_latency_p99": "25us", "max_stale_retries": 3, "max_polls": 1000}
     (detail,) = details(built(*median_of(windows), **limits))
