@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 
 from pytest_netpoll.model.diagnosis import diagnose, findings
 from pytest_netpoll.model.limits import resolve
+from tests.cpu_time import burners
 from tests.waiting import patiently
 
 SERVER = Path(__file__).parents[2] / "example_project" / "server"
@@ -135,8 +134,8 @@ def test_of_a_healthy_service_nothing_is_said(launch_fault, measure, fault):
 # Goes before everybody on its CPU, for 30 ms of every 35.
 @pytest.mark.alone
 def test_a_machine_short_of_cpu_is_told_from_a_service_that_starves_itself(factory, built, measure):
-    # Each a session of its own, for the scheduler may share the CPU out by sessions. The service gets a small
-    # part, in turns that are shorter than a batch of readers takes: most of them wait for later ones.
+    # The service gets a small part, in turns that are shorter than a batch of readers takes: most of them
+    # wait for later ones.
     server = factory(
         command=[*ONE_CPU, built("echo"), "-addr", "127.0.0.1:{port}", "-work", "50"], name="echo"
     )
@@ -150,17 +149,9 @@ def test_a_machine_short_of_cpu_is_told_from_a_service_that_starves_itself(facto
     assert m.run_delay_seconds > m.cpu_seconds
 
 
-@contextlib.contextmanager
 def hogs():
-    """14 processes that keep ONE_CPU busy, each in a session of its own."""
-    loop = [*ONE_CPU, sys.executable, "-c", "while True: pass"]
-    started = [subprocess.Popen(loop, start_new_session=True) for _ in range(14)]
-    try:
-        yield
-    finally:
-        for hog in started:
-            hog.kill()
-            hog.wait()
+    """14 processes that keep ONE_CPU busy."""
+    return burners(14, ONE_CPU)
 
 
 @contextlib.contextmanager
