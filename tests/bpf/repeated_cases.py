@@ -272,6 +272,7 @@ HEALTHY = (
     io("reopen", None),
     causes("compute", None, fed(0.3, run(command, 300))),  # NP204, NP407
     causes("bulk", None, large),  # NP205
+    Case("crowd", None, "echo", ("-work", "50"), crowd, ONE_P),  # NP401
     Case(
         "steadily", None, "echo", ("-work", "600"), test_rules.steadily, ONE_P, ONE_CPU, run(some_hogs, 6)
     ),  # NP402

@@ -269,6 +269,17 @@ def steadily(service):
             time.sleep(max(0.0, began + (i + 1) * 0.01 - time.monotonic()))
 
 
+def test_more_messages_than_it_can_handle_are_no_starvation(launch, broken):
+    service = launch("echo", "-work", "50", env={"GOMAXPROCS": "1"})
+    for _ in range(TRIES):
+        with connected(service, 200) as clients:
+            m, found = broken(service, lambda c=clients: [ask_all(c, b"ping", b"ping") for _ in range(5)])
+        assert found == {}
+        if m.latency_p50 > 5e6:  # else the clients had too little CPU to send so much at once
+            break
+    assert m.latency_p50 > 5e6
+
+
 @pytest.mark.parametrize(("ps", "work", "others", "act"), [(8, 150, 1, bursts), (1, 600, 6, steadily)])
 def test_a_service_that_others_keep_from_running_has_enough_ps_and_not_too_many(
     factory, built, broken, ps, work, others, act

@@ -164,6 +164,29 @@ def test_the_advice_is_possible(gomaxprocs: int | None, cpus: int | None, fix: s
         assert fix in text
 
 
+READER = (Frame("main.read", "main.go", 1), Frame("main.serve", "main.go", 2))
+HANDLER = (Frame("main.work", "main.go", 3), Frame("main.serve", "main.go", 4))
+
+
+@pytest.mark.parametrize(
+    ("wakeups", "stack", "share", "expected"),
+    [
+        (98, HANDLER, 0.9, ["NP401"]),  # 10 ms each
+        (110, HANDLER, 0.9, []),
+        (1000, HANDLER, 0.9, []),  # too many messages
+        (1000, (Frame("main.loop", "main.go", 5),), 0.6, ["NP401"]),
+        (1000, (Frame("main.loop", "main.go", 5),), 0.45, []),
+    ],
+)
+def test_goroutines_that_wait_for_each_other_are_not_starved(
+    wakeups: int, stack: tuple[Frame, ...], share: float, expected: list[str]
+) -> None:
+    samples = (dataclasses.replace(cpu(share), stack=stack), cpu(0.9 - share, "main.other"))
+    made = measurement({20 * MS: wakeups}, cpu=0.98, waited=0.02, offenders=samples)
+    made = dataclasses.replace(made, slowest=(late(20 * MS, stack=READER),))
+    assert [f.rule.code for f in findings(made)] == expected
+
+
 def test_waiting_for_a_cpu_at_another_time_explains_no_late_wakeup() -> None:
     assert diagnose(measurement({20 * MS: 50}, 0.02, 0.9, offenders=(cpu(0.9),), delayed=0.001)) == []
 

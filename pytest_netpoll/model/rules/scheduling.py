@@ -35,10 +35,12 @@ BUSY_USED = 0.1
 BUSY_WANTED = 0.8
 # Shares of the CPU samples: in the program's own code, if others wait for that; or in the GC.
 RUNNING_SHARE = 0.5
-GC_SHARE = 0.25
+GC_SHARE = 0.4  # the runtime lets it have a quarter of the CPUs while it works
 GC_USED = 0.08  # CPU s per second that the GC used; and wanted, as in BUSY_WANTED:
 GC_WANTED = 0.2
 LEAST_GC = 0.05  # s in all: a short window may hold one collection
+# CPU s per wakeup from which on the service certainly has goroutines that use up their time slices.
+TIME_SLICE = 0.01
 # The share of a late wakeup's delay that threads must have waited for a CPU to explain it.
 CPU_WAIT_SHARE = 0.5
 # The share of its CPUs that the service may have used itself if other processes are the cause.
@@ -106,13 +108,24 @@ def _shares(found: Sequence[Offender]) -> float:
     return sum(o.share for o in found)
 
 
+def _cpu_bound(m: Measurement, running: Sequence[Offender]) -> bool:
+    """Whether some goroutines keep the CPU. If there are just more messages than the service can handle,
+    woken goroutines wait for each other, each for a short time.
+    """
+    if (m.cpu_seconds or 0) >= TIME_SLICE * sum(m.snapshot.histogram.values()):
+        return True
+    waiting = {wakeup.stack[-1].function for wakeup in m.slowest if wakeup.stack}
+    loop = [o for o in running if o.stack[0].function == running[0].stack[0].function]
+    return _shares(loop) >= RUNNING_SHARE and not any(o.stack[-1].function in waiting for o in loop)
+
+
 def _starvation(m: Measurement) -> Proof | None:
     late, _ = _late(m)
     used, waited = m.cpu_seconds, m.run_delay_seconds
     running = _own_code(m)
     if not late or used is None or waited is None or _shares(running) < RUNNING_SHARE:
         return None
-    if m.throttled_periods or not _late_by_itself(m):
+    if m.throttled_periods or not _late_by_itself(m) or not _cpu_bound(m, running):
         return None
     if used < BUSY_USED * m.window_seconds or used + waited < BUSY_WANTED * m.window_seconds:
         return None
@@ -300,9 +313,12 @@ RULES = (
         "Woken goroutines wait until the service's own CPU-bound goroutines let them run.",
         f"At least {LEAST_LATE} wakeups, and a tenth of them, that ran more than 5 ms late, and would have "
         "without the part of the time in which others had the CPU; CPU used and waited for, together "
-        f"{BUSY_WANTED} s a second or more; and at least half of the CPU samples in the program's own code.",
+        f"{BUSY_WANTED} s a second or more; at least half of the CPU samples in the program's own code; and "
+        f"either {TIME_SLICE * 1000:.0f} ms of CPU for each wakeup, or half of the samples in one function, "
+        "in other goroutines than those that were late.",
         "give CPU-bound work fewer goroutines than GOMAXPROCS, or a process of its own.",
-        "A machine that is short of CPU (NP404) and garbage collection (NP407) make goroutines late, too.",
+        "A machine that is short of CPU (NP404), garbage collection (NP407), and more messages than the "
+        "service can handle make goroutines late, too.",
         "A report is computed in the background by as many goroutines as GOMAXPROCS (example_project: "
         "-fault starve).",
         _starvation,
