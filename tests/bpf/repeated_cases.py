@@ -104,6 +104,16 @@ def out_of_descriptors(service: Service) -> None:
         time.sleep(0.3)
 
 
+def before_deadlines(service: Service) -> None:
+    """Of services/deadline: a byte for each read, long before its deadline."""
+    with socket.create_connection(service.address, timeout=20) as connection:
+        connection.sendall(b"30\n")
+        for _ in range(30):
+            time.sleep(0.002)
+            connection.sendall(b"x")
+        assert connection.recv(10) == b"0\n"
+
+
 def small(service: Service) -> None:
     with socket.create_connection(service.address, timeout=20) as connection:
         for _ in range(20):
@@ -267,6 +277,7 @@ HEALTHY = (
     causes("thief", None, connections),  # NP102
     Case("twice, few of many", None, "causes", ("-do", "twice"), test_rules.few_of_many),  # NP102
     Case("deadline", None, "deadline", (), run(command, 15)),  # NP103, NP302
+    Case("deadline, far", None, "deadline", ("-wait", "10s"), before_deadlines),
     io("check", None),  # NP201 to NP203
     io("alternate", None),
     io("reopen", None),
