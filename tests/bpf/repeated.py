@@ -96,9 +96,11 @@ def write_recipes(built: Path) -> None:
 def known_case(case: Case, n: int, meter: Meter, factory: ServiceFactory, built: Path) -> bool:
     try:
         service = launched(case, factory, built)
-        with case.around(service):
-            found = Windows(n, meter, service, lambda: case.act(service))
-        service.stop()
+        try:
+            with case.around(service):
+                found = Windows(n, meter, service, lambda: case.act(service))
+        finally:
+            service.stop()
     except (NetpollError, OSError, AssertionError) as error:
         return failed(case.name, error)
     return found.report(case.name, case.code)
@@ -140,8 +142,10 @@ class Windows:
         self.any = 0  # windows in which anything but the machine's rule was broken
         for _ in range(n):
             window = meter.open(offences=EVIDENCE)
-            act()
-            [m] = meter.close(window, [service])
+            try:
+                act()
+            finally:
+                [m] = meter.close(window, [service])
             if m.unmeasured is not None:
                 self.unmeasured[str(m.unmeasured)] += 1
             found = findings(m)
