@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 
 from pytest_netpoll.model.diagnosis import diagnose, findings
 from pytest_netpoll.model.limits import resolve
+from tests.cpu_time import burners
 from tests.waiting import patiently
 
 SERVER = Path(__file__).parents[2] / "example_project" / "server"
@@ -150,17 +149,9 @@ def test_a_busy_machine_is_distinguished_from_a_service_that_starves_itself(fact
     assert m.run_delay_seconds > m.cpu_seconds
 
 
-@contextlib.contextmanager
 def hogs():
-    """14 processes that keep ONE_CPU busy, each in its own session."""
-    loop = [*ONE_CPU, sys.executable, "-c", "while True: pass"]
-    started = [subprocess.Popen(loop, start_new_session=True) for _ in range(14)]
-    try:
-        yield
-    finally:
-        for hog in started:
-            hog.kill()
-            hog.wait()
+    """14 processes that keep ONE_CPU busy."""
+    return burners(14, ONE_CPU)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,8 @@ import pytest
 
 from pytest_netpoll.model.diagnosis import findings, unchecked
 from pytest_netpoll.model.limits import resolve
+from tests.bpf.test_diagnosis import ONE_CPU, ask_all, connected
+from tests.cpu_time import burners, until_fed
 from tests.waiting import fall_asleep, suspend
 
 SERVER = Path(__file__).parents[2] / "example_project" / "server"
@@ -181,18 +183,48 @@ def test_small_reads_are_distinguished_from_many_reads(factory, causes, broken):
     assert found == {}
 
 
-def pings(service, count=60):
+def visit(service, count):
+    """One connection after the other, each for a command."""
+    for _ in range(count):
+        ask(service, 1)
+
+
+def few_of_many(service, visits=12, messages=2000):
+    """Then only one acceptor is left, and has nothing to do."""
+    visit(service, visits)
+    ask(service, 1, n=1)
+    for _ in range(4):
+        pings(service, messages // 4, pause=0)
+
+
+def test_two_acceptors_of_one_listener_are_told_from_two_that_met_a_few_times(causes, broken):
+    for act, expected in ((lambda s: visit(s, 40), {"NP102"}), (few_of_many, set())):
+        for _ in range(TRIES):
+            service = causes("twice")
+            m, found = broken(service, lambda s=service, act=act: act(s))
+            assert found.keys() <= expected
+            service.stop()
+            # On a busy machine the second may come too late to be woken.
+            if m.spurious_wakeups >= 5:
+                break
+        assert m.spurious_wakeups >= 5
+        assert found.keys() == expected
+        if found:
+            assert function(found["NP102"]) in ("main.patient.Accept", "services/kit.Serve")
+
+
+def pings(service, count=60, pause=0.002):
     with socket.create_connection(service.address, timeout=20) as connection:
         for _ in range(count):
             connection.sendall(b"0\n")
             assert connection.recv(16) == b"done\n"
-            time.sleep(0.002)  # their reader has parked again
+            time.sleep(pause)  # their reader has parked again
 
 
 def test_polls_by_the_monitor_alone_are_diagnosed(causes, broken):
     service = causes("yield", env={"GOMAXPROCS": "1"})
     for _ in range(TRIES):
-        m, found = broken(service, lambda: pings(service))
+        m, found = broken(service, lambda: until_fed(service.pid, 0.8, lambda: pings(service)))
         # On a busy machine its goroutines are late, too, but the service isn't the cause.
         assert found.keys() <= {"NP402"}
         if found:
@@ -208,13 +240,60 @@ def test_more_ps_than_cpus_are_distinguished_from_as_much_work_on_one(factory, b
         command = [*on_cpu, causes, "-addr", "127.0.0.1:{port}", "-do", "spin"]
         service = factory(command=command, name="spin", env={"GOMAXPROCS": str(ps)})
         for _ in range(TRIES):
-            m, found = broken(service, lambda: time.sleep(0.3))
+            m, found = broken(service, lambda pid=service.pid: until_fed(pid, 0.4, lambda: time.sleep(0.3)))
             assert found.keys() <= expected
             if found.keys() == expected:
                 break
         assert found.keys() == expected
         assert (m.gomaxprocs, m.cpus) == (ps, 1)
         service.stop()
+
+
+def bursts(service):
+    """Sends eight messages at a time, which take a fifth of a CPU."""
+    with connected(service, 8) as clients:
+        for _ in range(40):
+            ask_all(clients, b"ping", b"ping")
+            time.sleep(0.005)
+
+
+def steadily(service):
+    """Sends messages that take a third of a CPU, without waiting for answers."""
+    with connected(service, 5) as clients:
+        for client in clients:
+            client.setblocking(False)
+        began = time.monotonic()
+        for i in range(60):
+            for client in clients:
+                for pass_on in (lambda c: c.send(b"ping"), lambda c: c.recv(4096)):
+                    with contextlib.suppress(BlockingIOError):
+                        pass_on(client)
+            time.sleep(max(0.0, began + (i + 1) * 0.01 - time.monotonic()))
+
+
+def test_more_messages_than_it_can_handle_are_no_starvation(launch, broken):
+    service = launch("echo", "-work", "50", env={"GOMAXPROCS": "1"})
+    for _ in range(TRIES):
+        with connected(service, 200) as clients:
+            m, found = broken(service, lambda c=clients: [ask_all(c, b"ping", b"ping") for _ in range(5)])
+        assert found == {}
+        if m.latency_p50 > 5e6:  # else the clients had too little CPU to send so much at once
+            break
+    assert m.latency_p50 > 5e6
+
+
+@pytest.mark.parametrize(("ps", "work", "others", "act"), [(8, 150, 1, bursts), (1, 600, 6, steadily)])
+def test_a_service_that_others_keep_from_running_has_enough_ps_and_not_too_many(
+    factory, built, broken, ps, work, others, act
+):
+    """Many threads wait for the CPU, or the service always has a message to handle: because of others."""
+    command = [*ONE_CPU, built("echo"), "-addr", "127.0.0.1:{port}", "-work", str(work)]
+    service = factory(command=command, name="echo", env={"GOMAXPROCS": str(ps)})
+    with burners(others, ONE_CPU):
+        for _ in range(3):
+            m, found = broken(service, lambda: act(service))
+            assert found == {}
+    assert m.run_delay_seconds > 2 * m.cpu_seconds
 
 
 def ask(service, count, n=0, at_once=False):

@@ -16,6 +16,10 @@ TIMERS_PER_EVENT = 5
 # Deadlines that expired a second.
 DEADLINE_RATE = 50
 
+# Fewer polls, or deadlines, in all prove no rate: a window may be as short as a few timers.
+LEAST_ENDED = 100
+LEAST_EXPIRED = 25
+
 
 def _ended(m: Measurement) -> float:
     """Polls that a timer ended: by their timeout, or by the runtime, because of an earlier timer."""
@@ -25,9 +29,8 @@ def _ended(m: Measurement) -> float:
 def _churn(m: Measurement, least_rate: float) -> bool:
     ended, events = _ended(m), number(m, "events")
     waiting = number(m, "blocking_polls") + number(m, "timed_polls")
-    return (
-        ended >= least_rate * m.window_seconds and ended >= TIMERS_PER_EVENT * events and ended >= waiting / 2
-    )
+    often = ended >= max(LEAST_ENDED, least_rate * m.window_seconds)
+    return often and ended >= TIMERS_PER_EVENT * events and ended >= waiting / 2
 
 
 def _expired(m: Measurement) -> float:
@@ -64,7 +67,8 @@ def _timer_churn(m: Measurement) -> Proof | None:
 
 def _deadline_churn(m: Measurement) -> Proof | None:
     expired = _expired(m)
-    if not _churn(m, DEADLINE_RATE) or expired <= _ended(m) / 4 or expired < DEADLINE_RATE * m.window_seconds:
+    often = expired >= max(LEAST_EXPIRED, DEADLINE_RATE * m.window_seconds)
+    if not often or not _churn(m, DEADLINE_RATE) or expired <= _ended(m) / 4:
         return None
     return Proof(
         expired,
@@ -88,8 +92,8 @@ RULES = (
         "NP301",
         "timer-churn",
         "Timers keep ending the poller's waits while the network is quiet.",
-        f"At least {TIMER_RATE} polls a second that a timer ended, half or more of those that waited, and "
-        f"{TIMERS_PER_EVENT} for each event or more.",
+        f"At least {TIMER_RATE} polls a second that a timer ended, and {LEAST_ENDED} in all, half or more of "
+        f"those that waited, and {TIMERS_PER_EVENT} for each event or more.",
         "notify on change, share one slow ticker, or read without a deadline.",
         "Deadlines (NP302) end polls in the same way; counting deadline wakeups tells them apart.",
         "Fifty components that each check every few milliseconds whether something changed "
@@ -101,8 +105,8 @@ RULES = (
         "NP302",
         "deadline-churn",
         "Reads or writes keep timing out and are repeated.",
-        f"At least {DEADLINE_RATE} expired deadlines a second, and polls that timers ended, as in NP301. "
-        "Needs uprobes.",
+        f"At least {DEADLINE_RATE} expired deadlines a second, and {LEAST_EXPIRED} in all, and polls that "
+        "timers ended, as in NP301. Needs uprobes.",
         "read without a deadline, and to stop call SetReadDeadline(time.Now()) once.",
         "Tickers and sleeps (NP301) end as many polls, but no deadline expires.",
         "A handler that interrupts its Read every millisecond to check a flag (example_project: -fault "

@@ -11,6 +11,7 @@ wrk and dnsperf, and apt-get for the Debian rows. Exit status 1 when a row is no
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shlex
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.metrics import METRICS
 from pytest_netpoll.options import Config
 from pytest_netpoll.service.readiness import Ready
-from pytest_netpoll.service.service import ServiceFactory
+from pytest_netpoll.service.service import Service, ServiceFactory
 
 HERE = Path(__file__).parent
 TOOLS = HERE.parents[2] / ".tools"
@@ -264,8 +265,9 @@ def run(*command: str, **options: object) -> None:
         )
 
 
-def measure(row: Row, seconds: int, meter: Meter, factory: ServiceFactory) -> Measurement:
-    """All of the load is in the window, including the beginning and end of its connections."""
+@contextlib.contextmanager
+def running(row: Row, seconds: int, factory: ServiceFactory) -> Iterator[tuple[Service, list[list[str]]]]:
+    """Yields the server, ready and idle, and the commands that load it for that many seconds."""
     loads = [(fetch(), arguments) for fetch, arguments in row.load]
     server = row.server()
     with tempfile.TemporaryDirectory(prefix="netpoll-wild-") as directory:
@@ -287,12 +289,18 @@ def measure(row: Row, seconds: int, meter: Meter, factory: ServiceFactory) -> Me
         service = factory(command=command, name=row.name, ready=row.ready, cwd=directory, timeout=60)
         try:
             time.sleep(1)  # its start, such as an election, is over
-            window = meter.open()
-            load(seconds, [[program, *shlex.split(filled(arguments))] for program, arguments in loads])
-            time.sleep(0.2)
-            (measurement,) = meter.close(window, [service])
+            yield service, [[program, *shlex.split(filled(arguments))] for program, arguments in loads]
         finally:
             service.stop()
+
+
+def measure(row: Row, seconds: int, meter: Meter, factory: ServiceFactory) -> Measurement:
+    """All of the load is in the window, including the beginning and end of its connections."""
+    with running(row, seconds, factory) as (service, loads):
+        window = meter.open()
+        load(seconds, loads)
+        time.sleep(0.2)
+        (measurement,) = meter.close(window, [service])
     return measurement
 
 

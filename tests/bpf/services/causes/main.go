@@ -13,6 +13,8 @@
 //	spin      from the start, eight goroutines compute forever.
 //	kernel    from the start, eight threads are in long system calls forever; a command computes for N µs.
 //	thief     another thread, which waits with poll(2), also accepts from the listener, and closes what it gets.
+//	twice     waits for connections at two registrations of one listener; after the first command with N > 0, at one.
+//	twice     waits for connections at two registrations of one listener; after the first command with N > 0, at one.
 //	locked    answers a command from a goroutine that is locked to its thread.
 //	beside    answers from an unlocked goroutine, beside a locked one that waits for a connection that never comes.
 //	worker    a locked goroutine answers what others pass to it through a channel.
@@ -79,6 +81,17 @@ func main() {
 		}
 	case "thief":
 		go steal(l)
+	case "twice":
+		other := duplicate(l)
+		begin = func(_ net.Conn, n int) {
+			if n > 0 {
+				other.Close()
+			}
+		}
+		go kit.Commands(patient{other}, func(c net.Conn, n int) string {
+			begin(c, n)
+			return "done"
+		})
 	case "locked":
 		begin = func(net.Conn, int) { runtime.LockOSThread() }
 	case "beside":
@@ -296,6 +309,26 @@ func steal(l *net.TCPListener) {
 			syscall.Close(got)
 		}
 	}
+}
+
+func duplicate(l *net.TCPListener) net.Listener {
+	f, err := l.File()
+	kit.Must(err)
+	defer f.Close()
+	other, err := net.FileListener(f)
+	kit.Must(err)
+	return other
+}
+
+// patient waits for ever once it is closed.
+type patient struct{ net.Listener }
+
+func (l patient) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		select {}
+	}
+	return c, nil
 }
 
 func worker() func(net.Conn, int) {
