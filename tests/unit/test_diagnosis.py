@@ -420,7 +420,7 @@ def test_nobody_polls_if_all_ps_are_busy(counts: Any, used: float, expected: lis
 @pytest.mark.parametrize(
     ("ms", "used", "waited", "cpus", "expected"),
     [
-        # Other processes have the CPU half of the time, or two thirds: without that, wakeups are 4 ms late, or 20 ms.
+        # Others have the CPU half of the time, or two thirds: without that, wakeups are 4 ms late, or 20 ms.
         (9, 0.7, 0.9, 2, "NP402"),
         (60, 0.3, 0.6, 2, "NP401"),
         # Its own threads have the CPU.
