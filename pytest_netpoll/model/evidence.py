@@ -38,7 +38,8 @@ class Offender:
     (runtime.LockOSThread). held_ns: for how long the writes were held back in total; None for other offences.
 
     For "parked" only: growth: how many more than when the window opened. abandoned: descriptors whose peers
-    closed meanwhile; those on which nobody is parked have an entry with count 0 and no stack. stuck:
+    closed meanwhile; those on which nobody is parked have an entry with count 0, and as stack that where who
+    read from them had been parked, if woken goroutines were recorded. stuck:
     goroutines with data to read that had been reported. closed: abandoned descriptors whose other end
     certainly nobody holds any more, not even half of it. peers: some of the descriptors' other ends, those
     that came in the window first.

@@ -23,6 +23,7 @@ from pytest_netpoll.model.limits import Limits
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.median import middle
 from pytest_netpoll.model.metrics import METRICS
+from pytest_netpoll.model.rules.rule import Finding
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import Breach, Death, Verdict
 
@@ -60,6 +61,7 @@ class _OffenderExtra(TypedDict, total=False):
     stuck: int
     closed: int
     peers: list[str]
+    rules: list[str]
 
 
 class OffenderRecord(_OffenderExtra):
@@ -78,7 +80,7 @@ class OffenderRecord(_OffenderExtra):
     if the kernel had no room for it. woken_stack: of ready calls, where the woken goroutine had been
     parked. locked: of ready calls and woken goroutines, whether who was woken is locked to a thread.
     held_ns: of "held", for how long in all. growth, abandoned, stuck, peers: of "parked" only, see
-    Parked.
+    Parked. rules: the codes of the broken rules that it is evidence of.
     """
 
     count: int
@@ -92,7 +94,8 @@ class OffenderRecord(_OffenderExtra):
 class ParkedRecord(TypedDict):
     """Goroutines parked at one place when the window closed: the offenders of the offence "parked".
 
-    count: 0 for descriptors on which no goroutine is parked. growth: how many more than when the window
+    count: 0 for descriptors on which no goroutine is parked; stack is then where who read from them had been
+    parked, if known. growth: how many more than when the window
     opened. abandoned: descriptors whose peers closed meanwhile. stuck: goroutines with data to read that a
     poll had reported. peers: some of the descriptors' other ends. stack: where they are parked, innermost
     first.
@@ -727,6 +730,7 @@ def _service(
 ) -> ServiceRecord:
     one = middle(measurement.runs).snapshot if measurement.runs else measurement.snapshot
     forbidden = limits.forbidden(measurement.service)
+    broken = findings(measurement)
     return {
         "name": measurement.service,
         "pid": measurement.pid,
@@ -736,7 +740,7 @@ def _service(
         "why_unmeasured": None if measurement.unmeasured is None else reason_record(measurement.unmeasured),
         "gomaxprocs": measurement.gomaxprocs,
         "metrics": measurement.metrics,
-        "offenders": [_offender(offender) for offender in measurement.offenders],
+        "offenders": [_offender(offender, broken) for offender in measurement.offenders],
         "slowest": [cast("SlowWakeupRecord", asdict(wakeup)) for wakeup in measurement.slowest],
         "slow_answers": [cast("SlowAnswerRecord", asdict(answer)) for answer in measurement.slow_answers],
         "runs": {name: measurement.each(name) for name in METRICS} if measurement.runs else {},
@@ -764,7 +768,7 @@ def _service(
                 "fix": found.fix,
                 "forbidden": found.rule.code in forbidden,
             }
-            for found in findings(measurement)
+            for found in broken
         ],
         "unchecked": [
             {"code": missing.rule.code, "name": missing.rule.name, **reason_record(missing.why)}
@@ -788,8 +792,9 @@ def _correlation(measurement: Measurement) -> CorrelationRecord:
     }
 
 
-def _offender(offender: Offender) -> OffenderRecord:
+def _offender(offender: Offender, broken: Sequence[Finding]) -> OffenderRecord:
     made = asdict(offender)
+    made["rules"] = [found.rule.code for found in broken if offender in found.proof.evidence]
     if offender.offence != "ready":
         del made["woken_stack"]
     if offender.offence not in ("ready", "woken"):

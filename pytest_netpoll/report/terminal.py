@@ -46,8 +46,12 @@ _BESIDE: Mapping[str, tuple[str, ...]] = {
     "waits": ("cpu_seconds",),
     "CPU": ("p_utilization",),
 }
-# The same for a rule's family.
+# The same for a rule, or its family.
 _RULE_ROWS = {
+    "NP405": "wakeups",
+    "NP406": "CPU",
+    "NP407": "CPU",
+    "NP408": "response",
     "NP1": "wakeups",
     "NP2": "I/O calls",
     "NP3": "polls",
@@ -199,7 +203,8 @@ def _add_service(screen: _Screen, record: TestRecord, service: ServiceRecord, wi
             screen.add(block)
         if numbers and screen.add(numbers) and len(numbers) < len(every):
             screen.left_out += 1
-    _add_entries(screen, wording.callers(record, service), width)
+    if not entries:
+        _add_entries(screen, wording.callers(record, service), width)
 
 
 def _title(service: ServiceRecord, prefix: str = "") -> str:
@@ -356,7 +361,7 @@ def _matter(record: TestRecord, service: ServiceRecord, broken: Set[str]) -> fro
 def _row_of(name: str) -> str | None:
     """The row of a metric (or of a similar one, if it has none) or of a rule; None if unknown."""
     if name not in METRICS:
-        return _RULE_ROWS.get(name[:3]) if name in RULES else None
+        return _RULE_ROWS.get(name, _RULE_ROWS.get(name[:3])) if name in RULES else None
     like = METRICS[name].family if METRICS[name].is_statistic else name
     alike = [METRICS[name], *(m for m in METRICS.values() if m.name.startswith(like or name))]
     return next((metric.row for metric in alike if metric.row), None)

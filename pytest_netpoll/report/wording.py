@@ -57,14 +57,12 @@ _SAMPLED = {
     "io": ("io_calls", "I/O calls", "made"),
     "woken": ("wakeups", "wakeups", "parked"),
 }
-# Limit or rule -> the field of a "parked" entry that it is about.
+# Limit -> the field of a "parked" entry that it is about.
 _PARKED = {
     "parked_goroutines": "count",
     "parked_growth": "growth",
     "abandoned_descriptors": "abandoned",
     "stuck_goroutines": "stuck",
-    "NP501": "abandoned",
-    "NP502": "stuck",
 }
 _LIMITS = {f"{kind}_{metric}": (kind, metric) for kind in ("max", "min") for metric in LIMITABLE}
 _RANK: Mapping[Outcome, int] = {"failed": 0, "unmeasured": 1, "passed": 2}
@@ -351,21 +349,52 @@ class Entry(NamedTuple):
 
 def explaining(record: TestRecord, service: ServiceRecord) -> list[Entry]:
     """The entries that explain the service's broken limits and rules, in that order, worst first."""
+    behind = _offenders_behind(record, service)
     found: dict[str, list[Entry]] = {}
     for fault in broken(record, service):
         name = base_of(fault["metric"])
-        if name.startswith(("latency_", "sched_latency_")):
-            if _cpu_is_the_cause(service):
-                found.setdefault("cpu", offender_entries(service, _own(service, "cpu")))
+        late = name.startswith(_LATE)
+        if late and "cpu" in behind:
+            found.setdefault("cpu", offender_entries(service, behind["cpu"]))
+        if late:
             found.setdefault("late", slow_entries(service, service["slowest"]))
         if name in METRICS and METRICS[name].family in TIMED:
             found.setdefault("answers", slow_entries(service, slow_answers(record, service)))
-        for offence in sorted(_evidence_for(name), key=lambda o: o == "woken" and _timers_lead(service)):
-            own = _own(service, offence)
-            if offence == "parked":
-                own = [o for o in own if _concerned(record, service, o)]
-            found.setdefault(offence, offender_entries(service, own))
+        for offence in _evidence_in_order(service, name):
+            found.setdefault(offence, offender_entries(service, behind.get(offence, ())))
     return [entry for entries in found.values() for entry in entries]
+
+
+_LATE = ("latency_", "sched_latency_")
+
+
+def _offenders_behind(record: TestRecord, service: ServiceRecord) -> dict[Offence, list[OffenderRecord]]:
+    """The offenders that explain the service's broken limits and rules."""
+    found: dict[Offence, list[OffenderRecord]] = {}
+    for fault in broken(record, service):
+        name = base_of(fault["metric"])
+        groups = [(offence, _behind(service, name, offence)) for offence in _evidence_for(name)]
+        if name.startswith(_LATE):
+            groups.append(("cpu", _cpu_causes(service)))
+        for offence, offenders in groups:
+            known = found.setdefault(offence, []) if offenders else []
+            known += [o for o in offenders if all(o is not other for other in known)]
+    return found
+
+
+def _behind(service: ServiceRecord, name: str, offence: Offence) -> list[OffenderRecord]:
+    """The offenders of an offence that explain one broken limit or rule."""
+    own = _own(service, offence)
+    if name in RULES:
+        return [o for o in own if name in o.get("rules", [name])]  # older files have no "rules"
+    if name in _PARKED:
+        return [o for o in own if cast("dict[str, int]", o).get(_PARKED[name])]
+    return own
+
+
+def _evidence_in_order(service: ServiceRecord, name: str) -> Sequence[Offence]:
+    """The evidence for a metric or rule; goroutines woken by the network last where few are."""
+    return sorted(_evidence_for(name), key=lambda o: o == "woken" and _timers_lead(service))
 
 
 def _own(service: ServiceRecord, offence: Offence) -> list[OffenderRecord]:
@@ -373,10 +402,11 @@ def _own(service: ServiceRecord, offence: Offence) -> list[OffenderRecord]:
     return [o for o in service["offenders"] if _offence(o) == offence and not o.get("runtime")]
 
 
-def _cpu_is_the_cause(service: ServiceRecord) -> bool:
-    """Whether a rule names the code that used the CPU while woken goroutines waited."""
-    broken = [rule for rule in service.get("rules", []) if rule["line"] is not None]
-    return any("cpu" in _evidence_for(rule["code"]) for rule in broken)
+def _cpu_causes(service: ServiceRecord) -> list[OffenderRecord]:
+    """The code that used the CPU while woken goroutines waited, where a rule names it."""
+    codes = [rule["code"] for rule in service.get("rules", []) if rule["line"] is not None]
+    codes = [code for code in codes if "cpu" in _evidence_for(code)]
+    return [o for o in _own(service, "cpu") if set(codes) & set(o.get("rules", codes))]
 
 
 def _timers_lead(service: ServiceRecord) -> bool:
@@ -390,12 +420,6 @@ def _evidence_for(metric: str) -> Sequence[Offence]:
     if metric in METRICS:
         return METRICS[metric].explained_by
     return RULES[metric].offences if metric in RULES else ()
-
-
-def _concerned(record: TestRecord, service: ServiceRecord, offender: OffenderRecord) -> bool:
-    """Whether any of these parked goroutines broke a limit."""
-    fields = {_PARKED[name] for fault in broken(record, service) if (name := fault["metric"]) in _PARKED}
-    return any(cast("dict[str, int]", offender).get(field) for field in fields)
 
 
 def _wanted(record: TestRecord, service: ServiceRecord) -> set[Offence]:
@@ -419,8 +443,8 @@ _ORDINARY: Mapping[Offence, str] = {
 
 def besides(record: TestRecord, service: ServiceRecord) -> list[tuple[str, list[Entry]]]:
     """(heading, entries) for evidence that explains nothing broken."""
-    wanted = _wanted(record, service)
-    rest = [o for o in service["offenders"] if _offence(o) not in wanted or o.get("runtime")]
+    explained = [id(o) for offenders in _offenders_behind(record, service).values() for o in offenders]
+    rest = [o for o in service["offenders"] if id(o) not in explained]
     wasteful = [o for o in rest if _offence(o) not in _ORDINARY]
     groups = [("Offenders", wasteful)]
     groups += [(heading, [o for o in rest if _offence(o) == kind]) for kind, heading in _ORDINARY.items()]
@@ -580,7 +604,8 @@ def _sampled_text(service: ServiceRecord, offender: OffenderRecord) -> str:
     outcome = offender.get("outcome")
     where = f" ({_where(offender)}, {outcome})" if outcome else ""
     if offender["offence"] == "woken":
-        where = f" ({_where(offender)})"
+        locked = ", of goroutines locked to a thread" if offender.get("locked") else ""
+        where = f" ({_where(offender)}){locked}"
     woken = offender.get("woken_stack") or []
     if woken and shown_stack(offender) is woken:
         by = f" by {one_line(offender['stack'][0]['function'] or '?')}" if offender["stack"] else ""
@@ -595,7 +620,11 @@ def woken_text(entry: OffenderRecord | SlowWakeupRecord) -> str:
     """
     woken = cast("OffenderRecord", entry).get("woken_stack") or []
     known = bool(woken) and shown_stack(entry) is not woken
-    return f"which woke the goroutine parked{place(woken)}" if known else ""
+    locked = f", {_LOCKED}" if entry.get("locked") else ""
+    return f"which woke the goroutine parked{place(woken)}{locked}" if known else ""
+
+
+_LOCKED = "which is locked to a thread"
 
 
 def _cpu_text(offender: OffenderRecord) -> str:
@@ -621,7 +650,9 @@ def _parked_text(offender: OffenderRecord) -> str:
         ends = ", ".join(filter(None, (offender.get("local"), known_as)))
         what = f"{units.show(gone, 'count')} {offender['fd_type']} descriptor"
         what += " whose peer has closed" if gone == 1 else "s whose peers have closed"
-        return one_line(f"{what}, and nobody is parked on {'it' if gone == 1 else 'them'} ({ends})")
+        them = "it" if gone == 1 else "them"
+        reader = f"; who read from {them} was parked" if offender["stack"] else ""
+        return one_line(f"{what}, and nobody is parked on {them} ({ends}){reader}")
     found = [
         f"{units.show(number, 'count')} {what}"
         for number, what in (
@@ -852,18 +883,37 @@ def rule_texts(service: ServiceRecord, forbidden: bool = False) -> list[str]:
 
 
 def unchecked_rules(records: Iterable[TestRecord]) -> list[Reason]:
-    """ "NP302 deadline-churn was not checked in 3 tests: ready calls were not counted", for each of them."""
-    tests: dict[tuple[str, Reason], dict[str, None]] = {}
+    """ "NP302 deadline-churn was not checked in 3 tests: ready calls were not counted": one for all rules and
+    tests for which the same was missing, of whichever process.
+    """
+    first: dict[tuple[str, str], Reason] = {}
+    tests: dict[tuple[str, str], dict[str, None]] = {}
     for record in records:
         for service in record["services"]:
             for rule in service.get("unchecked", []):
-                name = one_line(f"{rule['code']} {rule['name']}")
-                tests.setdefault((name, clean(_reason(rule))), {})[record["nodeid"]] = None
+                why = clean(_reason(rule))
+                missing = (one_line(f"{rule['code']} {rule['name']}"), _WHOSE.sub("", why))
+                first.setdefault(missing, why)
+                tests.setdefault(missing, {})[record["nodeid"]] = None
+    together: dict[tuple[str, tuple[str, ...]], list[tuple[str, str]]] = {}
+    for missing, nodeids in tests.items():
+        together.setdefault((missing[1], tuple(nodeids)), []).append(missing)
     found = []
-    for (name, why), nodeids in tests.items():
-        where = one_line(next(iter(nodeids))) if len(nodeids) == 1 else f"{len(nodeids):,} tests"
-        found.append(why.about(f"{name} was not checked in {where}"))
+    for (_, affected), rules in together.items():
+        where = one_line(affected[0]) if len(affected) == 1 else f"{len(affected):,} tests"
+        names = [name for name, _ in rules]
+        were = "was" if len(names) == 1 else "were"
+        found.append(first[rules[0]].about(f"{enumerated(names)} {were} not checked in {where}"))
     return found
+
+
+# What differs between processes of which the same is missing.
+_WHOSE = re.compile(r"\bprocess \d+|(?<= )/\S+")
+
+
+def enumerated(names: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def size(count: int) -> str:

@@ -114,7 +114,7 @@ def test_only_what_forbidden_rules_need_is_recorded() -> None:
     assert limits({"forbid": "NP401"}).offences == {"cpu"}
     assert limits({"forbid": "NP4"}).offences == {"cpu", "woken", "ready", "held"}
     assert limits({"forbid": "all"}).offences >= {"futile", "io", "cpu", "ready"}
-    assert limits({"forbid": "NP5"}).offences == {"parked"}
+    assert limits({"forbid": "NP5"}).offences == {"parked", "woken"}
     assert limits({"allow": "all"}).offences == set()
 
 
@@ -131,7 +131,9 @@ def test_a_forbidden_rule_that_is_proven_fails_with_code_line_and_fix() -> None:
     assert (rule["code"], rule["name"], rule["forbidden"]) == ("NP101", "second-reader", True)
     assert rule["line"] == "server/fault_dup.go:33"
     [diagnosis] = made["diagnosis"]
-    assert diagnosis == f"server: {rule['text']} Fix: {rule['fix']}"
+    where = "NP101 second-reader at server/fault_dup.go:33"
+    assert diagnosis == f"server: {where}: {rule['text']} Fix: {rule['fix']}"
+    assert [offender["rules"] for offender in made["services"][0]["offenders"]] == [["NP101"]]
 
 
 def test_reports_carry_the_code_and_say_it_once() -> None:
@@ -175,9 +177,13 @@ def test_a_rule_without_its_evidence_is_listed_under_all_and_unmeasured_by_its_o
     made = judged(healthy, limits({"forbid": "all"}))
     assert made["outcome"] == "passed"
     assert {rule["code"] for rule in made["services"][0]["unchecked"]} == {"NP204", "NP401", "NP407"}
-    said = wording.unchecked_rules([made, made])[0]
-    assert said == Reason("NP204 busy-loop was not checked in t.py::test: no perf events", fix=lack.fix)
-    assert said.what in (terminal.summary_table([made], 100) or "")
+    [said] = wording.unchecked_rules([made, made])
+    assert said == Reason(
+        "NP204 busy-loop, NP401 starvation and NP407 gc-pressure were not checked in t.py::test: no perf "
+        "events",
+        fix=lack.fix,
+    )
+    assert said.what in " ".join((terminal.summary_table([made], 100) or "").split())
     assert said.what in github.markdown([made], {}).replace("\\", "")
     for named in ("busy-loop", "NP204"):
         made = judged(healthy, limits({"forbid": named}))

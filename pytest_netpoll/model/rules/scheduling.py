@@ -117,6 +117,7 @@ def _starvation(m: Measurement) -> Proof | None:
         f"{share(_shares(running))} of its CPU samples; {at}.",
         stack_of(running),
         _fix_starvation(m),
+        tuple(running),
     )
 
 
@@ -146,6 +147,7 @@ def _nobody_polls(m: Measurement) -> Proof | None:
         "there is always a goroutine to run, so only the runtime's monitor polls the network, every 10 ms. "
         "Messages wait for that.",
         stack_of(running),
+        evidence=tuple(running),
     )
 
 
@@ -161,6 +163,7 @@ def _cpu_quota(m: Measurement) -> Proof | None:
         f"{quota.period_us / 1000:g} ms, stopped the service in {count(quota.throttled_periods)} of "
         f"{count(quota.periods)} periods: woken goroutines wait until the next period.",
         stack_of(_own_code(m)),
+        evidence=tuple(_own_code(m)),
     )
 
 
@@ -237,6 +240,7 @@ def _gc_pressure(m: Measurement) -> Proof | None:
         f"{seconds(m.window_seconds)}. Typically the program allocates for each message, or GOGC is low for "
         "a small heap.",
         stack_of(_own_code(m)),
+        evidence=tuple(_own_code(m)),
     )
 
 
@@ -254,6 +258,7 @@ def _thread_handover(m: Measurement) -> Proof | None:
         "were of goroutines locked to their thread (runtime.LockOSThread): the thread that finds such a "
         "goroutine runnable has to wake the goroutine's thread, hand over to it and go to sleep.",
         next(filter(None, parked), ()),
+        evidence=tuple(found),
     )
 
 
@@ -277,6 +282,7 @@ def _write_held_back(m: Measurement) -> Proof | None:
         "Typically an answer is written in pieces, and the peer delays its acknowledgement because it waits "
         "for the rest.",
         stack_of(found),
+        evidence=tuple(found),
     )
 
 

@@ -37,6 +37,7 @@ def _proof(
         n,
         text.format(n=count(n), all=count(resolved(m)), spurious=count(number(m, "spurious_wakeups"))),
         stack_of(found),
+        evidence=tuple(found),
     )
 
 
@@ -82,6 +83,7 @@ def _stale_readiness(m: Measurement) -> Proof | None:
         "immediately because of an event whose data had already been read. Typically RawConn.Read or a "
         "hand-written loop drains the socket, and takes long between two reads.",
         stack_of(found),
+        evidence=tuple(found),
     )
 
 
