@@ -137,7 +137,7 @@ def _dropped_datagrams(m: Measurement) -> Proof | None:
 def _no_checksum_errors(m: Measurement) -> Reason | None:
     if _no_sockets(m) is not None or not number(m, "wakeups") or m.snapshot.dropped_datagrams is not None:
         return _no_sockets(m)
-    return Reason("/proc/PID/net/snmp could not be read")
+    return Reason("/proc/PID/net/snmp could not be read at both ends of the window")
 
 
 _SOCKETS = "Needs the kernel's BTF."
