@@ -56,9 +56,8 @@ class BrokenRule(Breach):
 
     @property
     def brief(self) -> str:
-        """One line without the evidence: code, place and fix."""
-        fix = f"; fix: {self.why.fix}" if self.why.fix else ""
-        return f"{self.service}: {self.why.what}{fix}"
+        """Without the evidence: code, place and fix."""
+        return Reason(f"{self.service}: {self.why.what}", fix=self.why.fix)
 
     @property
     def reason(self) -> Reason:
@@ -114,12 +113,10 @@ class Verdict:
         return "\n".join(self.reasons) or None
 
     @property
-    def message(self) -> str:
-        """pytest's message, which leaves the evidence of broken rules to the report's section. Empty if
-        passed.
-        """
+    def messages(self) -> list[str]:
+        """pytest's message by reasons, which leaves the evidence of broken rules to the report's section."""
         brief = {b.reason: b.brief for b in self.breaches if isinstance(b, BrokenRule)}
-        return "\n".join(brief.get(reason, reason) for reason in self.reasons)
+        return [brief.get(reason, reason) for reason in self.reasons]
 
 
 def judge(

@@ -29,6 +29,8 @@ from pytest_netpoll.model.verdict import Breach, Death, Verdict
 
 Outcome: TypeAlias = Literal["passed", "failed", "unmeasured"]
 
+NO_LIMITS = Limits()
+
 # A TypedDict in two halves: keys of the "Extra" half may be absent from a file, as in one written
 # before they were invented. `build` sets all of them.
 
@@ -465,12 +467,17 @@ class DeathRecord(TypedDict):
     last_words: str
 
 
-class WindowRecord(TypedDict):
+class _WindowExtra(TypedDict, total=False):
+    limits: dict[str, int | float]
+    breaches: list[BreachRecord]
+
+
+class WindowRecord(_WindowExtra):
     """One `netpoll.measure()` block of a test.
 
     number: of the test's windows, from 1, in the order in which they closed. name: as given to measure(), or
     None. read: the services whose numbers the test asked for, the last one last. diagnosis: a text for each
-    rule that is broken.
+    rule that is broken. limits: as given to measure(). breaches: of its limits and forbidden rules.
     """
 
     number: int
@@ -592,7 +599,7 @@ def build(
         "comparison": None if comparison is None else comparison_record(comparison),
         "toolchain": toolchain,
         "requests_per_second": requests_per_second,
-        "gate": ended.gate or ended.outcome,
+        "gate": _gate(ended, windows),
         "deaths": [_death(death) for death in (verdict.deaths if verdict else ())],
         "windows": list(windows),
         "windows_left_out": windows_left_out,
@@ -606,8 +613,19 @@ def build(
     return cast("TestRecord", plain(record))
 
 
+def _gate(ended: Verdict, windows: Sequence[WindowRecord]) -> Outcome:
+    outcome = ended.gate or ended.outcome
+    broken = any(window.get("breaches") for window in windows)
+    return "failed" if broken and outcome == "passed" else outcome
+
+
 def window(
-    number: int, name: str | None, measurements: Sequence[Measurement], read: Sequence[str]
+    number: int,
+    name: str | None,
+    measurements: Sequence[Measurement],
+    read: Sequence[str],
+    limits: Limits = NO_LIMITS,
+    breaches: Sequence[Breach] = (),
 ) -> WindowRecord:
     """The record of one window, as in the JSON report."""
     made: WindowRecord = {
@@ -616,7 +634,9 @@ def window(
         "window_seconds": max((m.window_seconds for m in measurements), default=0.0),
         "read": list(read),
         "diagnosis": [text for measurement in measurements for text in diagnose(measurement)],
-        "services": [_service(measurement, {}, Limits()) for measurement in measurements],
+        "services": [_service(measurement, {}, limits) for measurement in measurements],
+        "limits": limits.as_json(),
+        "breaches": [_breach(breach) for breach in breaches],
     }
     return cast("WindowRecord", plain(made))
 

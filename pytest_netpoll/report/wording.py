@@ -24,6 +24,7 @@ from pytest_netpoll.report.record import (
     Outcome,
     ReasonRecord,
     RegressionRecord,
+    RuleRecord,
     ServiceRecord,
     SlowAnswerRecord,
     SlowWakeupRecord,
@@ -86,7 +87,7 @@ def expected(record: TestRecord) -> bool:
 def worst_first(records: Iterable[TestRecord]) -> list[TestRecord]:
     """Sorts tests: failed, unmeasured, let pass by report mode, others; else in run order."""
     return sorted(
-        records, key=lambda record: (expected(record), _RANK[record["outcome"]], not broken(record))
+        records, key=lambda record: (expected(record), _RANK[record["outcome"]], not _faults(record))
     )
 
 
@@ -119,7 +120,7 @@ class Row(NamedTuple):
 
     @property
     def name(self) -> str:
-        return self.record["nodeid"] if self.window is None else f"↳ {window_name(self.window)}"
+        return self.record["nodeid"] if self.window is None else f"↳ {name_of(self.window)}"
 
 
 def rows(records: Iterable[TestRecord]) -> list[Row]:
@@ -132,10 +133,13 @@ def rows(records: Iterable[TestRecord]) -> list[Row]:
     return found
 
 
-def window_name(window: WindowRecord) -> str:
+def window_name(number: int, name: str | None) -> str:
     """ "window 2", "window 2, login"."""
-    name = one_line(window["name"] or "")
-    return f"window {window['number']}" + (f", {name}" if name else "")
+    return f"window {number}" + (f", {one_line(name)}" if name else "")
+
+
+def name_of(window: WindowRecord) -> str:
+    return window_name(window["number"], window["name"])
 
 
 def all_services(records: Iterable[TestRecord]) -> list[ServiceRecord]:
@@ -158,7 +162,7 @@ def outcome_of(record: TestRecord, service: ServiceRecord | None) -> Outcome:
     bad = "failed" in (record["outcome"], record.get("gate"))
     if not bad or service is None or record.get("error") is not None:
         return record["outcome"]
-    if broken(record, service) or any(d["service"] == service["name"] for d in record.get("deaths", [])):
+    if _faults(record, service) or any(d["service"] == service["name"] for d in record.get("deaths", [])):
         return record["outcome"]
     return "passed" if trusted(service) else "unmeasured"
 
@@ -171,7 +175,7 @@ def status_of(record: TestRecord, service: ServiceRecord | None = None) -> str:
     if expected(record):
         return "xfailed"
     outcome = outcome_of(record, service)
-    return "would fail" if outcome == "passed" and broken(record, service) else outcome
+    return "would fail" if outcome == "passed" and _faults(record, service) else outcome
 
 
 def alarming(record: TestRecord) -> bool:
@@ -283,6 +287,32 @@ def broken(record: TestRecord, service: ServiceRecord | None = None) -> list[Bre
     return [fault for fault in found if service is None or fault["service"] == service["name"]]
 
 
+def of_window(record: TestRecord, window: WindowRecord) -> TestRecord:
+    """The record of the window alone, as if it were a test's."""
+    return {
+        "nodeid": record["nodeid"],
+        "outcome": "failed" if window.get("breaches") else "passed",
+        "reason": None,
+        "window_seconds": window["window_seconds"],
+        "limits": window.get("limits", {}),
+        "breaches": window.get("breaches", []),
+        "services": window["services"],
+    }
+
+
+def broken_windows(record: TestRecord) -> list[WindowRecord]:
+    """The windows with limits of their own that are broken."""
+    return [window for window in record.get("windows", []) if window.get("breaches")]
+
+
+def _faults(
+    record: TestRecord, service: ServiceRecord | None = None
+) -> list[BreachRecord | RegressionRecord]:
+    """As broken, including the windows' own."""
+    windows = (of_window(record, window) for window in broken_windows(record))
+    return [fault for one in (record, *windows) for fault in broken(one, service)]
+
+
 def breach_text(breach: BreachRecord | RegressionRecord) -> str:
     """ "server: spurious 50.0 % (1,999 of 3,998 wakeups) > max 5.0 %"."""
     if "baseline" in breach:
@@ -299,7 +329,12 @@ def reasons(record: TestRecord) -> list[Reason]:
         Reason(f"{death['service']}: {death['how']}", fix=death.get("fix"))
         for death in record.get("deaths", [])
     ]
-    found = [*dead, *map(_breach_reason, broken(record)), *given]
+    windows = [
+        Reason(f"{name_of(window)}, {reason.what}", fix=reason.fix)
+        for window in broken_windows(record)
+        for reason in map(_breach_reason, window["breaches"])
+    ]
+    found = [*dead, *map(_breach_reason, broken(record)), *windows, *given]
     return [clean(reason) for reason in dict.fromkeys(found)]
 
 
@@ -813,10 +848,14 @@ def worst_place(record: TestRecord) -> Evidence | None:
     for service in record["services"]:
         for text in quotas_of(record, service)[:1]:
             return Evidence(text, [])
+    for window in broken_windows(record):
+        for service in window["services"]:
+            for entry in explaining(of_window(record, window), service)[:1]:
+                return Evidence(f"{name_of(window)}, {one_line(service['name'])}: {entry.text}", entry.stack)
     for window in windows_behind(record):
         for service in window["services"]:
             for entry in evidence_in(service)[:1]:
-                text = f"{window_name(window)}, {one_line(service['name'])}: {entry.text}"
+                text = f"{name_of(window)}, {one_line(service['name'])}: {entry.text}"
                 return Evidence(text, entry.stack)
     return None
 
@@ -850,36 +889,44 @@ def evidence_in(service: ServiceRecord) -> list[Entry]:
     return offender_entries(service, offenders) or slow_entries(service, service["slowest"])[:1]
 
 
-def diagnosis_of(record: TestRecord) -> list[str]:
+def diagnosis_of(record: TestRecord) -> list[Reason]:
     """The diagnosis of the failure, without services that kept their limits."""
     faulty = {fault["service"] for fault in broken(record)}
-    found = [
-        text
-        for service in record["services"]
-        if not faulty or service["name"] in faulty
-        for text in rule_texts(service)
-    ]
-    for window in windows_behind(record)[:1]:
-        found += [f"{window_name(window)}, {text}" for s in window["services"] for text in rule_texts(s)]
-    return [one_line(text) for text in found]
+    windows = broken_windows(record)
+    own = record["services"] if faulty or not windows else []
+    found = [rule for s in own if not faulty or s["name"] in faulty for rule in rule_reasons(s)]
+    for window in windows or windows_behind(record)[:1]:
+        for rule in (rule for service in window["services"] for rule in rule_reasons(service)):
+            found.append(Reason(f"{name_of(window)}, {rule.what}", why=rule.why, fix=rule.fix))
+    return found
+
+
+def in_a_line(rule: Reason) -> str:
+    """A rule's reason as part of a text."""
+    return f"{rule.headline} Fix: {rule.fix}"
 
 
 def all_rule_texts(record: TestRecord) -> list[str]:
     """The diagnosis of all services of a test; an older file, without rules' codes, has only the text."""
     if not any("rules" in service for service in record["services"]):
         return record.get("diagnosis", [])
-    return [text for service in record["services"] for text in rule_texts(service, forbidden=True)]
+    return [in_a_line(rule) for service in record["services"] for rule in rule_reasons(service, True)]
 
 
-def rule_texts(service: ServiceRecord, forbidden: bool = False) -> list[str]:
-    """A text for each rule that the service breaks. forbidden: include those that are among the reasons
-    already.
+def rule_reasons(service: ServiceRecord, forbidden: bool = False) -> list[Reason]:
+    """A reason for each rule that the service breaks. forbidden: include those that are among the test's
+    reasons already.
     """
     return [
-        f"{service['name']}: {rule['code']} {rule['name']}: {rule['text']} Fix: {rule['fix']}"
+        clean(Reason(f"{service['name']}: {_rule_at(rule)}", why=rule["text"], fix=rule["fix"]))
         for rule in service.get("rules", [])
         if forbidden or not rule["forbidden"]
     ]
+
+
+def _rule_at(rule: RuleRecord) -> str:
+    """ "NP101 second-reader at server/fault_dup.go:33"."""
+    return f"{rule['code']} {rule['name']}" + (f" at {rule['line']}" if rule["line"] else "")
 
 
 def unchecked_rules(records: Iterable[TestRecord]) -> list[Reason]:
@@ -889,7 +936,7 @@ def unchecked_rules(records: Iterable[TestRecord]) -> list[Reason]:
     first: dict[tuple[str, str], Reason] = {}
     tests: dict[tuple[str, str], dict[str, None]] = {}
     for record in records:
-        for service in record["services"]:
+        for service in all_services([record]):
             for rule in service.get("unchecked", []):
                 why = clean(_reason(rule))
                 missing = (one_line(f"{rule['code']} {rule['name']}"), _WHOSE.sub("", why))
