@@ -38,10 +38,10 @@ class Offender:
     (runtime.LockOSThread). held_ns: for how long the writes were held back in total; None for other offences.
 
     For "parked" only: growth: how many more than when the window opened. abandoned: descriptors whose peers
-    closed meanwhile; those on which nobody is parked have an entry with count 0 and no stack. stuck:
-    goroutines with data to read that had been reported. closed: abandoned descriptors whose other end is
-    certainly closed completely, not just half of it. peers: some of the descriptors' other ends, those that
-    came in the window first.
+    closed meanwhile; those on which nobody is parked have an entry with count 0, whose stack is where their
+    reader was parked before, if woken goroutines were recorded. stuck: goroutines with data to read that had
+    been reported. closed: abandoned descriptors whose other end is certainly closed completely, not just half
+    of it. peers: some of the descriptors' other ends, those that came in the window first.
     """
 
     offence: Offence

@@ -75,7 +75,7 @@ def annotations(
     for (path, line), found in in_go.items():
         record, evidence = found[0]
         more = f" and {len(found) - 1:,} more test{'s' * (len(found) > 2)}" if len(found) > 1 else ""
-        message = "\n".join([evidence.text, *wording.diagnosis_of(record)])
+        message = "\n".join([evidence.text, *map(wording.in_a_line, wording.diagnosis_of(record))])
         lines.append(_annotation(level, path, line, f"netpoll: {record['nodeid']}{more}", message))
     return lines
 
@@ -101,7 +101,7 @@ def _causes(record: TestRecord) -> list[str]:
     place = "" if evidence is None else str(evidence)
     # A reason's fix is on a line of its own.
     reasons = [line for reason in wording.reasons(record) for line in reason.splitlines()]
-    causes = [error, *reasons, place, *wording.diagnosis_of(record)]
+    causes = [error, *reasons, place, *map(wording.in_a_line, wording.diagnosis_of(record))]
     return [wording.one_line(cause) for cause in causes if cause]
 
 

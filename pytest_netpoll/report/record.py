@@ -23,10 +23,13 @@ from pytest_netpoll.model.limits import Limits
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.median import middle
 from pytest_netpoll.model.metrics import METRICS
+from pytest_netpoll.model.rules.rule import Finding
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import Breach, Death, Verdict
 
 Outcome: TypeAlias = Literal["passed", "failed", "unmeasured"]
+
+NO_LIMITS = Limits()
 
 # A TypedDict in two halves: keys of the "Extra" half may be absent from a file, as in one written
 # before they were invented. `build` sets all of them.
@@ -60,6 +63,7 @@ class _OffenderExtra(TypedDict, total=False):
     stuck: int
     closed: int
     peers: list[str]
+    rules: list[str]
 
 
 class OffenderRecord(_OffenderExtra):
@@ -78,6 +82,7 @@ class OffenderRecord(_OffenderExtra):
     if the kernel had no room for it. woken_stack: of ready calls, where the woken goroutine had been
     parked. locked: of ready calls and woken goroutines, whether the woken goroutine is locked to a thread.
     held_ns: of "held", for how long in total. growth, abandoned, stuck, peers: of "parked" only, see Parked.
+    rules: the codes of the broken rules that it is evidence of.
     """
 
     count: int
@@ -91,7 +96,8 @@ class OffenderRecord(_OffenderExtra):
 class ParkedRecord(TypedDict):
     """Goroutines parked at one place when the window closed: the offenders of the offence "parked".
 
-    count: 0 for descriptors on which no goroutine is parked. growth: how many more than when the window
+    count: 0 for descriptors on which no goroutine is parked; stack is then where who read from them had been
+    parked, if known. growth: how many more than when the window
     opened. abandoned: descriptors whose peers closed meanwhile. stuck: goroutines with data to read that a
     poll had reported. peers: some of the descriptors' other ends. stack: where they are parked, innermost
     first.
@@ -461,12 +467,17 @@ class DeathRecord(TypedDict):
     last_words: str
 
 
-class WindowRecord(TypedDict):
+class _WindowExtra(TypedDict, total=False):
+    limits: dict[str, int | float]
+    breaches: list[BreachRecord]
+
+
+class WindowRecord(_WindowExtra):
     """One `netpoll.measure()` block of a test.
 
     number: of the test's windows, from 1, in the order in which they closed. name: as given to measure(), or
     None. read: the services whose numbers the test asked for, the last one last. diagnosis: a text for each
-    rule that is broken.
+    rule that is broken. limits: as given to measure(). breaches: of its limits and forbidden rules.
     """
 
     number: int
@@ -587,7 +598,7 @@ def build(
         "comparison": None if comparison is None else comparison_record(comparison),
         "toolchain": toolchain,
         "requests_per_second": requests_per_second,
-        "gate": ended.gate or ended.outcome,
+        "gate": _gate(ended, windows),
         "deaths": [_death(death) for death in (verdict.deaths if verdict else ())],
         "windows": list(windows),
         "windows_left_out": windows_left_out,
@@ -601,8 +612,19 @@ def build(
     return cast("TestRecord", plain(record))
 
 
+def _gate(ended: Verdict, windows: Sequence[WindowRecord]) -> Outcome:
+    outcome = ended.gate or ended.outcome
+    broken = any(window.get("breaches") for window in windows)
+    return "failed" if broken and outcome == "passed" else outcome
+
+
 def window(
-    number: int, name: str | None, measurements: Sequence[Measurement], read: Sequence[str]
+    number: int,
+    name: str | None,
+    measurements: Sequence[Measurement],
+    read: Sequence[str],
+    limits: Limits = NO_LIMITS,
+    breaches: Sequence[Breach] = (),
 ) -> WindowRecord:
     """The record of one window, as in the JSON report."""
     made: WindowRecord = {
@@ -611,7 +633,9 @@ def window(
         "window_seconds": max((m.window_seconds for m in measurements), default=0.0),
         "read": list(read),
         "diagnosis": [text for measurement in measurements for text in diagnose(measurement)],
-        "services": [_service(measurement, {}, Limits()) for measurement in measurements],
+        "services": [_service(measurement, {}, limits) for measurement in measurements],
+        "limits": limits.as_json(),
+        "breaches": [_breach(breach) for breach in breaches],
     }
     return cast("WindowRecord", plain(made))
 
@@ -725,6 +749,7 @@ def _service(
 ) -> ServiceRecord:
     one = middle(measurement.runs).snapshot if measurement.runs else measurement.snapshot
     forbidden = limits.forbidden(measurement.service)
+    broken = findings(measurement)
     return {
         "name": measurement.service,
         "pid": measurement.pid,
@@ -734,7 +759,7 @@ def _service(
         "why_unmeasured": None if measurement.unmeasured is None else reason_record(measurement.unmeasured),
         "gomaxprocs": measurement.gomaxprocs,
         "metrics": measurement.metrics,
-        "offenders": [_offender(offender) for offender in measurement.offenders],
+        "offenders": [_offender(offender, broken) for offender in measurement.offenders],
         "slowest": [cast("SlowWakeupRecord", asdict(wakeup)) for wakeup in measurement.slowest],
         "slow_answers": [cast("SlowAnswerRecord", asdict(answer)) for answer in measurement.slow_answers],
         "runs": {name: measurement.each(name) for name in METRICS} if measurement.runs else {},
@@ -762,7 +787,7 @@ def _service(
                 "fix": found.fix,
                 "forbidden": found.rule.code in forbidden,
             }
-            for found in findings(measurement)
+            for found in broken
         ],
         "unchecked": [
             {"code": missing.rule.code, "name": missing.rule.name, **reason_record(missing.why)}
@@ -786,8 +811,9 @@ def _correlation(measurement: Measurement) -> CorrelationRecord:
     }
 
 
-def _offender(offender: Offender) -> OffenderRecord:
+def _offender(offender: Offender, broken: Sequence[Finding]) -> OffenderRecord:
     made = asdict(offender)
+    made["rules"] = [found.rule.code for found in broken if offender in found.proof.evidence]
     if offender.offence != "ready":
         del made["woken_stack"]
     if offender.offence not in ("ready", "woken"):

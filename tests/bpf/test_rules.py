@@ -34,7 +34,11 @@ def broken(meter, factory):
         act()
         [m] = [m for m in meter.close(window, factory.services) if m.service == service.name]
         assert m.unmeasured is None
-        return m, {f.rule.code: f for f in findings(m) if f.rule.code != "NP404"}
+        found = {f.rule.code: f for f in findings(m) if f.rule.code != "NP404"}
+        for code in found.keys() - {"NP406"}:  # which is about a setting
+            assert found[code].proof.evidence, code
+            assert found[code].line or code == "NP501", code
+        return m, found
 
     return broken
 
@@ -106,6 +110,15 @@ def test_damaged_datagrams_are_not_a_second_reader(causes, broken):
     assert found.keys() == {"NP107"}
     assert found["NP107"].proof.count == m.spurious_wakeups <= m.snapshot.dropped_datagrams
     assert function(found["NP107"]).startswith("main.echo.")
+
+
+def test_damaged_datagrams_are_known_of_a_service_that_starts_meanwhile(causes, meter):
+    window = meter.open(offences=EVIDENCE)
+    service = causes("plain")
+    damaged(service.port, 20)
+    (m,) = meter.close(window, [service])
+    assert {f.rule.code for f in findings(m)} - {"NP404"} == {"NP107"}
+    assert m.snapshot.dropped_datagrams >= 20
 
 
 def test_senders_that_wait_for_room_are_not_a_second_reader(told):
@@ -321,6 +334,7 @@ def test_goroutines_locked_to_threads_are_distinguished_from_others(causes, brok
     if found:
         assert 100 <= found["NP405"].proof.count <= 250
         assert found["NP405"].line.startswith("causes/main.go:" if do == "worker" else "kit/kit.go:")
+        assert all(o.locked for o in found["NP405"].proof.evidence)
 
 
 def test_answers_that_nagle_holds_back_are_distinguished_from_slow_ones(causes, broken):
@@ -376,9 +390,17 @@ def test_leaks_of_gone_clients_are_distinguished_from_clients_that_stay(keep, cl
     def half(connection):
         connection.shutdown(socket.SHUT_WR)
 
-    _, found = broken(keep, lambda: come("channel", socket.socket.close))
+    def come_slowly():
+        for _ in range(4):
+            with socket.create_connection(keep.address, timeout=20) as connection:
+                fall_asleep(keep.pid)  # its reader is parked
+                connection.sendall(b"channel\n")
+                assert connection.recv(20) == b"channel\n"
+
+    _, found = broken(keep, come_slowly)
     assert found.keys() == {"NP501"}
     assert found["NP501"].proof.count == 4
+    assert function(found["NP501"]) == "main.serve"  # where they were read
     assert f"connections to 127.0.0.1:{keep.port} (peers 127.0.0.1:" in found["NP501"].proof.text
     # Connections that the service closes, too; clients that stay, or have closed only one half; and dialed
     # connections.

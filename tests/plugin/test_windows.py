@@ -113,3 +113,73 @@ def test_it(echo, netpoll):
     assert test["windows_left_out"] == 3
     assert [window["number"] for window in test["windows"]] == list(range(4, 104))
     assert len([line for line in result.outlines if line.startswith("↳")]) == 10
+
+
+LIMITED = """
+def test_limit(echo, ping, netpoll):
+    with netpoll.measure("warm-up"): ping(echo, 5)
+    with netpoll.measure("ping", max_polls=3): ping(echo, 20)
+
+@netpoll(max_wakeups=1000)
+def test_rule(echo, dup, ping, netpoll):
+    with netpoll.measure(service="dup", forbid="all"): ping(dup, 20)
+
+def test_kept(echo, ping, netpoll):
+    with netpoll.measure(max_spurious="5%", forbid="NP1"): ping(echo, 20)
+
+def test_few(echo, ping, netpoll):
+    with netpoll.measure(max_spurious="5%"): ping(echo, 3)
+
+def test_wrong(netpoll):
+    with netpoll.measure(max_pols=3): pass
+
+def test_own_failure_comes_first(echo, ping, netpoll):
+    with netpoll.measure(max_polls=3):
+        ping(echo, 20)
+        assert False
+"""
+
+
+def test_a_window_has_limits_of_its_own_and_names_the_line(run, pytester):
+    result = run(LIMITED, "--netpoll-json=report.json")
+    result.assert_outcomes(passed=1, failed=5)
+    result.stdout.fnmatch_lines(
+        [
+            "window 2, ping, echo: polls * > max 3",
+            "*- netpoll -*",
+            "window 2, ping, echo: polls * > max 3",
+            "window 2, ping, echo (pid *",
+            "  * wakeups (read on tcp *), parked*",
+            "    *kit.go:*  services/kit.Echo",
+            "  polls  *",
+            "window 1, dup: NP101 second-reader at *kit.go:* services/kit.Echo",
+            "  fix: read from one goroutine only*",
+            "window 1, dup (pid *",
+            "    *kit.go:*  services/kit.Echo",
+            "unmeasured: window 1, echo: only * wakeups; spurious needs at least 10",
+            "netpoll.measure(): unknown limit 'max_pols', did you mean 'max_polls'?",
+            "*assert False",
+            "↳ window 2, ping *FAILED",
+        ]
+    )
+    report = json.loads((pytester.path / "report.json").read_text())
+    tests = {test["nodeid"].partition("::")[2]: test for test in report["tests"]}
+    first, second = tests["test_limit"]["windows"]
+    assert (first["limits"], first["breaches"], second["limits"]) == ({}, [], {"max_polls": 3})
+    assert [breach["metric"] for breach in second["breaches"]] == ["polls"]
+    (window,) = tests["test_rule"]["windows"]
+    assert [breach["metric"] for breach in window["breaches"]] == ["NP101"]
+
+
+def test_in_report_mode_a_windows_limit_is_reported(run, pytester):
+    result = run(LIMITED, "--netpoll=report", "--netpoll-json=report.json", "-k", "limit or rule")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "*test_limit *would fail",
+            "report mode fails no test for this; with --netpoll=gate: 2 would fail",
+            "    window 2, ping, echo: polls * > max 3",
+        ]
+    )
+    report = json.loads((pytester.path / "report.json").read_text())
+    assert [test["gate"] for test in report["tests"]] == ["failed", "failed"]

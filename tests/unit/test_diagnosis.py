@@ -91,8 +91,8 @@ def test_acceptors_and_readers_woken_for_nothing_break_different_rules() -> None
     accept = offender(60, syscall="accept4", **twice)
     both = measurement(**{**DUP, "offenders": (accept, offender(30, **twice))})
     reading, accepting = diagnose(both)
-    assert accepting.startswith("s: 60 of 90 spurious wakeups found no connection to accept")
-    assert reading.startswith("s: 30 of 190 wakeups found nothing to read or write")
+    assert accepting.startswith("s: NP102 shared-listener at server/fault_dup.go:33: 60 of 90 spurious")
+    assert reading.startswith("s: NP101 second-reader at server/fault_dup.go:33: 30 of 190 wakeups")
     [accepting] = diagnose(measurement(**{**DUP, "offenders": (offender(90, syscall="accept4", **twice),)}))
     assert "accept" in accepting
 
@@ -225,7 +225,7 @@ def test_one_of_several_runs_is_diagnosed_with_its_own_numbers() -> None:
         [measurement(productive_wakeups=100, spurious_wakeups=n, offenders=(herd(n),))] for n in (20, 90, 60)
     ]
     [accepting] = diagnose(*median_of(herds))
-    assert accepting.startswith("s: 60 of 60 spurious wakeups found no connection to accept")
+    assert accepting.startswith("s: NP102 shared-listener at server/fault_dup.go:33: 60 of 60 spurious")
 
 
 def codes(*offenders: Offender, **more: Any) -> list[str]:

@@ -211,7 +211,7 @@ def test_every_kind_of_offender_and_late_wakeups_are_shown_with_their_stacks() -
     offenders = tuple(offender(9, offence=kind, share=0.9, **where) for kind in kinds)
     wakeup = late(12_300_000, goroutine=18, at_ms=5.0, **where)
     (detail,) = details(built(measured(offenders=offenders, slowest=(wakeup,)), max_latency_p99="1us"))
-    assert detail["html"].count("server/fault_dup.go:33") == len(kinds) + 1
+    assert detail["html"].count("server/fault_dup.go:33") == len(kinds) + 1 + 1  # and the diagnosis
     assert "12.3 ms to run (read on tcp a ← b, goroutine 18" in text(detail["html"])
 
 

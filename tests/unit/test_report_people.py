@@ -210,10 +210,11 @@ def test_a_failure_names_limit_numbers_and_go_line() -> None:
         "    server/fault_dup.go:33  main.(*watcher).run",
         "    server/fault_dup.go:34  main.(*watcher).run",
         "  wakeups  1,000  499 productive, 500 spurious, 1 abandoned, 7 stale retries",
-        "server: NP101 second-reader: 499 of 999 wakeups found nothing to read or write: another reader of",
-        "  the same socket had already consumed the data (the socket is registered with epoll more than",
-        "  once). Typically a connection was duplicated (File, FileConn, an inherited descriptor) and both",
-        "  ends are read. Fix: read from one goroutine only, and close the duplicate.",
+        "server: NP101 second-reader at server/fault_dup.go:33: 499 of 999 wakeups found nothing to read or",
+        "  write: another reader of the same socket had already consumed the data (the socket is registered",
+        "  with epoll more than once). Typically a connection was duplicated (File, FileConn, an inherited",
+        "  descriptor) and both ends are read.",
+        "  fix: read from one goroutine only, and close the duplicate.",
     ]
 
 
@@ -251,7 +252,7 @@ def test_offenders_are_shown_only_for_limits_they_explain() -> None:
     stale = offender(7, offence="stale", syscall="accept4", fd_type="tcp listener", peer=None)
     spurious = offender(499)
     section = terminal.failure_section
-    assert "fault_dup" not in section(wasteful(spurious, max_spurious="100%", max_polls=1), 80)
+    assert "spurious wakeups (" not in section(wasteful(spurious, max_spurious="100%", max_polls=1), 80)
     text = section(wasteful(spurious, stale, max_spurious="100%", max_stale_retries=0), 120)
     assert "7 of 7 (100.0 %) stale retries (accept4 on tcp listener 127.0.0.1:7777), tried again" in text
     assert "parked" not in text
@@ -320,7 +321,7 @@ def test_the_diagnosis_of_a_service_within_its_limits_is_left_to_the_reports() -
 def test_a_failure_is_at_most_a_screenful_and_counts_what_it_left_out() -> None:
     deep = terminal.failure_section(wasteful(*(offender(100 - i, 20 + i) for i in range(9))), 80)
     assert len(deep.splitlines()) == terminal.SECTION_LINES
-    assert "\n… 7 more in --netpoll-json=FILE\nserver: NP101 second-reader: 864 of 999 wakeups found" in deep
+    assert "\n… 7 more in --netpoll-json=FILE\nserver: NP101 second-reader at server/" in deep
     assert deep.endswith("close the duplicate.")  # the diagnosis is worth more than a third stack
     shallow = terminal.failure_section(wasteful(*(offender(100 - i, 1 + i) for i in range(9))), 80)
     assert shallow.count("parked") == terminal.MOST_OFFENDERS
@@ -376,7 +377,7 @@ def test_only_the_services_that_failed_are_described() -> None:
 def test_stacks_fit_and_keep_the_ends_of_files_and_functions(width: int) -> None:
     frame = Frame("example.org/" + "x" * 90 + ".Run", "/src/" + "y" * 90 + "/main.go", 3)
     text = terminal.failure_section(wasteful(offender(stack=(frame,))), width)
-    (line,) = [line for line in text.splitlines() if "main.go:3" in line]
+    (line,) = [line for line in text.splitlines() if "main.go:3  " in line]
     assert len(line) <= width
     assert line.endswith("x.Run")
 
@@ -427,7 +428,8 @@ def test_the_step_summary_lists_the_bad_tests_then_all_in_a_table() -> None:
         "  - server: spurious 50.1 % (500 of 999 wakeups) > max 5.0 %",
         "  - 499 of 500 (99.8 %) spurious wakeups (read on tcp 127.0.0.1:7777 ← 127.0.0.1:5012), "
         "parked at server/fault_dup.go:33 main.(\\*watcher).run",
-        "  - server: NP101 second-reader: 499 of 999 wakeups found nothing to read or write: another reader "
+        "  - server: NP101 second-reader at server/fault_dup.go:33: 499 of 999 wakeups found nothing to read "
+        "or write: another reader "
         "of the same socket had already consumed the data (the socket is registered with epoll more than "
         "once). Typically a connection was duplicated (File, FileConn, an inherited descriptor) and both "
         "ends are read. Fix: read from one goroutine only, and close the duplicate.",
@@ -499,8 +501,8 @@ def test_annotations_mark_failed_and_unmeasured_tests_on_one_line_each() -> None
         "server: spurious 50.1 %25 (500 of 999 wakeups) > max 5.0 %25%0A499 of 500"
     )
     assert (
-        "at server/fault_dup.go:33 main.(*watcher).run%0Aserver: NP101 second-reader: 499 of 999 wakeups "
-        "found" in first
+        "at server/fault_dup.go:33 main.(*watcher).run%0A"
+        "server: NP101 second-reader at server/fault_dup.go:33: 499 of 999 wakeups found" in first
     )
     assert first.endswith("close the duplicate.")
     assert "title=netpoll%3A a.py%3A%3At[1%2C2]::server: eBPF needs root" in second
@@ -520,7 +522,7 @@ def test_the_go_line_is_annotated_once_for_all_tests_with_the_diagnosis() -> Non
         "::error file=src/server/main.go,line=33,title=netpoll%3A a.py%3A%3Atest_0 and 2 more tests::"
         "499 of 500 (99.8 %25) spurious wakeups"
     )
-    assert "%0Aserver: NP101 second-reader: 499 of 999 wakeups found nothing to read or write" in in_go
+    assert "%0Aserver: NP101 second-reader at net/http/server.go:9: 499 of 999 wakeups found" in in_go
     assert "test_0 and 1 more test::" in github.annotations(tests[:2], Path("py"), find)[-1]
     assert len(github.annotations([wasteful(offender(stack=(library,)))], Path(), find)) == 1
     reported = wasteful(offender(stack=(mine,)), mode="report")

@@ -257,7 +257,8 @@ def test_late_wakeups_are_blamed_on_a_quota_only_if_it_stopped_the_service_meanw
     about = {"cgroups": (QUOTA,), "timeline": tuple(line), "slowest": late_ones, "offenders": (hog,)}
     found = diagnose(dataclasses.replace(measurement(snapshot), **about))
     quota = (
-        "server: the CPU quota of the cgroup /x, 20 ms every 100 ms, stopped the service in 30 of 31 periods"
+        "server: NP403 cpu-quota at server/fault_dup.go:33: the CPU quota of the cgroup /x, 20 ms every "
+        "100 ms, stopped the service in 30 of 31 periods"
     )
     # A service that sometimes runs into its quota gets no other diagnosis.
     assert [text.startswith(quota) for text in found] == [True] * stopped

@@ -13,7 +13,8 @@ from pytest_netpoll.model.histogram import bucket_of
 from pytest_netpoll.model.limits import Limits, resolve
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.median import median_of
-from pytest_netpoll.model.metrics import COUNTERS
+from pytest_netpoll.model.metrics import COUNTERS, PARKED_METRICS
+from pytest_netpoll.model.rules import RULES
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import Breach, Death, Verdict, judge
 from pytest_netpoll.session import extensions
@@ -317,3 +318,24 @@ def test_a_hooks_breach_that_cannot_be_shown_is_refused(change: Mapping[str, Any
     assert re.search(rf"_breaches must .*: {re.escape(complaint)} in Breach", str(refused.error))
     answers.pop()
     assert extensions.ask(item, [measured(HEALTHY)], limits({})) == ([breach], [{}], None)
+
+
+def test_too_few_wakeups_name_the_service_that_had_them() -> None:
+    quiet, busy = measured({"wakeups": 3}), measured({**HEALTHY}, service="front")
+    [reason] = judge([quiet, busy], limits({"max_spurious": 0.05})).reasons
+    assert reason.what == "server: only 3 wakeups; spurious needs at least 10"
+    assert (reason.fix or "").endswith(
+        'if the limits are about front, which had 200 wakeups, write service="front"'
+    )
+    for other in (measured({"wakeups": 4}, service="front"), replace(busy, unmeasured=Reason("lost"))):
+        reason = judge([quiet, other], limits({"max_spurious": 0.05})).reasons[-1]
+        assert reason.fix == "send more traffic, or set min_wakeups="
+
+
+@pytest.mark.parametrize("metric", ["parked_growth", "abandoned_descriptors", "stuck_goroutines"])
+def test_a_broken_limit_on_parked_goroutines_has_a_fix(metric: str) -> None:
+    counts = {**dict.fromkeys(PARKED_METRICS, 0), metric: 5}
+    [reason] = judge([measured({**HEALTHY, **counts})], limits({f"max_{metric}": 1})).reasons
+    assert reason.what == f"server: {metric} 5 > max 1"
+    assert reason.fix
+    assert RULES["NP501"].fix == reason.fix or metric != "abandoned_descriptors"

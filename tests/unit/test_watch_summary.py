@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 
+import pytest
+
 from pytest_netpoll.cli.watch.table import View
 from pytest_netpoll.meter.accumulated import Accumulated
 from pytest_netpoll.model.diagnosis import diagnose
@@ -18,11 +20,17 @@ def ended(*, as_json: bool, **counts: int) -> str:
     return stream.getvalue()
 
 
-def test_watch_ends_with_the_diagnosis() -> None:
+def test_watch_ends_with_the_diagnosis(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     (cause,) = diagnose(measurement(**DUP))
     shown = ended(as_json=False, **DUP)
-    assert cause in shown
-    assert shown.index(cause) < shown.index("Ended: stopped by Ctrl-C")
+    lines = shown.splitlines()
+    where = "NP101 second-reader at server/fault_dup.go:33 main.(*watcher).run: 90 of "
+    assert any(line.startswith(where) for line in lines)
+    assert "  fix: read from one goroutine only, and close the duplicate." in lines
+    assert max(map(len, lines)) <= 80
+    assert shown.index("fix: read") < shown.index("Ended: stopped by Ctrl-C")
+    assert cause.startswith("s: NP101 second-reader at server/fault_dup.go:33: ")
     assert json.loads(ended(as_json=True, **DUP))["diagnosis"] == [cause]
 
 

@@ -284,6 +284,14 @@ def link(pid: int, fd: int) -> str | None:
         return None
 
 
+def network(pid: int) -> int:
+    """The process's network namespace; 0 if it is unknown or the process has ended."""
+    try:
+        return os.stat(f"/proc/{pid}/ns/net").st_ino
+    except OSError:
+        return 0
+
+
 def udp_checksum_errors(pid: int) -> int | None:
     """UDP datagrams that the process's network namespace dropped for a wrong checksum, over IPv4 and IPv6."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
@@ -11,11 +12,11 @@ from tabulate import tabulate
 
 from pytest_netpoll.meter.accumulated import Accumulated
 from pytest_netpoll.model import units
-from pytest_netpoll.model.diagnosis import diagnose
+from pytest_netpoll.model.diagnosis import diagnose, findings
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.metrics import METRICS, Value, in_report
 from pytest_netpoll.report import record, wording
-from pytest_netpoll.report.cells import cut
+from pytest_netpoll.report.cells import cut, wrap
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -132,10 +133,11 @@ class View:
                 [name, show_now(name, run.total), show_total(name, run.total)] for name in _shown(run.total)
             ]
             lines += _tabulate(["", "average", "total"], rows)
-        lines += self._trouble(run.total, run)
-        for cause in diagnose(run.total):
-            lines += [_Line(""), _Line(wording.one_line(cause))]
-        lines += [_Line(""), _Line(f"Ended: {wording.clean(reason).headline}")]
+        lines += self._wrapped(self._trouble(run.total, run))
+        for found in findings(run.total):
+            cause = wording.clean(found.reason)
+            lines += self._wrapped([_Line(""), _Line(cause.headline), _Line(f"  fix: {cause.fix}")])
+        lines += self._wrapped([_Line(""), _Line(f"Ended: {wording.clean(reason).headline}")])
         if output:
             # Behind a mark, one_line keeps the indentation.
             shown = (wording.one_line(f"| {line}") for line in output.splitlines())
@@ -178,6 +180,11 @@ class View:
 
     def _width(self) -> int:
         return 1000 if self._live is None else self._live.console.width
+
+    def _wrapped(self, lines: Sequence[_Line]) -> list[_Line]:
+        """The lines as wide as the terminal, or as pytest's where there is none."""
+        width = shutil.get_terminal_size().columns if self._live is None else self._live.console.width
+        return [_Line(part, line.style) for line in lines for part in wrap(line.text, width) or [""]]
 
     def _write(self, lines: Sequence[_Line]) -> None:
         if self._live is not None:

@@ -23,13 +23,15 @@ class Proof:
     """Proof that a rule is broken. count: how many of what `text` names. text: what was seen and what caused
     it.
 
-    stack: where, innermost first; empty if no code was recorded. fix: None for the rule's own.
+    stack: where, innermost first; empty if no code was recorded. fix: None for the rule's own. evidence: the
+    offenders that prove it or show where to look.
     """
 
     count: int | float
     text: str
     stack: tuple[Frame, ...] = ()
     fix: str | None = None
+    evidence: tuple[Offender, ...] = ()
 
 
 def _always(_: Measurement) -> Reason | None:
@@ -88,7 +90,8 @@ class Finding:
         return Reason(f"{self.rule}{at}", why=self.proof.text, fix=self.fix)
 
     def __str__(self) -> str:
-        return f"{self.service}: {self.proof.text} Fix: {self.fix}"
+        at = f" at {self.line}" if self.line else ""
+        return f"{self.service}: {self.rule}{at}: {self.proof.text} Fix: {self.fix}"
 
 
 def number(m: Measurement, metric: str) -> float:

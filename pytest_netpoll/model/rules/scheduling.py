@@ -136,6 +136,7 @@ def _starvation(m: Measurement) -> Proof | None:
         f"{share(_shares(running))} of its CPU samples; {at}.",
         stack_of(running),
         _fix_with_one_p(m),
+        tuple(running),
     )
 
 
@@ -167,6 +168,7 @@ def _nobody_polls(m: Measurement) -> Proof | None:
         "Messages wait for that.",
         stack_of(running),
         _fix_with_one_p(m),
+        tuple(running),
     )
 
 
@@ -182,6 +184,7 @@ def _cpu_quota(m: Measurement) -> Proof | None:
         f"{quota.period_us / 1000:g} ms, stopped the service in {count(quota.throttled_periods)} of "
         f"{count(quota.periods)} periods: woken goroutines wait until the next period.",
         stack_of(_own_code(m)),
+        evidence=tuple(_own_code(m)),
     )
 
 
@@ -259,6 +262,7 @@ def _gc_pressure(m: Measurement) -> Proof | None:
         f"{seconds(m.window_seconds)}. Typically the program allocates for each message, or GOGC is low for "
         "a small heap.",
         stack_of(_own_code(m)),
+        evidence=tuple(_own_code(m)),
     )
 
 
@@ -276,6 +280,7 @@ def _thread_handover(m: Measurement) -> Proof | None:
         "were of goroutines locked to their thread (runtime.LockOSThread): the thread that finds such a "
         "goroutine runnable has to wake the goroutine's thread, hand over to it and go to sleep.",
         next(filter(None, parked), ()),
+        evidence=tuple(found),
     )
 
 
@@ -300,6 +305,7 @@ def _write_held_back(m: Measurement) -> Proof | None:
         "Typically an answer is written in pieces, and the peer delays its acknowledgement because it waits "
         "for the rest.",
         stack_of(found),
+        evidence=tuple(found),
     )
 
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.gobinary.symbols import Frame
+from pytest_netpoll.model.evidence import Offender
 from pytest_netpoll.model.measurement import Measurement
-from pytest_netpoll.model.rules.rule import Proof, Rule, count, number, offenders, rate, stack_of
+from pytest_netpoll.model.rules.rule import Proof, Rule, count, number, offenders, rate
 
 # Polls a second that a timer ended, and how many of them per event.
 TIMER_RATE = 200
@@ -19,6 +20,9 @@ DEADLINE_RATE = 50
 # Fewer polls, or deadlines, in all prove no rate: a window may be as short as a few timers.
 LEAST_ENDED = 100
 LEAST_EXPIRED = 25
+# The first part of the names of functions that wake goroutines for a timer, and for an expired deadline.
+_TIMERS = ("time.", "runtime.")
+_DEADLINES = "runtime.netpoll"
 
 
 def _ended(m: Measurement) -> float:
@@ -43,25 +47,28 @@ def _seen(m: Measurement) -> str:
     return f"{ended} of {count(waiting)} blocking polls ended by a timer, {a_second} a second"
 
 
-def _woken(m: Measurement) -> tuple[Frame, ...]:
-    """Where the goroutines that timers wake most were parked. The wakers are the runtime's timers."""
-    by_timers = (o for o in offenders(m, "ready") if not o.runtime and _is_timers(o.stack))
-    return next((o.woken_stack for o in by_timers if o.woken_stack), ())
+def _made(m: Measurement, *wakers: str) -> list[Offender]:
+    """The program's ready calls by functions whose names begin with one of `wakers`."""
+    found = [o for o in offenders(m, "ready") if not o.runtime]
+    return [o for o in found if o.stack and o.stack[0].function.startswith(wakers)]
 
 
-def _is_timers(stack: Sequence[Frame]) -> bool:
-    return bool(stack) and (stack[0].function or "").startswith(("time.", "runtime."))
+def _woken(found: Sequence[Offender]) -> tuple[Frame, ...]:
+    """Where the goroutines that are woken most were parked."""
+    return next((o.woken_stack for o in found if o.woken_stack), ())
 
 
 def _timer_churn(m: Measurement) -> Proof | None:
     if not _churn(m, TIMER_RATE) or _deadline_churn(m) is not None:
         return None
+    found = _made(m, *_TIMERS)
     which = "tickers or deadlines keep" if m.deadline_wakeups is None else "tickers or sleeps keep"
     return Proof(
         _ended(m),
         f"{_seen(m)}, for {count(number(m, 'events'))} events: {which} the poller busy. Typically many "
         "components look for changes every few milliseconds, or a loop reads with a short deadline.",
-        _woken(m) or stack_of([o for o in offenders(m, "ready") if not o.runtime]),
+        _woken(found),
+        evidence=tuple(found),
     )
 
 
@@ -70,12 +77,14 @@ def _deadline_churn(m: Measurement) -> Proof | None:
     often = expired >= max(LEAST_EXPIRED, DEADLINE_RATE * m.window_seconds)
     if not often or not _churn(m, DEADLINE_RATE) or expired <= _ended(m) / 4:
         return None
+    found = _made(m, _DEADLINES)
     return Proof(
         expired,
         f"{_seen(m)}, with {count(expired)} deadlines expired and {count(number(m, 'events'))} events: "
         "reads or writes that time out again and again keep the poller busy. Typically a loop sets a short "
         "deadline to look at a flag.",
-        _woken(m),
+        _woken(found),
+        evidence=tuple(found),
     )
 
 
@@ -113,5 +122,6 @@ RULES = (
         "busy-poll).",
         _deadline_churn,
         _no_deadlines,
+        ("ready",),
     ),
 )

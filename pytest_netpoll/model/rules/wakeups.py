@@ -42,6 +42,7 @@ def _proof(
         n,
         text.format(n=count(n), all=count(resolved(m)), spurious=count(number(m, "spurious_wakeups"))),
         stack_of(found),
+        evidence=tuple(found),
     )
 
 
@@ -86,6 +87,7 @@ def _stale_readiness(m: Measurement) -> Proof | None:
         "immediately because of an event whose data had already been read. Typically RawConn.Read or a "
         "hand-written loop drains the socket, and takes long between two reads.",
         stack_of(found),
+        evidence=tuple(found),
     )
 
 
@@ -139,7 +141,7 @@ def _dropped_datagrams(m: Measurement) -> Proof | None:
 def _no_checksum_errors(m: Measurement) -> Reason | None:
     if _no_sockets(m) is not None or not number(m, "wakeups") or m.snapshot.dropped_datagrams is not None:
         return _no_sockets(m)
-    return Reason("/proc/PID/net/snmp could not be read")
+    return Reason("/proc/PID/net/snmp could not be read at both ends of the window")
 
 
 _SOCKETS = "Needs the kernel's BTF."

@@ -56,7 +56,8 @@ def _of_test(record: TestRecord, checkout: Checkout) -> Iterator[Finding]:
         return Finding(rule, about, level, wording.one_line(f"{message} ({nodeid})"), nodeid, service, *at)
 
     level: Level = "error" if "failed" in (record["outcome"], record.get("gate")) else "warning"
-    for breach in record["breaches"]:
+    alone = [record, *(wording.of_window(record, window) for window in wording.broken_windows(record))]
+    for breach in (breach for one in alone for breach in one["breaches"]):
         kind, metric = breach.get("kind", "max"), breach["metric"]
         if metric in RULES:
             continue  # below, with its fix
@@ -75,7 +76,7 @@ def _of_test(record: TestRecord, checkout: Checkout) -> Iterator[Finding]:
     if record["outcome"] == "unmeasured":
         said = "; ".join(reason.headline for reason in wording.reasons(record)) or "unmeasured"
         yield finding("unmeasured", "a test could not be measured", "warning", said, "", at_test)
-    for service in record["services"]:
+    for service in (service for one in alone for service in one["services"]):
         for rule in service.get("rules", []):
             file, _, line = (rule["line"] or "").rpartition(":")
             at = checkout.find(file) if file and line.isascii() and line.isdecimal() else None

@@ -180,7 +180,7 @@ def _service(row: wording.Row) -> str:
     """ "server", "server, medians of 5 runs", "server, window 2"."""
     assert row.service is not None
     runs = wording.runs_of(row.service)
-    window = "" if row.window is None else f", {wording.window_name(row.window)}"
+    window = "" if row.window is None else f", {wording.name_of(row.window)}"
     return row.service["name"] + (f", medians of {runs} runs" if runs > 1 else "") + window
 
 
