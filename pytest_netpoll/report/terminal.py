@@ -182,10 +182,10 @@ def failure_section(record: TestRecord, width: int) -> str:
             _add_window(screen, window, service, width)
     for service in _concerned(record):
         about.append((record, service, ""))
-    for number, (one, service, window) in enumerate(about):
+    for number, (one, service, prefix) in enumerate(about):
         needed = [_needed(other, its, width) for other, its, _ in about[number:]]
         screen.reserve(needed[0], needed[1:])
-        _add_service(screen, one, service, width, window)
+        _add_service(screen, one, service, width, prefix)
     return "\n".join([*filter(None, [screen.text()]), *_artifacts(record, width)])
 
 
