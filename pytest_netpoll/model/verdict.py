@@ -11,7 +11,7 @@ from pytest_netpoll.model import units
 from pytest_netpoll.model.diagnosis import findings, unchecked
 from pytest_netpoll.model.limits import Kind, Limit, Limits
 from pytest_netpoll.model.measurement import Measurement, median, resolved_wakeups, spread
-from pytest_netpoll.model.metrics import LIMITABLE, METRICS, PARKED_METRICS, not_exact
+from pytest_netpoll.model.metrics import LIMITABLE, METRICS, not_exact
 from pytest_netpoll.model.rules import RULES
 
 
@@ -269,7 +269,7 @@ _GROWTH_FIX = (
 
 def _fix(measurement: Measurement, metric: str) -> str | None:
     """The fix for a broken limit, unless the diagnosis gives it."""
-    if metric not in PARKED_METRICS:
+    if metric not in (*_FIXED_LIKE, "parked_growth"):
         return None
     proven = {found.rule.code for found in findings(measurement)}
     rule = _FIXED_LIKE.get(metric)

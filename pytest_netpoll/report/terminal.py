@@ -173,16 +173,26 @@ def failure_section(record: TestRecord, width: int) -> str:
         screen.add(_reason(reason, width))
     if record["outcome"] == "unmeasured":
         screen.add(cells.wrap("An unmeasured test fails; --netpoll-unmeasured=skip skips it instead.", width))
+    about: list[tuple[TestRecord, ServiceRecord, str]] = []
     for window in wording.broken_windows(record):
         alone = wording.of_window(record, window)
-        for service in _concerned(alone):
-            _add_service(screen, alone, service, width, f"{wording.name_of(window)}, ")
+        about += [(alone, service, f"{wording.name_of(window)}, ") for service in _concerned(alone)]
     for window in wording.windows_behind(record):
         for service in _read_first(window):
             _add_window(screen, window, service, width)
     for service in _concerned(record):
-        _add_service(screen, record, service, width)
+        about.append((record, service, ""))
+    for number, (one, service, prefix) in enumerate(about):
+        needed = [_needed(other, its, width) for other, its, _ in about[number:]]
+        screen.reserve(needed[0], needed[1:])
+        _add_service(screen, one, service, width, prefix)
     return "\n".join([*filter(None, [screen.text()]), *_artifacts(record, width)])
+
+
+def _needed(record: TestRecord, service: ServiceRecord, width: int) -> int:
+    """The fewest useful lines about a service."""
+    entries = wording.explaining(record, service)
+    return 1 + _least(entries[0], width) if entries else 0
 
 
 def _add_service(
@@ -313,13 +323,24 @@ class _Screen:
 
     def __init__(self, end: list[str]) -> None:
         self.left_out = 0
+        self._reserved = 0
         self._lines: list[str] = []
         self._end = end
 
     @property
     def room(self) -> int:
         """Lines."""
-        return SECTION_LINES - 1 - len(self._end) - len(self._lines)
+        return SECTION_LINES - 1 - len(self._end) - len(self._lines) - self._reserved
+
+    def reserve(self, own: int, others: Sequence[int]) -> None:
+        """Keeps lines free for the services that come later, whose first lines are worth more than this
+        one's last. own: what this one needs. others: what each of those does.
+        """
+        self._reserved = 0
+        for lines in others:
+            if own + self._reserved + lines > self.room + self._reserved:
+                break
+            self._reserved += lines
 
     def add(self, block: list[str], at_least: int | None = None, reserved: int = 0) -> bool:
         """Adds a block; returns whether it fit. at_least: so many lines of it are better than none. reserved:
@@ -373,7 +394,8 @@ def _row_of(name: str) -> str | None:
     """The row of a metric (or of a similar one, if it has none) or of a rule; None if unknown."""
     if name not in METRICS:
         return _RULE_ROWS.get(name, _RULE_ROWS.get(name[:3])) if name in RULES else None
-    like = METRICS[name].family if METRICS[name].is_statistic else name
+    metric = METRICS[name]
+    like = metric.family if metric.is_statistic or metric.row is None else name
     alike = [METRICS[name], *(m for m in METRICS.values() if m.name.startswith(like or name))]
     return next((metric.row for metric in alike if metric.row), None)
 
@@ -410,7 +432,8 @@ def _numbers(
     # The parts of times are dropped first if no limit is about times.
     about_times = any(METRICS[name].family in wording.TIMED for name in broken & METRICS.keys())
     timed = about_times or (matter is None and not dropped)
-    budgets = [f"  {text}" for text in wording.budgets_of(service)] if timed else []
+    parts_of_times = wording.budgets_of(service) if timed else []
+    budgets = [line for text in parts_of_times for line in cells.wrap(text, width, "  ")]
     if not rows:
         return budgets
     used = sum(max(map(cells.width_of, column)) + 2 for column in list(zip(*rows, strict=True))[:2])

@@ -248,6 +248,25 @@ def test_a_broken_limit_of_a_hook_shows_all_numbers() -> None:
     assert all(f"\n  {row} " in section for row in ("wakeups", "events", "polls", "latency", "CPU"))
 
 
+def test_each_service_with_a_broken_limit_shows_its_line() -> None:
+    callers = [
+        offender(9, offence="ready", share=0.5, stack=tuple(replace(WATCHER, line=n + i) for i in range(6)))
+        for n in (100, 200)
+    ]
+    one = measured({**WASTEFUL, "ready_calls": 9}, "front", offenders=tuple(callers))
+    other = measured(WASTEFUL, "back", offenders=(offender(),))
+    made = built(one, other, max_ready_calls=0, max_spurious=0.05)
+    lines = terminal.failure_section(made, 80).splitlines()
+    assert len(lines) <= terminal.SECTION_LINES
+    at = next(n for n, line in enumerate(lines) if line.startswith("back (pid"))
+    assert "    server/fault_dup.go:33  main.(*watcher).run" in lines[at:]
+    assert "    server/fault_dup.go:100  main.(*watcher).run" in lines[:at]
+    # However many there are, the first ones are shown.
+    many = built(*(measured(WASTEFUL, f"s{n}", offenders=(offender(),)) for n in range(9)), max_spurious=0.05)
+    lines = terminal.failure_section(many, 80).splitlines()
+    assert any(line.startswith("s0 (pid") for line in lines)
+
+
 def test_offenders_are_shown_only_for_limits_they_explain() -> None:
     stale = offender(7, offence="stale", syscall="accept4", fd_type="tcp listener", peer=None)
     spurious = offender(499)
