@@ -34,9 +34,10 @@ REST = 1  # s without a window, after which no descriptors are kept open for the
 
 
 class Evidence(NamedTuple):
-    """The evidence that a window records. unclaimed: where events found nobody. io_stacks: the stack of one
-    futile I/O call in so many, 0 for none. io_calls: of any I/O calls, not only futile ones. cpu_samples: who
-    uses the CPU. woken: where the goroutines woken by one poll in so many had been parked, 0 for none.
+    """The evidence that a window records. unclaimed: descriptors whose events found nobody. io_stacks: the
+    stack of one futile I/O call in this many, 0 for none. io_calls: of any I/O calls, not only futile ones.
+    cpu_samples: what uses the CPU. woken: where the goroutines that one poll in this many woke were parked, 0
+    for none.
     held_writes: writes held back by TCP.
     """
 

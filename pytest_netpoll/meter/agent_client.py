@@ -231,7 +231,7 @@ class Probe:
         return message
 
     def _next_line(self, seconds: float, what: str) -> bytes | None:
-        """The next line; None at the end of the output. Raises queue.Empty after so many seconds."""
+        """The next line; None at the end of the output. Raises queue.Empty after this many seconds."""
         if self._say is not None and seconds > QUIET_SECONDS:
             with contextlib.suppress(queue.Empty):
                 return self._agent.receive(QUIET_SECONDS)

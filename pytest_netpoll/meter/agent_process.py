@@ -27,7 +27,7 @@ class Transport(Protocol):
         ...
 
     def receive(self, seconds: float) -> bytes | None:
-        """The next line; None at the end of the output. Raises queue.Empty after so many seconds."""
+        """The next line; None at the end of the output. Raises queue.Empty after this many seconds."""
         ...
 
     def hang_up(self) -> None:

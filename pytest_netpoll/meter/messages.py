@@ -180,7 +180,7 @@ class ParkedNow(TypedDict):
 class Measured(Process):
     """A process in a window. Optional counters are None if they weren't counted. parked: None unless
     requested. io_outcomes: how its I/O calls ended -> calls. futile: [syscall, outcome, calls].
-    events_per_poll: events -> polls that returned so many. p_looks, p_running: Ps seen, over all looks, and
+    events_per_poll: events -> polls that returned that many. p_looks, p_running: Ps seen, over all looks, and
     those of them that ran Go code. sched_latency: [least ns, first ns beyond, goroutines]. mutex_wait,
     lock_wait: ns. delays: by agent/constants.py: DELAY_NAMES; None if arrivals of data aren't recorded.
     requests, answered, unanswered, strangers: reads of accepted connections, by whether a write followed.

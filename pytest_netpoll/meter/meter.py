@@ -58,7 +58,7 @@ _FIELDS: tuple[_Field, ...] = get_args(_Field)
 # If requested, keep the stack of one ready call in this many: a stack costs several times as much as the
 # probe.
 READY_STACKS = 16
-# The same for I/O calls, of which there may be a million a second.
+# The same for I/O calls; there may be a million a second.
 IO_STACKS = 64
 # The same for polls that wake a goroutine.
 WOKEN_STACKS = 16

@@ -155,7 +155,7 @@ def _running(frames: Sequence[Frame], trimmed: tuple[Frame, ...]) -> tuple[Frame
     The scheduler runs on a stack of its own. The call that led there matters only if it yields: a goroutine
     that parks isn't the reason why the scheduler searches.
     """
-    # If the stack ends amid a function, the frame that seems to come next is unreliable.
+    # If the stack ends within a function, the frame that seems to come next is unreliable.
     known = [frame for frame in frames if frame.function != "?"]
     if known and known[0].function == "runtime.gopark":
         return (_SCHEDULING,)

@@ -343,8 +343,8 @@ class _Screen:
             self._reserved += lines
 
     def add(self, block: list[str], at_least: int | None = None, reserved: int = 0) -> bool:
-        """Adds a block; returns whether it fit. at_least: so many lines of it are better than none. reserved:
-        lines that have to stay free.
+        """Adds a block; returns whether it fit. at_least: this many lines of it are better than none.
+        reserved: lines that have to stay free.
         """
         room = max(self.room - reserved, 0)
         if len(block) <= room or (at_least is not None and at_least <= room):

@@ -39,7 +39,7 @@ _BUILD_VARIABLES = frozenset(_NAMES.split())
 
 @dataclass(frozen=True)
 class GoTool:
-    """A go command; `env` is to be added to the environment of every call of it.
+    """A go command; add `env` to the environment of every call of it.
 
     version: its own ("go1.21.13"); None if nobody asked.
     """

@@ -464,7 +464,7 @@ class Service:
         self._popen, self._parent = self._held.popen, os.getpid()
         self._pipe = pipe
         stat = guardian.stat(self._popen.pid)
-        assert stat is not None  # a child that nobody waited for stays in /proc, at least as a zombie
+        assert stat is not None  # a child stays in /proc until it is waited for, at least as a zombie
         self._leader = {self._popen.pid: stat.start}
         self._factory.guardian.add(self._mark, self._popen.pid, stat.start)
         self._process = psutil.Process(self._popen.pid)

@@ -329,7 +329,7 @@ class Kernel:
             )
         if offsets is None:
             raise LoadFailed(
-                "the agent is in a pid namespace of its own, and this kernel has no BTF to see through it",
+                "the agent is in its own pid namespace, and this kernel has no BTF, which it needs there",
                 "run pytest in the host's pid namespace (docker run --pid=host)",
             )
         return namespaces.defines(offsets)
@@ -483,7 +483,7 @@ class Kernel:
         they change, the process no longer counts as its user's.
         """
         now = time.monotonic_ns()
-        # The bits above the slot tell this owner from the slot's former ones.
+        # The bits above the slot distinguish this owner from the slot's former ones.
         owner = (now >> 10) << SLOT_BITS & 0xFFFFFFFF | slot + 1
         target: structs.Target = self.targets.Leaf(
             tgid=tgid, root=root, owner=owner, kept=1, local=pid, capabilities=capabilities, since=now

@@ -70,7 +70,7 @@ class Probes:
         self._attached: dict[_Key, Attached] = {}
         self._refused: set[int] = set()  # owners whose processes `follow` could not attach to
         self._detaching: list[threading.Thread] = []
-        self._stacks_of_one_in: dict[int, int] = {}  # window -> one stack in so many, 0: none
+        self._stacks_of_one_in: dict[int, int] = {}  # window -> one stack in this many, 0: none
 
     def attach(self, process: Process, ready: int, deadline: int) -> None:
         """Counts ready calls in all processes that run this one's program. Raises BadPlace. ready, deadline:

@@ -30,7 +30,7 @@ def rests(pid: int, epfd: int | None = None) -> bool:
 
 
 def wait(pid: int, seconds: float) -> bool:
-    """Waits until the process rests; returns False if it doesn't within so many seconds."""
+    """Waits until the process rests; returns False if it doesn't within this many seconds."""
     deadline = time.monotonic() + seconds
     while not rests(pid):
         if time.monotonic() >= deadline:

@@ -32,7 +32,7 @@ class Refused(Exception):
 
 
 def take(uid: int, size: int) -> int | None:
-    """Waits for room for an agent of so many bytes and returns the token's file descriptor. Raises Refused.
+    """Waits for room for an agent of this many bytes and returns the token's file descriptor. Raises Refused.
     Returns None if tokens can't be counted: root in a container may lack CAP_SYS_ADMIN.
     """
     name = f"netp{uid:08x}_{-(-size // _UNIT):02x}".encode()

@@ -15,8 +15,8 @@ from processes import namespaces
 from security import capabilities
 from security.capabilities import CAPABILITIES, LOADING
 
-# What placing a uprobe takes. For some years CAP_PERFMON sufficed; a probe amid an instruction breaks the
-# program.
+# What placing a uprobe takes. For some years CAP_PERFMON sufficed; a probe in the middle of an instruction
+# breaks the program.
 PROBING = ("SYS_ADMIN",)
 _ADDING = " ".join(f"--cap-add {name}" for name in LOADING)
 YAMA = "/proc/sys/kernel/yama/ptrace_scope"

@@ -25,7 +25,7 @@ from pytest_netpoll.model.rules.rule import (
     wanted,
 )
 
-# A wakeup is late from this many ns on; at least so many must be late, and this share of all.
+# A wakeup is late from this many ns on; at least this many must be late, and this share of all.
 LATE_NS = 5_000_000
 LEAST_LATE = 10
 LATE_SHARE = 0.1
