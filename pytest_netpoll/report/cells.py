@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,9 @@ from tabulate import tabulate
 from pytest_netpoll.report import wording
 
 _JOINER = "\u2060"
+_UNBROKEN = "\u00a0"
+# A command in a fix, up to the punctuation behind it.
+_COMMAND = re.compile(r"(?<!\S)(?:sudo|pip|docker|python3?|apt-get|dnf|/\S+)(?: [^\s,;…]+)+")
 _TEST_CELLS = 20  # columns that a test's name gets before less important columns get any
 
 
@@ -71,6 +75,12 @@ def wrap(text: str, width: int, indent: str = "", hang: str = "  ") -> list[str]
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def wrap_fix(fix: str, width: int, indent: str = "", hang: str = "  ") -> list[str]:
+    """ "fix: …", wrapped, but not within a command: one that is pasted with line breaks doesn't run."""
+    whole = _COMMAND.sub(lambda command: command[0].replace(" ", _UNBROKEN), f"fix: {fix}")
+    return [line.replace(_UNBROKEN, " ") for line in wrap(whole, width, indent, hang)]
 
 
 def shorten(nodeid: str, cells: int) -> str:

@@ -148,7 +148,7 @@ def gate_preview(records: Sequence[TestRecord], width: int) -> list[str]:
 
 
 def _reason(reason: Reason, width: int, indent: str = "") -> list[str]:
-    fix = cells.wrap(f"fix: {reason.fix}", width, f"{indent}  ") if reason.fix else []
+    fix = cells.wrap_fix(reason.fix, width, f"{indent}  ") if reason.fix else []
     return cells.wrap(reason.headline, width, indent) + fix
 
 
