@@ -30,11 +30,7 @@ def layout(
     dropped_first: headings of columns that are left out, in this order, before names become too short.
     first: the heading of the names.
     """
-    columns = dict(columns)
-    wanted = min(max(map(width_of, names)), _TEST_CELLS)
-    for heading in dropped_first:
-        if _room(columns, width) < wanted:
-            columns.pop(heading, None)
+    columns = fitting(names, columns, width, dropped_first)
     room = max(_room(columns, width), 1)
     table = {first: [shorten(name, room) for name in names], **columns}
     left = (first, "service", "verdict")
@@ -43,6 +39,24 @@ def layout(
     return tabulated(
         list(zip(*cells, strict=True)), ["left" if heading in left else "right" for heading in table]
     )
+
+
+def fitting(
+    names: Sequence[str], columns: Mapping[str, Sequence[str]], width: int, dropped_first: Sequence[str]
+) -> dict[str, Sequence[str]]:
+    """The columns that `layout` shows."""
+    kept = dict(columns)
+    for heading in dropped_first:
+        if not fits(names, kept, width):
+            kept.pop(heading, None)
+    return kept
+
+
+def fits(
+    names: Sequence[str], columns: Mapping[str, Sequence[str]], width: int, shortest: int = _TEST_CELLS
+) -> bool:
+    """Whether there is room for all columns beside the names. shortest: they may be cut to so many cells."""
+    return _room(columns, width) >= min(max(map(width_of, names)), shortest)
 
 
 def tabulated(rows: Sequence[Sequence[str]], align: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
@@ -13,9 +14,9 @@ from pytest_netpoll.meter.accumulated import Accumulated
 from pytest_netpoll.model import units
 from pytest_netpoll.model.diagnosis import diagnose
 from pytest_netpoll.model.measurement import Measurement
-from pytest_netpoll.model.metrics import METRICS, Value, in_report
+from pytest_netpoll.model.metrics import METRICS, Metric, Value, in_report
 from pytest_netpoll.report import record, wording
-from pytest_netpoll.report.cells import cut
+from pytest_netpoll.report.cells import cut, wrap, wrap_fix
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 SCHEMA = "pytest-netpoll-watch/1"
 
 _CELLS = 10  # of a column of a plain line
+_WIDTH = 120  # of plain lines, if neither a terminal nor COLUMNS says another one
 _HEADING_EVERY = 20  # plain lines
 MOST_OFFENDERS = 3
 
@@ -89,6 +91,7 @@ class View:
         self._as_json = as_json
         self._live = None if as_json else _screen(stream)
         self._intervals = 0
+        self._columns: list[Metric] = []
 
     def __enter__(self) -> View:
         if self._live is not None:
@@ -114,9 +117,10 @@ class View:
             if self._intervals == 0:
                 self._write([_Line(who)])
             if self._intervals % _HEADING_EVERY == 0:
-                headings = _cells(["time", *(metric.column for metric in in_report("lines"))])
+                self._columns = _fitting(run.total, shutil.get_terminal_size((_WIDTH, 0)).columns)
+                headings = _cells(["time    ", *(metric.column for metric in self._columns)])
                 self._write([_Line(headings)])
-            self._write([_Line(_line(measurement))])
+            self._write([_Line(_line(measurement, self._columns))])
         self._intervals += 1
 
     def summary(self, who: str, run: Accumulated, reason: str, output: str) -> None:
@@ -151,22 +155,26 @@ class View:
 
     def _trouble(self, measurement: Measurement, run: Accumulated) -> list[_Line]:
         """Who was woken for nothing during the whole run, and what could not be measured."""
-        lines = []
+        lines: list[_Line] = []
         service = record.service(run.total)
         for offender in _for_nothing(service)[:MOST_OFFENDERS]:
-            lines.append(_Line(wording.offender_text(service, offender), "red"))
+            lines += self._wrapped(wording.offender_text(service, offender), "red")
             place = wording.place(offender["stack"]).strip() or "no stack"
             # The end of a place says more than its start.
             lines.append(_Line(f"  {cut(place, self._width() - 2)}"))
         if measurement.unmeasured is not None:
             reason = wording.clean(measurement.unmeasured)
-            lines.append(_Line(f"not measured: {reason.headline}", "yellow"))
-            lines += [_Line(f"  fix: {reason.fix}")] if reason.fix else []
+            lines += self._wrapped(f"not measured: {reason.headline}", "yellow")
+            if reason.fix:
+                lines += map(_Line, wrap_fix(reason.fix, self._width(), "  "))
         elif run.missed is not None:
             missed = units.show(run.missed_seconds, "s")
             headline = wording.clean(run.missed).headline
-            lines.append(_Line(f"not measured for {missed}: {headline}", "yellow"))
+            lines += self._wrapped(f"not measured for {missed}: {headline}", "yellow")
         return [_Line(""), *lines] if lines else []
+
+    def _wrapped(self, text: str, style: str) -> list[_Line]:
+        return [_Line(line, style) for line in wrap(text, self._width())]
 
     def _draw(self, live: Live, lines: Sequence[_Line]) -> None:
         """Draws in place of what was drawn before."""
@@ -206,11 +214,19 @@ def _tabulate(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[_L
     return [_Line(line.rstrip()) for line in table.splitlines()]
 
 
-def _line(measurement: Measurement) -> str:
+def _fitting(total: Measurement, width: int) -> list[Metric]:
+    """The columns of plain lines that fit; the first ones to go have no number."""
+    columns = list(in_report("lines"))
+    dropped = sorted(columns, key=lambda metric: (metric.read(total.snapshot) is not None, metric.keep))
+    room = max(width // _CELLS - 1, 1)  # beside the time
+    return [metric for metric in columns if metric not in dropped[: max(len(columns) - room, 0)]]
+
+
+def _line(measurement: Measurement, columns: Sequence[Metric]) -> str:
     time = datetime.datetime.now().strftime("%H:%M:%S")
     if measurement.unmeasured is not None:
         return f"{_cells([time])}  not measured: {wording.clean(measurement.unmeasured).headline}"
-    line = _cells([time, *(show_now(metric.name, measurement) for metric in in_report("lines"))])
+    line = _cells([time, *(show_now(metric.name, measurement) for metric in columns)])
     worst = next(iter(_for_nothing(record.service(measurement))), None)
     if worst is None:
         return line
