@@ -249,6 +249,7 @@ class Opened(TypedDict):
 class Traced(TypedDict):
     """The trace of a root, in ns since the window opened. Rows have the fields of
     pytest_netpoll/model/trace.py; a stack is its index in `stacks` or None. dropped: over all roots.
+    missed_looks: this root's.
     """
 
     polls: list[list[Any]]
@@ -258,6 +259,7 @@ class Traced(TypedDict):
     looks: list[list[int]]
     stacks: list[list[list[Any]]]
     dropped: int
+    missed_looks: int
 
 
 class _Traces(TypedDict, total=False):
