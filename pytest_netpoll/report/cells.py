@@ -91,9 +91,9 @@ def wrap(text: str, width: int, indent: str = "", hang: str = "  ") -> list[str]
     )
 
 
-def wrap_fix(fix: str, width: int, indent: str = "", hang: str = "  ") -> list[str]:
+def wrap_fix(text: str, width: int, indent: str = "", hang: str = "  ") -> list[str]:
     """ "fix: …", wrapped, but not within a command: one that is pasted with line breaks doesn't run."""
-    whole = _COMMAND.sub(lambda command: command[0].replace(" ", _UNBROKEN), f"fix: {fix}")
+    whole = _COMMAND.sub(lambda command: command[0].replace(" ", _UNBROKEN), f"fix: {text}")
     return [line.replace(_UNBROKEN, " ") for line in wrap(whole, width, indent, hang)]
 
 
