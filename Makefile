@@ -1,6 +1,6 @@
-# Every target sets up what it needs (.ci/setup, next to nothing when all is there), then runs it.
+# Every target first sets up what it needs (.ci/setup, which does little if everything is there already).
 #   make test ARGS='-k latency -x'              further arguments for pytest; '-n 0 --pdb' to debug
-#   make test NETPOLL_GO_VERSIONS='1.24.11'     the Go versions services are built with, or "all"
+#   make test NETPOLL_GO_VERSIONS='1.24.11'     the Go versions that services are built with, or "all"
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -14,7 +14,7 @@ ARGS ?=
 NETPOLL_GO_VERSIONS ?= 1.19 1.21.13 1.27.3
 export NETPOLL_GO_VERSIONS
 
-# Two, since most tests wait for processes most of their time; a file's tests share services and agents.
+# Two, because most tests mainly wait for processes; a file's tests share services and agents.
 WORKERS := -n 2 --dist loadfile
 
 # .tools/go exists only where .ci/setup found no usable Go on the machine.
@@ -35,7 +35,7 @@ demo: ## see a healthy Go service pass, and wasteful ones caught
 	@status=0; $(PYTEST) example_project --wasteful $(ARGS) || status=$$?; \
 	case $$status in \
 	1) printf '\ndemo: caught, as it should be.\n' ;; \
-	0) printf '\ndemo: the wasteful services passed; their waste went unnoticed.\n' >&2; exit 1 ;; \
+	0) printf '\ndemo: the wasteful services passed, but should have failed.\n' >&2; exit 1 ;; \
 	*) printf '\ndemo: pytest stopped with exit code %s instead of judging the services.\n' $$status >&2; \
 	   exit $$status ;; \
 	esac
@@ -58,7 +58,7 @@ test-kernels-short: ## the part of it that CI runs: Linux 5.10 and 6.1, and arm6
 	@$(PYTHON) tests/kernels/run.py --short $(ARGS)
 
 test-containers: export NETPOLL_TEST_CONTAINERS = 1
-test-containers: ## run what is claimed of containers, with podman and docker
+test-containers: ## run what the docs say about containers, with podman and docker
 	@.ci/setup containers
 	@$(PYTEST) tests/bpf/test_containers.py tests/bpf/test_ci_images.py $(ARGS)
 

@@ -1,4 +1,4 @@
-"""Writes what is made from the code: the blocks of docs/*.md that functions here make, and the JSON Schema.
+"""Writes everything that is generated from the code: blocks of docs/*.md, and the JSON Schema.
 
 `make docs` runs it. With --check it writes nothing, names the files that are out of date, and exits with 1.
 """
@@ -32,12 +32,12 @@ WRITTEN: Mapping[units.Unit, str] = {
     "ns": '`"5ms"`, `"250us"`, `"1.5s"`, or a `timedelta`',
     "s": '`0.5`, `"500ms"`, or a `timedelta`',
 }
-# What users may rely on of a Service.
+# The parts of Service that users may rely on.
 SERVICE = ("name", "pid", "port", "address", "url", "log", "go_version", "executable", "restart", "stop")
 
 
 def rows(heading: tuple[str, ...], *cells: tuple[str, ...]) -> str:
-    """A table, first its heading."""
+    """A table, starting with its heading."""
     lines = [heading, tuple("---" for _ in heading), *cells]
     escaped = [[cell.replace("|", r"\|") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
@@ -105,7 +105,7 @@ def json_keys() -> str:
 
 
 def _record(record: dict[str, Any]) -> str:
-    """Of a description "What it is. key: meaning. key, key: meaning." the meanings go into the table."""
+    """Moves the meanings in a description "What it is. key: meaning. key, key: meaning." into the table."""
     keys, meanings = record["properties"], {}
     any_key = "|".join(keys)
     intro, *described = re.split(
@@ -160,7 +160,7 @@ def with_blocks(text: str, *makers: Callable[[], str]) -> str:
 
 
 def wanted() -> dict[Path, str]:
-    """Of each file what should be in it."""
+    """The wanted content of each file."""
     pages = {ROOT / "docs" / page: makers for page, makers in BLOCKS.items()}
     made = {path: with_blocks(path.read_text(), *makers) for path, makers in pages.items()}
     return {**made, json_schema.FILE: json_schema.text()}

@@ -1,4 +1,4 @@
-"""The JSON Schema of a report, made from the types that the code reads it by. Written by `make docs`."""
+"""The JSON Schema of a report, made from the types with which the code reads it. Written by `make docs`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KINDS = {str: "string", int: "integer", float: "number", bool: "boolean", type(N
 
 
 def text() -> str:
-    """The schema as the file holds it."""
+    """The content of the schema's file."""
     definitions: dict[str, Any] = {}
     top = _object(Report, definitions)
     top["properties"]["schema"] = {"const": SCHEMA}
@@ -36,7 +36,7 @@ def _schema(wanted: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     if is_typeddict(wanted):
         name = wanted.__name__.removesuffix("Record")
         if name not in definitions:
-            definitions[name] = {}  # before what is in it, which may be of its own kind
+            definitions[name] = {}  # before its fields, which may have the same type
             definitions[name] = _object(wanted, definitions)
         return {"$ref": f"#/$defs/{name}"}
     if origin is Literal:

@@ -6,8 +6,8 @@
  */
 
 #ifdef ARRIVAL_TIMES
-/* The goroutine that made the syscall: Go keeps its address in a register, also through a
- * syscall. 0 if it cannot be read. */
+/* The goroutine that made the syscall: Go keeps its address in a register, also during a syscall.
+ * 0 if it cannot be read. */
 static __always_inline u64 goroutine(u64 regs)
 {
 	u64 g = 0;
@@ -51,7 +51,7 @@ static __always_inline void expect_answer(struct counters *c, struct wait *w, st
 	w->socket |= SOCKET_ASKED;
 }
 
-/* This wakeup was resolved by a look at what has arrived (MSG_PEEK), which takes nothing. */
+/* This wakeup was resolved by a look at the data (MSG_PEEK), which takes nothing. */
 static __always_inline void data_seen(struct wait *w, u32 fd, u64 woken_at)
 {
 	struct question *q = woken_at ? question_of(w->owner, fd) : 0;
@@ -82,8 +82,7 @@ static __always_inline void data_taken(void *ctx, struct counters *c, struct wai
 	if (!b) {
 		struct target *t = target_of(owner);
 
-		/* Arrivals are recorded from now on, unless it is no socket or the process does not
-		 * poll. */
+		/* Arrivals are recorded from now on, unless it isn't a socket or the process does not poll. */
 		if (!(w->socket & SOCKET_NONE) && t && t->kept)
 			note_socket(w, owner, fd, w->socket & SOCKET_ACCEPTED);
 		return;

@@ -52,9 +52,10 @@ static __always_inline int has_own_wakeup(const struct candidate *c)
 	return !c->data || (!bpf_probe_read_user(&fd, sizeof(fd), (void *)c->data) && fd == c->fd);
 }
 
-/* Proves the layout in the kernel, so that no event is missed, and services that open their
- * first socket late and children that have just exec'ed are calibrated, too. What it proves
- * after that is a second runtime in the same process, such as another c-shared library's. */
+/* Proves the layout in the kernel, so that no event is missed, and so that services that open
+ * their first socket late and children that have just exec'ed are calibrated, too. Anything that
+ * it proves after that is a second runtime in the same process, such as another c-shared
+ * library's. */
 static __always_inline void calibrate(struct poller *p, s32 epfd, u64 fd, u32 events, u64 data)
 {
 	struct candidate *c = 0;

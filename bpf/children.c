@@ -4,9 +4,9 @@
  */
 
 #ifdef PID_NAMESPACE_INODE
-/* The agent may be in a pid namespace of its own, where processes have other numbers than here. To
- * ask for a process's number it calls waitid on the process, which fails and has no effect on the
- * process. */
+/* The agent may be in its own pid namespace, where processes have other numbers than here. To ask
+ * for a process's number, the agent calls waitid on the process. The call fails and has no effect
+ * on the process. */
 BPF_ARRAY(asked, struct identity, 1);
 BPF_ARRAY(agent, struct identity, 1); /* by its number in its own namespace */
 
@@ -57,7 +57,7 @@ static __always_inline u32 local_number(u64 task)
 #define local_number(task) 0
 #endif
 
-/* Gives the slot a new owner: what its waits and its poller hold is no longer valid. */
+/* Gives the slot a new owner, so that its waits and its poller become invalid. */
 static __always_inline void assign_owner(u64 *entry, struct target *t, u32 slot)
 {
 	t->since = bpf_ktime_get_ns();

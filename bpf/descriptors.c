@@ -18,8 +18,8 @@ static __always_inline u64 kernel_word(u64 address)
 
 #ifdef TASK_FILES_OFFSET
 /* The struct file of a task's descriptor, 0 if it has no such descriptor. fd may be any number:
- * some come from the process's memory. RCU frees neither the table nor what it holds before this
- * program ends. */
+ * some come from the process's memory. RCU keeps the table and its content until this program
+ * ends. */
 static __always_inline u64 file_in(u64 task, u64 fd)
 {
 	u64 files = kernel_word(task + TASK_FILES_OFFSET);
@@ -42,7 +42,7 @@ static __always_inline u32 inode_of(u64 file)
 	return file ? kernel_word(kernel_word(file + FILE_INODE_OFFSET) + INODE_INO_OFFSET) : 0;
 }
 
-/* The struct socket behind a file whose inode has this mode; 0 if it is none. */
+/* The struct socket behind a file whose inode has this mode; 0 if it isn't a socket. */
 static __always_inline u64 socket_of(u64 file, u16 mode)
 {
 	u64 socket;
@@ -97,8 +97,8 @@ static __always_inline void describe_socket(u64 socket, struct endpoint *e)
 	}
 }
 
-/* Fills in e, which is all zero. If the descriptor is closed meanwhile, e stays zero: what was
- * read may already be another process's file. */
+/* Fills in e, which is all zero. If the descriptor is closed meanwhile, e stays zero, because what
+ * was read may already belong to another process's file. */
 static __always_inline void describe(u64 fd, struct endpoint *e)
 {
 	u64 file = file_of(fd), inode;
@@ -135,8 +135,8 @@ static __always_inline int registered_twice(u64 file)
 }
 #endif
 
-/* SEEN_...; 0 if it is no socket, or the kernel does not provide it. A duplicate of a
- * descriptor is the same file, also in another process. */
+/* SEEN_...; 0 if it isn't a socket, or the kernel does not provide it. A duplicate of a descriptor
+ * is the same file, also in another process. */
 static __always_inline u32 look_at_socket(u64 fd)
 {
 #if defined(SOCK_ERROR_QUEUE_OFFSET) && defined(FILE_REGISTRATIONS)

@@ -17,17 +17,17 @@
 #define PD_FDSEQ 2
 
 /* runtime.g.sched: where a goroutine that does not run will continue. It holds the g itself, which
- * proves it. The frame pointer is in word GOBUF_BP or the next one, by the Go version; if it is
- * in the next one, this is 0. */
+ * proves it. The frame pointer is in word GOBUF_BP or the next one, depending on the Go version;
+ * in the second case the first word is 0. */
 #define GOBUF_OFFSET 56
 #define GOBUF_WORDS 7
 #define GOBUF_PC 1
 #define GOBUF_G 2
 #define GOBUF_BP 5
 
-/* runtime.g.lockedm, the thread that a goroutine is locked to, is in one of these words by the Go
- * version: 208, 216 or, in 1.19, 232 bytes from the start. What it points to proves itself: an m
- * begins with its g0, whose m it is. */
+/* runtime.g.lockedm, the thread that a goroutine is locked to, is in one of these words, depending
+ * on the Go version: 208, 216 or, in 1.19, 232 bytes from the start. An m is proven by its g0,
+ * with which it begins and which points back to it. */
 #define LOCKEDM_OFFSET 208
 #define LOCKEDM_WORDS 4
 #define G_M_OFFSET 48

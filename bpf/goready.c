@@ -14,8 +14,8 @@
 #define FIRST_ARGUMENT(ctx) ((ctx)->ax)
 #endif
 
-/* The initial value of an entry; nobody writes it. Not on the stack, which newer compilers would
- * exceed. */
+/* The initial value of an entry; it is never written. It isn't on the stack, which newer compilers
+ * would exceed. */
 BPF_ARRAY(no_offences, struct offender_stats, 1);
 
 /* Records the waker's stack, and where the woken goroutine had been parked. That costs twice as

@@ -3,9 +3,9 @@
  * Finds writes that Nagle's algorithm holds back: a small segment waits in a TCP socket until the
  * peer acknowledges the one before. A peer that waits for the rest delays that by 40 ms.
  *
- * It is seen when the write returns. The next read there shows when the segment left: the kernel
- * stores when the last acknowledged segment was sent. Runs after the syscall is counted, and only
- * while a window asks for it.
+ * The program detects it when the write returns. The next read there shows when the segment left:
+ * the kernel stores when the last acknowledged segment was sent. Runs after the syscall is
+ * counted, and only while a window asks for it.
  */
 
 #ifdef TCP_NONAGLE_OFFSET
@@ -20,7 +20,7 @@ struct held_write {
 /* By owner << 32 | fd. The least recently used ones are forgotten: those of closed descriptors. */
 BPF_TABLE("lru_hash", u64, struct held_write, held_writes, HELD_WRITES);
 
-/* The connection's struct sock; 0 if it is no TCP connection. */
+/* The connection's struct sock; 0 if it isn't a TCP connection. */
 static __always_inline u64 tcp_of(u64 fd)
 {
 	u64 file = file_of(fd), socket = socket_of(file, mode_of(file)), sk;
@@ -38,8 +38,8 @@ static __always_inline u64 tcp_of(u64 fd)
 		       0;
 }
 
-/* Whether unsent data waits only for an acknowledgement: it is less than a segment, a small one is
- * on its way, and the peer and the network have room. */
+/* Whether unsent data waits only for an acknowledgement: it is less than a segment, a small
+ * segment is on its way, and the peer and the network have room. */
 static __always_inline int is_held(u64 sk, u32 end)
 {
 	u32 next = tcp_word(sk, TCP_SND_NXT_OFFSET), first = tcp_word(sk, TCP_SND_UNA_OFFSET);
@@ -110,13 +110,13 @@ int look_at_write(struct bpf_raw_tracepoint_args *ctx)
 	sk = tcp_of(fd);
 	now.end = sk ? tcp_word(sk, TCP_WRITE_SEQ_OFFSET) : 0;
 	if (!sk || !is_held(sk, now.end)) {
-		/* If it was sent now, the time of the one before is lost. */
+		/* If this write was sent at once, the time of the one before is lost. */
 		if (h)
 			held_writes.delete(&key);
 		return 0;
 	}
 	if (h && (s32)(tcp_word(sk, TCP_SND_NXT_OFFSET) - h->end) < 0) {
-		h->end = now.end; /* it joins the one that waits already */
+		h->end = now.end; /* it joins the data that waits already */
 		return 0;
 	}
 	if (h)

@@ -4,14 +4,14 @@
  * fires for each packet, message and connection that is queued. It runs in interrupts, too, so it
  * only stores times; the read that takes the data does the counting.
  *
- * A socket gets its inbox when the runtime registers it, and a connection of TCP or of a unix
- * socket already when it is queued at its listener, so that data that comes before accept is not
- * missed. A socket registered before the probe gets one when the agent has the kernel walk over the
- * process's descriptors. Where that fails it gets one with its first read, and the agent doesn't
- * report the times.
+ * A socket gets its inbox when the runtime registers it. A connection of TCP or of a unix socket
+ * gets it when it is queued at its listener, so that data that comes before accept is not missed.
+ * A socket registered before the probe gets one when the agent has the kernel walk over the
+ * process's descriptors. Where that fails it gets one with its first read, and the agent reports no
+ * times.
  *
- * The times are exact for the oldest seven arrivals that nobody has taken. Later ones are merged,
- * with the time of the latest: they have waited at least that long.
+ * The times are exact for the oldest seven unread arrivals. Later ones are merged, with the time
+ * of the latest: they have waited at least that long.
  */
 
 #ifdef ARRIVAL_TIMES
@@ -19,10 +19,9 @@ BPF_F_TABLE("hash", u64, struct inbox, inboxes, INBOXES, BPF_F_NO_PREALLOC);
 BPF_PERCPU_ARRAY(new_inbox, struct inbox, 1); /* while it is filled in at a syscall's return */
 BPF_ARRAY(questions, struct question, ALL_FDS);
 /* 1 for each local port that a socket with an inbox has or had; [0] is for sockets without a port
- * yet. The tracepoint fires for every socket of the machine. For most of the others this check is
- * all it takes: the JIT inlines the lookup, and neighbours share a cache line. A port is never
- * forgotten: if somebody else uses it later, their sockets cost a lookup among the inboxes, which
- * decides. */
+ * yet. The tracepoint fires for every socket of the machine. Most of the others end at this check,
+ * which is cheap: the JIT inlines the lookup, and neighbours share a cache line. A port is never
+ * forgotten: others that use it later cost a lookup among the inboxes, which decides. */
 BPF_ARRAY(known_ports, u8, 1 << 16);
 
 static __always_inline int shut_down(u64 sk)
@@ -82,7 +81,7 @@ static __always_inline void note_arrival(struct inbox *b, u32 end, u64 now)
 	b->arrivals[slot & (ARRIVALS - 1)].at = now;
 	b->arrivals[slot & (ARRIVALS - 1)].end = end;
 	b->end = end;
-	/* Last: from here on it may be taken. */
+	/* Last, because from here on a read may take it. */
 	*(volatile u32 *)&b->tail = slot + 1;
 }
 
@@ -124,7 +123,7 @@ static __always_inline void note_child(u64 listener, const struct inbox *l, u64 
 	add_inbox(sk, &child);
 }
 
-/* The agent loads it as the one at sys_exit. */
+/* The agent loads it in the same way as the one at sys_exit. */
 int data_ready(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 sk = ctx->args[0], now;
@@ -141,7 +140,7 @@ int data_ready(struct bpf_raw_tracepoint_args *ctx)
 	if (b->kind == TCP_STREAM) {
 		u32 nxt = tcp_word(sk, TCP_RCV_NXT_OFFSET);
 
-		/* The end of the stream has a number, too, but is no data. */
+		/* The end of the stream has a sequence number, too, but isn't data. */
 		if (nxt == b->end || (nxt == end && shut_down(sk)))
 			return 0;
 		end = nxt;
@@ -256,7 +255,7 @@ static __always_inline void stop_waiting(struct wait *w, u32 owner, struct quest
 		c->unanswered += 1 + q->joined;
 }
 
-/* The descriptor is about to be closed, or was. */
+/* The descriptor is about to be closed, or was closed. */
 static __always_inline void drop_socket(struct wait *w, u32 owner, u32 fd)
 {
 	struct question *q = question_of(owner, fd);
@@ -275,31 +274,31 @@ static __always_inline void drop_socket(struct wait *w, u32 owner, u32 fd)
 }
 
 /* close or dup2 has returned. The runtime removes a descriptor before it closes it; this is for
- * those who do it behind its back. */
+ * code that closes it without the runtime. */
 static __always_inline void closed(u32 owner, u32 fd)
 {
 	struct wait *w = wait_of(owner, fd, DIR_READ);
 	u64 sk = 0;
 
-	/* Another thread may have got the same number for a new one. */
+	/* Another thread may have got the same number for a new descriptor. */
 	if (w && !w->sk && w->socket & SOCKET_ACCEPTED && !file_of(fd))
 		w->socket = 0;
 	if (w && (w->sk || w->socket & SOCKET_NONE) && (!kind_of(file_of(fd), &sk) || sk != w->sk))
 		drop_socket(w, owner, fd);
 }
 
-/* A read has taken something from the queue. taken: how many, where it holds messages. */
+/* A read has taken something from the queue. taken: how many messages, if it holds messages. */
 static __always_inline void take_arrivals(u64 sk, struct inbox *b, u32 taken)
 {
 	u32 tail = *(volatile u32 *)&b->tail, head = b->head, end, upto;
 	int i;
 
-	/* The order matters: what comes meanwhile has a higher end. */
+	/* The order matters: data that comes meanwhile has a higher end. */
 	end = *(volatile u32 *)&b->end;
 	if (b->kind == TCP_STREAM) {
 		upto = tcp_word(sk, TCP_COPIED_OFFSET);
 	} else if (b->kind == UNIX_STREAM) {
-		/* Each message stays in the queue until all of it was read. */
+		/* Each message stays in the queue until it is read completely. */
 		upto = end - tcp_word(sk, SOCK_QUEUE_OFFSET + QUEUE_LENGTH_OFFSET);
 	} else {
 		b->taken += taken;
@@ -323,8 +322,8 @@ static __always_inline void take_arrivals(u64 sk, struct inbox *b, u32 taken)
 	b->head = head;
 }
 
-/* A read found nothing, though something had arrived: somebody else took it, or the kernel
- * dropped it. What came just now may have come after the read. */
+/* A read found nothing, although something had arrived: another reader took it, or the kernel
+ * dropped it. Data that came just now may have come after the read. */
 static __always_inline void expire_arrivals(struct wait *w)
 {
 	u64 sk = w->sk;
@@ -342,7 +341,7 @@ static __always_inline void expire_arrivals(struct wait *w)
 }
 
 #ifdef TASK_TGID_OFFSET
-/* The listening ports of the process that is walked over. */
+/* The listening ports of the process whose descriptors are walked over. */
 BPF_HASH(listening, u16, u8, 1024);
 
 /* The kernel walks over the descriptors of a process (bpf_iter/task_file), because it registered
@@ -367,7 +366,7 @@ int note_descriptor(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	READ_MEMBER(port, sk + SOCK_PORT_OFFSET);
 	note_file(w, owner, fd, file, kind == TCP_STREAM && listening.lookup(&port));
-	/* If it was closed meanwhile, nobody else will remove the inbox. */
+	/* If it was closed meanwhile, nothing else will remove the inbox. */
 	if (w->sk == sk && file_in(task, fd) != file)
 		drop_socket(w, owner, fd);
 	return 0;

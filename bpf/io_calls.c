@@ -3,8 +3,8 @@
  * Counts I/O calls: how many returned, how those without data ended, and which of them were
  * futile.
  *
- * A call that moved data costs a counter and a check of the streak that it ends. Only the others
- * read the clock.
+ * For a call that moved data, this costs a counter and a check of the streak that it ends. Only
+ * other calls read the clock.
  */
 
 BPF_PERCPU_ARRAY(io_failures, struct io_failures, ALL_BANKS);
@@ -37,8 +37,8 @@ static __always_inline int is_datagram(u32 role, u32 fd)
 #endif
 }
 
-/* As charged_owner; a descriptor asks that only until its owner is kept, which doesn't change any
- * more. */
+/* As charged_owner. It is looked up only until the descriptor's owner is kept, because that
+ * doesn't change any more. */
 static __always_inline u32 charged_for(struct wait *w, u32 owner)
 {
 	u32 charged;
@@ -56,8 +56,8 @@ static __always_inline int in_streak(const struct wait *w, u32 outcome)
 	return w && w->streak && w->outcome == outcome;
 }
 
-/* One more call on this descriptor and direction that had this outcome. Returns how many had it in
- * a row, at most FUTILE_FROM. now: ns >> FAILED_AT_SHIFT. */
+/* One more call on this descriptor and direction had this outcome. Returns how many had it in a
+ * row, at most FUTILE_FROM. now: ns >> FAILED_AT_SHIFT. */
 static __always_inline u32 lengthen_streak(struct wait *w, u32 outcome, u32 now)
 {
 	u32 streak = w->streak;
@@ -72,7 +72,7 @@ static __always_inline u32 lengthen_streak(struct wait *w, u32 outcome, u32 now)
 	return streak;
 }
 
-/* Records who made the call. bytes: that it moved. */
+/* Records where the call was made. bytes: those that it moved. */
 static __always_inline void record_io_call(void *ctx, struct counters *c, u32 owner, u32 epoch,
 					   u32 nr, u32 outcome, u32 fd, int direction, int futile,
 					   u64 bytes)
@@ -128,7 +128,7 @@ static __always_inline void count_io_call(void *ctx, u32 owner, u32 role, u32 nr
 		if (w && w->streak)
 			w->streak = 0;
 	} else {
-		/* The end of the file that is read does not concern the one that is written. */
+		/* End of file concerns only the file that is read, not the one that is written. */
 		if (outcome == OUTCOME_EOF)
 			writes = 0;
 		now = bpf_ktime_get_ns() >> FAILED_AT_SHIFT;

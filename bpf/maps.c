@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * The maps that several topics use; a topic's own are in its file.
+ * The maps that several topics use; other maps are in the file of their topic.
  *
  * The agent joins these files in the order of SOURCES (agent/bpf/program.py): each uses only what
  * comes before it. They are written in BCC's dialect, and only use what BCC 0.18 compiles: no

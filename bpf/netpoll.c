@@ -59,8 +59,7 @@ int syscall_returned(struct bpf_raw_tracepoint_args *ctx)
 		resolve_wait(ctx, w, nr, write_fd, DIR_WRITE, ret, 0, 0, g);
 	if (*role & ROLE_ACCEPT)
 		note_accepted(owner, ret);
-	/* Last, because the verifier would walk through anything behind it once for each of its
-	 * ends. */
+	/* Last, because the verifier would walk through anything after it once for each of its ends. */
 	if (!(*role & ROLE_SOCKOPT))
 		count_io_call(ctx, owner, *role, nr, r, read_fd, w, write_fd, ret);
 	if (ret >= 0 && keeps(KEEP_HELD_WRITES))

@@ -18,7 +18,7 @@
 #define ALL_BANKS (MAX_PROCESSES * BANKS)
 #define ALL_FDS (MAX_PROCESSES * MAX_FDS)
 
-/* Together, because every I/O call needs both: each lookup costs it 1 to 2 ns. */
+/* Together, because every I/O call needs both, and each lookup costs 1 to 2 ns. */
 struct settings {
 	u32 epoch; /* the current one */
 	u32 keeping; /* KEEP_... */
@@ -31,13 +31,12 @@ struct kept_epochs {
 	u32 of_bank[BANKS];
 };
 
-/* An owner is a process in a slot: slot + 1 in the low bits, and above them a number that tells
- * it from the processes that had the slot before. */
+/* An owner is a process in a slot: slot + 1 in the low bits, and above them a number that
+ * distinguishes it from the processes that had the slot before. */
 #define SLOT(owner) (((owner) & ((1 << SLOT_BITS) - 1)) - 1)
 #define BANK(owner, epoch) (SLOT(owner) * BANKS + ((epoch) & (BANKS - 1)))
 
-/* Where stacks are sampled, each CPU records this many of an epoch in full before it starts to
- * skip. */
+/* If stacks are sampled, each CPU records this many of an epoch in full before it skips any. */
 #define STACKS_EXACT 256
 
 /* The words of a runtime.g that may hold goid; the agent picks one by the Go version. */
@@ -58,7 +57,7 @@ enum direction { DIR_READ = 0, DIR_WRITE = 1 };
 #define ROLE_READ_ARG(role) ((role) & 0xf) /* 1 + index of the fd read from, 0 = none */
 #define ROLE_WRITE_ARG(role) (((role) >> 4) & 0xf) /* 1 + index of the fd written to */
 /* The MSG_... flags of a call that receives. Without a branch, because the verifier would walk
- * through everything behind it twice. */
+ * through everything after it twice. */
 #define ROLE_FLAGS(role, a)                             \
 	(-(u64)((role) >> FLAGS_ARG & 1) & (a).arg[2] | \
 	 -(u64)((role) >> FLAGS_ARG >> 1 & 1) & (a).arg[3])
@@ -113,8 +112,8 @@ struct target {
 	u64 since; /* when it got this owner; monotonic ns */
 };
 
-/* What is known of a process's poller; the agent may write it once, too. layout is all zero until
- * calibration has proved one. It is valid only while its owner is the slot's. */
+/* What is known about a process's poller; the agent may also write it, once. layout is all zero
+ * until calibration has proved one. It is valid only while its owner is the slot's. */
 struct poller {
 	u32 owner;
 	s32 epfd; /* the runtime's epoll instance, or NO_EPFD */
@@ -150,7 +149,7 @@ struct counters {
 	u64 lost_processes; /* children that found no free slot */
 	u64 lost_offenders; /* offences that were counted but not recorded */
 	u64 latency_max;
-	u64 slow_floor; /* no counter: a slower wakeup is among the slowest */
+	u64 slow_floor; /* not a counter: a slower wakeup is among the slowest */
 	u64 slow_read_floor; /* the same for queue delays, */
 	u64 slow_answer_floor; /* and for responses */
 	u64 ready_calls; /* these two by goready.c */
@@ -183,8 +182,8 @@ struct io_failures {
 	u64 failed; /* 0 = everything here is 0 */
 };
 
-/* polls[n - 1]: those that brought n events; more than the runtime's buffer holds count as so
- * many. */
+/* polls[n - 1]: those that brought n events; those that brought more than the runtime's buffer
+ * holds count in the last one. */
 struct polls_by_events {
 	u32 polls[MOST_EVENTS];
 };
@@ -200,8 +199,8 @@ struct histogram {
 };
 
 /* The parts of a queue delay or a response, in ns: up to the poll that reported the data; from
- * there to the read; up to the read where nobody was parked, so that no poll was waited for; and
- * from the read to the write. */
+ * there to the read; up to the read if nobody was parked, so that there was no wait for a poll;
+ * and from the read to the write. */
 struct parts {
 	u64 poll;
 	u64 run;
@@ -221,25 +220,25 @@ struct arrival {
 struct inbox {
 	u32 head; /* how many were taken, */
 	u32 tail; /* and how many there have been */
-	u32 end; /* of TCP the last byte's sequence number, else how many messages there have been */
+	u32 end; /* for TCP the last byte's sequence number, else how many messages there have been */
 	u32 owner;
 	u32 fd; /* or NO_FD */
 	u8 kind; /* enum socket_kind */
-	u8 accepted; /* its peer asks, and it answers */
+	u8 accepted; /* its peer sends requests, and it answers */
 	u16 unused;
 	u32 taken; /* of messages: as end, of the last one taken */
 	struct arrival arrivals[ARRIVALS]; /* the oldest first, from head on */
 };
 
 /* The read that a descriptor's next write answers, if the wait is SOCKET_ASKED. It isn't part of
- * the inbox, because an array is looked up much faster than a hash. */
+ * the inbox, because an array lookup is much faster than that of a hash. */
 struct question {
 	u64 read_at;
 	u64 reader; /* its goroutine: address of its runtime.g */
 	struct parts delay; /* of that read */
 	u32 joined; /* how many more reads the same write will answer */
 	u32 epoch; /* in which these count */
-	u64 woken_at; /* of the wakeup that the look resolved, where the wait is SOCKET_LOOKED */
+	u64 woken_at; /* of the wakeup that the look resolved, if the wait is SOCKET_LOOKED */
 };
 #define NO_FD 0xffffffff
 #define SURELY_GONE 1000000 /* ns; a read that finds nothing takes less */
@@ -255,7 +254,7 @@ enum socket_kind {
 
 enum delay { QUEUE_DELAY = 0, POLL_DELAY = 1, HANDLING = 2, RESPONSE = 3 };
 
-/* Of a bank, on each CPU: without a locked instruction, and with no other CPU's cache lines. */
+/* Of a bank, on each CPU: no locked instructions, and no other CPU's cache lines. */
 struct delays {
 	u32 buckets[DELAYS * LATENCY_BUCKETS]; /* BCC knows arrays of one dimension */
 	/* Sums over the queue delays, and the responses, of several buckets together. */
@@ -285,18 +284,18 @@ struct wait {
 #define EVENT_BITS(events) (((events) & 0x1f) | ((events) & EPOLLRDHUP ? EVENT_RDHUP : 0))
 
 /* What was seen of a socket when an offence on it was recorded. */
-#define SEEN_SOCKET 1 /* the rest could be looked at */
+#define SEEN_SOCKET 1 /* it is a socket, so the other bits are valid */
 #define SEEN_TWICE 2 /* it is registered with epoll more than once */
 #define SEEN_QUEUED 4 /* its error queue holds something */
 /* Of READY and WOKEN. */
-#define SEEN_LOCKED 8 /* who was woken is locked to a thread */
+#define SEEN_LOCKED 8 /* the woken goroutine is locked to a thread */
 
 #define WAIT_TRIED 1 /* the last syscall returned EAGAIN */
 #define WAIT_STORED 2 /* since then an event was stored in the pollDesc */
 #define WAIT_ARMED 4 /* tried, and a readiness is stored: the wait returns at once */
 
-#define SOCKET_NONE 1 /* not a socket whose arrivals can be known */
-#define SOCKET_MESSAGES 2 /* each read takes one of what has arrived */
+#define SOCKET_NONE 1 /* not a socket whose arrivals can be recorded */
+#define SOCKET_MESSAGES 2 /* each read takes one message */
 #define SOCKET_ACCEPTED 4 /* the descriptor comes from accept */
 #define SOCKET_ASKED 8 /* there is a read to be answered */
 #define SOCKET_LOOKED 16 /* woken, then looked at the data (MSG_PEEK) without taking it */
@@ -391,7 +390,7 @@ struct scheduling {
 
 struct offender_stats {
 	u64 count;
-	u64 bytes; /* that recorded I/O calls moved, times what each stands for */
+	u64 bytes; /* moved by recorded I/O calls, times the number that each stands for */
 	struct endpoint end;
 };
 

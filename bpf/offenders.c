@@ -9,7 +9,7 @@ static __always_inline s32 stack_of(void *ctx)
 {
 	s32 id = stacks.get_stackid(ctx, BPF_F_USER_STACK);
 
-	/* Another stack with the same hash has its place: the second map is for those. */
+	/* Another stack with the same hash is in this slot: the second map is for such stacks. */
 	if (id == -EEXIST) {
 		id = more_stacks.get_stackid(ctx, BPF_F_USER_STACK);
 		if (id >= 0)
@@ -18,8 +18,8 @@ static __always_inline s32 stack_of(void *ctx)
 	return id < 0 ? NO_STACK : id;
 }
 
-/* How many this one is recorded for; 0 = don't record it. what: SAMPLE_.... seen: how many there
- * were on this CPU in the epoch. */
+/* How many offences this one stands for; 0 = don't record it. what: SAMPLE_.... seen: how many
+ * there were on this CPU in the epoch. */
 static __always_inline u32 sampled(int what, u64 seen)
 {
 	u32 *every = sampling.lookup(&what);
@@ -28,14 +28,14 @@ static __always_inline u32 sampled(int what, u64 seen)
 		return 0;
 	if (seen <= STACKS_EXACT)
 		return 1;
-	/* At random: every n-th could keep step with a service that works in a pattern. */
+	/* At random, because every n-th could coincide with a pattern in the service's work. */
 	return bpf_get_prandom_u32() % *every ? 0 : *every;
 }
 
 /* A new entry while it is filled in: too large for the BPF stack. */
 BPF_PERCPU_ARRAY(new_offender_stats, struct offender_stats, 1);
 
-/* times: how many such offences this one stands for. bytes: that it moved. */
+/* times: how many such offences this one stands for. bytes: those that it moved. */
 static __always_inline void record_offender(struct counters *c, struct offender *o, u32 times,
 					    u64 bytes)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
  * Counts polls and the events that they return. A poll's events are drained in batches, by tail
- * calls: for each one its pollDesc tells what netpollready will find there.
+ * calls: each event's pollDesc shows what netpollready will find there.
  */
 
 /* Events a program drains: a loop over all 128 is too complex for the verifier. */
@@ -44,7 +44,7 @@ static __always_inline void count_unclaimed(struct counters *c, u32 owner, u32 e
 					    int direction)
 {
 	c->unclaimed_events++;
-	/* A pollDesc holds the number of a descriptor; anything else is none, and has no
+	/* A pollDesc holds the number of a descriptor; anything else isn't a pollDesc, and has no
 	 * offender. */
 	if (fd >> 31 == 0 && keeps(KEEP_UNCLAIMED)) {
 		struct offender o = {
@@ -121,7 +121,7 @@ static __always_inline int drain_event(struct counters *c, struct poller *p, u32
 	}
 	rg = p->layout.waiters == 3 ? pd[3] : pd[4];
 	wg = p->layout.waiters == 3 ? pd[4] : pd[5];
-	/* The fd was closed and its pollDesc reused since: the runtime drops the event. */
+	/* The fd was closed since, and its pollDesc reused: the runtime drops the event. */
 	if ((data ^ pd[PD_FDSEQ]) & ((1ULL << (p->layout.tag_bits & 63)) - 1)) {
 		c->unclaimed_events++;
 		trace_event(owner, epoch, NO_FD, events, 0, 0, now);
@@ -199,7 +199,7 @@ static __always_inline s64 timeout_of(const struct args *a, u32 role)
 	return ts[0] | ts[1];
 }
 
-/* epoll_pwait or a relative of it has returned. */
+/* epoll_pwait, or a similar call, has returned. */
 static __always_inline void poll_returned(void *ctx, u32 owner, const struct args *a, u32 role,
 					  long ret)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * Keeps the slowest wakeups, reads and answers: who, where, and on what.
+ * Keeps the slowest wakeups, reads and answers: which goroutine, where, and on what.
  */
 
 /* g: the goroutine. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * Looks up the state of a process: its owner, and by that its target, poller, counters and
+ * Looks up the state of a process: its owner, and with that its target, poller, counters and
  * waits.
  */
 
@@ -112,7 +112,7 @@ static __always_inline u32 kept_epoch(u32 epoch)
 	return last;
 }
 
-/* what: KEEP_..., any of which will do. */
+/* what: KEEP_...; any of them suffices. */
 static __always_inline int keeps(u32 what)
 {
 	struct settings *s = current_settings();
@@ -120,9 +120,9 @@ static __always_inline int keeps(u32 what)
 	return s && s->keeping & what;
 }
 
-/* The owner in whose banks a process's calls and children count. A server may run one program
- * after another that never polls. Each would keep its slot if it had numbers of its own, so they
- * count for the server. */
+/* The owner in whose banks a process's calls and children count. A server may run many programs
+ * that never poll. If each had its own numbers, it would keep its slot, so they count for the
+ * server. */
 static __always_inline u32 charged_owner(u32 owner)
 {
 	struct target *t = target_of(owner), *charged;

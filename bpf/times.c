@@ -4,7 +4,7 @@
  */
 
 /* Whether v is above the limit; neither may be 1 << 63. It takes no branch: the verifier walks
- * through all that follows once for each outcome, and a bucket would have 40. */
+ * through everything that follows once for each outcome, and a bucket would have 40. */
 static __always_inline u64 above(u64 v, u64 limit)
 {
 	u64 left = limit - v;
@@ -39,8 +39,7 @@ static __always_inline u64 count_delay(struct delays *d, enum delay what, u64 ns
 
 	if (ns > *max)
 		*max = ns;
-	/* BCC 0.18's compiler compares one copy and indexes with another; 5.10 then sees no
-	 * bound. */
+	/* BCC 0.18's compiler compares one copy and indexes with another; then 5.10 sees no bound. */
 	asm volatile("" : "+r"(bucket));
 	if (bucket < LATENCY_BUCKETS)
 		d->buckets[what * LATENCY_BUCKETS + bucket]++;

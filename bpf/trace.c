@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
  * Records single polls, events, I/O calls that follow a wakeup, and ready calls, for a trace. Only
- * a program loaded for a trace has this (TRACE); in any other it is empty.
+ * a program loaded for a trace has this (TRACE); in others the macros are empty.
  */
 #ifdef TRACE
 
@@ -10,9 +10,9 @@ enum trace_kind { TRACE_POLL = 0, TRACE_EVENT = 1, TRACE_IO = 2, TRACE_READY = 3
 enum poll_kind { POLL_BLOCKING = 0, POLL_TIMED = 1, POLL_NONBLOCKING = 2 };
 
 struct trace_record {
-	u64 at; /* ns; of an event when its poll returned */
+	u64 at; /* ns; for an event, when its poll returned */
 	u64 began; /* the call, of POLL and IO; 0 = not known */
-	u64 g; /* who was woken (of an event the reader), or makes the I/O call */
+	u64 g; /* the goroutine woken (of an event the reader), or making the I/O call */
 	u64 other; /* EVENT: the writer woken; IO: when g was woken; READY: where g was parked */
 	u32 owner;
 	u32 epoch;

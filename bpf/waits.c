@@ -16,9 +16,9 @@ static __always_inline u64 exchange(u64 *word, u64 value)
 	return was;
 }
 #else
-/* Kernels before 5.12 have no xchg, and on arm64 BCC compiles none. Inserting into a map is atomic,
- * too: whoever inserts the wakeup first takes it. An entry is remembered long enough for the others
- * to find it. */
+/* Kernels before 5.12 have no xchg, and on arm64 BCC can't compile it. Inserting into a map is
+ * atomic, too: the first thread to insert the wakeup takes it. The entry stays long enough for the
+ * others to find it. */
 struct claim {
 	u64 woken_at;
 	u64 g;
@@ -52,7 +52,7 @@ static __always_inline u64 take_wakeup(struct wait *w, u32 *epoch)
 #endif
 }
 
-/* The pending wakeup was followed by no I/O syscall. */
+/* No I/O syscall followed the pending wakeup. */
 static __always_inline void abandon_wakeup(struct wait *w)
 {
 	struct counters *c;
@@ -97,7 +97,7 @@ static __always_inline struct counters *resolve_wakeup(void *ctx, struct wait *w
 	return c;
 }
 
-/* Whether the wait that follows this EAGAIN will return at once. It cannot be known earlier: a
+/* Whether the wait that follows this EAGAIN will return at once. That isn't certain earlier: a
  * Read or Write begins by dropping a readiness that was stored before. */
 static __always_inline int readiness_is_stored(struct wait *w, int direction)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * Records where goroutines that a poll wakes had been parked, and on what. goready.c records those
- * of runtime.ready.
+ * Records where goroutines that a poll wakes were parked, and on what. goready.c does this for
+ * runtime.ready.
  *
  * A parked goroutine's registers are in its g, and frame pointers lead from there to its
  * outermost function. So this needs no symbols.
@@ -11,10 +11,11 @@
  * those of the current thread. */
 BPF_HASH(parked_stacks, u64, struct parked_stack, PARKED_STACKS);
 
-/* The initial value of a stack; nobody writes it. */
+/* The initial value of a stack; it is never written. */
 BPF_ARRAY(no_stack, struct parked_stack, 1);
 
-/* The hash of the stack at which the goroutine is parked; 0 if g is none. s: keeps it, unless 0. */
+/* The hash of the stack at which the goroutine is parked; 0 if g isn't a parked goroutine. s:
+ * where to store the stack, unless 0. */
 static __always_inline u64 walk_parked(u64 g, struct parked_stack *s)
 {
 	u64 gobuf[GOBUF_WORDS], frame[2], bp, id = 0xcbf29ce484222325ULL;
@@ -30,7 +31,7 @@ static __always_inline u64 walk_parked(u64 g, struct parked_stack *s)
 		id = (id ^ frame[1]) * 0x100000001b3ULL;
 		if (s)
 			s->pc[i] = frame[1];
-		/* Nothing is at 0, to which the outermost frame leads. */
+		/* The outermost frame leads to 0, where nothing is. */
 		if (bpf_probe_read_user(frame, sizeof(frame), (void *)bp))
 			break;
 		/* Frames lie above those that they call. */
@@ -39,9 +40,9 @@ static __always_inline u64 walk_parked(u64 g, struct parked_stack *s)
 	return id | 1;
 }
 
-/* The id of the stack at which the goroutine is parked; 0 if g is none, or there was no room. A new
- * stack is walked twice: the BPF stack has no room to keep it meanwhile, and a per-CPU buffer could
- * be overwritten by a program that preempts this one. */
+/* The id of the stack at which the goroutine is parked; 0 if g isn't a parked goroutine, or there
+ * was no room. A new stack is walked twice: the BPF stack has no room to keep it meanwhile, and a
+ * program that preempts this one could overwrite a per-CPU buffer. */
 static __always_inline u64 parked_at(u64 g)
 {
 	u64 id = walk_parked(g, 0);
@@ -59,8 +60,8 @@ static __always_inline u64 parked_at(u64 g)
 	return id;
 }
 
-/* SEEN_LOCKED if the parked goroutine is locked to a thread: whoever makes it run hands its P over
- * to that thread. */
+/* SEEN_LOCKED if the parked goroutine is locked to a thread: the thread that makes it run hands
+ * its P over to that thread. */
 static __always_inline u32 locked(u64 g)
 {
 	u64 words[LOCKEDM_WORDS], g0, m;
@@ -77,7 +78,7 @@ static __always_inline u32 locked(u64 g)
 	return 0;
 }
 
-/* One event of the poll, whichever is next: if it wakes somebody, records where that is parked. */
+/* The next event of the poll: if it wakes a goroutine, records where that is parked. */
 static __always_inline void record_event(struct drain *d, struct counters *c, struct poller *p,
 					 u32 epoch)
 {
@@ -85,8 +86,8 @@ static __always_inline void record_event(struct drain *d, struct counters *c, st
 	u64 pd[PD_WORDS], data, rg, wg;
 	struct offender o = {};
 
-	/* Of many events some stand for all, chosen at random, since one descriptor's may be at the
-	 * same place in each poll. */
+	/* If there are many events, some of them are chosen at random and stand for all, since one
+	 * descriptor's may be at the same place in each poll. */
 	if (d->n > MOST_RECORDED) {
 		at = bpf_get_prandom_u32() % d->n;
 		weight *= d->n / MOST_RECORDED + (d->recorded < d->n % MOST_RECORDED);
@@ -104,7 +105,7 @@ static __always_inline void record_event(struct drain *d, struct counters *c, st
 		rg = 0;
 	if (!(event[0] & (EPOLLOUT | EPOLLHUP | EPOLLERR)))
 		wg = 0;
-	/* If two are woken, the reader: mostly it is the end of a connection. */
+	/* If two goroutines are woken, the reader's place: usually it is the end of a connection. */
 	if (rg <= PD_WAIT) {
 		rg = wg;
 		o.direction = DIR_WRITE;

@@ -1,4 +1,4 @@
-"""The service under test, once for each fault; with --wasteful as its developers broke it."""
+"""The service under test, once for each fault; with --wasteful the faults are in it."""
 
 import socket
 import time
@@ -16,7 +16,7 @@ def pytest_addoption(parser):
 
 @pytest.fixture
 def launch(go_service, pytestconfig):
-    """launch("dup", *flags) is the service that has this fault, or had it: without --wasteful it is fixed."""
+    """launch("dup", *flags) is the service with this fault; without --wasteful the fault is fixed."""
 
     def launch(fault, *flags):
         wanted = fault if pytestconfig.getoption("--wasteful") else "none"
@@ -36,7 +36,7 @@ def ping(record_property):
                 connection.sendall(message)
                 assert receive(connection, len(message)) == message
                 time.sleep(pause)
-        record_property("requests", count)  # pytest-netpoll makes requests a second of it
+        record_property("requests", count)  # pytest-netpoll turns it into requests per second
 
     return ping
 
@@ -50,5 +50,5 @@ def receive(connection, size):
 
 @pytest.fixture(name="receive")
 def receive_fixture():
-    """receive(connection, 4) waits for so many bytes."""
+    """receive(connection, 4) waits for that many bytes."""
     return receive

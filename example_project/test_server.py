@@ -1,4 +1,4 @@
-"""What the service promises beyond right answers: it wakes up for work, and in time."""
+"""What the service promises beyond correct answers: it wakes up only for work, and in time."""
 
 import contextlib
 import socket
@@ -15,7 +15,7 @@ def server(launch, request):
 
 @pytest.fixture
 def upstream():
-    """A service that the one under test is a client of."""
+    """The upstream of the service under test."""
     with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
         listener.settimeout(10)
         yield listener
@@ -96,7 +96,7 @@ def test_a_lost_upstream_is_dialed_with_pauses(launch, upstream):
     host, port = upstream.getsockname()
     launch("stampede", "-upstream", f"{host}:{port}", "-links", "10")
     links = [upstream.accept()[0] for _ in range(10)]
-    upstream.shutdown(socket.SHUT_RDWR)  # it listens no more
+    upstream.shutdown(socket.SHUT_RDWR)  # it no longer listens
     for link in links:
         link.close()
     time.sleep(0.5)

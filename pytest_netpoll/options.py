@@ -25,10 +25,10 @@ class OptionSpec:
     """One option, under one name in Config, on the command line and in the ini file.
 
     name: the field of Config. cli, ini: None if the option doesn't exist there.
-    parse: text -> value; ValueError with what is wrong. A Path it returns is taken relative to where
-    the option was written: the current directory, or that of the ini file.
-    repeatable: given any number of times (a list of lines in the ini file); `collect` makes one
-    value of the parsed ones, ValueError where they clash.
+    parse: text -> value; raises ValueError, which says what is wrong. A Path it returns is taken relative to
+        where the option was written: the current directory, or that of the ini file.
+    repeatable: given any number of times (a list of lines in the ini file); `collect` combines the parsed
+        values, and raises ValueError if they clash.
     """
 
     name: str

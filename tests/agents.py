@@ -1,4 +1,4 @@
-"""An agent that says what a test wants, without a process; and what a real one says, to be changed."""
+"""An agent that answers what a test wants, without a process; and a real one's answers, to be changed."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ READY = json.dumps(
 
 
 class Liar:
-    """An agent without a process: whatever it is asked, it says its lines."""
+    """An agent without a process: it answers its lines to any request."""
 
     pid = 4241
 

@@ -1,8 +1,7 @@
 """What a user with the line in sudoers tries against the agent; each function asserts that it fails.
 
-Of `ask` see `running`. Shared with tests/kernels/suite, where all of this happens on other kernels: nothing
-here may take a Go toolchain, or more of the machine than Python, sudo and util-linux. Needs root, to become
-that user.
+For `ask` see `running`. tests/kernels/suite runs the same on other kernels, so nothing here may need a Go
+toolchain, or more than Python, sudo and util-linux. Needs root, to become that user.
 """
 
 from __future__ import annotations
@@ -49,11 +48,12 @@ class User:
         )
 
     def become(self, *command, capabilities=""):
-        """The command line that runs this one as the user; capabilities: ambient ones, "+bpf,+perfmon"."""
+        """The command line that runs this command as the user; capabilities: ambient ones,
+        "+bpf,+perfmon"."""
         become = ["setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups"]
         if capabilities:
             become += [f"--inh-caps={capabilities}", f"--ambient-caps={capabilities}"]
-        # setpriv itself still has root's capabilities when it looks for the program; env has not.
+        # setpriv itself still has root's capabilities when it looks for the program; env doesn't.
         return [*become, "env", *map(str, command)]
 
     @property
@@ -62,13 +62,13 @@ class User:
 
 
 def agent_of(installed):
-    """What a user starts by sudo. installed: its directory."""
+    """The command that a user starts with sudo. installed: the agent's directory."""
     return privilege.agent_command(privilege.SYSTEM_PYTHON, installed / "agent")
 
 
 @contextlib.contextmanager
 def running(user, installed, **sizes):
-    """ask("watch", pid=1) is what the installed agent answers the user; ask.ready, what it said at first."""
+    """ask("watch", pid=1) is the installed agent's answer to the user; ask.ready is its first message."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     command = user.become("sudo", "-n", "--", *agent_of(installed))
     with subprocess.Popen(command, cwd=user.home, env=user.environment, **pipes) as process:
@@ -89,7 +89,7 @@ def running(user, installed, **sizes):
 
 @contextlib.contextmanager
 def executed(*command, program=None, **options):
-    """The process, once it runs the program and has said that it is ready."""
+    """The process, after it has exec'ed the program and printed that it is ready."""
     with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, **options) as process:
         try:
             wanted = str(program or command[0])
@@ -102,7 +102,7 @@ def executed(*command, program=None, **options):
 
 @contextlib.contextmanager
 def watched(ask, pid):
-    """What the agent says of the process, which it watches until the end."""
+    """The agent's answer about the process, which it watches until the end."""
     answer = ask("watch", pid=pid)
     assert "ok" in answer, answer
     try:
@@ -115,7 +115,7 @@ def watched(ask, pid):
 
 
 def byte_at(pid, offset):
-    """Of the process's memory, where that offset of its program's file is executed."""
+    """The byte in the process's memory where that offset of its program's file is executed."""
     exe = str(Path(f"/proc/{pid}/exe").readlink())
     for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
         addresses, mode, at, _, _, *path = line.split()
@@ -132,7 +132,7 @@ def code_at(program, offset):
     return program.read_bytes()[offset : offset + 1]
 
 
-def a_users_probes_are_in_the_users_process_and_in_no_other(ask, user, program):
+def a_users_probes_are_only_in_the_users_process(ask, user, program):
     """program: services/echo, the user's. Root runs it, too."""
     site = find_sites(str(program)).ready
     command = [program, "-addr", "127.0.0.1:0"]
@@ -148,7 +148,7 @@ def a_users_probes_are_in_the_users_process_and_in_no_other(ask, user, program):
         assert byte_at(roots.pid, site) == code_at(program, site)
 
 
-def a_user_sees_parked_goroutines_of_the_users_own_alone(ask, user, program):
+def a_user_sees_only_the_users_own_parked_goroutines(ask, user, program):
     """program: services/echo, the user's. Root runs it, too."""
     command = [program, "-addr", "127.0.0.1:0"]
     with (
@@ -167,8 +167,9 @@ def a_user_sees_parked_goroutines_of_the_users_own_alone(ask, user, program):
     assert (told["pid"], told["parked"]["after"][0][2:4]) == (own.pid, [1, "listener"])
 
 
-def a_user_chooses_no_place_for_a_probe(ask, user, program):
-    """Each has a first byte that the kernel would take: in other functions, and amid instructions."""
+def a_user_cannot_choose_the_place_of_a_probe(ask, user, program):
+    """Each has a first byte that the kernel would accept: in other functions, and in the middle of
+    instructions."""
     sites = find_sites(str(program))
     code = program.read_bytes()
     if os.uname().machine == "x86_64":
@@ -186,9 +187,9 @@ def a_user_chooses_no_place_for_a_probe(ask, user, program):
         assert "ok" in ask("attach", pid=own.pid, ready=sites.ready, deadline=sites.deadline)
 
 
-# Run with ROOTS-DIRECTORY OWN-DIRECTORY COMMAND…, as root of a user namespace: mounts an overlay where the
-# command is, and becomes it. A metacopy shows as the user's own what is root's: the file has the attributes
-# of one that belongs to the user, and the data of another one (Linux 6.16 and later).
+# Run with ROOTS-DIRECTORY OWN-DIRECTORY COMMAND…, as root of a user namespace: mounts an overlay over the
+# command's directory, and execs the command. A metacopy shows root's file as the user's own: the file has the
+# attributes of the user's file, and the data of root's (Linux 6.16 and later).
 METACOPY = """
 import os, subprocess, sys
 roots, own, argv = sys.argv[1], sys.argv[2], sys.argv[3:]
@@ -202,7 +203,7 @@ os.setxattr(lower + "/" + name, "user.overlay.metacopy", b"")
 os.setxattr(lower + "/" + name, "user.overlay.redirect", b"/" + name.encode())
 layers = "%s::%s" % (lower, roots)
 """
-# Before it, from 5.11 on: all that can be had is an overlay.
+# On older kernels, from 5.11 on, only an overlay is possible.
 COPY = """
 import os, shutil, subprocess, sys
 roots, own, argv = sys.argv[1], sys.argv[2], sys.argv[3:]
@@ -227,8 +228,8 @@ except OSError as error:
 """
 
 
-def a_file_on_an_overlay_of_the_users_gets_no_probes(ask, user, program, how):
-    """program: services/echo. how: of OVERLAYS. Skips where the kernel refuses the overlay itself."""
+def a_file_on_a_users_overlay_gets_no_probes(ask, user, program, how):
+    """program: services/echo. how: of OVERLAYS. Skips if the kernel refuses the overlay itself."""
     roots, own = user.home / "roots", user.home / "disguise"
     try:
         for directory in roots, own, own / "seen":
@@ -264,7 +265,7 @@ def a_file_on_an_overlay_of_the_users_gets_no_probes(ask, user, program, how):
 
 
 def gives_rights(program, how):
-    """Makes it a program that gives its user more rights than the user has, or hides what it is."""
+    """Makes it a program that gives its user more rights than the user has, or that can't be inspected."""
     os.chown(program, 0, 0)
     program.chmod({"setuid": 0o4755, "setgid": 0o2755, "unreadable": 0o711}.get(how, 0o755))
     if how == "capabilities":  # CAP_NET_RAW, permitted and effective; linux/capability.h: VFS_CAP_REVISION_2
@@ -274,8 +275,8 @@ def gives_rights(program, how):
 RECORDED = ("polls", "events", "calls", "readies", "looks", "stacks")
 
 
-def what_gains_rights_by_an_exec_is_not_counted_from_there_on(ask, user, brief, how):
-    """However briefly it runs: it has ended before anybody could look at it. brief: services/brief."""
+def a_process_that_gains_rights_by_an_exec_is_no_longer_counted(ask, user, brief, how):
+    """However briefly it runs: it ends before the agent can look at it. brief: services/brief."""
     if os.statvfs(user.home).f_flag & os.ST_NOSUID:
         pytest.skip(f"{user.home} does not honour the setuid bit")
     program = user.home / "brief-with-rights"
@@ -299,7 +300,7 @@ def what_gains_rights_by_an_exec_is_not_counted_from_there_on(ask, user, brief, 
     recorded = [any(trace[name] for name in RECORDED) for trace in answer["traces"].values()]
     assert not any(recorded) if how != "plain" else all(recorded)
     if how == "plain":
-        # On a busy machine data is often there before its reader parks.
+        # On a busy machine data often arrives before its reader parks.
         assert not process["foreign"], process
         assert process["counters"]["productive_wakeups"] >= 1, process
     else:
@@ -312,9 +313,9 @@ def what_gains_rights_by_an_exec_is_not_counted_from_there_on(ask, user, brief, 
 
 # A program that lies.
 
-# Its children hold sockets in tables of descriptors as large as the hostile program's: in the kernel they
-# lie where what is behind the end of one is the beginning of another. With a third argument all of it happens
-# in a network namespace of its own.
+# Its children hold sockets in descriptor tables as large as the hostile program's: in the kernel, such tables
+# are adjacent, so that reading beyond the end of one reaches the next. With a third argument everything
+# happens in a separate network namespace.
 SOMEBODY = """
 import ctypes, fcntl, os, socket, struct, sys
 addresses, children, elsewhere = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
@@ -339,7 +340,7 @@ for _ in range(2):
 
 @contextlib.contextmanager
 def on_one_cpu():
-    """What is started within is: the kernel hands out neighbouring memory there."""
+    """What is started in the block runs on one CPU, where the kernel allocates adjacent memory."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
     try:
@@ -350,7 +351,8 @@ def on_one_cpu():
 
 @contextlib.contextmanager
 def others(children=150):
-    """more() makes as many again: root's, with sockets, half of them in another network namespace."""
+    """more() makes as many more processes: root's, with sockets, half of them in another network
+    namespace."""
     with contextlib.ExitStack() as stack:
         crowd = []
         for arguments in ([OTHERS, children], [ELSEWHERE, children, "elsewhere"]):
@@ -369,15 +371,16 @@ def others(children=150):
         yield more
 
 
-def told_of_others(processes):
-    """(how many entries the agent told of these processes, the addresses therein that are not their own)."""
+def reported_of_others(processes):
+    """(how many entries the agent reported of these processes, the addresses in them that are not their
+    own)."""
     told = [entry for process in processes for entry in (*process["offenders"], *process["slowest"])]
     ends = {entry[end] for entry in told for end in ("local", "peer")} - {None, "/dev/null"}
     return len(told), {end for end in ends if end.rpartition(":")[0] != OWN}
 
 
-def invented_descriptors_reveal_nothing_but_the_programs_own(ask, user, hostile, seconds, children):
-    """hostile: services/hostile, which lies for so long."""
+def invented_descriptors_reveal_only_the_programs_own(ask, user, hostile, seconds, children):
+    """hostile: services/hostile, which lies for that long."""
     command = user.become(hostile, "-own", f"{OWN}:0", "-for", f"{seconds}s")
     processes = []
     with (
@@ -396,7 +399,7 @@ def invented_descriptors_reveal_nothing_but_the_programs_own(ask, user, hostile,
             answer = ask("close", window=window, settle_ms=20)["ok"]
             processes += answer["services"][str(process.pid)]
         assert process.poll() is None
-    count, strange = told_of_others(processes)
+    count, strange = reported_of_others(processes)
     assert strange == set()
     assert sum(p["counters"]["unclaimed_events"] for p in processes) > 1000
     return count
@@ -406,7 +409,7 @@ def invented_descriptors_reveal_nothing_but_the_programs_own(ask, user, hostile,
 
 
 def agents(installed):
-    """{pid: names of files that it has open}: all that run, once they have loaded something."""
+    """{pid: names of files that it has open}: all running agents that have loaded something."""
     found = {}
     for status in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -419,7 +422,7 @@ def agents(installed):
 
 
 def the_ninth_agent_is_refused(user, installed):
-    """Eight need not have come far: a place is taken before anything is compiled."""
+    """The eight needn't be ready: a slot is taken before anything is compiled."""
     message = {"id": 0, "do": "load", "max_processes": 4, "max_fds": 64, "uprobes": 0, "answers": 0}
     command = user.become("sudo", "-n", "--", *agent_of(installed))
     options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": "/"}
@@ -439,7 +442,7 @@ def the_ninth_agent_is_refused(user, installed):
 
 
 def what_the_agent_keeps(user, installed):
-    """Of the one agent that runs, with uprobes: as the table in SECURITY.md has it. {its rights: value}."""
+    """Of the one agent that runs, with uprobes: as in the table of SECURITY.md. {its rights: value}."""
     (pid,) = agents(installed)
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     status = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
@@ -454,7 +457,7 @@ def what_the_agent_keeps(user, installed):
         "Gid": [str(user.gid)] * 4,
         "Groups": [str(user.gid)],
         "CapPrm": [f"{effective | CAP_SYS_ADMIN:016x}"],
-        "CapEff": [f"{effective:016x}"],  # but while a probe is placed
+        "CapEff": [f"{effective:016x}"],  # except while a probe is placed
         **{name: ["0" * 16] for name in ("CapBnd", "CapInh", "CapAmb")},
         "NoNewPrivs": ["1"],
         "Seccomp": ["2"],  # a filter

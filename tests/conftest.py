@@ -1,7 +1,7 @@
-"""What every test can count on: pytester, the `bpf` marker, and Go toolchains.
+"""What every test can use: pytester, the `bpf` marker, and Go toolchains.
 
-- Tests in `tests/bpf/`, and others marked `bpf`, skip where BPF cannot be used. With
-  NETPOLL_REQUIRE_BPF=1, as in CI, they run there and fail by themselves.
+- Tests in `tests/bpf/`, and others marked `bpf`, skip if BPF cannot be used. With NETPOLL_REQUIRE_BPF=1, as
+in CI, they run anyway and fail.
 - A test that asks for the fixture `go_toolchain` runs once per Go version. `.ci/setup test` puts the
   versions into `.tools/go-<version>/`; NETPOLL_GO_VERSIONS ("1.21.13 1.27.3") picks among them.
 - Of several workers (`make test`), one runs a test marked `alone` while the others wait.
@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import HealthCheck, settings
 
-# How long an example takes is the machine's affair. CI tries the same examples each time: what it refuses is
-# the change's doing.
+# How long an example takes depends on the machine. CI tries the same examples each time, so that a failure
+# comes from the change.
 settings.register_profile(
     "tests",
     deadline=None,
@@ -44,7 +44,7 @@ if "NETPOLL_TEST_CONTAINERS" not in os.environ:
     collect_ignore += ["bpf/test_ci_images.py", "bpf/test_containers.py"]
 
 ROOT = Path(__file__).parents[1]
-SYSTEM_PYTHON = "/usr/bin/python3"  # distributions build BCC's binding for this one only
+SYSTEM_PYTHON = "/usr/bin/python3"  # distributions build BCC's binding only for this one
 
 
 def _succeeds(*command: str) -> bool:
@@ -65,7 +65,7 @@ def _succeeds(*command: str) -> bool:
 
 @functools.cache
 def why_no_bpf() -> str | None:
-    """Why BPF cannot be used here; None where it can."""
+    """Why BPF cannot be used here; None if it can."""
     # By name, since the "bcc" of PyPI is another package.
     if not _succeeds(SYSTEM_PYTHON, "-I", "-c", "from bcc import BPF"):
         return f"{SYSTEM_PYTHON} has no BCC: install python3-bpfcc (Fedora: python3-bcc)"
@@ -76,7 +76,7 @@ def why_no_bpf() -> str | None:
 
 @functools.cache
 def why_no_uprobes() -> str | None:
-    """Why no uprobe can be attached here, by the agent's own rule; None where one can: trying could hang."""
+    """Why no uprobe can be attached here, by the agent's own rule; None if one can. Trying could hang."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "pytest_netpoll" / "agent"))
         crashed = importlib.import_module("bpf.uprobe").crashed()
@@ -86,10 +86,10 @@ def why_no_uprobes() -> str | None:
 
 
 def pytest_configure() -> None:
-    # Else each pytest that tests run compiles all its modules anew, in two thirds of its time.
+    # Otherwise each pytest that tests run compiles all its modules again, which takes two thirds of its time.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    # What a shell without job control runs in the background ignores Ctrl-C, and so do its children: those
-    # that tests interrupt would never end.
+    # What a shell without job control runs in the background ignores Ctrl-C, and so do its children:
+    # processes that tests interrupt would never end.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -98,9 +98,8 @@ def pytest_configure() -> None:
 def machine(
     alone: bool, at_the_door: Path = Path(__file__), inside: Path = ROOT / "pyproject.toml"
 ) -> Iterator[None]:
-    """The machine, shared with the tests of other workers or not; in the order of asking.
-
-    at_the_door, inside: what is locked while one waits, and for as long as a test runs.
+    """The machine, shared with the tests of other workers or not; in the order of requests. at_the_door,
+    inside: what is locked while a test waits, and while it runs.
     """
     with open(at_the_door) as door, open(inside) as room:
         fcntl.flock(door, fcntl.LOCK_EX)
@@ -109,7 +108,7 @@ def machine(
         try:
             yield
         finally:
-            # By its name: a process that the test forked may hold the file open.
+            # By its name, because a process that the test forked may hold the file open.
             fcntl.flock(room, fcntl.LOCK_UN)
 
 
@@ -129,7 +128,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("bpf")
         if item.get_closest_marker("bpf") and not required and (reason := why_no_bpf()):
             item.add_marker(pytest.mark.skip(reason=reason))
-        # Also where BPF is required: a broken machine says nothing about the code.
+        # Also if BPF is required: a broken machine says nothing about the code.
         if item.get_closest_marker("uprobes") and (reason := why_no_uprobes()):
             item.add_marker(pytest.mark.skip(reason=reason))
 
@@ -140,13 +139,13 @@ class Toolchain(NamedTuple):
 
 
 def wanted_versions() -> list[str]:
-    """The versions NETPOLL_GO_VERSIONS names; empty for all that are there."""
+    """The versions that NETPOLL_GO_VERSIONS names; empty for all installed ones."""
     wanted = os.environ.get("NETPOLL_GO_VERSIONS", "all").replace(",", " ").split()
     return [] if "all" in wanted else wanted
 
 
 def go_toolchains() -> list[Toolchain]:
-    """The Go toolchains to build services with, oldest first; the one on PATH where `.tools` has none."""
+    """The Go toolchains to build services with, oldest first; the one on PATH if `.tools` has none."""
     wanted = wanted_versions()
     executables = ROOT.glob(".tools/go-*/bin/go")
     found = [Toolchain(go.parents[1].name.removeprefix("go-"), go) for go in executables]
@@ -167,7 +166,7 @@ def _toolchain_params() -> Iterator[Any]:
     found = go_toolchains()
     for toolchain in found:
         yield pytest.param(toolchain, id=f"go{toolchain.version}")
-    # What was asked for and is absent shows as skipped, not as nothing.
+    # Requested but missing versions show as skipped instead of disappearing.
     for version in sorted(set(wanted_versions()) - {toolchain.version for toolchain in found}):
         skip = pytest.mark.skip(reason=f"Go {version} is not in .tools: see .ci/setup")
         yield pytest.param(None, id=f"go{version}", marks=skip)
@@ -181,7 +180,7 @@ def go_toolchain(request: pytest.FixtureRequest) -> Toolchain:
 
 @pytest.fixture(scope="session")
 def newest_go() -> Toolchain:
-    """For tests of what does not depend on the Go version."""
+    """For tests that do not depend on the Go version."""
     found = go_toolchains()
     if not found:
         pytest.skip("no Go toolchain: run .ci/setup test")

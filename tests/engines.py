@@ -1,4 +1,4 @@
-"""Real container engines for tests: podman as it is, docker with a daemon of the tests' own."""
+"""Real container engines for tests: podman as installed, docker with the tests' own daemon."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pathlib import Path
 from tests.waiting import patiently
 
 PREFIX = f"netpoll-test-{os.getpid()}"
-# What a slow machine takes for a container's start or end.
+# How long a container's start or end takes on a slow machine.
 SECONDS = 300
 
-# No image registry is asked: all images begin with nothing, and what they hold comes from this machine.
+# No image registry is used: all images start empty, and their content comes from this machine.
 SCRATCH = """\
 FROM scratch
 COPY . /
@@ -32,7 +32,7 @@ class NoEngine(Exception):
 
 @dataclass
 class Engine:
-    """command: "docker" or "podman". env: what makes it the tests' own."""
+    """command: "docker" or "podman". env: separates it from the machine's own engine."""
 
     command: str
     env: Mapping[str, str]
@@ -40,7 +40,7 @@ class Engine:
     _made: list[str] = field(default_factory=list)
 
     def __call__(self, *arguments: object, check: bool = True, **options: object) -> str:
-        """Its standard output. AssertionError, with all that it printed, where it fails."""
+        """Its standard output. AssertionError, with its whole output, if it fails."""
         run = subprocess.run(
             [self.command, *map(str, arguments)],
             env=os.environ | self.env,
@@ -54,7 +54,7 @@ class Engine:
         return run.stdout.strip()
 
     def try_run(self, image: str, *command: object, options: Sequence[object] = ()) -> tuple[int, str]:
-        """Runs a container to its end: its exit status and what it and the engine printed."""
+        """Runs a container to its end; returns its exit status and what it and the engine printed."""
         name = f"{PREFIX}-{len(self._made)}"
         self._made.append(name)
         arguments = ["run", "--name", name, *self.run_options, *options, image, *command]
@@ -70,7 +70,7 @@ class Engine:
         return run.returncode, run.stdout
 
     def start(self, image: str, *command: object, options: Sequence[object] = ()) -> str:
-        """Starts a container of a new name, which is removed with the test; returns the name."""
+        """Starts a container with a new name, which is removed with the test; returns the name."""
         name = f"{PREFIX}-{len(self._made)}"
         self._made.append(name)
         self("run", "--detach", "--name", name, *self.run_options, *options, image, *command)
@@ -85,7 +85,7 @@ class Engine:
 
 
 def write_tree(root: Path, programs: Mapping[str, str | Path]) -> Path:
-    """A directory to build an image of: programs by their path in it, with the libraries they load."""
+    """A directory to build an image from: programs by their path in it, with the libraries that they load."""
     for inside, outside in programs.items():
         _copy(Path(outside), root / inside.lstrip("/"))
         libraries = subprocess.run(["ldd", outside], capture_output=True, text=True, timeout=60).stdout
@@ -102,7 +102,7 @@ def _copy(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def engine(command: str) -> Iterator[Engine]:
-    """Raises NoEngine with the reason where it is not installed or does not work here."""
+    """Raises NoEngine with the reason if it is not installed or does not work here."""
     with {"podman": _podman, "docker": _docker}[command]() as made:
         try:
             yield made
@@ -123,7 +123,7 @@ def _podman() -> Iterator[Engine]:
 
 
 def podman_config() -> str:
-    """With limits that a root without CAP_SYS_RESOURCE may set, and by runc, which takes any cgroups."""
+    """With limits that a root without CAP_SYS_RESOURCE may set, and with runc, which accepts any cgroups."""
     runtime = 'runtime = "runc"\n' if shutil.which("runc") else ""
     manager = "" if Path("/run/systemd/system").exists() else 'cgroup_manager = "cgroupfs"\n'
     return (
@@ -140,7 +140,7 @@ def _docker() -> Iterator[Engine]:
         host, log = f"unix://{directory}/sock", Path(directory, "log")
         options = {"data-root": "data", "exec-root": "exec", "pidfile": "pid"}
         paths = [f"--{name}={directory}/{place}" for name, place in options.items()]
-        # Without a bridge: one of the machine's own docker may be there.
+        # Without a bridge, because the machine's own docker may have one.
         command = ["dockerd", *paths, "--host", host, "--iptables=false", "--bridge=none"]
         with log.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=file) as daemon:
             try:

@@ -1,4 +1,4 @@
-"""Evidence as tests of the reports need it, with what matters to them."""
+"""Evidence for tests of the reports, with the fields that matter to them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WATCHER = Frame("main.(*watcher).run", "server/fault_dup.go", 33)
 
 
 def offender(count: int = 499, **more: Any) -> Offender:
-    """On a TCP connection, all that there was of the kind."""
+    """On a TCP connection; all that there was of its kind."""
     about = {
         "offence": "spurious",
         "share": 1.0,
@@ -27,14 +27,14 @@ def offender(count: int = 499, **more: Any) -> Offender:
 
 
 def late(latency_ns: int, **more: Any) -> SlowWakeup:
-    """On a TCP connection, of which nothing else is known."""
+    """On a TCP connection, without further details."""
     unknown = dict.fromkeys(("goroutine", "syscall", "local", "peer"))
     about = {**unknown, "at_ms": 1.0, "direction": "read", "fd_type": "tcp", "stack": ()}
     return SlowWakeup(latency_ns=latency_ns, **{**about, **more})
 
 
 def slow_answer(ns: int, **more: Any) -> SlowAnswer:
-    """A response on a TCP connection, all of it handling."""
+    """A response on a TCP connection, which consists only of handling."""
     parts = {"poll_delay_ns": 0, "wake_to_run_ns": 0, "unparked_ns": 0, "handling_ns": ns}
     unknown = dict.fromkeys(("goroutine", "syscall", "local", "peer"))
     about = {"what": "response", "at_ms": 1.0, "direction": "write", "fd_type": "tcp", "stack": (WATCHER,)}
@@ -42,6 +42,6 @@ def slow_answer(ns: int, **more: Any) -> SlowAnswer:
 
 
 def point(t_ms: float, **counts: Any) -> TimelinePoint:
-    """Without anything in it."""
+    """An empty one."""
     nothing: dict[str, Any] = {field.name: 0 for field in fields(TimelinePoint)}
     return TimelinePoint(**{**nothing, "answers": None, "t_ms": t_ms, **counts})

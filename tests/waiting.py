@@ -1,4 +1,4 @@
-"""What tests wait for, instead of for some time."""
+"""Conditions for tests to wait for, instead of fixed times."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# s. Long enough, mostly, for a goroutine to be parked again: what comes sooner may find it running.
+# s. Usually long enough for a goroutine to park again: a message that comes sooner may find it running.
 SPACED = 0.001
 # s of CPU that a process may use before it counts as one that never sleeps.
 OWN_WORK = 0.1
@@ -21,10 +21,10 @@ NAP = 0.01  # s
 
 
 def patiently(condition: Callable[[], T], seconds: float = 60, step: float = 0.01) -> T:
-    """What the condition returns once that is true."""
+    """The condition's result as soon as it is true."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):
-        assert time.monotonic() < deadline, "in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(step)
     return result
 
@@ -36,9 +36,9 @@ def suspend(pid: int) -> None:
 
 
 def survivors(pids: Iterable[int], seconds: float = 3) -> list[int]:
-    """Those of the processes that still run after `seconds`, as this machine is: in so many naps of 10 ms.
+    """The processes that still run after `seconds`, scaled to this machine: after that many naps of 10 ms.
 
-    Where CPUs are busy or stall, a nap takes longer, and so does what a process has to do in order to end.
+    If CPUs are busy or stall, a nap takes longer, and so does the work that a process has to do to end.
     """
     left = list(pids)
     for _ in range(round(seconds / NAP)):
@@ -55,10 +55,11 @@ def _runs(pid: int) -> bool:
 
 
 def fall_asleep(*pids: int) -> None:
-    """Returns when all threads of the processes and their children sleep: who was about to park is parked.
+    """Returns when all threads of the processes and their children sleep, so that goroutines that were about
+    to park have parked.
 
-    On a busy machine a time alone does not tell: a thread that was about to park may wait for a CPU. A
-    service with work of its own never sleeps for long; it is not waited for.
+    On a busy machine a fixed time isn't enough: a thread that was about to park may wait for a CPU. A service
+    with work of its own never sleeps for long, so it isn't awaited.
     """
     time.sleep(SPACED)
     deadline = time.monotonic() + DEADLINE
@@ -66,7 +67,7 @@ def fall_asleep(*pids: int) -> None:
         states, began = _look_at(pid)
         used = began
         asleep = 0
-        # Twice: a goroutine may have passed from a thread not yet looked at to one that was.
+        # Twice, because a goroutine may have moved from a thread that was not yet looked at to one that was.
         while used - began < OWN_WORK:
             asleep = 0 if states & {"R", "D"} else asleep + 1
             if asleep == 2:
@@ -76,7 +77,7 @@ def fall_asleep(*pids: int) -> None:
 
 
 def _look_at(pid: int) -> tuple[set[str], float]:
-    """The states of the threads of the process and its descendants, and the CPU seconds used by them."""
+    """The states of the threads of the process and its descendants, and the CPU seconds that they used."""
     states, used = set(), 0.0
     with contextlib.suppress(OSError):
         used = sum(map(int, _stat(Path(f"/proc/{pid}"))[11:15])) / os.sysconf("SC_CLK_TCK")
@@ -91,5 +92,6 @@ def _look_at(pid: int) -> tuple[set[str], float]:
 
 
 def _stat(directory: Path) -> list[str]:
-    """What /proc tells of the process or thread, from its state on: its name may contain anything."""
+    """The fields in /proc of the process or thread, from its state on, because its name may contain
+    anything."""
     return (directory / "stat").read_text().rpartition(")")[2].split()

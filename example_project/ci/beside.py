@@ -1,4 +1,5 @@
-"""What compose.yaml runs: pytest in one container, and the service that it measures in another one."""
+"""The test that compose.yaml runs: pytest is in one container, and the service that it measures in another
+one."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-# The service as it is shipped: one static program and nothing beside it.
+# The service as it is shipped: one static program and nothing else.
 ARG BASE=golang:1.26-bookworm
 FROM ${BASE} AS build
 WORKDIR /src

@@ -11,13 +11,13 @@ var (
 	newsSeq  int
 )
 
-// Done: every session waits on one sync.Cond for messages, and looks when woken
-// whether this one is its own.
+// Done: every session waits for messages on one sync.Cond. When it is woken, it
+// checks whether the message is its own.
 //
 // Seen: one message, one network wakeup, and a thousand goroutines made runnable to
 // find that it was not theirs: wakeups_per_event is about -waiters.
 //
-// Fix: a channel for each session, and send only to the one concerned.
+// Fix: give each session its own channel, and send only to the right one.
 func startSubscribers() {
 	for i := 0; i < *waiters; i++ {
 		go subscribe()

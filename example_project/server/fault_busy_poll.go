@@ -12,12 +12,12 @@ import (
 
 var stopping int32
 
-// Done: readers are to notice a shutdown, so each gives up its Read every
-// millisecond to look at a flag.
+// Done: readers should notice a shutdown, so each interrupts its Read every
+// millisecond to check a flag.
 //
 // Seen: a thousand deadline wakeups a second per idle connection, each with a timer,
-// a futile read and a park. No event is behind them, so spurious is 0:
-// deadline_wakeups and wakeups_per_event tell.
+// a futile read and a park. No event causes them, so spurious is 0:
+// deadline_wakeups and wakeups_per_event show them.
 //
 // Fix: read without a deadline, and on shutdown call SetReadDeadline(time.Now())
 // on the open connections once.

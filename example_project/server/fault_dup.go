@@ -9,7 +9,7 @@ import (
 
 // Done: to spot idle clients, the connection was handed to a watcher as a
 // duplicate (File, FileConn). Its reads took requests away from the handler, so
-// the watcher was taught to answer them, and the tests were green again.
+// the watcher was changed to answer them, and the tests were green again.
 //
 // Seen: two goroutines parked on one socket. Each message wakes both and only one
 // finds it: half of all wakeups are spurious.
@@ -21,8 +21,8 @@ func echoWatched(conn *net.TCPConn) {
 		log.Fatal(err)
 	}
 	watched, err := net.FileConn(file)
-	// Before anybody reads: until FileConn is through, File may have left the
-	// socket blocking, and file is itself a third end in the poller.
+	// Before any goroutine reads: until FileConn has returned, File may have left
+	// the socket blocking, and the file is itself a third end in the poller.
 	file.Close()
 	if err != nil {
 		log.Fatal(err)

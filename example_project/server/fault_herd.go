@@ -18,10 +18,10 @@ const (
 // accept from one inherited listener.
 //
 // Seen: each connection wakes every worker. One accepts it, the others get EAGAIN:
-// up to three spurious wakeups of four. The quicker the first, the fewer: a worker
-// that comes too late to its poll is spared.
+// up to three of four wakeups are spurious. The quicker the first worker, the fewer:
+// a worker whose poll comes later isn't woken.
 //
-// Fix: one process (Go uses all CPUs), or a listener each with SO_REUSEPORT.
+// Fix: use one process (Go uses all CPUs), or one listener per worker with SO_REUSEPORT.
 func servePreforked(listener *net.TCPListener) {
 	// Pdeathsig is sent when the thread that forked ends, not the process.
 	runtime.LockOSThread()
@@ -39,7 +39,7 @@ func servePreforked(listener *net.TCPListener) {
 	var pids []int
 	raw.Control(func(fd uintptr) {
 		for i := 0; i < workers; i++ {
-			// Not os/exec: it would make the listener blocking for everybody.
+			// Not os/exec: it would make the listener blocking for all workers.
 			pid, err := syscall.ForkExec(exe, os.Args, &syscall.ProcAttr{
 				Env:   append(os.Environ(), workerEnv+"=1"),
 				Files: []uintptr{0, 1, 2, fd},
@@ -51,7 +51,7 @@ func servePreforked(listener *net.TCPListener) {
 			pids = append(pids, pid)
 		}
 	})
-	listener.Close() // else the parent's poller hears of every connection too
+	listener.Close() // else the parent's poller also gets an event for every connection
 
 	<-stop
 	for _, pid := range pids {

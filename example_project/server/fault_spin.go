@@ -2,12 +2,12 @@ package main
 
 import "net"
 
-// Done: an error of Accept is taken for one of the connection that did not come about, and the loop goes on.
+// Done: the loop treats an error of Accept as a failed connection, and goes on.
 //
-// Seen: out of descriptors (EMFILE), Accept fails at once, again and again: a CPU's worth of futile accept4, and
-// nobody is woken meanwhile.
+// Seen: without free descriptors (EMFILE), Accept fails immediately, again and again: futile accept4 calls use a
+// whole CPU, and no goroutine is woken meanwhile.
 //
-// Fix: wait before the next try, each time longer, as serve and net/http do.
+// Fix: wait before the next try, longer each time, as serve and net/http do.
 func serveHastily(listener *net.TCPListener) {
 	for {
 		conn, err := listener.AcceptTCP()

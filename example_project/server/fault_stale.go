@@ -10,11 +10,11 @@ import (
 // Done: "to save system calls" the connection is drained through its RawConn: read
 // until EAGAIN, then wait. Each piece is acknowledged by an audit log in between.
 //
-// Seen: what arrives during the drain is read by it, but its event stays stored
-// with the connection. The next wait returns at once, and the read after it gets
+// Seen: the drain reads what arrives meanwhile, but the event for it stays stored
+// with the connection. The next wait returns immediately, and the read after it gets
 // EAGAIN again: one stale retry for each message that comes in two pieces.
 //
-// Fix: conn.Read, which forgets old events before it tries; and don't block while draining.
+// Fix: use conn.Read, which forgets old events before it tries, and don't block while draining.
 func echoDrained(conn *net.TCPConn) {
 	defer conn.Close()
 	raw, err := conn.SyscallConn()
@@ -42,5 +42,5 @@ func echoDrained(conn *net.TCPConn) {
 	})
 }
 
-// audit stands for a call to a log that answers within some milliseconds.
+// audit stands for a call to a log that answers within a few milliseconds.
 func audit([]byte) { time.Sleep(3 * time.Millisecond) }

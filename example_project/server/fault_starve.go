@@ -9,10 +9,10 @@ import (
 // job moves the stored passwords to a costlier hash on four goroutines.
 //
 // Seen: every wakeup is productive, but a woken reader queues behind the job's
-// goroutines, 10 ms each: wake-to-run latency is tens of ms, and so is what the
-// client sees. CPU profiles show only the hashing.
+// goroutines, 10 ms each: wake-to-run latency is tens of ms, and so is the latency
+// that clients see. CPU profiles show only the hashing.
 //
-// Fix: fewer workers than CPUs and small portions, or another process for the job.
+// Fix: use fewer workers than CPUs and small portions, or another process for the job.
 func startRehash() {
 	runtime.GOMAXPROCS(1)
 	for i := 0; i < 4; i++ {

@@ -7,12 +7,12 @@ import (
 
 var configVersion int64
 
-// Done: fifty components each look every 10 ms or so whether the configuration
-// changed or metrics want flushing; the periods were spread "to even out the load".
+// Done: fifty components each check every 10 ms or so whether the configuration has
+// changed or metrics need flushing; the periods differ "to even out the load".
 //
-// Seen: an idle service that polls thousands of times a second. epoll_pwait times
-// out with nothing, or returns only because one thread hurried another one for a
-// timer: polls_per_event, timeout_polls and break_polls are high, spurious is 0.
+// Seen: the idle service polls thousands of times a second. epoll_pwait times out
+// with nothing, or returns only because one thread woke another one for a timer:
+// polls_per_event, timeout_polls and break_polls are high, spurious is 0.
 //
 // Fix: notify on change (a channel, a callback), or share one slow ticker.
 func startTickers() {

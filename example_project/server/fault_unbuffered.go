@@ -2,9 +2,9 @@ package main
 
 import "net"
 
-// Done: the connection is read byte by byte, as parsers do, without a buffer in between; and so is it written.
+// Done: the connection is read byte by byte, as parsers do, without a buffer in between, and written in the same way.
 //
-// Seen: two I/O calls for each byte: 200 for a wakeup that brought 100 bytes, where three do.
+// Seen: two I/O calls for each byte: 200 for a wakeup that brought 100 bytes, instead of three.
 //
 // Fix: read into a buffer, or through a bufio.Reader; collect the answer in a bufio.Writer, and flush it once.
 func echoUnbuffered(conn *net.TCPConn) {

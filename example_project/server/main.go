@@ -1,5 +1,5 @@
-// Command server answers whatever bytes it gets with the same bytes, and can be
-// told to do so in one of the ways that wake goroutines for nothing, or late.
+// Command server echoes the bytes that it gets. With -fault it does so in one of the
+// ways that wake goroutines for nothing, or late.
 package main
 
 import (
@@ -119,7 +119,7 @@ func serve(listener *net.TCPListener, handle func(*net.TCPConn)) {
 	}
 }
 
-// echo parks in Read, is woken once a message, and finds it there.
+// echo parks in Read, is woken once per message, and finds it there.
 func echo(conn *net.TCPConn) {
 	defer conn.Close()
 	buf := make([]byte, 4096)
@@ -147,8 +147,8 @@ func holdLink(upstream string, redial func(failures int)) {
 	}
 }
 
-// backOff waits 10 ms at most, twice as long after each failure, and 640 ms in the end: a random part of
-// that, so that links that were lost together do not come back together.
+// backOff waits for a random part of 10 ms, doubled after each failure up to 640 ms. The randomness keeps links
+// that were lost together from coming back together.
 func backOff(failures int) {
 	if failures > 6 {
 		failures = 6

@@ -1,20 +1,20 @@
 """The privileged side: loads the BPF program and answers questions about windows.
 
-Run as `python3 -I agent` by the system's Python, which alone can import BCC. Speaks JSON, one message a
-line, on stdin and stdout; stderr is for humans. When stdin closes it exits, even while compiling, and
-everything that it has in the kernel is gone. It never starts a program. It writes no file but its cache of
-compiled programs, and none at all if sudo starts it by install-agent's line. Once the program is loaded it
-drops its privileges. For an ordinary user it measures that user's own processes only.
+Run as `python3 -I agent` by the system's Python, because only that can import BCC. Speaks JSON, one message
+per line, on stdin and stdout; stderr is for humans. When stdin closes it exits, even while compiling, and
+nothing of it stays in the kernel. It never starts a program. It writes only its cache of compiled programs,
+and nothing at all if sudo starts it by install-agent's line. Once the program is loaded it drops its
+privileges. For an ordinary user it only measures that user's own processes.
 
     → {"id": 0, "do": "load", "max_processes": 16, "max_fds": 16384, "uprobes": 1, "answers": 0}
     ← {"ready": {…}}   or   {"failed": {"what": …, "fix": …}}
     → {"id": 1, "do": "watch", "pid": 4242}
     ← {"id": 1, "ok": {…}}   or   {"id": 1, "error": {"what": …, "fix": …}}
 
-"load" takes a number as "trace", too: it then keeps so many single events of a window, which "close" tells.
+"load" also takes a number as "trace": how many single events of a window to record; "close" returns them.
 
-Nothing is on the command line, so that a line in sudoers can allow exactly this and nothing else. Whoever
-needs no such line may add
+Nothing is on the command line, so that a line in sudoers can allow exactly this and nothing else. Users who
+need no such line may add
 
     --unverified [--cache=DIR|--cache=off]      for users who may run anything as root anyway
     --fill=MAX_PROCESSES,MAX_FDS                install-agent's: fills the installed agent's cache, for users

@@ -1,7 +1,7 @@
 """Caches the agent's modules as byte code in one file, so that Python needn't compile them at each start.
 
-Python's own cache lies beside the sources, where root must not write for a user. It also trusts file times
-and runs damaged files. This one depends on the sources' content and the store's checksum.
+Python's own cache is beside the sources, where root must not write for a user. It also trusts file times and
+runs damaged files. This one depends on the sources' content and the store's checksum.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ from __future__ import annotations
 BANKS = 8  # of counters; a power of 2
 SLOT_BITS = 12  # of an owner
 STACKS = 4096  # in each of the two maps that hold them
-SLOWEST = 8  # wakeups that are kept, of each bank on each CPU
+SLOWEST = 8  # slowest wakeups to keep for each bank on each CPU
 
-MOST_EVENTS = 128  # of a poll: so many the runtime's buffer holds
+MOST_EVENTS = 128  # of one poll: as many as the runtime's buffer holds
 
 # What is recorded beside the counts, while a window asks for it.
 KEEP_CULPRITS = 1
@@ -29,13 +29,13 @@ PARKED_FRAMES = 24
 MOST_RECORDED = 8
 
 # The latency histogram, of buckets that are linear within each octave: exact below 2^LATENCY_SUB_BITS ns.
-LATENCY_BITS = 40  # longer than 2^40 ns (18 minutes) is clamped
+LATENCY_BITS = 40  # times over 2^40 ns (18 minutes) are clamped
 LATENCY_SUB_BITS = 4
 LATENCY_BUCKETS = (LATENCY_BITS - LATENCY_SUB_BITS + 1) << LATENCY_SUB_BITS
 
 ARRIVALS = 8  # arrivals to keep for each socket; a power of 2
 DELAYS = 4  # more such histograms in each bank: enum delay in bpf/netpoll.h
-BUDGET_SHIFT = 3  # what times are made of is kept for so many (as a power of 2) of their buckets together
+BUDGET_SHIFT = 3  # the parts of times are kept per group of 2^BUDGET_SHIFT buckets
 BUDGETS = LATENCY_BUCKETS >> BUDGET_SHIFT
 
 # How an I/O call ended, if not with an errno.
@@ -47,8 +47,9 @@ MACROS = {name: value for name, value in list(vars().items()) if name.isupper()}
 # The C doesn't use the rest.
 
 NO_FD = 0xFFFFFFFF  # as in bpf/netpoll.h
-TRACE_RECORDS = 32_768  # of a window that is traced: 2 MiB
-# The fields of a message that say where a goroutine was woken, besides its stack. direction is never None.
+TRACE_RECORDS = 32_768  # records of a traced window: 2 MiB
+# Besides its stack, the fields of a message that describe where a goroutine was woken. direction is never
+# None.
 PLACE = ("direction", "syscall", "fd_type", "local", "peer")
 
 # The histograms of a bank beside the latency's, in the order of bpf/netpoll.h: enum delay.

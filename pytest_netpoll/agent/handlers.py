@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import constants
@@ -58,7 +59,7 @@ class Agent:
         self._windows = windows.Windows(kernel)
         self._processes = watched.Processes(kernel, self._windows, may_watch)
         self._at_open: dict[int, dict[int, tuple[int, int]]] = {}  # window -> {root: (ns used, ns waited)}
-        self._dropped: dict[int, dict[int, int | None]] = {}  # window -> {root: datagrams}
+        self._dropped: dict[int, dict[int, int | None]] = {}  # window -> {namespace: datagrams}
         self._timelines: dict[int, timeline.Timeline] = {}  # by window
         self._evidence: dict[int, Evidence] = {}  # by window
         self._probes = ready_probes.Probes(kernel, user, may_watch)
@@ -223,6 +224,7 @@ class Agent:
         at_open, points = self._at_open[window], self._timelines[window]
         at_close = self._at_open[window] = self._times()
         dropped, self._dropped[window] = self._dropped[window], self._dropped_datagrams()
+        networks = {process.root: network for network, process in self._networks()}
         self._windows.settled(closed, self._processes.slots(), min(settle_ms, MAX_SETTLE_MS) / 1000)
         banks = {p.slot: self._windows.sum(p.slot, closed) for p in self._live()}
         self._add_waiting(closed, banks)
@@ -263,7 +265,9 @@ class Agent:
             "times": {root: watched.passed(at_open.get(root, (0, 0)), at_close[root]) for root in services},
             "traces": traces,
             "dropped_datagrams": {
-                root: watched.difference(dropped.get(root), self._dropped[window].get(root))
+                root: watched.difference(
+                    dropped.get(networks.get(root, 0)), self._dropped[window].get(networks.get(root, 0))
+                )
                 for root in services
             },
         }
@@ -342,12 +346,21 @@ class Agent:
         return {root: self._processes.times(root) for root in self._processes.roots()}
 
     def _dropped_datagrams(self) -> dict[int, int | None]:
-        """{root: UDP datagrams with a wrong checksum so far}, counted for the network namespace."""
-        found: dict[int, int | None] = {}
-        for process in self._live():
-            if not process.exited and not process.foreign and found.get(process.root) is None:
-                found[process.root] = proc.udp_checksum_errors(process.pid)
+        """{network namespace: UDP datagrams with a wrong checksum so far}. Includes the agent's own, which a
+        process that starts later probably shares.
+        """
+        found = {proc.network(os.getpid()): proc.udp_checksum_errors(os.getpid())}
+        for network, process in self._networks():
+            if network not in found:
+                found[network] = proc.udp_checksum_errors(process.pid)
         return found
+
+    def _networks(self) -> Iterator[tuple[int, Process]]:
+        """(network namespace, process) of those that run."""
+        for process in self._live():
+            network = 0 if process.exited or process.foreign else proc.network(process.pid)
+            if network:
+                yield network, process
 
     def _live(self) -> list[Process]:
         return [p for root in self._processes.roots() for p in self._processes.of(root)]

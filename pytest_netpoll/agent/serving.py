@@ -63,7 +63,7 @@ def verify() -> None:
 
 
 def _take_place(user: privileges.Invoker, size: int) -> None:
-    """Takes a place among this user's agents, for as long as this one lives. Raises protocol.Unable."""
+    """Takes a slot among this user's agents, for as long as this one lives. Raises protocol.Unable."""
     try:
         with hangup.ends_with(sys.stdin.fileno()):
             budget.take(user.uid, size)

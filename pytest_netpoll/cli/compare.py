@@ -80,15 +80,15 @@ def _conclusion(comparisons: Sequence[Comparison], rules: Rules) -> tuple[int, s
         code = REGRESSED if rules.tolerances else PASSED
         return code, "Nothing was compared: no test is in both files."
     if not rules.tolerances:
-        return PASSED, "Nothing was judged: name what must not get worse with --fail=METRIC:TOLERANCE."
+        return PASSED, "Nothing was judged: name what must not regress with --fail=METRIC:TOLERANCE."
     bad = [
         f"{outcomes.count(outcome):,} {words}"
-        for outcome, words in (("regressed", "got worse"), ("unmeasured", "could not be compared"))
+        for outcome, words in (("regressed", "regressed"), ("unmeasured", "could not be compared"))
         if outcome in outcomes
     ]
     tests = "test" if len(known) == 1 else "tests"
     if bad:
-        return REGRESSED, f"Of {len(known):,} {tests} {', '.join(bad)}."
+        return REGRESSED, f"Of {len(known):,} {tests}, {', '.join(bad)}."
     return PASSED, f"No regressions beyond the tolerance, in {len(known):,} {tests}."
 
 
@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="METRIC:TOLERANCE[,...]",
-        help="what must not regress by more than TOLERANCE, as with --netpoll-compare-fail",
+        help="fail if a test regresses by more than TOLERANCE, as with --netpoll-compare-fail",
     )
     parser.add_argument(
         "--latencies",

@@ -243,7 +243,7 @@ def self_test(meter: Meter) -> Finding:
             factory.stop_all()
     if measurement.unmeasured is not None:
         reason = measurement.unmeasured
-        return Finding("fail", reason.headline, reason.fix or checks.remedy(), said)
+        return Finding("fail", reason.headline, reason.fix or checks.likely_fix(), said)
     counted = {name: measurement.metrics[name] for name in ("wakeups", "productive_wakeups", "lost")}
     if counted != {"wakeups": WAKEUPS, "productive_wakeups": WAKEUPS, "lost": 0}:
         numbers = ", ".join(f"{name} {value}" for name, value in counted.items())

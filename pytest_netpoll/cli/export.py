@@ -1,6 +1,7 @@
 """`python -m pytest_netpoll export FILE --format …`: converts a JSON report for other tools.
 
-Run it where pytest ran: files are named from there. Exit codes: 0 it was written, 2 wrong arguments or file.
+Run it in the directory where pytest ran: files are named relative to it. Exit codes: 0 it was written, 2
+wrong arguments or file.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ Key = tuple[str, int, int]
 
 
 def key_of(path: str) -> Key:
-    """Identifies a file by path, inode and time, since programs are rebuilt under the same name. Zeros: it is
-    gone.
+    """Identifies a file by path, inode and time, since programs are rebuilt under the same name. Zeros if it
+    is gone.
     """
     try:
         status = os.stat(path)  # noqa: PTH116 - a path from the kernel, asked for with every window and frame

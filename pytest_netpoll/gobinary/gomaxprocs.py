@@ -1,4 +1,4 @@
-"""Reads a Go process's actual GOMAXPROCS, whatever was asked for."""
+"""Reads a Go process's actual GOMAXPROCS, whatever was requested."""
 
 from __future__ import annotations
 

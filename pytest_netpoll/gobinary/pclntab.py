@@ -115,7 +115,7 @@ class PcLineTable:
                 if self._data[at + 6] in (1, 2, 4) and self._data[at + 7] == 8 and self._adopt(at):
                     return
                 at = self._data.find(magic, at + 1)
-        raise ValueError("no table of lines of a known format")
+        raise ValueError("no line table of a known format")
 
     def _adopt(self, at: int) -> bool:
         """Whether this is the header of the tables: a module's data must point to it."""
@@ -238,7 +238,7 @@ class PcLineTable:
             value += -(change >> 1) - 1 if change & 1 else change >> 1
             length, at = self._varint(at)
             if length == 0:
-                raise ValueError("a pair that is about no code")
+                raise ValueError("a pair that covers no code")
             pc += length * self._step
             if target < pc:
                 return value

@@ -1,7 +1,7 @@
 """Finds where a Go program makes goroutines runnable, and where a probe there is cheap.
 
 The kernel emulates some instructions at a uprobe and single-steps the others, which costs several times as
-much. A Go function begins with a comparison, which is single-stepped; then come a jump and mostly a `push`,
+much. A Go function begins with a comparison, which is single-stepped. Then come a jump and usually a `push`,
 which are both emulated.
 """
 

@@ -70,7 +70,7 @@ def _described(elf: Any, what: str) -> SchedulerLayout:
     if queue is None:  # newer: the queue has its own length
         queue = schedt["runq"] + structs["runtime.gQueue"]["size"]
     if p["runqtail"] != p["runqhead"] + 4 or p["runqhead"] < p["schedtick"]:
-        raise UnmeasuredError(what, why="runtime.p is laid out as in no known version of Go")
+        raise UnmeasuredError(what, why="the layout of runtime.p is unlike that of any known version of Go")
     places = {
         "allp": symbols["runtime.allp"],
         "runqsize": sched + queue,
@@ -87,14 +87,12 @@ def _described(elf: Any, what: str) -> SchedulerLayout:
         places |= {"time_to_run": sched + schedt["timeToRun"], "time_to_run_size": size}
     else:
         lacks[SCHEDULER_LATENCY[0]] = Reason(
-            what, why="runtime.timeHistogram is laid out as in no known version of Go"
+            what, why="the layout of runtime.timeHistogram is unlike that of any known version of Go"
         )
     if "totalMutexWaitTime" in schedt:
         places["mutex_wait"] = sched + schedt["totalMutexWaitTime"]
     else:
-        lacks[SCHEDULER_MUTEXES[0]] = Reason(
-            "the Go runtime keeps no time of waits for mutexes before Go 1.20"
-        )
+        lacks[SCHEDULER_MUTEXES[0]] = Reason("the Go runtime doesn't record waits for mutexes before Go 1.20")
     if "totalRuntimeLockWaitTime" in schedt:
         places |= {
             "lock_wait": sched + schedt["totalRuntimeLockWaitTime"],
@@ -104,7 +102,7 @@ def _described(elf: Any, what: str) -> SchedulerLayout:
         }
     else:
         lacks[SCHEDULER_LOCKS[0]] = Reason(
-            "the Go runtime keeps no time of waits for its own locks before Go 1.22"
+            "the Go runtime doesn't record waits for its own locks before Go 1.22"
         )
     return SchedulerLayout(places, lacks)
 
@@ -153,5 +151,5 @@ def _members(dwarf: Any, offset: int, name: bytes) -> dict[str, int]:
             ].value
             for member in entry.iter_children()
         }
-    except Exception:  # if it is no entry, pyelftools may raise anything
+    except Exception:  # if it isn't an entry, pyelftools may raise anything
         return {}

@@ -1,7 +1,7 @@
 """Finds the histogram sched.timeToRun in a stripped Go program, and proves it by the machine code.
 
 runtime.casgstatus is its only writer: it calls (*timeHistogram).record with the histogram's address, which it
-loads in the instruction before. If both are as expected, the address can't be another variable's.
+loads in the instruction before. If both are as expected, the address can't belong to another variable.
 """
 
 from __future__ import annotations

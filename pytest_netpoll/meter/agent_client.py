@@ -56,7 +56,7 @@ class Probe:
     argv: from privilege.command. load: the arguments of the agent's first message. installed: where to look
     for the agent for sudo. say: called with messages about slow work. start: argv -> Transport. environment:
     what the agent reported when it was ready. All methods raise UnmeasuredError, with the agent's own words
-    where it left any.
+    if there are any.
     """
 
     def __init__(
@@ -126,10 +126,10 @@ class Probe:
     ) -> int:
         """Opens a window over everything watched; returns its number.
 
-        ready_stacks: keep the stack of one ready call in so many, 0 for none. unclaimed: whether to record
+        ready_stacks: keep the stack of one ready call in this many, 0 for none. unclaimed: whether to record
         the descriptors whose events found nobody. io_stacks: as ready_stacks, for futile I/O calls. io_calls:
         whether for all I/O calls. cpu_samples: whether to record stacks of what uses CPU time. parked:
-        whether to look at who is parked at both ends. woken: for one poll in so many, record where the
+        whether to look at parked goroutines at both ends. woken: for one poll in this many, record where the
         goroutines that it woke were parked, 0 for none. held_writes: whether to record writes that the kernel
         holds back.
         """
@@ -155,7 +155,7 @@ class Probe:
         return self._ask("lap", Closed, window=window, settle_ms=settle_ms)
 
     def parked(self, pid: int) -> Sequence[ParkedIn]:
-        """Who is parked on descriptors now, for each process of that root."""
+        """The goroutines parked on descriptors now, for each process of that root."""
         return self._ask("parked", ParkedNow, pid=pid)["processes"]
 
     def stop(self) -> None:
@@ -252,7 +252,7 @@ class Probe:
     ) -> UnmeasuredError:
         """Records that this agent can't be used any longer."""
         # If the message has no fix, the machine is the cause: run the checks.
-        self.failed = UnmeasuredError(what, why=why, fix=fix or checks.remedy(), detail=detail)
+        self.failed = UnmeasuredError(what, why=why, fix=fix or checks.likely_fix(), detail=detail)
         self.state = State.DIED if self.state is State.READY else State.NEVER_READY
         self._agent.kill()
         return self.failed

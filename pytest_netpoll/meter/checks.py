@@ -72,7 +72,7 @@ def btf() -> Finding:
     return Finding(
         "warn",
         f"no {BTF}: children of a service are found only when a window opens",
-        "use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as those of distributions are",
+        "use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as distributions' kernels are",
     )
 
 
@@ -106,8 +106,8 @@ def lockdown() -> Finding:
 
 
 def privileges() -> Finding:
-    """This process's privileges: a container's root may lack what BPF needs. Whether sudo helps, the agent
-    check shows.
+    """This process's privileges: a container's root may lack what BPF needs. The agent check shows whether
+    sudo helps.
     """
     uid = os.geteuid()
     held = capabilities()
@@ -126,7 +126,7 @@ def privileges() -> Finding:
         return Finding(
             "warn",
             f"root, {names}, without CAP_SYS_PTRACE, as in a container: processes that have more "
-            "capabilities than the agent cannot be looked into",
+            "capabilities than the agent cannot be inspected",
             "docker run --cap-add SYS_PTRACE …, if there are any",
         )
     return Finding("ok", f"root, {names}")
@@ -158,7 +158,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
 }
 
 
-def remedy() -> str:
+def likely_fix() -> str:
     """The fix for a probe that does not load and names none: that of the first failed check."""
     for name, check in CHECKS.items():
         finding = check()

@@ -1,6 +1,6 @@
 """The agent's answers, as types: the probe rejects anything else. agent/handlers.py makes them.
 
-Times are in ns. Numbers are checked only for their type; whoever reads a count checks its range.
+Times are in ns. Numbers are checked only for their type; the code that reads a count checks its range.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Process(TypedDict):
     """A watched process.
 
     root: the watched one it descends from. executable: a path that we can open, None if hidden. unwatched:
-    children that there was no room for, or that the kernel did not report. foreign: it now runs as another
+    children for which there was no room, or that the kernel did not report. foreign: it now runs as another
     user. goready, scheduler: whether attach or learn was called for its program.
     """
 
@@ -144,7 +144,7 @@ class Delay(TypedDict):
 
 
 class Parked(TypedDict):
-    """Who is parked on descriptors. why_not: why that is unknown; everything else is empty then.
+    """The goroutines parked on descriptors. why_not: why that is unknown; everything else is empty then.
 
     goroutines: [goid or null, direction, type, local, peer, its stack's index, whether it came in the window,
     whether its peer is gone]: all of them, or those that stand out and examples. before, after: [direction,
@@ -166,7 +166,7 @@ class Parked(TypedDict):
 
 
 class ParkedIn(Parked):
-    """Who is parked now in one process."""
+    """The goroutines parked now in one process."""
 
     pid: int
 

@@ -56,11 +56,12 @@ _Field: TypeAlias = Literal[
 ]
 _FIELDS: tuple[_Field, ...] = get_args(_Field)
 
-# Keep the stack of one ready call in so many, if requested: a stack costs several times as much as the probe.
+# If requested, keep the stack of one ready call in this many: a stack costs several times as much as the
+# probe.
 READY_STACKS = 16
-# Of one I/O call in so many: there may be a million a second.
+# The same for I/O calls, of which there may be a million a second.
 IO_STACKS = 64
-# Of one poll in so many that wakes somebody.
+# The same for polls that wake a goroutine.
 WOKEN_STACKS = 16
 
 # Not measured unless asked for.
@@ -99,7 +100,7 @@ _INVALID = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 class Window:
     """One measured stretch, open from Meter.open to Meter.close. number: the agent's. failed: why there is
     nothing to close. opened: on the monotonic clock, s. ready_stacks, cpu_samples: whether callers of ready
-    calls and users of CPU time are recorded. parked: whether to look at who is parked.
+    calls and users of CPU time are recorded. parked: whether to look at parked goroutines.
     """
 
     agent: agent_client.Probe | None
@@ -280,9 +281,10 @@ class Meter:
     def open(self, limited: Collection[str] = (), offences: Collection[Offence] = ()) -> Window:
         """Opens a window over all services that run.
 
-        limited: the metrics that will be judged. Some evidence is recorded only if they may need it: who
-        makes ready calls (always with --netpoll-goready=on), where events found nobody, who makes I/O calls,
-        who uses CPU time, who is parked, whom the network wakes. offences: further evidence to record.
+        limited: the metrics that will be judged. Some evidence is recorded only if they may need it: callers
+        of ready calls (always with --netpoll-goready=on), descriptors whose events found nobody, the code
+        that makes I/O calls or uses CPU time, parked goroutines, goroutines that the network wakes. offences:
+        further evidence to record.
         """
         self._revive()
         self._retry()
@@ -489,7 +491,7 @@ class Meter:
         if not self.environment.get("sees_sockets", True):
             found["spurious"] = _not_described("sockets can't be inspected")
         if not self.environment.get("sees_held_writes", True):
-            found["held"] = _not_described("whether TCP holds writes back can't be known")
+            found["held"] = _not_described("it could not be recorded whether writes are held back")
         return found
 
     def _absent(self, processes: Sequence[Measured]) -> dict[str, Reason]:
@@ -499,7 +501,7 @@ class Meter:
         if self._programs.count_ready and unprobed:
             reason = Reason(
                 f"{unprobed} child processes ended before probes could be placed in them",
-                why="for a user other than root that is done one process at a time",
+                why="for users other than root, probes are placed in one process at a time",
                 fix="run pytest as root",
             )
             why = dict.fromkeys(READY_METRICS, reason)

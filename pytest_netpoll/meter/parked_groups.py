@@ -1,9 +1,9 @@
-"""Who is parked on descriptors: resolves the stacks in the agent's rows and groups the rows by stack."""
+"""Goroutines parked on descriptors: resolves the stacks in the agent's rows and groups the rows by stack."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -23,6 +23,15 @@ _ENDED = Reason(
 SOCKETS = ("tcp", "listener", "udp", "unix", "socket")
 
 _Place = tuple[str, tuple[Frame, ...]]
+_Ends = tuple[str | None, str | None]  # local, peer
+
+
+class _Left(NamedTuple):
+    """A descriptor whose peer has closed. reader: where who read from it had been parked, if recorded."""
+
+    peer: str | None
+    closed: bool
+    reader: tuple[Frame, ...] | None
 
 
 class Found(NamedTuple):
@@ -98,12 +107,12 @@ def now(processes: Sequence[ParkedIn], symbolizer: Symbolizer) -> list[ParkedGor
 
 
 def collect(processes: Sequence[Measured], symbolizer: Symbolizer) -> Found:
-    """Who is parked in a service's processes, for a window that requested it."""
+    """The goroutines parked in a service's processes, for a window that requested them."""
     if all(process["exited"] for process in processes):
-        # No goroutine being left doesn't prove that none leaked.
+        # That no goroutine is left doesn't prove that none leaked.
         return Found({}, dict.fromkeys(PARKED_METRICS, _ENDED), ())
     groups: dict[_Place, _Group] = defaultdict(_Group)
-    abandoned: dict[tuple[str, str | None], list[tuple[str | None, bool]]] = defaultdict(list)
+    abandoned: dict[tuple[str, str | None], list[_Left]] = defaultdict(list)
     absent: dict[str, Reason] = {}
     unproven: Reason | None = None
     for process in processes:
@@ -129,9 +138,10 @@ def collect(processes: Sequence[Measured], symbolizer: Symbolizer) -> Found:
             if kind is not None:
                 group.kinds.add(kind)
                 group.locals.add(local)
+        readers = _readers(process, symbolizer) if told["abandoned"] else {}
         for kind, local, peer, index, closed in told["abandoned"]:
             if index is None:
-                abandoned[kind, local].append((peer, closed))
+                abandoned[kind, local].append(_Left(peer, bool(closed), readers.get((local, peer))))
             else:
                 groups[found[index].direction, found[index].stack].abandoned += 1
                 groups[found[index].direction, found[index].stack].closed += bool(closed)
@@ -143,14 +153,14 @@ def collect(processes: Sequence[Measured], symbolizer: Symbolizer) -> Found:
             )
         if told["undecided"]:
             absent["stuck_goroutines"] = Reason(
-                f"{told['undecided']} goroutines are parked over unread data and may be stuck",
+                f"{told['undecided']} goroutines are parked although there is unread data, and may be stuck",
                 why=f"process {process['pid']} did not rest: its poller may not have reported the data yet",
                 fix="let the test wait for the service's answers before it ends",
             )
         for row, readable in _stuck(process["pid"], told, found):
             if readable is None:
                 absent["stuck_goroutines"] = Reason(
-                    "a goroutine is parked over unread data, and whether it is stuck cannot be known",
+                    "a goroutine is parked although there is unread data, and may or may not be stuck",
                     why=f"a socket of process {process['pid']} can't be inspected",
                     fix="run pytest as root",
                 )
@@ -169,11 +179,11 @@ def collect(processes: Sequence[Measured], symbolizer: Symbolizer) -> Found:
             syscall=None,
             fd_type=kind,
             local=local,
-            peer=_only({peer for peer, _ in left}),
-            stack=(),
+            peer=_only({one.peer for one in left}),
+            stack=_most_common([one.reader for one in left if one.reader]),
             abandoned=len(left),
-            closed=sum(closed for _, closed in left),
-            peers=tuple(dict.fromkeys(peer for peer, _ in left if peer))[:MOST_PEERS],
+            closed=sum(one.closed for one in left),
+            peers=tuple(dict.fromkeys(one.peer for one in left if one.peer))[:MOST_PEERS],
         )
         for (kind, local), left in abandoned.items()
     ]
@@ -187,6 +197,21 @@ def collect(processes: Sequence[Measured], symbolizer: Symbolizer) -> Found:
         del counters[name]
     made.sort(key=lambda o: (-o.stuck, -o.abandoned, -o.growth, -o.count))
     return Found(counters, absent, tuple(made), unproven)
+
+
+def _readers(process: Measured, symbolizer: Symbolizer) -> dict[_Ends, tuple[Frame, ...]]:
+    """Where the goroutines that the network woke for reading had been parked most often, by connection."""
+    counts: dict[_Ends, Counter[tuple[Frame, ...]]] = defaultdict(Counter)
+    for entry in process["offenders"]:
+        if entry["offence"] == "woken" and entry["direction"] == "read" and entry["peer"] is not None:
+            stack = symbolizer.trimmed([(str(path), int(at)) for path, at in entry["stack"]])
+            counts[entry["local"], entry["peer"]][stack] += entry["count"]
+    return {ends: max(stacks, key=lambda stack: stacks[stack]) for ends, stacks in counts.items()}
+
+
+def _most_common(stacks: Iterable[tuple[Frame, ...]]) -> tuple[Frame, ...]:
+    """Empty if there is none."""
+    return next((stack for stack, _ in Counter(stacks).most_common(1)), ())
 
 
 def _stuck(

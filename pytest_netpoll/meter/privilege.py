@@ -1,8 +1,8 @@
 """How pytest gets an agent that may load BPF: with its own privileges, or through sudo.
 
 A user who can change a program that sudo starts for them without a password is root. So the agent that an
-ordinary user may start by a line in sudoers is a copy that belongs to root, which is looked over before
-each use; install_agent.py makes it.
+ordinary user may start through a line in sudoers is a copy that belongs to root. It is checked before each
+use; install_agent.py makes it.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def why_not_cached(argv: Sequence[str], cache: Path) -> Reason | None:
     return Reason(
         f"--netpoll-cache={cache} is not used",
         why=why,
-        fix=f"name a directory that only {owner} can write to, as well as all above it",
+        fix=f"name a directory that only {owner} can write to; the same goes for all directories above it",
     )
 
 
@@ -132,7 +132,7 @@ def is_usable(copy: Path) -> bool:
             raise UnmeasuredError(
                 f"the agent installed in {copy} is not safe to start with sudo",
                 why=reason,
-                fix=f"sudo rm -r {copy}, find out who did that, then {install_command(copy)}",
+                fix=f"sudo rm -r {copy}, find out who changed it, then {install_command(copy)}",
             )
     return digest(copy / "agent", copy / "bpf") == digest(AGENT, bpf_sources())
 

@@ -1,4 +1,4 @@
-"""Makes a Snapshot of the agent's numbers for a process; nothing else in the plugin reads them."""
+"""Makes a Snapshot from the agent's numbers for a process; nothing else in the plugin reads them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def read_snapshot(message: object) -> Snapshot:
     "p_looks", "p_running", "mutex_wait", "lock_wait": int|null, "sched_latency": [[ns, ns, int]]|null,
     "delays": {name: {"histogram", "max_ns": int, "budget": {"index": [int]}}}|null, "requests", "answered",
     "strangers": int};
-    other fields are not ours to judge. Of a process's times nothing is in it.
+    other fields are ignored. A process's times aren't in it.
     Optional counters may be absent or null.
     """
     if not isinstance(message, Mapping):

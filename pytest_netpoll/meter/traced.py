@@ -1,6 +1,6 @@
 """Records one window of a service event by event, with an agent that lives only that long.
 
-It isn't the agent that measures, because recording single events costs more and would distort the numbers.
+Measuring uses another agent, because recording single events costs more and would distort the numbers.
 """
 
 from __future__ import annotations

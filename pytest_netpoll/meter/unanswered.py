@@ -1,4 +1,4 @@
-"""Why queue delays and responses are unknown, if they are."""
+"""Explains why queue delays and responses are unknown."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def reasons(
     snapshot: Snapshot, no_arrivals: str | None, asked: bool = True, older_sockets: bool = False
 ) -> dict[str, Reason]:
     """Metric -> why it is unknown. no_arrivals: why arrivals of data aren't recorded, or None. asked: whether
-    they were to be. older_sockets: whether they aren't on sockets from before the service was watched.
+    they should be. older_sockets: whether they aren't on sockets from before the service was watched.
     """
     if no_arrivals is not None or not asked or older_sockets:
         reason = _OLDER_SOCKETS if older_sockets else _NOT_ASKED
@@ -47,7 +47,7 @@ def _no_response(snapshot: Snapshot) -> Reason | None:
     if snapshot.strangers * 2 > requests:
         return Reason(
             "the goroutines that read could not be recognized",
-            why="the program makes its system calls in a way that Go's own compiler does not",
+            why="the program makes its system calls in another way than Go's own compiler",
         )
     return Reason(
         f"{answered:,} of {requests:,} reads were answered by a write of the same goroutine",

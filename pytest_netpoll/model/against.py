@@ -93,7 +93,7 @@ def compare_rounds(
 
 
 def not_compared(plan: Plan, why: str) -> Comparison:
-    """The comparison of a test that fails at the base, as if a baseline didn't have it."""
+    """The comparison of a test that fails at the base, as for a test that a baseline doesn't have."""
     return Comparison(plan.ref, False, {}, notes=(why,), judged=bool(plan.tolerances), commit=plan.commit)
 
 

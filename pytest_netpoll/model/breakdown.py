@@ -14,7 +14,7 @@ _PERCENTILES = {"p50": 0.5, "p99": 0.99}
 
 @dataclass(frozen=True)
 class Budget:
-    """metric: "response_p99", of which the other fields are the parts in ns; they add up to it.
+    """metric: such as "response_p99". The other fields are its parts in ns, which add up to it.
 
     Percentiles of parts do not add up. So these are the proportions of the parts over all times near the
     percentile, in its half octave.

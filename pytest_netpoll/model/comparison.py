@@ -73,7 +73,7 @@ class Change:
 class Comparison:
     """One test compared with a baseline or base. outcome: "new" if the baseline doesn't have the test. then:
     the baseline's numbers. unmeasured: what had to be compared but was not measured now. notes: what was not
-    compared for another reason, and what was not confirmed when remeasured. measured: how often the test was
+    compared for another reason, and what remeasuring did not confirm. measured: how often the test was
     measured. judged: whether there were tolerances; without any, nothing counts as worse. changes: those
     larger than two runs differ by chance. commit: of the base that was measured in turns; None for a saved
     baseline. numbers: all that has an interval, which takes several rounds. undecided: the tolerances that
@@ -108,7 +108,7 @@ class Comparison:
 
     @property
     def doubtful(self) -> bool:
-        """Whether remeasuring may clear a regression."""
+        """Whether remeasuring may disprove a regression."""
         return any(regression.doubtful for regression in self.regressions)
 
     def confirm(self, again: Samples) -> Comparison:

@@ -5,13 +5,13 @@ the machine slows both, so each round's own difference counts (for times and cou
 sides' averages. The change is the median of the rounds' differences, and its interval lies between two of
 them: each difference falls on either side of the truth like a coin toss, whatever the noise is. benchstat
 computes its intervals like this, too. They need only the binomial distribution and no library; a neighbour
-that makes some rounds twice as slow moves them little, while a t-interval grows with each such round.
+that makes some rounds twice as slow hardly moves them, while a t-interval grows with each such round.
 Wilcoxon's signed-rank test needs fewer rounds on an idle machine, and more on a shared one. A bootstrap
 interval is too narrow for 8 rounds.
 
-A saved baseline's rounds don't pair with today's. So each measurement then is compared with each one now: the
-change is the median of all these differences (Hodges and Lehmann's estimate), and its interval lies between
-two of them, by Mann and Whitney's test, which benchstat uses, too.
+A saved baseline's rounds don't form pairs with today's. So each old measurement is compared with each new
+one: the change is the median of all these differences (Hodges and Lehmann's estimate), and its interval lies
+between two of them, by Mann and Whitney's test, which benchstat uses, too.
 
 Looking again after more rounds gives more chances to be wrong, so the 5 % are divided by the number of looks.
 """
@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 CONFIDENCE = 0.95
-# Fewer rounds in turns have no 95 % interval: with 5, all lie on one side of the truth every 16th time.
+# Fewer rounds in turns have no 95 % interval: 5 rounds all lie on one side of the truth every 16th time.
 FEWEST = 6
 _GROWTH = 1.75  # the growth of the rounds from one look to the next
 # Least measurements of each side, if measured at different times: one or two may all have met the same

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pytest_netpoll.model.evidence import TimelinePoint
 
-# With fewer intervals a coefficient is chance.
+# With fewer intervals a coefficient is just chance.
 LEAST_INTERVALS = 20
 
 

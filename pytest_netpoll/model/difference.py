@@ -169,8 +169,8 @@ class Undecided:
 
 @dataclass
 class Judged:
-    """The tolerances applied to one service. notes: what was not compared. unmeasured: what had to be and
-    wasn't.
+    """The tolerances applied to one service. notes: what was not compared. unmeasured: what had to be
+    compared, but wasn't.
     """
 
     regressions: list[Regression] = field(default_factory=list)
@@ -225,7 +225,9 @@ def judge_rules(
         if why_not is not None:
             at_base, reason = why_not
             if at_base:
-                judged.notes.append(f"{service}: {metric.name} has no number of {source}: {reason.headline}")
+                judged.notes.append(
+                    f"{service}: {metric.name} has no number from {source}: {reason.headline}"
+                )
             else:
                 judged.unmeasured.append(reason.about(f"{service}: {metric.name} cannot be compared"))
             continue

@@ -11,10 +11,10 @@ Offence: TypeAlias = Literal[
     "spurious", "stale", "ready", "unclaimed", "futile", "io", "cpu", "parked", "woken", "held"
 ]
 
-# The cause of a spurious wakeup or a stale retry. "registered twice": it was for reading, and the
-# socket is registered with epoll more than once. "error queue": for an error, and the socket's error queue
-# held something. "socket error": for one, and it held nothing. "full queue": for writing to a Unix datagram
-# socket. "data": for reading, and the socket is registered once.
+# The cause of a spurious wakeup or a stale retry. "registered twice": it was for reading, and the socket is
+# registered with epoll more than once. "error queue": for an error, and the socket's error queue held
+# something. "socket error": for an error, and the error queue was empty. "full queue": for writing to a Unix
+# datagram socket. "data": for reading, and the socket is registered once.
 Cause: TypeAlias = Literal["registered twice", "error queue", "socket error", "full queue", "data"]
 
 
@@ -22,9 +22,9 @@ Cause: TypeAlias = Literal["registered twice", "error queue", "socket error", "f
 class Offender:
     """A place in the code that was woken for nothing (spurious), tried again for nothing (stale), wakes
     goroutines by runtime.ready (ready: it has no descriptor), makes I/O calls (futile: futile ones; io:
-    others), or used CPU time (cpu: counts are samples); where goroutines were parked that the network woke
-    (woken), or when the window closed (parked); or a descriptor whose events found nobody waiting (unclaimed:
-    no code is concerned, so there is no stack); or made a write that Nagle's algorithm held back (held).
+    others), or used CPU time (cpu: counts are samples); where goroutines were parked when the network woke
+    them (woken), or when the window closed (parked); or made a write that Nagle's algorithm held back (held);
+    or a descriptor whose events found nobody waiting (unclaimed: no code is involved, so there is no stack).
 
     count: estimated from a sample for ready calls, I/O calls and woken goroutines. share: 0-1, of all such in
     the service, or in the sample. If the kernel had no room for all, shares add up to less than 1. outcome:
@@ -38,10 +38,10 @@ class Offender:
     (runtime.LockOSThread). held_ns: for how long the writes were held back in total; None for other offences.
 
     For "parked" only: growth: how many more than when the window opened. abandoned: descriptors whose peers
-    closed meanwhile; those on which nobody is parked have an entry with count 0 and no stack. stuck:
-    goroutines with data to read that had been reported. closed: abandoned descriptors whose other end
-    certainly nobody holds any more, not even half of it. peers: some of the descriptors' other ends, those
-    that came in the window first.
+    closed meanwhile; those on which nobody is parked have an entry with count 0, whose stack is where their
+    reader was parked before, if woken goroutines were recorded. stuck: goroutines with data to read that had
+    been reported. closed: abandoned descriptors whose other end is certainly closed completely, not just half
+    of it. peers: some of the descriptors' other ends, those that came in the window first.
     """
 
     offence: Offence
@@ -134,11 +134,11 @@ class TimelinePoint:
     t_ms: its end, since the window opened; it begins where the one before ends, the first with the window.
     Intervals are 100 ms, longer in windows of over a minute; the last ends with the window. The counts add
     up to the metrics of that name. reads: those that took what had arrived on a socket. queue_delay_ns is
-    theirs, a sum, and poll_delay_ns and wake_to_run_ns are what of it was before the poll and after it.
-    answers: writes that answered a read; handling_ns is theirs. All of these are 0 where answers were not
-    timed. run_delay_ns: waited for a CPU, over all threads; 0 where the metric run_delay_seconds was not
-    measured. threads: alive at the sample; threads_running: of them on a CPU or waiting for one, a mean where
-    intervals were put together.
+    their sum, and poll_delay_ns and wake_to_run_ns are the parts of it before and after the poll.
+    answers: writes that answered a read; handling_ns is their sum. All of these are 0 if answers were not
+    timed. run_delay_ns: waited for a CPU, over all threads; 0 if the metric run_delay_seconds was not
+    measured. threads: alive at the sample; threads_running: those of them on a CPU or waiting for one, a mean
+    if intervals were merged.
     runq_max: the most goroutines in a process's run queues. ps_running: Ps that ran Go code, on average.
     spinning: threads that looked for work, on average. throttled_ns: for how long a CPU quota stopped the
     service, over all CPUs. These are None if unknown.

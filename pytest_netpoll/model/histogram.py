@@ -14,7 +14,7 @@ _SUB_BUCKETS = 1 << LATENCY_SUB_BITS
 
 
 def bucket_of(ns: int) -> int:
-    """The index, 0 <= index < BUCKETS, of a latency in ns; longer than 2**40-1 ns (18 min) is clamped."""
+    """The index, 0 <= index < BUCKETS, of a latency in ns; times over 2**40-1 ns (18 min) are clamped."""
     ns = min(ns, (1 << LATENCY_BITS) - 1)
     if ns < _SUB_BUCKETS:
         return ns

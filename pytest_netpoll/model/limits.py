@@ -5,7 +5,7 @@ measures and reports. forbid= and allow= name rules by code, beginning of a code
 see python -m pytest_netpoll rules. max_<count>_per_second limits a count's rate. Times are "5ms", "250us",
 "1.5s" or a timedelta; max_spurious is "5%" or 0.05. service= restricts limits and rules to one service, also
 those of inner markers without service=; the marker may be repeated. runs= repeats the test's call, each time
-in a window of its own, and judges each metric's median. Of the markers on the test, its class, its module,
+in a separate window, and judges each metric's median. Of the markers on the test, its class, its module,
 and the ini options netpoll_limits, netpoll_forbid and netpoll_allow, the closest wins, limit by limit and
 rule by rule.
 """
@@ -40,7 +40,7 @@ _OTHERS = ("service", "runs", *_RULES)
 
 
 def help_text() -> str:
-    """The marker's text for `pytest --markers`, with the metrics there are."""
+    """The marker's text for `pytest --markers`, with the list of metrics."""
     description = " ".join(__doc__.split())
     return f"{description} Metrics: {', '.join(METRICS)}."
 

@@ -94,7 +94,7 @@ def median(values: Sequence[Value]) -> Value:
 
 
 def spread(metric: Metric, values: Sequence[Value]) -> str:
-    """The least and the most for people: "5.1 µs to 6.3 µs", or one of them if they look alike."""
+    """The minimum and maximum for people: "5.1 µs to 6.3 µs", or one of them if they look alike."""
     known = [value for value in values if value is not None]
     if not known:
         return metric.format(None)

@@ -68,13 +68,13 @@ class Snapshot:
     histogram: wake-to-run latencies, bucket index -> count.
     io_outcomes: how the I/O calls ended ("data", "end of file", "EAGAIN", …) -> calls, which add up to
     io_calls. futile: (syscall, outcome) -> futile calls.
-    dropped_datagrams: that the network namespace dropped for their checksum.
+    dropped_datagrams: those that the network namespace dropped for their checksum.
     events_per_poll: events -> polls that returned so many. p_looks, p_running: Ps seen, over all looks at
-    them, and those of them that ran Go code. sched_latency: (least ns, first ns beyond) -> goroutines that
-    were runnable for so long before they ran. delays: "queue_delay", "poll_delay", "handling" and "response"
-    -> their times; empty if they were not measured. requests: reads that took data of accepted
-    connections; answered: those that were followed by a write of the same goroutine; strangers: those whose
-    goroutine could not be recognized.
+    them, and how many of them ran Go code. sched_latency: (least ns, first ns beyond) -> goroutines that were
+    runnable for so long before they ran. delays: "queue_delay", "poll_delay", "handling" and "response" ->
+    their times; empty if they were not measured. requests: reads that took data of accepted connections;
+    answered: those that were followed by a write of the same goroutine; strangers: those whose goroutine
+    could not be recognized.
     """
 
     counters: Mapping[str, int] = field(default_factory=dict)

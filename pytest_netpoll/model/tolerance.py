@@ -48,7 +48,7 @@ def parse(text: str) -> Tolerance:
         raise ValueError(f"unknown metric {name!r}" + (f", did you mean {close[0]!r}?" if close else ""))
     metric = METRICS[name]
     if not metric.more_is_worse:
-        raise ValueError(f"{name} cannot get worse: more of it is neither good nor bad")
+        raise ValueError(f"{name} cannot regress: more of it is neither good nor bad")
     if amount.startswith("-"):
         raise ValueError(f"{text!r}: improvements never fail, write {name}:+{amount[1:]}")
     parts = [part.strip() for part in amount.removeprefix("+").split("+")]
@@ -82,7 +82,7 @@ def join(lists: Sequence[Sequence[Tolerance]]) -> tuple[Tolerance, ...]:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(
-                f"{name} is given twice; what has to exceed both of two amounts is one: {name}:+25%+…"
+                f"{name} is given twice; if both amounts must be exceeded, write them as one: {name}:+25%+…"
             )
     return tuple(joined)
 

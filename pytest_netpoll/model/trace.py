@@ -26,8 +26,7 @@ class Poll(NamedTuple):
 
 
 class Event(NamedTuple):
-    """An event that a poll returned: the one of that thread that ended `at`. Without the runtime's own
-    wake-ups.
+    """An event that a poll returned: the thread's poll that ended `at`. Without the runtime's own wake-ups.
 
     fd: None if the runtime drops the event. bits: epoll's. reader, writer: the goroutines that it wakes.
     """

@@ -11,13 +11,15 @@ from pytest_netpoll.model import units
 from pytest_netpoll.model.diagnosis import findings, unchecked
 from pytest_netpoll.model.limits import Kind, Limit, Limits
 from pytest_netpoll.model.measurement import Measurement, median, resolved_wakeups, spread
-from pytest_netpoll.model.metrics import LIMITABLE, METRICS, not_exact
+from pytest_netpoll.model.metrics import LIMITABLE, METRICS, PARKED_METRICS, not_exact
+from pytest_netpoll.model.rules import RULES
 
 
 @dataclass(frozen=True)
 class Breach:
     """A broken limit. measured, limit: in the metric's canonical unit. detail: the counts behind it. metric:
-    one of the table, a rate of one, or any other name with plain numbers as values.
+    one of the table, a rate of one, or any other name with plain numbers as values. fix: None where only a
+    diagnosis can tell.
     """
 
     service: str
@@ -26,6 +28,7 @@ class Breach:
     measured: int | float
     limit: int | float
     detail: str = ""
+    fix: str | None = field(default=None, kw_only=True)
 
     def __str__(self) -> str:
         show = LIMITABLE[self.metric].format if self.metric in LIMITABLE else _plain
@@ -37,7 +40,7 @@ class Breach:
     @property
     def reason(self) -> Reason:
         """The breach in a report's words."""
-        return Reason(str(self))
+        return Reason(str(self), fix=self.fix)
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,8 @@ class BrokenRule(Breach):
 
     @property
     def brief(self) -> str:
-        """One line without the evidence: code, place and fix."""
-        fix = f"; fix: {self.why.fix}" if self.why.fix else ""
-        return f"{self.service}: {self.why.what}{fix}"
+        """Without the evidence: code, place and fix."""
+        return Reason(f"{self.service}: {self.why.what}", fix=self.why.fix)
 
     @property
     def reason(self) -> Reason:
@@ -111,12 +113,10 @@ class Verdict:
         return "\n".join(self.reasons) or None
 
     @property
-    def message(self) -> str:
-        """pytest's message, which leaves the evidence of broken rules to the report's section. Empty if
-        passed.
-        """
+    def messages(self) -> list[str]:
+        """pytest's message by reasons, which leaves the evidence of broken rules to the report's section."""
         brief = {b.reason: b.brief for b in self.breaches if isinstance(b, BrokenRule)}
-        return "\n".join(brief.get(reason, reason) for reason in self.reasons)
+        return [brief.get(reason, reason) for reason in self.reasons]
 
 
 def judge(
@@ -129,9 +129,9 @@ def judge(
 ) -> Verdict:
     """Compares every measurement with its limits. An unmeasured test doesn't pass.
 
-    A certain breach of one service outweighs that another could not be measured. In report mode limits decide
-    nothing, whether broken or impossible to check. further: broken limits found elsewhere. running: all
-    services, whether the test's own or not. deaths: of the test's services.
+    A proven breach by one service outweighs that another one could not be measured. In report mode limits
+    decide nothing, whether broken or impossible to check. further: broken limits found elsewhere. running:
+    all services, whether the test's own or not. deaths: of the test's services.
     """
     if mode == "off":
         return _verdict("failed", [d.reason for d in deaths], (), deaths) if deaths else Verdict("passed")
@@ -153,7 +153,7 @@ def judge(
             continue
         forbidden = limits.forbidden(measurement.service)
         for finding in [
-            *_check(measurement, limits.for_service(measurement.service)),
+            *_check(measurement, limits.for_service(measurement.service), measurements),
             *_check_rules(measurement, forbidden),
         ]:
             if isinstance(finding, Breach):
@@ -210,8 +210,10 @@ def distrust(measurement: Measurement) -> Reason | None:
     return Reason(not_exact(lost)) if lost else None
 
 
-def _check(measurement: Measurement, limits: Sequence[Limit]) -> list[Breach | Reason]:
-    """The broken limits, and why others could not be checked."""
+def _check(
+    measurement: Measurement, limits: Sequence[Limit], all_of_them: Sequence[Measurement]
+) -> list[Breach | Reason]:
+    """The broken limits, and why others could not be checked. all_of_them: the test's measurements."""
     findings: list[Breach | Reason] = []
     # The poorest of several runs counts: a run that proves nothing weakens the median.
     wakeups = min((run.wakeups or 0 for run in measurement.runs), default=measurement.wakeups)
@@ -225,7 +227,7 @@ def _check(measurement: Measurement, limits: Sequence[Limit]) -> list[Breach | R
         findings.append(
             Reason(
                 f"only {few} wakeups; {statistics[0]} needs at least {show(minimum.value)}",
-                fix="send more traffic, or set min_wakeups=",
+                fix=_more_traffic(measurement, minimum, all_of_them),
             )
         )
         limits = [limit for limit in limits if limit is not minimum and limit.metric not in statistics]
@@ -236,8 +238,44 @@ def _check(measurement: Measurement, limits: Sequence[Limit]) -> list[Breach | R
             findings.append(Reason.of(why).about(f"{metric.name} was not measured"))
         elif not limit.allows(value):
             detail = _detail(measurement, metric.name)
-            findings.append(Breach(measurement.service, metric.name, limit.kind, value, limit.value, detail))
+            fix = _fix(measurement, metric.base) if limit.kind == "max" else None
+            findings.append(
+                Breach(measurement.service, metric.name, limit.kind, value, limit.value, detail, fix=fix)
+            )
     return findings
+
+
+def _more_traffic(measurement: Measurement, least: Limit, all_of_them: Sequence[Measurement]) -> str:
+    """The fix for too few wakeups; names the busiest other service of the test if it has enough."""
+    others = [m for m in all_of_them if m.service != measurement.service and distrust(m) is None]
+    counts = {m.service: resolved_wakeups(m.metrics) for m in others}
+    busiest = max(counts, key=lambda name: counts[name], default=None)
+    if busiest is None or not least.allows(counts[busiest]):
+        return "send more traffic, or set min_wakeups="
+    had = METRICS["wakeups"].format(counts[busiest])
+    return (
+        f"send it more traffic or set min_wakeups=; if the limits are about {busiest}, which had {had} "
+        f'wakeups, write service="{busiest}"'
+    )
+
+
+# Limit -> the rule whose fix also fixes it.
+_FIXED_LIKE = {"abandoned_descriptors": "NP501", "stuck_goroutines": "NP502"}
+_GROWTH_FIX = (
+    "close the connections that they wait for once the client has gone; if a pool fills, allow for it in "
+    "the limit."
+)
+
+
+def _fix(measurement: Measurement, metric: str) -> str | None:
+    """The fix for a broken limit, unless the diagnosis gives it."""
+    if metric not in PARKED_METRICS:
+        return None
+    proven = {found.rule.code for found in findings(measurement)}
+    rule = _FIXED_LIKE.get(metric)
+    if rule is not None:
+        return RULES[rule].fix if rule not in proven else None
+    return _GROWTH_FIX if not proven & set(_FIXED_LIKE.values()) else None
 
 
 def _check_rules(measurement: Measurement, forbidden: Mapping[str, bool]) -> list[Breach | Reason]:

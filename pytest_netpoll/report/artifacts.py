@@ -54,8 +54,8 @@ class Kind(NamedTuple):
 KINDS = (
     Kind("spurious", ("spurious",), "spurious_wakeups", "woken for nothing"),
     Kind("stale", ("stale",), "stale_retries", "tried again for nothing"),
-    Kind("unclaimed", ("unclaimed",), "unclaimed_events", "events that nobody waited for"),
-    Kind("wakers", ("ready",), "ready_calls", "who wakes goroutines", estimated=True),
+    Kind("unclaimed", ("unclaimed",), "unclaimed_events", "events that nobody was waiting for"),
+    Kind("wakers", ("ready",), "ready_calls", "callers that wake goroutines", estimated=True),
     Kind("io", ("io", "futile"), "io_calls", "I/O calls", estimated=True),
     Kind("futile", ("futile",), "futile_calls", "futile I/O calls", estimated=True),
     Kind("woken", ("woken",), "wakeups", "where woken goroutines were parked", estimated=True),

@@ -1,5 +1,5 @@
 """What was attached during the tests: latencies under uprobes can't be compared with others. Reports don't
-say what that cost, since it was not measured; docs/overhead.md has measurements.
+show what that cost, because it was not measured; docs/overhead.md has measurements.
 """
 
 from __future__ import annotations

@@ -52,11 +52,10 @@ def path_of(rootdir: Path, name: str) -> Path:
 
 
 def write(path: Path, environment: Mapping[str, Any], records: Iterable[TestRecord]) -> list[str]:
-    """Writes the file, the same bytes for the same numbers. NetpollError if that fails. Of a test with
-    several records the last one counts. Unmeasured numbers, and tests whose own assertion failed, are left
-    out. Tests of which there is nothing new, for they did not run or are left out, stay in the file as they
-    were, if they were measured in the same environment: a file has only one. Returned is a line for each
-    thing that people may not expect.
+    """Writes the file, the same bytes for the same numbers. NetpollError if that fails. If a test has several
+    records, the last one counts. Unmeasured numbers, and tests whose own assertion failed, are left out.
+    Tests that did not run or are left out stay in the file as they were, if they were measured in the same
+    environment: a file has only one. Returns a line for each thing that people may not expect.
     """
     here = {key: environment.get(key) for key in ENVIRONMENT_KEYS}
     tests: dict[str, dict[str, _Service]] = {}
@@ -81,8 +80,8 @@ def write(path: Path, environment: Mapping[str, Any], records: Iterable[TestReco
     if not elsewhere:
         tests |= old
     for nodeid in left_out:
-        how = "is in it as it was" if nodeid in tests else "is not in it"
-        lines.append(f"{nodeid} {how}: it failed by itself or is unmeasured")
+        how = "keeps its old entry" if nodeid in tests else "is not in it"
+        lines.append(f"{nodeid} {how}: its own assertion failed, or it is unmeasured")
     not_run = len(old.keys() - set(left_out))
     if not_run and elsewhere:
         lines.append(

@@ -87,5 +87,5 @@ def _modules_in(workspace: Path) -> Iterator[Path]:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a name too long, or not ours to see
+    except OSError:  # a name that is too long, or that we may not see
         return False

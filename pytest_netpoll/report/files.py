@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pytest_netpoll.errors import NetpollError
 
-_MOST_LINKS = 40  # as many as the kernel follows
+_MOST_LINKS = 40  # links to follow, as many as the kernel does
 
 
 def write_atomically(path: Path, content: str | bytes, what: str) -> None:

@@ -33,7 +33,7 @@ def markdown(records: Sequence[TestRecord], environment: Mapping[str, Any]) -> s
     if any(
         _spread(row.record, row.service, metric) for row in wording.rows(shown) for metric in wording.COLUMNS
     ):
-        lines += ["In brackets: the least and the most over the runs, of which the median is judged.", ""]
+        lines += ["In brackets: the minimum and maximum over the runs, whose median is judged.", ""]
     for note in [*notes, *(line for why in wording.unchecked_rules(records) for line in why.splitlines())]:
         lines += [as_text(wording.one_line(note)), ""]
     for line in (wording.environment_line(records, environment), attached.line(environment)):
@@ -75,14 +75,14 @@ def annotations(
     for (path, line), found in in_go.items():
         record, evidence = found[0]
         more = f" and {len(found) - 1:,} more test{'s' * (len(found) > 2)}" if len(found) > 1 else ""
-        message = "\n".join([evidence.text, *wording.diagnosis_of(record)])
+        message = "\n".join([evidence.text, *map(wording.in_a_line, wording.diagnosis_of(record))])
         lines.append(_annotation(level, path, line, f"netpoll: {record['nodeid']}{more}", message))
     return lines
 
 
 def _annotation(level: str, file: Path | None, line: int | None, title: str, message: str) -> str:
     if file is not None and wording.one_line(str(file)) != str(file):
-        file = None  # a name that no other would produce
+        file = None  # a name that no other text produces
     properties = {"file": file, "line": line if file is not None else None, "title": wording.one_line(title)}
     text = ",".join(
         f"{name}={_escape(str(value), ':,')}" for name, value in properties.items() if value is not None
@@ -101,7 +101,7 @@ def _causes(record: TestRecord) -> list[str]:
     place = "" if evidence is None else str(evidence)
     # A reason's fix is on a line of its own.
     reasons = [line for reason in wording.reasons(record) for line in reason.splitlines()]
-    causes = [error, *reasons, place, *wording.diagnosis_of(record)]
+    causes = [error, *reasons, place, *map(wording.in_a_line, wording.diagnosis_of(record))]
     return [wording.one_line(cause) for cause in causes if cause]
 
 

@@ -23,10 +23,13 @@ from pytest_netpoll.model.limits import Limits
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.median import middle
 from pytest_netpoll.model.metrics import METRICS
+from pytest_netpoll.model.rules.rule import Finding
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import Breach, Death, Verdict
 
 Outcome: TypeAlias = Literal["passed", "failed", "unmeasured"]
+
+NO_LIMITS = Limits()
 
 # A TypedDict in two halves: keys of the "Extra" half may be absent from a file, as in one written
 # before they were invented. `build` sets all of them.
@@ -60,6 +63,7 @@ class _OffenderExtra(TypedDict, total=False):
     stuck: int
     closed: int
     peers: list[str]
+    rules: list[str]
 
 
 class OffenderRecord(_OffenderExtra):
@@ -76,9 +80,9 @@ class OffenderRecord(_OffenderExtra):
     samples, those in a runtime call that only checks, such as that of a select with a default. local,
     peer: None if they differ between the goroutines at this place. stack: starts at your own code; empty
     if the kernel had no room for it. woken_stack: of ready calls, where the woken goroutine had been
-    parked. locked: of ready calls and woken goroutines, whether who was woken is locked to a thread.
-    held_ns: of "held", for how long in all. growth, abandoned, stuck, peers: of "parked" only, see
-    Parked.
+    parked. locked: of ready calls and woken goroutines, whether the woken goroutine is locked to a thread.
+    held_ns: of "held", for how long in total. growth, abandoned, stuck, peers: of "parked" only, see Parked.
+    rules: the codes of the broken rules that it is evidence of.
     """
 
     count: int
@@ -92,7 +96,8 @@ class OffenderRecord(_OffenderExtra):
 class ParkedRecord(TypedDict):
     """Goroutines parked at one place when the window closed: the offenders of the offence "parked".
 
-    count: 0 for descriptors on which no goroutine is parked. growth: how many more than when the window
+    count: 0 for descriptors on which no goroutine is parked; stack is then where who read from them had been
+    parked, if known. growth: how many more than when the window
     opened. abandoned: descriptors whose peers closed meanwhile. stuck: goroutines with data to read that a
     poll had reported. peers: some of the descriptors' other ends. stack: where they are parked, innermost
     first.
@@ -429,9 +434,9 @@ class ServiceRecord(_ServiceExtra):
     metrics: every metric, None if it was not measured. unmeasured: why none of them is exact, or None.
     why_unmeasured: the same in its parts. gomaxprocs: None if unknown. runs: each metric in each of several
     runs, whose medians `metrics` then are; empty for a single run. histogram: latency bucket -> latencies in
-    it. unexplained: evidence that a limit asks for -> why it could not be had. io_outcomes: how the I/O calls
-    ended -> calls, which add up to io_calls. futile: the futile ones among them. parked: None if it was not
-    asked for. rules: those that it breaks, forbidden or not. unchecked: forbidden rules that could not be
+    it. unexplained: evidence that a limit asks for -> why it could not be recorded. io_outcomes: how the I/O
+    calls ended -> calls, which add up to io_calls. futile: the futile ones among them. parked: None if it was
+    not asked for. rules: those that it breaks, forbidden or not. unchecked: forbidden rules that could not be
     checked. timeline: in order of time. correlation: of two rates of the timeline. cgroups: whose CPU quota
     bound the service, the one that stopped it longest first. delays: as histogram, for "queue_delay",
     "poll_delay", "handling" and "response". budgets: the parts of the median and the p99 of the responses, or
@@ -462,12 +467,17 @@ class DeathRecord(TypedDict):
     last_words: str
 
 
-class WindowRecord(TypedDict):
+class _WindowExtra(TypedDict, total=False):
+    limits: dict[str, int | float]
+    breaches: list[BreachRecord]
+
+
+class WindowRecord(_WindowExtra):
     """One `netpoll.measure()` block of a test.
 
     number: of the test's windows, from 1, in the order in which they closed. name: as given to measure(), or
     None. read: the services whose numbers the test asked for, the last one last. diagnosis: a text for each
-    rule that is broken.
+    rule that is broken. limits: as given to measure(). breaches: of its limits and forbidden rules.
     """
 
     number: int
@@ -481,7 +491,7 @@ class WindowRecord(TypedDict):
 class ArtifactRecord(TypedDict):
     """A file that --netpoll-artifacts wrote.
 
-    what: is in it. command: opens it, run in its directory.
+    what: its content. command: opens it, if run in its directory.
     """
 
     name: str
@@ -525,13 +535,13 @@ class TestRecord(_TestExtra):
     outcome: of the test. reason: a line for each cause, and "  fix: …" if one is known; None if passed.
     reasons: the same in their parts. breaches: broken limits and forbidden rules, also those that report mode
     let pass. file: relative to the root directory. line: of the test, from 1. error: the first line of the
-    test's own failure, which is then the reason, too. xfail: why pytest expected the failure, or None.
+    test's own failure, which is then also the reason. xfail: why pytest expected the failure, or None.
     diagnosis: a text for each fault recognized in a service: what was seen, what causes it, how to fix it.
     comparison: against a baseline or a base, None if there is none. toolchain: which of several Go
     toolchains, as in the nodeid. requests_per_second: of what the test reported with
-    record_property("requests", n). gate: the outcome that gate mode would have given; differs from `outcome`
-    only in report mode. deaths: the services that ended without being stopped. windows: of the
-    `netpoll.measure()` blocks; of very many, the last ones. windows_left_out: how many others there were.
+    record_property("requests", n). gate: the outcome in gate mode; differs from `outcome` only in report
+    mode. deaths: the services that ended without being stopped. windows: of the `netpoll.measure()` blocks;
+    if there are very many, only the last ones. windows_left_out: how many others there were.
     forbidden: the codes of the rules that no service may break. artifacts: the files that --netpoll-artifacts
     wrote, or None.
     """
@@ -563,10 +573,9 @@ def build(
 ) -> TestRecord:
     """The record of one test.
 
-    location: (file relative to the root directory, line from 1). error: how the test failed by
-    itself, its first line counts; broken limits are then listed, but are not the reason. Without
-    error and verdict nothing is known, which is not passed: unmeasured. columns: of each measurement,
-    or of none.
+    location: (file relative to the root directory, line from 1). error: how the test itself failed; only its
+    first line is kept. Broken limits are then listed, but are not the reason. Without error and verdict
+    nothing is known, so the test is unmeasured. columns: of each measurement, or of none.
     """
     own_error = None if error is None else _first_line(error)
     if own_error is not None:
@@ -589,7 +598,7 @@ def build(
         "comparison": None if comparison is None else comparison_record(comparison),
         "toolchain": toolchain,
         "requests_per_second": requests_per_second,
-        "gate": ended.gate or ended.outcome,
+        "gate": _gate(ended, windows),
         "deaths": [_death(death) for death in (verdict.deaths if verdict else ())],
         "windows": list(windows),
         "windows_left_out": windows_left_out,
@@ -603,8 +612,19 @@ def build(
     return cast("TestRecord", plain(record))
 
 
+def _gate(ended: Verdict, windows: Sequence[WindowRecord]) -> Outcome:
+    outcome = ended.gate or ended.outcome
+    broken = any(window.get("breaches") for window in windows)
+    return "failed" if broken and outcome == "passed" else outcome
+
+
 def window(
-    number: int, name: str | None, measurements: Sequence[Measurement], read: Sequence[str]
+    number: int,
+    name: str | None,
+    measurements: Sequence[Measurement],
+    read: Sequence[str],
+    limits: Limits = NO_LIMITS,
+    breaches: Sequence[Breach] = (),
 ) -> WindowRecord:
     """The record of one window, as in the JSON report."""
     made: WindowRecord = {
@@ -613,7 +633,9 @@ def window(
         "window_seconds": max((m.window_seconds for m in measurements), default=0.0),
         "read": list(read),
         "diagnosis": [text for measurement in measurements for text in diagnose(measurement)],
-        "services": [_service(measurement, {}, Limits()) for measurement in measurements],
+        "services": [_service(measurement, {}, limits) for measurement in measurements],
+        "limits": limits.as_json(),
+        "breaches": [_breach(breach) for breach in breaches],
     }
     return cast("WindowRecord", plain(made))
 
@@ -638,7 +660,7 @@ def _first_line(text: str) -> str:
 
 
 def reason_record(reason: str) -> ReasonRecord:
-    """By its parts; any other text is what happened."""
+    """The reason with its parts; any other text is what happened."""
     parts = Reason.of(reason)
     return {"what": parts.what, "why": parts.why, "fix": parts.fix}
 
@@ -727,6 +749,7 @@ def _service(
 ) -> ServiceRecord:
     one = middle(measurement.runs).snapshot if measurement.runs else measurement.snapshot
     forbidden = limits.forbidden(measurement.service)
+    broken = findings(measurement)
     return {
         "name": measurement.service,
         "pid": measurement.pid,
@@ -736,7 +759,7 @@ def _service(
         "why_unmeasured": None if measurement.unmeasured is None else reason_record(measurement.unmeasured),
         "gomaxprocs": measurement.gomaxprocs,
         "metrics": measurement.metrics,
-        "offenders": [_offender(offender) for offender in measurement.offenders],
+        "offenders": [_offender(offender, broken) for offender in measurement.offenders],
         "slowest": [cast("SlowWakeupRecord", asdict(wakeup)) for wakeup in measurement.slowest],
         "slow_answers": [cast("SlowAnswerRecord", asdict(answer)) for answer in measurement.slow_answers],
         "runs": {name: measurement.each(name) for name in METRICS} if measurement.runs else {},
@@ -764,7 +787,7 @@ def _service(
                 "fix": found.fix,
                 "forbidden": found.rule.code in forbidden,
             }
-            for found in findings(measurement)
+            for found in broken
         ],
         "unchecked": [
             {"code": missing.rule.code, "name": missing.rule.name, **reason_record(missing.why)}
@@ -788,8 +811,9 @@ def _correlation(measurement: Measurement) -> CorrelationRecord:
     }
 
 
-def _offender(offender: Offender) -> OffenderRecord:
+def _offender(offender: Offender, broken: Sequence[Finding]) -> OffenderRecord:
     made = asdict(offender)
+    made["rules"] = [found.rule.code for found in broken if offender in found.proof.evidence]
     if offender.offence != "ready":
         del made["woken_stack"]
     if offender.offence not in ("ready", "woken"):
@@ -813,7 +837,7 @@ def _parked(one: Snapshot, measurement: Measurement) -> list[ParkedRecord] | Non
 def plain(value: object) -> Any:
     """A copy of `value` that JSON and execnet can carry: no tuples, no NaN, no lone surrogates.
 
-    Surrogates come from file names that are not UTF-8. What is of no JSON type becomes its text.
+    Surrogates come from file names that are not UTF-8. Values of other types become text.
     """
     if isinstance(value, str):
         return value.encode(errors="backslashreplace").decode()

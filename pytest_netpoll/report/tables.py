@@ -65,7 +65,7 @@ def further_tables(records: Sequence[TestRecord], width: int) -> list[tuple[str,
         found.append(("netpoll: toolchains", toolchain_table(records, width)))
     repeated = [row for row in _rows(records) if wording.runs_of(row[1]) > 1]
     if repeated:
-        found.append(("netpoll: least and most over the runs", _spread_table(repeated, width)))
+        found.append(("netpoll: minimum and maximum over the runs", _spread_table(repeated, width)))
     return found
 
 

@@ -31,8 +31,12 @@ _SERVICE_CELLS = 16
 # What the parts of a row are parts of, if not the metric; they may add up to more than it.
 _PARTS_OF = {"events": "directions (read, write): "}
 
-# A rule's family -> the row that says most about it.
+# A rule, or its family -> the row that says most about it.
 _RULE_ROWS = {
+    "NP405": "wakeups",
+    "NP406": "CPU",
+    "NP407": "CPU",
+    "NP408": "response",
     "NP1": "wakeups",
     "NP2": "I/O calls",
     "NP3": "polls",
@@ -107,13 +111,16 @@ def _table(records: Sequence[TestRecord], width: int) -> str:
 
 def _verdict(row: wording.Row) -> str:
     if row.window is not None:
+        faulty = [breach["service"] for breach in row.window.get("breaches", [])]
+        if row.service is not None and row.service["name"] in faulty:
+            return "FAILED" if row.record["outcome"] == "failed" else "would fail"
         return "" if row.service is None or wording.trusted(row.service) else "unmeasured"
     status = wording.status_of(row.record, row.service)
     return "FAILED" if status == "failed" else status
 
 
 def gate_preview(records: Sequence[TestRecord], width: int) -> list[str]:
-    """What gate mode would report in place of report mode: which tests would not pass, and why."""
+    """What gate mode would report: which tests would not pass, and why."""
     bad = [record for record in wording.worst_first(records) if wording.alarming(record)]
     if not bad:
         return []
@@ -126,7 +133,7 @@ def gate_preview(records: Sequence[TestRecord], width: int) -> list[str]:
     for record in bad[:MOST_PASSED]:
         lines.append(f"  {cells.shorten(record['nodeid'], max(width - 2, 1))}: {wording.status_of(record)}")
         for reason in wording.reasons(record)[:MOST_OFFENDERS]:
-            lines += cells.wrap(reason, width, "    ")
+            lines += _reason(reason, width, "    ")
     if len(bad) > MOST_PASSED:
         lines.append(f"  … and {len(bad) - MOST_PASSED:,} more")
     return lines
@@ -142,15 +149,19 @@ def failure_section(record: TestRecord, width: int) -> str:
 
     Empty if there is nothing to say.
 
-    First what broke, then for each service the Go lines behind it and the numbers that matter for it, and at
-    the end, for which room is kept, the likely causes. If the test itself failed, the numbers of its windows
-    come first: the test asserts about them.
+    First comes what broke, then for each service the Go lines behind it and the numbers that matter for it.
+    The likely causes come last; room is reserved for them. If the test itself failed, the numbers of its
+    windows come first, because the test asserts something about them.
     """
     screen = _Screen(_causes(record, width))
     for reason in wording.reasons(record):
         screen.add(_reason(reason, width))
     if record["outcome"] == "unmeasured":
         screen.add(cells.wrap("An unmeasured test fails; --netpoll-unmeasured=skip skips it instead.", width))
+    for window in wording.broken_windows(record):
+        alone = wording.of_window(record, window)
+        for service in _concerned(alone):
+            _add_service(screen, alone, service, width, f"{wording.name_of(window)}, ")
     for window in wording.windows_behind(record):
         for service in _read_first(window):
             _add_window(screen, window, service, width)
@@ -159,7 +170,9 @@ def failure_section(record: TestRecord, width: int) -> str:
     return "\n".join([*filter(None, [screen.text()]), *_artifacts(record, width)])
 
 
-def _add_service(screen: _Screen, record: TestRecord, service: ServiceRecord, width: int) -> None:
+def _add_service(
+    screen: _Screen, record: TestRecord, service: ServiceRecord, width: int, window: str = ""
+) -> None:
     quotas = [line for quota in wording.quotas_of(record, service) for line in cells.wrap(quota, width, "  ")]
     entries = wording.explaining(record, service)
     caution = attached.caution(record, service)
@@ -176,7 +189,7 @@ def _add_service(screen: _Screen, record: TestRecord, service: ServiceRecord, wi
         numbers = _numbers(service, width, broken=broken, matter=matter, dropped=dropped)
     if quotas or entries or remarks or numbers:
         # Without anything below it the title would only take room.
-        if not screen.add([_title(service)], reserved=1):
+        if not screen.add([_title(service, window)], reserved=1):
             return
         screen.add(quotas)
         _add_entries(screen, entries, width, reserved=sum(map(len, remarks)) + len(numbers))
@@ -184,7 +197,8 @@ def _add_service(screen: _Screen, record: TestRecord, service: ServiceRecord, wi
             screen.add(block)
         if numbers and screen.add(numbers) and len(numbers) < len(every):
             screen.left_out += 1
-    _add_entries(screen, wording.callers(record, service), width)
+    if not entries:
+        _add_entries(screen, wording.callers(record, service), width)
 
 
 def _title(service: ServiceRecord, prefix: str = "") -> str:
@@ -213,7 +227,7 @@ def _artifacts(record: TestRecord, width: int) -> list[str]:
 
 
 def _add_entries(screen: _Screen, entries: Sequence[wording.Entry], width: int, reserved: int = 0) -> None:
-    """Adds as many entries as fit, never one that explains less instead of one that explains more."""
+    """Adds as many entries as fit, those that explain most first."""
     shown = _leading(entries)
     screen.left_out += len(entries) - len(shown)
     for number, entry in enumerate(shown[:MOST_OFFENDERS]):
@@ -248,7 +262,7 @@ def _least(entry: wording.Entry, width: int) -> int:
 
 
 def _add_window(screen: _Screen, window: WindowRecord, service: ServiceRecord, width: int) -> None:
-    name = wording.window_name(window)
+    name = wording.name_of(window)
     if not wording.trusted(service):
         why = service.get("unmeasured") or "the numbers are not exact"
         screen.add(cells.wrap(wording.one_line(f"{name}, {service['name']}: not measured: {why}"), width))
@@ -272,8 +286,8 @@ def _read_first(window: WindowRecord) -> list[ServiceRecord]:
 def _causes(record: TestRecord, width: int) -> list[str]:
     """The diagnosis, if it fits beside the rest. The reports also have other services' faults."""
     lines: list[str] = []
-    for text in wording.diagnosis_of(record):
-        block = cells.wrap(text, width)
+    for rule in wording.diagnosis_of(record):
+        block = _reason(rule, width)
         if len(lines) + len(block) <= SECTION_LINES // 2:
             lines += block
     return lines
@@ -309,8 +323,10 @@ class _Screen:
 
 
 def _concerned(record: TestRecord) -> list[ServiceRecord]:
-    """The services with broken limits, or all where it is not a limit that failed the test."""
+    """The services with broken limits, or all if the test failed for another reason."""
     broken = {fault["service"] for fault in wording.broken(record)}
+    if not broken and wording.broken_windows(record):
+        return []
     return [service for service in record["services"] if not broken or service["name"] in broken]
 
 
@@ -338,7 +354,7 @@ def _matter(record: TestRecord, service: ServiceRecord, broken: Set[str]) -> fro
 def _row_of(name: str) -> str | None:
     """The row of a metric (or of a similar one, if it has none) or of a rule; None if unknown."""
     if name not in METRICS:
-        return _RULE_ROWS.get(name[:3]) if name in RULES else None
+        return _RULE_ROWS.get(name, _RULE_ROWS.get(name[:3])) if name in RULES else None
     like = METRICS[name].family if METRICS[name].is_statistic else name
     alike = [METRICS[name], *(m for m in METRICS.values() if m.name.startswith(like or name))]
     return next((metric.row for metric in alike if metric.row), None)

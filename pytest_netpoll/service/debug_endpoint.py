@@ -109,7 +109,7 @@ def get(url: str, magic: bytes, patience: float) -> bytes:
             raise Refused(f"no answer within {patience:g} s") from None
         raise Refused(str(cause) or repr(cause)) from None
     except http.client.HTTPException:
-        raise Refused("what answers there does not speak HTTP") from None
+        raise Refused("the answer isn't HTTP") from None
     if not body.startswith(magic):
         raise Refused("the answer is something else")
     return body
@@ -135,5 +135,5 @@ def checked(place: object) -> str | None:
     raise UsageError(
         "go_service: pprof= must be a path or a URL",
         why=f"got {place!r}",
-        fix='give "/debug/pprof", or "http://127.0.0.1:6060/debug/pprof" where it has a port of its own',
+        fix='give "/debug/pprof", or "http://127.0.0.1:6060/debug/pprof" if it has its own port',
     )

@@ -1,8 +1,8 @@
 """What a service's process runs until its program may begin: see launch.py, which starts this as a script.
 
-In all else the process is the service's already: pid, session, directory and files. It reports that it is
-ready, waits, and execs the program. It is already watched while it waits, so it waits without a call that the
-probe counts as I/O. Each launch waits for Python to start, so it imports as little as it can.
+Everything else about the process is already the service's: pid, session, directory and files. It reports that
+it is ready, waits, and execs the program. It is already watched while it waits, so it waits without a call
+that the probe counts as I/O. Each launch waits for Python to start, so it imports as little as possible.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def end(leaders: Mapping[int, int], grace: float, marks: Collection[str] = ()) -
     known = dict(leaders)
     for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, KILL_PATIENCE)):
         alive = family(known, marks)
-        # Only once: processes that a service starts to shut down cleanly must not get it.
+        # Only once, because processes that a service starts for a clean shutdown must not get it.
         _send(number, leaders, alive)
         deadline = time.monotonic() + patience
         delay = 0.002
@@ -123,7 +123,7 @@ def _send(number: int, leaders: Iterable[int], alive: Iterable[int]) -> None:
             if group not in leaders:
                 os.kill(pid, number)
             elif group not in grouped:
-                # The whole group in one call: a child being forked right now does not slip through.
+                # The whole group in one call, so that a child that is just being forked doesn't escape.
                 grouped.add(group)
                 os.killpg(group, number)
 

@@ -1,4 +1,4 @@
-"""Finds who listens for TCP, and where.
+"""Finds which processes listen for TCP, and where.
 
 Read from each process's own /proc/PID/net: psutil only reads our own network namespace, but a container has
 one of its own.

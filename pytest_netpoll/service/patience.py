@@ -1,4 +1,4 @@
-"""When slow work is worth a line in the terminal, and who prints it."""
+"""When slow work is worth a line in the terminal, and how that is printed."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Service:
     """A service under test. Made by the `go_service` fixture.
 
     name: unique among the services that run at the same time, and in all measurements of a test. asked_name:
-    the name that it would have had if that had been free.
+    the name that it would have if that had been free.
     """
 
     def __init__(self, name: str, spec: Spec, factory: ServiceFactory, asked_name: str | None = None) -> None:
@@ -388,7 +388,7 @@ class Service:
         try:
             wait_until_ready(self, self._spec.ready, self._spec.timeout, self._factory.say)
         except ServiceError:
-            if container is not None:  # then waiting is over, and they have to be reported
+            if container is not None:  # after waiting is over, they have to be reported
                 containers.check_go(container.name, self.pid)
             raise
         if container is not None:
@@ -438,7 +438,7 @@ class Service:
 
     def _launch_guarded(self) -> None:
         self._mark, self._leader = secrets.token_hex(8), {}
-        # Before it starts: pytest may be killed at any moment after that.
+        # Before it starts, because pytest may be killed at any moment after that.
         self._factory.guardian.expect(self._mark)
         try:
             self._start_process()

@@ -63,7 +63,7 @@ def check_combination(
         raise UsageError(
             f"go_service needs exactly one of {', '.join(what)}", why=f"got {' and '.join(given) or 'none'}"
         )
-    # An argument without effect means that something else is tested than intended.
+    # If an argument has no effect, the test doesn't test what was intended.
     others = {} if given == ["package"] else dict(for_packages)
     others |= for_launches if given[0] in ATTACHED else {}
     others |= {} if given == ["container"] else for_containers

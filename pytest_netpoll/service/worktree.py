@@ -1,7 +1,7 @@
 """Builds another revision of the checkout's repository, from a git worktree in a temporary directory.
 
 The worktree has the checkout's path, but below the temporary directory instead of "/". So links there can
-lead to what modules and go.work name outside the repository (`replace … => ../lib`).
+lead to directories outside the repository that modules and go.work name (`replace … => ../lib`).
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ class Worktree:
                     self._link_named_in(Path(place) / name)
 
     def _link_workspace(self, file: Path) -> Path:
-        """Links the go.work from its current place, with all that it names."""
+        """Links the go.work from its current place, with everything that it names."""
         there = self._top / file.resolve().relative_to("/")
         _link(there, file)
         _link(there.with_name("go.work.sum"), file.with_name("go.work.sum"))

@@ -24,8 +24,8 @@ NO_LIMITS = Limits()
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Owner:
-    """Who asked for a service. node: the test, or what a fixture was set up for. fixture: pytest's
-    definition; None for a test.
+    """The test or fixture that asked for a service. node: the test, or the node that a fixture was set up
+    for. fixture: pytest's definition; None for a test.
     """
 
     node: pytest.Item | pytest.Collector

@@ -15,13 +15,13 @@ class Deaths:
     """The deaths of a session's services."""
 
     def __init__(self) -> None:
-        self._told: set[tuple[Service, int]] = set()
+        self._reported: set[tuple[Service, int]] = set()
         self._stopped: list[Death] = []
 
     def stopped(self, service: Service) -> None:
         """Call when a service was stopped: it may have died before that."""
-        if service.crash is not None and (service, service.pid) not in self._told:
-            self._told.add((service, service.pid))
+        if service.crash is not None and (service, service.pid) not in self._reported:
+            self._reported.add((service, service.pid))
             how = Reason(f"service {service.name!r} ended before it was stopped", why=service.crash)
             self._stopped.append(_death(service, how))
 
@@ -30,14 +30,14 @@ class Deaths:
         found, self._stopped = self._stopped, []
         return found
 
-    def untold(self, services: Iterable[Service]) -> list[Service]:
+    def unreported(self, services: Iterable[Service]) -> list[Service]:
         """The dead services whose death no test has reported."""
-        return [service for service in services if (service, service.pid) not in self._told]
+        return [service for service in services if (service, service.pid) not in self._reported]
 
-    def tell(self, services: Sequence[Service], when: str) -> list[Death]:
+    def report(self, services: Sequence[Service], when: str) -> list[Death]:
         """The dead services that were not stopped; marks them as reported. when: "during the test"."""
         found = list(found_dead(services, when).values())
-        self._told |= {(service, service.pid) for service in services if is_dead(service)}
+        self._reported |= {(service, service.pid) for service in services if is_dead(service)}
         return found
 
 

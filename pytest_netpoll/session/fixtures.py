@@ -8,41 +8,57 @@ from typing import Any
 
 import pytest
 
-from pytest_netpoll.errors import UnmeasuredError
+from pytest_netpoll.errors import UnmeasuredError, UsageError
 from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.model.evidence import ParkedGoroutine
+from pytest_netpoll.model.limits import Limits, resolve
 from pytest_netpoll.model.measurement import Measurement
-from pytest_netpoll.model.verdict import Death, Verdict, distrust
+from pytest_netpoll.model.verdict import Breach, Death, Verdict, distrust, judge
 from pytest_netpoll.options import Config
 from pytest_netpoll.report import record
+from pytest_netpoll.report.wording import window_name
 from pytest_netpoll.service.service import Service, ServiceFactory
 from pytest_netpoll.service.sides import Pairs, Sides, sided
 from pytest_netpoll.session.attribution import Roster, doubted
 from pytest_netpoll.session.deaths import found_dead
-from pytest_netpoll.session.outcome import plain_failures, refuse
+from pytest_netpoll.session.outcome import enforce, plain_failures, refuse
 
 # How many of a test's windows its record keeps: each has its charts.
 MOST_WINDOWS = 100
 
 
 class Windows:
-    """The closed windows of one test; only the last ones of very many. left_out: how many are not kept."""
+    """The closed windows of one test; if there are very many, only the last ones. left_out: how many are not
+    kept."""
 
     def __init__(self) -> None:
         self.left_out = 0
         self._kept: list[MeasuredWindow] = []
 
-    def add(self, window: MeasuredWindow) -> None:
+    def add(self, window: MeasuredWindow) -> int:
+        """Returns the window's number."""
         self._kept.append(window)
         if len(self._kept) > MOST_WINDOWS:
             del self._kept[0]
             self.left_out += 1
+        return self.left_out + len(self._kept)
 
     def records(self) -> list[record.WindowRecord]:
         return [window.record(number) for number, window in enumerate(self._kept, self.left_out + 1)]
 
 
 WINDOWS = pytest.StashKey[Windows]()
+
+NO_LIMITS = Limits()
+
+
+def _limits(given: Mapping[str, object]) -> Limits:
+    """The limits of a window; the test fails if they are wrong."""
+    __tracebackhide__ = True
+    with plain_failures():
+        if "runs" in given:
+            raise UsageError("netpoll.measure() takes no runs=", fix="write runs= in @pytest.mark.netpoll")
+        return resolve([((), given)], "netpoll.measure()")
 
 
 class GoService:
@@ -86,7 +102,9 @@ class Netpoll:
         known = {running.name: running for running in self._roster.running}
         asked = known.get(service) if isinstance(service, str) else service
         if asked not in self._roster.running:
-            pytest.fail(f"no service {service!r} runs (running: {', '.join(known) or 'none'})", pytrace=False)
+            pytest.fail(
+                f"no service {service!r} is running (running: {', '.join(known) or 'none'})", pytrace=False
+            )
         try:
             return self._meter.parked(asked)
         except UnmeasuredError as error:
@@ -94,16 +112,20 @@ class Netpoll:
             return []
 
     @contextlib.contextmanager
-    def measure(self, name: str | None = None) -> Iterator[MeasuredWindow]:
+    def measure(self, name: str | None = None, **limits: object) -> Iterator[MeasuredWindow]:
         """Opens a window over all running services and closes it at the end of the block. Windows may nest.
-        name: for the reports; windows without one are numbered.
+        name: for the reports; windows without one are numbered. limits: limits and rules as the marker takes
+        them (max_polls=50, forbid="NP1", service="server"); if one is broken, the test fails at the end of
+        the block.
         """
-        measured = MeasuredWindow(self._item, self._options, name)
+        __tracebackhide__ = True
+        measured = MeasuredWindow(self._item, self._options, name, _limits(limits))
         if self._options.mode == "off":
             yield measured
             return
         presence = self._roster.watch()
-        window = self._meter.open()
+        window = self._meter.open({limit.base for limit in measured.limits.limits}, measured.limits.offences)
+        number = 0
         try:
             yield measured
         finally:
@@ -112,7 +134,8 @@ class Netpoll:
             own = {*presence.new, *self._roster.own(self._item)}
             measured.close(services, measurements, own, found_dead(services, "during the window"))
             if self._sides.reported:
-                self._item.stash.setdefault(WINDOWS, Windows()).add(measured)
+                number = self._item.stash.setdefault(WINDOWS, Windows()).add(measured)
+        measured.enforce(presence.concerned(list(own), measured.limits), number)
 
 
 class MeasuredWindow:
@@ -122,10 +145,14 @@ class MeasuredWindow:
     single unmeasured metric is None. With --netpoll=off it skips the test.
     """
 
-    def __init__(self, item: pytest.Item, options: Config, name: str | None) -> None:
+    def __init__(
+        self, item: pytest.Item, options: Config, name: str | None, limits: Limits = NO_LIMITS
+    ) -> None:
+        self.limits = limits
         self._item = item
         self._options = options
         self._name = name
+        self._breaches: Sequence[Breach] = ()
         self._measurements: dict[Service, Measurement] | None = None
         self._own: set[Service] = set()
         self._dead: dict[Service, Death] = {}
@@ -140,18 +167,37 @@ class MeasuredWindow:
     ) -> None:
         """Closes the window. services: those that ran in it, with their measurements. own: the test's own."""
         pairs = zip(services, measurements, strict=True)
-        self._measurements = {service: doubted(made, service) for service, made in pairs}
+        self._measurements = {
+            service: doubted(made, service, tuple(own), self.limits) for service, made in pairs
+        }
         self._own = own
         self._dead = dict(dead)
 
+    def enforce(self, services: Sequence[Service], number: int) -> None:
+        """Ends the test if a limit or a forbidden rule is broken. services: to judge. number: as in the
+        reports; 0 for a window that isn't in them.
+        """
+        __tracebackhide__ = True
+        if not self.limits.judges or self._measurements is None:
+            return
+        made = [self._measurements[service] for service in services if service in self._measurements]
+        deaths = [self._dead[service] for service in services if service in self._dead]
+        running = [service.name for service in self._measurements]
+        verdict = judge(made, self.limits, self._options.mode, (), running, deaths)
+        self._breaches = verdict.breaches
+        self._own.update(services)
+        enforce(self._item, verdict, self._options, window_name(number, self._name) if number else "")
+
     def record(self, number: int) -> record.WindowRecord:
-        """The record of the test's own services and of those that it asked for; of all if there are none."""
+        """The record of the test's own services and of those that it asked for; if there are none, of all
+        services."""
         measured = self._measurements or {}
         concerned = [
             made for service, made in measured.items() if service in self._own or service in self._read
         ]
         read = [service.name for service in self._read]
-        return record.window(number, self._name, concerned or list(measured.values()), read)
+        made = concerned or list(measured.values())
+        return record.window(number, self._name, made, read, self.limits, self._breaches)
 
     def __getitem__(self, service: Service | str) -> Measurement:
         """The measurement. service: a Service or its name."""

@@ -140,13 +140,13 @@ def _dead(
     """
     own = list(dict.fromkeys([*session.roster.own(item), *presence.new, *named]))
     if not again:
-        own = session.deaths.untold(own)
+        own = session.deaths.unreported(own)
     before = [service for service in own if service in presence.dead]
     meanwhile = [service for service in own if service not in presence.dead]
     return [
         *session.deaths.take_stopped(),
-        *session.deaths.tell(before, "before the test"),
-        *session.deaths.tell(meanwhile, "during the test"),
+        *session.deaths.report(before, "before the test"),
+        *session.deaths.report(meanwhile, "during the test"),
     ]
 
 
@@ -172,7 +172,7 @@ def _compare(
 def _compare_with_baseline(
     session: Session, item: pytest.Item, baseline: Baseline, trial: Trial, limits: Limits, runs: int
 ) -> Comparison:
-    """Compares in as many rounds as --netpoll-rounds asks for. A time that regressed by one number is
+    """Compares in as many rounds as --netpoll-rounds asks for. A time that regressed by a single number is
     remeasured, because the machine may be the cause.
     """
     options = session.options

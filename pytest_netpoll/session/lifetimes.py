@@ -55,7 +55,7 @@ class Lifetimes:
         __tracebackhide__ = True
         used = self._roster.own(item)
         # Before any of them is stopped: stopping isn't the test's doing then, and must not hide a kill.
-        late = self._deaths.tell(self._deaths.untold(used), "after the test")
+        late = self._deaths.report(self._deaths.unreported(used), "after the test")
         errors = self._roster.end_made_by(item)
         try:
             result = yield
@@ -73,7 +73,7 @@ class Lifetimes:
         # A panic takes a while, and the service may be stopped before the panic ends it.
         late += [
             *self._deaths.take_stopped(),
-            *self._deaths.tell(self._deaths.untold(used), "after the test"),
+            *self._deaths.report(self._deaths.unreported(used), "after the test"),
         ]
         if late:
             raise pytest.fail.Exception(_said(late), pytrace=False)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
 
 from pytest_netpoll import clean
-from pytest_netpoll.errors import NetpollError, UsageError
+from pytest_netpoll.errors import NetpollError, Reason, UsageError
 from pytest_netpoll.model.verdict import Verdict
 from pytest_netpoll.options import Config
+from pytest_netpoll.report.cells import wrap
 
 
 class Enforced(NamedTuple):
@@ -23,6 +25,8 @@ class Enforced(NamedTuple):
     verdict: Verdict
     lenient: bool = False
 
+
+_COLUMNS = 80
 
 ENFORCED = pytest.StashKey["Enforced | None"]()
 
@@ -48,9 +52,9 @@ def plain_failures() -> Iterator[None]:
         raise pytest.fail.Exception(str(error), pytrace=False) from None
 
 
-def enforce(node: pytest.Item, verdict: Verdict, options: Config) -> None:
+def enforce(node: pytest.Item, verdict: Verdict, options: Config, where: str = "") -> None:
     """Ends the test as the verdict demands: an unmeasured test doesn't pass. In report mode only a dead
-    service fails it.
+    service fails it. where: the window that the verdict is about; "" for the whole test.
     """
     outcome = verdict.gate or verdict.outcome
     if outcome == "passed":
@@ -59,7 +63,7 @@ def enforce(node: pytest.Item, verdict: Verdict, options: Config) -> None:
     lenient = options.mode == "report" and not verdict.deaths and not skip
     if lenient and node.get_closest_marker("xfail") is None:
         return
-    _end(node, verdict, skip, lenient)
+    _end(node, verdict, skip, lenient, where)
 
 
 def settle_report(report: pytest.TestReport, enforced: Enforced) -> None:
@@ -81,10 +85,23 @@ def refuse(node: pytest.Item, verdict: Verdict, options: Config) -> None:
     _end(node, verdict, skip=harmless and verdict.outcome == "unmeasured")
 
 
-def _end(node: pytest.Item, verdict: Verdict, skip: bool, lenient: bool = False) -> None:
+def _end(node: pytest.Item, verdict: Verdict, skip: bool, lenient: bool = False, where: str = "") -> None:
     unmeasured = (verdict.gate or verdict.outcome) == "unmeasured"
-    reason = verdict.message or "\n".join(map(str, verdict.breaches)) or "got worse than its baseline"
-    text = clean.lines(f"unmeasured: {reason}" if unmeasured else reason)
+    messages = verdict.messages or [str(b) for b in verdict.breaches] or ["regressed against its baseline"]
+    if where:
+        messages = [f"{where}, {message}" for message in messages]
+        # The window's record has its breaches.
+        reasons = (Reason(f"{where}, {r.what}", why=r.why, fix=r.fix) for r in verdict.reasons)
+        verdict = replace(verdict, reasons=tuple(reasons), breaches=())
+    reason = "\n".join(messages)
+    text = _with_wrapped_fixes(clean.lines(f"unmeasured: {reason}" if unmeasured else reason))
     exception = pytest.skip.Exception(text) if skip else pytest.fail.Exception(text, pytrace=False)
     node.stash[ENFORCED] = Enforced(exception, verdict, lenient)
     raise exception
+
+
+def _with_wrapped_fixes(text: str) -> str:
+    """pytest doesn't wrap messages. Headlines stay whole, because pytest's summary has the first one."""
+    lines = text.splitlines()
+    fixes = [wrap(line, _COLUMNS, hang="    ") if line.startswith("  fix: ") else [line] for line in lines]
+    return "\n".join(line for wrapped in fixes for line in wrapped)

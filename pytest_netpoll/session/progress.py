@@ -1,4 +1,4 @@
-"""Shows what pytest is waiting for, without garbling pytest's own line of progress."""
+"""Shows what pytest is waiting for, without garbling pytest's own progress line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Progress:
         self._running: tuple[str, Any] | None = None
 
     def say(self, text: str) -> None:
-        """Prints a line for whoever waits; nothing without a terminal, as in a pytest-xdist worker."""
+        """Prints a line for people who wait; nothing without a terminal, as in a pytest-xdist worker."""
         reporter = self._config.pluginmanager.getplugin("terminalreporter")
         capture = self._config.pluginmanager.getplugin("capturemanager")
         if reporter is None:

@@ -1,5 +1,5 @@
-"""Makes a test's record once pytest knows how the test ended, and attaches it to pytest's report. So it also
-gets from a pytest-xdist worker to the controller.
+"""Makes a test's record once pytest knows how the test ended, and attaches it to pytest's report. This also
+carries it from a pytest-xdist worker to the controller.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def complete(
     session: Session, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport
 ) -> None:
     """Call with each of pytest's reports: adds the outcome and the record."""
-    # Only now it is known how the test ended: a unittest.TestCase raises nothing, and it may be an xfail.
+    # Only now do we know how the test ended: a unittest.TestCase raises nothing, and it may be an xfail.
     enforced = item.stash.get(ENFORCED, None)
     if enforced is not None and call.excinfo is not None and call.excinfo.value is enforced.exception:
         settle_report(report, enforced)

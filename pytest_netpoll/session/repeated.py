@@ -1,6 +1,6 @@
 """Calls a failed test once more, for a trace and for its services' own profiles from net/http/pprof.
 
-It gets a call of its own, so that the measured call isn't slowed down.
+A separate call, so that the measured one isn't slowed down.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MARGIN = 0.5
 # Seconds until the requests have arrived.
 _HEAD_START = 0.1
 _NO_TRACE = "no trace"
-_NO_PROFILES = "no profiles of the service's own"
+_NO_PROFILES = "no profiles from the service itself"
 
 
 class Asked(NamedTuple):

@@ -28,8 +28,9 @@ from pytest_netpoll.session.turns import Base
 
 
 class Session:
-    """The state of a session. sides, base: the other side for --netpoll-against; without it everything is the
-    head's. workers_environment: from the agents of pytest-xdist's workers; the controller has none.
+    """The state of a session. sides, base: the other side for --netpoll-against; without it everything
+    belongs to the head. workers_environment: from the agents of pytest-xdist's workers; the controller has
+    none.
     """
 
     def __init__(self, config: pytest.Config, options: Config) -> None:

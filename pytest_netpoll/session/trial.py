@@ -1,6 +1,6 @@
-"""Makes the calls of one test, each in a window of its own; pytest makes the first. On the same services,
-only the call is repeated: all fixtures stay as the first call left them. In turns on two sides, each call has
-new function-scoped fixtures, set up while services point to its side.
+"""Makes the calls of one test, each in a window of its own; pytest makes the first. If there is only one
+side, only the call is repeated: all fixtures stay as the first call left them. If two sides take turns, each
+call has new function-scoped fixtures, set up while services point to its side.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def is_repeated(item: pytest.Item) -> bool:
 
 
 class Traffic(NamedTuple):
-    """A service's wakeups over all rounds: of each side in its own calls, and in the other side's."""
+    """A service's wakeups over all rounds: those of each side in its own calls, and in the other side's."""
 
     service: str
     head: int
@@ -110,7 +110,7 @@ class Trial:
                     self.requests.append(_requests(self._item.user_properties[reported:]))
 
     def again(self, times: int) -> list[Measurement]:
-        """Repeats the call so many times; returns the median of the windows. Stops if the test fails.
+        """Repeats the call that many times; returns the median of the windows. Stops if the test fails.
         Services that a call made end before the next one.
         """
         __tracebackhide__ = True
@@ -125,7 +125,7 @@ class Trial:
         return median_of(self.windows[before:]) if len(self.windows) > before else []
 
     def alternate(self, rounds: int) -> None:
-        """Makes rounds on both sides until there are so many: head base, base head, head base, and so on.
+        """Makes rounds on both sides until there are that many: head base, base head, head base, and so on.
         Stops if the test fails; a failure at the base sets base_failure.
         """
         __tracebackhide__ = True
@@ -217,7 +217,7 @@ class Trial:
         return has_failed(self._item)
 
     def requests_per_second(self, windows: int) -> float | None:
-        """Requests per second over the first so many windows; None unless the test reported all of them."""
+        """Requests per second over the first few windows; None unless the test reported all of them."""
         requests = self.requests[:windows]
         known = [count for count in requests if count is not None]
         seconds = sum(

@@ -22,7 +22,7 @@ from pytest_netpoll.session.attribution import services_in
 from pytest_netpoll.session.marked import fixtures_of
 from pytest_netpoll.session.trial import Traffic, Trial
 
-# The share of traffic that may go to the wrong side: a service has some traffic of its own.
+# The share of traffic that may go to the wrong side: a service also makes some traffic itself.
 _ASTRAY = 0.5
 
 
@@ -80,7 +80,7 @@ class Base:
         if trial.base_failure is None and not trial.failed:
             found = settled(compared, plan.looks, make)
         if trial.base_failure is not None and trial.base_windows:
-            passed = f"{self.revision} passed this test {len(trial.base_windows)} times, and then did not"
+            passed = f"{self.revision} passed this test {len(trial.base_windows)} times, and then failed it"
             fix = "make it pass there each time, or leave --netpoll-compare-fail out"
             return unsteady(plan, Reason(passed, why=trial.base_failure, fix=fix))
         if trial.base_failure is not None:
@@ -100,7 +100,7 @@ class Base:
             f"{side} saw no traffic of its own",
             why=f"a client stayed with {other}: it is connected, or keeps the address, for longer than one "
             "call of the test",
-            fix=f"make the fixture {named} function-scoped, so that it connects anew for each side"
+            fix=f"make the fixture {named} function-scoped, so that it reconnects for each side"
             if keeping
             else "take the address from the service, and connect, in the test or a function-scoped fixture",
         )

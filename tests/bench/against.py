@@ -1,6 +1,6 @@
 """How often --netpoll-against is wrong on this machine, with CPU bursts beside it; see docs/against.md.
 
-python tests/bench/against.py [RUNS]: so many tests of each kind, each measured on its own: head against
+python tests/bench/against.py [RUNS]: this many tests of each kind, each measured separately: head against
 itself, head with 20 % more work in its handler, and head with a dup'ed connection.
 """
 
@@ -145,7 +145,7 @@ def write(root: Path, work: int, serve: str) -> None:
 
 @contextlib.contextmanager
 def bursts(count: int) -> Iterator[None]:
-    """So many neighbours, each of which takes a CPU for a while now and then."""
+    """This many neighbours, each of which takes a CPU for a while now and then."""
     neighbours = [subprocess.Popen([sys.executable, "-c", BURSTS]) for _ in range(count)]
     try:
         yield

@@ -1,7 +1,7 @@
 """Attaches the pytest-netpoll of another checkout to running processes, until standard input ends.
 
 python before.py CHECKOUT auto|off PID...: started by rows.py. It imports the checkout's own modules; its
-benchmark must have a row of ours.
+benchmark must have our row.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """What measuring costs: `make bench`.
 
-A small HTTP service, saturated and at half load, and single operations of a process, each with one thing or
-another attached: nothing, the floor of our method, ours, and others that trace Go's waiting for the network.
-All take turns in each round, and only what was measured in the same round is compared: machines are noisy.
+A small HTTP service, saturated and at half load, and single operations of a process, each with something
+attached: nothing, an empty tracepoint (the floor), ours, and other tools that trace how Go waits for the
+network. All take turns in each round, and only numbers of the same round are compared, because machines are
+noisy.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ from pytest_netpoll.service.service import Service, ServiceFactory
 HERE = Path(__file__).parent
 TAINTED = Path("/proc/sys/kernel/tainted")
 OOPSED = 1 << 7
-STARTS = 5  # rounds of them at most: eight that compile take 10 s
+STARTS = 5  # at most this many rounds of them: eight that compile take 10 s
 
 
 @dataclass(frozen=True)
 class Stage:
-    """server: gets the load. watched: runs single operations, and is attached to as the server is.
-    unwatched: the same of another program, to which nothing is attached. scratch: a directory.
+    """server: gets the load. watched: runs single operations, with the same attached as to the server.
+    unwatched: runs them in another program, with nothing attached. scratch: a directory.
     """
 
     server: Service
@@ -59,7 +60,7 @@ def stage() -> Iterator[Stage]:
         one_cpu = {"GOMAXPROCS": "1"}
         try:
             server = factory("./server", args=listen)
-            # What is attached to a program's file is not to concern it, hence a file of its own.
+            # A separate file, so that what is attached to the other program's file doesn't affect it.
             stranger = shutil.copy(server.executable, scratch / "stranger")
             yield Stage(
                 server,
@@ -87,13 +88,13 @@ def turn(row: Row, stage: Stage, seconds: int, half_rate: float) -> Sample:
 def measure(
     stage: Stage, names: list[str], rounds: int, seconds: int, half_rate: float
 ) -> tuple[dict[str, dict[int, Sample]], dict[str, str]]:
-    """The samples by row and round, and why a row has none, or no more."""
+    """The samples by row and round, and why a row has none, or no further ones."""
     results: dict[str, dict[int, Sample]] = {name: {} for name in names}
     failures: dict[str, str] = {}
     taint = TAINTED.read_text()
     for number in range(rounds):
-        # Each takes each place in turn, with each neighbour before it: what one leaves behind in the machine
-        # is not always the same other's.
+        # Each takes each position in turn, after each of the others, so that what one leaves behind on the
+        # machine doesn't always affect the same one.
         place = number // 2 % len(names)
         order = names[place:] + names[:place]
         for name in order if number % 2 == 0 else reversed(order):
@@ -109,7 +110,7 @@ def measure(
             if complained:
                 say(f"the kernel complained while {name} was attached; see dmesg")
                 if int(taint) & OOPSED:
-                    sys.exit("bench: after an oops nothing that it measures can be trusted: reboot")
+                    sys.exit("bench: after an oops its measurements would be unreliable: reboot")
     return results, failures
 
 
@@ -119,7 +120,7 @@ def saturated_rate(stage: Stage, seconds: int) -> float:
 
 
 def machine(stage: Stage) -> str:
-    """Where and by what it was measured, a line each."""
+    """The machine and the tools of the measurement, a line each."""
     cpu = re.search(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.M)
     overflow = Path("/sys/devices/system/cpu/vulnerabilities/spec_rstack_overflow")
     tools = {
@@ -187,7 +188,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    # 18: each of the rows takes each place twice, with another one before it.
+    # 18: each row takes each position twice, each time after another one.
     parser.add_argument("--rounds", type=int, default=18, help="default: %(default)s")
     parser.add_argument(
         "--seconds", type=int, default=1, help="of each load in each turn; default: %(default)s"
@@ -214,7 +215,7 @@ def main() -> int:
     print(report(results, failures, half_rate))
     if not options.only:
         print(f"\n{starts.measure(min(options.rounds, STARTS))}")
-    # A peer may be missing; that ours is would be no news but a fault.
+    # A peer may be missing, but a missing row of ours is an error.
     return int(any(ROWS[name].kind != "peer" for name in failures))
 
 

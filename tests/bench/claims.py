@@ -1,9 +1,9 @@
-"""The numbers of docs/claims.md that are too much of the machine's own to be asserted; it prints its tables.
+"""The numbers of docs/claims.md that depend too much on the machine to be asserted; it prints the tables.
 
     ROUNDS=5 python -m pytest tests/bench/claims.py -s
 
-Rows take turns within a round. A cell is the median of the rounds, and in brackets
-that of the ratios to the first row, round by round, with the least and the most.
+Rows take turns within a round. A cell is the median of the rounds, and in brackets the median, minimum and
+maximum of the ratios to the first row, round by round.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def say(title: str, rounds: Mapping[str, Sequence[Mapping[str, float]]]) -> None
         cells = []
         for column in first[0]:
             cell = f"{statistics.median(one[column] for one in measured):,.5g}"
-            # Of what was measured in the same round.
+            # Of numbers from the same round.
             ratios = [
                 one[column] / base[column] for one, base in zip(measured, first, strict=True) if base[column]
             ]
@@ -58,7 +58,7 @@ def say(title: str, rounds: Mapping[str, Sequence[Mapping[str, float]]]) -> None
 
 
 def run(netpoll: Any, service: Service, client: Service, pings: int, batch: int) -> dict[str, float]:
-    """What it took that the client sent so many pings on each of its 16 connections."""
+    """The cost of that many pings from the client on each of its 16 connections."""
     with socket.create_connection(client.address, timeout=120) as control, control.makefile("rw") as wire:
         with netpoll.measure() as window:
             wire.write(f"{pings}\n")
@@ -84,7 +84,7 @@ def run(netpoll: Any, service: Service, client: Service, pings: int, batch: int)
 def test_busy(
     claims: Callable[..., Service], netpoll: Any, flags: list[str], batch: int, pings: int, procs: int
 ) -> None:
-    """Services side by side, one loaded at a time; a spinning one is started for its turn only."""
+    """Services side by side, one loaded at a time; a spinning one runs only during its turn."""
     rounds: dict[str, list[dict[str, float]]] = collections.defaultdict(list)
     for _ in range(ROUNDS):
         for kind in ("net", "trylock", "nonblock"):
@@ -97,7 +97,7 @@ def test_busy(
 
 
 def test_silent(claims: Callable[..., Service], netpoll: Any) -> None:
-    """16 connections that say nothing for a second."""
+    """16 connections that are silent for a second."""
     rounds: dict[str, list[dict[str, float]]] = collections.defaultdict(list)
     for _ in range(ROUNDS):
         for kind in ("net", "trylock", "nonblock"):
@@ -114,7 +114,7 @@ def test_silent(claims: Callable[..., Service], netpoll: Any) -> None:
 
 
 def waiting(listener: socket.socket) -> int:
-    """How many connections are there to be accepted: of a listener, that is tcpi_unacked."""
+    """How many connections wait to be accepted: for a listener, that is tcpi_unacked."""
     info: bytes = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
     return struct.unpack_from("=I", info, 24)[0]  # type: ignore[no-any-return]
 

@@ -18,7 +18,7 @@ from pytest_netpoll.service.service import Service
 
 CONNECTIONS = 64
 WRK = ("wrk", "-t2", f"-c{CONNECTIONS}", "--latency")
-# Each connection sends on a schedule of its own, evenly apart; -r: of the histogram, s.
+# Each connection sends on its own schedule, at even intervals; -r: the histogram's resolution in s.
 FORTIO = ("load", "-quiet", f"-c={CONNECTIONS}", "-uniform", "-r=0.00001", "-p=99")
 MICRO_EACH = "50ms"
 
@@ -36,7 +36,7 @@ class Load:
 
 
 def saturate(service: Service, seconds: int) -> Load:
-    """As many requests as wrk gets answered: each connection sends its next when it has the last's answer."""
+    """As many requests as wrk gets answered: each connection sends the next one after the last answer."""
     spent = cpu_seconds(service)
     output = run(*WRK, f"-d{seconds}s", service.url)
     spent = cpu_seconds(service) - spent
@@ -49,7 +49,7 @@ def saturate(service: Service, seconds: int) -> Load:
 
 
 def offer(service: Service, rate: float, seconds: int, scratch: Path) -> Load:
-    """So many requests a second, as far as they are answered. scratch: a directory."""
+    """This many requests per second, as far as they are answered. scratch: a directory."""
     results = scratch / "fortio.json"
     spent = cpu_seconds(service)
     run(fortio(), *FORTIO, f"-qps={rate:.0f}", f"-t={seconds}s", f"-json={results}", service.url)

@@ -1,7 +1,7 @@
 """The rows of the benchmark: what is attached while others measure.
 
-Each is a context manager: attached to the services and at work when it is entered, gone without a trace
-when it is left. A row that cannot be had raises RowError, which says why.
+Each is a context manager: it is attached to the services and works when it is entered, and leaves nothing
+behind at its end. A row that isn't available raises RowError, which says why.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ CHUNK = 1 << 16  # bytes read at once
 
 
 class RowError(Exception):
-    """The row could not be attached, or saw nothing of what it is there to see."""
+    """The row could not be attached, or saw nothing."""
 
 
 @dataclass
 class Attached:
-    """What a row tells of itself.
+    """What a row reports about itself.
 
-    pid: of the process that watches, None where there is none. seen: proof that it was at work; known when
-    it is detached. figures: name -> value, of what only this row can tell.
+    pid: of the watching process, None if there is none. seen: proof that it worked; set when it is detached.
+    figures: name -> value, numbers that only this row has.
     """
 
     pid: int | None = None
@@ -59,7 +59,7 @@ class Attached:
     figures: dict[str, float] = field(default_factory=dict)
 
     def memory(self) -> float | None:
-        """Resident, in MiB; None where there is no process."""
+        """Resident, in MiB; None without a process."""
         if self.pid is None or not psutil.pid_exists(self.pid):
             return None
         return psutil.Process(self.pid).memory_info().rss / 2**20
@@ -97,7 +97,7 @@ def floor(_: Sequence[Service]) -> Iterator[Attached]:
 
 
 def links(pid: int) -> str:
-    """What the kernel says of the BPF links that the process holds."""
+    """What the kernel reports about the BPF links that the process holds."""
     return "".join(info for info in fdinfo(pid) if "link_type" in info)
 
 
@@ -129,7 +129,7 @@ def ours(goready: GoReady, services: Sequence[Service]) -> Iterator[Attached]:
 
 @contextlib.contextmanager
 def before(checkout: Path, goready: GoReady, services: Sequence[Service]) -> Iterator[Attached]:
-    """The same of another checkout, in a Python of its own."""
+    """The same from another checkout, in a separate Python."""
     argv = [sys.executable, str(HERE / "before.py"), str(checkout), goready, *(str(s.pid) for s in services)]
     with (
         tempfile.TemporaryFile("w+") as complaints,
@@ -158,7 +158,7 @@ def before(checkout: Path, goready: GoReady, services: Sequence[Service]) -> Ite
 
 
 def window_cost(meter: Meter, services: Sequence[Service], times: int = 10) -> float:
-    """ms that opening a window, closing it and reading what it measured take, on average."""
+    """The mean time in ms for opening a window, closing it and reading its numbers."""
     started = time.monotonic()
     for _ in range(times):
         meter.close(meter.open(), services)
@@ -190,7 +190,7 @@ def map_memory(pid: int | None) -> float:
 
 @contextlib.contextmanager
 def bpftrace(services: Sequence[Service]) -> Iterator[Attached]:
-    """Both services run the same program, and its uprobes are the file's."""
+    """Both services run the same program, and uprobes belong to its file."""
     argv = ["bpftrace", str(HERE / "ready.bt"), services[0].executable]
     with tracer(argv) as process:
         process.wait_until(lambda: "attached" in process.output())
@@ -202,7 +202,7 @@ def bpftrace(services: Sequence[Service]) -> Iterator[Attached]:
 
 @contextlib.contextmanager
 def perf_trace(services: Sequence[Service]) -> Iterator[Attached]:
-    """Only a summary, at the end: printing each call costs much more."""
+    """Only a summary at the end, because printing each call costs much more."""
     argv = ["perf", "trace", "-s", "-e", "epoll_pwait", "-p", ",".join(str(s.pid) for s in services)]
     with tracefs(), tracer(argv) as process:
         process.wait_until(process.has_perf_events)
@@ -223,15 +223,15 @@ def strace(services: Sequence[Service]) -> Iterator[Attached]:
 
 @contextlib.contextmanager
 def go_trace(services: Sequence[Service]) -> Iterator[Attached]:
-    """Go's own execution trace, read and thrown away: to keep it would only cost more."""
+    """Go's own execution trace, read and discarded, because keeping it would only cost more."""
     sizes: dict[str, int] = {}
     with contextlib.ExitStack() as stack:
         for service in services:
             try:
                 connection = stack.enter_context(socket.create_connection(service.address, ATTACH_DEADLINE))
-                # Longer than any turn: it ends when we have nothing more to say, hence HTTP/1.0.
+                # Longer than any turn; it ends when we close the connection, hence HTTP/1.0.
                 connection.sendall(b"GET /debug/pprof/trace?seconds=600 HTTP/1.0\r\n\r\n")
-                # Once a second there is something to read: only then it is known to be at work.
+                # There is something to read once a second, which proves that it works.
                 sizes[service.name] = len(connection.recv(CHUNK))
             except OSError as error:
                 raise RowError(f"no trace of {service.name}: {error}") from None
@@ -252,7 +252,7 @@ def read_to_the_end(name: str, connection: socket.socket, sizes: dict[str, int])
 
 @contextlib.contextmanager
 def tracefs() -> Iterator[None]:
-    """perf looks its tracepoints up there, and not every machine has it mounted."""
+    """perf looks up its tracepoints there, and not every machine has it mounted."""
     if any(TRACEFS.iterdir()):
         yield
         return
@@ -264,7 +264,7 @@ def tracefs() -> Iterator[None]:
 
 
 def counted(pattern: str, said: str) -> int:
-    """The sum of what the pattern finds; RowError where that is nothing."""
+    """The sum of what the pattern finds; RowError if that is nothing."""
     count = sum(int(number) for number in re.findall(pattern, said, re.M))
     if not count:
         raise RowError(f"it was attached, and saw nothing: {last_line(said)}")
@@ -276,7 +276,7 @@ def last_line(said: str) -> str:
 
 
 class Tracer:
-    """A program that traces until it gets SIGINT, and then says what it saw."""
+    """A program that traces until it gets SIGINT, and then prints what it saw."""
 
     def __init__(self, name: str, process: subprocess.Popen[bytes], said: IO[bytes]) -> None:
         self.name = name
@@ -285,11 +285,11 @@ class Tracer:
         self._said = said
 
     def output(self) -> str:
-        """All of it so far, errors too."""
+        """All of the output so far, including errors."""
         return os.pread(self._said.fileno(), 1 << 20, 0).decode(errors="replace")
 
     def has_perf_events(self) -> bool:
-        """Whether it has opened all that it will: none was added for a while."""
+        """Whether it has opened all of them: none was added for a while."""
 
         def opened() -> int:
             return sum("perf_event" in str(fd.readlink()) for fd in Path(f"/proc/{self.pid}/fd").iterdir())
@@ -310,7 +310,7 @@ class Tracer:
             time.sleep(0.02)
 
     def end(self) -> str:
-        """Its output, to the end; RowError where it was not at work any more."""
+        """Its complete output; RowError if it had stopped working."""
         if self.process.poll() is not None:
             raise RowError(f"{self.name} ended while others measured: {last_line(self.output())}")
         self.interrupt()
@@ -336,12 +336,12 @@ def tracer(argv: Sequence[str]) -> Iterator[Tracer]:
     with (
         tempfile.TemporaryFile() as said,
         subprocess.Popen(
-            # It ends with us, should we be killed.
+            # It ends with us if we are killed.
             ["setpriv", "--pdeathsig", "INT", "--", *argv],
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=said,
-            start_new_session=True,  # Ctrl-C is for us to hear
+            start_new_session=True,  # only we should get Ctrl-C
         ) as process,
     ):
         running = Tracer(argv[0], process, said)

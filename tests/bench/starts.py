@@ -1,6 +1,6 @@
 """What a start of the agent costs: compiled and from the cache, one and as many as pytest-xdist has workers.
 
-Each number is of all agents of a row together. They start at the same moment.
+Each number is for all agents of a row together. They start at the same moment.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Start:
 
 
 def start(agents: int, cache: Literal["off"] | None) -> Start:
-    """RowError where one isn't ready, or came in another way."""
+    """RowError if one isn't ready, or started in another way."""
     config = Config.default()
     argv = privilege.command(config.python, config.sudo, config.agent, cache)
     sizes = {"max_processes": config.max_processes, "max_fds": config.max_fds, "uprobes": 1, "answers": 0}
@@ -67,7 +67,7 @@ def start(agents: int, cache: Literal["off"] | None) -> Start:
 
 
 def used() -> float:
-    """s of CPU, of processes that have ended."""
+    """s of CPU that ended processes used."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
@@ -80,11 +80,11 @@ def rollup(pid: int) -> tuple[float, float]:
 
 
 def measure(rounds: int) -> str:
-    """A table, and what it is of. The rows take turns, in changing order. Raises RowError."""
+    """A table, and a line about it. The rows take turns, in changing order. Raises RowError."""
     if os.geteuid() != 0:
         raise RowError("needs root: sudo make bench")
     rows = [(agents, way) for agents in AGENTS for way in WAYS]
-    start(1, "off")  # whatever is read from disk
+    start(1, "off")  # so that files are in the page cache
     try:
         start(1, None)
     except RowError:

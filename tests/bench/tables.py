@@ -1,4 +1,4 @@
-"""From samples to Markdown: only what was measured in the same round is compared."""
+"""From samples to Markdown: only numbers of the same round are compared."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rows import ROWS
 from tabulate import tabulate
 
 BASE = "nothing"
-# What ours is to keep of nothing's throughput.
+# The share of nothing's throughput that ours should keep.
 TARGETS = {"ours": 0.97, "ours-goready": 0.90}
 
 
@@ -19,8 +19,8 @@ TARGETS = {"ours": 0.97, "ours-goready": 0.90}
 class Sample:
     """One row's turn in one round.
 
-    watched, unwatched: operation -> ns, of the process that is attached to and of one that is not.
-    seen: by what is attached. figures: what else there is to tell, name -> value.
+    watched, unwatched: operation -> ns, in the process with the row attached and in one without. seen: what
+    the row saw. figures: other numbers, name -> value.
     """
 
     saturated: Load
@@ -69,7 +69,7 @@ def table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
 
 
 def of_load(results: Results, failures: Mapping[str, str], pick: Callable[[Sample], Load]) -> str:
-    """requests/s, kept, p99 and CPU time of one kind of load, a row a line."""
+    """requests/s, kept, p99 and CPU time of one kind of load, one line per row."""
     lines = []
     for row, rounds in results.items():
         title = ROWS[row].title
@@ -112,7 +112,7 @@ def of_operations(results: Results, pick: Callable[[Sample], Mapping[str, float]
 
 
 def of_figures(results: Results) -> str:
-    """What else there is to tell of each row, a figure a column."""
+    """The other numbers of each row, one column per number."""
     rows = {row: rounds.values() for row, rounds in results.items() if ROWS[row].kind != "base" and rounds}
     names = list(
         dict.fromkeys(name for rounds in rows.values() for sample in rounds for name in sample.figures)
@@ -128,7 +128,7 @@ def of_figures(results: Results) -> str:
 
 
 def of_proofs(results: Results, failures: Mapping[str, str]) -> str:
-    """What each row saw in the round that was its last, and why it fell out where it did."""
+    """What each row saw in its last round, and why it dropped out, if it did."""
     lines = []
     for row, rounds in results.items():
         if ROWS[row].kind == "base":

@@ -69,7 +69,7 @@ def session_factory(cache_dir: Path, meter: Meter) -> Iterator[ServiceFactory]:
 
 @pytest.fixture
 def factory(session_factory: ServiceFactory) -> Iterator[ServiceFactory]:
-    """Go services and others; those of the test end with it."""
+    """Makes services, Go or not; they end with the test."""
     yield session_factory
     for service in reversed(session_factory.services.copy()):
         service.stop()
@@ -77,7 +77,7 @@ def factory(session_factory: ServiceFactory) -> Iterator[ServiceFactory]:
 
 @pytest.fixture
 def new_meter(factory: ServiceFactory) -> Iterator[Callable[..., Meter]]:
-    """new_meter(max_fds=64): a meter with an agent of its own; no meter is told of services by itself."""
+    """new_meter(max_fds=64): a meter with its own agent; the test has to tell it which services to watch."""
     with contextlib.ExitStack() as stack:
         stack.callback(setattr, factory, "on_spawn", factory.on_spawn)
         stack.callback(setattr, factory, "on_exit", factory.on_exit)
@@ -116,7 +116,8 @@ def lacking(
 
 @pytest.fixture
 def client() -> Iterator[Callable[[Service, str], socket.socket]]:
-    """client(service, "idle") is a connection that services/keep holds in that way; closed with the test."""
+    """client(service, "idle") is a connection that services/keep handles in that way; closed with the
+    test."""
     with contextlib.ExitStack() as stack:
 
         def client(service: Service, how: str) -> socket.socket:
@@ -133,7 +134,7 @@ def launch(factory: ServiceFactory) -> Callable[..., Service]:
     """launch("echo", "-cpu", "1", go=path, build_flags=[…]) is tests/bpf/services/echo, running."""
 
     def launch(name: str, *args: object, **options: Any) -> Service:
-        options.setdefault("ready", re.compile("ready on"))  # all of it: it listens earlier
+        options.setdefault("ready", re.compile("ready on"))  # the whole service is ready; it listens earlier
         return factory(f"./{name}", args=["-addr", "127.0.0.1:{port}", *args], **options)
 
     return launch
@@ -212,7 +213,7 @@ def assert_delays_add_up(m: Measurement) -> None:
         for budget, parts in delays[name].budget.items():
             assert least[budget] <= parts.total < most[budget]
         assert least.keys() == delays[name].budget.keys()
-    # What had not been taken at the end is in the histogram alone.
+    # Data that was unread at the end is only in the histogram.
     assert sum(point.reads for point in m.timeline) <= samples["queue_delay"]
     assert sum(point.answers for point in m.timeline) == samples["response"]
     handling = sum(point.handling_ns for point in m.timeline)
@@ -258,7 +259,7 @@ def assert_laws(m: Measurement) -> None:
 
 
 def fds_at_rest(agent: psutil.Process) -> int:
-    """How many descriptors the agent has once no window has been open for a while."""
+    """How many descriptors the agent has after no window has been open for a while."""
     time.sleep(2)
     fds: int = agent.num_fds()
     return fds
@@ -276,7 +277,7 @@ def connect(parked: Callable[[], None]) -> Iterator[Callable[..., socket.socket]
             connection.connect(address)
             if family == socket.AF_INET:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # Accepted, and its reader parked, before anything is counted.
+            # It is accepted, and its reader parked, before anything is counted.
             ping(connection)
             parked()
             return connection
@@ -294,7 +295,7 @@ def ping(connection: socket.socket, message: bytes = b"ping") -> None:
 
 @pytest.fixture
 def commands(parked: Callable[[], None]) -> Iterator[Callable[[Service], Callable[[int], str]]]:
-    """command = commands(service); command(20) has one that takes commands do its thing 20 times."""
+    """command = commands(service); command(20) makes a service that takes commands do its work 20 times."""
     with contextlib.ExitStack() as stack:
 
         def commands(service: Service) -> Callable[[int], str]:
@@ -321,7 +322,7 @@ def parked(session_factory: ServiceFactory) -> Callable[[], None]:
 
 @pytest.fixture
 def spaced_pings(parked: Callable[[], None]) -> Callable[[socket.socket, int], None]:
-    """Pings, each with the reader parked again: exactly one wakeup each."""
+    """Pings, each after the reader has parked again: exactly one wakeup each."""
 
     def spaced_pings(connection: socket.socket, count: int) -> None:
         for _ in range(count):
@@ -333,12 +334,13 @@ def spaced_pings(parked: Callable[[], None]) -> Callable[[socket.socket, int], N
 
 @pytest.fixture
 def command() -> Callable[..., list[str]]:
-    """command(connection, 100, answers=2) sends a command of services/hog; the words it is answered with."""
+    """command(connection, 100, answers=2) sends a command of services/hog and returns the words of its
+    answer."""
 
     def command(connection: socket.socket, number: int, answers: int = 1) -> list[str]:
         connection.sendall(b"%d\n" % number)
         answer = b""
-        # Byte by byte: what comes after is the next to be read.
+        # Byte by byte, because what comes after belongs to the next read.
         while answer.count(b"\n") < answers and (more := connection.recv(1)):
             answer += more
         return answer.decode().split()

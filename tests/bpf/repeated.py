@@ -1,259 +1,179 @@
 """How often each rule is broken: by its fault in every window, by healthy services in none.
 
-    python tests/bpf/repeated.py [-n 50] [NAME ...]
+    python tests/bpf/repeated.py [-n 50] [--load 3] [--part 1/2] [--wild] [NAME ...]
 
-A row for each service: the rules that its windows broke. NP404 (machine-busy) is the machine's on which this
-runs. As root.
+Prints a Markdown table: each service, the rule that it is to break, and in how many windows it did; for a
+healthy one, in how many it broke any rule. NP404 (machine-busy) doesn't count, as it is about the machine on
+which this runs. Exit status 1 if a healthy service broke a rule, a fault missed its own or broke another one,
+or a window was unmeasured. As root.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import functools
+import json
 import re
-import socket
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
-from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from pytest_netpoll.errors import NetpollError
 from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.model.diagnosis import findings, unchecked
 from pytest_netpoll.model.limits import resolve
+from pytest_netpoll.model.rules import RULES
 from pytest_netpoll.options import Config
 from pytest_netpoll.service.build import Builder
 from pytest_netpoll.service.service import Service, ServiceFactory
-from tests.bpf import test_diagnosis, test_rules, test_runtime_numbers
+from tests.bpf.repeated_cases import CASES, RECIPE_CONFIG, RECIPE_SERVICES, Case, upstream_port
+from tests.bpf.wild import wild
+from tests.cpu_time import burners
 
 SERVICES = Path(__file__).parent / "services"
-EXAMPLE = test_diagnosis.SERVER
-ONE_CPU = test_diagnosis.ONE_CPU
+MACHINE = "NP404"
+EVIDENCE = resolve([((), {"forbid": "all"})], "t").offences
+LOAD_SECONDS = 1  # of a server of the wild, in each window
+SHARED_LISTENER = "fasthttp-prefork"  # the only one of the wild that breaks a rule
 
 
-class Case(NamedTuple):
-    """code: the rule that it is to break; None where it is healthy. act: what a window measures."""
-
-    name: str
-    code: str | None
-    service: str
-    args: Sequence[str]
-    act: Callable[[Service], object]
-    env: Mapping[str, str] = MappingProxyType({})
-    prefix: Sequence[str] = ()
-    around: Callable[[Service], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
-
-
-def command(n: int, service: Service) -> None:
-    with socket.create_connection(service.address, timeout=60) as connection:
-        connection.sendall(b"%d\n" % n)
-        assert connection.makefile().readline()
-
-
-def get(service: Service) -> None:
-    for _ in range(50):
-        urllib.request.urlopen(f"http://{service.address[0]}:{service.address[1]}/").read()
-
-
-def connections(service: Service) -> None:
-    for _ in range(100):
-        with test_diagnosis.connected(service, 3):
-            time.sleep(0.003)
-
-
-def small(service: Service) -> None:
-    with socket.create_connection(service.address, timeout=20) as connection:
-        for _ in range(20):
-            connection.sendall(b"x" * 99 + b"\n")
-            assert connection.recv(100)
-            time.sleep(0.002)
-
-
-def large(service: Service) -> None:
-    with socket.create_connection(service.address, timeout=20) as connection:
-        connection.sendall(b"4096\n" + bytes(4096 << 10))
-        assert connection.recv(4) == b"done"
-
-
-def crowd(service: Service) -> None:
-    with test_diagnosis.connected(service) as clients:
-        for _ in range(5):
-            test_diagnosis.ask_all(clients, b"ping", b"ping")
-
-
-_kept: list[socket.socket] = []
-
-
-def come(how: bytes, data: bytes, leave: bool, service: Service) -> None:
-    for _ in range(4):
-        connection = socket.create_connection(service.address, timeout=20)
-        connection.sendall(how + b"\n")
-        connection.recv(100)
-        if data:
-            connection.sendall(data)
-        if leave:
-            connection.close()
-        else:
-            _kept.append(connection)
-
-
-@contextlib.contextmanager
-def hogs(_: Service) -> Iterator[None]:
-    with test_diagnosis.hogs():
-        yield
-
-
-@contextlib.contextmanager
-def spread(service: Service) -> Iterator[None]:
-    test_diagnosis.spread_workers(service)
-    yield
-
-
-@contextlib.contextmanager
-def favored(service: Service) -> Iterator[None]:
-    """It has most of its CPU: else its threads wait for others rather than for each other."""
-    with contextlib.suppress(OSError):  # the scheduler may share the CPU out by sessions
-        Path(f"/proc/{service.pid}/autogroup").write_text("-10")
-    yield
-
-
-@contextlib.contextmanager
-def throttled(service: Service) -> Iterator[None]:
-    """Much less CPU than a busy machine leaves it: else it's the machine that it waits for."""
-    with test_runtime_numbers.made_quota(5) as path:
-        (path / "cgroup.procs").write_text(str(service.pid))
-        yield
-
-
-def causes(name: str, code: str | None, act: Callable[[Service], object], **more: object) -> Case:
-    return Case(name, code, "causes", ("-do", name), act, **more)  # type: ignore[arg-type]
-
-
-def example(
-    fault: str, code: str | None, act: Callable[[Service], object], name: str = "", **more: object
-) -> Case:
-    return Case(name or fault, code, "", ("-fault", fault), act, **more)  # type: ignore[arg-type]
-
-
-run = functools.partial
-udp, ask, pings = test_rules.udp_pings, test_rules.ask, test_rules.pings
-faults = {fault: act for fault, (act, _, _) in test_diagnosis.FAULTS.items()}
-CASES = (
-    *(example("none", None, faults[name], f"none {name}") for name in ("dup", "tickers", "stale")),
-    example("none", None, lambda _: time.sleep(0.5), "none idle"),
-    example("none", None, connections, "none connections"),
-    Case("http", None, "http", (), get),
-    Case("echo", None, "echo", (), lambda s: test_diagnosis.ping(s, 200)),
-    Case("tls", None, "tls", (), lambda s: socket.create_connection(s.address).close()),
-    causes("plain", None, run(udp, count=30)),
-    causes("bulk", None, large),
-    causes("compute", None, run(command, 500)),
-    causes("nodelay", None, run(ask, count=10, n=40)),
-    Case("at once", None, "causes", ("-do", "nagle"), run(ask, count=20, at_once=True)),
-    causes("beside", None, run(ask, count=100)),
-    causes("thief", None, connections),
-    *(
-        Case(f"io {kind}", None, "io", ("-do", kind), run(command, 3000))
-        for kind in ("check", "alternate", "reopen")
-    ),
-    Case("keep idle", None, "keep", (), run(come, b"idle", b"", True)),
-    Case("keep open", None, "keep", (), run(come, b"channel", b"", False)),
-    Case("keep low", None, "keep", (), run(come, b"low 100", b"hello", False)),
-    example("dup", "NP101", faults["dup"]),
-    example("herd", "NP102", connections, around=spread),
-    example("stale", "NP103", faults["stale"]),
-    causes("unixgram", "NP104", run(command, 300)),
-    causes("errqueue", "NP105", udp),
-    causes("refused", "NP106", run(command, 200)),
-    Case("damaged", "NP107", "causes", ("-do", "plain"), lambda s: test_rules.damaged(s.port, 50)),
-    Case("io eagain", "NP201", "io", ("-do", "eagain"), run(command, 3000)),
-    Case("io eof", "NP202", "io", ("-do", "eof"), run(command, 3000)),
-    Case("io error", "NP203", "io", ("-do", "error"), run(command, 3000)),
-    causes("select", "NP204", run(command, 500)),
-    example("unbuffered", "NP205", small),
-    example("tickers", "NP301", faults["tickers"]),
-    example("busy-poll", "NP302", faults["busy-poll"]),
-    example("starve", "NP401", lambda s: test_diagnosis.ping(s, 25, 0.05)),
-    causes("yield", "NP402", pings, env={"GOMAXPROCS": "1"}),
-    Case(
-        "quota", "NP403", "causes", ("-do", "spin"), run(pings, count=20), {"GOMAXPROCS": "2"}, (), throttled
-    ),
-    causes("locked", "NP405", run(ask, count=200)),
-    causes("worker", "NP405", run(ask, count=200)),
-    causes(
-        "spin", "NP406", lambda _: time.sleep(0.3), env={"GOMAXPROCS": "8"}, prefix=ONE_CPU, around=favored
-    ),
-    causes("gc", "NP407", run(command, 300)),
-    causes("nagle", "NP408", run(ask, count=20)),
-    Case("keep channel", "NP501", "keep", (), run(come, b"channel", b"", True)),
-    Case("keep stuck", "NP502", "keep", (), run(come, b"stuck", b"hello", False)),
-    Case("busy", "NP404", "echo", ("-work", "50"), crowd, {}, ONE_CPU, hogs),
-)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS
+    )
     parser.add_argument("-n", type=int, default=50, help="windows of each (default 50)")
+    parser.add_argument("--load", type=int, default=0, metavar="N", help="beside N processes that use a CPU")
+    parser.add_argument(
+        "--part", default="1/1", metavar="K/N", help="only each N-th service, from the K-th on"
+    )
+    parser.add_argument("--wild", action="store_true", help="only servers of tests/bpf/wild, downloaded")
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these")
     given = parser.parse_args()
-    evidence = resolve([((), {"forbid": "all"})], "t").offences
+    names = [row.name for row in wild.ROWS] if given.wild else [case.name for case in CASES]
+    if unknown := set(given.names) - set(names):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known are {', '.join(names)}")
+    part, parts = map(int, given.part.split("/"))
+    chosen = [name for name in names[part - 1 :: parts] if name in (given.names or names)]
+    assert {case.code for case in CASES} >= RULES.keys(), "each rule has a service that breaks it"
+
+    began = time.monotonic()
+    print("| service | is to break | did | also |\n|---|---|--:|---|", flush=True)
     meter = Meter(Config.default(), Symbolizer(SERVICES))
-    with tempfile.TemporaryDirectory() as built:
+    with tempfile.TemporaryDirectory() as built, burners(given.load):
         factory = ServiceFactory(
             rootdir=SERVICES, cache_dir=Path(built), on_spawn=meter.watch, on_exit=meter.unwatch
         )
         try:
             meter.start()
-            for case in CASES:
-                if not given.names or case.name in given.names:
-                    repeat(case, given.n, meter, factory, Path(built), evidence)
+            if given.wild:
+                rows = [row for row in wild.ROWS if row.name in chosen]
+                good = [wild_row(row, given.n, meter, factory) for row in rows]
+            else:
+                write_recipes(Path(built))
+                cases = [case for case in CASES if case.name in chosen]
+                good = [known_case(case, given.n, meter, factory, Path(built)) for case in cases]
         finally:
             factory.stop_all()
             meter.stop()
-
-
-def repeat(case: Case, n: int, meter: Meter, factory: ServiceFactory, built: Path, evidence: set) -> None:
-    package = str(EXAMPLE) if not case.service else f"./{case.service}"
-    ready = {"ready": re.compile("ready on")} if case.service else {}
-    args = ["-addr", "127.0.0.1:{port}", *case.args]
-    if case.prefix:
-        program = str(Builder(built, None).build(package, base=SERVICES, go=None, flags=[], env={}))
-        service = factory(command=[*case.prefix, program, *args], env=case.env, **ready)
-    else:
-        service = factory(package, args=args, env=case.env, **ready)
-    broken: Counter[str] = Counter()
-    missing: Counter[str] = Counter()
-    unmeasured: Counter[str] = Counter()
-    told: dict[str, str] = {}
-    began = time.monotonic()
-    with case.around(service):
-        for _ in range(n):
-            window = meter.open(offences=evidence)
-            case.act(service)
-            [m] = meter.close(window, [service])
-            if m.unmeasured is not None:
-                unmeasured[str(m.unmeasured)] += 1
-            broken.update(found.rule.code for found in findings(m))
-            told.update((found.rule.code, str(found)) for found in findings(m))
-            missing.update(rule.rule.code for rule in unchecked(m))
-    service.stop()
     took = time.monotonic() - began
-    print(f"{case.name:18} {case.code or '':6} {n} windows, {took:.0f} s: {dict(broken)}", flush=True)
-    for what, found in (("not checked", missing), ("unmeasured", unmeasured)):
-        if found:
-            print(f"    {what}: {dict(found)}", flush=True)
-    for code, text in told.items():
-        if code not in (case.code, "NP404"):
-            print(f"    {text}", flush=True)
+    print(f"\n{sum(good)} of {len(good)} as expected, in {took:.0f} s", flush=True)
+    return 0 if all(good) else 1
+
+
+def write_recipes(built: Path) -> None:
+    for name, source in RECIPE_SERVICES.items():
+        (built / name).mkdir()
+        (built / name / "go.mod").write_text("module example.com/shop\n\ngo 1.19\n")
+        (built / name / "main.go").write_text(source)
+    (built / "config.json").write_text(json.dumps(RECIPE_CONFIG))
+
+
+def known_case(case: Case, n: int, meter: Meter, factory: ServiceFactory, built: Path) -> bool:
+    try:
+        service = launched(case, factory, built)
+        try:
+            with case.around(service):
+                found = Windows(n, meter, service, lambda: case.act(service))
+        finally:
+            service.stop()
+    except (NetpollError, OSError, AssertionError) as error:
+        return failed(case.name, error)
+    return found.report(case.name, case.code)
+
+
+def launched(case: Case, factory: ServiceFactory, built: Path) -> Service:
+    of_recipe = case.service in RECIPE_SERVICES
+    package = str(built / case.service) if of_recipe else case.service
+    package = package if "/" in package else f"./{package}"
+    ready = {} if of_recipe else {"ready": re.compile("ready on")}
+    known = {"{built}": str(built), "{upstream}": str(upstream_port())}
+    args = [*case.args] if "-config" in case.args else ["-addr", "127.0.0.1:{port}", *case.args]
+    for placeholder, value in known.items():
+        args = [arg.replace(placeholder, value) for arg in args]
+    if not case.prefix:
+        return factory(package, args=args, env=case.env, name=case.name, **ready)
+    program = str(Builder(built, None).build(package, base=SERVICES, go=None, flags=[], env={}))
+    return factory(command=[*case.prefix, program, *args], env=case.env, name=case.name, **ready)
+
+
+def wild_row(row: wild.Row, n: int, meter: Meter, factory: ServiceFactory) -> bool:
+    try:
+        with wild.running(row, LOAD_SECONDS, factory) as (service, loads):
+            found = Windows(n, meter, service, lambda: wild.load(LOAD_SECONDS, loads))
+    except NetpollError as error:
+        return failed(row.name, error)
+    return found.report(row.name, "NP102" if row.name == SHARED_LISTENER else None)
+
+
+class Windows:
+    """n windows in which act() runs, each with all rules forbidden: what they break."""
+
+    def __init__(self, n: int, meter: Meter, service: Service, act: Callable[[], object]) -> None:
+        self.n = n
+        self.broken: Counter[str] = Counter()
+        self.missing: Counter[str] = Counter()
+        self.unmeasured: Counter[str] = Counter()
+        self.said: dict[str, str] = {}
+        self.any = 0  # windows in which anything but the machine's rule was broken
+        for _ in range(n):
+            window = meter.open(offences=EVIDENCE)
+            try:
+                act()
+            finally:
+                [m] = meter.close(window, [service])
+            if m.unmeasured is not None:
+                self.unmeasured[str(m.unmeasured)] += 1
+            found = findings(m)
+            self.any += any(finding.rule.code != MACHINE for finding in found)
+            self.broken.update(finding.rule.code for finding in found)
+            self.said.update((finding.rule.code, str(finding)) for finding in found)
+            self.missing.update(rule.rule.code for rule in unchecked(m))
+
+    def report(self, name: str, code: str | None) -> bool:
+        """Prints the row. Whether the service did what it is to do."""
+        did = self.any if code is None else self.broken[code]
+        others = {rule: n for rule, n in sorted(self.broken.items()) if rule != code}
+        also = ", ".join(f"{rule} {n}" for rule, n in others.items())
+        print(f"| {name} | {code or 'none'} | {did} of {self.n} | {also} |", flush=True)
+        for what, found in (("not checked", self.missing), ("unmeasured", self.unmeasured)):
+            if found:
+                print(f"{name}: {what}: {dict(found)}", file=sys.stderr, flush=True)
+        for rule in others.keys() - {MACHINE}:
+            print(f"{name}: {rule}: {self.said[rule]}", file=sys.stderr, flush=True)
+        alone = not others.keys() - {MACHINE} and not self.unmeasured
+        return alone and did == (0 if code is None else self.n)
+
+
+def failed(name: str, error: Exception) -> bool:
+    print(f"| {name} | | failed | |", flush=True)
+    print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    return False
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""`watch --cgroup`: all processes of a real cgroup v2, those that come later, too."""
+"""`watch --cgroup`: all processes of a real cgroup v2, including those that come later."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.waiting import patiently
 
 @pytest.fixture
 def cgroup():
-    """An empty cgroup v2; whoever is left in it is killed with the test."""
+    """An empty cgroup v2; processes that are left in it are killed with the test."""
     mounts = Path("/proc/self/mounts").read_text()
     found = re.search(r"^\S+ (\S+) cgroup2 ", mounts, re.MULTILINE)
     if found is None:
@@ -43,7 +43,7 @@ def cgroup():
 
 
 def remove(directory: Path, deadline: float) -> None:
-    """Who is dying keeps it busy, also when it is among its processes no more."""
+    """A dying process keeps it busy, even when it is no longer listed."""
     while True:
         try:
             return directory.rmdir()
@@ -59,7 +59,7 @@ def members(path: Path) -> list[int]:
 
 @pytest.fixture(scope="session")
 def counting(cache_dir, newest_go) -> str:
-    """The doctor's program: wakes a goroutine as often as it is told, on SIGUSR1."""
+    """The doctor's program: wakes a goroutine as often as its argument says, on SIGUSR1."""
     return str(
         Builder(cache_dir).build(
             "./selftest", base=doctor.SELFTEST.parent, go=str(newest_go.go), flags=[], env={}
@@ -87,10 +87,10 @@ def counters(path: Path) -> list[psutil.Process]:
 GO_PROCESS = r"selftest \d+ \(go1"
 
 
-def test_every_go_process_of_it_counts_and_the_others_are_named(cgroup, counting):
-    """One is there before; one is started by a shell that ends and leaves it; one comes from outside.
+def test_every_go_process_counts_and_the_others_are_named(cgroup, counting):
+    """One is there already; one is started by a shell that ends and leaves it behind; one comes from outside.
 
-    20, 30 and 40 wakeups, in a cgroup, in it by orphans, and in a cgroup below it.
+    20, 30 and 40 wakeups: in the cgroup, by an orphan in it, and in a cgroup below it.
     """
     (cgroup / "below").mkdir()
     shells = [start(cgroup, f"{counting} 20 & sleep 1000")]
@@ -102,7 +102,7 @@ def test_every_go_process_of_it_counts_and_the_others_are_named(cgroup, counting
         shells.append(start(cgroup, f"{counting} 30 & sleep 0.5"))
         shells.append(start(cgroup / "below", f"exec {counting} 40"))
         assert shells[1].wait(30) == 0  # the shell has ended, its child has not
-        # They have their connections after they began to listen to the signal.
+        # They connect after they have begun to listen for the signal.
         patiently(lambda: sum(bool(p.net_connections()) for p in counters(cgroup)) == 3)
         while len(re.findall(GO_PROCESS, json.loads(watch.stdout.readline())["who"])) < 3:
             pass
@@ -129,7 +129,7 @@ def test_every_go_process_of_it_counts_and_the_others_are_named(cgroup, counting
         shell.wait()
 
 
-def test_what_is_no_cgroup_v2_is_refused(tmp_path):
+def test_a_directory_that_is_not_a_cgroup_v2_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"is not a cgroup: it has no cgroup.procs"):
         Cgroup(tmp_path)
     (tmp_path / "cgroup.procs").touch()
@@ -137,7 +137,7 @@ def test_what_is_no_cgroup_v2_is_refused(tmp_path):
         Cgroup(tmp_path)
 
 
-def test_a_cgroup_that_is_removed_ends_it(cgroup):
+def test_watch_ends_when_the_cgroup_is_removed(cgroup):
     (cgroup / "below").mkdir()
     command = [sys.executable, "-m", "pytest_netpoll", "watch", "--cgroup", str(cgroup / "below")]
     with subprocess.Popen([*command, "--interval", "100ms"], stdout=subprocess.PIPE, text=True) as watch:

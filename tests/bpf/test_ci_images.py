@@ -1,6 +1,6 @@
 """example_project/ci in real containers: its images, the flags of docs/containers.md, a compose file.
 
-Images of a registry are not asked for: the base is Debian by debootstrap, and Go as these tests have it.
+No registry is used: the base is Debian from debootstrap, with the Go of these tests.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests import engines
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "example_project"
 CACHE = ROOT / ".tools" / "containers"
-# The archive this machine installs from, as tests/kernels/mkroot finds it.
+# The archive that this machine installs from, as tests/kernels/mkroot finds it.
 SOURCES = ("/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list")
 
 BASE = """\
@@ -33,7 +33,8 @@ ENV PATH=/usr/local/go/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sb
 ENV GOTOOLCHAIN=local PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels
 """
 
-# What docs/containers.md calls a container with the service in it, and one for services of other containers.
+# The flags that docs/containers.md gives for a container with the service in it, and for services of other
+# containers.
 OWN = """
 import socket, time
 import pytest
@@ -98,7 +99,7 @@ def debian():
     tar = CACHE / "bookworm.tar"
     if not tar.exists():
         if os.geteuid() != 0 or not shutil.which("debootstrap"):
-            pytest.skip("a base image takes debootstrap, and root: .ci/setup test")
+            pytest.skip("a base image needs debootstrap and root: .ci/setup test")
         CACHE.mkdir(parents=True, exist_ok=True)
         root, partial = CACHE / f"root.{os.getpid()}", CACHE / f"tar.{os.getpid()}"
         try:
@@ -131,7 +132,7 @@ def base(podman, newest_go, tmp_path_factory):
     pip = (sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--python-version=3.11")
     run(*pip, "--dest", wheels, *wheels.glob("*.whl"))
     (context / "Dockerfile").write_text(BASE)
-    # Kept, as are the images made of it, so that the next run finds their layers.
+    # Kept, like the images made from it, so that the next run finds their layers.
     podman("build", "--quiet", "--tag", "netpoll-test-base", context)
     return "netpoll-test-base"
 
@@ -167,7 +168,7 @@ def pytest_in(podman, image, programs, tmp_path):
 
     def pytest_in(fixtures, *flags):
         (tmp_path / "test_it.py").write_text(fixtures + TESTS)
-        tmp_path.chmod(0o755)  # root in a user namespace may not look into what is root's alone
+        tmp_path.chmod(0o755)  # root in a user namespace may not read what only root may read
         options = [f"--volume={tmp_path}:/tests", f"--volume={programs}:/programs:ro", *flags]
         return podman.try_run(
             image, "pytest", "-q", "-rA", "-p", "no:cacheprovider", "/tests", options=options
@@ -178,7 +179,7 @@ def pytest_in(podman, image, programs, tmp_path):
 
 @pytest.fixture(scope="module")
 def beside(podman, programs, tmp_path_factory):
-    """An image whose service is called as nothing else on this machine."""
+    """An image whose service has a name that nothing else on this machine has."""
     tag = f"{engines.PREFIX}-beside"
     tree = engines.write_tree(tmp_path_factory.mktemp("beside"), {"/echo-beside": programs / "echo"})
     podman("build", "--quiet", "--tag", tag, tree)
@@ -193,7 +194,7 @@ def outcomes(said):
 
 
 def test_the_example_passes_in_its_image(podman, image):
-    """Built from nothing, as a user's: pytest compiles the service in the container."""
+    """Built from scratch, as a user would: pytest compiles the service in the container."""
     test = "test_server.py::test_a_message_wakes_its_reader_and_nobody_else"
     status, said = podman.try_run(image, "pytest", "-q", test, options=["--cap-add=SYS_ADMIN"])
     assert status == 0, said
@@ -208,7 +209,7 @@ def test_everything_is_measured_with_sys_admin(pytest_in):
 @pytest.mark.parametrize("seccomp", [(), (UNFILTERED,)], ids=["default", "unconfined"])
 def test_bpf_and_perfmon_are_enough_for_wakeups(pytest_in, seccomp):
     _, said = pytest_in(OWN, *LOADING, *seccomp)
-    if not seccomp and "seccomp profile" in said:  # as podman 4.3 of Debian 12 has it
+    if not seccomp and "seccomp profile" in said:  # as in podman 4.3 of Debian 12
         assert outcomes(said) == {"test_pings": "UNMEASURED", "test_ready_calls": "UNMEASURED"}
         return
     assert outcomes(said) == {"test_pings": "PASSED", "test_ready_calls": "UNMEASURED"}, said
@@ -222,7 +223,7 @@ def test_without_capabilities_the_reason_names_them(pytest_in):
     assert "  fix: run it as root; in a container: --cap-add BPF" in said
 
 
-def test_a_profile_that_refuses_bpf_is_named(pytest_in, tmp_path):
+def test_a_seccomp_profile_that_refuses_bpf_is_named(pytest_in, tmp_path):
     profile = tmp_path / "profile.json"
     refused = {"names": ["bpf"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}
     profile.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [refused]}))
@@ -247,8 +248,8 @@ def test_another_container_s_service_is_measured_with_four_capabilities(podman, 
     assert outcomes(said)["test_pings"] == "PASSED", said
 
 
-def test_a_pod_needs_no_more_than_the_job_gives_it(podman, pytest_in, beside):
-    """As kubernetes-job.yaml has it: one pid namespace, no privilege but the four capabilities."""
+def test_a_pod_needs_only_what_the_job_gives_it(podman, pytest_in, beside):
+    """As in kubernetes-job.yaml: one pid namespace, no privileges except the four capabilities."""
     if not shutil.which("catatonit") and not Path("/usr/libexec/podman/catatonit").exists():
         pytest.skip("podman makes no pods without catatonit: .ci/setup test")
     pod, least = f"{engines.PREFIX}-pod", ("--cap-drop=ALL", "--security-opt=no-new-privileges")
@@ -295,6 +296,6 @@ def test_the_compose_file_runs_pytest_beside_the_service(podman, image, server_i
 
 
 def knows_bpf(docker):
-    """Docker of Debian 12 refuses the capability's name."""
+    """Debian 12's Docker refuses the capability's name."""
     _, said = docker.try_run("pingd", "-h", options=["--cap-add=BPF"])
     return "unknown capability" not in said

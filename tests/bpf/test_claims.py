@@ -1,4 +1,5 @@
-"""What docs/claims.md says of popular claims about Go's poller, measured on services that would show them."""
+"""What docs/claims.md says about popular claims about Go's poller, measured on services that would show
+them."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ def claims(launch, newest_go):
 
 @pytest.fixture
 def crowd(connect):
-    """crowd(service, 200) is so many connections, each with its reader parked."""
+    """crowd(service, 200) is that many connections, each with its reader parked."""
     return lambda service, count: [connect(service.address) for _ in range(count)]
 
 
@@ -44,24 +45,24 @@ def test_a_poll_that_returns_0_wakes_nobody(launch, measure, go_toolchain, parke
     m = stretch(service)
     returned_0 = m.empty_polls + m.timeout_polls
     assert returned_0 > 20
-    # Whoever is woken reads again, whatever woke it: not even one round of the waiters was.
+    # A woken waiter reads again, whatever woke it: not even one round of waiters did.
     assert m.snapshot.io_outcomes.get("EAGAIN", 0) < WAITERS / 2
     assert (m.wakeups, m.spurious_wakeups) == (0, 0)
 
 
-def test_a_storm_of_connections_wakes_nobody_for_nothing(launch, measure, go_toolchain):
+def test_a_storm_of_connections_causes_no_spurious_wakeups(launch, measure, go_toolchain):
     server = launch("echo", go=str(go_toolchain.go))
     with measure() as stretch:
         storm(server.address, 1000)
     m = stretch(server)
     assert m.productive_wakeups > 500
-    # In millions there is one (see test_scale.py); more where a poll loses its CPU before it wakes anybody.
+    # There is one in millions (see test_scale.py), and more if a poll loses its CPU before it wakes anybody.
     assert m.spurious_wakeups < 0.01 * m.wakeups
     assert m.lost == 0
 
 
 def storm(address: tuple[str, int], count: int) -> None:
-    """So many connections at once, each of which pings three times; from a few threads."""
+    """This many connections at once, each of which pings three times, from a few threads."""
 
     def client(connections: int) -> None:
         with contextlib.ExitStack() as stack:
@@ -84,22 +85,22 @@ def storm(address: tuple[str, int], count: int) -> None:
     time.sleep(0.05)
 
 
-def test_descriptors_are_registered_once_and_for_all_not_oneshot(launch, connect, spaced_pings, go_toolchain):
+def test_descriptors_are_registered_once_and_not_oneshot(launch, connect, spaced_pings, go_toolchain):
     service = launch("echo", go=str(go_toolchain.go))
     connection = connect(service.address)
     before = registered(service.pid)
     spaced_pings(connection, 20)
     assert registered(service.pid) == before
-    # The listener and the connection, beside the runtime's own descriptor, which is level-triggered.
+    # The listener and the connection; the runtime's own descriptor is level-triggered.
     edge = [events for events in before.values() if events & EPOLLET]
     assert len(edge) == len(before) - 1 >= 2
     assert not any(events & EPOLLONESHOT for events in before.values())
-    # A oneshot one that has fired has only its flags left, and is to be armed again.
+    # A oneshot registration that has fired has only its flags left until it is armed again.
     assert all(events & EPOLLIN for events in before.values())
 
 
 def registered(pid: int) -> dict[int, int]:
-    """Descriptor -> the events it is registered for with epoll, as the kernel has them."""
+    """Descriptor -> the events that it is registered for with epoll, as the kernel shows them."""
     found = {}
     for info in Path(f"/proc/{pid}/fdinfo").iterdir():
         for line in info.read_text().splitlines():
@@ -109,27 +110,28 @@ def registered(pid: int) -> dict[int, int]:
     return found
 
 
-def test_goroutines_that_sleep_do_not_starve_others_those_that_compute_do(claims, measure):
+def test_computing_goroutines_starve_others_and_sleeping_ones_do_not(claims, measure):
     late = {}
     for flag in ("-sleepers", "-hogs"):
         service = claims("-cpu", 1, flag, 4)
         with measure() as stretch, socket.create_connection(service.address, timeout=20) as connection:
             for _ in range(6):
                 ping([connection])
-                time.sleep(0.1)  # so that its reader parks again: that takes it a turn of its own
+                time.sleep(0.1)  # so that its reader parks again, for which it needs its own turn
         late[flag] = stretch(service).latency_p50
         service.stop()
     assert late["-hogs"] > 5 * late["-sleepers"]
 
 
 def marks(m):
-    """The share of empty polls, the mean wait in a poll in ms, and the variance of the descriptors ready."""
+    """The share of empty polls, the mean wait in a poll in ms, and the variance of the number of ready
+    descriptors."""
     empty = (m.empty_polls + m.timeout_polls) / m.polls
     sizes = [events for events, polls in m.snapshot.events_per_poll.items() for _ in range(polls)]
     return empty, 1000 * m.window_seconds / m.polls, statistics.pvariance(sizes or [0])
 
 
-def test_healthy_services_pass_the_marks_of_ill_health(launch, measure, connect, crowd, parked, newest_go):
+def test_healthy_services_exceed_the_supposed_thresholds(launch, measure, connect, crowd, parked, newest_go):
     go = str(newest_go.go)
     ticking = launch("idle", "-tickers", "1", "-period", "20ms", go=go)
     quiet = launch("echo", go=go)
@@ -141,7 +143,7 @@ def test_healthy_services_pass_the_marks_of_ill_health(launch, measure, connect,
             time.sleep(0.5)
             ping([calm])
     assert marks(stretch(ticking))[0] > 0.85
-    # It waits in one poll for a message, and makes another one before it.
+    # It waits for a message in one poll, and makes another poll before that.
     assert marks(stretch(quiet))[1] > 100
     with measure() as stretch:
         for _ in range(5):
@@ -158,7 +160,7 @@ def test_healthy_services_pass_the_marks_of_ill_health(launch, measure, connect,
     assert stretch(bursts).spurious_wakeups == 0
 
 
-def test_a_service_that_is_ill_stays_below_them(launch, measure, connect, newest_go):
+def test_an_unhealthy_service_stays_below_the_thresholds(launch, measure, connect, newest_go):
     service = launch("dup", go=str(newest_go.go))
     connection = connect(service.address)
     with measure() as stretch:
@@ -189,20 +191,20 @@ def test_a_connection_that_never_waits_makes_its_callers_spin(claims, measure):
         m[kind] = stretch(service)
         service.stop()
     assert m["net"].futile_calls == m["trylock"].futile_calls == 0
-    # A lock that nobody else wants saves no call. (A reader that comes too early tries twice.)
+    # A lock without contention saves no call. (A reader that comes too early tries twice.)
     assert m["trylock"].io_calls == pytest.approx(m["net"].io_calls, abs=30)
     assert m["nonblock"].io_calls > 10 * m["net"].io_calls
     assert m["nonblock"].futile_calls > 0.5 * m["nonblock"].io_calls
 
 
 class Upstream:
-    """A server that says nothing, and that can go and come back, on the same port."""
+    """A silent server that can go away and come back on the same port."""
 
     def __init__(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as reserved:
             address = reserved.getsockname()
-        # A port that was asked for stays with the socket that no longer listens, so that nobody gets it for
-        # dialing, and is connected to itself.
+        # The socket that no longer listens keeps its port, so that no dialing socket gets it and connects to
+        # itself.
         self.listener = socket.create_server(address, backlog=1024)
         self.listener.settimeout(20)
         self.address = self.listener.getsockname()
@@ -228,7 +230,7 @@ def upstream() -> Iterator[Upstream]:
     upstream.listener.close()
 
 
-def test_the_wait_before_a_dial_keeps_links_from_a_stampede(claims, measure, upstream):
+def test_a_wait_before_each_dial_prevents_a_stampede(claims, measure, upstream):
     links, outage = 10, 0.5
     host, port = upstream.address
     dials, abandoned = {}, {}
@@ -242,7 +244,7 @@ def test_the_wait_before_a_dial_keeps_links_from_a_stampede(claims, measure, ups
             if redial != "never":
                 upstream.accept(links)
         m = stretch(service)
-        # What a dial that does not wait gets from connect, whether it is refused later or not.
+        # The result of connect for a dial that does not block, whether it is refused later or not.
         dials[redial] = sum(m.snapshot.io_outcomes.get(name, 0) for name in ("EINPROGRESS", "ECONNREFUSED"))
         abandoned[redial] = m.abandoned_descriptors
         service.stop()

@@ -1,4 +1,4 @@
-"""Services in containers of real engines, watched by their names: what is counted is what was sent."""
+"""Services in containers of real engines, watched by name: the counts match what was sent."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_container_is_watched_by_its_name(start, engine, factory, measure, con
     m = stretch(service)
     assert (m.productive_wakeups, m.spurious_wakeups, m.lost) == (100, 0, 0)
     service.stop()
-    assert engine.pid(name) == service.pid, "it was stopped, and is not ours"
+    assert engine.pid(name) == service.pid, "it was stopped, but is not ours"
 
 
 def test_a_second_reader_in_a_container_is_named(start, factory, measure, connect, spaced_pings):
@@ -95,12 +95,10 @@ def test_the_engine_keeps_what_it_printed(start, engine, factory):
     assert service.log.count("ready on") == 1
     engine("restart", "--time", "0", name)
     again = factory(container=name, ready=re.compile("^ready on .*$", re.M))
-    assert again.log.count("ready on") == 1, "what the run before printed does not say that this one is ready"
+    assert again.log.count("ready on") == 1, "output of the previous run doesn't mean that this one is ready"
 
 
-def test_a_container_restarted_by_somebody_else_is_not_measured_by_its_old_process(
-    start, engine, factory, meter
-):
+def test_a_container_restarted_from_outside_is_not_measured_by_its_old_process(start, engine, factory, meter):
     name = start("echo")
     service = factory(container=name)
     old = service.pid
@@ -111,7 +109,7 @@ def test_a_container_restarted_by_somebody_else_is_not_measured_by_its_old_proce
     assert "restart()" in said
 
 
-def test_a_container_restarted_by_the_test_is_measured_on(
+def test_a_container_restarted_by_the_test_is_still_measured(
     start, engine, factory, measure, connect, spaced_pings
 ):
     name = start("echo")
@@ -131,7 +129,7 @@ def test_a_container_that_ends_in_the_test_makes_it_unmeasured(start, engine, fa
     service = factory(container=name)
     window = meter.open()
     engine(*{"kill": ["kill"], "rm": ["rm", "--force"]}[how], name)
-    # The process is gone a moment before the engine says so.
+    # The process is gone a moment before the engine reports it.
     patiently(lambda: not service.running and said in ending(service))
     (measurement,) = meter.close(window, [service])
     assert said in measurement.unmeasured
@@ -187,7 +185,7 @@ def test_a_container_that_is_not_go(engine, image, factory):
     assert time.monotonic() - begin < 60
 
 
-def test_an_engine_that_is_named_is_the_one_that_is_asked(start, engine, factory):
+def test_only_the_named_engine_is_asked(start, engine, factory):
     name = start("echo")
     assert factory(container=name, engine=engine.command).pid == engine.pid(name)
     other = {"docker": "podman", "podman": "docker"}[engine.command]
@@ -195,7 +193,7 @@ def test_an_engine_that_is_named_is_the_one_that_is_asked(start, engine, factory
         factory(container=name, engine=other)
 
 
-def test_echo_of_two_containers_is_told_apart(start, factory, measure, connect, spaced_pings):
+def test_services_of_two_containers_are_distinguished(start, factory, measure, connect, spaced_pings):
     first, second = factory(container=start("echo")), factory(container=start("echo"))
     connection = connect(second.address)
     ping(connection)

@@ -1,4 +1,4 @@
-"""Who uses the CPU time."""
+"""Which code uses the CPU time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def share_of(function, samples):
     return sum(s.share for s in samples if function in [f.function for f in s.stack])
 
 
-def test_shares_of_cpu_time_are_those_of_the_program(sampled):
+def test_shares_of_cpu_time_match_the_program(sampled):
     samples, m = sampled("shares", 1500)
     # 499 a second of CPU time.
     assert sum(s.count for s in samples) == pytest.approx(499 * m.cpu_seconds, rel=0.2, abs=20)
@@ -40,24 +40,24 @@ def test_shares_of_cpu_time_are_those_of_the_program(sampled):
     assert len([s for s in samples if s.share > 0.05]) == 2
 
 
-def test_who_yields_is_named_before_the_scheduler(sampled):
+def test_the_function_that_yields_is_named_instead_of_the_scheduler(sampled):
     samples, _ = sampled("yield", 1000, ["dispatches"])
     assert samples[0].stack[0].function == "main.yield"
-    # Nearly all of the time the scheduler runs, on a stack of its own, where the caller is not.
+    # Nearly all the time the scheduler runs, on its own stack, which doesn't have the caller.
     assert samples[0].share > 0.5
 
 
-def test_of_one_p_the_hog_is_named_and_not_its_victims(sampled):
+def test_the_hog_of_a_single_p_is_named_and_not_its_victims(sampled):
     samples, _ = sampled("hog", 1, ["runq_max"])
     assert share_of("main.hog", samples) > 0.8
     assert share_of("main.hog", samples[:1]) > 0.8
 
 
-def test_nothing_is_sampled_unasked(sampled):
+def test_nothing_is_sampled_without_a_request(sampled):
     assert sampled("shares", 100, ["spurious", "futile_calls"])[0] == []
 
 
-def test_where_perf_events_are_not_permitted_it_is_said_why(lacking, launch, newest_go):
+def test_without_permission_for_perf_events_the_reason_is_reported(lacking, launch, newest_go):
     refuse = "def call(*_):\n    raise PermissionError(13, 'Permission denied')\nsyscall.call = call"
     meter = lacking(
         {"bpf/cpu.py": refuse.replace("syscall.call", "syscall = type('', (), {'call': call})\n#")}
@@ -70,12 +70,12 @@ def test_where_perf_events_are_not_permitted_it_is_said_why(lacking, launch, new
     assert m.cpu_seconds is not None
     assert "perf_event_open is not permitted (Permission denied" in m.unexplained["cpu"]
     assert "--cap-add PERFMON" in m.unexplained["cpu"]
-    # Who did not ask misses nothing.
+    # A window that didn't ask misses nothing.
     [m] = meter.close(meter.open(limited=["spurious"]), [service])
     assert m.unexplained == {}
 
 
-def test_where_the_kernel_refuses_them_otherwise_all_else_is_measured(lacking, launch, newest_go):
+def test_other_refusals_of_perf_events_leave_the_rest_measured(lacking, launch, newest_go):
     meter = lacking({"bpf/cpu.py": "def _open(*_):\n    raise OSError(19, 'No such device')"})
     service = launch("burn", go=str(newest_go.go))
     meter.watch(service)

@@ -1,12 +1,10 @@
-"""What is said of each fault of example_project, really measured, and that of healthy services nothing is."""
+"""The diagnosis of each fault of example_project, really measured; healthy services get none."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 
 from pytest_netpoll.model.diagnosis import diagnose, findings
 from pytest_netpoll.model.limits import resolve
+from tests.cpu_time import burners
 from tests.waiting import patiently
 
 SERVER = Path(__file__).parents[2] / "example_project" / "server"
@@ -57,7 +56,7 @@ def receive(connection):
     return data
 
 
-# fault -> (what the client does, its rule, what is said)
+# fault -> (what the client does, its rule, the diagnosis)
 FAULTS = {
     "dup": (
         lambda s: ping(s, 100),
@@ -75,13 +74,13 @@ FAULTS = {
         ["blocking polls ended by a timer", "without a deadline"],
     ),
     "stale": (lambda s: ping_in_pieces(s, 30), "NP103", ["retries got EAGAIN again", "drains the socket"]),
-    # With time for the reader to park again, which takes it a turn of its own.
+    # With time for the reader to park again, for which it needs its own turn.
     "starve": (lambda s: ping(s, 20, 0.2), "NP401", ["ran more than 5.0 ms late", "CPU-bound", "GOMAXPROCS"]),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_each_fault_is_recognised_and_no_other(launch_fault, measure, fault):
+def test_each_fault_is_diagnosed_and_no_other(launch_fault, measure, fault):
     act, code, said = FAULTS[fault]
     server = launch_fault(fault)
     with measure() as stretch:
@@ -95,7 +94,7 @@ def test_each_fault_is_recognised_and_no_other(launch_fault, measure, fault):
 
 
 def spread_workers(server):
-    """Over the CPUs. If all are on one, the first that runs accepts, and the others' polls report nothing."""
+    """Over the CPUs: if all are on one, the first to run accepts, and the others' polls report nothing."""
     cpus = sorted(os.sched_getaffinity(0))
     workers = patiently(lambda: len(found := psutil.Process(server.pid).children()) == 4 and found)
     for i, worker in enumerate(workers):
@@ -103,10 +102,10 @@ def spread_workers(server):
             os.sched_setaffinity(thread.id, {cpus[i % len(cpus)]})
 
 
-def test_a_shared_listener_is_recognised(launch_fault, measure):
+def test_a_shared_listener_is_diagnosed(launch_fault, measure):
     server = launch_fault("herd")
     spread_workers(server)
-    # Several at once: on a busy machine a worker may come too late to its poll for one, and is spared.
+    # Several at once, because on a busy machine a worker may poll too late to be woken for a single one.
     for _ in range(10):
         with measure() as stretch:
             for _ in range(30):
@@ -123,7 +122,7 @@ def test_a_shared_listener_is_recognised(launch_fault, measure):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_of_a_healthy_service_nothing_is_said(launch_fault, measure, fault):
+def test_a_healthy_service_gets_no_diagnosis(launch_fault, measure, fault):
     server = launch_fault("none")
     with measure() as stretch:
         FAULTS[fault][0](server)
@@ -132,11 +131,11 @@ def test_of_a_healthy_service_nothing_is_said(launch_fault, measure, fault):
     assert unhurried(m) == []
 
 
-# Goes before everybody on its CPU, for 30 ms of every 35.
+# Takes precedence on its CPU, for 30 ms of every 35.
 @pytest.mark.alone
-def test_a_machine_short_of_cpu_is_told_from_a_service_that_starves_itself(factory, built, measure):
-    # Each a session of its own, for the scheduler may share the CPU out by sessions. The service gets a small
-    # part, in turns that are shorter than a batch of readers takes: most of them wait for later ones.
+def test_a_busy_machine_is_distinguished_from_a_service_that_starves_itself(factory, built, measure):
+    # Each in its own session, because the scheduler may divide the CPU by session. The service gets a small
+    # part, in turns shorter than a batch of readers takes, so most readers wait for later turns.
     server = factory(
         command=[*ONE_CPU, built("echo"), "-addr", "127.0.0.1:{port}", "-work", "50"], name="echo"
     )
@@ -150,17 +149,9 @@ def test_a_machine_short_of_cpu_is_told_from_a_service_that_starves_itself(facto
     assert m.run_delay_seconds > m.cpu_seconds
 
 
-@contextlib.contextmanager
 def hogs():
-    """14 processes that keep ONE_CPU busy, each in a session of its own."""
-    loop = [*ONE_CPU, sys.executable, "-c", "while True: pass"]
-    started = [subprocess.Popen(loop, start_new_session=True) for _ in range(14)]
-    try:
-        yield
-    finally:
-        for hog in started:
-            hog.kill()
-            hog.wait()
+    """14 processes that keep ONE_CPU busy."""
+    return burners(14, ONE_CPU)
 
 
 @contextlib.contextmanager
@@ -178,12 +169,12 @@ def ask_all(clients, question, answer):
         assert client.recv(len(answer), socket.MSG_WAITALL) == answer
 
 
-# Its threads wait for a CPU as long, and its wakeups are as late.
+# Its threads wait for a CPU just as long, and its wakeups are as late.
 @pytest.mark.alone
-def test_a_service_that_has_the_cpu_itself_does_not_blame_the_machine(factory, built, measure):
+def test_the_machine_is_not_blamed_for_a_service_that_uses_the_cpu_itself(factory, built, measure):
     command = [*ONE_CPU, built("causes"), "-addr", "127.0.0.1:{port}", "-do", "kernel"]
     server = factory(command=command, name="kernel", env={"GOMAXPROCS": "1"})
-    with contextlib.suppress(OSError):  # the scheduler may share the CPU out by sessions
+    with contextlib.suppress(OSError):  # the scheduler may divide the CPU by session
         Path(f"/proc/{server.pid}/autogroup").write_text("-20")
     for _ in range(3):
         with connected(server, 100) as clients, measure() as stretch:
@@ -198,7 +189,7 @@ def test_a_service_that_has_the_cpu_itself_does_not_blame_the_machine(factory, b
     assert diagnose(m) == unhurried(m)
 
 
-def test_who_accepts_without_the_poller_shares_no_listener(factory, built, measure):
+def test_an_acceptor_outside_the_poller_is_no_shared_listener(factory, built, measure):
     command = [built("causes"), "-addr", "127.0.0.1:{port}", "-do", "thief"]
     server = factory(command=command, name="thief")
     for _ in range(10):
@@ -215,5 +206,5 @@ def test_who_accepts_without_the_poller_shares_no_listener(factory, built, measu
 
 
 def unhurried(m):
-    """The diagnosis, apart from what a busy machine that runs the tests may add."""
+    """The diagnosis, without what a busy test machine may add."""
     return [text for text in diagnose(m) if ": the machine is short of CPU" not in text]

@@ -18,7 +18,7 @@ DONE = re.compile("done")
 
 @pytest.fixture
 def busy_machine():
-    """As many processes as there are CPUs, twice, compute all the time."""
+    """Twice as many processes as CPUs compute all the time."""
     with contextlib.ExitStack() as stack:
         for _ in range(2 * (os.cpu_count() or 1)):
             process = stack.enter_context(subprocess.Popen(["sh", "-c", "while :; do :; done"]))
@@ -32,7 +32,7 @@ def burst(factory, newest_go):
 
 
 def starts(service, measure, count):
-    """The measurements of so many starts, each in a window of its own."""
+    """The measurements of that many starts, each in its own window."""
     for _ in range(count):
         with measure() as stretch:
             service.restart()

@@ -1,4 +1,4 @@
-"""Only the Go runtime's own epoll instance counts, and only once it is proven to be that."""
+"""Only the Go runtime's own epoll instance counts, and only after that is proven."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ def foreign(launch, factory):
 
 
 @pytest.mark.parametrize("args", [(), ("-mimic",)], ids=["plain", "mimic"])
-def test_what_another_epoll_loop_does_is_not_the_runtimes(
-    foreign, measure, connect, spaced_pings, go_toolchain, args
-):
+def test_another_epoll_loop_does_not_count(foreign, measure, connect, spaced_pings, go_toolchain, args):
     service, address = foreign(*args, go=str(go_toolchain.go))
     theirs, ours = connect(address), connect(service.address)
     with measure() as stretch:
@@ -50,7 +48,7 @@ def test_what_another_epoll_loop_does_is_not_the_runtimes(
 
 
 @pytest.mark.parametrize("args", [(), ("-mimic",)], ids=["plain", "mimic"])
-def test_another_epoll_loop_that_was_there_first_is_told_apart_from_outside_too(
+def test_another_epoll_loop_that_was_there_first_does_not_count(
     foreign, new_meter, connect, spaced_pings, go_toolchain, args
 ):
     service, address = foreign(*args, go=str(go_toolchain.go))
@@ -66,7 +64,7 @@ def test_another_epoll_loop_that_was_there_first_is_told_apart_from_outside_too(
 
 
 @pytest.mark.parametrize("args", [(), ("-mimic",)], ids=["plain", "mimic"])
-def test_a_program_with_another_epoll_loop_only_is_unmeasured(
+def test_a_program_with_only_another_epoll_loop_is_unmeasured(
     foreign, measure, connect, spaced_pings, newest_go, args
 ):
     service, address = foreign("-only", *args, go=str(newest_go.go), ready=re.compile("ready"))
@@ -102,7 +100,7 @@ def test_a_service_that_listens_late_is_measured_from_its_first_connection(
 
 
 def connect_when_listening(service, address=None):
-    """Until it listens; the connection of the attempt is closed again."""
+    """Retries until it listens; the connection of the attempt is closed again."""
     deadline = time.monotonic() + 20
     while True:
         try:
@@ -116,7 +114,7 @@ def connect_when_listening(service, address=None):
 def test_a_poller_without_descriptors_is_unmeasured_until_it_has_one(
     launch, measure, connect, spaced_pings, newest_go
 ):
-    # Its timer made the runtime open its epoll instance, with nothing in it to prove a layout on.
+    # Its timer made the runtime open its epoll instance, which has nothing in it yet that proves a layout.
     service = launch("late", "-after", "1h", go=str(newest_go.go), ready=re.compile("waiting"))
     with measure() as before:
         pass
@@ -131,7 +129,7 @@ def test_a_poller_without_descriptors_is_unmeasured_until_it_has_one(
 
 def test_an_idle_service_is_measured_and_has_polls_but_no_wakeups(launch, measure, go_toolchain):
     service = launch("idle", "-tickers", 50, go=str(go_toolchain.go))
-    time.sleep(0.02)  # what made it ready is over
+    time.sleep(0.02)  # the activity of its start is over
     with measure() as stretch:
         time.sleep(0.5)
     m = stretch(service)
@@ -141,7 +139,7 @@ def test_an_idle_service_is_measured_and_has_polls_but_no_wakeups(launch, measur
     assert m.timeout_polls + m.empty_polls + m.break_polls + m.interrupted_polls == m.polls
 
 
-# The process execs between the look at it and the note of what was seen.
+# The process execs between being inspected and the storing of what was seen.
 OUTRUN = {
     "processes/calibrate.py": """
 import os, signal, time
@@ -157,7 +155,7 @@ def calibrate(pid, signed):
 }
 
 
-def test_what_was_found_of_a_program_is_not_believed_of_the_one_that_took_its_place(
+def test_findings_about_a_program_are_not_used_for_its_successor(
     lacking, launch, built, factory, connect, spaced_pings, newest_go
 ):
     meter = lacking(OUTRUN)
@@ -178,7 +176,7 @@ def test_what_was_found_of_a_program_is_not_believed_of_the_one_that_took_its_pl
 
 @pytest.fixture
 def agent_of_another_time(tmp_path, monkeypatch):
-    """An agent to which Go's pollDesc is unknown, as that of a Go to come will be."""
+    """An agent that doesn't know Go's pollDesc, as will be the case with a future Go."""
     agent = shutil.copytree(privilege.AGENT, tmp_path / "agent", ignore=shutil.ignore_patterns("__pycache__"))
     layouts = agent / "bpf/layouts.py"
     text = layouts.read_text()
@@ -191,7 +189,7 @@ def agent_of_another_time(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("agent_of_another_time")
 @pytest.mark.parametrize("watched", ["from its start", "later"])
-def test_an_unknown_layout_is_unmeasured_with_the_go_version_and_what_was_seen(
+def test_an_unknown_layout_is_unmeasured_and_the_reason_has_the_go_version_and_what_was_seen(
     launch, factory, new_meter, connect, spaced_pings, newest_go, watched
 ):
     meter = new_meter()

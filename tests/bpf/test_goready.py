@@ -1,4 +1,4 @@
-"""The wakeups that do not come from the network: counted, and who makes them is named."""
+"""The wakeups that do not come from the network: they are counted, and their callers named."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def assert_ground_truth(m, messages=MESSAGES, per_message=WOKEN):
 
 
 @pytest.mark.parametrize("via", ["chan", "cond"])
-def test_a_message_that_wakes_n_goroutines_is_n_plus_1_wakeups(
+def test_a_message_that_wakes_n_goroutines_causes_n_plus_1_wakeups(
     launch, measure, connect, spaced_pings, go_toolchain, via
 ):
     server = launch("ready", "-via", via, "-n", WOKEN, go=str(go_toolchain.go))
@@ -44,15 +44,13 @@ def test_a_message_that_wakes_n_goroutines_is_n_plus_1_wakeups(
     assert_ground_truth(stretch(server))
 
 
-# cgo: the program is put together by the system's linker, which has a say in where things are.
+# cgo: the system's linker puts the program together, and decides where things are.
 @pytest.mark.parametrize(
     "flags",
     [["-ldflags=-s -w"], ["-buildmode=pie", "-ldflags=-s -w"], ["-ldflags=-linkmode=external"]],
     ids=["stripped", "stripped-pie", "cgo"],
 )
-def test_ready_calls_are_found_however_the_program_is_built(
-    launch, measure, connect, spaced_pings, newest_go, flags
-):
+def test_ready_calls_are_found_in_every_build_mode(launch, measure, connect, spaced_pings, newest_go, flags):
     server = launch("ready", "-n", WOKEN, go=str(newest_go.go), build_flags=flags)
     connection = connect(server.address)
     with measure() as stretch:
@@ -74,14 +72,14 @@ def command(address, number):
         return connection.makefile().readline().strip()
 
 
-def test_an_expired_deadline_is_a_ready_call_of_the_pollers_own(launch, measure, go_toolchain):
+def test_an_expired_deadline_is_a_ready_call_of_the_poller(launch, measure, go_toolchain):
     server = launch("deadline", go=str(go_toolchain.go))
     with measure() as stretch:
         assert command(server.address, 100) == "100"
     m = stretch(server)
     assert m.ready_calls == pytest.approx(100, abs=2)
     if go_toolchain.version.startswith("1.19"):
-        # It was inlined, and its callers serve others, too.
+        # It was inlined, and its callers also serve other purposes.
         assert m.deadline_wakeups is None
         assert "runtime.netpollgoready is not there in go1.19" in m.absent["deadline_wakeups"]
     else:
@@ -89,7 +87,7 @@ def test_an_expired_deadline_is_a_ready_call_of_the_pollers_own(launch, measure,
 
 
 @pytest.mark.parametrize("via", ["chan", "cond"])
-def test_the_line_that_wakes_is_named(meter, launch, connect, spaced_pings, go_toolchain, via):
+def test_the_waking_line_is_named(meter, launch, connect, spaced_pings, go_toolchain, via):
     server = launch("ready", "-via", via, "-n", WOKEN, go=str(go_toolchain.go))
     (waker, *others) = wakers(meter, server, connect(server.address), spaced_pings)
     assert waker.share > 0.98
@@ -98,17 +96,17 @@ def test_the_line_that_wakes_is_named(meter, launch, connect, spaced_pings, go_t
     assert sum(other.share for other in others) < 0.02
 
 
-def test_the_shares_of_two_wakers_are_those_of_their_calls(meter, launch, connect, spaced_pings, newest_go):
+def test_the_shares_of_two_wakers_match_their_calls(meter, launch, connect, spaced_pings, newest_go):
     server = launch("ready", "-via", "both", "-n", 100, go=str(newest_go.go))
     found = wakers(meter, server, connect(server.address), spaced_pings)
-    # Of 20 000 calls one in 16 was looked at: 0.5, six standard deviations wide.
+    # One in 16 of 20 000 calls was recorded: 0.5, six standard deviations wide.
     shares = {waker.stack[0].line: waker.share for waker in found}
     for code in ("c <- 0", "cond.Broadcast()"):
         assert shares[line_of(code)] == pytest.approx(0.5, abs=0.09)
     assert sum(waker.count for waker in found) == pytest.approx(20_000, rel=0.2)
 
 
-def test_whoever_parked_before_a_timer_expired_is_not_its_waker(meter, launch, go_toolchain):
+def test_a_goroutine_that_parked_before_a_timer_expired_is_not_its_waker(meter, launch, go_toolchain):
     server = launch("deadline", go=str(go_toolchain.go))
     window = meter.open(limited=["ready_calls"])
     assert command(server.address, 50) == "50"
@@ -134,7 +132,7 @@ def line_of(code):
     return 1 + [line.strip() for line in source.read_text().splitlines()].index(code)
 
 
-def test_stacks_are_kept_only_while_they_are_asked_for(launch, measure, connect, spaced_pings, newest_go):
+def test_stacks_are_kept_only_while_a_window_asks_for_them(launch, measure, connect, spaced_pings, newest_go):
     server = launch("ready", "-n", WOKEN, go=str(newest_go.go))
     connection = connect(server.address)
     with measure() as stretch:
@@ -143,8 +141,8 @@ def test_stacks_are_kept_only_while_they_are_asked_for(launch, measure, connect,
     assert stretch(server).offenders == ()
 
 
-def test_children_are_counted_whenever_they_come(factory, built, measure, connect, spaced_pings, tmp_path):
-    """Those of the shell, which is no Go program: one before the window opens, one in it."""
+def test_children_are_counted_whenever_they_start(factory, built, measure, connect, spaced_pings, tmp_path):
+    """Children of the shell, which isn't a Go program: one before the window opens, one in it."""
     program, go_on = built("ready"), tmp_path / "go-on"
     os.mkfifo(go_on)
     ports = [free_port(), free_port()]
@@ -162,11 +160,11 @@ def test_children_are_counted_whenever_they_come(factory, built, measure, connec
     assert stretch(server).ready_calls == pytest.approx((2 * MESSAGES + 1) * WOKEN, rel=0.02)
 
 
-def test_what_a_new_program_did_before_its_probes_were_there_is_not_passed_over(
+def test_work_of_a_new_program_before_its_probes_makes_it_unmeasured(
     meter, launch, connect, spaced_pings, newest_go
 ):
     outer = meter.open()
-    server = launch("ready", "-n", WOKEN, go=str(newest_go.go))  # it readies some at its start
+    server = launch("ready", "-n", WOKEN, go=str(newest_go.go))  # it makes some at its start
     connection = connect(server.address)
     inner = meter.open()
     spaced_pings(connection, MESSAGES)
@@ -178,11 +176,11 @@ def test_what_a_new_program_did_before_its_probes_were_there_is_not_passed_over(
     assert "in a fixture" in unknown.absent["ready_calls"]
 
 
-def test_children_that_never_polled_count_for_their_parent_and_for_nobody_else(meter, launch, newest_go):
+def test_children_that_never_polled_count_only_for_their_parent(meter, launch, newest_go):
     launch("prefork", "-n", "1", go=str(newest_go.go))  # has its program's probes attached
     server = launch("forker", "-wake", "500", go=str(newest_go.go))
     window = meter.open(limited=["ready_calls"])
-    assert command(server.address, 40) == "done"  # each slot that there is has had one of them
+    assert command(server.address, 40) == "done"  # each slot has had one of them
     other = launch("prefork", "-n", "2", go=str(newest_go.go))
     m, others = meter.close(window, [server, other])
     assert (m.unmeasured, others.unmeasured) == (None, None)
@@ -204,7 +202,7 @@ def listens(port):
 
 @pytest.fixture
 def meter_with():
-    """meter_with(goready="on") is a meter with an agent of its own."""
+    """meter_with(goready="on") is a meter with its own agent."""
     meters = []
 
     def meter_with(**options):
@@ -217,10 +215,10 @@ def meter_with():
 
 
 @pytest.mark.parametrize("goready", ["auto", "on"])
-def test_what_cannot_be_counted_is_unmeasured_only_with_on(
+def test_missing_ready_calls_are_unmeasured_only_with_goready_on(
     meter_with, factory, built, connect, spaced_pings, tmp_path, monkeypatch, goready
 ):
-    # A program that is deleted while it runs cannot be read any more; nobody looks before.
+    # A program that is deleted while it runs cannot be read any more; it isn't read before.
     monkeypatch.setattr(factory, "on_spawn", None)
     monkeypatch.setattr(factory, "on_exit", None)
     program = shutil.copy(built("ready"), tmp_path / "deleted")
@@ -241,10 +239,10 @@ def test_what_cannot_be_counted_is_unmeasured_only_with_on(
         assert f"{program} (deleted), cannot be read" in m.absent["ready_calls"]
 
 
-def test_probes_are_there_while_a_service_is_watched_and_no_longer(launch, newest_go):
+def test_probes_exist_only_while_a_service_is_watched(launch, newest_go):
     server = launch("ready", go=str(newest_go.go))
     site = find_sites(server.executable).ready
-    # Of the same file, but nobody's service.
+    # Runs the same file, but isn't a service.
     with psutil.Popen([server.executable, "-addr", "127.0.0.1:0"]) as bystander:
         try:
             patiently(lambda: byte_at(bystander.pid, site) == BREAKPOINT)
@@ -255,7 +253,7 @@ def test_probes_are_there_while_a_service_is_watched_and_no_longer(launch, newes
 
 
 def test_a_busy_service_survives_probes_that_come_and_go(meter, launch, go_toolchain):
-    """Under garbage collection, with stacks that move."""
+    """During garbage collection, with stacks that move."""
     server = launch("crowd", "-for", "1s", go=str(go_toolchain.go))
     answers, enough = [], threading.Event()
 
@@ -285,7 +283,7 @@ def test_a_busy_service_survives_probes_that_come_and_go(meter, launch, go_toolc
     server.check_alive("after all")
 
 
-def test_in_a_program_that_is_not_go_no_ready_calls_were_counted(factory, measure):
+def test_a_program_that_is_not_go_has_no_ready_calls(factory, measure):
     service = factory(command=["sleep", "60"], ready=None)
     with measure() as stretch:
         pass
@@ -294,7 +292,7 @@ def test_in_a_program_that_is_not_go_no_ready_calls_were_counted(factory, measur
     assert (m.ready_calls, m.deadline_wakeups, m.dispatches) == (None, None, None)
 
 
-def test_the_runtimes_own_ready_calls_are_separated(launch, commands, meter, newest_go):
+def test_ready_calls_of_the_runtime_are_separated(launch, commands, meter, newest_go):
     n = 50
     service = launch("gc", go=str(newest_go.go), env={"GOMAXPROCS": "2"})
     command = commands(service)
@@ -304,20 +302,18 @@ def test_the_runtimes_own_ready_calls_are_separated(launch, commands, meter, new
     assert m.unmeasured is None
     own = m.ready_calls - m.runtime_ready_calls
     assert m.runtime_ready_calls >= n / 2
-    # The other goroutine may have been about to park: then nobody had to wake it.
+    # The other goroutine may have been about to park: then it didn't have to be woken.
     assert n / 2 <= own <= n + 5
     named = {o.stack[0].function for o in m.offenders if o.offence == "ready" and not o.runtime}
     assert "main.send" in named
-    # Nobody looked at the callers.
+    # The callers were not recorded.
     window = meter.open()
     assert command(n) == "done"
     [m] = meter.close(window, [service])
     assert m.runtime_ready_calls is None
 
 
-def test_an_otherwise_idle_service_that_collects_garbage_makes_no_ready_call_of_its_own(
-    launch, commands, meter, go_toolchain
-):
+def test_collecting_garbage_makes_no_ready_call_of_the_program(launch, commands, meter, go_toolchain):
     n = 50
     service = launch("gc", "-alone", go=str(go_toolchain.go), env={"GOMAXPROCS": "2"})
     command = commands(service)

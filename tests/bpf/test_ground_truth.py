@@ -1,4 +1,4 @@
-"""The numbers, on services whose true numbers are known, on every generation of Go."""
+"""The numbers of services whose true numbers are known, on every generation of Go."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_stripped_service_is_measured_and_its_lines_are_named(
     assert_dup_is_caught(server, measure, connect, spaced_pings)
 
 
-# Another build of the whole standard library each, hence with one toolchain only.
+# Each builds the whole standard library again, so use only one toolchain.
 @pytest.mark.parametrize(
     ("flags", "cgo"),
     [
@@ -54,7 +54,7 @@ def test_a_stripped_service_is_measured_and_its_lines_are_named(
     ],
     ids=["pie", "trimpath", "cgo", "cgo-static", "cgo-pie-stripped", "race", "static"],
 )
-def test_the_way_it_is_built_does_not_matter(launch, measure, connect, spaced_pings, newest_go, flags, cgo):
+def test_every_build_mode_is_measured(launch, measure, connect, spaced_pings, newest_go, flags, cgo):
     if cgo and not (shutil.which("gcc") or shutil.which("clang")):
         pytest.skip("cgo needs a C compiler: apt-get install gcc libc6-dev")
     env = {} if cgo is None else {"CGO_ENABLED": str(int(cgo))}
@@ -78,7 +78,7 @@ def assert_dup_is_caught(server, measure, connect, spaced_pings):
     m = stretch(server)
     assert 0.45 <= m.spurious <= 0.55
     assert sum(offender.share for offender in m.offenders) == pytest.approx(1)
-    # Either reader may be the one that comes too late; both read in the same line.
+    # Either reader may be the one that comes too late; both read on the same line.
     for offender in m.offenders:
         assert (offender.direction, offender.syscall) == ("read", "read")
         assert offender.stack[0].function == "services/kit.Echo"

@@ -1,4 +1,4 @@
-"""A program that lies about its descriptors and its memory: nothing is told of it that is not its own."""
+"""A program that lies about its descriptors and its memory: only its own data is reported."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import time
 import pytest
 
 from pytest_netpoll.meter.agent_client import Probe
-from tests.attacks import OWN, on_one_cpu, others, told_of_others
+from tests.attacks import OWN, on_one_cpu, others, reported_of_others
 
-# How long it lies; a minute and more is for who looks for what is rare.
+# How long it lies; set a minute or more to find what is rare.
 SECONDS = float(os.environ.get("NETPOLL_HOSTILE_SECONDS", "8"))
 
 
-def test_invented_descriptors_reveal_nothing_but_the_programs_own(
+def test_invented_descriptors_reveal_only_the_programs_own(
     meter, factory, built, launch, connect, spaced_pings, newest_go, monkeypatch
 ):
-    # What the agent says, before any of it is put together for people.
+    # The agent's raw answer, before it is prepared for people.
     answers, close = [], Probe.close
     monkeypatch.setattr(Probe, "close", lambda *args: answers.append(close(*args)) or answers[-1])
     command = [built("hostile", str(newest_go.go)), "-own", f"{OWN}:0", "-for", f"{SECONDS}s"]
     with on_one_cpu(), others() as more:
         service = factory(command=command, ready=re.compile("ready on"), name="hostile")
         more()
-        meter.close(meter.open(), [])  # it is known by now, as one that has told no lies yet
+        meter.close(meter.open(), [])  # it is calibrated by now, and has told no lies yet
         os.kill(service.pid, signal.SIGUSR1)
         end = time.monotonic() + SECONDS
         while time.monotonic() < end:
@@ -38,10 +38,10 @@ def test_invented_descriptors_reveal_nothing_but_the_programs_own(
     service.check_alive("after all")
     service.stop()
     (processes,) = zip(*(answer["services"][str(service.pid)] for answer in answers), strict=True)
-    told, strange = told_of_others(processes)
+    told, strange = reported_of_others(processes)
     assert told > 10_000
     assert strange == set()
-    # And who tells no lies is measured as ever.
+    # A program that tells no lies is measured as usual.
     server = launch("echo", go=str(newest_go.go))
     connection = connect(server.address)
     window = meter.open()

@@ -8,15 +8,15 @@ import socket
 import pytest
 
 N = 2000
-# Calls that a command itself takes, and those of the runtime's own wake-up descriptor meanwhile.
+# Calls that a command itself takes, and those on the runtime's own wake-up descriptor meanwhile.
 OWN_CALLS = 40
-# Of a spin that the machine interrupts for 1 ms, two calls are not futile: it begins anew.
+# If the machine interrupts a spin for 1 ms, two calls are not futile, because the streak starts over.
 INTERRUPTED = 0.03
 
 
 @pytest.fixture
 def run(launch, measure, commands, newest_go):
-    """run("eagain", N) is the measurement of a stretch in which services/io did that N times."""
+    """run("eagain", N) is the measurement while services/io does that N times."""
 
     def run(kind, n=N, **options):
         service = launch("io", "-do", kind, go=str(newest_go.go), **options)
@@ -37,7 +37,7 @@ def run(launch, measure, commands, newest_go):
         ("splice", "splice", "EAGAIN"),
     ],
 )
-def test_calls_that_find_nothing_again_and_again_are_futile(run, kind, syscall, outcome):
+def test_calls_that_keep_finding_nothing_are_futile(run, kind, syscall, outcome):
     m = run(kind)
     assert N <= m.io_calls <= N + OWN_CALLS
     assert N <= m.snapshot.io_outcomes[outcome] <= N + OWN_CALLS
@@ -45,7 +45,7 @@ def test_calls_that_find_nothing_again_and_again_are_futile(run, kind, syscall, 
     assert m.snapshot.futile == {(syscall, outcome): m.futile_calls}
 
 
-def test_each_descriptor_has_a_row_of_its_own(run):
+def test_each_descriptor_has_its_own_streak(run):
     m = run("two")
     assert (1 - INTERRUPTED) * 2 * N <= m.futile_calls <= 2 * (N - 2)
 
@@ -60,7 +60,7 @@ def test_each_descriptor_has_a_row_of_its_own(run):
         ("datagram", 2, {"data": 2}),
     ],
 )
-def test_two_in_a_row_are_not_futile_nor_are_those_of_another_descriptor(run, kind, calls, outcomes):
+def test_two_calls_in_a_row_or_on_different_descriptors_are_not_futile(run, kind, calls, outcomes):
     m = run(kind)
     assert calls * N <= m.io_calls <= calls * N + OWN_CALLS
     assert m.futile_calls == 0
@@ -68,7 +68,7 @@ def test_two_in_a_row_are_not_futile_nor_are_those_of_another_descriptor(run, ki
         assert times * N <= m.snapshot.io_outcomes[outcome] <= times * N + OWN_CALLS
 
 
-def test_a_pause_of_a_millisecond_ends_the_row(run):
+def test_a_pause_of_a_millisecond_ends_the_streak(run):
     n = 100
     m = run("pause", n)
     assert 3 * n <= m.snapshot.io_outcomes["EAGAIN"] <= 3 * n + OWN_CALLS
@@ -76,9 +76,7 @@ def test_a_pause_of_a_millisecond_ends_the_row(run):
     assert 0.8 * n <= m.futile_calls <= n
 
 
-def test_a_descriptor_beyond_the_table_is_lost_where_a_call_finds_nothing(
-    new_meter, launch, newest_go, commands
-):
+def test_a_call_without_data_on_a_descriptor_beyond_the_table_is_lost(new_meter, launch, newest_go, commands):
     meter = new_meter(max_fds=64)
     service = launch("io", "-do", "new", go=str(newest_go.go))
     meter.watch(service)
@@ -87,7 +85,7 @@ def test_a_descriptor_beyond_the_table_is_lost_where_a_call_finds_nothing(
     assert command(50) == "done"
     [m] = meter.close(window, [service])
     assert m.unmeasured.fix == "raise --netpoll-max-fds"
-    # Each pipe takes two descriptors, and of the table's 64 the service has some already.
+    # Each pipe takes two descriptors, and the service already has some of the table's 64.
     assert 50 - 64 / 2 < m.lost < 50
 
 
@@ -109,7 +107,7 @@ def test_a_healthy_service_under_load_has_no_futile_call(launch, measure, newest
     assert m.futile_calls == 0
 
 
-# Of services/healthy: how often, and the least number of I/O calls that once makes.
+# Kinds of services/healthy: how often, and the minimum number of I/O calls for each time.
 HEALTHY = {
     "http": (200, 4),
     "http2": (50, 2),
@@ -122,7 +120,7 @@ HEALTHY = {
 }
 
 
-def test_healthy_programs_have_no_futile_call_whatever_they_wait_for(launch, measure, newest_go):
+def test_healthy_programs_have_no_futile_calls(launch, measure, newest_go):
     service = launch("healthy", go=str(newest_go.go))
     measured = {}
     with (
@@ -143,7 +141,7 @@ def test_healthy_programs_have_no_futile_call_whatever_they_wait_for(launch, mea
 
 @pytest.fixture
 def explained(launch, commands, meter, newest_go):
-    """explained("eagain", ["futile_calls"]) is as `run`, of a window that is to explain these metrics."""
+    """explained("eagain", ["futile_calls"]) is like `run`, with a window that explains these metrics."""
 
     def explained(kind, limited, n=N):
         service = launch("io", "-do", kind, go=str(newest_go.go))
@@ -165,19 +163,19 @@ def explained(launch, commands, meter, newest_go):
         ("splice", "main.kinds.func4", "splice", "EAGAIN", "pipe"),
     ],
 )
-def test_who_makes_futile_calls_is_named(explained, kind, caller, syscall, outcome, fd_type):
+def test_the_code_that_makes_futile_calls_is_named(explained, kind, caller, syscall, outcome, fd_type):
     m = explained(kind, ["futile_calls"])
     assert {offender.offence for offender in m.offenders} == {"futile"}
     worst = m.offenders[0]
     assert worst.share > 0.99
-    # An estimate: after the first 256 of a CPU one in 64 stands for all.
+    # An estimate: after the first 256 on a CPU, one in 64 stands for all.
     assert worst.count == pytest.approx(m.futile_calls, rel=0.9)
     assert (worst.syscall, worst.outcome) == (syscall, outcome)
     assert fd_type is None or worst.fd_type == fd_type
     assert caller in [frame.function for frame in worst.stack]
 
 
-def test_all_io_calls_are_explained_where_that_is_asked_for(explained):
+def test_all_io_calls_are_explained_on_request(explained):
     m = explained("check", ["io_calls_per_wakeup"])
     found = collections.Counter()
     for offender in m.offenders:
@@ -189,7 +187,7 @@ def test_all_io_calls_are_explained_where_that_is_asked_for(explained):
     assert found["io", "write", "data"] == pytest.approx(0.25, abs=0.15)
 
 
-def test_nobody_is_named_where_nothing_is_to_be_explained(explained):
+def test_no_code_is_named_without_a_limit(explained):
     assert explained("eagain", []).offenders == ()
-    # Two in a row are not what a limit on futile calls is about.
+    # A limit on futile calls isn't about two in a row.
     assert explained("check", ["futile_calls"]).offenders == ()

@@ -15,13 +15,13 @@ N = 200
 
 
 def assert_resolved(m):
-    """What holds wherever every wakeup is followed by a syscall."""
+    """What holds if a syscall follows every wakeup."""
     assert (m.spurious_wakeups, m.stale_retries, m.lost) == (0, 0, 0)
     assert m.abandoned_wakeups + m.pending_wakeups <= 0.01 * m.wakeups
 
 
 def assert_answered(m, requests):
-    """What holds where each request is read, and answered, by one goroutine."""
+    """What holds if one goroutine reads and answers each request."""
     counts = {name: sum(delay.histogram.values()) for name, delay in m.snapshot.delays.items()}
     assert counts["queue_delay"] >= requests
     assert counts["response"] == pytest.approx(requests, rel=0.01)
@@ -36,7 +36,7 @@ def assert_unanswered(m, reads, why):
 
 
 def unverified(*protocols):
-    """Settings of a TLS client that takes the services' self-signed certificates."""
+    """Settings of a TLS client that accepts the services' self-signed certificates."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -137,7 +137,7 @@ def test_every_spaced_request_over_http2_is_one_wakeup(launch, measure, parked, 
 
 
 class Http2:
-    """As little of an HTTP/2 client as it takes: small answers, one request after the other."""
+    """A minimal HTTP/2 client: small answers, one request after the other."""
 
     DATA, HEADERS, SETTINGS = 0, 1, 4
     END_STREAM, END_HEADERS, ACK = 0x1, 0x4, 0x1
@@ -190,7 +190,7 @@ class Http2:
         return head[3], head[4], int.from_bytes(head[5:9], "big"), payload
 
 
-def test_sendfile_answers_for_the_wakeups_of_its_target(launch, measure, parked, go_toolchain):
+def test_sendfile_resolves_the_wakeups_of_its_target(launch, measure, parked, go_toolchain):
     requests, size = 20, 16 << 20  # more than the buffers of both sockets hold
     service = launch("sendfile", "-size", size, go=str(go_toolchain.go))
     with contextlib.closing(http.client.HTTPConnection(*service.address, timeout=20)) as client:
@@ -202,7 +202,7 @@ def test_sendfile_answers_for_the_wakeups_of_its_target(launch, measure, parked,
                 assert len(client.getresponse().read()) == size
                 parked()
     m = stretch(service)
-    assert m.wakeups >= 2 * requests  # each request, and each time there was room again
+    assert m.wakeups >= 2 * requests  # for each request, and each time there was room again
     assert m.abandoned_wakeups + m.pending_wakeups <= 0.01 * m.wakeups
     assert (m.spurious_wakeups, m.lost) == (0, 0)
     assert_answered(m, requests)
@@ -237,7 +237,7 @@ def test_a_writer_that_waits_for_room_is_woken_productively(launch, measure, con
     m = stretch(service)
     assert m.productive_wakeups > 10
     assert m.abandoned_wakeups + m.pending_wakeups <= max(1, 0.01 * m.wakeups)
-    # An event may be on its way to the poller while the running reader takes what it tells of.
+    # An event may be on its way to the poller while the running reader already takes its data.
     assert m.spurious_wakeups <= 1
     assert m.lost == 0
 
@@ -261,7 +261,7 @@ def test_every_spaced_connection_wakes_the_listener_once_and_its_end_the_reader(
         assert_resolved(m)
 
 
-def test_dialling_wakes_at_most_once_and_each_answer_once(launch, measure, commands, newest_go):
+def test_dialing_wakes_at_most_once_and_each_answer_once(launch, measure, commands, newest_go):
     target = launch("echo", "-delay", "3ms", go=str(newest_go.go))
     service = launch("dial", "-target", f"127.0.0.1:{target.port}", go=str(newest_go.go))
     command = commands(service)
@@ -294,7 +294,7 @@ class Unhurried:
         self._listener = self._stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         self._listener.settimeout(20)
         self.address = "{}:{}".format(*self._listener.getsockname())
-        # With the backlog full, the kernel ignores further clients until they ask again, after a second.
+        # With a full backlog, the kernel ignores further clients until they retry after a second.
         self._stack.enter_context(socket.create_connection(self._listener.getsockname(), timeout=20))
 
     def __enter__(self):
@@ -316,7 +316,7 @@ class Unhurried:
             connection.sendall(byte)
 
 
-def test_deadlines_that_fire_are_no_wakeups_of_the_network(launch, measure, commands, newest_go):
+def test_expired_deadlines_are_not_network_wakeups(launch, measure, commands, newest_go):
     service = launch("deadline", go=str(newest_go.go))
     command = commands(service)
     with measure() as stretch:
@@ -338,7 +338,7 @@ def test_readers_whose_connection_is_closed_leave_nothing_unresolved(launch, mea
     assert (m.stale_retries, m.lost) == (0, 0)
 
 
-def test_a_wakeup_left_unanswered_is_not_charged_to_the_descriptors_next_user(
+def test_a_pending_wakeup_is_not_charged_to_the_next_user_of_the_descriptor(
     launch, measure, commands, newest_go
 ):
     service = launch("reuse", go=str(newest_go.go))

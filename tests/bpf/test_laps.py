@@ -19,10 +19,8 @@ PATIENCE = 0.2
 
 
 @pytest.mark.parametrize("name", ["echo", "dup"])
-def test_laps_miss_nothing_and_count_nothing_twice(
-    launch, meter, measure, connect, spaced_pings, newest_go, name
-):
-    """Pings go on all the time; a window around all laps tells the truth."""
+def test_laps_count_everything_exactly_once(launch, meter, measure, connect, spaced_pings, newest_go, name):
+    """Pings go on all the time; a window around all laps has the true number."""
     server = launch(name, go=str(newest_go.go))
     connection = connect(server.address)
     measured = []
@@ -45,11 +43,11 @@ def test_laps_miss_nothing_and_count_nothing_twice(
 
 
 def polls(snapshot):
-    """Those that happen by themselves, also between the cuts of the laps and of the window around them."""
+    """Polls that happen by themselves, also between the cuts of the laps and of the window around them."""
     return {name: count for name, count in snapshot.counters.items() if name.endswith("polls")}
 
 
-def test_offenders_are_those_of_their_lap_alone(launch, meter, connect, spaced_pings, newest_go):
+def test_each_lap_reports_only_its_own_offenders(launch, meter, connect, spaced_pings, newest_go):
     server = launch("dup", go=str(newest_go.go))
     connection = connect(server.address)
     window = meter.open()
@@ -74,7 +72,7 @@ def test_stacks_of_former_laps_make_room(launch, meter, connect, spaced_pings, n
     meter.close(window, [server])
 
 
-def test_processes_that_ended_leave_their_room_to_others(cache_dir, newest_go):
+def test_ended_processes_make_room_for_others(cache_dir, newest_go):
     """More of them, one after the other, than can be watched at once."""
     config = Config(**{**vars(Config.default()), "max_processes": 3})
     meter = Meter(config, Symbolizer(SERVICES))

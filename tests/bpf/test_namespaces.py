@@ -1,4 +1,4 @@
-"""Processes in namespaces of their own, watched from outside and from inside: the same true numbers."""
+"""Processes in their own namespaces, watched from outside and from inside: the same true numbers."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def descendant_named(pid, name):
 
 @pytest.fixture
 def container(built, newest_go, tmp_path):
-    """container("echo", port) is the command of a service with pid, mount and network namespaces of its own.
+    """container("echo", port) is the command of a service with its own pid, mount and network namespaces.
 
-    Its executable exists in its own mount namespace only.
+    Its executable exists only in its own mount namespace.
     """
     wall = tmp_path / "wall"
     wall.mkdir()
@@ -63,7 +63,7 @@ def contained(container, factory):
 
 @pytest.fixture
 def foreign_container(container):
-    """foreign_container("echo", port): started by somebody else; returns its process."""
+    """foreign_container("echo", port): not started by us; returns its process."""
     with contextlib.ExitStack() as stack:
 
         def foreign_container(name, port):
@@ -114,19 +114,19 @@ fall_asleep({pid})
 """
 
 
-def test_a_service_in_namespaces_of_its_own_is_counted_from_outside(contained, measure, inside):
+def test_a_service_in_its_own_namespaces_is_counted_from_outside(contained, measure, inside):
     service, process = contained("echo")
     assert not Path(process.exe()).exists(), "or this proves nothing"
     with measure() as stretch:
         inside(process, PINGS, port=service.port, count=101)
     m = stretch(service)
-    # Besides the pings the accept and the end.
+    # Besides the pings, there are the accept and the end.
     assert m.productive_wakeups == pytest.approx(103, abs=1)
     assert (m.spurious_wakeups, m.lost) == (0, 0)
 
 
 @pytest.mark.parametrize("known", ["pid", "port", "process"])
-def test_a_service_in_namespaces_of_its_own_is_found_and_watched(
+def test_a_service_in_its_own_namespaces_is_found_and_watched(
     foreign_container, factory, measure, inside, known
 ):
     port = factory.free_port()
@@ -146,7 +146,7 @@ def test_a_part_of_a_service_is_not_counted_twice(contained, factory, meter):
     assert f"already watched, as a child of process {whole.pid}" in of_part.unmeasured
 
 
-def test_the_line_that_was_woken_in_vain_is_found_in_another_mount_namespace(contained, measure, inside):
+def test_the_line_woken_for_nothing_is_found_in_another_mount_namespace(contained, measure, inside):
     service, process = contained("dup")
     with measure() as stretch:
         inside(process, PINGS, port=service.port, count=51)
@@ -208,7 +208,7 @@ def test_nobody_is_counted_for_another(echo, prefork, late): pings(echo, 30)
 
 @pytest.fixture
 def run_inside(tmp_path, built, newest_go):
-    """run_inside("--mount-proc"): pytest and its agent in a pid namespace; gives its results by test."""
+    """run_inside("--mount-proc"): pytest and its agent in a pid namespace; returns the results by test."""
     programs = {name: built(name, str(newest_go.go)) for name in ("echo", "prefork")}
     (tmp_path / "test_inside.py").write_text(
         INSIDE.format(root=str(ROOT), services=str(SERVICES), **programs)
@@ -242,11 +242,11 @@ def test_pytest_and_agent_inside_a_pid_namespace_count_exactly(run_inside, netns
 
 
 def test_a_pid_namespace_that_proc_does_not_show_is_unmeasured():
-    """As after `unshare --pid --fork`, without a /proc of its own."""
+    """As after `unshare --pid --fork`, without its own /proc."""
     load = json.dumps({"id": 0, "do": "load", "max_processes": 4, "max_fds": 64, "uprobes": 0, "answers": 0})
     command = ["unshare", "--pid", "--fork", "--kill-child", *privilege.command(None, "auto")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as agent:
-        # Its stdin stays open: it ends with that, whatever it is at.
+        # Its stdin stays open, because it would end with that, whatever it does.
         agent.stdin.write(load + "\n")
         agent.stdin.flush()
         failed = json.loads(agent.stdout.readline())["failed"]

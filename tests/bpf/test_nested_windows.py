@@ -15,7 +15,7 @@ from tests.bpf.conftest import fds_at_rest
 
 # The kernel keeps the counts of the last 8 cuts (BANKS); each window is two.
 MORE_THAN_THE_BANKS_HOLD = 12
-HOLD_MS = 1500  # longer than so many windows take
+HOLD_MS = 1500  # longer than this many windows take
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_a_window_counts_what_the_windows_inside_it_count(pinged, measure, space
     assert m.pending_wakeups == 0
 
 
-def test_what_happens_between_the_inner_windows_is_the_outer_ones_alone(pinged, measure, spaced_pings):
+def test_events_between_the_inner_windows_count_only_for_the_outer_one(pinged, measure, spaced_pings):
     server, connection = pinged
     with measure() as outer:
         for _ in range(MORE_THAN_THE_BANKS_HOLD):
@@ -89,7 +89,7 @@ def test_windows_may_overlap(pinged, meter, measure, spaced_pings, windows_betwe
     assert measured_b.unmeasured is None
 
 
-def test_wakeups_that_are_answered_many_windows_later_count_where_they_were_made(
+def test_wakeups_resolved_many_windows_later_count_in_the_window_that_woke_them(
     factory, measure, command, newest_go
 ):
     """A starved service: all its readers are woken one by one, and none of them runs until the end."""
@@ -121,12 +121,12 @@ def test_wakeups_that_are_answered_many_windows_later_count_where_they_were_made
     assert m.wakeups == 1 + MORE_THAN_THE_BANKS_HOLD
     assert (m.productive_wakeups, m.pending_wakeups) == (m.wakeups, 0)
     assert sum(i.wakeups for i in inner) <= MORE_THAN_THE_BANKS_HOLD
-    assert sum(i.pending_wakeups for i in inner) > 8  # so it is they that were answered later
+    assert sum(i.pending_wakeups for i in inner) > 8  # so these are the ones that were resolved later
     # The first one waited through most of the windows.
     assert m.latency_max > HOLD_MS * 1e6 / 3
 
 
-def test_a_window_that_would_be_one_too_many_is_the_one_that_is_not_measured(pinged, meter, spaced_pings):
+def test_only_the_window_beyond_the_limit_is_unmeasured(pinged, meter, spaced_pings):
     server, connection = pinged
     windows = []
     for _ in range(8):
@@ -140,7 +140,7 @@ def test_a_window_that_would_be_one_too_many_is_the_one_that_is_not_measured(pin
 
 @pytest.fixture
 def many_connections():
-    """many_connections(address, 5000): so many, all open until the test ends."""
+    """many_connections(address, 5000): this many connections, all open until the test ends."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.ExitStack() as stack:
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
@@ -189,7 +189,7 @@ def test_a_thousand_windows_over_5000_connections_in_use_lose_and_leak_nothing(
     outer = meter.open()
     client.start()
     try:
-        windows(100)  # the allocator has what it wants
+        windows(100)  # the allocator has all the memory that it needs
         before = agent.memory_info().rss
         windows(900)
         after = agent.memory_info().rss
@@ -208,7 +208,7 @@ def test_a_thousand_windows_over_5000_connections_in_use_lose_and_leak_nothing(
     assert after - before < 2 << 20
 
 
-def test_nothing_of_a_closed_window_is_kept(pinged, measure, spaced_pings):
+def test_a_closed_window_leaves_nothing_in_the_kernel(pinged, measure, spaced_pings):
     server, connection = pinged
     with measure() as busy:
         spaced_pings(connection, 50)
@@ -222,7 +222,8 @@ def test_nothing_of_a_closed_window_is_kept(pinged, measure, spaced_pings):
 def test_a_window_whose_reading_is_interrupted_keeps_no_slot(
     new_meter, launch, connect, spaced_pings, newest_go, monkeypatch
 ):
-    """By pytest-timeout, say, while stacks are symbolized: it may come at any moment, here it surely does."""
+    """For example by pytest-timeout while stacks are symbolized: it may come at any moment, and here it
+    certainly does."""
     meter = new_meter(max_processes=1)
 
     def interrupt(*_: object) -> None:
@@ -231,7 +232,7 @@ def test_a_window_whose_reading_is_interrupted_keeps_no_slot(
     first = launch("echo", go=str(newest_go.go))
     meter.watch(first)
     window = meter.open()
-    meter.unwatch(first)  # as when one that was only attached to runs on; of one that ended the agent hears
+    meter.unwatch(first)  # as if it were only attached and keeps running; the agent notices one that ended
     with monkeypatch.context() as patch:
         patch.setattr("pytest_netpoll.meter.offender_stacks.collect", interrupt)
         with pytest.raises(pytest.fail.Exception):

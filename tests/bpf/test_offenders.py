@@ -1,5 +1,5 @@
-"""Which descriptor somebody was woken for, in vain or late, and on which nobody waited: known as it happens,
-so that a connection closed since is still named."""
+"""Which descriptor a goroutine was woken for, for nothing or late, and which had unclaimed events. This is
+recorded as it happens, so that a connection that was closed since is still named."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def address(name):
 
 @pytest.fixture
 def spurious(measure, spaced_pings, parked):
-    """spurious(dup, address, …): the measurement of a stretch in which these connected in turn."""
+    """spurious(dup, address, …): the measurement while these connect in turn."""
 
     def spurious(service, *ends):
         with measure() as stretch:
@@ -30,7 +30,7 @@ def spurious(measure, spaced_pings, parked):
                     connection.connect(end)
                     names = address(connection.getpeername()), address(connection.getsockname())
                     spaced_pings(connection, PINGS)
-                parked()  # closed, and its descriptor gone, before anybody looks, or connects
+                parked()  # closed, and its descriptor gone, before the agent looks or the next one connects
         m = stretch(service)
         assert m.spurious_wakeups >= PINGS * len(ends) * 0.9
         assert sum(offender.count for offender in m.offenders) == m.spurious_wakeups + m.stale_retries
@@ -48,7 +48,7 @@ def spurious(measure, spaced_pings, parked):
     ],
     ids=["ipv4", "ipv6", "mapped"],
 )
-def test_a_connection_is_named_though_it_was_closed_before_the_window(
+def test_a_connection_is_named_even_if_it_was_closed_before_the_window(
     factory, spurious, newest_go, listen, family, host
 ):
     service = factory("./dup", args=["-addr", listen + ":{port}"], ready=None, go=str(newest_go.go))
@@ -63,12 +63,12 @@ def connects(family, end):
         return probe.connect_ex(end) == 0
 
 
-def test_of_a_descriptor_that_was_two_connections_neither_is_blamed_for_both(launch, spurious, newest_go):
+def test_a_descriptor_that_was_two_connections_names_neither_for_both(launch, spurious, newest_go):
     service = launch("dup", go=str(newest_go.go))
     end = (socket.AF_INET, service.address)
     m, _ = spurious(service, end, end)
     assert {offender.fd_type for offender in m.offenders} == {"tcp"}
-    # Of a reader that came too late on one of them only, that one is named.
+    # If a reader came too late on only one of them, that one is named.
     named = [offender.count for offender in m.offenders if offender.peer is not None]
     assert sum(named) <= m.spurious_wakeups / 2
 
@@ -82,7 +82,9 @@ def test_late_readers_of_other_kinds_are_named(launch, measure, connect, spaced_
     assert kinds == {("unix", path, None)}
 
 
-def test_a_listener_is_told_from_its_connections(launch, measure, connect, parked, spaced_pings, newest_go):
+def test_a_listener_is_distinguished_from_its_connections(
+    launch, measure, connect, parked, spaced_pings, newest_go
+):
     service = launch("echo", go=str(newest_go.go))
     parked()
     with measure() as stretch:
@@ -93,9 +95,7 @@ def test_a_listener_is_told_from_its_connections(launch, measure, connect, parke
     assert kinds["tcp"].peer is not None
 
 
-def test_datagrams_that_are_sent_are_events_nobody_waits_for_and_the_socket_is_named(
-    launch, meter, parked, newest_go
-):
+def test_sent_datagrams_are_unclaimed_events_whose_socket_is_named(launch, meter, parked, newest_go):
     service = launch("udp", go=str(newest_go.go))
     found = {}
     for limited in ([], ["unclaimed_events"]):
@@ -122,8 +122,8 @@ def test_datagrams_that_are_sent_are_events_nobody_waits_for_and_the_socket_is_n
     assert counts["write"] >= PINGS
 
 
-def test_hardly_a_stack_finds_no_room_window_after_window(launch, measure, connect, spaced_pings, newest_go):
-    """Some have one place in the kernel's map, by their hash; but none from former windows has one."""
+def test_nearly_all_stacks_find_room_window_after_window(launch, measure, connect, spaced_pings, newest_go):
+    """Some share a slot in the kernel's map, by their hash; but none from former windows has one."""
     service = launch("paths", go=str(newest_go.go))
     connection = connect(service.address)
     for _ in range(3):
@@ -135,5 +135,5 @@ def test_hardly_a_stack_finds_no_room_window_after_window(launch, measure, conne
         assert len(m.offenders) > 300
         for offender in m.offenders:
             assert offender.share == offender.count / m.spurious_wakeups
-            # Those without one are a place together.
+            # Those without a stack are one place together.
             assert offender.stack or offender.share < 0.02

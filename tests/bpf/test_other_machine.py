@@ -1,4 +1,4 @@
-"""The program for arm64, as far as another machine can tell: it compiles, and the verifier takes it."""
+"""The program for arm64, as far as another machine can check: it compiles, and the verifier accepts it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 
 from pytest_netpoll.meter import privilege
 
-# Loads what an arm64 machine would; nothing is watched, and it goes away at once.
+# Loads what an arm64 machine would; nothing is watched, and it is closed at once.
 LOAD = """
 import sys
 sys.path.insert(0, sys.argv[1])

@@ -1,4 +1,5 @@
-"""Who is parked on descriptors at a window's end, and whose peers are gone: services/keep keeps some."""
+"""Goroutines parked on descriptors at a window's end, and descriptors whose peers are gone: services/keep
+keeps some."""
 
 from __future__ import annotations
 
@@ -49,12 +50,12 @@ def groups(m):
 
 
 def group(m, function):
-    """The one whose stack begins there."""
+    """The group whose stack begins there."""
     (found,) = [g for g in groups(m) if g.stack and g.stack[0].function == function]
     return found
 
 
-def test_growth_is_that_of_the_stacks_that_grew_whoever_was_released(launch, client, held, go_toolchain):
+def test_growth_counts_the_stacks_that_grew(launch, client, held, go_toolchain):
     service = launch("keep", go=str(go_toolchain.go), build_flags=STRIPPED)
     idle = [client(service, "idle") for _ in range(10)]
     with held(service) as found:
@@ -63,7 +64,7 @@ def test_growth_is_that_of_the_stacks_that_grew_whoever_was_released(launch, cli
         for connection in idle[:8]:
             connection.close()
     (m,) = found
-    # Nobody who reads in serve has come but for the other ends of those that leak, and eight have gone.
+    # Only the other ends of the leaks are new readers in serve, and eight have gone.
     assert m.parked_growth == 5
     leaked = group(m, "main.leak")
     assert (leaked.count, leaked.growth, leaked.direction, leaked.fd_type) == (5, 5, "read", "tcp")
@@ -94,7 +95,7 @@ def test_descriptors_are_abandoned_once_their_peers_are_gone(keep, client, held)
     assert (set(kept.peers), kept.count, kept.stack) == (ends, 0, ())
 
 
-def test_only_who_ignores_what_was_reported_is_stuck(keep, client, held):
+def test_only_a_goroutine_that_ignores_reported_data_is_stuck(keep, client, held):
     stuck, low = client(keep, "stuck"), client(keep, "low 100")
     with held(keep) as found:
         stuck.sendall(b"hello")
@@ -103,11 +104,11 @@ def test_only_who_ignores_what_was_reported_is_stuck(keep, client, held):
     assert m.stuck_goroutines == 1
     assert group(m, "main.ignore").stuck == 1
     assert groups(m)[0].stuck == 1
-    # It had got there in the window's first look.
+    # It was already there at the window's first look.
     assert m.parked_growth == 0
 
 
-def test_who_could_not_run_yet_is_not_stuck_but_undecided(keep, client, held):
+def test_a_goroutine_that_could_not_run_yet_is_undecided(keep, client, held):
     connection = client(keep, "idle")
     fall_asleep(keep.pid)  # its reader is parked
     suspend(keep.pid)
@@ -127,7 +128,7 @@ def test_clients_that_come_just_before_a_window_and_go_just_before_its_end_leave
         # The service has not accepted it yet.
         with socket.create_connection(keep.address), held(keep) as found:
             gone = [client(keep, "idle") for _ in range(20)]
-            # It has not heard of their end when the window closes.
+            # It hasn't noticed their end when the window closes.
             suspend(keep.pid)
             for connection in gone:
                 connection.close()
@@ -138,7 +139,7 @@ def test_clients_that_come_just_before_a_window_and_go_just_before_its_end_leave
         assert (m.parked_growth, m.abandoned_descriptors, m.stuck_goroutines) == (0, 0, 0)
 
 
-def test_of_a_service_that_ended_in_the_window_nothing_is_known(keep, client, meter):
+def test_parked_goroutines_of_an_ended_service_are_unknown(keep, client, meter):
     window = meter.open(limited=["parked_growth"])
     client(keep, "idle")
     keep.stop()
@@ -149,7 +150,7 @@ def test_of_a_service_that_ended_in_the_window_nothing_is_known(keep, client, me
         assert "had ended when the window closed" in m.absent[name].what
 
 
-def test_nobody_looks_unasked(keep, meter):
+def test_parked_goroutines_are_read_only_on_request(keep, meter):
     (m,) = meter.close(meter.open(limited=["spurious", "ready_calls"]), [keep])
     assert [getattr(m, name) for name in PARKED_METRICS] == [None] * 4
     assert groups(m) == []

@@ -1,4 +1,4 @@
-"""A pid that the kernel gives to another process is not the former one's."""
+"""A pid that the kernel reuses no longer stands for the former process."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 
 @pytest.fixture
 def start_with_pid(monkeypatch):
-    """start_with_pid(server, pid) starts a stopped service as the process of that number."""
+    """start_with_pid(server, pid) starts a stopped service with that pid."""
 
     class Popen(subprocess.Popen):
         def __init__(self, *args, **kwargs):
-            for _ in range(500):  # others on this machine start processes, too
+            for _ in range(500):  # other programs on this machine start processes, too
                 LAST_PID.write_text(str(wanted - 1))
                 super().__init__(*args, **kwargs)
                 if self.pid == wanted:

@@ -42,7 +42,7 @@ def shell(factory):
 
 @pytest.fixture
 def meter_for():
-    """meter_for(factory, max_processes=2): a meter with an agent of its own, told of services to come."""
+    """meter_for(factory, max_processes=2): a meter with its own agent, for services made later."""
     with contextlib.ExitStack() as stack:
 
         def meter_for(factory, **options):
@@ -63,9 +63,9 @@ def test_the_children_of_a_prefork_server_are_summed(launch, measure, connect, s
     with measure() as stretch:
         connections = [connect(server.address) for _ in range(10)]
     m = stretch(server)
-    # Each accept; and each connection's ping, unless it was there before its reader.
+    # Each accept, and each connection's ping, unless it arrived before its reader parked.
     assert 9 <= m.productive_wakeups <= 20
-    assert m.spurious_wakeups <= 3 * 10  # of the others, for each connection
+    assert m.spurious_wakeups <= 3 * 10  # by the others, for each connection
     with measure() as stretch:
         for connection in connections:
             spaced_pings(connection, 20)
@@ -99,7 +99,7 @@ def test_a_shell_that_forks_the_service_is_measured_with_it(
 
 @pytest.fixture
 def two_stage(shell, built, factory, tmp_path, newest_go):
-    """(service, go, port): a shell that runs an echo and, once go() was called, another one on `port`."""
+    """(service, go, port): a shell that runs an echo and, after go() was called, another one on `port`."""
     fifo, port = tmp_path / "go", factory.free_port()
     os.mkfifo(fifo)
     echo = built("echo", str(newest_go.go))
@@ -124,8 +124,8 @@ def test_a_process_forked_in_the_window_counts_from_its_first_wakeup(
         connection = connect(("127.0.0.1", port))
         spaced_pings(connection, 100)
     m = stretch(service)
-    # The two accepts, the end of the connection that saw it listening, and 101 pings; less what
-    # was there before somebody waited for it.
+    # The two accepts, the end of the connection that saw it listening, and 101 pings; without those that
+    # arrived before a goroutine waited for them.
     assert 100 <= m.productive_wakeups <= 104
     assert (m.spurious_wakeups, m.abandoned_wakeups, m.lost) == (0, 0, 0)
 
@@ -141,7 +141,7 @@ def test_a_child_that_dies_in_the_window_keeps_its_numbers(two_stage, measure, c
         patiently(lambda: not alive(second))
         spaced_pings(other, 40)
     assert stretch(service).productive_wakeups == pytest.approx(100, abs=2)
-    # … and takes them with it.
+    # … and they go with it.
     with measure() as stretch:
         spaced_pings(other, 10)
     assert stretch(service).productive_wakeups == pytest.approx(10, abs=2)
@@ -186,11 +186,11 @@ def test_a_service_that_replaces_itself_from_another_thread_stays_watched(
         spaced_pings(again, 50)
     assert "exec in thread" in service.log
     m = stretch(service)
-    # 80 spaced pings. Two accepts, the end of the connection that saw it listening and connect()'s
-    # own ping may each have been there before somebody waited for it.
+    # 80 spaced pings. Two accepts, the end of the connection that saw it listening, and connect()'s own ping
+    # may each have arrived before a goroutine waited for them.
     assert 80 <= m.productive_wakeups <= 84
     assert (m.spurious_wakeups, m.lost) == (0, 0)
-    # What the scheduler had counted before went with the program.
+    # The scheduler's former counts ended with the former program.
     assert m.dispatches is None
     assert "began to run" in m.absent["dispatches"]
     with measure() as stretch:
@@ -226,7 +226,7 @@ def test_a_service_restarted_between_windows_is_measured_as_before(
         assert service.pid != pid
 
 
-def test_a_service_restarted_in_the_window_counts_both_of_its_lives(
+def test_a_service_restarted_in_the_window_counts_both_processes(
     launch, measure, connect, spaced_pings, newest_go
 ):
     service = launch("echo", go=str(newest_go.go))
@@ -237,7 +237,7 @@ def test_a_service_restarted_in_the_window_counts_both_of_its_lives(
         connection = connect(service.address)
         spaced_pings(connection, 70)
     m = stretch(service)
-    # Readiness may have come with a connection of its own; and an accept and a ping of connect().
+    # The check for readiness may have made a connection; and connect() makes an accept and a ping.
     assert m.productive_wakeups == pytest.approx(122, abs=3)
     assert m.pid == service.pid
     with measure() as stretch:
@@ -245,7 +245,7 @@ def test_a_service_restarted_in_the_window_counts_both_of_its_lives(
     assert stretch(service).productive_wakeups == pytest.approx(20, abs=2)
 
 
-def test_more_children_than_there_is_room_for_are_not_passed_over(launch, factory, meter_for, newest_go):
+def test_children_without_room_make_the_service_unmeasured(launch, factory, meter_for, newest_go):
     meter = meter_for(factory, max_processes=3)
     server = launch("prefork", "-n", "6", go=str(newest_go.go))
     for _ in range(2):  # not only in the window in which they were forked
@@ -273,10 +273,8 @@ def test_children_that_found_no_room_are_watched_once_there_is_some(
     assert m.productive_wakeups == pytest.approx(50, abs=2)
 
 
-def test_a_process_refused_for_want_of_room_leaves_the_room_that_there_is(
-    launch, factory, meter_for, newest_go
-):
-    # Its children are there already when it is watched.
+def test_a_process_refused_for_lack_of_room_takes_none(launch, factory, meter_for, newest_go):
+    # Its children exist already when it is watched.
     meter = meter_for(factory, max_processes=4)
     told, factory.on_spawn = factory.on_spawn, None
     server = launch("prefork", "-n", "4", go=str(newest_go.go))

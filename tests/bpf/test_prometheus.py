@@ -1,4 +1,4 @@
-"""`watch --prometheus`: what is scraped are the true numbers, in the words of Prometheus."""
+"""`watch --prometheus`: a scrape returns the true numbers, as Prometheus names them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="there is no promto
 
 
 def promtool(*arguments: str | Path, cwd: Path | None = None, text: str | None = None) -> str:
-    """What it says; it must be content."""
+    """Its output; it must succeed."""
     assert PROMTOOL is not None
     run = subprocess.run(
         [PROMTOOL, *arguments],
@@ -71,9 +71,9 @@ def value(text: str, name: str) -> float:
     return float(found[1]) if found else 0.0
 
 
-def test_what_is_scraped_is_what_the_service_did(scraped):
+def test_scraped_metrics_match_what_the_service_did(scraped):
     text, url, summary = scraped
-    assert url.startswith("http://127.0.0.1:"), "not to be reached from elsewhere unless asked for"
+    assert url.startswith("http://127.0.0.1:"), "not reachable from elsewhere unless requested"
     assert value(text, "netpoll_wakeups_total") == pytest.approx(200, abs=4)
     assert value(text, "netpoll_spurious_wakeups_total") == pytest.approx(100, abs=4)
     assert value(text, "netpoll_measured") == 1
@@ -95,8 +95,8 @@ def test_what_is_scraped_is_what_the_service_did(scraped):
         assert promtool("check", "metrics", text=text) == ""
 
 
-def test_a_bucket_holds_what_took_less_than_its_border():
-    """Borders are also those of the kernel's buckets: no latency is counted on the wrong side."""
+def test_a_bucket_counts_latencies_below_its_bound():
+    """Bounds are also those of the kernel's buckets: no latency is counted on the wrong side."""
     from pytest_netpoll.model.histogram import bucket_of
 
     for border in prometheus.BORDERS_NS:
@@ -121,14 +121,14 @@ def test_a_gauge_is_absent_while_the_last_interval_could_not_be_measured():
 
 
 @needs_promtool
-def test_the_example_rules_are_valid_and_fire_for_what_they_are_about(tmp_path):
+def test_the_example_rules_are_valid_and_fire(tmp_path):
     (tmp_path / "alerts.yml").write_text(prometheus.alert_rules())
     assert "SUCCESS: 4 rules found" in promtool("check", "rules", "alerts.yml", cwd=tmp_path)
     (tmp_path / "test.yml").write_text(RULES_TEST)
     assert "SUCCESS" in promtool("test", "rules", "test.yml", cwd=tmp_path)
 
 
-# The service "bad" has everything that is wrong, "good" the same load and nothing wrong.
+# The service "bad" triggers everything, "good" has the same load and triggers nothing.
 RULES_TEST = """
 rule_files: [alerts.yml]
 evaluation_interval: 1m
@@ -163,7 +163,7 @@ tests:
 """
 
 
-def test_clients_that_never_finish_their_request_take_nothing_from_it(launch, newest_go):
+def test_clients_that_never_finish_their_request_do_no_harm(launch, newest_go):
     server = launch("echo", go=str(newest_go.go))
     command = [sys.executable, "-m", "pytest_netpoll", "watch", "--pid", str(server.pid)]
     few = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -178,7 +178,7 @@ def test_clients_that_never_finish_their_request_take_nothing_from_it(launch, ne
         url = process.stdout.readline().split()[-1]
         port = int(url.split(":")[-1].partition("/")[0])
         while "not measured" not in (line := process.stdout.readline()) and not line[:1].isdigit():
-            pass  # until the agent is there: it needs descriptors to start
+            pass  # after the agent has started, for which it needs descriptors
         for _ in range(250):
             client = clients.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
             client.sendall(b"GET /metr")

@@ -1,4 +1,4 @@
-"""Queue delays and responses, beside what the clients of services with known delays see themselves."""
+"""Queue delays and responses, compared with what the clients of services with known delays see."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MS = 1_000_000
 
 
 class Client:
-    """Times its requests by when the kernel got the answer: on a busy machine the client waits, too."""
+    """Times its requests until the kernel got the answer, because on a busy machine the client waits, too."""
 
     def __init__(self, address, size=4):
         family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
@@ -50,7 +50,7 @@ class Client:
 
 
 def quantile(times, q):
-    """The nearest-rank one, as the metrics have it."""
+    """The nearest-rank quantile, as in the metrics."""
     return sorted(times)[math.ceil(q * len(times)) - 1]
 
 
@@ -58,12 +58,12 @@ def count(m, name):
     return sum(m.snapshot.delays[name].histogram.values())
 
 
-# A busy machine may keep the client from its CPU between its clock and its call, in a stretch or two.
+# On a busy machine the client may lose its CPU between reading its clock and its call, in some attempts.
 TRIES = 4
 
 
 def apart(m, took):
-    """By how much the service's responses are others than its clients saw, where that is too much."""
+    """By how much the service's responses differ from what its clients saw, if that is too much."""
     assert count(m, "response") == len(took)
     seen = {"response_p50": quantile(took, 0.5), "response_p90": quantile(took, 0.9)}
     return {
@@ -74,7 +74,8 @@ def apart(m, took):
 
 
 def until_they_agree(measure, client, service, asks, pause):
-    """The stretch in which the client asked so often, with pauses in s; of several tries the last."""
+    """The measurement while the client sends that many requests, with pauses in s; the last of several
+    tries."""
     for _ in range(TRIES):
         client.took.clear()
         with measure() as stretch:
@@ -97,7 +98,7 @@ SERVICES = {
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_responses_are_what_the_client_waits_for(launch, measure, newest_go, name):
+def test_responses_match_what_the_client_waits_for(launch, measure, newest_go, name):
     args, least = SERVICES[name]
     service = launch("answer", *args, go=str(newest_go.go))
     with Client(service.address) as client:
@@ -112,7 +113,7 @@ def test_responses_are_what_the_client_waits_for(launch, measure, newest_go, nam
     if name.startswith("starved"):
         assert parts.poll + parts.run > 0.5 * parts.total
     if name == "polled-by-sysmon":
-        # On a busy machine its threads wait for a CPU besides.
+        # On a busy machine its threads also wait for a CPU.
         assert parts.poll > 0.2 * parts.total
         # What latency alone does not show.
         assert m.poll_delay_p50 > 1 * MS
@@ -159,7 +160,7 @@ def budget(m, name):
 
 @pytest.fixture
 def quota():
-    """quota(pid) lets the process have 4 ms of CPU every 40 ms."""
+    """quota(pid) limits the process to 4 ms of CPU every 40 ms."""
     made = []
 
     def quota(pid):
@@ -183,7 +184,7 @@ def quota():
         group.rmdir()
 
 
-def test_responses_of_a_throttled_service_are_what_the_client_waits_for(quota, factory, measure, newest_go):
+def test_responses_of_a_throttled_service_match_what_the_client_waits_for(quota, factory, measure, newest_go):
     service = factory(
         "./answer",
         args=["-addr", "127.0.0.1:{port}", "-handle", "20ms", "-burn"],
@@ -211,16 +212,16 @@ def test_a_connection_waits_for_a_busy_acceptor_and_so_does_its_first_request(la
                 assert other.socket.recv(100) == other.request
             waited = time.monotonic_ns() - connected
     m = stretch(service)
-    # Two connections, and their requests, which lay there before they were accepted.
+    # Two connections, and their requests, which arrived before they were accepted.
     assert count(m, "queue_delay") == 4
     assert count(m, "response") == 2
     assert m.response_max == pytest.approx(waited, abs=30 * MS)
     assert m.queue_delay_max >= 300 * MS
-    # Nobody was parked, so latency knows nothing of it.
+    # No goroutine was parked, so latency doesn't include it.
     assert m.latency_max is None or m.latency_max < 100 * MS
 
 
-def test_what_nobody_has_taken_counts_with_its_age(launch, measure, newest_go):
+def test_unread_data_counts_with_its_age(launch, measure, newest_go):
     service = launch("answer", "-accept", "60s", go=str(newest_go.go))
     with Client(service.address) as first:
         first.ask()
@@ -236,7 +237,7 @@ def test_what_nobody_has_taken_counts_with_its_age(launch, measure, newest_go):
 
 
 @pytest.mark.parametrize("family", ["tcp", "unix"])
-def test_pipelined_requests_each_wait_since_they_came(launch, measure, tmp_path, newest_go, family):
+def test_pipelined_requests_wait_since_their_arrival(launch, measure, tmp_path, newest_go, family):
     path = str(tmp_path / "socket")
     service = launch("answer", "-handle", "40ms", "-path", path, go=str(newest_go.go))
     with Client(path if family == "unix" else service.address) as client:
@@ -251,13 +252,13 @@ def test_pipelined_requests_each_wait_since_they_came(launch, measure, tmp_path,
                 assert client.socket.recv(4, socket.MSG_WAITALL) == client.request
     m = stretch(service)
     assert count(m, "queue_delay") == count(m, "response") == 4
-    # Each is read once those before it have been handled, for 40 ms at least.
+    # Each is read after those before it were handled, which takes at least 40 ms.
     least = sorted(40 * MS * i - (at - sent[0]) for i, at in enumerate(sent))
     for i, ns in enumerate(least):
         assert percentile(m.snapshot.delays["queue_delay"].histogram, (i + 1) / 4) >= 0.96 * ns
 
 
-def test_more_than_are_told_apart_never_wait_too_long(launch, measure, newest_go):
+def test_merged_arrivals_are_never_reported_as_too_long(launch, measure, newest_go):
     service = launch("answer", "-handle", "10ms", go=str(newest_go.go))
     with Client(service.address) as client:
         client.ask()
@@ -274,7 +275,7 @@ def test_more_than_are_told_apart_never_wait_too_long(launch, measure, newest_go
     assert 150 * MS < m.response_max <= most
 
 
-def test_answers_of_another_goroutine_are_no_responses(launch, measure, newest_go):
+def test_answers_by_another_goroutine_are_not_responses(launch, measure, newest_go):
     service = launch("answer", "-writer", "-handle", "2ms", go=str(newest_go.go))
     with Client(service.address) as client, measure() as stretch:
         for _ in range(20):
@@ -286,8 +287,8 @@ def test_answers_of_another_goroutine_are_no_responses(launch, measure, newest_g
     assert m.queue_delay_p50 is not None
 
 
-def test_what_a_service_asks_of_another_one_is_no_request(launch, factory, measure, newest_go):
-    """Its reads of a backend's answers are followed by the next question, whenever that may be."""
+def test_connections_that_the_service_dialed_have_no_responses(launch, factory, measure, newest_go):
+    """After reading a backend's answer it writes the next request, which may be any time later."""
     backend = factory(
         "./answer",
         name="backend",
@@ -303,7 +304,7 @@ def test_what_a_service_asks_of_another_one_is_no_request(launch, factory, measu
     assert count(stretch(backend), "response") == 20
 
 
-def test_a_look_takes_nothing(launch, measure, newest_go):
+def test_peeking_takes_nothing(launch, measure, newest_go):
     service = launch("answer", "-peek", "10ms", go=str(newest_go.go))
     with Client(service.address) as client:
         client.ask()
@@ -312,14 +313,12 @@ def test_a_look_takes_nothing(launch, measure, newest_go):
     assert count(m, "queue_delay") == count(m, "poll_delay") == 20
     assert m.queue_delay_p50 >= 10 * MS
     parts = budget(m, "response")
-    # The goroutine was woken for its look, and ran 10 ms until it read.
+    # The goroutine was woken for its peek, and ran for 10 ms until it read.
     assert parts.unparked == 0
     assert parts.run > 0.5 * parts.total > parts.handling
 
 
-def test_sockets_that_were_there_before_the_probe_are_known_from_their_first_data_on(
-    factory, new_meter, newest_go
-):
+def test_sockets_older_than_the_probe_are_measured_from_their_first_data_on(factory, new_meter, newest_go):
     def start(name, *args):
         return factory(
             "./answer",
@@ -342,9 +341,9 @@ def test_sockets_that_were_there_before_the_probe_are_known_from_their_first_dat
             time.sleep(0.002)
         [m] = meter.close(window, [service])
     assert m.unmeasured is None
-    # Of those that were accepted, and of the one to the backend, whose answers are no requests.
+    # Those that were accepted, and the one to the backend, whose answers aren't requests.
     assert count(m, "queue_delay") == 20
-    # Some data may be there before its reader parks.
+    # Some data may arrive before its reader parks.
     assert 0 < count(m, "poll_delay") <= 20
     assert count(m, "response") == 10
     assert m.response_p50 >= 5 * MS

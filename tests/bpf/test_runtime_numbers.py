@@ -1,4 +1,4 @@
-"""What the Go runtime keeps of itself, and what quotas do: against what the program and the kernel say."""
+"""The Go runtime's own numbers, and quotas: compared with what the program and the kernel report."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def go_minor(go_toolchain):
 
 
 def assert_the_runtimes_own(m, answer):
-    """The window holds a few events more than the command."""
+    """The window holds a few more events than the command."""
     _, _, events, low, high = answer
     assert events <= sum(m.snapshot.sched_latency.values()) <= events + 20
     assert low / 1.3 <= m.sched_latency_p50 <= high * 1.3
@@ -54,12 +54,12 @@ def assert_the_runtimes_own(m, answer):
     assert m.sched_latency_p999 <= m.sched_latency_max
 
 
-def test_goroutines_behind_hogs_wait_long_and_without_hogs_they_do_not(runtimes):
+def test_goroutines_wait_long_only_behind_hogs(runtimes):
     calm, answer = runtimes("wakes", ROUNDS)
     assert_the_runtimes_own(calm, answer)
     starved, slow_answer = runtimes("wakes", 20, "-hogs", 2, "-cpu", 1)
     assert_the_runtimes_own(starved, slow_answer)
-    # The goroutines' own clocks; the hogs' waits for each other are among the runtime's.
+    # The goroutines' own clocks; the runtime's numbers include the hogs' waits for each other.
     assert slow_answer[0] / 2 <= starved.sched_latency_p50 <= slow_answer[0] * 2
     assert starved.sched_latency_p50 >= max(1_000_000, 10 * calm.sched_latency_p50)
     assert starved.p_utilization > 0.8
@@ -68,7 +68,7 @@ def test_goroutines_behind_hogs_wait_long_and_without_hogs_they_do_not(runtimes)
     assert all(point.spinning <= 1 for point in starved.timeline)
 
 
-def test_a_stripped_programs_machine_code_proves_where_its_latencies_are(runtimes, go_minor):
+def test_latencies_of_a_stripped_program_are_found_by_its_machine_code(runtimes, go_minor):
     m, answer = runtimes("wakes", ROUNDS, flags=["-ldflags=-s -w"])
     if go_minor < 20:
         assert m.sched_latency_p50 is None
@@ -81,7 +81,7 @@ def test_a_stripped_programs_machine_code_proves_where_its_latencies_are(runtime
 
 
 @pytest.mark.parametrize("arch", ["amd64", "arm64"])
-def test_the_machine_code_tells_what_the_debug_information_does(built, go_toolchain, go_minor, arch):
+def test_machine_code_and_debug_information_agree(built, go_toolchain, go_minor, arch):
     path = built("echo", go=str(go_toolchain.go), env={"GOARCH": arch, "CGO_ENABLED": "0"})
     if go_minor < 20:
         with pytest.raises(ValueError, match="inlined or absent"):
@@ -90,17 +90,17 @@ def test_the_machine_code_tells_what_the_debug_information_does(built, go_toolch
     assert time_to_run.find(path) == find_layout(path).places["time_to_run"]
 
 
-def test_waits_for_locks_are_what_the_runtime_estimates(runtimes, go_minor):
+def test_lock_waits_match_the_runtimes_estimates(runtimes, go_minor):
     mutex, (waited, estimated, *_) = runtimes("mutex", 20)
     channel, (_, contended, *_) = runtimes("channel", 100)
     if go_minor < 20:
         assert mutex.mutex_wait_seconds is None
         assert "before Go 1.20" in mutex.absent["mutex_wait_seconds"].what
         return
-    # The waits for the runtime's own locks are in the estimate of the program, too.
+    # The program's estimate includes the waits for the runtime's own locks.
     locks = mutex.runtime_lock_wait_seconds or 0
     assert (mutex.mutex_wait_seconds + locks) * 1e9 == pytest.approx(estimated, rel=0.05, abs=1e6)
-    # Its own clock runs on until a goroutine that has the lock runs.
+    # Its own clock keeps running until a goroutine that has the lock runs.
     assert waited / 4 <= mutex.mutex_wait_seconds * 1e9 <= 1.6 * waited
     assert channel.mutex_wait_seconds == 0
     if go_minor < 22:
@@ -109,10 +109,10 @@ def test_waits_for_locks_are_what_the_runtime_estimates(runtimes, go_minor):
     assert channel.runtime_lock_wait_seconds * 1e9 == pytest.approx(contended, rel=0.05, abs=1e6)
 
 
-def test_events_of_a_poll_are_those_that_were_ready_at_once(
+def test_events_per_poll_are_those_that_were_ready_together(
     launch, measure, connect, spaced_pings, newest_go
 ):
-    """Those of the connections that became readable while the service was stopped."""
+    """The connections became readable while the service was stopped."""
     service = launch("echo", go=str(newest_go.go))
     connections = [connect(service.address) for _ in range(20)]
     with measure() as idle:
@@ -147,7 +147,8 @@ def quota():
 
 @contextlib.contextmanager
 def made_quota(ms=20):
-    """A cgroup with this CPU time every 100 ms, v1 or v2; its directory. Whoever is in it ends with it."""
+    """A cgroup with this CPU time every 100 ms, v1 or v2; returns its directory. Processes in it end with
+    it."""
     mounts = Path("/proc/self/mounts").read_text()
     v1 = re.search(r"^\S+ (\S+) cgroup (?:\S*,)?cpu[, ]", mounts, re.MULTILINE)
     v2 = re.search(r"^\S+ (\S+) cgroup2 ", mounts, re.MULTILINE)
@@ -178,19 +179,19 @@ def removed(path):
 
 
 def throttled(path):
-    """(periods throttled, seconds), by the kernel."""
+    """(periods throttled, seconds), as the kernel reports them."""
     found = dict(line.split() for line in (path / "cpu.stat").read_text().splitlines())
     ns = int(found["throttled_time"]) if "throttled_time" in found else int(found["throttled_usec"]) * 1000
     return int(found["nr_throttled"]), ns / 1e9
 
 
-def test_what_a_cpu_quota_stopped_is_what_the_kernel_says(launch, measure, newest_go, quota):
+def test_throttling_matches_the_kernels_numbers(launch, measure, newest_go, quota):
     service = launch("runtime", "-hogs", 2, go=str(newest_go.go))
     with measure() as free:
         time.sleep(0.2)
     m = free(service)
     if m.cgroups:
-        pytest.skip("a CPU quota binds whatever runs here")
+        pytest.skip("everything here runs under a CPU quota")
     assert (m.throttled_periods, m.throttled_seconds) == (0, 0)
     (quota / "cgroup.procs").write_text(str(service.pid))
     patiently(lambda: throttled(quota)[0] > 2)
@@ -203,7 +204,7 @@ def test_what_a_cpu_quota_stopped_is_what_the_kernel_says(launch, measure, newes
     m = stretch(service)
     assert last[0] - first[0] <= m.throttled_periods <= after[0] - before[0]
     assert last[1] - first[1] - 1e-6 <= m.throttled_seconds <= after[1] - before[1] + 1e-6
-    assert m.throttled_seconds > 0  # little of it where others leave the service little
+    assert m.throttled_seconds > 0  # less if other processes leave the service little
     [cgroup] = m.cgroups
     assert (cgroup.quota_us, cgroup.period_us) == (20_000, 100_000)
     assert cgroup.name.endswith(f"/{quota.name}")
@@ -213,12 +214,12 @@ def test_what_a_cpu_quota_stopped_is_what_the_kernel_says(launch, measure, newes
 
 @pytest.fixture
 def small_quota():
-    """So little that it is used up on a busy machine, too."""
+    """So little that it is used up even on a busy machine."""
     with made_quota(5) as path:
         yield path
 
 
-def test_a_service_that_its_quota_stops_does_not_starve_itself(launch, meter, newest_go, small_quota):
+def test_a_throttled_service_is_not_reported_as_starving_itself(launch, meter, newest_go, small_quota):
     service = launch("causes", "-do", "spin", go=str(newest_go.go), env={"GOMAXPROCS": "2"})
     (small_quota / "cgroup.procs").write_text(str(service.pid))
     patiently(lambda: throttled(small_quota)[0] > 2)

@@ -1,4 +1,4 @@
-"""Sizes at which a table could fill up: the numbers stay exact, or say that they are not."""
+"""Sizes at which a table could fill up: the numbers stay exact, or are reported as inexact."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SOAK = float(os.environ.get("NETPOLL_SOAK_SECONDS", "4"))
 
 @pytest.fixture
 def many_descriptors():
-    """Ours, and with them those of the services started in the test."""
+    """Raises our limit, and with it that of the services started in the test."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 16_384
     try:
@@ -37,7 +37,7 @@ def many_descriptors():
 
 @pytest.fixture
 def crowd(parked):
-    """crowd(service, 1000) is so many connections, accepted; nothing is left of them, no TIME_WAIT either."""
+    """crowd(service, 1000) is that many accepted connections; nothing is left of them, not even TIME_WAIT."""
     with contextlib.ExitStack() as stack:
 
         def crowd(service, count):
@@ -74,7 +74,7 @@ def ping_all(parked):
 
 def assert_healthy(m):
     assert m.lost == 0
-    # In millions there is one: an event may be on its way to the poller while what it tells of is read.
+    # There is one in millions: an event may be on its way to the poller while its data is read.
     assert m.spurious_wakeups <= 1
     assert m.abandoned_wakeups + m.pending_wakeups <= 0.01 * m.wakeups
 
@@ -133,7 +133,7 @@ def test_the_pings_of_a_hundred_threads_are_counted_exactly(launch, measure, cro
     assert_healthy(m)
 
 
-def test_a_soak_neither_loses_nor_leaks(launch, measure, meter, commands, parked, newest_go):
+def test_a_soak_loses_and_leaks_nothing(launch, measure, meter, commands, parked, newest_go):
     echo, dup = (launch(name, go=str(newest_go.go)) for name in ("echo", "dup"))
     loads = [launch("load", "-target", f"127.0.0.1:{s.port}", go=str(newest_go.go)) for s in (echo, dup)]
     run = [commands(load) for load in loads]
@@ -143,7 +143,7 @@ def test_a_soak_neither_loses_nor_leaks(launch, measure, meter, commands, parked
         with measure() as stretch:
             for command in run:
                 assert command(50) == "done"
-            parked()  # also those who come late to what another one read
+            parked()  # also those that come late to data that another one read
         for service in (echo, loads[0]):
             m = stretch(service)
             assert m.wakeups > 0
@@ -164,7 +164,7 @@ def test_a_soak_neither_loses_nor_leaks(launch, measure, meter, commands, parked
     assert fds_at_rest(agent) == fds
 
 
-def test_descriptors_that_are_used_again_at_once_are_never_misattributed(launch, measure, newest_go):
+def test_descriptors_reused_at_once_are_never_misattributed(launch, measure, newest_go):
     service = launch("echo", go=str(newest_go.go))
     each, threads = 200, 8
 
@@ -183,7 +183,7 @@ def test_descriptors_that_are_used_again_at_once_are_never_misattributed(launch,
             thread.join()
         time.sleep(0.05)
     m = stretch(service)
-    # Accepting, two pings and the end of each, less what was there before somebody waited for it.
+    # Accepting, two pings and the end of each, without those that arrived before a goroutine waited for them.
     assert each * threads <= m.productive_wakeups <= 4 * each * threads
     assert_healthy(m)
 
@@ -206,7 +206,7 @@ def test_descriptors_beyond_the_table_make_a_service_unmeasured(
     (m,) = meter.close(window, [service])
     assert m.unmeasured is not None
     assert "raise --netpoll-max-fds" in m.unmeasured
-    # Of each the wakeup, and the read that found nothing before the next park.
+    # For each, the wakeup, and the read that found nothing before the next park.
     assert 0 < m.lost < 2 * 40
     # What fits is still measured.
     window = meter.open()

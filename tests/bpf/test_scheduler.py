@@ -20,7 +20,7 @@ def test_a_ping_is_one_time_slice(launch, measure, connect, spaced_pings, go_too
     assert m.dispatches_per_event == pytest.approx(1, rel=0.05)
 
 
-def test_the_run_queue_is_as_long_as_goroutines_wait_in_it(launch, measure, go_toolchain):
+def test_the_longest_run_queue_is_measured(launch, measure, go_toolchain):
     server = launch("crowd", "-alone", "-cpu", "1", "-for", "300ms", go=str(go_toolchain.go))
     with measure() as stretch, socket.create_connection(server.address, timeout=60) as connection:
         connection.sendall(b"200\n")
@@ -37,8 +37,8 @@ def test_an_idle_services_run_queue_is_empty(launch, measure, connect, newest_go
 
 
 @pytest.mark.uprobes
-def test_an_expired_deadline_takes_no_time_slice_of_its_own(launch, measure, newest_go):
-    """Who is readied runs next, in the time slice of whoever readied it: not a dispatch, but a ready call."""
+def test_an_expired_deadline_takes_no_time_slice(launch, measure, newest_go):
+    """The readied goroutine runs next, in its waker's time slice: not a dispatch, but a ready call."""
     server = launch("deadline", go=str(newest_go.go))
     with measure() as stretch, socket.create_connection(server.address, timeout=60) as connection:
         connection.sendall(b"100\n")

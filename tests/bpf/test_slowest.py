@@ -1,4 +1,4 @@
-"""The slowest wakeups: of a service that holds its only P for a known time, while a known reader waits."""
+"""The slowest wakeups of a service that holds its only P for a known time while a known reader waits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-# Far more than a busy machine keeps anybody waiting.
+# Far longer than a busy machine delays anything.
 HOLDS_MS = (600, 450, 300)
 
 KIT = Path(__file__).parent / "services" / "kit" / "kit.go"
@@ -61,7 +61,7 @@ def test_a_late_reader_is_named_with_its_goroutine_its_connection_and_its_line(h
     assert [w.latency_ns for w in m.slowest] == sorted((w.latency_ns for w in m.slowest), reverse=True)
 
 
-def test_the_slowest_of_nested_windows_are_each_ones_own(hog, measure, command):
+def test_nested_windows_each_have_their_own_slowest_wakeups(hog, measure, command):
     with (
         socket.create_connection(hog.address, timeout=20) as holder,
         socket.create_connection(hog.address, timeout=20) as late,
@@ -74,6 +74,6 @@ def test_the_slowest_of_nested_windows_are_each_ones_own(hog, measure, command):
             for _ in range(10):  # more than there are banks
                 with measure() as inner:
                     command(late, 0)
-    # What is slow on a noisy machine, too, has to be the whole of it there.
+    # On a noisy machine other wakeups are slow, too, so the whole list must agree.
     assert outer(hog).slowest[0].latency_ns > HOLDS_MS[0] * 1e6 / 3
     assert len(inner(hog).slowest) == 1

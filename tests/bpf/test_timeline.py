@@ -9,7 +9,7 @@ import time
 import pytest
 
 
-def test_a_burst_is_where_it_was(launch, measure, connect, spaced_pings):
+def test_a_burst_is_in_its_interval(launch, measure, connect, spaced_pings):
     server = launch("echo")
     connection = connect(server.address)
     opening = time.monotonic()
@@ -32,7 +32,7 @@ def test_a_burst_is_where_it_was(launch, measure, connect, spaced_pings):
     assert not any(point.wakeups for since, point in intervals if since >= end * 1000)
 
 
-def test_the_threads_that_run_are_told_from_those_that_wait(factory, measure, command):
+def test_running_threads_are_distinguished_from_waiting_ones(factory, measure, command):
     idle, busy = (
         factory("./hog", name=name, args=["-addr", "127.0.0.1:{port}", "-spin"], ready="tcp")
         for name in ("idle", "busy")

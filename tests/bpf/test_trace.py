@@ -1,7 +1,7 @@
 """A window event by event: what was counted, as a trace that Perfetto opens.
 
-Chrome's own viewer (catapult's trace2html) was looked at by hand: it takes 43 MB of sources. It found the two
-slices of each arrow, and had nothing to warn of.
+Chrome's own viewer (catapult's trace2html) was tried by hand, because it takes 43 MB of sources. It found the
+two slices of each arrow, and printed no warnings.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ Record = Callable[..., dict[str, Recorded]]
 
 @pytest.fixture(scope="module")
 def record(cache_dir: Path) -> Iterator[Record]:
-    """record(pings, "dup", records=64): these services, each pinged so often while a trace is recorded."""
+    """record(pings, "dup", records=64): these services, each pinged that often while a trace is recorded."""
     factory = ServiceFactory(rootdir=SERVICES, cache_dir=cache_dir, on_spawn=None, on_exit=None)
     arguments = {"ready": ["-n", WOKEN]}
 
@@ -123,7 +123,7 @@ def test_a_trace_has_exactly_what_its_window_counted(recorded: dict[str, Recorde
     counted = {metric: getattr(made.measurement, metric) for metric in made.trace.counts}
     assert made.other["counted"] == counted
     assert made.other["recorded"] == {
-        # Where no uprobes can be had they are not counted, and none is recorded.
+        # Without uprobes they are neither counted nor recorded.
         metric: count if count is not None else 0
         for metric, count in counted.items()
     }
@@ -203,7 +203,7 @@ def test_run_queues_and_ps_are_counters(recorded: dict[str, Recorded]) -> None:
     assert all(0 <= ps <= dup.measurement.gomaxprocs for ps in counters["Ps running Go code"])
 
 
-def test_what_found_no_room_is_counted_and_the_trace_says_from_where_on(record: Record) -> None:
+def test_dropped_records_are_counted_and_the_trace_shows_from_when_on(record: Record) -> None:
     made = record(40, "dup", records=64)["dup"]
     m, counts = made.measurement, made.trace.counts
     kept = len(made.trace.in_threads) + len(made.trace.events)

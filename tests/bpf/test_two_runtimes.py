@@ -1,4 +1,4 @@
-"""A process with two Go runtimes, in c-shared libraries: two pollers, of which one cannot be left out."""
+"""A process with two Go runtimes, in c-shared libraries: two pollers, neither of which may be left out."""
 
 from __future__ import annotations
 

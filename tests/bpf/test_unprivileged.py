@@ -1,4 +1,4 @@
-"""pytest as an ordinary user: a real one, with a real sudo and a line of the test's own in sudoers."""
+"""pytest as an ordinary user: a real one, with a real sudo and the test's own line in sudoers."""
 
 from __future__ import annotations
 
@@ -207,14 +207,14 @@ def wakeups(tests):
 def test_the_installed_agent_measures_and_keeps_what_uprobes_take(
     user, installed, goready, capabilities, counted
 ):
-    """CAP_SYS_ADMIN, and without uprobes nothing; either way it is closed to the user that it became."""
+    """CAP_SYS_ADMIN, and without uprobes nothing; in both cases the user that it became can't inspect it."""
     source = "@pytest.mark.netpoll\ndef test_it(echo, agent):\n    pings(echo)\n" + "".join(
         f"    assert agent[{name!r}].split() == {value!r}\n"
         for name, value in {
             "Uid": [str(user.uid)] * 4,
             "Gid": [str(user.gid)] * 4,
             "CapPrm": [f"{capabilities:016x}"],
-            "CapEff": ["0" * 16],  # but while a probe is placed
+            "CapEff": ["0" * 16],  # except while a probe is placed
             "CapBnd": ["0" * 16],
             "CapInh": ["0" * 16],
             "CapAmb": ["0" * 16],
@@ -245,8 +245,8 @@ def test_the_doctor_finds_an_agent_that_is_installed_elsewhere(user, installed):
     assert run.returncode == 0, findings
 
 
-def test_a_directory_that_only_root_may_look_into_ends_no_check(user):
-    """As that of tracefs is; the text of an agent's failure comes from these checks, too."""
+def test_a_directory_that_only_root_may_read_ends_no_check(user):
+    """Like tracefs; the text of an agent's failure comes from these checks, too."""
     closed = user.home / "closed"
     closed.mkdir(mode=0o700)
     look = "from pathlib import Path; from pytest_netpoll.meter import checks; "
@@ -259,7 +259,7 @@ def test_a_directory_that_only_root_may_look_into_ends_no_check(user):
 
 
 @needs_sudo
-def test_a_killed_pytest_takes_the_agent_behind_sudo_with_it(user, installed):
+def test_killing_pytest_ends_the_agent_behind_sudo(user, installed):
     source = "def test_it(echo, netpoll):\n    with netpoll.measure():\n"
     source += "        Path('running').touch(); time.sleep(60)\n"
     write(user.home, source)
@@ -272,7 +272,7 @@ def test_a_killed_pytest_takes_the_agent_behind_sudo_with_it(user, installed):
 
 
 @needs_sudo
-def test_an_agent_behind_sudo_loads_nothing_for_a_pytest_that_was_killed_meanwhile(user, installed):
+def test_an_agent_behind_sudo_loads_nothing_after_pytest_was_killed(user, installed):
     write(user.home, MEASURED)
     shutil.rmtree(installed / "cache")
     command = user.become(*user.pytest_command, f"--netpoll-agent={installed}")
@@ -280,7 +280,7 @@ def test_an_agent_behind_sudo_loads_nothing_for_a_pytest_that_was_killed_meanwhi
         patiently(lambda: "libbcc" in seen_of_agents(installed, "maps"), step=0.005)
         os.kill(process.pid, signal.SIGKILL)
     while agents(installed):
-        # Of two instructions is the program that holds its place among the user's agents.
+        # The program that holds its slot among the user's agents has two instructions.
         sizes = re.findall(r"^verified_insns:\s*(\d+)", seen_of_agents(installed, "fdinfo/*"), re.M)
         assert set(sizes) <= {"2"}
 
@@ -300,8 +300,8 @@ def test_another_users_process_is_refused(user, installed, uid):
 
 
 @needs_sudo
-def test_a_process_that_was_root_before_it_was_the_users_is_refused(user, installed):
-    """It may remember what only root may know."""
+def test_a_process_that_was_root_before_is_refused(user, installed):
+    """It may still have data that only root may read."""
     become = f"import os, time; os.setresuid({user.uid}, {user.uid}, {user.uid}); print('x'); time.sleep(60)"
     command = ["/usr/bin/python3", "-u", "-c", become]
     with running(user, installed) as ask, subprocess.Popen(command, stdout=subprocess.PIPE) as was_root:
@@ -313,7 +313,7 @@ def test_a_process_that_was_root_before_it_was_the_users_is_refused(user, instal
 
 
 @needs_sudo
-def test_a_child_that_becomes_root_is_not_told_of(user, installed):
+def test_a_child_that_becomes_root_is_not_reported(user, installed):
     """It runs the same service from a file with the setuid bit."""
     if os.statvfs(user.home).f_flag & os.ST_NOSUID:
         pytest.skip(f"{user.home} does not honour the setuid bit")
@@ -353,13 +353,13 @@ def test_it(go_service):
     ],
     ids=["file writable", "directory writable", "writable above", "file", "bpf file", "link"],
 )
-def test_an_installed_agent_that_others_can_change_is_used_by_nobody(user, installed, spoil):
+def test_an_installed_agent_that_others_can_change_is_not_used(user, installed, spoil):
     spoil(installed / "agent", user)
     # Not by pytest …
     result, tests = user.pytest(MEASURED, f"--netpoll-agent={installed}")
     assert result.returncode == 1
     assert f"installed in {installed} is not safe to start with sudo" in tests["test_it"]["reason"]
-    # … and were it started all the same, not by itself.
+    # … and the agent itself refuses if it is started anyway.
     first = start(user, *privilege.agent_command(privilege.SYSTEM_PYTHON, installed / "agent"))
     assert "refuses to run as root where others can change it" in first["failed"]["what"]
 
@@ -383,7 +383,7 @@ def test_the_installed_agent_reads_its_cache_and_never_writes_it(user, installed
 
 
 @needs_sudo
-def test_a_cache_that_is_not_roots_alone_is_not_read(user, installed):
+def test_a_cache_that_others_can_write_is_not_read(user, installed):
     (installed / "cache").chmod(0o777)
     with running(user, installed) as ask:
         assert ask.ready["program"] == "compiled"
@@ -393,7 +393,7 @@ def test_a_cache_that_is_not_roots_alone_is_not_read(user, installed):
 
 @needs_sudo
 @pytest.mark.parametrize("argument", ["--cache=/home", "--fill=4,64", "--unverified"])
-def test_sudo_lets_the_user_choose_no_cache_and_fill_none(user, installed, argument):
+def test_a_user_can_neither_choose_nor_fill_a_cache_through_sudo(user, installed, argument):
     command = privilege.agent_command(privilege.SYSTEM_PYTHON, installed / "agent")
     refused = user.run("sudo", "-n", "--", *command, argument)
     assert refused.returncode == 1
@@ -401,7 +401,7 @@ def test_sudo_lets_the_user_choose_no_cache_and_fill_none(user, installed, argum
 
 
 @needs_sudo
-def test_where_the_disk_is_full_the_agent_that_was_installed_stays(installed, monkeypatch):
+def test_a_full_disk_leaves_the_installed_agent(installed, monkeypatch):
     def contents():
         return {path: path.read_bytes() for path in installed.rglob("*") if path.is_file()}
 
@@ -446,7 +446,7 @@ def test_without_an_installed_agent_a_user_with_full_sudo_measures(user):
 
 
 @needs_sudo
-@pytest.mark.parametrize("language", ["en", "de"])  # without its translations sudo speaks English in any case
+@pytest.mark.parametrize("language", ["en", "de"])  # without its translations sudo always speaks English
 def test_a_user_without_sudo_is_told_what_to_install(user, language):
     environment = {**user.environment, "LANGUAGE": language}
     result, tests = user.pytest(MEASURED, "--netpoll-agent=/nowhere", env=environment)
@@ -484,7 +484,7 @@ def test_the_line_in_sudoers_allows_the_agent_and_nothing_else(user, installed):
         run = user.run("sudo", "-n", "--", *command, input="")
         assert (run.returncode, run.stdout) == (1, ""), command
         assert "password is required" in run.stderr, command
-    # Sudo compares arguments joined by spaces: these it lets pass, and Python does not understand them.
+    # Sudo compares arguments joined by spaces: it allows these, but Python does not understand them.
     for command in ([python, f"-I -B {agent}"], [python, "-I", f"-B {agent}"], [python, "-I -B", agent]):
         run = user.run("sudo", "-n", "--", *command, input="")
         assert run.returncode != 0, command
@@ -492,7 +492,7 @@ def test_the_line_in_sudoers_allows_the_agent_and_nothing_else(user, installed):
 
 
 @needs_sudo
-def test_what_a_user_asks_of_the_agent_is_checked(user, installed):
+def test_a_users_messages_to_the_agent_are_checked(user, installed):
     agent = privilege.agent_command(privilege.SYSTEM_PYTHON, installed / "agent")
     for message, complaint in (
         ({"do": "watch", "pid": 1}, "the first command must be load"),
@@ -500,7 +500,7 @@ def test_what_a_user_asks_of_the_agent_is_checked(user, installed):
             {"do": "load", "max_processes": 4000, "max_fds": 1 << 30, "uprobes": 0, "answers": 0},
             "more than 1 GiB of kernel memory",
         ),
-        # 0.98 GB of descriptors, and the counters of so many processes.
+        # 0.98 GB of descriptors, and the counters of this many processes.
         (
             {"do": "load", "max_processes": 4095, "max_fds": 3000, "uprobes": 0, "answers": 0},
             "more than 1 GiB of kernel memory",
@@ -511,7 +511,7 @@ def test_what_a_user_asks_of_the_agent_is_checked(user, installed):
 
 
 @needs_sudo
-def test_all_agents_of_a_user_together_take_no_more_than_is_allowed(user, installed):
+def test_the_limits_hold_for_all_agents_of_a_user_together(user, installed):
     agent = privilege.agent_command(privilege.SYSTEM_PYTHON, installed / "agent")
     sudo = user.become("sudo", "-n", "--", *agent)
     most = installed / "agent" / "security/budget.py"
@@ -523,7 +523,7 @@ def test_all_agents_of_a_user_together_take_no_more_than_is_allowed(user, instal
             what = waited_for(sudo)["failed"]["what"]
             assert "this user has 2 agents" in what
             assert "2 agents and 1024 MiB are the maximum" in what
-            # Root's are not the user's, and not limited.
+            # Root's don't count for the user, and aren't limited.
             assert "ready" in waited_for(agent)
         assert "ready" in waited_for(sudo)
     large = {"max_processes": 100, "max_fds": 60_000}  # 0.7 GB
@@ -534,8 +534,8 @@ def test_all_agents_of_a_user_together_take_no_more_than_is_allowed(user, instal
 
 
 @needs_sudo
-def test_whatever_seems_to_be_an_agent_takes_no_place_of_a_users(user, installed):
-    """A program of the token's name, but loaded by somebody who is not root."""
+def test_a_false_agent_takes_no_slot_of_the_user(user, installed):
+    """A program with the token's name, but not loaded by root."""
     load_nothing = f"from bpf import tracing; tracing.load_nothing(b'netp{user.uid:08x}_ff')"
     command = ["python3", "-c", f"{load_nothing}; print('there', flush=True); input()"]
     environment = {**user.environment, "PYTHONPATH": str(installed / "agent")}
@@ -547,7 +547,7 @@ def test_whatever_seems_to_be_an_agent_takes_no_place_of_a_users(user, installed
 
 
 def waited_for(command, **sizes):
-    """The first answer of an agent to whoever waits for it."""
+    """The first answer of an agent, after waiting for it."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd="/", **pipes) as process:
         message = {"do": "load", "max_processes": 4, "max_fds": 64, "uprobes": 0, "answers": 0, **sizes}
@@ -559,7 +559,7 @@ def waited_for(command, **sizes):
 
 
 @needs_sudo
-def test_in_a_window_too_nothing_is_told_of_others_and_their_place_is_free_at_once(user, installed):
+def test_processes_of_others_are_not_reported_in_a_window_and_free_their_slot_at_once(user, installed):
     if os.statvfs(user.home).f_flag & os.ST_NOSUID:
         pytest.skip(f"{user.home} does not honour the setuid bit")
     raised = user.home / "sleep"
@@ -570,7 +570,8 @@ def test_in_a_window_too_nothing_is_told_of_others_and_their_place_is_free_at_on
         try:
             patiently(lambda: [p for p in psutil.Process(family.pid).children() if p.uids().effective == 0])
             window = ask("open", **attacks.WINDOW)["ok"]["window"]
-            # Another one's, one's own with a child that is root's, and all places for one's own.
+            # Another user's process, the user's own with a child that is root's, and all slots for the user's
+            # own.
             for pid in (1, family.pid):
                 assert "belongs to another user" in ask("watch", pid=pid)["error"]["what"]
             assert ask("programs")["ok"] == {"processes": []}
@@ -588,37 +589,35 @@ def test_in_a_window_too_nothing_is_told_of_others_and_their_place_is_free_at_on
 
 @needs_sudo
 @pytest.mark.uprobes
-def test_a_users_probes_are_in_the_users_process_and_in_no_other(user, installed):
+def test_a_users_probes_are_only_in_the_users_process(user, installed):
     with running(user, installed, uprobes=1) as ask:
-        attacks.a_users_probes_are_in_the_users_process_and_in_no_other(ask, user, user.home / "echo")
+        attacks.a_users_probes_are_only_in_the_users_process(ask, user, user.home / "echo")
 
 
 @needs_sudo
-def test_a_user_sees_parked_goroutines_of_the_users_own_alone(user, installed):
+def test_a_user_sees_only_the_users_own_parked_goroutines(user, installed):
     with running(user, installed) as ask:
-        attacks.a_user_sees_parked_goroutines_of_the_users_own_alone(ask, user, user.home / "echo")
+        attacks.a_user_sees_only_the_users_own_parked_goroutines(ask, user, user.home / "echo")
 
 
 @needs_sudo
 @pytest.mark.uprobes
-def test_a_user_chooses_no_place_for_a_probe(user, installed):
+def test_a_user_cannot_choose_the_place_of_a_probe(user, installed):
     with running(user, installed, uprobes=1) as ask:
-        attacks.a_user_chooses_no_place_for_a_probe(ask, user, user.home / "echo")
+        attacks.a_user_cannot_choose_the_place_of_a_probe(ask, user, user.home / "echo")
 
 
 @needs_sudo
 @pytest.mark.uprobes
 @pytest.mark.parametrize("how", attacks.OVERLAYS)
-def test_a_file_on_an_overlay_of_the_users_gets_no_probes(user, installed, how):
+def test_a_file_on_a_users_overlay_gets_no_probes(user, installed, how):
     with running(user, installed, uprobes=1) as ask:
-        attacks.a_file_on_an_overlay_of_the_users_gets_no_probes(ask, user, user.home / "echo", how)
+        attacks.a_file_on_a_users_overlay_gets_no_probes(ask, user, user.home / "echo", how)
 
 
 @needs_sudo
 @pytest.mark.uprobes
-def test_of_a_users_children_those_that_were_there_when_the_window_opened_have_probes(
-    user, installed, built, newest_go
-):
+def test_children_that_exist_when_the_window_opens_have_probes_for_a_user(user, installed, built, newest_go):
     program = user.home / "ready"
     shutil.copy(built("ready", str(newest_go.go)), program)
     shutil.chown(program, user.uid, user.gid)
@@ -669,15 +668,15 @@ def test_of_a_users_children_those_that_were_there_when_the_window_opened_have_p
             # The agent attaches to the other one by itself.
             _, _, calls = measured(pings)
             assert calls == [pytest.approx(1000, rel=0.05)] * 2
-            # What the third did before its probes were there is not passed over …
+            # What the third one did before its probes were there makes this window unmeasured …
             third, _, calls = measured(another)
             assert sorted(calls, key=str)[-1] is None
             assert calls.count(None) == 1
-            # … and from the next window on it has them.
+            # … and from the next window on it has probes.
             connections.append(third)
             _, _, calls = measured(pings)
             assert calls == [pytest.approx(1000, rel=0.05)] * 3
-            # One that has ended before anybody could look at it.
+            # One that has ended before the agent could look at it.
             _, processes, _ = measured(one_that_ends)
             assert [p["unprobed"] for p in processes] == [1, 0, 0, 0]
         finally:
@@ -688,10 +687,10 @@ def test_of_a_users_children_those_that_were_there_when_the_window_opened_have_p
 
 @needs_sudo
 @pytest.mark.parametrize("how", attacks.EXEC_GAINS)
-def test_what_gains_rights_by_an_exec_is_not_counted_from_there_on(user, installed, built, newest_go, how):
+def test_a_process_that_gains_rights_by_an_exec_is_no_longer_counted(user, installed, built, newest_go, how):
     brief = built("brief", str(newest_go.go))
     with running(user, installed, trace=1000) as ask:
-        attacks.what_gains_rights_by_an_exec_is_not_counted_from_there_on(ask, user, brief, how)
+        attacks.a_process_that_gains_rights_by_an_exec_is_no_longer_counted(ask, user, brief, how)
 
 
 @needs_sudo
@@ -699,7 +698,7 @@ def test_invented_descriptors_reveal_nothing_to_a_user(user, installed, built, n
     hostile = user.home / "hostile"
     shutil.copy(built("hostile", str(newest_go.go)), hostile)
     with running(user, installed, max_fds=16384) as ask:
-        told = attacks.invented_descriptors_reveal_nothing_but_the_programs_own(ask, user, hostile, 4, 150)
+        told = attacks.invented_descriptors_reveal_only_the_programs_own(ask, user, hostile, 4, 150)
     assert told > 1000
 
 
@@ -709,12 +708,12 @@ def test_the_ninth_agent_of_a_user_is_refused(user, installed):
 
 
 @needs_sudo
-def test_what_the_agent_keeps_is_what_security_md_says(user, installed):
+def test_the_agent_keeps_what_security_md_lists(user, installed):
     with running(user, installed, uprobes=1):
         attacks.what_the_agent_keeps(user, installed)
 
 
-# Stops the agent before it opens a process's memory, for as long as somebody has the pipe open to write.
+# Stops the agent before it opens a process's memory, as long as the pipe is open for writing.
 STOP = """
 class Memory(Memory):
     def __init__(self, pid):
@@ -727,7 +726,8 @@ class Memory(Memory):
 
 @contextlib.contextmanager
 def exec_before_memory_is_read(user, process, program):
-    """Has the agent, in what it is asked within, read the memory of what the process execs in between."""
+    """Makes the agent, for requests in the block, read the memory of the program that the process execs in
+    between."""
     pipe = user.home / "pipe"
 
     def act():
@@ -743,7 +743,7 @@ def exec_before_memory_is_read(user, process, program):
     try:
         yield
     finally:
-        with contextlib.suppress(FileNotFoundError), open(pipe):  # where the agent did not come to it
+        with contextlib.suppress(FileNotFoundError), open(pipe):  # if the agent did not get that far
             pass
         thread.join()
 
@@ -753,17 +753,17 @@ def exec_before_memory_is_read(user, process, program):
 @pytest.mark.parametrize(
     ("successor", "refusal"),
     [
-        # The same program, so that all that was read fits.
+        # The same program, so that everything that was read fits.
         ("learn reexec", "the memory of process {pid} does not hold the scheduler's counters"),
         ("attach reexec", "it now runs another program"),
-        # Another one, in which something else is at that place: what, is not said.
+        # Another one, which has something else at that place; the agent doesn't report what.
         ("attach ready", "it now runs another program"),
     ],
 )
-def test_nothing_is_used_that_was_read_of_what_a_process_exec_ed_meanwhile(
+def test_nothing_read_from_a_process_that_meanwhile_exec_ed_is_used(
     user, installed, built, newest_go, successor, refusal
 ):
-    """Its own program, as the kernel refuses the memory of one that has other rights."""
+    """One of the user's programs, because the kernel refuses to read the memory of one with other rights."""
     command, name = successor.split()
     with (installed / "agent" / "processes" / "proc.py").open("a") as file:
         file.write(STOP.format(pipe=str(user.home / "pipe")))
@@ -790,7 +790,7 @@ def test_nothing_is_used_that_was_read_of_what_a_process_exec_ed_meanwhile(
 
 
 @needs_sudo
-def test_what_is_unwatched_in_a_window_is_gone_with_it(user, installed):
+def test_a_process_unwatched_in_a_window_is_dropped_at_its_end(user, installed):
     with running(user, installed, max_processes=1) as ask, asleep(user) as pid:
         window = ask("open", **attacks.WINDOW)["ok"]["window"]
         ask("watch", pid=pid)
@@ -802,13 +802,13 @@ def test_what_is_unwatched_in_a_window_is_gone_with_it(user, installed):
         assert "ok" in ask("watch", pid=pid)
 
 
-def test_ambient_capabilities_do_instead_of_root(user):
+def test_ambient_capabilities_suffice_instead_of_root(user):
     source = MEASURED + "def test_agent(agent, netpoll):\n    with netpoll.measure(): pass\n"
     result, tests = user.pytest(source, "--netpoll-sudo=never", capabilities="+bpf,+perfmon")
     assert wakeups(tests) == pytest.approx(103, abs=2), result.stdout
 
 
-def test_who_lacks_the_capability_for_uprobes_is_told_which(user):
+def test_the_missing_capability_for_uprobes_is_named(user):
     result, tests = user.pytest(MEASURED, "--netpoll-goready=on", capabilities="+bpf,+perfmon")
     assert tests["test_it"]["outcome"] == "unmeasured", result.stdout
     assert "CAP_SYS_ADMIN (docker run --cap-add SYS_ADMIN)" in tests["test_it"]["reason"]
@@ -822,7 +822,7 @@ def test_half_of_the_capabilities_are_not_enough(user):
     assert "attached:" not in result.stdout
 
 
-def test_the_capabilities_of_the_agents_python_do_too(user):
+def test_capabilities_of_the_agents_python_suffice(user):
     """setcap on a copy that only this user's group may run."""
     setcap = shutil.which("setcap") or "/usr/sbin/setcap"
     if not Path(setcap).exists():
@@ -839,7 +839,7 @@ def test_the_capabilities_of_the_agents_python_do_too(user):
     assert wakeups(tests) == pytest.approx(103, abs=2), result.stdout
 
 
-# What docker gives without being asked (containerd's default set), by hand: there is no Docker here.
+# What Docker gives by default (containerd's default set), by hand, because there is no Docker here.
 DOCKER = """
     chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw sys_chroot mknod
     audit_write setfcap
@@ -847,7 +847,8 @@ DOCKER = """
 
 
 def in_container(directory, *arguments, added=(), env=None):
-    """Our Python run by root with Docker's own capabilities and what --cap-add adds, in its namespaces."""
+    """Our Python, run by root with Docker's default capabilities and what --cap-add adds, in its
+    namespaces."""
     bounds = ",".join(["-all", *(f"+{name}" for name in (*DOCKER.split(), *added))])
     wall = ["unshare", "--pid", "--fork", "--mount-proc", "--net"]
     wall += ["sh", "-c", 'ip link set lo up; exec "$@"', "sh", "setpriv", f"--bounding-set={bounds}"]
@@ -889,7 +890,8 @@ def test_the_doctor_finds_that_container_fit_for_measuring(newest_go, tmp_path):
 
 
 def test_a_pods_test_container_measures_the_service_of_another_one(user, tmp_path):
-    """example_project/ci/kubernetes-job.yaml: one pid namespace, two users, the capabilities it asks for."""
+    """example_project/ci/kubernetes-job.yaml: one pid namespace, two users, the capabilities that it asks
+    for."""
     manifest = (ROOT / "example_project" / "ci" / "kubernetes-job.yaml").read_text()
     (added,) = re.findall(r"add: \[(.*)\]", manifest)
     (name,) = re.findall(r"go_service\(process=(.*)\)", manifest)
@@ -917,14 +919,14 @@ exec setpriv --bounding-set={bounds} {sys.executable} -m pytest -p no:cacheprovi
     assert wakeups({"test_it": test}) == pytest.approx(103, abs=2)
 
 
-def test_root_in_a_user_namespace_is_not_root_enough(user):
+def test_root_in_a_user_namespace_is_refused(user):
     """As in a rootless container."""
     agent = [*privilege.agent_command(privilege.SYSTEM_PYTHON, privilege.AGENT), privilege.UNVERIFIED]
     shutil.copytree(ROOT / "pytest_netpoll", user.home / "readable", dirs_exist_ok=True)
     agent[-2] = str(user.home / "readable" / "agent")
     run = user.run("unshare", "--user", "--map-root-user", *agent, input=load())
     if "unshare failed" in run.stderr:
-        pytest.skip("ordinary users may not make user namespaces here")
+        pytest.skip("ordinary users may not create user namespaces here")
     failed = json.loads(run.stdout.splitlines()[0])["failed"]
     assert "root in a user namespace only" in failed["what"]
 
@@ -942,7 +944,7 @@ def start(user, *agent, message=None):
 
 @contextlib.contextmanager
 def asleep(user):
-    """The pid of a process of the user's."""
+    """The pid of one of the user's processes."""
     with subprocess.Popen(user.become("sleep", "60")) as process:
         try:
             patiently(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n")
@@ -960,7 +962,7 @@ def agents(prefix):
 
 
 def seen_of_agents(prefix, files):
-    """What these files of their directories in /proc hold."""
+    """The content of these files in their /proc directories."""
     text = ""
     for process in agents(prefix):
         for path in Path(f"/proc/{process.pid}").glob(files):

@@ -1,4 +1,4 @@
-"""That the kernel understands how the agent asks for a uprobe, as far as one can tell without one."""
+"""The kernel understands how the agent requests a uprobe, as far as can be checked without attaching one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ def attach(monkeypatch):
     return importlib.import_module("bpf.uprobe").attach
 
 
-# Refused for what the path names: the kernel knew what was asked for, and found the path.
+# Refused because of the file: the kernel understood the request, and found the path.
 @pytest.mark.parametrize(("name", "refusal"), [("missing", errno.ENOENT), (".", errno.EINVAL)])
-def test_a_file_that_can_have_no_uprobe_is_refused_for_what_it_is(attach, tmp_path, name, refusal):
+def test_the_kernel_refuses_a_uprobe_because_of_the_file_and_not_of_the_request(
+    attach, tmp_path, name, refusal
+):
     with pytest.raises(OSError, match=r"\[Errno \d+\]") as refused:
         attach(str(tmp_path / name).encode(), 4096, -1)
     assert refused.value.errno == refusal

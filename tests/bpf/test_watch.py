@@ -46,7 +46,7 @@ def watch():
 
 @pytest.fixture(scope="session")
 def counting(cache_dir, newest_go) -> str:
-    """The doctor's program: wakes a goroutine as often as it is told, on SIGUSR1."""
+    """The doctor's program: wakes a goroutine as often as its argument says, on SIGUSR1."""
     from pytest_netpoll.service.build import Builder
 
     return str(
@@ -69,7 +69,7 @@ def test_the_doctors_self_test_counts_its_23_wakeups_and_nothing_else(meter, go_
     assert f"go{go_toolchain.version}" in finding.seen
 
 
-def test_the_doctors_self_test_fails_where_the_numbers_differ(meter, newest_go, monkeypatch, tmp_path):
+def test_the_doctors_self_test_fails_if_the_numbers_differ(meter, newest_go, monkeypatch, tmp_path):
     shutil.copytree(doctor.SELFTEST, tmp_path / "selftest")
     program = tmp_path / "selftest" / "main.go"
     program.write_text(program.read_text().replace("i < wakeups", "i < wakeups-1"))
@@ -80,7 +80,7 @@ def test_the_doctors_self_test_fails_where_the_numbers_differ(meter, newest_go, 
     assert "23 times, counted wakeups 22, productive_wakeups 22" in finding.seen
 
 
-def test_intervals_together_are_what_the_process_did(watch, counting):
+def test_the_intervals_add_up_to_what_the_process_did(watch, counting):
     """300 wakeups, over many intervals; and the summary is their sum."""
     process = watch("--interval", "200ms", "--json", "--", counting, "300")
     intervals, summary, interrupted = [], None, False
@@ -100,7 +100,7 @@ def test_intervals_together_are_what_the_process_did(watch, counting):
     assert process.wait(10) == 0
     assert summary["ended"] == "stopped by Ctrl-C"
     assert len(intervals) > 1
-    # What it does before it is ready is measured, too: a command is watched from its first moment.
+    # What it does before it is ready is measured, too: a command is watched from its first instruction.
     ready = intervals[0]["service"]["metrics"]["wakeups"]
     assert ready <= 1, "accepting its own connection"
     for name, metric in METRICS.items():
@@ -134,7 +134,7 @@ def test_a_process_is_watched_by_its_pid_and_lives_on(watch, launch, connect, sp
     assert server.running
 
 
-def test_plain_lines_are_for_what_is_no_terminal(watch, launch, connect, spaced_pings, newest_go):
+def test_plain_lines_are_printed_if_there_is_no_terminal(watch, launch, connect, spaced_pings, newest_go):
     server = launch("dup", go=str(newest_go.go))
     connection = connect(server.address)
     process = watch("--pid", server.pid, "--interval", "200ms")
@@ -186,7 +186,7 @@ def test_on_a_terminal_the_table_is_refreshed_in_place(
 
 
 def read(terminal: int, until, seconds: float = 30) -> str:
-    """What comes until the condition holds for it."""
+    """The output until the condition holds for it."""
     text = b""
     deadline = time.monotonic() + seconds
     while not until(text.decode(errors="replace")):
@@ -199,7 +199,7 @@ def read(terminal: int, until, seconds: float = 30) -> str:
     return text.decode(errors="replace")
 
 
-def test_a_process_that_dies_ends_it_with_a_message(watch, launch, newest_go):
+def test_watch_ends_with_a_message_when_the_process_dies(watch, launch, newest_go):
     server = launch("echo", go=str(newest_go.go))
     process = watch("--pid", server.pid, "--interval", "200ms")
     assert process.stdout is not None
@@ -212,7 +212,7 @@ def test_a_process_that_dies_ends_it_with_a_message(watch, launch, newest_go):
     assert errors == ""
 
 
-def test_a_commands_output_is_kept_off_the_table_and_its_end_is_told(watch):
+def test_a_commands_output_stays_off_the_table_and_its_end_is_shown(watch):
     process = watch("--interval", "100ms", "--", "sh", "-c", "echo of the command; sleep 1; echo bye; exit 3")
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -232,13 +232,13 @@ def test_a_command_is_stopped_with_everything_it_started(watch, counting):
 
 
 def with_selftest(pid):
-    """The descendants, once one of them runs it."""
+    """The descendants, as soon as one of them runs it."""
     family = psutil.Process(pid).children(recursive=True)
     with contextlib.suppress(psutil.NoSuchProcess):
         return family if any("selftest" in p.name() for p in family) else None
 
 
-def test_duration_ends_it(watch, counting):
+def test_watch_stops_after_the_duration(watch, counting):
     process = watch("--json", "--interval", "150ms", "--duration", "2s", "--", counting, "1")
     *intervals, summary = lines(process)
     assert process.wait(10) == 0
@@ -247,7 +247,7 @@ def test_duration_ends_it(watch, counting):
     assert 2 <= len(intervals) <= 14
 
 
-def test_what_is_not_go_is_not_measured_and_says_so(watch):
+def test_a_program_that_is_not_go_is_not_measured_and_that_is_shown(watch):
     process = watch("--interval", "100ms", "--duration", "300ms", "--", "sleep", "60")
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -256,7 +256,7 @@ def test_what_is_not_go_is_not_measured_and_says_so(watch):
     assert "is not a Go program" in text
 
 
-def test_without_privileges_it_says_how_to_fix_that(watch):
+def test_without_privileges_watch_shows_the_fix(watch):
     process = watch("--netpoll-python", sys.executable, "--", "sleep", "60")
     text, errors = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -287,7 +287,7 @@ def test_wrong_usage_is_exit_status_2(capsys, arguments, said):
     assert output == ""
 
 
-def test_a_process_that_does_not_run_is_named(watch):
+def test_a_process_that_is_not_running_is_named(watch):
     gone = subprocess.Popen(["true"])
     gone.wait()
     process = watch("--pid", gone.pid)
@@ -296,7 +296,7 @@ def test_a_process_that_does_not_run_is_named(watch):
     assert f"cannot watch process {gone.pid}: there is no such process" in errors
 
 
-def test_who_stops_reading_ends_it_without_a_traceback(watch, counting):
+def test_watch_ends_without_a_traceback_when_nobody_reads_its_output(watch, counting):
     process = watch("--interval", "100ms", "--", counting, "1")
     assert process.stdout is not None
     process.stdout.readline()

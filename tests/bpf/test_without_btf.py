@@ -1,4 +1,4 @@
-"""Kernels that tell less of themselves, or take less: the counts are the same."""
+"""Kernels with less type information, or that accept less: the counts are the same."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_wakeups_are_counted_the_same_and_the_line_is_named(
     assert (meter.environment["typed"], meter.environment["follows_children"]) == (False, follows)
     assert m.productive_wakeups == pytest.approx(PINGS, rel=0.01)
     assert 0.45 <= m.spurious <= 0.55
-    # What cannot be known is no second reader.
+    # Without a known cause there is no second reader.
     found, missed = {f.rule.code for f in findings(m)}, {u.rule.code for u in unchecked(m)}
     assert ("NP101" in found, "NP101" in missed) == (follows, not follows)
     for offender in m.offenders:
@@ -80,7 +80,7 @@ Image.attach, Image.load_typed = refuse, refuse_typed
         pytest.param(UNTAKEN, "rejects", id="refused"),
     ],
 )
-def test_a_kernel_that_does_not_tell_when_data_comes_has_latencies_and_no_responses(
+def test_without_arrival_times_there_are_latencies_but_no_responses(
     lacking, launch, connect, spaced_pings, newest_go, lines, why
 ):
     meter = lacking(lines, response="on")
@@ -127,7 +127,7 @@ def test_times_on_sockets_that_cannot_be_looked_up_are_not_reported(
     assert (m.snapshot.delays, m.slow_answers) == ({}, ())
 
 
-def test_what_was_loaded_in_vain_is_gone_and_its_maps_with_it(lacking):
+def test_a_rejected_program_leaves_no_maps_in_the_kernel(lacking):
     meter = lacking(REFUSED)
     meter.close(meter.open(), [])
     assert meter.environment["typed"] is False
@@ -160,14 +160,14 @@ def test_a_program_exec_ed_in_place_of_another_is_measured_as_itself(
     assert m.offenders[0].stack[0].function == "services/kit.Echo"
 
 
-def test_children_that_come_while_nobody_tells_of_them_are_not_passed_over(
+def test_children_that_the_kernel_does_not_report_make_the_service_unmeasured(
     lacking, factory, built, connect, spaced_pings, newest_go, tmp_path
 ):
     meter = lacking(BLIND)
     fifo, port, echo = tmp_path / "go", factory.free_port(), built("echo", str(newest_go.go))
     os.mkfifo(fifo)
     first, second = (f"{echo} -addr 127.0.0.1:{where} &" for where in ("{port}", port))
-    # The other one has no poller: of those a service may start what it likes.
+    # The other one has no poller; a service may start as many of those as it likes.
     script = f"{first} read go <{fifo}; sleep 100 & {second} wait; wait; wait"
     server = factory(command=["/bin/sh", "-c", script])
     meter.watch(server)
@@ -192,6 +192,6 @@ def listens(port):
 
 
 @pytest.mark.skipif(not Path("/sys/kernel/btf/vmlinux").exists(), reason="this kernel has no BTF")
-def test_where_the_kernel_tells_its_types_they_are_used(meter):
+def test_type_information_is_used_if_the_kernel_has_it(meter):
     meter.close(meter.open(), [])
     assert meter.environment["typed"] is True

@@ -1,4 +1,5 @@
-"""Whom the network and timers wake, and where that was parked: also in programs without symbols."""
+"""Which goroutines the network and timers wake, and where they were parked, also in programs without
+symbols."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ def watcher(launch, go_toolchain, tmp_path, parked):
 
 @pytest.fixture
 def change(tmp_path, parked):
-    """change(60) changes a file so often, with the watcher parked again in between."""
+    """change(60) changes a file that often, with the watcher parked again in between."""
 
     def change(count):
         with (tmp_path / "log").open("ab", buffering=0) as file:
@@ -41,7 +42,7 @@ def names(stack):
 
 
 @pytest.mark.parametrize("limit", ["wakeups", "polls"])
-def test_the_reader_that_is_woken_is_named_with_its_descriptor(watcher, change, meter, limit):
+def test_the_woken_reader_is_named_with_its_descriptor(watcher, change, meter, limit):
     window = meter.open(limited=[limit])
     change(CHANGES)
     (m,) = meter.close(window, [watcher])
@@ -55,7 +56,7 @@ def test_the_reader_that_is_woken_is_named_with_its_descriptor(watcher, change, 
 
 
 @pytest.mark.uprobes
-def test_for_polls_that_timers_end_who_ticks_is_named(launch, meter, go_toolchain):
+def test_the_goroutine_of_a_ticker_is_named_for_polls_that_timers_end(launch, meter, go_toolchain):
     service = launch("wake", "-ticks", 20, go=str(go_toolchain.go), build_flags=STRIPPED)
     window = meter.open(limited=["polls"])
     time.sleep(0.5)
@@ -68,7 +69,7 @@ def test_for_polls_that_timers_end_who_ticks_is_named(launch, meter, go_toolchai
 
 
 @pytest.mark.uprobes
-def test_whose_deadline_it_was_is_named(launch, commands, meter, go_toolchain):
+def test_the_goroutine_of_a_deadline_is_named(launch, commands, meter, go_toolchain):
     service = launch("deadline", go=str(go_toolchain.go), build_flags=STRIPPED)
     command = commands(service)
     window = meter.open(limited=["deadline_wakeups"])
@@ -81,7 +82,7 @@ def test_whose_deadline_it_was_is_named(launch, commands, meter, go_toolchain):
 
 
 @pytest.mark.uprobes
-def test_of_a_ready_call_waker_and_wakee_are_named(launch, connect, spaced_pings, meter, go_toolchain):
+def test_waker_and_wakee_of_a_ready_call_are_named(launch, connect, spaced_pings, meter, go_toolchain):
     service = launch("ready", "-n", 10, go=str(go_toolchain.go), build_flags=STRIPPED)
     connection = connect(service.address)
     window = meter.open(limited=["ready_calls"])
@@ -111,7 +112,7 @@ def test_each_descriptor_counts_for_itself(launch, connect, spaced_pings, meter,
     assert "services/kit.Echo" in names(woken.stack)
 
 
-def test_nobody_is_recorded_unasked(watcher, change, meter):
+def test_woken_goroutines_are_recorded_only_on_request(watcher, change, meter):
     window = meter.open(limited=["spurious", "io_calls"])
     change(5)
     (m,) = meter.close(window, [watcher])

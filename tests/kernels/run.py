@@ -1,6 +1,6 @@
 """Runs the plugin, as its wheel installs it, on kernels, BCCs and Pythons that users have; see README.md.
 
-Exit status: 0 when all machines passed (or were skipped, for want of what cannot be had), 1 when one did not.
+Exit status: 0 if all machines passed (or were skipped because something isn't available), 1 if one did not.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ PROJECT = HERE.parents[1]
 CACHE = (PROJECT / ".tools").resolve() / "kernels"
 SERVICES = PROJECT / "tests" / "bpf" / "services"
 
-# What is built of SERVICES: name in the machine -> (package, flags).
+# What is built from SERVICES: name in the machine -> (package, flags).
 BUILT = {
     **{name: (name, ()) for name in ("echo", "dup", "spliceecho", "prefork", "ready", "brief", "hostile")},
     "dup-stripped": ("dup", ("-ldflags=-s -w",)),
 }
-SHARED = ("attacks.py", "waiting.py")  # of tests/, which the suite imports
+SHARED = ("attacks.py", "waiting.py")  # from tests/, which the suite imports
 WHEELS = {"amd64": "x86_64", "arm64": "aarch64"}  # as wheels call a machine
 
-# What it takes: a program, and Debian's package that has it.
+# What it needs: a program, and the Debian package that has it.
 NEEDED = {
     "qemu-system-x86_64": "qemu-system-x86",
     "qemu-system-aarch64": "qemu-system-arm",
@@ -50,16 +50,16 @@ NEEDED = {
 }
 
 STEPS = ("doctor", "btf", "user", "security", "pidns", "nobtf", "untyped")
-SHORT_STEPS = ("btf",)  # ten minutes more for CI; the full matrix has the others
+SHORT_STEPS = ("btf",)  # ten more minutes for CI; the full matrix has the others
 
 
 @dataclass(frozen=True)
 class Machine:
-    """root, kernel: names of roots, SUITE-ARCH; the kernel is taken from the latter."""
+    """root, kernel: names of roots, SUITE-ARCH; the second one provides the kernel."""
 
     root: str
     kernel: str
-    short: bool = False  # one of those that every CI run boots
+    short: bool = False  # whether every CI run boots it
 
     @property
     def arch(self) -> str:
@@ -78,7 +78,7 @@ MACHINES = {
 
 
 class Unavailable(Exception):
-    """Something that a machine needs cannot be had; its text is a line that says what."""
+    """Something that a machine needs isn't available; the message says what."""
 
 
 @dataclass
@@ -116,7 +116,7 @@ def main() -> int:
 
 
 def what_is_missing() -> str | None:
-    """One line that says what cannot be done without, and how to get it."""
+    """One line that names what is required but missing, and how to get it."""
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     packages = [package for program, package in NEEDED.items() if not shutil.which(program, path=path)]
     if packages:
@@ -147,7 +147,7 @@ def report(outcomes: Sequence[Outcome]) -> int:
     """Prints the table; the exit status."""
     rows = [[o.name, o.ran_on, ", ".join(o.steps), f"{o.seconds:.0f} s", o.status] for o in outcomes]
     print("\n" + tabulate(rows, headers=["machine", "ran on", "steps", "took", ""], tablefmt="github"))
-    # What cannot be fetched is nobody's fault on a developer's machine; CI must not go without it in silence.
+    # On a developer's machine, a failed download is nobody's fault; CI must not silently skip it.
     bad = (
         {"FAILED", "skipped"} if os.environ.get("CI") or os.environ.get("NETPOLL_REQUIRE_BPF") else {"FAILED"}
     )
@@ -155,7 +155,7 @@ def report(outcomes: Sequence[Outcome]) -> int:
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What is before "--", and behind it."""
+    """The arguments before "--", and those after it."""
     at = arguments.index("--") if "--" in arguments else len(arguments)
     return list(arguments[:at]), list(arguments[at + 1 :])
 
@@ -168,7 +168,7 @@ def line_of(outcome: Outcome) -> str:
 def run(
     name: str, shares: Shares, steps: Sequence[str], pytest_arguments: Sequence[str], limit: int
 ) -> Outcome:
-    """Never raises: a machine that cannot be made must not keep the others from being run."""
+    """Never raises: a machine that can't be made must not prevent the others."""
     machine = MACHINES[name]
     started = time.monotonic()
     try:
@@ -184,7 +184,7 @@ def run(
     script = shlex.join(["/opt/netpoll/inside", *steps, "--", *pytest_arguments])
     print(f"kernels: {name} boots; its console: {console}", flush=True)
     status = subprocess.run(
-        # It ends with us, whatever ends us.
+        # It ends with us, however we end.
         [
             "setpriv",
             "--pdeathsig",
@@ -249,7 +249,7 @@ def make_root(name: str) -> None:
 
 
 class Shares:
-    """What machines of an architecture find at /opt/netpoll: the project as it is now, made once in a run."""
+    """What machines of an architecture find at /opt/netpoll: the current project, made once per run."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -286,7 +286,7 @@ def install(site: Path, arch: str) -> None:
     _pip(
         "install",
         *("--target", site, "--no-compile", "--only-binary=:all:"),
-        *("--python-version=3.11", "--implementation=cp"),  # psutil's is for every later one, too
+        *("--python-version=3.11", "--implementation=cp"),  # psutil's wheel is for later versions, too
         *(f"--platform={platform}" for platform in platforms),
         wheel,
     )

@@ -60,25 +60,25 @@ def ping():
 """
 
 
-# Asked before pytester moves HOME, and with it Go's cache: the standard library is compiled once.
+# Read before pytester moves HOME, and with it Go's cache, so that the standard library is compiled only once.
 GOCACHE = subprocess.run(["go", "env", "GOCACHE"], capture_output=True, text=True).stdout.strip()
 
 
-# Installed for development; a user's project has those that its test names.
+# Installed for development; a user's project has those that the test names.
 OTHERS = ("xdist", "asyncio", "rerunfailures", "timeout", "hypothesispytest")
 OF_GITHUB = ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY")
 
 
 @pytest.fixture(scope="session")
 def built_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the projects' pytests keep of the services that they build, as one project's would."""
+    """The cache of built services that all projects' pytests share, as in one project."""
     return tmp_path_factory.mktemp("built")
 
 
 def _write(directory: Path, source: str, built_before: Path, plugins: Sequence[str]) -> list[str]:
-    """The test file; returns the options without which pytest is not as a user's."""
+    """Writes the test file; returns the options that make pytest run as a user's."""
     (directory / "test_it.py").write_text(f"{IMPORTS}{source}")
-    # It may be as long as the one before, and as old by its second.
+    # It may have the same size as the one before, and the same time in seconds.
     shutil.rmtree(directory / "__pycache__", ignore_errors=True)
     cached = directory / ".pytest_cache" / "d"
     cached.mkdir(parents=True, exist_ok=True)
@@ -102,11 +102,11 @@ def run(
 ) -> Callable[..., pytest.RunResult]:
     """run(source, "--option") runs pytest on a test file with the fixtures echo, dup, start and ping.
 
-    plugins: of OTHERS, those that are there. Never may it end in an internal error or show a
-    traceback of the plugin's own.
+    plugins: those of OTHERS that are present. It must never end in an internal error or show a traceback of
+    the plugin.
     """
     monkeypatch.setenv("GOCACHE", GOCACHE)
-    # What would be written for the CI that runs us; a test that is about it sets them.
+    # Output for the CI that runs us; tests about that set these variables.
     for name in OF_GITHUB:
         monkeypatch.delenv(name, raising=False)
     pytester.makeconftest(CONFTEST.format(root=str(ROOT), services=str(SERVICES)))
@@ -145,7 +145,7 @@ def run_once(tmp_path_factory: pytest.TempPathFactory, built_before: Path) -> Ca
             text=True,
             timeout=120,
         )
-        print(done.stdout, done.stderr)  # where the fixture fails, and the first test
+        print(done.stdout, done.stderr)  # in case the fixture or the first test fails
         _check(path, done.stdout + done.stderr, ())
         lines = done.stdout.splitlines(), done.stderr.splitlines()
         return Project(path, pytest.RunResult(done.returncode, *lines, time.monotonic() - began))

@@ -78,7 +78,7 @@ const knowsNews = false
 
 func read(conn *net.TCPConn) { pass(conn, func([]byte) {}) }
 """
-# Two goroutines wait for the same socket through descriptors of their own: both are woken, one for nothing.
+# Two goroutines wait for the same socket through two descriptors: both are woken, one for nothing.
 DUP = """
 package main
 
@@ -120,7 +120,8 @@ AGAINST = ("--netpoll-against=main", "--netpoll-rounds=6", RULES)
 
 @pytest.fixture
 def project(pytester: pytest.Pytester, run: Any) -> Path:  # noqa: ARG001 - it moves HOME
-    """A repository whose branch main has healthy services, and whose checkout a dup'ed connection in one."""
+    """A repository with healthy services on main, and with a dup'ed connection in one of them in the
+    checkout."""
     root = pytester.path
     (root / "go.mod").write_text("module example.com/project\n\ngo 1.19\n")
     for name in ("server", "same"):
@@ -147,7 +148,7 @@ def records(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.bpf
-def test_what_got_worse_than_the_base_fails_and_what_cannot_be_compared_is_said(
+def test_regressions_against_the_base_fail_and_tests_that_cannot_be_compared_are_listed(
     run: Any, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(project / "summary.md"))
@@ -260,7 +261,7 @@ def test_plain(server): assert server.running
 
 
 @pytest.mark.bpf
-def test_it_combines_with_workers_reruns_and_several_toolchains(run: Any, project: Path) -> None:
+def test_against_works_with_workers_reruns_and_several_toolchains(run: Any, project: Path) -> None:
     tools = sorted((ROOT / ".tools").glob("go-*/bin/go"))
     if len(tools) < 2:
         pytest.skip("no two Go toolchains: run .ci/setup test")
@@ -314,7 +315,7 @@ def test_a_wrong_option_is_a_usage_error(run: Any, project: Path, options: list[
     result.stderr.fnmatch_lines([expected])
 
 
-def test_nothing_is_built_where_nothing_is_measured(run: Any, project: Path) -> None:
+def test_nothing_is_built_if_nothing_is_measured(run: Any, project: Path) -> None:
     (project / "server" / "main.go").write_text(SERVER)
     source = TESTS + "def test_it(server): assert server.running\n"
     result = run(source, *AGAINST, "--netpoll=off")

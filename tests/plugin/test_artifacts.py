@@ -17,7 +17,7 @@ from tests.plugin.conftest import CONFTEST, GOCACHE, IMPORTS, ROOT, SERVICES
 
 pytestmark = pytest.mark.bpf
 
-# What wastes and what does not, each alone on its service.
+# Wasteful tests and others, each with its own service.
 TESTS = """
 def command(service, number):
     import socket
@@ -103,14 +103,14 @@ class Run(NamedTuple):
     tests: dict[str, Any]
 
     def files(self, test: str) -> dict[str, Path]:
-        """Name -> path, of those that the record names; all of them are there, as large as it says."""
+        """Name -> path of the files in the record; all of them exist and have the recorded size."""
         kept = self.tests[test]["artifacts"]
         found = {file["name"]: Path(kept["directory"]) / file["name"] for file in kept["files"]}
         assert sorted(found.values()) == sorted(Path(kept["directory"]).iterdir())
         for file in kept["files"]:
             assert found[file["name"]].stat().st_size == file["bytes"]
             assert self.tests[test]["outcome"] == "passed" or file["command"] in self.output
-        # Whom the network woke is recorded for some limits only, and is no fault.
+        # Goroutines that the network woke are recorded only for some limits, and aren't a fault.
         return {name: path for name, path in found.items() if ".woken." not in name}
 
     def offenders(self, test: str, *offences: str) -> list[Any]:
@@ -159,7 +159,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def every(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Of all tests, by a worker of pytest-xdist."""
+    """For all tests, from a pytest-xdist worker."""
     return run_tests(
         tmp_path_factory.mktemp("every"), "--netpoll-artifacts=out:all", "-n", "1", "-k", "healthy or a-b"
     )
@@ -186,7 +186,7 @@ def counted(offenders: Sequence[Any]) -> int:
     return sum(offender["count"] for offender in offenders)
 
 
-def test_a_failed_test_leaves_what_its_record_says_in_a_directory_of_its_own(failed: Run) -> None:
+def test_a_failed_test_leaves_the_files_of_its_record_in_its_own_directory(failed: Run) -> None:
     dup = [f"test_dup[{way}]" for way in ("a/b", "a-b", "../" * 30)]
     kept = {
         Path(failed.tests[test]["artifacts"]["directory"]) for test in failed.tests if test != "test_healthy"
@@ -202,7 +202,7 @@ def test_a_failed_test_leaves_what_its_record_says_in_a_directory_of_its_own(fai
     assert f"netpoll: wrote artifacts of 12 tests to {failed.directory}\n" in failed.output
 
 
-def test_pprof_counts_what_the_record_does_and_names_function_file_line_and_labels(failed: Run) -> None:
+def test_pprof_shows_the_counts_functions_lines_and_labels_of_the_record(failed: Run) -> None:
     spurious = failed.files("test_dup[a/b]")["dup.spurious.pb.gz"]
     offenders = failed.offenders("test_dup[a/b]", "spurious")
     assert total(spurious) == counted(offenders) > 0
@@ -218,7 +218,7 @@ def test_pprof_counts_what_the_record_does_and_names_function_file_line_and_labe
         assert re.search(rf"\): {re.escape(value)}$", tags, re.MULTILINE), value
 
 
-def test_io_calls_and_cpu_time_are_profiles_of_their_own(failed: Run) -> None:
+def test_io_calls_and_cpu_time_have_their_own_profiles(failed: Run) -> None:
     files = failed.files("test_io")
     (name,) = {name.partition(".")[0] for name in files}
     assert sorted(files) == [f"{name}.{end}" for end in ("futile.pb.gz", "io.pb.gz", "log", "trace.json")]
@@ -238,7 +238,7 @@ def test_io_calls_and_cpu_time_are_profiles_of_their_own(failed: Run) -> None:
     assert re.search(r"main\.heavy\n", pprof("-top", cpu))
 
 
-def test_workers_leave_the_files_of_all_tests_to_their_controller_and_runs_are_compared(
+def test_the_controller_writes_the_files_of_all_workers_and_runs_can_be_compared(
     failed: Run, every: Run
 ) -> None:
     assert sorted(every.files("test_healthy")) == ["echo.log", "echo.trace.json"]
@@ -252,7 +252,7 @@ def test_workers_leave_the_files_of_all_tests_to_their_controller_and_runs_are_c
     assert re.search(rf"^Showing nodes accounting for {more},", compared, re.MULTILINE), compared
 
 
-def test_a_service_that_serves_pprof_is_asked_during_a_repeated_call_that_is_not_measured(
+def test_a_service_that_serves_pprof_is_asked_during_an_unmeasured_repeated_call(
     failed: Run,
 ) -> None:
     record = failed.tests["test_profiled"]
@@ -275,7 +275,7 @@ def test_a_service_that_serves_pprof_is_asked_during_a_repeated_call_that_is_not
     assert files["profiled.exec.trace"].read_bytes().startswith(b"go 1.")
 
 
-def test_a_trace_of_a_repeated_call_has_what_that_call_did(failed: Run, every: Run) -> None:
+def test_a_trace_of_a_repeated_call_shows_what_that_call_did(failed: Run, every: Run) -> None:
     for run, test, service in (
         (failed, "test_dup[a-b]", "dup"),
         (failed, "test_window", "dup"),
@@ -294,17 +294,17 @@ def test_a_trace_of_a_repeated_call_has_what_that_call_did(failed: Run, every: R
         )
 
 
-def test_what_a_service_does_not_serve_and_what_cannot_be_repeated_is_a_note(failed: Run) -> None:
+def test_missing_profiles_and_calls_that_cannot_be_repeated_are_noted(failed: Run) -> None:
     for test, what, fix in (
         (
             "test_own",
-            "no trace and no profiles of the service's own: the test starts a service itself",
+            "no trace and no profiles from the service itself: the test starts a service itself",
             "start it in a fixture",
         ),
-        ("test_shy", "no profiles of the service's own: shy: ", "serve net/http/pprof there"),
+        ("test_shy", "no profiles from the service itself: shy: ", "serve net/http/pprof there"),
         (
             "test_limited",
-            "no trace and no profiles of the service's own: the test's timeout of 30 s ",
+            "no trace and no profiles from the service itself: the test's timeout of 30 s ",
             "raise the timeout",
         ),
     ):
@@ -321,7 +321,7 @@ def test_what_a_service_does_not_serve_and_what_cannot_be_repeated_is_a_note(fai
         assert (failed.directory.parent / test).read_text() == "called\n"
 
 
-def test_a_unittest_that_is_repeated_fails_once_and_for_its_own_reason(failed: Run) -> None:
+def test_a_repeated_unittest_fails_once_and_for_its_own_reason(failed: Run) -> None:
     record = failed.tests["TestCase::test_unit"]
     assert record["error"] == "AssertionError: my own"
     assert (failed.directory.parent / "TestCase::test_unit").read_text() == "called\n" * 2
@@ -330,7 +330,7 @@ def test_a_unittest_that_is_repeated_fails_once_and_for_its_own_reason(failed: R
 
 
 @pytest.mark.uprobes
-def test_wakers_and_descriptors_that_nobody_waited_on_are_profiles_as_well(failed: Run) -> None:
+def test_wakers_and_unclaimed_descriptors_have_profiles_as_well(failed: Run) -> None:
     files = failed.files("test_ready")
     assert total(files["ready.wakers.pb.gz"]) == counted(failed.offenders("test_ready", "ready")) > 0
     assert re.search(r"% +main\.main\.func\d\n", pprof("-top", files["ready.wakers.pb.gz"]))
@@ -342,7 +342,7 @@ def test_wakers_and_descriptors_that_nobody_waited_on_are_profiles_as_well(faile
 
 
 @pytest.mark.parametrize("place", ["a file", "a file/in it", "/proc/netpoll"])
-def test_a_directory_that_nothing_can_be_written_to_is_a_usage_error(run, pytester, place: str) -> None:
+def test_an_unwritable_directory_is_a_usage_error(run, pytester, place: str) -> None:
     (pytester.path / "a file").touch()
     result = run("@netpoll()\ndef test_it(): pass", f"--netpoll-artifacts={place}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR

@@ -1,4 +1,4 @@
-"""Baselines: what got worse than it was fails, on real services; and `runs=`, which shares its windows."""
+"""Baselines: regressions fail, on real services; and `runs=`, which also uses several windows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-# The same test of the same service, which PROGRAM makes a good or a wasteful one.
+# The same test of the same service; PROGRAM selects a healthy or a wasteful one.
 SERVER = """
 @pytest.fixture(scope="session")
 def server(start): return start(os.environ["PROGRAM"], name="server")
@@ -90,7 +90,7 @@ def test_new(server, ping): ping(server)
     assert regression["measured"] > 0.4
 
     monkeypatch.setenv("PROGRAM", "echo")
-    # The wasteful one makes half as many polls an event, for it has twice the events.
+    # The wasteful one makes half as many polls per event, because it has twice the events.
     spurious = "--netpoll-compare-fail=spurious:+0.02"
     run(source, "--netpoll-compare=worse", spurious, "-k", "test_it").assert_outcomes(passed=2, failed=1)
 
@@ -128,10 +128,9 @@ def test_rounds_on_both_sides_give_the_change_an_interval(run, pytester, monkeyp
 
 
 @pytest.mark.bpf
-def test_a_slower_service_fails_after_it_was_measured_again(run, pytester, monkeypatch):
-    """Ten goroutines before each reader instead of two: six times the latency, also on a busy machine.
-
-    Not instead of one: on a busy machine that one's time may be up just when the poll returns.
+def test_a_slower_service_fails_after_remeasuring(run, pytester, monkeypatch):
+    """Ten goroutines before each reader instead of two: six times the latency, also on a busy machine. Not
+    instead of one, whose time slice may end on a busy machine just when the poll returns.
     """
     tolerated = "--netpoll-compare-fail=latency_p50:+150%"
     monkeypatch.setenv("SPIN", "2")
@@ -149,7 +148,7 @@ def test_a_slower_service_fails_after_it_was_measured_again(run, pytester, monke
     [test] = json.loads((pytester.path / "now.json").read_text())["tests"]
     assert test["comparison"]["measured"] == 3
 
-    # On another kernel it may be the kernel's doing: latencies are not compared unless asked for.
+    # On another kernel the kernel may be the cause, so latencies are not compared unless requested.
     elsewhere = saved(pytester)
     elsewhere["environment"]["kernel"] = "2.4.0"
     (pytester.path / ".netpoll/main.json").write_text(json.dumps(elsewhere))
@@ -201,7 +200,7 @@ def test_a_wrong_comparison_is_a_usage_error(run, option, expected):
 
 
 @pytest.mark.bpf
-def test_what_is_compared_and_was_not_measured_does_not_pass(run, pytester, monkeypatch):
+def test_a_compared_service_that_was_not_measured_does_not_pass(run, pytester, monkeypatch):
     monkeypatch.setenv("PROGRAM", "echo")
     source = SERVER + "\n@netpoll()\ndef test_it(server, ping): ping(server, int(os.environ['COUNT']))\n"
     monkeypatch.setenv("COUNT", "30")
@@ -212,7 +211,7 @@ def test_what_is_compared_and_was_not_measured_does_not_pass(run, pytester, monk
     result.stdout.fnmatch_lines(
         ["*UNMEASURED*", "unmeasured: server: spurious cannot be compared: only ? wakeups*"]
     )
-    # A limit needs a service; here nothing but the baseline asks for one.
+    # A limit needs a service; here only the baseline needs one.
     before = saved(pytester)
     result = run(
         "@netpoll()\ndef test_it(): pass",
@@ -223,7 +222,7 @@ def test_what_is_compared_and_was_not_measured_does_not_pass(run, pytester, monk
         [
             "unmeasured: server: is in baseline main, but is no longer measured",
             "netpoll: wrote *main.json",
-            "netpoll: test_it.py::test_it is in it as it was: it failed by itself or is unmeasured",
+            "netpoll: test_it.py::test_it keeps its old entry: its own assertion failed, or it is unmeasured",
         ]
     )
     assert saved(pytester) == before
@@ -249,7 +248,7 @@ def test_bad(echo, ping): ping(echo, next(counts)); print("printed")
         [
             "echo: wakeups 2? (median of 3 runs, 2? to 10?) > max 10",
             "*median of 3 runs):",
-            "*least and most over the runs*",
+            "*minimum and maximum over the runs*",
         ]
     )
     assert result.stdout.str().count("\nprinted\n") == 3
@@ -261,7 +260,7 @@ def test_bad(echo, ping): ping(echo, next(counts)); print("printed")
 
 
 @pytest.mark.bpf
-def test_a_repeated_test_that_fails_by_itself_stops(run):
+def test_a_repeated_test_stops_when_its_own_assertion_fails(run):
     result = run(
         """
 import unittest
@@ -286,7 +285,7 @@ def test_counted(): assert (len(calls), len(TestOld.calls)) == (2, 3)
 
 
 @pytest.mark.bpf
-def test_a_run_that_is_unmeasured_makes_the_test_unmeasured(run):
+def test_an_unmeasured_run_makes_the_test_unmeasured(run):
     result = run(
         """
 @netpoll(max_spurious=0.5, runs=2)

@@ -1,4 +1,5 @@
-"""A service that dies without being stopped: a failure in every mode, with its panic; with real services."""
+"""A service that dies without being stopped is a failure in every mode, with its panic; with real
+services."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.bpf
 
-# says(service, "boom") has the service panic, and waits for its end.
+# says(service, "boom") makes the service panic, and waits for its end.
 SAYS = """
 import socket
 
@@ -51,7 +52,7 @@ def test_a_panic_during_the_test_fails_it_in_every_mode_and_is_shown(run, pytest
             "FAILED test_it.py::test_it - Failed: server: service 'server' ended during *",
         ]
     )
-    # What a service says is no command to who runs the tests.
+    # A service's output must not be a command to the CI runner.
     assert "::error::not a command" not in [line.strip() for line in result.outlines]
     (test,) = json.loads((pytester.path / "report.json").read_text())["tests"]
     assert (test["outcome"], test["gate"]) == ("failed", "failed")
@@ -92,7 +93,7 @@ def test_unmarked(start):
     result.stdout.fnmatch_lines(["third: service 'third' ended during the test: exit status 2: panic: boom"])
 
 
-def test_a_panic_after_the_test_is_found_where_the_service_is_stopped(run):
+def test_a_panic_after_the_test_is_found_when_the_service_is_stopped(run):
     """The fixture stops it while it prints its panic, or is about to."""
     result = run(
         f"""{SAYS}
@@ -125,8 +126,8 @@ def pytest_runtest_logreport(report):
 """
 
 
-def test_a_kill_between_the_test_and_its_teardown_is_not_hidden_by_the_teardown(run, pytester):
-    """There the services that the test made, or a fixture of its own, are stopped: not by the user."""
+def test_the_teardown_does_not_hide_a_kill_after_the_test(run, pytester):
+    """The teardown stops services that the test or its fixture made; the user didn't."""
     conftest = pytester.path / "conftest.py"
     conftest.write_text(f"{conftest.read_text()}\n{KILLER}")
     result = run(
@@ -164,7 +165,7 @@ def test_stopped(start):
 
 
 def test_a_service_that_ends_by_itself_fails_the_test_until_it_is_stopped(run):
-    """Whoever stops it says that its end was meant, be it killed or ended of its own accord."""
+    """Stopping it shows that its end was intended, whether it was killed or ended by itself."""
     result = run(
         f"""{SAYS}
 @netpoll()
@@ -196,7 +197,7 @@ def test_meant(start):
     )
 
 
-def test_a_death_is_each_measured_tests_failure_and_one_other_tests(run):
+def test_a_death_fails_each_measured_test_and_one_other_test(run):
     result = run(
         f"""{SAYS}
 @pytest.fixture(scope="session")
@@ -220,7 +221,7 @@ def test_4(echo, ping): ping(echo)
     )
 
 
-def test_a_test_that_fails_by_itself_shows_who_died(run):
+def test_a_test_whose_own_assertion_failed_shows_which_service_died(run):
     result = run(
         f"""{SAYS}
 @netpoll()
@@ -235,7 +236,7 @@ def test_it(start):
     )
 
 
-def test_numbers_of_a_dead_service_reach_no_assertion(run):
+def test_assertions_never_see_numbers_of_a_dead_service(run):
     source = f"""{SAYS}
 def test_it(start, netpoll):
     server = start("panic", name="server")

@@ -1,4 +1,4 @@
-"""Broken limits that name who was woken, and who is left parked, in a pytest of the user's."""
+"""Broken limits name the goroutines that were woken or left parked, in a user's pytest."""
 
 from __future__ import annotations
 
@@ -26,6 +26,17 @@ def test_leak(keep):
 def test_abandoned(keep):
     for _ in range(3): ask(keep, b"channel")
 
+@netpoll(forbid="all")
+def test_rule(keep):
+    import socket
+    from tests.waiting import fall_asleep
+    for how in (b"upstream", b"channel"):
+        for _ in range(3):
+            with socket.create_connection(keep.address, timeout=10) as connection:
+                fall_asleep(keep.pid)  # its reader is parked
+                connection.sendall(how + b"\\n")
+                connection.recv(100)
+
 @netpoll(max_parked_growth=0, max_abandoned_descriptors=0, max_stuck_goroutines=0)
 def test_healthy(keep):
     for _ in range(3): ask(keep, b"idle")
@@ -41,16 +52,25 @@ def test_parked(keep, netpoll):
 """
 
 
-def test_broken_limits_name_who_was_woken_and_who_is_left(run, pytester):
+def test_broken_limits_name_who_was_woken_and_who_is_left(run, pytester, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     result = run(LEAKS, "--netpoll-json=report.json")
-    result.assert_outcomes(failed=3, passed=2)
+    result.assert_outcomes(failed=4, passed=2)
     result.stdout.fnmatch_lines(
         [
             "keep: parked_growth 6 > max 0",
+            "  fix: close the connections that they wait for once the client has gone; *",
             "  3 goroutines (read on tcp, peer 127.0.0.1:*): 3 more than at the start,*",
             "    *keep/main.go:*  main.leak",
             "keep: abandoned_descriptors 3 > max 1",
             "  3 tcp descriptors whose peers have closed, and nobody is parked on them*",
+            "keep: NP501 parked-leak: 3 tcp connections *",
+            "  fix: close the connection on every way out of its handler, *",
+            "keep: NP501 parked-leak at *keep/main.go:* main.serve: 3 tcp connections*",
+            "  3 tcp descriptors whose peers have closed, *; who read from them was parked at",
+            "    *keep/main.go:*  main.serve",
+            "  * goroutines (read on tcp, peer 127.0.0.1:*): 3 more than at the start,*",
+            "    *keep/main.go:*  main.leak",
             "echo: wakeups 2* > max 3",
             "  * wakeups (read on tcp *), parked*",
             "    *kit.go:*  services/kit.Echo",
@@ -65,6 +85,13 @@ def test_broken_limits_name_who_was_woken_and_who_is_left(run, pytester):
         "main.main": 0,
     }
     assert {offender["offence"] for offender in service["offenders"]} == {"parked"}
+    (service,) = tests["test_rule"]["services"]
+    behind = [offender for offender in service["offenders"] if "NP501" in offender["rules"]]
+    assert [offender["stack"][0]["function"] for offender in behind] == [
+        "main.serve",
+        "main.leak",
+        "main.serve",  # the service's own ends of what it leaks
+    ]
     (echo,) = tests["test_woken"]["services"]
     assert echo["parked"] is None
     assert [offender["offence"] for offender in echo["offenders"]] == ["woken"] * len(echo["offenders"])

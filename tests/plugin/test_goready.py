@@ -1,4 +1,4 @@
-"""Limits on what wakes goroutines otherwise than by the network."""
+"""Limits on goroutine wakeups that the network doesn't cause."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_it(ready, ping): ping(ready)
 """
 
 
-def test_a_broken_limit_names_the_line_that_wakes_and_what_was_attached(run, pytester):
+def test_a_broken_limit_names_the_waking_line_and_what_was_attached(run, pytester):
     result = run(WAKES, "--netpoll-json=report.json")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
@@ -44,7 +44,7 @@ def test_a_broken_limit_names_the_line_that_wakes_and_what_was_attached(run, pyt
     assert offender["share"] > 0.95
 
 
-def test_without_uprobes_none_are_reported(run, pytester):
+def test_without_uprobes_no_ready_calls_are_reported(run, pytester):
     run("@netpoll()\ndef test_it(echo, ping): ping(echo)", "--netpoll-goready=off", "--netpoll-json=r.json")
     report = json.loads((pytester.path / "r.json").read_text())
     assert [probe["probe"] for probe in report["environment"]["attached"]] == ["raw tracepoint sys_exit"]

@@ -78,7 +78,7 @@ def pytest_netpoll_breaches(item, measurement, limits):
     run(f"@pytest.mark.xfail(strict=True)\n{source}").assert_outcomes(xfailed=1)
 
 
-def test_hooks_are_not_asked_for_numbers_that_cannot_be_trusted(run, conftest):
+def test_hooks_are_not_called_for_inexact_numbers(run, conftest):
     conftest(
         """
 from pytest_netpoll import hookspecs
@@ -99,7 +99,7 @@ def test_it(go_service): go_service(command="python3 -m http.server --bind 127.0
     result.stdout.no_fnmatch_line("*asked: columns*")
 
 
-# What a hook returns for a test -> what is said of it there.
+# What a hook returns for a test -> the message.
 INVALID = {
     "breaches": {
         "Breach('echo', 'polls a second', 'max', None, 1)": "Breaches that can be read: measured is *",
@@ -110,7 +110,7 @@ INVALID = {
 }
 
 
-def test_a_hook_that_returns_something_invalid_fails_the_test_in_words(run, conftest):
+def test_a_hook_that_returns_something_invalid_fails_the_test_with_a_message(run, conftest):
     conftest("from pytest_netpoll.model.verdict import Breach")
     tests, expected = [], []
     for hook, returned in INVALID.items():
@@ -126,7 +126,7 @@ def test_a_hook_that_returns_something_invalid_fails_the_test_in_words(run, conf
     result.stdout.fnmatch_lines(expected)
 
 
-def test_a_hook_that_raises_is_shown_and_the_numbers_too(run, conftest):
+def test_a_hook_that_raises_is_shown_together_with_the_numbers(run, conftest):
     conftest("def pytest_netpoll_columns(measurement): raise RuntimeError('mine')")
     result = run("@netpoll()\ndef test_it(echo, ping): ping(echo)")
     result.assert_outcomes(failed=1)
@@ -141,8 +141,8 @@ def test_a_hook_that_raises_is_shown_and_the_numbers_too(run, conftest):
     )
 
 
-def test_a_hook_that_fails_keeps_nothing_from_the_others_or_from_the_report(run, conftest, pytester):
-    """Also a limit that another hook found broken is reported, beside the failure."""
+def test_a_failing_hook_does_not_affect_other_hooks_or_the_report(run, conftest, pytester):
+    """A limit that another hook found broken is reported together with the failure."""
     conftest(
         """
 from pytest_netpoll import Breach

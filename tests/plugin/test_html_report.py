@@ -1,7 +1,7 @@
-"""--netpoll-html, looked at in a real browser that is told to do what a person would, by keyboard.
+"""--netpoll-html in a real browser, used by keyboard as a person would.
 
-One browser serves all tests, and a page is loaded once for all that is asked of it: unpacking plotly.js,
-which each page does for its first chart, takes seconds.
+All tests share one browser, and each page is loaded only once: unpacking plotly.js, which each page does for
+its first chart, takes seconds.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Page:
         return WebDriverWait(self.driver, PATIENCE, poll_frequency=0.02).until(lambda _: condition())
 
     def names(self) -> list[str]:
-        """Of the tests in the table that are shown, in order."""
+        """The names of the tests shown in the table, in order."""
         selector = "#tests > tbody:not([hidden]) .name"
         names: list[str] = self.js(f"[...document.querySelectorAll('{selector}')].map((e) => e.textContent)")
         return names
@@ -80,7 +80,8 @@ class Page:
         field.send_keys(text or Keys.DELETE)
 
     def unfold(self, test: WebElement) -> WebElement:
-        """Opens a test's row by keyboard, if need be; its details, with all charts drawn in sight."""
+        """Opens a test's row by keyboard, if necessary; returns its details, with all visible charts
+        drawn."""
         button = test.find_element(By.CSS_SELECTOR, ".test button")
         if button.get_attribute("aria-expanded") == "false":
             button.send_keys(Keys.ENTER)
@@ -88,7 +89,7 @@ class Page:
         return self.until(lambda: test.find_element(By.CSS_SELECTOR, ".detail"))
 
     def draw(self, chart: WebElement) -> int:
-        """Scrolls to a chart; how many bars it shows."""
+        """Scrolls to a chart; returns how many bars it shows."""
         self.driver.execute_script("arguments[0].scrollIntoView()", chart)
         self.until(lambda: chart.get_attribute("data-drawn") is not None)
         return len(chart.find_elements(By.CSS_SELECTOR, ".bars .point path"))
@@ -101,14 +102,14 @@ class Page:
         return self.cells(table)
 
     def cells(self, place: WebElement) -> list[list[str]]:
-        """What is to be read in the rows of the first table in a place."""
+        """The text in the rows of the first table in a place."""
         rows = "[...arguments[0].querySelector('table').rows]"
         script = f"return {rows}.map((row) => [...row.cells].map((cell) => cell.innerText.trim()))"
         cells: list[list[str]] = self.driver.execute_script(script, place)
         return cells
 
     def assert_in_order(self) -> None:
-        """Nothing was complained of, or fetched from anywhere."""
+        """There were no complaints, and nothing was fetched."""
         assert self.driver.get_log("browser") == []
         assert self.js("performance.getEntriesByType('resource').length") == 0
 
@@ -124,7 +125,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrom
     for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"]:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    # Its path is given, or selenium would look for a driver to download.
+    # With its path, because otherwise selenium would look for a driver to download.
     driver = webdriver.Chrome(options, webdriver.ChromeService(chromedriver))
     try:
         yield driver
@@ -134,7 +135,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrom
 
 @pytest.fixture
 def page(driver: webdriver.Chrome) -> Iterator[Page]:
-    """Of a browser that remembers nothing of the tests before."""
+    """A page in a browser without state from earlier tests."""
     yield Page(driver)
     driver.get("about:blank")
     driver.get_log("browser")
@@ -143,7 +144,7 @@ def page(driver: webdriver.Chrome) -> Iterator[Page]:
 
 
 @pytest.mark.bpf
-def test_the_report_of_a_real_run_names_the_culprit(run, pytester, page):
+def test_the_report_of_a_real_run_names_the_offending_line(run, pytester, page):
     result = run(
         """
 @netpoll(max_spurious=0.05)
@@ -162,7 +163,7 @@ def test_healthy(dup, ping, text): ping(dup, 20)
     page.open(pytester.path / "out/report.html")
     assert page.driver.title.startswith("1 failed, 2 passed")
 
-    # The failing test is on top, and found by its name.
+    # The failing test is at the top, and found by its name.
     assert page.names()[0] == "test_wasteful"
     page.search("wasteful")
     assert page.names() == ["test_wasteful"]
@@ -185,7 +186,7 @@ def test_healthy(dup, ping, text): ping(dup, 20)
     }
     chart = charts["Latency"].find_element(By.CSS_SELECTOR, ".chart")
     assert page.draw(chart) > 0
-    # What it shows is what was measured: a latency for each wakeup that was resolved.
+    # It shows what was measured: a latency for each resolved wakeup.
     tests = json.loads((pytester.path / "report.json").read_text())["tests"]
     (metrics,) = [t["services"][0]["metrics"] for t in tests if t["nodeid"].endswith("test_wasteful")]
     heading, *rows = page.figures(chart)
@@ -194,14 +195,14 @@ def test_healthy(dup, ping, text): ping(dup, 20)
     assert sum(int(count) for _, count in rows) == resolved >= 300
     assert len(chart.screenshot_as_png) > 4000
 
-    # Nothing that a test is called becomes a part of the page.
+    # A test's name never becomes part of the page's markup.
     page.search("")
     evil = "test_healthy[</script><script>document.title='mine'</script>]"
     assert evil in page.names()
     assert "test_healthy[<b>&lt;]" in page.names()
     assert page.driver.title.startswith("1 failed")
 
-    # Of several runs each value is there.
+    # The values of all runs are there.
     page.search("title=")
     detail = page.unfold(page.first())
     heading, *rows = page.cells(detail.find_element(By.CSS_SELECTOR, ":has(> .runs)"))
@@ -215,7 +216,7 @@ def test_healthy(dup, ping, text): ping(dup, 20)
     page.assert_in_order()
 
 
-def test_without_its_libraries_no_test_is_run(run, pytester):
+def test_without_the_report_libraries_no_test_runs(run, pytester):
     pytester.makepyfile(without="import sys\nsys.modules['plotly'] = None")
     result = run("def test_it(): pass", "-p", "without", "--netpoll-html=report.html")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -295,11 +296,11 @@ COMPARISON = {
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report of one test with two toolchains, of which one made it worse, and of another test."""
+    """A report of one test with two toolchains, one of which made it worse, and of another test."""
     bad = record(0, "failed", toolchain="go1.21.13", comparison=COMPARISON, requests_per_second=100.0)
     bad["services"][0] |= {"runs": RUNS}
     good = record(0, toolchain="go1.9", comparison={**COMPARISON, "outcome": "passed", "regressions": []})
-    # Nothing to draw, which takes its time.
+    # No charts, because drawing takes time.
     good["services"][0] |= {"histogram": {}, "timeline": []}
     other = record(1, "failed", error="assert 1 == 2", reason="assert 1 == 2")
     other["services"] = []
@@ -317,15 +318,15 @@ def test_thousands_of_tests_are_searched_filtered_and_sorted(tmp_path, page):
     page.open(many)
     assert len(page.names()) == 2000
     assert page.one("#shown").text == "2,000 tests"
-    # What failed is open; and each is drawn only when it is looked at.
+    # Failed tests are open; each chart is drawn only when it becomes visible.
     page.until(lambda: len(page.all(".detail")) == 1)
     assert len(page.all(".chart")) == 2
 
     page.search("no such test")
     assert page.names() == []
-    # A page that lays out few of them answers at once.
+    # A page that lays out only a few of them responds at once.
     page.search("many[123")
-    # The worst is on top.
+    # The worst is at the top.
     first, *others = page.names()
     assert first == "TestMany::test_many[1234]"
     assert len(others) == 10
@@ -390,7 +391,7 @@ def test_a_link_opens_the_test_that_it_names(few, page, write):
     page.assert_in_order()
 
 
-def test_toolchains_and_what_got_worse_are_told_apart_and_filtered(few, page):
+def test_toolchains_and_regressions_are_distinguished_and_filtered(few, page):
     page.open(few)
     toolchains = (
         "[...document.querySelectorAll('tbody:not([hidden]) td.c-toolchain')].map((e) => e.innerText)"
@@ -401,7 +402,7 @@ def test_toolchains_and_what_got_worse_are_told_apart_and_filtered(few, page):
     assert page.js(toolchains) == ["go1.9", "go1.21.13", "–"]  # noqa: RUF001
     button.send_keys(Keys.ENTER)
     assert page.js(toolchains) == ["go1.21.13", "go1.9", "–"]  # noqa: RUF001
-    assert [mark.text for mark in page.all(".against")] == ["got worse"]
+    assert [mark.text for mark in page.all(".against")] == ["regressed"]
     assert [cell.text for cell in page.all(".number .worse")] == ["20.0 µs"]
 
     page.one("[name=toolchain][value='go1.21.13']").send_keys(Keys.SPACE)
@@ -420,7 +421,7 @@ def stack(*functions: str) -> Any:
     return [{"function": name, "file": "server/main.go", "line": 7} for name in functions]
 
 
-def test_stacks_are_drawn_as_flame_graphs_once_they_are_opened(tmp_path, page):
+def test_stacks_are_drawn_as_flame_graphs_when_they_are_opened(tmp_path, page):
     burnt = [("main.hash", "main.serve"), ("main.parse", "main.serve"), ("main.<b>", "main.main")]
     made = record(0, "failed")
     made["services"][0] |= {"histogram": {}, "timeline": []}
@@ -439,7 +440,7 @@ def test_stacks_are_drawn_as_flame_graphs_once_they_are_opened(tmp_path, page):
     document.write(tmp_path / "report.html", {}, [made])
     page.open(tmp_path / "report.html")
     page.unfold(page.first())
-    graph = page.one(".flame")  # of what was not recorded there is none
+    graph = page.one(".flame")  # there is none without recorded stacks
     assert graph.text == "Flame graph: CPU time"
     assert page.all(".chart") == []
     graph.find_element(By.TAG_NAME, "summary").send_keys(Keys.ENTER)

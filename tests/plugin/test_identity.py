@@ -1,4 +1,4 @@
-"""Whose numbers are judged: the test's own services, each by itself, for as long as it lives."""
+"""Which services are judged: the test's own, each separately, as long as it lives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SLEEPER = """
 def sleeper(go_service, **options): return go_service(command="sleep 60", ready=None, **options)
 """
 
-# A daemon that starts a service, dup, for whoever asks; what it prints goes back.
+# A daemon that starts the service dup on request, and sends its output back.
 DAEMON = """
 @pytest.fixture(scope="session")
 def daemon(start):
@@ -63,7 +63,7 @@ def test_it(server, ping, number): ping(server, 5)
     assert names(pytester) == {f"test_it[{number}]": ["svc"] for number in range(20)}
 
 
-def test_a_service_lives_as_long_as_whoever_asked_for_it(run):
+def test_a_service_lives_as_long_as_the_fixture_or_test_that_asked_for_it(run):
     result = run(
         SLEEPER
         + """
@@ -212,7 +212,7 @@ def test_started_again(echo): echo.restart()
 
 
 @pytest.mark.bpf
-def test_two_services_of_one_name_are_measured_each_by_itself(run, pytester):
+def test_two_services_of_one_name_are_measured_separately(run, pytester):
     source = """
 PROGRAMS = os.environ["PROGRAMS"].split()
 
@@ -356,7 +356,7 @@ def test_without_limits(): pass
 
 
 @pytest.mark.bpf
-def test_a_service_that_a_fixture_made_and_did_not_hand_over_is_the_tests(run):
+def test_a_service_that_a_fixture_made_but_did_not_return_belongs_to_the_test(run):
     result = run(
         """
 @pytest.fixture(scope="module", autouse=True)
@@ -373,7 +373,7 @@ def test_it(ping): ping(server)
 
 
 @pytest.mark.bpf
-def test_a_client_of_what_serves_is_not_taken_for_the_service(run):
+def test_a_client_of_the_service_is_not_taken_for_the_service(run):
     result = run(
         DAEMON
         + """

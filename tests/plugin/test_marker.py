@@ -1,4 +1,4 @@
-"""The marker in a real pytest: what is wrong with it is said at collection, with exit code 4."""
+"""The marker in a real pytest: mistakes in it are reported at collection, with exit code 4."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_wrong_option_in_the_ini_file_is_a_usage_error(run, pytester):
     result.stderr.fnmatch_lines(["*netpoll_unmeasured*fail, skip*"])
 
 
-def test_the_marker_is_documented_and_known_to_strict_markers(run):
+def test_the_marker_is_documented_and_passes_strict_markers(run):
     run("", "--markers").stdout.fnmatch_lines(["@pytest.mark.netpoll(max_<metric>=*"])
     result = run("@netpoll()\ndef test_it(): pass", "--strict-markers", "--netpoll=off")
     result.assert_outcomes(passed=1)

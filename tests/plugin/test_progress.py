@@ -1,4 +1,4 @@
-"""What is said while something takes long, on a real terminal, between pytest's own lines."""
+"""Messages while something takes long, on a real terminal, between pytest's own lines."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def on_terminal(pytester):
         if pid == 0:
             os.execvpe(command[0], command, {**os.environ, "TERM": "xterm", "COLUMNS": "80"})
         output = b""
-        # At the end of a terminal's other side Linux gives EIO.
+        # When a terminal's other side has ended, Linux returns EIO.
         try:
             while data := os.read(terminal, 4096):
                 output += data
@@ -70,7 +70,9 @@ def on_terminal(pytester):
     ],
     ids=["default", "-q", "-v", "-s"],
 )
-def test_waiting_is_said_on_a_line_of_its_own_and_progress_goes_on_after_it(on_terminal, args, before, after):
+def test_waiting_is_announced_on_its_own_line_and_progress_continues_after_it(
+    on_terminal, args, before, after
+):
     lines = [re.sub(r" +\[ *\d+%\]", "", line) for line in on_terminal(*args)]
     said = next(i for i, line in enumerate(lines) if line.startswith("netpoll: waiting"))
     assert lines[said].startswith("netpoll: waiting for late: ")
@@ -108,7 +110,7 @@ for line in sys.stdin:
         ("nothing", []),
     ],
 )
-def test_a_slow_agent_is_waited_for_aloud(tmp_path, slow, expected):
+def test_waiting_for_a_slow_agent_is_announced(tmp_path, slow, expected):
     said: list[str] = []
     noticed = tmp_path / "noticed"
 
@@ -124,5 +126,5 @@ def test_a_slow_agent_is_waited_for_aloud(tmp_path, slow, expected):
         agent.open()
     finally:
         agent.stop()
-    # A machine so busy that Python itself takes a second to start is waited for, too.
+    # Waiting is also announced on a machine so busy that Python itself takes a second to start.
     assert [text for text in said if text in expected] == expected

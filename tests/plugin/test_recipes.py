@@ -14,7 +14,7 @@ RECIPES = ROOT / "docs" / "recipes.md"
 
 pytestmark = pytest.mark.bpf
 
-# What the recipe for HTTP asks for. With -hogs there is one thread, and so many goroutines that never rest.
+# The service for the HTTP recipe. With -hogs there is one thread, and this many goroutines that never rest.
 HTTP_SERVICE = """
 package main
 
@@ -44,7 +44,7 @@ func main() {
 }
 """
 
-# What the recipe for config files asks for.
+# The service for the recipe for config files.
 CONFIGURED_SERVICE = """
 package main
 
@@ -134,7 +134,7 @@ def test_the_recipe_for_http_passes_and_keeps_its_connection(follow):
     result, tests = follow("An HTTP service")
     result.assert_outcomes(passed=1)
     metrics = metrics_of(tests["test_requests_on_a_kept_connection"])
-    # A connection of its own for each request would be two events for each.
+    # A separate connection for each request would make two events for each.
     assert metrics["events"] < 150
 
 
@@ -151,7 +151,7 @@ def test_the_recipe_for_tcp_passes_with_a_wakeup_for_each_message(follow):
     result, tests = follow("A TCP service")
     result.assert_outcomes(passed=2)
     metrics = metrics_of(tests["test_a_message_wakes_one_reader"])
-    # At most those, the accept and the end; on a busy machine some find their reader awake.
+    # At most these, the accept and the end; on a busy machine some find their reader awake.
     assert 50 < metrics["wakeups"] <= 102
 
 

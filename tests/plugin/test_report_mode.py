@@ -1,4 +1,4 @@
-"""Report mode and xfail: what does not fail a test is said all the same; with real services and real eBPF."""
+"""Report mode and xfail: what doesn't fail a test is still reported; with real services and real eBPF."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def outcomes(pytester):
     return {test["nodeid"].partition("::")[2]: (test["outcome"], test["gate"]) for test in tests}
 
 
-def test_report_mode_fails_nothing_and_says_of_each_test_what_gate_mode_would(run, pytester, monkeypatch):
+def test_report_mode_fails_nothing_and_shows_the_outcome_in_gate_mode(run, pytester, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     result = run(ALL, "--netpoll=report", "--netpoll-json=report.json")
@@ -85,7 +85,7 @@ def test_window(echo, netpoll):
     result.assert_outcomes(passed=1, skipped=1)
     assert outcomes(pytester) == dict.fromkeys(("test_marked", "test_window"), ("unmeasured", "unmeasured"))
     result.stdout.fnmatch_lines(["SKIPPED*unmeasured: echo: BCC's Python module cannot be imported*"])
-    # The same for both services is said once.
+    # The same reason for both services is printed once.
     assert len([line for line in result.outlines if line.strip().startswith("echo, dup: BCC")]) == 1
 
 
@@ -107,7 +107,7 @@ def test_xfail_expects_a_broken_limit_not_an_unmeasured_test(run):
     run(XFAIL, "--netpoll-unmeasured=skip").assert_outcomes(xfailed=1, skipped=2)
 
 
-def test_report_mode_makes_no_unexpected_pass_of_what_xfail_expects(run):
+def test_report_mode_does_not_turn_an_xfail_into_an_unexpected_pass(run):
     result = run(XFAIL, "--netpoll=report")
     result.assert_outcomes(xfailed=1, passed=2)
     result.stdout.fnmatch_lines(["*test_few*unmeasured", "*test_broken*xfailed"])

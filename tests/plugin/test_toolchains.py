@@ -95,7 +95,8 @@ def test_plain(echo): assert echo.go_version
 
 @pytest.fixture
 def patched(tmp_path, run) -> Path:  # noqa: ARG001 - it sets GOCACHE
-    """The newest GOROOT with a poller that looks ten times before it waits; all else in it are links."""
+    """The newest GOROOT with a poller that looks ten times before it waits; everything else in it is a
+    link."""
     [original] = goroots(1)
     root = tmp_path / "patched"
     for place, apart in ((".", "src"), ("src", "runtime"), ("src/runtime", "netpoll_epoll.go")):
@@ -118,8 +119,8 @@ def patched(tmp_path, run) -> Path:  # noqa: ARG001 - it sets GOCACHE
     )
     assert changed == 1, "Go has another poller by now"
     (root / poller).write_text(source)
-    # Into Go's cache: with another runtime the standard library is compiled again, for which an inner pytest
-    # may have too little time.
+    # This fills Go's cache: with another runtime the standard library is compiled again, for which an inner
+    # pytest may have too little time.
     build = [root / "bin" / "go", "build", "-buildvcs=false", "-o", os.devnull, "."]
     environment = os.environ | {"GOROOT": os.path.realpath(root), "GOTOOLCHAIN": "local"}
     subprocess.run(build, cwd=ROOT / "tests" / "bpf" / "services" / "echo", env=environment, check=True)
@@ -139,7 +140,7 @@ def test_a_patched_runtime_is_built_in_and_measured_beside_the_original(run, pyt
     empty = {}
     for test in json.loads((pytester.path / "now.json").read_text())["tests"]:
         metrics = test["services"][0]["metrics"]
-        assert metrics["blocking_polls"] >= 50, "one a ping"
+        assert metrics["blocking_polls"] >= 50, "one per ping"
         empty[test["toolchain"].endswith("-patched")] = metrics["empty_polls"] / metrics["blocking_polls"]
     assert empty[True] - empty[False] == pytest.approx(10, rel=0.1)
 

@@ -1,4 +1,5 @@
-"""What can go wrong around a test: each time a message with the next command, and nothing left running."""
+"""What can go wrong around a test: each time there is a message with the next command, and nothing keeps
+running."""
 
 from __future__ import annotations
 
@@ -38,14 +39,14 @@ def test_a_service_that_exits_at_once_shows_how_and_what_it_said(run):
     result.stdout.fnmatch_lines(["*service 'sh' ended before it was ready: exit status 3*", "oh no"])
 
 
-def test_a_service_that_never_gets_ready_is_given_up(run):
+def test_a_service_that_never_gets_ready_is_an_error(run):
     result = run("def test_it(go_service): go_service(command='sleep 60', timeout=0.5)")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*'sleep'*0.5 s*"])
 
 
-def test_without_root_the_test_is_unmeasured_and_says_so(run, pytester):
-    """pytest is somebody else: root cannot lose its euid and keep this checkout readable."""
+def test_without_root_the_test_is_unmeasured_with_the_reason(run, pytester):
+    """geteuid is patched, because without root this checkout would not be readable."""
     pytester.makepyfile(nobody="import os\nos.geteuid = lambda: 65534\n")
     pytester.syspathinsert()
     result = run(MEASURED, "-p", "nobody", "--netpoll-sudo=never")
@@ -63,8 +64,8 @@ def test_without_bcc_the_test_is_unmeasured_and_names_the_package(run):
     )
 
 
-def test_the_bcc_of_pypi_is_told_from_bcc(run, tmp_path):
-    """It is a package about crystal lattices; any module of that name without BPF stands for it."""
+def test_the_bcc_of_pypi_is_not_mistaken_for_bcc(run, tmp_path):
+    """That is a package about crystal lattices; any module of that name without BPF can stand for it."""
     python = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", python], check=True)
     site = next((python / "lib").glob("python*/site-packages"))
@@ -78,7 +79,7 @@ def test_the_bcc_of_pypi_is_told_from_bcc(run, tmp_path):
 @pytest.mark.bpf
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes capabilities away from root")
 @pytest.mark.usefixtures("run")
-def test_a_container_without_the_capabilities_is_told_which_to_add(pytester):
+def test_a_container_without_the_capabilities_gets_the_flags_to_add(pytester):
     pytester.makepyfile(test_it=f"from pytest import mark\nnetpoll = mark.netpoll\n{MEASURED}")
     under = ("setpriv", "--bounding-set", "-bpf,-perfmon,-sys_admin")
     result = pytester.run(*under, sys.executable, "-m", "pytest", "-p", "no:xdist", timeout=120)
@@ -87,14 +88,14 @@ def test_a_container_without_the_capabilities_is_told_which_to_add(pytester):
     )
 
 
-def test_a_python_that_is_not_there_is_named(run):
+def test_a_missing_python_is_named(run):
     result = run(MEASURED, "--netpoll-python=/no/python")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*there is no Python at /no/python*", "  fix: *--netpoll-python=PATH*"])
 
 
 @pytest.mark.bpf
-def test_an_agent_that_dies_or_hangs_during_a_test_spoils_that_test_only(run):
+def test_an_agent_that_dies_or_hangs_affects_only_that_test(run):
     result = run(
         """
 from pytest_netpoll.meter import agent_client as probe
@@ -187,8 +188,8 @@ def test_it(echo, netpoll):
 
 
 @pytest.mark.bpf
-def test_what_a_forked_process_measures_is_unmeasured_and_says_so_and_pytest_goes_on(run):
-    """As by pytest-forked, which runs each test in one; also where the agent has been heard already."""
+def test_a_forked_process_is_unmeasured_with_the_reason_and_pytest_continues(run):
+    """As with pytest-forked, which forks for each test; also if the agent has already answered."""
     result = run(
         """
 def forked(service, netpoll):
@@ -243,8 +244,8 @@ def test_it(echo):
     assert left_of(family) == []
 
 
-# What pytest is doing -> the test file in which it does it for a minute; "running" tells that it began.
-# The build is a long one, of which pytest has said that it is waited for.
+# What pytest is doing -> the test file in which it does that for a minute; "running" shows that it began. The
+# build is a long one, which pytest has announced.
 PHASES = {
     "collection": "time.sleep(60)",
     "build": """
@@ -272,8 +273,8 @@ def slow(echo):
 def test_it(slow, echo, ping): ping(echo)
 """,
 }
-# Where not pytest itself but what it starts creates "running", pytest may still be busy starting it; it waits
-# when it says so.
+# If a process that pytest starts creates "running", pytest may still be busy starting it; it prints when it
+# waits.
 WAITS = {
     "build": "netpoll: building ",
     "start": "netpoll: waiting for sh: ",
@@ -290,7 +291,7 @@ def test_ctrl_c_ends_everything_whatever_pytest_is_doing(pytester, phase):
         source = f"open('running', 'w').close(); {source}"
     pytester.makepyfile(test_it=f"{IMPORTS}{source}")
     options = []
-    # As go does, one waits for a child that works.
+    # Like go, it waits for a child that works.
     for name, works in (("slow-go", "sleep 60 & {}; wait"), ("slow-python", "{}; exec sleep 60")):
         program = pytester.path / name
         program.write_text(
@@ -320,7 +321,7 @@ def test_ctrl_c_ends_everything_whatever_pytest_is_doing(pytester, phase):
 
 @pytest.mark.bpf
 @pytest.mark.usefixtures("run")
-def test_two_runs_at_once_count_each_its_own(pytester):
+def test_two_runs_at_once_each_count_their_own_service(pytester):
     pytester.makepyfile(
         test_it="""
 import os, pytest, time
@@ -352,7 +353,7 @@ def test_it(echo, ping):
 
 @pytest.fixture
 def in_namespace(pytester):
-    """in_namespace("mount …") is pytest on MEASURED, in a mount namespace of its own where that was done."""
+    """in_namespace("mount …") runs pytest on MEASURED, in its own mount namespace after that command."""
     pytester.makepyfile(test_it=f"{IMPORTS}{MEASURED}")
 
     def in_namespace(script, **environment):
@@ -377,7 +378,7 @@ needs_mount = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"
 @pytest.mark.bpf
 @needs_mount
 @pytest.mark.usefixtures("run")
-def test_a_read_only_checkout_is_no_hindrance(in_namespace, pytester):
+def test_a_read_only_checkout_can_be_measured(in_namespace, pytester):
     here = shlex.quote(str(pytester.path))
     done = in_namespace(f"mount --bind {here} {here}; mount -o remount,ro,bind {here}")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -388,7 +389,7 @@ def test_a_read_only_checkout_is_no_hindrance(in_namespace, pytester):
 @pytest.mark.bpf
 @needs_mount
 @pytest.mark.usefixtures("run")
-def test_a_full_disk_for_temporary_files_is_told_by_the_compiler_that_needs_it(in_namespace, tmp_path):
+def test_a_full_disk_for_temporary_files_is_reported_by_the_compiler(in_namespace, tmp_path):
     full = tmp_path / "full"
     full.mkdir()
     fill = f"mount -t tmpfs -o size=64k tmpfs {full}; dd if=/dev/zero of={full}/all 2>/dev/null || true"
@@ -404,7 +405,7 @@ def test_collecting_starts_nothing(run):
 
 
 def left_of(family):
-    """Those of the processes that do not end within 3 s."""
+    """The processes that do not end within 3 s."""
     return survivors(process.pid for process in family)
 
 

@@ -1,4 +1,4 @@
-"""Broken limits, unmeasured tests, and tests that fail by themselves; with real services and real eBPF."""
+"""Broken limits, unmeasured tests, and tests whose own assertions fail; with real services and real eBPF."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_unknown(echo, netpoll):
 
 @pytest.fixture(scope="module")
 def whole(run_once):
-    """A run of ALL, of which most tests here look at a part."""
+    """A run of ALL; most tests here look at a part of it."""
     return run_once(
         ALL,
         *("-v", "--netpoll-goready=off", "--netpoll-json=out/report.json", "--junitxml=junit.xml"),
@@ -110,7 +110,7 @@ def test_a_healthy_service_passes_and_a_wasteful_one_fails_with_its_line(result)
     )
 
 
-def test_xfail_works(result):
+def test_xfail_expects_a_broken_limit(result):
     result.stdout.fnmatch_lines(["*::test_expected XFAIL*"])
 
 
@@ -139,7 +139,7 @@ def test_too_few_wakeups_are_unmeasured_which_fails_or_skips(result, run):
     skipped.stdout.fnmatch_lines(["SKIPPED*test_it.py:3: unmeasured: echo: only ? wakeups*"])
 
 
-def test_a_metric_that_nobody_counted_is_unmeasured(result):
+def test_a_metric_that_was_not_counted_is_unmeasured(result):
     result.stdout.fnmatch_lines(
         ["unmeasured: echo: ready_calls was not measured: *", "  fix: --netpoll-goready=on"]
     )
@@ -167,19 +167,19 @@ def test_without_a_service_limits_are_unmeasured(run):
     )
 
 
-def test_limits_may_be_one_services_own(result):
+def test_limits_may_bind_one_service_only(result):
     result.stdout.fnmatch_lines(["*::test_one_of_two PASSED*", "*::test_nobody UNMEASURED*"])
     result.stdout.fnmatch_lines(["unmeasured: no service named 'nobody' was measured*"])
 
 
-def test_a_stretch_can_be_measured(result):
+def test_part_of_a_test_can_be_measured(result):
     result.stdout.fnmatch_lines(
         ["*::test_stretch PASSED*", "*::test_open FAILED*", "*::test_unknown FAILED*"]
     )
     result.stdout.fnmatch_lines(["*the window is still open*", "*no service 'other' was measured*"])
 
 
-def test_the_json_report_and_junit_carry_the_numbers(whole):
+def test_json_report_and_junit_contain_the_numbers(whole):
     assert whole.result.ret == 1
     report = json.loads((whole.path / "out/report.json").read_text())
     assert report["schema"] == "pytest-netpoll/1"
@@ -209,7 +209,7 @@ def test_the_json_report_and_junit_carry_the_numbers(whole):
     assert f'name="netpoll.dup.spurious" value="{breach["measured"]}"' in junit
 
 
-def test_github_gets_a_step_summary_and_marks_the_line_of_go_in_the_repository(whole):
+def test_github_gets_a_step_summary_and_an_annotation_at_the_go_line(whole):
     assert "| ❌ | `test_it.py::test_wasteful` |" in (whole.path / "summary.md").read_text()
     whole.result.stdout.fnmatch_lines(
         [
@@ -232,13 +232,13 @@ def test_github_gets_both_whatever_the_terminal_shows(run, pytester, monkeypatch
     result.stdout.fnmatch_lines([f"::error file={file},line=3,title=*::dup: spurious *services/kit.Echo*"])
 
 
-def test_junits_failure_names_the_line_of_go_and_the_diagnosis(whole):
+def test_the_failure_in_junit_has_the_go_line_and_the_diagnosis(whole):
     root = ElementTree.parse(whole.path / "junit.xml").getroot()
     (case,) = (case for case in root.iter("testcase") if case.get("name") == "test_wasteful")
     (failure,) = case.iter("failure")
     assert (failure.get("message") or "").startswith("Failed: dup: spurious ")
     for expected in ("max 5.0 %", "kit.go:", "services/kit.Echo", "dup: ", "found nothing to read or write"):
-        assert expected in (failure.text or "")
+        assert expected in " ".join((failure.text or "").split())
 
 
 def test_a_service_that_printed_nothing_has_no_heading(run):
@@ -247,12 +247,12 @@ def test_a_service_that_printed_nothing_has_no_heading(run):
     result.stdout.no_fnmatch_line("*output of service*")
 
 
-def test_an_agents_failure_is_told_once_for_all_services(run):
+def test_an_agents_failure_is_reported_once_for_all_services(run):
     source = "@netpoll(max_spurious=0.05)\ndef test_it(echo, dup, ping): ping(echo)"
     result = run(source, "--netpoll-python=/no/python")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["unmeasured: echo, dup: there is no Python at /no/python*"])
-    # In pytest's words, in ours, and in its summary.
+    # In pytest's text, in ours, and in its summary.
     assert len([line for line in result.outlines if "there is no Python" in line]) <= 3
 
 
@@ -271,11 +271,11 @@ def test_echo(echo, ping): ping(echo)
 def test_with_our_fixtures(echo, ping, netpoll, go_service, request): ping(echo)
 """
     )
-    # The first made the service itself, so it is about it; the others are not.
+    # The first one made the service itself, so it is judged by it; the others are not.
     result.assert_outcomes(failed=1, passed=2)
 
 
-def test_a_report_that_cannot_be_written_is_said_and_is_no_success(run):
+def test_a_report_that_cannot_be_written_fails_the_run_with_a_message(run):
     result = run("@netpoll()\ndef test_it(echo, ping): ping(echo)", "--netpoll-json=/proc/no/report.json")
     assert result.ret == 1
     result.stdout.fnmatch_lines(["*report could not be written to /proc/no/report.json*"])
@@ -336,12 +336,12 @@ def test_second_builds(echo, ping): ping(echo)
     )
     lines = result.outlines
     assert "\x1b" not in "".join(lines)
-    # Below pytest's own header, which names the interpreter and the plugins however long that gets.
+    # Below pytest's own header, whose lines with interpreter and plugins may be long.
     ours = [
         line for line in lines if not line.startswith(("platform ", "plugins: ", "rootdir: ", "cachedir: "))
     ]
     assert [line for line in ours if len(line) > 80 and "netpoll: building" not in line] == []
-    # What is said of builds that take long stands on lines of its own.
+    # Messages about long builds are on their own lines.
     building = [line for line in lines if "building" in line]
     assert all(line.startswith("netpoll: building ") for line in building)
     begin = next(i for i, line in enumerate(lines) if line.startswith("____"))

@@ -10,9 +10,7 @@ import pytest
 pytestmark = pytest.mark.bpf
 
 
-def test_a_plain_assertion_about_a_window_shows_what_it_counted_and_whose_line_it_was(
-    run, pytester, monkeypatch
-):
+def test_a_failed_assertion_about_a_window_shows_its_counts_and_go_line(run, pytester, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(pytester.path / "summary.md"))
     result = run(
@@ -95,13 +93,13 @@ def test_none(): pass
         assert [service["name"] for service in window["services"]] == ["echo"]
     inside = tests["test_marked"]["windows"][0]["services"][0]["metrics"]
     assert inside["wakeups"] <= tests["test_marked"]["services"][0]["metrics"]["wakeups"]
-    # Only what has limits has a baseline, and of the others nothing is missing.
+    # Only tests with limits have a baseline, and nothing is missing for the others.
     saved = json.loads((pytester.path / ".netpoll/main.json").read_text())["tests"]
     assert list(saved) == ["test_it.py::test_marked"]
     result.stdout.no_fnmatch_line("*is not in it*")
 
 
-def test_of_very_many_windows_the_last_ones_are_kept(run, pytester):
+def test_only_the_last_of_very_many_windows_are_kept(run, pytester):
     result = run(
         """
 def test_it(echo, netpoll):
@@ -115,3 +113,73 @@ def test_it(echo, netpoll):
     assert test["windows_left_out"] == 3
     assert [window["number"] for window in test["windows"]] == list(range(4, 104))
     assert len([line for line in result.outlines if line.startswith("↳")]) == 10
+
+
+LIMITED = """
+def test_limit(echo, ping, netpoll):
+    with netpoll.measure("warm-up"): ping(echo, 5)
+    with netpoll.measure("ping", max_polls=3): ping(echo, 20)
+
+@netpoll(max_wakeups=1000)
+def test_rule(echo, dup, ping, netpoll):
+    with netpoll.measure(service="dup", forbid="all"): ping(dup, 20)
+
+def test_kept(echo, ping, netpoll):
+    with netpoll.measure(max_spurious="5%", forbid="NP1"): ping(echo, 20)
+
+def test_few(echo, ping, netpoll):
+    with netpoll.measure(max_spurious="5%"): ping(echo, 3)
+
+def test_wrong(netpoll):
+    with netpoll.measure(max_pols=3): pass
+
+def test_own_failure_comes_first(echo, ping, netpoll):
+    with netpoll.measure(max_polls=3):
+        ping(echo, 20)
+        assert False
+"""
+
+
+def test_a_window_has_limits_of_its_own_and_names_the_line(run, pytester):
+    result = run(LIMITED, "--netpoll-json=report.json")
+    result.assert_outcomes(passed=1, failed=5)
+    result.stdout.fnmatch_lines(
+        [
+            "window 2, ping, echo: polls * > max 3",
+            "*- netpoll -*",
+            "window 2, ping, echo: polls * > max 3",
+            "window 2, ping, echo (pid *",
+            "  * wakeups (read on tcp *), parked*",
+            "    *kit.go:*  services/kit.Echo",
+            "  polls  *",
+            "window 1, dup: NP101 second-reader at *kit.go:* services/kit.Echo",
+            "  fix: read from one goroutine only*",
+            "window 1, dup (pid *",
+            "    *kit.go:*  services/kit.Echo",
+            "unmeasured: window 1, echo: only * wakeups; spurious needs at least 10",
+            "netpoll.measure(): unknown limit 'max_pols', did you mean 'max_polls'?",
+            "*assert False",
+            "↳ window 2, ping *FAILED",
+        ]
+    )
+    report = json.loads((pytester.path / "report.json").read_text())
+    tests = {test["nodeid"].partition("::")[2]: test for test in report["tests"]}
+    first, second = tests["test_limit"]["windows"]
+    assert (first["limits"], first["breaches"], second["limits"]) == ({}, [], {"max_polls": 3})
+    assert [breach["metric"] for breach in second["breaches"]] == ["polls"]
+    (window,) = tests["test_rule"]["windows"]
+    assert [breach["metric"] for breach in window["breaches"]] == ["NP101"]
+
+
+def test_in_report_mode_a_windows_limit_is_reported(run, pytester):
+    result = run(LIMITED, "--netpoll=report", "--netpoll-json=report.json", "-k", "limit or rule")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "*test_limit *would fail",
+            "report mode fails no test for this; with --netpoll=gate: 2 would fail",
+            "    window 2, ping, echo: polls * > max 3",
+        ]
+    )
+    report = json.loads((pytester.path / "report.json").read_text())
+    assert [test["gate"] for test in report["tests"]] == ["failed", "failed"]

@@ -1,4 +1,5 @@
-"""Beside the plugins and options that projects have: every test's numbers once, nothing left running."""
+"""With the plugins and options that projects use: every test's numbers appear once, and nothing keeps
+running."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from tests.waiting import survivors
 
 pytestmark = pytest.mark.bpf
 
-# Of a test: notes who must not outlive its pytest.
+# Helper for a test: records the processes that must not outlive its pytest.
 NOTE = """
 def note(name):
     import psutil
@@ -37,15 +38,13 @@ def report(pytester: pytest.Pytester) -> Any:
 
 
 def left_of(note: Path) -> list[int]:
-    """Those that still run of the noted ones."""
+    """The recorded processes that still run."""
     pids = [int(pid) for pid in note.read_text().split()]
     assert len(pids) >= 4, "pytest, the service, its guardian and the agent"
     return survivors(pids, 5)
 
 
-def test_workers_count_each_its_own_and_one_that_crashes_takes_nothing_else_with_it(
-    run, report, pytester, monkeypatch
-):
+def test_workers_count_separately_and_a_crashed_one_affects_no_other(run, report, pytester, monkeypatch):
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(pytester.path / "summary.md"))
     result = run(
         f"""
@@ -86,7 +85,7 @@ def test_a_misspelt_limit_is_a_usage_error_in_workers_too(run):
     result.stderr.fnmatch_lines(["*test_it.py::test_it: unknown limit 'max_spuriuos', did you mean*"])
 
 
-def test_of_a_test_that_is_run_again_the_last_run_counts(run, report, pytester):
+def test_the_last_run_of_a_rerun_test_counts(run, report, pytester):
     result = run(
         """
 runs = []
@@ -110,7 +109,7 @@ def test_broken(dup, ping): ping(dup)
         assert names.count("netpoll.outcome") == 1
 
 
-def test_a_test_that_takes_too_long_fails_by_itself_and_the_next_one_is_measured(run, report):
+def test_a_timed_out_test_fails_and_the_next_one_is_measured(run, report):
     result = run(
         """
 @netpoll(max_spurious=0.05)
@@ -252,7 +251,7 @@ def test_never(dup, ping): ping(dup)
 """
 
 
-def test_each_way_a_test_can_end_is_kept(run, report):
+def test_each_outcome_of_a_test_is_kept(run, report):
     result = run(ENDINGS, "--netpoll-json=report.json")
     assert result.ret == 7
     result.stdout.fnmatch_lines(["*2 failed, 1 skipped, 1 xfailed, 1 xpassed*"])
@@ -265,7 +264,7 @@ def test_each_way_a_test_can_end_is_kept(run, report):
     off.stdout.fnmatch_lines(["*2 failed, 1 passed, 1 skipped, 1 xpassed*"])
 
 
-def test_the_first_failure_ends_it_and_the_last_failed_run_again(run, report, pytester):
+def test_exitfirst_and_last_failed_work(run, report, pytester):
     source = """
 @netpoll(max_spurious=0)
 def test_good(echo, ping): ping(echo)

@@ -35,7 +35,7 @@ def nasty() -> Callable[..., list[str]]:
 
 @pytest.fixture
 def ends() -> Callable[..., bool]:
-    """Whether all these processes are gone within `seconds` (see `survivors`); what is left is killed."""
+    """Whether all these processes end within `seconds` (see `survivors`); the others are killed."""
 
     def wait(*pids: int, seconds: float = 10) -> bool:
         left = survivors(pids, seconds)

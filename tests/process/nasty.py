@@ -37,7 +37,7 @@ def listen_in_child(port: str) -> None:
 
 
 def http_ok_after(count: str) -> None:
-    """Answers 503 at first, then 404: it is up, without having that page."""
+    """Answers 503 at first, then 404: it is up, but doesn't have that page."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         asked = 0
@@ -63,7 +63,7 @@ def end_cleanly_on_sigterm() -> None:
 
 
 def fork_child(behaviours: str) -> None:
-    """A child of the same session; several behaviours of it are joined by "+"."""
+    """A child in the same session; several behaviours of it are joined by "+"."""
     _child(behaviours, False)
 
 

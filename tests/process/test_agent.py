@@ -1,4 +1,4 @@
-"""The agent as a process: what it answers, what it does not die of, and how it ends."""
+"""The agent as a process: what it answers, what it survives, and how it ends."""
 
 from __future__ import annotations
 
@@ -88,12 +88,12 @@ def test_a_message_it_does_not_understand_is_refused_and_it_lives_on(agent, line
     assert "processes" in ask(agent, '{"id": 2, "do": "programs"}')["ok"]
 
 
-def test_a_message_without_end_does_not_grow_it(agent):
+def test_an_endless_message_does_not_grow_it(agent):
     process = psutil.Process(agent.pid)
     before = process.memory_info().rss
     for _ in range(64):
         agent.stdin.write("x" * (1 << 20))
-    # It has read all but what the pipe holds.
+    # It has read everything except what the pipe holds.
     assert process.memory_info().rss < before + (4 << 20)
     assert "too long" in str(ask(agent, "")["error"])
     assert "ok" in ask(agent, '{"id": 2, "do": "programs"}')
@@ -113,8 +113,8 @@ def test_a_process_that_does_not_run_is_refused(agent):
 
 
 @pytest.mark.skipif(not checks.BTF.exists(), reason="children are not followed")
-def test_children_that_ended_without_a_poll_leave_one_place_each(ends):
-    """The kernel has freed theirs by itself, which the agent has not looked at since."""
+def test_children_that_ended_without_a_poll_free_their_slots(ends):
+    """The kernel has freed theirs by itself; the agent has not looked at them since."""
     script = "read _; sleep 60 & sleep 60 & wait"
     with running() as agent:
         for _ in range(2):
@@ -141,7 +141,7 @@ def test_it_ends_when_its_stdin_closes():
         assert agent.wait(10) == 0
 
 
-def test_while_it_compiles_it_ends_with_its_stdin_too_and_loads_nothing():
+def test_it_ends_with_its_stdin_while_compiling_and_loads_nothing():
     compiles = privilege.command(None, "auto", cache="off")
     with subprocess.Popen(compiles, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as agent:
         assert agent.stdin is not None
@@ -156,7 +156,7 @@ def test_while_it_compiles_it_ends_with_its_stdin_too_and_loads_nothing():
         assert agent.wait(10) == 3
 
 
-def test_it_ignores_ctrl_c_which_is_pytests(agent):
+def test_it_leaves_ctrl_c_to_pytest(agent):
     agent.send_signal(signal.SIGINT)
     assert "ok" in ask(agent, '{"id": 1, "do": "programs"}')
 
@@ -175,8 +175,8 @@ def test_windows_do_not_grow_it(agent):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="looks into an agent that is root's")
 @pytest.mark.parametrize(("answers", "trace"), [(0, 0), (1, 0), (0, 40_000)])
-def test_the_kernel_memory_that_it_reckons_with_is_what_its_maps_take(monkeypatch, answers, trace):
-    """More where there are more processes, and on more CPUs, of those that there may ever be."""
+def test_the_estimated_kernel_memory_matches_its_maps(monkeypatch, answers, trace):
+    """It grows with the number of processes, and of possible CPUs."""
     monkeypatch.syspath_prepend(str(privilege.AGENT))
     footprint = importlib.import_module("bpf.footprint")
     sizes = {"max_processes": 516, "max_fds": 32}
@@ -198,7 +198,7 @@ def possible_cpus() -> int:
 
 
 def bytes_of_maps(pid: int, cpus: int) -> int:
-    """What they hold; of hashes with what the kernel adds to an entry, about."""
+    """Their content; for hashes with about what the kernel adds to an entry."""
     total = 0
     for path in Path(f"/proc/{pid}/fdinfo").iterdir():
         fields = dict(re.findall(r"^(\w+):\s*(\w+)", path.read_text(), re.M))
@@ -213,7 +213,7 @@ def bytes_of_maps(pid: int, cpus: int) -> int:
     return total
 
 
-def test_an_agent_that_hangs_is_given_up_after_its_deadline(monkeypatch):
+def test_an_agent_that_hangs_is_stopped_after_its_deadline(monkeypatch):
     monkeypatch.setattr(agent_client, "ANSWER_DEADLINE", 0.3)
     hanging = agent_client.Probe(command(), SIZES)
     hanging.wait_ready()
@@ -228,7 +228,7 @@ def test_an_agent_that_hangs_is_given_up_after_its_deadline(monkeypatch):
     assert not psutil.pid_exists(hanging.pid)
 
 
-def test_an_agent_that_answers_nonsense_is_not_believed():
+def test_an_agent_with_invalid_responses_is_not_used():
     liar = agent_client.Probe(["sh", "-c", 'echo \'{"ready": {"protocol": 999}}\'; cat'])
     with pytest.raises(UnmeasuredError, match="another protocol"):
         liar.wait_ready()

@@ -1,4 +1,4 @@
-"""Services that run already, found by what is known of them."""
+"""Running services, found by what is known about them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def port():
 
 @pytest.fixture
 def stranger():
-    """stranger(command) starts something that is not a service of ours and waits for its first line."""
+    """stranger(command) starts something that isn't our service, and waits for its first line."""
     with contextlib.ExitStack() as stack:
 
         def stranger(*command):
@@ -64,7 +64,7 @@ def test_a_process_is_found_by_the_port_it_listens_on(go_service, listener, port
     assert (service.pid, service.address) == (process.pid, ("127.0.0.1", port))
     assert service.attached
     service.stop()
-    assert process.poll() is None, "it was ended, and is not ours"
+    assert process.poll() is None, "it was ended, but is not ours"
 
 
 def test_a_prefork_server_is_found_as_its_outermost_process(go_service, listener, port):
@@ -82,7 +82,7 @@ def test_a_port_that_nobody_listens_on_is_an_error(go_service, port):
         go_service(port=port, timeout=0.2)
 
 
-def test_without_waiting_for_readiness_nothing_is_waited_for(go_service, port):
+def test_without_ready_nothing_is_awaited(go_service, port):
     started = time.monotonic()
     with pytest.raises(ServiceError):
         go_service(port=port, ready=None, timeout=1000)
@@ -104,7 +104,7 @@ def test_a_name_that_several_processes_have_lists_them(go_service, stranger, tmp
     program = tmp_path / "twins"
     shutil.copy(shutil.which("sleep"), program)
     twins = [stranger("sh", "-c", f"echo up; exec {program} 6{i}") for i in range(2)]
-    # The arguments, too: of a program that is being started they are empty for a moment.
+    # The arguments, too: they are empty for a moment while a program is being started.
     patiently(lambda: all(psutil.Process(twin.pid).cmdline()[:1] == [str(program)] for twin in twins))
     with pytest.raises(ServiceError) as raised:
         go_service(process="twins", ready=None)
@@ -127,7 +127,7 @@ def test_a_containers_port_forwarder_is_not_taken_for_the_service(go_service, st
     os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("ip"),
     reason="making a network namespace needs root, unshare and ip",
 )
-def test_a_port_is_looked_for_here_first_and_then_in_other_network_namespaces(
+def test_a_port_is_searched_here_first_and_then_in_other_network_namespaces(
     go_service, listener, stranger, port
 ):
     python = f"{sys.executable} -S -c '{LISTEN}'"

@@ -1,4 +1,4 @@
-"""Go packages become running services, or errors that show what the compiler said."""
+"""Go packages become running services, or errors that show the compiler's output."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_package_is_built_and_listens_on_its_port(go_service: ServiceFactory, 
 
 
 @needs_go
-def test_what_has_not_changed_is_not_linked_again_by_the_next_session(
+def test_an_unchanged_package_is_not_linked_again_by_the_next_session(
     go_package: Write, tmp_path: Path
 ) -> None:
     go_package(SLEEP, imports='import "time"')
@@ -84,7 +84,7 @@ def test_a_c_library_that_has_changed_is_linked(go_package: Write, tmp_path: Pat
         assert subprocess.run([built], capture_output=True, text=True, check=True).stderr == f"{answer}\n"
 
 
-def test_of_a_program_all_is_copied_or_nothing(tmp_path: Path) -> None:
+def test_a_program_is_copied_completely_or_not_at_all(tmp_path: Path) -> None:
     program, copy = tmp_path / "program", tmp_path / "copy"
     for content in (b"", b"no program", b"\x7fELF" + bytes(200_000)):
         program.write_bytes(content)
@@ -130,14 +130,16 @@ def test_a_package_that_does_not_build_shows_the_compilers_message(
 
 
 @needs_go
-def test_a_package_that_is_no_program_is_named_as_such(go_service: ServiceFactory, go_package: Write) -> None:
+def test_a_package_that_is_not_a_program_is_reported_as_such(
+    go_service: ServiceFactory, go_package: Write
+) -> None:
     package = go_package("")
     (package / "main.go").write_text("package library\n")
     with pytest.raises(ServiceError, match="package main"):
         go_service("./server")
 
 
-def test_a_directory_that_is_not_there_is_named(go_service: ServiceFactory, tmp_path: Path) -> None:
+def test_a_missing_directory_is_named(go_service: ServiceFactory, tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match=str(tmp_path / "nowhere")):
         go_service("./nowhere")
 
@@ -203,7 +205,7 @@ def test_a_long_build_is_announced_and_a_short_one_is_not(
     assert said == ["building ./server"]
 
 
-def test_a_missing_go_says_how_to_get_one(
+def test_without_go_the_error_shows_how_to_get_it(
     go_service: ServiceFactory, go_package: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     go_package("")
@@ -231,7 +233,7 @@ def test_a_version_is_found_under_its_name_on_path(
     assert tool.env["GOTOOLCHAIN"] == "local"
 
 
-def test_a_version_is_asked_of_the_go_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_go_on_path_is_asked_for_a_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go = _fake_go(tmp_path / "go", "${GOTOOLCHAIN}")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -243,10 +245,10 @@ def test_a_version_is_asked_of_the_go_on_path(tmp_path: Path, monkeypatch: pytes
 def test_a_version_that_go_downloads_first_is_found_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the go command says of the download comes first, but on stderr."""
+    """The go command's output about the download comes first, but on stderr."""
     go = str(shutil.which("go"))
     if "GOTOOLCHAIN" not in subprocess.run([go, "env"], capture_output=True, text=True).stdout:
-        pytest.skip("this go is older than 1.21, and downloads no other")
+        pytest.skip("this go is older than 1.21, and can't download others")
     version = f"v0.0.1-go1.99.9.linux-{_go_env(go, 'GOARCH')}"
     proxy = tmp_path / "proxy" / "golang.org" / "toolchain" / "@v"
     proxy.mkdir(parents=True)
@@ -256,7 +258,7 @@ def test_a_version_that_go_downloads_first_is_found_at_once(
         root = f"golang.org/toolchain@{version}"
         archive.writestr(f"{root}/go.mod", "module golang.org/toolchain\n")
         archive.writestr(f"{root}/bin/go", "#!/bin/sh\necho go version go1.99.9 linux/any\n")
-        # What go makes executable has to be there.
+        # The programs that go makes executable must exist.
         for name in ("bin/gofmt", "pkg/tool/linux/compile", "lib/wasm/go_js_wasm_exec"):
             archive.writestr(f"{root}/{name}", "")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -273,9 +275,7 @@ def _go_env(go: str, name: str) -> str:
     return subprocess.run([go, "env", name], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_a_version_that_cannot_be_downloaded_shows_what_go_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_download_shows_what_go_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = "go: download go1.99.9 for linux/amd64: toolchain not available"
     _fake_go(tmp_path / "go", "", body=f'echo "{said}" >&2; exit 1')
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -336,7 +336,7 @@ def test_a_path_to_something_else_is_no_toolchain(tmp_path: Path) -> None:
 
 
 @needs_go
-def test_a_toolchain_that_was_asked_for_is_not_switched_by_go_mod(
+def test_go_mod_does_not_switch_the_requested_toolchain(
     go_service: ServiceFactory, go_package: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_package(SLEEP, imports='import "time"')
@@ -377,7 +377,7 @@ def test_the_go_version_is_read_in_the_old_format_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"#!/bin/sh\n", b"\x7fELF", b"\x7fELF\2\1\1" + bytes(200)])
-def test_what_is_not_gos_has_no_go_version(tmp_path: Path, content: bytes) -> None:
+def test_other_files_have_no_go_version(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "other"
     path.write_bytes(content)
     assert build.go_version_of(str(path)) is None

@@ -1,4 +1,4 @@
-"""The files of example_project/ci, and our own, are what their readers accept, by their own schemas."""
+"""The files of example_project/ci, and our own, match the schemas of the tools that read them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATH = os.pathsep.join([str(Path(sys.executable).parent), str(TOOLS), os.environ
 
 
 def check(tool: str, *arguments: object, install: str = "pip install -e '.[dev,manifests]'") -> str:
-    """Its complaints; "" where it has none. Skips where the tool is not there."""
+    """Its complaints; "" if it has none. Skips without the tool."""
     program = shutil.which(tool, path=PATH)
     if program is None:
         pytest.skip(f"{tool} is not installed: {install}")

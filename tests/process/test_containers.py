@@ -1,4 +1,4 @@
-"""go_service(container=…) where the engine has bad news: engines whose answers are those of real ones."""
+"""go_service(container=…) with errors of the engine: fake engines with the answers of real ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DENIED = (
 
 @pytest.fixture(autouse=True)
 def engines(tmp_path, monkeypatch):
-    """engines(docker="echo 3") puts engines with these shell scripts on PATH, and there is nothing else."""
+    """engines(docker="echo 3") puts engines with these shell scripts on PATH, and nothing else."""
     path = tmp_path / "bin"
     path.mkdir()
     monkeypatch.setenv("PATH", str(path))
@@ -55,7 +55,7 @@ PODMAN_KNOWS_NOT = fails("Error: inspecting object: no such container api", 125)
 
 @pytest.fixture
 def contained():
-    """A process below one that has the container's id in its command line, as conmon and the shims have."""
+    """A process below one that has the container's id in its command line, like conmon and the shims."""
     script = 'sleep 60 & echo "$!"; wait'
     with subprocess.Popen(
         ["/bin/sh", "-c", script, ID], stdout=subprocess.PIPE, env={"PATH": "/bin"}
@@ -71,13 +71,13 @@ def error_of(go_service, **options):
     return str(caught.value)
 
 
-def test_without_an_engine_there_is_nobody_to_ask(go_service):
+def test_without_an_engine_the_error_names_docker_and_podman(go_service):
     said = error_of(go_service)
     assert said.startswith("cannot look for container 'api': there is no docker and no podman on PATH\n")
     assert "install the one that runs it" in said
 
 
-def test_an_engine_that_was_asked_for_must_be_there(go_service, engines):
+def test_a_requested_engine_must_exist(go_service, engines):
     engines(docker=DOCKER_KNOWS_NOT)
     assert "there is no podman on PATH" in error_of(go_service, engine="podman")
 
@@ -97,7 +97,7 @@ def test_an_engine_that_refuses_is_quoted(go_service, engines, said, fix):
     assert fix is None or fix in message
 
 
-def test_where_one_knows_nothing_the_other_ones_refusal_is_told(go_service, engines):
+def test_a_refusal_is_reported_if_the_other_engine_knows_nothing(go_service, engines):
     engines(docker=fails(DENIED), podman=PODMAN_KNOWS_NOT)
     said = error_of(go_service)
     assert said.startswith(
@@ -111,7 +111,7 @@ def test_one_engine_that_refuses_does_not_hide_the_other(engines, contained):
     assert (container.engine, container.pid()) == ("podman", contained)
 
 
-def test_containers_of_the_same_name_have_to_be_told_apart(go_service, engines, contained):
+def test_containers_of_the_same_name_are_an_error(go_service, engines, contained):
     engines(docker=knows(contained), podman=knows(contained, container=ID[::-1]))
     said = error_of(go_service)
     assert "more than one container 'api': docker and podman have one each" in said
@@ -119,7 +119,7 @@ def test_containers_of_the_same_name_have_to_be_told_apart(go_service, engines, 
     assert containers.find("api", "docker").pid() == contained
 
 
-def test_podman_under_the_name_of_docker_is_one_engine(engines, contained):
+def test_podman_installed_as_docker_is_one_engine(engines, contained):
     engines(docker=knows(contained), podman=knows(contained))
     assert containers.find("api").pid() == contained
 
@@ -142,14 +142,14 @@ def test_a_container_that_does_not_run(go_service, engines, contained, status, w
 
 
 @pytest.mark.parametrize("pid", [os.getpid(), 0, 4194304], ids=["one here", "none", "too high"])
-def test_the_number_of_another_machine_is_no_process_here(go_service, engines, pid):
+def test_a_pid_of_another_machine_is_no_process_here(go_service, engines, pid):
     engines(docker=knows(pid))
     said = error_of(go_service)
     assert f"cannot watch container 'api': process {pid}, which docker names, does not belong" in said
     assert "--pid=host" in said
 
 
-def test_what_is_not_go_is_named(go_service, engines, contained):
+def test_a_program_that_is_not_go_is_named(go_service, engines, contained):
     engines(docker=knows(contained))
     said = error_of(go_service)
     assert re.match(
@@ -158,19 +158,19 @@ def test_what_is_not_go_is_named(go_service, engines, contained):
     assert go_service.services == []
 
 
-def test_a_container_that_is_not_go_and_never_ready_is_named_for_that(go_service, engines, contained):
+def test_a_container_that_is_not_go_and_never_ready_names_its_program(go_service, engines, contained):
     engines(docker=knows(contained))
     with pytest.raises(ServiceError, match="does not run a Go program"):
         go_service(container="api", timeout=0.2)
 
 
 @pytest.mark.parametrize("answer", ["", "null", "[]", "[1]", '[{"Id": "1", "State": {}}]', "\xff"])
-def test_an_answer_that_is_none(go_service, engines, answer):
+def test_an_answer_that_cannot_be_parsed(go_service, engines, answer):
     engines(docker=f"echo '{answer}'")
     assert "printed something unexpected" in error_of(go_service)
 
 
-def test_an_engine_that_hangs_is_not_waited_for(go_service, engines, monkeypatch):
+def test_an_engine_that_hangs_times_out(go_service, engines, monkeypatch):
     monkeypatch.setattr(containers, "ANSWER_SECONDS", 0.3)
     engines(docker="exec /bin/sleep 60")
     assert "`docker container inspect api` timed out after 0.3 s" in error_of(go_service)

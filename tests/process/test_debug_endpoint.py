@@ -1,4 +1,4 @@
-"""What comes of asking a service for its profiles where it answers with something else, late, or never."""
+"""Asking a service for its profiles if it answers with something else, late, or never."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROFILE = b"\x1f\x8b and so on"
 
 
 class Server:
-    """Answers each connection with `answer`, and again every 10 ms while it drips; closes it if it is to."""
+    """Answers each connection with `answer`, and again every 10 ms while it drips; closes it on request."""
 
     def __init__(self) -> None:
         self.answer, self.drips, self.closes = b"", False, True
@@ -65,7 +65,7 @@ def server() -> Iterator[Server]:
 OK = b"HTTP/1.1 200 OK\r\n\r\n"
 
 
-def test_a_profile_is_what_begins_like_one(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_profile_is_recognized_by_its_beginning(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     server.answer = OK + PROFILE
     assert get(f"{server.url}/heap", b"\x1f\x8b", 20) == PROFILE
@@ -78,13 +78,13 @@ def test_a_profile_is_what_begins_like_one(server: Server, monkeypatch: pytest.M
         (OK, "the answer is something else"),
         (b"HTTP/1.1 404 Not Found\r\n\r\n404 page not found\n", "HTTP 404 Not Found: 404 page not found"),
         (b"HTTP/1.1 500 Oh\r\n\r\nCould not enable CPU profiling: already in use\n", "already in use"),
-        (b"220 mail.example.org ESMTP\r\n", "does not speak HTTP"),
+        (b"220 mail.example.org ESMTP\r\n", "the answer isn't HTTP"),
         (b"", "closed connection"),
         (OK + PROFILE * 100, "larger than 0 MiB"),
     ],
     ids=["a page", "nothing", "not found", "in use", "no HTTP", "closed", "large"],
 )
-def test_anything_else_is_refused_in_words(
+def test_anything_else_is_refused_with_a_message(
     server: Server, answer: bytes, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(debug_endpoint, "MOST_BYTES", 1000)
@@ -93,8 +93,8 @@ def test_anything_else_is_refused_in_words(
         get(f"{server.url}/heap", b"\x1f\x8b", 20)
 
 
-def test_nobody_waits_for_ever(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(debug_endpoint, "PATIENCE", -0.5)  # half a second in all
+def test_waiting_always_ends(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(debug_endpoint, "PATIENCE", -0.5)  # half a second in total
     server.closes = False
     taken, missing = Recording(server.url, 0.1).results()
     assert taken == []

@@ -1,4 +1,4 @@
-"""`python -m pytest_netpoll doctor` where something is wrong: what it says, and that it goes on."""
+"""`python -m pytest_netpoll doctor` if something is wrong: what it prints, and that it continues."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EVERY_CHECK = [*checks.CHECKS, "BCC", "agent", "Go", "self-test"]
 
 
 def run(*options: str, under: tuple[str, ...] = (), env: dict[str, str] | None = None):
-    """(exit status, {name: finding}) of the command, asked for JSON."""
+    """(exit status, {name: finding}) of the command with --json."""
     process = subprocess.run(
         [*under, sys.executable, "-m", "pytest_netpoll", "doctor", "--json", *options],
         stdin=subprocess.DEVNULL,
@@ -46,12 +46,12 @@ def test_without_bcc_it_names_the_package_to_install_and_fails():
     assert findings["BCC"]["status"] == "fail"
     assert "cannot be imported by" in findings["BCC"]["seen"]
     assert "install" in findings["BCC"]["fix"]
-    assert findings["agent"]["seen"] == findings["BCC"]["seen"], "a test would be told the same"
+    assert findings["agent"]["seen"] == findings["BCC"]["seen"], "a test gets the same reason"
     assert findings["self-test"]["status"] == "fail"
     assert findings["kernel"]["status"] == "ok"
 
 
-def test_the_bcc_of_pypi_is_recognised_and_its_removal_comes_first(tmp_path):
+def test_the_bcc_of_pypi_is_recognized_and_its_removal_comes_first(tmp_path):
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     site = next((tmp_path / "venv" / "lib").glob("python*/site-packages"))
@@ -63,7 +63,7 @@ def test_the_bcc_of_pypi_is_recognised_and_its_removal_comes_first(tmp_path):
     assert findings["BCC"]["fix"].startswith(f"sudo {python} -m pip uninstall bcc; ")
 
 
-def test_a_python_that_is_not_there_is_named():
+def test_a_missing_python_is_named():
     status, findings = run("--netpoll-python=/no/python")
     assert status == 1
     assert findings["BCC"]["seen"].startswith("there is no Python at /no/python")
@@ -89,7 +89,7 @@ def test_a_python_that_cannot_run_the_agent_is_quoted(tmp_path):
     ],
     ids=range(3),
 )
-def test_an_agent_that_answers_nonsense_is_quoted(tmp_path, answer, seen):
+def test_an_invalid_response_of_the_agent_is_quoted(tmp_path, answer, seen):
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\necho '{answer}'\n")
     python.chmod(0o755)
@@ -98,8 +98,8 @@ def test_an_agent_that_answers_nonsense_is_quoted(tmp_path, answer, seen):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes capabilities away from root")
 @pytest.mark.bpf
-def test_root_of_a_container_without_the_capabilities_is_told_which():
-    """By the agent, too, which looks at its own before it tries."""
+def test_a_containers_root_gets_the_missing_capabilities():
+    """The agent, too, checks its own capabilities before it tries."""
     under = ("setpriv", "--bounding-set", "-bpf,-perfmon,-sys_admin")
     status, findings = run(under=under)
     assert status == 1
@@ -112,7 +112,7 @@ def test_root_of_a_container_without_the_capabilities_is_told_which():
 
 
 @pytest.mark.bpf
-def test_without_go_it_works_and_says_what_was_not_proven(tmp_path):
+def test_without_go_it_works_and_reports_the_missing_proof(tmp_path):
     status, findings = run(env={"PATH": str(tmp_path)})
     assert status == 0
     assert findings["Go"]["status"] == "warn"
@@ -120,8 +120,8 @@ def test_without_go_it_works_and_says_what_was_not_proven(tmp_path):
     assert findings["self-test"]["seen"] == "skipped: there is no Go to build its program with"
 
 
-def test_a_check_that_hangs_is_given_up_and_the_others_are_made(monkeypatch, tmp_path):
-    """A Python that never answers: the child is not left behind either."""
+def test_a_check_that_hangs_is_stopped_and_the_others_run(monkeypatch, tmp_path):
+    """A Python that never answers; its child isn't left behind either."""
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\necho $$ >> {tmp_path}/pids\nexec sleep 60\n")
     python.chmod(0o755)
@@ -149,7 +149,7 @@ def late() -> checks.Finding:
 
 
 def examine_with(monkeypatch, **found):
-    """The doctor's findings where those checks are replaced."""
+    """The doctor's findings with these checks replaced."""
     monkeypatch.setattr(doctor, "DEADLINE", 0.1)
     monkeypatch.setattr(checks, "CHECKS", {})
     for name, check in {"go": lambda: checks.Finding("warn", "there is none"), **found}.items():
@@ -158,7 +158,7 @@ def examine_with(monkeypatch, **found):
 
 
 def test_a_check_that_takes_too_long_does_not_contradict_an_agent_that_attached(monkeypatch):
-    """On an emulated machine asking for BCC took more than its 20 s."""
+    """On an emulated machine, asking for BCC took more than its 20 s."""
     findings = examine_with(monkeypatch, bcc=late, agent=lambda: checks.Finding("ok", "attached"))
     assert findings["BCC"].status == "warn"
     assert (
@@ -178,7 +178,7 @@ def test_a_self_test_that_takes_too_long_proves_nothing(monkeypatch):
     assert doctor.conclusion(findings) == ("Measuring should work here, but the self-test did not finish.")
 
 
-def test_where_the_agent_fails_too_a_check_that_takes_too_long_is_a_failure(monkeypatch):
+def test_a_slow_check_fails_if_the_agent_fails_too(monkeypatch):
     findings = examine_with(monkeypatch, bcc=late, agent=lambda: checks.Finding("fail", "refused"))
     assert findings["BCC"].status == "fail"
     assert doctor.conclusion(findings) == "Measuring does not work here: BCC, agent, self-test."
@@ -205,7 +205,7 @@ def parsed(*options: str):
         ("strange", "x86_64", "fail"),
     ],
 )
-def test_kernels_are_told_apart(monkeypatch, release, machine, status):
+def test_kernels_are_classified(monkeypatch, release, machine, status):
     monkeypatch.setattr(checks.platform, "release", lambda: release)
     monkeypatch.setattr(checks.platform, "machine", lambda: machine)
     finding = checks.kernel()
@@ -223,7 +223,7 @@ def test_kernels_are_told_apart(monkeypatch, release, machine, status):
         (None, "ok", "none"),
     ],
 )
-def test_a_locked_down_kernel_is_recognised(monkeypatch, tmp_path, text, status, seen):
+def test_a_locked_down_kernel_is_recognized(monkeypatch, tmp_path, text, status, seen):
     path = tmp_path / "lockdown"
     if text is not None:
         path.write_text(text)
@@ -232,7 +232,7 @@ def test_a_locked_down_kernel_is_recognised(monkeypatch, tmp_path, text, status,
     assert (finding.status, finding.seen[: len(seen)]) == (status, seen)
 
 
-def test_an_interpreted_bpf_and_a_kernel_without_types_are_warnings(monkeypatch, tmp_path):
+def test_interpreted_bpf_and_missing_btf_are_warnings(monkeypatch, tmp_path):
     (tmp_path / "jit").write_text("0\n")
     monkeypatch.setattr(checks, "JIT", tmp_path / "jit")
     monkeypatch.setattr(checks, "BTF", tmp_path / "none")
@@ -240,10 +240,10 @@ def test_an_interpreted_bpf_and_a_kernel_without_types_are_warnings(monkeypatch,
     assert checks.jit().fix == "sudo sysctl net.core.bpf_jit_enable=1"
 
 
-def test_the_fix_for_a_probe_that_does_not_load_is_the_failed_checks(monkeypatch):
-    assert checks.remedy() == checks.DOCTOR
+def test_the_fix_for_a_probe_that_does_not_load_comes_from_the_failed_check(monkeypatch):
+    assert checks.likely_fix() == checks.DOCTOR
     monkeypatch.setattr(checks.platform, "release", lambda: "4.19.0")
-    assert checks.remedy().startswith("run the tests on Linux 5.8 or newer (kernel: ")
+    assert checks.likely_fix().startswith("run the tests on Linux 5.8 or newer (kernel: ")
 
 
 def test_a_command_is_not_broken_into_lines_so_that_it_can_be_pasted():
@@ -257,7 +257,7 @@ def test_a_command_is_not_broken_into_lines_so_that_it_can_be_pasted():
     assert "fix: if there is no other way, an administrator runs once:" in lines
 
 
-def test_the_table_names_what_was_seen_and_the_fix_and_fits_the_terminal():
+def test_the_table_shows_findings_and_fixes_and_fits_the_terminal():
     findings = {
         "good": checks.Finding("ok", "as it should be"),
         "bad": checks.Finding("fail", "word " * 40, "sudo repair --it", "compiler: no"),

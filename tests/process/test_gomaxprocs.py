@@ -15,7 +15,7 @@ IMPORTS = 'import ("fmt"; "runtime"; "time")'
 
 
 @pytest.mark.parametrize("flags", [[], ["-buildmode=pie"]], ids=["fixed", "pie"])
-def test_what_the_program_set_itself_is_seen(
+def test_a_value_set_by_the_program_is_seen(
     go_service: ServiceFactory, go_package: Callable[..., Path], flags: list[str]
 ) -> None:
     go_package(
@@ -30,7 +30,7 @@ def test_what_the_program_set_itself_is_seen(
 
 
 @pytest.mark.parametrize(("env", "expected"), [({"GOMAXPROCS": "3"}, 3), ({}, None)])
-def test_of_a_stripped_program_it_is_what_the_environment_says(
+def test_for_a_stripped_program_the_environment_decides(
     go_service: ServiceFactory,
     go_package: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
@@ -40,10 +40,10 @@ def test_of_a_stripped_program_it_is_what_the_environment_says(
     monkeypatch.delenv("GOMAXPROCS", raising=False)
     go_package("println(1)\ntime.Sleep(time.Minute)", imports='import "time"')
     service = go_service("./server", build_flags=["-ldflags=-s -w"], ready=None, env=env)
-    while not service.log:  # of a program that is being started the kernel shows no environment yet
+    while not service.log:  # the kernel shows no environment yet while a program is being started
         service.check_alive()
     assert service.gomaxprocs == (expected or len(psutil.Process().cpu_affinity()))
 
 
-def test_of_no_process_it_is_unknown() -> None:
+def test_without_a_process_it_is_unknown() -> None:
     assert gomaxprocs_of(2**22 + 1) is None

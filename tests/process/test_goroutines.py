@@ -1,4 +1,4 @@
-"""Goroutines read from a process's memory, which may hold anything: here it is our own, and lies."""
+"""Goroutines read from a process's memory, which may hold anything: here it is our own, with false data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def agent(monkeypatch):
 
 @pytest.fixture
 def parked(agent, monkeypatch):
-    """parked(words) is what is seen of a g of these words; memory: what the words may point into."""
+    """parked(words) is what is read from a g with these words; memory: what the words may point into."""
     goroutines, proc, layouts = agent.values()
     buffer = ctypes.create_string_buffer(SIZE)
     base = ctypes.addressof(buffer)
@@ -48,7 +48,7 @@ def parked(agent, monkeypatch):
 
 
 def g(base, pc, goid=18, bp=STACK + 0x100):
-    """The words of one that is parked as Go 1.27 leaves it."""
+    """The words of a parked g, as in Go 1.27."""
     words = [0] * 24
     words[0], words[1] = base + STACK, base + STACK + 0x1000
     words[7], words[8], words[9], words[12] = base + STACK + 0x80, pc, base + G, base + bp
@@ -56,10 +56,10 @@ def g(base, pc, goid=18, bp=STACK + 0x100):
     return words
 
 
-def test_frames_are_followed_to_the_outermost_and_no_further(parked):
+def test_frames_are_followed_up_to_the_outermost(parked):
     base, pc = parked.base, parked.pc
     frames = [(STACK + 0x100, (base + STACK + 0x180, pc + 1)), (STACK + 0x180, (0, pc + 2))]
-    for _ in range(2):  # the second time by what the first has shown
+    for _ in range(2):  # the second time with the shapes from the first
         (found,) = parked(g(base, pc), frames)
         assert (found.goid, found.fd, found.write, found.stack) == (18, 7, False, (pc, pc + 1, pc + 2))
 
@@ -67,7 +67,7 @@ def test_frames_are_followed_to_the_outermost_and_no_further(parked):
 @pytest.mark.parametrize(
     "outer", [STACK + 0x100, STACK + 0x80, STACK + 0x108, STACK + 0xFFC, 0x9000, 1 << 63]
 )
-def test_frames_that_lead_nowhere_or_in_circles_end(parked, outer):
+def test_frames_that_lead_nowhere_or_in_circles_are_cut(parked, outer):
     base, pc = parked.base, parked.pc
     (found,) = parked(g(base, pc), [(STACK + 0x100, ((base + outer) & (1 << 64) - 1, pc + 1))])
     assert found.stack[:2] == (pc, pc + 1)
@@ -77,14 +77,14 @@ def test_frames_that_lead_nowhere_or_in_circles_end(parked, outer):
 @pytest.mark.parametrize(
     ("word", "value"), [(9, 1), (18, 2), (8, 0), (8, 1 << 64 - 1), (7, 1), (0, (1 << 64) - 1), (1, 0)]
 )
-def test_of_who_does_not_look_parked_no_stack_is_told(parked, word, value):
+def test_a_goroutine_that_does_not_look_parked_has_no_stack(parked, word, value):
     words = g(parked.base, parked.pc)
     words[word] = value & (1 << 64) - 1
     (found,) = parked(words)
     assert (found.goid, found.stack) == (None, ())
 
 
-def test_no_words_are_trusted(parked):
+def test_arbitrary_words_are_handled(parked):
     numbers = random.Random(1)
     base = parked.base
     places = [0, 1, 4, base, base + G, base + STACK, base + SIZE, base + 0x8001, (1 << 64) - 1, 1 << 63]

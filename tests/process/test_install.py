@@ -1,4 +1,4 @@
-"""install-agent: for whom, and what it leaves as it was. That sudo obeys the line is in tests/bpf."""
+"""install-agent: for which users, and what it leaves unchanged. tests/bpf checks that sudo obeys the line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def rules(file: Path) -> list[str]:
     return [text for text in file.read_text().splitlines() if not text.startswith("#")]
 
 
-def test_each_user_keeps_their_line(tmp_path: Path) -> None:
+def test_each_user_keeps_their_own_line(tmp_path: Path) -> None:
     file = tmp_path / "sudoers"
     assert install_agent.write_sudoers(file, line("daemon")) == []
     assert install_agent.write_sudoers(file, line("nobody")) == []
@@ -45,7 +45,7 @@ def test_each_user_keeps_their_line(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["sudoers"]
 
 
-def test_a_users_own_line_is_replaced_and_that_is_said(tmp_path: Path) -> None:
+def test_a_users_own_line_is_replaced_and_reported(tmp_path: Path) -> None:
     file = tmp_path / "sudoers"
     install_agent.write_sudoers(file, line("nobody"))
     install_agent.write_sudoers(file, line("daemon"))
@@ -54,7 +54,7 @@ def test_a_users_own_line_is_replaced_and_that_is_said(tmp_path: Path) -> None:
     assert rules(file) == [line("daemon"), elsewhere]
 
 
-def test_what_else_is_in_the_file_stays(tmp_path: Path) -> None:
+def test_the_rest_of_the_file_stays(tmp_path: Path) -> None:
     file = tmp_path / "sudoers"
     others = "# caf\udce9\nDefaults:nobody !requiretty\nnobody ALL=(root) NOPASSWD: /bin/true\n"
     file.write_text(others, errors="surrogateescape")
@@ -72,7 +72,7 @@ def test_a_file_that_sudo_would_not_read_is_left_alone(tmp_path: Path) -> None:
     assert file.read_text() == "nobody ALL=(\n"
 
 
-def test_of_two_installations_at_once_neither_drops_the_others_line(tmp_path: Path) -> None:
+def test_concurrent_installations_keep_each_others_lines(tmp_path: Path) -> None:
     file = tmp_path / "sudoers"
     lines = [line(f"user{number}") for number in range(8)]
     threads = [threading.Thread(target=install_agent.write_sudoers, args=(file, text)) for text in lines]
@@ -95,7 +95,7 @@ def test_of_two_installations_at_once_neither_drops_the_others_line(tmp_path: Pa
         ("", "'' is not the name of a user"),
     ],
 )
-def test_whom_sudo_cannot_start_it_for_is_refused(
+def test_users_without_use_for_the_line_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: str, complaint: str
 ) -> None:
     monkeypatch.setattr(install_agent, "install", lambda _: pytest.fail("it was installed"))
@@ -215,7 +215,7 @@ def test_the_hint_names_a_pytest_that_sudo_finds(monkeypatch: pytest.MonkeyPatch
     assert (run.returncode, run.stdout.split()[0]) == (0, "pytest"), run.stderr
 
 
-def test_that_sudo_has_a_path_of_its_own_is_said_where_go_is_not_found(
+def test_a_missing_go_mentions_that_sudo_has_its_own_path(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")

@@ -1,4 +1,4 @@
-"""tests/kernels/run.py where something is missing, and what keeps machines from being left behind."""
+"""tests/kernels/run.py if something is missing, and that no machines are left behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KERNELS = Path(__file__).parents[1] / "kernels"
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """The module, with a cache of its own; for CI it is not."""
+    """The module, with its own cache, and as outside of CI."""
     spec = importlib.util.spec_from_file_location("kernels_run", KERNELS / "run.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
@@ -41,7 +41,7 @@ def test_without_qemu_one_line_says_what_to_install(tmp_path):
     assert "fix: sudo apt-get install qemu-system-x86 qemu-system-arm " in line
 
 
-def test_a_machine_that_is_not_known_is_named(run, monkeypatch, capsys):
+def test_an_unknown_machine_is_named(run, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["run.py", "debian10"])
     with pytest.raises(SystemExit) as exited:
         run.main()
@@ -52,10 +52,10 @@ def test_a_machine_that_is_not_known_is_named(run, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("variable", "status"), [(None, 0), ("CI", 1), ("NETPOLL_REQUIRE_BPF", 1)], ids=["developer", "CI", "BPF"]
 )
-def test_a_root_that_cannot_be_fetched_is_a_named_skip_and_in_ci_a_failure(
+def test_a_root_that_cannot_be_fetched_is_skipped_by_name_and_fails_in_ci(
     run, monkeypatch, capsys, tmp_path, variable, status
 ):
-    """Really asked for, of an archive that is not there."""
+    """Really requested, from an archive that does not exist."""
     monkeypatch.setenv("NETPOLL_DEBIAN_MIRROR", f"file://{tmp_path}/nowhere")
     if variable is not None:
         monkeypatch.setenv(variable, "1")
@@ -106,7 +106,7 @@ def booted(tmp_path):
     return booted
 
 
-def test_a_machine_that_does_not_end_is_stopped_with_the_reason_and_keeps_its_console(booted, tmp_path):
+def test_a_machine_that_does_not_end_is_stopped_and_keeps_its_console(booted, tmp_path):
     process, machine = booted(limit=1)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 124
@@ -115,7 +115,7 @@ def test_a_machine_that_does_not_end_is_stopped_with_the_reason_and_keeps_its_co
 
 
 @pytest.mark.parametrize("name", ["TERM", "KILL"])
-def test_a_machine_ends_with_who_booted_it(booted, name):
+def test_a_machine_ends_with_the_process_that_booted_it(booted, name):
     process, machine = booted(limit=60)
     subprocess.run(["kill", f"-{name}", str(process.pid)], check=True)
     process.wait(timeout=60)

@@ -24,7 +24,7 @@ from tests.waiting import patiently
 Nasty = Callable[..., list[str]]
 
 
-def test_a_port_is_the_same_everywhere_in_a_service_and_can_be_connected_to(
+def test_a_port_is_the_same_everywhere_in_a_service_and_accepts_connections(
     go_service: ServiceFactory, nasty: Nasty
 ) -> None:
     server = go_service(
@@ -54,9 +54,7 @@ def test_the_port_may_be_one_of_a_child(go_service: ServiceFactory, nasty: Nasty
     socket.create_connection(server.address).close()
 
 
-def test_a_port_nobody_knows_is_an_error_that_says_what_to_do(
-    go_service: ServiceFactory, nasty: Nasty
-) -> None:
+def test_an_unknown_port_is_an_error_that_shows_what_to_do(go_service: ServiceFactory, nasty: Nasty) -> None:
     server = go_service(command=nasty("sleep"), ready=None)
     with pytest.raises(ServiceError, match="does not listen") as failure:
         _ = server.port
@@ -89,7 +87,7 @@ def test_names_are_unique_also_of_services_started_at_once(go_service: ServiceFa
     assert {service.result().name for service in started} == {"api", "api-2", "api-3", "api-4"}
 
 
-def test_a_shell_that_becomes_the_service_later_is_named_as_what_it_became(
+def test_a_shell_that_execs_the_service_later_is_reported_as_the_service(
     go_service: ServiceFactory,
 ) -> None:
     server = go_service(command=["sh", "-c", "sleep 0.3; exec sleep 60"], ready=None)
@@ -97,7 +95,7 @@ def test_a_shell_that_becomes_the_service_later_is_named_as_what_it_became(
     assert patiently(lambda: server.executable.endswith("/sleep") or server.executable.endswith("/coreutils"))
 
 
-def test_a_program_begins_when_those_who_watch_it_have_been_told(tmp_path: Path) -> None:
+def test_a_program_starts_after_its_watchers_were_called(tmp_path: Path) -> None:
     begun: list[bool] = []
 
     def on_spawn(_: Service) -> None:
@@ -119,7 +117,7 @@ def test_a_service_has_its_own_arguments_environment_signals_and_descriptors(
 ) -> None:
     """As if nothing else had run in its process before."""
     for name in ("LC_ALL", "LC_CTYPE", "LANG"):
-        monkeypatch.delenv(name, raising=False)  # where Python would set one of its own
+        monkeypatch.delenv(name, raising=False)  # where Python would set its own
     env = {"FOO.BAR": "a=b\n", "EMPTY": "", "LD_PRELOAD": ""}
     command = ["cat", "/proc/self/environ", "/proc/self/cmdline", "/proc/self/status", ""]
     server = go_service(command=command, args=["", "x y"], env=env, ready=None)
@@ -148,7 +146,7 @@ def test_a_service_has_its_own_arguments_environment_signals_and_descriptors(
         ("./text", "./text: Exec format error"),
     ],
 )
-def test_a_program_that_cannot_run_is_an_error_that_says_why(
+def test_a_program_that_cannot_run_is_an_error_with_the_reason(
     go_service: ServiceFactory, tmp_path: Path, command: str, why: str
 ) -> None:
     (tmp_path / "text").write_text("no program")
@@ -183,7 +181,7 @@ def test_a_crashed_and_a_stopped_service_can_be_restarted(
     assert go_service.services == [server]
 
 
-def test_the_watcher_is_told_of_every_process_before_it_is_ready(tmp_path: Path, nasty: Nasty) -> None:
+def test_the_watcher_is_called_for_every_process_before_it_is_ready(tmp_path: Path, nasty: Nasty) -> None:
     seen: list[str] = []
 
     def on_spawn(service: Service) -> None:
@@ -222,7 +220,7 @@ def test_a_watcher_that_fails_leaves_no_process(tmp_path: Path, nasty: Nasty) ->
     factory.stop_all()
 
 
-def test_a_lost_race_for_a_port_is_run_again_on_another(
+def test_a_lost_race_for_a_port_is_repeated_on_another_port(
     go_service: ServiceFactory, nasty: Nasty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free_port = go_service.free_port
@@ -235,7 +233,7 @@ def test_a_lost_race_for_a_port_is_run_again_on_another(
         socket.create_connection(server.address).close()
 
 
-def test_a_port_that_is_always_taken_is_an_error_in_the_end(
+def test_a_port_that_is_always_taken_is_an_error_eventually(
     go_service: ServiceFactory, nasty: Nasty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as stranger:
@@ -270,14 +268,14 @@ def test_a_watched_process_that_ends_is_noticed(go_service: ServiceFactory, nast
             server.check_alive()
 
 
-def test_a_pid_that_nobody_has_is_an_error(go_service: ServiceFactory) -> None:
+def test_an_unused_pid_is_an_error(go_service: ServiceFactory) -> None:
     with subprocess.Popen(["true"]) as gone:
         pass
     with pytest.raises(ServiceError, match="no such process"):
         go_service(pid=gone.pid)
 
 
-def test_a_command_that_is_not_there_is_named(go_service: ServiceFactory) -> None:
+def test_a_missing_command_is_named(go_service: ServiceFactory) -> None:
     with pytest.raises(ServiceError, match="no-such-command: No such file") as failure:
         go_service(command=["./no-such-command", "-v"])
     assert "./no-such-command -v" in str(failure.value.fix)
@@ -317,10 +315,10 @@ def test_the_url_answers(go_service: ServiceFactory) -> None:
     assert urllib.request.urlopen(server.url, timeout=5).status == 200
 
 
-def test_the_address_of_a_service_whose_owner_has_ended_is_an_error_that_says_so(
+def test_the_address_of_an_ended_service_is_an_error_with_the_reason(
     go_service: ServiceFactory, nasty: Nasty
 ) -> None:
-    """A cache that outlives the fixture would hand it to the next test."""
+    """A cache that outlives the fixture would pass it to the next test."""
     server = go_service(command=nasty("sleep"), ready=None, env={"PORT": "{port}"})
     assert server.address[1] == server.port
     server.retire()

@@ -1,4 +1,4 @@
-"""A damaged executable tells less, and it is said what: never a crash, never a wait without end."""
+"""A damaged executable gives less information, with a reason: never a crash, never an endless wait."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ from pytest_netpoll.gobinary.scheduler_layout import find_layout
 from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.service.build import go_version_of
 
-# Of an undamaged one both take well under a second; nothing is said about a loaded machine's pace, only
-# that it ends.
+# For an undamaged one both take well under a second. On a loaded machine the limit only checks that it ends.
 LONGEST = 60.0
 EXAMPLES = 100
 
@@ -47,7 +46,7 @@ Mutate = Callable[[bytes], Path]
 def program(newest_go: Any, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     directory = tmp_path_factory.mktemp("elf")
     (directory / "main.go").write_text(MAIN)
-    # What is damaged inside something compressed is found by its checksum already.
+    # The checksum already finds damage inside compressed sections.
     command = [str(newest_go.go), "build", "-ldflags=-compressdwarf=false", "-o", "small", "main.go"]
     subprocess.run(command, cwd=directory, check=True)
     return (directory / "small").read_bytes()
@@ -72,7 +71,7 @@ def section(program: bytes, name: str) -> tuple[int, int]:
 
 
 def regions(program: bytes) -> list[tuple[int, int]]:
-    """(start, length) of what is worth damaging.
+    """(start, length) of the parts that are worth damaging.
 
     Headers, build info, the header and body of pclntab, symbols, the description of runtime.schedt.
     """
@@ -128,7 +127,7 @@ def look_at(path: Path) -> None:
     assert time.monotonic() - started < LONGEST
 
 
-def test_the_undamaged_one_is_read(program: bytes, written: Mutate) -> None:
+def test_an_undamaged_program_is_read(program: bytes, written: Mutate) -> None:
     path = str(written(program))
     version = go_version_of(path)
     assert version is not None
@@ -143,7 +142,9 @@ def test_the_undamaged_one_is_read(program: bytes, written: Mutate) -> None:
     assert find_layout(path).places["allp"] > 0
 
 
-def test_a_damaged_one_is_told(program: bytes, written: Mutate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_program_is_reported(
+    program: bytes, written: Mutate, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # It starts a program for each address.
     monkeypatch.setattr("pytest_netpoll.gobinary.symbols._Program._addr2line", lambda *_: ())
     places = regions(program)
@@ -151,7 +152,7 @@ def test_a_damaged_one_is_told(program: bytes, written: Mutate, monkeypatch: pyt
     @settings(
         max_examples=EXAMPLES,
         database=None,
-        phases=[Phase.generate],  # to make one smaller takes longer than to look at what was drawn
+        phases=[Phase.generate],  # shrinking an example takes longer than reading it
     )
     @given(st.data())
     def damage(data: st.DataObject) -> None:
@@ -167,7 +168,7 @@ def test_a_damaged_one_is_told(program: bytes, written: Mutate, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("share", [0.0, 0.0001, 0.2, 0.7, 0.99])
-def test_half_a_program_is_told(
+def test_a_truncated_program_is_reported(
     program: bytes, written: Mutate, monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
     monkeypatch.setattr("pytest_netpoll.gobinary.symbols._Program._addr2line", lambda *_: ())
@@ -192,16 +193,16 @@ def with_half_a_symbol(program: bytes) -> bytes:
     return bytes(image)
 
 
-def test_sections_that_repeat_one_header_for_ever_are_refused(program: bytes, written: Mutate) -> None:
+def test_sections_that_repeat_one_header_forever_are_refused(program: bytes, written: Mutate) -> None:
     path = written(with_endless_sections(program))
     assert go_version_of(str(path)) is None
     with pytest.raises(ValueError, match=r"not an ELF file|there is no room"):
         PcLineTable(str(path))
 
 
-# The kernel runs them: it looks at no section.
+# The kernel runs them, because it doesn't read sections.
 @pytest.mark.parametrize("damaged", [with_endless_sections, with_half_a_symbol])
-def test_of_a_damaged_program_that_runs_gomaxprocs_is_what_its_environment_says(
+def test_gomaxprocs_of_a_damaged_running_program_comes_from_its_environment(
     program: bytes, written: Mutate, damaged: Callable[[bytes], bytes]
 ) -> None:
     command = [str(written(damaged(program)))]

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# Prints the reports of a service that was measured with it, and that broke a limit on it.
+# Prints the reports of a service that was measured with it and broke a limit on it.
 REPORTS = """
 import io, json
 from pytest_netpoll.cli.watch.table import View
@@ -70,7 +70,7 @@ def row() -> str:
 
 @pytest.fixture
 def reports(tmp_path):
-    """reports(row) are those of the package with that row in its table, by name."""
+    """reports(row) are the reports of the package with that row in its table, by name."""
 
     def reports(row):
         package = tmp_path / "pytest_netpoll"
@@ -87,7 +87,7 @@ def reports(tmp_path):
     return reports
 
 
-def test_the_row_alone_puts_it_into_the_reports(reports):
+def test_one_row_puts_a_metric_into_the_reports(reports):
     found = reports(row())
     assert "server: closed_polls 7 > max 3" in found["reason"]
     assert "server: closed_polls_per_second 3.50 (7 in 2.00 s) > max 1.00" in found["reason"]

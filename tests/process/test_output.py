@@ -1,4 +1,4 @@
-"""What a service prints is kept, in bounded memory, and never in its way."""
+"""What a service prints is kept in bounded memory, and never blocks it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_both_streams_are_kept_in_order(go_service: ServiceFactory) -> None:
     assert server.tail(0) == ""
 
 
-def test_bytes_that_are_no_text_are_replaced(go_service: ServiceFactory, nasty: Nasty) -> None:
+def test_bytes_that_are_not_text_are_replaced(go_service: ServiceFactory, nasty: Nasty) -> None:
     server = go_service(command=nasty("garbage", "sleep"), ready=re.compile("garbage"))
     assert server.log == "\ufffd\ufffd\0garbage\ufffd\n"
 
@@ -101,7 +101,7 @@ def test_output_from_a_position_on_is_exact_where_nothing_was_cut(since: int) ->
     assert output.text(since) == whole[since:].decode()
 
 
-def test_a_character_is_not_torn_where_the_start_ends() -> None:
+def test_a_character_is_not_split_at_the_cut() -> None:
     output = Output()
     output.add(b"x" * (HEAD_BYTES - 1) + "é".encode() + b"y")
     assert output.text().endswith("xéy")

@@ -1,4 +1,4 @@
-"""What a user gets from the wheel, as opposed to what the checkout offers."""
+"""What a user gets from the wheel, as opposed to the checkout."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    # PYTHON* and PYTEST_* of the surrounding run must not reach into an environment that stands alone.
+    # PYTHON* and PYTEST_* of the surrounding run must not affect a separate environment.
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYTEST_"))}
     return subprocess.run(
         command,
@@ -37,7 +37,8 @@ def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from the sdist and that from the checkout: what the sdist lacks, the wheel lacks."""
+    """The wheel, built from the sdist, which is built from the checkout: what the sdist lacks, the wheel
+    lacks."""
     out = tmp_path_factory.mktemp("dist")
     built = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, ROOT, cwd=out)
     assert built.returncode == 0, built.stdout
@@ -65,18 +66,18 @@ def files_below(folder: Path) -> set[str]:
     }
 
 
-def test_wheel_holds_the_bpf_sources_and_their_header_stubs(names: set[str]) -> None:
+def test_wheel_contains_the_bpf_sources_and_their_header_stubs(names: set[str]) -> None:
     expected = {f"pytest_netpoll/bpf/{name}" for name in files_below(ROOT / "bpf")}
     assert any(name.endswith(".c") for name in expected)
     assert any(name.endswith(".h") for name in expected)
     assert expected <= names
 
 
-def test_wheel_holds_the_agent_and_the_typing_marker(names: set[str]) -> None:
+def test_wheel_contains_the_agent_and_the_typing_marker(names: set[str]) -> None:
     assert {"pytest_netpoll/agent/__main__.py", "pytest_netpoll/py.typed"} <= names
 
 
-def test_wheel_holds_the_package_the_bpf_sources_and_nothing_else(names: set[str]) -> None:
+def test_wheel_contains_only_the_package_and_the_bpf_sources(names: set[str]) -> None:
     content = {name for name in names if ".dist-info/" not in name}
     package = {f"pytest_netpoll/{name}" for name in files_below(ROOT / "pytest_netpoll")}
     bpf = {f"pytest_netpoll/bpf/{name}" for name in files_below(ROOT / "bpf")}
@@ -84,7 +85,7 @@ def test_wheel_holds_the_package_the_bpf_sources_and_nothing_else(names: set[str
 
 
 @pytest.mark.parametrize("stray", ["__pycache__", ".pyc", ".o", ".so", ".orig", ".rej", ".swp", "~", ".log"])
-def test_wheel_holds_no_leftovers(names: set[str], stray: str) -> None:
+def test_wheel_contains_no_leftovers(names: set[str], stray: str) -> None:
     assert not [name for name in names if name.endswith(stray) or f"{stray}/" in name]
 
 
@@ -100,7 +101,7 @@ def test_wheel_does_not_require_the_unrelated_bcc_of_pypi(wheel: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["LICENSE", "LICENSE.GPL"])
-def test_wheel_carries_its_licences(names: set[str], wheel: Path, text: str) -> None:
+def test_wheel_contains_its_licences(names: set[str], wheel: Path, text: str) -> None:
     assert [name for name in names if name.endswith(f".dist-info/licenses/{text}")]
     metadata = message_from_string(metadata_file(wheel, "METADATA"))
     assert metadata["License-Expression"] == "MIT AND (MIT OR GPL-2.0-only)"
@@ -112,7 +113,7 @@ def test_the_changelog_has_a_dated_section_for_this_version(wheel: Path) -> None
     assert re.search(heading, (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
 
 
-def test_links_of_the_package_page_lead_out_of_it(wheel: Path) -> None:
+def test_links_of_the_package_page_are_absolute(wheel: Path) -> None:
     page = message_from_string(metadata_file(wheel, "METADATA")).get_payload()
     targets = re.findall(r"\]\(([^)]*)\)", str(page))
     project = "https://github.com/pytest-netpoll/pytest-netpoll/blob/main/"
@@ -120,22 +121,22 @@ def test_links_of_the_package_page_lead_out_of_it(wheel: Path) -> None:
     assert not [target for target in targets if not re.match("https:|#", target)]
 
 
-def test_the_package_page_leads_to_the_project(wheel: Path) -> None:
+def test_the_package_page_links_to_the_project(wheel: Path) -> None:
     urls = message_from_string(metadata_file(wheel, "METADATA")).get_all("Project-URL", [])
     assert {url.partition(",")[0] for url in urls} >= {"Documentation", "Changelog", "Issues"}
 
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an empty virtual environment with the wheel and what it declares to need."""
+    """The Python of an empty virtual environment with the wheel and its declared dependencies."""
     home = tmp_path_factory.mktemp("installed") / "venv"
     venv.create(home)
-    # The pip that is here: to unpack another one into the environment takes as long as all that follows.
+    # This environment's pip, because unpacking another one takes as long as everything that follows.
     pip = (sys.executable, "-m", "pip")
     install = (*pip, "install", "--prefix", home, "--ignore-installed", "--no-index")
     alone = run(*install, "--no-deps", wheel, cwd=home)
     assert alone.returncode == 0, alone.stdout
-    # What a network does is not our fault, whatever it is; .ci/setup has fetched the same requirements.
+    # Network errors aren't our fault; .ci/setup has fetched the same requirements.
     try:
         fetched = run(*pip, "wheel", "--retries", "1", "--wheel-dir", "wheels", wheel, cwd=home)
     except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""Starts of the agent: from the cache where it can be, and compiled where not, with the reason."""
+"""Starts of the agent: from the cache if possible, otherwise compiled, with the reason."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def cache(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def start(where: object, max_processes: int = 4) -> dict[str, Any]:
-    """What the agent says when it is ready."""
+    """What the agent reports when it is ready."""
     command = privilege.command(None, "never", cache=where)  # type: ignore[arg-type]
     load = {"id": 0, "do": "load", "max_processes": max_processes, "max_fds": 64, "uprobes": 0, "answers": 0}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as agent:
@@ -98,7 +98,7 @@ def of_other_offsets(entry: Any) -> Any:
 
 
 def of_other_instructions(entry: Any) -> Any:
-    # A load through a number as if it were a pointer: no verifier takes that.
+    # A load through a number as if it were a pointer: no verifier accepts that.
     forged = bytes.fromhex("b701000000000000 7910000000000000 9500000000000000")
     programs = dict.fromkeys(entry.compiled.programs, forged)
     return entry._replace(compiled=entry.compiled._replace(programs=programs))
@@ -112,7 +112,7 @@ def of_other_instructions(entry: Any) -> Any:
         (of_other_instructions, "the kernel rejects the cached program"),
     ],
 )
-def test_what_is_forged_is_compiled_and_kept_anew(
+def test_a_forged_entry_is_compiled_and_stored_again(
     directory: Path, kept: Path, cache: SimpleNamespace, spoil: Callable[[Any], Any], why: str
 ) -> None:
     entry = cache.parse(cache.unseal(kept.read_bytes()))
@@ -121,14 +121,14 @@ def test_what_is_forged_is_compiled_and_kept_anew(
     assert start(directory)["program"] == "cache"
 
 
-def test_what_is_damaged_is_compiled_and_kept_anew(directory: Path, kept: Path) -> None:
+def test_a_damaged_entry_is_compiled_and_stored_again(directory: Path, kept: Path) -> None:
     for file in (kept, *directory.glob("*.bytecode")):
         file.write_bytes(file.read_bytes()[:-1])
     assert "the cached file is damaged" in why_compiled(directory)
     assert start(directory)["program"] == "cache"
 
 
-def test_where_nothing_can_be_kept_it_compiles_and_says_so(tmp_path: Path) -> None:
+def test_without_a_usable_cache_it_compiles_and_reports_that(tmp_path: Path) -> None:
     (shared := tmp_path / "shared").mkdir()
     shared.chmod(0o777)
     ready = start(shared)
@@ -138,7 +138,7 @@ def test_where_nothing_can_be_kept_it_compiles_and_says_so(tmp_path: Path) -> No
     assert list(shared.iterdir()) == []
 
 
-def test_it_is_no_error_where_there_is_no_room(directory: Path) -> None:
+def test_a_full_disk_is_not_an_error(directory: Path) -> None:
     small = directory.with_name("small")
     small.mkdir(mode=0o700)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k,mode=700", "tmpfs", small], check=True)
@@ -149,7 +149,7 @@ def test_it_is_no_error_where_there_is_no_room(directory: Path) -> None:
         subprocess.run(["umount", small], check=True)
 
 
-def test_the_doctor_says_which_way_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_doctor_shows_whether_the_cache_was_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(privilege, "command", lambda *_: ["python3", "agent"])
     environment = {"program": "cache", "not_cached": None, "resident_bytes": 20_000_000}
     meter: Any = SimpleNamespace(

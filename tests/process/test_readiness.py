@@ -1,4 +1,4 @@
-"""A service is handed out when it is ready; what keeps it from that is told."""
+"""A service is returned when it is ready; otherwise the reason is reported."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODE = re.compile("MODE=.*\n")
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer takes as long as a busy machine makes it take: none is given up and asked for again."""
+    """An answer may take long on a busy machine: it isn't abandoned and requested again."""
     monkeypatch.setattr(readiness, "DIAL_TIMEOUT", 30.0)
 
 
@@ -33,7 +33,7 @@ def test_tcp_waits_for_the_listener(go_service: ServiceFactory, nasty: Nasty) ->
     socket.create_connection(server.address).close()
 
 
-def test_a_listener_that_left_its_parent_and_its_session_is_the_services(
+def test_a_listener_that_left_its_parent_and_session_belongs_to_the_service(
     go_service: ServiceFactory, nasty: Nasty, ends: Callable[..., bool]
 ) -> None:
     daemon = shlex.join(nasty("listen:{port}", "sleep"))
@@ -45,7 +45,7 @@ def test_a_listener_that_left_its_parent_and_its_session_is_the_services(
     assert ends(other)
 
 
-def test_tcp_does_not_trust_a_stranger_on_the_port(
+def test_tcp_ignores_a_stranger_on_the_port(
     go_service: ServiceFactory, nasty: Nasty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as stranger:
@@ -59,7 +59,7 @@ def test_tcp_leaves_no_connection_behind_for_the_service_to_accept(
 ) -> None:
     server = go_service(command=nasty("listen:{port}", "sleep"))
     left = [c for c in psutil.net_connections("tcp") if c.raddr and c.raddr.port == server.port]
-    # Of those who had this port in the last minute; one that nobody has accepted stays in FIN_WAIT2.
+    # Connections of this port in the last minute; one that was never accepted stays in FIN_WAIT2.
     assert not [c for c in left if c.status != psutil.CONN_TIME_WAIT]
 
 
@@ -68,7 +68,7 @@ def test_http_waits_for_an_answer_below_500(go_service: ServiceFactory, nasty: N
     assert server.log.count('"GET /health') == 3
 
 
-def test_http_that_never_is_well_says_so(go_service: ServiceFactory, nasty: Nasty) -> None:
+def test_http_that_stays_above_499_is_reported(go_service: ServiceFactory, nasty: Nasty) -> None:
     server = go_service(command=nasty("http_ok_after:99999"), env={"PORT": "{port}"}, ready="tcp")
     with pytest.raises(ServiceError, match=r"GET /health on port \d+; it listens there and answers 5xx"):
         readiness.wait_until_ready(server, "http:/health", 0.5, None)
@@ -86,7 +86,7 @@ def test_a_restart_waits_for_the_regex_in_the_new_output(go_service: ServiceFact
         server.restart()
 
 
-def test_a_callable_is_asked_until_it_returns_true(go_service: ServiceFactory, nasty: Nasty) -> None:
+def test_a_callable_is_called_until_it_returns_true(go_service: ServiceFactory, nasty: Nasty) -> None:
     answers = iter([False, False, True])
     server = go_service(command=nasty("sleep"), ready=lambda _: next(answers))
     assert server.running
@@ -108,7 +108,7 @@ def test_a_callable_may_fail_as_clients_do_while_the_service_starts(
     )
 
 
-def test_what_a_callable_last_met_is_told(go_service: ServiceFactory, nasty: Nasty) -> None:
+def test_the_last_error_of_a_callable_is_reported(go_service: ServiceFactory, nasty: Nasty) -> None:
     def never(_: Service) -> bool:
         raise ConnectionResetError("by the peer")
 
@@ -122,7 +122,7 @@ def test_a_bug_in_a_callable_is_not_hidden(go_service: ServiceFactory, nasty: Na
     assert go_service.services == []
 
 
-def test_never_ready_tells_what_was_awaited_how_long_and_what_was_printed(
+def test_never_ready_reports_what_was_awaited_how_long_and_what_was_printed(
     go_service: ServiceFactory, nasty: Nasty
 ) -> None:
     server = go_service(
@@ -135,7 +135,7 @@ def test_never_ready_tells_what_was_awaited_how_long_and_what_was_printed(
     assert "MODE=odd" in str(failure.value.detail)
 
 
-def test_what_never_gets_ready_is_ended(go_service: ServiceFactory, nasty: Nasty) -> None:
+def test_a_service_that_never_gets_ready_is_stopped(go_service: ServiceFactory, nasty: Nasty) -> None:
     pids: list[int] = []
     go_service.on_spawn = lambda service: pids.append(service.pid)
     with pytest.raises(ServiceError, match="not ready within"):
@@ -143,7 +143,7 @@ def test_what_never_gets_ready_is_ended(go_service: ServiceFactory, nasty: Nasty
     assert not psutil.pid_exists(pids[0])
 
 
-def test_listening_elsewhere_is_told(go_service: ServiceFactory, nasty: Nasty) -> None:
+def test_listening_elsewhere_is_reported(go_service: ServiceFactory, nasty: Nasty) -> None:
     command = nasty("listen:0", "environment:MODE", "sleep")
     server = go_service(command=command, args=["{port}"], ready=MODE)
     with pytest.raises(ServiceError, match=r"it listens on \d+ instead"):
@@ -151,7 +151,7 @@ def test_listening_elsewhere_is_told(go_service: ServiceFactory, nasty: Nasty) -
 
 
 @pytest.mark.parametrize("ready", ["tcp", "http:/", re.compile("never"), lambda _: False])
-def test_an_early_end_is_told_at_once(
+def test_an_early_end_is_reported_at_once(
     go_service: ServiceFactory, nasty: Nasty, ready: readiness.Ready
 ) -> None:
     begin = time.monotonic()

@@ -1,4 +1,4 @@
-"""What the agent cannot do once it has loaded its program for a user, whatever capabilities it keeps."""
+"""What the agent cannot do after it has loaded its program for a user, whatever capabilities it keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What the agent sees of a process's sockets in /proc: whether the other end is gone, and what is unread."""
+"""What the agent reads about a process's sockets in /proc: whether the other end is gone, and what is
+unread."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from pytest_netpoll.meter.readable import is_readable
 
 @pytest.fixture
 def look(monkeypatch):
-    """look(socket) is what the agent sees of one of this process."""
+    """look(socket) is what the agent reads about one of this process's sockets."""
     monkeypatch.syspath_prepend(str(privilege.AGENT))
     sockets = importlib.import_module("processes.sockets")
 
@@ -61,7 +62,7 @@ def test_a_connection_that_was_reset_has_no_peer(look):
         assert look(server) == ("tcp", None, None, True, 0)
 
 
-def test_what_waits_in_a_backlog_is_unread(look):
+def test_connections_in_a_backlog_are_unread(look):
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()):
         assert look(listener).unread == 1
 
@@ -76,7 +77,7 @@ def test_a_unix_connection_is_alive_until_its_peer_closes(look, kind):
         assert look(one).gone
 
 
-def test_a_unix_socket_without_connections_has_nobody_to_miss(look, tmp_path):
+def test_a_unix_socket_without_connections_has_no_peer_to_lose(look, tmp_path):
     path = str(tmp_path / "s")
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server,
@@ -89,7 +90,7 @@ def test_a_unix_socket_without_connections_has_nobody_to_miss(look, tmp_path):
         assert [look(one).gone for one in (server, client, fresh)] == [False, False, False]
 
 
-def test_a_socket_of_another_process_is_readable_as_a_poll_says():
+def test_a_socket_of_another_process_is_readable_if_a_poll_says_so():
     one, other = socket.socketpair()
     with one, other:
         inode = os.fstat(one.fileno()).st_ino

@@ -1,4 +1,4 @@
-"""A stopped service is gone with everything that it started; so are those of a pytest that was killed."""
+"""A stopped service ends with everything that it started, and so do the services of a killed pytest."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Nasty = Callable[..., list[str]]
 Ends = Callable[..., bool]
 
 CHILD = re.compile(r"child (\d+)\n")
-# Both, in any order: a child may get to speak before its parent tells of it.
+# Both, in any order: a child may print before its parent reports it.
 BOTH_UP = re.compile(r"(?s)(?=.*child \d+\n).*UP=")
 
 
@@ -67,7 +67,7 @@ def test_stopping_leaves_no_zombie_and_can_be_repeated(go_service: ServiceFactor
 
 @pytest.mark.usefixtures("short_grace")
 @pytest.mark.parametrize("kind", ["fork_child", "fork_child_with_own_session"])
-def test_children_that_ignore_sigterm_go_too(
+def test_children_that_ignore_sigterm_are_ended_too(
     go_service: ServiceFactory, nasty: Nasty, ends: Ends, kind: str
 ) -> None:
     command = nasty(f"{kind}:ignore_sigterm+environment:UP+sleep", "sleep")
@@ -79,7 +79,7 @@ def test_children_that_ignore_sigterm_go_too(
 
 @pytest.mark.usefixtures("short_grace")
 @pytest.mark.parametrize("kind", ["fork_child", "fork_child_with_own_session"])
-def test_children_of_a_service_that_crashed_go_with_stop_and_no_others(
+def test_stop_ends_children_of_a_crashed_service_and_no_others(
     go_service: ServiceFactory, nasty: Nasty, ends: Ends, kind: str
 ) -> None:
     command = nasty(f"{kind}:ignore_sigterm+environment:UP+sleep", "sleep")
@@ -95,7 +95,7 @@ def test_children_of_a_service_that_crashed_go_with_stop_and_no_others(
 
 
 @pytest.mark.usefixtures("short_grace")
-def test_a_command_that_becomes_a_daemon_is_no_service_and_leaves_nothing(
+def test_a_command_that_becomes_a_daemon_is_an_error_and_leaves_nothing(
     go_service: ServiceFactory, nasty: Nasty, ends: Ends
 ) -> None:
     command = nasty("fork_child_with_own_session:ignore_sigterm+sleep")
@@ -106,7 +106,7 @@ def test_a_command_that_becomes_a_daemon_is_no_service_and_leaves_nothing(
     assert ends(int(found[1]), seconds=0.5)
 
 
-def test_a_pid_that_was_given_to_another_process_is_left_alone(nasty: Nasty) -> None:
+def test_a_reused_pid_is_left_alone(nasty: Nasty) -> None:
     with subprocess.Popen(nasty("sleep"), start_new_session=True) as stranger:
         found = guard.stat(stranger.pid)
         assert found is not None
@@ -115,7 +115,7 @@ def test_a_pid_that_was_given_to_another_process_is_left_alone(nasty: Nasty) -> 
         assert guard.end({stranger.pid: found.start}, 5) == set()
 
 
-def test_all_are_stopped_though_one_refuses(
+def test_all_are_stopped_even_if_one_refuses(
     go_service: ServiceFactory, nasty: Nasty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = (go_service(command=nasty("sleep"), ready=None) for _ in range(2))
@@ -124,7 +124,7 @@ def test_all_are_stopped_though_one_refuses(
     with pytest.raises(ServiceError, match=f"SIGKILL did not end {second.pid}"):
         go_service.stop_all()
     assert not first.running
-    assert not second.running  # asking reaps it: nobody else will, and other tests look at our children
+    assert not second.running  # asking reaps it; nothing else would, and other tests look at our children
 
 
 # The rest is about a pytest that dies: a process that launches a service and waits to be killed.
@@ -189,9 +189,7 @@ def test_nothing_survives_a_killed_pytest(launcher: Launch, ends: Ends, mode: st
     assert ends(server, *others, seconds=3)
 
 
-def test_nothing_survives_a_killed_pytest_whose_guardian_was_killed_before(
-    launcher: Launch, ends: Ends
-) -> None:
+def test_nothing_survives_a_killed_pytest_with_a_killed_guardian(launcher: Launch, ends: Ends) -> None:
     process, (server, child, guardian) = launcher("wait", "fork_child_with_own_session")
     second = [process.pid for process in psutil.Process(guardian).children()]
     os.kill(guardian, signal.SIGKILL)
@@ -199,7 +197,7 @@ def test_nothing_survives_a_killed_pytest_whose_guardian_was_killed_before(
     assert ends(server, child, *second, seconds=3)
 
 
-def test_a_guardian_goes_on_without_the_one_that_stands_by(launcher: Launch, ends: Ends) -> None:
+def test_a_guardian_works_without_its_standby(launcher: Launch, ends: Ends) -> None:
     process, (server, child, guardian) = launcher("wait", "fork_child")
     [second] = psutil.Process(guardian).children()
     second.kill()
@@ -232,14 +230,14 @@ def test_ctrl_c_does_not_reach_services_or_the_guardian(launcher: Launch) -> Non
 def test_an_interrupt_while_a_service_is_being_started_leaves_nothing(
     go_service: ServiceFactory, nasty: Nasty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is there already, and nobody has been told its number."""
+    """It exists already, and its pid is not known to anything yet."""
     popen, started = subprocess.Popen, []
 
     def interrupted(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
         process = popen(*args, **options)
         if options.get("env"):  # not the guardian
             started.append(process)
-            # Until its environment is the new program's.
+            # Until its environment belongs to the new program.
             patiently(lambda: guard.MARK.encode() in Path(f"/proc/{process.pid}/environ").read_bytes())
             raise KeyboardInterrupt
         return process
@@ -252,7 +250,7 @@ def test_an_interrupt_while_a_service_is_being_started_leaves_nothing(
     assert go_service.guardian.leaders == {}
 
 
-def test_what_started_just_before_pytest_was_killed_is_ended_by_the_guardian() -> None:
+def test_the_guardian_ends_what_started_just_before_pytest_was_killed() -> None:
     guardian = guard.Guardian()
     guardian.start()
     guardian.expect("just-started")
@@ -261,7 +259,7 @@ def test_what_started_just_before_pytest_was_killed_is_ended_by_the_guardian() -
         assert process.wait(10) == -signal.SIGTERM
 
 
-def test_a_service_without_a_mark_has_no_family_among_strangers() -> None:
+def test_a_service_without_a_mark_claims_no_strangers() -> None:
     assert guard.family({}, [""]) == {}
 
 
@@ -287,7 +285,7 @@ def test_a_guardian_that_was_killed_is_replaced(go_service: ServiceFactory, nast
     ],
     ids=["absent", "ends", "ends and says why"],
 )
-def test_without_a_guardian_no_service_is_started_and_it_is_said_why(
+def test_without_a_guardian_no_service_starts_and_the_reason_is_reported(
     go_service: ServiceFactory, nasty: Nasty, monkeypatch: pytest.MonkeyPatch, python: str, why: str
 ) -> None:
     command = nasty("sleep")
@@ -299,7 +297,7 @@ def test_without_a_guardian_no_service_is_started_and_it_is_said_why(
     assert go_service.services == []
 
 
-def test_a_service_is_ended_whose_guardian_was_killed_and_cannot_be_replaced(
+def test_a_service_ends_if_its_guardian_was_killed_and_cannot_be_replaced(
     go_service: ServiceFactory, nasty: Nasty, monkeypatch: pytest.MonkeyPatch, ends: Ends
 ) -> None:
     first = go_service(command=nasty("sleep"), ready=None)
@@ -336,7 +334,7 @@ def test_the_guardian_ends_with_the_session_and_touches_nothing_that_was_stopped
     assert time.monotonic() - begin < guard.GUARDIAN_GRACE + service.STOP_GRACE
 
 
-def test_services_do_not_hold_the_guardians_pipe(go_service: ServiceFactory, nasty: Nasty) -> None:
+def test_services_do_not_inherit_the_guardians_pipe(go_service: ServiceFactory, nasty: Nasty) -> None:
     go_service(command=nasty("sleep"), ready=None)
     server = go_service(command=nasty("sleep"), ready=None)
     process = go_service.guardian.process
@@ -345,7 +343,7 @@ def test_services_do_not_hold_the_guardians_pipe(go_service: ServiceFactory, nas
     pipe = os.fstat(process.stdin.fileno()).st_ino
     targets = []
     for path in Path(f"/proc/{server.pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # it still starts, and closes what it has read
+        with contextlib.suppress(FileNotFoundError):  # it is still starting, and closes what it has read
             targets.append(str(path.readlink()))
     assert targets
     assert f"pipe:[{pipe}]" not in targets

@@ -1,4 +1,4 @@
-"""--netpoll-against: a revision's packages are built beside the checkout, and nothing of that stays."""
+"""--netpoll-against: a revision's packages are built beside the checkout, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def git(directory: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A repository of two commits, "then" and "now", whose module needs one beside the repository."""
+    """A repository with two commits, "then" and "now", whose module needs another one beside the
+    repository."""
     root = tmp_path / "work" / "repo"
     (root / "server").mkdir(parents=True)
     (tmp_path / "work" / "lib").mkdir()
@@ -63,7 +64,7 @@ def printed(program: Path) -> str:
     return subprocess.run([program], capture_output=True, text=True, timeout=30).stderr.strip()
 
 
-def test_a_package_is_built_as_it_was_with_the_modules_beside_the_checkout(
+def test_the_old_package_is_built_with_the_modules_beside_the_checkout(
     worktree: Worktree, checkout: Path
 ) -> None:
     first = built(worktree, "./server", checkout)
@@ -78,7 +79,7 @@ def test_a_package_is_built_as_it_was_with_the_modules_beside_the_checkout(
     assert len(git(checkout, "worktree", "list").splitlines()) == 1
 
 
-def test_a_workspace_that_git_does_not_keep_holds_for_the_revision_too(
+def test_an_untracked_workspace_applies_to_the_revision_too(
     worktree: Worktree, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = checkout.parent / "other"
@@ -92,7 +93,7 @@ def test_a_workspace_that_git_does_not_keep_holds_for_the_revision_too(
     assert printed(built(worktree, "./server", checkout)) == "workspace then"
 
 
-def test_what_the_revision_lacks_does_not_build_or_is_elsewhere_is_said(
+def test_missing_broken_and_outside_packages_are_reported(
     worktree: Worktree, checkout: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(
@@ -128,7 +129,7 @@ def test_a_module_that_names_the_checkout_by_its_absolute_path_is_refused(checko
         made.remove()
 
 
-def test_a_revision_that_is_not_there_is_a_usage_error_with_a_fix(checkout: Path, tmp_path: Path) -> None:
+def test_a_missing_revision_is_a_usage_error_with_a_fix(checkout: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"=nope: there is no such commit in .*\n  fix: git fetch, and give"):
         Revision("nope", checkout)
     shallow = tmp_path / "shallow"
@@ -165,9 +166,7 @@ def test_a_killed_session_leaves_neither_files_nor_an_entry_in_git(checkout: Pat
     assert patiently(lambda: not place.exists() and not list((checkout / ".git" / "worktrees").glob("*")))
 
 
-def test_an_error_is_the_plugins_own_where_git_is_missing(
-    checkout: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_git_is_an_error_of_the_plugin(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(NetpollError, match="git: No such file"):
         Revision("then", checkout)

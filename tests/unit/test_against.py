@@ -1,4 +1,4 @@
-"""Head against base: what the rounds of a test decide, and how often they are wrong where there is noise.
+"""Head against base: what the rounds of a test decide, and how often they are wrong with noise.
 
 The noise is that of a shared machine: it gets slower and faster, and neighbours make it 1.3 to 3 times as
 slow for one to three windows, which hits one in five. It is seeded: the outcome is fixed.
@@ -35,7 +35,7 @@ def rounds(count: int, base: Numbers, head: Numbers) -> list[Round]:
 
 
 class Machine:
-    """What takes 100 ms on it when it is idle takes that long now."""
+    """How long now takes what takes 100 ms on an idle machine."""
 
     def __init__(self, seed: str) -> None:
         self._noise = random.Random(seed)
@@ -53,7 +53,7 @@ class Machine:
 
 
 def run(machine: Machine, slowness: float, rules: str) -> Comparison:
-    """Measures as a test is: head, base, base, head, and so on."""
+    """Measures like a test: head, base, base, head, and so on."""
     made: list[Round] = []
     asked = plan(rules)
 
@@ -78,11 +78,11 @@ def test_head_against_itself_fails_a_rule_in_at_most_1_of_100_noisy_runs() -> No
     assert regressed(1.0, 400) <= 0.01
 
 
-def test_20_percent_more_are_found_in_at_least_95_of_100_noisy_runs() -> None:
+def test_20_percent_more_is_found_in_at_least_95_of_100_noisy_runs() -> None:
     assert regressed(1.2, 200) >= 0.95
 
 
-def test_what_is_exact_is_decided_at_the_first_look() -> None:
+def test_exact_counts_are_decided_at_the_first_look() -> None:
     made: list[Round] = []
 
     def make(count: int) -> bool:
@@ -108,7 +108,7 @@ def changed(base: Numbers, head: Numbers, rules: str, count: int = 8, **more: ob
     [
         ("cpu_seconds:+5%", "regressed"),
         ("cpu_seconds:+25%", "passed"),
-        # Worse is only what exceeds both.
+        # A value is worse only if it exceeds both.
         ("cpu_seconds:+5%+10ms", "regressed"),
         ("cpu_seconds:+5%+50ms", "passed"),
         ("cpu_seconds:+25%+10ms", "passed"),
@@ -127,13 +127,13 @@ def test_an_improvement_passes_and_is_a_change() -> None:
     assert number.text == "-16.7 % (exact)"
 
 
-def test_what_was_0_is_compared_by_the_difference() -> None:
+def test_counts_that_were_0_are_compared_by_the_difference() -> None:
     found = changed({"futile_calls": 0}, {"futile_calls": 150}, "futile_calls:+10%")
     assert found.outcome == "regressed"
     assert "futile_calls 0 → 150, +150 (exact)" in str(found.regressions[0])
 
 
-def test_a_straddling_interval_fails_nothing_and_says_how_many_rounds_might_tell() -> None:
+def test_an_undecided_tolerance_passes_and_shows_how_many_rounds_might_decide_it() -> None:
     head = [0.1, 0.108, 0.111, 0.104, 0.112, 0.107, 0.109, 0.102]
     made = [({"server": sample(cpu_seconds=0.1)}, {"server": sample(cpu_seconds=value)}) for value in head]
     found = compare_rounds(made, plan("cpu_seconds:+5%", 8, 8))
@@ -145,13 +145,13 @@ def test_a_straddling_interval_fails_nothing_and_says_how_many_rounds_might_tell
     assert "8 rounds can't decide whether that is more than +5%" in found.notes[0]
 
 
-def test_what_was_not_measured_now_does_not_pass_and_what_the_base_lacks_is_noted() -> None:
+def test_metrics_missing_now_do_not_pass_and_metrics_missing_at_the_base_are_noted() -> None:
     known: Numbers = {"ready_calls": 5}
     found = changed(known, {"ready_calls": None}, "ready_calls:+10%")
     assert found.outcome == "unmeasured"
     found = changed({"ready_calls": None}, known, "ready_calls:+10%")
     assert found.outcome == "passed"
-    assert "ready_calls has no number of base (main)" in found.notes[0]
+    assert "ready_calls has no number from base (main)" in found.notes[0]
     off = Reason("answers were not timed", fix="--netpoll-response=on")
     untimed = replace(sample(response_p50=None), absent={"response_p50": off})
     for base, head in ((untimed, sample(response_p50=5)), (sample(response_p50=5), untimed)):
@@ -160,7 +160,7 @@ def test_what_was_not_measured_now_does_not_pass_and_what_the_base_lacks_is_note
         assert any(text.endswith("answers were not timed") for text in said)
 
 
-def test_few_wakeups_compare_no_share_of_them() -> None:
+def test_shares_of_few_wakeups_are_not_compared() -> None:
     found = changed({}, {"wakeups": 3, "productive_wakeups": 3}, "spurious:+0.02")
     assert found.outcome == "unmeasured"
     assert "only 3 wakeups" in found.unmeasured[0]
@@ -176,7 +176,7 @@ def test_a_side_without_traffic_is_not_compared(rules: str, outcome: str) -> Non
 
 
 @pytest.mark.parametrize("broken", [Sample(HEALTHY, unmeasured=Reason("the agent died")), None])
-def test_rounds_that_were_not_measured_are_left_out_and_with_many_of_them_nothing_is_told(
+def test_unmeasured_rounds_are_left_out_and_with_many_of_them_nothing_is_compared(
     broken: Sample | None,
 ) -> None:
     made = rounds(12, {}, {"spurious": 0.5})
@@ -192,7 +192,7 @@ def test_rounds_that_were_not_measured_are_left_out_and_with_many_of_them_nothin
     assert f"head, round 4: {why}" in found.unmeasured[0]
 
 
-def test_a_broken_rule_makes_no_more_rounds_for_another_one() -> None:
+def test_a_broken_tolerance_stops_the_rounds() -> None:
     head = [0.1, 0.108, 0.111, 0.104, 0.112, 0.107, 0.109, 0.102] * 5
     asked = plan("spurious:+0.02,cpu_seconds:+5%")
     made: list[Round] = []
@@ -206,7 +206,7 @@ def test_a_broken_rule_makes_no_more_rounds_for_another_one() -> None:
     assert (found.outcome, found.measured, len(found.undecided)) == ("regressed", 8, 1)
 
 
-def test_rounds_stop_where_no_more_can_be_made() -> None:
+def test_rounds_stop_if_no_more_can_be_made() -> None:
     asked = plan("cpu_seconds:+5%")
     calls: list[int] = []
 

@@ -15,7 +15,7 @@ AGENT = Path(__file__).parents[2] / "pytest_netpoll" / "agent"
 FILES = sorted(AGENT.rglob("*.py"))
 OLDEST = (3, 9)
 
-# What 3.10 brought: mypy takes no older Python for its target.
+# New in 3.10: mypy doesn't accept an older Python as its target.
 NEWER = re.compile(
     r"\b(strict=|(?:pairwise|TypeAlias|TypeGuard|ParamSpec|UnionType|aiter|anext|bit_count)\b)"
 )
@@ -44,7 +44,7 @@ def test_the_agent_formats_with_f_strings(path: Path) -> None:
 
 
 def pythons() -> list[str]:
-    """Those of the agent's Pythons that are on PATH."""
+    """The agent's Pythons that are on PATH."""
     names = [f"python3.{minor}" for minor in range(OLDEST[1], 15)]
     return [path for path in map(shutil.which, names) if path is not None]
 

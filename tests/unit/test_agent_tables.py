@@ -1,4 +1,4 @@
-"""The agent's tables of what differs between machines and Go versions, for both machines, on either."""
+"""The agent's tables of differences between machines and Go versions, for both machines, on either."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEADER = (ROOT / "bpf" / "netpoll.h").read_text()
 
 
 def load(name: str) -> ModuleType:
-    """A module of the agent; not a package, since it is run as a directory by another Python."""
+    """A module of the agent; it isn't a package, because another Python runs it as a directory."""
     spec = importlib.util.spec_from_file_location(f"agent_{name}", AGENT / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -30,7 +30,7 @@ def load(name: str) -> ModuleType:
 
 machine, layouts, constants = load("bpf/machine"), load("bpf/layouts"), load("constants")
 
-# Where the kernel's numbers are to be found where linux-libc-dev is installed; arm64's are the generic ones.
+# Where linux-libc-dev installs the kernel's numbers; arm64 has the generic ones.
 KERNEL = {
     "x86_64": [Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"), Path("/usr/include/asm/unistd_64.h")],
     "aarch64": [Path("/usr/include/asm-generic/unistd.h")],
@@ -44,19 +44,19 @@ def kernel_numbers(name: str) -> dict[str, int]:
     header = next((path for path in KERNEL[name] if path.exists()), None)
     if header is None:
         pytest.skip(f"no {KERNEL[name][0]}: install linux-libc-dev")
-    # 3264: what is one syscall on 64-bit machines and has another name on 32-bit ones.
+    # 3264: one syscall on 64-bit machines, with another name on 32-bit ones.
     found = re.findall(r"^#define __NR(?:3264)?_(\w+)\s+(\d+)$", header.read_text(), re.M)
     return {call: int(number) for call, number in found}
 
 
 @machines
-def test_syscall_numbers_are_the_kernels(name: str) -> None:
+def test_syscall_numbers_match_the_kernels(name: str) -> None:
     kernel = kernel_numbers(name)
     assert machine.NUMBERS[name] == {call: kernel[call] for call in machine.NUMBERS[name]}
 
 
 @machines
-def test_no_syscall_is_forgotten_on_a_machine_that_has_it(name: str) -> None:
+def test_the_table_has_every_syscall_that_the_machine_has(name: str) -> None:
     assert machine.ROLES.keys() & kernel_numbers(name).keys() == machine.NUMBERS[name].keys()
 
 
@@ -66,7 +66,7 @@ def goroots() -> list[Path]:
 
 @machines
 @pytest.mark.parametrize("goroot", goroots() or [None], ids=lambda path: getattr(path, "name", "none"))
-def test_syscall_numbers_are_those_that_go_uses(name: str, goroot: Path | None) -> None:
+def test_syscall_numbers_match_those_of_go(name: str, goroot: Path | None) -> None:
     if goroot is None:
         pytest.skip("no Go sources in .tools: run .ci/setup test")
     source = (goroot / "src" / "syscall" / f"zsysnum_linux_{GOARCH[name]}.go").read_text()
@@ -102,7 +102,7 @@ def test_roles_name_the_descriptor_of_each_direction() -> None:
     assert descriptors("sendfile") == (1, 0)
     assert descriptors("read") == descriptors("accept4") == descriptors("recvmsg") == (0, None)
     assert descriptors("tee") == (0, 1)
-    # What is another descriptor afterwards: close(fd), dup3(old, new, …)
+    # The descriptor that changes: close(fd), dup3(old, new, …)
     assert (descriptors("close"), descriptors("dup2"), descriptors("dup3")) == (
         (0, None),
         (1, None),
@@ -112,7 +112,7 @@ def test_roles_name_the_descriptor_of_each_direction() -> None:
     assert descriptors("epoll_pwait") == (None, None)
 
 
-def test_the_c_program_has_no_number_of_its_own_that_the_agent_passes_to_it() -> None:
+def test_the_c_program_does_not_repeat_numbers_that_the_agent_passes_to_it() -> None:
     passed = {**constants.MACROS, **machine.MACROS, "LAYOUTS": 3}
     assert passed.keys() >= {"BANKS", "SLOT_BITS", "KEEP_IO_CALLS", "LATENCY_BUCKETS", "ROLE_POLL"}
     assert passed.keys() & set(re.findall(r"#\s*define (\w+)", C + HEADER)) == set()
@@ -136,14 +136,14 @@ def offenders_of_the_agent() -> tuple[str, ...]:
 
 
 @machines
-def test_it_is_known_where_every_call_that_receives_has_its_flags(name: str) -> None:
+def test_the_table_knows_where_each_receiving_call_has_its_flags(name: str) -> None:
     roles = {machine.names(name)[number]: role for number, role in machine.roles(name).items()}
     flagged = {call: role >> machine.FLAGS_ARG for call, role in roles.items() if role >> machine.FLAGS_ARG}
     assert flagged == {"recvfrom": 2, "recvmsg": 1, "recvmmsg": 2}
 
 
 @machines
-def test_every_io_call_has_a_number_of_its_own(name: str) -> None:
+def test_every_io_call_has_its_own_number(name: str) -> None:
     [shift] = re.findall(r"#define ROLE_IO_CALL\(role\) \(\(\(role\) >> (\d+)\) & ", HEADER)
     roles = {machine.names(name)[number]: role for number, role in machine.roles(name).items()}
     mask = machine.MACROS["IO_CALLS"] - 1
@@ -152,7 +152,7 @@ def test_every_io_call_has_a_number_of_its_own(name: str) -> None:
     assert sorted(numbers.values()) == list(range(len(machine.IO_CALLS)))
     assert len(machine.IO_CALLS) <= machine.MACROS["IO_CALLS"]
     assert all(machine.IO_CALLS[number] == call for call, number in numbers.items())
-    # These are nobody's I/O.
+    # These aren't I/O calls.
     assert not {"getsockopt", "close", "dup2", "dup3", "epoll_ctl", "epoll_pwait"} & set(machine.IO_CALLS)
 
 
@@ -181,7 +181,7 @@ def packed(layout: str, address: int, tag: int) -> int:
     return (address << (64 - address_bits) | tag) & (1 << 64) - 1
 
 
-# As high as they can be in user space: arm64 has no sign bit in its 48.
+# The highest addresses in user space: arm64 has no sign bit in its 48.
 ADDRESSES = {
     "x86_64": [0xC0_0000_0200, 0x7F12_3456_7800],
     "aarch64": [0x4000_0000_0200, 0xFFFF_1234_5600, 0x8000_0000_0000],

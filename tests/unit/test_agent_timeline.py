@@ -1,4 +1,4 @@
-"""The agent's timers, and the intervals that one of them takes; the modules that need no kernel."""
+"""The agent's timers, and the intervals that one of them samples; these modules need no kernel."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from pytest_netpoll.meter.intervals import collect
 
 @pytest.fixture
 def agent(monkeypatch):
-    """agent("counters.timeline") is the agent's module of that name, which is in no package."""
+    """agent("counters.timeline") is the agent's module of that name; it isn't in a package."""
     monkeypatch.syspath_prepend(str(privilege.AGENT))
     return importlib.import_module
 
 
-def test_timers_run_between_the_lines_and_lines_come_whole(agent):
+def test_timers_run_between_lines_and_lines_arrive_whole(agent):
     timers = agent("counters.sampler").Timers()
     reader, writer = os.pipe()
     ticks = []
@@ -40,7 +40,7 @@ def test_timers_run_between_the_lines_and_lines_come_whole(agent):
     timers.every(0.01, tick)
     assert list(timers.lines(reader)) == ["a", "bc", "d"]
     assert len(ticks) == 6
-    # Not from the first one, which may come late where the machine is busy: the others then follow sooner.
+    # Not from the first one, which may come late on a busy machine: the others then follow sooner.
     assert ticks[-1] - begun >= 0.06
 
 
@@ -61,7 +61,7 @@ def test_a_timer_that_takes_long_is_called_less_often(agent):
     timers.cancel(timer)
 
 
-def test_without_timers_lines_are_waited_for(agent):
+def test_without_timers_the_agent_waits_for_lines(agent):
     reader, writer = os.pipe()
     os.write(writer, b"x\n\ny\nrest")
     os.close(writer)
@@ -93,8 +93,8 @@ def test_a_service_that_comes_later_is_counted_from_its_beginning(agent):
     assert timeline.of(7) == [[0.0, *range(2, 18), 4, 2, 1.0, None, None, None, None]]
 
 
-def test_where_the_kernel_does_not_tell_what_threads_waited_it_is_not_known(agent, monkeypatch):
-    """As one without CONFIG_SCHED_INFO: the threads are there all the same."""
+def test_waiting_times_are_unknown_if_the_kernel_does_not_report_them(agent, monkeypatch):
+    """As without CONFIG_SCHED_INFO: the threads exist anyway."""
     assert agent("processes.watched").passed((10, 3), (30, 4)) == {"cpu_ns": 20, "run_delay_ns": 1}
     proc = agent("processes.proc")
     monkeypatch.setattr(proc, "TELLS_WAITS", False)
@@ -105,7 +105,7 @@ def test_where_the_kernel_does_not_tell_what_threads_waited_it_is_not_known(agen
     assert agent("processes.watched").passed((10, 0), (30, 0)) == {"cpu_ns": 20, "run_delay_ns": None}
 
 
-def test_two_processes_that_were_the_service_are_put_together_by_time():
+def test_the_intervals_of_two_processes_are_merged_by_time():
     counts = [1, 1, 0, 2, 1, 1, 0, 0, 1, 0, 1, 1, 30, 20, 10, 5]
     first = [[100.0, *counts, 7, 4, 1, 3000, 6, None, 0.5]]
     second = [[100.0, *counts, 1, 5, 0.5, 2000, 2, 0.5, 1], [200.0] + [0] * 23]
@@ -114,7 +114,7 @@ def test_two_processes_that_were_the_service_are_put_together_by_time():
     both = points[0]
     assert (both.wakeups, both.spurious, both.polls, both.timeout_polls) == (2, 0, 4, 2)
     assert (both.threads, both.threads_running, both.run_delay_ns) == (9, 1.5, 8)
-    # They may be in one cgroup; of one nothing is known of its Ps.
+    # They may be in one cgroup; the Ps of one of them are unknown.
     assert (both.throttled_ns, both.runq_max, both.ps_running, both.spinning) == (3000, 6, 0.5, 1.5)
 
 
@@ -132,7 +132,7 @@ def test_two_processes_that_were_the_service_are_put_together_by_time():
         ("", None),
     ],
 )
-def test_a_goroutine_is_named_only_where_its_place_is_known(version, expected):
+def test_a_goroutine_is_named_only_for_known_go_versions(version, expected):
     assert slow_stacks.goroutine([11, 22], version) == expected
 
 
@@ -144,7 +144,7 @@ def descriptors():
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_what_is_read_of_threads_stays_open_within_bounds_and_is_closed_with_them(agent, monkeypatch):
+def test_files_of_threads_stay_open_within_bounds_and_are_closed_with_them(agent, monkeypatch):
     proc = agent("processes.proc")
     monkeypatch.setattr(proc.Threads, "most_kept", 3)
     end = threading.Event()

@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md says of the mark `alone`: no test of another worker runs meanwhile."""
+"""What CONTRIBUTING.md says about the mark `alone`: no test of another worker runs meanwhile."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tests.conftest import machine
 Stretch = tuple[bool, float, float]
 
 
-def test_nothing_runs_beside_what_has_the_machine_alone(tmp_path: Path) -> None:
+def test_nothing_runs_beside_a_test_marked_alone(tmp_path: Path) -> None:
     door, room = tmp_path / "door", tmp_path / "room"
     door.touch()
     room.touch()
 
     def work(number: int) -> list[Stretch]:
-        """As a worker does: one test after another, some of them alone."""
+        """Like a worker: one test after another, some of them alone."""
         done = []
         for test in range(20):
             alone = number == 0 and test % 5 == 0

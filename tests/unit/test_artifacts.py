@@ -1,4 +1,4 @@
-"""The files of --netpoll-artifacts: what they are called, and that they are written nowhere else."""
+"""The files of --netpoll-artifacts: their names, and that they are written nowhere else."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def test_any_two_names_become_two_names_of_plain_files(name: object) -> None:
         assert len(text) < 100
 
 
-def test_a_services_name_stays_where_it_can() -> None:
+def test_a_plain_service_name_is_kept() -> None:
     assert artifacts.service_name("echo-2") == "echo-2"
-    assert artifacts.service_name("echo.window-1") != "echo-window-1"  # which another one may be called
+    assert artifacts.service_name("echo.window-1") != "echo-window-1"  # another service may have this name
 
 
 def kept(*names: str) -> list[File]:

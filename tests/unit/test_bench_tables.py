@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic: what is compared with what, and that nothing is left out of its tables."""
+"""The benchmark's arithmetic: what is compared with what, and that its tables omit nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BENCH = Path(__file__).parents[1] / "bench"
 
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Scripts, which find one another beside the one that is run."""
+    """The scripts import each other from their own directory."""
     monkeypatch.syspath_prepend(str(BENCH))
     return importlib.import_module("tables")
 
@@ -36,8 +36,9 @@ def cells(table: str, title: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_a_row_is_compared_with_nothing_of_the_same_round(tables: Any, sample: Any) -> None:
-    # The machine is twice as fast in the second round. Of medians over all rounds a third is lost, or half.
+def test_a_row_is_compared_with_the_nothing_row_of_its_round(tables: Any, sample: Any) -> None:
+    # The machine is twice as fast in the second round. With medians over all rounds, a third or half would
+    # seem lost.
     results = {
         "nothing": {0: sample(1000, wakeup=200), 1: sample(2000, wakeup=100), 2: sample(2000, wakeup=100)},
         "ours": {0: sample(900, wakeup=250), 1: sample(1800, wakeup=150)},
@@ -66,7 +67,7 @@ def test_a_row_that_could_not_be_measured_is_there_and_says_why(tables: Any, sam
 @pytest.mark.parametrize(("kept", "word"), [(970, "met"), (969, "NOT MET")])
 def test_a_target_is_met_or_not(tables: Any, sample: Any, kept: float, word: str) -> None:
     verdicts = tables.verdicts({"nothing": {0: sample(1000)}, "ours": {0: sample(kept)}})
-    assert len(verdicts) == 1  # there is no peer to be ahead of
+    assert len(verdicts) == 1  # there is no peer to compare with
     assert re.search(rf"target 97%: {word}$", verdicts[0])
 
 

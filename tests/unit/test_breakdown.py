@@ -1,4 +1,4 @@
-"""Where the time of answers went, and why it is not known."""
+"""Where the time of answers went, or why that is unknown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ times = st.integers(0, 10**9)
 
 
 def of(answers: list[Parts]) -> Snapshot:
-    """A service that answered so."""
+    """A service with these answers."""
     response = Delay()
     for parts in answers:
         bucket = bucket_of(parts.total)
@@ -40,14 +40,14 @@ def test_the_parts_add_up_to_the_percentile_and_are_those_of_the_reads_there(ans
         assert abs(sum(parts) - budget.ns) <= 1e-6 * budget.ns
     total = [p.total for p in answers]
     if len({bucket_of(ns) >> BUDGET_SHIFT for ns in total}) == len(total) and all(total):
-        # One read there: its own parts, but for the bucket's width.
+        # One read there: its own parts, except for the bucket's width.
         slowest = max(answers, key=lambda parts: parts.total)
         found = budgets(snapshot)[-1]
         assert found.handling_ns <= 1.04 * slowest.handling
         assert found.handling_ns >= 0.96 * slowest.handling
 
 
-def test_without_responses_it_is_the_queue_delays() -> None:
+def test_without_responses_the_queue_delays_are_split() -> None:
     bucket = bucket_of(300)
     delay = Delay({bucket: 1}, 300, {bucket >> BUDGET_SHIFT: Parts(100, 200)})
     snapshot = Snapshot(delays={**dict.fromkeys(NAMES, Delay()), "queue_delay": delay}, requests=9)
@@ -55,7 +55,7 @@ def test_without_responses_it_is_the_queue_delays() -> None:
     assert budgets(Snapshot()) == []
 
 
-def test_fewer_than_half_of_the_reads_answered_are_no_response() -> None:
+def test_with_fewer_than_half_of_the_reads_answered_there_is_no_response() -> None:
     half = of([Parts(1000)] * 5)
     assert METRICS["response_p50"].read(half) is not None
     assert not unanswered.reasons(half, None)
@@ -68,7 +68,7 @@ def test_fewer_than_half_of_the_reads_answered_are_no_response() -> None:
     assert "could not be recognized" in unanswered.reasons(strange, None)["handling_p50"]
 
 
-def test_a_kernel_that_does_not_tell_is_the_reason_for_all_of_them() -> None:
+def test_missing_arrival_times_are_the_reason_for_all_of_them() -> None:
     reasons = unanswered.reasons(Snapshot(), "this kernel has no BTF")
     assert len(reasons) == 4 * 5
     assert reasons["queue_delay_p50"].why == "this kernel has no BTF"

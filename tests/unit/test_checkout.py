@@ -1,4 +1,4 @@
-"""Which file of the repository a stack means."""
+"""Which file of the repository a stack refers to."""
 
 from __future__ import annotations
 
@@ -50,9 +50,7 @@ def workspace(tmp_path: Path) -> Path:
         ("x" * 5000, None),
     ],
 )
-def test_a_file_is_found_where_it_is_certain_which_it_is(
-    workspace: Path, file: str, found: str | None
-) -> None:
+def test_a_file_is_found_only_if_it_is_certain(workspace: Path, file: str, found: str | None) -> None:
     checkout = Checkout(workspace / "tests", workspace)
     assert checkout.root == Path("tests")
     assert checkout.find(file) == (None if found is None else Path(found))

@@ -1,4 +1,4 @@
-"""Whatever a name from outside holds, no report is broken by it, and none obeys it."""
+"""Whatever a name from outside contains, it can't break or control a report."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ EVIL = (
     "x\n::error file=a::b\r\n  ::warning::c\n##[error]d\x1b[31m\x1b]0;t\x07\x00\x85\u2028\u202e\ufffe\udcff"
 )
 
-# What a runner obeys: at the start of a line, or anywhere.
+# What a runner takes for a command: at the start of a line, or anywhere.
 COMMAND = re.compile(r"^\s*::[a-z]|##\[", re.MULTILINE | re.IGNORECASE)
 
 names = st.one_of(
@@ -52,7 +52,7 @@ names = st.one_of(
 
 
 def assert_fit_to_print(text: str) -> None:
-    """For a terminal, a runner's log, and XML."""
+    """Checks it for a terminal, a runner's log, and XML."""
     for line in text.split("\n"):
         assert line.isprintable(), repr(line)
     assert not COMMAND.search(text), text
@@ -81,7 +81,8 @@ def measured(name: str, **more: Any) -> Measurement:
 
 
 def records_of(name: str) -> list[record.TestRecord]:
-    """A test that failed, one that failed by itself, one that is unmeasured, one whose service died."""
+    """A test with a broken limit, one whose own assertion failed, an unmeasured one, one whose service
+    died."""
     limits = resolve([((), {"max_spurious": 0.05, "max_latency_p99": "1us"})], "t")
     bad, gone = measured(name), measured(name, unmeasured=name)
     sample = Sample({**bad.metrics, "spurious": 0.0, "wakeups": 100}, name, 2)
@@ -114,7 +115,7 @@ def records_of(name: str) -> list[record.TestRecord]:
 @given(names)
 @example(EVIL)
 @example("\n::error::" * 3)
-def test_no_report_is_broken_by_a_name_or_obeys_it(name: str) -> None:
+def test_no_name_can_break_or_control_a_report(name: str) -> None:
     tests = records_of(name)
     environment = {
         "kernel": name,
@@ -138,7 +139,7 @@ def test_no_report_is_broken_by_a_name_or_obeys_it(name: str) -> None:
         assert "\n" not in line
         assert "\r" not in line
         assert len(re.findall("::", line.partition("::error ")[2].partition("::")[0])) == 0
-        # Of what is inside nothing begins a line, though GitHub takes %0A for one: it reads the log by lines.
+        # Nothing inside begins a line. GitHub decodes %0A only after it has read the log by lines.
         assert line.isprintable()
     for test in tests:
         case = ElementTree.Element("testcase")
@@ -150,7 +151,7 @@ def test_no_report_is_broken_by_a_name_or_obeys_it(name: str) -> None:
 @settings(max_examples=10)
 @given(names)
 @example(EVIL)
-def test_no_page_file_or_live_table_is_broken_by_a_name(
+def test_no_name_can_break_a_page_file_or_live_table(
     tmp_path_factory: pytest.TempPathFactory, name: str
 ) -> None:
     tests = records_of(name)
@@ -175,7 +176,7 @@ def test_no_page_file_or_live_table_is_broken_by_a_name(
     assert_fit_to_print(stream.getvalue())
 
 
-def test_compare_prints_no_name_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_cleans_names_before_printing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tests = records_of(EVIL)[:1]
     for name in ("a.json", "b.json"):
         json_report.write(tmp_path / name, {"kernel": "6"}, tests)
@@ -188,14 +189,14 @@ def test_compare_prints_no_name_as_it_is(tmp_path: Path, capsys: pytest.CaptureF
 
 @given(names)
 @example(EVIL)
-def test_text_of_several_lines_stays_that(name: str) -> None:
+def test_text_keeps_its_lines(name: str) -> None:
     text = clean.lines(name)
     assert_fit_to_print(text)
     assert clean.lines(text) == text
     assert clean.one_line(clean.one_line(name)) == clean.one_line(name)
 
 
-def test_what_is_harmless_stays_as_it_is() -> None:
+def test_harmless_text_is_not_changed() -> None:
     stack = "panic: boom\n\ngoroutine 18 [running]:\nmain.(*echo).serve(0x1)\n\t/src/a.go:7 +0x1f"
     assert clean.lines(stack) == stack.replace("\t", "        ")
     for name in (

@@ -67,7 +67,7 @@ def compared(now: Sample, then: Sample, tolerated: str, *, environment: Any = HE
         ),
     ],
 )
-def test_what_got_worse_by_more_than_is_tolerated_has_one_line(
+def test_a_regression_beyond_the_tolerance_has_one_line(
     tolerated: str, now: Mapping[str, Any], line: str
 ) -> None:
     comparison = compared(sample(**now), sample(), tolerated)
@@ -78,7 +78,7 @@ def test_what_got_worse_by_more_than_is_tolerated_has_one_line(
 
 
 @pytest.mark.parametrize("now", [{"spurious": 0.03}, {"spurious": 0.0}, {}])
-def test_what_is_tolerated_and_improvements_pass(now: Mapping[str, Any]) -> None:
+def test_changes_within_the_tolerance_and_improvements_pass(now: Mapping[str, Any]) -> None:
     assert compared(sample(**now), sample(), "spurious:+0.02").outcome == "passed"
 
 
@@ -90,7 +90,7 @@ def test_a_regression_comes_after_the_broken_limits() -> None:
     assert settle(Verdict("unmeasured", (Reason("other: gone"),)), comparison, "gate").outcome == "failed"
 
 
-def test_in_another_environment_counts_compare_and_times_do_not() -> None:
+def test_in_another_environment_counts_are_compared_and_times_are_not() -> None:
     worse, tolerated = sample(spurious=0.5, latency_p99=90_000.0), "spurious:+0.02,latency_p99:+25%"
     elsewhere = {**HERE, "kernel": "5.4.0"}
     comparison = compared(worse, sample(), tolerated, environment=elsewhere)
@@ -108,7 +108,7 @@ def test_another_go_or_gomaxprocs_is_another_environment(change: Mapping[str, An
     assert "times were not compared" in comparison.notes[0]
 
 
-def test_what_was_measured_then_and_not_now_is_unmeasured() -> None:
+def test_a_metric_measured_only_then_is_unmeasured() -> None:
     for now in (sample(spurious=None), sample(wakeups=3), replace(sample(), unmeasured=Reason("gone"))):
         comparison = compared(now, sample(), "spurious:+0.02")
         assert comparison.outcome == "unmeasured"
@@ -116,7 +116,7 @@ def test_what_was_measured_then_and_not_now_is_unmeasured() -> None:
             assert settle(Verdict("passed"), comparison, mode).outcome == "unmeasured"
 
 
-def test_a_service_that_the_baseline_knows_and_that_is_gone_does_not_pass() -> None:
+def test_a_service_missing_since_the_baseline_does_not_pass() -> None:
     then = {"server": sample(), "gone": sample(events=7), "idle": sample(events=0)}
     known, tolerated = Baseline("main", HERE, {"t": then}), Rules(tolerance.parse_list("spurious:+0.02"))
     gone, idle = (f"{name}: is in baseline main, but is no longer measured" for name in ("gone", "idle"))
@@ -131,7 +131,7 @@ def test_a_service_that_the_baseline_knows_and_that_is_gone_does_not_pass() -> N
     assert (others.outcome, others.notes) == ("passed", (f"server: {ONCE}",))
 
 
-def test_what_has_no_baseline_passes_and_says_so() -> None:
+def test_a_test_without_a_baseline_passes_with_a_note() -> None:
     assert compared(sample(), sample(spurious=None), "spurious:+0.02").notes == (
         "server: spurious has no baseline: it was not measured then",
         f"server: {ONCE}",
@@ -140,7 +140,7 @@ def test_what_has_no_baseline_passes_and_says_so() -> None:
     assert (new.outcome, new.notes) == ("new", ("no baseline main for this test",))
 
 
-def test_a_percentile_that_rests_on_few_wakeups_gives_way_to_a_lower_one() -> None:
+def test_a_percentile_of_few_wakeups_is_replaced_by_a_lower_one() -> None:
     few = {"wakeups": 200, "latency_p50": 5_000.0, "latency_p90": 8_000.0}
     then = sample(**few)
     tail = compared(sample(**{**few, "latency_p99": 90_000.0}), then, "latency_p99:+25%")
@@ -155,7 +155,7 @@ def test_a_percentile_that_rests_on_few_wakeups_gives_way_to_a_lower_one() -> No
     ).regressions
 
 
-def test_a_time_is_measured_again_and_a_count_is_not() -> None:
+def test_a_time_is_remeasured_and_a_count_is_not() -> None:
     comparison = compared(
         sample(latency_p99=20_000.0, spurious=0.5), sample(), "latency_p99:+25%,spurious:+0.02"
     )
@@ -166,7 +166,9 @@ def test_a_time_is_measured_again_and_a_count_is_not() -> None:
     assert "latency_p99 20.0 µs was not confirmed: 11.0 µs when remeasured" in after.notes[-1]
     kept = confirmed(comparison, 2, lambda: {"server": sample(latency_p99=30_000.0)})
     assert "latency_p99 20.0 µs (remeasured: 30.0 µs, 30.0 µs) > 10.0 µs" in str(kept.regressions[0])
-    assert confirmed(comparison, 2, dict).outcome == "regressed", "not measured is no proof that all is well"
+    assert confirmed(comparison, 2, dict).outcome == "regressed", (
+        "unmeasured doesn't prove that nothing is wrong"
+    )
 
 
 def in_rounds(metric: str, values: Sequence[float]) -> Sample:
@@ -188,11 +190,11 @@ STEADY = (0.100, 0.101, 0.099, 0.102, 0.098)
             "over 5 rounds then and 5 now",
         ),
         ((0.120, 0.121, 0.119, 0.122, 0.118), "+25%", "passed", None),
-        # Worse is only what exceeds both.
+        # A value is worse only if it exceeds both.
         ((0.120, 0.121, 0.119, 0.122, 0.118), "+5%+50ms", "passed", None),
         ((0.080, 0.081, 0.079, 0.082, 0.078), "+0%", "passed", None),
         (STEADY, "+5%", "passed", None),
-        # Its median is beyond: measured once, this would have failed.
+        # Its median is beyond the tolerance: measured once, this would have failed.
         (
             (0.090, 0.111, 0.130, 0.140, 0.100),
             "+5%",
@@ -211,7 +213,7 @@ def test_rounds_then_and_now_are_judged_by_the_interval(
     assert len(said) == (words is not None)
     if words is not None:
         assert words in said[0]
-    assert not found.doubtful, "what has an interval is not measured again"
+    assert not found.doubtful, "a change with an interval is not remeasured"
 
 
 def test_no_difference_is_a_tilde_and_a_change_carries_its_interval() -> None:
@@ -226,7 +228,7 @@ def test_no_difference_is_a_tilde_and_a_change_carries_its_interval() -> None:
     assert re.search(r"-50\.0 % \(-5\d\.\d % to -4\d\.\d %\)$", str(half.changes[0]))
 
 
-def test_with_few_rounds_on_a_side_one_number_is_judged_and_that_is_said() -> None:
+def test_with_few_rounds_one_number_is_judged_with_a_note() -> None:
     then, slower = in_rounds("cpu_seconds", STEADY[:3]), sample(cpu_seconds=0.2)
     found = compared(slower, then, "cpu_seconds:+5%")
     assert (found.outcome, found.numbers, found.doubtful) == ("regressed", (), True)
@@ -253,7 +255,7 @@ def test_in_another_environment_no_time_has_an_interval() -> None:
         ("polls:-5%", "improvements never fail, write polls:+5%"),
         ("spurious:+2%", "spurious is a share already: write +0.02 for 2% of all wakeups"),
         ("latency_p99:+5", "5' has no unit"),
-        ("productive_wakeups:+5", "productive_wakeups cannot get worse"),
+        ("productive_wakeups:+5", "productive_wakeups cannot regress"),
         ("polls:+x%", "'x' is not a number"),
         ("latency_p99:+0.25", 'write "250ms" if it is in seconds, or +25% if it is of the baseline'),
         ("polls:+0.1", "write an integer >= 0, or +10% if it is of the baseline"),
@@ -266,7 +268,7 @@ def test_in_another_environment_no_time_has_an_interval() -> None:
         ("latency_p99:+25%+3", "'3' has no unit"),
     ],
 )
-def test_a_wrong_tolerance_says_what_is_wrong(text: str, error: str) -> None:
+def test_a_wrong_tolerance_is_explained(text: str, error: str) -> None:
     with pytest.raises(ValueError, match=re.escape(error)):
         tolerance.parse(text)
 
@@ -274,12 +276,12 @@ def test_a_wrong_tolerance_says_what_is_wrong(text: str, error: str) -> None:
 def test_tolerances_are_relative_or_in_the_metrics_unit() -> None:
     parsed = tolerance.parse_list("latency_p99:+25%, latency_p50:+1ms,polls:3,polls_per_event:0.5")
     assert [t.limit(100) for t in parsed] == [125, 1_000_100, 103, 100.5]
-    with pytest.raises(ValueError, match=re.escape("polls is given twice; what has to exceed both")):
+    with pytest.raises(ValueError, match=re.escape("polls is given twice; if both amounts must be exceeded")):
         tolerance.join([tolerance.parse_list("polls:1"), tolerance.parse_list("polls:2")])
 
 
 @pytest.mark.parametrize("text", ["+25%+1ms", "+1ms+25%", "25% + 1ms"])
-def test_of_two_amounts_both_must_be_exceeded(text: str) -> None:
+def test_both_of_two_amounts_must_be_exceeded(text: str) -> None:
     both = f"latency_p99:{text}"
     assert tolerance.parse(both).limit(20_000) == 1_020_000, "25 % of 20 µs is noise"
     assert tolerance.parse(both).limit(100_000_000) == 125_000_000, "so is 1 ms of 100 ms"
@@ -296,7 +298,7 @@ def window(wakeups: int, latency: int = 10_000, **more: Any) -> Measurement:
     return Measurement("server", 1, "/srv", "go1.26.8", 1.0, snapshot, gomaxprocs=2, **more)
 
 
-def test_the_median_of_runs_is_each_metrics_own() -> None:
+def test_each_metric_has_its_own_median_over_the_runs() -> None:
     [merged] = median_of([[window(20, 50_000)], [window(100, 5_000)], [window(30, 20_000)]])
     assert (merged.wakeups, merged.latency_max) == (30, 20_000)
     assert merged.each("wakeups") == [20, 100, 30]
@@ -304,10 +306,10 @@ def test_the_median_of_runs_is_each_metrics_own() -> None:
     [even] = median_of([[window(20)], [window(31)]])
     assert even.wakeups == 25.5
     [none] = median_of([[window(20)], [window(0)]])
-    assert none.latency_p50 is None, "in one run it was not measured"
+    assert none.latency_p50 is None, "it was not measured in one run"
 
 
-def test_a_run_that_says_nothing_leaves_the_test_unmeasured() -> None:
+def test_a_run_without_numbers_makes_the_test_unmeasured() -> None:
     limits = resolve([((), {"max_spurious": 0.05})], "t")
     for poor in (window(3), window(30, unmeasured=Reason("gone"))):
         merged = median_of([[window(30)], [poor], [window(30)]])
@@ -333,7 +335,7 @@ def made(nodeid: str, *windows: Measurement, **more: Any) -> record.TestRecord:
     return record.build(nodeid, ("t.py", 1), Verdict("passed"), Limits(), measured, 1.0, **more)
 
 
-def test_a_baseline_file_is_the_same_bytes_in_any_order_and_holds_only_what_can_be_trusted(
+def test_a_baseline_file_has_the_same_bytes_in_any_order_and_holds_only_exact_numbers(
     tmp_path: Path,
 ) -> None:
     records = [
@@ -346,7 +348,7 @@ def test_a_baseline_file_is_the_same_bytes_in_any_order_and_holds_only_what_can_
     assert path == tmp_path / ".netpoll" / "main.json"
     lines = baseline_file.write(path, HERE, records)
     assert lines == [
-        f"{name} is not in it: it failed by itself or is unmeasured" for name in ("failed", "gone")
+        f"{name} is not in it: its own assertion failed, or it is unmeasured" for name in ("failed", "gone")
     ]
     first = path.read_bytes()
     baseline_file.write(path, {**HERE, "bcc": "0.29"}, records[::-1])
@@ -358,7 +360,7 @@ def test_a_baseline_file_is_the_same_bytes_in_any_order_and_holds_only_what_can_
     assert "ready_calls" not in loaded.tests["a"]["server"].metrics, "it was not measured"
 
 
-def test_a_baseline_file_keeps_the_rounds_of_what_varied_each_on_a_line(tmp_path: Path) -> None:
+def test_a_baseline_file_keeps_the_rounds_of_varying_metrics_one_per_line(tmp_path: Path) -> None:
     path = baseline_file.path_of(tmp_path, "main")
     baseline_file.write(path, HERE, [made("a[\n 1 ]", *map(window, (20, 31, 25)))])
     text = path.read_text()
@@ -391,14 +393,14 @@ def test_rounds_that_do_not_fit_together_are_refused(tmp_path: Path, change: Map
         baseline_file.load(tmp_path, "main")
 
 
-def test_saving_what_ran_keeps_what_did_not(tmp_path: Path) -> None:
+def test_saving_keeps_tests_that_did_not_run(tmp_path: Path) -> None:
     path = baseline_file.path_of(tmp_path, "main")
     baseline_file.write(path, HERE, [made(name, window(20)) for name in ("a", "b", "flaky", "z")])
     first = path.read_bytes()
     lines = baseline_file.write(path, HERE, [made("b", window(20)), made("flaky", window(9), error="mine")])
     assert path.read_bytes() == first
     assert lines == [
-        "flaky is in it as it was: it failed by itself or is unmeasured",
+        "flaky keeps its old entry: its own assertion failed, or it is unmeasured",
         "kept 2 tests that did not run; delete the file to drop them",
     ]
     assert (
@@ -409,19 +411,19 @@ def test_saving_what_ran_keeps_what_did_not(tmp_path: Path) -> None:
     } == {30}
 
 
-def test_what_was_measured_elsewhere_is_not_mixed_with_what_is_saved_here(tmp_path: Path) -> None:
+def test_entries_from_another_environment_are_not_mixed_with_new_ones(tmp_path: Path) -> None:
     path = baseline_file.path_of(tmp_path, "main")
     baseline_file.write(path, {**HERE, "kernel": "5.4.0"}, [made(name, window(20)) for name in "abc"])
     lines = baseline_file.write(path, HERE, [made("b", window(30)), made("c", window(9), error="mine")])
     assert lines == [
-        "c is not in it: it failed by itself or is unmeasured",
+        "c is not in it: its own assertion failed, or it is unmeasured",
         "1 of its tests did not run and are dropped: they were measured elsewhere "
         "(kernel 5.4.0 then, 6.8.0 now)",
     ]
     assert list(baseline_file.load(tmp_path, "main").tests) == ["b"]
 
 
-def test_saving_over_a_damaged_baseline_says_that_it_is_lost(tmp_path: Path) -> None:
+def test_saving_over_a_damaged_baseline_reports_that_its_content_is_lost(tmp_path: Path) -> None:
     path = baseline_file.path_of(tmp_path, "main")
     path.parent.mkdir()
     path.write_text("<<<<<<< HEAD")
@@ -432,7 +434,7 @@ def test_saving_over_a_damaged_baseline_says_that_it_is_lost(tmp_path: Path) -> 
 
 @pytest.fixture
 def reports(tmp_path: Path) -> tuple[str, str]:
-    """Two saved files of the same test, the second slower: a baseline and a JSON report."""
+    """Two saved files of the same test, the second one slower: a baseline and a JSON report."""
     then, now = tmp_path / "then.json", tmp_path / "now.json"
     baseline_file.write(then, HERE, [made("t", window(2000, 10_000)), made("gone", window(20))])
     json_report.write(now, HERE, [made("t", window(2000, 20_000)), made("new", window(20))])
@@ -463,11 +465,11 @@ def test_two_files_are_compared_offline(
     conclusion = out.splitlines()[-1]
     if not options:
         assert conclusion.startswith("Nothing was judged: ")
-        assert not re.search(r"passed|got worse", out)
+        assert not re.search(r"passed|regressed", out)
     elif code == 0:
         assert conclusion == "No regressions beyond the tolerance, in 1 test."
     else:
-        assert conclusion == "Of 1 test 1 got worse."
+        assert conclusion == "Of 1 test, 1 regressed."
 
 
 def test_the_other_way_round_it_improved(reports: tuple[str, str]) -> None:
@@ -484,7 +486,7 @@ def test_files_without_a_test_in_common_do_not_pass(
     assert capsys.readouterr().out.count("Nothing was compared: no test is in both files.") == 2
 
 
-def test_what_changed_is_shown_though_nothing_is_judged() -> None:
+def test_changes_are_shown_even_if_nothing_is_judged() -> None:
     then = sample(stale_retries=0, cpu_seconds=1.0, wakeups=2000, polls=2000)
     now = sample(spurious=0.276, stale_retries=150, cpu_seconds=1.1, wakeups=2010, polls=3000)
     comparison = compare("t", {"server": now}, HERE, Baseline("main", HERE, {"t": {"server": then}}), Rules())
@@ -506,7 +508,7 @@ def test_what_changed_is_shown_though_nothing_is_judged() -> None:
     assert tables.comparison_table(tables.compared([test]), 120).splitlines()[2].endswith("the same")
 
 
-def test_times_of_another_machine_and_shares_of_few_wakeups_are_no_change() -> None:
+def test_times_from_another_machine_and_shares_of_few_wakeups_are_not_changes() -> None:
     known = Baseline("main", {**HERE, "kernel": "5.4.0"}, {"t": {"server": sample()}})
     now = sample(latency_p99=90_000.0, polls_per_event=1.5)
     (change,) = compare("t", {"server": now}, HERE, known, Rules()).changes
@@ -516,7 +518,7 @@ def test_times_of_another_machine_and_shares_of_few_wakeups_are_no_change() -> N
     assert compare("t", {"server": sample(**few)}, HERE, known, Rules()).changes == ()
 
 
-def test_what_cannot_be_read_and_unknown_commands_are_usage_errors(
+def test_unreadable_files_and_unknown_commands_are_usage_errors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "x.json").write_text(json.dumps({"schema": "other"}))
@@ -541,7 +543,7 @@ def test_two_files_with_rounds_are_compared_with_intervals(
     assert "5 rounds then, 5 now." in capsys.readouterr().out
 
 
-def test_toolchains_of_a_test_stand_together() -> None:
+def test_toolchains_of_a_test_are_grouped() -> None:
     records = [
         made(f"t.py::{test}", window(20), toolchain=go)
         for go in ("go1.19.8", "go1.21")
@@ -647,12 +649,12 @@ def test_every_metric_that_can_regress_can_be_tolerated() -> None:
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
-def test_the_spread_of_what_is_limited_stays_in_the_table_of_runs(width: int) -> None:
+def test_the_table_of_runs_keeps_the_spread_of_limited_metrics(width: int) -> None:
     [repeated] = median_of([[window(20)], [window(30)], [window(40)]])
     demanded = resolve([((), {"max_productive_wakeups": 90, "max_latency_p99": "5ms", "runs": 3})], "t")
     made = record.build("t.py::test", ("t.py", 1), Verdict("passed"), demanded, [repeated], 1.0)
     [(title, table)] = tables.further_tables([made], width)
-    assert title == "netpoll: least and most over the runs"
+    assert title == "netpoll: minimum and maximum over the runs"
     head, _, row = table.splitlines()
     assert head.endswith("other limits")
     assert row.endswith("productive_wakeups 20 to 40")

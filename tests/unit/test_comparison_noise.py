@@ -1,8 +1,8 @@
-"""How often a comparison is wrong where latencies are noisy: the real code, on windows with injected noise.
+"""How often a comparison is wrong with noisy latencies: the real code, on windows with injected noise.
 
-The noise is that of a shared CI machine: a run of the tests is on a faster or a slower machine, each
-window meets other load, one in ten is hit by a neighbour that makes all of it 2 to 5 times as slow,
-and within a window latencies scatter and some wakeups are preempted. It is seeded: the outcome is fixed.
+The noise is like that of a shared CI machine: a run of the tests gets a faster or a slower machine, each
+window has other load, a neighbour makes one in ten 2 to 5 times as slow, and within a window latencies
+scatter and some wakeups are preempted. It is seeded, so that the outcome is fixed.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ TYPICAL = 12_000  # ns
 RERUNS = 2  # the default of --netpoll-reruns
 
 _noise = random.Random(0)
-# Latencies on an idle machine, in ns. Drawn once: millions of draws would be most of the tests' time.
+# Latencies on an idle machine, in ns. Drawn once, because millions of draws would take most of the tests'
+# time.
 POOL = [
     TYPICAL * _noise.lognormvariate(0, 0.25) * (8 if _noise.random() < 0.02 else 1) for _ in range(20_000)
 ]
 
 
 class Machine:
-    """One run of the tests, on whatever machine CI gave it."""
+    """One run of the tests, on the machine that CI gave it."""
 
     def __init__(self, noise: random.Random, slowness: float = 1.0) -> None:
         self._noise = noise
@@ -57,7 +58,7 @@ class Machine:
         return Measurement("server", 1, "/srv", "go1.26.8", 0.2, snapshot, gomaxprocs=2)
 
     def saved(self, directory: Path) -> Baseline:
-        """As --netpoll-save measures, writes, and --netpoll-compare reads it."""
+        """A baseline as --netpoll-save writes it and --netpoll-compare reads it."""
         windows = [[self.window()] for _ in range(1 + RERUNS)]
         made = record.build(NODEID, ("test_echo.py", 1), Verdict("passed"), Limits(), median_of(windows), 1.0)
         baseline_file.write(baseline_file.path_of(directory, "main"), ENVIRONMENT, [made])

@@ -1,4 +1,4 @@
-"""The intervals of changes, held against tables and against noise whose truth is known."""
+"""The intervals of changes, compared with published tables and with noise of known truth."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from pytest_netpoll.model.confidence import Design, Interval, interval, looks
         (40, 14),
     ],
 )
-def test_the_interval_is_that_of_published_tables(rounds: int, rank: int) -> None:
+def test_the_interval_matches_published_tables(rounds: int, rank: int) -> None:
     noise = random.Random(rounds)
     differences = [noise.gauss(0, 1) for _ in range(rounds)]
     ordered = sorted(differences)
     assert interval(differences) == (ordered[rank - 1], statistics.median(differences), ordered[-rank])
 
 
-def test_too_few_rounds_tell_nothing() -> None:
+def test_too_few_rounds_have_no_interval() -> None:
     found = interval([0.5] * (confidence.FEWEST - 1))
     assert (found.low, found.middle, found.high) == (-math.inf, 0.5, math.inf)
     assert not found.known
     assert interval([0.5] * confidence.FEWEST).known
 
 
-def test_what_is_the_same_in_all_rounds_has_an_interval_of_one_number() -> None:
+def test_equal_rounds_have_an_interval_of_one_number() -> None:
     assert interval([0.5] * 8, of_looks=4) == (0.5, 0.5, 0.5)
 
 
@@ -59,7 +59,7 @@ def test_what_is_the_same_in_all_rounds_has_an_interval_of_one_number() -> None:
         (3, 6, (6,)),
     ],
 )
-def test_each_look_can_tell_something_and_the_last_is_after_the_most_rounds(
+def test_each_look_can_decide_and_the_last_one_is_after_the_most_rounds(
     least: int, most: int, expected: tuple[int, ...]
 ) -> None:
     assert looks(least, most) == expected
@@ -99,7 +99,7 @@ def test_the_truth_is_outside_the_interval_in_at_most_5_of_100_runs(spikes: floa
     for _ in range(1000):
         found = interval([difference() for _ in range(10)])
         missed += not found.low <= 0.1 <= found.high
-    assert 0 < missed <= 60  # 50, and what chance adds once in 15
+    assert 0 < missed <= 60  # 50, and what chance adds once in 15 times
 
 
 def apart(then: list[float], now: list[float], of_looks: int = 1) -> Interval:
@@ -108,12 +108,10 @@ def apart(then: list[float], now: list[float], of_looks: int = 1) -> Interval:
 
 @pytest.mark.parametrize(
     ("then", "now", "outside"),
-    # Published critical values of Mann and Whitney's U, two-sided at 5 %; the last two beyond the tables.
+    # Published critical values of Mann and Whitney's U, two-sided at 5 %; the last two are beyond the tables.
     [(4, 4, 0), (3, 5, 0), (5, 5, 2), (8, 8, 13), (6, 10, 11), (20, 20, 127), (21, 21, 142), (40, 40, 596)],
 )
-def test_between_what_was_measured_at_two_times_the_interval_is_mann_and_whitneys(
-    then: int, now: int, outside: int
-) -> None:
+def test_between_two_times_the_interval_matches_mann_and_whitney(then: int, now: int, outside: int) -> None:
     noise = random.Random(then)
     sides = [[noise.gauss(0, 1) for _ in range(count)] for count in (then, now)]
     ordered = sorted(new - old for old in sides[0] for new in sides[1])
@@ -125,7 +123,7 @@ def test_between_what_was_measured_at_two_times_the_interval_is_mann_and_whitney
 
 
 @pytest.mark.parametrize(("then", "now"), [(1, 1), (3, 3), (3, 4), (1, 40), (2, 40)])
-def test_two_times_of_few_measurements_tell_nothing(then: int, now: int) -> None:
+def test_few_measurements_at_two_times_have_no_interval(then: int, now: int) -> None:
     assert not apart([0.0] * then, [1.0] * now).known
     assert not Design(in_turns=False).has_interval(then, now)
 

@@ -1,4 +1,5 @@
-"""Saved files that were edited, merged or damaged: read, or refused with what is wrong; never a traceback."""
+"""Saved files that were edited, merged or damaged are read, or refused with the reason; there is never a
+traceback."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ counters = {
 MEASURED = Measurement("server", 1, "/server", "go1.26.6", 1.0, Snapshot(counters, {bucket_of(10_000): 2000}))
 RECORDS = [record.build("t", ("t.py", 1), Verdict("passed"), Limits(), [MEASURED], 1.0)]
 
-# What JSON can hold, by its text: Python's own writes no 1e999, and refuses a number of 5,000 digits.
+# JSON values as text, because Python's module writes no 1e999, and refuses a number of 5,000 digits.
 NUMBERS = (
     "1" + "0" * 400,
     "-1" + "0" * 400,
@@ -69,7 +70,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to each part of it."""
+    """The path to each part of it."""
     yield path
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, part in parts:
@@ -89,7 +90,7 @@ def damaged(content: Any, path: tuple[Any, ...], literal: str) -> str:
 
 
 def use(directory: Path) -> None:
-    """All that is done with a baseline. NetpollError is an answer, too."""
+    """Everything that is done with a baseline. NetpollError is a valid result, too."""
     with contextlib.suppress(NetpollError):
         known = baseline_file.load(directory, "main")
         for latencies in ("auto", "always"):
@@ -104,7 +105,7 @@ def use(directory: Path) -> None:
 
 
 def compared(*files: Path) -> int:
-    """The exit status; what is printed must be printable."""
+    """The exit status; the output must be printable."""
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = command_line.main(["compare", *map(str, files), "--fail", EVERYTHING])
@@ -122,7 +123,7 @@ literals = st.sampled_from((*NUMBERS, *LITERALS)) | st.recursive(
 
 @given(st.data(), literals)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=300)
-def test_whatever_stands_in_a_saved_file_is_read_or_refused(written: Path, data: Any, literal: str) -> None:
+def test_any_content_of_a_saved_file_is_read_or_refused(written: Path, data: Any, literal: str) -> None:
     for name in (".netpoll/main.json", "report.json"):
         good = json.loads((written / name).read_text())
         place = data.draw(st.sampled_from(list(places(good))), label="place")
@@ -138,14 +139,14 @@ def test_whatever_stands_in_a_saved_file_is_read_or_refused(written: Path, data:
 @example(b"\xff\xfe")
 @example(b"[" * 100_000)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_what_is_no_saved_file_at_all_is_refused(written: Path, content: bytes) -> None:
+def test_other_files_are_refused(written: Path, content: bytes) -> None:
     bad = written / "bad.json"
     bad.write_bytes(content)
     assert compared(bad, written / "report.json") == 2
 
 
 @pytest.mark.parametrize("literal", ["1" + "0" * 400, "9" * 5000, "1e999"])
-def test_a_number_that_nothing_can_count_is_named(written: Path, tmp_path: Path, literal: str) -> None:
+def test_an_impossible_number_is_named(written: Path, tmp_path: Path, literal: str) -> None:
     good = json.loads((written / ".netpoll" / "main.json").read_text())
     path = baseline_file.path_of(tmp_path, "main")
     path.parent.mkdir()

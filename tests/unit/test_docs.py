@@ -22,7 +22,7 @@ CODE = re.compile(r"^```.*?^```|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 
 
 def anchors(page: Path) -> set[str]:
-    """Of its headings, as GitHub makes them."""
+    """The anchors of its headings, as GitHub makes them."""
     prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
     plain = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
@@ -30,7 +30,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def links(page: Path) -> list[str]:
-    """Those to files and headings of ours."""
+    """The links to our own files and headings."""
     text = re.sub(r"\n", " ", CODE.sub(_without_brackets, page.read_text()))
     return [link for link in LINK.findall(text) if not re.match(r"[a-z]+:", link)]
 
@@ -54,7 +54,7 @@ def test_every_page_is_linked_from_the_index() -> None:
     assert set(ROOT.glob("docs/**/*.md")) - {index} <= linked
 
 
-def test_generated_parts_are_what_make_docs_writes() -> None:
+def test_generated_parts_match_what_make_docs_writes() -> None:
     checked = subprocess.run(
         [sys.executable, ROOT / ".ci" / "docs.py", "--check"],
         env={"PYTHONPATH": str(ROOT)},

@@ -1,4 +1,4 @@
-"""The rules by which a window's numbers are not trusted: each finds its fault, and is silent without it."""
+"""The rules that make a window unmeasured: each finds its fault, and is silent without it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.agents import MEASURED, SERVICE
 
 
 def seen(service: Any = SERVICE, *, refused: UnmeasuredError | None = None, **changes: Any) -> Seen:
-    """One process, which is as a healthy one but for the changes; those of its calibration are mixed in."""
+    """One process, healthy except for the changes; those of its calibration are merged."""
     process: Any = copy.deepcopy(MEASURED)
     for name, value in changes.items():
         holder = next(part for part in (process, process["calibration"], process["counters"]) if name in part)

@@ -1,4 +1,4 @@
-"""What changed, for people; and a report in the formats of other tools, each as its reader wants it."""
+"""What changed, for people; and a report in other tools' formats, as each tool needs it."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_without_changes_the_delta_is_a_heading_and_a_line() -> None:
     assert "Nothing was compared" in delta.markdown([built("test_it")], ENVIRONMENT)
 
 
-def test_the_terminal_says_how_many_tests_were_not_compared_and_why() -> None:
+def test_the_terminal_shows_how_many_tests_were_not_compared_and_why() -> None:
     why = "no service is built by go_service from a package, so base (main) has none"
     alone = [built(f"test_alone[{n}]", not_compared(PLAN, why)) for n in range(3)]
     broken = compare_rounds(
@@ -121,7 +121,7 @@ def test_the_terminal_shows_the_same_and_fits_its_width() -> None:
         assert max(map(len, table.splitlines()[:5])) <= width
 
 
-# Of SARIF 2.1.0 the parts that are used, with what its schema demands of them.
+# The parts of SARIF 2.1.0 that we use, with what its schema demands of them.
 SARIF = {
     "type": "object",
     "additionalProperties": False,
@@ -254,7 +254,7 @@ CODE_CLIMATE = {
         },
     },
 }
-# As https://bencher.dev/bmf.json has it, with names as long as Bencher takes them.
+# As in https://bencher.dev/bmf.json, with names as long as Bencher accepts.
 NUMBER = {"type": "number"}
 BENCHER = {
     "type": "object",
@@ -290,7 +290,7 @@ BENCHMARK = {
 
 @pytest.fixture
 def exported(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """exported(format) of RECORDS, in a project that has the Go file."""
+    """exported(format) converts RECORDS, in a project that has the Go file."""
     (tmp_path / "server").mkdir()
     (tmp_path / "server" / "fault_dup.go").write_text("package main\n")
     (tmp_path / "now.json").write_text("")
@@ -310,7 +310,7 @@ def schema_of(schema: Any, made: str) -> Any:
     return content
 
 
-def test_sarif_marks_the_line_of_go_with_the_rule_that_was_broken(exported: Any) -> None:
+def test_sarif_marks_the_go_line_with_the_broken_rule(exported: Any) -> None:
     (run,) = schema_of(SARIF, exported("sarif"))["runs"]
     rules = [rule["id"] for rule in run["tool"]["driver"]["rules"]]
     assert set(rules) == {"max_spurious", "regressed_spurious"}
@@ -323,7 +323,7 @@ def test_sarif_marks_the_line_of_go_with_the_rule_that_was_broken(exported: Any)
     assert run["properties"] == {"commit": ENVIRONMENT["commit"], "branch": "topic"}
 
 
-def test_sarif_carries_the_codes_of_rules_that_a_report_has(
+def test_sarif_contains_the_codes_of_the_reports_rules(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: Any = built("test_it")
@@ -346,7 +346,7 @@ def test_sarif_carries_the_codes_of_rules_that_a_report_has(
     assert "two read it; fix: read from one" in result["message"]["text"]
 
 
-def test_a_rule_at_a_line_that_is_no_number_is_at_the_test(tmp_path: Path) -> None:
+def test_a_rule_without_a_line_number_is_reported_at_the_test(tmp_path: Path) -> None:
     from pytest_netpoll.report.export.findings import findings
 
     (tmp_path / "main.go").write_text("package main\n")
@@ -359,7 +359,7 @@ def test_a_rule_at_a_line_that_is_no_number_is_at_the_test(tmp_path: Path) -> No
     assert places == {"NP101": ("test_echo.py", 7), "NP102": ("main.go", 3)}
 
 
-def test_gitlab_gets_an_issue_for_each_with_a_fingerprint_of_its_own(exported: Any) -> None:
+def test_gitlab_gets_an_issue_for_each_finding_with_its_own_fingerprint(exported: Any) -> None:
     issues = schema_of(CODE_CLIMATE, exported("code-climate"))
     assert {issue["check_name"] for issue in issues} == {"max_spurious", "regressed_spurious"}
     assert len({issue["fingerprint"] for issue in issues}) == len(issues) == 2
@@ -386,7 +386,7 @@ def test_bencher_gets_values_with_the_least_and_the_most_of_the_runs(exported: A
     assert "latency-p99" not in found["test_echo.py::test_dup server"], "it was not measured"
 
 
-def test_github_action_benchmark_gets_what_is_better_when_smaller(exported: Any) -> None:
+def test_github_action_benchmark_gets_numbers_that_are_better_when_smaller(exported: Any) -> None:
     entries = {entry["name"]: entry for entry in schema_of(BENCHMARK, exported("github-action-benchmark"))}
     entry = entries["test_echo.py::test_dup server: spurious"]
     assert (entry["value"], entry["unit"], entry["range"]) == (0.5, "share", "50.0 % to 50.0 %")
@@ -399,7 +399,7 @@ def test_markdown_is_the_delta_and_can_be_written_to_a_file(exported: Any, tmp_p
     assert (tmp_path / "out" / "delta.md").read_text().startswith("## pytest-netpoll: main")
 
 
-def test_what_is_no_report_is_a_usage_error(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_report_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "now.json").write_text('{"schema": "other/1"}')
     with pytest.raises(UsageError, match="its \"schema\" is 'other/1'"):
         export.main([str(tmp_path / "now.json"), "--format=sarif"])

@@ -1,4 +1,4 @@
-"""Where a function's beginning is cheap to probe; code as compilers have made it."""
+"""Where a function's beginning is cheap to probe, in code that compilers have made."""
 
 from __future__ import annotations
 

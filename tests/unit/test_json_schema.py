@@ -1,4 +1,4 @@
-"""The published JSON Schema is what the code reads and writes."""
+"""The published JSON Schema matches what the code reads and writes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FILE = Path(__file__).parents[2] / "pytest_netpoll" / "report" / "schema" / "rep
 SCHEMA = json.loads(FILE.read_text())
 
 
-def test_it_is_a_schema_that_a_report_without_tests_meets(tmp_path: Path) -> None:
+def test_a_report_without_tests_matches_the_schema(tmp_path: Path) -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     json_report.write(tmp_path / "r.json", {"kernel": "6.1"}, [])
     jsonschema.validate(json.loads((tmp_path / "r.json").read_text()), SCHEMA)
@@ -30,7 +30,7 @@ def test_it_is_a_schema_that_a_report_without_tests_meets(tmp_path: Path) -> Non
     ],
     ids=["another version", "no tests", "half a test"],
 )
-def test_what_is_no_report_does_not_meet_it(broken: object) -> None:
+def test_other_data_does_not_match_the_schema(broken: object) -> None:
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(broken, SCHEMA)
 

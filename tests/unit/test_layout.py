@@ -1,4 +1,4 @@
-"""Imports point downwards only: a room knows those below it, never those above."""
+"""Imports only point downwards: a room imports from those below it, never from those above."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "pytest_netpoll"
 
-# Each knows those after it. The agent is a program of its own, run by another Python; of what it shares with
-# the plugin (numbers, whose files to believe, how Go functions begin) its copy is the only one.
+# Each may import from those after it. The agent is a separate program, run by another Python; what it shares
+# with the plugin (numbers, which files to trust, how Go functions begin) exists only in the agent.
 ORDER = [
     "__main__", "plugin", "cli", "session", "report", "meter", "service", "hookspecs", "options", "model",
     "gobinary", "errors", "clean", "agent",
@@ -21,7 +21,7 @@ MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if 
 
 
 def imports_of(path: Path) -> Iterator[str]:
-    """Modules of ours that the file imports, without the package's name: "model.metrics"."""
+    """Our modules that the file imports, without the package's name: "model.metrics"."""
     for node in ast.walk(ast.parse((PACKAGE / path).read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -43,7 +43,7 @@ def room_of(module: str) -> str:
 def test_a_module_imports_only_from_its_own_room_and_those_below(path: Path) -> None:
     room = room_of(path.with_suffix("").as_posix().replace("/", "."))
     if room == "__init__":
-        return  # the public names, from wherever they are
+        return  # the public names, from any room
     below = ORDER[ORDER.index(room) :]
     for module in imports_of(path):
         assert room_of(module) in [*below, "__version__"], f"{path} imports {module}, which is above {room}"
@@ -54,7 +54,7 @@ def test_the_agent_imports_nothing_of_the_plugin() -> None:
         assert list(imports_of(path.relative_to(PACKAGE))) == [], path
 
 
-def test_two_rooms_have_a_module_of_one_name_only_where_they_are_two_sides_of_one_thing() -> None:
+def test_rooms_share_a_module_name_only_for_two_sides_of_one_thing() -> None:
     rooms: dict[str, set[str]] = {}
     for path in PACKAGE.rglob("*.py"):
         relative = path.relative_to(PACKAGE)

@@ -30,7 +30,7 @@ def test_a_listening_socket_is_found_with_its_address(family: socket.AddressFami
         assert mine == [Listener(host, server.getsockname()[1], server.fileno())]
 
 
-def test_the_socket_opened_first_is_in_front() -> None:
+def test_the_socket_opened_first_comes_first() -> None:
     with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
         fds = [listener.fd for listener in listeners_of(os.getpid())]
         assert fds.index(first.fileno()) < fds.index(second.fileno())

@@ -13,7 +13,7 @@ WHERE = "test_echo.py::test_echo"
 
 
 def limits(*marks: Mapping[str, object], defaults: Mapping[str, str] | None = None) -> Limits:
-    """Of markers given by their kwargs, closest first."""
+    """The limits of markers given by their kwargs, closest first."""
     return resolve([((), mark) for mark in marks], WHERE, defaults)
 
 
@@ -33,7 +33,7 @@ def test_the_rate_of_every_count_can_be_limited(name: str) -> None:
     assert limits({f"max_{name}_per_second": 2.5}).as_json() == {f"max_{name}_per_second": 2.5}
 
 
-def test_what_is_no_sum_over_the_window_has_no_rate() -> None:
+def test_metrics_that_are_not_sums_have_no_rate() -> None:
     for name in ("runq_max", "pending_wakeups", "spurious", "latency_p99", "cpu_seconds"):
         with pytest.raises(UsageError, match=f"unknown limit 'max_{name}_per_second'"):
             limits({f"max_{name}_per_second": 2})
@@ -107,7 +107,7 @@ def test_limits_of_different_markers_may_contradict_each_other_only_after_the_me
         limits({"max_polls": 4}, {"min_polls": 9})
 
 
-def test_limits_contradict_only_where_they_meet_at_one_service() -> None:
+def test_limits_contradict_only_if_they_bind_the_same_service() -> None:
     limits({"service": "a", "max_polls": 4}, {"service": "b", "min_polls": 9})
     with pytest.raises(UsageError, match="max_polls=4 and min_polls=9"):
         limits({"service": "a", "max_polls": 4}, {"min_polls": 9})
@@ -121,7 +121,7 @@ def test_a_services_own_limit_overrides_the_general_one_however_far(general_firs
     assert [limit.value for limit in merged.for_service("b")] == [10]
 
 
-def test_markers_for_different_services_stand_side_by_side() -> None:
+def test_markers_for_different_services_are_combined() -> None:
     merged = limits(
         {"service": "a", "max_polls": 1}, {"service": "b", "max_polls": 2}, {"service": "a", "max_polls": 3}
     )
@@ -184,7 +184,7 @@ def test_an_explicit_minimum_replaces_the_implied_one(minimum: int) -> None:
     assert (explicit.name, explicit.value, explicit.implied) == ("min_wakeups", minimum, False)
 
 
-def test_json_has_the_limits_in_force() -> None:
+def test_json_has_the_effective_limits() -> None:
     merged = limits(
         {"max_spurious": "5%", "max_latency_p99": timedelta(milliseconds=5), "max_cpu_seconds": "1.5s"}
     )
@@ -197,7 +197,7 @@ def test_json_has_the_limits_in_force() -> None:
     assert type(merged.as_json()["max_latency_p99"]) is int
 
 
-def test_json_prefixes_what_binds_one_service_only() -> None:
+def test_json_prefixes_limits_of_one_service() -> None:
     merged = limits({"max_polls": 9}, {"service": "a", "max_spurious": 0.1}, {"service": "b", "max_polls": 7})
     assert merged.as_json() == {"max_polls": 9, "a:max_spurious": 0.1, "a:min_wakeups": 10, "b:max_polls": 7}
 

@@ -1,4 +1,4 @@
-"""What a Meter remembers: which windows are open, and whether its agent is worth another try."""
+"""What a Meter remembers: which windows are open, and whether to try another agent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OPENED = {"window": 1}
 
 
 class Interrupts(Liar):
-    """Ctrl-C comes where it would say None."""
+    """Raises Ctrl-C where it would answer None."""
 
     def receive(self, seconds: float) -> bytes | None:
         line = super().receive(seconds)
@@ -38,7 +38,7 @@ def saying(*answers: Any, ready: bytes = READY) -> list[bytes]:
 
 @pytest.fixture
 def meter_with(tmp_path: Path) -> Callable[..., tuple[Meter, list[Probe]]]:
-    """meter_with(liar, …): its first agent, the one in its place, and so on; and those that it has used."""
+    """meter_with(liar, …): its first agent, the replacement, and so on; and those that it has used."""
 
     def meter_with(*liars: Liar) -> tuple[Meter, list[Probe]]:
         used: list[Probe] = []
@@ -63,21 +63,21 @@ def test_a_window_is_open_until_it_is_closed_and_a_lap_keeps_it_so(meter_with: A
 
 
 @pytest.mark.parametrize("answers", [0, 1, 2, 3], ids=["open", "opening", "lap", "lapping"])
-def test_a_window_that_is_interrupted_is_open_no_more(meter_with: Any, answers: int) -> None:
+def test_an_interrupted_window_is_no_longer_open(meter_with: Any, answers: int) -> None:
     meter, _ = meter_with(Interrupts(saying(PROCESSES, OPENED, PROCESSES)[: 1 + answers]))
     with pytest.raises(KeyboardInterrupt):
         meter.lap(meter.open(), [], 0)
     assert meter.windows == []
 
 
-def test_a_close_that_is_interrupted_closes_the_one_window_and_no_other(meter_with: Any) -> None:
+def test_an_interrupted_close_closes_only_that_window(meter_with: Any) -> None:
     meter, _ = meter_with(Interrupts(saying(PROCESSES, OPENED, PROCESSES, OPENED)))
     outer, inner = meter.open(), meter.open()
     with pytest.raises(KeyboardInterrupt):
         meter.close(inner, [SERVICE])
     assert meter.windows == [outer]
     (measurement,) = meter.close(outer, [SERVICE])
-    assert measurement.unmeasured is not None  # nobody knows where that agent's answers are
+    assert measurement.unmeasured is not None  # that agent's answers may be out of step
     assert meter.windows == []
 
 
@@ -96,7 +96,7 @@ def test_an_agent_that_died_is_replaced_and_one_that_never_was_ready_is_not(mete
 
 
 @pytest.mark.parametrize("chosen", [{"against": "main"}, {"compare": "main"}, {"save": "main"}])
-def test_what_is_compared_is_measured_though_no_test_limits_it(tmp_path: Path, chosen: Any) -> None:
+def test_compared_metrics_are_measured_even_without_limits(tmp_path: Path, chosen: Any) -> None:
     rules = tuple(
         Tolerance(name, "+0", absolute=0) for name in ("response_p99", "parked_growth", "cpu_seconds")
     )
@@ -113,7 +113,7 @@ def test_what_is_compared_is_measured_though_no_test_limits_it(tmp_path: Path, c
         window = meter.open()
         assert loads[-1] == answers
         assert window.parked is parked
-        assert not window.cpu_samples  # evidence, which would cost the service something
+        assert not window.cpu_samples  # evidence, which would slow the service down
     alone = dataclasses.replace(Config.default(), compare_fail=rules)
     assert alone.compared == frozenset()
 
@@ -131,6 +131,6 @@ def test_it_is_not_said_that_there_is_no_btf_where_only_a_member_is_missing(
     meter, _ = meter_with(Liar(answers))
     [measured] = meter.close(meter.open(), [SERVICE])
     reason = measured.unexplained["held"]
-    assert reason.what == "whether TCP holds writes back can't be known"
+    assert reason.what == "it could not be recorded whether writes are held back"
     assert ("lacks a member" in reason.why) == has_btf
     assert ("CONFIG_DEBUG_INFO_BTF=y" in reason.fix) == (not has_btf)

@@ -85,7 +85,7 @@ def test_markdown_table_has_a_row_for_every_metric() -> None:
 
 
 @pytest.mark.parametrize("report", get_args(Report))
-def test_a_report_has_what_the_table_puts_there(report: Report) -> None:
+def test_a_report_has_the_metrics_that_the_table_assigns_to_it(report: Report) -> None:
     assert {metric.name for metric in in_report(report)} == {
         name for name, metric in METRICS.items() if report in metric.reports
     }
@@ -96,7 +96,7 @@ def test_a_metric_is_shown_beside_rows_that_there_are() -> None:
     assert {"latency", "polls", "I/O calls", "CPU"} < beside <= {metric.row for metric in METRICS.values()}
 
 
-def test_where_a_metric_stands_is_said_without_a_clash() -> None:
+def test_no_two_metrics_claim_the_same_place() -> None:
     rows = [(metric.row, metric.part) for metric in METRICS.values() if metric.row]
     assert len(set(rows)) == len(rows), "two of one name, or two that lead a row"
     for reports in (("summary", "baseline", "toolchains", "runs"), ("lines",)):
@@ -108,7 +108,7 @@ def test_where_a_metric_stands_is_said_without_a_clash() -> None:
     ("ns", "index"),
     [(0, 0), (15, 15), (16, 16), (31, 31), (32, 32), (33, 32), (34, 33), (2**40 - 1, 591), (2**50, 591)],
 )
-def test_bucket_indices_are_those_of_the_kernel_side(ns: int, index: int) -> None:
+def test_bucket_indices_match_the_kernel_side(ns: int, index: int) -> None:
     assert bucket_of(ns) == index
     assert BUCKETS == 592
 
@@ -119,7 +119,7 @@ def test_bucket_formula_is_the_one_the_kernel_side_uses(ns: int) -> None:
     assert bucket_of(ns) == (exponent - 3) * 16 + ((ns >> (exponent - 4)) & 15)
 
 
-def test_buckets_leave_no_gap_and_do_not_overlap() -> None:
+def test_buckets_have_no_gaps_and_do_not_overlap() -> None:
     bounds = [bucket_bounds(index) for index in range(BUCKETS)]
     assert bounds[0][0] == 0
     assert bounds[-1][1] == 2**40
@@ -205,13 +205,13 @@ def test_io_calls_per_wakeup_needs_a_wakeup() -> None:
     assert measurement(Snapshot(counters(io_calls=6, wakeups=4))).io_calls_per_wakeup == 1.5
 
 
-def test_times_of_proc_are_seconds() -> None:
+def test_times_from_proc_are_seconds() -> None:
     m = measurement(Snapshot(counters(), cpu_ns=340_000_000, run_delay_ns=None))
     assert m.cpu_seconds == pytest.approx(0.34)
     assert m.run_delay_seconds is None
 
 
-def test_metrics_has_every_metric_and_survives_json() -> None:
+def test_measurements_have_every_metric_and_survive_json() -> None:
     metrics = measurement(recorded(5, 100, 3000)).metrics
     assert list(metrics) == list(METRICS)
     assert json.loads(json.dumps(metrics)) == metrics
@@ -264,7 +264,7 @@ def test_the_outcomes_of_io_calls_add_up() -> None:
     assert (a + b).futile == {("read", "EAGAIN"): 1, ("accept4", "EMFILE"): 2}
 
 
-def test_a_sum_knows_only_what_both_sides_measured() -> None:
+def test_a_sum_has_only_what_both_sides_measured() -> None:
     a = Snapshot(counters(wakeups=1, ready_calls=1), cpu_ns=10, run_delay_ns=None)
     b = Snapshot(counters(wakeups=2), cpu_ns=None, run_delay_ns=3)
     assert a + b == Snapshot(counters(wakeups=3))
@@ -284,7 +284,7 @@ def test_an_agents_message_becomes_a_snapshot() -> None:
     assert read_snapshot(message(pid=42, runq_max=5, futile=futile)) == expected
 
 
-def test_optional_counters_may_be_absent_or_null_or_there() -> None:
+def test_optional_counters_may_be_absent_or_null_or_present() -> None:
     for name in OPTIONAL_COUNTERS:
         assert name not in read_snapshot(message()).counters
         null: dict[str, int | None] = {**counters(), name: None}

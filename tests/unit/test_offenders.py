@@ -1,4 +1,4 @@
-"""Offenders put together: the stacks of one window, and several windows."""
+"""Merging offenders: the stacks of one window, and several windows."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def test_a_descriptor_closed_meanwhile_does_not_split_a_place():
     assert total.fd_type == "closed"
 
 
-def test_what_was_counted_and_not_kept_is_missing_in_the_shares():
+def test_offenders_that_were_not_recorded_are_missing_from_the_shares():
     laps = [[lap(10), lap(30, line=50)], [lap(25), lap(5, offence="ready")]]
     total = offender_stacks.total(laps, {"spurious_wakeups": 100, "ready_calls": 1000})
-    # Of ready calls a sample is kept, which has no total to compare with.
+    # Ready calls are sampled, so there is no total to compare with.
     assert [o.share for o in total] == [0.35, 0.3, 1.0]
 
 
-def test_of_one_window_too(tmp_path):
+def test_shares_of_one_window_lack_them_too(tmp_path):
     raw = [{**asdict(entry), **SEEN, "stack": []} for entry in (lap(30), lap(3, offence="stale"))]
     found = offender_stacks.collect(raw, Symbolizer(tmp_path), {"spurious_wakeups": 40, "stale_retries": 4})
     assert [o.share for o in found] == [0.75, 0.75]
@@ -61,8 +61,8 @@ def test_an_entry_of_another_kind_is_a_value_error(tmp_path, wrong):
 
 
 @pytest.mark.parametrize("counters", [{}, {"spurious_wakeups": 64}])
-def test_no_share_is_more_than_all(counters):
-    """Between the reading of the counters and that of the offenders a wakeup may be resolved."""
+def test_no_share_exceeds_100_percent(counters):
+    """A wakeup may be resolved between reading the counters and reading the offenders."""
     assert [o.share for o in offender_stacks.total([[lap(65)]], counters)] == [1.0]
 
 
@@ -75,21 +75,21 @@ def test_no_share_is_more_than_all(counters):
         (["runtime.ready", "runtime.gcStart", "runtime.mallocgc", "main.work"], True),
         (["runtime.ready", "runtime.findRunnable", "runtime.schedule"], True),
         (["runtime.ready", "runtime.schedule", "runtime.mcall"], True),
-        # What a finalizer does, the program does.
+        # A finalizer's work is the program's.
         (["runtime.ready", "runtime.goready", "runtime.send", "main.finalize", "runtime.runfinq"], False),
         (["runtime.ready", "runtime.goready", "runtime.chansend", "main.work"], False),
-        # A timer's.
+        # Of a timer.
         (["runtime.ready", "runtime.goroutineReady", "runtime.unlockAndRun", "runtime.findRunnable"], False),
         (["runtime.ready", "sync.runtime_Semrelease", "sync.(*Mutex).Unlock", "main.work"], False),
         ([], False),
     ],
 )
-def test_the_runtimes_own_ready_calls_are_told_by_their_stacks(functions, background):
+def test_ready_calls_of_the_runtime_are_recognized_by_their_stacks(functions, background):
     frames = [Frame(function, "file.go", 1) for function in functions]
     assert offender_stacks.by_the_runtime(frames) == background
 
 
-def test_the_runtimes_share_of_the_sample_is_its_share_of_all():
+def test_the_runtimes_share_of_the_sample_is_its_share_of_all_calls():
     def caller(count, runtime, offence="ready"):
         return replace(lap(count, offence=offence), runtime=runtime)
 
@@ -114,7 +114,7 @@ def test_the_runtimes_share_of_the_sample_is_its_share_of_all():
         (["EPOLLHUP"], {"direction": "write", "fd_type": "unixgram"}, None),
     ],
 )
-def test_event_bits_and_what_was_seen_of_the_socket_tell_the_cause(events, seen, cause):
+def test_event_bits_and_the_socket_determine_the_cause(events, seen, cause):
     entry = {**asdict(lap(3)), **SEEN, "events": events, **seen}
     assert offender_stacks.cause_of(entry) == cause
 
@@ -131,6 +131,6 @@ def test_event_bits_and_what_was_seen_of_the_socket_tell_the_cause(events, seen,
         (["runtime.schedule"], False),
     ],
 )
-def test_calls_that_only_look_are_told_by_their_names(functions, looks):
+def test_calls_that_only_check_are_recognized_by_their_names(functions, looks):
     frames = [Frame(function, "file.go", 1) for function in functions]
     assert offender_stacks._only_looks(frames) == looks

@@ -12,7 +12,7 @@ pytest_plugins = ["pytester"]
 
 
 class OptionsOnly:
-    """The options without the plugin they belong to."""
+    """The options without their plugin."""
 
     @staticmethod
     def pytest_addoption(parser: pytest.Parser) -> None:
@@ -83,7 +83,7 @@ def test_paths_are_relative_to_where_they_were_written(
     assert getattr(configure(pytester, f"--netpoll-{name}=/tmp/z"), name) == Path("/tmp/z")
 
 
-def test_artifacts_are_of_the_failed_tests_or_of_all_and_a_path_as_any(
+def test_artifacts_are_for_failed_tests_or_all_and_take_any_path(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytester.makeini("[pytest]\nnetpoll_artifacts = out:all\n")

@@ -1,4 +1,5 @@
-"""The cache of what BCC compiled: what is damaged, forged or not root's alone is not used, and no error."""
+"""The cache of what BCC compiled: entries that are damaged, forged or writable by others are not used,
+without an error."""
 
 from __future__ import annotations
 
@@ -48,7 +49,7 @@ with pytest.MonkeyPatch.context() as patch:
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A directory of ours alone: below /tmp none is."""
+    """A directory that only we can write to; there is none below /tmp."""
     above = Path(pwd.getpwuid(os.geteuid()).pw_dir)
     if not above.is_dir() or trust.distrust_place(str(above), os.geteuid()) is not None:
         pytest.skip(f"{above} is not this user's alone")
@@ -70,7 +71,7 @@ def entry(version: str = "0.26.0", programs: dict[str, bytes] | None = None) -> 
 
 
 def text_of(parts: Any) -> bytes:
-    """As cache.render, of whatever somebody wrote who can do checksums."""
+    """Like cache.render, for content that an attacker with a valid checksum could write."""
     return json.dumps(parts).encode()
 
 
@@ -78,7 +79,7 @@ VALID: dict[str, Any] = json.loads(cache.render(entry()))
 
 
 @given(st.text(), st.dictionaries(st.text(), st.binary()))
-def test_what_was_kept_is_what_is_recalled(version: str, programs: dict[str, bytes]) -> None:
+def test_a_stored_entry_is_read_back_unchanged(version: str, programs: dict[str, bytes]) -> None:
     kept = entry(version, programs)
     assert cache.parse(store.unseal(store.seal(cache.render(kept)))) == kept
 
@@ -109,13 +110,13 @@ PATHS = [(name,) for name in VALID] + [
 
 
 @given(JSON)
-def test_what_is_forged_with_a_checksum_is_no_more_than_unusable(parts: Any) -> None:
+def test_a_forged_entry_with_a_checksum_is_just_unusable(parts: Any) -> None:
     with pytest.raises(store.Unusable):
         cache.parse(text_of(parts))
 
 
 @given(st.sampled_from(PATHS + [("compiled", "maps", 0, i) for i in range(8)]), JSON)
-def test_an_entry_with_one_part_forged_makes_a_map_or_is_refused(path: tuple[Any, ...], value: Any) -> None:
+def test_an_entry_with_one_forged_part_makes_a_map_or_is_refused(path: tuple[Any, ...], value: Any) -> None:
     parts = json.loads(json.dumps(VALID))
     within = parts
     for step in path[:-1]:
@@ -123,7 +124,7 @@ def test_an_entry_with_one_part_forged_makes_a_map_or_is_refused(path: tuple[Any
     within[path[-1]] = value
     with contextlib.suppress(store.Unusable):
         for definition in cache.parse(text_of(parts)).compiled.maps:
-            # What else is wrong with it the kernel says; nothing here but a ValueError.
+            # The kernel finds what else is wrong with it; here only a ValueError is allowed.
             with contextlib.suppress(ValueError):
                 maps._type_of(definition.leaf, definition.value_size)
 
@@ -161,11 +162,11 @@ def test_maps_are_relocated_and_numbers_stay() -> None:
             compiler.relocate(strange, [7].__getitem__)
         with pytest.raises(ValueError, match="instruction 1"):
             compiler.relocate(leave + strange, [7].__getitem__)
-    # The second half of a number is no instruction, whatever it says.
+    # The second half of a number isn't an instruction, whatever it contains.
     assert compiler.relocate(number[:8] + of_map[:8], [7].__getitem__) == number[:8] + of_map[:8]
 
 
-def test_an_entry_is_kept_for_its_owner_alone_whatever_the_umask(keeper: Any, home: Path) -> None:
+def test_an_entry_is_private_whatever_the_umask(keeper: Any, home: Path) -> None:
     with pytest.raises(store.Unusable, match="does not exist"):
         cache.recall(keeper, KEY)
     umask = os.umask(0)
@@ -180,7 +181,9 @@ def test_an_entry_is_kept_for_its_owner_alone_whatever_the_umask(keeper: Any, ho
 
 
 @pytest.mark.parametrize("what", ["a", "a/b", "file"])
-def test_where_others_can_write_nothing_is_read_or_written(keeper: Any, home: Path, what: str) -> None:
+def test_a_directory_that_others_can_write_is_neither_read_nor_written(
+    keeper: Any, home: Path, what: str
+) -> None:
     cache.keep(keeper, KEY, entry())
     (file,) = (home / "a" / "b").iterdir()
     place = file if what == "file" else home / what
@@ -193,7 +196,7 @@ def test_where_others_can_write_nothing_is_read_or_written(keeper: Any, home: Pa
         assert list(file.parent.iterdir()) == [file]
 
 
-def test_nothing_is_made_below_a_directory_of_others(home: Path) -> None:
+def test_nothing_is_created_below_a_directory_of_others(home: Path) -> None:
     home.chmod(0o777)
     with pytest.raises(store.Unusable, match="can be written to by others"):
         cache.keep(store.Store(str(home / "a" / "b"), os.geteuid(), True), KEY, entry())
@@ -211,7 +214,7 @@ def test_links_are_not_followed(keeper: Any, home: Path, what: str) -> None:
         cache.recall(keeper, KEY)
 
 
-def test_a_pipe_is_not_waited_for(keeper: Any, home: Path) -> None:
+def test_opening_a_pipe_does_not_block(keeper: Any, home: Path) -> None:
     cache.keep(keeper, KEY, entry())
     (file,) = (home / "a" / "b").iterdir()
     file.unlink()
@@ -222,7 +225,7 @@ def test_a_pipe_is_not_waited_for(keeper: Any, home: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes files of another user")
 @pytest.mark.parametrize("what", ["file", "directory"])
-def test_what_belongs_to_another_user_is_not_read(keeper: Any, home: Path, what: str) -> None:
+def test_files_of_another_user_are_not_read(keeper: Any, home: Path, what: str) -> None:
     cache.keep(keeper, KEY, entry())
     (file,) = (home / "a" / "b").iterdir()
     os.chown(file if what == "file" else file.parent, NOBODY, NOBODY)
@@ -230,7 +233,7 @@ def test_what_belongs_to_another_user_is_not_read(keeper: Any, home: Path, what:
         cache.recall(keeper, KEY)
 
 
-def test_where_the_disk_is_full_the_former_entry_stays(keeper: Any, home: Path) -> None:
+def test_a_full_disk_leaves_the_former_entry(keeper: Any, home: Path) -> None:
     cache.keep(keeper, KEY, entry())
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
@@ -243,7 +246,7 @@ def test_where_the_disk_is_full_the_former_entry_stays(keeper: Any, home: Path) 
     assert len(list((home / "a" / "b").iterdir())) == 1, "no draft"
 
 
-def test_who_must_not_write_reads_only(keeper: Any, home: Path) -> None:
+def test_a_reader_that_must_not_write_only_reads(keeper: Any, home: Path) -> None:
     cache.keep(keeper, KEY, entry())
     (file,) = (home / "a" / "b").iterdir()
     os.utime(file, (1, 1))
@@ -254,7 +257,7 @@ def test_who_must_not_write_reads_only(keeper: Any, home: Path) -> None:
         cache.keep(reader, KEY, entry())
 
 
-def test_of_writers_at_once_a_reader_sees_one_whole(keeper: Any) -> None:
+def test_a_reader_sees_one_complete_entry_of_concurrent_writers(keeper: Any) -> None:
     entries = [entry(str(number), {"f": bytes([number]) * 10000}) for number in range(4)]
     cache.keep(keeper, KEY, entries[0])
     failed: list[Exception] = []
@@ -276,7 +279,7 @@ def test_of_writers_at_once_a_reader_sees_one_whole(keeper: Any) -> None:
     assert len(list(Path(keeper.directory).iterdir())) == 1
 
 
-def test_those_that_were_not_used_for_longest_go(keeper: Any) -> None:
+def test_the_least_recently_used_entries_are_deleted(keeper: Any) -> None:
     for number in range(cache.MOST + 3):
         cache.keep(keeper, f"{number:064x}", entry())
         os.utime(Path(keeper.directory) / f"{number:064x}{cache.ENDING}", (number, number))
@@ -307,7 +310,7 @@ def test_another_kernel_source_or_size_has_another_key(
         monkeypatch.setattr(os, "uname", lambda other=other: other)
         keys.append(cache.key([str(source)], 16, 64))
     monkeypatch.setattr(os, "uname", lambda: here)
-    monkeypatch.setattr(cache, "_NOTES", str(source))  # a kernel built again says so there
+    monkeypatch.setattr(cache, "_NOTES", str(source))  # a rebuilt kernel has another number here
     keys.append(cache.key([str(source)], 16, 64))
     monkeypatch.setattr(cache, "_BTF", "/nowhere")
     keys.append(cache.key([str(source)], 16, 64))
@@ -331,7 +334,7 @@ def test_another_bcc_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert binding.changed(files) is not None
 
 
-def test_types_are_what_the_c_says() -> None:
+def test_types_match_the_c() -> None:
     definition = entry().compiled.maps[0]
     with pytest.raises(ValueError, match="has 16 bytes, not 17"):
         maps._type_of(definition.leaf, 17)
@@ -345,7 +348,7 @@ def test_types_are_what_the_c_says() -> None:
     assert (outer.i.offset, outer.u.offset) == (4, 5)
 
 
-def test_the_value_of_a_cpu_takes_a_multiple_of_8_bytes() -> None:
+def test_a_per_cpu_value_takes_a_multiple_of_8_bytes() -> None:
     word, struct = maps._type_of("unsigned int", 4), maps._type_of(["s", [["a", "char"]], "struct"], 1)
     assert (maps.ctypes.sizeof(maps._padded(word)), maps.ctypes.sizeof(maps._padded(struct))) == (8, 8)
     assert maps._padded(word)(value=3).value == 3
@@ -364,7 +367,7 @@ def program(home: Path) -> Path:
 
 
 def run(program: Path, where: Path) -> str:
-    """What becomes of a process that imports it by way of the store."""
+    """The result of a process that imports it through the store."""
     code = (
         f"import os, sys; sys.path[:0] = [{str(privilege.AGENT)!r}, {str(program)!r}]; import bytecode\n"
         "from security.store import Store\n"
@@ -376,7 +379,7 @@ def run(program: Path, where: Path) -> str:
     return run.stdout
 
 
-def test_modules_come_from_the_store_as_from_their_files(program: Path, home: Path) -> None:
+def test_modules_from_the_store_work_like_those_from_files(program: Path, home: Path) -> None:
     expected = f"{('within.two', str(program / 'within' / 'two.py'), 'within')} _Importer\n"
     assert run(program, home / "kept") == expected
     (file,) = (home / "kept").iterdir()
@@ -398,7 +401,7 @@ def test_a_changed_module_is_compiled_whatever_its_size_and_time(program: Path, 
 
 
 @pytest.mark.parametrize("spoil", [lambda text: text[:-1], lambda _: store.seal(b"no code"), lambda _: b""])
-def test_byte_code_that_is_damaged_is_compiled_anew(
+def test_damaged_byte_code_is_compiled_again(
     program: Path, home: Path, spoil: Callable[[bytes], bytes]
 ) -> None:
     expected = run(program, home / "kept")
@@ -419,8 +422,8 @@ def test_byte_code_that_others_can_write_is_not_run(program: Path, home: Path, w
     assert "within.two" in run(program, home / "kept")
 
 
-def test_the_agent_is_imported_wholly_from_the_store() -> None:
-    """All but what looks for it there: else it would be compiled at each start."""
+def test_the_whole_agent_is_imported_from_the_store() -> None:
+    """Everything except the module that looks for it there; otherwise it would be compiled at each start."""
     found = set(bytecode._sources(str(privilege.AGENT)))
     modules = {
         ".".join(path.relative_to(privilege.AGENT).with_suffix("").parts).removesuffix(".__init__")
@@ -432,7 +435,7 @@ def test_the_agent_is_imported_wholly_from_the_store() -> None:
 OWN = ["python3", "-I", "-B", "agent", privilege.UNVERIFIED]
 
 
-def test_a_place_where_others_can_write_is_named_before_the_agent_starts(home: Path) -> None:
+def test_a_cache_that_others_can_write_is_reported_before_the_agent_starts(home: Path) -> None:
     assert privilege.why_not_cached(OWN, home / "to" / "be" / "made") is None
     (shared := home / "shared").mkdir()
     shared.chmod(0o777)
@@ -447,7 +450,7 @@ def test_a_place_where_others_can_write_is_named_before_the_agent_starts(home: P
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes a directory of another user")
-def test_what_is_a_users_own_is_not_used_by_roots_agent(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_roots_agent_does_not_use_a_users_own_files(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.chown(home, NOBODY, NOBODY)
     monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
     assert privilege.why_not_cached(OWN, home) is None
@@ -455,7 +458,7 @@ def test_what_is_a_users_own_is_not_used_by_roots_agent(home: Path, monkeypatch:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="others need not have an agent that would use it")
-def test_the_header_says_once_that_the_cache_is_not_used(pytester: pytest.Pytester, home: Path) -> None:
+def test_the_header_reports_once_that_the_cache_is_not_used(pytester: pytest.Pytester, home: Path) -> None:
     home.chmod(0o777)
     pytester.makepyfile("def test_nothing(): pass")
     header = [f"--netpoll-cache={home} is not used: *", "  fix: name a directory that only root *"]

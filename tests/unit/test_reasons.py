@@ -1,4 +1,4 @@
-"""A reason is (what, why, fix) from where it arises to where it is shown."""
+"""A reason is (what, why, fix) from its origin to the report."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from pytest_netpoll.report import baseline_file, github, junit, record, terminal
 from pytest_netpoll.report.html import document
 
 PACKAGE = Path(__file__).parents[2] / "pytest_netpoll"
-# With all that a text could be taken apart by.
+# With all separators by which a text could be split.
 ERROR = UnmeasuredError(
-    "eBPF needs root: (really)", why="sudo asks (to mend: nothing); fix: no", fix="sudo -v: once (now)"
+    "eBPF needs root: (really)", why="sudo asks (fix: nothing); fix: no", fix="sudo -v: once (now)"
 )
 PARTS = {"what": "server: eBPF needs root: (really)", "why": ERROR.why, "fix": ERROR.fix}
 
@@ -32,7 +32,7 @@ def unmeasured() -> record.TestRecord:
     return record.build("t", ("t.py", 1), judge([measurement], limits), limits, [measurement], 1.0)
 
 
-def test_as_a_text_it_has_the_fix_on_a_line_of_its_own() -> None:
+def test_as_text_the_fix_is_on_its_own_line() -> None:
     assert Reason("no agent") == "no agent"
     assert Reason("no agent", why="killed") == "no agent: killed"
     assert Reason("no agent", why="killed", fix="sudo -v") == "no agent: killed\n  fix: sudo -v"
@@ -41,7 +41,7 @@ def test_as_a_text_it_has_the_fix_on_a_line_of_its_own() -> None:
     )
 
 
-def test_what_it_is_about_leaves_its_parts_apart() -> None:
+def test_naming_a_subject_keeps_the_parts_separate() -> None:
     reason = ERROR.reason.about("server").about("run 2 of 3")
     assert (reason.why, reason.fix) == (ERROR.why, ERROR.fix)
     assert reason.headline == f"run 2 of 3: server: {ERROR.what}: {ERROR.why}"
@@ -63,7 +63,7 @@ def test_the_record_has_the_parts_and_the_text() -> None:
     assert made["reason"] == ERROR.reason.about("server")
 
 
-def test_what_is_read_back_has_the_parts() -> None:
+def test_a_reason_read_back_has_its_parts() -> None:
     made = json.loads(json.dumps(unmeasured()))
     (reason,) = wording.reasons(made)
     assert {"what": reason.what, "why": reason.why, "fix": reason.fix} == PARTS
@@ -76,12 +76,12 @@ def test_a_report_from_before_the_parts_were_kept_is_shown_as_it_is() -> None:
     made = unmeasured()
     del made["reasons"]
     del made["services"][0]["why_unmeasured"]
-    made["reason"] = made["services"][0]["unmeasured"] = "no agent (to mend: sudo -v)"
-    assert wording.reasons(made) == ["no agent (to mend: sudo -v)"]
-    assert "no agent (to mend: sudo -v)" in terminal.failure_section(made, 80)
+    made["reason"] = made["services"][0]["unmeasured"] = "no agent (fix: sudo -v)"
+    assert wording.reasons(made) == ["no agent (fix: sudo -v)"]
+    assert "no agent (fix: sudo -v)" in terminal.failure_section(made, 80)
 
 
-def test_every_report_shows_the_fix_apart() -> None:
+def test_every_report_shows_the_fix_separately() -> None:
     made = unmeasured()
     assert terminal.failure_section(made, 100).splitlines()[:2] == [
         f"{PARTS['what']}: {PARTS['why']}",
@@ -97,9 +97,9 @@ def test_every_report_shows_the_fix_apart() -> None:
     assert Finding.of(ERROR).fix == PARTS["fix"]
 
 
-def test_nobody_writes_a_fix_into_a_text_by_hand() -> None:
-    """Where there is one, it is the `fix` of a reason."""
-    by_hand = re.compile(r"to mend:|\(fix: ")
+def test_no_message_contains_a_handwritten_fix() -> None:
+    """A fix is always the `fix` of a reason."""
+    by_hand = re.compile(r"\(fix: ")
     found = [
         f"{path.relative_to(PACKAGE)}:{number}"
         for path in sorted(PACKAGE.rglob("*"))

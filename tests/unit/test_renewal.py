@@ -1,4 +1,5 @@
-"""What of pytest is private and needed to measure a test in turns: looked for, and named where it is gone."""
+"""The private parts of pytest that are needed to measure a test in turns: checked, and named if they are
+gone."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ def item(state: Any, **more: object) -> Any:
 STATE = SimpleNamespace(stack={}, setup=None, teardown_exact=None)
 
 
-def test_this_pytest_has_it(request: pytest.FixtureRequest) -> None:
+def test_this_pytest_has_the_private_api(request: pytest.FixtureRequest) -> None:
     assert renewal.missing(request.node) is None
     assert renewal.missing(item(STATE)) is None, "a test without fixtures needs no request"
 
@@ -37,7 +38,7 @@ def test_a_pytest_that_has_changed_is_named_with_what_is_gone(changed: Any, gone
     assert reason.fix is not None
 
 
-def test_fixtures_are_set_up_again_and_those_of_the_module_stay(pytester: pytest.Pytester) -> None:
+def test_fixtures_are_set_up_again_except_those_of_the_module(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         import pytest

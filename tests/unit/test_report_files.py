@@ -1,4 +1,4 @@
-"""What is written where others may write too: no other file is changed, nobody else chooses where it goes."""
+"""Writing where others may write too: no other file is changed, and no other user chooses where it goes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def public(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 @needs_root
 @pytest.mark.parametrize("write", [files.write_atomically, files.append])
 @pytest.mark.parametrize("target", ["precious", "not there yet", "/dev/null"])
-def test_a_link_that_somebody_else_put_there_is_not_followed(
+def test_a_link_of_another_user_is_not_followed(
     public: Path, tmp_path: Path, write: object, target: str
 ) -> None:
     precious = tmp_path / target
@@ -48,7 +48,7 @@ def test_a_link_that_somebody_else_put_there_is_not_followed(
 
 
 @needs_root
-def test_a_pipe_that_somebody_else_put_there_is_not_written_to(public: Path) -> None:
+def test_a_pipe_of_another_user_is_not_written_to(public: Path) -> None:
     os.mkfifo(public / "report.json")
     os.chown(public / "report.json", NOBODY, NOBODY)
     with pytest.raises(NetpollError, match="could not be written"):
@@ -57,7 +57,7 @@ def test_a_pipe_that_somebody_else_put_there_is_not_written_to(public: Path) -> 
 
 @pytest.fixture
 def guesser(public: Path, tmp_path: Path) -> Iterator[Path]:
-    """Puts links where a temporary file of this process might be made, all the time; to this file."""
+    """Keeps putting links to this file where a temporary file of this process might be created."""
     precious, enough = tmp_path / "precious", threading.Event()
     precious.write_text("precious")
 
@@ -83,7 +83,7 @@ def test_a_temporary_file_has_no_name_that_could_be_guessed(public: Path, guesse
 
 
 @pytest.mark.parametrize("write", [files.write_atomically, files.append])
-def test_ones_own_link_stays_a_link(public: Path, tmp_path: Path, write: object) -> None:
+def test_the_users_own_link_stays_a_link(public: Path, tmp_path: Path, write: object) -> None:
     (tmp_path / "real").write_text("")
     (tmp_path / "second").symlink_to("real")
     (public / "report.json").symlink_to(tmp_path / "second")

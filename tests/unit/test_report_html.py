@@ -1,4 +1,4 @@
-"""The HTML report as text; tests/plugin/test_html_report.py looks at it in a browser."""
+"""The HTML report as text; tests/plugin/test_html_report.py opens it in a browser."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def details(*records: Any) -> list[dict[str, Any]]:
     return loaded
 
 
-def test_what_was_kept_as_files_is_shown_with_the_commands_that_open_them() -> None:
+def test_artifacts_are_shown_with_the_commands_that_open_them() -> None:
     kept = {
         "directory": "/srv/out/t",
         "files": [
@@ -85,7 +85,7 @@ def rows(*records: Any) -> list[tuple[str, str]]:
 
 
 def compared(outcome: str = "passed", *notes: str, **then: Any) -> Any:
-    """The comparison of a test of "server" with a baseline that knows these metrics."""
+    """The comparison of a test of "server" with a baseline that has these metrics."""
     services = [{"name": "server", "metrics": then}]
     about = {"baseline": "main", "outcome": outcome, "regressions": [], "notes": list(notes), "measured": 1}
     return {**about, "services": services}
@@ -104,7 +104,7 @@ def cells(fragment: str, table: str) -> list[list[str]]:
 
 
 def choices(page: str) -> dict[str, list[str]]:
-    """Of each filter its boxes' values."""
+    """The values of each filter's boxes."""
     filters = re.findall(r'<fieldset class="filter" name="([^"]*)">(.*?)</fieldset>', page, re.DOTALL)
     return {name: re.findall(r'value="([^"]*)"', boxes) for name, boxes in filters}
 
@@ -142,7 +142,7 @@ def test_the_environment_is_in_words_and_without_the_agents_own_affairs() -> Non
     ]
 
 
-def test_nothing_that_a_test_or_a_service_says_becomes_html() -> None:
+def test_text_of_tests_and_services_never_becomes_html() -> None:
     evil = built(
         measured(EVIL, unmeasured=EVIL),
         nodeid=f"t.py::test[{EVIL}]",
@@ -164,11 +164,11 @@ def test_nothing_that_a_test_or_a_service_says_becomes_html() -> None:
         assert "\x1b" not in part
     assert "&lt;script&gt;alert(1)" in page
     assert "&lt;script&gt;alert(1)" in detail["html"]
-    # Its own two and the two it unpacks.
+    # Its own two and the two that it unpacks.
     assert page.count("<script") == page.count("</script>") == 3
 
 
-def test_the_worst_come_first_and_what_report_mode_let_pass_is_marked() -> None:
+def test_the_worst_come_first_and_passes_by_report_mode_are_marked() -> None:
     tests = [
         built(measured(), nodeid="a::passed"),
         built(measured(), nodeid="b::xfailed", max_polls=1, xfail="known"),
@@ -210,7 +210,7 @@ def test_a_services_own_limit_is_shown_with_that_service_alone() -> None:
     back, front = detail["html"].split('<section class="service-detail"')[1:]
     assert "max_polls 5 210 ✗ broken" in text(back)
     assert "max_polls 1,000 210 ✓ kept" in text(front)
-    # The charts are told apart by their place in the record.
+    # The charts are distinguished by their place in the record.
     assert 'data-service="1"' in back
     assert 'data-service="0"' in front
 
@@ -233,11 +233,11 @@ def test_every_kind_of_offender_and_late_wakeups_are_shown_with_their_stacks() -
     offenders = tuple(offender(9, offence=kind, share=0.9, **where) for kind in kinds)
     wakeup = late(12_300_000, goroutine=18, at_ms=5.0, **where)
     (detail,) = details(built(measured(offenders=offenders, slowest=(wakeup,)), max_latency_p99="1us"))
-    assert detail["html"].count("server/fault_dup.go:33") == len(kinds) + 1
+    assert detail["html"].count("server/fault_dup.go:33") == len(kinds) + 1 + 1  # and the diagnosis
     assert "12.3 ms to run (read on tcp a ← b, goroutine 18" in text(detail["html"])
 
 
-def test_offenders_that_were_not_kept_are_told_of() -> None:
+def test_unrecorded_offenders_are_mentioned() -> None:
     offenders = tuple(offender(9, share=share, stack=()) for share in (0.5, 0.3))
     (detail,) = details(built(measured(offenders=offenders)))
     assert "20.0 % of the spurious wakeups not listed" in text(detail["html"])
@@ -245,18 +245,18 @@ def test_offenders_that_were_not_kept_are_told_of() -> None:
     assert "not listed" not in detail["html"]
 
 
-def test_the_runs_are_shown_with_median_least_most_and_each_value() -> None:
+def test_the_runs_are_shown_with_median_minimum_maximum_and_each_value() -> None:
     windows = [[measured(histogram={bucket_of(ns): 200})] for ns in (10_000, 40_000, 20_000)]
     limits = {"max_latency_p99": "25us", "max_stale_retries": 3, "max_polls": 1000}
     (detail,) = details(built(*median_of(windows), **limits))
     heading, *shown = cells(detail["html"], "numbers runs")
-    assert heading[:4] == ["metric", "median", "least", "most"]
+    assert heading[:4] == ["metric", "median", "minimum", "maximum"]
     assert heading[5:] == ["run 1", "run 2", "run 3"]
     by_metric = {row[0]: row[1:4] + row[5:] for row in shown}
     p99 = [METRICS["latency_p99"].format(run.latency_p99) for (run,) in windows]
     assert by_metric["latency_p99"] == [p99[2], p99[0], p99[1], *p99]
     assert by_metric["stale_retries"] == ["0"] * 6
-    # Also of those that nobody has a limit on.
+    # Also for metrics without a limit.
     everything = {row[0]: row for row in cells(detail["html"].partition("All metrics")[2], "numbers")}
     p90 = [METRICS["latency_p90"].format(run.latency_p90) for (run,) in windows]
     assert everything["latency_p90"] == ["latency_p90", p90[2], *p90]
@@ -288,7 +288,7 @@ def test_a_run_without_a_number_leaves_a_gap() -> None:
     assert shown["latency_p99"][5:] == ["–", METRICS["latency_p99"].format(measured().latency_p99)]  # noqa: RUF001
 
 
-def test_then_and_now_stand_side_by_side_with_what_got_worse_and_how_that_was_confirmed() -> None:
+def test_then_and_now_are_side_by_side_with_regressions_and_their_confirmation() -> None:
     test = built(measured(), max_stale_retries=7)
     test["comparison"] = compared("regressed", "server: times were not compared", spurious=0.0, wakeups=100)
     test["comparison"]["services"][0]["metrics"] |= {"latency_p99": 1.5e6, "polls": 210, "stale_retries": 0}
@@ -312,7 +312,7 @@ def test_then_and_now_stand_side_by_side_with_what_got_worse_and_how_that_was_co
 
 
 @pytest.mark.parametrize("commit", ["beef" * 10, None])
-def test_what_changed_comes_first_with_its_interval_and_what_did_not_is_one_line(commit: str | None) -> None:
+def test_changes_come_first_with_intervals_and_the_rest_is_one_line(commit: str | None) -> None:
     def number(metric: str, base: float, head: float, low: float, high: float, text: str) -> Any:
         place = {"service": "server", "metric": metric, "base": base, "head": head, "text": text}
         made = {"rounds": 8, "base_rounds": None if commit else 6, "relative": True, "exact": False}
@@ -368,7 +368,7 @@ def test_what_changed_comes_first_with_its_interval_and_what_did_not_is_one_line
         (5, None, ""),
     ],
 )
-def test_a_change_is_told_in_percent_as_long_as_that_says_something(then: Any, now: Any, change: str) -> None:
+def test_a_change_is_shown_in_percent_if_that_makes_sense(then: Any, now: Any, change: str) -> None:
     assert sections.change(METRICS["polls"], then, now) == change
 
 
@@ -386,7 +386,7 @@ def test_tests_are_filtered_by_how_they_compare() -> None:
     }
     assert shown == {
         **{outcome: [] for outcome in ("passed", "unmeasured", "")},
-        "regressed": ["got worse"],
+        "regressed": ["regressed"],
         "new": ["no baseline"],
     }
     plain = document.render({}, [built(measured())])
@@ -394,7 +394,7 @@ def test_tests_are_filtered_by_how_they_compare() -> None:
     assert list(choices(plain)) == ["outcome"]
 
 
-def test_what_got_worse_in_report_mode_would_fail() -> None:
+def test_a_regression_in_report_mode_would_fail() -> None:
     test = built(measured(), mode="report")
     test["comparison"] = {**compared("regressed"), "regressions": [worse("polls", 210, 100, "+10%")]}
     assert rows(test) == [("would fail", "test")]
@@ -416,12 +416,12 @@ def test_toolchains_are_told_apart_filtered_and_sorted_oldest_first() -> None:
     assert rows(*tests) == [("passed", "test")] * 3
     attributes = re.findall(r'<tbody[^>]* data-toolchain="([^"]*)" data-nodeid="([^"]*)"', page)
     assert attributes[-1] == ("go1.9", "t.py::test[go1.9]")
-    # A test that was not run with each of them is filtered on its own.
+    # A test that was not run with each of them is filtered separately.
     assert choices(document.render({}, [*tests, built(measured())]))["toolchain"][-1] == ""
     assert "toolchain" not in choices(document.render({}, toolchains("go1.9")))
 
 
-def test_each_test_shows_how_it_fared_with_the_other_toolchains_and_links_to_it() -> None:
+def test_each_test_shows_and_links_its_results_with_other_toolchains() -> None:
     tests = [
         *toolchains("go1.21.13", "go1.9", requests_per_second=4727.3),
         built(measured(), nodeid="z::other"),
@@ -457,7 +457,7 @@ def test_the_timeline_keeps_every_interval() -> None:
     assert line["timeout_polls"] == [0, 1, 0, 0]
 
 
-def test_columns_of_hooks_stand_beside_the_others_also_where_a_service_has_none() -> None:
+def test_columns_of_hooks_are_shown_even_if_a_service_has_none() -> None:
     one, other = built(measured(), nodeid="a::one"), built(measured(), nodeid="b::other")
     one["services"][0]["columns"] = {"req/s": 1234.5, "zone": "eu"}
     page = document.render({}, [one, other])
@@ -479,7 +479,7 @@ def test_records_of_an_older_file_are_rendered() -> None:
     assert "1 of 50 (2.0 %) spurious wakeups (read on a descriptor), no stack" in text(detail["html"])
 
 
-def test_without_tests_the_page_says_so() -> None:
+def test_a_page_without_tests_has_a_note() -> None:
     assert "No test was measured." in document.render({}, [])
 
 

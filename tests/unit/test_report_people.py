@@ -91,7 +91,7 @@ def table(*records: record.TestRecord, width: int = 80) -> str:
     return text
 
 
-def test_the_header_says_what_is_going_to_happen() -> None:
+def test_the_header_announces_the_mode() -> None:
     config = Config.default()
     assert terminal.header_line(config, "eBPF through BCC") == (
         "netpoll: gate, unmeasured tests fail; eBPF through BCC"
@@ -121,7 +121,7 @@ def test_numbers_that_are_not_exact_are_not_shown() -> None:
     assert "200" not in text
 
 
-def test_several_services_have_a_row_each_and_a_column() -> None:
+def test_several_services_each_have_a_row_and_there_is_a_column_for_them() -> None:
     both = built(
         measured(WASTEFUL, "front", offenders=(offender(),)), measured(HEALTHY, "back"), max_spurious=0.05
     )
@@ -137,7 +137,7 @@ def test_a_test_without_services_has_a_row() -> None:
     assert re.search(r"test_echo .* passed$", table(built()), re.MULTILINE)
 
 
-def test_a_broken_limit_that_report_mode_lets_pass_is_visible_and_above_the_passed() -> None:
+def test_a_broken_limit_that_report_mode_lets_pass_is_listed_above_the_passed_tests() -> None:
     rows = table(passed(), wasteful(mode="report")).splitlines()
     assert rows[2].endswith("would fail")
     assert rows[3].endswith("passed")
@@ -197,11 +197,11 @@ def test_the_table_fits_whatever_a_test_is_called(nodeid: str, width: int) -> No
         ("test\x1b[31m\n", 80, "test [31m"),
     ],
 )
-def test_of_a_long_nodeid_the_tests_name_survives(nodeid: str, width: int, short: str) -> None:
+def test_shortening_a_nodeid_keeps_the_tests_name(nodeid: str, width: int, short: str) -> None:
     assert shorten(nodeid, width) == short
 
 
-def test_a_failure_names_limit_numbers_and_line_of_go() -> None:
+def test_a_failure_names_limit_numbers_and_go_line() -> None:
     text = terminal.failure_section(wasteful(offender(499, 2)), 100)
     assert text.splitlines() == [
         "server: spurious 50.1 % (500 of 999 wakeups) > max 5.0 %",
@@ -210,10 +210,11 @@ def test_a_failure_names_limit_numbers_and_line_of_go() -> None:
         "    server/fault_dup.go:33  main.(*watcher).run",
         "    server/fault_dup.go:34  main.(*watcher).run",
         "  wakeups  1,000  499 productive, 500 spurious, 1 abandoned, 7 stale retries",
-        "server: NP101 second-reader: 499 of 999 wakeups found nothing to read or write: another reader of",
-        "  the same socket had already consumed the data (the socket is registered with epoll more than",
-        "  once). Typically a connection was duplicated (File, FileConn, an inherited descriptor) and both",
-        "  ends are read. Fix: read from one goroutine only, and close the duplicate.",
+        "server: NP101 second-reader at server/fault_dup.go:33: 499 of 999 wakeups found nothing to read or",
+        "  write: another reader of the same socket had already consumed the data (the socket is registered",
+        "  with epoll more than once). Typically a connection was duplicated (File, FileConn, an inherited",
+        "  descriptor) and both ends are read.",
+        "  fix: read from one goroutine only, and close the duplicate.",
     ]
 
 
@@ -240,7 +241,7 @@ def test_a_place_that_explains_little_is_only_counted() -> None:
     assert "… 1 more in --netpoll-json=FILE" in text
 
 
-def test_of_a_limit_that_only_a_hook_knows_all_numbers_are_shown() -> None:
+def test_a_broken_limit_of_a_hook_shows_all_numbers() -> None:
     made = built(measured(HEALTHY), max_polls=1)
     made["breaches"][0] = {**made["breaches"][0], "metric": "polls per wakeup"}
     section = terminal.failure_section(made, 100)
@@ -251,14 +252,14 @@ def test_offenders_are_shown_only_for_limits_they_explain() -> None:
     stale = offender(7, offence="stale", syscall="accept4", fd_type="tcp listener", peer=None)
     spurious = offender(499)
     section = terminal.failure_section
-    assert "fault_dup" not in section(wasteful(spurious, max_spurious="100%", max_polls=1), 80)
+    assert "spurious wakeups (" not in section(wasteful(spurious, max_spurious="100%", max_polls=1), 80)
     text = section(wasteful(spurious, stale, max_spurious="100%", max_stale_retries=0), 120)
     assert "7 of 7 (100.0 %) stale retries (accept4 on tcp listener 127.0.0.1:7777), tried again" in text
     assert "parked" not in text
     assert "parked at" in section(wasteful(spurious, stale, max_spurious="100%", max_spurious_wakeups=0), 120)
 
 
-def test_where_events_found_nobody_is_said_without_a_stack() -> None:
+def test_unclaimed_events_are_shown_without_a_stack() -> None:
     nobody = offender(3, offence="unclaimed", syscall=None, stack=())
     idle = measured({**HEALTHY, "unclaimed_events": 9}, offenders=(nobody,))
     text = terminal.failure_section(built(idle, max_unclaimed_events=0), 120)
@@ -266,8 +267,8 @@ def test_where_events_found_nobody_is_said_without_a_stack() -> None:
     assert f"\n  3 of 9 (33.3 %) unclaimed events (read on tcp {ends}), nobody waiting\n" in text
 
 
-def test_what_events_found_is_told_by_direction_and_fits_a_terminal() -> None:
-    """There are up to two directions an event: without a word that reads as more parts than the whole."""
+def test_outcomes_of_events_are_shown_by_direction_and_fit_the_terminal() -> None:
+    """An event has up to two directions: without explanation the parts would seem to exceed the whole."""
     found = {"events": 101, "unclaimed_events": 87, "duplicate_events": 74, "parking_events": 2}
     text = terminal.failure_section(built(measured({**HEALTHY, **found}), max_events=1), 80)
     [first, second] = [line for line in text.splitlines() if "direction" in line or "parking" in line]
@@ -275,7 +276,7 @@ def test_what_events_found_is_told_by_direction_and_fits_a_terminal() -> None:
     assert second.strip() == "parking goroutines"
 
 
-def test_offenders_of_one_of_several_runs_are_told_as_such() -> None:
+def test_offenders_of_one_of_several_runs_are_marked_as_such() -> None:
     windows = [
         [measured({**WASTEFUL, "spurious_wakeups": n}, offenders=(offender(n - 2, share=(n - 2) / n),))]
         for n in (100, 200, 300, 400)
@@ -293,7 +294,7 @@ def test_the_latest_wakeups_are_shown_for_a_latency_limit() -> None:
     assert "parked" not in terminal.failure_section(built(slow, max_polls=1), 100)
 
 
-def test_of_a_late_wakeup_it_is_said_what_the_threads_did_meanwhile() -> None:
+def test_a_late_wakeup_shows_what_the_threads_did_meanwhile() -> None:
     points = [
         point(100.0 * (i + 1), threads=5, threads_running=i, run_delay_ns=i * 7_000_000) for i in range(3)
     ]
@@ -317,10 +318,10 @@ def test_the_diagnosis_of_a_service_within_its_limits_is_left_to_the_reports() -
     assert "front" not in terminal.failure_section(both, 80)
 
 
-def test_a_failure_is_at_most_a_screenful_and_tells_what_it_left_out() -> None:
+def test_a_failure_is_at_most_a_screenful_and_counts_what_it_left_out() -> None:
     deep = terminal.failure_section(wasteful(*(offender(100 - i, 20 + i) for i in range(9))), 80)
     assert len(deep.splitlines()) == terminal.SECTION_LINES
-    assert "\n… 7 more in --netpoll-json=FILE\nserver: NP101 second-reader: 864 of 999 wakeups found" in deep
+    assert "\n… 7 more in --netpoll-json=FILE\nserver: NP101 second-reader at server/" in deep
     assert deep.endswith("close the duplicate.")  # the diagnosis is worth more than a third stack
     shallow = terminal.failure_section(wasteful(*(offender(100 - i, 1 + i) for i in range(9))), 80)
     assert shallow.count("parked") == terminal.MOST_OFFENDERS
@@ -340,12 +341,12 @@ def test_however_many_limits_are_broken_the_line_that_explains_the_first_is_show
         assert len(lines) <= terminal.SECTION_LINES
         assert "    server/fault_dup.go:33  main.(*watcher).run" in lines
         rows = {line.split("  ")[1] for line in lines if line.startswith("  ")}
-        # Rows give way to it, but none that is about what is broken.
+        # Rows are dropped for it, but none about what is broken.
         assert {"wakeups", *(["polls", "I/O calls"] if limits else [])} <= rows
         assert "more in --netpoll-json=FILE" in "\n".join(lines)
 
 
-def test_what_explains_less_does_not_take_the_place_of_what_explains_more() -> None:
+def test_entries_that_explain_less_never_displace_those_that_explain_more() -> None:
     counted = {name: 1_234_567 for name in COUNTERS if METRICS[name].row is not None and name != "lost"}
     long = offender(400, local="a " * 900, stack=(Frame("main.long", "server/long.go", 1),))
     busy = measured({**counted, **HEALTHY}, offenders=(offender(499), long, offender(1, stack=(WORKER,))))
@@ -376,12 +377,12 @@ def test_only_the_services_that_failed_are_described() -> None:
 def test_stacks_fit_and_keep_the_ends_of_files_and_functions(width: int) -> None:
     frame = Frame("example.org/" + "x" * 90 + ".Run", "/src/" + "y" * 90 + "/main.go", 3)
     text = terminal.failure_section(wasteful(offender(stack=(frame,))), width)
-    (line,) = [line for line in text.splitlines() if "main.go:3" in line]
+    (line,) = [line for line in text.splitlines() if "main.go:3  " in line]
     assert len(line) <= width
     assert line.endswith("x.Run")
 
 
-def test_what_the_binary_does_not_tell_is_no_obstacle() -> None:
+def test_missing_information_in_the_binary_is_no_obstacle() -> None:
     nowhere = offender(stack=(), syscall=None, fd_type=None, local=None, peer=None)
     text = terminal.failure_section(wasteful(nowhere), 120)
     assert "spurious wakeups (read on a descriptor), no stack" in text
@@ -391,13 +392,13 @@ def test_what_the_binary_does_not_tell_is_no_obstacle() -> None:
     assert github.annotations([wasteful(nowhere), unknown])
 
 
-def test_an_unmeasured_test_says_why_and_how_to_fix_it() -> None:
+def test_an_unmeasured_test_shows_why_and_how_to_fix_it() -> None:
     lines = terminal.failure_section(gone(), 80).splitlines()
     assert lines[:2] == ["server: eBPF needs root: pytest is not root", "  fix: sudo -v"]
     assert "--netpoll-unmeasured=skip" in lines[2]
 
 
-def test_a_test_that_failed_by_itself_gets_the_numbers_without_its_error_again() -> None:
+def test_a_test_whose_own_assertion_failed_gets_the_numbers_without_repeating_the_error() -> None:
     text = terminal.failure_section(built(measured(HEALTHY), error="assert 1 == 2"), 80)
     assert "assert" not in text
     assert re.search("^  wakeups +200$", text, re.MULTILINE)
@@ -405,7 +406,7 @@ def test_a_test_that_failed_by_itself_gets_the_numbers_without_its_error_again()
     assert re.search(r"test_echo .* FAILED$", table(built(measured(HEALTHY), error="x")), re.MULTILINE)
 
 
-def test_names_cannot_steer_the_terminal() -> None:
+def test_names_cannot_control_the_terminal() -> None:
     evil = offender(peer="@\x1b[2J\n::error::x")
     reason = built(replace(measured({}), unmeasured="\x1b[2J"))
     assert "\x1b" not in terminal.failure_section(reason, 80)
@@ -427,7 +428,8 @@ def test_the_step_summary_lists_the_bad_tests_then_all_in_a_table() -> None:
         "  - server: spurious 50.1 % (500 of 999 wakeups) > max 5.0 %",
         "  - 499 of 500 (99.8 %) spurious wakeups (read on tcp 127.0.0.1:7777 ← 127.0.0.1:5012), "
         "parked at server/fault_dup.go:33 main.(\\*watcher).run",
-        "  - server: NP101 second-reader: 499 of 999 wakeups found nothing to read or write: another reader "
+        "  - server: NP101 second-reader at server/fault_dup.go:33: 499 of 999 wakeups found nothing to read "
+        "or write: another reader "
         "of the same socket had already consumed the data (the socket is registered with epoll more than "
         "once). Typically a connection was duplicated (File, FileConn, an inherited descriptor) and both "
         "ends are read. Fix: read from one goroutine only, and close the duplicate.",
@@ -442,14 +444,14 @@ def test_the_step_summary_lists_the_bad_tests_then_all_in_a_table() -> None:
     assert lines[-1] == "kernel 6.8.0, bcc 0.29.1, go1.26.6"
 
 
-def test_the_step_summary_shows_the_spread_of_what_is_judged_over_runs() -> None:
+def test_the_step_summary_shows_the_spread_of_medians_that_are_judged() -> None:
     windows = [[measured({**HEALTHY, "polls": 210 + i, "wakeups": 200 + i})] for i in range(3)]
     text = github.markdown([built(*median_of(windows), max_polls_per_event=2, runs=3)], {})
     (row,) = [markdown_cells(line) for line in text.splitlines() if line.startswith("| ✅")]
     shown = dict(zip(wording.COLUMNS, row[3:], strict=True))
     assert shown["polls_per_event"] == "1.05 (1.05 to 1.06)"
     assert shown["wakeups"] == "201", "no limit is judged by it"
-    assert "In brackets: the least and the most over the runs" in text
+    assert "In brackets: the minimum and maximum over the runs" in text
     assert "In brackets" not in github.markdown([passed()], {})
 
 
@@ -467,12 +469,12 @@ def test_no_nodeid_breaks_the_markdown_table(nodeid: str) -> None:
     assert inside.strip() == nodeid
 
 
-def test_markdown_shows_text_as_it_is() -> None:
+def test_markdown_escapes_text() -> None:
     odd = built(measured({}, unmeasured="<nil> *a* _b_ c_d [e](f)"))
     assert "server: \\<nil> \\*a\\* \\_b\\_ c_d \\[e\\](f)" in github.markdown([odd], {})
 
 
-def test_a_summary_without_tests_says_so() -> None:
+def test_a_summary_without_tests_has_a_note() -> None:
     assert "No test was measured." in github.markdown([], {})
 
 
@@ -483,7 +485,7 @@ def test_the_step_summary_of_thousands_of_tests_is_below_githubs_limit() -> None
     assert "… and 2,960 more that passed" in text
 
 
-def test_the_step_summary_is_appended_to_what_others_wrote(tmp_path: Path) -> None:
+def test_the_step_summary_is_appended_to_existing_content(tmp_path: Path) -> None:
     path = tmp_path / "summary.md"
     path.write_text("before\n")
     github.append(path, "## ✅\udcff\n")
@@ -499,15 +501,15 @@ def test_annotations_mark_failed_and_unmeasured_tests_on_one_line_each() -> None
         "server: spurious 50.1 %25 (500 of 999 wakeups) > max 5.0 %25%0A499 of 500"
     )
     assert (
-        "at server/fault_dup.go:33 main.(*watcher).run%0Aserver: NP101 second-reader: 499 of 999 wakeups "
-        "found" in first
+        "at server/fault_dup.go:33 main.(*watcher).run%0A"
+        "server: NP101 second-reader at server/fault_dup.go:33: 499 of 999 wakeups found" in first
     )
     assert first.endswith("close the duplicate.")
     assert "title=netpoll%3A a.py%3A%3At[1%2C2]::server: eBPF needs root" in second
     assert "\n" not in first + second
 
 
-def test_the_line_of_go_is_annotated_too_once_for_all_tests_and_with_the_diagnosis() -> None:
+def test_the_go_line_is_annotated_once_for_all_tests_with_the_diagnosis() -> None:
     def find(file: str) -> Path | None:
         return Path("src") / file if file.startswith("server/") else None
 
@@ -520,7 +522,7 @@ def test_the_line_of_go_is_annotated_too_once_for_all_tests_and_with_the_diagnos
         "::error file=src/server/main.go,line=33,title=netpoll%3A a.py%3A%3Atest_0 and 2 more tests::"
         "499 of 500 (99.8 %25) spurious wakeups"
     )
-    assert "%0Aserver: NP101 second-reader: 499 of 999 wakeups found nothing to read or write" in in_go
+    assert "%0Aserver: NP101 second-reader at net/http/server.go:9: 499 of 999 wakeups found" in in_go
     assert "test_0 and 1 more test::" in github.annotations(tests[:2], Path("py"), find)[-1]
     assert len(github.annotations([wasteful(offender(stack=(library,)))], Path(), find)) == 1
     reported = wasteful(offender(stack=(mine,)), mode="report")
@@ -569,7 +571,7 @@ WORKER = Frame("main.worker", "server/pool.go", 31)
 DEADLINE = Frame("runtime.netpolldeadlineimpl", "runtime/netpoll.go", 656)
 
 
-def test_of_a_ready_call_its_maker_leads_and_whom_it_woke_follows() -> None:
+def test_a_ready_call_shows_the_waker_first_and_then_the_wakee() -> None:
     counts = {**HEALTHY, "ready_calls": 70}
     made = built(measured(counts, offenders=(ready((WATCHER,), (WORKER,)),)), max_ready_calls=5)
     shown = terminal.failure_section(made, 100)
@@ -577,7 +579,7 @@ def test_of_a_ready_call_its_maker_leads_and_whom_it_woke_follows() -> None:
     assert "\n  which woke the goroutine parked at server/pool.go:31 main.worker\n" in f"{shown}\n"
 
 
-def test_where_only_the_runtime_makes_a_ready_call_whom_it_woke_leads() -> None:
+def test_a_ready_call_of_the_runtime_shows_the_wakee_first() -> None:
     counts = {**HEALTHY, "ready_calls": 70, "deadline_wakeups": 70}
     made = built(measured(counts, offenders=(ready((DEADLINE,), (WORKER,)),)), max_deadline_wakeups=5)
     shown = terminal.failure_section(made, 100)
@@ -589,7 +591,7 @@ def test_where_only_the_runtime_makes_a_ready_call_whom_it_woke_leads() -> None:
     assert evidence.stack[0]["file"] == "server/pool.go"
 
 
-def test_the_reader_that_was_woken_is_shown_with_its_descriptor() -> None:
+def test_a_woken_reader_is_shown_with_its_descriptor() -> None:
     woken = made_up.offender(200, offence="woken", syscall=None, fd_type="inotify", local=None, peer=None)
     shown = terminal.failure_section(built(measured(HEALTHY, offenders=(woken,)), max_wakeups=20), 100)
     assert "  100.0 % of 200 wakeups (read on inotify), parked at\n    server/fault_dup.go:33" in shown
@@ -598,7 +600,7 @@ def test_the_reader_that_was_woken_is_shown_with_its_descriptor() -> None:
 PARKED = {"parked_goroutines": 40, "parked_growth": 30, "abandoned_descriptors": 9, "stuck_goroutines": 0}
 
 
-def test_parked_goroutines_are_shown_for_the_limit_that_they_broke() -> None:
+def test_parked_goroutines_are_shown_for_the_limit_that_they_break() -> None:
     grown = made_up.offender(
         30, offence="parked", syscall=None, local=None, growth=30, abandoned=2, peers=("a:1", "b:2")
     )

@@ -1,4 +1,4 @@
-"""The record itself, and the reports that are made of it for machines: JSON, JUnit."""
+"""The record itself, and the reports for machines that are made from it: JSON, JUnit."""
 
 from __future__ import annotations
 
@@ -91,9 +91,9 @@ def test_a_record_has_every_field_of_the_contract() -> None:
     ],
 )
 def test_evidence_has_the_same_fields_in_the_model_and_in_json(kind: Any, keys: Any) -> None:
-    assert {
-        field.name for field in dataclasses.fields(kind)
-    } == keys.__required_keys__ | keys.__optional_keys__
+    assert {field.name for field in dataclasses.fields(kind)} == (
+        keys.__required_keys__ | keys.__optional_keys__
+    ) - {"rules"}  # of which the model has the offenders
 
 
 def test_evidence_is_plain_json_in_a_record() -> None:
@@ -114,6 +114,7 @@ def test_evidence_is_plain_json_in_a_record() -> None:
             "bytes": None,
             "not_blocking": 0,
             "stack": [{"function": "main.(*watcher).run", "file": "server/fault_dup.go", "line": 33}],
+            "rules": [],
         }
     ]
 
@@ -129,7 +130,7 @@ def test_the_histogram_leaves_empty_buckets_out() -> None:
     assert built(measured(HEALTHY))["services"][0]["histogram"] == {str(bucket_of(10_000)): 2}
 
 
-def test_a_test_that_failed_by_itself_keeps_its_own_reason_on_one_line() -> None:
+def test_a_failed_assertion_stays_the_reason_on_one_line() -> None:
     error = "\nassert 1 == 2\n +  where 1 = f()"
     made = built(measured(WASTEFUL), max_spurious=0.05, error=error)
     assert (made["outcome"], made["reason"], made["error"]) == ("failed", "assert 1 == 2", "assert 1 == 2")
@@ -144,7 +145,7 @@ def test_without_a_verdict_nothing_passed() -> None:
     assert (failed["outcome"], failed["reason"]) == ("failed", "the test failed")
 
 
-def test_why_a_service_is_unmeasured_is_kept() -> None:
+def test_the_reason_for_an_unmeasured_service_is_kept() -> None:
     made = built(measured({}, unmeasured="the service is gone"), max_spurious=0.05)
     assert (made["outcome"], made["reason"]) == ("unmeasured", "server: the service is gone")
     assert made["services"][0]["unmeasured"] == "the service is gone"
@@ -155,7 +156,7 @@ def test_a_record_survives_json_unchanged() -> None:
     assert json.loads(json.dumps(made, allow_nan=False)) == made
 
 
-def test_what_json_cannot_carry_is_replaced() -> None:
+def test_values_that_json_cannot_represent_are_replaced() -> None:
     odd = {"nan": float("nan"), "inf": [float("-inf")], "path": Path("a/b"), 3: ("x", True), "s": "\udcff"}
     assert record.plain(odd) == {
         "nan": None,
@@ -183,8 +184,8 @@ def test_the_json_report_can_be_loaded_again(tmp_path: Path) -> None:
     assert baseline_file.load_any(path)[1] == {test["nodeid"]: test for test in tests}
 
 
-def test_a_name_that_is_not_utf8_does_not_keep_the_report_from_being_written(tmp_path: Path) -> None:
-    loaded: Any = {**built(), "nodeid": "\udcff"}  # built by nobody, but JSON can hold it
+def test_a_name_that_is_not_utf8_does_not_prevent_the_report(tmp_path: Path) -> None:
+    loaded: Any = {**built(), "nodeid": "\udcff"}  # never built, but JSON can hold it
     assert written(tmp_path / "r", loaded)["tests"] == [loaded]
 
 
@@ -208,7 +209,7 @@ def test_an_interrupted_write_leaves_the_old_report(tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_directory_that_cannot_be_made_is_a_plain_error(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_a_plain_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(NetpollError, match=r"JSON report could not be written to .*report\.json") as error:
         report_json.write(tmp_path / "file" / "report.json", {}, [])
@@ -281,7 +282,7 @@ def test_a_missing_field_is_named_but_additions_to_the_contract_are_optional(tmp
 
 
 @pytest.mark.parametrize("text", ["", "[", '{"a": NaN}', "[" * 100_000])
-def test_what_is_not_json_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_json_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "r").write_text(text)
     with pytest.raises(NetpollError, match="it is not JSON"):
         baseline_file.load_any(tmp_path / "r")
@@ -294,7 +295,7 @@ def test_other_json_is_refused(tmp_path: Path, text: str) -> None:
         baseline_file.load_any(tmp_path / "r")
 
 
-def test_a_missing_report_says_how_to_make_it(tmp_path: Path) -> None:
+def test_a_missing_report_is_an_error_that_shows_how_to_make_it(tmp_path: Path) -> None:
     with pytest.raises(NetpollError, match=r"No such file.*\n.*pytest --netpoll-json="):
         baseline_file.load_any(tmp_path / "r")
 
@@ -311,7 +312,7 @@ def test_junit_gets_the_main_numbers_in_canonical_units() -> None:
     assert ("netpoll.db.spurious", "0") in found
 
 
-def test_junit_leaves_out_what_was_not_measured_and_says_why() -> None:
+def test_junit_omits_unmeasured_numbers_and_gives_the_reason() -> None:
     gone = measured(WASTEFUL, unmeasured="the service is gone")
     assert junit.properties(built(gone)) == [
         ("netpoll.outcome", "unmeasured"),
@@ -319,7 +320,7 @@ def test_junit_leaves_out_what_was_not_measured_and_says_why() -> None:
     ]
 
 
-def test_what_is_watched_has_no_rates_while_it_cannot_be_measured() -> None:
+def test_a_watched_process_has_no_rates_while_it_cannot_be_measured() -> None:
     def per_second(measurement: Measurement) -> dict[str, float]:
         run, stream = Accumulated(), io.StringIO()
         run.add(measurement)
@@ -331,7 +332,7 @@ def test_what_is_watched_has_no_rates_while_it_cannot_be_measured() -> None:
     assert per_second(measured(WASTEFUL, unmeasured="the service is gone")) == {}
 
 
-def test_junit_has_the_metrics_that_the_table_puts_there_in_its_order() -> None:
+def test_junit_has_the_metrics_that_the_table_assigns_to_it_in_order() -> None:
     made = built(measured(WASTEFUL))
     names = [name.rpartition(".")[2] for name, _ in junit.properties(made)]
     assert names == ["outcome", *(metric.name for metric in in_report("junit"))]

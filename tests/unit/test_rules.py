@@ -1,4 +1,4 @@
-"""The rules that a test can forbid: how they are named, how they bind, and what comes of a broken one."""
+"""The rules that a test can forbid: how they are named, how they bind, and what happens if one is broken."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from pytest_netpoll.__main__ import main
 from pytest_netpoll.errors import Reason, UsageError
+from pytest_netpoll.gobinary.symbols import Frame
 from pytest_netpoll.model.limits import Limits, resolve
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.metrics import COUNTERS
@@ -23,7 +24,7 @@ FAMILY = {code for code in RULES if code.startswith("NP1")}
 
 
 def limits(*marks: dict[str, object], **defaults: str) -> Limits:
-    """Of markers given by their kwargs, closest first."""
+    """The limits of markers given by their kwargs, closest first."""
     return resolve([((), mark) for mark in marks], "t.py::test", defaults)
 
 
@@ -74,7 +75,7 @@ def test_rules_are_named_by_code_family_and_name(named: str, codes: set[str]) ->
         (["all"], "['all'] is not a string"),
     ],
 )
-def test_what_names_no_rule_is_a_usage_error(named: object, complaint: str) -> None:
+def test_an_unknown_rule_name_is_a_usage_error(named: object, complaint: str) -> None:
     for argument in ("forbid", "allow"):
         with pytest.raises(UsageError, match=re.escape(complaint)) as error:
             limits({argument: named})
@@ -88,16 +89,16 @@ def test_what_names_no_rule_is_a_usage_error(named: object, complaint: str) -> N
         ([{"forbid": "all", "allow": "NP1"}], set(RULES) - FAMILY),
         ([{"allow": "NP101"}, {"forbid": "NP1"}], FAMILY - {"NP101"}),
         ([{"forbid": "NP101"}, {"forbid": "all", "allow": "NP1"}], set(RULES) - FAMILY | {"NP101"}),
-        # What is said more exactly decides.
+        # The more specific entry decides.
         ([{"forbid": "NP101", "allow": "NP1"}], {"NP101"}),
         ([{"allow": "all"}, {"forbid": "NP101"}], set()),
     ],
 )
-def test_the_closest_word_on_a_rule_decides(marks: list[dict[str, object]], left: set[str]) -> None:
+def test_the_closest_marker_decides_on_a_rule(marks: list[dict[str, object]], left: set[str]) -> None:
     assert set(limits(*marks).forbidden("server")) == left
 
 
-def test_options_are_the_outermost_word() -> None:
+def test_options_are_the_outermost_level() -> None:
     chosen = limits({"allow": "busy-loop"}, forbid="NP2", allow="NP205")
     assert set(chosen.forbidden("server")) == {"NP201", "NP202", "NP203"}
     assert chosen.judges
@@ -114,7 +115,7 @@ def test_only_what_forbidden_rules_need_is_recorded() -> None:
     assert limits({"forbid": "NP401"}).offences == {"cpu"}
     assert limits({"forbid": "NP4"}).offences == {"cpu", "woken", "ready", "held"}
     assert limits({"forbid": "all"}).offences >= {"futile", "io", "cpu", "ready"}
-    assert limits({"forbid": "NP5"}).offences == {"parked"}
+    assert limits({"forbid": "NP5"}).offences == {"parked", "woken"}
     assert limits({"allow": "all"}).offences == set()
 
 
@@ -131,10 +132,12 @@ def test_a_forbidden_rule_that_is_proven_fails_with_code_line_and_fix() -> None:
     assert (rule["code"], rule["name"], rule["forbidden"]) == ("NP101", "second-reader", True)
     assert rule["line"] == "server/fault_dup.go:33"
     [diagnosis] = made["diagnosis"]
-    assert diagnosis == f"server: {rule['text']} Fix: {rule['fix']}"
+    where = "NP101 second-reader at server/fault_dup.go:33"
+    assert diagnosis == f"server: {where}: {rule['text']} Fix: {rule['fix']}"
+    assert [offender["rules"] for offender in made["services"][0]["offenders"]] == [["NP101"]]
 
 
-def test_reports_carry_the_code_and_say_it_once() -> None:
+def test_reports_show_the_code_once() -> None:
     made = judged(second_reader(), limits({"forbid": "NP101"}))
     assert ("netpoll.server.rules", "NP101") in junit.properties(made)
     [annotation] = github.annotations([made])
@@ -145,7 +148,7 @@ def test_reports_carry_the_code_and_say_it_once() -> None:
     assert wording.worst_place(made) is not None
 
 
-def test_what_was_left_behind_is_shown_with_its_rule() -> None:
+def test_leaked_connections_are_shown_with_their_rule() -> None:
     left = offender(0, offence="parked", stack=(), abandoned=5, closed=5, peers=("127.0.0.1:9",))
     other = dataclasses.replace(left, local="127.0.0.1:8", abandoned=0, closed=0, count=3)
     made = judged(second_reader(offenders=(left, other)), limits({"forbid": "parked-leak"}))
@@ -155,15 +158,52 @@ def test_what_was_left_behind_is_shown_with_its_rule() -> None:
     assert "127.0.0.1:8" not in section
 
 
+def test_a_rule_shows_its_own_evidence_and_no_ordinary_callers() -> None:
+    reader, worker = Frame("main.read", "main.go", 7), Frame("main.work", "main.go", 9)
+    ordinary = offender(190, offence="woken", stack=(reader,))
+    handed = offender(90, offence="ready", stack=(reader,), woken_stack=(worker,), locked=True)
+    other = offender(95, offence="ready", stack=(worker,), woken_stack=(reader,))
+    made = judged(second_reader(offenders=(ordinary, other, handed)), limits({"forbid": "thread-handover"}))
+    [entry] = wording.explaining(made, made["services"][0])
+    assert (
+        entry.woken == "which woke the goroutine parked at main.go:9 main.work, which is locked to a thread"
+    )
+    assert made["breaches"][0]["text"].startswith("server: NP405 thread-handover at main.go:9 main.work: ")
+    section = terminal.failure_section(made, 100)
+    assert section.count(" of ready calls") + section.count("ready calls, made") <= 2
+    assert "wakeups (read" not in section
+    # The others are in the report, under a heading of their own.
+    assert [heading for heading, _ in wording.besides(made, made["services"][0])] == [
+        "Callers",
+        "Woken goroutines",
+    ]
+
+
+def test_where_goroutines_were_added_is_shown_with_what_was_left_behind() -> None:
+    left = offender(0, offence="parked", stack=(), abandoned=8, closed=8, peers=("127.0.0.1:9",))
+    pump = Frame("main.pump", "proxy.go", 12)
+    grown = offender(20, offence="parked", stack=(pump,), growth=8, local=None)
+    few = offender(9, offence="parked", growth=2, local=None)
+    made = judged(second_reader(offenders=(left, grown, few)), limits({"forbid": "parked-leak"}))
+    entries = wording.explaining(made, made["services"][0])
+    assert [entry.text.partition(" (")[0] for entry in entries] == [
+        "8 tcp descriptors whose peers have closed, and nobody is parked on them",
+        "20 goroutines",
+    ]
+    assert (entries[1].stack[0]["line"], entries[0].lead_in) == (12, "")
+    # Which of them is the cause is not proven.
+    assert made["services"][0]["rules"][0]["line"] is None
+
+
 def test_a_rule_that_is_not_forbidden_is_a_diagnosis_only() -> None:
     made = judged(second_reader(), limits({"forbid": "all", "allow": "second-reader"}))
     assert (made["outcome"], made["breaches"]) == ("passed", [])
     assert made["services"][0]["rules"][0]["forbidden"] is False
     [text] = wording.diagnosis_of(made)
-    assert text.startswith("server: NP101 second-reader: 90 of 190")
+    assert text.startswith("server: NP101 second-reader at server/fault_dup.go:33: 90 of 190")
 
 
-def test_report_mode_says_what_gate_mode_would() -> None:
+def test_report_mode_shows_the_outcome_in_gate_mode() -> None:
     made = judged(second_reader(), limits({"forbid": "all"}), "report")
     assert (made["outcome"], made["gate"]) == ("passed", "failed")
     assert wording.status_of(made) == "would fail"
@@ -175,9 +215,13 @@ def test_a_rule_without_its_evidence_is_listed_under_all_and_unmeasured_by_its_o
     made = judged(healthy, limits({"forbid": "all"}))
     assert made["outcome"] == "passed"
     assert {rule["code"] for rule in made["services"][0]["unchecked"]} == {"NP204", "NP401", "NP407"}
-    said = wording.unchecked_rules([made, made])[0]
-    assert said == Reason("NP204 busy-loop was not checked in t.py::test: no perf events", fix=lack.fix)
-    assert said.what in (terminal.summary_table([made], 100) or "")
+    [said] = wording.unchecked_rules([made, made])
+    assert said == Reason(
+        "NP204 busy-loop, NP401 starvation and NP407 gc-pressure were not checked in t.py::test: no perf "
+        "events",
+        fix=lack.fix,
+    )
+    assert said.what in " ".join((terminal.summary_table([made], 100) or "").split())
     assert said.what in github.markdown([made], {}).replace("\\", "")
     for named in ("busy-loop", "NP204"):
         made = judged(healthy, limits({"forbid": named}))
@@ -189,18 +233,26 @@ def test_a_rule_without_its_evidence_is_listed_under_all_and_unmeasured_by_its_o
                 "fix": "--cap-add PERFMON",
             }
         ]
-    # Where it is not forbidden, nothing is missed.
+    # A message for each reason, whatever the process.
+    both = [
+        judged(second_reader(offenders=(), unexplained={"cpu": Reason(f"process {n} ran /x/{n}")}), all_rules)
+        for n, all_rules in ((1, limits({"forbid": "all"})), (2, limits({"forbid": "all"})))
+    ]
+    both[1]["nodeid"] = "t.py::other"
+    [said] = wording.unchecked_rules(both)
+    assert said.what.endswith("gc-pressure were not checked in 2 tests: process 1 ran /x/1")
+    # If it isn't forbidden, nothing is missing.
     assert judged(healthy, limits({"forbid": "NP1"}))["services"][0]["unchecked"] == []
 
 
-def test_without_uprobes_nobody_knows_whom_goroutines_wake_on_threads_of_their_own() -> None:
+def test_without_uprobes_wakeups_of_locked_goroutines_are_unknown() -> None:
     counters = {name: n for name, n in second_reader().snapshot.counters.items() if name != "ready_calls"}
     blind = second_reader(
         offenders=(), snapshot=dataclasses.replace(second_reader().snapshot, counters=counters)
     )
     assert blind.ready_calls is None
     assert judged(blind, limits({"forbid": "thread-handover"}))["outcome"] == "unmeasured"
-    # What the network woke is enough to break it.
+    # Wakeups by the network are enough to break it.
     woken = dataclasses.replace(offender(90), offence="woken", locked=True)
     assert (
         judged(dataclasses.replace(blind, offenders=(woken,)), limits({"forbid": "thread-handover"}))[

@@ -28,7 +28,7 @@ from tests.unit.test_metrics import measurement, message, recorded
 
 @pytest.fixture
 def agent(monkeypatch):
-    """agent("counters.throttling") is the agent's module of that name, which is in no package."""
+    """agent("counters.throttling") is the agent's module of that name; it isn't in a package."""
     monkeypatch.syspath_prepend(str(privilege.AGENT))
     return importlib.import_module
 
@@ -50,7 +50,7 @@ def index_before(ns: int) -> int:
 @pytest.mark.parametrize(
     ("counters", "index_of"), [(162, index_since_go_1_20), (721, index_before)], ids=["go1.20", "go1.19"]
 )
-def test_the_bounds_of_a_bucket_are_those_of_the_runtime(agent, counters, index_of):
+def test_bucket_bounds_match_the_runtimes(agent, counters, index_of):
     bounds = agent("counters.scheduler_memory").bounds
     for ns in [
         *range(3000),
@@ -65,7 +65,7 @@ def test_the_bounds_of_a_bucket_are_those_of_the_runtime(agent, counters, index_
     assert bounds(162, 161)[0] == 1 << 47
 
 
-def test_a_histogram_that_shrank_is_unknown_and_what_grew_has_its_bounds(agent):
+def test_a_shrunken_histogram_is_unknown_and_grown_buckets_have_bounds(agent):
     between = agent("counters.scheduler_memory").latencies_between
     before, after = [0] * 162, [0] * 162
     before[4], after[4], after[161] = 2, 5, 1
@@ -75,7 +75,7 @@ def test_a_histogram_that_shrank_is_unknown_and_what_grew_has_its_bounds(agent):
 
 
 class Hostile:
-    """A process's memory that holds whatever was drawn: words, and nothing at some places."""
+    """A process's memory with arbitrary content: words, and nothing at some places."""
 
     def __init__(self, words: list[int]) -> None:
         self.words = words
@@ -98,7 +98,7 @@ WORDS = st.one_of(
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(words=st.lists(WORDS, min_size=1, max_size=40), bias=st.sampled_from([0, 1 << 46, -(1 << 30)]))
-def test_memory_that_holds_anything_gives_numbers_or_nothing(agent, words, bias):
+def test_arbitrary_memory_gives_numbers_or_nothing(agent, words, bias):
     module = agent("counters.scheduler_memory")
     layout = module.Layout(64, 72, 80, 0, 4, 16, 24, 40, 48, 56, 4096, 1280, 8192, 8200, 8208, 16, 24)
     assert layout.plausible
@@ -174,7 +174,7 @@ def stat(directory: Any, periods: int, throttled: int, usec: int) -> None:
     (directory / "cpu.stat").write_text(text)
 
 
-def test_of_nested_cgroups_of_v2_the_one_that_stopped_it_longest_counts(v2):
+def test_the_cgroup_that_stopped_the_service_longest_counts(v2):
     throttling, root, _ = v2
     (root / "a" / "cpu.max").write_text("20000 100000\n")
     (root / "a" / "b" / "cpu.max").write_text("50000 100000\n")
@@ -198,7 +198,7 @@ def test_of_nested_cgroups_of_v2_the_one_that_stopped_it_longest_counts(v2):
     assert cgroups.collect([throttling.told(1, 7)]).throttled == 0
 
 
-def test_without_a_quota_nothing_is_stopped_and_without_counters_it_is_unknown(v2):
+def test_without_a_quota_throttling_is_0_and_without_counters_unknown(v2):
     throttling, root, where = v2
     throttling.open(1)
     throttling.sample({7: [Live(7)]})
@@ -246,7 +246,7 @@ def test_a_broken_limit_names_the_cgroup_its_quota_and_the_periods():
 
 
 @pytest.mark.parametrize("stopped", [True, False])
-def test_late_wakeups_are_the_quotas_only_where_it_stopped_the_service_meanwhile(stopped):
+def test_late_wakeups_are_blamed_on_a_quota_only_if_it_stopped_the_service_meanwhile(stopped):
     ns = 80_000_000
     snapshot = dataclasses.replace(
         recorded(*[ns] * 20), cpu_ns=900_000_000, run_delay_ns=0, throttled_periods=30
@@ -257,9 +257,10 @@ def test_late_wakeups_are_the_quotas_only_where_it_stopped_the_service_meanwhile
     about = {"cgroups": (QUOTA,), "timeline": tuple(line), "slowest": late_ones, "offenders": (hog,)}
     found = diagnose(dataclasses.replace(measurement(snapshot), **about))
     quota = (
-        "server: the CPU quota of the cgroup /x, 20 ms every 100 ms, stopped the service in 30 of 31 periods"
+        "server: NP403 cpu-quota at server/fault_dup.go:33: the CPU quota of the cgroup /x, 20 ms every "
+        "100 ms, stopped the service in 30 of 31 periods"
     )
-    # Of what runs into its quota now and then, nothing else is said.
+    # A service that sometimes runs into its quota gets no other diagnosis.
     assert [text.startswith(quota) for text in found] == [True] * stopped
 
 
@@ -267,7 +268,7 @@ def points(n: int, **series: Any) -> list[Any]:
     return [point(100.0 * (i + 1), **{name: of(i) for name, of in series.items()}) for i in range(n)]
 
 
-def test_wasted_wakeups_that_go_with_fewer_answers_correlate():
+def test_spurious_wakeups_that_come_with_fewer_answers_correlate():
     rising = points(30, spurious=lambda i: i, productive=lambda i: 100 - i)
     found = wasted_and_answered(rising)
     assert (found.other, found.intervals) == ("productive_wakeups", 30)
@@ -275,7 +276,7 @@ def test_wasted_wakeups_that_go_with_fewer_answers_correlate():
     answered = points(30, spurious=lambda i: i, productive=lambda i: 100 - i, answers=lambda i: 2 * i)
     assert wasted_and_answered(answered).other == "answers"
     assert wasted_and_answered(answered).coefficient == pytest.approx(1)
-    # The last interval ends with the window: at 5 ms its counts are no interval's.
+    # The last interval ends with the window: with 5 ms, its counts aren't those of an interval.
     stub = point(3005.0, spurious=0, productive=0)
     assert wasted_and_answered([*rising, stub]) == found
 
@@ -285,12 +286,12 @@ def test_wasted_wakeups_that_go_with_fewer_answers_correlate():
     [[], points(19, spurious=lambda i: i, productive=lambda i: i), points(30, productive=lambda i: i)],
     ids=["none", "few", "constant"],
 )
-def test_of_few_intervals_or_of_what_never_changed_there_is_no_correlation(given):
+def test_few_intervals_or_constant_rates_have_no_correlation(given):
     found = wasted_and_answered(given)
     assert (found.coefficient, found.intervals) == (None, len(given))
 
 
-def test_prometheus_gets_scheduling_latencies_as_a_histogram_of_its_own():
+def test_prometheus_gets_scheduling_latencies_as_a_separate_histogram():
     m = measurement(read_snapshot(message(sched_latency=[[1024, 1280, 3], [4096, 5120, 1]])))
     with prometheus.Exporter("127.0.0.1", 0) as exporter:
         exporter.update(m, m)

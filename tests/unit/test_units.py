@@ -110,7 +110,7 @@ def test_bad_values_are_rejected_with_what_to_write(value: object, unit: Unit, c
 
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("value", [True, False, None, float("nan"), float("inf"), "nan", "inf", "", [], b"5"])
-def test_what_is_no_quantity_is_rejected_in_every_unit(value: object, unit: Unit) -> None:
+def test_values_that_are_not_quantities_are_rejected_in_every_unit(value: object, unit: Unit) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse(value, unit)
 
@@ -173,10 +173,10 @@ def test_a_shown_time_parses_back_to_about_itself(ns: int) -> None:
     assert parse_time(show(ns, "ns", 1).replace(",", "")) == pytest.approx(ns, rel=0.05, abs=0.5)
 
 
-def test_the_parts_of_a_sum_add_up_as_they_are_shown() -> None:
+def test_the_shown_parts_of_a_sum_add_up() -> None:
     parts = {"poll delay": 9_740_000.0, "wake-to-run": 77_960_000.0, "handling": 440_000.0, "none": 1.0}
     assert show_sum(88_140_000.0, parts) == "88.1 ms = 9.7 poll delay + 78.0 wake-to-run + 0.4 handling"
-    # 3 x 33.35, rounded each, would be 100.2.
+    # 3 x 33.35, each rounded, would be 100.2.
     thirds = dict.fromkeys("abc", 33_350.0)
     assert show_sum(100_050.0, thirds) == "100.0 \u00b5s = 33.2 a + 33.4 b + 33.4 c"
     assert show_sum(5_000.0, {}) == "5.0 \u00b5s"

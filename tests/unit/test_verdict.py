@@ -13,7 +13,8 @@ from pytest_netpoll.model.histogram import bucket_of
 from pytest_netpoll.model.limits import Limits, resolve
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.median import median_of
-from pytest_netpoll.model.metrics import COUNTERS
+from pytest_netpoll.model.metrics import COUNTERS, PARKED_METRICS
+from pytest_netpoll.model.rules import RULES
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import Breach, Death, Verdict, judge
 from pytest_netpoll.session import extensions
@@ -82,7 +83,7 @@ def test_a_breach_shows_enough_digits_to_see_it(measured: float, limit: float, l
     assert str(Breach("a", "spurious", "max", measured, limit)) == line
 
 
-def test_a_rate_is_held_against_the_windows_length() -> None:
+def test_a_rate_limit_uses_the_windows_length() -> None:
     long = replace(measured({"polls": 1000}), window_seconds=100.0)
     assert judge([long], limits({"max_polls_per_second": 10})) == Verdict("passed")
     assert judge([replace(long, window_seconds=99.0)], limits({"max_polls_per_second": 10})).breaches
@@ -96,7 +97,7 @@ def test_the_rate_of_a_repeated_test_is_the_median_of_its_runs_rates() -> None:
     assert verdict.reason == ("server: polls_per_second 20.00 (median of 3 runs, 10.00 to 30.00) > max 19.00")
 
 
-def test_a_limit_on_ready_calls_is_about_the_programs_own() -> None:
+def test_a_limit_on_ready_calls_judges_the_programs_own() -> None:
     busy = measured({"ready_calls": 121, "runtime_ready_calls": 118})
     assert judge([busy], limits({"max_ready_calls": 3})) == Verdict("passed")
     assert judge([busy], limits({"max_ready_calls_per_second": 3})) == Verdict("passed")
@@ -106,11 +107,11 @@ def test_a_limit_on_ready_calls_is_about_the_programs_own() -> None:
     assert verdict.reason == (
         "server: ready_calls_per_second 3.00 (3 in 1.00 s, besides 118 of the runtime's own) > max 2.00"
     )
-    # Of a window in which nobody recorded the callers all of them count.
+    # In a window without recorded callers all of them count.
     assert judge([measured({"ready_calls": 121})], limits({"max_ready_calls": 3})).outcome == "failed"
 
 
-def test_a_rate_of_what_was_not_measured_is_not_measured() -> None:
+def test_the_rate_of_an_unmeasured_count_is_unmeasured() -> None:
     verdict = judge([measured(HEALTHY)], limits({"max_ready_calls_per_second": 5}))
     assert verdict.outcome == "unmeasured"
     assert "ready_calls_per_second was not measured: ready calls were not counted" in (verdict.reason or "")
@@ -197,7 +198,7 @@ def test_every_broken_limit_of_every_service_has_its_line() -> None:
         ),
     ],
 )
-def test_what_was_not_measured_does_not_pass(
+def test_an_unmeasured_limit_does_not_pass(
     mark: Mapping[str, object], measurements: list[Measurement], reason: str
 ) -> None:
     assert judge(measurements, limits(mark)) == Verdict("unmeasured", (Reason(reason),))
@@ -207,7 +208,7 @@ def test_a_bare_marker_without_services_has_nothing_to_measure() -> None:
     assert judge([], limits({})) == Verdict("passed")
 
 
-def test_a_breach_in_numbers_that_cannot_be_trusted_does_not_count() -> None:
+def test_a_breach_in_inexact_numbers_does_not_count() -> None:
     verdict = judge([measured(HALF_SPURIOUS | {"lost": 1})], limits({"max_spurious": 0.05}))
     assert (verdict.outcome, verdict.breaches) == ("unmeasured", ())
 
@@ -253,7 +254,7 @@ def test_report_mode_passes_broken_limits_and_still_lists_them() -> None:
 
 
 @pytest.mark.parametrize("measurements", [[], [measured({"wakeups": 3})]])
-def test_report_mode_says_of_limits_that_could_not_be_checked_what_gate_mode_says(
+def test_report_mode_shows_gate_modes_outcome_for_limits_that_could_not_be_checked(
     measurements: list[Measurement],
 ) -> None:
     demanded = limits({"max_spurious": 0.05})
@@ -278,7 +279,7 @@ def test_a_service_that_died_fails_the_test_in_every_mode(mode: Literal["gate", 
     )
 
 
-def test_what_keeps_all_services_from_being_measured_is_told_once() -> None:
+def test_a_reason_that_affects_all_services_is_reported_once() -> None:
     gone = [replace(measured(HEALTHY, service=name), unmeasured=Reason("the agent ended")) for name in "abc"]
     assert judge(gone, limits({"max_polls": 1})) == Verdict(
         "unmeasured", (Reason("a, b, c: the agent ended"),)
@@ -288,7 +289,7 @@ def test_what_keeps_all_services_from_being_measured_is_told_once() -> None:
 @pytest.mark.parametrize(
     ("mode", "outcome"), [("gate", "unmeasured"), ("report", "unmeasured"), ("off", "passed")]
 )
-def test_distrust_counts_wherever_something_is_measured(
+def test_inexact_numbers_count_in_every_mode_that_measures(
     mode: Literal["gate", "report", "off"], outcome: str
 ) -> None:
     assert judge([measured({"lost": 1})], limits({}), mode).outcome == outcome
@@ -306,9 +307,7 @@ def test_distrust_counts_wherever_something_is_measured(
         ({"service": None}, "service is not a string"),
     ],
 )
-def test_a_hooks_breach_that_no_report_could_show_is_refused(
-    change: Mapping[str, Any], complaint: str
-) -> None:
+def test_a_hooks_breach_that_cannot_be_shown_is_refused(change: Mapping[str, Any], complaint: str) -> None:
     breach = Breach("server", "polls a second", "max", 2, 1)
     answers = [[breach], replace(breach, **change)]
     hooks = dict.fromkeys(("pytest_netpoll_measured", "pytest_netpoll_columns"), lambda **_: [])
@@ -319,3 +318,24 @@ def test_a_hooks_breach_that_no_report_could_show_is_refused(
     assert re.search(rf"_breaches must .*: {re.escape(complaint)} in Breach", str(refused.error))
     answers.pop()
     assert extensions.ask(item, [measured(HEALTHY)], limits({})) == ([breach], [{}], None)
+
+
+def test_too_few_wakeups_name_the_service_that_had_them() -> None:
+    quiet, busy = measured({"wakeups": 3}), measured({**HEALTHY}, service="front")
+    [reason] = judge([quiet, busy], limits({"max_spurious": 0.05})).reasons
+    assert reason.what == "server: only 3 wakeups; spurious needs at least 10"
+    assert (reason.fix or "").endswith(
+        'if the limits are about front, which had 200 wakeups, write service="front"'
+    )
+    for other in (measured({"wakeups": 4}, service="front"), replace(busy, unmeasured=Reason("lost"))):
+        reason = judge([quiet, other], limits({"max_spurious": 0.05})).reasons[-1]
+        assert reason.fix == "send more traffic, or set min_wakeups="
+
+
+@pytest.mark.parametrize("metric", ["parked_growth", "abandoned_descriptors", "stuck_goroutines"])
+def test_a_broken_limit_on_parked_goroutines_has_a_fix(metric: str) -> None:
+    counts = {**dict.fromkeys(PARKED_METRICS, 0), metric: 5}
+    [reason] = judge([measured({**HEALTHY, **counts})], limits({f"max_{metric}": 1})).reasons
+    assert reason.what == f"server: {metric} 5 > max 1"
+    assert reason.fix
+    assert RULES["NP501"].fix == reason.fix or metric != "abandoned_descriptors"

@@ -1,4 +1,4 @@
-"""How `watch` ends: with all that was measured, and what it means."""
+"""How `watch` ends: with everything that was measured, and what it means."""
 
 from __future__ import annotations
 
@@ -22,15 +22,21 @@ def ended(*, as_json: bool, **counts: int) -> str:
     return stream.getvalue()
 
 
-def test_watch_ends_with_the_diagnosis() -> None:
+def test_watch_ends_with_the_diagnosis(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     (cause,) = diagnose(measurement(**DUP))
     shown = ended(as_json=False, **DUP)
-    assert cause in shown
-    assert shown.index(cause) < shown.index("Ended: stopped by Ctrl-C")
+    lines = shown.splitlines()
+    where = "NP101 second-reader at server/fault_dup.go:33 main.(*watcher).run: 90 of "
+    assert any(line.startswith(where) for line in lines)
+    assert "  fix: read from one goroutine only, and close the duplicate." in lines
+    assert max(map(len, lines)) <= 80
+    assert shown.index("fix: read") < shown.index("Ended: stopped by Ctrl-C")
+    assert cause.startswith("s: NP101 second-reader at server/fault_dup.go:33: ")
     assert json.loads(ended(as_json=True, **DUP))["diagnosis"] == [cause]
 
 
-def test_of_a_healthy_process_nothing_is_said() -> None:
+def test_a_healthy_process_gets_no_diagnosis() -> None:
     assert json.loads(ended(as_json=True, productive_wakeups=100))["diagnosis"] == []
 
 
@@ -54,7 +60,7 @@ def test_why_nothing_is_measured_is_wrapped_on_the_screen_and_its_fix_can_be_pas
 ) -> None:
     command = "sudo /home/user/.venv/bin/python -m pytest_netpoll install-agent --user alice --sudoers"
     why = Reason("eBPF needs root", why="of all that is said here nothing may be lost " * 3, fix=command)
-    monkeypatch.setattr(View, "_width", lambda _: 60)
+    monkeypatch.setenv("COLUMNS", "60")
     run, stream = Accumulated(), io.StringIO()
     run.add(replace(measurement(), unmeasured=why))
     View(stream).summary("s (pid 1)", run, "stopped", "")

@@ -1,4 +1,4 @@
-"""Stores compiled programs for the next start. An entry's name is a hash of all it depends on.
+"""Stores compiled programs for the next start. An entry's name is a hash of everything it depends on.
 
 Entries run in the kernel, so they are read only from a store that root or the agent's own user owns. If an
 entry can't be trusted, read or stored, the program is compiled.
@@ -106,10 +106,10 @@ def _check(entry: Entry) -> None:
     numbers = [number for each in entry.compiled.maps for number in each[1:6]]
     numbers += [answer for answer in entry.answers.values() if answer is not None]
     if any(type(number) is not int or not 0 <= number < 1 << 32 for number in numbers):
-        raise ValueError("a number is none")
+        raise ValueError("a number isn't one")
     texts = [*entry.flags, entry.bcc, *(each.name for each in entry.compiled.maps)]
     if not all(isinstance(text, str) for text in texts) or not isinstance(entry.typed, bool):
-        raise ValueError("a text is none")
+        raise ValueError("a text isn't one")
     for path, size, changed in entry.files:
         if (type(path), type(size), type(changed)) != (str, int, int):
-            raise ValueError("a file is none")
+            raise ValueError("a file isn't one")

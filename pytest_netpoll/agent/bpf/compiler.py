@@ -89,7 +89,7 @@ def relocate(code: bytes, translate: Callable[[int], int]) -> bytes:
             if source == _MAP:
                 _INSTRUCTION.pack_into(relocated, place, operation, registers, offset, translate(number))
             elif source != _NUMBER:
-                raise ValueError(f"it refers to what is no map ({source})")
+                raise ValueError(f"it refers to something that isn't a map ({source})")
             at += 2
     except (IndexError, ValueError, struct.error) as error:
         raise ValueError(f"instruction {at}: {error}") from error

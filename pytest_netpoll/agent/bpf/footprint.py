@@ -1,4 +1,4 @@
-"""How much kernel memory the maps of bpf/netpoll.c take; an ordinary user's is limited."""
+"""How much kernel memory the maps of bpf/netpoll.c take. An ordinary user's agents may only take so much."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUESTION = 64
 TRACE_RECORD = 64
 ENTERED = 16384 * 80  # the map of when calls began, if loaded for a trace
 SLOT = 4  # in the queue of free ones
-OTHERS = 13 << 20  # maps that are always as large, most of it stacks
+OTHERS = 13 << 20  # the maps whose size doesn't vary, mostly stacks
 
 
 def size(max_processes: int, max_fds: int, cpus: int, answers: bool, trace: int = 0) -> int:

@@ -64,7 +64,7 @@ UPROBES = (b"ready_called", b"deadline_woke")
 
 
 # Why arrivals of data can't be recorded: what, and the fix.
-_NO_BTF = "this kernel has no type information (BTF), and without it sockets cannot be looked into"
+_NO_BTF = "this kernel has no type information (BTF), and without it sockets cannot be inspected"
 _NO_MEMBER = "this kernel's type information (BTF) lacks a member of its sockets that the agent reads"
 _NO_TRACEPOINT = "this kernel has no tracepoint sock:sk_data_ready, which came with Linux 6.3"
 _NOT_ASKED = "answers were not timed"
@@ -278,7 +278,8 @@ class Kernel:
         raise LoadFailed(str(failed)) from failed
 
     def _load(self, compiled: compiler.Compiled, tracepoint: int | None, served: int | None) -> None:
-        """Loads and attaches everything: it does nothing while nobody is watched. Raises OSError, ValueError.
+        """Loads and attaches everything: it does nothing while no process is watched. Raises OSError,
+        ValueError.
 
         tracepoint: the number of sys_exit's type; None to load without types.
         """
@@ -322,8 +323,8 @@ class Kernel:
             if credentials is None:
                 lacking = "has no BTF that describes credentials"
             raise LoadFailed(
-                f"this kernel {lacking}, and without it the agent cannot tell at an exec whether the program "
-                "has more rights than its user",
+                f"this kernel {lacking}, and without it the agent cannot check at an exec whether the "
+                "program has more rights than its user",
                 "run pytest as root",
             )
         return _defines({**credentials, **dumpable})
@@ -481,8 +482,8 @@ class Kernel:
         return self.home(tgid)[0] == tgid
 
     def is_current(self, process: structs.Known) -> bool:
-        """Whether the process, or target, still runs the program that it is known with. Ask after reading its
-        memory: it may have exec'ed a program that its user may not inspect.
+        """Whether the process, or target, still runs the program that was recorded for it. Ask after reading
+        its memory: it may have exec'ed a program that its user may not inspect.
         """
         return self.home(process.tgid) == (process.tgid, process.owner)
 
@@ -529,7 +530,7 @@ class Kernel:
         return target
 
     def poller(self, target: structs.Target) -> structs.Poller:
-        """What is known of the process's poller; nothing if it belongs to a former owner."""
+        """What is known about the process's poller; nothing if it belongs to a former owner."""
         poller: structs.Poller = self.pollers[_slot(target)]
         if poller.owner == target.owner:
             return poller
@@ -539,7 +540,7 @@ class Kernel:
         return poller
 
     def set_poller(self, poller: structs.Poller) -> None:
-        """Sets what is known of the poller; valid while the process has this owner, until it execs."""
+        """Sets what is known about the poller; valid while the process has this owner, until it execs."""
         self.pollers[_slot(poller)] = poller
 
 

@@ -9,7 +9,7 @@ import re
 import struct
 
 # cmp 0x10(%r14),%rsp, in large frames of lea -x(%rsp),%r12; then jbe, to where the stack grows; then mostly
-# push %rbp. That is better than the jump: it is not run a second time after the stack has grown.
+# push %rbp. The push is better than the jump, because it doesn't run again after the stack has grown.
 _X86_64 = re.compile(
     rb"(?:\x49\x3b\x66\x10|\x4c\x8d(?:\x64\x24.|\xa4\x24.{4})\x4d\x3b\x66\x10)"
     rb"(?P<jump>\x76.|\x0f\x86.{4})(?P<push>\x55)?",

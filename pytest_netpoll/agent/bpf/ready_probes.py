@@ -4,10 +4,10 @@ proved.
 For root a probe is attached to the program's file. It sees every process that runs it, forked or exec'ed
 later too, from the first instruction on; the BPF program ignores those that aren't watched.
 
-For a user it is attached to one process of that user, and changes no other memory: neither that of others who
-run the file, nor that of another file behind it. So a child, or a program that was exec'ed, has probes only
-once the agent has seen it. What it did before isn't counted, and the window in which it began reports no
-ready calls.
+For a user it is attached to one process of that user, and changes no other memory: neither of other users who
+run the file, nor of another file behind it. So a child, or a program that was exec'ed, has probes only once
+the agent has seen it. What it did before isn't counted, and the window in which it began reports no ready
+calls.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Loads BPF programs by the kernel's own syscall, and attaches them to tracepoints.
+"""Loads BPF programs with bpf(2), and attaches them to tracepoints.
 
-BCC doesn't know tracepoints with types (tp_btf). A program reads what their arguments point to without a
-helper call, which would be most of the cost of a watched syscall.
+BCC doesn't know tracepoints with types (tp_btf). With types, a program can read what the arguments point to
+without calling a helper, which would be most of the cost of a watched syscall.
 """
 
 from __future__ import annotations

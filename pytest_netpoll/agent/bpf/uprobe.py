@@ -1,7 +1,7 @@
 """Attaches a BPF program to a place in an executable, with perf's uprobe events.
 
-BCC isn't used: if that event is refused, it makes one in tracefs instead, with the same name each time, which
-outlives the agent. Closing such an event has crashed a kernel (6.18).
+BCC isn't used: if that event is refused, BCC creates one in tracefs instead, always with the same name, and
+that outlives the agent. Closing such an event has crashed a kernel (6.18).
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def attach(path: bytes, offset: int, program: int, pid: int = EVERYBODY) -> int:
     """Runs the program whenever the file is executed at the offset; returns the event's file descriptor.
     Raises OSError.
 
-    program: the BPF program's file descriptor. pid: the only process to change, not its children nor others
-    that run the file; EVERYBODY for all that run it, now or later.
+    program: the BPF program's file descriptor. pid: the only process to change, without its children and
+    others that run the file; EVERYBODY for all that run it, now or later.
     """
     with open(PMU) as f:
         kind = int(f.read())

@@ -36,7 +36,7 @@ _MOST_SHAPES = 16
 
 class Parked(NamedTuple):
     """A parked goroutine. goid: None if unknown. write: whether it waits to write. stack: addresses,
-    innermost first, empty where the memory of the goroutine doesn't hold what it should.
+    innermost first, empty if the goroutine's memory isn't as expected.
     """
 
     g: int

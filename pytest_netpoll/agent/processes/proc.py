@@ -97,7 +97,7 @@ def is_64_bit(pid: int) -> bool | None:
 def family(pid: int) -> list[int]:
     """The other live processes of the service that the process leads.
 
-    As in service/guardian.py: those in the session that it leads, those with its mark (the only trace of a
+    As in service/guardian.py: those in the session that it leads, those with its mark (all that identifies a
     daemon whose parent has ended), and all their descendants.
     """
     table = {}  # pid -> (parent, session, start)
@@ -282,6 +282,14 @@ def link(pid: int, fd: int) -> str | None:
         return os.readlink(f"/proc/{pid}/fd/{fd}")
     except OSError:
         return None
+
+
+def network(pid: int) -> int:
+    """The process's network namespace; 0 if it is unknown or the process has ended."""
+    try:
+        return os.stat(f"/proc/{pid}/ns/net").st_ino
+    except OSError:
+        return 0
 
 
 def udp_checksum_errors(pid: int) -> int | None:

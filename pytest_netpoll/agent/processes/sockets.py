@@ -1,6 +1,6 @@
 """What a process's sockets are, whether their peers are gone, and how much data is unread.
 
-It is all read from /proc: that doesn't touch the sockets, and works in other network namespaces.
+All of it is read from /proc: that doesn't touch the sockets, and works in other network namespaces.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ class Processes:
     def adopt(self) -> None:
         """Watches children that could not be watched before; there may be room now."""
         if self._windows.any_open:
-            return  # that window lacked them, and has to say so
+            return  # that window lacked them, and has to report that
         for root in self.roots():
             processes = self.of(root)
             if not any(p.unwatched for p in processes) and self._kernel.follows_children:
@@ -371,7 +371,7 @@ class Processes:
         if home == tgid:
             self._refuse_a_second_root(pid, root)
             return
-        # In another pid namespace it has a different number, by which we can't see whether it lives.
+        # In another pid namespace it has a different pid, so we can't check here whether it lives.
         neighbour = next((p.pid for p in self._by_slot.values() if p.tgid == home), home)
         if home and proc.alive(neighbour):
             raise Refused(f"process {pid} cannot be watched beside process {neighbour}", "start it again")

@@ -1,7 +1,7 @@
 """Limits what all agents of one user take together: kernel memory, and the cost that each adds to syscalls.
 
 Before it loads anything, each agent puts a token into the kernel: a BPF program that nothing runs. Its name
-holds the user and the size. The kernel knows who loaded it, so only root's tokens count, and it is gone when
+holds the user and the size. The kernel knows who loaded it, so only root's tokens count. It disappears when
 the agent ends. Tokens are ordered: each agent counts those before its own, so two that start at the same
 moment can't both take the last place.
 """
@@ -20,7 +20,7 @@ PATIENCE = 5  # s; an agent that is just ending may take as long
 
 _MIB = 1 << 20
 _TOKEN = re.compile(rb"netp([0-9a-f]{8})_([0-9a-f]{2})\0")
-_UNIT = 8 * _MIB  # two digits of these suffice for what all agents together may have
+_UNIT = 8 * _MIB  # two digits of these are enough for all agents together
 
 
 class Refused(Exception):

@@ -1,4 +1,4 @@
-"""Whether a program's file is what it seems: behind what a user's mount shows, there may be another file."""
+"""Whether a program's file is what it seems: a user's mount may show one file and hold another."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _PLAIN = {
     0x2FC12FC1: "zfs",
     0x01021994: "tmpfs",
 }
-# overlayfs shows files of other file systems. Root's mounts are accepted, as in containers: only root chose
-# what they show.
+# overlayfs shows files of other file systems. Root's mounts are accepted, as in containers, because root
+# chose what they show.
 _OVERLAY = 0x794C7630
 
 _AT_EMPTY_PATH = 0x1000

@@ -74,12 +74,12 @@ def why_not() -> tuple[str, str] | None:
         return f"the agent lacks {names}", fix
     if not namespaces.in_initial_users():
         return (
-            "the agent is root in a user namespace only, as in a rootless container, and that is not enough",
+            "the agent is root only in a user namespace, as in a rootless container, and that is not enough",
             f"run it in a container that root started, with {_ADDING}",
         )
     if _filtered():
         return (
-            "the seccomp profile of the container refuses bpf(), whatever capabilities the agent has",
+            "the container's seccomp profile refuses bpf(), whatever capabilities the agent has",
             "--security-opt seccomp=unconfined, or --cap-add SYS_ADMIN, with which engines allow bpf()",
         )
     return None
@@ -118,7 +118,7 @@ def drop(user: Invoker, maps_work: Callable[[], bool], later: Collection[str] = 
     have = permitted()
     keep = set(later)
     become = os.geteuid() == 0 and not user.is_root
-    # The kernel lets nobody inspect a process that has more capabilities, such as root's and those started
+    # The kernel lets no process inspect one that has more capabilities, such as root's and those started
     # beside us.
     if not become or _restricts_ptrace():
         keep.add("SYS_PTRACE")

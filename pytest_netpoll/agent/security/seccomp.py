@@ -1,9 +1,9 @@
 """Forbids this process the system calls that watching never needs, whatever its capabilities allow.
 
-What the agent keeps for uprobes, CAP_SYS_ADMIN, is nearly root. With this filter, which can't be removed, it
-starts no program, opens no file for writing, changes no name, owner, mode or mount, and only reads other
-processes. It lists what is refused, because the calls that Python and its libraries make differ between
-versions.
+For uprobes the agent keeps CAP_SYS_ADMIN, which is nearly root. With this filter, which can't be removed, it
+can't start programs, open files for writing, change names, owners, modes or mounts, and it can only read
+other processes. The filter lists what is refused, because the calls that Python and its libraries make differ
+between versions.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from pytest_netpoll.meter.accumulated import Accumulated
 from pytest_netpoll.model import units
-from pytest_netpoll.model.diagnosis import diagnose
+from pytest_netpoll.model.diagnosis import diagnose, findings
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.metrics import METRICS, Metric, Value, in_report
 from pytest_netpoll.report import record, wording
@@ -27,6 +27,7 @@ _CELLS = 10  # of a column of a plain line
 _WIDTH = 120  # of plain lines, if neither a terminal nor COLUMNS says another one
 _HEADING_EVERY = 20  # plain lines
 MOST_OFFENDERS = 3
+_FIX = "  fix: "
 
 
 class _Line(NamedTuple):
@@ -136,10 +137,11 @@ class View:
                 [name, show_now(name, run.total), show_total(name, run.total)] for name in _shown(run.total)
             ]
             lines += _tabulate(["", "average", "total"], rows)
-        lines += self._trouble(run.total, run)
-        for cause in diagnose(run.total):
-            lines += [_Line(""), _Line(wording.one_line(cause))]
-        lines += [_Line(""), _Line(f"Ended: {wording.clean(reason).headline}")]
+        lines += self._wrapped(self._trouble(run.total, run))
+        for found in findings(run.total):
+            cause = wording.clean(found.reason)
+            lines += self._wrapped([_Line(""), _Line(cause.headline), _Line(f"{_FIX}{cause.fix}")])
+        lines += self._wrapped([_Line(""), _Line(f"Ended: {wording.clean(reason).headline}")])
         if output:
             # Behind a mark, one_line keeps the indentation.
             shown = (wording.one_line(f"| {line}") for line in output.splitlines())
@@ -151,30 +153,26 @@ class View:
         heading = f"{who}, {units.show(total.window_seconds, 's')} – Ctrl-C stops"  # noqa: RUF001
         rows = [[name, show_now(name, measurement), show_total(name, total)] for name in _shown(total)]
         table = _tabulate(["", "now", "since the start"], rows)
-        return [_Line(heading, "bold"), *table, *self._trouble(measurement, run)]
+        return [_Line(heading, "bold"), *table, *self._wrapped(self._trouble(measurement, run))]
 
     def _trouble(self, measurement: Measurement, run: Accumulated) -> list[_Line]:
         """Who was woken for nothing during the whole run, and what could not be measured."""
-        lines: list[_Line] = []
+        lines = []
         service = record.service(run.total)
         for offender in _for_nothing(service)[:MOST_OFFENDERS]:
-            lines += self._wrapped(wording.offender_text(service, offender), "red")
+            lines.append(_Line(wording.offender_text(service, offender), "red"))
             place = wording.place(offender["stack"]).strip() or "no stack"
             # The end of a place says more than its start.
             lines.append(_Line(f"  {cut(place, self._width() - 2)}"))
         if measurement.unmeasured is not None:
             reason = wording.clean(measurement.unmeasured)
-            lines += self._wrapped(f"not measured: {reason.headline}", "yellow")
-            if reason.fix:
-                lines += map(_Line, wrap_fix(reason.fix, self._width(), "  "))
+            lines.append(_Line(f"not measured: {reason.headline}", "yellow"))
+            lines += [_Line(f"{_FIX}{reason.fix}")] if reason.fix else []
         elif run.missed is not None:
             missed = units.show(run.missed_seconds, "s")
             headline = wording.clean(run.missed).headline
-            lines += self._wrapped(f"not measured for {missed}: {headline}", "yellow")
+            lines.append(_Line(f"not measured for {missed}: {headline}", "yellow"))
         return [_Line(""), *lines] if lines else []
-
-    def _wrapped(self, text: str, style: str) -> list[_Line]:
-        return [_Line(line, style) for line in wrap(text, self._width())]
 
     def _draw(self, live: Live, lines: Sequence[_Line]) -> None:
         """Draws in place of what was drawn before."""
@@ -187,6 +185,11 @@ class View:
     def _width(self) -> int:
         return 1000 if self._live is None else self._live.console.width
 
+    def _wrapped(self, lines: Sequence[_Line]) -> list[_Line]:
+        """The lines as wide as the terminal, or as pytest's where there is none."""
+        width = shutil.get_terminal_size().columns if self._live is None else self._live.console.width
+        return [_Line(part, line.style) for line in lines for part in _wrap(line.text, width) or [""]]
+
     def _write(self, lines: Sequence[_Line]) -> None:
         if self._live is not None:
             for line in lines:
@@ -194,6 +197,10 @@ class View:
             return
         self._stream.write("".join(f"{line.text}\n" for line in lines))
         self._stream.flush()
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    return wrap_fix(text.removeprefix(_FIX), width, "  ") if text.startswith(_FIX) else wrap(text, width)
 
 
 def _for_nothing(service: record.ServiceRecord) -> list[record.OffenderRecord]:

@@ -52,7 +52,7 @@ def _spin(
         syscall, outcome = max(kinds, key=lambda kind: kinds[kind])
         found = [o for o in offenders(m, "futile") if concerns(o.outcome)]
         said = text.format(n=count(n), rate=rate(n, m), syscall=syscall, outcome=outcome)
-        return Proof(n, said, stack_of(found))
+        return Proof(n, said, stack_of(found), evidence=tuple(found))
 
     return prove
 
@@ -60,6 +60,10 @@ def _spin(
 _WITHOUT_PAUSE = (
     "{n} I/O calls in a row ({rate} a second, mostly {syscall}) ended in {outcome}, without data or an event"
 )
+
+
+def _only_checks(o: Offender) -> bool:
+    return o.not_blocking >= LOOKING_SHARE * o.count
 
 
 def _busy_loop(m: Measurement) -> Proof | None:
@@ -70,13 +74,14 @@ def _busy_loop(m: Measurement) -> Proof | None:
         burnt = loop.share * used
         long = burnt >= LEAST_BURNT * m.window_seconds
         long = long and loop.share * wanted(m) >= LEAST_WANTED * m.window_seconds
-        if long and loop.not_blocking >= LOOKING_SHARE * loop.count:
+        if long and _only_checks(loop):
             return Proof(
                 burnt,
                 f"{seconds(burnt)} of CPU in {seconds(m.window_seconds)} went to a loop that checks without "
                 f"waiting: {share(loop.not_blocking / loop.count)} of its CPU samples are in calls that do "
                 "not block. Typically a select with a default, or runtime.Gosched, in a loop.",
                 loop.stack,
+                evidence=tuple(o for o in cpu_samples(m) if _only_checks(o)),
             )
     return None
 
@@ -89,7 +94,8 @@ def _unbuffered(m: Measurement) -> Proof | None:
         reads = o.outcome == "data" and o.syscall in _READS and o.fd_type in ("tcp", "unix")
         return reads and small and o.count >= max(LEAST_READS, READS_PER_WAKEUP * wakeups)
 
-    for reader in filter(too_small, offenders(m, "io")):
+    readers = tuple(filter(too_small, offenders(m, "io")))
+    for reader in readers:
         assert reader.bytes is not None
         return Proof(
             reader.count,
@@ -97,6 +103,7 @@ def _unbuffered(m: Measurement) -> Proof | None:
             f"{reader.bytes / reader.count:.1f} bytes each. Typically a message is read byte by byte, or "
             "field by field, from the connection itself.",
             reader.stack,
+            evidence=readers,
         )
     return None
 
@@ -150,8 +157,8 @@ RULES = (
         "at least half of which are in calls that only check: a select with a default, runtime.Gosched, "
         "or TryLock.",
         "wait: leave the default out of the select, or use a channel, a sync.Cond or a ticker.",
-        "A computation uses as much CPU time, but in code of its own.",
-        "A watcher that checks in a loop, by a select with a default, whether it should stop.",
+        "A computation uses as much CPU time, but in its own code.",
+        "A watcher that checks in a loop, with a select with a default, whether it should stop.",
         _busy_loop,
         no_cpu_samples,
         offences=("cpu",),

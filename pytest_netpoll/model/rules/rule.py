@@ -14,21 +14,24 @@ from pytest_netpoll.model.measurement import Measurement
 # Fewer spurious wakeups, or a smaller share of all wakeups, may be chance.
 LEAST_WASTED = 5
 LEAST_SHARE = 0.05
-# With fewer CPU samples no share is reported: a window of a few ms may have one.
+# With fewer CPU samples no share is reported: a window of a few ms may have just one.
 LEAST_SAMPLES = 10
 
 
 @dataclass(frozen=True)
 class Proof:
-    """Proof that a rule is broken. count: of what `text` names. text: what was seen and what caused it.
+    """Proof that a rule is broken. count: how many of what `text` names. text: what was seen and what caused
+    it.
 
-    stack: where, innermost first; empty if no code was recorded. fix: None for the rule's own.
+    stack: where, innermost first; empty if no code was recorded. fix: None for the rule's own. evidence: the
+    offenders that prove it or show where to look.
     """
 
     count: int | float
     text: str
     stack: tuple[Frame, ...] = ()
     fix: str | None = None
+    evidence: tuple[Offender, ...] = ()
 
 
 def _always(_: Measurement) -> Reason | None:
@@ -39,9 +42,9 @@ def _always(_: Measurement) -> Reason | None:
 class Rule:
     """One known way of wasting wakeups, polls, I/O calls or CPU time, or of answering late.
 
-    code: "NP101"; rules whose codes begin alike form a family. meaning: what it is, in a sentence.
-    evidence: what has to be measured before it is reported. fix: what to do. alike: what looks like it and
-    isn't. example: a service that breaks it. offences: what to record while it is forbidden. prove: reads a
+    code: "NP101"; rules whose codes begin alike form a family. meaning: what it is, in a sentence. evidence:
+    what has to be measured before it is reported. fix: what to do. alike: what looks similar but isn't this.
+    example: a service that breaks it. offences: what to record while it is forbidden. prove: reads a
     measurement; None if that proves nothing. missing: why a measurement lacks the evidence; None if it has
     it.
     """
@@ -87,7 +90,8 @@ class Finding:
         return Reason(f"{self.rule}{at}", why=self.proof.text, fix=self.fix)
 
     def __str__(self) -> str:
-        return f"{self.service}: {self.proof.text} Fix: {self.fix}"
+        at = f" at {self.line}" if self.line else ""
+        return f"{self.service}: {self.rule}{at}: {self.proof.text} Fix: {self.fix}"
 
 
 def number(m: Measurement, metric: str) -> float:

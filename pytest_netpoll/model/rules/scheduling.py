@@ -29,27 +29,30 @@ from pytest_netpoll.model.rules.rule import (
 LATE_NS = 5_000_000
 LEAST_LATE = 10
 LATE_SHARE = 0.1
-# CPU time, as a share of the window, that the service must have used, and wanted, if its own goroutines are
-# what others wait for. On a busy machine it gets little of what it wants.
+# CPU time, as a share of the window, that the service must have used, and wanted, to prove that goroutines
+# wait for its own ones. On a busy machine it gets little of what it wants.
 BUSY_USED = 0.1
 BUSY_WANTED = 0.8
 # Shares of the CPU samples: in the program's own code, if others wait for that; or in the GC.
 RUNNING_SHARE = 0.5
-GC_SHARE = 0.25
+GC_SHARE = 0.4  # the runtime lets it have a quarter of the CPUs while it works
 GC_USED = 0.08  # CPU s per second that the GC used; and wanted, as in BUSY_WANTED:
 GC_WANTED = 0.2
+LEAST_GC = 0.05  # s in all: a short window may hold one collection
+# CPU s per wakeup from which on the service certainly has goroutines that use up their time slices.
+TIME_SLICE = 0.01
 # The share of a late wakeup's delay that threads must have waited for a CPU to explain it.
 CPU_WAIT_SHARE = 0.5
 # The share of its CPUs that the service may have used itself if other processes are the cause.
 OTHERS_SHARE = 0.5
-# If only sysmon polls: the most polls a second, the share of them that are non-blocking, and the share of the
-# Ps that wanted a CPU.
+# If only sysmon polls: the most polls a second, the share of them that are non-blocking, and how much of what
+# its Ps can use the service used. What it wanted isn't enough: a service that gets less CPU than its messages
+# take is always behind, so it doesn't wait for the network either.
 SYSMON_RATE = 200
 NONBLOCKING_SHARE = 0.95
-PS_WANTED = 0.8
+PS_USED = 0.7
 LEAST_EVENTS = 10
-# Per CPU that the service may use: how much of it was used, and how many threads wanted it on average.
-CPUS_USED = 0.15
+# Per CPU that the service may use: how many threads wanted it on average.
 CPUS_WANTED = 2
 
 # Wakeups of goroutines locked to a thread: fewer, in all or per second, cost little.
@@ -71,15 +74,20 @@ def _late(m: Measurement, part: float = 1) -> tuple[int, int]:
     return (late if late >= max(LEAST_LATE, LATE_SHARE * all_of_them) else 0), all_of_them
 
 
-def _late_by_itself(m: Measurement) -> bool:
-    """Whether wakeups would run late on an idle machine, too: without the part of the time in which others
-    had the CPU that the service wanted.
+def _own_part(m: Measurement) -> float:
+    """The part of the time in which the service had the CPU that it wanted, rather than others; 0 if that is
+    unknown.
     """
     used, waited = m.cpu_seconds, m.run_delay_seconds
     if not used or waited is None:
-        return False
+        return 0.0
     others = min(waited, max((m.cpus or 1) * m.window_seconds - used, 0.0))  # the rest are its own threads
-    return _late(m, used / (used + others))[0] > 0
+    return used / (used + others)
+
+
+def _late_by_itself(m: Measurement) -> bool:
+    """Whether wakeups would run late on an idle machine, too."""
+    return _late(m, _own_part(m))[0] > 0
 
 
 def _lateness(m: Measurement) -> str:
@@ -100,13 +108,24 @@ def _shares(found: Sequence[Offender]) -> float:
     return sum(o.share for o in found)
 
 
+def _cpu_bound(m: Measurement, running: Sequence[Offender]) -> bool:
+    """Whether some goroutines keep the CPU. If there are just more messages than the service can handle,
+    woken goroutines wait for each other, each for a short time.
+    """
+    if (m.cpu_seconds or 0) >= TIME_SLICE * sum(m.snapshot.histogram.values()):
+        return True
+    waiting = {wakeup.stack[-1].function for wakeup in m.slowest if wakeup.stack}
+    loop = [o for o in running if o.stack[0].function == running[0].stack[0].function]
+    return _shares(loop) >= RUNNING_SHARE and not any(o.stack[-1].function in waiting for o in loop)
+
+
 def _starvation(m: Measurement) -> Proof | None:
     late, _ = _late(m)
     used, waited = m.cpu_seconds, m.run_delay_seconds
     running = _own_code(m)
     if not late or used is None or waited is None or _shares(running) < RUNNING_SHARE:
         return None
-    if m.throttled_periods or not _late_by_itself(m):
+    if m.throttled_periods or not _late_by_itself(m) or not _cpu_bound(m, running):
         return None
     if used < BUSY_USED * m.window_seconds or used + waited < BUSY_WANTED * m.window_seconds:
         return None
@@ -116,16 +135,18 @@ def _starvation(m: Measurement) -> Proof | None:
         f"{_lateness(m)} woken goroutines queue behind the service's own CPU-bound ones, which have "
         f"{share(_shares(running))} of its CPU samples; {at}.",
         stack_of(running),
-        _fix_starvation(m),
+        _fix_with_one_p(m),
+        tuple(running),
     )
 
 
-def _fix_starvation(m: Measurement) -> str:
-    if m.gomaxprocs == 1:
-        if m.cpus is None or m.cpus > 1:
-            return "raise GOMAXPROCS, which is 1, or give CPU-bound work a process of its own."
-        return "give CPU-bound work a process of its own, or the service more than one CPU (GOMAXPROCS is 1)."
-    return _STARVATION_FIX
+def _fix_with_one_p(m: Measurement) -> str | None:
+    """The fix where CPU-bound work can't have fewer goroutines than GOMAXPROCS; None for the rule's own."""
+    if m.gomaxprocs != 1:
+        return None
+    if m.cpus is None or m.cpus > 1:
+        return "raise GOMAXPROCS, which is 1, or give CPU-bound work a process of its own."
+    return "give CPU-bound work a process of its own, or the service more than one CPU (GOMAXPROCS is 1)."
 
 
 def _nobody_polls(m: Measurement) -> Proof | None:
@@ -136,7 +157,7 @@ def _nobody_polls(m: Measurement) -> Proof | None:
     few = polls <= SYSMON_RATE * m.window_seconds and number(m, "events") >= LEAST_EVENTS
     if not few or number(m, "nonblocking_polls") < NONBLOCKING_SHARE * polls:
         return None
-    if used < BUSY_USED * m.window_seconds or wanted(m) < PS_WANTED * min(ps, m.cpus) * m.window_seconds:
+    if used < PS_USED * min(ps, m.cpus) * m.window_seconds:
         return None
     running = _own_code(m)
     return Proof(
@@ -146,6 +167,8 @@ def _nobody_polls(m: Measurement) -> Proof | None:
         "there is always a goroutine to run, so only the runtime's monitor polls the network, every 10 ms. "
         "Messages wait for that.",
         stack_of(running),
+        _fix_with_one_p(m),
+        tuple(running),
     )
 
 
@@ -161,6 +184,7 @@ def _cpu_quota(m: Measurement) -> Proof | None:
         f"{quota.period_us / 1000:g} ms, stopped the service in {count(quota.throttled_periods)} of "
         f"{count(quota.periods)} periods: woken goroutines wait until the next period.",
         stack_of(_own_code(m)),
+        evidence=tuple(_own_code(m)),
     )
 
 
@@ -211,7 +235,8 @@ def _too_many_ps(m: Measurement) -> Proof | None:
     if m.throttled_periods:
         return None  # threads stopped by a quota count as waiting, too
     at_a_time = wanted(m) / m.window_seconds
-    if used < CPUS_USED * cpus * m.window_seconds or at_a_time < CPUS_WANTED * cpus:
+    # Threads that others keep from running are more at a time, too.
+    if used < BUSY_USED * cpus * m.window_seconds or at_a_time * _own_part(m) < CPUS_WANTED * cpus:
         return None
     return Proof(
         ps,
@@ -227,7 +252,7 @@ def _gc_pressure(m: Measurement) -> Proof | None:
     # The runtime's background work keeps its own frames (meter/offender_stacks.py).
     collecting = [o for o in cpu_samples(m) if o.stack and o.stack[0].function.startswith(_GC)]
     part = _shares(collecting)
-    if used is None or part < GC_SHARE or part * used < GC_USED * m.window_seconds:
+    if used is None or part < GC_SHARE or part * used < max(LEAST_GC, GC_USED * m.window_seconds):
         return None
     if part * wanted(m) < GC_WANTED * m.window_seconds:
         return None
@@ -237,6 +262,7 @@ def _gc_pressure(m: Measurement) -> Proof | None:
         f"{seconds(m.window_seconds)}. Typically the program allocates for each message, or GOGC is low for "
         "a small heap.",
         stack_of(_own_code(m)),
+        evidence=tuple(_own_code(m)),
     )
 
 
@@ -254,11 +280,13 @@ def _thread_handover(m: Measurement) -> Proof | None:
         "were of goroutines locked to their thread (runtime.LockOSThread): the thread that finds such a "
         "goroutine runnable has to wake the goroutine's thread, hand over to it and go to sleep.",
         next(filter(None, parked), ()),
+        evidence=tuple(found),
     )
 
 
 def _no_ready_calls(m: Measurement) -> Reason | None:
-    """Why it is unknown whom goroutines woke. Those that the network woke may be enough to prove it."""
+    """Why it is unknown which goroutines others woke. Those that the network woke may be enough to prove
+    it."""
     if m.ready_calls is not None or _thread_handover(m):
         return None
     return m.absent.get("ready_calls") or Reason("ready calls were not counted", fix="--netpoll-goready=on")
@@ -277,14 +305,13 @@ def _write_held_back(m: Measurement) -> Proof | None:
         "Typically an answer is written in pieces, and the peer delays its acknowledgement because it waits "
         "for the rest.",
         stack_of(found),
+        evidence=tuple(found),
     )
 
 
 def _no_held_writes(m: Measurement) -> Reason | None:
     return m.unexplained.get("held")
 
-
-_STARVATION_FIX = "give CPU-bound work fewer goroutines than GOMAXPROCS, or a process of its own."
 
 RULES = (
     Rule(
@@ -293,9 +320,12 @@ RULES = (
         "Woken goroutines wait until the service's own CPU-bound goroutines let them run.",
         f"At least {LEAST_LATE} wakeups, and a tenth of them, that ran more than 5 ms late, and would have "
         "without the part of the time in which others had the CPU; CPU used and waited for, together "
-        f"{BUSY_WANTED} s a second or more; and at least half of the CPU samples in the program's own code.",
-        _STARVATION_FIX,
-        "A machine that is short of CPU (NP404) and garbage collection (NP407) make goroutines late, too.",
+        f"{BUSY_WANTED} s a second or more; at least half of the CPU samples in the program's own code; and "
+        f"either {TIME_SLICE * 1000:.0f} ms of CPU for each wakeup, or half of the samples in one function, "
+        "in other goroutines than those that were late.",
+        "give CPU-bound work fewer goroutines than GOMAXPROCS, or a process of its own.",
+        "A machine that is short of CPU (NP404), garbage collection (NP407), and more messages than the "
+        "service can handle make goroutines late, too.",
         "A report is computed in the background by as many goroutines as GOMAXPROCS (example_project: "
         "-fault starve).",
         _starvation,
@@ -307,10 +337,11 @@ RULES = (
         "nobody-polls",
         "All Ps are always busy, so the network is polled only every 10 ms.",
         f"Polls that do not block, {NONBLOCKING_SHARE:.0%} of them or more, and at most {SYSMON_RATE} a "
-        f"second; threads that run or wait for a CPU for {PS_WANTED:.0%} of what the Ps can use; and no "
-        "wakeups that are late as in NP401, which explains more.",
+        f"second; threads that run for {PS_USED:.0%} of what the Ps can use; and no wakeups that are late as "
+        "in NP401, which explains more.",
         "let CPU-bound goroutines sleep, use fewer of them than GOMAXPROCS, or give them their own process.",
-        "A service that is busy with its own messages polls thousands of times a second.",
+        "A service that is busy with its own messages polls thousands of times a second. One that gets too "
+        "little CPU for its messages, on a busy machine, always has one to handle and polls rarely.",
         "Goroutines that compute for 50 µs and yield, forever.",
         _nobody_polls,
         offences=("cpu",),
@@ -321,7 +352,7 @@ RULES = (
         "The CPU quota of the service's cgroup, or of one above it, stops it until the next period.",
         "Late wakeups as in NP401, and a quota that stopped the service (throttled_periods) while most "
         "of the slowest wakeups were on their way.",
-        "raise the quota, or lower GOMAXPROCS and the CPU time that the service uses.",
+        "raise the quota, or use less CPU time.",
         "A service that starves itself (NP401) or a busy machine (NP404), but without periods in which the "
         "quota stopped it.",
         "A service with more work than the limit of its container allows.",
@@ -361,10 +392,12 @@ RULES = (
         "NP406",
         "more-Ps-than-CPUs",
         "GOMAXPROCS is more than the CPUs that the service may use, and its threads wait for each other.",
-        f"GOMAXPROCS, the CPUs that the process may run on, at least {CPUS_USED:.0%} of them used, and "
-        f"on average {CPUS_WANTED} threads for each of them that ran or waited for one.",
+        f"GOMAXPROCS, the CPUs that the process may run on, at least {BUSY_USED:.0%} of them used, and "
+        f"on average {CPUS_WANTED} threads for each of them that ran or waited for one, without the part of "
+        "the time in which others had them.",
         "leave GOMAXPROCS to the runtime, or set it to the number of CPUs.",
-        "A machine that is short of CPU (NP404), because other processes use it.",
+        "A machine that is short of CPU (NP404), because other processes use it: a burst of messages also "
+        "makes many threads wait there.",
         "A service with GOMAXPROCS=48 in a cpuset of 2.",
         _too_many_ps,
     ),
@@ -373,7 +406,7 @@ RULES = (
         "gc-pressure",
         "The garbage collector uses a large part of the service's CPU time.",
         f"At least {GC_SHARE:.0%} of the CPU samples in the garbage collector, worth {GC_USED} s of CPU a "
-        "second.",
+        f"second, and {LEAST_GC} s in all.",
         "allocate less (reuse buffers, sync.Pool), or raise GOGC, with GOMEMLIMIT as its bound.",
         "A computation (NP401) uses as much CPU, but in the program's own code.",
         "A handler that allocates for each message, with GOGC=5.",

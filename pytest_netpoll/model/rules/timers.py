@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.gobinary.symbols import Frame
+from pytest_netpoll.model.evidence import Offender
 from pytest_netpoll.model.measurement import Measurement
-from pytest_netpoll.model.rules.rule import Proof, Rule, count, number, offenders, rate, stack_of
+from pytest_netpoll.model.rules.rule import Proof, Rule, count, number, offenders, rate
 
 # Polls a second that a timer ended, and how many of them per event.
 TIMER_RATE = 200
@@ -15,6 +16,13 @@ TIMERS_PER_EVENT = 5
 
 # Deadlines that expired a second.
 DEADLINE_RATE = 50
+
+# Fewer polls, or deadlines, in all prove no rate: a window may be as short as a few timers.
+LEAST_ENDED = 100
+LEAST_EXPIRED = 25
+# The first part of the names of functions that wake goroutines for a timer, and for an expired deadline.
+_TIMERS = ("time.", "runtime.")
+_DEADLINES = "runtime.netpoll"
 
 
 def _ended(m: Measurement) -> float:
@@ -25,9 +33,8 @@ def _ended(m: Measurement) -> float:
 def _churn(m: Measurement, least_rate: float) -> bool:
     ended, events = _ended(m), number(m, "events")
     waiting = number(m, "blocking_polls") + number(m, "timed_polls")
-    return (
-        ended >= least_rate * m.window_seconds and ended >= TIMERS_PER_EVENT * events and ended >= waiting / 2
-    )
+    often = ended >= max(LEAST_ENDED, least_rate * m.window_seconds)
+    return often and ended >= TIMERS_PER_EVENT * events and ended >= waiting / 2
 
 
 def _expired(m: Measurement) -> float:
@@ -40,38 +47,44 @@ def _seen(m: Measurement) -> str:
     return f"{ended} of {count(waiting)} blocking polls ended by a timer, {a_second} a second"
 
 
-def _woken(m: Measurement) -> tuple[Frame, ...]:
-    """Where the goroutines that timers wake most had been parked. The wakers are the runtime's timers."""
-    by_timers = (o for o in offenders(m, "ready") if not o.runtime and _is_timers(o.stack))
-    return next((o.woken_stack for o in by_timers if o.woken_stack), ())
+def _made(m: Measurement, *wakers: str) -> list[Offender]:
+    """The program's ready calls by functions whose names begin with one of `wakers`."""
+    found = [o for o in offenders(m, "ready") if not o.runtime]
+    return [o for o in found if o.stack and o.stack[0].function.startswith(wakers)]
 
 
-def _is_timers(stack: Sequence[Frame]) -> bool:
-    return bool(stack) and (stack[0].function or "").startswith(("time.", "runtime."))
+def _woken(found: Sequence[Offender]) -> tuple[Frame, ...]:
+    """Where the goroutines that are woken most were parked."""
+    return next((o.woken_stack for o in found if o.woken_stack), ())
 
 
 def _timer_churn(m: Measurement) -> Proof | None:
     if not _churn(m, TIMER_RATE) or _deadline_churn(m) is not None:
         return None
+    found = _made(m, *_TIMERS)
     which = "tickers or deadlines keep" if m.deadline_wakeups is None else "tickers or sleeps keep"
     return Proof(
         _ended(m),
         f"{_seen(m)}, for {count(number(m, 'events'))} events: {which} the poller busy. Typically many "
         "components look for changes every few milliseconds, or a loop reads with a short deadline.",
-        _woken(m) or stack_of([o for o in offenders(m, "ready") if not o.runtime]),
+        _woken(found),
+        evidence=tuple(found),
     )
 
 
 def _deadline_churn(m: Measurement) -> Proof | None:
     expired = _expired(m)
-    if not _churn(m, DEADLINE_RATE) or expired <= _ended(m) / 4 or expired < DEADLINE_RATE * m.window_seconds:
+    often = expired >= max(LEAST_EXPIRED, DEADLINE_RATE * m.window_seconds)
+    if not often or not _churn(m, DEADLINE_RATE) or expired <= _ended(m) / 4:
         return None
+    found = _made(m, _DEADLINES)
     return Proof(
         expired,
         f"{_seen(m)}, with {count(expired)} deadlines expired and {count(number(m, 'events'))} events: "
         "reads or writes that time out again and again keep the poller busy. Typically a loop sets a short "
         "deadline to look at a flag.",
-        _woken(m),
+        _woken(found),
+        evidence=tuple(found),
     )
 
 
@@ -88,8 +101,8 @@ RULES = (
         "NP301",
         "timer-churn",
         "Timers keep ending the poller's waits while the network is quiet.",
-        f"At least {TIMER_RATE} polls a second that a timer ended, half or more of those that waited, and "
-        f"{TIMERS_PER_EVENT} for each event or more.",
+        f"At least {TIMER_RATE} polls a second that a timer ended, and {LEAST_ENDED} in all, half or more of "
+        f"those that waited, and {TIMERS_PER_EVENT} for each event or more.",
         "notify on change, share one slow ticker, or read without a deadline.",
         "Deadlines (NP302) end polls in the same way; counting deadline wakeups tells them apart.",
         "Fifty components that each check every few milliseconds whether something changed "
@@ -101,13 +114,14 @@ RULES = (
         "NP302",
         "deadline-churn",
         "Reads or writes keep timing out and are repeated.",
-        f"At least {DEADLINE_RATE} expired deadlines a second, and polls that timers ended, as in NP301. "
-        "Needs uprobes.",
+        f"At least {DEADLINE_RATE} expired deadlines a second, and {LEAST_EXPIRED} in all, and polls that "
+        "timers ended, as in NP301. Needs uprobes.",
         "read without a deadline, and to stop call SetReadDeadline(time.Now()) once.",
         "Tickers and sleeps (NP301) end as many polls, but no deadline expires.",
         "A handler that interrupts its Read every millisecond to check a flag (example_project: -fault "
         "busy-poll).",
         _deadline_churn,
         _no_deadlines,
+        ("ready",),
     ),
 )

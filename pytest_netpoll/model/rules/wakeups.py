@@ -7,6 +7,7 @@ from pytest_netpoll.model.evidence import Cause, Offender
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.rules.rule import (
     LEAST_SHARE,
+    LEAST_WASTED,
     Proof,
     Rule,
     count,
@@ -18,6 +19,10 @@ from pytest_netpoll.model.rules.rule import (
 )
 
 _ACCEPTS = ("accept", "accept4")
+
+# The share of all wakeups: a connection has more for reading than for accepting it, and on a busy machine
+# most acceptors come too late to be woken.
+ACCEPT_SHARE = 0.01
 
 
 def _woken(m: Measurement, cause: Cause, accepting: bool = False) -> list[Offender]:
@@ -37,6 +42,7 @@ def _proof(
         n,
         text.format(n=count(n), all=count(resolved(m)), spurious=count(number(m, "spurious_wakeups"))),
         stack_of(found),
+        evidence=tuple(found),
     )
 
 
@@ -66,8 +72,7 @@ def _shared_listener(m: Measurement) -> Proof | None:
         "{n} of {spurious} spurious wakeups found no connection to accept: each connection wakes every "
         "acceptor of a shared listener (it is registered with epoll more than once), and one gets it. "
         "Typically worker processes inherited one listener.",
-        # On a busy machine most workers come too late to be woken, so most wakeups are for reading.
-        least_share=0,
+        least_share=ACCEPT_SHARE,
     )
 
 
@@ -82,6 +87,7 @@ def _stale_readiness(m: Measurement) -> Proof | None:
         "immediately because of an event whose data had already been read. Typically RawConn.Read or a "
         "hand-written loop drains the socket, and takes long between two reads.",
         stack_of(found),
+        evidence=tuple(found),
     )
 
 
@@ -135,7 +141,7 @@ def _dropped_datagrams(m: Measurement) -> Proof | None:
 def _no_checksum_errors(m: Measurement) -> Reason | None:
     if _no_sockets(m) is not None or not number(m, "wakeups") or m.snapshot.dropped_datagrams is not None:
         return _no_sockets(m)
-    return Reason("/proc/PID/net/snmp could not be read")
+    return Reason("/proc/PID/net/snmp could not be read at both ends of the window")
 
 
 _SOCKETS = "Needs the kernel's BTF."
@@ -161,11 +167,12 @@ RULES = (
         "shared-listener",
         "Several acceptors wait on one listener: each connection wakes all of them, and one accepts it.",
         "Wakeups of accept that ended in EAGAIN, on a listener that is registered with epoll more than "
-        f"once, in this process or in several. {_SOCKETS}",
+        f"once, in this process or in several: at least {LEAST_WASTED}, and {ACCEPT_SHARE:.0%} of all "
+        f"wakeups. {_SOCKETS}",
         "serve from one process (Go uses all CPUs), or give each worker a listener of its own with "
         "SO_REUSEPORT.",
         "An acceptor that does not wait with epoll may also take the connection from the queue; that is not "
-        "reported.",
+        "reported. Nor are a few connections for which two acceptors were woken among many.",
         "A prefork server whose workers inherit one listener (example_project: -fault herd).",
         _shared_listener,
         _no_sockets,

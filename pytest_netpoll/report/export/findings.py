@@ -1,4 +1,4 @@
-"""Lists what is wrong, one by one, for the formats of linters."""
+"""Lists what is wrong, one by one, for linters' formats."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Level: TypeAlias = Literal["error", "warning", "note"]
 
 class Finding(NamedTuple):
     """rule: a rule's code, or what was broken, such as "max_spurious". about: the rule's description. path,
-    line: of the Go line if there is one, else of the test, in the checkout.
+    line: the Go line if there is one, else the test's, in the checkout.
     """
 
     rule: str
@@ -56,7 +56,8 @@ def _of_test(record: TestRecord, checkout: Checkout) -> Iterator[Finding]:
         return Finding(rule, about, level, wording.one_line(f"{message} ({nodeid})"), nodeid, service, *at)
 
     level: Level = "error" if "failed" in (record["outcome"], record.get("gate")) else "warning"
-    for breach in record["breaches"]:
+    alone = [record, *(wording.of_window(record, window) for window in wording.broken_windows(record))]
+    for breach in (breach for one in alone for breach in one["breaches"]):
         kind, metric = breach.get("kind", "max"), breach["metric"]
         if metric in RULES:
             continue  # below, with its fix
@@ -75,7 +76,7 @@ def _of_test(record: TestRecord, checkout: Checkout) -> Iterator[Finding]:
     if record["outcome"] == "unmeasured":
         said = "; ".join(reason.headline for reason in wording.reasons(record)) or "unmeasured"
         yield finding("unmeasured", "a test could not be measured", "warning", said, "", at_test)
-    for service in record["services"]:
+    for service in (service for one in alone for service in one["services"]):
         for rule in service.get("rules", []):
             file, _, line = (rule["line"] or "").rpartition(":")
             at = checkout.find(file) if file and line.isascii() and line.isdecimal() else None

@@ -12,7 +12,7 @@ from pytest_netpoll.report.record import FrameRecord, OffenderRecord, ServiceRec
 GRAPHS: Mapping[str, str] = {
     "cpu": "CPU time",
     "woken": "where woken goroutines were parked",
-    "ready": "who wakes goroutines",
+    "ready": "callers that wake goroutines",
 }
 
 

@@ -22,7 +22,7 @@ STATUSES: Mapping[str, str] = {
 CHANGES: Mapping[str, str] = {"WORSE": "✗", "undecided": "?", "more": "▲", "less": "▼"}
 # How a test compares with its baseline -> how the page shows it, worst first.
 _BASELINE: Mapping[str, tuple[str, str]] = {
-    "regressed": ("✗", "got worse"),
+    "regressed": ("✗", "regressed"),
     "unmeasured": ("?", "unmeasured"),
     "new": ("+", "no baseline"),
     "passed": ("✓", "passed"),
@@ -180,7 +180,7 @@ def _service(row: wording.Row) -> str:
     """ "server", "server, medians of 5 runs", "server, window 2"."""
     assert row.service is not None
     runs = wording.runs_of(row.service)
-    window = "" if row.window is None else f", {wording.window_name(row.window)}"
+    window = "" if row.window is None else f", {wording.name_of(row.window)}"
     return row.service["name"] + (f", medians of {runs} runs" if runs > 1 else "") + window
 
 

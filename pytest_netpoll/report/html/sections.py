@@ -88,11 +88,8 @@ def charts_of(test: TestRecord) -> list[dict[str, Any]]:
     """The charts of each service, in the record's order; None for a chart without data. Those of the test's
     windows come after its own.
     """
-    without_limits: TestRecord = {**test, "limits": {}}
-    return [
-        *(_charts(test, s) for s in test["services"]),
-        *(_charts(without_limits, s) for window in shown_windows(test) for s in window["services"]),
-    ]
+    windows = [wording.of_window(test, window) for window in shown_windows(test)]
+    return [_charts(one, service) for one in (test, *windows) for service in one["services"]]
 
 
 def _charts(test: TestRecord, service: ServiceRecord) -> dict[str, Any]:
@@ -113,16 +110,7 @@ def shown_windows(test: TestRecord) -> list[WindowRecord]:
 def _windows(test: TestRecord) -> list[_Service]:
     found: list[_Service] = []
     for window in shown_windows(test):
-        # Windows have no limits and no baseline.
-        alone: TestRecord = {
-            "nodeid": test["nodeid"],
-            "outcome": "passed",
-            "reason": None,
-            "window_seconds": window["window_seconds"],
-            "limits": {},
-            "breaches": [],
-            "services": window["services"],
-        }
+        alone = wording.of_window(test, window)
         for number in range(len(window["services"])):
             service = _Service(alone, number)
             service.number += len(test["services"]) + len(found) - number

@@ -1,5 +1,5 @@
-// Command server is what the benchmark watches: small HTTP responses, Go's own profiles and execution
-// trace, and at /micro what single operations take.
+// Command server is the service that the benchmark watches: small HTTP responses, Go's own profiles and
+// execution trace, and at /micro the time that single operations take.
 package main
 
 import (

@@ -17,8 +17,8 @@ type operation struct {
 	NS   float64 `json:"ns"`
 }
 
-// micro runs each operation again and again for so long. With GOMAXPROCS=1 no goroutine finds another
-// already awake: a round trip is two wakeups, neither more nor less.
+// micro repeats each operation for that long. With GOMAXPROCS=1 no goroutine finds another one already awake:
+// a round trip is exactly two wakeups.
 func micro(each time.Duration) []operation {
 	pipe := newPipe()
 	defer pipe.close()
@@ -35,8 +35,8 @@ func micro(each time.Duration) []operation {
 	}
 }
 
-// fastest is what one of n operations takes, in ns, in the fastest tenth of the batches: what else goes on
-// in the machine only ever adds to it.
+// fastest is the time in ns that one of n operations takes in the fastest tenth of the batches: other work on
+// the machine can only add to it.
 func fastest(each time.Duration, run func(n int)) float64 {
 	n := 1
 	for elapsed(run, n) < batch {
@@ -56,7 +56,7 @@ func elapsed(run func(n int), n int) time.Duration {
 	return time.Since(start)
 }
 
-// getppid is the cheapest syscall, of a kind that nobody watches.
+// getppid is the cheapest syscall, and one that no tool watches.
 func getppid(n int) {
 	for ; n > 0; n-- {
 		syscall.RawSyscall(syscall.SYS_GETPPID, 0, 0, 0)

@@ -1,16 +1,17 @@
-"""Real Go servers that nobody here wrote, measured under load on loopback: prints a Markdown table.
+"""Measures real-world Go servers under load on loopback, and prints a Markdown table.
 
     make test-wild ARGS='[--seconds N] [name ...]'
 
 The first run downloads what it needs, from Debian's archive (stripped binaries, Go 1.19) and through the
 Go module proxy (newest releases), into .tools/wild; nothing is installed into the system. Needs root, BCC,
 wrk and dnsperf, and apt-get for the Debian rows. Exit status 1 when a row is not exact: unmeasured, more than
-1 % of its wakeups unresolved, I/O calls that do not add up, or other than its known number of futile ones.
+1 % of its wakeups unresolved, I/O calls that do not add up, or a wrong number of futile calls.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shlex
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.metrics import METRICS
 from pytest_netpoll.options import Config
 from pytest_netpoll.service.readiness import Ready
-from pytest_netpoll.service.service import ServiceFactory
+from pytest_netpoll.service.service import Service, ServiceFactory
 
 HERE = Path(__file__).parent
 TOOLS = HERE.parents[2] / ".tools"
@@ -43,7 +44,7 @@ Fetch = Callable[[], str]
 
 
 def debian(package: str, program: str) -> Fetch:
-    """A program out of a Debian package, unpacked but not installed: its daemon is not started."""
+    """A program from a Debian package, unpacked but not installed, so that its daemon is not started."""
 
     def fetch() -> str:
         root = CACHE / package
@@ -91,10 +92,10 @@ def own(directory: str) -> Fetch:
 
 @dataclass(frozen=True)
 class Row:
-    """A server, and the commands that load it together; under: what that load is, in a few words.
+    """A server, and the commands that load it together; under: the load in a few words.
 
     In args, load and files: {port} is the port of readiness, {port2} and {port3} are others, {dir} is a
-    directory that goes away, {seconds} the length of the load. futile: its true number of futile calls, if known.
+    temporary directory, {seconds} the length of the load. futile: its true number of futile calls, if known.
     """
 
     name: str
@@ -264,8 +265,9 @@ def run(*command: str, **options: object) -> None:
         )
 
 
-def measure(row: Row, seconds: int, meter: Meter, factory: ServiceFactory) -> Measurement:
-    """All of the load is in the window, its connections' begin and end too."""
+@contextlib.contextmanager
+def running(row: Row, seconds: int, factory: ServiceFactory) -> Iterator[tuple[Service, list[list[str]]]]:
+    """Yields the server, ready and idle, and the commands that load it for that many seconds."""
     loads = [(fetch(), arguments) for fetch, arguments in row.load]
     server = row.server()
     with tempfile.TemporaryDirectory(prefix="netpoll-wild-") as directory:
@@ -286,18 +288,24 @@ def measure(row: Row, seconds: int, meter: Meter, factory: ServiceFactory) -> Me
         command = [server, *filled(row.args).split()]
         service = factory(command=command, name=row.name, ready=row.ready, cwd=directory, timeout=60)
         try:
-            time.sleep(1)  # its own beginnings, such as an election, are over
-            window = meter.open()
-            load(seconds, [[program, *shlex.split(filled(arguments))] for program, arguments in loads])
-            time.sleep(0.2)
-            (measurement,) = meter.close(window, [service])
+            time.sleep(1)  # its start, such as an election, is over
+            yield service, [[program, *shlex.split(filled(arguments))] for program, arguments in loads]
         finally:
             service.stop()
+
+
+def measure(row: Row, seconds: int, meter: Meter, factory: ServiceFactory) -> Measurement:
+    """All of the load is in the window, including the beginning and end of its connections."""
+    with running(row, seconds, factory) as (service, loads):
+        window = meter.open()
+        load(seconds, loads)
+        time.sleep(0.2)
+        (measurement,) = meter.close(window, [service])
     return measurement
 
 
 def load(seconds: int, commands: Sequence[Sequence[str]]) -> None:
-    """Runs the commands side by side until they end, and no longer than asked."""
+    """Runs the commands side by side until they end, or the time is over."""
     running = [
         subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for command in commands

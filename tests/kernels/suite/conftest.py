@@ -1,4 +1,4 @@
-"""Runs inside a machine: services that were built outside, measured by the plugin as installed."""
+"""Runs inside a machine: services that were built outside, measured by the installed plugin."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def newest_go():
 
 @pytest.fixture
 def start(go_service):
-    """start([program, argument]) is a service that says that it is ready, until the test ends."""
+    """start([program, argument]) is a service that prints that it is ready; it runs until the test ends."""
     with contextlib.ExitStack() as stack:
 
         def start(command):
@@ -82,7 +82,8 @@ def ping(connection):
 
 @pytest.fixture
 def parked():
-    """parked(service) returns when all its threads sleep: who was about to park is parked."""
+    """parked(service) returns when all its threads sleep, so that goroutines that were about to park have
+    parked."""
 
     def parked(service):
         time.sleep(0.002)
@@ -120,5 +121,5 @@ def spaced_pings(parked):
 
 @pytest.fixture(scope="session")
 def has_btf():
-    """What the machine is meant to have: NETPOLL_BTF, set by whoever boots it."""
+    """Whether the machine should have BTF: NETPOLL_BTF, set by what boots it."""
     return os.environ["NETPOLL_BTF"] == "1"

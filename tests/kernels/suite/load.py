@@ -1,5 +1,5 @@
-"""Loads and attaches the program from the cache; then the untyped one on a kernel that has BTF, as where it
-refuses the typed one.
+"""Loads and attaches the program from the cache; then the untyped one on a kernel that has BTF, as on one
+that rejects the typed one.
 
 On the system's Python; its argument is the installed package's directory.
 """

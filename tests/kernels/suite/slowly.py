@@ -1,4 +1,4 @@
-"""The plugin's deadlines, for a machine that is emulated: 10 to 30 times as slow as one that is not.
+"""The plugin's deadlines for an emulated machine, which is 10 to 30 times as slow.
 
 `python -m slowly doctor` is `python -m pytest_netpoll doctor` with them; conftest.py imports this.
 """

@@ -18,7 +18,7 @@ KIT = Path(__file__).with_name("kit.go.txt").read_text().splitlines()
 ECHO_READS = next(number for number, line in enumerate(KIT, 1) if "c.Read(buf)" in line)
 
 
-def test_the_kernels_types_are_used_where_it_tells_them(netpoll, has_btf):
+def test_the_kernels_types_are_used_if_it_has_them(netpoll, has_btf):
     with netpoll.measure():
         pass
     seen = netpoll._meter.environment
@@ -46,7 +46,7 @@ def test_every_spaced_ping_is_one_productive_wakeup(launch, connect, spaced_ping
 
 
 @pytest.mark.parametrize("name", ["dup", "dup-stripped"])
-def test_half_of_a_duplicated_connections_wakeups_are_spurious_and_the_line_is_named(
+def test_half_of_the_wakeups_of_a_duplicated_connection_are_spurious_and_the_line_is_named(
     launch, connect, spaced_pings, netpoll, go, name, has_btf
 ):
     server = launch(name, go)
@@ -54,7 +54,7 @@ def test_half_of_a_duplicated_connections_wakeups_are_spurious_and_the_line_is_n
     with netpoll.measure() as window:
         spaced_pings(connection, server, PINGS)
     m = window[server]
-    # Of two readers one may come too late to its poll to be woken, which a busy host makes happen.
+    # On a busy host one of the two readers may poll too late to be woken.
     assert 1.5 * PINGS <= m.wakeups <= 2 * PINGS + 2
     assert 0.4 <= m.spurious <= 0.55
     assert sum(offender.share for offender in m.offenders) == pytest.approx(1)
@@ -75,9 +75,9 @@ def test_a_spliced_echo_leaves_no_wakeup_unresolved(launch, connect, spaced_ping
     assert m.abandoned_wakeups + m.pending_wakeups <= 1
 
 
-def test_a_herd_is_woken_for_nothing(launch, netpoll, newest_go):
+def test_a_shared_listener_causes_spurious_wakeups(launch, netpoll, newest_go):
     server = launch("prefork", newest_go, "-n", 4)
-    # A worker that comes too late to its poll is spared, which on two busy CPUs nearly all are.
+    # A worker that polls too late isn't woken; on two busy CPUs that goes for nearly all.
     for _ in range(20):
         with netpoll.measure() as window:
             for _ in range(CONNECTIONS):
@@ -90,14 +90,14 @@ def test_a_herd_is_woken_for_nothing(launch, netpoll, newest_go):
     assert {offender.syscall for offender in m.offenders} == {"accept4"}
 
 
-def test_a_message_that_wakes_n_goroutines_is_n_ready_calls(launch, connect, spaced_pings, netpoll, go):
+def test_a_message_that_wakes_n_goroutines_causes_n_ready_calls(launch, connect, spaced_pings, netpoll, go):
     server = launch("ready", go, "-n", 20)
     connection = connect(server)
     with netpoll.measure() as window:
         spaced_pings(connection, server, PINGS)
     m = window[server]
     assert m.productive_wakeups == PINGS
-    # And a few a second of the runtime's own.
+    # And a few per second of the runtime itself.
     assert 20 * PINGS <= m.ready_calls <= 20 * PINGS * 1.05
 
 
@@ -135,7 +135,7 @@ def test_a_child_forked_in_the_window_counts_from_its_first_wakeup(
         assert window[server].productive_wakeups == PINGS
         return
     m = window[server]
-    # The accept and the first ping are two more, where they did not come before somebody waited for them.
+    # The accept and the first ping are two more, unless they arrived before a goroutine waited for them.
     assert PINGS <= m.productive_wakeups <= PINGS + 2
     assert (m.spurious_wakeups, m.abandoned_wakeups, m.lost) == (0, 0, 0)
 

@@ -1,6 +1,6 @@
 """What a user with the line in sudoers tries against the agent, on this kernel.
 
-By root, who becomes that user, and who alone can see what happens to others.
+Runs as root, which becomes that user; only root can see what happens to others.
 """
 
 from __future__ import annotations
@@ -52,26 +52,26 @@ def test_what_the_agent_keeps(user):
     print(attacks.what_the_agent_keeps(user, privilege.INSTALLED))
 
 
-def test_a_users_probes_are_in_the_users_process_and_in_no_other(ask, user, program):
-    attacks.a_users_probes_are_in_the_users_process_and_in_no_other(ask, user, program("echo"))
+def test_a_users_probes_are_only_in_the_users_process(ask, user, program):
+    attacks.a_users_probes_are_only_in_the_users_process(ask, user, program("echo"))
 
 
-def test_a_user_chooses_no_place_for_a_probe(ask, user, program):
-    attacks.a_user_chooses_no_place_for_a_probe(ask, user, program("echo"))
+def test_a_user_cannot_choose_the_place_of_a_probe(ask, user, program):
+    attacks.a_user_cannot_choose_the_place_of_a_probe(ask, user, program("echo"))
 
 
 @pytest.mark.parametrize("how", attacks.OVERLAYS)
-def test_a_file_on_an_overlay_of_the_users_gets_no_probes(ask, user, program, how):
-    attacks.a_file_on_an_overlay_of_the_users_gets_no_probes(ask, user, program("echo"), how)
+def test_a_file_on_a_users_overlay_gets_no_probes(ask, user, program, how):
+    attacks.a_file_on_a_users_overlay_gets_no_probes(ask, user, program("echo"), how)
 
 
 @pytest.mark.parametrize("how", attacks.EXEC_GAINS)
-def test_what_gains_rights_by_an_exec_is_not_counted_from_there_on(ask, user, program, how):
-    attacks.what_gains_rights_by_an_exec_is_not_counted_from_there_on(ask, user, program("brief"), how)
+def test_a_process_that_gains_rights_by_an_exec_is_no_longer_counted(ask, user, program, how):
+    attacks.a_process_that_gains_rights_by_an_exec_is_no_longer_counted(ask, user, program("brief"), how)
 
 
-def test_invented_descriptors_reveal_nothing_but_the_programs_own(ask, user, program):
-    told = attacks.invented_descriptors_reveal_nothing_but_the_programs_own(
+def test_invented_descriptors_reveal_only_the_programs_own(ask, user, program):
+    told = attacks.invented_descriptors_reveal_only_the_programs_own(
         ask, user, program("hostile"), SECONDS, children=30
     )
     assert told > 100

@@ -1,4 +1,4 @@
-"""What a CPU quota of cgroup v2 costs a service. Elsewhere v1 often has that controller."""
+"""What a CPU quota of cgroup v2 costs a service. On other machines v1 often has that controller."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def quota():
 
 
 def throttled(path):
-    """(periods, seconds), by the kernel."""
+    """(periods, seconds), as the kernel reports them."""
     found = dict(line.split() for line in (path / "cpu.stat").read_text().splitlines())
     return int(found["nr_throttled"]), int(found["throttled_usec"]) / 1e6
 
 
-def test_what_a_quota_of_cgroup_v2_stopped_a_service_for(quota, launch, connect, netpoll, newest_go):
+def test_throttling_by_cgroup_v2_is_measured(quota, launch, connect, netpoll, newest_go):
     server = launch("echo", newest_go, "-work", BURST)
     connection = connect(server)
     with netpoll.measure() as window:

@@ -1,5 +1,5 @@
-// Command traceback prints what Go itself says of its own call stacks: for each stack
-// the return addresses, as offsets in the executable, and the frames they stand for.
+// Command traceback prints what Go itself reports about its own call stacks: for each stack the return
+// addresses, as offsets in the executable, and the frames that they stand for.
 package main
 
 import (

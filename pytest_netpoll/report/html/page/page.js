@@ -167,13 +167,13 @@
     { title: "ms stopped by a CPU quota, over all CPUs", fields: ["throttled"] },
   ];
 
-  // Not worth a place in the legend where there are none.
+  // Not in the legend if there are none.
   const OPTIONAL = new Set(["other", "empty_polls", "timeout_polls", "break_polls", "poll_delay", "wake_to_run", "unparked", "handling"]);
 
   // In ms.
   const average = (sums, counts) => sums.map((ns, i) => (counts[i] ? ns / counts[i] / 1e6 : 0));
 
-  // Adds what the chart shows but the record does not hold.
+  // Adds numbers that the chart shows but the record does not contain.
   const completed = (line) => ({
     ...line,
     other: line.wakeups.map((all, i) => Math.max(0, all - line.productive[i] - line.spurious[i])),
@@ -211,7 +211,7 @@
         rangemode: "tozero",
         nticks: 4,
       });
-      // Above its panel: beside it there is not always room.
+      // Above its panel, because there isn't always room beside it.
       titles.push({ text: title, x: 0, xref: "paper", y: top, yref: "paper", yanchor: "bottom", showarrow: false });
       for (const field of fields) {
         if (OPTIONAL.has(field) && !shown(field)) continue;
@@ -283,7 +283,7 @@
       {
         type: "icicle",
         ids: names.map((_, i) => `${i}`),
-        // Plotly takes some HTML.
+        // Plotly interprets some HTML.
         labels: names.map((name) => name.replaceAll("&", "&amp;").replaceAll("<", "&lt;")),
         parents: parents.map((parent) => (parent < 0 ? "" : `${parent}`)),
         values: counts,
@@ -315,7 +315,7 @@
     return Plotly.react(place, traces, { ...layout, ...more }, { displayModeBar: false, responsive: true });
   };
 
-  // Only what comes into sight is drawn: a thousand tests may be open.
+  // Only visible charts are drawn, because a thousand tests may be open.
   const waiting = new Map();
   const drawFirst = async (place) => {
     drawn.set(place, waiting.get(place));
@@ -368,7 +368,7 @@
   const tests = [...table.tBodies].map((body) => ({
     body,
     button: body.querySelector("button"),
-    // Where there are several toolchains, the name is shown without that.
+    // If there are several toolchains, the name is shown without them.
     name: body.dataset.nodeid ?? body.querySelector(".folder").textContent + body.querySelector(".name").textContent,
     text: `${body.querySelector(".test").textContent} ${body.dataset.toolchain ?? ""}`.toLowerCase(),
     number: Number(body.dataset.number),
@@ -452,7 +452,7 @@
     search.focus();
   });
 
-  // What a column sorts by; of several services the largest number counts.
+  // What a column sorts by; with several services the largest number counts.
   const key = (heading, by) => {
     if (by === "outcome") return ({ number }) => number;
     if (by === "name") return ({ name }) => name;
@@ -467,7 +467,7 @@
     if (button === null) return;
     const heading = button.closest("th");
     const before = heading.getAttribute("aria-sort");
-    // Of numbers the large ones are of interest.
+    // For numbers, the large ones come first.
     const first = heading.classList.contains("number") ? "descending" : "ascending";
     const order = before === null ? first : before === "ascending" ? "descending" : "ascending";
     for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
@@ -477,7 +477,7 @@
     const sorted = tests
       .map((test) => [of(test), test])
       .sort(([a, one], [b, two]) => {
-        // What was not measured is last in either order.
+        // Unmeasured values are last in either order.
         if (a === null || b === null) return (a === null) - (b === null) || one.number - two.number;
         return sign * (typeof a === "string" ? a.localeCompare(b) : a - b) || one.number - two.number;
       });
@@ -495,7 +495,7 @@
   });
 
   filter(); // a browser that goes back fills the form as it was
-  // What somebody has to look at is open, unless a link says what is.
+  // Tests that need attention are open, unless a link opens a particular one.
   const MOST_OPEN_AT_FIRST = 5;
   const bad = ({ body }) => ["failed", "unmeasured", "would fail"].includes(body.dataset.outcome);
   if (location.hash.length > 1) openLinked();

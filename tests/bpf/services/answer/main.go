@@ -1,11 +1,11 @@
-// Answers requests of -size bytes with as many, on TCP and, with -path, on a Unix socket. True numbers:
-// each request is answered by its reader once it has slept -handle; with -writer by another goroutine
+// Answers requests of -size bytes with as many bytes, on TCP and, with -path, on a Unix socket. True numbers:
+// the reader answers each request after it has slept for -handle; with -writer another goroutine answers
 // meanwhile.
 //
 // -hogs N: goroutines that never yield. -yielders N: goroutines that always have something to run, so that
-// only sysmon polls. -accept D: the acceptor sleeps so long after each connection. -burn: handles by using
-// the CPU. -dial ADDR: each request is first put to another such service, over one connection for each of
-// ours. -peek D: looks at each request with MSG_PEEK, and reads it D later.
+// only sysmon polls. -accept D: the acceptor sleeps for D after each connection. -burn: handles by using the
+// CPU. -dial ADDR: each request is first sent to another such service, over one connection for each of ours.
+// -peek D: looks at each request with MSG_PEEK, and reads it D later.
 package main
 
 import (
@@ -25,7 +25,7 @@ var (
 	accept = flag.Duration("accept", 0, "pause after each accept")
 	writer = flag.Bool("writer", false, "answer from another goroutine")
 	size   = flag.Int("size", 4, "bytes of a request")
-	dial   = flag.String("dial", "", "whom to ask first")
+	dial   = flag.String("dial", "", "the service to ask first")
 	peek   = flag.Duration("peek", 0, "look at each request so long before it is read")
 )
 
@@ -71,7 +71,7 @@ func spin(d time.Duration, do func()) {
 	}
 }
 
-// look waits for data, and leaves it there.
+// look waits for data without reading it.
 func look(c net.Conn) {
 	raw, err := c.(*net.TCPConn).SyscallConn()
 	kit.Must(err)

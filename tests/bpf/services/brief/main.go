@@ -1,4 +1,5 @@
-// A program that ends at once: -n pings to itself, of which each wakes two goroutines, in a few milliseconds.
+// A program that ends at once: it sends itself -n pings in a few milliseconds, each of which wakes two
+// goroutines.
 package main
 
 import (

@@ -1,7 +1,7 @@
-// CPU time of known shares. -do: shares, in which each of two goroutines, heavy and light, computes in turn, and
-// heavy does three times as much as light: 75 % and 25 % of the CPU time; yield, in which a goroutine does nothing but
-// call runtime.Gosched; or hog, in which one computes for as long as the service runs, on the only P. A command "N"
-// lets shares and yield go on for N ms; to a hog's victims it is a message like any other, answered late.
+// Uses known shares of CPU time. -do shares: two goroutines, heavy and light, compute in turn, and heavy does
+// three times as much as light: 75 % and 25 % of the CPU time. -do yield: a goroutine only calls
+// runtime.Gosched. -do hog: a goroutine computes for as long as the service runs, on the only P. A command
+// "N" runs shares and yield for N ms; with hog it is an ordinary message, which is answered late.
 package main
 
 import (
@@ -35,8 +35,8 @@ func main() {
 	})
 }
 
-// One iteration takes as long in each of them. They call nothing: of a function without a frame of its own the
-// caller is not seen.
+// One iteration takes the same time in each of them. They call nothing: the caller of a function without a
+// frame isn't seen.
 const turn = 100_000
 
 var sink uint64

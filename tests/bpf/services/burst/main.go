@@ -1,6 +1,5 @@
-// Wakes a reader -n times as the first thing it does, then says "done". True numbers: N productive
-// wakeups, and no others. With -daemon it has that done by a process in a session of its own, whose
-// parent has ended by then.
+// Wakes a reader -n times as the first thing it does, then prints "done". True numbers: N productive wakeups,
+// and no others. With -daemon a process in its own session does that, whose parent has ended by then.
 package main
 
 import (

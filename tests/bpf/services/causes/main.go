@@ -1,24 +1,26 @@
-// Services with one fault each, or none, for the rules. A command "N" lets -do go on for N ms, and answers "done":
+// Services with one fault each, or none, for the rules. A command "N" runs -do for N ms, and answers "done":
 //
-//	errqueue  echo over UDP on the same port, whose socket asks for timestamps of what it sends, and reads none:
+//	errqueue  echoes over UDP on the same port. The socket asks for transmit timestamps, and nobody reads them:
 //	          each answer wakes the reader for nothing. It needs no command.
 //	plain     the same without timestamps.
-//	unixgram  four senders share one Unix datagram socket whose receiver takes a message a millisecond.
-//	refused   a datagram every 2 ms to a port where nobody listens; who waits for the answer sends a word first, and
-//	          so gets the refusal that woke it.
-//	select    a loop asks for an end by a select with a default. It uses a CPU.
-//	compute   a loop computes, and asks for the end now and then. It uses a CPU.
+//	unixgram  four senders share one Unix datagram socket whose receiver takes one message per millisecond.
+//	refused   sends a datagram every 2 ms to a port where nobody listens; the goroutine that waits for the answer
+//	          sends a datagram first, and so gets the refusal that woke it.
+//	select    a loop checks whether it should end, with a select with a default. It uses a CPU.
+//	compute   a loop computes, and checks now and then whether it should end. It uses a CPU.
 //	gc        a loop allocates, beside a million live pointers, with GOGC=5.
-//	yield     from the start and for ever four goroutines compute for 50 µs and yield.
-//	spin      from the start and for ever eight goroutines compute.
-//	kernel    from the start and for ever eight threads are in long system calls; a command computes for N µs.
-//	thief     who waits by poll(2) also accepts from the listener, and closes what it gets.
+//	yield     from the start, four goroutines compute for 50 µs and yield, forever.
+//	spin      from the start, eight goroutines compute forever.
+//	kernel    from the start, eight threads are in long system calls forever; a command computes for N µs.
+//	thief     another thread, which waits with poll(2), also accepts from the listener, and closes what it gets.
+//	twice     waits for connections at two registrations of one listener; after the first command with N > 0, at one.
+//	twice     waits for connections at two registrations of one listener; after the first command with N > 0, at one.
 //	locked    answers a command from a goroutine that is locked to its thread.
-//	beside    the same from one that is not, beside one that is locked and waits for a connection that never comes.
-//	worker    a locked goroutine answers what others hand to it by a channel.
+//	beside    answers from an unlocked goroutine, beside a locked one that waits for a connection that never comes.
+//	worker    a locked goroutine answers what others pass to it through a channel.
 //	nagle     answers in two writes, without TCP_NODELAY. N ms are between them.
 //	nodelay   the same with TCP_NODELAY.
-//	bulk      reads the N KiB that follow, but for the last 8 at most, 512 bytes at a time.
+//	bulk      reads the N KiB that follow, except for at most the last 8, 512 bytes at a time.
 package main
 
 import (
@@ -79,6 +81,17 @@ func main() {
 		}
 	case "thief":
 		go steal(l)
+	case "twice":
+		other := duplicate(l)
+		begin = func(_ net.Conn, n int) {
+			if n > 0 {
+				other.Close()
+			}
+		}
+		go kit.Commands(patient{other}, func(c net.Conn, n int) string {
+			begin(c, n)
+			return "done"
+		})
 	case "locked":
 		begin = func(net.Conn, int) { runtime.LockOSThread() }
 	case "beside":
@@ -296,6 +309,26 @@ func steal(l *net.TCPListener) {
 			syscall.Close(got)
 		}
 	}
+}
+
+func duplicate(l *net.TCPListener) net.Listener {
+	f, err := l.File()
+	kit.Must(err)
+	defer f.Close()
+	other, err := net.FileListener(f)
+	kit.Must(err)
+	return other
+}
+
+// patient waits for ever once it is closed.
+type patient struct{ net.Listener }
+
+func (l patient) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		select {}
+	}
+	return c, nil
 }
 
 func worker() func(net.Conn, int) {

@@ -9,13 +9,12 @@ import (
 
 const shortest, longest = 40 * time.Millisecond, 640 * time.Millisecond
 
-// hold keeps a connection to the upstream. What it does when that is dead:
+// hold keeps a connection to the upstream. What it does when the connection is dead:
 //
 //	never    nothing: it does not even look
-//	now      closes it and dials again, at once, until that succeeds
-//	backoff  the same, but before each try it waits: 40 ms at most, twice as long after each failure, up to
-//	         640 ms, and of that a random part, so that those who lost their connections together do not come
-//	         back together
+//	now      closes it and dials again without a pause, until that succeeds
+//	backoff  the same, but before each try it waits for a random part of 40 ms, doubled after each failure up
+//	         to 640 ms, so that clients who lost their connections together do not come back together
 func hold(upstream, redial string) {
 	wait := shortest
 	for {

@@ -1,10 +1,10 @@
-// An echo service that does what docs/claims.md is about:
+// An echo service for the experiments in docs/claims.md:
 //
-//	-sleepers N   beside it N goroutines sleep, 1 ms at a time
-//	-hogs N       beside it N goroutines compute for ever
+//	-sleepers N   N more goroutines sleep, 1 ms at a time
+//	-hogs N       N more goroutines compute forever
 //	-conn KIND    how connections are read and written; see waitfree.go
-//	-answerers    answers each message of 4 bytes from a goroutine of its own
-//	-upstream A   holds -links connections to A, and does about dead ones what -redial says; see links.go
+//	-answerers    answers each message of 4 bytes from a separate goroutine
+//	-upstream A   holds -links connections to A, and handles dead ones as -redial says; see links.go
 //	-target A     a client instead: a command "N" makes -clients connections send -batch pings at once N times each,
 //	              and is answered with the seconds that took, and of the batches' times the median and p99 in µs
 //

@@ -9,7 +9,7 @@ import (
 	"syscall"
 )
 
-// ErrBusy: the call would have had to wait. The caller decides what to do instead.
+// ErrBusy means that the call would have had to wait. The caller decides what to do instead.
 var ErrBusy = errors.New("busy")
 
 var wrap = map[string]func(*net.TCPConn) net.Conn{
@@ -18,7 +18,7 @@ var wrap = map[string]func(*net.TCPConn) net.Conn{
 	"nonblock": newNonBlocking,
 }
 
-// tryLocked returns ErrBusy where another goroutine is in the same call; Read still waits for data.
+// tryLocked returns ErrBusy if another goroutine is in the same call; Read still waits for data.
 type tryLocked struct {
 	net.Conn
 	reading, writing int32
@@ -40,7 +40,7 @@ func (c *tryLocked) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
-// nonBlocking returns ErrBusy where there is nothing to read yet.
+// nonBlocking returns ErrBusy if there is nothing to read yet.
 type nonBlocking struct {
 	net.Conn
 	raw syscall.RawConn
@@ -55,7 +55,7 @@ func newNonBlocking(c *net.TCPConn) net.Conn {
 }
 
 func (c *nonBlocking) Read(b []byte) (n int, err error) {
-	// Control would do, too; with Read it is what net.Conn does, but for the wait.
+	// Control would work, too; Read does the same as net.Conn, except for the wait.
 	failed := c.raw.Read(func(fd uintptr) bool {
 		n, err = syscall.Read(int(fd), b)
 		return true

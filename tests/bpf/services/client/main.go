@@ -1,6 +1,6 @@
-// What starts a container, say: it asks the daemon at -daemon for a service at -addr, and prints what
-// the daemon answers until the end. True numbers: one productive read wakeup a spaced line, and nothing of
-// the service's, which is the daemon's child.
+// A launcher, like those that start containers: it asks the daemon at -daemon for a service at -addr, and
+// prints the daemon's answers until the end. True numbers: one productive read wakeup per spaced line, and
+// nothing from the service, which is the daemon's child.
 package main
 
 import (

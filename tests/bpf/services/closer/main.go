@@ -1,9 +1,9 @@
 // Connections closed under their readers. A command "N" opens N loopback
 // connections, parks a reader on each, closes all and answers "done". True numbers:
 // N close wakeups (runtime.netpollgoready, in deadline_wakeups; inlined in Go 1.19)
-// that no event caused and no syscall follows; 2N ready calls or one or two more, as each
-// Close waits for its reader to let go; the command's one productive wakeup; at most N productive
-// write wakeups of the dials; nothing spurious.
+// that no event caused and no syscall follows; 2N ready calls or one or two more, as each Close waits for its
+// reader to leave; the command's one productive wakeup; at most N productive write wakeups of the dials;
+// nothing spurious.
 package main
 
 import (

@@ -1,7 +1,7 @@
-// One descriptor in use by many at once: a goroutine parks on it, and -threads look again and again whether
+// One descriptor that many use at once: a goroutine parks on it, and -threads threads keep checking whether
 // there is something to read, without taking it. A command "N" sends the goroutine N bytes, each when it is
-// parked, and answers "done" when all have been read. True numbers: N wakeups, each resolved once, by
-// whoever comes first, and the command's one.
+// parked, and answers "done" when all have been read. True numbers: N wakeups, each resolved once, by the
+// first call that returns, and the command's one.
 package main
 
 import (
@@ -51,7 +51,7 @@ func main() {
 	}()
 	kit.Commands(kit.Listen(*addr), func(_ net.Conn, n int) string {
 		for i := 0; i < n; i++ {
-			kit.Parked(2) // it, and who accepts
+			kit.Parked(2) // it, and the acceptor
 			atomic.AddInt64(&unread, 1)
 			peer.Write([]byte("x"))
 			for atomic.LoadInt64(&unread) > 0 {

@@ -1,7 +1,8 @@
-// A command "N" starts N goroutines at once, which for the time of -for recurse so deeply that their stacks
-// have to be moved, leave garbage, and each hand values to another that they start; it is answered when all
-// have ended. -alone: without those others. True numbers of that: on one P (-cpu 1) one of the N runs and
-// N-1 are in the run queues, apart from the runtime's own (GODEBUG=schedtrace=20 says the same).
+// A command "N" starts N goroutines at once. For the time of -for they recurse so deeply that their stacks
+// have to be moved, leave garbage, and each pass values to another goroutine that they start. The command is
+// answered when all have ended. -alone: without those other goroutines. True numbers with -alone: on one P
+// (-cpu 1) one of the N runs and N-1 are in the run queues, apart from the runtime's own
+// (GODEBUG=schedtrace=20 shows the same).
 package main
 
 import (

@@ -1,4 +1,4 @@
-// Reads that give up. A command "K" makes its connection read K times with a
+// Reads that time out. A command "K" makes its connection read K times with a
 // deadline 5 ms ahead and answers how many timed out: K, if the client is silent.
 // True numbers: K deadline wakeups (runtime.netpollgoready; inlined in Go 1.19), and
 // no other ready calls; K+1 times EAGAIN in a row on one fd with no event between them,

@@ -1,9 +1,9 @@
-// A client: a command "N" dials -target (an echo) N times in sequence, sends one
-// byte, reads one, closes. True numbers per dial: one productive write wakeup
-// (connect, resolved by getsockopt) and one productive read wakeup, each missing
-// where the other side was quicker than the park (a target that answers after some
-// milliseconds makes the reads exactly N); nothing spurious. The command itself is one read wakeup more.
-// With -together all N dial at once: a target that does not accept for a while makes all connects park.
+// A client: a command "N" dials -target (an echo) N times in sequence, sends one byte, reads one, closes.
+// True numbers per dial: one productive write wakeup (connect, resolved by getsockopt) and one productive
+// read wakeup. Each is missing if the other side was quicker than the park (with a target that answers after
+// a few milliseconds, there are exactly N read wakeups). Nothing is spurious. The command itself is one more
+// read wakeup. With -together all N dial at once: a target that does not accept for a while makes all
+// connects park.
 package main
 
 import (

@@ -1,6 +1,6 @@
-// Echo with two readers on each connection: the conn and its duplicate, each with
-// a pollDesc. True numbers: each spaced ping = one productive and one spurious read
-// wakeup (spurious = 0.5); the end of a connection wakes both, productively.
+// Echo with two readers on each connection: the conn and its duplicate, each with its own pollDesc. True
+// numbers: each spaced ping = one productive and one spurious read wakeup (spurious = 0.5); the end of a
+// connection wakes both, productively.
 package main
 
 import (

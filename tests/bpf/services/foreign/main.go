@@ -1,10 +1,9 @@
-// Go's own echo on -addr, and on -foreign an echo with an epoll loop of its own, as
-// gnet or a cgo library has: edge-triggered with the runtime's very mask, the data
-// its own; with -mimic a wake-up fd too, registered as the runtime does its own. Its loop is
-// there before the runtime's. True numbers: each spaced ping to -addr = one productive read
-// wakeup; pings to -foreign = none, no events and no polls of the runtime's, though each makes
-// its loop read, and read again to EAGAIN. With -only the program never listens through Go: it
-// has no pollDesc, and no numbers.
+// Go's own echo on -addr, and on -foreign an echo with its own epoll loop, as in gnet or a cgo library:
+// edge-triggered with exactly the runtime's mask, but its own data; with -mimic also with a wake-up fd,
+// registered as the runtime does. Its loop exists before the runtime's. True numbers: each spaced ping to
+// -addr = one productive read wakeup; pings to -foreign = none, and no events and polls of the runtime,
+// although each makes the other loop read, and read again until EAGAIN. With -only the program never listens
+// through Go: it has no pollDesc, and no numbers.
 package main
 
 import (
@@ -64,7 +63,7 @@ func loop(listener int, mimic bool, running chan<- bool) {
 	add := func(fd int) {
 		kit.Must(syscall.EpollCtl(ep, syscall.EPOLL_CTL_ADD, fd, &syscall.EpollEvent{
 			Events: syscall.EPOLLIN | syscall.EPOLLOUT | syscall.EPOLLRDHUP | edgeTriggered,
-			Fd:     int32(fd), Pad: 0x5ca1ab1e, // the data: nothing that could be an address
+			Fd:     int32(fd), Pad: 0x5ca1ab1e, // the data: can't be an address
 		}))
 	}
 	add(listener)

@@ -1,8 +1,7 @@
 // Starts programs. A command "N" runs /bin/true N times, -together at once, and answers
-// "done". True numbers: the command's one productive read wakeup; its children have
-// no poller and none of the numbers. With -wake M it runs itself instead, to pass M
-// messages to another goroutine and M back: 2 M ready calls, besides a few of the
-// runtime's own, and no network.
+// "done". True numbers: the command's one productive read wakeup; its children have no poller and no numbers.
+// With -wake M it runs itself instead, to pass M messages to another goroutine and M back: 2 M ready calls,
+// besides a few of the runtime's own, and no network.
 package main
 
 import (
@@ -49,7 +48,7 @@ func main() {
 	})
 }
 
-// Each message is one ready call: whoever comes first parks, and the other one readies it.
+// Each message is one ready call: the first goroutine parks, and the other one readies it.
 func work(n int) {
 	there, back := make(chan int), make(chan int)
 	go func() {

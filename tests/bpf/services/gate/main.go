@@ -1,8 +1,7 @@
-// A gateway that forwards each message to -backend (an echo) over a connection of
-// its own per client, and the answer back. True numbers: each spaced ping = two
-// productive read wakeups here (client's and backend's side) and one in the backend;
-// the second is missing if the answer was quicker than the park. Connecting adds at
-// most one write wakeup.
+// A gateway that forwards each message to -backend (an echo) over a separate connection per client, and the
+// answer back. True numbers: each spaced ping = two productive read wakeups here (client's and backend's
+// side) and one in the backend; the second is missing if the answer was quicker than the park. Connecting
+// adds at most one write wakeup.
 package main
 
 import (

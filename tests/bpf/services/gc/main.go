@@ -1,8 +1,8 @@
-// Ready calls of the runtime's own, beside the program's. A command "N" collects garbage N times, while other
-// goroutines run that are to be stopped for it, and wakes a goroutine N times. True numbers: N ready calls of the
-// program's own, beside those that the command itself may take; of the runtime's at least one in most of the N
-// collections, which wakes the sweeper. With -alone nobody else runs, and memory is given back to the system and a
-// finalizer run, too: no ready call of the program's own.
+// Ready calls of the runtime itself, and of the program. A command "N" collects garbage N times, while other
+// goroutines run that have to be stopped for it, and wakes a goroutine N times. True numbers: N ready calls
+// of the program, besides those that the command itself may take; and at least one of the runtime, which
+// wakes the sweeper, in most of the N collections. With -alone nothing else runs, memory is returned to the
+// system, and a finalizer runs: no ready calls of the program.
 package main
 
 import (
@@ -28,7 +28,7 @@ func main() {
 			if *alone {
 				garbage := make([]byte, 1<<20)
 				runtime.SetFinalizer(&garbage[0], func(*byte) {})
-				debug.FreeOSMemory() // collects it
+				debug.FreeOSMemory() // also collects garbage
 				continue
 			}
 			runtime.GC()

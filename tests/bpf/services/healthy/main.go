@@ -5,11 +5,11 @@
 //	http        a request over one kept-alive connection                             4 N
 //	http2       8 requests at once over one connection                               2 N
 //	tls         a message and its echo over one connection                           4 N
-//	query       look whether a connection still lives, as database drivers do, query 5 N
+//	query       check that a connection still lives, as database drivers do, query   5 N
 //	deadline    wait 250 ms for a datagram that does not come                        N
 //	idle        a request, then the server closes the idle connection after 20 ms    4 N
 //	slow        a request that does not come; the server gives up after 20 ms        N
-//	backoff     accept while there is no descriptor to be had, until there is one    N
+//	backoff     accept while there is no free descriptor, until there is one         N
 package main
 
 import (
@@ -36,7 +36,7 @@ const patience = 20 * time.Millisecond
 func main() {
 	addr := flag.String("addr", "127.0.0.1:0", "address")
 	flag.Parse()
-	log.SetOutput(io.Discard) // net/http's, of descriptors that it cannot have
+	log.SetOutput(io.Discard) // net/http complains that it gets no descriptors
 	kinds := map[string]func(int){
 		"http": overHTTP, "http2": overHTTP2, "tls": overTLS, "query": query,
 		"deadline": deadline, "idle": idle, "slow": slow, "backoff": backoff,
@@ -104,7 +104,7 @@ func overHTTP2(n int) {
 	}
 }
 
-// connected is both ends of a TCP connection.
+// connected returns both ends of a TCP connection.
 func connected() (near, far net.Conn) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	must(err)
@@ -134,7 +134,7 @@ func overTLS(n int) {
 	}
 }
 
-// query is what a database driver does: connCheck of go-sql-driver/mysql, then the query.
+// query does what a database driver does: connCheck of go-sql-driver/mysql, then the query.
 func query(n int) {
 	near, far := connected()
 	defer near.Close()
@@ -202,7 +202,8 @@ func slow(n int) {
 	}
 }
 
-// backoff has net/http's server accept while the process may open nothing: it tries after 5 ms, 10 ms, 20 ms, …
+// backoff has net/http's server accept while the process can't open descriptors: it retries after 5 ms, 10
+// ms, 20 ms, …
 func backoff(n int) {
 	server := serve((*httptest.Server).Start)
 	defer server.Close()

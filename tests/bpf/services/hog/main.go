@@ -1,7 +1,7 @@
-// On one P (-cpu 1) a command "N" holds that P for N ms, in a system call that the scheduler is not told
-// of, after it has been answered; "0" is answered with the goroutine's id. True numbers: whoever is
-// woken meanwhile is late by what is left of the N ms, once sysmon has polled (every 10 ms or so).
-// -spin: uses the CPU meanwhile, instead of sleeping. Needs GODEBUG=asyncpreemptoff=1.
+// On one P (-cpu 1) a command "N" is answered, and then holds that P for N ms in a system call that the
+// scheduler doesn't notice; "0" is answered with the goroutine's id. True numbers: a goroutine that is woken
+// meanwhile is late by the rest of the N ms, once sysmon has polled (every 10 ms or so). -spin: uses the CPU
+// meanwhile, instead of sleeping. Needs GODEBUG=asyncpreemptoff=1.
 package main
 
 import (
@@ -34,7 +34,7 @@ func main() {
 	})
 }
 
-// id is 18 of "goroutine 18 [running]:…".
+// id returns 18 for "goroutine 18 [running]:…".
 func id() string {
 	buf := make([]byte, 64)
 	return strings.Fields(string(buf[:runtime.Stack(buf, false)]))[1]

@@ -1,8 +1,9 @@
-// A program that lies to whoever watches it, from SIGUSR1 on, for -for. It has an epoll instance that looks like the runtime's, and
-// registers invented pollDescs with it: with descriptors beyond every table, numbers that are none, states that
-// no runtime has, links to themselves, addresses that are the kernel's, or where nothing is, and events with any
-// data. After each poll it reads and writes descriptors that it does not have. Its own is one UDP socket, bound to
-// -own; what is said of any other address was somebody else's.
+// A program that lies to the probe, from SIGUSR1 on, for -for. It has an epoll instance that looks like the
+// runtime's, and registers invented pollDescs with it: with descriptors beyond every table, numbers that
+// aren't descriptors, states that no runtime has, links to themselves, addresses in the kernel or where
+// nothing is mapped, and events with any data. After each poll it reads and writes descriptors that it does
+// not have. Its only socket is a UDP socket, bound to -own; if another address is reported, it belongs to
+// another process.
 package main
 
 import (
@@ -22,11 +23,11 @@ import (
 
 const (
 	goEvents = syscall.EPOLLIN | syscall.EPOLLOUT | syscall.EPOLLRDHUP | 1<<31
-	lies     = 64 // events of a poll
+	lies     = 64 // events per poll
 	table    = 256
 )
 
-// As Go 1.19 has it, whose data is the address and no more.
+// As in Go 1.19, whose data is just the address.
 type pollDesc struct {
 	link, fd, fdseq, rg, wg, rest, unused1, unused2 uint64
 }
@@ -40,7 +41,7 @@ func main() {
 	kit.Must(err)
 	wakeup := eventfd()
 	kit.Must(syscall.EpollCtl(ep, syscall.EPOLL_CTL_ADD, wakeup, &syscall.EpollEvent{Events: syscall.EPOLLIN}))
-	// In the middle of nowhere: the next page is not there.
+	// The next page isn't mapped.
 	page, err := syscall.Mmap(-1, 0, 2*4096, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE)
 	kit.Must(err)
 	kit.Must(syscall.Mprotect(page[4096:], syscall.PROT_NONE))
@@ -52,7 +53,7 @@ func main() {
 		kit.Must(register(ep, syscall.EPOLL_CTL_ADD, fds[i], address(&descs[i])))
 	}
 	socket := bound(*own)
-	// A table of its descriptors of which the size is known: what lies behind it is others'.
+	// A descriptor table of known size: the memory behind it belongs to others.
 	kit.Must(syscall.Dup3(fds[0], table-1, syscall.O_CLOEXEC))
 	begin := make(chan os.Signal, 1)
 	signal.Notify(begin, syscall.SIGUSR1)
@@ -69,14 +70,14 @@ func main() {
 		for i := range descs {
 			d := &descs[i]
 			d.link, d.fdseq, d.rest = address(d), pick(words), pick(words)
-			d.rg, d.wg = 0, 0 // nobody: the number is all that there is
+			d.rg, d.wg = 0, 0 // nobody waits: only the number is there
 			switch i % 4 {
 			case 0: // each descriptor that a table might have
 				next = (next + 1) % 8000
 				d.fd = next
 			case 1:
 				d.fd = pick(numbers)
-			case 2: // somebody is parked there
+			case 2: // a goroutine is parked there
 				d.fd, d.rg, d.wg = uint64(rand.Intn(8000)), pick(words), pick(words)
 			case 3:
 				d.fd, d.rg, d.wg = rand.Uint64(), rand.Uint64(), rand.Uint64()

@@ -1,8 +1,8 @@
 // net/http with a small body at "/"; with -tls HTTP/2 (and 1.1) and a self-signed
 // certificate. True numbers: each spaced request on a kept-alive connection = one
-// productive read wakeup. HTTP/1.1 adds at most one deadline wakeup: the background
-// read that watches for a vanished client is aborted with a deadline in the past. It
-// got EAGAIN, and so does the read that follows: two in a row that are not stale retries.
+// productive read wakeup. HTTP/1.1 adds at most one deadline wakeup: the background read that watches for a
+// vanished client is aborted with a deadline in the past. It got EAGAIN, and so does the read that follows:
+// two in a row that aren't stale retries.
 package main
 
 import (

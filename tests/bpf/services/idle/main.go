@@ -1,7 +1,6 @@
-// One listener and otherwise nothing but -tickers. True numbers: no wakeups and no
-// events; with 50 tickers of 10 ms 4600 ready calls a second, one a tick (the last ticker
-// is 18 % slower than the first), and polls that time out or are broken off (their number
-// is the scheduler's affair).
+// One listener, and -tickers. True numbers: no wakeups and no events; with 50 tickers of 10 ms 4600 ready
+// calls a second, one per tick (the last ticker is 18 % slower than the first), and polls that time out or
+// are interrupted (how many depends on the scheduler).
 package main
 
 import (
@@ -17,7 +16,7 @@ func main() {
 	period := flag.Duration("period", 10*time.Millisecond, "their period")
 	flag.Parse()
 	for i := 0; i < *tickers; i++ {
-		// Shifted and unequal, so that they don't share their polls.
+		// Shifted and unequal, so that they don't share polls.
 		go func(every time.Duration) {
 			for range time.Tick(every) {
 			}

@@ -1,6 +1,6 @@
-// keep holds on to connections.
+// keep doesn't close its connections.
 //
-// A connection's first line says how:
+// A connection's first line selects how:
 //
 //	idle      reads until the client closes: nothing is left behind
 //	upstream  dials the service itself, reads from there, and forgets to close that when the client has gone:

@@ -1,13 +1,13 @@
 // Package kit holds what the ground-truth services share.
 //
 // Each service does a known number of things that wake a goroutine. Its header
-// says how many, for *spaced* messages: the next is sent when the answer to the
-// last has come and its reader has had a few milliseconds to park. Not in these
-// numbers, since every TCP client causes them alike:
-//   - accepting: one productive wakeup of the listener a spaced connection;
+// says how many, for *spaced* messages: the next one is sent after the last one was
+// answered and its reader has had a few milliseconds to park. These numbers don't
+// include what every TCP client causes:
+//   - accepting: one productive wakeup of the listener per spaced connection;
 //   - the end: one productive wakeup (read returns 0) when the client closes;
-//   - the pollDesc of a new socket hears at once that it is writable, and each
-//     message's event says so again: events that nobody on the write side claims.
+//   - a new socket gets an event immediately because it is writable, and each message's
+//     event reports that again: events that nobody on the write side claims.
 package kit
 
 import (
@@ -25,14 +25,14 @@ func Must(err error) {
 	}
 }
 
-// Bind listens without saying so yet.
+// Bind listens, but doesn't print that yet.
 func Bind(addr string) *net.TCPListener {
 	l, err := net.Listen("tcp", addr)
 	Must(err)
 	return l.(*net.TCPListener)
 }
 
-// Ready says where the service listens; a service calls it when all of it does.
+// Ready prints where the service listens; a service calls it when everything listens.
 func Ready(l net.Listener) { fmt.Println("ready on", l.Addr()) }
 
 // Listen is Bind and Ready.
@@ -42,7 +42,7 @@ func Listen(addr string) *net.TCPListener {
 	return l
 }
 
-// Serve handles each connection on a goroutine of its own, and closes it.
+// Serve handles each connection on its own goroutine, and closes it.
 func Serve(l net.Listener, handle func(net.Conn)) {
 	for {
 		c, err := l.Accept()
@@ -54,7 +54,7 @@ func Serve(l net.Listener, handle func(net.Conn)) {
 	}
 }
 
-// Echo has a buffer larger than any message of the tests: one read a message.
+// Echo has a buffer larger than any message of the tests: one read per message.
 func Echo(c net.Conn) {
 	buf := make([]byte, 64<<10)
 	for {
@@ -69,7 +69,7 @@ func Echo(c net.Conn) {
 }
 
 // Commands answers each line "N" with the line that do returns: one productive
-// wakeup a spaced command, apart from what do causes.
+// wakeup per spaced command, in addition to what do causes.
 func Commands(l net.Listener, do func(c net.Conn, n int) string) {
 	Serve(l, func(c net.Conn) {
 		for lines := bufio.NewScanner(c); lines.Scan(); {

@@ -1,7 +1,6 @@
-// An echo that listens late: until -after has passed, or SIGUSR1 came, it prints only
-// "waiting" and has no pollDesc that a calibration could prove itself on (without
-// -after not even an epoll instance: it needs a timer or an fd). True numbers: before,
-// nothing at all; after, as echo.
+// An echo that listens late: until -after has passed, or SIGUSR1 came, it only prints "waiting" and has no
+// pollDesc that calibration could use as proof (without -after not even an epoll instance, which needs a
+// timer or an fd). True numbers: before, nothing at all; after, as echo.
 package main
 
 import (

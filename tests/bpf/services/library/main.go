@@ -1,5 +1,5 @@
-// A c-shared library: its runtime echoes in whatever process loads it, and says "ready on". True numbers:
-// as echo. Loaded with a copy of itself, the process has two runtimes.
+// A c-shared library: its runtime echoes in any process that loads it, and prints "ready on". True numbers:
+// as echo. If it is loaded together with a copy of itself, the process has two runtimes.
 package main
 
 import "C"

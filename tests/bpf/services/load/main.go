@@ -1,6 +1,6 @@
-// A client as fast as can be: a command "N" makes N pings in a row on each of -clients connections to
-// -target (an echo), all at the same time, and answers "done". True numbers: nothing spurious, here or
-// in the target; not more productive wakeups than pings, but for connecting and the command's one.
+// A client that sends as fast as possible: a command "N" makes N pings in a row on each of -clients
+// connections to -target (an echo), all at the same time, and answers "done". True numbers: nothing spurious,
+// here or in the target; not more productive wakeups than pings, except for connecting and the command's one.
 package main
 
 import (

@@ -1,5 +1,5 @@
-// Echo that panics at the message "boom", on a goroutine of its own and after the answer, with so many others
-// parked that their stacks fill more than a screen under GOTRACEBACK=all. At "quit" it exits with status 0.
+// Echo that panics at the message "boom", on another goroutine and after the answer. So many goroutines are
+// parked that their stacks fill more than a screen with GOTRACEBACK=all. At "quit" it exits with status 0.
 package main
 
 import (

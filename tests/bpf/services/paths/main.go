@@ -1,5 +1,5 @@
-// dup, but each read(2) has another stack: one of 4,096 ways through walk. True numbers: as dup's. The
-// kernel has a place for each stack by its hash, which may be taken.
+// dup, but each read(2) has another stack: one of 4,096 ways through walk. True numbers: as for dup. The
+// kernel has a slot for each stack by its hash, which may be taken.
 package main
 
 import (

@@ -26,7 +26,7 @@ func main() {
 	}()
 	kit.Commands(kit.Listen(*addr), func(_ net.Conn, n int) string {
 		for i := 0; i < n; i++ {
-			kit.Parked(2) // its reader, and who accepts
+			kit.Parked(2) // its reader, and the acceptor
 			w.Write([]byte("message"))
 			time.Sleep(*gap)
 		}

@@ -1,8 +1,7 @@
 // N processes that accept from one inherited listener and echo. True numbers: each
-// spaced connection = one productive accept wakeup and 0 to N-1 spurious ones: an idle
-// child is always woken by the kernel, but its poll returns only if nobody had accepted
-// by then. Each spaced ping = one productive read wakeup in one child. The parent
-// has no pollDesc for the listener, and none of these.
+// spaced connection = one productive accept wakeup and 0 to N-1 spurious ones: the kernel always wakes an
+// idle child, but the child's poll only returns if no other child has accepted by then. Each spaced ping =
+// one productive read wakeup in one child. The parent has no pollDesc for the listener, and none of these.
 package main
 
 import (
@@ -40,7 +39,7 @@ func main() {
 	var pids []int
 	raw.Control(func(fd uintptr) {
 		for i := 0; i < *n; i++ {
-			// Not os/exec: it would make the listener blocking for everybody.
+			// Not os/exec: it would make the listener blocking for all children.
 			pid, err := syscall.ForkExec(exe, os.Args, &syscall.ProcAttr{
 				Env:   append(os.Environ(), childEnv+"="+strconv.Itoa(i)),
 				Files: []uintptr{0, 1, 2, fd, uintptr(opened[1]), uintptr(begin[0])},
@@ -65,8 +64,8 @@ func main() {
 	os.Exit(0)
 }
 
-// FileListener makes the shared socket blocking for a moment. A sibling that accepted
-// in it would hang in accept4 unseen: none begins before all are through.
+// FileListener makes the shared socket blocking for a moment. A sibling that accepted at that moment would
+// hang in accept4 unseen, so none begins before all are through.
 func child() {
 	f := os.NewFile(3, "listener")
 	l, err := net.FileListener(f)

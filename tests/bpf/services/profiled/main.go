@@ -1,6 +1,6 @@
 // net/http with net/http/pprof under /debug/pprof/. Each request for "/" has two goroutines contend for a mutex that
-// one holds for 5 ms, in contend, and waits for them, in wait. True numbers: a request on a connection of its own = one
-// productive read wakeup, and one or two more at its end.
+// one holds for 5 ms, in contend, and waits for them, in wait. True numbers: a request on its own connection
+// = one productive read wakeup, and one or two more at its end.
 package main
 
 import (

@@ -1,8 +1,8 @@
 // One message wakes N goroutines, and is echoed when all of them have run. True
 // numbers: each spaced message = one productive read wakeup and N ready calls
-// (runtime.ready), each for a goroutine parked on a channel of its own (-via chan)
+// (runtime.ready), each for a goroutine parked on its own channel (-via chan)
 // or all on one sync.Cond (-via cond); -via both wakes N in each way, one after the
-// other. A few a second more are the runtime's own.
+// other. A few more per second are the runtime's own.
 package main
 
 import (
@@ -40,7 +40,7 @@ func main() {
 		})
 	}
 	if *via != "chan" {
-		// Readers of a lock: the woken would else wake one another to get it.
+		// They only read-lock it: otherwise the woken goroutines would wake one another to get the lock.
 		var lock sync.RWMutex
 		cond, seq := sync.NewCond(lock.RLocker()), 0
 		for i := 0; i < *n; i++ {
@@ -72,7 +72,7 @@ func main() {
 				atomic.StoreInt64(&left, int64(*n))
 				wake()
 				for atomic.LoadInt64(&left) > 0 {
-					runtime.Gosched() // parking would cost a ready call more, sometimes
+					runtime.Gosched() // parking would sometimes cost one more ready call
 				}
 			}
 			c.Write(buf[:k])

@@ -1,7 +1,6 @@
-// An echo that replaces itself: on SIGUSR1 a thread that is not the main one execs the
-// program anew, as a service does that updates itself. The main thread then ends before
-// the process does. True numbers: as echo, before and after; the pid stays. With -then it
-// becomes what the shell makes of that.
+// An echo that replaces itself: on SIGUSR1 a thread other than the main one execs the program again, like a
+// service that updates itself. The main thread then ends before the process does. True numbers: as echo,
+// before and after; the pid stays. With -then it execs that as a shell command instead.
 package main
 
 import (
@@ -19,7 +18,7 @@ func main() {
 	addr := flag.String("addr", "127.0.0.1:0", "address")
 	then := flag.String("then", "", "script of the shell to run in its place")
 	flag.Parse()
-	runtime.LockOSThread() // the main goroutine on the main thread, so the other is not
+	runtime.LockOSThread() // the main goroutine on the main thread, so the other one isn't
 	l := kit.Listen(*addr)
 	go kit.Serve(l, kit.Echo)
 	usr1 := make(chan os.Signal, 1)

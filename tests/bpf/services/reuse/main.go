@@ -1,9 +1,8 @@
-// Descriptors closed with a wakeup of theirs unanswered, and their numbers used again at once.
-// A command "N" does N times: on a Unix connection a reader (RawConn.Read) is woken, and
-// leaves without a syscall; the connection is closed; another one gets its number, whose
-// reader tries, parks and is woken. It answers how often the number was the same: N. True
-// numbers: N abandoned wakeups and N productive ones, and the command's one; nothing
-// spurious, though each new reader's first try on that number gets EAGAIN.
+// Descriptors that are closed with a pending wakeup, and whose numbers are reused at once. A command "N" does
+// N times: on a Unix connection a reader (RawConn.Read) is woken, and leaves without a syscall; the
+// connection is closed; another one gets its number, whose reader tries, parks and is woken. It answers how
+// often the number was the same: N. True numbers: N abandoned wakeups and N productive ones, and the
+// command's one; nothing spurious, though each new reader's first try on that number gets EAGAIN.
 package main
 
 import (
@@ -18,7 +17,7 @@ import (
 func main() {
 	addr := flag.String("addr", "127.0.0.1:0", "address")
 	flag.Parse()
-	// Unix connections are there at once: to connect and accept wakes nobody. The abstract
+	// Unix connections are established at once: connecting and accepting wakes no goroutine. The abstract
 	// name leaves no file behind.
 	inner, err := net.Listen("unix", "@reuse-"+strconv.Itoa(os.Getpid()))
 	kit.Must(err)
@@ -55,7 +54,7 @@ func main() {
 	})
 }
 
-// wake has read called, waits for it to park, sends it a byte and returns the descriptor of c.
+// wake calls read, waits for it to park, sends it a byte and returns the descriptor of c.
 func wake(c *net.UnixConn, peer net.Conn, read func()) (fd uintptr) {
 	raw, err := c.SyscallConn()
 	kit.Must(err)
@@ -65,7 +64,7 @@ func wake(c *net.UnixConn, peer net.Conn, read func()) (fd uintptr) {
 		read()
 		close(done)
 	}()
-	kit.Parked(2) // it, and who accepts
+	kit.Parked(2) // it, and the acceptor
 	peer.Write([]byte("x"))
 	<-done
 	return fd

@@ -1,5 +1,5 @@
-// What the Go scheduler does, with what the program itself knows of it. -hogs: goroutines that use the CPU all
-// the time. A command "N" does N rounds of -do:
+// Makes the Go scheduler work, and answers what the program itself knows about that. -hogs: goroutines that
+// use the CPU all the time. A command "N" does N rounds of -do:
 //
 //   - wakes: 16 goroutines, parked on channels of their own, are woken at once. Answer: the median time in ns
 //     from sending to receiving, as the goroutines measure it.

@@ -23,12 +23,12 @@ func main() {
 	flag.Parse()
 	f, err := os.CreateTemp("", "sendfile")
 	kit.Must(err)
-	kit.Must(os.Remove(f.Name())) // nothing is left behind, even by SIGKILL
+	kit.Must(os.Remove(f.Name())) // so that nothing is left behind, even after SIGKILL
 	kit.Must(f.Truncate(*size))
 	again := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
 
 	http.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		body, err := os.Open(again) // an offset of its own
+		body, err := os.Open(again) // with its own offset
 		kit.Must(err)
 		defer body.Close()
 		http.ServeContent(w, r, "body.bin", time.Time{}, body)

@@ -1,6 +1,6 @@
-// Echo on one CPU that -spin goroutines never let go. True numbers: as echo, but a woken
-// reader queues behind them, and the scheduler takes the CPU from one after 10 ms or more:
-// wake-to-run latency grows with their number.
+// Echo on one CPU that -spin goroutines never release. True numbers: as echo, but a woken reader queues
+// behind them, and the scheduler takes the CPU from each after 10 ms or more: wake-to-run latency grows with
+// their number.
 package main
 
 import (

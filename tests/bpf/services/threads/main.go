@@ -1,6 +1,6 @@
-// Threads that end. A command "N" starts N goroutines one after the other, each locked to a thread,
-// which each uses up -cpu and ends, and its thread with it; then answers "done". True numbers: the
-// command's one productive read wakeup, N times -cpu in cpu_seconds.
+// Threads that end. A command "N" starts N goroutines one after the other, each locked to a thread. Each uses
+// -cpu of CPU time and ends together with its thread; then the command is answered with "done". True numbers:
+// the command's one productive read wakeup, N times -cpu in cpu_seconds.
 package main
 
 import (

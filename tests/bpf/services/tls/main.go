@@ -1,6 +1,6 @@
 // Echo over TLS, with a self-signed certificate. True numbers: each spaced ping
 // after the handshake = one productive read wakeup (a record comes in one segment);
-// the handshake itself two or less: ClientHello, Finished.
+// the handshake itself at most two: ClientHello, Finished.
 package main
 
 import (

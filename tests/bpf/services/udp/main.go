@@ -1,7 +1,7 @@
 // Echo over UDP on the port of -addr; TCP there is for readiness and echoes too.
 // True numbers: each spaced datagram = one productive read wakeup, resolved by
-// recvfrom (-via readfrom) or recvmsg (-via readmsg). Each answer sent is an event more,
-// which nobody claims: the socket has its send buffer back.
+// recvfrom (-via readfrom) or recvmsg (-via readmsg). Each answer sent is one more event, which nobody
+// claims: the socket's send buffer is free again.
 package main
 
 import (

@@ -1,6 +1,6 @@
 // Echo over a Unix stream socket at -path; TCP on -addr is for readiness and
 // echoes too. True numbers: each spaced ping = one productive read wakeup.
-// Each answer the client reads is an event more, which nobody claims: there is room again.
+// Each answer that the client reads is one more event, which nobody claims: there is room again.
 package main
 
 import (

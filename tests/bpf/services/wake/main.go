@@ -1,4 +1,4 @@
-// wake has goroutines that are woken by other things than clients.
+// wake has goroutines that are woken by something other than clients.
 //
 //	-dir D     a goroutine parked in watch reads the inotify events of files in D: one productive wakeup for
 //	           each spaced change

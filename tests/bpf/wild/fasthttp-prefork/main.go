@@ -1,5 +1,5 @@
-// fasthttp's prefork: a process a CPU. With -reuseport each listens for itself; without,
-// all of them accept from the one listener they inherited, and each connection wakes them all.
+// fasthttp's prefork: one process per CPU. With -reuseport each has its own listener; without it, all of them
+// accept from the one listener that they inherited, and each connection wakes them all.
 package main
 
 import (

@@ -1,5 +1,5 @@
 // gnet's own epoll loops answer HTTP on -addr; net/http answers on -http, through the
-// runtime's poller. Only the latter's wakeups are Go's.
+// runtime's poller. Only the latter's wakeups are counted.
 package main
 
 import (

@@ -1,5 +1,5 @@
-// Package selfsigned is apart from kit because crypto/tls is most of what a service that does without
-// would compile, for every Go and every build mode.
+// Package selfsigned is separate from kit, because crypto/tls would be most of what services without TLS
+// compile, for every Go and every build mode.
 package selfsigned
 
 import (
@@ -15,7 +15,7 @@ import (
 	"services/kit"
 )
 
-// TLS is a configuration with a certificate made on the spot.
+// TLS returns a configuration with a new certificate.
 func TLS(protocols ...string) *tls.Config {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	kit.Must(err)

@@ -1,4 +1,4 @@
-"""Messages that are not what they should be, in both directions: an answer or a reason, never a traceback."""
+"""Invalid messages in both directions: the result is an answer or a reason, never a traceback."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def protocol() -> Any:
         optional={"id": JSON, "pid": JSON, "window": JSON, "settle_ms": st.integers(0, 9) | JSON},
     ).map(json.dumps)
 )
-def test_the_agent_understands_a_message_wholly_or_refuses_it(protocol: Any, line: str) -> None:
+def test_the_agent_understands_a_message_completely_or_refuses_it(protocol: Any, line: str) -> None:
     try:
         _, command, arguments = protocol.parse(line)
     except protocol.BadMessage:
@@ -60,12 +60,12 @@ def test_the_agent_understands_a_message_wholly_or_refuses_it(protocol: Any, lin
     assert all(type(value) is int and value >= 0 for value in arguments.values())
 
 
-def test_the_agent_refuses_what_is_nested_too_deep(protocol: Any) -> None:
+def test_the_agent_refuses_deeply_nested_messages(protocol: Any) -> None:
     with pytest.raises(protocol.BadMessage):
         protocol.parse("[" * 1_000_000)
 
 
-# Two processes are watched, of which one is gone after a lap of the window: what is asked, what is answered.
+# Two processes are watched, one of which is gone after a lap of the window: requests and answers.
 TALK = (
     ("watch", PROCESSES),
     ("programs", PROCESSES),
@@ -81,16 +81,15 @@ ANSWERS: list[Any] = [{"id": number, "ok": said} for number, (_, said) in enumer
 
 
 def right_answers() -> list[Any]:
-    """Each of its own parts, to be changed."""
+    """Fresh copies, to be changed."""
     answers: list[Any] = json.loads(json.dumps(ANSWERS))
     return answers
 
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[bytes]], list[Measurement]]:
-    """told(lines) are the measurements of a meter whose agent says the lines, whatever it is asked.
-
-    All of them can be reported.
+    """told(lines) are the measurements of a meter whose agent answers the lines to any request. All of them
+    can be reported.
     """
 
     def told(lines: list[bytes]) -> list[Measurement]:
@@ -98,7 +97,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[bytes]], li
         agents: list[Probe] = []
 
         def new_agent(load: Mapping[str, int]) -> Probe:
-            for former in agents:  # it has failed, and another one would say the same
+            for former in agents:  # it has failed, and another one would answer the same
                 assert former.failed is not None
                 raise former.failed
             agents.append(Probe(["liar"], load, start=lambda _: liar))
@@ -158,7 +157,7 @@ def test_registrations_that_do_not_decode_count_also_in_a_program_that_cannot_be
     assert last.unmeasured.startswith("1 of 4 descriptors of process 4242")
 
 
-def test_a_kernel_that_does_not_tell_what_was_waited_leaves_that_unknown_alone(told: Any) -> None:
+def test_only_the_waiting_time_is_unknown_if_the_kernel_does_not_report_it(told: Any) -> None:
     answers = right_answers()
     answers[-1]["ok"]["times"]["4242"]["run_delay_ns"] = None
     lap, end = told(encoded(answers))
@@ -175,7 +174,7 @@ def test_a_count_of_the_timeline_is_an_integer(told: Any, column: int) -> None:
     )
 
 
-def test_what_a_timeline_always_has_is_never_none(told: Any) -> None:
+def test_required_values_of_a_timeline_are_never_none(told: Any) -> None:
     answers = right_answers()
     answers[-1]["ok"]["timelines"]["4242"][0][1 + COLUMNS.index("threads_running")] = None
     assert told(encoded(answers))[-1].unmeasured.startswith(
@@ -183,7 +182,7 @@ def test_what_a_timeline_always_has_is_never_none(told: Any) -> None:
     )
 
 
-def test_an_offence_that_is_none_is_nonsense(told: Any) -> None:
+def test_an_unknown_offence_is_an_invalid_response(told: Any) -> None:
     answers = right_answers()
     answers[-1]["ok"]["services"]["4242"][0]["offenders"][0]["offence"] = "spurios"
     assert told(encoded(answers))[-1].unmeasured.startswith(
@@ -219,14 +218,14 @@ def test_a_wrong_answer_is_unmeasured_or_at_least_reported(told: Any, data: st.D
     ids=range(5),
 )
 @pytest.mark.parametrize("number", [n for n, (asked, _) in enumerate(TALK) if asked in ("watch", "programs")])
-def test_what_is_told_of_processes_is_checked(told: Any, wrong: Any, complaint: str, number: int) -> None:
+def test_answers_about_processes_are_checked(told: Any, wrong: Any, complaint: str, number: int) -> None:
     answers = right_answers()
     answers[number]["ok"] = wrong
     reason = f"the eBPF agent sent an invalid response: to {TALK[number][0]!r}: {complaint}"
     assert told(encoded(answers))[-1].unmeasured.startswith(reason)
 
 
-def test_a_number_beyond_64_bits_is_nonsense(told: Any) -> None:
+def test_a_number_beyond_64_bits_is_an_invalid_response(told: Any) -> None:
     answers = right_answers()
     answers[-1]["ok"]["duration_ns"] = 10**400
     lap, end = told(encoded(answers))
@@ -239,7 +238,7 @@ def test_a_number_beyond_64_bits_is_nonsense(told: Any) -> None:
     number=st.integers(0, len(ANSWERS) - 1),
     line=st.binary() | JSON.map(lambda value: json.dumps(value).encode()),
 )
-def test_an_answer_that_is_none_is_unmeasured(told: Any, number: int, line: bytes) -> None:
+def test_an_answer_that_cannot_be_parsed_is_unmeasured(told: Any, number: int, line: bytes) -> None:
     lines = encoded(ANSWERS)
     lines[number] = line
     assert told(lines)[-1].unmeasured is not None
@@ -258,7 +257,7 @@ def test_an_answer_that_is_none_is_unmeasured(told: Any, number: int, line: byte
     ],
     ids=range(7),
 )
-def test_a_start_that_is_none_is_unmeasured(first: str, tmp_path: Path) -> None:
+def test_a_start_that_cannot_be_parsed_is_unmeasured(first: str, tmp_path: Path) -> None:
     (tmp_path / "first").write_text(f"{first}\n")
     liar = agent_client.Probe(["cat", str(tmp_path / "first")])
     with pytest.raises(UnmeasuredError, match=r"invalid response|another protocol|failed|ended"):
