@@ -7,7 +7,8 @@
  * A socket gets its inbox when the runtime registers it. A connection of TCP or of a unix socket
  * gets it when it is queued at its listener, so that data that comes before accept is not missed.
  * A socket registered before the probe gets one when the agent has the kernel walk over the
- * process's descriptors, or else with its first read.
+ * process's descriptors. Where that fails it gets one with its first read, and the agent reports no
+ * times.
  *
  * The times are exact for the oldest seven unread arrivals. Later ones are merged, with the time
  * of the latest: they have waited at least that long.
@@ -19,7 +20,8 @@ BPF_PERCPU_ARRAY(new_inbox, struct inbox, 1); /* while it is filled in at a sysc
 BPF_ARRAY(questions, struct question, ALL_FDS);
 /* 1 for each local port that a socket with an inbox has or had; [0] is for sockets without a port
  * yet. The tracepoint fires for every socket of the machine. Most of the others end at this check,
- * which is cheap: the JIT inlines the lookup, and neighbours share a cache line. */
+ * which is cheap: the JIT inlines the lookup, and neighbours share a cache line. A port is never
+ * forgotten: others that use it later cost a lookup among the inboxes, which decides. */
 BPF_ARRAY(known_ports, u8, 1 << 16);
 
 static __always_inline int shut_down(u64 sk)

@@ -425,7 +425,7 @@ class Agent:
             histogram=bank.histogram,
             events_per_poll=bank.polls_by_events,
             latency_max_ns=latency_max,
-            delays=None if self._kernel.no_arrivals else bank.delays.told(maxima),
+            delays=None if self._kernel.no_arrivals or process.older_sockets else bank.delays.told(maxima),
             **tallies,
             **bank.failures.told(bank.counters["io_calls"]),
             offenders=culprits,

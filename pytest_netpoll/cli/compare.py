@@ -17,6 +17,7 @@ from pytest_netpoll.model import tolerance
 from pytest_netpoll.model.comparison import Comparison, Rules, compare
 from pytest_netpoll.model.tolerance import Tolerance
 from pytest_netpoll.report import baseline_file, tables, wording
+from pytest_netpoll.report.cells import wrap
 from pytest_netpoll.report.delta import delta_of
 from pytest_netpoll.report.record import TestRecord, comparison_record
 from pytest_netpoll.report.tables import Compared
@@ -46,16 +47,16 @@ def main(arguments: Sequence[str]) -> int:
     print(_table(compared, width) if compared else f"{options.now} has no tests")
     gone = sorted(then.tests.keys() - now.tests.keys())
     for nodeid in gone:
-        print(one_line(f"{nodeid}: is in {then.name} only"))
+        print("\n".join(wrap(one_line(f"{nodeid}: is in {then.name} only"), width)))
     worse = [
-        f"{one_line(nodeid)}: {wording.clean(reason)}"
+        "\n".join(wrap(f"{one_line(nodeid)}: {wording.clean(reason)}", width))
         for nodeid, comparison in comparisons.items()
         for reason in dict.fromkeys(comparison.reasons)
     ]
     if worse:
         print("\n" + "\n".join(worse))
     code, conclusion = _conclusion(list(comparisons.values()), rules)
-    print(f"\n{conclusion}")
+    print("", *wrap(conclusion, width), sep="\n")
     return code
 
 

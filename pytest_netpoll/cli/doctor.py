@@ -31,7 +31,7 @@ from pytest_netpoll.meter.messages import ToldAbout
 from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.meter.schema import wrong
 from pytest_netpoll.options import Config, add_agent_options
-from pytest_netpoll.report.cells import wrap
+from pytest_netpoll.report.cells import wrap, wrap_fix
 from pytest_netpoll.service.build import find_go
 from pytest_netpoll.service.service import ServiceFactory
 
@@ -81,7 +81,7 @@ def examine(config: Config) -> dict[str, Finding]:
     findings["BCC"] = _within(DEADLINE, lambda: bcc(config))
     meter = Meter(config, Symbolizer(SELFTEST))
     try:
-        findings["agent"] = _within(AGENT_DEADLINE, lambda: agent(meter))
+        findings["agent"] = _within(AGENT_DEADLINE, lambda: agent(meter, config))
         findings["Go"] = _within(DEADLINE, go)
         findings["self-test"] = (
             _within(SELFTEST_DEADLINE, lambda: self_test(meter))
@@ -170,8 +170,10 @@ def _unrelated_bcc() -> str | None:
     return run.stdout.strip() or None
 
 
-def agent(meter: Meter) -> Finding:
+def agent(meter: Meter, config: Config) -> Finding:
     """Loads and attaches the BPF program for real; compiles it if it is not in the cache."""
+    command = privilege.command(config.python, config.sudo, config.agent, config.cache)
+    copy = privilege.copy_in(command, config.agent)
     started = time.monotonic()
     window = meter.open()
     meter.close(window, [])
@@ -182,10 +184,18 @@ def agent(meter: Meter) -> Finding:
     seen = (
         f"{how} and attached in {time.monotonic() - started:.1f} s ({ready['resident_bytes'] / 1e6:.0f} MB)"
     )
+    if command[0] == "sudo":
+        seen += f", with sudo, from {copy} (install-agent --remove removes it)" if copy else ", with sudo"
     why = ready["not_cached"]
     if why is None:
         return Finding("ok", seen)
-    return Finding("ok", f"{seen}; not from the cache: {why['what']}", why["fix"])
+    # An installed agent doesn't know who installed it.
+    fix = (
+        privilege.install_command(copy, python=config.python or privilege.SYSTEM_PYTHON)
+        if copy
+        else why["fix"]
+    )
+    return Finding("ok", f"{seen}; not from the cache: {why['what']}", fix)
 
 
 def go() -> Finding:
@@ -271,7 +281,7 @@ def table(findings: Mapping[str, Finding], width: int) -> str:
     for name, finding in findings.items():
         lines = wrap(finding.seen, room, hang="")
         if finding.fix is not None:
-            lines += wrap(f"fix: {finding.fix}", room, hang="")
+            lines += wrap_fix(finding.fix, room, hang="")
         if finding.detail is not None:
             lines += [f"| {line}" for line in finding.detail.splitlines()]
         rows.append([name, "FAIL" if finding.status == "fail" else finding.status, "\n".join(lines)])

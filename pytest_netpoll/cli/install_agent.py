@@ -1,4 +1,6 @@
-"""`install-agent`: installs a copy of the agent that only root can change, and allows it in sudoers."""
+"""`install-agent`: installs a copy of the agent that only root can change, and allows it in sudoers. With
+--remove it takes back both.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,10 @@ import json
 import os
 import pwd
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,11 +26,11 @@ from pytest_netpoll.errors import NetpollError, UsageError
 from pytest_netpoll.meter.privilege import (
     AGENT,
     FILL,
+    INSTALL,
     INSTALLED,
     SYSTEM_PYTHON,
     agent_command,
     bpf_sources,
-    install_command,
     parts,
 )
 from pytest_netpoll.options import Config, add_agent_options
@@ -40,50 +44,113 @@ _PLAIN_PATH = re.compile(r"(/[A-Za-z0-9._+-]+)+")
 _PLAIN_USER = re.compile(r"%?[A-Za-z0-9_][A-Za-z0-9_.-]*")
 # A line of ours: the user, the system's Python, the agent.
 _LINE = re.compile(r"(?P<user>\S+) ALL=\(root\) NOPASSWD: /\S+ -I -B /\S+/agent")
+_HEADER = "# pytest-netpoll: exactly its agent. See docs/without-root.md."
+# By these files a directory is known to hold an agent of ours.
+_OURS = ("agent/__main__.py", "bpf/netpoll.c")
 
 
 class InstallError(NetpollError):
-    """The agent could not be installed; the files that were there before are unchanged."""
+    """The agent could not be installed or removed; the files that were there before are unchanged."""
 
 
 def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
-    line = sudoers_line(options.user, options.python, options.prefix)
-    check_user(options.user)
+    if options.remove:
+        return _remove(options)
+    user = options.user
+    if user is None:
+        user = os.environ.get("SUDO_USER") or getpass.getuser()
+        # The administrator who types it again may be somebody else.
+        argv = [*argv, "--user", user]
+    line = sudoers_line(user, options.python, options.prefix)
+    check_user(user)
+    again = f"{INSTALL} {shlex.join(argv)}"
     if os.geteuid() != 0:
         raise InstallError(
             "install-agent needs root",
             why="what sudo starts must belong to root, or its users could change it",
-            fix=install_command(options.prefix),
+            fix=again,
         )
     install(options.prefix)
     print(f"installed the agent in {options.prefix}, owned by root and writable only by root")
-    print(fill_cache(options.prefix, options.python, Config.from_arguments(options)))
+    print(fill_cache(options.prefix, options.python, Config.from_arguments(options), again))
     if options.sudoers is None:
         check_syntax(f"{line}\n")
-        print("to let the user start it without a password, add with visudo, or by --sudoers, the line\n")
-        print(line)
+        print(
+            f"with this line in sudoers {_permission(user)}; to have it written to {SUDOERS}, "
+            f"add --sudoers:\n\n{line}\n"
+        )
     else:
         replaced = write_sudoers(options.sudoers, line)
         print(f"wrote {options.sudoers}:\n\n{line}")
         for old in replaced:
             print(f"\nin place of\n\n{old}")
+        print(
+            f"\n{_permission(user)}; to check that, as {'one of them' if user.startswith('%') else user}:\n"
+            f"  {shlex.quote(sys.executable)} -m pytest_netpoll doctor"
+            f"{_option('--netpoll-agent', options.prefix, INSTALLED)}"
+        )
+    print(f"to remove the agent and all lines for it again:\n  {_removal(options)}")
+    return 0
+
+
+def _permission(user: str) -> str:
+    who = f"members of {user}" if user.startswith("%") else user
+    return f"{who} may start exactly this agent as root without a password, to measure their own processes"
+
+
+def _removal(options: argparse.Namespace) -> str:
+    return (
+        f"{INSTALL} --remove{_option('--prefix', options.prefix, INSTALLED)}"
+        f"{_option('--sudoers', options.sudoers or SUDOERS, SUDOERS)}"
+    )
+
+
+def _option(name: str, value: Path, default: Path) -> str:
+    return "" if value == default else f" {name}={shlex.quote(str(value))}"
+
+
+def _remove(options: argparse.Namespace) -> int:
+    """Takes back what install-agent did: for one user the line, else all lines for this agent, and it."""
+    user, sudoers = options.user, options.sudoers or SUDOERS
+    if os.geteuid() != 0:
+        raise InstallError(
+            "install-agent --remove needs root",
+            why="the agent and the line in sudoers belong to root",
+            fix=_removal(options) + ("" if user is None else f" --user {shlex.quote(user)}"),
+        )
+    # The lines first: they must not allow anything that isn't there.
+    removed = remove_lines(sudoers, options.prefix, user)
+    for line in removed:
+        print(f"removed from {sudoers}:\n\n{line}\n")
+    if user is not None:
+        if not removed:
+            raise InstallError(f"{sudoers} has no line for {user} and the agent in {options.prefix}")
+        print(f"the agent in {options.prefix} stays, for others; to remove it, too:\n  {_removal(options)}")
+    elif remove_agent(options.prefix):
+        print(f"removed the agent from {options.prefix}")
+    elif not removed:
+        raise InstallError(
+            f"there is no agent of install-agent in {options.prefix}, and no line for it in {sudoers}",
+            fix="name where it was installed with --prefix DIR and --sudoers FILE",
+        )
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pytest_netpoll install-agent",
-        description="Copy the agent to where only root can change it, compile its program, and print the "
-        "line for sudoers that lets a user start it.",
+        description="Let a user without root measure. Copies the agent to where only root can change it, "
+        "compiles its program, and prints the line for sudoers that allows the user to start exactly this "
+        "agent as root, and nothing else. The agent measures that user's own processes only.",
     )
     parser.add_argument(
         "--prefix", type=_path, default=INSTALLED, help="directory to install into (default: %(default)s)"
     )
     parser.add_argument(
         "--user",
-        default=os.environ.get("SUDO_USER") or getpass.getuser(),
-        help="who may start it, or %%GROUP; other users' lines stay (default: the user who called sudo)",
+        help="the user who runs pytest, or %%GROUP for all its members; lines of others stay (default: the "
+        "user who called sudo)",
     )
     parser.add_argument(
         "--sudoers",
@@ -91,7 +158,13 @@ def _parser() -> argparse.ArgumentParser:
         type=_path,
         const=SUDOERS,
         metavar="FILE",
-        help=f"write the line to FILE (default: {SUDOERS})",
+        help=f"write the line to FILE (default: {SUDOERS}); without --sudoers it is only printed",
+    )
+    parser.add_argument(
+        "--remove",
+        action="store_true",
+        help="remove the agent, its cache, and all lines for it from --sudoers; with --user only that "
+        "user's line",
     )
     add_agent_options(parser, ("max_fds", "max_processes"))
     parser.add_argument(
@@ -170,11 +243,11 @@ def install(prefix: Path) -> None:
         raise InstallError(f"the agent in {prefix} must not be used", why=reason, fix=f"rm -r {prefix}")
 
 
-def fill_cache(prefix: Path, python: Path, config: Config) -> str:
+def fill_cache(prefix: Path, python: Path, config: Config, again: str) -> str:
     """Compiles what each start would compile: the installed agent's Python and its BPF program. Returns the
-    result in words. Starting the agent as a user can't do this: it writes nothing for them.
+    result in words. Starting the agent as a user can't do this: it writes nothing for them. again: the
+    command that does it once more.
     """
-    again = install_command(prefix)
     agent = str(prefix / "agent")
     _run([str(python), "-I", "-m", "compileall", "-q", agent])
     sizes = f"{FILL}{config.max_processes},{config.max_fds}"
@@ -187,10 +260,12 @@ def fill_cache(prefix: Path, python: Path, config: Config) -> str:
     if filled:
         return (
             f"compiled the BPF program for Linux {filled['kernel']} with BCC {filled['bcc']}; "
-            f"after an update of either, run again: {again}"
+            f"after an update of either, run again:\n  {again}"
         )
     why = answer.get("failed", {}).get("what", "the agent did not answer")
-    return f"could not compile the BPF program now ({why}), so each start will, until you run again: {again}"
+    return (
+        f"could not compile the BPF program now ({why}), so each start will, until you run again:\n  {again}"
+    )
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
@@ -239,15 +314,51 @@ def write_sudoers(file: Path, line: str) -> list[str]:
     """Adds the line, replacing and returning what an earlier call wrote for the same user."""
     if "." in file.name or file.name.endswith("~"):
         raise UsageError(f"install-agent: sudo does not read files named like {file.name!r} in sudoers.d")
+    user = line.split()[0]
+    with _changed(file) as lines:
+        if not lines:
+            lines.append(_HEADER)
+        own = [old for old in lines if (ours := _LINE.fullmatch(old)) and ours["user"] == user]
+        lines[:] = [*(old for old in lines if old not in own), line]
+    return [old for old in own if old != line]
+
+
+def remove_lines(file: Path, prefix: Path, user: str | None = None) -> list[str]:
+    """Removes the lines that let the user (None: anybody) start the agent in the directory; returns them.
+    A file that holds nothing else is removed.
+    """
+    if not file.exists():
+        return []
+    agent = f" {prefix / 'agent'}"
+    with _changed(file) as lines:
+        own = [
+            line
+            for line in lines
+            if (ours := _LINE.fullmatch(line)) and line.endswith(agent) and user in (None, ours["user"])
+        ]
+        lines[:] = [line for line in lines if line not in own]
+    return own
+
+
+@contextlib.contextmanager
+def _changed(file: Path) -> Iterator[list[str]]:
+    """The lines of a file of sudoers, which are written back; none if there is no such file. A file that is
+    left with nothing but our header is removed.
+    """
     try:
         with _alone(file.parent):
             try:
-                former = file.read_text(errors="surrogateescape").splitlines()
+                before = file.read_text(errors="surrogateescape").splitlines()
             except FileNotFoundError:
-                former = ["# pytest-netpoll: exactly its agent. See docs/without-root.md."]
-            user = line.split()[0]
-            own = [old for old in former if (ours := _LINE.fullmatch(old)) and ours["user"] == user]
-            text = "".join(f"{kept}\n" for kept in [*(old for old in former if old not in own), line])
+                before = []
+            lines = list(before)
+            yield lines
+            if lines == before:
+                return
+            if lines in ([], [_HEADER]):
+                file.unlink()
+                return
+            text = "".join(f"{line}\n" for line in lines)
             check_syntax(text)
             # In one step, and never readable by others: sudo obeys any file that it finds there.
             draft = file.with_name(f".{file.name}.new")
@@ -259,7 +370,23 @@ def write_sudoers(file: Path, line: str) -> list[str]:
     except OSError as error:
         fix = None if file.parent.is_dir() else "install sudo"
         raise InstallError(f"cannot write {file}", why=error.strerror, fix=fix) from None
-    return [old for old in own if old != line]
+
+
+def remove_agent(prefix: Path) -> bool:
+    """Removes what `install` and `fill_cache` put into the directory, and the directory if nothing else is
+    in it. Returns whether there was an agent.
+    """
+    if not all((prefix / part).is_file() for part in _OURS):
+        return False
+    try:
+        for name in ("agent", "bpf", "cache"):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(prefix / name)
+        with contextlib.suppress(OSError):  # something else is in it
+            prefix.rmdir()
+    except OSError as error:
+        raise InstallError(f"cannot remove the agent from {prefix}", why=str(error)) from None
+    return True
 
 
 @contextlib.contextmanager

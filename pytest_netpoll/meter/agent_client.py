@@ -242,8 +242,8 @@ class Probe:
     def _ended(self) -> UnmeasuredError:
         status = self._agent.status()
         said = self._agent.said()
-        if self._argv[0] == "sudo" and "password is required" in said:
-            refused = why_sudo_refused(self._argv, self._installed)
+        refused = why_sudo_refused(self._argv, self._installed, said) if self._argv[0] == "sudo" else None
+        if refused is not None:
             return self._fail(refused.what, why=refused.why, fix=refused.fix)
         return self._fail("the eBPF agent ended", why=f"exit status {status}", detail=said)
 

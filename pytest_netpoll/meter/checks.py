@@ -113,7 +113,8 @@ def privileges() -> Finding:
     held = capabilities()
     names = ", ".join(f"CAP_{name}" for name in sorted(held)) or "no capability for BPF"
     if uid != 0:
-        return Finding("ok", f"uid {uid}, {names}: the agent is started through sudo")
+        need = ": the agent needs sudo" if missing(held) else ""
+        return Finding("ok", f"uid {uid}, {names}{need}")
     lacking = missing(held)
     if lacking:
         return Finding(

@@ -129,7 +129,7 @@ def children_not_watched(seen: Seen) -> Reason | None:
     why = LOSSES["lost_processes"]
     if not seen.follows_children:
         why = Reason(
-            "child processes that this kernel doesn't report, because it has no BTF",
+            "child processes that this kernel doesn't report, because it has no BTF that describes processes",
             fix="start them before the test, in a fixture; if they already were, raise "
             "--netpoll-max-processes",
         )

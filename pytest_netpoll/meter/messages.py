@@ -182,9 +182,10 @@ class Measured(Process):
     requested. io_outcomes: how its I/O calls ended -> calls. futile: [syscall, outcome, calls].
     events_per_poll: events -> polls that returned that many. p_looks, p_running: Ps seen, over all looks, and
     those of them that ran Go code. sched_latency: [least ns, first ns beyond, goroutines]. mutex_wait,
-    lock_wait: ns. delays: by agent/constants.py: DELAY_NAMES; None if arrivals of data aren't recorded.
-    requests, answered, unanswered, strangers: reads of accepted connections, by whether a write followed.
-    unprobed: children that came and went before they had probes, counted with the service's first process.
+    lock_wait: ns. delays: by agent/constants.py: DELAY_NAMES; None if arrivals of data aren't recorded, or
+    not on sockets that it had before it was watched. requests, answered, unanswered, strangers: reads of
+    accepted connections, by whether a write followed. unprobed: children that came and went before they had
+    probes, counted with the service's first process.
     """
 
     counters: dict[str, int]
@@ -248,6 +249,7 @@ class Opened(TypedDict):
 class Traced(TypedDict):
     """The trace of a root, in ns since the window opened. Rows have the fields of
     pytest_netpoll/model/trace.py; a stack is its index in `stacks` or None. dropped: over all roots.
+    missed_looks: this root's.
     """
 
     polls: list[list[Any]]
@@ -257,6 +259,7 @@ class Traced(TypedDict):
     looks: list[list[int]]
     stacks: list[list[list[Any]]]
     dropped: int
+    missed_looks: int
 
 
 class _Traces(TypedDict, total=False):

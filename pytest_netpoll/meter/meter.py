@@ -24,6 +24,7 @@ from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.meter import (
     agent_client,
     cgroups,
+    checks,
     intervals,
     offender_stacks,
     parked_groups,
@@ -69,11 +70,17 @@ _ON_DEMAND = frozenset((*PARKED_METRICS, "runtime_ready_calls"))
 # Seconds, at most, between an exec and the kernel's report of it.
 _EXEC_PATIENCE = 1.0
 
-_NO_SOCKETS = Reason(
-    "sockets can't be inspected",
-    why="the kernel doesn't describe them (it has no BTF)",
-    fix="use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as distributions' kernels are",
-)
+
+def _not_described(what: str) -> Reason:
+    """Why something of sockets can't be known on this kernel."""
+    if checks.BTF.is_file():
+        return Reason(
+            what,
+            why="the kernel's type information (BTF) lacks a member that the agent reads",
+            fix="a newer version may know this kernel: pip install --upgrade pytest-netpoll",
+        )
+    return Reason(what, why="the kernel has no type information (BTF)", fix=checks.btf().fix)
+
 
 # What is read from the Go scheduler: field in a message, first name of its group, metrics.
 _OF_THE_SCHEDULER: tuple[tuple[_Field, str, tuple[str, ...]], ...] = (
@@ -427,12 +434,16 @@ class Meter:
                 for process in processes
                 for wakeup in process["slowest"]
             ]
-            absent |= unanswered.reasons(snapshot, self.environment.get("no_arrivals"), self._times_answers)
+            no_arrivals = self.environment.get("no_arrivals")
+            unknown = no_arrivals is None and any(process["delays"] is None for process in processes)
+            if unknown:
+                snapshot = dataclasses.replace(snapshot, delays={})
+            absent |= unanswered.reasons(snapshot, no_arrivals, self._times_answers, unknown)
             answers = {
                 name: [
                     {**entry, "go_version": version(process)}
                     for process in processes
-                    for entry in process["slow_answers"].get(name, ())
+                    for entry in (() if unknown else process["slow_answers"].get(name, ()))
                 ]
                 for name in ("response", "queue_delay")
             }
@@ -478,9 +489,9 @@ class Meter:
         if window.cpu_samples and lack:
             found["cpu"] = Reason(lack["what"], fix=lack["fix"])
         if not self.environment.get("sees_sockets", True):
-            found["spurious"] = _NO_SOCKETS
+            found["spurious"] = _not_described("sockets can't be inspected")
         if not self.environment.get("sees_held_writes", True):
-            found["held"] = _NO_SOCKETS.about("it could not be recorded whether writes are held back")
+            found["held"] = _not_described("it could not be recorded whether writes are held back")
         return found
 
     def _absent(self, processes: Sequence[Measured]) -> dict[str, Reason]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pwd
 import shlex
 import shutil
 import struct
@@ -79,6 +80,12 @@ def command(
     return ["sudo", "-n", "--", *(agent_command(interpreter, copy / "agent") if is_usable(copy) else own)]
 
 
+def copy_in(argv: Sequence[str], installed: Path | None = None) -> Path | None:
+    """The directory of the installed agent, if argv starts it; None if it starts our own."""
+    copy = installed or INSTALLED
+    return copy if str(copy / "agent") in argv else None
+
+
 def why_not_cached(argv: Sequence[str], cache: Path) -> Reason | None:
     """Why the agent that argv starts will not use --netpoll-cache, as far as we can tell. None for an
     installed agent, which has a cache of its own.
@@ -130,23 +137,44 @@ def is_usable(copy: Path) -> bool:
     return digest(copy / "agent", copy / "bpf") == digest(AGENT, bpf_sources())
 
 
-def install_command(copy: Path) -> str:
-    return INSTALL if copy == INSTALLED else f"{INSTALL} --prefix {copy}"
+def install_command(copy: Path, user: str | None = None, python: Path = SYSTEM_PYTHON) -> str:
+    """What an administrator types to install the agent there. user: who gets a line in sudoers, too."""
+    options: list[str | Path] = [] if copy == INSTALLED else ["--prefix", copy]
+    if python != SYSTEM_PYTHON:
+        options += ["--python", python]
+    if user is not None:
+        options += ["--user", user, "--sudoers"]
+    return " ".join([INSTALL, *(shlex.quote(str(option)) for option in options)])
 
 
-def why_sudo_refused(argv: Sequence[str], installed: Path | None) -> UnmeasuredError:
-    """Explains a sudo that asks for a password. argv: the command that it refused."""
+def this_user() -> str:
+    """The name of the user who runs this; NAME if the machine has none for them, as in a container."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return "NAME"
+
+
+def why_sudo_refused(argv: Sequence[str], installed: Path | None, said: str) -> UnmeasuredError | None:
+    """Explains a sudo that asks for a password, or doesn't let this user start the agent; None if it said
+    something else. argv: the command that it refused.
+    """
+    if not any(words in said for words in ("password is required", "not allowed to execute")):
+        return None
     copy = installed or INSTALLED
-    if str(copy / "agent") in argv:
+    refuses = "asks for a password" if "password is required" in said else "doesn't let this user start it"
+    if copy_in(argv, installed):
         why = f"sudo does not let this user start the agent in {copy} without a password"
     elif (copy / "agent").exists():
-        why = f"the agent installed in {copy} is of another version, and sudo asks for a password"
+        why = f"the agent installed in {copy} is of another version, and sudo {refuses}"
     else:
-        why = "pytest is not root and sudo asks for a password"
+        why = f"pytest is not root and sudo {refuses}"
+    install = install_command(copy, this_user(), Path(argv[argv.index("--") + 1]))
     return UnmeasuredError(
         "eBPF needs root",
         why=why,
-        fix=f"{install_command(copy)} --sudoers, once; or sudo -v, then pytest again in the same terminal",
+        fix=f"if you may use sudo for everything: sudo -v, then again in this terminal; if not, "
+        f"an administrator runs once: {install}",
     )
 
 

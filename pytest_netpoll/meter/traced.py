@@ -112,4 +112,5 @@ def collect(raw: Sequence[Traced], symbolizer: Symbolizer) -> Trace:
         readies=sorted(readies, key=at),
         looks=sorted(looks, key=at),
         dropped=max(one["dropped"] for one in raw),
+        missed_looks=sum(one["missed_looks"] for one in raw),
     )

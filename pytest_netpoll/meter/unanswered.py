@@ -7,6 +7,11 @@ from pytest_netpoll.errors import Reason
 from pytest_netpoll.model.metrics import METRICS
 from pytest_netpoll.model.snapshot import Snapshot
 
+_OLDER_SOCKETS = Reason(
+    "the service has sockets from before it was watched",
+    why="this kernel doesn't let the agent look them up (bpf_iter/task_file), so arrivals there are unknown",
+    fix="let go_service start it, or connect and listen after it is watched",
+)
 _NOT_ASKED = Reason("answers were not timed", fix="--netpoll-response=on")
 
 
@@ -15,12 +20,16 @@ def are_timed(metric: str) -> bool:
     return metric in METRICS and METRICS[metric].family in DELAY_NAMES
 
 
-def reasons(snapshot: Snapshot, no_arrivals: str | None, asked: bool = True) -> dict[str, Reason]:
+def reasons(
+    snapshot: Snapshot, no_arrivals: str | None, asked: bool = True, older_sockets: bool = False
+) -> dict[str, Reason]:
     """Metric -> why it is unknown. no_arrivals: why arrivals of data aren't recorded, or None. asked: whether
-    they should be.
+    they should be. older_sockets: whether they aren't on sockets from before the service was watched.
     """
-    if no_arrivals is not None or not asked:
-        reason = Reason("it isn't recorded when data arrives", why=no_arrivals) if asked else _NOT_ASKED
+    if no_arrivals is not None or not asked or older_sockets:
+        reason = _OLDER_SOCKETS if older_sockets else _NOT_ASKED
+        if no_arrivals is not None and asked:
+            reason = Reason("it isn't recorded when data arrives", why=no_arrivals)
         return {metric.name: reason for metric in METRICS.values() if metric.family in DELAY_NAMES}
     unanswered = _no_response(snapshot)
     if unanswered is None:

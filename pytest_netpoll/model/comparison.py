@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pytest_netpoll.errors import Reason
-from pytest_netpoll.model import units
+from pytest_netpoll.model import confidence, units
 from pytest_netpoll.model.confidence import Design
 from pytest_netpoll.model.difference import (
     Difference,
@@ -257,8 +257,15 @@ def _judge_once(
 
 
 def _no_interval(then: int, now: int) -> str:
-    made = "1 round" if then == now == 1 else f"{_rounds(then)} then, {now} now"
-    return f"{made}: no interval; to have one, save and compare with --netpoll-rounds"
+    if then == now == 1:
+        return "1 round: no interval; to have one, save and compare with --netpoll-rounds"
+    made, enough = f"{_rounds(then)} then, {now} now", confidence.fewest_now(then)
+    if enough is None:
+        return (
+            f"{made}: no interval, and more rounds now give none; to have one, save the baseline again with "
+            "--netpoll-rounds"
+        )
+    return f"{made}: no interval; {enough} now are enough for one: --netpoll-rounds={enough}"
 
 
 def _rounds(count: int) -> str:

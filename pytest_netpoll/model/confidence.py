@@ -71,18 +71,33 @@ class Design(NamedTuple):
         return found is not None
 
 
-def looks(least: int, most: int) -> tuple[int, ...]:
-    """After how many rounds to look, at the latest after `most`.
+def looks(least: int, most: int, then: int | None = None) -> tuple[int, ...]:
+    """After how many rounds to look, at the latest after `most`. then: the rounds of a saved baseline; None
+    if both sides are measured in turns.
 
     Even numbers if possible: A B B A cancels a steady drift. No look comes before there are enough rounds for
-    an interval.
+    an interval. If the baseline has too few for one, more rounds don't help: the one look is after `least`.
     """
     found = [most]
+
+    def known(now: int, of_looks: int) -> bool:
+        return Design(then is None, of_looks).has_interval(now if then is None else then, now)
+
+    if then is not None and not known(most, 1):
+        return (least,)
     while True:
         earlier = max(least, 2 * math.ceil(found[0] / _GROWTH / 2))
-        if earlier >= found[0] or _outside(earlier, len(found) + 1) is None:
+        if earlier >= found[0] or not known(earlier, len(found) + 1):
             return tuple(found)
         found.insert(0, earlier)
+
+
+def fewest_now(then: int) -> int | None:
+    """How many measurements it takes for an interval with that many of a saved baseline; None if no number is
+    enough.
+    """
+    design = Design(in_turns=False)
+    return next((now for now in range(_FEWEST_APART, _EXACT) if design.has_interval(then, now)), None)
 
 
 def interval(differences: Sequence[float], of_looks: int = 1) -> Interval:

@@ -66,10 +66,11 @@ class Metric:
     that it is the rate of; None for others. explained_by: the evidence that is recorded for a limit on it,
     and shown when the limit is broken. row: its row of a service's numbers in the terminal, None if it isn't
     shown there; rows are in the table's order. part: its name there, None if it leads the row. ahead: whether
-    it comes before the other parts. reports: where else it is shown; see Report. heading: of its columns, if
-    that is not the name. rank: columns, and the rows of `watch`, begin with the lowest; equal ranks are in
-    the table's order. keep: a narrow terminal drops the columns with the lowest value first, and never the
-    highest.
+    it comes before the other parts. beside: the other rows that it says more about; it is shown with them
+    if a limit on one of their metrics is broken. reports: where else it is shown; see Report. heading: of its
+    columns, if that is not the name. rank: columns, and the rows of `watch`, begin with the lowest; equal
+    ranks are in the table's order. keep: a narrow terminal drops the columns with the lowest value first, and
+    never the highest.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Metric:
     row: str | None = None
     part: str | None = None
     ahead: bool = False
+    beside: tuple[str, ...] = ()
     reports: tuple[Report, ...] = ()
     heading: str = ""
     rank: int = 4
@@ -129,6 +131,10 @@ class Metric:
         """`value` for people: 15,000 · 4.8 % · 1.03 · 1.2 ms; an en dash for None."""
         return units.show(value, self.unit, digits)
 
+
+# The rows of times that end with the service's own work, and those of waits in its run queues.
+_OF_WORK = ("latency", "sched latency", "queue delay", "poll delay", "handling", "response")
+_OF_QUEUES = ("latency", "sched latency")
 
 # For polls: whom they woke, whom timers woke (polls end for them, too), and who uses the CPU meanwhile.
 _POLLERS: tuple[Offence, ...] = ("woken", "ready", "cpu")
@@ -273,6 +279,7 @@ _TABLE = (
         "wakeups",
         "a readiness event found a goroutine parked on that fd and direction",
         row="wakeups",
+        beside=("events", "I/O calls", "ready calls"),
         reports=("summary", "watch", "lines", "junit"),
         rank=1,
         keep=4,
@@ -338,6 +345,7 @@ _TABLE = (
         "events",
         "epoll events for pollDescs (the runtime's own wake-up fd apart)",
         row="events",
+        beside=("polls", "ready calls", "dispatches"),
         reports=("watch", "lines", "junit"),
         explained_by=("woken",),
     ),
@@ -592,6 +600,7 @@ _TABLE = (
         optional=True,
         explained_by=("ready",),
         row="ready calls",
+        beside=("polls",),
         reports=("watch",),
     ),
     Metric(
@@ -601,6 +610,7 @@ _TABLE = (
         optional=True,
         explained_by=("ready",),
         row="ready calls",
+        beside=("polls",),
         part="by deadlines",
     ),
     Metric(
@@ -634,6 +644,7 @@ _TABLE = (
         optional=True,
         explained_by=("cpu",),
         row="dispatches",
+        beside=_OF_QUEUES,
     ),
     Metric(
         "dispatches_per_event",
@@ -655,6 +666,7 @@ _TABLE = (
         adds_up=False,
         explained_by=("cpu",),
         row="dispatches",
+        beside=_OF_QUEUES,
         part="longest run queue",
     ),
     Metric(
@@ -668,6 +680,7 @@ _TABLE = (
         more_is_worse=False,
         explained_by=("cpu",),
         row="dispatches",
+        beside=("CPU", *_OF_QUEUES),
         part="of the Ps busy",
     ),
     *(
@@ -681,6 +694,7 @@ _TABLE = (
             _NO_SCHED_EVENT,
             explained_by=("cpu",),
             row=None if name == "p999" else "sched latency",
+            beside=("latency",),
             part=None if name == "p999" else name,
         )
         for name, q, meaning in (
@@ -721,6 +735,7 @@ _TABLE = (
         "proc",
         explained_by=("cpu",),
         row="CPU",
+        beside=("I/O calls", "dispatches", "waits", *_OF_WORK),
         reports=("summary", "baseline", "toolchains", "watch", "lines", "junit"),
         heading="CPU",
         keep=2,
@@ -733,6 +748,7 @@ _TABLE = (
         "proc",
         _NO_SCHEDSTAT,
         row="CPU",
+        beside=_OF_WORK,
         part="waiting for a CPU",
         reports=("watch",),
     ),
@@ -745,6 +761,7 @@ _TABLE = (
         "proc",
         _NO_QUOTA_READ,
         row="CPU",
+        beside=_OF_WORK,
         part="stopped by a CPU quota",
     ),
     Metric(
@@ -754,6 +771,7 @@ _TABLE = (
         source="proc",
         absent=_NO_QUOTA_READ,
         row="CPU",
+        beside=_OF_WORK,
         part="periods of it",
     ),
     Metric(

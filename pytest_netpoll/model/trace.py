@@ -85,7 +85,9 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True)
 class Trace:
-    """One window's records. dropped: how many found no room at the end, over all watched services."""
+    """One window's records. dropped: how many found no room at the end, over all watched services.
+    missed_looks: how many looks at run queues found none.
+    """
 
     polls: Sequence[Poll] = ()
     events: Sequence[Event] = ()
@@ -93,6 +95,7 @@ class Trace:
     readies: Sequence[Ready] = ()
     looks: Sequence[Look] = ()
     dropped: int = 0
+    missed_looks: int = 0
 
     @property
     def in_threads(self) -> list[Poll | Call | Ready]:

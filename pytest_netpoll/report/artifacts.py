@@ -142,6 +142,8 @@ def trace(nodeid: str, measurement: Measurement, recorded: Trace) -> File:
     what = "trace of a repeated call"
     if recorded.dropped:
         what += f", its beginning: {recorded.dropped} records were dropped"
+    if recorded.missed_looks:
+        what += f"; run queues at its beginning only: {recorded.missed_looks} looks were dropped"
     content = trace_events.encode(recorded, measurement, nodeid)
     return File(name, content, what, f"open in https://ui.perfetto.dev: {name}")
 

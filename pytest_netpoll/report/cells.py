@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,9 @@ from tabulate import tabulate
 from pytest_netpoll.report import wording
 
 _JOINER = "\u2060"
+_UNBROKEN = "\u00a0"
+# A command in a fix, up to the punctuation behind it.
+_COMMAND = re.compile(r"(?<!\S)(?:sudo|pip|docker|python3?|apt-get|dnf|/\S+)(?: [^\s,;…]+)+")
 _TEST_CELLS = 20  # columns that a test's name gets before less important columns get any
 
 
@@ -26,11 +30,7 @@ def layout(
     dropped_first: headings of columns that are left out, in this order, before names become too short.
     first: the heading of the names.
     """
-    columns = dict(columns)
-    wanted = min(max(map(width_of, names)), _TEST_CELLS)
-    for heading in dropped_first:
-        if _room(columns, width) < wanted:
-            columns.pop(heading, None)
+    columns = fitting(names, columns, width, dropped_first)
     room = max(_room(columns, width), 1)
     table = {first: [shorten(name, room) for name in names], **columns}
     left = (first, "service", "verdict")
@@ -39,6 +39,24 @@ def layout(
     return tabulated(
         list(zip(*cells, strict=True)), ["left" if heading in left else "right" for heading in table]
     )
+
+
+def fitting(
+    names: Sequence[str], columns: Mapping[str, Sequence[str]], width: int, dropped_first: Sequence[str]
+) -> dict[str, Sequence[str]]:
+    """The columns that `layout` shows."""
+    kept = dict(columns)
+    for heading in dropped_first:
+        if not fits(names, kept, width):
+            kept.pop(heading, None)
+    return kept
+
+
+def fits(
+    names: Sequence[str], columns: Mapping[str, Sequence[str]], width: int, shortest: int = _TEST_CELLS
+) -> bool:
+    """Whether there is room for all columns beside the names. shortest: they may be cut to so many cells."""
+    return _room(columns, width) >= min(max(map(width_of, names)), shortest)
 
 
 def tabulated(rows: Sequence[Sequence[str]], align: Sequence[str]) -> str:
@@ -71,6 +89,12 @@ def wrap(text: str, width: int, indent: str = "", hang: str = "  ") -> list[str]
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def wrap_fix(text: str, width: int, indent: str = "", hang: str = "  ") -> list[str]:
+    """ "fix: …", wrapped, but not within a command: one that is pasted with line breaks doesn't run."""
+    whole = _COMMAND.sub(lambda command: command[0].replace(" ", _UNBROKEN), f"fix: {text}")
+    return [line.replace(_UNBROKEN, " ") for line in wrap(whole, width, indent, hang)]
 
 
 def shorten(nodeid: str, cells: int) -> str:

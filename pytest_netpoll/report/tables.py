@@ -10,7 +10,7 @@ from pytest_netpoll.model.metrics import METRICS, Report, in_report
 from pytest_netpoll.model.sample import Sample, Samples
 from pytest_netpoll.report import wording
 from pytest_netpoll.report.baseline_file import sample
-from pytest_netpoll.report.cells import layout, shorten
+from pytest_netpoll.report.cells import fits, fitting, layout, shorten, wrap
 from pytest_netpoll.report.delta import Delta, delta, further_lines, terminal_rows
 from pytest_netpoll.report.record import ComparisonRecord, ServiceRecord, TestRecord
 from pytest_netpoll.report.terminal import MOST_OTHERS
@@ -22,7 +22,10 @@ _HEADINGS = wording.kept_longer({m.name: m for report in _TABLES for m in in_rep
 # CPU time says least about a single test.
 *_DROPPED_FIRST, _LAST = sorted(_HEADINGS, key=lambda heading: heading != "CPU")
 _OUTCOMES = {"passed": "passed", "regressed": "WORSE", "unmeasured": "unmeasured", "new": "no baseline"}
-_MOST_CHANGES = 40  # lines below the table
+_MOST_CHANGES = 40  # below the table
+_NOTHING = set(f"{units.NOT_MEASURED}→ ")  # what the cells of an empty column consist of
+_FEW = 2
+_RATE = "req/s"
 
 Row = tuple[TestRecord, ServiceRecord]
 
@@ -73,7 +76,7 @@ def has_intervals(tests: Sequence[Compared]) -> bool:
 
 def delta_table(changes: Delta, width: int) -> str:
     """Changes with intervals, worst first; a line for all that did not change; notes."""
-    lines = list(further_lines(changes))
+    lines = [part for line in further_lines(changes) for part in _wrapped(line, width)]
     if changes.rows:
         columns = terminal_rows(changes)
         if len(set(columns["service"])) == 1:
@@ -81,6 +84,11 @@ def delta_table(changes: Delta, width: int) -> str:
         names = [row.nodeid for row in changes.rows[: len(columns["metric"])]]
         lines.insert(0, layout(names, columns, width, ["95 % interval", "service", changes.sides[0]]))
     return "\n".join(lines)
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    text = line.lstrip()
+    return wrap(text, width, line[: len(line) - len(text)])
 
 
 def comparison_table(tests: Sequence[Compared], width: int, judged: Sequence[TestRecord] = ()) -> str:
@@ -100,14 +108,28 @@ def comparison_table(tests: Sequence[Compared], width: int, judged: Sequence[Tes
         for metric in METRICS
         if metric in _COMPARED or metric in worse or metric in limited
     }
+    columns = {heading: cells for heading, cells in columns.items() if set("".join(cells)) - _NOTHING}
     columns["verdict"] = [_outcome(*row) for row in rows]
-    # Regressions are shown however narrow the terminal is.
+    # What got worse is dropped last, and then has lines of its own. Columns that matter to one test each, if
+    # there are many of them, go first: the lines of what changed have them.
     needed = set(map(wording.heading, {*worse, *limited}))
-    dropped_first = [heading for heading in _DROPPED_FIRST if heading not in needed]
+    own = {wording.heading(metric) for metric in limited - worse - set(_COMPARED)}
+    ranks = {
+        **dict.fromkeys(needed, 2),
+        **dict.fromkeys(own, 1 if len(own) <= _FEW else -1),
+        **dict.fromkeys(map(wording.heading, worse), 3),
+    }
+    *dropped_first, _ = sorted(
+        dict.fromkeys([*_DROPPED_FIRST, _LAST, *(columns.keys() - {"verdict"})]),
+        key=lambda heading: ranks.get(heading, 0),
+    )
     places = [(test.nodeid, name) for test, name in rows]
     lines = [_table(places, columns, width, dropped_first)] if rows else []
-    changed = list(_changed(ordered))
-    lines += changed[:_MOST_CHANGES]
+    kept = _fitting(places, columns, width, dropped_first) if rows else {}
+    missing = [metric for metric in METRICS if metric in worse and wording.heading(metric) not in kept]
+    changed = [*_worse_in_lines(rows, missing), *_changed(ordered)]
+    for line in changed[:_MOST_CHANGES]:
+        lines += wrap(line, width)
     if len(changed) > _MOST_CHANGES:
         lines.append(f"… and {len(changed) - _MOST_CHANGES:,} more that changed")
     notes: dict[str, list[str]] = {}
@@ -117,8 +139,21 @@ def comparison_table(tests: Sequence[Compared], width: int, judged: Sequence[Tes
     for note, nodeids in notes.items():
         # The same note on many tests is printed once.
         where = nodeids[0] if len(nodeids) == 1 else f"{len(nodeids):,} tests"
-        lines.append(wording.one_line(f"{where}: {note}"))
+        lines += wrap(wording.one_line(f"{where}: {note}"), width)
     return "\n".join(lines)
+
+
+def _worse_in_lines(rows: Sequence[tuple[Compared, str]], missing: Sequence[str]) -> Iterator[str]:
+    """ "test_echo: server: io_calls 3 → 40 (WORSE)", for each service, of the metrics without a column."""
+    for test, service in rows:
+        worse = {r["metric"] for r in test.comparison["regressions"] if r["service"] == service}
+        texts = [
+            f"{metric} {_then_and_now(test, service, metric)} (WORSE)"
+            for metric in missing
+            if metric in worse
+        ]
+        if texts:
+            yield wording.one_line(f"{test.nodeid}: {service}: {', '.join(texts)}")
 
 
 def _judged(records: Iterable[TestRecord]) -> set[str]:
@@ -139,7 +174,9 @@ def _changed(tests: Iterable[Compared]) -> Iterator[str]:
 
 
 def toolchain_table(records: Sequence[TestRecord], width: int) -> str:
-    """The tests, and below each of them a row for every toolchain (and service)."""
+    """The tests, and below each of them a row for every toolchain (and service); if that doesn't fit, a row
+    for each of the test's metrics, and a column for each toolchain.
+    """
     groups: dict[str, list[Row]] = {}
     for row in _rows(records):
         if row[0].get("toolchain"):
@@ -148,21 +185,28 @@ def toolchain_table(records: Sequence[TestRecord], width: int) -> str:
     rows = [row for group in groups.values() for row in group]
     limited = _judged(records)
     columns = {
-        wording.heading(metric): [
-            wording.show(service, metric, wording.SIDE_BY_SIDE.get(metric)) for _, service in rows
-        ]
+        wording.heading(metric): [_side_by_side(service, metric) for _, service in rows]
         for metric in METRICS
         if metric in wording.SIDE_BY_SIDE or metric in limited
     }
     needed = set(map(wording.heading, limited))
-    dropped_first = sorted(_DROPPED_FIRST, key=needed.__contains__)
+    dropped_first = [heading for heading in _DROPPED_FIRST if heading not in needed]
+    if needed and _LAST not in needed:
+        dropped_first.append(_LAST)
+    columns = {
+        heading: cells
+        for heading, cells in columns.items()
+        if heading in needed or set("".join(cells)) - _NOTHING
+    }
     rates = [record.get("requests_per_second") for record, _ in rows]
     if any(rate is not None for rate in rates):
-        columns["req/s"] = [units.show(rate, "count") for rate in rates]
+        columns[_RATE] = [units.show(rate, "count") for rate in rates]
     services = [wording.one_line(service["name"]) for _, service in rows]
     if any(len({service["name"] for _, service in group}) > 1 for group in groups.values()):
         columns = {"service": services, **columns}
-    labels = [wording.one_line(record.get("toolchain") or "") for record, _ in rows]
+    labels = [_label(row) for row in rows]
+    if not fits(labels, fitting(labels, columns, width - 2, dropped_first), width - 2):
+        return "\n".join(line for name, group in groups.items() for line in _transposed(name, group, width))
     table = layout(labels, columns, width - 2, dropped_first, "go")
     head, rule, *lines = [f"  {line}" for line in table.splitlines()]
     shown = [head, rule]
@@ -172,10 +216,54 @@ def toolchain_table(records: Sequence[TestRecord], width: int) -> str:
     return "\n".join(shown)
 
 
+def _transposed(name: str, group: Sequence[Row], width: int) -> Iterator[str]:
+    """The lines of one test: its own metrics, or the usual ones if it has no limit; a column for each
+    toolchain, and as many blocks as it takes.
+    """
+    limited = _judged([record for record, _ in group])
+    metrics = [metric for metric in METRICS if metric in (limited or wording.SIDE_BY_SIDE)]
+    services: dict[str, dict[str, Row]] = {}
+    for row in group:
+        services.setdefault(row[1]["name"], {})[_label(row)] = row
+    yield shorten(name, width)
+    for service, found in services.items():
+        if len(services) > 1:
+            yield f" {shorten(service, width - 1)}"
+        names = [wording.heading(metric) for metric in metrics]
+        columns = {
+            label: [_side_by_side(row[1], metric) for metric in metrics] for label, row in found.items()
+        }
+        if any(row[0].get("requests_per_second") is not None for row in found.values()):
+            names.append(_RATE)
+            for label, (record, _) in found.items():
+                columns[label].append(units.show(record.get("requests_per_second"), "count"))
+        labels = list(columns)
+        while labels:
+            count = len(labels)
+            while count > 1 and not fits(
+                names, {label: columns[label] for label in labels[:count]}, width - 2
+            ):
+                count -= 1
+            block = {label: columns[label] for label in labels[:count]}
+            head, _, *lines = layout(names, block, width - 2, [], "").splitlines()
+            yield from (f"  {line}" for line in (head, *lines))
+            labels = labels[count:]
+
+
+def _side_by_side(service: ServiceRecord, metric: str) -> str:
+    return wording.show(service, metric, wording.SIDE_BY_SIDE.get(metric))
+
+
+def _label(row: Row) -> str:
+    return wording.one_line(row[0].get("toolchain") or "")
+
+
 def _spread_table(rows: Sequence[Row], width: int) -> str:
     columns = {"runs": [str(wording.runs_of(service)) for _, service in rows]}
     for metric in _SPREAD:
-        columns[wording.heading(metric)] = [wording.spread_of(service, metric) for _, service in rows]
+        cells = [wording.spread_of(service, metric) for _, service in rows]
+        if set("".join(cells)) - _NOTHING:
+            columns[wording.heading(metric)] = cells
     others = [", ".join(_other_limits(row)) for row in rows]
     if any(others):
         columns["other limits"] = others
@@ -200,10 +288,20 @@ def _table(
     dropped_first: Sequence[str],
 ) -> str:
     """places: the test and service of each row."""
+    nodeids = [nodeid for nodeid, _ in places]
+    return layout(nodeids, _fitting(places, columns, width, dropped_first), width, [])
+
+
+def _fitting(
+    places: Sequence[tuple[str, str]],
+    columns: Mapping[str, Sequence[str]],
+    width: int,
+    dropped_first: Sequence[str],
+) -> dict[str, Sequence[str]]:
     services = [wording.one_line(name) for _, name in places]
     if len(set(services)) > 1:
         columns = {"service": services, **columns}
-    return layout([nodeid for nodeid, _ in places], columns, width, dropped_first)
+    return fitting([nodeid for nodeid, _ in places], columns, width, dropped_first)
 
 
 def _rows(records: Iterable[TestRecord]) -> list[Row]:
@@ -229,6 +327,8 @@ def _outcome(test: Compared, service: str) -> str:
     regressed = any(found["service"] == service for found in comparison["regressions"])
     if comparison["outcome"] == "regressed" and not regressed:
         return "passed"
+    if comparison["outcome"] == "passed" and all(then["name"] != service for then in comparison["services"]):
+        return _OUTCOMES["new"]
     if comparison["outcome"] == "passed" and not comparison.get("judged", True):
         changed = any(change["service"] == service for change in comparison.get("changes", []))
         return "changed" if changed else "the same"

@@ -31,22 +31,7 @@ _SERVICE_CELLS = 16
 # What the parts of a row are parts of, if not the metric; they may add up to more than it.
 _PARTS_OF = {"events": "directions (read, write): "}
 
-# The row of a broken limit -> the metrics, or percentiles, of other rows that say more about it.
-_BESIDE_TIMES = ("cpu_seconds", "run_delay_seconds", "throttled_seconds", "throttled_periods")
-_BESIDE_LATENCY = ("sched_latency", "dispatches", "runq_max", "p_utilization", *_BESIDE_TIMES)
-_BESIDE: Mapping[str, tuple[str, ...]] = {
-    "events": ("wakeups",),
-    "polls": ("events", "ready_calls", "deadline_wakeups"),
-    "I/O calls": ("wakeups", "cpu_seconds"),
-    "latency": _BESIDE_LATENCY,
-    **dict.fromkeys(("queue delay", "poll delay", "handling", "response"), _BESIDE_TIMES),
-    "ready calls": ("wakeups", "events"),
-    "dispatches": ("events", "cpu_seconds"),
-    "sched latency": _BESIDE_LATENCY,
-    "waits": ("cpu_seconds",),
-    "CPU": ("p_utilization",),
-}
-# The same for a rule, or its family.
+# A rule, or its family -> the row that says most about it.
 _RULE_ROWS = {
     "NP405": "wakeups",
     "NP406": "CPU",
@@ -155,7 +140,7 @@ def gate_preview(records: Sequence[TestRecord], width: int) -> list[str]:
 
 
 def _reason(reason: Reason, width: int, indent: str = "") -> list[str]:
-    fix = cells.wrap(f"fix: {reason.fix}", width, f"{indent}  ") if reason.fix else []
+    fix = cells.wrap_fix(reason.fix, width, f"{indent}  ") if reason.fix else []
     return cells.wrap(reason.headline, width, indent) + fix
 
 
@@ -382,12 +367,9 @@ def _matter(record: TestRecord, service: ServiceRecord, broken: Set[str]) -> fro
     rows = {_row_of(name) for name in names}
     if not names or None in rows:
         return None
-    beside = {name for row in rows if row is not None for name in _BESIDE.get(row, ())}
-    return frozenset(
-        metric.name
-        for metric in METRICS.values()
-        if metric.row in rows or {metric.name, metric.family} & beside
-    ) | {"lost"}
+    return frozenset(metric.name for metric in METRICS.values() if rows & {metric.row, *metric.beside}) | {
+        "lost"
+    }
 
 
 def _row_of(name: str) -> str | None:

@@ -34,6 +34,7 @@ def encode(trace: Trace, measurement: Measurement, nodeid: str) -> bytes:
         "counted": counted,
         "recorded": dict(trace.counts),
         "dropped": trace.dropped,
+        "missed_looks": trace.missed_looks,
         "absent": {name: str(measurement.absent[name]) for name in counted if name in measurement.absent},
     }
     return json.dumps(
@@ -187,15 +188,14 @@ def _counters(trace: Trace, measurement: Measurement) -> Iterator[TraceEvent]:
 def _dropped(trace: Trace) -> Iterator[TraceEvent]:
     if trace.dropped:
         last = max((row.at for row in trace.in_threads), default=0)
-        yield {
-            "ph": "i",
-            "s": "g",
-            "name": f"{trace.dropped} records were dropped from here on",
-            "cat": "dropped",
-            "pid": 0,
-            "tid": 0,
-            "ts": last / 1e3,
-        }
+        yield _notice(f"{trace.dropped} records were dropped from here on", last)
+    if trace.missed_looks:
+        last = max((look.at for look in trace.looks), default=0)
+        yield _notice(f"no more looks at run queues from here on ({trace.missed_looks} were dropped)", last)
+
+
+def _notice(text: str, at: int) -> TraceEvent:
+    return {"ph": "i", "s": "g", "name": text, "cat": "dropped", "pid": 0, "tid": 0, "ts": at / 1e3}
 
 
 def _start(began: int | None, at: int) -> int:

@@ -221,8 +221,9 @@ class Builder:
         temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
         command = [*command, "-o", str(temporary), target]
         try:
-            # `go build` doesn't link a file again that is up to date.
-            _copy_whole(output, temporary)
+            # `go build` doesn't link a file again that is up to date. It doesn't look at C libraries.
+            if not _is_linked_with_c(output):
+                _copy_whole(output, temporary)
             run = _run(command, environ, directory, self._say, f"building {package}")
             if run.status != 0:
                 raise ServiceError(
@@ -335,6 +336,17 @@ def _copy_whole(program: Path, target: Path) -> None:
             shutil.copy(program, target)
     except OSError:
         target.unlink(missing_ok=True)
+
+
+def _is_linked_with_c(program: Path) -> bool:
+    """Whether the C compiler linked it, which adds C's own start-up code; so of cgo, except the standard
+    library's.
+    """
+    try:
+        with open(program, "rb") as file:
+            return read_elf(file).get_section_by_name(".init") is not None
+    except Exception:  # pyelftools trusts the file
+        return False
 
 
 def _is_elf(path: Path) -> bool:

@@ -179,7 +179,8 @@ def _compare_with_baseline(
     looks: tuple[int, ...] = (runs,)
     if options.rounds is not None:
         least, most = options.rounds
-        looks = confidence.looks(max(least, runs), max(most, runs))
+        saved = [len(sample.each) for sample in baseline.tests.get(item.nodeid, {}).values()]
+        looks = confidence.looks(max(least, runs), max(most, runs), min(saved, default=0))
 
     def compared() -> Comparison:
         return compare(

@@ -165,10 +165,10 @@ def filled():
     with tempfile.TemporaryDirectory() as scratch:
         kept = Path(scratch) / "cache"
 
-        def fill(prefix, python, config):
+        def fill(prefix, python, config, again):
             if not kept.exists():
-                caches.append(fill_cache(prefix, python, config))
-                fill_cache(prefix, python, dataclasses.replace(config, max_processes=4, max_fds=64))
+                caches.append(fill_cache(prefix, python, config, again))
+                fill_cache(prefix, python, dataclasses.replace(config, max_processes=4, max_fds=64), again)
                 shutil.copytree(prefix / "cache", kept)
             shutil.copytree(kept, prefix / "cache", dirs_exist_ok=True)
             return caches[0]
@@ -452,7 +452,21 @@ def test_a_user_without_sudo_is_told_what_to_install(user, language):
     result, tests = user.pytest(MEASURED, "--netpoll-agent=/nowhere", env=environment)
     assert result.returncode == 1
     assert "eBPF needs root: pytest is not root and sudo asks for a password" in tests["test_it"]["reason"]
-    assert "install-agent --prefix /nowhere --sudoers" in tests["test_it"]["reason"]
+    command = f"install-agent --prefix /nowhere --user {user.name} --sudoers"
+    assert command in tests["test_it"]["reason"]
+    assert any(command in line and "sudo " in line for line in result.stdout.splitlines()), "in one line"
+
+
+@needs_sudo
+def test_a_sudo_that_knows_the_user_but_refuses_the_agent_is_explained(user):
+    sudoers = Path(f"/etc/sudoers.d/netpoll-test-{os.getpid()}")
+    sudoers.write_text(f"{user.name} ALL=(root) NOPASSWD: ALL, !/usr/bin/python3\n")
+    try:
+        _, tests = user.pytest(MEASURED, "--netpoll-agent=/nowhere")
+    finally:
+        sudoers.unlink()
+    assert "pytest is not root and sudo doesn't let this user start it" in tests["test_it"]["reason"]
+    assert f"--user {user.name} --sudoers" in tests["test_it"]["reason"]
 
 
 @needs_sudo

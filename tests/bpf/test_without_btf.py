@@ -48,7 +48,14 @@ def test_wakeups_are_counted_the_same_and_the_line_is_named(
         assert offender.stack[0].function == "services/kit.Echo"
 
 
-OLDER = {"bpf/btf.py": 'INBOX_MEMBERS["SOCK_PROTOCOL_OFFSET"] = ("sock", "no_such_member")'}
+OLDER = {
+    "bpf/btf.py": """
+def hidden(self, name, typedef=Answers.typedef):
+    return None if "data_ready" in name else typedef(self, name)
+Answers.typedef = hidden
+"""
+}
+OTHER = {"bpf/btf.py": 'INBOX_MEMBERS["SOCK_PROTOCOL_OFFSET"] = ("sock", "no_such_member")'}
 UNTAKEN = {
     "bpf/image.py": """
 def refuse(self, name, where, attach=Image.attach):
@@ -69,6 +76,7 @@ Image.attach, Image.load_typed = refuse, refuse_typed
     [
         pytest.param(BLIND, "BTF", id="no BTF"),
         pytest.param(OLDER, "Linux 6.3", id="no tracepoint"),
+        pytest.param(OTHER, "lacks a member of its sockets", id="another kernel"),
         pytest.param(UNTAKEN, "rejects", id="refused"),
     ],
 )
@@ -87,6 +95,35 @@ def test_without_arrival_times_there_are_latencies_but_no_responses(
     for name in ("queue_delay_p50", "poll_delay_p99", "handling_max", "response_p90"):
         assert getattr(m, name) is None
         assert why in m.absent[name]
+    assert (m.snapshot.delays, m.slow_answers) == ({}, ())
+
+
+UNWALKED = {
+    "bpf/image.py": """
+def refuse_iterator(self, *_):
+    raise OSError(1, "Operation not permitted")
+Image.load_iterator = refuse_iterator
+"""
+}
+
+
+def test_times_on_sockets_that_cannot_be_looked_up_are_not_reported(
+    lacking, launch, connect, spaced_pings, newest_go
+):
+    meter = lacking(UNWALKED, response="on")
+    older = launch("echo", go=str(newest_go.go))
+    meter.start()
+    connection = connect(older.address)
+    spaced_pings(connection, 2)
+    meter.watch(older)
+    window = meter.open()
+    spaced_pings(connection, 20)
+    [m] = meter.close(window, [older])
+    assert m.unmeasured is None
+    assert m.wakeups >= 20
+    for name in ("queue_delay_p50", "handling_max", "response_p90"):
+        assert getattr(m, name) is None
+        assert m.absent[name].what == "the service has sockets from before it was watched"
     assert (m.snapshot.delays, m.slow_answers) == ({}, ())
 
 

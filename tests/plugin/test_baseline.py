@@ -154,7 +154,7 @@ def test_a_slower_service_fails_after_remeasuring(run, pytester, monkeypatch):
     (pytester.path / ".netpoll/main.json").write_text(json.dumps(elsewhere))
     result = run(CROWDED, "--netpoll-compare=main", tolerated)
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["*times were not compared: kernel 2.4.0 then, * now*"])
+    result.stdout.fnmatch_lines(["*times were not compared: kernel 2.4.0*"])
     always = run(
         CROWDED,
         *("--netpoll-compare=main", tolerated, "--netpoll-compare-latencies=always", "--netpoll-reruns=0"),

@@ -67,6 +67,23 @@ def test_an_unchanged_package_is_not_linked_again_by_the_next_session(
     assert links() == 1
 
 
+@needs_go
+@pytest.mark.skipif(not (shutil.which("gcc") and shutil.which("ar")), reason="cgo needs gcc and ar")
+def test_a_c_library_that_has_changed_is_linked(go_package: Write, tmp_path: Path) -> None:
+    go_package(
+        "println(C.answer())",
+        imports=f'// #cgo LDFLAGS: {tmp_path}/answer.a\n// int answer(void);\nimport "C"',
+    )
+    for answer in ("1", "2"):
+        (tmp_path / "answer.c").write_text(f"int answer(void) {{ return {answer}; }}\n")
+        subprocess.run(["gcc", "-c", "answer.c"], cwd=tmp_path, check=True)
+        subprocess.run(["ar", "rcs", "answer.a", "answer.o"], cwd=tmp_path, check=True)
+        built = build.Builder(tmp_path / "cache").build(
+            "./server", base=tmp_path, go=None, flags=[], env={"CGO_ENABLED": "1"}
+        )
+        assert subprocess.run([built], capture_output=True, text=True, check=True).stderr == f"{answer}\n"
+
+
 def test_a_program_is_copied_completely_or_not_at_all(tmp_path: Path) -> None:
     program, copy = tmp_path / "program", tmp_path / "copy"
     for content in (b"", b"no program", b"\x7fELF" + bytes(200_000)):

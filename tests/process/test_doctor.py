@@ -246,6 +246,17 @@ def test_the_fix_for_a_probe_that_does_not_load_comes_from_the_failed_check(monk
     assert checks.likely_fix().startswith("run the tests on Linux 5.8 or newer (kernel: ")
 
 
+def test_a_command_is_not_broken_into_lines_so_that_it_can_be_pasted():
+    command = "sudo /home/user/with/a/long/path/.venv/bin/python -m pytest_netpoll install-agent --sudoers"
+    fix = f"if there is no other way, an administrator runs once: {command}; or sudo -v, then again"
+    lines = [
+        line.strip() for line in doctor.table({"bad": checks.Finding("fail", "it", fix)}, 80).splitlines()
+    ]
+    assert f"{command};" in lines
+    assert "or sudo -v, then again" in lines
+    assert "fix: if there is no other way, an administrator runs once:" in lines
+
+
 def test_the_table_shows_findings_and_fixes_and_fits_the_terminal():
     findings = {
         "good": checks.Finding("ok", "as it should be"),

@@ -23,6 +23,9 @@ needs_root_and_sudo = pytest.mark.skipif(
 )
 
 
+Capture = pytest.CaptureFixture[str]
+
+
 def line(user: str, prefix: Path = INSTALLED) -> str:
     return install_agent.sudoers_line(user, SYSTEM_PYTHON, prefix)
 
@@ -107,6 +110,84 @@ def test_root_who_names_no_user_is_asked_for_one(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("LOGNAME", "root")
     with pytest.raises(UsageError, match="--user NAME"):
         install_agent.main([])
+
+
+def fake_agent(prefix: Path) -> Path:
+    for part in (*install_agent._OURS, "cache/1.program"):
+        (prefix / part).parent.mkdir(parents=True, exist_ok=True)
+        (prefix / part).touch()
+    return prefix
+
+
+def test_removing_takes_back_all_that_was_installed(tmp_path: Path, capsys: Capture) -> None:
+    file, prefix = tmp_path / "sudoers", fake_agent(tmp_path / "agent-of-ours")
+    for user in ("nobody", "daemon"):
+        install_agent.write_sudoers(file, line(user, prefix))
+    remove = ["--remove", "--prefix", str(prefix), "--sudoers", str(file)]
+    assert install_agent.main(remove) == 0
+    out = capsys.readouterr().out
+    assert line("nobody", prefix) in out
+    assert f"removed the agent from {prefix}" in out
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(install_agent.InstallError, match="there is no agent of install-agent in"):
+        install_agent.main(remove)
+
+
+def test_removing_a_user_keeps_the_agent_and_the_others(tmp_path: Path) -> None:
+    file, prefix = tmp_path / "sudoers", fake_agent(tmp_path / "agent-of-ours")
+    for user in ("nobody", "daemon"):
+        install_agent.write_sudoers(file, line(user, prefix))
+    remove = ["--remove", "--user", "daemon", "--prefix", str(prefix), "--sudoers", str(file)]
+    assert install_agent.main(remove) == 0
+    assert rules(file) == [line("nobody", prefix)]
+    assert (prefix / "agent").is_dir()
+    with pytest.raises(install_agent.InstallError, match="has no line for daemon"):
+        install_agent.main(remove)
+
+
+def test_removing_leaves_what_is_not_of_this_agent(tmp_path: Path) -> None:
+    file, prefix = tmp_path / "sudoers", fake_agent(tmp_path / "agent-of-ours")
+    others = f"nobody ALL=(root) NOPASSWD: /bin/true\n{line('nobody', Path('/opt/netpoll'))}\n"
+    file.write_text(others)
+    install_agent.write_sudoers(file, line("daemon", prefix))
+    (prefix / "notes").touch()
+    (tmp_path / "other" / "agent").mkdir(parents=True)
+    install_agent.main(["--remove", "--prefix", str(prefix), "--sudoers", str(file)])
+    assert file.read_text() == others
+    assert [path.name for path in prefix.iterdir()] == ["notes"]
+    with pytest.raises(install_agent.InstallError, match="no agent of install-agent"):
+        install_agent.main(["--remove", "--prefix", str(tmp_path / "other"), "--sudoers", str(file)])
+    assert (tmp_path / "other" / "agent").is_dir()
+
+
+def test_what_was_installed_says_whom_it_is_for_and_how_to_remove_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    file, prefix = tmp_path / "sudoers", tmp_path / "prefix"
+    monkeypatch.setattr(install_agent, "install", fake_agent)
+    monkeypatch.setattr(install_agent, "fill_cache", lambda *_: "compiled")
+    arguments = ["--prefix", str(prefix), "--sudoers", str(file)]
+    assert install_agent.main([*arguments, "--user", "nobody"]) == 0
+    out = capsys.readouterr().out
+    assert "nobody may start exactly this agent as root without a password" in out
+    # The command it prints does it.
+    (removal,) = (text.strip() for text in out.splitlines() if "--remove" in text)
+    _, _, options = removal.partition("install-agent ")
+    assert install_agent.main(shlex.split(options)) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_ordinary_user_is_given_the_call_as_an_administrator_types_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SUDO_USER", "nobody")
+    monkeypatch.setattr(install_agent.os, "geteuid", lambda: 1000)
+    with pytest.raises(install_agent.InstallError, match="needs root") as failure:
+        install_agent.main(["--sudoers", "--prefix", "/opt/np"])
+    assert str(failure.value.fix).endswith("install-agent --sudoers --prefix /opt/np --user nobody")
+    with pytest.raises(install_agent.InstallError, match="needs root") as failure:
+        install_agent.main(["--remove", "--user", "nobody"])
+    assert str(failure.value.fix).endswith("install-agent --remove --user nobody")
 
 
 @needs_root_and_sudo

@@ -7,8 +7,10 @@ import json
 import os
 import pwd
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +19,7 @@ import pytest
 
 from pytest_netpoll.cli import doctor
 from pytest_netpoll.meter import privilege
+from pytest_netpoll.options import Config
 
 pytestmark = [
     pytest.mark.bpf,
@@ -146,15 +149,36 @@ def test_a_full_disk_is_not_an_error(directory: Path) -> None:
         subprocess.run(["umount", small], check=True)
 
 
-def test_the_doctor_shows_whether_the_cache_was_used() -> None:
+def test_the_doctor_shows_whether_the_cache_was_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(privilege, "command", lambda *_: ["python3", "agent"])
     environment = {"program": "cache", "not_cached": None, "resident_bytes": 20_000_000}
     meter: Any = SimpleNamespace(
         environment=environment, open=lambda: SimpleNamespace(failed=None), close=lambda *_: []
     )
-    assert doctor.agent(meter).seen == "loaded from the cache and attached in 0.0 s (20 MB)"
+    config = Config.default()
+    assert doctor.agent(meter, config).seen == "loaded from the cache and attached in 0.0 s (20 MB)"
     environment["program"] = "compiled"
-    assert doctor.agent(meter).seen == "compiled, loaded and attached in 0.0 s (20 MB)"
+    assert doctor.agent(meter, config).seen == "compiled, loaded and attached in 0.0 s (20 MB)"
     environment["not_cached"] = {"what": "it is damaged", "fix": "install-agent"}
-    found = doctor.agent(meter)
+    found = doctor.agent(meter, config)
     assert found.seen.endswith("(20 MB); not from the cache: it is damaged")
     assert (found.status, found.fix) == ("ok", "install-agent")
+
+
+def test_the_doctor_says_how_to_renew_an_installed_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    meter: Any = SimpleNamespace(
+        environment={
+            "program": "compiled",
+            "not_cached": {
+                "what": "the kernel is another",
+                "fix": "sudo python -m pytest_netpoll install-agent",
+            },
+            "resident_bytes": 20_000_000,
+        },
+        open=lambda: SimpleNamespace(failed=None),
+        close=lambda *_: [],
+    )
+    monkeypatch.setattr(privilege, "command", lambda *_: ["sudo", "-n", "--", "python3", "/opt/np/agent"])
+    found = doctor.agent(meter, replace(Config.default(), agent=Path("/opt/np")))
+    assert "with sudo, from /opt/np (install-agent --remove removes it)" in found.seen
+    assert found.fix == f"sudo {sys.executable} -m pytest_netpoll install-agent --prefix /opt/np"

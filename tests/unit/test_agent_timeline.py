@@ -8,6 +8,8 @@ import os
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -163,3 +165,23 @@ def test_files_of_threads_stay_open_within_bounds_and_are_closed_with_them(agent
     assert looks.look(False)[1] == 0
     looks.close()
     assert descriptors() == before
+
+
+def test_looks_at_run_queues_that_find_no_room_in_a_trace_are_counted(agent, monkeypatch):
+    recorder = agent("counters.recorder")
+    monkeypatch.setattr(recorder, "MOST_LOOKS", 5)
+    empty = SimpleNamespace(pop=lambda: {}[0])
+    kernel = SimpleNamespace(traced=8, trace_records=empty, trace_dropped=MagicMock())
+    records = recorder.Recorder(kernel)
+    window = SimpleNamespace(opened=0, first=1, end=2)
+    one, other = (SimpleNamespace(pid=pid, root=pid, slot=pid, foreign=False) for pid in (1, 2))
+    state = SimpleNamespace(runnable=0, running=1)
+    for round_ in range(2):
+        records.prepare()
+        records.open(round_)
+        for _ in range(4):
+            for process in (one, other):
+                records.look(process, state)
+        told = records.told(round_, window, {1: [one], 2: [other]})
+        assert [len(trace["looks"]) for trace in told.values()] == [3, 2]
+        assert [trace["missed_looks"] for trace in told.values()] == [1, 2], "each window anew"

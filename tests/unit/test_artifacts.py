@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
 from pytest_netpoll.errors import NetpollError
+from pytest_netpoll.model.measurement import Measurement
+from pytest_netpoll.model.snapshot import Snapshot
+from pytest_netpoll.model.trace import Look, Trace
 from pytest_netpoll.options import Artifacts, Config
 from pytest_netpoll.report import artifacts, record, terminal
 from pytest_netpoll.report.artifacts import File
@@ -106,3 +110,19 @@ def test_the_failure_ends_with_a_command_for_each_file_that_can_be_copied_whole(
 def test_an_unwritable_file_is_an_error_and_not_a_traceback() -> None:
     with pytest.raises(NetpollError, match=r"the artifacts could not be written to /proc/t-.*\n  fix: "):
         artifacts.write(Path("/proc"), artifacts.packed("t", kept("server.io.pb.gz")))
+
+
+def test_a_trace_says_that_it_stopped_looking_at_run_queues() -> None:
+    looks = [Look(2_000, 7, 1, 1), Look(12_000_000, 7, 0, 2)]
+    whole, cut = Trace(looks=looks), Trace(looks=looks, missed_looks=3)
+    measurement = Measurement("server", 7, "/srv", "go1.27.3", 1.0, Snapshot())
+    assert artifacts.trace("t.py::t", measurement, whole).what == "trace of a repeated call"
+    file = artifacts.trace("t.py::t", measurement, cut)
+    assert file.what.endswith("; run queues at its beginning only: 3 looks were dropped")
+    written = json.loads(file.content)
+    assert written["otherData"]["missed_looks"] == 3
+    (notice,) = (event for event in written["traceEvents"] if event["ph"] == "i")
+    assert (notice["name"], notice["ts"]) == (
+        "no more looks at run queues from here on (3 were dropped)",
+        12_000,
+    )

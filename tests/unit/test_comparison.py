@@ -12,7 +12,7 @@ import pytest
 
 from pytest_netpoll import __main__ as command_line
 from pytest_netpoll.errors import NetpollError, Reason
-from pytest_netpoll.model import tolerance
+from pytest_netpoll.model import tolerance, units
 from pytest_netpoll.model.comparison import Baseline, Rules, compare, confirmed, settle
 from pytest_netpoll.model.histogram import bucket_of
 from pytest_netpoll.model.limits import Limits, resolve
@@ -232,7 +232,11 @@ def test_with_few_rounds_one_number_is_judged_with_a_note() -> None:
     then, slower = in_rounds("cpu_seconds", STEADY[:3]), sample(cpu_seconds=0.2)
     found = compared(slower, then, "cpu_seconds:+5%")
     assert (found.outcome, found.numbers, found.doubtful) == ("regressed", (), True)
-    assert found.notes == (f"server: 3 rounds then, 1 now{ONCE.removeprefix('1 round')}",)
+    how = "no interval; 5 now are enough for one: --netpoll-rounds=5"
+    assert found.notes == (f"server: 3 rounds then, 1 now: {how}",)
+    assert compared(in_rounds("cpu_seconds", STEADY[:5]), then, "cpu_seconds:+5%").numbers
+    once = compared(in_rounds("cpu_seconds", STEADY), sample(cpu_seconds=0.2), "cpu_seconds:+5%")
+    assert "more rounds now give none; to have one, save the baseline again" in once.notes[0]
     assert compared(in_rounds("cpu_seconds", STEADY), then, "cpu_seconds:+5%").numbers
 
 
@@ -554,6 +558,88 @@ def test_toolchains_of_a_test_are_grouped() -> None:
         "go1.19.8",
         "go1.21",
     ]
+
+
+MANY_LIMITS = (
+    "futile_calls",
+    "io_calls_per_wakeup",
+    "deadline_wakeups",
+    "wakeups_per_event",
+    "stale_retries",
+)
+
+
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("services", [1, 2])
+def test_toolchains_that_do_not_fit_side_by_side_are_columns(width: int, services: int) -> None:
+    gos = [f"go1.{minor}.10" for minor in range(19, 28)]
+    records = [
+        record.build(
+            f"t.py::test_{metric}[{go}]",
+            ("t.py", 1),
+            Verdict("passed"),
+            resolve([((), {f"max_{metric}": 7})], "t"),
+            [replace(window(20), service=f"s{number}") for number in range(services)],
+            1.0,
+            toolchain=go,
+        )
+        for go in gos
+        for metric in MANY_LIMITS
+    ]
+    lines = tables.toolchain_table(records, width).splitlines()
+    assert max(map(len, lines)) <= width
+    start = lines.index("t.py::test_deadline_wakeups")
+    *block, _ = [*lines[start + 1 :], "t.py"]
+    block = block[: next(n for n, line in enumerate(block) if line.startswith("t.py"))]
+    named = [word for line in block for word in line.split() if word.startswith("go")]
+    assert named == gos * services, "each toolchain, once for each service"
+    assert {line.split()[0] for line in block} - {*gos, "s0", "s1"} == {"deadline_wakeups"}
+    wide = tables.toolchain_table(records, 300).splitlines()
+    assert "deadline_wakeups" in wide[0], "a row for each toolchain, where there is room"
+
+
+def test_columns_without_a_number_on_either_side_are_left_out() -> None:
+    lines = compared_table(then={"spurious": 0.0}, now={"spurious": 0.0})
+    assert "spurious" in lines[0]
+    assert "response" not in lines[0]
+    lines = compared_table(then={"response_p99": 5e6}, now={"response_p99": None})
+    assert "response" in lines[0], "it can no longer be measured"
+    assert f"5.0 ms → {units.NOT_MEASURED}" in lines[2]
+
+
+def test_a_service_that_the_baseline_does_not_have_is_not_called_the_same() -> None:
+    lines = compared_table(then={"spurious": 0.0}, now={"spurious": 0.5}, name="another")
+    assert lines[2].endswith("no baseline")
+
+
+def test_what_got_worse_is_named_below_a_table_without_room_for_it() -> None:
+    metrics = ("io_calls", "futile_calls", "dispatches", "ready_calls", "events", "polls")
+    lines = compared_table(
+        80,
+        *(f"{metric}:+1" for metric in metrics),
+        then=dict.fromkeys(metrics, 1_000_000),
+        now=dict.fromkeys(metrics, 2_000_000),
+    )
+    assert max(map(len, lines)) <= 80
+    assert lines[2].endswith("WORSE")
+    text = " ".join(map(str.strip, lines))
+    for metric in metrics:
+        assert metric in lines[0] or f"{metric} 1,000,000 → 2,000,000 (WORSE)" in text, metric
+    wide = compared_table(
+        300, *(f"{m}:+1" for m in metrics), then=dict.fromkeys(metrics, 1), now=dict.fromkeys(metrics, 9)
+    )
+    assert all(metric in wide[0] for metric in metrics)
+
+
+def compared_table(
+    width: int = 120, *rules: str, then: dict[str, Any], now: dict[str, Any], name: str = "server"
+) -> list[str]:
+    known = Baseline("main", HERE, {"t.py::test_it": {"server": sample(**then)}})
+    allowed = Rules(tolerance.join([[tolerance.parse(rule)] for rule in rules]))
+    latest = {name: sample(**now)}
+    comparison = compare("t.py::test_it", latest, HERE, known, allowed)
+    test = tables.Compared("t.py::test_it", record.comparison_record(comparison), latest)
+    return tables.comparison_table([test], width).splitlines()
 
 
 def test_every_metric_that_can_regress_can_be_tolerated() -> None:

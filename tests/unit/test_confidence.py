@@ -67,6 +67,19 @@ def test_each_look_can_decide_and_the_last_one_is_after_the_most_rounds(
         assert interval([1.0] * rounds, len(expected)).known
 
 
+@pytest.mark.parametrize("then", [3, 4, 8])
+@pytest.mark.parametrize(("least", "most"), [(3, 6), (8, 40), (8, 100), (4, 300)])
+def test_with_a_baseline_of_few_rounds_each_look_can_tell_something(then: int, least: int, most: int) -> None:
+    found = looks(least, most, then)
+    assert found[-1] == most
+    assert all(Design(False, len(found)).has_interval(then, now) for now in found)
+
+
+@pytest.mark.parametrize("then", [0, 1, 2])
+def test_with_a_baseline_of_too_few_rounds_no_more_are_made(then: int) -> None:
+    assert looks(8, 40, then) == (8,)
+
+
 def test_looking_again_makes_each_interval_wider() -> None:
     noise = random.Random(1)
     differences = [noise.gauss(0, 1) for _ in range(12)]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pytest_netpoll.gobinary.symbols import Symbolizer
+from pytest_netpoll.meter import checks
 from pytest_netpoll.meter.agent_client import Probe, State
 from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.model.tolerance import Tolerance
@@ -115,3 +116,21 @@ def test_compared_metrics_are_measured_even_without_limits(tmp_path: Path, chose
         assert not window.cpu_samples  # evidence, which would slow the service down
     alone = dataclasses.replace(Config.default(), compare_fail=rules)
     assert alone.compared == frozenset()
+
+
+@pytest.mark.parametrize("has_btf", [True, False])
+def test_it_is_not_said_that_there_is_no_btf_where_only_a_member_is_missing(
+    meter_with: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, has_btf: bool
+) -> None:
+    monkeypatch.setattr(checks, "BTF", tmp_path / "vmlinux")
+    if has_btf:
+        (tmp_path / "vmlinux").touch()
+    ready = json.loads(READY)
+    ready["ready"]["sees_held_writes"] = False
+    answers = saying(PROCESSES, OPENED, CLOSED, ready=json.dumps(ready).encode())
+    meter, _ = meter_with(Liar(answers))
+    [measured] = meter.close(meter.open(), [SERVICE])
+    reason = measured.unexplained["held"]
+    assert reason.what == "it could not be recorded whether writes are held back"
+    assert ("lacks a member" in reason.why) == has_btf
+    assert ("CONFIG_DEBUG_INFO_BTF=y" in reason.fix) == (not has_btf)

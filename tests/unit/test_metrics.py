@@ -91,6 +91,11 @@ def test_a_report_has_the_metrics_that_the_table_assigns_to_it(report: Report) -
     }
 
 
+def test_a_metric_is_shown_beside_rows_that_there_are() -> None:
+    beside = {name for metric in METRICS.values() for name in metric.beside}
+    assert {"latency", "polls", "I/O calls", "CPU"} < beside <= {metric.row for metric in METRICS.values()}
+
+
 def test_no_two_metrics_claim_the_same_place() -> None:
     rows = [(metric.row, metric.part) for metric in METRICS.values() if metric.row]
     assert len(set(rows)) == len(rows), "two of one name, or two that lead a row"

@@ -120,6 +120,28 @@ def test_the_page_holds_all_it_needs_and_forbids_to_fetch_more() -> None:
     assert "@import" not in page
 
 
+def test_the_environment_is_in_words_and_without_the_agents_own_affairs() -> None:
+    probe = {"probe": "raw tracepoint sys_exit", "services": ["server"], "cost": "see the docs"}
+    environment = {
+        "plugin": "0.1.0",
+        "commit": None,
+        "cpus_usable": 2,
+        "program": "cache",
+        "not_cached": None,
+        "typed": True,
+        "no_arrivals": "answers were not timed",
+        "attached": [probe],
+        "new": "7",
+    }
+    page = document.render(environment, [built(measured())])
+    assert re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page) == [
+        ("pytest-netpoll", "0.1.0"),
+        ("CPUs that the tests may use", "2"),
+        ("new", "7"),
+        ("attached", "raw tracepoint sys_exit"),
+    ]
+
+
 def test_text_of_tests_and_services_never_becomes_html() -> None:
     evil = built(
         measured(EVIL, unmeasured=EVIL),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
 from pytest_netpoll.cli.watch.table import View
+from pytest_netpoll.errors import Reason
 from pytest_netpoll.meter.accumulated import Accumulated
 from pytest_netpoll.model.diagnosis import diagnose
 from tests.unit.test_diagnosis import DUP, measurement
@@ -36,3 +38,32 @@ def test_watch_ends_with_the_diagnosis(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_healthy_process_gets_no_diagnosis() -> None:
     assert json.loads(ended(as_json=True, productive_wakeups=100))["diagnosis"] == []
+
+
+@pytest.mark.parametrize("columns", ["80", "120", "7"])
+def test_plain_lines_fit_and_drop_what_has_no_number_first(
+    monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    run, stream = Accumulated(), io.StringIO()
+    run.add(measurement(productive_wakeups=100))
+    View(stream).interval("s (pid 1)", measurement(productive_wakeups=100), run)
+    _, headings, numbers = stream.getvalue().splitlines()
+    assert len(headings) == len(numbers), "right-aligned under each other"
+    assert len(headings) <= max(int(columns), 20)
+    assert ("response" in headings) == (columns == "120"), "it was not measured"
+    assert "spurious" in headings
+
+
+def test_why_nothing_is_measured_is_wrapped_on_the_screen_and_its_fix_can_be_pasted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = "sudo /home/user/.venv/bin/python -m pytest_netpoll install-agent --user alice --sudoers"
+    why = Reason("eBPF needs root", why="of all that is said here nothing may be lost " * 3, fix=command)
+    monkeypatch.setenv("COLUMNS", "60")
+    run, stream = Accumulated(), io.StringIO()
+    run.add(replace(measurement(), unmeasured=why))
+    View(stream).summary("s (pid 1)", run, "stopped", "")
+    lines = stream.getvalue().splitlines()
+    assert [line for line in lines if len(line) > 60] == [f"    {command}"]
+    assert " ".join(map(str.strip, lines)).count("nothing may be lost") == 3

@@ -65,9 +65,14 @@ UPROBES = (b"ready_called", b"deadline_woke")
 
 # Why arrivals of data can't be recorded: what, and the fix.
 _NO_BTF = "this kernel has no type information (BTF), and without it sockets cannot be inspected"
+_NO_MEMBER = "this kernel's type information (BTF) lacks a member of its sockets that the agent reads"
 _NO_TRACEPOINT = "this kernel has no tracepoint sock:sk_data_ready, which came with Linux 6.3"
 _NOT_ASKED = "answers were not timed"
 _REFUSED = "this kernel rejects the program that records when data arrives"
+
+
+def _lack_of_types(types: btf.Answers) -> str:
+    return _NO_MEMBER if any(answer is not None for answer in types.known.values()) else _NO_BTF
 
 
 def slot_of(owner: int) -> int:
@@ -154,8 +159,10 @@ class Kernel:
         self._iterator = types.function("bpf_iter_task_file") if times_answers else None
         self._walker: int | None = None
         # Why arrivals of data aren't recorded.
-        self.no_arrivals = _NOT_ASKED if not times_answers else None if files else _NO_BTF
-        arrivals = self._arrivals(types) if self.no_arrivals is None and sockets else []
+        self.no_arrivals = _NOT_ASKED if not times_answers else None if files else _lack_of_types(types)
+        if self.no_arrivals is None and not sockets:
+            self.no_arrivals = _NO_MEMBER
+        arrivals = self._arrivals(types) if self.no_arrivals is None else []
         # The preferred variants come first.
         variants = [[*flags, *arrivals], flags] if arrivals else [flags]
         if entry is None or not self._load_kept(entry, variants, tracepoint, served):
@@ -198,7 +205,7 @@ class Kernel:
         """The flags that make the program record arrivals of data; empty if this kernel can't."""
         members = types.offsets(btf.INBOX_MEMBERS)
         if members is None or self._arrival is None:
-            self.no_arrivals = _NO_TRACEPOINT
+            self.no_arrivals = _NO_TRACEPOINT if self._arrival is None else _NO_MEMBER
             return []
         members.update(types.offsets(btf.MPTCP_MEMBERS) or {})
         most = footprint.inboxes(self.max_processes, self.max_fds)
@@ -300,7 +307,7 @@ class Kernel:
                 else:
                     loaded.attach_typed(loaded.load_typed(AT_ARRIVAL, self._arrival))
             if AT_DESCRIPTOR.decode() in compiled.programs and self._iterator is not None:
-                with contextlib.suppress(OSError):  # without it, sockets are known from their first read on
+                with contextlib.suppress(OSError):  # without it, older sockets are unknown: note_sockets
                     self._walker = loaded.load_iterator(AT_DESCRIPTOR, self._iterator)
             if tracepoint is None:
                 loaded.attach(AT_SYS_EXIT, b"sys_exit")
@@ -312,7 +319,9 @@ class Kernel:
     @staticmethod
     def _restriction(credentials: Mapping[str, int] | None, dumpable: Mapping[str, int] | None) -> list[str]:
         if credentials is None or dumpable is None:
-            lacking = "has no BTF" if credentials is None else "keeps elsewhere whether a program is dumpable"
+            lacking = "keeps elsewhere whether a program is dumpable"
+            if credentials is None:
+                lacking = "has no BTF that describes credentials"
             raise LoadFailed(
                 f"this kernel {lacking}, and without it the agent cannot check at an exec whether the "
                 "program has more rights than its user",
@@ -329,7 +338,7 @@ class Kernel:
             )
         if offsets is None:
             raise LoadFailed(
-                "the agent is in its own pid namespace, and this kernel has no BTF, which it needs there",
+                "the agent is in its own pid namespace, and this kernel has no BTF for pid namespaces",
                 "run pytest in the host's pid namespace (docker run --pid=host)",
             )
         return namespaces.defines(offsets)
@@ -492,19 +501,25 @@ class Kernel:
         self.watched[self._place(tgid)] = ctypes.c_uint64(tgid << 32 | owner)
         return target
 
-    def note_sockets(self, pid: int, listening: Collection[int]) -> None:
-        """Records arrivals on the process's existing sockets from now on.
+    def note_sockets(self, pid: int, listening: Collection[int]) -> bool:
+        """Records arrivals on the process's existing sockets from now on, if any are to be recorded. Returns
+        whether all those sockets are known.
 
         pid: of a watched process. listening: its listening TCP ports; connections there were accepted.
         """
+        if self.no_arrivals is not None:
+            return True
         if self._walker is None:
-            return
+            return False
         ports = self.image.table(b"listening")
         ports.clear()
-        with contextlib.suppress(OSError):  # it has ended, or listens on more ports than there is room for
+        try:
             for port in listening:
                 ports[ctypes.c_uint16(port)] = ctypes.c_uint8(1)
             tracing.walk(self._walker, pid)
+        except OSError:  # it has ended, or listens on more ports than there is room for
+            return False
+        return True
 
     def evict(self, tgid: int) -> None:
         if self.lives(tgid):

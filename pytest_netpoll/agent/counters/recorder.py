@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +34,13 @@ class Recorder:
         self._kernel = kernel
         self._window: int | None = None
         self._looks: list[tuple[int, Process, State]] = []
+        self._missed: Counter[int] = Counter()  # looks that found no room, by root
 
     def prepare(self) -> None:
         """Call before a window opens: drops old records, unless a window is being recorded."""
         if not self._kernel.traced or self._window is not None:
             return
-        self._looks = []
+        self._looks, self._missed = [], Counter()
         for _ in self._records():
             pass
         for bank in range(BANKS):
@@ -50,8 +52,12 @@ class Recorder:
 
     def look(self, process: Process, state: State) -> None:
         """Records a look at the process's run queues."""
-        if self._window is not None and len(self._looks) < MOST_LOOKS:
+        if self._window is None:
+            return
+        if len(self._looks) < MOST_LOOKS:
             self._looks.append((time.monotonic_ns(), process, state))
+        else:
+            self._missed[process.root] += 1
 
     def told(
         self, number: int, window: windows.Window, roots: Mapping[int, Collection[Process]]
@@ -74,8 +80,11 @@ class Recorder:
         for at, process, state in self._looks:
             if process.root in traces and not process.foreign:
                 traces[process.root].look(at, process, state)
-        self._looks = []
-        return {root: {**trace.told(), "dropped": dropped} for root, trace in traces.items()}
+        missed, self._looks, self._missed = self._missed, [], Counter()
+        return {
+            root: {**trace.told(), "dropped": dropped, "missed_looks": missed[root]}
+            for root, trace in traces.items()
+        }
 
     def _records(self) -> Iterator[structs.TraceRecord]:
         """Takes the records out of the kernel, in order. Records that arrive meanwhile may be left behind."""

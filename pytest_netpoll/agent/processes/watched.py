@@ -53,6 +53,8 @@ class Process:
         self.unwatched = 0  # children forked and not watched
         self.adopted = 0  # how many of those are watched by now or have ended
         self.foreign = False  # runs as another user now, such as root: not reported
+        # Whether it has sockets from before it was watched on which arrivals can't be recorded.
+        self.older_sockets = False
         # As of the last sample.
         self.cpu = 0  # ns used
         self.waited = 0  # ns runnable but waiting for a CPU, over all threads there were
@@ -174,7 +176,8 @@ class Processes:
             raise
         for process in self.of(pid):
             if proc.has_execed(process.pid):
-                self._kernel.note_sockets(process.pid, sockets.listening(process.pid))
+                known = self._kernel.note_sockets(process.pid, sockets.listening(process.pid))
+                process.older_sockets = not known and bool(sockets.inodes(process.pid))
             self.calibrate(process)
 
     def _admit_descendants(self, root: int) -> None:

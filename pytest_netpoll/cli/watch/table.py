@@ -14,9 +14,9 @@ from pytest_netpoll.meter.accumulated import Accumulated
 from pytest_netpoll.model import units
 from pytest_netpoll.model.diagnosis import diagnose, findings
 from pytest_netpoll.model.measurement import Measurement
-from pytest_netpoll.model.metrics import METRICS, Value, in_report
+from pytest_netpoll.model.metrics import METRICS, Metric, Value, in_report
 from pytest_netpoll.report import record, wording
-from pytest_netpoll.report.cells import cut, wrap
+from pytest_netpoll.report.cells import cut, wrap, wrap_fix
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 SCHEMA = "pytest-netpoll-watch/1"
 
 _CELLS = 10  # of a column of a plain line
+_WIDTH = 120  # of plain lines, if neither a terminal nor COLUMNS says another one
 _HEADING_EVERY = 20  # plain lines
 MOST_OFFENDERS = 3
+_FIX = "  fix: "
 
 
 class _Line(NamedTuple):
@@ -90,6 +92,7 @@ class View:
         self._as_json = as_json
         self._live = None if as_json else _screen(stream)
         self._intervals = 0
+        self._columns: list[Metric] = []
 
     def __enter__(self) -> View:
         if self._live is not None:
@@ -115,9 +118,10 @@ class View:
             if self._intervals == 0:
                 self._write([_Line(who)])
             if self._intervals % _HEADING_EVERY == 0:
-                headings = _cells(["time", *(metric.column for metric in in_report("lines"))])
+                self._columns = _fitting(run.total, shutil.get_terminal_size((_WIDTH, 0)).columns)
+                headings = _cells(["time    ", *(metric.column for metric in self._columns)])
                 self._write([_Line(headings)])
-            self._write([_Line(_line(measurement))])
+            self._write([_Line(_line(measurement, self._columns))])
         self._intervals += 1
 
     def summary(self, who: str, run: Accumulated, reason: str, output: str) -> None:
@@ -136,7 +140,7 @@ class View:
         lines += self._wrapped(self._trouble(run.total, run))
         for found in findings(run.total):
             cause = wording.clean(found.reason)
-            lines += self._wrapped([_Line(""), _Line(cause.headline), _Line(f"  fix: {cause.fix}")])
+            lines += self._wrapped([_Line(""), _Line(cause.headline), _Line(f"{_FIX}{cause.fix}")])
         lines += self._wrapped([_Line(""), _Line(f"Ended: {wording.clean(reason).headline}")])
         if output:
             # Behind a mark, one_line keeps the indentation.
@@ -149,7 +153,7 @@ class View:
         heading = f"{who}, {units.show(total.window_seconds, 's')} – Ctrl-C stops"  # noqa: RUF001
         rows = [[name, show_now(name, measurement), show_total(name, total)] for name in _shown(total)]
         table = _tabulate(["", "now", "since the start"], rows)
-        return [_Line(heading, "bold"), *table, *self._trouble(measurement, run)]
+        return [_Line(heading, "bold"), *table, *self._wrapped(self._trouble(measurement, run))]
 
     def _trouble(self, measurement: Measurement, run: Accumulated) -> list[_Line]:
         """Who was woken for nothing during the whole run, and what could not be measured."""
@@ -163,7 +167,7 @@ class View:
         if measurement.unmeasured is not None:
             reason = wording.clean(measurement.unmeasured)
             lines.append(_Line(f"not measured: {reason.headline}", "yellow"))
-            lines += [_Line(f"  fix: {reason.fix}")] if reason.fix else []
+            lines += [_Line(f"{_FIX}{reason.fix}")] if reason.fix else []
         elif run.missed is not None:
             missed = units.show(run.missed_seconds, "s")
             headline = wording.clean(run.missed).headline
@@ -184,7 +188,7 @@ class View:
     def _wrapped(self, lines: Sequence[_Line]) -> list[_Line]:
         """The lines as wide as the terminal, or as pytest's where there is none."""
         width = shutil.get_terminal_size().columns if self._live is None else self._live.console.width
-        return [_Line(part, line.style) for line in lines for part in wrap(line.text, width) or [""]]
+        return [_Line(part, line.style) for line in lines for part in _wrap(line.text, width) or [""]]
 
     def _write(self, lines: Sequence[_Line]) -> None:
         if self._live is not None:
@@ -193,6 +197,10 @@ class View:
             return
         self._stream.write("".join(f"{line.text}\n" for line in lines))
         self._stream.flush()
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    return wrap_fix(text.removeprefix(_FIX), width, "  ") if text.startswith(_FIX) else wrap(text, width)
 
 
 def _for_nothing(service: record.ServiceRecord) -> list[record.OffenderRecord]:
@@ -213,11 +221,19 @@ def _tabulate(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[_L
     return [_Line(line.rstrip()) for line in table.splitlines()]
 
 
-def _line(measurement: Measurement) -> str:
+def _fitting(total: Measurement, width: int) -> list[Metric]:
+    """The columns of plain lines that fit; the first ones to go have no number."""
+    columns = list(in_report("lines"))
+    dropped = sorted(columns, key=lambda metric: (metric.read(total.snapshot) is not None, metric.keep))
+    room = max(width // _CELLS - 1, 1)  # beside the time
+    return [metric for metric in columns if metric not in dropped[: max(len(columns) - room, 0)]]
+
+
+def _line(measurement: Measurement, columns: Sequence[Metric]) -> str:
     time = datetime.datetime.now().strftime("%H:%M:%S")
     if measurement.unmeasured is not None:
         return f"{_cells([time])}  not measured: {wording.clean(measurement.unmeasured).headline}"
-    line = _cells([time, *(show_now(metric.name, measurement) for metric in in_report("lines"))])
+    line = _cells([time, *(show_now(metric.name, measurement) for metric in columns)])
     worst = next(iter(_for_nothing(record.service(measurement))), None)
     if worst is None:
         return line

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_netpoll.errors import UsageError
 from pytest_netpoll.model import units
 from pytest_netpoll.model.metrics import METRICS
-from pytest_netpoll.report import delta, files, wording
+from pytest_netpoll.report import attached, delta, files, wording
 from pytest_netpoll.report.html import overview, sections
 from pytest_netpoll.report.record import TestRecord
 
@@ -43,13 +43,35 @@ def require() -> None:
         )
 
 
+# Of the environment, what only says how the agent works here. What matters of it is in the tests' reasons.
+_ONLY_IN_JSON = frozenset(
+    {
+        *("protocol", "typed", "follows_children", "sees_sockets", "sees_held_writes"),
+        *("program", "not_cached", "startup_seconds", "resident_bytes", "machine", "attached"),
+        *("no_arrivals", "no_cpu_samples"),
+    }
+)
+_NAMES = {
+    "plugin": "pytest-netpoll",
+    "python": "Python",
+    "agent python": "Python of the agent",
+    "cpus": "CPUs",
+    "cpus usable": "CPUs that the tests may use",
+    "go versions": "Go",
+    "arch": "machine",
+    "kernel": "Linux",
+    "bcc": "BCC",
+    "capabilities": "capabilities of the agent",
+}
+
+
 def write(path: Path, environment: Mapping[str, Any], records: Iterable[TestRecord]) -> None:
     """Writes the report atomically and creates its directory. NetpollError if that fails."""
     files.write_atomically(path, render(environment, records), "the HTML report")
 
 
 def render(environment: Mapping[str, Any], records: Iterable[TestRecord]) -> str:
-    """The page, with the whole environment. Tests come worst first, then by name."""
+    """The page. Tests come worst first, then by name."""
     tests = wording.worst_first(sorted(records, key=lambda record: record["nodeid"]))
     added = wording.own_columns(tests)
     templates = _templates()
@@ -81,7 +103,7 @@ def render(environment: Mapping[str, Any], records: Iterable[TestRecord]) -> str
             *((metric, heading, METRICS[metric].meaning) for metric, heading in wording.COLUMNS.items()),
             *(("added", heading, "") for heading in added),
         ],
-        environment=list(_flat(environment)),
+        environment=list(_shown(environment)),
         **{name: environment.get(name) for name in ("commit", "branch", "command")},
         environment_line=wording.environment_line(tests, environment),
         style=(PAGE / "page.css").read_text(encoding="utf-8"),
@@ -141,8 +163,17 @@ def _packed(text: str) -> str:
     return base64.b64encode(compressed).decode()
 
 
+def _shown(environment: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(name, text), in words, for what readers know and is known; unknown names as they are."""
+    for name, text in _flat({key: item for key, item in environment.items() if key not in _ONLY_IN_JSON}):
+        yield _NAMES.get(name, name), text
+    probes = attached.line(environment)
+    if probes:
+        yield "attached", probes.partition(": ")[2]
+
+
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(name, text) for everything in the environment; nested names include those of their parents."""
+    """(name, text) for everything that isn't None; nested names include those of their parents."""
     for key, item in value.items():
         name = f"{prefix}{key}".replace("_", " ")
         if isinstance(item, Mapping):
@@ -151,5 +182,5 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
             yield from _flat({f"{number}": part for number, part in enumerate(item, 1)}, f"{name} ")
         elif isinstance(item, (list, tuple)):
             yield name, ", ".join(map(str, item)) or units.NOT_MEASURED
-        else:
-            yield name, units.NOT_MEASURED if item is None else str(item)
+        elif item is not None:
+            yield name, str(item)
