@@ -8,7 +8,7 @@ says otherwise, metrics in their canonical units (see units.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict
 from typing import Any, Literal, TypeAlias, TypedDict, cast
 
@@ -23,7 +23,6 @@ from pytest_netpoll.model.limits import Limits
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.median import middle
 from pytest_netpoll.model.metrics import METRICS
-from pytest_netpoll.model.rules.rule import Finding
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import Breach, Death, Verdict
 
@@ -750,6 +749,7 @@ def _service(
     one = middle(measurement.runs).snapshot if measurement.runs else measurement.snapshot
     forbidden = limits.forbidden(measurement.service)
     broken = findings(measurement)
+    evidence = {found.rule.code: set(map(id, found.proof.evidence)) for found in broken}
     return {
         "name": measurement.service,
         "pid": measurement.pid,
@@ -759,7 +759,7 @@ def _service(
         "why_unmeasured": None if measurement.unmeasured is None else reason_record(measurement.unmeasured),
         "gomaxprocs": measurement.gomaxprocs,
         "metrics": measurement.metrics,
-        "offenders": [_offender(offender, broken) for offender in measurement.offenders],
+        "offenders": [_offender(offender, evidence) for offender in measurement.offenders],
         "slowest": [cast("SlowWakeupRecord", asdict(wakeup)) for wakeup in measurement.slowest],
         "slow_answers": [cast("SlowAnswerRecord", asdict(answer)) for answer in measurement.slow_answers],
         "runs": {name: measurement.each(name) for name in METRICS} if measurement.runs else {},
@@ -811,9 +811,10 @@ def _correlation(measurement: Measurement) -> CorrelationRecord:
     }
 
 
-def _offender(offender: Offender, broken: Sequence[Finding]) -> OffenderRecord:
+def _offender(offender: Offender, evidence: Mapping[str, Set[int]]) -> OffenderRecord:
+    """evidence: code -> the ids of the offenders that are evidence of that rule."""
     made = asdict(offender)
-    made["rules"] = [found.rule.code for found in broken if offender in found.proof.evidence]
+    made["rules"] = [code for code, offenders in evidence.items() if id(offender) in offenders]
     if offender.offence != "ready":
         del made["woken_stack"]
     if offender.offence not in ("ready", "woken"):

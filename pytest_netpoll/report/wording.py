@@ -412,8 +412,10 @@ def _offenders_behind(record: TestRecord, service: ServiceRecord) -> dict[Offenc
         if name.startswith(_LATE):
             groups.append(("cpu", _cpu_causes(service)))
         for offence, offenders in groups:
-            known = found.setdefault(offence, []) if offenders else []
-            known += [o for o in offenders if all(o is not other for other in known)]
+            if offenders:
+                known = found.setdefault(offence, [])
+                known_ids = set(map(id, known))
+                known += [o for o in offenders if id(o) not in known_ids]
     return found
 
 
@@ -478,7 +480,7 @@ _ORDINARY: Mapping[Offence, str] = {
 
 def besides(record: TestRecord, service: ServiceRecord) -> list[tuple[str, list[Entry]]]:
     """(heading, entries) for evidence that explains nothing broken."""
-    explained = [id(o) for offenders in _offenders_behind(record, service).values() for o in offenders]
+    explained = {id(o) for offenders in _offenders_behind(record, service).values() for o in offenders}
     rest = [o for o in service["offenders"] if id(o) not in explained]
     wasteful = [o for o in rest if _offence(o) not in _ORDINARY]
     groups = [("Offenders", wasteful)]

@@ -26,7 +26,7 @@ def test_leak(keep):
 def test_abandoned(keep):
     for _ in range(3): ask(keep, b"channel")
 
-@netpoll(forbid="all")
+@netpoll(forbid="NP5")
 def test_rule(keep):
     import socket
     from tests.waiting import fall_asleep
@@ -87,11 +87,9 @@ def test_broken_limits_name_who_was_woken_and_who_is_left(run, pytester, monkeyp
     assert {offender["offence"] for offender in service["offenders"]} == {"parked"}
     (service,) = tests["test_rule"]["services"]
     behind = [offender for offender in service["offenders"] if "NP501" in offender["rules"]]
-    assert [offender["stack"][0]["function"] for offender in behind] == [
-        "main.serve",
-        "main.leak",
-        "main.serve",  # the service's own ends of what it leaks
-    ]
+    first, *grown = [offender["stack"][0]["function"] for offender in behind]
+    assert first == "main.serve"
+    assert sorted(grown) == ["main.leak", "main.serve"]  # the service's own ends of what it leaks
     (echo,) = tests["test_woken"]["services"]
     assert echo["parked"] is None
     assert [offender["offence"] for offender in echo["offenders"]] == ["woken"] * len(echo["offenders"])

@@ -141,7 +141,7 @@ def test_own_failure_comes_first(echo, ping, netpoll):
 
 
 def test_a_window_has_limits_of_its_own_and_names_the_line(run, pytester):
-    result = run(LIMITED, "--netpoll-json=report.json")
+    result = run(LIMITED, "--netpoll-json=report.json", "--netpoll-html=report.html")
     result.assert_outcomes(passed=1, failed=5)
     result.stdout.fnmatch_lines(
         [
@@ -167,6 +167,7 @@ def test_a_window_has_limits_of_its_own_and_names_the_line(run, pytester):
     first, second = tests["test_limit"]["windows"]
     assert (first["limits"], first["breaches"], second["limits"]) == ({}, [], {"max_polls": 3})
     assert [breach["metric"] for breach in second["breaches"]] == ["polls"]
+    assert "echo, window 2, ping" in (pytester.path / "report.html").read_text()
     (window,) = tests["test_rule"]["windows"]
     assert [breach["metric"] for breach in window["breaches"]] == ["NP101"]
 
