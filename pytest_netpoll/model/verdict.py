@@ -37,7 +37,8 @@ class Breach:
     @property
     def reason(self) -> Reason:
         """The breach in a report's words."""
-        return Reason(str(self))
+        metric = LIMITABLE.get(self.metric)
+        return Reason(str(self), fix=metric.fix if metric is not None and self.kind == "max" else None)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,151 @@
+// Goroutines that wait for mutexes, and time themselves how long. A command "WORD N" on any connection:
+//
+//   - mutex: N times locks a sync.Mutex that all connections share, and holds it for 3 ms.
+//   - read: N times locks a sync.RWMutex for reading. Meanwhile another goroutine keeps locking it for writing,
+//     for 3 ms with 1 ms between; it waits for the readers, too.
+//   - alone: N times locks a mutex of its own, for 1 ms. Meanwhile goroutines wait for a sync.WaitGroup, a
+//     sync.Cond and a channel.
+//   - deadlock: leaves two goroutines that wait for each other's mutex for ever.
+//
+// The answer: the ns that the connection's goroutines waited for the mutexes, and the runtime's own estimate of
+// all such waits meanwhile. -goroutines: so many others, which wait for a channel.
+package main
+
+import (
+	"bufio"
+	"flag"
+	"fmt"
+	"net"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"services/kit"
+)
+
+const hold = 3 * time.Millisecond
+
+var (
+	shared sync.Mutex
+	both   sync.RWMutex
+)
+
+func main() {
+	addr := flag.String("addr", "127.0.0.1:0", "address")
+	cpu := flag.Int("cpu", 2, "GOMAXPROCS")
+	goroutines := flag.Int("goroutines", 0, "further goroutines")
+	flag.Parse()
+	runtime.GOMAXPROCS(*cpu)
+	for i := 0; i < *goroutines; i++ {
+		go func() { <-make(chan bool) }()
+	}
+	do := map[string]func(int) time.Duration{"mutex": crowd, "read": read, "alone": alone, "deadlock": deadlock}
+	kit.Serve(kit.Listen(*addr), func(c net.Conn) {
+		for lines := bufio.NewScanner(c); lines.Scan(); {
+			word, number, _ := strings.Cut(lines.Text(), " ")
+			n, err := strconv.Atoi(number)
+			kit.Must(err)
+			fmt.Fprintln(c, int64(do[word](n)))
+		}
+	})
+}
+
+func crowd(n int) (waited time.Duration) {
+	for ; n > 0; n-- {
+		waited += enter()
+		time.Sleep(hold)
+		leave()
+	}
+	return waited
+}
+
+//go:noinline
+func enter() time.Duration {
+	begun := time.Now()
+	shared.Lock()
+	return time.Since(begun)
+}
+
+//go:noinline
+func leave() {
+	shared.Unlock()
+}
+
+func read(n int) (waited time.Duration) {
+	stop, stopped := make(chan bool), make(chan time.Duration)
+	go write(stop, stopped)
+	for ; n > 0; n-- {
+		waited += enterToRead()
+		time.Sleep(hold)
+		both.RUnlock()
+	}
+	close(stop)
+	return waited + <-stopped
+}
+
+//go:noinline
+func enterToRead() time.Duration {
+	begun := time.Now()
+	both.RLock()
+	return time.Since(begun)
+}
+
+func write(stop chan bool, stopped chan time.Duration) {
+	waited := time.Duration(0)
+	for {
+		select {
+		case <-stop:
+			stopped <- waited
+			return
+		case <-time.After(time.Millisecond):
+			begun := time.Now()
+			both.Lock()
+			waited += time.Since(begun)
+			time.Sleep(hold)
+			both.Unlock()
+		}
+	}
+}
+
+func alone(n int) (waited time.Duration) {
+	var own, others sync.Mutex
+	var group, done sync.WaitGroup
+	cond, channel := sync.NewCond(&others), make(chan bool)
+	group.Add(1)
+	done.Add(3)
+	go func() { group.Wait(); done.Done() }()
+	go func() { <-channel; done.Done() }()
+	go func() { others.Lock(); cond.Wait(); others.Unlock(); done.Done() }()
+	for ; n > 0; n-- {
+		begun := time.Now()
+		own.Lock()
+		waited += time.Since(begun)
+		time.Sleep(time.Millisecond)
+		own.Unlock()
+	}
+	others.Lock()
+	cond.Signal()
+	others.Unlock()
+	group.Done()
+	close(channel)
+	done.Wait()
+	return 0
+}
+
+func deadlock(int) time.Duration {
+	var a, b sync.Mutex
+	var locked sync.WaitGroup
+	locked.Add(2)
+	embrace := func(own, other *sync.Mutex) {
+		own.Lock()
+		locked.Done()
+		locked.Wait()
+		other.Lock()
+	}
+	go embrace(&a, &b)
+	go embrace(&b, &a)
+	locked.Wait()
+	return 0
+}
