@@ -54,9 +54,10 @@ def collect(
         total += waited
         for seen, ns, raw in told["stacks"]:
             frames = symbolizer.stack([(str(path), int(offset)) for path, offset in raw])
-            place = places[_lock(frames), trim(frames)]
-            place[0] += int(seen)
-            place[1] += int(ns)
+            if frames:
+                place = places[_lock(frames), trim(frames)]
+                place[0] += int(seen)
+                place[1] += int(ns)
     everywhere = max(sum(ns for _, ns in places.values()), 1)
     found = [
         Offender(
@@ -67,7 +68,8 @@ def collect(
             syscall=None,
             fd_type=None,
             lock=lock,
-            waited_ns=ns,
+            # The same shares of the waits that have no stack: those goroutines were woken before it was read.
+            waited_ns=round(total * ns / everywhere),
             stack=stack,
         )
         for (lock, stack), (seen, ns) in places.items()

@@ -35,13 +35,15 @@ def next_step(record: TestRecord, service: ServiceRecord) -> NextStep | None:
     total = sum(answer["ns"] for answer in answers)
     handled = sum(answer["handling_ns"] for answer in answers)
     cpu = service["metrics"].get("cpu_seconds")
-    if not total or handled < _MOST * total or cpu is None or service["metrics"].get("throttled_seconds"):
+    if not total or handled < _MOST * total or cpu is None:
         return None
     spans = _spans(answers)
     seconds = sum(end - begin for begin, end in spans)
     if seconds >= _LOOKED:
         cpu = min(cpu, _used(service, spans, cpu))
-    if cpu > _IDLE * seconds:
+    # Threads that waited for a CPU, or were stopped by a quota, would have used it.
+    waited = sum(service["metrics"].get(name) or 0 for name in ("run_delay_seconds", "throttled_seconds"))
+    if cpu + waited > _IDLE * seconds:
         return None
     limited = ("max", "mutex_wait_seconds") in wording.limits_of(record, service)
     steps = [] if limited else ["limit max_mutex_wait_seconds="]

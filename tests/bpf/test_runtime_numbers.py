@@ -29,11 +29,11 @@ def runtimes(launch, commands, measure, go_toolchain):
     bucket of their median].
     """
 
-    def runtimes(do, rounds, *args, flags=()):
+    def runtimes(do, rounds, *args, flags=(), offences=()):
         service = launch("runtime", "-do", do, *args, go=str(go_toolchain.go), build_flags=list(flags))
         command = commands(service)
         command(1)  # metrics.Read allocates the first time
-        with measure() as stretch:
+        with measure(offences) as stretch:
             answer = command(rounds)
         return stretch(service), [int(number) for number in answer.split()]
 
@@ -64,12 +64,13 @@ def test_goroutines_behind_hogs_wait_long_and_without_hogs_they_do_not(runtimes)
     assert starved.sched_latency_p50 >= max(1_000_000, 10 * calm.sched_latency_p50)
     assert starved.p_utilization > 0.8
     assert 0.8 < max(point.ps_running for point in starved.timeline) <= 1
-    assert max(point.runq_max for point in starved.timeline) == starved.runq_max >= 10
+    # The window's first look, when those of the command before may still be ending, is in no interval.
+    assert starved.runq_max >= max(point.runq_max for point in starved.timeline) >= 10
     assert all(point.spinning <= 1 for point in starved.timeline)
 
 
 def test_a_stripped_programs_machine_code_proves_where_its_latencies_are(runtimes, go_minor):
-    m, answer = runtimes("wakes", ROUNDS, flags=["-ldflags=-s -w"])
+    m, answer = runtimes("wakes", ROUNDS, flags=["-ldflags=-s -w"], offences=["mutex"])
     if go_minor < 20:
         assert m.sched_latency_p50 is None
         assert "inlined or absent" in m.absent["sched_latency_p50"].why
@@ -99,6 +100,7 @@ def test_waits_for_locks_are_what_the_runtime_estimates(runtimes, go_minor):
         return
     # The waits for the runtime's own locks are in the estimate of the program, too.
     locks = mutex.runtime_lock_wait_seconds or 0
+    assert mutex.estimates == ("mutex_wait_seconds",)
     assert (mutex.mutex_wait_seconds + locks) * 1e9 == pytest.approx(estimated, rel=0.05, abs=1e6)
     # Its own clock runs on until a goroutine that has the lock runs.
     assert waited / 4 <= mutex.mutex_wait_seconds * 1e9 <= 1.6 * waited

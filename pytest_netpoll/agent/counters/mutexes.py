@@ -26,8 +26,7 @@ _MOST_STACKS = 1024
 
 class Waits:
     """Waits in one process and window. waited: ns, over all goroutines. most: at one look. gap: the longest
-    time between two looks, ns. stacks: [goroutines found there, ns] by stack, estimated; an empty stack for
-    those that could not be read.
+    time between two looks, ns. stacks: [goroutines found there, ns] by stack, estimated.
     """
 
     def __init__(self, since: int) -> None:
@@ -43,7 +42,8 @@ class Waits:
         self.most = max(self.most, waiting)
         self.gap = max(self.gap, passed)
         for stack in stacks:
-            known = self.stacks.setdefault(stack if len(self.stacks) < _MOST_STACKS else (), [0, 0])
+            kept = stack in self.stacks or len(self.stacks) < _MOST_STACKS
+            known = self.stacks.setdefault(stack if kept else (), [0, 0])
             known[0] += waiting / len(stacks)
             known[1] += waiting * passed / len(stacks)
 
@@ -146,6 +146,4 @@ class Mutexes:
                 found = [stack for stack, g in stacks if stack is not None and waiters.waits(memory, g)]
         except OSError:
             return None
-        if waiting.goroutines and not found:
-            found = [()]
         return (now, waiting.goroutines, found) if self._is_current(process) else None

@@ -1,14 +1,14 @@
 // Goroutines that wait for mutexes, and time themselves how long. A command "WORD N" on any connection:
 //
 //   - mutex: N times locks a sync.Mutex that all connections share, and holds it for 3 ms.
-//   - read: N times locks a sync.RWMutex for reading. Meanwhile another goroutine keeps locking it for writing,
-//     for 3 ms with 1 ms between; it waits for the readers, too.
+//   - write, read: the same with a sync.RWMutex, locked for writing or for reading.
 //   - alone: N times locks a mutex of its own, for 1 ms. Meanwhile goroutines wait for a sync.WaitGroup, a
 //     sync.Cond and a channel.
 //   - deadlock: leaves two goroutines that wait for each other's mutex for ever.
+//   - sleep, burn: waits for a timer, or uses the CPU, for N ms.
 //
-// The answer: the ns that the connection's goroutines waited for the mutexes, and the runtime's own estimate of
-// all such waits meanwhile. -goroutines: so many others, which wait for a channel.
+// The answer: the ns that the connection's goroutine waited for mutexes. -goroutines: so many others, which wait
+// for a channel.
 package main
 
 import (
@@ -41,7 +41,9 @@ func main() {
 	for i := 0; i < *goroutines; i++ {
 		go func() { <-make(chan bool) }()
 	}
-	do := map[string]func(int) time.Duration{"mutex": crowd, "read": read, "alone": alone, "deadlock": deadlock}
+	do := map[string]func(int) time.Duration{
+		"mutex": crowd, "write": write, "read": read, "alone": alone, "deadlock": deadlock, "sleep": sleep, "burn": burn,
+	}
 	kit.Serve(kit.Listen(*addr), func(c net.Conn) {
 		for lines := bufio.NewScanner(c); lines.Scan(); {
 			word, number, _ := strings.Cut(lines.Text(), " ")
@@ -73,43 +75,40 @@ func leave() {
 	shared.Unlock()
 }
 
-func read(n int) (waited time.Duration) {
-	stop, stopped := make(chan bool), make(chan time.Duration)
-	go write(stop, stopped)
+func write(n int) (waited time.Duration) {
 	for ; n > 0; n-- {
-		waited += enterToRead()
+		begun := time.Now()
+		both.Lock()
+		waited += time.Since(begun)
+		time.Sleep(hold)
+		both.Unlock()
+	}
+	return waited
+}
+
+func read(n int) (waited time.Duration) {
+	for ; n > 0; n-- {
+		begun := time.Now()
+		both.RLock()
+		waited += time.Since(begun)
 		time.Sleep(hold)
 		both.RUnlock()
 	}
-	close(stop)
-	return waited + <-stopped
+	return waited
 }
 
-//go:noinline
-func enterToRead() time.Duration {
-	begun := time.Now()
-	both.RLock()
-	return time.Since(begun)
+func sleep(n int) time.Duration {
+	time.Sleep(time.Duration(n) * time.Millisecond)
+	return 0
 }
 
-func write(stop chan bool, stopped chan time.Duration) {
-	waited := time.Duration(0)
-	for {
-		select {
-		case <-stop:
-			stopped <- waited
-			return
-		case <-time.After(time.Millisecond):
-			begun := time.Now()
-			both.Lock()
-			waited += time.Since(begun)
-			time.Sleep(hold)
-			both.Unlock()
-		}
+func burn(n int) time.Duration {
+	for begun := time.Now(); time.Since(begun) < time.Duration(n)*time.Millisecond; {
 	}
+	return 0
 }
 
-func alone(n int) (waited time.Duration) {
+func alone(n int) time.Duration {
 	var own, others sync.Mutex
 	var group, done sync.WaitGroup
 	cond, channel := sync.NewCond(&others), make(chan bool)
@@ -119,9 +118,7 @@ func alone(n int) (waited time.Duration) {
 	go func() { <-channel; done.Done() }()
 	go func() { others.Lock(); cond.Wait(); others.Unlock(); done.Done() }()
 	for ; n > 0; n-- {
-		begun := time.Now()
 		own.Lock()
-		waited += time.Since(begun)
 		time.Sleep(time.Millisecond)
 		own.Unlock()
 	}
