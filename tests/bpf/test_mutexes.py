@@ -55,7 +55,7 @@ def test_waits_for_mutexes_are_what_their_goroutines_timed_and_have_their_lines(
     assert holder.woken_stack[0].function == "main.enter"
 
     with measure(["mutex"]) as both:
-        truth = waited(service, *[f"write {ROUNDS}"] * 4, *[f"read {ROUNDS}"] * 4)
+        truth = waited(service, *[f"write {ROUNDS}"] * 4, *[f"read {4 * ROUNDS}"] * 4)
     m = both(service)
     assert 0.6 * truth <= m.mutex_wait_seconds <= 1.6 * truth
     found = places(m, "mutex")
@@ -63,7 +63,7 @@ def test_waits_for_mutexes_are_what_their_goroutines_timed_and_have_their_lines(
     assert found["main.read"].lock == "sync.RWMutex.RLock"
 
 
-def test_a_deadlock_is_measured_while_it_lasts_and_other_waits_are_none(launch, measure, newest_go):
+def test_a_deadlock_is_measured_while_it_lasts_and_other_waits_are_none(launch, measure, meter, newest_go):
     service = launch("locks", "-goroutines", 3000, go=str(newest_go.go))
     with measure(["mutex"]) as healthy:
         waited(service, *["alone 50"] * 3)
@@ -86,3 +86,5 @@ def test_a_deadlock_is_measured_while_it_lasts_and_other_waits_are_none(launch, 
     # The runtime counts a wait when it ends.
     m = unasked(service)
     assert (m.mutex_wait_seconds, m.estimates) == (0, ("mutex_wait_seconds",))
+    _, answer = meter.end(meter.open(), [service])
+    assert [process["mutexes"] for process in answer["services"][str(service.pid)]] == [None]
