@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import dataclasses
+import gzip
 import importlib
 import os
+import re
 import struct
 from typing import Any
 
@@ -21,6 +24,7 @@ from pytest_netpoll.model.sample import Sample
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import judge
 from pytest_netpoll.report import artifacts, baseline_file, record, terminal, wording
+from pytest_netpoll.report.html import document
 from pytest_netpoll.report.next_steps import next_step
 from tests.agents import MEASURED
 from tests.made_up import offender, point, slow_answer
@@ -297,6 +301,9 @@ def hinted(answers=ANSWERS, timeline=IDLE, cpu_ms=10, limits=None, **more: Any) 
     step = next_step(made, made["services"][0])
     shown = " ".join(terminal.failure_section(made, 100).split())
     assert ("hardly used the CPU: it waited" in shown) == (step is not None)
+    (details,) = re.findall(r'id="details">([^<]*)<', document.render({}, [made]))
+    page = gzip.decompress(base64.b64decode(details)).decode()
+    assert ("hardly used the CPU: it waited" in page) == (step is not None)
     return None if step is None else step.steps
 
 
