@@ -37,8 +37,9 @@ def test_waits_for_mutexes_are_what_their_goroutines_timed_and_have_their_lines(
     launch, measure, go_toolchain
 ):
     service = launch("locks", go=str(go_toolchain.go))
+    # In this rhythm the runtime's own estimate is far off in every third run.
     with measure(["mutex", "ready"]) as crowd:
-        truth = waited(service, *[f"mutex {ROUNDS}"] * 8)
+        truth = waited(service, *[f"rhythm {ROUNDS}"] * 8)
     m = crowd(service)
     if int(go_toolchain.version.split(".")[1]) < 20:
         assert m.mutex_wait_seconds is None
@@ -81,8 +82,9 @@ def test_a_deadlock_is_measured_while_it_lasts_and_other_waits_are_none(launch, 
         least = 2 * (time.monotonic() - deadlocked)
     most = 2 * (time.monotonic() - begun)
     m = locked(service)
-    assert least <= m.mutex_wait_seconds <= most
-    assert sum(o.share for o in places(m, "mutex", lock="sync.Mutex.Lock").values()) > 0.4
+    # On a busy machine they lock a little after the answer.
+    assert 0.7 * least <= m.mutex_wait_seconds <= most
+    assert sum(o.share for o in m.offenders if o.lock == "sync.Mutex.Lock") > 0.9
     # The runtime counts a wait when it ends.
     m = unasked(service)
     assert (m.mutex_wait_seconds, m.estimates) == (0, ("mutex_wait_seconds",))

@@ -1,6 +1,8 @@
 // Goroutines that wait for mutexes, and time themselves how long. A command "WORD N" on any connection:
 //
 //   - mutex: N times locks a sync.Mutex that all connections share, and holds it for 3 ms.
+//   - rhythm: the same, after sleeping six times. So a goroutine stops eight times a round, and the runtime, which
+//     samples every eighth stop, meets all of its waits or none.
 //   - write, read: the same with a sync.RWMutex, locked for writing or for reading.
 //   - alone: N times locks a mutex of its own, for 1 ms. Meanwhile goroutines wait for a sync.WaitGroup, a
 //     sync.Cond and a channel.
@@ -42,7 +44,7 @@ func main() {
 		go func() { <-make(chan bool) }()
 	}
 	do := map[string]func(int) time.Duration{
-		"mutex": crowd, "write": write, "read": read, "alone": alone, "deadlock": deadlock, "sleep": sleep, "burn": burn,
+		"mutex": crowd, "rhythm": rhythm, "write": write, "read": read, "alone": alone, "deadlock": deadlock, "sleep": sleep, "burn": burn,
 	}
 	kit.Serve(kit.Listen(*addr), func(c net.Conn) {
 		for lines := bufio.NewScanner(c); lines.Scan(); {
@@ -59,6 +61,16 @@ func crowd(n int) (waited time.Duration) {
 		waited += enter()
 		time.Sleep(hold)
 		leave()
+	}
+	return waited
+}
+
+func rhythm(n int) (waited time.Duration) {
+	for ; n > 0; n-- {
+		for i := 0; i < 6; i++ {
+			time.Sleep(20 * time.Microsecond)
+		}
+		waited += crowd(1)
 	}
 	return waited
 }
@@ -113,22 +125,27 @@ func alone(n int) time.Duration {
 	var group, done sync.WaitGroup
 	cond, channel := sync.NewCond(&others), make(chan bool)
 	group.Add(1)
-	done.Add(3)
+	done.Add(2)
 	go func() { group.Wait(); done.Done() }()
 	go func() { <-channel; done.Done() }()
-	go func() { others.Lock(); cond.Wait(); others.Unlock(); done.Done() }()
+	signalled := make(chan bool)
+	go func() { others.Lock(); cond.Wait(); others.Unlock(); close(signalled) }()
 	for ; n > 0; n-- {
 		own.Lock()
 		time.Sleep(time.Millisecond)
 		own.Unlock()
 	}
-	others.Lock()
-	cond.Signal()
-	others.Unlock()
 	group.Done()
 	close(channel)
 	done.Wait()
-	return 0
+	for {
+		cond.Signal() // without the mutex, for which nobody is to wait
+		select {
+		case <-signalled:
+			return 0
+		case <-time.After(time.Millisecond):
+		}
+	}
 }
 
 func deadlock(int) time.Duration {
