@@ -68,6 +68,7 @@ MEASURED = {
     "io_outcomes": {"data": 5, "EAGAIN": 2},
     "futile": [["read", "EAGAIN", 1]],
     "parked": None,
+    "mutexes": None,
     "slowest": [{**WAKEUP, "latency_ns": 9000, "at_ns": 5000, "goid": [18, 0], "parts": []}],
     "slow_answers": {
         "queue_delay": [],

@@ -27,7 +27,7 @@ EXEC_GAINS = ("plain", "setuid", "setgid", "capabilities", "unreadable")
 OTHERS, ELSEWHERE, OWN = "127.66.0.", "127.88.0.", "127.77.0.1"
 NOTHING = (
     *("ready_stacks", "unclaimed", "io_stacks", "io_calls", "cpu_samples", "parked", "woken"),
-    "held_writes",
+    *("held_writes", "mutexes"),
 )
 WINDOW = dict.fromkeys(NOTHING, 0)
 CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_BPF = 1 << 19, 1 << 21, 1 << 39

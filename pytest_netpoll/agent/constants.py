@@ -55,6 +55,14 @@ PLACE = ("direction", "syscall", "fd_type", "local", "peer")
 # The histograms of a bank beside the latency's, in the order of bpf/netpoll.h: enum delay.
 DELAY_NAMES = ("queue_delay", "poll_delay", "handling", "response")
 
+# What g.waitreason holds while a goroutine waits for a mutex, by its name in the runtime: the numbers differ
+# between versions of Go.
+MUTEX_REASONS = {
+    "mutex_reason": "waitReasonSyncMutexLock",
+    "rlock_reason": "waitReasonSyncRWMutexRLock",
+    "lock_reason": "waitReasonSyncRWMutexLock",
+}
+
 # Where a Go program keeps its scheduler's counters: the groups of the message "learn". Each is known as a
 # whole or not at all.
 SCHEDULER_QUEUES = (
@@ -72,7 +80,14 @@ SCHEDULER_QUEUES = (
 SCHEDULER_LATENCY = ("time_to_run", "time_to_run_size")
 SCHEDULER_MUTEXES = ("mutex_wait",)
 SCHEDULER_LOCKS = ("lock_wait", "allm", "alllink", "m_lock_wait")
-SCHEDULER = (*SCHEDULER_QUEUES, *SCHEDULER_LATENCY, *SCHEDULER_MUTEXES, *SCHEDULER_LOCKS)
+SCHEDULER_WAITERS = ("allglen", "allgptr", "waitreason", *MUTEX_REASONS)
+SCHEDULER = (
+    *SCHEDULER_QUEUES,
+    *SCHEDULER_LATENCY,
+    *SCHEDULER_MUTEXES,
+    *SCHEDULER_LOCKS,
+    *SCHEDULER_WAITERS,
+)
 
 # CPU samples a second; not in step with anything that happens every millisecond.
 CPU_HZ = 499

@@ -12,6 +12,7 @@ import protocol
 from bpf import ready_probes
 from counters import (
     delays,
+    mutexes,
     offenders,
     parking,
     recorder,
@@ -37,8 +38,7 @@ class Evidence(NamedTuple):
     """The evidence that a window records. unclaimed: descriptors whose events found nobody. io_stacks: the
     stack of one futile I/O call in this many, 0 for none. io_calls: of any I/O calls, not only futile ones.
     cpu_samples: what uses the CPU. woken: where the goroutines that one poll in this many woke were parked, 0
-    for none.
-    held_writes: writes held back by TCP.
+    for none. held_writes: writes held back by TCP. mutexes: goroutines that wait for a mutex.
     """
 
     unclaimed: bool
@@ -47,6 +47,7 @@ class Evidence(NamedTuple):
     cpu_samples: bool
     woken: int
     held_writes: bool
+    mutexes: bool
 
 
 class Agent:
@@ -68,6 +69,8 @@ class Agent:
         self._schedulers = run_queues.Schedulers(kernel.is_current, self._recorder.look)
         self._throttling = throttling.Throttling()
         self._parking = parking.Parking(kernel)
+        self._mutexes = mutexes.Mutexes(kernel.is_current, self._schedulers.place)
+        self._looking: sampler.Timer | None = None  # while a window asks for waits for mutexes
         self._sampling: list[sampler.Timer] = []  # while a window is open
         self._resting: sampler.Timer | None = None  # while none is
 
@@ -125,14 +128,18 @@ class Agent:
         parked: int,
         woken: int,
         held_writes: int,
+        mutexes: int,
     ) -> dict[str, Any]:
         self._refresh()
         self._processes.reap()
         before = self._parking.before(self._live()) if parked else None
+        if mutexes:
+            self._mutexes.prepare(self._live())
         self._sample(states=False)
         self._recorder.prepare()
         evidence = Evidence(
-            bool(unclaimed), io_stacks, bool(io_calls), bool(cpu_samples), woken, bool(held_writes)
+            *(bool(unclaimed), io_stacks, bool(io_calls), bool(cpu_samples)),
+            *(woken, bool(held_writes), bool(mutexes)),
         )
         self._keep([*self._evidence.values(), evidence])
         try:
@@ -149,6 +156,9 @@ class Agent:
         self._probes.open(window, ready_stacks)
         self._evidence[window] = evidence
         self._schedulers.open(window, self._live())
+        if evidence.mutexes:
+            self._mutexes.open(window)
+            self._look_for_waiters(True)
         self._cancel_rest()
         if not self._sampling:
             self._sampling = [
@@ -163,6 +173,8 @@ class Agent:
         self._schedulers.close(window)
         self._throttling.close(window)
         self._parking.close(window)
+        self._mutexes.close(window)
+        self._look_for_waiters(self._mutexes.any_open)
         self._probes.close(window)
         del self._evidence[window]
         self._keep(self._evidence.values())
@@ -190,6 +202,15 @@ class Agent:
         self._kernel.sample(constants.SAMPLE_WOKEN, max((evidence.woken for evidence in wanted), default=0))
         self._kernel.cpu.enable(any(evidence.cpu_samples for evidence in wanted))
 
+    def _look_for_waiters(self, wanted: bool) -> None:
+        if wanted and self._looking is None:
+            self._looking = self._timers.every(
+                mutexes.PERIOD, lambda: self._mutexes.look(self._live()), mutexes.MOST_TIME, uneven=True
+            )
+        elif not wanted and self._looking is not None:
+            self._timers.cancel(self._looking)
+            self._looking = None
+
     def lap(self, window: int, settle_ms: int) -> dict[str, Any]:
         """Ends the window and opens the next one, of the same number, at the same cut."""
         self._refresh()
@@ -215,6 +236,7 @@ class Agent:
         # Children forked since then ran in the window, too, if only for its last moment.
         self._processes.refresh()
         self._processes.miss_children()
+        waits = self._mutexes.lap(window, self._live())
         self._sample()
         now = self._schedulers.read(self._live())
         runtimes = self._runtimes(window)
@@ -258,6 +280,7 @@ class Agent:
             services[root][0]["unprobed"] = unprobed
             for process, told in zip(self._processes.of(root), services[root]):  # noqa: B905 - 3.9 has no strict
                 told["parked"] = parked.get(process.owner)
+                told["mutexes"] = waits.get(process.owner)
         answer = {
             "duration_ns": closed.closed - closed.opened,
             "services": services,

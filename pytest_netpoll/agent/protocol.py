@@ -34,7 +34,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "learn": ("pid", *SCHEDULER),
     "open": (
         *("ready_stacks", "unclaimed", "io_stacks", "io_calls", "cpu_samples", "parked", "woken"),
-        "held_writes",
+        *("held_writes", "mutexes"),
     ),
     "close": ("window", "settle_ms"),
     "lap": ("window", "settle_ms"),

@@ -4,15 +4,18 @@ program, the machine code gives the address of one of them, the histogram sched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_netpoll.agent.constants import (
+    MUTEX_REASONS,
     SCHEDULER_LATENCY,
     SCHEDULER_LOCKS,
     SCHEDULER_MUTEXES,
     SCHEDULER_QUEUES,
+    SCHEDULER_WAITERS,
 )
 from pytest_netpoll.errors import Reason, UnmeasuredError
 from pytest_netpoll.gobinary import time_to_run
@@ -55,16 +58,18 @@ def _stripped(path: str, stripped: Reason) -> SchedulerLayout:
     except ValueError as error:
         why = f"{stripped.why}, and its machine code does not show where they are: {error}"
         raise UnmeasuredError(stripped.what, why=why, fix=_FIX) from None
-    unknown = dict.fromkeys((*SCHEDULER_QUEUES, *SCHEDULER_MUTEXES, *SCHEDULER_LOCKS), 0)
+    groups = (SCHEDULER_QUEUES, SCHEDULER_MUTEXES, SCHEDULER_LOCKS, SCHEDULER_WAITERS)
+    unknown = {name: 0 for group in groups for name in group}
     return SchedulerLayout(
         {**unknown, "time_to_run": address, "time_to_run_size": time_to_run.COUNTERS},
-        {SCHEDULER_QUEUES[0]: stripped, SCHEDULER_MUTEXES[0]: stripped, SCHEDULER_LOCKS[0]: stripped},
+        {group[0]: stripped for group in groups},
     )
 
 
 def _described(elf: Any, what: str) -> SchedulerLayout:
     structs = _structs(elf)
-    symbols = addresses(elf, ("runtime.allp", "runtime.sched", "runtime.allm"))
+    names = ("runtime.allp", "runtime.sched", "runtime.allm", "runtime.allglen", "runtime.allgptr")
+    symbols = addresses(elf, names)
     sched, p, m, schedt = symbols["runtime.sched"], *map(structs.__getitem__, _WANTED[:3])
     queue = schedt.get("runqsize")
     if queue is None:  # newer: the queue has its own length
@@ -79,7 +84,7 @@ def _described(elf: Any, what: str) -> SchedulerLayout:
         **{name: p[name] for name in ("status", "schedtick", "runqhead", "m")},
         "curg": m["curg"],
         "gstatus": structs["runtime.g"]["atomicstatus"],
-        **dict.fromkeys((*SCHEDULER_LATENCY, *SCHEDULER_MUTEXES, *SCHEDULER_LOCKS), 0),
+        **dict.fromkeys((*SCHEDULER_LATENCY, *SCHEDULER_MUTEXES, *SCHEDULER_LOCKS, *SCHEDULER_WAITERS), 0),
     }
     lacks: dict[str, Reason] = {}
     size = structs["runtime.timeHistogram"]["underflow"]  # it is behind the counters
@@ -104,6 +109,26 @@ def _described(elf: Any, what: str) -> SchedulerLayout:
         lacks[SCHEDULER_LOCKS[0]] = Reason(
             "the Go runtime doesn't record waits for its own locks before Go 1.22"
         )
+    waiters = {
+        **{
+            name: symbols[f"runtime.{name}"]
+            for name in ("allglen", "allgptr")
+            if f"runtime.{name}" in symbols
+        },
+        "waitreason": structs["runtime.g"]["waitreason"],
+        **_constants(elf),
+    }
+    if waiters.keys() == set(SCHEDULER_WAITERS):
+        places |= waiters
+    elif "totalMutexWaitTime" not in schedt:  # which came with the reasons
+        lacks[SCHEDULER_WAITERS[0]] = Reason(
+            "which goroutines wait for a mutex can't be seen before Go 1.20",
+            why="only since then does the runtime tell them from those that wait for other semaphores",
+        )
+    else:
+        lacks[SCHEDULER_WAITERS[0]] = Reason(
+            what, why=f"its debug information has no {min(set(SCHEDULER_WAITERS) - waiters.keys())}"
+        )
     return SchedulerLayout(places, lacks)
 
 
@@ -119,32 +144,48 @@ _WANTED = (
 
 
 def _structs(elf: Any) -> dict[str, dict[str, int]]:
-    """{struct: {member: offset}}. Searches for the bytes of their names: reading all debug information would
-    take seconds.
+    """{struct: {member: offset}}"""
+    found = _entries(elf, "DW_TAG_structure_type", _WANTED)
+    return {name: members for name, entry in found.items() if (members := _members(entry))}
+
+
+def _constants(elf: Any) -> dict[str, int]:
+    """{name: value} of MUTEX_REASONS, without missing ones."""
+    entries = _entries(elf, "DW_TAG_constant", [f"runtime.{name}" for name in MUTEX_REASONS.values()])
+    found = {}
+    for name, constant in MUTEX_REASONS.items():
+        entry = entries.get(f"runtime.{constant}")
+        value = entry.attributes["DW_AT_const_value"].value if entry is not None else 0
+        if isinstance(value, int) and 0 < value < 256:
+            found[name] = value
+    return found
+
+
+def _entries(elf: Any, tag: str, names: Iterable[str]) -> dict[str, Any]:
+    """{name: its entry}, without missing ones. Searches for the bytes of the names: reading all debug
+    information would take seconds.
     """
     dwarf = elf.get_dwarf_info()
     data = dwarf.debug_info_sec.stream.getvalue()
-    found: dict[str, dict[str, int]] = {}
-    for name in _WANTED:
+    found: dict[str, Any] = {}
+    for name in names:
         wanted = name.encode() + b"\0"
         at = data.find(wanted)
         while at >= 0 and name not in found:
             # The name follows the number of the entry's kind, which takes one byte or two.
             for start in (at - 1, at - 2):
-                members = _members(dwarf, start, wanted[:-1])
-                if members:
-                    found[name] = members
-                    break
+                with contextlib.suppress(Exception):  # if it is no entry, pyelftools may raise anything
+                    entry = dwarf.get_DIE_from_refaddr(start)
+                    if entry.tag == tag and entry.attributes["DW_AT_name"].value == wanted[:-1]:
+                        found[name] = entry
+                        break
             at = data.find(wanted, at + 1)
     return found
 
 
-def _members(dwarf: Any, offset: int, name: bytes) -> dict[str, int]:
-    """{member: offset} of the struct whose entry is at the offset; empty if there is none of that name."""
+def _members(entry: Any) -> dict[str, int]:
+    """{member: offset} of a struct; empty if it is damaged."""
     try:
-        entry = dwarf.get_DIE_from_refaddr(offset)
-        if entry.tag != "DW_TAG_structure_type" or entry.attributes["DW_AT_name"].value != name:
-            return {}
         return {
             member.attributes["DW_AT_name"].value.decode(): member.attributes[
                 "DW_AT_data_member_location"

@@ -123,6 +123,7 @@ class Probe:
         parked: bool = False,
         woken: int = 0,
         held_writes: bool = False,
+        mutexes: bool = False,
     ) -> int:
         """Opens a window over everything watched; returns its number.
 
@@ -131,7 +132,7 @@ class Probe:
         whether for all I/O calls. cpu_samples: whether to record stacks of what uses CPU time. parked:
         whether to look at parked goroutines at both ends. woken: for one poll in this many, record where the
         goroutines that it woke were parked, 0 for none. held_writes: whether to record writes that the kernel
-        holds back.
+        holds back. mutexes: whether to look for goroutines that wait for a mutex.
         """
         return self._ask(
             "open",
@@ -144,6 +145,7 @@ class Probe:
             parked=int(parked),
             woken=woken,
             held_writes=int(held_writes),
+            mutexes=int(mutexes),
         )["window"]
 
     def close(self, window: int) -> Closed:

@@ -177,8 +177,21 @@ class ParkedNow(TypedDict):
     processes: list[ParkedIn]
 
 
+class MutexWaits(TypedDict):
+    """How long goroutines waited for a sync.Mutex or sync.RWMutex. waited_ns: None if unknown. looks: how
+    many it was seen at. most: goroutines that waited at one look. gap_ns: the longest time between two looks.
+    stacks: [goroutines found there over all looks, ns that they waited, stack], estimated.
+    """
+
+    waited_ns: int | None
+    looks: int
+    most: int
+    gap_ns: int
+    stacks: list[list[Any]]
+
+
 class Measured(Process):
-    """A process in a window. Optional counters are None if they weren't counted. parked: None unless
+    """A process in a window. Optional counters are None if they weren't counted. parked, mutexes: None unless
     requested. io_outcomes: how its I/O calls ended -> calls. futile: [syscall, outcome, calls].
     events_per_poll: events -> polls that returned that many. p_looks, p_running: Ps seen, over all looks, and
     those of them that ran Go code. sched_latency: [least ns, first ns beyond, goroutines]. mutex_wait,
@@ -212,6 +225,7 @@ class Measured(Process):
     offenders: list[Offender]
     slowest: list[SlowWakeup]
     parked: Parked | None
+    mutexes: MutexWaits | None
     slow_answers: dict[str, list[SlowWakeup]]
 
 

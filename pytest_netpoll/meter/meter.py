@@ -18,6 +18,7 @@ from pytest_netpoll.agent.constants import (
     SCHEDULER_LOCKS,
     SCHEDULER_MUTEXES,
     SCHEDULER_QUEUES,
+    SCHEDULER_WAITERS,
 )
 from pytest_netpoll.errors import Reason, UnmeasuredError
 from pytest_netpoll.gobinary.symbols import Symbolizer
@@ -26,6 +27,7 @@ from pytest_netpoll.meter import (
     cgroups,
     checks,
     intervals,
+    mutex_waits,
     offender_stacks,
     parked_groups,
     privilege,
@@ -65,7 +67,7 @@ IO_STACKS = 64
 WOKEN_STACKS = 16
 
 # Not measured unless asked for.
-_ON_DEMAND = frozenset((*PARKED_METRICS, "runtime_ready_calls"))
+_ON_DEMAND = frozenset((*PARKED_METRICS, "runtime_ready_calls", "mutex_wait_seconds"))
 
 # Seconds, at most, between an exec and the kernel's report of it.
 _EXEC_PATIENCE = 1.0
@@ -100,13 +102,15 @@ _INVALID = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 class Window:
     """One measured stretch, open from Meter.open to Meter.close. number: the agent's. failed: why there is
     nothing to close. opened: on the monotonic clock, s. ready_stacks, cpu_samples: whether callers of ready
-    calls and users of CPU time are recorded. parked: whether to look at parked goroutines.
+    calls and users of CPU time are recorded. parked: whether to look at parked goroutines. mutexes: whether
+    to look for goroutines that wait for a mutex.
     """
 
     agent: agent_client.Probe | None
     ready_stacks: bool
     cpu_samples: bool
     parked: bool = False
+    mutexes: bool = False
     number: int = 0
     failed: UnmeasuredError | None = None
     opened: float = field(default_factory=time.monotonic)
@@ -283,8 +287,8 @@ class Meter:
 
         limited: the metrics that will be judged. Some evidence is recorded only if they may need it: callers
         of ready calls (always with --netpoll-goready=on), descriptors whose events found nobody, the code
-        that makes I/O calls or uses CPU time, parked goroutines, goroutines that the network wakes. offences:
-        further evidence to record.
+        that makes I/O calls or uses CPU time, parked goroutines, goroutines that the network wakes, and
+        goroutines that wait for mutexes. offences: further evidence to record.
         """
         self._revive()
         self._retry()
@@ -293,7 +297,12 @@ class Meter:
         wanted = {*offences, *(o for name in judged if name in METRICS for o in METRICS[name].explained_by)}
         ready_stacks = self._ready_stacks("ready" in wanted)
         window = Window(
-            self._probe, bool(ready_stacks), "cpu" in wanted, "parked" in wanted, failed=self._refused
+            self._probe,
+            bool(ready_stacks),
+            "cpu" in wanted,
+            "parked" in wanted,
+            "mutex" in wanted,
+            failed=self._refused,
         )
         self._windows.append(window)
         if self._probe is None:
@@ -311,6 +320,7 @@ class Meter:
                     window.parked,
                     WOKEN_STACKS if "woken" in wanted else 0,
                     "held" in wanted,
+                    window.mutexes,
                 )
             except UnmeasuredError as error:
                 window.failed = error
@@ -460,6 +470,18 @@ class Meter:
             if found.unproven is not None:
                 unexplained["parked"] = found.unproven
             snapshot = dataclasses.replace(snapshot, counters={**snapshot.counters, **found.counters})
+        if window.mutexes and processes:
+            waits = mutex_waits.collect(
+                processes,
+                self._symbolizer,
+                round(seconds * 1e9),
+                lambda process: self._programs.why_no_scheduler(process, SCHEDULER_WAITERS[0]),
+            )
+            snapshot = dataclasses.replace(snapshot, mutex_wait_ns=waits.waited_ns, mutex_looked=True)
+            absent.pop("mutex_wait_seconds", None)
+            if waits.absent is not None:
+                absent["mutex_wait_seconds"] = waits.absent
+            blamed += waits.offenders
         unmeasured = failed.reason if failed is not None else why_not_exact(self._seen(service, processes))
         if unmeasured is None and self._config.goready == "on" and "ready_calls" in absent:
             unmeasured = absent["ready_calls"].about("ready calls were not counted")

@@ -33,6 +33,8 @@ _BACKGROUND = re.compile(
 # The runtime's functions that only check, called by a loop of the program: for a select with a default,
 # runtime.Gosched, or TryLock.
 _NOT_BLOCKING = re.compile(r"runtime\.(selectnbrecv|selectnbsend|Gosched)|sync\.\(\*(RW)?Mutex\)\.Try\w*Lock")
+# Where a mutex is unlocked: the innermost frames of such a call that the user's code didn't make.
+_UNLOCK = re.compile(r"(internal/)?sync\.\(\*(RW)?Mutex\)\.(RUnlock|rUnlockSlow|Unlock|unlockSlow)")
 # If the probe comes before the frame pointer is set (Go 1.19), the caller, findRunnable, is missing.
 _FINDERS = ("runtime.findRunnable", "runtime.schedule")
 _TIMER = re.compile(r"runtime\.(runOneTimer|\(\*timer\)\.unlockAndRun)$")
@@ -41,7 +43,7 @@ _TIMER = re.compile(r"runtime\.(runOneTimer|\(\*timer\)\.unlockAndRun)$")
 _SCHEDULING = Frame("runtime.schedule", "runtime/proc.go", 0)
 
 # Two windows' offenders at the same place have these fields, and their stacks, in common.
-_PLACE = ("offence", "direction", "syscall", "outcome", "cause", "locked")
+_PLACE = ("offence", "direction", "syscall", "outcome", "cause", "locked", "unlocks", "lock")
 
 # offence -> the counter of all of them, kept or not. Sampled offences aren't here.
 _COUNTERS = {"spurious": "spurious_wakeups", "stale": "stale_retries", "unclaimed": "unclaimed_events"}
@@ -76,8 +78,9 @@ def collect(
         kind = tuple(
             entry[name] for name in ("offence", "direction", "syscall", "outcome", "fd_type", "locked")
         )
+        unlocks = ready and any(_UNLOCK.fullmatch(frame.function) for frame in _callers(frames))
         runtime = ready and (by_the_runtime(frames) or by_the_runtime(woken))
-        places[(*kind, cause_of(entry), runtime, where, trim(woken))].append(entry)
+        places[(*kind, cause_of(entry), runtime, unlocks, where, trim(woken))].append(entry)
         totals[entry["offence"]] += entry["count"]
     totals = _all(totals, counters)
     merged = []
@@ -90,6 +93,7 @@ def collect(
         locked,
         cause,
         runtime,
+        unlocks,
         where,
         woken,
     ), entries in places.items():
@@ -111,6 +115,7 @@ def collect(
                 bytes=_sum(entries, "bytes"),
                 locked=locked,
                 held_ns=_sum(entries, "held_ns"),
+                unlocks=unlocks,
                 not_blocking=looked[where] if offence == "cpu" else 0,
                 stack=stack,
                 woken_stack=woken,
@@ -226,15 +231,21 @@ def total(laps: Iterable[Sequence[Offender]], counters: Mapping[str, int]) -> tu
     merged: dict[Place, Offender] = {}
     totals: dict[str, int] = defaultdict(int)
     for offender in chain.from_iterable(laps):
-        totals[offender.offence] += offender.count
+        totals[offender.offence] += _weight(offender)
         place = (*(getattr(offender, name) for name in _PLACE), offender.stack, offender.woken_stack)
         known = merged.get(place)
         merged[place] = offender if known is None else _together(known, offender)
     totals = _all(totals, counters)
     found = [
-        dataclasses.replace(known, share=known.count / totals[known.offence]) for known in merged.values()
+        dataclasses.replace(known, share=_weight(known) / max(totals[known.offence], 1))
+        for known in merged.values()
     ]
     return tuple(sorted(found, key=lambda offender: -offender.count))
+
+
+def _weight(offender: Offender) -> int:
+    """What shares are of: for mutexes the time, else the count."""
+    return offender.waited_ns or 0 if offender.offence == "mutex" else offender.count
 
 
 def _together(one: Offender, other: Offender) -> Offender:
@@ -245,6 +256,9 @@ def _together(one: Offender, other: Offender) -> Offender:
         not_blocking=one.not_blocking + other.not_blocking,
         bytes=None if one.bytes is None or other.bytes is None else one.bytes + other.bytes,
         held_ns=None if one.held_ns is None or other.held_ns is None else one.held_ns + other.held_ns,
+        waited_ns=one.waited_ns
+        if one.waited_ns is None or other.waited_ns is None
+        else one.waited_ns + other.waited_ns,
         # The kind of a connection that was closed before anybody looked is unknown.
         fd_type=_common({one.fd_type, other.fd_type} - {"closed"} or {"closed"}),
         local=_common((one.local, other.local)),

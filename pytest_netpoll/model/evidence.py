@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 from pytest_netpoll.gobinary.symbols import Frame
 
 Offence: TypeAlias = Literal[
-    "spurious", "stale", "ready", "unclaimed", "futile", "io", "cpu", "parked", "woken", "held"
+    "spurious", "stale", "ready", "unclaimed", "futile", "io", "cpu", "parked", "woken", "held", "mutex"
 ]
 
 # The cause of a spurious wakeup or a stale retry. "registered twice": it was for reading, and the socket is
@@ -24,6 +24,7 @@ class Offender:
     goroutines by runtime.ready (ready: it has no descriptor), makes I/O calls (futile: futile ones; io:
     others), or used CPU time (cpu: counts are samples); where goroutines were parked when the network woke
     them (woken), or when the window closed (parked); or made a write that Nagle's algorithm held back (held);
+    or waited for a sync.Mutex or sync.RWMutex (mutex: the count is over all looks, about 10 ms apart);
     or a descriptor whose events found nobody waiting (unclaimed: no code is involved, so there is no stack).
 
     count: estimated from a sample for ready calls, I/O calls and woken goroutines. share: 0-1, of all such in
@@ -36,6 +37,9 @@ class Offender:
     had no room for it. woken_stack: for ready calls, where the woken goroutine had been parked; empty if
     unknown. locked: for ready calls and woken goroutines, whether the woken one is locked to a thread
     (runtime.LockOSThread). held_ns: for how long the writes were held back in total; None for other offences.
+    unlocks: of ready calls, whether a mutex was unlocked there, which woke a goroutine that waited for it.
+    lock: what was waited for, such as "sync.RWMutex.RLock", and waited_ns: for how long in total, estimated;
+    None for other offences than "mutex", of which the share is that of the time.
 
     For "parked" only: growth: how many more than when the window opened. abandoned: descriptors whose peers
     closed meanwhile; those on which nobody is parked have an entry with count 0, whose stack is where their
@@ -59,6 +63,9 @@ class Offender:
     not_blocking: int = 0
     locked: bool = False
     held_ns: int | None = None
+    unlocks: bool = False
+    lock: str | None = None
+    waited_ns: int | None = None
     stack: tuple[Frame, ...]
     woken_stack: tuple[Frame, ...] = ()
     growth: int = 0

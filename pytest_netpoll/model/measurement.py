@@ -59,6 +59,14 @@ class Measurement:
         """Every metric of the table, in order; None if it was not measured."""
         return {name: getattr(self, name) for name in METRICS}
 
+    @property
+    def estimates(self) -> tuple[str, ...]:
+        """The metrics that are only the Go runtime's rough estimate here, because nothing asked for more.
+        They aren't compared.
+        """
+        looked = all(run.snapshot.mutex_looked for run in self.runs or (self,))
+        return () if looked or self.mutex_wait_seconds is None else ("mutex_wait_seconds",)
+
     def judged(self, name: str) -> list[Value]:
         """The values that a limit judges, one for each run: for ready calls only the program's own."""
         metric = LIMITABLE[name]

@@ -64,13 +64,13 @@ class Metric:
     don't allow the agent to count it. adds_up: whether a count grows with the window; others have no rate.
     tail: for a percentile, the share of wakeups beyond it; None for other metrics. of: for a rate, the metric
     that it is the rate of; None for others. explained_by: the evidence that is recorded for a limit on it,
-    and shown when the limit is broken. row: its row of a service's numbers in the terminal, None if it isn't
-    shown there; rows are in the table's order. part: its name there, None if it leads the row. ahead: whether
-    it comes before the other parts. beside: the other rows that it says more about; it is shown with them
-    if a limit on one of their metrics is broken. reports: where else it is shown; see Report. heading: of its
-    columns, if that is not the name. rank: columns, and the rows of `watch`, begin with the lowest; equal
-    ranks are in the table's order. keep: a narrow terminal drops the columns with the lowest value first, and
-    never the highest.
+    and shown when the limit is broken. fix: of a broken maximum, None if that depends on the evidence. row:
+    its row of a service's numbers in the terminal, None if it isn't shown there; rows are in the table's
+    order. part: its name there, None if it leads the row. ahead: whether it comes before the other parts.
+    beside: the other rows that it says more about; it is shown with them if a limit on one of their metrics
+    is broken. reports: where else it is shown; see Report. heading: of its columns, if that is not the name.
+    rank: columns, and the rows of `watch`, begin with the lowest; equal ranks are in the table's order. keep:
+    a narrow terminal drops the columns with the lowest value first, and never the highest.
     """
 
     name: str
@@ -85,6 +85,7 @@ class Metric:
     tail: float | None = None
     of: str | None = None
     explained_by: tuple[Offence, ...] = ()
+    fix: str | None = None
     row: str | None = None
     part: str | None = None
     ahead: bool = False
@@ -707,12 +708,15 @@ _TABLE = (
     ),
     Metric(
         "mutex_wait_seconds",
-        "estimate by the Go runtime: time that goroutines waited for sync.Mutex and sync.RWMutex; it samples "
-        "one wait in 8, when the wait ends",
+        "time that goroutines waited for sync.Mutex and sync.RWMutex: looked at every 10 ms while a limit or "
+        "a comparison asks for it, else a rough estimate by the Go runtime, which samples one wait in 8, "
+        "when it ends",
         "s",
         lambda s: _seconds(s.mutex_wait_ns),
         "memory",
         _NO_SCHEDULER,
+        explained_by=("mutex", "ready"),
+        fix="hold the lock for less: don't do I/O, a query or an RPC while holding it",
         row="waits",
         part="for mutexes (estimate)",
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -10,6 +10,10 @@ from pytest_netpoll.errors import Reason
 from pytest_netpoll.model.limits import Limits
 from pytest_netpoll.model.measurement import Measurement, resolved_wakeups
 from pytest_netpoll.model.metrics import METRICS, Metric, Value
+
+ESTIMATE = Reason(
+    "it is only the Go runtime's rough estimate", fix="limit it, or name it in --netpoll-compare-fail"
+)
 
 
 @dataclass(frozen=True)
@@ -29,13 +33,20 @@ class Sample:
     @classmethod
     def of(cls, measurement: Measurement) -> Sample:
         m = measurement
-        rounds = tuple(Sample(run.metrics, absent=run.absent) for run in m.runs)
-        return cls(m.metrics, m.go_version, m.gomaxprocs, m.unmeasured, m.absent, rounds)
+        rounds = tuple(Sample(without(run.metrics, run.estimates), absent=run.absent) for run in m.runs)
+        metrics = without(m.metrics, m.estimates)
+        absent = {**m.absent, **dict.fromkeys(m.estimates, ESTIMATE)}
+        return cls(metrics, m.go_version, m.gomaxprocs, m.unmeasured, absent, rounds)
 
     @property
     def each(self) -> tuple[Sample, ...]:
         """The rounds, or the sample itself if there was only one."""
         return self.rounds or (self,)
+
+
+def without(metrics: Mapping[str, Value], estimates: Collection[str]) -> dict[str, Value]:
+    """The metrics that can be compared: an estimate may not be the same number as a measured one."""
+    return {name: None if name in estimates else value for name, value in metrics.items()}
 
 
 Samples: TypeAlias = Mapping[str, Sample]  # by service

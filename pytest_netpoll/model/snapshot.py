@@ -74,7 +74,8 @@ class Snapshot:
     runnable for that long before they ran. delays: "queue_delay", "poll_delay", "handling" and "response" ->
     their times; empty if they were not measured. requests: reads that took data of accepted connections;
     answered: those that were followed by a write of the same goroutine; strangers: those whose goroutine
-    could not be recognized.
+    could not be recognized. mutex_looked: whether mutex_wait_ns comes from looks at the goroutines; otherwise
+    it is the runtime's estimate.
     """
 
     counters: Mapping[str, int] = field(default_factory=dict)
@@ -91,6 +92,7 @@ class Snapshot:
     p_running: int | None = None
     sched_latency: Mapping[tuple[int, int], int] | None = None
     mutex_wait_ns: int | None = None
+    mutex_looked: bool = False
     lock_wait_ns: int | None = None
     throttled_ns: int | None = None
     throttled_periods: int | None = None
@@ -122,6 +124,7 @@ class Snapshot:
             p_running=_sum(self.p_running, other.p_running),
             sched_latency=_histogram(self.sched_latency, other.sched_latency),
             mutex_wait_ns=_sum(self.mutex_wait_ns, other.mutex_wait_ns),
+            mutex_looked=self.mutex_looked and other.mutex_looked,
             lock_wait_ns=_sum(self.lock_wait_ns, other.lock_wait_ns),
             throttled_ns=_sum(self.throttled_ns, other.throttled_ns),
             throttled_periods=_sum(self.throttled_periods, other.throttled_periods),

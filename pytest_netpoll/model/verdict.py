@@ -270,7 +270,7 @@ _GROWTH_FIX = (
 def _fix(measurement: Measurement, metric: str) -> str | None:
     """The fix for a broken limit, unless the diagnosis gives it."""
     if metric not in (*_FIXED_LIKE, "parked_growth"):
-        return None
+        return METRICS[metric].fix if metric in METRICS else None
     proven = {found.rule.code for found in findings(measurement)}
     rule = _FIXED_LIKE.get(metric)
     if rule is not None:

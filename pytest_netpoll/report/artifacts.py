@@ -30,7 +30,7 @@ WHAT = "the artifacts"
 # Names for descriptors and the like, where pprof needs a function.
 _NO_STACK = "(no stack)"
 _NOBODY = "(nobody waiting)"
-_LABELS = ("fd_type", "local", "peer", "direction", "syscall", "outcome")
+_LABELS = ("fd_type", "local", "peer", "direction", "syscall", "outcome", "lock")
 _ENDINGS = ("*.pb.gz", "*.log", "*.trace", "*.trace.json")  # of all files that are written
 _SHOWN = 80  # characters of a test's id in the name of its directory
 
@@ -40,7 +40,7 @@ Sources = Callable[[str, str], str]
 
 class Kind(NamedTuple):
     """One kind of profile, made if the first of its offences was recorded; it includes the others. period_ns:
-    what each count stands for, if they are samples of a time.
+    what each count stands for, if they are samples of a time. timed: whether each offender has its own time.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Kind(NamedTuple):
     what: str
     estimated: bool = False
     period_ns: int = 0
+    timed: bool = False
 
 
 KINDS = (
@@ -60,6 +61,7 @@ KINDS = (
     Kind("futile", ("futile",), "futile_calls", "futile I/O calls", estimated=True),
     Kind("woken", ("woken",), "wakeups", "where woken goroutines were parked", estimated=True),
     Kind("parked", ("parked",), "parked_goroutines", "goroutines parked at the end"),
+    Kind("waiting", ("mutex",), "waited", "waits for mutexes", estimated=True, timed=True),
     Kind("cpu", ("cpu",), "cpu", "CPU time", period_ns=10**9 // CPU_HZ),
 )
 
@@ -97,7 +99,7 @@ def _of_service(
         if kind.offences[0] not in [o.get("offence", "spurious") for o in offenders]:
             continue
         types = [pprof.ValueType(kind.counted, "count")]
-        if kind.period_ns:
+        if kind.period_ns or kind.timed:
             types = [pprof.ValueType("samples", "count"), pprof.ValueType(kind.counted, "nanoseconds")]
         comments = [f"{kind.what}: {service['name']} in {test['nodeid']}"]
         if kind.estimated:
@@ -127,7 +129,12 @@ def _sample(service: ServiceRecord, offender: OffenderRecord, kind: Kind, source
     if offender.get("runtime"):
         labels["runtime"] = "true"
     count = offender["count"]
-    return pprof.Sample(stack, [count, count * kind.period_ns] if kind.period_ns else [count], labels)
+    values = [count]
+    if kind.timed:
+        values.append(offender.get("waited_ns") or 0)
+    elif kind.period_ns:
+        values.append(count * kind.period_ns)
+    return pprof.Sample(stack, values, labels)
 
 
 def log(service: str, text: str) -> File:

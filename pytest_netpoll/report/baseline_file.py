@@ -11,10 +11,10 @@ from typing import Any, TypedDict, cast
 from pytest_netpoll.errors import NetpollError, Reason
 from pytest_netpoll.model.comparison import ENVIRONMENT_KEYS, Baseline, changes
 from pytest_netpoll.model.metrics import METRICS, Value, not_exact
-from pytest_netpoll.model.sample import Sample
+from pytest_netpoll.model.sample import ESTIMATE, Sample, without
 from pytest_netpoll.report import files, json_report
 from pytest_netpoll.report.record import ServiceRecord, TestRecord, plain
-from pytest_netpoll.report.wording import trusted, unmeasured_reason
+from pytest_netpoll.report.wording import estimates, trusted, unmeasured_reason
 
 SCHEMA = "pytest-netpoll-baseline/1"
 DIRECTORY = ".netpoll"
@@ -142,10 +142,13 @@ def sample(service: ServiceRecord) -> Sample:
         unmeasured = Reason(not_exact(service["metrics"].get("lost")))
     runs = service.get("runs", {})
     count = min(map(len, runs.values()), default=0)
-    rounds = tuple(Sample({name: values[i] for name, values in runs.items()}) for i in range(count))
-    return Sample(
-        service["metrics"], service["go_version"], service.get("gomaxprocs"), unmeasured, rounds=rounds
+    rounds = tuple(
+        Sample(without({name: values[i] for name, values in runs.items()}, estimates(service)))
+        for i in range(count)
     )
+    metrics = without(service["metrics"], estimates(service))
+    absent = dict.fromkeys(estimates(service), ESTIMATE)
+    return Sample(metrics, service["go_version"], service.get("gomaxprocs"), unmeasured, absent, rounds)
 
 
 def _baseline(name: str, content: Mapping[str, Any], what: str, fix: str) -> Baseline:
@@ -169,7 +172,7 @@ def _baseline(name: str, content: Mapping[str, Any], what: str, fix: str) -> Bas
 
 
 def _entry(service: ServiceRecord) -> _Service:
-    metrics = service["metrics"]
+    metrics = without(service["metrics"], estimates(service))
     entry: _Service = {
         "go_version": service["go_version"],
         "gomaxprocs": service.get("gomaxprocs"),

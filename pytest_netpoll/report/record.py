@@ -46,6 +46,9 @@ class FrameRecord(TypedDict):
 
 
 class _OffenderExtra(TypedDict, total=False):
+    unlocks: bool
+    lock: str | None
+    waited_ns: int | None
     offence: Offence
     outcome: str | None
     runtime: bool
@@ -71,7 +74,8 @@ class OffenderRecord(_OffenderExtra):
     offence: "spurious": goroutines woken for nothing; "stale": stale retries; "unclaimed": events that
     found nobody waiting, without a stack; "ready": callers of runtime.ready; "futile", "io": I/O calls;
     "cpu": CPU samples; "woken": goroutines that the network woke; "held": writes that Nagle's algorithm
-    held back; "parked": see Parked. count: estimated from a sample for ready calls, I/O calls and woken
+    held back; "mutex": goroutines that waited for a sync.Mutex or sync.RWMutex, over all looks at them;
+    "parked": see Parked. count: estimated from a sample for ready calls, I/O calls and woken
     goroutines. share: 0-1, of all such in the service, or in the sample; None in files from before it was
     recorded. outcome: how the I/O calls ended, such as "EAGAIN"; None for other offences. runtime: of
     ready calls, whether the runtime made them for its own background work. cause: of spurious wakeups and
@@ -80,8 +84,11 @@ class OffenderRecord(_OffenderExtra):
     peer: None if they differ between the goroutines at this place. stack: starts at your own code; empty
     if the kernel had no room for it. woken_stack: of ready calls, where the woken goroutine had been
     parked. locked: of ready calls and woken goroutines, whether the woken goroutine is locked to a thread.
-    held_ns: of "held", for how long in total. growth, abandoned, stuck, peers: of "parked" only, see Parked.
-    rules: the codes of the broken rules that it is evidence of.
+    held_ns: of "held", for how long in total. unlocks: of ready calls, whether a mutex was unlocked there,
+    which woke a goroutine that waited for it. lock: of "mutex", what was waited for, such as
+    "sync.RWMutex.RLock"; None if unknown. waited_ns: for how long in total; `share` is the share of this
+    time. growth, abandoned, stuck, peers: of "parked" only, see Parked. rules: the codes of the
+    broken rules that it is evidence of.
     """
 
     count: int
@@ -424,6 +431,7 @@ class _ServiceExtra(TypedDict, total=False):
     budgets: list[BudgetRecord]
     slow_answers: list[SlowAnswerRecord]
     absent: dict[str, ReasonRecord]
+    estimates: list[str]
     columns: dict[str, int | float | str | None]
 
 
@@ -440,9 +448,10 @@ class ServiceRecord(_ServiceExtra):
     bound the service, the one that stopped it longest first. delays: as histogram, for "queue_delay",
     "poll_delay", "handling" and "response". budgets: the parts of the median and the p99 of the responses, or
     of the queue delays if there are no responses. slow_answers: the slowest reads and answers. absent: metric
-    -> why it is None, if more is known than the metric's own reason. columns: heading -> value, what the hook
-    pytest_netpoll_columns adds to the tables. slowest: the latest wakeups. offenders: what wastes or causes
-    something, the worst first.
+    -> why it is None, if more is known than the metric's own reason. estimates: the metrics that are only a
+    rough estimate by the Go runtime here, because no limit asked for more; comparisons and baselines leave
+    them out. columns: heading -> value, what the hook pytest_netpoll_columns adds to the tables. slowest: the
+    latest wakeups. offenders: what wastes or causes something, the worst first.
     """
 
     name: str
@@ -774,6 +783,7 @@ def _service(
         "delays": {name: _buckets(delay.histogram) for name, delay in measurement.snapshot.delays.items()},
         "budgets": [cast("BudgetRecord", asdict(budget)) for budget in budgets(one)],
         "absent": {name: reason_record(why) for name, why in measurement.absent.items()},
+        "estimates": list(measurement.estimates),
         "timeline": [cast("TimelineRecord", asdict(point)) for point in measurement.timeline],
         "correlation": _correlation(measurement),
         "cgroups": [cast("CpuQuotaRecord", asdict(cgroup)) for cgroup in measurement.cgroups],
@@ -821,6 +831,10 @@ def _offender(offender: Offender, evidence: Mapping[str, Set[int]]) -> OffenderR
         del made["locked"]
     if offender.offence != "held":
         del made["held_ns"]
+    if offender.offence != "ready":
+        del made["unlocks"]
+    if offender.offence != "mutex":
+        del made["lock"], made["waited_ns"]
     if offender.offence != "parked":
         for name in ("growth", "abandoned", "stuck", "closed", "peers"):
             del made[name]

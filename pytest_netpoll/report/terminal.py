@@ -10,6 +10,7 @@ from pytest_netpoll.model.metrics import METRICS, Metric, in_report
 from pytest_netpoll.model.rules import RULES
 from pytest_netpoll.options import Config
 from pytest_netpoll.report import attached, cells, wording
+from pytest_netpoll.report.next_steps import next_step
 from pytest_netpoll.report.record import (
     FrameRecord,
     ServiceRecord,
@@ -188,6 +189,10 @@ def _add_service(
     caution = attached.caution(record, service)
     remarks = [] if caution is None else [cells.wrap(caution, width, "  ")]
     remarks += [_reason(missing, width, "  ") for missing in wording.unexplained(record, service)]
+    step = next_step(record, service)
+    if step is not None:
+        seen, next_line = cells.wrap(step.seen, width, "  "), cells.wrap(f"next: {step.steps}", width, "    ")
+        remarks.append([*seen, *next_line])
     broken = _broken(record, service)
     matter = _matter(record, service, broken)
     # The Go line that leads is worth more than numbers that no limit is about.

@@ -157,6 +157,11 @@ def trusted(service: ServiceRecord) -> bool:
     return service.get("unmeasured") is None and not service["metrics"].get("lost")
 
 
+def estimates(service: ServiceRecord) -> list[str]:
+    """The metrics that are only the runtime's rough estimate."""
+    return service.get("estimates", ["mutex_wait_seconds"])  # which it was in older files
+
+
 def outcome_of(record: TestRecord, service: ServiceRecord | None) -> Outcome:
     """The outcome of one row: a service doesn't fail for what another one did."""
     bad = "failed" in (record["outcome"], record.get("gate"))
@@ -388,6 +393,9 @@ def explaining(record: TestRecord, service: ServiceRecord) -> list[Entry]:
     found: dict[str, list[Entry]] = {}
     for fault in broken(record, service):
         name = base_of(fault["metric"])
+        if name == "mutex_wait_seconds":
+            found.setdefault("mutex", mutex_entries(service))
+            continue
         late = name.startswith(_LATE)
         if late and "cpu" in behind:
             found.setdefault("cpu", offender_entries(service, behind["cpu"]))
@@ -426,6 +434,8 @@ def _behind(service: ServiceRecord, name: str, offence: Offence) -> list[Offende
         return [o for o in own if name in o.get("rules", [name])]  # older files have no "rules"
     if name in _PARKED:
         return [o for o in own if cast("dict[str, int]", o).get(_PARKED[name])]
+    if name == "mutex_wait_seconds" and offence == "ready":
+        return [o for o in own if o.get("unlocks")]
     return own
 
 
@@ -475,6 +485,7 @@ _ORDINARY: Mapping[Offence, str] = {
     "cpu": "CPU time",
     "woken": "Woken goroutines",
     "parked": "Parked goroutines",
+    "mutex": "Waits for mutexes",
 }
 
 
@@ -517,10 +528,27 @@ def offender_entries(service: ServiceRecord, offenders: Iterable[OffenderRecord]
     ]
 
 
+def mutex_entries(service: ServiceRecord) -> list[Entry]:
+    """Where goroutines waited for mutexes, and where these were unlocked; the worst of both come first."""
+    waits, holders = offender_entries(service, _own(service, "mutex")), _holders(service)
+    return [*waits[:1], *holders[:1], *waits[1:], *holders[1:]]
+
+
+def _holders(service: ServiceRecord) -> list[Entry]:
+    """The callers of ready calls that unlocked a mutex and thereby woke a waiter."""
+    holders = [offender for offender in _own(service, "ready") if offender.get("unlocks")]
+    total = sum(offender["share"] or 0 for offender in holders)
+    of_all = [{**offender, "share": (offender["share"] or 0) / (total or 1)} for offender in holders]
+    return [
+        entry._replace(text=f"{units.show(entry.share, 'share')} of the Unlocks that woke a waiter, made")
+        for entry in offender_entries(service, cast("list[OffenderRecord]", of_all))
+    ]
+
+
 def _rank(offender: OffenderRecord) -> tuple[int, ...]:
     """Leaked goroutines lead, however many others are parked."""
-    fields = ("stuck", "abandoned", "growth", "count")
-    return tuple(-cast("dict[str, int]", offender).get(name, 0) for name in fields)
+    fields = ("waited_ns", "stuck", "abandoned", "growth", "count")
+    return tuple(-(cast("dict[str, int | None]", offender).get(name) or 0) for name in fields)
 
 
 def _key(stack: Iterable[FrameRecord]) -> tuple[Any, ...]:
@@ -537,9 +565,9 @@ def _together(same: Sequence[OffenderRecord]) -> OffenderRecord:
         "count": sum(offender["count"] for offender in same),
         "share": None if None in shares else sum(share or 0 for share in shares),
     }
-    for name in _PARKED.values():
+    for name in (*_PARKED.values(), "waited_ns"):
         if name in worst:
-            together[name] = sum(offender.get(name, 0) for offender in same)  # type: ignore[literal-required]
+            together[name] = sum(offender.get(name) or 0 for offender in same)  # type: ignore[literal-required]
     if outcomes:
         together["outcome"] = " or ".join(filter(None, outcomes))
     return together
@@ -596,6 +624,8 @@ def offender_text(service: ServiceRecord, offender: OffenderRecord) -> str:
         return _parked_text(offender)
     if offence == "held":
         return _held_text(offender)
+    if offence == "mutex":
+        return _mutex_text(offender)
     if offence in _SAMPLED:
         return _sampled_text(service, offender)
     metric, name, happened = _OFFENCES[offence]
@@ -676,6 +706,14 @@ def _held_text(offender: OffenderRecord) -> str:
     each = units.show((offender.get("held_ns") or 0) / offender["count"], "ns")
     count = units.show(offender["count"], "count")
     return f"{count} writes ({_where(offender)}), held back for {each} each, made"
+
+
+def _mutex_text(offender: OffenderRecord) -> str:
+    """ "99.5 % of 2.54 s that goroutines waited for mutexes, in sync.Mutex.Lock,"; the place follows."""
+    waited, share = offender.get("waited_ns") or 0, offender["share"] or 0
+    total = f"{units.show(waited / share / 1e9, 's')} " if share else ""
+    called = f", in {one_line(offender.get('lock') or '')}," if offender.get("lock") else ","
+    return f"{units.show(share, 'share')} of {total}that goroutines waited for mutexes{called}"
 
 
 def _parked_text(offender: OffenderRecord) -> str:

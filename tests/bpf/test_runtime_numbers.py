@@ -29,11 +29,11 @@ def runtimes(launch, commands, measure, go_toolchain):
     bucket of their median].
     """
 
-    def runtimes(do, rounds, *args, flags=()):
+    def runtimes(do, rounds, *args, flags=(), offences=()):
         service = launch("runtime", "-do", do, *args, go=str(go_toolchain.go), build_flags=list(flags))
         command = commands(service)
         command(1)  # metrics.Read allocates the first time
-        with measure() as stretch:
+        with measure(offences) as stretch:
             answer = command(rounds)
         return stretch(service), [int(number) for number in answer.split()]
 
@@ -64,7 +64,8 @@ def test_goroutines_wait_long_only_behind_hogs(runtimes):
     assert starved.sched_latency_p50 >= max(1_000_000, 10 * calm.sched_latency_p50)
     assert starved.p_utilization > 0.8
     assert 0.8 < max(point.ps_running for point in starved.timeline) <= 1
-    assert max(point.runq_max for point in starved.timeline) == starved.runq_max >= 10
+    # The window's first look, when those of the command before may still be ending, is in no interval.
+    assert starved.runq_max >= max(point.runq_max for point in starved.timeline) >= 10
     assert all(point.spinning <= 1 for point in starved.timeline)
 
 
@@ -99,6 +100,7 @@ def test_lock_waits_match_the_runtimes_estimates(runtimes, go_minor):
         return
     # The program's estimate includes the waits for the runtime's own locks.
     locks = mutex.runtime_lock_wait_seconds or 0
+    assert mutex.estimates == ("mutex_wait_seconds",)
     assert (mutex.mutex_wait_seconds + locks) * 1e9 == pytest.approx(estimated, rel=0.05, abs=1e6)
     # Its own clock keeps running until a goroutine that has the lock runs.
     assert waited / 4 <= mutex.mutex_wait_seconds * 1e9 <= 1.6 * waited

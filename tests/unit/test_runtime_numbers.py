@@ -96,11 +96,17 @@ WORDS = st.one_of(
 )
 
 
+# allglen, allgptr, and what is in a g.
+WAITERS = (8216, 8224, 176, 22, 23, 24)
+
+
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(words=st.lists(WORDS, min_size=1, max_size=40), bias=st.sampled_from([0, 1 << 46, -(1 << 30)]))
 def test_arbitrary_memory_gives_numbers_or_nothing(agent, words, bias):
     module = agent("counters.scheduler_memory")
-    layout = module.Layout(64, 72, 80, 0, 4, 16, 24, 40, 48, 56, 4096, 1280, 8192, 8200, 8208, 16, 24)
+    layout = module.Layout(
+        64, 72, 80, 0, 4, 16, 24, 40, 48, 56, 4096, 1280, 8192, 8200, 8208, 16, 24, *WAITERS
+    )
     assert layout.plausible
     memory = Hostile(words)
     state = None
@@ -112,10 +118,14 @@ def test_arbitrary_memory_gives_numbers_or_nothing(agent, words, bias):
     assert memory.reads < 3 * 4096 + 2 * 16384 + 20
 
 
-@pytest.mark.parametrize("name", ["runqhead", "m", "curg", "gstatus", "alllink", "time_to_run_size"])
+@pytest.mark.parametrize(
+    "name", ["runqhead", "m", "curg", "gstatus", "alllink", "waitreason", "time_to_run_size"]
+)
 def test_a_layout_with_a_struct_too_large_to_be_read_is_refused(agent, name):
     module = agent("counters.scheduler_memory")
-    layout = module.Layout(64, 72, 80, 0, 4, 16, 24, 40, 48, 56, 4096, 5760, 8192, 8200, 8208, 16, 24)
+    layout = module.Layout(
+        64, 72, 80, 0, 4, 16, 24, 40, 48, 56, 4096, 5760, 8192, 8200, 8208, 16, 24, *WAITERS
+    )
     assert layout.plausible
     assert not layout._replace(**{name: 1 << 30}).plausible
 

@@ -95,17 +95,24 @@ class Schedulers:
     def knows(self, process: Process) -> bool:
         return process.program in self._layouts
 
-    def _read(self, process: Process, totals: bool = True) -> tuple[State | None, Totals]:
-        """The State and Totals; None if the memory isn't plausible. totals: whether to read those."""
+    def place(self, process: Process) -> tuple[Layout, int] | None:
+        """(the program's layout, what to add to its addresses); None if unknown."""
         layout = self._layouts.get(process.program)
-        if layout is None or process.exited or not (layout.allp or totals):
-            return _UNKNOWN
+        if layout is None or process.exited:
+            return None
         if process.owner not in self._biases:
             found = scheduler_memory.bias(process)
             if found is None:
-                return _UNKNOWN
+                return None
             self._biases[process.owner] = found
-        bias = self._biases[process.owner]
+        return layout, self._biases[process.owner]
+
+    def _read(self, process: Process, totals: bool = True) -> tuple[State | None, Totals]:
+        """The State and Totals; None if the memory isn't plausible. totals: whether to read those."""
+        place = self.place(process)
+        if place is None or not (place[0].allp or totals):
+            return _UNKNOWN
+        layout, bias = place
         state, grown = None, _NOTHING
         try:
             with proc.Memory(process.pid) as memory:

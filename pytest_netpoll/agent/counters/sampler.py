@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import select
 import time
 from collections.abc import Callable, Iterator
 
-# A timer takes at most this share of the time; it is called less often if it has to be.
+# A timer takes at most this share of the time, unless said otherwise; it is called less often if it has to
+# be.
 MOST_TIME = 1 / 20
 
 # Bytes. No message is nearly as long; an endless line must not fill the memory.
@@ -19,17 +21,20 @@ _CHUNK = 64 << 10
 class Timer:
     """A repeated call, made by Timers.every."""
 
-    def __init__(self, period: float, call: Callable[[], object]) -> None:
+    def __init__(self, period: float, call: Callable[[], object], most_time: float, uneven: bool) -> None:
         self.due = time.monotonic() + period
         self._period = period
         self._call = call
+        self._most_time = most_time
+        self._uneven = uneven
 
     def run(self) -> None:
         begun = time.monotonic()
         self._call()
         ended = time.monotonic()
         # Counted from when it was due, so that periods don't stretch; missed calls aren't made up for.
-        self.due = max(self.due + self._period, ended, begun + (ended - begun) / MOST_TIME)
+        period = self._period * random.uniform(0.5, 1.5) if self._uneven else self._period
+        self.due = max(self.due + period, ended, begun + (ended - begun) / self._most_time)
 
 
 class Timers:
@@ -38,9 +43,14 @@ class Timers:
     def __init__(self) -> None:
         self._timers: list[Timer] = []
 
-    def every(self, period: float, call: Callable[[], object]) -> Timer:
-        """Calls the function every `period` seconds until the returned Timer is cancelled."""
-        timer = Timer(period, call)
+    def every(
+        self, period: float, call: Callable[[], object], most_time: float = MOST_TIME, uneven: bool = False
+    ) -> Timer:
+        """Calls the function every `period` seconds until the returned Timer is cancelled. most_time: the
+        share of the time that it takes at most. uneven: `period` is the mean, so that the calls don't fall
+        into step with what they look at.
+        """
+        timer = Timer(period, call, most_time, uneven)
         self._timers.append(timer)
         return timer
 

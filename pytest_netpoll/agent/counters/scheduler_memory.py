@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 class Layout(NamedTuple):
     """Where the scheduler's state is; 0 for unknown places. Link-time addresses: runtime.allp, the length of
     the global run queue, sched.nmspinning, sched.timeToRun, sched.totalMutexWaitTime,
-    sched.totalRuntimeLockWaitTime and runtime.allm. Offsets: number (of its id) to m in runtime.p, curg,
-    alllink and m_lock_wait in runtime.m, gstatus in runtime.g. time_to_run_size: bytes of its counters.
+    sched.totalRuntimeLockWaitTime, runtime.allm, runtime.allglen and runtime.allgptr. Offsets: number (of its
+    id) to m in runtime.p, curg, alllink and m_lock_wait in runtime.m, gstatus and waitreason in runtime.g.
+    time_to_run_size: bytes of its counters. mutex_reason, rlock_reason, lock_reason: what g.waitreason holds
+    while a goroutine waits for a mutex.
     """
 
     allp: int
@@ -37,11 +39,20 @@ class Layout(NamedTuple):
     allm: int
     alllink: int
     m_lock_wait: int
+    allglen: int
+    allgptr: int
+    waitreason: int
+    mutex_reason: int
+    rlock_reason: int
+    lock_reason: int
 
     @property
     def plausible(self) -> bool:
         """Whether the structs are small enough to read, and the histogram's size is one of Go's."""
-        offsets = (*self[self._fields.index("number") : self._fields.index("time_to_run")], *self[-2:])
+        offsets = (
+            *self[self._fields.index("number") : self._fields.index("time_to_run")],
+            *(self.alllink, self.m_lock_wait, self.waitreason),
+        )
         return max(offsets) <= _LARGEST_STRUCT and (
             not self.time_to_run or self.time_to_run_size in (_SIZE, _SIZE_119)
         )

@@ -88,6 +88,12 @@ class Code:
         return known
 
 
+def parked_at(memory: proc.Memory, g: int, code: Code) -> tuple[int, ...] | None:
+    """The stack of a parked g, as addresses, innermost first; None if it isn't parked any more."""
+    found = _goroutine(memory, g, code)
+    return None if found is None else found[1]
+
+
 def parked(
     pid: int, epfd: int, layout: layouts.Layout, signed: bool, mappings: Sequence[proc.Mapping]
 ) -> list[Parked]:

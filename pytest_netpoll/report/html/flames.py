@@ -13,6 +13,7 @@ GRAPHS: Mapping[str, str] = {
     "cpu": "CPU time",
     "woken": "where woken goroutines were parked",
     "ready": "callers that wake goroutines",
+    "mutex": "where goroutines waited for mutexes",
 }
 
 

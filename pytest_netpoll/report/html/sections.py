@@ -15,6 +15,7 @@ from pytest_netpoll.model.metrics import LIMITABLE, METRICS, Metric, Value
 from pytest_netpoll.report import wording
 from pytest_netpoll.report.delta import delta, shown
 from pytest_netpoll.report.html import flames, overview
+from pytest_netpoll.report.next_steps import next_step
 from pytest_netpoll.report.record import (
     BreachRecord,
     NumberRecord,
@@ -230,6 +231,7 @@ class _Service:
         self.flames = {offence: graph["title"] for offence, graph in flames.graphs_of(record).items()}
         self.broken = {fault["metric"] for fault in wording.broken(test, record)}
         self.explaining = wording.explaining(test, record)
+        self.next_step = next_step(test, record)
         self.besides = wording.besides(test, record)
         self.late = [] if self._shows_lateness() else wording.slow_entries(record, record["slowest"])
         explaining = wording.slow_answers(test, record)
