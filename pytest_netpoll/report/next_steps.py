@@ -31,6 +31,8 @@ def next_step(record: TestRecord, service: ServiceRecord) -> NextStep | None:
     families = {metric.family for metric in metrics if metric is not None}
     if not families & {"response", "handling"} or "mutex_wait" in families:
         return None
+    if _usually_waited(service):
+        return _step(record, service, "at least half of the answers")
     answers = [answer for answer in wording.slow_answers(record, service) if answer["what"] == "response"]
     total = sum(answer["ns"] for answer in answers)
     handled = sum(answer["handling_ns"] for answer in answers)
@@ -42,17 +44,35 @@ def next_step(record: TestRecord, service: ServiceRecord) -> NextStep | None:
     if seconds >= _LOOKED:
         cpu = min(cpu, _used(service, spans, cpu))
     # Threads that waited for a CPU, or were stopped by a quota, would have used it.
-    waited = sum(service["metrics"].get(name) or 0 for name in ("run_delay_seconds", "throttled_seconds"))
-    if cpu + waited > _IDLE * seconds:
+    if cpu + _kept_waiting(service, spans) > _IDLE * seconds:
         return None
+    return _step(record, service, "the slowest answers")
+
+
+def _step(record: TestRecord, service: ServiceRecord, which: str) -> NextStep:
     limited = ("max", "mutex_wait_seconds") in wording.limits_of(record, service)
     steps = [] if limited else ["limit max_mutex_wait_seconds="]
     steps.append("while it waits, python -m pytest_netpoll dump --port PORT shows who waits for the network")
     return NextStep(
-        "the slowest answers were in the handler nearly all the time, while the service hardly used the CPU: "
+        f"{which} spent nearly all their time in the handler, while the service hardly used the CPU: "
         "it waited, for a lock, another service or a timer",
         f"{'; '.join(steps)} (docs/debugging.md)",
     )
+
+
+def _usually_waited(service: ServiceRecord) -> bool:
+    """Whether the median answer spent its time in the handler, and that is much longer than the CPU time per
+    answer together with waits for a CPU, a P, or the quota.
+    """
+    metrics = service["metrics"]
+    handling, response = metrics.get("handling_p50"), metrics.get("response_p50")
+    to_run = metrics.get("sched_latency_p99")
+    answers = sum(service.get("delays", {}).get("handling", {}).values())
+    if not handling or not response or to_run is None or not answers:
+        return False
+    of_cpu = sum(metrics.get(name) or 0 for name in ("cpu_seconds", "run_delay_seconds", "throttled_seconds"))
+    explained = of_cpu / answers * 1e9 + to_run
+    return handling >= _MOST * response and explained <= _IDLE * handling
 
 
 def _spans(answers: Iterable[SlowAnswerRecord]) -> list[tuple[float, float]]:
@@ -66,6 +86,23 @@ def _spans(answers: Iterable[SlowAnswerRecord]) -> list[tuple[float, float]]:
         else:
             spans.append((begin, end))
     return spans
+
+
+def _kept_waiting(service: ServiceRecord, spans: Iterable[tuple[float, float]]) -> float:
+    """For how long, in s, threads waited for a CPU and a quota stopped them, in the timeline's intervals that
+    the spans touch; in the whole window if there is no timeline.
+    """
+    spans = list(spans)
+    if not service.get("timeline"):
+        metrics = service["metrics"]
+        return sum(metrics.get(name) or 0 for name in ("run_delay_seconds", "throttled_seconds"))
+    waited, begin = 0, 0.0
+    for point in service["timeline"]:
+        end = point["t_ms"] / 1e3
+        if any(first < end and last > begin for first, last in spans):
+            waited += point["run_delay_ns"] + (point.get("throttled_ns") or 0)
+        begin = end
+    return waited / 1e9
 
 
 def _used(service: ServiceRecord, spans: Iterable[tuple[float, float]], cpu: float) -> float:

@@ -17,11 +17,12 @@ import pytest
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.gobinary.symbols import Frame
 from pytest_netpoll.meter import mutex_waits, offender_stacks, privilege
+from pytest_netpoll.model.histogram import bucket_of
 from pytest_netpoll.model.limits import resolve
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.metrics import COUNTERS
 from pytest_netpoll.model.sample import Sample
-from pytest_netpoll.model.snapshot import Snapshot
+from pytest_netpoll.model.snapshot import Delay, Snapshot
 from pytest_netpoll.model.verdict import judge
 from pytest_netpoll.report import artifacts, baseline_file, record, terminal, wording
 from pytest_netpoll.report.html import document
@@ -311,8 +312,8 @@ def test_slow_answers_that_waited_in_their_handler_have_a_next_step():
     assert "max_mutex_wait_seconds=" in hinted()
     assert "max_mutex_wait_seconds" not in hinted(limits={"max_mutex_wait_seconds": 9})
     # Much CPU was used, but at another time.
-    later = (*IDLE, point(2000.0, ps_running=0.9, answers=0))
-    assert hinted(timeline=later, cpu_ms=1500) is not None
+    later = (*IDLE, point(2000.0, ps_running=0.9, answers=0, run_delay_ns=500 * MS))
+    assert hinted(timeline=later, cpu_ms=1500, run_delay_ns=500 * MS) is not None
 
 
 @pytest.mark.parametrize(
@@ -322,12 +323,50 @@ def test_slow_answers_that_waited_in_their_handler_have_a_next_step():
         {"cpu_ms": 200},  # in system calls or C
         {"cpu_ms": 200, "timeline": tuple(point(p.t_ms, ps_running=None, answers=0) for p in IDLE)},
         {"cpu_ms": 8, "answers": [slow_answer(20 * MS, at_ms=50.0)], "timeline": ()},
-        {"throttled_ns": 50 * MS, "throttled_periods": 1},
-        {"run_delay_ns": 50 * MS},
+        {"timeline": tuple(point(p.t_ms, ps_running=0.05, answers=0, throttled_ns=50 * MS) for p in IDLE)},
+        {"timeline": tuple(point(p.t_ms, ps_running=0.05, answers=0, run_delay_ns=50 * MS) for p in IDLE)},
+        {"run_delay_ns": 50 * MS, "timeline": ()},
         {"answers": [slow_answer(200 * MS, at_ms=250.0, poll_delay_ns=100 * MS, handling_ns=100 * MS)]},
         {"answers": []},
     ],
-    ids=["busy", "calls", "unknown", "short", "throttled", "delayed", "late", "none"],
+    ids=[
+        "busy",
+        "calls",
+        "unknown",
+        "short",
+        "throttled",
+        "delayed",
+        "delayed, without a timeline",
+        "late",
+        "none",
+    ],
 )
 def test_other_slow_answers_have_none(more):
     assert hinted(**more) is None
+
+
+def answered(ms: int, runnable_ms: int = 1, **more: Any) -> dict[str, Any]:
+    """Fifty answers that all took `ms` in the handler, and goroutines that waited `runnable_ms` to run."""
+    handled = Delay({bucket_of(ms * MS): 50}, ms * MS)
+    return {
+        "delays": {
+            **dict.fromkeys(("queue_delay", "poll_delay"), Delay()),
+            "handling": handled,
+            "response": handled,
+        },
+        "requests": 50,
+        "answered": 50,
+        "sched_latency": {(0, runnable_ms * MS): 100},
+        "answers": [slow_answer(ms * MS, at_ms=250.0)],
+        **more,
+    }
+
+
+def test_answers_that_usually_waited_in_their_handler_have_a_next_step():
+    assert "max_mutex_wait_seconds=" in hinted(cpu_ms=200, **answered(45))
+    # Much CPU for each answer, a wait for a CPU or for the quota, and Ps that are all busy.
+    assert hinted(cpu_ms=2000, **answered(45)) is None
+    assert hinted(cpu_ms=200, run_delay_ns=2000 * MS, **answered(45)) is None
+    assert hinted(cpu_ms=200, throttled_ns=2000 * MS, throttled_periods=9, **answered(45)) is None
+    assert hinted(cpu_ms=200, **answered(45, runnable_ms=40)) is None
+    assert hinted(cpu_ms=200, **answered(45, sched_latency=None)) is None
