@@ -7,7 +7,7 @@ from typing import Any
 
 from constants import SCHEDULER
 
-VERSION = 4
+VERSION = 5
 
 
 class BadMessage(Exception):
