@@ -12,7 +12,7 @@ import pytest
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.gobinary.symbols import Frame
 from pytest_netpoll.model.diagnosis import diagnose, findings, unchecked
-from pytest_netpoll.model.evidence import Offender
+from pytest_netpoll.model.evidence import CpuQuota, Offender
 from pytest_netpoll.model.histogram import bucket_of
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.median import median_of
@@ -30,6 +30,7 @@ def measurement(
     offenders: tuple[Offender, ...] = (),
     delayed: float | None = None,
     unmeasured: str | None = None,
+    ps_running: float | None = None,
     facts: Mapping[str, Any] = MappingProxyType({}),
     seen: Mapping[str, Any] = MappingProxyType({}),
     **counts: int,
@@ -51,7 +52,10 @@ def measurement(
         snapshot,
         offenders=offenders,
         slowest=(late(20 * MS, at_ms=150.0),),
-        timeline=tuple(point(100.0 * i, run_delay_ns=int(delay)) for i, delay in enumerate(delays, 1)),
+        timeline=tuple(
+            point(100.0 * i, run_delay_ns=int(delay), ps_running=ps_running)
+            for i, delay in enumerate(delays, 1)
+        ),
         unmeasured=unmeasured,
         **facts,
     )
@@ -341,6 +345,53 @@ def test_more_ps_than_cpus_break_their_rule(
     used: float, waited: float, ps: int | None, cpus: int | None, expected: list[str]
 ) -> None:
     assert codes(cpu=used, waited=waited, facts={"gomaxprocs": ps, "cpus": cpus}) == expected
+
+
+@pytest.mark.parametrize(("running", "expected"), [(8.0, ["NP406"]), (2.1, ["NP406"]), (2.0, []), (0.0, [])])
+def test_threads_that_need_no_p_are_not_too_many_ps(running: float, expected: list[str]) -> None:
+    facts = {"gomaxprocs": 8, "cpus": 2}
+    assert codes(cpu=1.9, waited=8.0, ps_running=running, facts=facts) == expected
+
+
+@pytest.mark.parametrize(
+    ("ns", "recorded", "expected"),
+    [
+        (27_000, 8, []),  # they ran at once, and did something else before they read
+        (75 * MS, 8, ["NP401"]),
+        (27_000, 4, ["NP401"]),  # too few to tell
+        (27_000, 0, ["NP401"]),
+    ],
+)
+def test_a_reader_that_ran_at_once_is_not_starved(ns: int, recorded: int, expected: list[str]) -> None:
+    latency = {"sched_latency": {(ns, ns + 1): recorded} if recorded else {}}
+    assert codes(cpu(0.9), histogram={20 * MS: 50}, cpu=0.98, waited=0.02, seen=latency) == expected
+
+
+@pytest.mark.parametrize(
+    ("late", "others", "throttled", "expected"),
+    [
+        (20, 10, 80 * MS, ["NP403"]),
+        (20, 400, 80 * MS, ["NP403"]),  # each of them is explained
+        (9, 400, 80 * MS, []),
+        (20, 400, 5 * MS, []),
+        (20, 10, None, []),
+    ],
+)
+def test_a_quota_explains_late_wakeups_however_many_others_there_are(
+    late: int, others: int, throttled: int | None, expected: list[str]
+) -> None:
+    about: dict[str, Any] = {"periods": 30, "throttled_periods": 29, "throttled_ns": 10**9}
+    for ended in (False, True):
+        quota = CpuQuota(
+            name="/box", quota_us=None if ended else 20_000, period_us=None if ended else 100_000, **about
+        )
+        made = measurement({20 * MS: late, 10_000: others}, facts={"cgroups": (quota,)})
+        points = tuple(point(100.0 * i, throttled_ns=throttled) for i in (1, 2, 3))
+        found = findings(dataclasses.replace(made, timeline=points))
+        assert [f.rule.code for f in found] == expected
+        for finding in found:
+            named = "/box (it has ended since)" if ended else "/box, 20 ms every 100 ms,"
+            assert f"{named} stopped the service in 29 of 30 periods" in finding.proof.text
 
 
 @pytest.mark.parametrize(
