@@ -10,6 +10,7 @@ import struct
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pytest_netpoll.model.diagnosis import findings, unchecked
@@ -35,7 +36,7 @@ def broken(meter, factory):
         [m] = [m for m in meter.close(window, factory.services) if m.service == service.name]
         assert m.unmeasured is None
         found = {f.rule.code: f for f in findings(m) if f.rule.code != "NP404"}
-        for code in found.keys() - {"NP406"}:  # which is about a setting
+        for code in found:
             assert found[code].proof.evidence, code
             assert found[code].line or code == "NP501", code
         return m, found
@@ -249,9 +250,10 @@ def test_polls_by_the_monitor_alone_are_diagnosed(causes, broken):
 def test_more_ps_than_cpus_are_distinguished_from_as_much_work_on_one(factory, built, broken, newest_go):
     causes = built("causes", str(newest_go.go))
     on_cpu = ["taskset", "-c", str(min(os.sched_getaffinity(0)))]
-    for ps, expected in ((8, {"NP406"}), (1, set())):
-        command = [*on_cpu, causes, "-addr", "127.0.0.1:{port}", "-do", "spin"]
-        service = factory(command=command, name="spin", env={"GOMAXPROCS": str(ps)})
+    # In the kernel, as many threads wait for the CPU, whatever GOMAXPROCS is.
+    for do, ps, expected in (("spin", 8, {"NP406"}), ("spin", 1, set()), ("kernel", 8, set())):
+        command = [*on_cpu, causes, "-addr", "127.0.0.1:{port}", "-do", do]
+        service = factory(command=command, name=do, env={"GOMAXPROCS": str(ps)})
         for _ in range(TRIES):
             m, found = broken(service, lambda pid=service.pid: until_fed(pid, 0.4, lambda: time.sleep(0.3)))
             assert found.keys() <= expected
@@ -260,6 +262,28 @@ def test_more_ps_than_cpus_are_distinguished_from_as_much_work_on_one(factory, b
         assert found.keys() == expected
         assert (m.gomaxprocs, m.cpus) == (ps, 1)
         service.stop()
+    assert m.run_delay_seconds + m.cpu_seconds > 4 * m.window_seconds
+
+
+def test_more_ps_than_cpus_are_proven_behind_a_wrapper_after_the_test_has_stopped_it(
+    factory, built, meter, newest_go
+):
+    """The shell may use all CPUs."""
+    causes = f"{built('causes', str(newest_go.go))} -addr 127.0.0.1:{{port}} -do spin"
+    command = ["sh", "-c", f"{' '.join(ONE_CPU)} {causes}; true"]
+    for _ in range(TRIES):
+        service = factory(command=command, name="spin", env={"GOMAXPROCS": "8"})
+        [child] = psutil.Process(service.pid).children()
+        window = meter.open(offences=EVIDENCE)
+        until_fed(child.pid, 0.4, lambda: time.sleep(0.3))
+        service.stop()
+        (m,) = meter.close(window, [service])
+        assert (m.gomaxprocs, m.cpus) == (8, 1)
+        assert not {missing.rule.code for missing in unchecked(m)} & {"NP402", "NP406"}
+        if proven := {f.rule.code: f for f in findings(m)}.get("NP406"):
+            break
+    assert "GOMAXPROCS is 8 on 1 CPU:" in proven.proof.text
+    assert proven.line.startswith("causes/main.go:")
 
 
 def bursts(service):
