@@ -77,9 +77,8 @@ def function(finding):
 def udp_pings(service, count=50):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.settimeout(20)
-        client.connect(service.address)
         for _ in range(count):
-            client.send(b"ping")
+            client.sendto(b"ping", service.address)
             assert client.recv(64) == b"ping"
             time.sleep(0.002)
 
@@ -94,6 +93,10 @@ def test_unread_timestamps_are_not_a_second_reader(causes, broken):
     assert function(found["NP105"]).startswith("main.echo.")
     plain = causes("plain")
     assert broken(plain, lambda: udp_pings(plain))[1] == {}
+    # Who reads them is woken all the same, unless nobody waits on that socket.
+    read, apart = causes("errread"), causes("errapart")
+    assert broken(read, lambda: udp_pings(read))[1].keys() == {"NP105"}
+    assert broken(apart, lambda: udp_pings(apart))[1] == {}
 
 
 def damaged(port, count):
@@ -317,6 +320,13 @@ def test_more_messages_than_it_can_handle_are_no_starvation(launch, broken):
         if m.latency_p50 > 5e6:  # else the clients had too little CPU to send so much at once
             break
     assert m.latency_p50 > 5e6
+
+
+def test_readers_that_wait_before_they_read_are_not_starved(causes, broken):
+    service = causes("batch", env={"GOMAXPROCS": "2"})
+    m, found = broken(service, lambda: until_fed(service.pid, 0.6, lambda: pings(service)))
+    assert found == {}
+    assert m.latency_p50 > 8e6
 
 
 @pytest.mark.parametrize(("ps", "work", "others", "act"), [(8, 150, 1, bursts), (1, 600, 6, steadily)])

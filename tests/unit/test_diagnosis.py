@@ -264,6 +264,8 @@ DROPPED = {"dropped_datagrams": 100}
         ({"cause": "data", "fd_type": "udp"}, {"dropped_datagrams": 50}, None),
         ({"cause": "data", "fd_type": "tcp"}, DROPPED, None),
         ({"cause": "registered twice", "fd_type": "udp"}, DROPPED, None),
+        ({"cause": "registered twice", "fd_type": "udp"}, {"dropped_datagrams": None}, None),
+        ({"cause": "registered twice", "fd_type": "tcp"}, {"dropped_datagrams": None}, "NP101"),
     ],
 )
 def test_the_cause_of_a_wakeup_decides_the_rule(woken: Any, seen: Any, code: str | None) -> None:
@@ -271,6 +273,30 @@ def test_the_cause_of_a_wakeup_decides_the_rule(woken: Any, seen: Any, code: str
     for count, expected in ((100, code), (few, None)):
         found = codes(offender(count, **woken), seen={"dropped_datagrams": 0, **seen})
         assert found == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize(
+    ("cause", "fd_type", "missing"),
+    [
+        ("registered twice", "udp", "NP101"),
+        ("data", "udp", "NP107"),
+        ("registered twice", "tcp", None),
+        ("data", "tcp", None),
+        ("error queue", "udp", None),
+    ],
+)
+def test_only_datagrams_need_to_know_those_that_were_dropped(
+    cause: Any, fd_type: str, missing: str | None
+) -> None:
+    for dropped in (None, 0):
+        made = measurement(
+            offenders=(offender(20, cause=cause, fd_type=fd_type),),
+            seen={"dropped_datagrams": dropped},
+            wakeups=20,
+            spurious_wakeups=20,
+        )
+        found = {rule.rule.code for rule in unchecked(made)} & {"NP101", "NP107"}
+        assert found == ({missing} - {None} if dropped is None else set())
 
 
 @pytest.mark.parametrize(
@@ -354,16 +380,20 @@ def test_threads_that_need_no_p_are_not_too_many_ps(running: float, expected: li
 
 
 @pytest.mark.parametrize(
-    ("ns", "recorded", "expected"),
+    ("at_once", "after_75_ms", "expected"),
     [
-        (27_000, 8, []),  # they ran at once, and did something else before they read
-        (75 * MS, 8, ["NP401"]),
-        (27_000, 4, ["NP401"]),  # too few to tell
-        (27_000, 0, ["NP401"]),
+        (8, 0, []),  # they did something else before they read
+        (8, 1, []),
+        (8, 2, ["NP401"]),
+        (0, 8, ["NP401"]),
+        (4, 0, ["NP401"]),  # too few to tell
+        (0, 0, ["NP401"]),
     ],
 )
-def test_a_reader_that_ran_at_once_is_not_starved(ns: int, recorded: int, expected: list[str]) -> None:
-    latency = {"sched_latency": {(ns, ns + 1): recorded} if recorded else {}}
+def test_a_reader_that_ran_at_once_is_not_starved(
+    at_once: int, after_75_ms: int, expected: list[str]
+) -> None:
+    latency = {"sched_latency": {(27_000, 28_000): at_once, (75 * MS, 76 * MS): after_75_ms}}
     assert codes(cpu(0.9), histogram={20 * MS: 50}, cpu=0.98, waited=0.02, seen=latency) == expected
 
 
@@ -413,6 +443,9 @@ def test_a_few_samples_prove_nothing() -> None:
     assert codes(one, cpu=1.0) == []
 
 
+CALLBACK = tuple(Frame(name, "main.go", 1) for name in ("main.onData", "_cgoexp_9496bfc3b8ca_onData"))
+
+
 def handed(count: int, offence: str = "woken", locked: bool = True) -> Offender:
     return offender(count, offence=offence, syscall=None, locked=locked)
 
@@ -424,6 +457,10 @@ def handed(count: int, offence: str = "woken", locked: bool = True) -> Offender:
         ([handed(15), handed(15, "ready")], ["NP405"]),
         ([handed(30, locked=False)], []),
         ([handed(10)], []),
+        # Callbacks from C are locked by cgo.
+        ([dataclasses.replace(handed(30), stack=CALLBACK)], []),
+        ([dataclasses.replace(handed(30, "ready"), woken_stack=CALLBACK)], []),
+        ([dataclasses.replace(handed(30, "ready"), stack=CALLBACK)], ["NP405"]),
     ],
 )
 def test_locked_goroutines_that_are_often_woken_break_their_rule(
