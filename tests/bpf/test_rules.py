@@ -449,8 +449,15 @@ def test_leaks_of_gone_clients_are_distinguished_from_clients_that_stay(keep, cl
 
 
 def test_a_reader_that_ignores_data_is_distinguished_from_one_with_too_little(keep, client, broken):
-    stuck, low = client(keep, "stuck"), client(keep, "low 100")
+    stuck, low, peek = client(keep, "stuck"), client(keep, "low 100"), client(keep, "peek 10")
     m, found = broken(keep, lambda: low.sendall(b"hello"))
+    assert (m.stuck_goroutines, found) == (0, {})
+    # Which of them should have read is unknown.
+    _, found = broken(keep, lambda: peek.sendall(b"hello"))
+    assert found.keys() == {"NP502"}
+    assert function(found["NP502"]) == "main.peek"
+    assert "only looks (MSG_PEEK) for more than there is" in found["NP502"].proof.text
+    m, found = broken(keep, lambda: peek.sendall(b"world"))
     assert (m.stuck_goroutines, found) == (0, {})
     _, found = broken(keep, lambda: stuck.sendall(b"hello"))
     assert found.keys() == {"NP502"}
