@@ -336,5 +336,6 @@ FAULTY = (
     causes("nagle", "NP408", run(ask, count=10)),
     keep("channel", "NP501", b"channel", leave=socket.socket.close),
     keep("stuck", "NP502", b"stuck", b"hello"),
+    keep("peek", "NP502", b"peek 10", b"hello"),
 )
 CASES = (*HEALTHY, *FAULTY)
