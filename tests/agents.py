@@ -160,6 +160,7 @@ SERVICE = SimpleNamespace(
     executable="/bin/true",
     go_version=None,
     gomaxprocs=None,
+    cpus=None,
     stopped=False,
     attached=False,
     check_alive=lambda _: None,

@@ -7,6 +7,7 @@ import (
 	"os/signal"
 	"runtime"
 	"syscall"
+	"unsafe"
 )
 
 const (
@@ -14,8 +15,8 @@ const (
 	workerEnv = "PINGD_WORKER"
 )
 
-// Done: to use all CPUs "like nginx", the service starts copies of itself that
-// accept from one inherited listener.
+// Done: to use all CPUs "like nginx", the service starts copies of itself, each on a
+// CPU of its own, that accept from one inherited listener.
 //
 // Seen: each connection wakes every worker. One accepts it, the others get EAGAIN:
 // up to three of four wakeups are spurious. The quicker the first worker, the fewer:
@@ -38,7 +39,9 @@ func servePreforked(listener *net.TCPListener) {
 	}
 	var pids []int
 	raw.Control(func(fd uintptr) {
+		allowed := cpus()
 		for i := 0; i < workers; i++ {
+			runOn(allowed[i%len(allowed)]) // and its child, too
 			// Not os/exec: it would make the listener blocking for all workers.
 			pid, err := syscall.ForkExec(exe, os.Args, &syscall.ProcAttr{
 				Env:   append(os.Environ(), workerEnv+"=1"),
@@ -50,6 +53,7 @@ func servePreforked(listener *net.TCPListener) {
 			}
 			pids = append(pids, pid)
 		}
+		runOn(allowed...)
 	})
 	listener.Close() // else the parent's poller also gets an event for every connection
 
@@ -59,6 +63,36 @@ func servePreforked(listener *net.TCPListener) {
 	}
 	for _, pid := range pids {
 		syscall.Wait4(pid, nil, 0, nil)
+	}
+}
+
+type cpuSet [128]byte
+
+// cpus are those that this thread may run on.
+func cpus() []int {
+	var set cpuSet
+	_, _, e := syscall.RawSyscall(syscall.SYS_SCHED_GETAFFINITY, 0, unsafe.Sizeof(set), uintptr(unsafe.Pointer(&set)))
+	if e != 0 {
+		log.Fatal(e)
+	}
+	var found []int
+	for cpu := 0; cpu < 8*len(set); cpu++ {
+		if set[cpu/8]&(1<<(cpu%8)) != 0 {
+			found = append(found, cpu)
+		}
+	}
+	return found
+}
+
+// runOn moves this thread to these CPUs.
+func runOn(cpus ...int) {
+	var set cpuSet
+	for _, cpu := range cpus {
+		set[cpu/8] |= 1 << (cpu % 8)
+	}
+	_, _, e := syscall.RawSyscall(syscall.SYS_SCHED_SETAFFINITY, 0, unsafe.Sizeof(set), uintptr(unsafe.Pointer(&set)))
+	if e != 0 {
+		log.Fatal(e)
 	}
 }
 

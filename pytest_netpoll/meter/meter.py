@@ -501,7 +501,7 @@ class Meter:
             absent=absent,
             unexplained=unexplained,
             gomaxprocs=service.gomaxprocs,
-            cpus=_cpus(roots[-1]) if roots else None,
+            cpus=service.cpus,
         )
 
     def _unexplained(self, window: Window) -> dict[str, Reason]:
@@ -598,14 +598,6 @@ class Meter:
                     self._usable.unwatch(pid)
             self._not_watched.pop(pid, None)
         self._gone = self._gone - gone
-
-
-def _cpus(pid: int) -> int | None:
-    """How many CPUs it may run on; None if it has ended."""
-    try:
-        return len(os.sched_getaffinity(pid))
-    except OSError:
-        return None
 
 
 def _snapshot(process: Measured, is_go: bool) -> Snapshot:

@@ -30,7 +30,7 @@ class Cgroup:
     stopped = True  # no process has to exist: they come and go
     executable = ""
     go_version = None
-    gomaxprocs = None  # each process has its own
+    gomaxprocs = cpus = None  # each process has its own
 
     def __init__(self, path: Path) -> None:
         """UsageError if there is no such cgroup."""

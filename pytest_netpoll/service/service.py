@@ -18,7 +18,14 @@ import psutil
 from pytest_netpoll.errors import NetpollError, Reason, ServiceError, UsageError
 from pytest_netpoll.gobinary.gomaxprocs import gomaxprocs_of
 from pytest_netpoll.service import containers, debug_endpoint, guardian
-from pytest_netpoll.service.build import Builder, Builds, GoTool, go_version_of, package_name
+from pytest_netpoll.service.build import (
+    Builder,
+    Builds,
+    GoTool,
+    go_version_of,
+    go_version_of_program,
+    package_name,
+)
 from pytest_netpoll.service.discovery import by_name, by_port, find
 from pytest_netpoll.service.launch import Held, NotStarted
 from pytest_netpoll.service.listeners import port_holder, ports_of
@@ -76,6 +83,7 @@ class Service:
         self._executable = ""
         self._go_version: str | None = None
         self._gomaxprocs: int | None = None
+        self._cpus: int | None = None
         self._stopped = True
         self._retired = False
         self._heard = False  # whether it was seen listening on its port in this run
@@ -161,10 +169,17 @@ class Service:
 
     @property
     def gomaxprocs(self) -> int | None:
-        """Its GOMAXPROCS as last seen; None if it can't be read."""
-        if self._process is not None and self.running:
-            self._gomaxprocs = gomaxprocs_of(self.pid) or self._gomaxprocs
+        """Its GOMAXPROCS as last seen; None if it can't be read. Behind a wrapper, that of the Go process
+        that has used the most CPU time.
+        """
+        self._look_at_ps()
         return self._gomaxprocs
+
+    @property
+    def cpus(self) -> int | None:
+        """How many CPUs the process with that GOMAXPROCS may run on, as last seen; None if unknown."""
+        self._look_at_ps()
+        return self._cpus
 
     @property
     def attached(self) -> bool:
@@ -267,6 +282,7 @@ class Service:
         if self._stopped:
             return
         self._inspect()
+        self._look_at_ps()  # an open window asks for it when it closes
         if self.running:
             self._hears()
         if self._held is not None:  # nothing will release it any more
@@ -371,6 +387,7 @@ class Service:
                 self._wait_until_ready()
                 self._was_ready = True
                 self._inspect()
+                self._look_at_ps()
                 self._hears()
                 self._factory.ready(self)
                 return
@@ -503,6 +520,27 @@ class Service:
                 self._executable = path
                 # Not by the path, where a newer build may be; the link leads to the running one.
                 self._go_version = go_version_of(f"/proc/{self.pid}/exe")
+
+    def _look_at_ps(self) -> None:
+        """Updates GOMAXPROCS and the CPUs for its threads, both of one process."""
+        if self._process is None or not self.running:
+            return
+        pid = self.pid if self.go_version is not None else _busiest_go_process(self.family())
+        gomaxprocs = None if pid is None else gomaxprocs_of(pid)
+        if pid is not None and gomaxprocs is not None:
+            with contextlib.suppress(OSError):  # it has ended
+                self._cpus = len(os.sched_getaffinity(pid))
+                self._gomaxprocs = gomaxprocs
+
+
+def _busiest_go_process(pids: Collection[int]) -> int | None:
+    """Of these, the Go process that has used the most CPU time; None if none is Go's."""
+    used: dict[int, float] = {}
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            if go_version_of_program(f"/proc/{pid}/exe") is not None:
+                used[pid] = sum(psutil.Process(pid).cpu_times()[:2])
+    return max(used, key=lambda pid: used[pid], default=None)
 
 
 class ServiceFactory:

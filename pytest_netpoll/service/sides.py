@@ -15,7 +15,7 @@ from pytest_netpoll.service.spec import Spec
 
 # The attributes of a service that differ between the sides. Port and url come from the address.
 _OF_A_SIDE = """
-    pid address log executable go_version gomaxprocs running stopped returncode ending
+    pid address log executable go_version gomaxprocs cpus running stopped returncode ending
     check_alive last_words tail output_of_this_run restart stop
 """
 

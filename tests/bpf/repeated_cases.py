@@ -276,6 +276,7 @@ HEALTHY = (
     Case("tls", None, "tls", (), lambda s: socket.create_connection(s.address).close()),
     # What looks like a fault: see "alike" in the rules.
     causes("plain", None, run(udp, count=30)),  # NP105
+    causes("errapart", None, run(udp, count=30)),
     causes("thief", None, connections),  # NP102
     Case("twice, few of many", None, "causes", ("-do", "twice"), test_rules.few_of_many),  # NP102
     Case("deadline", None, "deadline", (), run(command, 15)),  # NP103, NP302
@@ -285,6 +286,7 @@ HEALTHY = (
     io("reopen", None),
     causes("compute", None, fed(0.3, run(command, 300))),  # NP204, NP407
     causes("bulk", None, large),  # NP205
+    causes("batch", None, fed(0.6, pings), env=TWO_PS),  # NP401
     Case("crowd", None, "echo", ("-work", "50"), crowd, ONE_P),  # NP401
     Case(
         "steadily", None, "echo", ("-work", "600"), test_rules.steadily, ONE_P, ONE_CPU, run(some_hogs, 6)
@@ -296,6 +298,7 @@ HEALTHY = (
     Case(
         "spin on one P", None, "causes", ("-do", "spin"), lambda _: time.sleep(0.3), ONE_P, ONE_CPU
     ),  # NP406
+    causes("kernel", None, lambda _: time.sleep(0.3), env=EIGHT_PS, prefix=ONE_CPU),
     causes("nodelay", None, run(ask, count=10, n=40)),  # NP408
     Case("nagle, at once", None, "causes", ("-do", "nagle"), run(ask, count=20, at_once=True)),
     keep("idle", None, b"idle", leave=socket.socket.close),  # NP501
@@ -311,6 +314,7 @@ FAULTY = (
     example("stale", "NP103", FAULTS["stale"]),
     causes("unixgram", "NP104", run(command, 300)),
     causes("errqueue", "NP105", udp),
+    causes("errread", "NP105", udp),
     causes("refused", "NP106", run(command, 200)),
     Case("damaged", "NP107", "causes", ("-do", "plain"), lambda s: test_rules.damaged(s.port, 50)),
     io("eagain", "NP201"),
@@ -333,5 +337,6 @@ FAULTY = (
     causes("nagle", "NP408", run(ask, count=10)),
     keep("channel", "NP501", b"channel", leave=socket.socket.close),
     keep("stuck", "NP502", b"stuck", b"hello"),
+    keep("peek", "NP502", b"peek 10", b"hello"),
 )
 CASES = (*HEALTHY, *FAULTY)

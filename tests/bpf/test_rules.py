@@ -10,6 +10,7 @@ import struct
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pytest_netpoll.model.diagnosis import findings, unchecked
@@ -35,7 +36,7 @@ def broken(meter, factory):
         [m] = [m for m in meter.close(window, factory.services) if m.service == service.name]
         assert m.unmeasured is None
         found = {f.rule.code: f for f in findings(m) if f.rule.code != "NP404"}
-        for code in found.keys() - {"NP406"}:  # which is about a setting
+        for code in found:
             assert found[code].proof.evidence, code
             assert found[code].line or code == "NP501", code
         return m, found
@@ -76,9 +77,8 @@ def function(finding):
 def udp_pings(service, count=50):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.settimeout(20)
-        client.connect(service.address)
         for _ in range(count):
-            client.send(b"ping")
+            client.sendto(b"ping", service.address)
             assert client.recv(64) == b"ping"
             time.sleep(0.002)
 
@@ -93,6 +93,10 @@ def test_unread_timestamps_are_not_a_second_reader(causes, broken):
     assert function(found["NP105"]).startswith("main.echo.")
     plain = causes("plain")
     assert broken(plain, lambda: udp_pings(plain))[1] == {}
+    # Who reads them is woken all the same, unless nobody waits on that socket.
+    read, apart = causes("errread"), causes("errapart")
+    assert broken(read, lambda: udp_pings(read))[1].keys() == {"NP105"}
+    assert broken(apart, lambda: udp_pings(apart))[1] == {}
 
 
 def damaged(port, count):
@@ -249,9 +253,10 @@ def test_polls_by_the_monitor_alone_are_diagnosed(causes, broken):
 def test_more_ps_than_cpus_are_distinguished_from_as_much_work_on_one(factory, built, broken, newest_go):
     causes = built("causes", str(newest_go.go))
     on_cpu = ["taskset", "-c", str(min(os.sched_getaffinity(0)))]
-    for ps, expected in ((8, {"NP406"}), (1, set())):
-        command = [*on_cpu, causes, "-addr", "127.0.0.1:{port}", "-do", "spin"]
-        service = factory(command=command, name="spin", env={"GOMAXPROCS": str(ps)})
+    # In the kernel, as many threads wait for the CPU, whatever GOMAXPROCS is.
+    for do, ps, expected in (("spin", 8, {"NP406"}), ("spin", 1, set()), ("kernel", 8, set())):
+        command = [*on_cpu, causes, "-addr", "127.0.0.1:{port}", "-do", do]
+        service = factory(command=command, name=do, env={"GOMAXPROCS": str(ps)})
         for _ in range(TRIES):
             m, found = broken(service, lambda pid=service.pid: until_fed(pid, 0.4, lambda: time.sleep(0.3)))
             assert found.keys() <= expected
@@ -260,6 +265,28 @@ def test_more_ps_than_cpus_are_distinguished_from_as_much_work_on_one(factory, b
         assert found.keys() == expected
         assert (m.gomaxprocs, m.cpus) == (ps, 1)
         service.stop()
+    assert m.run_delay_seconds + m.cpu_seconds > 4 * m.window_seconds
+
+
+def test_more_ps_than_cpus_are_proven_behind_a_wrapper_after_the_test_has_stopped_it(
+    factory, built, meter, newest_go
+):
+    """The shell may use all CPUs."""
+    causes = f"{built('causes', str(newest_go.go))} -addr 127.0.0.1:{{port}} -do spin"
+    command = ["sh", "-c", f"{' '.join(ONE_CPU)} {causes}; true"]
+    for _ in range(TRIES):
+        service = factory(command=command, name="spin", env={"GOMAXPROCS": "8"})
+        [child] = psutil.Process(service.pid).children()
+        window = meter.open(offences=EVIDENCE)
+        until_fed(child.pid, 0.4, lambda: time.sleep(0.3))
+        service.stop()
+        (m,) = meter.close(window, [service])
+        assert (m.gomaxprocs, m.cpus) == (8, 1)
+        assert not {missing.rule.code for missing in unchecked(m)} & {"NP402", "NP406"}
+        if proven := {f.rule.code: f for f in findings(m)}.get("NP406"):
+            break
+    assert "GOMAXPROCS is 8 on 1 CPU:" in proven.proof.text
+    assert proven.line.startswith("causes/main.go:")
 
 
 def bursts(service):
@@ -293,6 +320,13 @@ def test_more_messages_than_it_can_handle_are_no_starvation(launch, broken):
         if m.latency_p50 > 5e6:  # else the clients had too little CPU to send so much at once
             break
     assert m.latency_p50 > 5e6
+
+
+def test_readers_that_wait_before_they_read_are_not_starved(causes, broken):
+    service = causes("batch", env={"GOMAXPROCS": "2"})
+    m, found = broken(service, lambda: until_fed(service.pid, 0.6, lambda: pings(service)))
+    assert found == {}
+    assert m.latency_p50 > 8e6
 
 
 @pytest.mark.parametrize(("ps", "work", "others", "act"), [(8, 150, 1, bursts), (1, 600, 6, steadily)])
@@ -415,8 +449,15 @@ def test_leaks_of_gone_clients_are_distinguished_from_clients_that_stay(keep, cl
 
 
 def test_a_reader_that_ignores_data_is_distinguished_from_one_with_too_little(keep, client, broken):
-    stuck, low = client(keep, "stuck"), client(keep, "low 100")
+    stuck, low, peek = client(keep, "stuck"), client(keep, "low 100"), client(keep, "peek 10")
     m, found = broken(keep, lambda: low.sendall(b"hello"))
+    assert (m.stuck_goroutines, found) == (0, {})
+    # Which of them should have read is unknown.
+    _, found = broken(keep, lambda: peek.sendall(b"hello"))
+    assert found.keys() == {"NP502"}
+    assert function(found["NP502"]) == "main.peek"
+    assert "only looks (MSG_PEEK) for more than there is" in found["NP502"].proof.text
+    m, found = broken(keep, lambda: peek.sendall(b"world"))
     assert (m.stuck_goroutines, found) == (0, {})
     _, found = broken(keep, lambda: stuck.sendall(b"hello"))
     assert found.keys() == {"NP502"}

@@ -12,7 +12,7 @@ import pytest
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.gobinary.symbols import Frame
 from pytest_netpoll.model.diagnosis import diagnose, findings, unchecked
-from pytest_netpoll.model.evidence import Offender
+from pytest_netpoll.model.evidence import CpuQuota, Offender
 from pytest_netpoll.model.histogram import bucket_of
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.median import median_of
@@ -30,6 +30,7 @@ def measurement(
     offenders: tuple[Offender, ...] = (),
     delayed: float | None = None,
     unmeasured: str | None = None,
+    ps_running: float | None = None,
     facts: Mapping[str, Any] = MappingProxyType({}),
     seen: Mapping[str, Any] = MappingProxyType({}),
     **counts: int,
@@ -51,7 +52,10 @@ def measurement(
         snapshot,
         offenders=offenders,
         slowest=(late(20 * MS, at_ms=150.0),),
-        timeline=tuple(point(100.0 * i, run_delay_ns=int(delay)) for i, delay in enumerate(delays, 1)),
+        timeline=tuple(
+            point(100.0 * i, run_delay_ns=int(delay), ps_running=ps_running)
+            for i, delay in enumerate(delays, 1)
+        ),
         unmeasured=unmeasured,
         **facts,
     )
@@ -260,6 +264,8 @@ DROPPED = {"dropped_datagrams": 100}
         ({"cause": "data", "fd_type": "udp"}, {"dropped_datagrams": 50}, None),
         ({"cause": "data", "fd_type": "tcp"}, DROPPED, None),
         ({"cause": "registered twice", "fd_type": "udp"}, DROPPED, None),
+        ({"cause": "registered twice", "fd_type": "udp"}, {"dropped_datagrams": None}, None),
+        ({"cause": "registered twice", "fd_type": "tcp"}, {"dropped_datagrams": None}, "NP101"),
     ],
 )
 def test_the_cause_of_a_wakeup_decides_the_rule(woken: Any, seen: Any, code: str | None) -> None:
@@ -267,6 +273,30 @@ def test_the_cause_of_a_wakeup_decides_the_rule(woken: Any, seen: Any, code: str
     for count, expected in ((100, code), (few, None)):
         found = codes(offender(count, **woken), seen={"dropped_datagrams": 0, **seen})
         assert found == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize(
+    ("cause", "fd_type", "missing"),
+    [
+        ("registered twice", "udp", "NP101"),
+        ("data", "udp", "NP107"),
+        ("registered twice", "tcp", None),
+        ("data", "tcp", None),
+        ("error queue", "udp", None),
+    ],
+)
+def test_only_datagrams_need_to_know_those_that_were_dropped(
+    cause: Any, fd_type: str, missing: str | None
+) -> None:
+    for dropped in (None, 0):
+        made = measurement(
+            offenders=(offender(20, cause=cause, fd_type=fd_type),),
+            seen={"dropped_datagrams": dropped},
+            wakeups=20,
+            spurious_wakeups=20,
+        )
+        found = {rule.rule.code for rule in unchecked(made)} & {"NP101", "NP107"}
+        assert found == ({missing} - {None} if dropped is None else set())
 
 
 @pytest.mark.parametrize(
@@ -343,6 +373,57 @@ def test_more_ps_than_cpus_break_their_rule(
     assert codes(cpu=used, waited=waited, facts={"gomaxprocs": ps, "cpus": cpus}) == expected
 
 
+@pytest.mark.parametrize(("running", "expected"), [(8.0, ["NP406"]), (2.1, ["NP406"]), (2.0, []), (0.0, [])])
+def test_threads_that_need_no_p_are_not_too_many_ps(running: float, expected: list[str]) -> None:
+    facts = {"gomaxprocs": 8, "cpus": 2}
+    assert codes(cpu=1.9, waited=8.0, ps_running=running, facts=facts) == expected
+
+
+@pytest.mark.parametrize(
+    ("at_once", "after_75_ms", "expected"),
+    [
+        (8, 0, []),  # they did something else before they read
+        (8, 1, []),
+        (8, 2, ["NP401"]),
+        (0, 8, ["NP401"]),
+        (4, 0, ["NP401"]),  # too few to tell
+        (0, 0, ["NP401"]),
+    ],
+)
+def test_a_reader_that_ran_at_once_is_not_starved(
+    at_once: int, after_75_ms: int, expected: list[str]
+) -> None:
+    latency = {"sched_latency": {(27_000, 28_000): at_once, (75 * MS, 76 * MS): after_75_ms}}
+    assert codes(cpu(0.9), histogram={20 * MS: 50}, cpu=0.98, waited=0.02, seen=latency) == expected
+
+
+@pytest.mark.parametrize(
+    ("late", "others", "throttled", "expected"),
+    [
+        (20, 10, 80 * MS, ["NP403"]),
+        (20, 400, 80 * MS, ["NP403"]),  # each of them is explained
+        (9, 400, 80 * MS, []),
+        (20, 400, 5 * MS, []),
+        (20, 10, None, []),
+    ],
+)
+def test_a_quota_explains_late_wakeups_however_many_others_there_are(
+    late: int, others: int, throttled: int | None, expected: list[str]
+) -> None:
+    about: dict[str, Any] = {"periods": 30, "throttled_periods": 29, "throttled_ns": 10**9}
+    for ended in (False, True):
+        quota = CpuQuota(
+            name="/box", quota_us=None if ended else 20_000, period_us=None if ended else 100_000, **about
+        )
+        made = measurement({20 * MS: late, 10_000: others}, facts={"cgroups": (quota,)})
+        points = tuple(point(100.0 * i, throttled_ns=throttled) for i in (1, 2, 3))
+        found = findings(dataclasses.replace(made, timeline=points))
+        assert [f.rule.code for f in found] == expected
+        for finding in found:
+            named = "/box (it has ended since)" if ended else "/box, 20 ms every 100 ms,"
+            assert f"{named} stopped the service in 29 of 30 periods" in finding.proof.text
+
+
 @pytest.mark.parametrize(
     ("share", "used", "expected"), [(0.5, 1.0, ["NP407"]), (0.1, 1.0, []), (0.5, 0.2, [])]
 )
@@ -362,6 +443,9 @@ def test_a_few_samples_prove_nothing() -> None:
     assert codes(one, cpu=1.0) == []
 
 
+CALLBACK = tuple(Frame(name, "main.go", 1) for name in ("main.onData", "_cgoexp_9496bfc3b8ca_onData"))
+
+
 def handed(count: int, offence: str = "woken", locked: bool = True) -> Offender:
     return offender(count, offence=offence, syscall=None, locked=locked)
 
@@ -373,6 +457,10 @@ def handed(count: int, offence: str = "woken", locked: bool = True) -> Offender:
         ([handed(15), handed(15, "ready")], ["NP405"]),
         ([handed(30, locked=False)], []),
         ([handed(10)], []),
+        # Callbacks from C are locked by cgo.
+        ([dataclasses.replace(handed(30), stack=CALLBACK)], []),
+        ([dataclasses.replace(handed(30, "ready"), woken_stack=CALLBACK)], []),
+        ([dataclasses.replace(handed(30, "ready"), stack=CALLBACK)], ["NP405"]),
     ],
 )
 def test_locked_goroutines_that_are_often_woken_break_their_rule(

@@ -39,6 +39,8 @@ def second_reader(**more: Any) -> Measurement:
         1.0,
         Snapshot(counters, cpu_ns=10**8, run_delay_ns=0, dropped_datagrams=0),
         offenders=(offender(90, cause="registered twice"),),
+        gomaxprocs=2,
+        cpus=2,
     )
     return dataclasses.replace(found, **more)
 
@@ -243,6 +245,32 @@ def test_a_rule_without_its_evidence_is_listed_under_all_and_unmeasured_by_its_o
     assert said.what.endswith("gc-pressure were not checked in 2 tests: process 1 ran /x/1")
     # If it isn't forbidden, nothing is missing.
     assert judged(healthy, limits({"forbid": "NP1"}))["services"][0]["unchecked"] == []
+
+
+@pytest.mark.parametrize(
+    ("lacks", "unchecked"),
+    [
+        ({"gomaxprocs": None}, {"NP402", "NP406"}),
+        ({"cpus": None}, {"NP402", "NP406"}),
+        ({"run_delay_ns": None}, {"NP401", "NP402", "NP404", "NP406", "NP407"}),
+        ({"cpu_ns": None}, {"NP204", "NP401", "NP402", "NP404", "NP406", "NP407"}),
+    ],
+)
+def test_a_rule_whose_numbers_are_unknown_is_not_checked(lacks: dict[str, None], unchecked: set[str]) -> None:
+    healthy = second_reader(offenders=())
+    if lacks.keys() <= {"gomaxprocs", "cpus"}:
+        blind = dataclasses.replace(healthy, **lacks)  # type: ignore[arg-type]
+    else:
+        seen = dataclasses.replace(healthy.snapshot, **lacks)  # type: ignore[arg-type]
+        blind = dataclasses.replace(healthy, snapshot=seen)
+    asked = limits({"forbid": "NP2,NP4", "allow": "NP403,NP408"})
+    assert judged(healthy, asked)["services"][0]["unchecked"] == []
+    made = judged(blind, limits({"forbid": "all"}))
+    assert made["outcome"] == "passed"
+    assert {rule["code"] for rule in made["services"][0]["unchecked"]} - {"NP403"} == unchecked
+    for code in unchecked:
+        assert judged(healthy, limits({"forbid": code}))["outcome"] == "passed"
+        assert judged(blind, limits({"forbid": code}))["outcome"] == "unmeasured"
 
 
 def test_without_uprobes_wakeups_of_locked_goroutines_are_unknown() -> None:

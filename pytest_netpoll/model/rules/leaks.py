@@ -64,7 +64,8 @@ def _stuck_reader(m: Measurement) -> Proof | None:
     return Proof(
         number,
         f"{count(number)} {who} parked for reading on {kind}{peers} with {unread}: the poller reported it, "
-        f"nobody took it, and nothing will wake {them} until more arrives.",
+        f"nobody took it, and nothing will wake {them} until more arrives. Typically the read before the "
+        "wait was left out, or only looks (MSG_PEEK) for more than there is.",
         stack_of(stuck),
         evidence=tuple(stuck),
     )
@@ -97,9 +98,11 @@ RULES = (
         "A goroutine that is parked for reading on a socket with unread data, which a poll reported more "
         "than 20 ms ago, while the service rests and polls.",
         "read until there is nothing left (EAGAIN) before waiting again: events are edge-triggered. In "
-        "RawConn.Read, return false only after such a call.",
+        "RawConn.Read, return false only after such a call. To wait for more than there is, set SO_RCVLOWAT.",
         "A throttled or stopped service just hasn't read yet, a socket below its low-water mark "
-        "(SO_RCVLOWAT) has nothing to report, and an error queue (NP105) doesn't hold data to read.",
+        "(SO_RCVLOWAT) has nothing to report, and an error queue (NP105) doesn't hold data to read. A reader "
+        "that peeks (MSG_PEEK) until a header is complete waits rightly, but can't be told apart: set "
+        "SO_RCVLOWAT to the header's size.",
         "RawConn.Read with a function that returns false without reading.",
         _stuck_reader,
         _not_decided,

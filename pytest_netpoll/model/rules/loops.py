@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
+from pytest_netpoll.errors import Reason
 from pytest_netpoll.model.evidence import Offender
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.rules.rule import (
@@ -12,6 +13,7 @@ from pytest_netpoll.model.rules.rule import (
     count,
     cpu_samples,
     no_cpu_samples,
+    not_measured,
     offenders,
     rate,
     seconds,
@@ -60,6 +62,10 @@ def _spin(
 _WITHOUT_PAUSE = (
     "{n} I/O calls in a row ({rate} a second, mostly {syscall}) ended in {outcome}, without data or an event"
 )
+
+
+def _no_cpu(m: Measurement) -> Reason | None:
+    return no_cpu_samples(m) or not_measured(m, "cpu_seconds")
 
 
 def _only_checks(o: Offender) -> bool:
@@ -160,7 +166,7 @@ RULES = (
         "A computation uses as much CPU time, but in its own code.",
         "A watcher that checks in a loop, with a select with a default, whether it should stop.",
         _busy_loop,
-        no_cpu_samples,
+        _no_cpu,
         offences=("cpu",),
     ),
     Rule(

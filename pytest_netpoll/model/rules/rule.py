@@ -10,6 +10,7 @@ from pytest_netpoll.gobinary.symbols import Frame
 from pytest_netpoll.model import units
 from pytest_netpoll.model.evidence import Offence, Offender
 from pytest_netpoll.model.measurement import Measurement
+from pytest_netpoll.model.metrics import METRICS
 
 # Fewer spurious wakeups, or a smaller share of all wakeups, may be chance.
 LEAST_WASTED = 5
@@ -122,6 +123,15 @@ def stack_of(found: Sequence[Offender]) -> tuple[Frame, ...]:
 def no_cpu_samples(m: Measurement) -> Reason | None:
     """Why it is unknown what used the CPU; None if it is known."""
     return m.unexplained.get("cpu")
+
+
+def not_measured(m: Measurement, *metrics: str) -> Reason | None:
+    """Why one of the metrics is unknown; None if all are known."""
+    for name in metrics:
+        if getattr(m, name) is None:
+            why = Reason.of(m.absent.get(name, METRICS[name].absent))
+            return why.about(f"{name} was not measured")
+    return None
 
 
 def cpu_samples(m: Measurement) -> list[Offender]:

@@ -16,6 +16,7 @@ from pytest_netpoll.model.rules.rule import (
     count,
     cpu_samples,
     no_cpu_samples,
+    not_measured,
     number,
     offenders,
     rate,
@@ -29,6 +30,11 @@ from pytest_netpoll.model.rules.rule import (
 LATE_NS = 5_000_000
 LEAST_LATE = 10
 LATE_SHARE = 0.1
+# The runtime's histogram of scheduling latencies has one event in 8. How many it must have for conclusions,
+# and which share of the late wakeups if goroutines are late.
+RECORDED_ONE_IN = 8
+LEAST_RECORDED = 5
+RECORDED_SHARE = 0.25
 # CPU time, as a share of the window, that the service must have used, and wanted, to prove that goroutines
 # wait for its own ones. On a busy machine it gets little of what it wants.
 BUSY_USED = 0.1
@@ -62,16 +68,37 @@ LEAST_HANDOVERS = 20
 LEAST_HELD = 5
 
 _GC = "runtime.gc"
+# Functions below one that C calls.
+_CALLBACK = ("_cgoexp_", "crosscall2", "runtime.cgocallback")
 
 
-def _late(m: Measurement, part: float = 1) -> tuple[int, int]:
+def _no_times(m: Measurement) -> Reason | None:
+    return not_measured(m, "cpu_seconds", "run_delay_seconds")
+
+
+def _no_samples(m: Measurement) -> Reason | None:
+    return no_cpu_samples(m) or _no_times(m)
+
+
+def _no_ps(m: Measurement) -> Reason | None:
+    """Why it is unknown how many threads may run Go, how many CPUs they have, or how long they waited."""
+    if m.gomaxprocs is not None and m.cpus is not None:
+        return _no_times(m)
+    return Reason(
+        "GOMAXPROCS, or the CPUs that the service may use, could not be read",
+        why="its process had ended, or can't be inspected",
+        fix="stop it after the test; run pytest as root, or as the service's user",
+    )
+
+
+def _late(m: Measurement, part: float = 1, least_share: float = LATE_SHARE) -> tuple[int, int]:
     """(wakeups that ran late, resolved wakeups); 0 late ones if they may be chance.
 
-    part: the share of each delay that counts.
+    part: the share of each delay that counts. least_share: of all wakeups.
     """
     late = sum(n for bucket, n in m.snapshot.histogram.items() if bucket_bounds(bucket)[0] * part >= LATE_NS)
     all_of_them = sum(m.snapshot.histogram.values())
-    return (late if late >= max(LEAST_LATE, LATE_SHARE * all_of_them) else 0), all_of_them
+    return (late if late >= max(LEAST_LATE, least_share * all_of_them) else 0), all_of_them
 
 
 def _own_part(m: Measurement) -> float:
@@ -119,13 +146,25 @@ def _cpu_bound(m: Measurement, running: Sequence[Offender]) -> bool:
     return _shares(loop) >= RUNNING_SHARE and not any(o.stack[-1].function in waiting for o in loop)
 
 
+def _ran_at_once(m: Measurement) -> bool:
+    """Whether the runtime recorded far fewer late goroutines than wakeups were late: their readers then ran
+    in time, and did something else before they read.
+    """
+    recorded = m.snapshot.sched_latency or {}
+    if sum(recorded.values()) < LEAST_RECORDED:
+        return False
+    part = _own_part(m)
+    late = sum(n for (least, _), n in recorded.items() if least * part >= LATE_NS)
+    return RECORDED_ONE_IN * late < RECORDED_SHARE * _late(m, part)[0]
+
+
 def _starvation(m: Measurement) -> Proof | None:
     late, _ = _late(m)
     used, waited = m.cpu_seconds, m.run_delay_seconds
     running = _own_code(m)
     if not late or used is None or waited is None or _shares(running) < RUNNING_SHARE:
         return None
-    if m.throttled_periods or not _late_by_itself(m) or not _cpu_bound(m, running):
+    if m.throttled_periods or not _late_by_itself(m) or not _cpu_bound(m, running) or _ran_at_once(m):
         return None
     if used < BUSY_USED * m.window_seconds or used + waited < BUSY_WANTED * m.window_seconds:
         return None
@@ -173,16 +212,20 @@ def _nobody_polls(m: Measurement) -> Proof | None:
 
 
 def _cpu_quota(m: Measurement) -> Proof | None:
-    quota = next((cgroup for cgroup in m.cgroups if cgroup.throttled_periods and cgroup.period_us), None)
-    if quota is None or quota.quota_us is None or quota.period_us is None or not _late(m)[0]:
+    quota = next((cgroup for cgroup in m.cgroups if cgroup.throttled_periods), None)
+    # The quota explains each of them, however many others there are.
+    if quota is None or not _late(m, least_share=0)[0]:
         return None
     if not _explained(m, lambda point: point.throttled_ns or 0):
         return None
+    size = " (it has ended since)"
+    if quota.quota_us is not None and quota.period_us is not None:
+        size = f", {quota.quota_us / 1000:g} ms every {quota.period_us / 1000:g} ms,"
     return Proof(
         quota.throttled_periods,
-        f"the CPU quota of the cgroup {quota.name}, {quota.quota_us / 1000:g} ms every "
-        f"{quota.period_us / 1000:g} ms, stopped the service in {count(quota.throttled_periods)} of "
-        f"{count(quota.periods)} periods: woken goroutines wait until the next period.",
+        f"the CPU quota of the cgroup {quota.name}{size} stopped the service in "
+        f"{count(quota.throttled_periods)} of {count(quota.periods)} periods: woken goroutines wait until "
+        "the next period.",
         stack_of(_own_code(m)),
         evidence=tuple(_own_code(m)),
     )
@@ -228,6 +271,17 @@ def _machine_busy(m: Measurement) -> Proof | None:
     )
 
 
+def _running_ps(m: Measurement) -> float | None:
+    """The Ps that ran Go code, or waited for a CPU to do so, on average; None if unknown."""
+    total = begin = 0.0
+    for point in m.timeline:
+        if point.ps_running is None:
+            return None
+        total += point.ps_running * (point.t_ms - begin)
+        begin = point.t_ms
+    return total / begin if begin else None
+
+
 def _too_many_ps(m: Measurement) -> Proof | None:
     used, waited, ps, cpus = m.cpu_seconds, m.run_delay_seconds, m.gomaxprocs, m.cpus
     if used is None or waited is None or ps is None or cpus is None or ps <= cpus:
@@ -238,12 +292,17 @@ def _too_many_ps(m: Measurement) -> Proof | None:
     # Threads that others keep from running are more at a time, too.
     if used < BUSY_USED * cpus * m.window_seconds or at_a_time * _own_part(m) < CPUS_WANTED * cpus:
         return None
+    # Threads in system calls and C code need no P: more Ps don't make more of them.
+    running = _running_ps(m)
+    if running is not None and running <= cpus:
+        return None
     return Proof(
         ps,
         f"GOMAXPROCS is {ps} on {cpus} CPU{'s' if cpus > 1 else ''}: on average {at_a_time:.1f} of the "
         f"service's threads wanted a CPU at a time, so they wait for each other: {seconds(waited)} in "
         f"{seconds(m.window_seconds)}, with {seconds(used)} used.",
         stack_of(_own_code(m)),
+        evidence=tuple(_own_code(m)),
     )
 
 
@@ -266,8 +325,14 @@ def _gc_pressure(m: Measurement) -> Proof | None:
     )
 
 
+def _from_c(o: Offender) -> bool:
+    """Whether the goroutine runs a callback from C, which keeps it on its thread."""
+    parked = o.stack if o.offence == "woken" else o.woken_stack
+    return any(frame.function.startswith(_CALLBACK) for frame in parked)
+
+
 def _thread_handover(m: Measurement) -> Proof | None:
-    found = [o for o in offenders(m, "woken", "ready") if o.locked]
+    found = [o for o in offenders(m, "woken", "ready") if o.locked and not _from_c(o)]
     n = sum(o.count for o in found)
     if n < max(LEAST_HANDOVERS, LEAST_HANDOVERS * m.window_seconds):
         return None
@@ -325,11 +390,12 @@ RULES = (
         "in other goroutines than those that were late.",
         "give CPU-bound work fewer goroutines than GOMAXPROCS, or a process of its own.",
         "A machine that is short of CPU (NP404), garbage collection (NP407), and more messages than the "
-        "service can handle make goroutines late, too.",
+        "service can handle make goroutines late, too. So does a reader that sleeps before it reads: the "
+        "runtime's own histogram (sched_latency) shows that it ran at once.",
         "A report is computed in the background by as many goroutines as GOMAXPROCS (example_project: "
         "-fault starve).",
         _starvation,
-        no_cpu_samples,
+        _no_samples,
         offences=("cpu",),
     ),
     Rule(
@@ -344,14 +410,15 @@ RULES = (
         "little CPU for its messages, on a busy machine, always has one to handle and polls rarely.",
         "Goroutines that compute for 50 µs and yield, forever.",
         _nobody_polls,
-        offences=("cpu",),
+        _no_ps,
+        ("cpu",),
     ),
     Rule(
         "NP403",
         "cpu-quota",
         "The CPU quota of the service's cgroup, or of one above it, stops it until the next period.",
-        "Late wakeups as in NP401, and a quota that stopped the service (throttled_periods) while most "
-        "of the slowest wakeups were on their way.",
+        f"At least {LEAST_LATE} wakeups that ran more than 5 ms late, and a quota that stopped the service "
+        "(throttled_periods) while most of the slowest wakeups were on their way.",
         "raise the quota, or use less CPU time.",
         "A service that starves itself (NP401) or a busy machine (NP404), but without periods in which the "
         "quota stopped it.",
@@ -371,6 +438,7 @@ RULES = (
         "system calls and C code use the CPU.",
         "Any service, beside a compiler.",
         _machine_busy,
+        _no_times,
     ),
     Rule(
         "NP405",
@@ -382,7 +450,8 @@ RULES = (
         "wait in an unlocked goroutine and let the locked one do only what needs its thread, or call "
         "runtime.UnlockOSThread.",
         "A service whose goroutines aren't locked may have as many wakeups. A locked goroutine that is "
-        "rarely woken costs nothing.",
+        "rarely woken costs nothing. A Go callback that C called is locked, too, but its lock can't be left "
+        "out; that is not reported.",
         "A handler that calls runtime.LockOSThread for a C library and then reads its connection.",
         _thread_handover,
         _no_ready_calls,
@@ -394,12 +463,16 @@ RULES = (
         "GOMAXPROCS is more than the CPUs that the service may use, and its threads wait for each other.",
         f"GOMAXPROCS, the CPUs that the process may run on, at least {BUSY_USED:.0%} of them used, and "
         f"on average {CPUS_WANTED} threads for each of them that ran or waited for one, without the part of "
-        "the time in which others had them.",
+        "the time in which others had them. More Ps than CPUs must have run Go code on average, if that is "
+        "known.",
         "leave GOMAXPROCS to the runtime, or set it to the number of CPUs.",
         "A machine that is short of CPU (NP404), because other processes use it: a burst of messages also "
-        "makes many threads wait there.",
+        "makes many threads wait there. Threads in long system calls or C code, which GOMAXPROCS doesn't "
+        "limit.",
         "A service with GOMAXPROCS=48 in a cpuset of 2.",
         _too_many_ps,
+        _no_ps,
+        ("cpu",),
     ),
     Rule(
         "NP407",
@@ -411,7 +484,7 @@ RULES = (
         "A computation (NP401) uses as much CPU, but in the program's own code.",
         "A handler that allocates for each message, with GOGC=5.",
         _gc_pressure,
-        no_cpu_samples,
+        _no_samples,
         offences=("cpu",),
     ),
     Rule(

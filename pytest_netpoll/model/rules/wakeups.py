@@ -52,9 +52,11 @@ def _no_sockets(m: Measurement) -> Reason | None:
 
 def _second_reader(m: Measurement) -> Proof | None:
     found = _woken(m, "registered twice")
-    dropped = m.snapshot.dropped_datagrams or 0
+    dropped = m.snapshot.dropped_datagrams
     datagrams = sum(o.count for o in found if o.fd_type == "udp")
-    if dropped and not matters(sum(o.count for o in found) - min(dropped, datagrams), m):
+    if dropped is None:  # any of them may have been
+        found = [o for o in found if o.fd_type != "udp"]
+    elif dropped and not matters(sum(o.count for o in found) - min(dropped, datagrams), m):
         return None
     return _proof(
         m,
@@ -69,9 +71,9 @@ def _shared_listener(m: Measurement) -> Proof | None:
     return _proof(
         m,
         _woken(m, "registered twice", accepting=True),
-        "{n} of {spurious} spurious wakeups found no connection to accept: each connection wakes every "
-        "acceptor of a shared listener (it is registered with epoll more than once), and one gets it. "
-        "Typically worker processes inherited one listener.",
+        "{n} of {spurious} spurious wakeups found no connection to accept: another acceptor of the same "
+        "listener had already taken it (the listener is registered with epoll more than once, so each "
+        "connection may wake several acceptors). Typically worker processes inherited one listener.",
         least_share=ACCEPT_SHARE,
     )
 
@@ -105,9 +107,10 @@ def _unread_error_queue(m: Measurement) -> Proof | None:
     return _proof(
         m,
         _woken(m, "error queue"),
-        "{n} of {all} wakeups were for an error (EPOLLERR) and found nothing to read: the socket's error "
-        "queue holds messages that nobody reads. Typically transmit timestamps (SO_TIMESTAMPING), zero-copy "
-        "notifications or IP_RECVERR were asked for.",
+        "{n} of {all} wakeups were for an error (EPOLLERR) and found nothing to read: each message that the "
+        "kernel puts into the socket's error queue wakes the goroutine that waits for data, whether anybody "
+        "reads that queue or not. Typically transmit timestamps (SO_TIMESTAMPING), zero-copy notifications "
+        "or IP_RECVERR were asked for.",
     )
 
 
@@ -138,10 +141,19 @@ def _dropped_datagrams(m: Measurement) -> Proof | None:
     )
 
 
-def _no_checksum_errors(m: Measurement) -> Reason | None:
-    if _no_sockets(m) is not None or not number(m, "wakeups") or m.snapshot.dropped_datagrams is not None:
+def _no_checksum_errors(m: Measurement, cause: Cause) -> Reason | None:
+    datagrams = [o for o in _woken(m, cause) if o.fd_type == "udp"]
+    if _no_sockets(m) is not None or not datagrams or m.snapshot.dropped_datagrams is not None:
         return _no_sockets(m)
     return Reason("/proc/PID/net/snmp could not be read at both ends of the window")
+
+
+def _unsure_of_second_reader(m: Measurement) -> Reason | None:
+    return _no_checksum_errors(m, "registered twice")
+
+
+def _unsure_of_dropped(m: Measurement) -> Reason | None:
+    return _no_checksum_errors(m, "data")
 
 
 _SOCKETS = "Needs the kernel's BTF."
@@ -159,7 +171,7 @@ RULES = (
         "A handler duplicates its connection with TCPConn.File and net.FileConn for a watcher that also "
         "reads (example_project: -fault dup).",
         _second_reader,
-        _no_sockets,
+        _unsure_of_second_reader,
         ("spurious",),
     ),
     Rule(
@@ -171,8 +183,9 @@ RULES = (
         f"wakeups. {_SOCKETS}",
         "serve from one process (Go uses all CPUs), or give each worker a listener of its own with "
         "SO_REUSEPORT.",
-        "An acceptor that does not wait with epoll may also take the connection from the queue; that is not "
-        "reported. Nor are a few connections for which two acceptors were woken among many.",
+        "An acceptor that does not wait with epoll may also take the connection from the queue; that is only "
+        "reported if the listener is registered twice nevertheless, because its File is kept. A few "
+        "connections for which two acceptors were woken among many are not reported.",
         "A prefork server whose workers inherit one listener (example_project: -fault herd).",
         _shared_listener,
         _no_sockets,
@@ -209,13 +222,15 @@ RULES = (
     Rule(
         "NP105",
         "unread-error-queue",
-        "The kernel puts messages into a socket's error queue, and each of them wakes the reader for "
-        "nothing.",
+        "The kernel puts messages into a socket's error queue, and each of them wakes the socket's reader, "
+        "which finds no data.",
         "Wakeups for an error (EPOLLERR), without data (EPOLLIN), that ended in EAGAIN while the socket's "
         f"error queue held something. {_SOCKETS}",
-        "read the error queue (recvmsg with MSG_ERRQUEUE), or do not ask for timestamps and the like.",
+        "do not ask for timestamps and the like, or send from another socket, from which nobody waits to "
+        "read.",
         "A second reader (NP101) causes as many wakeups for nothing, but with data; a refused peer (NP106) "
-        "leaves the error queue empty.",
+        "leaves the error queue empty. A service that reads the error queue after each packet is "
+        "no exception: its reader is woken all the same.",
         "A UDP server sets SO_TIMESTAMPING for transmitted packets and never reads the timestamps.",
         _unread_error_queue,
         _no_sockets,
@@ -245,7 +260,7 @@ RULES = (
         "A second reader (NP101) causes as many wakeups for nothing, on a socket that is registered twice.",
         "A UDP server behind a device that rewrites packets without their checksum.",
         _dropped_datagrams,
-        _no_checksum_errors,
+        _unsure_of_dropped,
         ("spurious",),
     ),
 )

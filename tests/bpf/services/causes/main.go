@@ -2,7 +2,9 @@
 //
 //	errqueue  echoes over UDP on the same port. The socket asks for transmit timestamps, and nobody reads them:
 //	          each answer wakes the reader for nothing. It needs no command.
-//	plain     the same without timestamps.
+//	errread   the same, but the sender reads each timestamp: its reader is woken just as often.
+//	errapart  the same, from another socket, on which nobody waits.
+//	plain     as errqueue, without timestamps.
 //	unixgram  four senders share one Unix datagram socket whose receiver takes one message per millisecond.
 //	refused   sends a datagram every 2 ms to a port where nobody listens; the goroutine that waits for the answer
 //	          sends a datagram first, and so gets the refusal that woke it.
@@ -12,8 +14,8 @@
 //	yield     from the start, four goroutines compute for 50 µs and yield, forever.
 //	spin      from the start, eight goroutines compute forever.
 //	kernel    from the start, eight threads are in long system calls forever; a command computes for N µs.
+//	batch     each read waits for 10 ms for more to read with one call, beside a goroutine that computes forever.
 //	thief     another thread, which waits with poll(2), also accepts from the listener, and closes what it gets.
-//	twice     waits for connections at two registrations of one listener; after the first command with N > 0, at one.
 //	twice     waits for connections at two registrations of one listener; after the first command with N > 0, at one.
 //	locked    answers a command from a goroutine that is locked to its thread.
 //	beside    answers from an unlocked goroutine, beside a locked one that waits for a connection that never comes.
@@ -49,8 +51,8 @@ func main() {
 	l := kit.Bind(*addr)
 	begin := func(net.Conn, int) {}
 	switch *do {
-	case "errqueue", "plain":
-		echo(l.Addr().String(), *do == "errqueue")
+	case "errqueue", "errread", "errapart", "plain":
+		echo(l.Addr().String(), *do)
 	case "unixgram":
 		begin = unixgram()
 	case "refused":
@@ -79,6 +81,10 @@ func main() {
 		for i := 0; i < 8; i++ {
 			go inKernel()
 		}
+	case "batch":
+		go compute(nil)
+		kit.Ready(l)
+		kit.Serve(l, batch)
 	case "thief":
 		go steal(l)
 	case "twice":
@@ -120,13 +126,17 @@ func main() {
 	})
 }
 
-func echo(addr string, timestamps bool) {
-	pc, err := net.ListenPacket("udp", addr)
+func echo(addr, do string) {
+	c, err := net.ListenPacket("udp", addr)
 	kit.Must(err)
-	c := pc.(*net.UDPConn)
-	if timestamps {
-		raw, err := c.SyscallConn()
+	sender := c
+	if do == "errapart" {
+		sender, err = net.ListenPacket("udp", "127.0.0.1:0")
 		kit.Must(err)
+	}
+	raw, err := sender.(*net.UDPConn).SyscallConn()
+	kit.Must(err)
+	if do != "plain" {
 		raw.Control(func(fd uintptr) {
 			const txSoftware, software, tsOnly = 1 << 1, 1 << 4, 1 << 11
 			how := txSoftware | software | tsOnly
@@ -141,7 +151,11 @@ func echo(addr string, timestamps bool) {
 	go func() {
 		for m := range answers {
 			time.Sleep(500 * time.Microsecond) // the reader has parked again
-			c.WriteTo(m.data, m.to)
+			sender.WriteTo(m.data, m.to)
+			if do == "errread" || do == "errapart" {
+				time.Sleep(200 * time.Microsecond) // the reader's poll has returned
+				raw.Control(readErrors)
+			}
 		}
 	}()
 	go func() {
@@ -152,6 +166,14 @@ func echo(addr string, timestamps bool) {
 			answers <- message{buf[:n], from}
 		}
 	}()
+}
+
+func readErrors(fd uintptr) {
+	for data, about := make([]byte, 256), make([]byte, 256); ; {
+		if _, _, _, _, err := syscall.Recvmsg(int(fd), data, about, syscall.MSG_ERRQUEUE); err != nil {
+			return
+		}
+	}
 }
 
 func unixgram() func(net.Conn, int) {
@@ -279,6 +301,23 @@ func crowd(yields bool) {
 				}
 			}
 		}()
+	}
+}
+
+// The readers run at once, but read late.
+func batch(c net.Conn) {
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	kit.Must(err)
+	for data, n := make([]byte, 64), 1; n > 0; c.Write([]byte("done\n")) {
+		woken := false
+		raw.Read(func(fd uintptr) bool {
+			if woken {
+				time.Sleep(10 * time.Millisecond)
+			}
+			woken = true
+			n, err = syscall.Read(int(fd), data)
+			return err != syscall.EAGAIN
+		})
 	}
 }
 

@@ -7,6 +7,7 @@
 //	          a goroutine parked in leak, and one parked in serve for the other end
 //	channel   parks a writer on a channel, and never closes
 //	stuck     asks for readiness and reads nothing (RawConn.Read)
+//	peek N    peeks until N bytes have come, as who waits for a header does, and reads
 //	low N     is readable from N bytes on (SO_RCVLOWAT), and reads
 //	crowd N   dials the service itself N times and reads there: 2 N goroutines parked
 //
@@ -51,7 +52,7 @@ func serve(c *net.TCPConn) {
 	if how == "upstream" {
 		n = 1
 	}
-	for i := 0; i < n && how != "low"; i++ {
+	for i := 0; i < n && how != "low" && how != "peek"; i++ {
 		up, err := net.Dial("tcp", own)
 		kit.Must(err)
 		fmt.Fprintln(up, "idle")
@@ -72,6 +73,9 @@ func serve(c *net.TCPConn) {
 		forget()
 	case "stuck":
 		ignore(c)
+	case "peek":
+		peek(c, n)
+		lines.ReadString('\n')
 	default:
 		lines.ReadString('\n')
 	}
@@ -81,6 +85,16 @@ func serve(c *net.TCPConn) {
 func leak(r *bufio.Reader) { r.ReadString('\n') }
 
 func forget() { <-make(chan int) }
+
+func peek(c *net.TCPConn, size int) {
+	raw, err := c.SyscallConn()
+	kit.Must(err)
+	header := make([]byte, size)
+	raw.Read(func(fd uintptr) bool {
+		n, _, err := syscall.Recvfrom(int(fd), header, syscall.MSG_PEEK)
+		return n == size || n == 0 && err == nil
+	})
+}
 
 func ignore(c *net.TCPConn) {
 	raw, err := c.SyscallConn()
