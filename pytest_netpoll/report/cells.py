@@ -12,6 +12,7 @@ from pytest_netpoll.report import wording
 
 _JOINER = "\u2060"
 _TEST_CELLS = 20  # columns that a test's name gets before less important columns get any
+_LEAST_TEST_CELLS = 12  # columns that it gets in any case
 
 
 def layout(
@@ -21,7 +22,7 @@ def layout(
     dropped_first: Sequence[str],
     first: str = "test",
 ) -> str:
-    """A table of tests, not wider than `width`: heading -> cells, the names shortened.
+    """A table of tests, not wider than `width` if possible: heading -> cells, the names shortened.
 
     dropped_first: headings of columns that are left out, in this order, before names become too short.
     first: the heading of the names.
@@ -31,7 +32,8 @@ def layout(
     for heading in dropped_first:
         if _room(columns, width) < wanted:
             columns.pop(heading, None)
-    room = max(_room(columns, width), 1)
+    # The table is rather too wide than that tests can't be told apart.
+    room = max(_room(columns, width), min(wanted, _LEAST_TEST_CELLS))
     table = {first: [shorten(name, room) for name in names], **columns}
     left = (first, "service", "verdict")
     # The headings as a row: tabulate's own are two columns wider than needed.

@@ -101,9 +101,10 @@ def comparison_table(tests: Sequence[Compared], width: int, judged: Sequence[Tes
         if metric in _COMPARED or metric in worse or metric in limited
     }
     columns["verdict"] = [_outcome(*row) for row in rows]
-    # Regressions are shown however narrow the terminal is.
-    needed = set(map(wording.heading, {*worse, *limited}))
-    dropped_first = [heading for heading in _DROPPED_FIRST if heading not in needed]
+    # Regressions are shown however narrow the terminal is, limited metrics longer than others.
+    needed, judged_too = set(map(wording.heading, worse)), set(map(wording.heading, limited))
+    dropped_first = [heading for heading in [*_DROPPED_FIRST, _LAST] if heading not in needed | judged_too]
+    dropped_first += [heading for heading in columns if heading in judged_too - needed][::-1]
     places = [(test.nodeid, name) for test, name in rows]
     lines = [_table(places, columns, width, dropped_first)] if rows else []
     changed = list(_changed(ordered))
