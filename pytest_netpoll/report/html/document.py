@@ -81,11 +81,7 @@ def render(environment: Mapping[str, Any], records: Iterable[TestRecord]) -> str
         columns=[
             *((metric, heading, METRICS[metric].meaning) for metric, heading in wording.COLUMNS.items()),
             *(("added", heading, "") for heading in added),
-            *(
-                [("others", "other limits", "what broke of the metrics without a column")]
-                if others_broke
-                else []
-            ),
+            *([("others", "other limits", "broken limits on other metrics")] if others_broke else []),
         ],
         environment=list(_flat(environment)),
         **{name: environment.get(name) for name in ("commit", "branch", "command")},

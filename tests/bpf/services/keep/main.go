@@ -8,6 +8,7 @@
 //	channel   parks a writer on a channel, and never closes
 //	stuck     asks for readiness and reads nothing (RawConn.Read)
 //	low N     is readable from N bytes on (SO_RCVLOWAT), and reads
+//	exec      runs children that end at once, one after another
 //	crowd N   dials the service itself N times and reads there: 2 N goroutines parked
 //
 // It answers with the line, once the goroutine of that connection is about to park.
@@ -18,6 +19,7 @@ import (
 	"flag"
 	"fmt"
 	"net"
+	"os/exec"
 	"syscall"
 
 	"services/kit"
@@ -70,6 +72,9 @@ func serve(c *net.TCPConn) {
 	switch how {
 	case "channel":
 		forget()
+	case "exec":
+		for exec.Command("true").Run() == nil {
+		}
 	case "stuck":
 		ignore(c)
 	default:
