@@ -236,7 +236,8 @@ class _Report:
             ]
             for p in told
         ]
-        counts = {"before": self._counts(before), "after": self._counts(look)}
+        now = self._counts(look)
+        counts = {"before": now if before is look else self._counts(before), "after": now}
         mappings = process.lives.get(process.owner, process.mappings)
         return {
             "why_not": None,
