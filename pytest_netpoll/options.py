@@ -501,6 +501,16 @@ class Config:
         return cls(**values)
 
 
+# How to write the value of an ini option.
+_FIX = "see the [pytest] ini-options in: pytest --help"
+_FIXES = {
+    **dict.fromkeys(
+        ("forbid", "allow"), "write all, or codes and names that this lists: python -m pytest_netpoll rules"
+    ),
+    "limits": "see the metrics in: pytest --markers",
+}
+
+
 def _read(spec: OptionSpec, config: pytest.Config) -> object:
     given = config.getoption(spec.dest, None) if spec.cli is not None else None
     if given is not None:
@@ -515,7 +525,7 @@ def _read(spec: OptionSpec, config: pytest.Config) -> object:
         return _parse(spec, given, base)
     # TypeError: raised by pytest 9.0 for a TOML value of the wrong type.
     except (TypeError, ValueError) as error:
-        raise UsageError(f"ini option {spec.ini}: {error}") from None
+        raise UsageError(f"ini option {spec.ini}: {error}", fix=_FIXES.get(spec.name, _FIX)) from None
 
 
 def _parse(spec: OptionSpec, given: str | list[str], base: Path) -> object:

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_netpoll.cli.watch.app import positive, tcp_port
+from pytest_netpoll.errors import UnmeasuredError
 from pytest_netpoll.gobinary.symbols import Frame, Symbolizer
 from pytest_netpoll.meter.meter import Meter
+from pytest_netpoll.meter.processes import runs_goroutines
 from pytest_netpoll.model import units
 from pytest_netpoll.model.evidence import ParkedGoroutine
 from pytest_netpoll.options import Config, add_agent_options
@@ -38,6 +40,11 @@ def main(argv: Sequence[str]) -> int:
         service = factory(pid=pid, ready=None)
         stack.callback(factory.stop_all)
         parked = meter.parked(service)
+        if not any(map(runs_goroutines, meter.processes())):
+            raise UnmeasuredError(
+                f"{service.executable or service.name} is not a Go program",
+                fix="name the Go process: --pid=N, or --port=N where it listens",
+            )
         subject = f"{service.name} (pid {pid}, {service.go_version or 'not Go'})"
     print(f"{subject}: {_number(parked)} parked on descriptors")
     for text in _groups(parked):

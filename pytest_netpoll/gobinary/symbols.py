@@ -44,6 +44,21 @@ def package_root(function: str) -> str:
     return function.partition("/")[0].partition(".")[0]
 
 
+def is_cut_short(frames: Sequence[tuple[str, str]]) -> bool:
+    """Whether a stack's outermost frame is C or assembly without frame pointers, so that its callers are
+    unknown. The runtime's own assembly doesn't count: it begins stacks.
+
+    frames: (function, file) of each, innermost first. Where no function is known, the program's symbols may
+    be missing.
+    """
+    if not frames:
+        return False
+    function, file = frames[-1]
+    if function == "?":
+        return len(frames) == 1 or any(known != "?" for known, _ in frames)
+    return file.endswith(".s") and not function.startswith("runtime.")
+
+
 class Symbolizer:
     """Resolves addresses, with a cache. Never raises: an unresolved frame keeps its address."""
 

@@ -16,6 +16,7 @@ _UNBROKEN = "\u00a0"
 # A command in a fix, up to the punctuation behind it.
 _COMMAND = re.compile(r"(?<!\S)(?:sudo|pip|docker|python3?|apt-get|dnf|/\S+)(?: [^\s,;…]+)+")
 _TEST_CELLS = 20  # columns that a test's name gets before less important columns get any
+_LEAST_TEST_CELLS = 12  # columns that it gets in any case
 
 
 def layout(
@@ -25,13 +26,14 @@ def layout(
     dropped_first: Sequence[str],
     first: str = "test",
 ) -> str:
-    """A table of tests, not wider than `width`: heading -> cells, the names shortened.
+    """A table of tests, not wider than `width` if possible: heading -> cells, the names shortened.
 
     dropped_first: headings of columns that are left out, in this order, before names become too short.
     first: the heading of the names.
     """
     columns = fitting(names, columns, width, dropped_first)
-    room = max(_room(columns, width), 1)
+    # The table is rather too wide than that tests can't be told apart.
+    room = max(_room(columns, width), min(max(map(width_of, names)), _LEAST_TEST_CELLS))
     table = {first: [shorten(name, room) for name in names], **columns}
     left = (first, "service", "verdict")
     # The headings as a row: tabulate's own are two columns wider than needed.

@@ -7,7 +7,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,7 +78,7 @@ class Reports:
             "kernel": platform.release(),
             **told,
             "attached": attached(self.records),
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": command_line(sys.argv),
         }
 
     def write(self, environment: Mapping[str, Any], say_written: bool) -> None:
@@ -127,3 +127,10 @@ class Reports:
             found = Checkout(self._rootdir, Path(os.environ.get("GITHUB_WORKSPACE") or self._rootdir))
             level: Literal["error", "warning"] = "warning" if self._options.mode == "report" else "error"
             self.lines += github.annotations(self.records, found.root, found.find, level)
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """ "pytest -q", or "python -m pytest -q", as sys.argv has it."""
+    program = Path(argv[0])
+    started = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
+    return shlex.join([*started, *argv[1:]])

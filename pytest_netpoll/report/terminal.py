@@ -145,17 +145,18 @@ def _reason(reason: Reason, width: int, indent: str = "") -> list[str]:
     return cells.wrap(reason.headline, width, indent) + fix
 
 
-def failure_section(record: TestRecord, width: int) -> str:
+def failure_section(record: TestRecord, width: int, after_reasons: bool = False) -> str:
     """Why the test failed or is unmeasured, in at most SECTION_LINES lines, then the files that were kept.
 
-    Empty if there is nothing to say.
+    Empty if there is nothing to say. after_reasons: whether it follows pytest's message with the reasons, of
+    which only broken rules lack something: their evidence.
 
     First comes what broke, then for each service the Go lines behind it and the numbers that matter for it.
     The likely causes come last; room is reserved for them. If the test itself failed, the numbers of its
     windows come first, because the test asserts something about them.
     """
     screen = _Screen(_causes(record, width))
-    for reason in wording.reasons(record):
+    for reason in wording.broken_rules(record) if after_reasons else wording.reasons(record):
         screen.add(_reason(reason, width))
     if record["outcome"] == "unmeasured":
         screen.add(cells.wrap("An unmeasured test fails; --netpoll-unmeasured=skip skips it instead.", width))
@@ -248,10 +249,13 @@ def _add_entries(screen: _Screen, entries: Sequence[wording.Entry], width: int, 
     for number, entry in enumerate(shown[:MOST_OFFENDERS]):
         head = _head(entry, width)
         woken = cells.wrap(entry.woken, width, "  ") if entry.woken else []
-        block = head + _frames(entry.stack, width) + woken
+        cut_short = wording.is_cut_short(entry.stack) and not screen.explains_cut_stacks
+        note = cells.wrap(wording.CUT_SHORT, width, "  ") if cut_short else []
+        block = head + _frames(entry.stack, width) + note + woken
         if not screen.add(block, at_least=len(head) + 1, reserved=reserved):
             screen.left_out += len(shown[number + 1 :])
             return
+        screen.explains_cut_stacks |= cut_short
     screen.left_out += len(shown[MOST_OFFENDERS:])
 
 
@@ -314,6 +318,7 @@ class _Screen:
     def __init__(self, end: list[str]) -> None:
         self.left_out = 0
         self._reserved = 0
+        self.explains_cut_stacks = False
         self._lines: list[str] = []
         self._end = end
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, cast
 from pytest_netpoll.clean import lines as clean_lines  # noqa: F401 - for the templates
 from pytest_netpoll.clean import one_line as one_line
 from pytest_netpoll.errors import Reason
+from pytest_netpoll.gobinary import symbols
 from pytest_netpoll.gobinary.symbols import PLUMBING, STANDARD, package_root
 from pytest_netpoll.model import units
 from pytest_netpoll.model.evidence import Offence
@@ -334,13 +335,25 @@ def reasons(record: TestRecord) -> list[Reason]:
         Reason(f"{death['service']}: {death['how']}", fix=death.get("fix"))
         for death in record.get("deaths", [])
     ]
-    windows = [
+    found = [*dead, *map(_breach_reason, broken(record)), *_of_windows(record), *given]
+    return [clean(reason) for reason in dict.fromkeys(found)]
+
+
+def broken_rules(record: TestRecord) -> list[Reason]:
+    """The reasons that are forbidden rules: pytest's message has these without their evidence."""
+    faults = [fault for fault in broken(record) if fault["metric"] in RULES]
+    found = [*map(_breach_reason, faults), *_of_windows(record, only_rules=True)]
+    return [clean(reason) for reason in dict.fromkeys(found)]
+
+
+def _of_windows(record: TestRecord, only_rules: bool = False) -> list[Reason]:
+    return [
         Reason(f"{name_of(window)}, {reason.what}", fix=reason.fix)
         for window in broken_windows(record)
-        for reason in map(_breach_reason, window["breaches"])
+        for breach in window["breaches"]
+        if not only_rules or breach["metric"] in RULES
+        for reason in [_breach_reason(breach)]
     ]
-    found = [*dead, *map(_breach_reason, broken(record)), *windows, *given]
-    return [clean(reason) for reason in dict.fromkeys(found)]
 
 
 def _breach_reason(fault: BreachRecord | RegressionRecord) -> Reason:
@@ -655,6 +668,14 @@ def _is_users(frame: FrameRecord) -> bool:
     return package_root(frame["function"] or "runtime") not in STANDARD | PLUMBING
 
 
+# Below a stack that `is_cut_short`.
+CUT_SHORT = "The stack ends in C or assembly code, which keeps no frame pointers."
+
+
+def is_cut_short(stack: Sequence[FrameRecord]) -> bool:
+    return symbols.is_cut_short([(frame["function"] or "?", frame["file"] or "") for frame in stack])
+
+
 def lead_in(entry: OffenderRecord | SlowWakeupRecord | SlowAnswerRecord) -> str:
     """The words between an entry's text and its stack: " at", or ", no stack" if one is missing."""
     if shown_stack(entry):
@@ -947,20 +968,22 @@ def in_a_line(rule: Reason) -> str:
 
 
 def all_rule_texts(record: TestRecord) -> list[str]:
-    """The diagnosis of all services of a test; an older file, without rules' codes, has only the text."""
+    """The diagnosis of all services of a test, without what is among its reasons already; an older file,
+    without rules' codes, has only the text.
+    """
     if not any("rules" in service for service in record["services"]):
         return record.get("diagnosis", [])
-    return [in_a_line(rule) for service in record["services"] for rule in rule_reasons(service, True)]
+    return [in_a_line(rule) for service in record["services"] for rule in rule_reasons(service)]
 
 
-def rule_reasons(service: ServiceRecord, forbidden: bool = False) -> list[Reason]:
-    """A reason for each rule that the service breaks. forbidden: include those that are among the test's
-    reasons already.
+def rule_reasons(service: ServiceRecord) -> list[Reason]:
+    """A reason for each rule that the service breaks, without those that are among the test's reasons
+    already.
     """
     return [
         clean(Reason(f"{service['name']}: {_rule_at(rule)}", why=rule["text"], fix=rule["fix"]))
         for rule in service.get("rules", [])
-        if forbidden or not rule["forbidden"]
+        if not rule["forbidden"]
     ]
 
 

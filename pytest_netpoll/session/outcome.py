@@ -94,7 +94,9 @@ def _end(node: pytest.Item, verdict: Verdict, skip: bool, lenient: bool = False,
         reasons = (Reason(f"{where}, {r.what}", why=r.why, fix=r.fix) for r in verdict.reasons)
         verdict = replace(verdict, reasons=tuple(reasons), breaches=())
     reason = "\n".join(messages)
-    text = _with_wrapped_fixes(clean.lines(f"unmeasured: {reason}" if unmeasured else reason))
+    text = clean.lines(f"unmeasured: {reason}" if unmeasured else reason)
+    # pytest prints the reason of a skip on one line.
+    text = text.replace("\n  fix: ", "; fix: ") if skip else _with_wrapped_fixes(text)
     exception = pytest.skip.Exception(text) if skip else pytest.fail.Exception(text, pytrace=False)
     node.stash[ENFORCED] = Enforced(exception, verdict, lenient)
     raise exception

@@ -96,10 +96,12 @@ def _attach_record(
     for kept in (report.user_properties, item.user_properties):
         kept[:] = [*(pair for pair in kept if not pair[0].startswith("netpoll.")), *properties]
     if made["outcome"] != "passed":
-        section = terminal.failure_section(made, session.width)
         # Added to pytest's text of the failure, which JUnit shows, too; a skip has no such text.
         add_section = getattr(report.longrepr, "addsection", None)
-        if add_section is not None:
+        section = terminal.failure_section(made, session.width, after_reasons=ours and report.failed)
+        if not section:
+            pass
+        elif add_section is not None:
             add_section("netpoll", section, "-")
         else:
             report.sections.append(("netpoll", section))

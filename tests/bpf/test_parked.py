@@ -150,6 +150,15 @@ def test_parked_goroutines_of_an_ended_service_are_unknown(keep, client, meter):
         assert "had ended when the window closed" in m.absent[name].what
 
 
+def test_children_that_come_and_go_have_nobody_parked(keep, client, meter, held):
+    with held(keep) as found:
+        client(keep, "exec")
+        for _ in range(20):
+            assert len(meter.parked(keep)) == 1  # in main, for the listener
+    (m,) = found
+    assert (m.parked_growth, m.stuck_goroutines) == (0, 0)
+
+
 def test_parked_goroutines_are_read_only_on_request(keep, meter):
     (m,) = meter.close(meter.open(limited=["spurious", "ready_calls"]), [keep])
     assert [getattr(m, name) for name in PARKED_METRICS] == [None] * 4
@@ -173,3 +182,15 @@ def test_a_dump_shows_the_goroutines_of_a_process_by_stack(keep, client, newest_
     assert "keep/main.go" in places[2]
     assert "main.leak" in places[2]
     keep.check_alive("after all")
+
+
+def test_a_dump_of_another_program_says_that_it_is_not_go():
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            command = [sys.executable, "-m", "pytest_netpoll", "dump", "--pid", str(process.pid)]
+            run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        finally:
+            process.kill()
+    assert (run.returncode, run.stdout) == (1, "")
+    assert "sleep is not a Go program" in run.stderr
+    assert "\n  fix: name the Go process" in run.stderr

@@ -22,7 +22,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
 from pytest_netpoll.model.metrics import METRICS
-from pytest_netpoll.report.html import document
+from pytest_netpoll.report.html import document, sections
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
@@ -414,6 +414,22 @@ def test_toolchains_and_regressions_are_distinguished_and_filtered(few, page):
     page.one("#reset").send_keys(Keys.ENTER)
     page.one("[name=baseline][value=passed]").send_keys(Keys.SPACE)
     assert page.js(toolchains) == ["go1.21.13", "–"]  # noqa: RUF001
+    page.assert_in_order()
+
+
+def test_each_panel_of_a_timeline_with_everything_is_legible(tmp_path, page):
+    made = record(0, "failed")
+    everything = dict.fromkeys(sections._SERIES, 5)
+    points = [{**everything, "t_ms": 100.0 * (i + 1)} for i in range(20)]
+    made["services"][0] |= {"histogram": {}, "timeline": points}
+    document.write(tmp_path / "report.html", {}, [made])
+    page.open(tmp_path / "report.html")
+    chart = page.unfold(page.first()).find_element(By.CSS_SELECTOR, ".chart")
+    page.draw(chart)
+    axes = "Object.entries(arguments[0]._fullLayout).filter(([name]) => name.startsWith('yaxis'))"
+    heights = page.driver.execute_script(f"return {axes}.map(([, axis]) => axis._length)", chart)
+    assert len(heights) == 9
+    assert min(heights) >= 50
     page.assert_in_order()
 
 

@@ -101,6 +101,8 @@ def test_a_healthy_service_passes_and_a_wasteful_one_fails_with_its_line(result)
         [
             "*_ test_wasteful _*",
             "dup: spurious * % (* of * wakeups) > max 5.0 %",
+            "*- netpoll -*",
+            "dup (pid *",
             "*spurious wakeups (read on tcp *",
             "*parked at",
             "*kit.go:*services/kit.Echo*",
@@ -110,13 +112,26 @@ def test_a_healthy_service_passes_and_a_wasteful_one_fails_with_its_line(result)
     )
 
 
+def test_what_pytests_message_says_is_not_repeated_below_it(result):
+    lines = result.outlines
+    first = next(i for i, line in enumerate(lines) if "_ test_wasteful _" in line)
+    assert sum(line.startswith("dup: spurious ") for line in lines[first : first + 12]) == 1
+
+
 def test_xfail_expects_a_broken_limit(result):
     result.stdout.fnmatch_lines(["*::test_expected XFAIL*"])
 
 
 def test_a_test_that_fails_by_itself_keeps_its_failure_and_shows_what_the_service_printed(result):
     result.stdout.fnmatch_lines(
-        ["*_ test_failed _*", "*AssertionError: mine*", "*output of service dup*", "ready on *"]
+        [
+            "*_ test_failed _*",
+            "*AssertionError: mine*",
+            "*- netpoll -*",
+            "dup: spurious * > max 0.0 %",
+            "*output of service dup*",
+            "ready on *",
+        ]
     )
     result.stdout.fnmatch_lines(["FAILED test_it.py::test_failed - AssertionError: mine*"])
 
@@ -136,7 +151,7 @@ def test_too_few_wakeups_are_unmeasured_which_fails_or_skips(result, run):
     source = "@netpoll(max_spurious=0.05)\ndef test_it(echo, ping): ping(echo, 2)"
     skipped = run(source, "--netpoll-unmeasured=skip", "-rs")
     skipped.assert_outcomes(skipped=1)
-    skipped.stdout.fnmatch_lines(["SKIPPED*test_it.py:3: unmeasured: echo: only ? wakeups*"])
+    skipped.stdout.fnmatch_lines(["SKIPPED*test_it.py:3: unmeasured: echo: only ? wakeups*; fix: send*"])
 
 
 def test_a_metric_that_was_not_counted_is_unmeasured(result):

@@ -147,7 +147,6 @@ def test_a_window_has_limits_of_its_own_and_names_the_line(run, pytester):
         [
             "window 2, ping, echo: polls * > max 3",
             "*- netpoll -*",
-            "window 2, ping, echo: polls * > max 3",
             "window 2, ping, echo (pid *",
             "  * wakeups (read on tcp *), parked*",
             "    *kit.go:*  services/kit.Echo",

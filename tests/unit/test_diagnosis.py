@@ -191,6 +191,19 @@ def test_goroutines_that_wait_for_each_other_are_not_starved(
     assert [f.rule.code for f in findings(made)] == expected
 
 
+def test_the_line_of_starvation_is_in_the_programs_own_code_where_assembly_hides_it() -> None:
+    sha = Frame("crypto/sha256.block", "crypto/sha256/sha256block_amd64.s", 734)
+    loop = Frame("main.loop", "main.go", 5)
+    for caller, line in (
+        ((), "main.go:5"),
+        ((Frame("main.rehash", "main.go", 9),), "crypto/sha256/sha256block_amd64.s:734"),
+    ):
+        samples = (dataclasses.replace(cpu(0.7), stack=(sha, *caller)), cpu(0.25))
+        samples = (samples[0], dataclasses.replace(samples[1], stack=(loop,)))
+        made = measurement({20 * MS: 98}, cpu=0.98, waited=0.02, offenders=samples)
+        assert [(f.rule.code, f.line) for f in findings(made)] == [("NP401", line)]
+
+
 def test_waiting_for_a_cpu_at_another_time_explains_no_late_wakeup() -> None:
     assert diagnose(measurement({20 * MS: 50}, 0.02, 0.9, offenders=(cpu(0.9),), delayed=0.001)) == []
 

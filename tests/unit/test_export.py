@@ -343,7 +343,7 @@ def test_sarif_contains_the_codes_of_the_reports_rules(
     (run,) = schema_of(SARIF, capsys.readouterr().out)["runs"]
     (result,) = run["results"]
     assert result["ruleId"] == "NP101"
-    assert "two read it; fix: read from one" in result["message"]["text"]
+    assert "two read it. Fix: read from one (" in result["message"]["text"]
 
 
 def test_a_rule_without_a_line_number_is_reported_at_the_test(tmp_path: Path) -> None:

@@ -128,6 +128,7 @@ def test_a_bad_command_line_is_a_usage_error_of_pytest(
         ("netpoll_max_processes = -1", "ini option netpoll_max_processes: '-1' is not an integer > 0"),
         ("netpoll_limits = max_spurious", "ini option netpoll_limits: 'max_spurious' is not a limit"),
         ("netpoll_limits =\n a = 1\n a = 2", "ini option netpoll_limits: a limit is given twice"),
+        ("netpoll_forbid = NP999", "python -m pytest_netpoll rules"),
     ],
 )
 def test_a_bad_ini_value_is_a_usage_error_that_names_the_option_and_the_choices(
@@ -136,6 +137,7 @@ def test_a_bad_ini_value_is_a_usage_error_that_names_the_option_and_the_choices(
     with pytest.raises(UsageError) as error:
         configure(pytester, ini=ini)
     assert complaint in str(error.value)
+    assert error.value.fix
 
 
 def test_default_limits_are_lines_of_the_ini(pytester: pytest.Pytester) -> None:

@@ -13,6 +13,7 @@ from typing import Any, get_args
 import pytest
 
 from pytest_netpoll.errors import NetpollError, UsageError
+from pytest_netpoll.gobinary.symbols import Frame
 from pytest_netpoll.model.evidence import Offence
 from pytest_netpoll.model.histogram import bucket_of
 from pytest_netpoll.model.limits import resolve
@@ -21,8 +22,9 @@ from pytest_netpoll.model.median import median_of
 from pytest_netpoll.model.metrics import COUNTERS, METRICS
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import judge
-from pytest_netpoll.report import record
+from pytest_netpoll.report import record, wording
 from pytest_netpoll.report.html import document, sections
+from pytest_netpoll.report.reports import command_line
 from tests.made_up import WATCHER, late, offender, point
 
 EVIL = "</script><script>alert(1)</script>\"'<b>&\x1b[31m"
@@ -497,3 +499,50 @@ def test_a_file_that_cannot_be_written_is_a_plain_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(NetpollError, match="HTML report could not be written"):
         document.write(tmp_path / "file" / "report.html", {}, [])
+
+
+def test_a_broken_metric_without_a_column_is_shown_and_marked_in_the_row() -> None:
+    kept, broken = built(measured()), built(measured(), max_polls=5, max_wakeups=1)
+    assert "other limits" not in document.render({}, [kept])
+    page = document.render({}, [kept, broken])
+    assert 'title="broken limits on other metrics">other limits<' in page
+    assert re.findall(r'class="broken" title="([^"]*)">([^<]*)<', page) == [
+        ("server: wakeups 200 &gt; max 1", "200"),
+        ("server: polls 210 &gt; max 5", "polls 210"),
+    ]
+
+
+def test_a_forbidden_rule_is_shown_once_and_others_as_the_diagnosis() -> None:
+    made = built(measured(), max_polls=5)
+    rule = {"name": "a-rule", "line": None, "fix": "stop"}
+    made["services"][0]["rules"] = [
+        {**rule, "code": "NP101", "text": "two read it.", "forbidden": True},
+        {**rule, "code": "NP301", "text": "it ticks.", "forbidden": False},
+    ]
+    made["breaches"].append(
+        {
+            "service": "server",
+            "metric": "NP101",
+            "kind": "max",
+            "measured": 5,
+            "limit": 0,
+            "text": "server: NP101 a-rule: two read it.",
+        }
+    )
+    (detail,) = details(made)
+    assert detail["html"].count("two read it.") == 1
+    assert detail["html"].count("it ticks.") == 1
+
+
+def test_a_stack_that_ends_in_assembly_is_explained_once() -> None:
+    sha = Frame("crypto/sha256.block", "crypto/sha256/sha256block_amd64.s", 734)
+    burnt = [offender(count, offence="cpu", share=0.5, stack=(sha,), local=f"{count}") for count in (9, 8)]
+    (detail,) = details(built(measured(offenders=(*burnt, offender())), max_cpu_seconds=0.001))
+    assert detail["html"].count(wording.CUT_SHORT) == 1
+    (detail,) = details(built(measured(offenders=(offender(),)), max_spurious=0))
+    assert wording.CUT_SHORT not in detail["html"]
+
+
+def test_the_command_is_the_one_to_type() -> None:
+    assert command_line(["/venv/bin/pytest", "-q", "a b"]) == "pytest -q 'a b'"
+    assert command_line(["/venv/lib/pytest/__main__.py", "-q"]) == "python -m pytest -q"

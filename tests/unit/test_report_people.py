@@ -23,7 +23,7 @@ from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import Death, judge
 from pytest_netpoll.options import Config
 from pytest_netpoll.report import github, record, terminal, wording
-from pytest_netpoll.report.cells import shorten
+from pytest_netpoll.report.cells import layout, shorten
 from tests import made_up
 from tests.made_up import WATCHER, late, point
 
@@ -650,3 +650,67 @@ def test_parked_goroutines_are_shown_for_the_limit_that_they_break() -> None:
     assert "  1 tcp descriptor whose peer has closed, and nobody is parked on it (c:3)\n" in f"{shown}\n"
     assert [group["growth"] for group in made["services"][0]["parked"] or ()] == [30, 0, 0]
     assert built(measured(HEALTHY))["services"][0]["parked"] is None
+
+
+SHA = Frame("crypto/sha256.block", "crypto/sha256/sha256block_amd64.s", 734)
+HASHER = Frame("main.rehash", "server/main.go", 22)
+
+
+@pytest.mark.parametrize(
+    ("stack", "is_cut_short"),
+    [
+        ((SHA,), True),
+        ((WATCHER, Frame("crosscall2", "runtime/cgo/asm_amd64.s", 43)), True),
+        ((WATCHER, Frame("?", "server+0x4c962c", 0)), True),
+        ((Frame("?", "server+0x4c962c", 0),), True),
+        ((WATCHER,), False),
+        ((SHA, HASHER), False),
+        ((Frame("runtime.mcall", "runtime/asm_amd64.s", 1),), False),
+        # The program's symbols can't be read.
+        ((Frame("?", "server+0x10", 0), Frame("?", "server+0x20", 0)), False),
+        ((), False),
+    ],
+)
+def test_a_stack_that_ends_in_c_or_assembly_is_explained_once(
+    stack: tuple[Frame, ...], is_cut_short: bool
+) -> None:
+    burnt = [
+        made_up.offender(count, offence="cpu", share=0.5, stack=of) for count, of in ((9, stack), (8, (SHA,)))
+    ]
+    shown = terminal.failure_section(
+        built(measured(WASTEFUL, offenders=tuple(burnt)), max_cpu_seconds=0.001), 100
+    )
+    assert shown.count(wording.CUT_SHORT) == 1
+    before = shown.partition(wording.CUT_SHORT)[0]
+    assert (before.count("CPU samples, running") == 1) == is_cut_short
+
+
+def test_after_pytests_message_only_the_evidence_of_broken_rules_is_repeated() -> None:
+    made = built(measured(WASTEFUL), max_spurious="5%")
+    made["breaches"].append(
+        {
+            "service": "server",
+            "metric": "NP101",
+            "kind": "max",
+            "measured": 500,
+            "limit": 0,
+            "text": "server: NP101 second-reader: two read it",
+            "fix": "read from one",
+        }
+    )
+    alone, after = terminal.failure_section(made, 100), terminal.failure_section(made, 100, True)
+    assert "server: spurious 50.1 %" in alone
+    assert "server: spurious" not in after
+    for text in (alone, after):
+        assert "server: NP101 second-reader: two read it\n  fix: read from one" in text
+        assert "server (pid 42, go1.26.6):" in text
+
+
+def test_tests_can_be_told_apart_in_a_table_that_is_too_wide() -> None:
+    columns = {f"metric {i}": ["0.0 % → 49.6 %"] * 2 for i in range(6)}
+    names = [
+        "tests/test_a.py::test_that_is_long_and_ends_one",
+        "tests/test_a.py::test_that_is_long_and_ends_two",
+    ]
+    shown = layout(names, columns, 80, [])
+    assert [line.split()[0] for line in shown.splitlines()[2:]] == ["…nd_ends_one", "…nd_ends_two"]

@@ -487,6 +487,14 @@ class Kernel:
         """
         return self.home(process.tgid) == (process.tgid, process.owner)
 
+    def has_ended(self, process: structs.Known) -> bool:
+        """Whether the process, or target, was watched until it ended, and not only until it exec'ed a program
+        that its user may not inspect.
+        """
+        target = self.target(slot_of(process.owner))
+        is_foreign = (target.tgid, target.owner) == (process.tgid, process.owner) and bool(target.foreign)
+        return not self.lives(process.tgid) and not is_foreign
+
     def settle(self, slot: int, tgid: int, pid: int, root: int, capabilities: int) -> structs.Target:
         """Starts watching the process, in a slot taken for it. Returns its target. capabilities: a mask; if
         they change, the process no longer counts as its user's.

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from counters import endpoint, offenders
-from processes import goroutines, rest, sockets
+from processes import goroutines, proc, rest, sockets
 
 if TYPE_CHECKING:
     from bpf.program import Kernel
@@ -146,18 +146,34 @@ class Parking:
             return None
 
     def _look(self, process: Process) -> Look:
+        """Raises goroutines.Unreadable; not for a process that has ended meanwhile, and has nobody parked."""
         if process.exited or process.foreign:
             return NOBODY
+        try:
+            look = self._read(process)
+        except goroutines.Unreadable:
+            if self._has_ended(process):
+                return NOBODY
+            raise
+        if self._kernel.is_current(process):
+            return look
+        # What was read may belong to another program. Without a poller, as children have that exec soon after
+        # they were forked, nobody was parked.
+        if process.layout is None or self._has_ended(process):
+            return NOBODY
+        raise goroutines.Unreadable("it ran another program while it was looked at")
+
+    def _has_ended(self, process: Process) -> bool:
+        return self._kernel.has_ended(process) or not proc.alive(process.pid)
+
+    def _read(self, process: Process) -> Look:
         inodes = sockets.inodes(process.pid)
         found: list[Parked] = []
         if process.layout is not None:
             found = goroutines.parked(
                 process.pid, process.epfd, process.layout, self._kernel.signed, process.mappings
             )
-        look = Look(found, inodes, sockets.sockets(process.pid, inodes))
-        if not self._kernel.is_current(process):  # what was read may belong to another program
-            raise goroutines.Unreadable("it ended, or ran another program, while it was looked at")
-        return look
+        return Look(found, inodes, sockets.sockets(process.pid, inodes))
 
 
 def _suspects(look: Look) -> set[tuple[int, int]]:
@@ -220,7 +236,8 @@ class _Report:
             ]
             for p in told
         ]
-        counts = {"before": self._counts(before), "after": self._counts(look)}
+        now = self._counts(look)
+        counts = {"before": now if before is look else self._counts(before), "after": now}
         mappings = process.lives.get(process.owner, process.mappings)
         return {
             "why_not": None,

@@ -5,6 +5,7 @@ All of it is read from /proc: that doesn't touch the sockets, and works in other
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
 import struct
@@ -143,15 +144,21 @@ def address(kind: str, text: str | None) -> str | None:
     if text is None or kind in ("unix", "socket"):
         return text
     host, _, port = text.partition(":")
-    if port == "0000":
-        return None
-    raw = b"".join(struct.pack("=I", int(host[at : at + 8], 16)) for at in range(0, len(host), 8))
-    return written(raw, int(port, 16))
+    return None if port == "0000" else f"{_host(host)}:{int(port, 16)}"
+
+
+@functools.lru_cache(maxsize=4096)
+def _host(text: str) -> str:
+    return _written(b"".join(struct.pack("=I", int(text[at : at + 8], 16)) for at in range(0, len(text), 8)))
 
 
 def written(raw: bytes, port: int) -> str:
     """ "127.0.0.1:80", "[::1]:80". raw: the 4 or 16 bytes of an address."""
+    return f"{_written(raw)}:{port}"
+
+
+def _written(raw: bytes) -> str:
     address = ipaddress.ip_address(raw)
     if address.version == 6 and address.ipv4_mapped is None:
-        return f"[{address}]:{port}"
-    return f"{ipaddress.IPv4Address(raw[-4:])}:{port}"
+        return f"[{address}]"
+    return f"{ipaddress.IPv4Address(raw[-4:])}"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pytest_netpoll.errors import Reason
-from pytest_netpoll.gobinary.symbols import Frame
+from pytest_netpoll.gobinary.symbols import PLUMBING, STANDARD, Frame, is_cut_short
 from pytest_netpoll.model import units
 from pytest_netpoll.model.evidence import Offence, Offender
 from pytest_netpoll.model.measurement import Measurement
@@ -116,8 +116,21 @@ def offenders(m: Measurement, *offences: Offence) -> list[Offender]:
 
 
 def stack_of(found: Sequence[Offender]) -> tuple[Frame, ...]:
-    """The stack of the worst offender that has one."""
-    return next((o.stack for o in found if o.stack), ())
+    """The stack of the worst offender that has one. If that ends in C or assembly before it reaches the
+    program's own code, the first one that has some.
+    """
+    stacks = [o.stack for o in found if o.stack]
+    if not stacks or _has_own_code(stacks[0]) or not _is_cut_short(stacks[0]):
+        return stacks[0] if stacks else ()
+    return next(filter(_has_own_code, stacks), stacks[0])
+
+
+def _is_cut_short(stack: tuple[Frame, ...]) -> bool:
+    return is_cut_short([(frame.function, frame.file) for frame in stack])
+
+
+def _has_own_code(stack: tuple[Frame, ...]) -> bool:
+    return any(f.package_root not in STANDARD | PLUMBING and f.function != "?" for f in stack)
 
 
 def no_cpu_samples(m: Measurement) -> Reason | None:

@@ -83,7 +83,7 @@ def _of_test(record: TestRecord, checkout: Checkout) -> Iterator[Finding]:
             place = at_go if at is None else (at.as_posix(), int(line))
             # Forbidden rules are why the test failed.
             severity = level if rule["forbidden"] else "warning"
-            text = f"{service['name']}: {rule['text']}; fix: {rule['fix']}"
+            text = f"{service['name']}: {rule['text'].removesuffix('.')}. Fix: {rule['fix']}"
             yield finding(rule["code"], rule["name"], severity, text, service["name"], place)
 
 

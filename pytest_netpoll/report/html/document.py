@@ -74,6 +74,7 @@ def render(environment: Mapping[str, Any], records: Iterable[TestRecord]) -> str
     """The page. Tests come worst first, then by name."""
     tests = wording.worst_first(sorted(records, key=lambda record: record["nodeid"]))
     added = wording.own_columns(tests)
+    others_broke = overview.others_broke(tests)
     templates = _templates()
     toolchains = overview.toolchains_of(tests)
     changes = delta.delta(tests)
@@ -98,10 +99,11 @@ def render(environment: Mapping[str, Any], records: Iterable[TestRecord]) -> str
         icons_of_changes=overview.CHANGES,
         filters=overview.filters(tests, toolchains, against),
         toolchains=toolchains,
-        rows=[overview.row(number, test, added) for number, test in enumerate(tests)],
+        rows=[overview.row(number, test, added, others_broke) for number, test in enumerate(tests)],
         columns=[
             *((metric, heading, METRICS[metric].meaning) for metric, heading in wording.COLUMNS.items()),
             *(("added", heading, "") for heading in added),
+            *([("others", "other limits", "broken limits on other metrics")] if others_broke else []),
         ],
         environment=list(_shown(environment)),
         **{name: environment.get(name) for name in ("commit", "branch", "command")},
@@ -136,6 +138,7 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["breakable"] = _breakable
+    environment.tests["cut_short"] = wording.is_cut_short
     environment.globals.update(
         words=wording,
         METRICS=METRICS,

@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from pytest_netpoll.model.metrics import METRICS
+from pytest_netpoll.model.metrics import LIMITABLE, METRICS
+from pytest_netpoll.model.rules import RULES
 from pytest_netpoll.report import wording
-from pytest_netpoll.report.record import ServiceRecord, TestRecord
+from pytest_netpoll.report.record import BreachRecord, RegressionRecord, ServiceRecord, TestRecord
 
 # status -> how the page shows it, worst first; the icon is for people who don't see the colours.
 STATUSES: Mapping[str, str] = {
@@ -140,9 +141,10 @@ class Row(NamedTuple):
     more: int
 
 
-def row(number: int, record: TestRecord, own: Sequence[str]) -> Row:
+def row(number: int, record: TestRecord, own: Sequence[str], others_broke: bool) -> Row:
+    """own: columns that hooks added. others_broke: whether there is a column for `other_limits`."""
     rows = [row for row in wording.rows([record]) if row.service]
-    services = [row.service for row in rows if row.service]
+    services = [(_alone(row), row.service) for row in rows if row.service]
     baseline = _compared_with_baseline(record)
     compares = record.get("comparison") is not None
     return Row(
@@ -155,8 +157,9 @@ def row(number: int, record: TestRecord, own: Sequence[str]) -> Row:
         *split(wording.without_toolchain(record)),
         [(_service(row), _status(row)) for row in rows],
         [
-            *([_cell(record, service, metric) for service in services] for metric in wording.COLUMNS),
-            *([added(service, heading) for service in services] for heading in own),
+            *([_cell(one, service, metric) for one, service in services] for metric in wording.COLUMNS),
+            *([added(service, heading) for _, service in services] for heading in own),
+            *([[other_limits(one, service) for one, service in services]] if others_broke else []),
         ],
         *_why(record),
     )
@@ -167,6 +170,34 @@ def _why(record: TestRecord) -> tuple[str, int]:
     error = [wording.one_line(record.get("error") or "")] if record.get("error") else []
     said = [*error, *(reason.headline for reason in wording.reasons(record))]
     return (said[0], len(said) - 1) if said else ("", 0)
+
+
+def _alone(row: wording.Row) -> TestRecord:
+    """The record with the row's limits: a window has its own."""
+    return row.record if row.window is None else wording.of_window(row.record, row.window)
+
+
+def others_broke(tests: Iterable[TestRecord]) -> bool:
+    """Whether any test broke a limit on a metric that has no column."""
+    rows = [row for row in wording.rows(tests) if row.service]
+    return any(other_limits(_alone(row), row.service).text for row in rows if row.service)
+
+
+def other_limits(record: TestRecord, service: ServiceRecord) -> Cell:
+    """ "polls 2,508": what broke of the metrics that have no column."""
+    faults = [
+        fault
+        for fault in wording.broken(record, service)
+        if wording.base_of(fault["metric"]) not in wording.COLUMNS and fault["metric"] not in RULES
+    ]
+    texts = [f"{fault['metric'].replace('_', ' ')} {_measured(fault)}" for fault in faults]
+    return Cell(", ".join(texts), "", broken="; ".join(map(wording.breach_text, faults)))
+
+
+def _measured(fault: BreachRecord | RegressionRecord) -> str:
+    if fault["metric"] in LIMITABLE:
+        return LIMITABLE[fault["metric"]].format(fault["measured"])
+    return f"{fault['measured']:,}"
 
 
 def _status(row: wording.Row) -> str:

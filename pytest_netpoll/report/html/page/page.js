@@ -39,13 +39,15 @@
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
+  const LEGEND = { orientation: "h", x: 0, yanchor: "top", traceorder: "normal", itemclick: false, itemdoubleclick: false };
+
   const layout = (more) => ({
     autosize: true,
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("text") },
     margin: { l: 56, r: 12, t: 8, b: 40 },
-    legend: { orientation: "h", x: 0, y: -0.16, yanchor: "top", traceorder: "normal", itemclick: false, itemdoubleclick: false },
+    legend: { ...LEGEND, y: -0.16 },
     dragmode: false,
     hovermode: "x",
     hoverlabel: { bgcolor: colour("raised"), bordercolor: colour("line"), font: { color: colour("text") } },
@@ -196,7 +198,10 @@
     const line = completed(given);
     const shown = (field) => line[field].some((value) => value > 0);
     const panels = PANELS.filter(({ fields }) => fields.some(shown));
-    const gap = 0.12;
+    // Pixels: a panel and the title above it, and what is above and below the panels.
+    const [PANEL, TITLE, MARGINS] = [72, 24, 20 + 40 + 50];
+    const tall = Math.max(340, panels.length * (PANEL + TITLE) + MARGINS);
+    const gap = TITLE / (tall - MARGINS);
     const height = (1 - gap * (panels.length - 1)) / panels.length;
     const width = line.ends_ms.map((end, i) => (end - line.starts_ms[i]) / 1000);
     const seconds = line.ends_ms.map((end, i) => (end + line.starts_ms[i]) / 2000);
@@ -234,10 +239,12 @@
     });
     return {
       traces,
+      tall,
       layout: layout({
         ...axes,
         annotations: titles,
-        margin: { l: 56, r: 12, t: 20, b: 40 },
+        margin: { l: 56, r: 12, t: 20, b: 90 },
+        legend: { ...LEGEND, y: -30 / (tall - MARGINS) },
         barmode: "stack",
         hovermode: "x unified",
         xaxis: axis({
@@ -311,7 +318,11 @@
   const drawn = new Map(); // place of a chart -> what to draw there
   const draw = (place, more = {}) => {
     const { kind, data } = drawn.get(place);
-    const { traces, layout } = CHARTS[kind].build(data);
+    const { traces, layout, tall } = CHARTS[kind].build(data);
+    if (tall !== undefined) {
+      place.style.height = `${tall}px`;
+      if (more.height !== undefined) more = { ...more, height: tall };
+    }
     return Plotly.react(place, traces, { ...layout, ...more }, { displayModeBar: false, responsive: true });
   };
 

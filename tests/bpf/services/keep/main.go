@@ -9,6 +9,7 @@
 //	stuck     asks for readiness and reads nothing (RawConn.Read)
 //	peek N    peeks until N bytes have come, as who waits for a header does, and reads
 //	low N     is readable from N bytes on (SO_RCVLOWAT), and reads
+//	exec      runs children that end at once, one after another
 //	crowd N   dials the service itself N times and reads there: 2 N goroutines parked
 //
 // It answers with the line, once the goroutine of that connection is about to park.
@@ -19,6 +20,7 @@ import (
 	"flag"
 	"fmt"
 	"net"
+	"os/exec"
 	"syscall"
 
 	"services/kit"
@@ -71,6 +73,9 @@ func serve(c *net.TCPConn) {
 	switch how {
 	case "channel":
 		forget()
+	case "exec":
+		for exec.Command("true").Run() == nil {
+		}
 	case "stuck":
 		ignore(c)
 	case "peek":
