@@ -33,6 +33,11 @@ _BACKGROUND = re.compile(
 # The runtime's functions that only check, called by a loop of the program: for a select with a default,
 # runtime.Gosched, or TryLock.
 _NOT_BLOCKING = re.compile(r"runtime\.(selectnbrecv|selectnbsend|Gosched)|sync\.\(\*(RW)?Mutex\)\.Try\w*Lock")
+# Where such a call is if it finds nothing. One that succeeds spends its time deeper: it wakes or copies.
+_FINDS_NOTHING = re.compile(
+    r"runtime\.(selectnb(recv|send)|chan(recv|send)|empty|full|Gosched|mcall)"
+    r"|(internal/)?sync\.\(\*(RW)?Mutex\)\.Try\w*Lock"
+)
 # If the probe comes before the frame pointer is set (Go 1.19), the caller, findRunnable, is missing.
 _FINDERS = ("runtime.findRunnable", "runtime.schedule")
 _TIMER = re.compile(r"runtime\.(runOneTimer|\(\*timer\)\.unlockAndRun)$")
@@ -109,6 +114,7 @@ def collect(
                 peer=_common(entry["peer"] for entry in entries),
                 cause=cause,
                 bytes=_sum(entries, "bytes"),
+                filled=sum(entry["count"] for entry in entries if entry["filled"]),
                 locked=locked,
                 held_ns=_sum(entries, "held_ns"),
                 not_blocking=looked[where] if offence == "cpu" else 0,
@@ -139,7 +145,11 @@ def _sum(entries: Iterable[Mapping[str, Any]], name: str) -> int | None:
 
 
 def _only_looks(frames: Sequence[Frame]) -> bool:
-    """Whether a CPU sample was taken in a call by the user's code that checks without waiting."""
+    """Whether a CPU sample was taken in a call by the user's code that checks without waiting, and finds
+    nothing.
+    """
+    if not frames or not _FINDS_NOTHING.fullmatch(frames[0].function):
+        return False
     inner = ""
     for frame in frames:
         if frame.package_root not in STANDARD | PLUMBING and frame.function != "?":
@@ -215,7 +225,11 @@ def _check(entry: Mapping[str, Any]) -> None:
     count = entry["count"]
     texts = [entry["direction"], *(entry[name] for name in _OPTIONAL_TEXTS if entry[name] is not None)]
     whole = isinstance(count, int) and count > 0 and all(isinstance(text, str) for text in texts)
-    whole = whole and isinstance(entry["events"], list) and isinstance(entry["locked"], bool)
+    whole = (
+        whole
+        and isinstance(entry["events"], list)
+        and all(isinstance(entry[name], bool) for name in ("locked", "filled"))
+    )
     whole = whole and all(isinstance(entry[name], int | None) for name in ("bytes", "held_ns"))
     if not whole or entry["offence"] not in _OFFENCES:
         raise ValueError(f"offender {dict(entry)!r:.200}")
@@ -243,6 +257,7 @@ def _together(one: Offender, other: Offender) -> Offender:
         one,
         count=one.count + other.count,
         not_blocking=one.not_blocking + other.not_blocking,
+        filled=one.filled + other.filled,
         bytes=None if one.bytes is None or other.bytes is None else one.bytes + other.bytes,
         held_ns=None if one.held_ns is None or other.held_ns is None else one.held_ns + other.held_ns,
         # The kind of a connection that was closed before anybody looked is unknown.
