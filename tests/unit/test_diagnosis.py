@@ -360,6 +360,14 @@ def test_small_reads_are_many_and_small(reads: Any, expected: list[str]) -> None
     assert codes(offender(**about)) == expected
 
 
+def test_one_of_something_is_singular() -> None:
+    reads = io_calls(20_000, filled=20_000, bytes=20_000)
+    [text] = diagnose(measurement(wakeups=1, offenders=(reads,)))
+    assert "20,000 read calls for 1 wakeup brought" in text
+    [text] = diagnose(measurement(**{**TICKERS, "events": 1}))
+    assert "for 1 event: " in text
+
+
 @pytest.mark.parametrize(
     ("used", "waited", "ps", "cpus", "expected"),
     [

@@ -164,9 +164,9 @@ def _nobody_polls(m: Measurement) -> Proof | None:
     return Proof(
         polls,
         f"{count(number(m, 'nonblocking_polls'))} of {counted(polls, 'poll')} did not block, "
-        f"{rate(polls, m)} a second, with GOMAXPROCS={ps} and {seconds(used)} of CPU used in {seconds(m.window_seconds)}: "
-        "there is always a goroutine to run, so only the runtime's monitor polls the network, every 10 ms. "
-        "Messages wait for that.",
+        f"{rate(polls, m)} a second, with GOMAXPROCS={ps} and {seconds(used)} of CPU used in "
+        f"{seconds(m.window_seconds)}: there is always a goroutine to run, so only the "
+        "runtime's monitor polls the network, every 10 ms. Messages wait for that.",
         stack_of(running),
         _fix_with_one_p(m),
         tuple(running),
