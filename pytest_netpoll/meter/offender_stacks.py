@@ -32,10 +32,11 @@ _BACKGROUND = re.compile(
 
 # The runtime's functions that only check, called by a loop of the program: for a select with a default,
 # runtime.Gosched, or TryLock.
-_NOT_BLOCKING = re.compile(r"runtime\.(selectnbrecv|selectnbsend|Gosched)|sync\.\(\*(RW)?Mutex\)\.Try\w*Lock")
+_NOT_BLOCKING = re.compile(r"runtime\.(selectnbrecv|selectnbsend)|sync\.\(\*(RW)?Mutex\)\.Try\w*Lock")
 # Where such a call is if it finds nothing. One that succeeds spends its time deeper: it wakes or copies.
+# Gosched never finds anything.
 _FINDS_NOTHING = re.compile(
-    r"runtime\.(selectnb(recv|send)|chan(recv|send)|empty|full|Gosched|mcall)"
+    r"runtime\.(selectnb(recv|send)|chan(recv|send)|empty|full)"
     r"|(internal/)?sync\.\(\*(RW)?Mutex\)\.Try\w*Lock"
 )
 # If the probe comes before the frame pointer is set (Go 1.19), the caller, findRunnable, is missing.
@@ -148,12 +149,13 @@ def _only_looks(frames: Sequence[Frame]) -> bool:
     """Whether a CPU sample was taken in a call by the user's code that checks without waiting, and finds
     nothing.
     """
-    if not frames or not _FINDS_NOTHING.fullmatch(frames[0].function):
-        return False
     inner = ""
     for frame in frames:
         if frame.package_root not in STANDARD | PLUMBING and frame.function != "?":
-            return _NOT_BLOCKING.fullmatch(inner) is not None
+            if inner == "runtime.Gosched":
+                return True
+            found = _FINDS_NOTHING.fullmatch(frames[0].function) is None
+            return _NOT_BLOCKING.fullmatch(inner) is not None and not found
         inner = frame.function
     return False
 

@@ -331,8 +331,8 @@ def test_a_loop_fails_more_often_than_it_reads(
     ("used", "samples", "expected"),
     [
         (1.0, cpu(0.9, not_blocking=400), ["NP204"]),
-        (1.0, cpu(0.9, not_blocking=248), ["NP204"]),
-        (1.0, cpu(0.9, not_blocking=245), []),
+        (1.0, cpu(0.9, not_blocking=270), ["NP204"]),
+        (1.0, cpu(0.9, not_blocking=269), []),
         (1.0, cpu(0.9, not_blocking=100), []),  # it computes, and checks now and then
         (1.0, cpu(0.2, not_blocking=90), []),  # a small part
         (0.1, cpu(0.9, not_blocking=400), []),

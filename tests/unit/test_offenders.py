@@ -125,7 +125,7 @@ def test_event_bits_and_the_socket_determine_the_cause(events, seen, cause):
         (["runtime.chanrecv", "runtime.selectnbrecv", "main.watch"], True),
         (["runtime.empty", "runtime.chanrecv", "runtime.selectnbrecv", "main.watch"], True),
         (["runtime.Gosched", "main.work"], True),
-        (["runtime.mcall", "runtime.Gosched", "main.work"], True),
+        (["runtime.lock2", "runtime.schedule", "runtime.mcall", "runtime.Gosched", "main.work"], True),
         (["sync.(*Mutex).TryLock", "main.work"], True),
         (["internal/sync.(*Mutex).TryLock", "sync.(*Mutex).TryLock", "main.work"], True),
         # It takes, or passes on, a message.

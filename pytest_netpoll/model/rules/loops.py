@@ -31,7 +31,7 @@ FUTILE_PER_READ = 10
 # samples in calls that check.
 LEAST_BURNT = 0.1
 LEAST_WANTED = 0.25
-LOOKING_SHARE = 0.55
+LOOKING_SHARE = 0.6
 
 # Reads that are too small: how many, how many per wakeup, and bytes each; and the share of them that got as
 # many bytes as they asked for. A read with room for more takes the whole message.
