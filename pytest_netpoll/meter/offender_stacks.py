@@ -30,8 +30,8 @@ _BACKGROUND = re.compile(
     r"runtime\.(gc[A-Z]|bgsweep|bgscavenge|forcegchelper|runfinq|runFinalizers|runCleanups|suspendG|resumeG|sysmon)"
 )
 
-# The runtime's functions that only check, called by a loop of the program: for a select with a default,
-# runtime.Gosched, or TryLock.
+# The functions that only check, called by a loop of the program: for a select with one case and a default, or
+# TryLock.
 _NOT_BLOCKING = re.compile(r"runtime\.(selectnbrecv|selectnbsend)|sync\.\(\*(RW)?Mutex\)\.Try\w*Lock")
 # Where such a call is if it finds nothing. One that succeeds spends its time deeper: it wakes or copies.
 # Gosched never finds anything.
