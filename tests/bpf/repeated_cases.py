@@ -287,6 +287,7 @@ HEALTHY = (
     io("check", None),  # NP201 to NP203
     io("alternate", None),
     io("reopen", None),
+    causes("cancel", None, fed(0.3, run(command, 200))),
     Case("one end of file per command", None, "io", ("-do", "eof"), run(ones, 1000)),
     Case("one error per command", None, "io", ("-do", "error"), run(ones, 1000)),
     causes("compute", None, fed(0.3, run(command, 300))),  # NP204, NP407

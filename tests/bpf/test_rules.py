@@ -178,6 +178,14 @@ def test_a_busy_loop_is_distinguished_from_a_computation(told):
     told("compute", 500)
 
 
+def test_a_computation_that_checks_now_and_then_is_no_loop(causes, commands, broken):
+    service = causes("cancel")
+    command = commands(service)
+    m, found = broken(service, lambda: until_fed(service.pid, 0.3, lambda: command(200)))
+    assert found == {}
+    assert m.futile_calls >= 10 * LEAST_FUTILE
+
+
 @pytest.mark.parametrize(("do", "place"), [("hub", "main.broadcast"), ("pipeline", "main.drain")])
 def test_checks_that_find_something_are_no_busy_loop(causes, commands, broken, do, place):
     service = causes(do)

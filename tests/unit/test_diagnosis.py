@@ -290,9 +290,9 @@ def test_a_shared_listener_is_more_than_a_few_of_many_wakeups(
 @pytest.mark.parametrize(
     ("futile", "expected"),
     [
-        ({("read", "EAGAIN"): 1000}, ["NP201"]),
-        ({("read", "end of file"): 1000}, ["NP202"]),
-        ({("accept4", "EMFILE"): 1000}, ["NP203"]),
+        ({("read", "EAGAIN"): 6000}, ["NP201"]),
+        ({("read", "end of file"): 6000}, ["NP202"]),
+        ({("accept4", "EMFILE"): 6000}, ["NP203"]),
         ({("read", "EAGAIN"): 60, ("read", "end of file"): 60, ("accept4", "EMFILE"): 60}, []),
         ({}, []),
     ],
@@ -304,6 +304,14 @@ def test_loops_are_distinguished_by_how_their_calls_end(futile: Any, expected: l
 def io_calls(count: int, **more: Any) -> Offender:
     """Reads that returned data."""
     return offender(count, **{"offence": "io", "outcome": "data", "bytes": 100 * count, **more})
+
+
+@pytest.mark.parametrize(
+    ("futile", "used", "expected"),
+    [(5_000, 0.1, ["NP201"]), (4_999, 0.1, []), (50_000, 8.0, ["NP201"]), (49_999, 8.0, [])],
+)
+def test_a_loop_without_a_pause_makes_many_calls(futile: int, used: float, expected: list[str]) -> None:
+    assert codes(seen={"futile": {("recvfrom", "EAGAIN"): futile}}, cpu=used) == expected
 
 
 @pytest.mark.parametrize(
@@ -324,7 +332,8 @@ def test_a_loop_fails_more_often_than_it_reads(
     calls: list[Offender], moved: int, expected: list[str]
 ) -> None:
     futile = {("write", "ENOSPC"): 1000}
-    assert codes(*calls, seen={"futile": futile, "io_outcomes": {"data": moved}}) == expected
+    seen = {"futile": futile, "io_outcomes": {"data": moved}}
+    assert codes(*calls, cpu=0.01, seen=seen) == expected
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,9 @@ LEAST_FUTILE = 100
 # A loop makes many of them for each call that reads or accepts something. A call that fails for each request,
 # such as writing a line to a full disk, is no loop, though requests may follow each other within 1 ms.
 FUTILE_PER_READ = 10
+# And for each second of a CPU: real loops make 500,000 or more. A computation that checks now and then whether
+# its client has left makes fewer.
+FUTILE_RATE = 50_000
 
 # A loop that only checks: CPU time that it used, and that it wanted, in s per second; and the share of its
 # samples in calls that check.
@@ -60,7 +63,9 @@ def _spin(
     def prove(m: Measurement) -> Proof | None:
         kinds = {kind: n for kind, n in m.snapshot.futile.items() if concerns(kind[1])}
         n = sum(kinds.values())
-        if n < max(LEAST_FUTILE, FUTILE_PER_READ * _taken(m)):
+        # One loop uses one CPU at most; others may be busy with something else.
+        looping = min(m.cpu_seconds or 0, m.window_seconds)
+        if n < max(LEAST_FUTILE, FUTILE_PER_READ * _taken(m), FUTILE_RATE * looping):
             return None
         syscall, outcome = max(kinds, key=lambda kind: kinds[kind])
         found = [o for o in offenders(m, "futile") if concerns(o.outcome)]
@@ -125,11 +130,13 @@ def _unbuffered(m: Measurement) -> Proof | None:
 
 _PAUSE_FREE = (
     "A driver that checks its connection, or the attempt before a park, makes two such calls in a row: that "
-    "is not enough. Nor is a call that fails for each request, such as a line of log for a full disk."
+    "is not enough. Nor is a call that fails for each request, such as a line of log for a full disk; or one "
+    "by which a computation checks now and then whether its client has left."
 )
 _FUTILE = (
     f"At least {LEAST_FUTILE} futile calls (the third and further in a row on one descriptor and direction, "
-    f"within 1 ms), and {FUTILE_PER_READ} for each call that read or accepted something, that "
+    f"within 1 ms), {FUTILE_PER_READ} for each call that read or accepted something, and {FUTILE_RATE:,} for "
+    "each second of a CPU, that "
 )
 
 RULES = (

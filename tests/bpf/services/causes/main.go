@@ -10,6 +10,7 @@
 //	compute   a loop computes, and checks now and then whether it should end. It uses a CPU.
 //	hub       sends a message to each of 1000 subscribers, with a select with a default; when all have it, the next.
 //	pipeline  passes numbers through a channel to a goroutine that takes all there are, then waits.
+//	cancel    computes for 50 µs, checks without waiting whether the client has left, and so on.
 //	gc        a loop allocates, beside a million live pointers, with GOGC=5.
 //	yield     from the start, four goroutines compute for 50 µs and yield, forever.
 //	spin      from the start, eight goroutines compute forever.
@@ -73,6 +74,8 @@ func main() {
 		begin = newHub(1000)
 	case "pipeline":
 		begin = pipeline
+	case "cancel":
+		begin = cancellable
 	case "gc":
 		debug.SetGCPercent(5)
 		begin = allocate
@@ -332,6 +335,18 @@ func drain(numbers chan uint64) (sum uint64) {
 		default:
 			return
 		}
+	}
+}
+
+func cancellable(c net.Conn, n int) {
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	kit.Must(err)
+	for end := time.Now().Add(time.Duration(n) * time.Millisecond); time.Now().Before(end); {
+		for t := time.Now(); time.Since(t) < 50*time.Microsecond; {
+		}
+		kit.Must(raw.Control(func(fd uintptr) {
+			syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		}))
 	}
 }
 
