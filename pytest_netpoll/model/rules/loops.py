@@ -26,8 +26,8 @@ LEAST_FUTILE = 100
 # A loop makes many of them for each call that reads or accepts something. A call that fails for each request,
 # such as writing a line to a full disk, is no loop, though requests may follow each other within 1 ms.
 FUTILE_PER_READ = 10
-# And for each second of a CPU: real loops make 500,000 or more. A computation that checks now and then whether
-# its client has left makes fewer.
+# And for each second of a CPU: real loops make 500,000 or more. If a computation checks now and then whether
+# its client has left, it makes fewer.
 FUTILE_RATE = 50_000
 
 # A loop that only checks: CPU time that it used, and that it wanted, in s per second; and the share of its
