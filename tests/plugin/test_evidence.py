@@ -87,9 +87,10 @@ def test_broken_limits_name_who_was_woken_and_who_is_left(run, pytester, monkeyp
     assert {offender["offence"] for offender in service["offenders"]} == {"parked"}
     (service,) = tests["test_rule"]["services"]
     behind = [offender for offender in service["offenders"] if "NP501" in offender["rules"]]
-    assert [offender["stack"][0]["function"] for offender in behind] == [
-        "main.serve",
+    # As many grew at the last two, so their order is open.
+    assert sorted(offender["stack"][0]["function"] for offender in behind) == [
         "main.leak",
+        "main.serve",
         "main.serve",  # the service's own ends of what it leaks
     ]
     (echo,) = tests["test_woken"]["services"]
