@@ -72,10 +72,10 @@ static __always_inline u32 lengthen_streak(struct wait *w, u32 outcome, u32 now)
 	return streak;
 }
 
-/* Records where the call was made. bytes: those that it moved. */
+/* Records where the call was made. bytes: those that it moved. filled: as many as it asked for. */
 static __always_inline void record_io_call(void *ctx, struct counters *c, u32 owner, u32 epoch,
 					   u32 nr, u32 outcome, u32 fd, int direction, int futile,
-					   u64 bytes)
+					   u64 bytes, int filled)
 {
 	/* How many such calls this CPU has counted in the epoch. */
 	u32 weight = sampled(SAMPLE_IO_CALLS, futile ? c->futile_calls : c->io_calls);
@@ -87,6 +87,7 @@ static __always_inline void record_io_call(void *ctx, struct counters *c, u32 ow
 		.direction = direction,
 		.offence = futile ? FUTILE : IO_CALL,
 		.outcome = outcome,
+		.seen = filled ? SEEN_FILLED : 0,
 	};
 
 	if (!weight)
@@ -96,9 +97,11 @@ static __always_inline void record_io_call(void *ctx, struct counters *c, u32 ow
 }
 
 /* An I/O syscall has returned. r, w: the waits of what it reads from and writes to; 0 where it does
- * neither, or where the table does not hold the descriptor. */
+ * neither, or where the table does not hold the descriptor. length: the argument that for read and
+ * recvfrom is how many bytes they ask for. */
 static __always_inline void count_io_call(void *ctx, u32 owner, u32 role, u32 nr, struct wait *r,
-					  u32 read_fd, struct wait *w, u32 write_fd, long ret)
+					  u32 read_fd, struct wait *w, u32 write_fd, u64 length,
+					  long ret)
 {
 	u32 reads = ROLE_READ_ARG(role), writes = ROLE_WRITE_ARG(role);
 	u32 outcome = OUTCOME_DATA, streak = 0, epoch, now;
@@ -165,5 +168,5 @@ static __always_inline void count_io_call(void *ctx, u32 owner, u32 role, u32 nr
 	if (s->keeping & (KEEP_IO_CALLS | (streak == FUTILE_FROM ? KEEP_FUTILE_CALLS : 0)))
 		record_io_call(ctx, c, owner, epoch, nr, outcome, writes ? write_fd : read_fd,
 			       writes ? DIR_WRITE : DIR_READ, streak == FUTILE_FROM,
-			       ret > 0 ? ret : 0);
+			       ret > 0 ? ret : 0, ret > 0 && !writes && ret == length);
 }

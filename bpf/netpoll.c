@@ -61,7 +61,7 @@ int syscall_returned(struct bpf_raw_tracepoint_args *ctx)
 		note_accepted(owner, ret);
 	/* Last, because the verifier would walk through anything after it once for each of its ends. */
 	if (!(*role & ROLE_SOCKOPT))
-		count_io_call(ctx, owner, *role, nr, r, read_fd, w, write_fd, ret);
+		count_io_call(ctx, owner, *role, nr, r, read_fd, w, write_fd, a.arg[2], ret);
 	if (ret >= 0 && keeps(KEEP_HELD_WRITES))
 		continuations.call(ctx, LOOK_AT_WRITE);
 	return 0;

@@ -289,6 +289,8 @@ struct wait {
 #define SEEN_QUEUED 4 /* its error queue holds something */
 /* Of READY and WOKEN. */
 #define SEEN_LOCKED 8 /* the woken goroutine is locked to a thread */
+/* Of IO_CALL, for a read or recvfrom. */
+#define SEEN_FILLED 16 /* it returned as many bytes as it asked for, so there may be more */
 
 #define WAIT_TRIED 1 /* the last syscall returned EAGAIN */
 #define WAIT_STORED 2 /* since then an event was stored in the pollDesc */

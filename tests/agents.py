@@ -87,6 +87,7 @@ MEASURED = {
             "registered_twice": False,
             "error_queue": False,
             "locked": False,
+            "filled": False,
             "held_ns": None,
             "woken_stack": [],
         }

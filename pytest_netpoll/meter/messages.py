@@ -107,7 +107,7 @@ class Offender(Wakeup):
     events: the epoll events that woke it. registered_twice: with epoll. error_queue: whether that held
     anything. None: unknown. woken_stack: for "ready", where the woken goroutine had been parked. locked: for
     "ready" and "woken", whether the woken goroutine is locked to a thread. held_ns: for "held", for how long
-    in total.
+    in total. filled: for "io", whether a read or recvfrom returned as many bytes as it asked for.
     """
 
     offence: str
@@ -118,6 +118,7 @@ class Offender(Wakeup):
     registered_twice: bool | None
     error_queue: bool | None
     locked: bool
+    filled: bool
     held_ns: int | None
     woken_stack: list[list[Any]]
 

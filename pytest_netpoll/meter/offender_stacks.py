@@ -30,9 +30,15 @@ _BACKGROUND = re.compile(
     r"runtime\.(gc[A-Z]|bgsweep|bgscavenge|forcegchelper|runfinq|runFinalizers|runCleanups|suspendG|resumeG|sysmon)"
 )
 
-# The runtime's functions that only check, called by a loop of the program: for a select with a default,
-# runtime.Gosched, or TryLock.
-_NOT_BLOCKING = re.compile(r"runtime\.(selectnbrecv|selectnbsend|Gosched)|sync\.\(\*(RW)?Mutex\)\.Try\w*Lock")
+# The functions that only check, called by a loop of the program: for a select with one case and a default, or
+# TryLock.
+_NOT_BLOCKING = re.compile(r"runtime\.(selectnbrecv|selectnbsend)|sync\.\(\*(RW)?Mutex\)\.Try\w*Lock")
+# Where such a call is if it finds nothing. One that succeeds spends its time deeper: it wakes or copies.
+# Gosched never finds anything.
+_FINDS_NOTHING = re.compile(
+    r"runtime\.(selectnb(recv|send)|chan(recv|send)|empty|full)"
+    r"|(internal/)?sync\.\(\*(RW)?Mutex\)\.Try\w*Lock"
+)
 # Where a mutex is unlocked: the innermost frames of such a call that the user's code didn't make.
 _UNLOCK = re.compile(r"(internal/)?sync\.\(\*(RW)?Mutex\)\.(RUnlock|rUnlockSlow|Unlock|unlockSlow)")
 # If the probe comes before the frame pointer is set (Go 1.19), the caller, findRunnable, is missing.
@@ -113,6 +119,7 @@ def collect(
                 peer=_common(entry["peer"] for entry in entries),
                 cause=cause,
                 bytes=_sum(entries, "bytes"),
+                filled=sum(entry["count"] for entry in entries if entry["filled"]),
                 locked=locked,
                 held_ns=_sum(entries, "held_ns"),
                 unlocks=unlocks,
@@ -144,11 +151,16 @@ def _sum(entries: Iterable[Mapping[str, Any]], name: str) -> int | None:
 
 
 def _only_looks(frames: Sequence[Frame]) -> bool:
-    """Whether a CPU sample was taken in a call by the user's code that checks without waiting."""
+    """Whether a CPU sample was taken in a call by the user's code that checks without waiting, and finds
+    nothing.
+    """
     inner = ""
     for frame in frames:
         if frame.package_root not in STANDARD | PLUMBING and frame.function != "?":
-            return _NOT_BLOCKING.fullmatch(inner) is not None
+            if inner == "runtime.Gosched":
+                return True
+            found = _FINDS_NOTHING.fullmatch(frames[0].function) is None
+            return _NOT_BLOCKING.fullmatch(inner) is not None and not found
         inner = frame.function
     return False
 
@@ -220,7 +232,11 @@ def _check(entry: Mapping[str, Any]) -> None:
     count = entry["count"]
     texts = [entry["direction"], *(entry[name] for name in _OPTIONAL_TEXTS if entry[name] is not None)]
     whole = isinstance(count, int) and count > 0 and all(isinstance(text, str) for text in texts)
-    whole = whole and isinstance(entry["events"], list) and isinstance(entry["locked"], bool)
+    whole = (
+        whole
+        and isinstance(entry["events"], list)
+        and all(isinstance(entry[name], bool) for name in ("locked", "filled"))
+    )
     whole = whole and all(isinstance(entry[name], int | None) for name in ("bytes", "held_ns"))
     if not whole or entry["offence"] not in _OFFENCES:
         raise ValueError(f"offender {dict(entry)!r:.200}")
@@ -254,6 +270,7 @@ def _together(one: Offender, other: Offender) -> Offender:
         one,
         count=one.count + other.count,
         not_blocking=one.not_blocking + other.not_blocking,
+        filled=one.filled + other.filled,
         bytes=None if one.bytes is None or other.bytes is None else one.bytes + other.bytes,
         held_ns=None if one.held_ns is None or other.held_ns is None else one.held_ns + other.held_ns,
         waited_ns=one.waited_ns

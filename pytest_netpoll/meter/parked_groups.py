@@ -152,8 +152,9 @@ def collect(processes: Sequence[Measured], symbolizer: Symbolizer) -> Found:
                 fix="let the test wait for the service's answers before it ends",
             )
         if told["undecided"]:
+            who = "goroutine is" if told["undecided"] == 1 else "goroutines are"
             absent["stuck_goroutines"] = Reason(
-                f"{told['undecided']} goroutines are parked although there is unread data, and may be stuck",
+                f"{told['undecided']} {who} parked although there is unread data, and may be stuck",
                 why=f"process {process['pid']} did not rest: its poller may not have reported the data yet",
                 fix="let the test wait for the service's answers before it ends",
             )

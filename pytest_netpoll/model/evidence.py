@@ -31,7 +31,8 @@ class Offender:
     the service, or in the sample. If the kernel had no room for all, shares add up to less than 1. outcome:
     how the I/O call ended ("data", "end of file", "EAGAIN", …), None for other offences. runtime: for ready
     calls, whether the runtime made it for its own background work. cause: of spurious wakeups and stale
-    retries; None if unknown. bytes: what the I/O calls moved, estimated. not_blocking: CPU samples in a
+    retries; None if unknown. bytes: what the I/O calls moved, estimated. filled: I/O calls that
+    read as many bytes as they asked for, estimated; only of read and recvfrom. not_blocking: CPU samples in a
     runtime call that only checks, such as that of a select with a default. local, peer: None if they differ
     at this place, or don't exist. stack: innermost first, starts at the user's own code; empty if the kernel
     had no room for it. woken_stack: for ready calls, where the woken goroutine had been parked; empty if
@@ -60,6 +61,7 @@ class Offender:
     peer: str | None = None
     cause: Cause | None = None
     bytes: int | None = None
+    filled: int = 0
     not_blocking: int = 0
     locked: bool = False
     held_ns: int | None = None

@@ -54,6 +54,7 @@ class _OffenderExtra(TypedDict, total=False):
     runtime: bool
     cause: Cause | None
     bytes: int | None
+    filled: int
     not_blocking: int
     locked: bool
     held_ns: int | None
@@ -79,7 +80,8 @@ class OffenderRecord(_OffenderExtra):
     goroutines. share: 0-1, of all such in the service, or in the sample; None in files from before it was
     recorded. outcome: how the I/O calls ended, such as "EAGAIN"; None for other offences. runtime: of
     ready calls, whether the runtime made them for its own background work. cause: of spurious wakeups and
-    stale retries; None if unknown. bytes: what the I/O calls moved, estimated. not_blocking: of CPU
+    stale retries; None if unknown. bytes: what the I/O calls moved, estimated. filled: of "io", those
+    that read as many bytes as they asked for, estimated; only of read and recvfrom. not_blocking: of CPU
     samples, those in a runtime call that only checks, such as that of a select with a default. local,
     peer: None if they differ between the goroutines at this place. stack: starts at your own code; empty
     if the kernel had no room for it. woken_stack: of ready calls, where the woken goroutine had been
@@ -829,6 +831,8 @@ def _offender(offender: Offender, evidence: Mapping[str, Set[int]]) -> OffenderR
         del made["woken_stack"]
     if offender.offence not in ("ready", "woken"):
         del made["locked"]
+    if offender.offence != "io":
+        del made["filled"]
     if offender.offence != "held":
         del made["held_ns"]
     if offender.offence != "ready":

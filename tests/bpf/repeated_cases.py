@@ -57,6 +57,11 @@ def command(n: int, service: Service) -> None:
         assert connection.makefile().readline()
 
 
+def ones(n: int, service: Service) -> None:
+    """Commands to do it once, without a pause."""
+    test_rules.pings(service, n, 0, b"1\n")
+
+
 def fed(share: float, act: Callable[[Service], object]) -> Callable[[Service], None]:
     """For faults that need the CPU."""
     return lambda service: until_fed(service.pid, share, lambda: act(service))
@@ -284,8 +289,15 @@ HEALTHY = (
     io("check", None),  # NP201 to NP203
     io("alternate", None),
     io("reopen", None),
+    causes("cancel", None, fed(0.3, run(command, 200))),
+    Case("one end of file per command", None, "io", ("-do", "eof"), run(ones, 1000)),
+    Case("one error per command", None, "io", ("-do", "error"), run(ones, 1000)),
     causes("compute", None, fed(0.3, run(command, 300))),  # NP204, NP407
+    causes("hub", None, fed(0.3, run(command, 300))),  # NP204
+    causes("pipeline", None, fed(0.3, run(command, 300))),
     causes("bulk", None, large),  # NP205
+    causes("late", None, run(pings, count=500, pause=0)),
+    causes("pacer", None, run(command, 500)),  # NP301
     causes("batch", None, fed(0.6, pings), env=TWO_PS),  # NP401
     Case("crowd", None, "echo", ("-work", "50"), crowd, ONE_P),  # NP401
     Case(

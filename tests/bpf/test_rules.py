@@ -15,6 +15,8 @@ import pytest
 
 from pytest_netpoll.model.diagnosis import findings, unchecked
 from pytest_netpoll.model.limits import resolve
+from pytest_netpoll.model.rules.loops import LEAST_BURNT, LEAST_FUTILE, LEAST_READS, READS_PER_WAKEUP
+from pytest_netpoll.model.rules.timers import TIMER_RATE
 from tests.bpf.test_diagnosis import ONE_CPU, ask_all, connected
 from tests.cpu_time import burners, until_fed
 from tests.waiting import fall_asleep, suspend
@@ -163,10 +165,54 @@ def test_each_loop_that_spins_on_a_call_breaks_its_rule(
         assert function(found[code]) == "main.transfer"
 
 
+@pytest.mark.parametrize("kind", ["eof", "error"])
+def test_a_call_that_fails_for_each_request_is_no_loop(launch, broken, newest_go, kind):
+    service = launch("io", "-do", kind, go=str(newest_go.go))
+    for _ in range(TRIES):
+        m, found = broken(service, lambda: pings(service, 500, 0, b"1\n"))
+        assert found == {}
+        if m.futile_calls >= LEAST_FUTILE:  # else there was too much time between requests
+            break
+    assert m.futile_calls >= LEAST_FUTILE
+
+
 def test_a_busy_loop_is_distinguished_from_a_computation(told):
     _, finding = told("select", 500, "NP204")
     assert function(finding) in ("main.look", "main.main.func2")  # which the compiler may inline
     told("compute", 500)
+
+
+def test_a_computation_that_checks_now_and_then_is_no_loop(causes, commands, broken):
+    service = causes("cancel")
+    command = commands(service)
+    m, found = broken(service, lambda: until_fed(service.pid, 0.3, lambda: command(200)))
+    assert found == {}
+    assert m.futile_calls >= 10 * LEAST_FUTILE
+
+
+@pytest.mark.parametrize(("do", "place"), [("hub", "main.broadcast"), ("pipeline", "main.drain")])
+def test_checks_that_find_something_are_no_busy_loop(causes, commands, broken, do, place):
+    service = causes(do)
+    command = commands(service)
+    for _ in range(TRIES):
+        m, found = broken(service, lambda: until_fed(service.pid, 0.3, lambda: command(300)))
+        assert found == {}
+        used = sum(o.share for o in m.offenders if o.offence == "cpu" and o.stack[0].function == place)
+        if used * m.cpu_seconds >= LEAST_BURNT * m.window_seconds:
+            break
+    assert used * m.cpu_seconds >= LEAST_BURNT * m.window_seconds
+
+
+def test_a_stream_that_timers_send_is_no_churn(causes, commands, broken):
+    service = causes("pacer")
+    command = commands(service)
+    for _ in range(TRIES):
+        m, found = broken(service, lambda: command(500))
+        assert found == {}
+        ended = m.timeout_polls + m.break_polls
+        if ended >= TIMER_RATE * m.window_seconds:
+            break
+    assert ended >= TIMER_RATE * m.window_seconds
 
 
 def test_garbage_collection_is_distinguished_from_the_programs_own_work(told):
@@ -200,6 +246,19 @@ def test_small_reads_are_distinguished_from_many_reads(factory, causes, broken):
     assert found == {}
 
 
+def test_small_messages_that_come_while_it_is_busy_are_no_small_reads(causes, broken):
+    service = causes("late")
+    for _ in range(TRIES):
+        m, found = broken(service, lambda: pings(service, 300, 0))
+        assert found == {}
+        if READS_PER_WAKEUP * m.wakeups <= 300:
+            break
+    assert READS_PER_WAKEUP * m.wakeups <= 300
+    reads = [o for o in m.offenders if o.offence == "io" and o.direction == "read" and o.fd_type == "tcp"]
+    assert sum(o.count for o in reads) >= LEAST_READS
+    assert sum(o.filled for o in reads) == 0
+
+
 def visit(service, count):
     """One connection after the other, each for a command."""
     for _ in range(count):
@@ -230,10 +289,10 @@ def test_two_acceptors_of_one_listener_are_told_from_two_that_met_a_few_times(ca
             assert function(found["NP102"]) in ("main.patient.Accept", "services/kit.Serve")
 
 
-def pings(service, count=60, pause=0.002):
+def pings(service, count=60, pause=0.002, message=b"0\n"):
     with socket.create_connection(service.address, timeout=20) as connection:
         for _ in range(count):
-            connection.sendall(b"0\n")
+            connection.sendall(message)
             assert connection.recv(16) == b"done\n"
             time.sleep(pause)  # their reader has parked again
 

@@ -230,6 +230,14 @@ def test_a_few_timers_in_a_short_window_are_no_churn() -> None:
         assert [f.rule.code for f in findings(short)] == ([expected] if expected else [])
 
 
+@pytest.mark.parametrize(
+    ("breaks", "moved", "expected"), [(0, 450, []), (0, 449, ["NP301"]), (100, 650, ["NP301"])]
+)
+def test_timers_that_send_something_are_no_churn(breaks: int, moved: int, expected: list[str]) -> None:
+    made = measurement(**TICKERS, break_polls=breaks, seen={"io_outcomes": {"data": moved}})
+    assert [f.rule.code for f in findings(made)] == expected
+
+
 def test_one_of_several_runs_is_diagnosed_with_its_own_numbers() -> None:
     seldom = measurement(**{**TICKERS, "timeout_polls": 150, "blocking_polls": 100, "timed_polls": 150})
     assert diagnose(seldom) == []
@@ -325,9 +333,9 @@ def test_a_shared_listener_is_more_than_a_few_of_many_wakeups(
 @pytest.mark.parametrize(
     ("futile", "expected"),
     [
-        ({("read", "EAGAIN"): 1000}, ["NP201"]),
-        ({("read", "end of file"): 1000}, ["NP202"]),
-        ({("accept4", "EMFILE"): 1000}, ["NP203"]),
+        ({("read", "EAGAIN"): 6000}, ["NP201"]),
+        ({("read", "end of file"): 6000}, ["NP202"]),
+        ({("accept4", "EMFILE"): 6000}, ["NP203"]),
         ({("read", "EAGAIN"): 60, ("read", "end of file"): 60, ("accept4", "EMFILE"): 60}, []),
         ({}, []),
     ],
@@ -336,10 +344,47 @@ def test_loops_are_distinguished_by_how_their_calls_end(futile: Any, expected: l
     assert codes(seen={"futile": futile}) == expected
 
 
+def io_calls(count: int, **more: Any) -> Offender:
+    """Reads that returned data."""
+    return offender(count, **{"offence": "io", "outcome": "data", "bytes": 100 * count, **more})
+
+
+@pytest.mark.parametrize(
+    ("futile", "used", "expected"),
+    [(5_000, 0.1, ["NP201"]), (4_999, 0.1, []), (50_000, 8.0, ["NP201"]), (49_999, 8.0, [])],
+)
+def test_a_loop_without_a_pause_makes_many_calls(futile: int, used: float, expected: list[str]) -> None:
+    assert codes(seen={"futile": {("recvfrom", "EAGAIN"): futile}}, cpu=used) == expected
+
+
+@pytest.mark.parametrize(
+    ("calls", "moved", "expected"),
+    [
+        ([io_calls(100)], 2000, ["NP203"]),
+        ([io_calls(101)], 2000, []),  # each request may have caused ten of them
+        ([io_calls(50), io_calls(51, syscall="accept4")], 2000, []),
+        # A loop may log each failure.
+        ([io_calls(10), io_calls(2000, direction="write", syscall="write")], 2010, ["NP203"]),
+        ([io_calls(10), io_calls(2000, outcome="EAGAIN")], 10, ["NP203"]),
+        # I/O calls weren't recorded.
+        ([], 100, ["NP203"]),
+        ([], 101, []),
+    ],
+)
+def test_a_loop_fails_more_often_than_it_reads(
+    calls: list[Offender], moved: int, expected: list[str]
+) -> None:
+    futile = {("write", "ENOSPC"): 1000}
+    seen = {"futile": futile, "io_outcomes": {"data": moved}}
+    assert codes(*calls, cpu=0.01, seen=seen) == expected
+
+
 @pytest.mark.parametrize(
     ("used", "samples", "expected"),
     [
         (1.0, cpu(0.9, not_blocking=400), ["NP204"]),
+        (1.0, cpu(0.9, not_blocking=270), ["NP204"]),
+        (1.0, cpu(0.9, not_blocking=269), []),
         (1.0, cpu(0.9, not_blocking=100), []),  # it computes, and checks now and then
         (1.0, cpu(0.2, not_blocking=90), []),  # a small part
         (0.1, cpu(0.9, not_blocking=400), []),
@@ -354,15 +399,25 @@ def test_a_busy_loop_checks_most_of_the_time(used: float, samples: Offender, exp
     [
         ({}, ["NP205"]),
         ({"bytes": 20_000 * 512}, []),  # large pieces
+        ({"filled": 16_000}, ["NP205"]),
+        ({"filled": 15_999}, []),  # there was room for more, so nothing was left
         ({"count": 1_500}, []),  # less than ten for each of 200 wakeups
         ({"fd_type": "file"}, []),
-        ({"syscall": "write"}, []),
+        ({"syscall": "write", "direction": "write"}, []),
         ({"outcome": "EAGAIN"}, []),
     ],
 )
 def test_small_reads_are_many_and_small(reads: Any, expected: list[str]) -> None:
-    about = {"count": 20_000, "offence": "io", "outcome": "data", "bytes": 20_000, **reads}
+    about = {"count": 20_000, "offence": "io", "outcome": "data", "bytes": 20_000, "filled": 20_000, **reads}
     assert codes(offender(**about)) == expected
+
+
+def test_one_of_something_is_singular() -> None:
+    reads = io_calls(20_000, filled=20_000, bytes=20_000)
+    [text] = diagnose(measurement(wakeups=1, offenders=(reads,)))
+    assert "20,000 read calls for 1 wakeup brought" in text
+    [text] = diagnose(measurement(**{**TICKERS, "events": 1}))
+    assert "for 1 event: " in text
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pytest_netpoll.gobinary.symbols import Frame, Symbolizer
 from pytest_netpoll.meter import offender_stacks
 from tests.made_up import offender
 
-SEEN = {"events": ["EPOLLIN"], "registered_twice": False, "error_queue": False}
+SEEN = {"events": ["EPOLLIN"], "registered_twice": False, "error_queue": False, "filled": False}
 COUNTERS = {"spurious_wakeups": 65, "stale_retries": 5}
 
 
@@ -123,8 +123,14 @@ def test_event_bits_and_the_socket_determine_the_cause(events, seen, cause):
     ("functions", "looks"),
     [
         (["runtime.chanrecv", "runtime.selectnbrecv", "main.watch"], True),
+        (["runtime.empty", "runtime.chanrecv", "runtime.selectnbrecv", "main.watch"], True),
         (["runtime.Gosched", "main.work"], True),
+        (["runtime.lock2", "runtime.schedule", "runtime.mcall", "runtime.Gosched", "main.work"], True),
         (["sync.(*Mutex).TryLock", "main.work"], True),
+        (["internal/sync.(*Mutex).TryLock", "sync.(*Mutex).TryLock", "main.work"], True),
+        # It takes, or passes on, a message.
+        (["runtime.unlock2", "runtime.chanrecv", "runtime.selectnbrecv", "main.drain"], False),
+        (["runtime.ready", "runtime.send", "runtime.chansend", "runtime.selectnbsend", "main.hub"], False),
         (["main.watch", "main.serve"], False),
         (["runtime.mallocgc", "main.work"], False),
         (["runtime.chanrecv", "runtime.chanrecv1", "main.work"], False),

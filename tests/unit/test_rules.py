@@ -113,7 +113,7 @@ def test_a_service_of_its_own_name_has_its_own_rules() -> None:
 
 
 def test_only_what_forbidden_rules_need_is_recorded() -> None:
-    assert limits({"forbid": "NP201"}).offences == {"futile"}
+    assert limits({"forbid": "NP201"}).offences == {"futile", "io"}
     assert limits({"forbid": "NP401"}).offences == {"cpu"}
     assert limits({"forbid": "NP4"}).offences == {"cpu", "woken", "ready", "held"}
     assert limits({"forbid": "all"}).offences >= {"futile", "io", "cpu", "ready"}

@@ -32,7 +32,9 @@ OFFENCES = (
 
 # bpf/netpoll.h: EVENT_BITS, SEEN_...
 _EVENTS = {0x1: "EPOLLIN", 0x4: "EPOLLOUT", 0x8: "EPOLLERR", 0x10: "EPOLLHUP", 0x20: "EPOLLRDHUP"}
-_SOCKET, _TWICE, _QUEUED, _LOCKED = 1, 2, 4, 8
+_SOCKET, _TWICE, _QUEUED, _LOCKED, _FILLED = 1, 2, 4, 8, 16
+# Calls whose third argument is how many bytes they ask for.
+_SIZED = ("read", "recvfrom")
 
 
 def kept(kernel: Kernel, window: windows.Window, offences: Collection[str]) -> Kept:
@@ -65,7 +67,8 @@ def culprits(kernel: Kernel, process: Process, found: Kept) -> list[dict[str, An
         elif offence == "held":
             entry.update(held_ns=moved)
         elif offence in ("futile", "io"):
-            entry.update(outcome=windows.outcome(key.outcome), bytes=moved)
+            filled = bool(key.seen & _FILLED) and entry["syscall"] in _SIZED
+            entry.update(outcome=windows.outcome(key.outcome), bytes=moved, filled=filled)
         else:
             entry.update(_behind(key))
         if offence in ("ready", "woken"):
@@ -83,6 +86,7 @@ _NOTHING_MORE: dict[str, Any] = {
     "registered_twice": None,
     "error_queue": None,
     "locked": False,
+    "filled": False,
     "held_ns": None,
 }
 

@@ -162,6 +162,11 @@ def count(value: float) -> str:
     return units.show(round(value), "count")
 
 
+def counted(value: float, noun: str) -> str:
+    """ "1 wakeup", "15,000 wakeups"."""
+    return f"{count(value)} {noun}{'' if round(value) == 1 else 's'}"
+
+
 def share(value: float) -> str:
     return units.show(value, "share")
 

@@ -14,6 +14,7 @@ from pytest_netpoll.model.rules.rule import (
     Proof,
     Rule,
     count,
+    counted,
     cpu_samples,
     no_cpu_samples,
     not_measured,
@@ -121,7 +122,7 @@ def _lateness(m: Measurement) -> str:
     late, all_of_them = _late(m)
     used, waited = seconds(m.cpu_seconds or 0), seconds(m.run_delay_seconds or 0)
     return (
-        f"{count(late)} of {count(all_of_them)} wakeups ran more than {units.show(LATE_NS, 'ns')} late, "
+        f"{count(late)} of {counted(all_of_them, 'wakeup')} ran more than {units.show(LATE_NS, 'ns')} late, "
         f"with {used} of CPU used and {waited} waited for in {seconds(m.window_seconds)}:"
     )
 
@@ -201,10 +202,10 @@ def _nobody_polls(m: Measurement) -> Proof | None:
     running = _own_code(m)
     return Proof(
         polls,
-        f"{count(number(m, 'nonblocking_polls'))} of {count(polls)} polls did not block, {rate(polls, m)} a "
-        f"second, with GOMAXPROCS={ps} and {seconds(used)} of CPU used in {seconds(m.window_seconds)}: "
-        "there is always a goroutine to run, so only the runtime's monitor polls the network, every 10 ms. "
-        "Messages wait for that.",
+        f"{count(number(m, 'nonblocking_polls'))} of {counted(polls, 'poll')} did not block, "
+        f"{rate(polls, m)} a second, with GOMAXPROCS={ps} and {seconds(used)} of CPU used in "
+        f"{seconds(m.window_seconds)}: there is always a goroutine to run, so only the "
+        "runtime's monitor polls the network, every 10 ms. Messages wait for that.",
         stack_of(running),
         _fix_with_one_p(m),
         tuple(running),
@@ -224,7 +225,7 @@ def _cpu_quota(m: Measurement) -> Proof | None:
     return Proof(
         quota.throttled_periods,
         f"the CPU quota of the cgroup {quota.name}{size} stopped the service in "
-        f"{count(quota.throttled_periods)} of {count(quota.periods)} periods: woken goroutines wait until "
+        f"{count(quota.throttled_periods)} of {counted(quota.periods, 'period')}: woken goroutines wait until "
         "the next period.",
         stack_of(_own_code(m)),
         evidence=tuple(_own_code(m)),
@@ -298,7 +299,7 @@ def _too_many_ps(m: Measurement) -> Proof | None:
         return None
     return Proof(
         ps,
-        f"GOMAXPROCS is {ps} on {cpus} CPU{'s' if cpus > 1 else ''}: on average {at_a_time:.1f} of the "
+        f"GOMAXPROCS is {ps} on {counted(cpus, 'CPU')}: on average {at_a_time:.1f} of the "
         f"service's threads wanted a CPU at a time, so they wait for each other: {seconds(waited)} in "
         f"{seconds(m.window_seconds)}, with {seconds(used)} used.",
         stack_of(_own_code(m)),

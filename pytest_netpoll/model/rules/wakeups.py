@@ -11,6 +11,7 @@ from pytest_netpoll.model.rules.rule import (
     Proof,
     Rule,
     count,
+    counted,
     matters,
     number,
     offenders,
@@ -85,7 +86,7 @@ def _stale_readiness(m: Measurement) -> Proof | None:
         return None
     return Proof(
         n,
-        f"{count(n)} retries got EAGAIN again, beside {count(resolved(m))} wakeups: the wait returned "
+        f"{count(n)} retries got EAGAIN again, beside {counted(resolved(m), 'wakeup')}: the wait returned "
         "immediately because of an event whose data had already been read. Typically RawConn.Read or a "
         "hand-written loop drains the socket, and takes long between two reads.",
         stack_of(found),

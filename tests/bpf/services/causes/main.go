@@ -10,6 +10,9 @@
 //	          sends a datagram first, and so gets the refusal that woke it.
 //	select    a loop checks whether it should end, with a select with a default. It uses a CPU.
 //	compute   a loop computes, and checks now and then whether it should end. It uses a CPU.
+//	hub       sends a message to each of 1000 subscribers, with a select with a default; when all have it, the next.
+//	pipeline  passes numbers through a channel to a goroutine that takes all there are, then waits.
+//	cancel    computes for 50 µs, checks without waiting whether the client has left, and so on.
 //	gc        a loop allocates, beside a million live pointers, with GOGC=5.
 //	yield     from the start, four goroutines compute for 50 µs and yield, forever.
 //	spin      from the start, eight goroutines compute forever.
@@ -22,6 +25,8 @@
 //	worker    a locked goroutine answers what others pass to it through a channel.
 //	nagle     answers in two writes, without TCP_NODELAY. N ms are between them.
 //	nodelay   the same with TCP_NODELAY.
+//	pacer     writes a byte each millisecond.
+//	late      answers, and sleeps for 1 ms before it reads again.
 //	bulk      reads the N KiB that follow, except for at most the last 8, 512 bytes at a time.
 package main
 
@@ -33,6 +38,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"sync"
 	"syscall"
 	"time"
 	"unsafe"
@@ -67,6 +73,12 @@ func main() {
 				compute(end)
 			}
 		}
+	case "hub":
+		begin = newHub(1000)
+	case "pipeline":
+		begin = pipeline
+	case "cancel":
+		begin = cancellable
 	case "gc":
 		debug.SetGCPercent(5)
 		begin = allocate
@@ -116,11 +128,25 @@ func main() {
 			kit.Must(err)
 			time.Sleep(time.Duration(n) * time.Millisecond)
 		}
+	case "pacer":
+		begin = func(c net.Conn, n int) {
+			t := time.NewTicker(time.Millisecond)
+			defer t.Stop()
+			for ; n > 0; n-- {
+				<-t.C
+				_, err := c.Write([]byte("."))
+				kit.Must(err)
+			}
+		}
 	case "bulk":
 		begin = bulk
 	}
 	kit.Ready(l)
-	kit.Commands(l, func(c net.Conn, n int) string {
+	var listener net.Listener = l
+	if *do == "late" {
+		listener = late{l}
+	}
+	kit.Commands(listener, func(c net.Conn, n int) string {
 		begin(c, n)
 		return "done"
 	})
@@ -271,6 +297,82 @@ func compute(end chan bool) {
 	}
 }
 
+// Each subscriber has room for a message before it is sent.
+func newHub(subscribers int) func(net.Conn, int) {
+	var received sync.WaitGroup
+	channels := make([]chan int, subscribers)
+	for i := range channels {
+		c := make(chan int, 1)
+		channels[i] = c
+		go func() {
+			for range c {
+				received.Done()
+			}
+		}()
+	}
+	return func(_ net.Conn, n int) {
+		for end := time.Now().Add(time.Duration(n) * time.Millisecond); time.Now().Before(end); received.Wait() {
+			received.Add(subscribers)
+			broadcast(channels)
+		}
+	}
+}
+
+//go:noinline
+func broadcast(channels []chan int) {
+	for _, c := range channels {
+		select {
+		case c <- 1:
+		default:
+			panic("a message was lost")
+		}
+	}
+}
+
+func pipeline(_ net.Conn, n int) {
+	numbers, done := make(chan uint64, 1024), make(chan bool)
+	go func() {
+		for x := range numbers {
+			sink += x + drain(numbers)
+		}
+		done <- true
+	}()
+	for end := time.Now().Add(time.Duration(n) * time.Millisecond); time.Now().Before(end); {
+		for i := uint64(0); i < 1000; i++ {
+			numbers <- i
+		}
+	}
+	close(numbers)
+	<-done
+}
+
+//go:noinline
+func drain(numbers chan uint64) (sum uint64) {
+	for {
+		select {
+		case x, ok := <-numbers:
+			if !ok {
+				return
+			}
+			sum += x
+		default:
+			return
+		}
+	}
+}
+
+func cancellable(c net.Conn, n int) {
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	kit.Must(err)
+	for end := time.Now().Add(time.Duration(n) * time.Millisecond); time.Now().Before(end); {
+		for t := time.Now(); time.Since(t) < 50*time.Microsecond; {
+		}
+		kit.Must(raw.Control(func(fd uintptr) {
+			syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		}))
+	}
+}
+
 type node struct{ next *node }
 
 func allocate(_ net.Conn, n int) {
@@ -368,6 +470,21 @@ func (l patient) Accept() (net.Conn, error) {
 		select {}
 	}
 	return c, nil
+}
+
+// late keeps its connections' readers from waiting.
+type late struct{ net.Listener }
+
+type lateConn struct{ net.Conn }
+
+func (l late) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	return lateConn{c}, err
+}
+
+func (c lateConn) Read(b []byte) (int, error) {
+	time.Sleep(time.Millisecond)
+	return c.Conn.Read(b)
 }
 
 func worker() func(net.Conn, int) {
