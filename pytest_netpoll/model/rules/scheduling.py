@@ -225,8 +225,8 @@ def _cpu_quota(m: Measurement) -> Proof | None:
     return Proof(
         quota.throttled_periods,
         f"the CPU quota of the cgroup {quota.name}{size} stopped the service in "
-        f"{count(quota.throttled_periods)} of {counted(quota.periods, 'period')}: woken goroutines wait until "
-        "the next period.",
+        f"{count(quota.throttled_periods)} of {counted(quota.periods, 'period')}: "
+        "woken goroutines wait until the next period.",
         stack_of(_own_code(m)),
         evidence=tuple(_own_code(m)),
     )
