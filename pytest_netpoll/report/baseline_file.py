@@ -14,7 +14,8 @@ from pytest_netpoll.model.metrics import METRICS, Value, not_exact
 from pytest_netpoll.model.sample import ESTIMATE, Sample, without
 from pytest_netpoll.report import files, json_report
 from pytest_netpoll.report.record import ServiceRecord, TestRecord, plain
-from pytest_netpoll.report.wording import estimates, trusted, unmeasured_reason
+from pytest_netpoll.report.verdict_text import unmeasured_reason
+from pytest_netpoll.report.wording import estimates, trusted
 
 SCHEMA = "pytest-netpoll-baseline/1"
 DIRECTORY = ".netpoll"

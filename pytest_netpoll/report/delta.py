@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from pytest_netpoll.model import units
 from pytest_netpoll.model.metrics import METRICS
-from pytest_netpoll.report import files, wording
+from pytest_netpoll.report import files, verdict_text, wording
 from pytest_netpoll.report.github import as_code, as_text, cell
 from pytest_netpoll.report.record import ComparisonRecord, NumberRecord, TestRecord
 
@@ -82,7 +82,7 @@ def delta(records: Iterable[TestRecord]) -> Delta | None:
     for record in records:
         comparison = record.get("comparison")
         if comparison is not None:
-            unmeasured = wording.reasons(record) if comparison["outcome"] == "unmeasured" else []
+            unmeasured = verdict_text.reasons(record) if comparison["outcome"] == "unmeasured" else []
             told = [f"{why.headline}; fix: {why.fix}" if why.fix else why.headline for why in unmeasured]
             found[record["nodeid"]] = (comparison, told)
     return delta_of(found) if found else None

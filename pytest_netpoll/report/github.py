@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pytest_netpoll.report import attached, files, wording
+from pytest_netpoll.report import attached, evidence_entries, files, verdict_text, wording
 from pytest_netpoll.report.record import ServiceRecord, TestRecord
 
 # GitHub drops a summary of more than 1 MiB.
@@ -34,7 +34,10 @@ def markdown(records: Sequence[TestRecord], environment: Mapping[str, Any]) -> s
         _spread(row.record, row.service, metric) for row in wording.rows(shown) for metric in wording.COLUMNS
     ):
         lines += ["In brackets: the minimum and maximum over the runs, whose median is judged.", ""]
-    for note in [*notes, *(line for why in wording.unchecked_rules(records) for line in why.splitlines())]:
+    for note in [
+        *notes,
+        *(line for why in verdict_text.unchecked_rules(records) for line in why.splitlines()),
+    ]:
         lines += [as_text(wording.one_line(note)), ""]
     for line in (wording.environment_line(records, environment), attached.line(environment)):
         if line:
@@ -59,14 +62,14 @@ def annotations(
     the repository, or None.
     """
     lines: list[str] = []
-    in_go: dict[tuple[Path, int], list[tuple[TestRecord, wording.Evidence]]] = {}
+    in_go: dict[tuple[Path, int], list[tuple[TestRecord, evidence_entries.Evidence]]] = {}
     for record in wording.worst_first(records):
         if not wording.alarming(record):
             continue
         file = root / record["file"] if record.get("file") else None
         message = "\n".join(_causes(record)) or wording.status_of(record)
         lines.append(_annotation(level, file, record.get("line"), f"netpoll: {record['nodeid']}", message))
-        evidence = wording.worst_place(record)
+        evidence = evidence_entries.worst_place(record)
         for frame in evidence.stack if evidence is not None else ():
             path = find(frame["file"] or "")
             if evidence is not None and path is not None and frame["line"]:
@@ -75,7 +78,7 @@ def annotations(
     for (path, line), found in in_go.items():
         record, evidence = found[0]
         more = f" and {len(found) - 1:,} more test{'s' * (len(found) > 2)}" if len(found) > 1 else ""
-        message = "\n".join([evidence.text, *map(wording.in_a_line, wording.diagnosis_of(record))])
+        message = "\n".join([evidence.text, *map(verdict_text.in_a_line, verdict_text.diagnosis_of(record))])
         lines.append(_annotation(level, path, line, f"netpoll: {record['nodeid']}{more}", message))
     return lines
 
@@ -97,11 +100,11 @@ def _escape(text: str, further: str = "") -> str:
 
 def _causes(record: TestRecord) -> list[str]:
     """Why it failed: a line for each reason, then the worst Go line, then the diagnosis."""
-    error, evidence = record.get("error"), wording.worst_place(record)
+    error, evidence = record.get("error"), evidence_entries.worst_place(record)
     place = "" if evidence is None else str(evidence)
     # A reason's fix is on a line of its own.
-    reasons = [line for reason in wording.reasons(record) for line in reason.splitlines()]
-    causes = [error, *reasons, place, *map(wording.in_a_line, wording.diagnosis_of(record))]
+    reasons = [line for reason in verdict_text.reasons(record) for line in reason.splitlines()]
+    causes = [error, *reasons, place, *map(verdict_text.in_a_line, verdict_text.diagnosis_of(record))]
     return [wording.one_line(cause) for cause in causes if cause]
 
 

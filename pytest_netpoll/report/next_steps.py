@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from pytest_netpoll.model.metrics import METRICS
-from pytest_netpoll.report import wording
+from pytest_netpoll.report import evidence_entries, wording
 from pytest_netpoll.report.record import ServiceRecord, SlowAnswerRecord, TestRecord
 
 _MOST = 0.9  # the least share of the slow answers' time that was handling
@@ -33,7 +33,9 @@ def next_step(record: TestRecord, service: ServiceRecord) -> NextStep | None:
         return None
     if _usually_waited(service):
         return _step(record, service, "at least half of the answers")
-    answers = [answer for answer in wording.slow_answers(record, service) if answer["what"] == "response"]
+    answers = [
+        answer for answer in evidence_entries.slow_answers(record, service) if answer["what"] == "response"
+    ]
     total = sum(answer["ns"] for answer in answers)
     handled = sum(answer["handling_ns"] for answer in answers)
     cpu = service["metrics"].get("cpu_seconds")

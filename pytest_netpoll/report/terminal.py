@@ -9,7 +9,7 @@ from pytest_netpoll.errors import Reason
 from pytest_netpoll.model.metrics import METRICS, Metric, in_report
 from pytest_netpoll.model.rules import RULES
 from pytest_netpoll.options import Config
-from pytest_netpoll.report import attached, cells, wording
+from pytest_netpoll.report import attached, cells, evidence_entries, evidence_text, verdict_text, wording
 from pytest_netpoll.report.next_steps import next_step
 from pytest_netpoll.report.record import (
     FrameRecord,
@@ -77,7 +77,7 @@ def summary_table(
         return None
     shown, notes = wording.select(records, MOST_OTHERS, MOST_PASSED)
     lines = [_table(shown, width), *notes]
-    for missing in wording.unchecked_rules(records):
+    for missing in verdict_text.unchecked_rules(records):
         lines += _reason(missing, width)
     environment_lines = [
         wording.environment_line(records, environment or {}),
@@ -133,7 +133,7 @@ def gate_preview(records: Sequence[TestRecord], width: int) -> list[str]:
     ]
     for record in bad[:MOST_PASSED]:
         lines.append(f"  {cells.shorten(record['nodeid'], max(width - 2, 1))}: {wording.status_of(record)}")
-        for reason in wording.reasons(record)[:MOST_OFFENDERS]:
+        for reason in verdict_text.reasons(record)[:MOST_OFFENDERS]:
             lines += _reason(reason, width, "    ")
     if len(bad) > MOST_PASSED:
         lines.append(f"  … and {len(bad) - MOST_PASSED:,} more")
@@ -156,7 +156,7 @@ def failure_section(record: TestRecord, width: int, after_reasons: bool = False)
     windows come first, because the test asserts something about them.
     """
     screen = _Screen(_causes(record, width))
-    for reason in wording.broken_rules(record) if after_reasons else wording.reasons(record):
+    for reason in verdict_text.broken_rules(record) if after_reasons else verdict_text.reasons(record):
         screen.add(_reason(reason, width))
     if record["outcome"] == "unmeasured":
         screen.add(cells.wrap("An unmeasured test fails; --netpoll-unmeasured=skip skips it instead.", width))
@@ -178,18 +178,22 @@ def failure_section(record: TestRecord, width: int, after_reasons: bool = False)
 
 def _needed(record: TestRecord, service: ServiceRecord, width: int) -> int:
     """The fewest useful lines about a service."""
-    entries = wording.explaining(record, service)
+    entries = evidence_entries.explaining(record, service)
     return 1 + _least(entries[0], width) if entries else 0
 
 
 def _add_service(
     screen: _Screen, record: TestRecord, service: ServiceRecord, width: int, window: str = ""
 ) -> None:
-    quotas = [line for quota in wording.quotas_of(record, service) for line in cells.wrap(quota, width, "  ")]
-    entries = wording.explaining(record, service)
+    quotas = [
+        line
+        for quota in evidence_entries.quotas_of(record, service)
+        for line in cells.wrap(quota, width, "  ")
+    ]
+    entries = evidence_entries.explaining(record, service)
     caution = attached.caution(record, service)
     remarks = [] if caution is None else [cells.wrap(caution, width, "  ")]
-    remarks += [_reason(missing, width, "  ") for missing in wording.unexplained(record, service)]
+    remarks += [_reason(missing, width, "  ") for missing in evidence_entries.unexplained(record, service)]
     step = next_step(record, service)
     if step is not None:
         seen, next_line = cells.wrap(step.seen, width, "  "), cells.wrap(f"next: {step.steps}", width, "    ")
@@ -214,7 +218,7 @@ def _add_service(
         if numbers and screen.add(numbers) and len(numbers) < len(every):
             screen.left_out += 1
     if not entries:
-        _add_entries(screen, wording.callers(record, service), width)
+        _add_entries(screen, evidence_entries.callers(record, service), width)
 
 
 def _title(service: ServiceRecord, prefix: str = "") -> str:
@@ -242,15 +246,17 @@ def _artifacts(record: TestRecord, width: int) -> list[str]:
     return lines
 
 
-def _add_entries(screen: _Screen, entries: Sequence[wording.Entry], width: int, reserved: int = 0) -> None:
+def _add_entries(
+    screen: _Screen, entries: Sequence[evidence_entries.Entry], width: int, reserved: int = 0
+) -> None:
     """Adds as many entries as fit, those that explain most first."""
     shown = _leading(entries)
     screen.left_out += len(entries) - len(shown)
     for number, entry in enumerate(shown[:MOST_OFFENDERS]):
         head = _head(entry, width)
         woken = cells.wrap(entry.woken, width, "  ") if entry.woken else []
-        cut_short = wording.is_cut_short(entry.stack) and not screen.explains_cut_stacks
-        note = cells.wrap(wording.CUT_SHORT, width, "  ") if cut_short else []
+        cut_short = evidence_text.is_cut_short(entry.stack) and not screen.explains_cut_stacks
+        note = cells.wrap(evidence_text.CUT_SHORT, width, "  ") if cut_short else []
         block = head + _frames(entry.stack, width) + note + woken
         if not screen.add(block, at_least=len(head) + 1, reserved=reserved):
             screen.left_out += len(shown[number + 1 :])
@@ -259,10 +265,10 @@ def _add_entries(screen: _Screen, entries: Sequence[wording.Entry], width: int, 
     screen.left_out += len(shown[MOST_OFFENDERS:])
 
 
-def _leading(entries: Sequence[wording.Entry]) -> Sequence[wording.Entry]:
+def _leading(entries: Sequence[evidence_entries.Entry]) -> Sequence[evidence_entries.Entry]:
     """Drops entries that explain little, and those on CPU and network if timers woke the goroutines."""
     timers = bool(entries) and entries[0].kind == "ready" and (entries[0].share or 0) >= _MOST_SHARE
-    shown: list[wording.Entry] = []
+    shown: list[evidence_entries.Entry] = []
     for entry in entries:
         first = all(other.kind != entry.kind for other in shown)
         little = entry.kind != "parked" and entry.share is not None and entry.share < _LEAST_SHARE
@@ -271,11 +277,11 @@ def _leading(entries: Sequence[wording.Entry]) -> Sequence[wording.Entry]:
     return shown
 
 
-def _head(entry: wording.Entry, width: int) -> list[str]:
+def _head(entry: evidence_entries.Entry, width: int) -> list[str]:
     return cells.wrap(entry.text + entry.lead_in, width, "  ")
 
 
-def _least(entry: wording.Entry, width: int) -> int:
+def _least(entry: evidence_entries.Entry, width: int) -> int:
     """The fewest useful lines of an entry: its text and the innermost frames."""
     return len(_head(entry, width)) + min(len(entry.stack), _LEAST_FRAMES)
 
@@ -286,7 +292,7 @@ def _add_window(screen: _Screen, window: WindowRecord, service: ServiceRecord, w
         why = service.get("unmeasured") or "the numbers are not exact"
         screen.add(cells.wrap(wording.one_line(f"{name}, {service['name']}: not measured: {why}"), width))
         return
-    blocks = wording.evidence_in(service)
+    blocks = evidence_entries.evidence_in(service)
     # If a window's numbers don't fit, its evidence would seem to belong to another one.
     numbers = _numbers(service, width)
     if numbers and not screen.add([_title(service, f"{name}, "), *numbers], at_least=2):
@@ -305,7 +311,7 @@ def _read_first(window: WindowRecord) -> list[ServiceRecord]:
 def _causes(record: TestRecord, width: int) -> list[str]:
     """The diagnosis, if it fits beside the rest. The reports also have other services' faults."""
     lines: list[str] = []
-    for rule in wording.diagnosis_of(record):
+    for rule in verdict_text.diagnosis_of(record):
         block = _reason(rule, width)
         if len(lines) + len(block) <= SECTION_LINES // 2:
             lines += block
@@ -422,9 +428,9 @@ def _numbers(
     left_out = others[-dropped:] if dropped else []
     rows = [row for number, row in enumerate(rows) if number not in left_out]
     # The parts of times are dropped first if no limit is about times.
-    about_times = any(METRICS[name].family in wording.TIMED for name in broken & METRICS.keys())
+    about_times = any(METRICS[name].family in evidence_entries.TIMED for name in broken & METRICS.keys())
     timed = about_times or (matter is None and not dropped)
-    parts_of_times = wording.budgets_of(service) if timed else []
+    parts_of_times = evidence_text.budgets_of(service) if timed else []
     budgets = [line for text in parts_of_times for line in cells.wrap(text, width, "  ")]
     if not rows:
         return budgets
@@ -451,7 +457,7 @@ def _counted(metric: Metric, value: int | float | None) -> bool:
 
 
 def _remark(service: ServiceRecord, metric: str) -> str:
-    what = wording.most_futile(service) if metric == "futile_calls" else ""
+    what = evidence_text.most_futile(service) if metric == "futile_calls" else ""
     return f" ({what})" if what else ""
 
 
@@ -460,7 +466,7 @@ def _frames(stack: Sequence[FrameRecord], width: int) -> list[str]:
     shown = stack[:MOST_FRAMES]
     # A third of the width for the function, whose end names it: main.(*watcher).run.
     most = max(width * 2 // 3 - 4, 1)
-    locations = [cells.cut(wording.frame_location(frame), most) for frame in shown]
+    locations = [cells.cut(evidence_text.frame_location(frame), most) for frame in shown]
     column = max(map(cells.width_of, locations), default=0)
     return [
         f"    {location}{' ' * (column - cells.width_of(location))}  "

@@ -24,7 +24,7 @@ from pytest_netpoll.model.metrics import COUNTERS
 from pytest_netpoll.model.sample import Sample
 from pytest_netpoll.model.snapshot import Delay, Snapshot
 from pytest_netpoll.model.verdict import judge
-from pytest_netpoll.report import artifacts, baseline_file, record, terminal, wording
+from pytest_netpoll.report import artifacts, baseline_file, evidence_entries, record, terminal
 from pytest_netpoll.report.html import document
 from pytest_netpoll.report.next_steps import next_step
 from tests.agents import MEASURED
@@ -261,7 +261,7 @@ def test_a_broken_limit_names_who_waits_and_who_held_the_mutex():
     assert "main.send" not in shown
     profiles = {file.name for file in artifacts.profiles(made, lambda _, file: file)}
     assert profiles == {"server.wakers.pb.gz", "server.waiting.pb.gz"}
-    worst = wording.worst_place(made)
+    worst = evidence_entries.worst_place(made)
     assert worst is not None
     assert worst.stack[0]["function"] == "main.enter"
 

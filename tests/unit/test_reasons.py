@@ -15,7 +15,7 @@ from pytest_netpoll.meter.checks import Finding
 from pytest_netpoll.model.limits import resolve
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.verdict import judge
-from pytest_netpoll.report import baseline_file, github, junit, record, terminal, wording
+from pytest_netpoll.report import baseline_file, github, junit, record, terminal, verdict_text
 from pytest_netpoll.report.html import document
 
 PACKAGE = Path(__file__).parents[2] / "pytest_netpoll"
@@ -65,7 +65,7 @@ def test_the_record_has_the_parts_and_the_text() -> None:
 
 def test_a_reason_read_back_has_its_parts() -> None:
     made = json.loads(json.dumps(unmeasured()))
-    (reason,) = wording.reasons(made)
+    (reason,) = verdict_text.reasons(made)
     assert {"what": reason.what, "why": reason.why, "fix": reason.fix} == PARTS
     sample = baseline_file.sample(made["services"][0])
     assert sample.unmeasured is not None
@@ -77,7 +77,7 @@ def test_a_report_from_before_the_parts_were_kept_is_shown_as_it_is() -> None:
     del made["reasons"]
     del made["services"][0]["why_unmeasured"]
     made["reason"] = made["services"][0]["unmeasured"] = "no agent (fix: sudo -v)"
-    assert wording.reasons(made) == ["no agent (fix: sudo -v)"]
+    assert verdict_text.reasons(made) == ["no agent (fix: sudo -v)"]
     assert "no agent (fix: sudo -v)" in terminal.failure_section(made, 80)
 
 

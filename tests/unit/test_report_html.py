@@ -22,7 +22,7 @@ from pytest_netpoll.model.median import median_of
 from pytest_netpoll.model.metrics import COUNTERS, METRICS
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import judge
-from pytest_netpoll.report import record, wording
+from pytest_netpoll.report import evidence_text, record
 from pytest_netpoll.report.html import document, sections
 from pytest_netpoll.report.reports import command_line
 from tests.made_up import WATCHER, late, offender, point
@@ -538,9 +538,9 @@ def test_a_stack_that_ends_in_assembly_is_explained_once() -> None:
     sha = Frame("crypto/sha256.block", "crypto/sha256/sha256block_amd64.s", 734)
     burnt = [offender(count, offence="cpu", share=0.5, stack=(sha,), local=f"{count}") for count in (9, 8)]
     (detail,) = details(built(measured(offenders=(*burnt, offender())), max_cpu_seconds=0.001))
-    assert detail["html"].count(wording.CUT_SHORT) == 1
+    assert detail["html"].count(evidence_text.CUT_SHORT) == 1
     (detail,) = details(built(measured(offenders=(offender(),)), max_spurious=0))
-    assert wording.CUT_SHORT not in detail["html"]
+    assert evidence_text.CUT_SHORT not in detail["html"]
 
 
 def test_the_command_is_the_one_to_type() -> None:

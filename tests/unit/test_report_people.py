@@ -22,7 +22,7 @@ from pytest_netpoll.model.metrics import COUNTERS, METRICS
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import Death, judge
 from pytest_netpoll.options import Config
-from pytest_netpoll.report import github, record, terminal, wording
+from pytest_netpoll.report import evidence_entries, evidence_text, github, record, terminal, wording
 from pytest_netpoll.report.cells import layout, shorten
 from tests import made_up
 from tests.made_up import WATCHER, late, point
@@ -379,7 +379,7 @@ def test_answers_do_not_lead_where_another_limit_is_broken_first() -> None:
     slow = measured({**HEALTHY, **counts}, offenders=(woken,), slow_answers=(made_up.slow_answer(9_000_000),))
     made = built(slow, max_wakeups=1, max_polls=1)
     made["breaches"][1] = {**made["breaches"][1], "metric": "response_p99"}
-    first, second = wording.explaining(made, made["services"][0])
+    first, second = evidence_entries.explaining(made, made["services"][0])
     assert (first.stack[0]["function"], second.text[:15]) == ("main.worker", "response 9.0 ms")
 
 
@@ -605,7 +605,7 @@ def test_a_ready_call_of_the_runtime_shows_the_wakee_first() -> None:
     said = "  100.0 % of 70 ready calls, made by runtime.netpolldeadlineimpl, woke the goroutine parked at\n"
     assert f"{said}    server/pool.go:31  main.worker" in shown
     assert "which woke" not in shown
-    evidence = wording.worst_place(made)
+    evidence = evidence_entries.worst_place(made)
     assert evidence is not None
     assert evidence.stack[0]["file"] == "server/pool.go"
 
@@ -640,7 +640,7 @@ def test_parked_goroutines_are_shown_for_the_limit_that_they_break() -> None:
     assert "no stack" not in shown
     rested = replace(others, count=900, growth=1)
     made_too = built(measured({**HEALTHY, **PARKED}, offenders=(grown, rested)), max_parked_growth=0)
-    assert [entry.text[:4] for entry in wording.explaining(made_too, made_too["services"][0])] == [
+    assert [entry.text[:4] for entry in evidence_entries.explaining(made_too, made_too["services"][0])] == [
         "30 g",
         "900 ",
     ]
@@ -680,8 +680,8 @@ def test_a_stack_that_ends_in_c_or_assembly_is_explained_once(
     shown = terminal.failure_section(
         built(measured(WASTEFUL, offenders=tuple(burnt)), max_cpu_seconds=0.001), 100
     )
-    assert shown.count(wording.CUT_SHORT) == 1
-    before = shown.partition(wording.CUT_SHORT)[0]
+    assert shown.count(evidence_text.CUT_SHORT) == 1
+    before = shown.partition(evidence_text.CUT_SHORT)[0]
     assert (before.count("CPU samples, running") == 1) == is_cut_short
 
 

@@ -17,7 +17,7 @@ from pytest_netpoll.model.metrics import COUNTERS
 from pytest_netpoll.model.rules import RULES
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import judge
-from pytest_netpoll.report import github, junit, record, terminal, wording
+from pytest_netpoll.report import evidence_entries, github, junit, record, terminal, verdict_text, wording
 from tests.made_up import offender
 
 FAMILY = {code for code in RULES if code.startswith("NP1")}
@@ -147,7 +147,7 @@ def test_reports_show_the_code_once() -> None:
     section = terminal.failure_section(made, 100)
     assert section.count("NP101 second-reader") == 1
     assert "fix: read from one goroutine only" in section
-    assert wording.worst_place(made) is not None
+    assert evidence_entries.worst_place(made) is not None
 
 
 def test_leaked_connections_are_shown_with_their_rule() -> None:
@@ -166,7 +166,7 @@ def test_a_rule_shows_its_own_evidence_and_no_ordinary_callers() -> None:
     handed = offender(90, offence="ready", stack=(reader,), woken_stack=(worker,), locked=True)
     other = offender(95, offence="ready", stack=(worker,), woken_stack=(reader,))
     made = judged(second_reader(offenders=(ordinary, other, handed)), limits({"forbid": "thread-handover"}))
-    [entry] = wording.explaining(made, made["services"][0])
+    [entry] = evidence_entries.explaining(made, made["services"][0])
     assert (
         entry.woken == "which woke the goroutine parked at main.go:9 main.work, which is locked to a thread"
     )
@@ -175,7 +175,7 @@ def test_a_rule_shows_its_own_evidence_and_no_ordinary_callers() -> None:
     assert section.count(" of ready calls") + section.count("ready calls, made") <= 2
     assert "wakeups (read" not in section
     # The others are in the report, under a heading of their own.
-    assert [heading for heading, _ in wording.besides(made, made["services"][0])] == [
+    assert [heading for heading, _ in evidence_entries.besides(made, made["services"][0])] == [
         "Callers",
         "Woken goroutines",
     ]
@@ -187,7 +187,7 @@ def test_where_goroutines_were_added_is_shown_with_what_was_left_behind() -> Non
     grown = offender(20, offence="parked", stack=(pump,), growth=8, local=None)
     few = offender(9, offence="parked", growth=2, local=None)
     made = judged(second_reader(offenders=(left, grown, few)), limits({"forbid": "parked-leak"}))
-    entries = wording.explaining(made, made["services"][0])
+    entries = evidence_entries.explaining(made, made["services"][0])
     assert [entry.text.partition(" (")[0] for entry in entries] == [
         "8 tcp descriptors whose peers have closed, and nobody is parked on them",
         "20 goroutines",
@@ -201,7 +201,7 @@ def test_a_rule_that_is_not_forbidden_is_a_diagnosis_only() -> None:
     made = judged(second_reader(), limits({"forbid": "all", "allow": "second-reader"}))
     assert (made["outcome"], made["breaches"]) == ("passed", [])
     assert made["services"][0]["rules"][0]["forbidden"] is False
-    [text] = wording.diagnosis_of(made)
+    [text] = verdict_text.diagnosis_of(made)
     assert text.startswith("server: NP101 second-reader at server/fault_dup.go:33: 90 of 190")
 
 
@@ -217,7 +217,7 @@ def test_a_rule_without_its_evidence_is_listed_under_all_and_unmeasured_by_its_o
     made = judged(healthy, limits({"forbid": "all"}))
     assert made["outcome"] == "passed"
     assert {rule["code"] for rule in made["services"][0]["unchecked"]} == {"NP204", "NP401", "NP407"}
-    [said] = wording.unchecked_rules([made, made])
+    [said] = verdict_text.unchecked_rules([made, made])
     assert said == Reason(
         "NP204 busy-loop, NP401 starvation and NP407 gc-pressure were not checked in t.py::test: no perf "
         "events",
@@ -241,7 +241,7 @@ def test_a_rule_without_its_evidence_is_listed_under_all_and_unmeasured_by_its_o
         for n, all_rules in ((1, limits({"forbid": "all"})), (2, limits({"forbid": "all"})))
     ]
     both[1]["nodeid"] = "t.py::other"
-    [said] = wording.unchecked_rules(both)
+    [said] = verdict_text.unchecked_rules(both)
     assert said.what.endswith("gc-pressure were not checked in 2 tests: process 1 ran /x/1")
     # If it isn't forbidden, nothing is missing.
     assert judged(healthy, limits({"forbid": "NP1"}))["services"][0]["unchecked"] == []

@@ -15,7 +15,7 @@ from pytest_netpoll.model import units
 from pytest_netpoll.model.diagnosis import diagnose, findings
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.metrics import METRICS, Metric, Value, in_report
-from pytest_netpoll.report import record, wording
+from pytest_netpoll.report import evidence_text, record, wording
 from pytest_netpoll.report.cells import cut, wrap, wrap_fix
 
 if TYPE_CHECKING:
@@ -160,8 +160,8 @@ class View:
         lines = []
         service = record.service(run.total)
         for offender in _for_nothing(service)[:MOST_OFFENDERS]:
-            lines.append(_Line(wording.offender_text(service, offender), "red"))
-            place = wording.place(offender["stack"]).strip() or "no stack"
+            lines.append(_Line(evidence_text.offender_text(service, offender), "red"))
+            place = evidence_text.place(offender["stack"]).strip() or "no stack"
             # The end of a place says more than its start.
             lines.append(_Line(f"  {cut(place, self._width() - 2)}"))
         if measurement.unmeasured is not None:
@@ -237,7 +237,7 @@ def _line(measurement: Measurement, columns: Sequence[Metric]) -> str:
     worst = next(iter(_for_nothing(record.service(measurement))), None)
     if worst is None:
         return line
-    place = wording.place(worst["stack"])
+    place = evidence_text.place(worst["stack"])
     return f"{line}  woken for nothing{', parked' if place else ''}{place}"
 
 

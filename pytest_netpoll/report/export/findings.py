@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
 from pytest_netpoll.model.rules import RULES
-from pytest_netpoll.report import wording
+from pytest_netpoll.report import evidence_entries, verdict_text, wording
 from pytest_netpoll.report.checkout import Checkout
 from pytest_netpoll.report.record import TestRecord
 
@@ -74,7 +74,7 @@ def _of_test(record: TestRecord, checkout: Checkout) -> Iterator[Finding]:
             "service_ended", about, "error", f"{death['service']}: {death['how']}", death["service"], at_go
         )
     if record["outcome"] == "unmeasured":
-        said = "; ".join(reason.headline for reason in wording.reasons(record)) or "unmeasured"
+        said = "; ".join(reason.headline for reason in verdict_text.reasons(record)) or "unmeasured"
         yield finding("unmeasured", "a test could not be measured", "warning", said, "", at_test)
     for service in (service for one in alone for service in one["services"]):
         for rule in service.get("rules", []):
@@ -88,7 +88,7 @@ def _of_test(record: TestRecord, checkout: Checkout) -> Iterator[Finding]:
 
 
 def _worst_line(record: TestRecord, checkout: Checkout) -> tuple[str, int] | None:
-    evidence = wording.worst_place(record)
+    evidence = evidence_entries.worst_place(record)
     for frame in evidence.stack if evidence is not None else ():
         path = checkout.find(frame["file"] or "")
         if path is not None and frame["line"]:

@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Any
 from pytest_netpoll.errors import UsageError
 from pytest_netpoll.model import units
 from pytest_netpoll.model.metrics import METRICS
-from pytest_netpoll.report import attached, delta, files, wording
+from pytest_netpoll.report import (
+    attached,
+    delta,
+    evidence_entries,
+    evidence_text,
+    files,
+    verdict_text,
+    wording,
+)
 from pytest_netpoll.report.html import overview, sections
 from pytest_netpoll.report.record import TestRecord
 
@@ -138,9 +146,12 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["breakable"] = _breakable
-    environment.tests["cut_short"] = wording.is_cut_short
+    environment.tests["cut_short"] = evidence_text.is_cut_short
     environment.globals.update(
         words=wording,
+        evidence=evidence_text,
+        recorded=evidence_entries,
+        verdicts=verdict_text,
         METRICS=METRICS,
         ICONS=overview.STATUSES,
         STRIP=sections.STRIP,

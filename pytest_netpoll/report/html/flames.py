@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from pytest_netpoll.report import wording
+from pytest_netpoll.report import evidence_text, wording
 from pytest_netpoll.report.record import FrameRecord, OffenderRecord, ServiceRecord
 
 # Offence -> what its graph shows.
@@ -57,7 +57,7 @@ def _node(graph: Graph, numbers: dict[tuple[int, str], int], parent: int, frame:
     number = numbers.setdefault((parent, name), len(graph.names))
     if number == len(graph.names):
         graph.names.append(name)
-        graph.places.append(wording.frame_location(frame))
+        graph.places.append(evidence_text.frame_location(frame))
         graph.parents.append(parent)
         graph.counts.append(0)
     return number

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pytest_netpoll.model.metrics import LIMITABLE, METRICS
 from pytest_netpoll.model.rules import RULES
-from pytest_netpoll.report import wording
+from pytest_netpoll.report import verdict_text, wording
 from pytest_netpoll.report.record import BreachRecord, RegressionRecord, ServiceRecord, TestRecord
 
 # status -> how the page shows it, worst first; the icon is for people who don't see the colours.
@@ -168,7 +168,7 @@ def row(number: int, record: TestRecord, own: Sequence[str], others_broke: bool)
 def _why(record: TestRecord) -> tuple[str, int]:
     """(the first reason why it did not pass, how many others there are)."""
     error = [wording.one_line(record.get("error") or "")] if record.get("error") else []
-    said = [*error, *(reason.headline for reason in wording.reasons(record))]
+    said = [*error, *(reason.headline for reason in verdict_text.reasons(record))]
     return (said[0], len(said) - 1) if said else ("", 0)
 
 
@@ -191,7 +191,7 @@ def other_limits(record: TestRecord, service: ServiceRecord) -> Cell:
         if wording.base_of(fault["metric"]) not in wording.COLUMNS and fault["metric"] not in RULES
     ]
     texts = [f"{fault['metric'].replace('_', ' ')} {_measured(fault)}" for fault in faults]
-    return Cell(", ".join(texts), "", broken="; ".join(map(wording.breach_text, faults)))
+    return Cell(", ".join(texts), "", broken="; ".join(map(verdict_text.breach_text, faults)))
 
 
 def _measured(fault: BreachRecord | RegressionRecord) -> str:
@@ -228,7 +228,7 @@ def _cell(record: TestRecord, service: ServiceRecord, metric: str) -> Cell:
     ]
     then = f"worse than {METRICS[metric].format(worse[0]['baseline'])}" if worse else ""
     breaches = [b for b in record["breaches"] if b["service"] == service["name"]]
-    broken = [wording.breach_text(b) for b in breaches if wording.base_of(b["metric"]) == metric]
+    broken = [verdict_text.breach_text(b) for b in breaches if wording.base_of(b["metric"]) == metric]
     return Cell(wording.show(service, metric), "" if value is None else repr(value), then, "; ".join(broken))
 
 

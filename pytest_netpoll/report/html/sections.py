@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 from pytest_netpoll.model import units
 from pytest_netpoll.model.histogram import bucket_bounds
 from pytest_netpoll.model.metrics import LIMITABLE, METRICS, Metric, Value
-from pytest_netpoll.report import wording
+from pytest_netpoll.report import evidence_entries, wording
 from pytest_netpoll.report.delta import delta, shown
 from pytest_netpoll.report.html import flames, overview
 from pytest_netpoll.report.next_steps import next_step
@@ -230,13 +230,13 @@ class _Service:
         # Offence -> its graph's title; the page draws a graph when it is opened.
         self.flames = {offence: graph["title"] for offence, graph in flames.graphs_of(record).items()}
         self.broken = {fault["metric"] for fault in wording.broken(test, record)}
-        self.explaining = wording.explaining(test, record)
+        self.explaining = evidence_entries.explaining(test, record)
         self.next_step = next_step(test, record)
-        self.besides = wording.besides(test, record)
-        self.late = [] if self._shows_lateness() else wording.slow_entries(record, record["slowest"])
-        explaining = wording.slow_answers(test, record)
+        self.besides = evidence_entries.besides(test, record)
+        self.late = [] if self._shows_lateness() else evidence_entries.slow_entries(record, record["slowest"])
+        explaining = evidence_entries.slow_answers(test, record)
         others = [answer for answer in record.get("slow_answers", []) if answer not in explaining]
-        self.slow_answers = wording.slow_entries(record, others)
+        self.slow_answers = evidence_entries.slow_entries(record, others)
         self.runs = wording.runs_of(record)
         comparison = test.get("comparison")
         self.baseline = None if comparison is None else comparison["baseline"]
