@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
-from pytest_netpoll.clean import lines as clean_lines  # noqa: F401 - for the templates
-from pytest_netpoll.clean import one_line as one_line
+from pytest_netpoll.clean import one_line
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.model import units
 from pytest_netpoll.model.evidence import Offence

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from pytest_netpoll.clean import lines as clean_lines  # noqa: F401 - for the templates
-from pytest_netpoll.clean import one_line as one_line
+from pytest_netpoll.clean import one_line
 from pytest_netpoll.gobinary import symbols
 from pytest_netpoll.gobinary.symbols import PLUMBING, STANDARD, package_root
 from pytest_netpoll.model import units

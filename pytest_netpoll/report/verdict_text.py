@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from pytest_netpoll.clean import lines as clean_lines  # noqa: F401 - for the templates
-from pytest_netpoll.clean import one_line as one_line
+from pytest_netpoll.clean import one_line
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.model.rules import RULES
 from pytest_netpoll.report import wording
