@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     print(_table(compared, width) if compared else f"{options.now} has no tests")
     gone = sorted(then.tests.keys() - now.tests.keys())
     for nodeid in gone:
-        print("\n".join(wrap(one_line(f"{nodeid}: is in {then.name} only"), width)))
+        print("\n".join(wrap(one_line(f"{nodeid}: only in {then.name}"), width)))
     worse = [
         "\n".join(wrap(f"{one_line(nodeid)}: {wording.clean(reason)}", width))
         for nodeid, comparison in comparisons.items()

@@ -17,6 +17,9 @@ from pytest_netpoll.model.evidence import Offender
 # Looks that are further apart than this, and than this share of the window, prove too little.
 _LONGEST_GAP = 1e9  # ns
 _LARGEST_GAP = 0.1
+# So do fewer looks than this, unless they are close together.
+_FEWEST_LOOKS = 10
+_SHORT_GAP = 1e8  # ns
 
 _LOCK = re.compile(r"sync\.\(\*((?:RW)?Mutex)\)\.(R?Lock)")
 
@@ -49,7 +52,9 @@ def collect(
         waited = told and told["waited_ns"]
         if told is None or waited is None:
             return Found(None, why_unknown(process), ())
-        if told["gap_ns"] > max(_LONGEST_GAP, _LARGEST_GAP * window_ns):
+        gap = told["gap_ns"]
+        few = told["looks"] < _FEWEST_LOOKS and gap > _SHORT_GAP
+        if few or gap > max(_LONGEST_GAP, _LARGEST_GAP * window_ns):
             return Found(None, _too_seldom(process["pid"], told["gap_ns"]), ())
         total += waited
         for seen, ns, raw in told["stacks"]:

@@ -155,7 +155,7 @@ def compare(
     """
     then = baseline.tests.get(nodeid)
     if then is None:
-        missing = f"no baseline {baseline.name} for this test"
+        missing = f"not in baseline {baseline.name}"
         return Comparison(baseline.name, False, {}, notes=(missing,), judged=bool(rules.tolerances))
     regressions: list[Regression] = []
     changed: list[Change] = []

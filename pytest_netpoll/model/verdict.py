@@ -223,10 +223,11 @@ def _check(
     # If statistics are limited, too few wakeups isn't the service's fault: there is nothing to judge.
     if statistics and minimum is not None and wakeups is not None and not minimum.allows(resolved):
         show = METRICS["wakeups"].format
-        few = f"{show(resolved)} resolved" if minimum.allows(wakeups) else show(wakeups)
+        count, kind = (resolved, "resolved wakeup") if minimum.allows(wakeups) else (wakeups, "wakeup")
+        few = f"only {show(count)} {kind}{'s' * (count != 1)}" if count else f"no {kind}s"
         findings.append(
             Reason(
-                f"only {few} wakeups; {statistics[0]} needs at least {show(minimum.value)}",
+                f"{few}; {statistics[0]} needs at least {show(minimum.value)}",
                 fix=_more_traffic(measurement, minimum, all_of_them),
             )
         )

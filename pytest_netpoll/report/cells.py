@@ -32,7 +32,7 @@ def layout(
     first: the heading of the names.
     """
     columns = fitting(names, columns, width, dropped_first)
-    # The table is rather too wide than that tests can't be told apart.
+    # A table that is too wide is better than names that look the same.
     room = max(_room(columns, width), min(max(map(width_of, names)), _LEAST_TEST_CELLS))
     table = {first: [shorten(name, room) for name in names], **columns}
     left = (first, "service", "verdict")

@@ -78,7 +78,8 @@ def annotations(
     for (path, line), found in in_go.items():
         record, evidence = found[0]
         more = f" and {len(found) - 1:,} more test{'s' * (len(found) > 2)}" if len(found) > 1 else ""
-        message = "\n".join([evidence.text, *map(verdict_text.in_a_line, verdict_text.diagnosis_of(record))])
+        causes = [*verdict_text.broken_rules(record), *verdict_text.diagnosis_of(record)]
+        message = "\n".join([evidence.text, *map(verdict_text.in_a_line, causes)])
         lines.append(_annotation(level, path, line, f"netpoll: {record['nodeid']}{more}", message))
     return lines
 

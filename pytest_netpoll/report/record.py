@@ -625,7 +625,7 @@ def build(
 def _gate(ended: Verdict, windows: Sequence[WindowRecord]) -> Outcome:
     outcome = ended.gate or ended.outcome
     broken = any(window.get("breaches") for window in windows)
-    return "failed" if broken and outcome == "passed" else outcome
+    return "failed" if broken else outcome
 
 
 def window(

@@ -114,6 +114,8 @@ def _verdict(row: wording.Row) -> str:
     if row.window is not None:
         faulty = [breach["service"] for breach in row.window.get("breaches", [])]
         if row.service is not None and row.service["name"] in faulty:
+            if wording.expected(row.record):
+                return "xfailed"
             return "FAILED" if row.record["outcome"] == "failed" else "would fail"
         return "" if row.service is None or wording.trusted(row.service) else "unmeasured"
     status = wording.status_of(row.record, row.service)
@@ -129,7 +131,7 @@ def gate_preview(records: Sequence[TestRecord], width: int) -> list[str]:
     said = [f"{counts[status]:,} {status}" for status in counts]
     lines = [
         "",
-        *cells.wrap(f"report mode fails no test for this; with --netpoll=gate: {', '.join(said)}", width),
+        *cells.wrap(f"report mode fails no test; in gate mode: {', '.join(said)}", width),
     ]
     for record in bad[:MOST_PASSED]:
         lines.append(f"  {cells.shorten(record['nodeid'], max(width - 2, 1))}: {wording.status_of(record)}")

@@ -78,7 +78,7 @@ def test_new(server, ping): ping(server)
             "*baseline main → now*",
             "*test_it.py::test_it *0.0 % → * %*WORSE",
             "*test_it.py::test_new *no baseline",
-            "*test_new: no baseline main for this test",
+            "*test_new: not in baseline main",
         ]
     )
     records = {test["nodeid"]: test for test in json.loads((pytester.path / "now.json").read_text())["tests"]}

@@ -47,7 +47,7 @@ def test_report_mode_fails_nothing_and_shows_the_outcome_in_gate_mode(run, pytes
             "*test_no_service*unmeasured",
             "*test_broken*would fail",
             "*test_healthy*passed",
-            "report mode fails no test for this; with --netpoll=gate: 2 unmeasured, 1 would fail",
+            "report mode fails no test; in gate mode: 2 unmeasured, 1 would fail",
             "  test_it.py::test_few: unmeasured",
             "    echo: only ? wakeups; *",
             "  test_it.py::test_broken: would fail",

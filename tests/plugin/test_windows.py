@@ -177,7 +177,7 @@ def test_in_report_mode_a_windows_limit_is_reported(run, pytester):
     result.stdout.fnmatch_lines(
         [
             "*test_limit *would fail",
-            "report mode fails no test for this; with --netpoll=gate: 2 would fail",
+            "report mode fails no test; in gate mode: 2 would fail",
             "    window 2, ping, echo: polls * > max 3",
         ]
     )

@@ -57,7 +57,7 @@ def measurement(
             for i, delay in enumerate(delays, 1)
         ),
         unmeasured=unmeasured,
-        **facts,
+        **{"cpus": 1, **facts},
     )
 
 
@@ -155,7 +155,7 @@ def test_without_samples_in_its_own_code_a_program_does_not_starve_itself(sample
         (1, 2, "Fix: raise GOMAXPROCS, which is 1"),
         (1, 1, "Fix: give CPU-bound work a process of its own, or the service more than one CPU"),
         (4, 4, "Fix: give CPU-bound work fewer goroutines than GOMAXPROCS"),
-        (None, None, "fewer goroutines than GOMAXPROCS"),
+        (None, 4, "fewer goroutines than GOMAXPROCS"),
     ],
 )
 def test_the_advice_is_possible(gomaxprocs: int | None, cpus: int | None, fix: str) -> None:

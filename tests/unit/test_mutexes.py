@@ -154,8 +154,8 @@ class Symbols:
         return tuple(Frame(name, "main.go", line) for name, line in raw)
 
 
-def process(waited_ns: int | None, *stacks: Any, gap_ns: int = 20 * MS) -> Any:
-    told = {"waited_ns": waited_ns, "looks": 9, "most": 3, "gap_ns": gap_ns, "stacks": list(stacks)}
+def process(waited_ns: int | None, *stacks: Any, gap_ns: int = 20 * MS, looks: int = 90) -> Any:
+    told = {"waited_ns": waited_ns, "looks": looks, "most": 3, "gap_ns": gap_ns, "stacks": list(stacks)}
     return {**MEASURED, "mutexes": told}
 
 
@@ -189,6 +189,9 @@ def test_what_was_not_looked_at_is_not_measured():
     assert "not looked at for 1.3" in absent.what
     # 10 ms apart is the rule; once a parked goroutine is waited for, a second.
     assert collected(process(0, gap_ns=900 * MS)).waited_ns == 0
+    # Few looks prove something only if they are close together.
+    assert collected(process(0, gap_ns=900 * MS, looks=1)).waited_ns is None
+    assert collected(process(0, gap_ns=20 * MS, looks=1)).waited_ns == 0
 
 
 @pytest.mark.parametrize(

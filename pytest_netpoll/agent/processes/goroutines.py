@@ -31,6 +31,7 @@ _FRAME = struct.Struct("<QQ")
 _DEEPEST = 64  # frames
 _LARGEST = 32 << 10  # bytes to read of a stack
 _MOST = 1 << 20  # goroutines
+_MOST_KNOWN = 1 << 16  # addresses to remember
 _MOST_SHAPES = 16
 
 
@@ -83,6 +84,9 @@ class Code:
     def has(self, address: int) -> bool:
         known = self._known.get(address)
         if known is None:
+            if len(self._known) >= _MOST_KNOWN:  # a process may invent addresses
+                self._known.clear()
+                self.shapes.clear()
             at = bisect_right(self._starts, address) - 1
             known = self._known[address] = at >= 0 and address < self._ends[at]
         return known

@@ -39,6 +39,9 @@ class Ranges:
         ]
         self._refused = False  # by a sandbox
 
+    def __len__(self) -> int:
+        return len(self._buffer)
+
     def read(self, memory: proc.Memory) -> bytes | bytearray | None:
         """The parts, joined, until the next call; None if one of them isn't mapped."""
         for number, ours in enumerate(self._ours):

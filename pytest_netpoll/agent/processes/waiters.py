@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 _SELF = 72  # g.sched.g, in Go 1.19 to 1.27: the address of the g itself
 _WAITING = 4  # the low byte of g.atomicstatus; another one says whether the GC scans its stack
-_MOST = 1 << 20  # goroutines
+_MOST = 1 << 18  # goroutines
+_MOST_G = 1 << 10  # bytes into a g; Go's members are below 512
+_MOST_BYTES = 1 << 27  # of all of them; so many goroutines of Go's take 118 MB
 _NEAR = 1024  # bytes between two goroutines that are read together
 _SAMPLE = 8  # waiting goroutines to name in each look
 _MOST_GROUPS = 16  # of goroutines, before all are arranged anew
@@ -94,7 +96,7 @@ class Waiters:
         # In this order: the runtime moves the array before it counts what is new.
         count = _word(memory, self._bias + self._layout.allglen)
         start = _word(memory, self._bias + self._layout.allgptr)
-        if count is None or start is None or not self._seen <= count <= _MOST:
+        if count is None or start is None or not self._seen <= count <= _MOST or self._size > _MOST_G:
             return False
         if count == self._seen:
             return True
@@ -104,11 +106,15 @@ class Waiters:
         gs = sorted(set(memoryview(raw).cast("Q"))) if raw is not None else []
         if len(gs) != count - self._seen or gs[0] < _LOWEST or gs[-1] > _HIGHEST or any(g % 8 for g in gs):
             return False
-        self._groups.append(self._group(gs))
+        group = self._group(gs)
+        if group is None:
+            return False
+        self._groups.append(group)
         self._seen = count
         return True
 
-    def _group(self, gs: list[int]) -> _Group:
+    def _group(self, gs: list[int]) -> _Group | None:
+        """None if it takes too much memory."""
         ranges: list[tuple[int, int]] = []
         places: list[int] = []
         start = end = read = 0  # the current range, and the bytes of those before it
@@ -121,6 +127,8 @@ class Waiters:
             end = max(end, first + self._size)
             places.append(read + first - start)
         ranges.append((start, end - start))
+        if read + end - start + sum(map(len, (g.ranges for g in self._groups))) > _MOST_BYTES:
+            return None
         # The first range is empty.
         return _Group(gs, Ranges(self._pid, ranges[1:]), places, _strides(places))
 

@@ -65,8 +65,10 @@ def _spin(
     def prove(m: Measurement) -> Proof | None:
         kinds = {kind: n for kind, n in m.snapshot.futile.items() if concerns(kind[1])}
         n = sum(kinds.values())
+        if m.cpu_seconds is None:
+            return None
         # One loop uses one CPU at most; others may be busy with something else.
-        looping = min(m.cpu_seconds or 0, m.window_seconds)
+        looping = min(m.cpu_seconds, m.window_seconds)
         if n < max(LEAST_FUTILE, FUTILE_PER_READ * _taken(m), FUTILE_RATE * looping):
             return None
         syscall, outcome = max(kinds, key=lambda kind: kinds[kind])
@@ -156,6 +158,7 @@ RULES = (
         _PAUSE_FREE,
         "io.Copy from a connection to a full pipe that the runtime does not poll.",
         _spin(_WITHOUT_PAUSE + ": a loop tries again instead of waiting.", among=("EAGAIN",)),
+        missing=lambda m: not_measured(m, "cpu_seconds"),
         offences=("futile", "io"),
     ),
     Rule(
@@ -167,6 +170,7 @@ RULES = (
         _PAUSE_FREE,
         "A handler that continues at io.EOF.",
         _spin(_WITHOUT_PAUSE + ": a loop treats the end of the file as no data yet.", among=("end of file",)),
+        missing=lambda m: not_measured(m, "cpu_seconds"),
         offences=("futile", "io"),
     ),
     Rule(
@@ -178,6 +182,7 @@ RULES = (
         _PAUSE_FREE,
         "An accept loop that ignores EMFILE (example_project: -fault spin).",
         _spin(_WITHOUT_PAUSE + ": a loop ignores the error.", but=("EAGAIN", "end of file")),
+        missing=lambda m: not_measured(m, "cpu_seconds"),
         offences=("futile", "io"),
     ),
     Rule(

@@ -77,19 +77,29 @@ def _no_times(m: Measurement) -> Reason | None:
     return not_measured(m, "cpu_seconds", "run_delay_seconds")
 
 
+def _no_cpu(m: Measurement) -> Reason | None:
+    """Why it is unknown whether others kept the service from running."""
+    unread = None if m.cpus is not None else _unread("the CPUs that the service may use")
+    return unread or _no_times(m)
+
+
 def _no_samples(m: Measurement) -> Reason | None:
     return no_cpu_samples(m) or _no_times(m)
+
+
+def _unread(what: str) -> Reason:
+    return Reason(
+        f"{what} could not be read",
+        why="its process had ended, or can't be inspected",
+        fix="stop it after the test; run pytest as root, or as the service's user",
+    )
 
 
 def _no_ps(m: Measurement) -> Reason | None:
     """Why it is unknown how many threads may run Go, how many CPUs they have, or how long they waited."""
     if m.gomaxprocs is not None and m.cpus is not None:
         return _no_times(m)
-    return Reason(
-        "GOMAXPROCS, or the CPUs that the service may use, could not be read",
-        why="its process had ended, or can't be inspected",
-        fix="stop it after the test; run pytest as root, or as the service's user",
-    )
+    return _unread("GOMAXPROCS, or the CPUs that the service may use,")
 
 
 def _late(m: Measurement, part: float = 1, least_share: float = LATE_SHARE) -> tuple[int, int]:
@@ -107,9 +117,9 @@ def _own_part(m: Measurement) -> float:
     unknown.
     """
     used, waited = m.cpu_seconds, m.run_delay_seconds
-    if not used or waited is None:
+    if not used or waited is None or m.cpus is None:
         return 0.0
-    others = min(waited, max((m.cpus or 1) * m.window_seconds - used, 0.0))  # the rest are its own threads
+    others = min(waited, max(m.cpus * m.window_seconds - used, 0.0))  # the rest are its own threads
     return used / (used + others)
 
 
@@ -255,10 +265,10 @@ def _explained(m: Measurement, waited_in: Callable[[TimelinePoint], int]) -> boo
 def _machine_busy(m: Measurement) -> Proof | None:
     late, _ = _late(m)
     used, waited = m.cpu_seconds, m.run_delay_seconds
-    if not late or used is None or waited is None or waited < used:
+    if not late or used is None or waited is None or m.cpus is None or waited < used:
         return None
     # If it had most of the CPU itself, its threads waited for each other.
-    if used > OTHERS_SHARE * (m.cpus or 1) * m.window_seconds:
+    if used > OTHERS_SHARE * m.cpus * m.window_seconds:
         return None
     if not _explained(m, lambda point: point.run_delay_ns):
         return None
@@ -396,7 +406,7 @@ RULES = (
         "A report is computed in the background by as many goroutines as GOMAXPROCS (example_project: "
         "-fault starve).",
         _starvation,
-        _no_samples,
+        lambda m: _no_samples(m) or _no_cpu(m),
         offences=("cpu",),
     ),
     Rule(
@@ -439,7 +449,7 @@ RULES = (
         "system calls and C code use the CPU.",
         "Any service, beside a compiler.",
         _machine_busy,
-        _no_times,
+        _no_cpu,
     ),
     Rule(
         "NP405",

@@ -84,7 +84,8 @@ def _of_test(record: TestRecord, checkout: Checkout) -> Iterator[Finding]:
             # Forbidden rules are why the test failed.
             severity = level if rule["forbidden"] else "warning"
             text = f"{service['name']}: {rule['text'].removesuffix('.')}. Fix: {rule['fix']}"
-            yield finding(rule["code"], rule["name"], severity, text, service["name"], place)
+            about = RULES[rule["code"]].meaning if rule["code"] in RULES else rule["name"]
+            yield finding(rule["code"], about, severity, text, service["name"], place)
 
 
 def _worst_line(record: TestRecord, checkout: Checkout) -> tuple[str, int] | None:
