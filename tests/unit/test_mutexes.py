@@ -120,6 +120,22 @@ def test_memory_that_holds_no_goroutines_is_not_measured(agent, spoil):
         assert made.waiters(agent).look(memory) is None
 
 
+def test_the_agent_keeps_little_of_what_a_hostile_process_claims(agent, monkeypatch):
+    made = Goroutines(20)
+    for _ in range(10):
+        made.add(made.WAITING, made.MUTEX)
+    module = agent("processes.waiters")
+    with agent("processes.proc").Memory(os.getpid()) as memory:
+        for member in ("gstatus", "waitreason"):
+            layout = made.layout(agent)._replace(**{member: 1 << 16})
+            far = module.Waiters(os.getpid(), layout, ctypes.addressof(made.head))
+            assert far.look(memory) is None
+            assert far._groups == []
+        assert made.waiters(agent).look(memory).goroutines == 10
+        monkeypatch.setattr(module, "_MOST_BYTES", 1000)
+        assert made.waiters(agent).look(memory) is None
+
+
 def test_where_many_reads_at_once_are_refused_they_are_made_one_by_one(agent, monkeypatch):
     made = Goroutines(3000)
     for _ in range(2500):
