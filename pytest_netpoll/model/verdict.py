@@ -107,6 +107,18 @@ class Verdict:
             return self
         return replace(self, outcome="passed", reasons=(), gate="failed")
 
+    def joined_to(self, other: Verdict) -> Verdict:
+        """Both verdicts on one test, the other's reasons first: the worse outcome counts."""
+        outcome = _worse(self.outcome, other.outcome)
+        gate = _worse(self.gate or self.outcome, other.gate or other.outcome)
+        return Verdict(
+            outcome,
+            tuple(dict.fromkeys((*other.reasons, *self.reasons))),
+            tuple(dict.fromkeys((*other.breaches, *self.breaches))),
+            tuple(dict.fromkeys((*other.deaths, *self.deaths))),
+            gate if gate != outcome else None,
+        )
+
     @property
     def reason(self) -> str | None:
         """All reasons as a text; None if passed."""
@@ -117,6 +129,13 @@ class Verdict:
         """pytest's message by reasons, which leaves the evidence of broken rules to the report's section."""
         brief = {b.reason: b.brief for b in self.breaches if isinstance(b, BrokenRule)}
         return [brief.get(reason, reason) for reason in self.reasons]
+
+
+_BY_SEVERITY: Sequence[Outcome] = ("passed", "unmeasured", "failed")
+
+
+def _worse(one: Outcome, other: Outcome) -> Outcome:
+    return max(one, other, key=_BY_SEVERITY.index)
 
 
 def judge(
