@@ -85,7 +85,8 @@ def _run(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         meter = Meter(config, Symbolizer(Path.cwd()))
         stack.callback(meter.stop)
         subject = stack.enter_context(_subject(arguments, command, meter))
-        view = table.View(sys.stdout, as_json=arguments.json)
+        asked = [name for name in ("goready", "response") if getattr(config, name) == "on"]
+        view = table.View(sys.stdout, as_json=arguments.json, asked=asked)
         if exporter is not None:
             view.note(f"metrics for Prometheus at {exporter.url}")
         return _watch(subject, meter, view, exporter, arguments.interval, arguments.duration)
