@@ -250,7 +250,8 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         options, command = options[:at], options[at + 1 :]
     parser = argparse.ArgumentParser(
         prog="python -m pytest_netpoll watch",
-        usage="%(prog)s [options] (--pid N | --port N | --process NAME | --cgroup PATH | -- COMMAND …)",
+        usage="%(prog)s [options]\n"
+        "         (--pid N | --port N | --process NAME | --cgroup PATH | -- COMMAND …)",
         description="Show live what the network poller of a Go process does. {port} in COMMAND becomes a "
         "free port. The output of COMMAND is kept, and its last lines are shown if it dies.",
     )
