@@ -107,6 +107,16 @@ class Verdict:
             return self
         return replace(self, outcome="passed", reasons=(), gate="failed")
 
+    def without_deaths_of(self, other: Verdict) -> Verdict:
+        """Without the deaths of services that the other verdict has, perhaps in other words."""
+        reported = {death.service for death in other.deaths}
+        again = {death.reason for death in self.deaths if death.service in reported}
+        return replace(
+            self,
+            reasons=tuple(reason for reason in self.reasons if reason not in again),
+            deaths=tuple(death for death in self.deaths if death.service not in reported),
+        )
+
     def joined_to(self, other: Verdict) -> Verdict:
         """Both verdicts on one test, the other's reasons first: the worse outcome counts."""
         outcome = _worse(self.outcome, other.outcome)

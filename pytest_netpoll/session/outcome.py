@@ -72,6 +72,10 @@ def enforce_with(node: pytest.Item, window: Enforced, verdict: Verdict, options:
     """Ends the test, which a window's limits have ended already, also as the verdict on its marker demands:
     all that is broken is listed at once.
     """
+    __tracebackhide__ = True
+    verdict = verdict.without_deaths_of(window.verdict)
+    if not verdict.reasons and not verdict.breaches:
+        raise window.exception
     both = verdict.joined_to(window.verdict)
     harmless = options.mode == "report" and not both.deaths
     skip = isinstance(window.exception, pytest.skip.Exception) and (
