@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import sys
@@ -19,9 +20,13 @@ def main(arguments: Sequence[str]) -> int:
     if command is None:
         asked_for_help = list(arguments[:1]) in (["-h"], ["--help"])
         stream = sys.stdout if asked_for_help else sys.stderr
+        if arguments and not asked_for_help:
+            close = difflib.get_close_matches(arguments[0], COMMANDS, n=1, cutoff=0.5)
+            meant = f", did you mean {close[0]!r}?" if close else ""
+            print(f"no command {arguments[0]!r}{meant}\n", file=stream)
         print("usage: python -m pytest_netpoll COMMAND [...]\n", file=stream)
         for name, known in COMMANDS.items():
-            print(f"  {name:<13} {known.help}", file=stream)
+            print(f"  {name:<14}{known.help}", file=stream)
         return 0 if asked_for_help else USAGE_ERROR
     try:
         return command.run(arguments[1:])

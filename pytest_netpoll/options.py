@@ -507,7 +507,7 @@ _FIXES = {
     **dict.fromkeys(
         ("forbid", "allow"), "write all, or codes and names that this lists: python -m pytest_netpoll rules"
     ),
-    "limits": "see the metrics in: pytest --markers",
+    "limits": "see the metrics: python -m pytest_netpoll metrics",
 }
 
 

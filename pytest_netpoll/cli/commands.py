@@ -24,12 +24,15 @@ COMMANDS = {
         "pytest_netpoll.cli.doctor", "check whether this machine can measure, and how to fix it if not"
     ),
     "dump": Command(
-        "pytest_netpoll.cli.dump", "show where the goroutines of a Go process are parked on descriptors"
+        "pytest_netpoll.cli.dump", "show where a Go process's goroutines are parked on descriptors"
     ),
     "export": Command("pytest_netpoll.cli.export", "write a JSON report in the format of another tool"),
     "install-agent": Command(
         "pytest_netpoll.cli.install_agent",
-        "install a copy of the agent that sudo may start, for users without root",
+        "install the agent for users without root, who start it by sudo",
+    ),
+    "metrics": Command(
+        "pytest_netpoll.cli.list_metrics", "list the metrics that a test can limit, or explain some"
     ),
     "rules": Command("pytest_netpoll.cli.rules", "list the rules that a test can forbid, or explain some"),
     "schema": Command("pytest_netpoll.cli.print_schema", "print the JSON Schema of the JSON report"),

@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         "--format",
         required=True,
         choices=list(FORMATS),
+        metavar="FORMAT",
         help="markdown: what changed, for a comment; github-action-benchmark (customSmallerIsBetter) and "
         "bencher (its JSON adapter): numbers for charts; sarif, and code-climate for GitLab: findings by "
         "line",

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pytest_netpoll.agent.security.trust import distrust, distrust_place
+from pytest_netpoll.cli.lines import say
 from pytest_netpoll.errors import NetpollError, UsageError
 from pytest_netpoll.meter.privilege import (
     AGENT,
@@ -72,21 +73,20 @@ def main(argv: Sequence[str]) -> int:
             fix=again,
         )
     install(options.prefix)
-    print(f"installed the agent in {options.prefix}, owned by root and writable only by root")
-    print(fill_cache(options.prefix, options.python, Config.from_arguments(options), again))
+    say(f"installed the agent in {options.prefix}, owned by root and writable only by root")
+    say(fill_cache(options.prefix, options.python, Config.from_arguments(options), again))
     if options.sudoers is None:
         check_syntax(f"{line}\n")
-        print(
-            f"with this line in sudoers {_permission(user)}; to have it written to {SUDOERS}, "
-            f"add --sudoers:\n\n{line}\n"
-        )
+        say(f"with this line in sudoers {_permission(user)}; to have it written to {SUDOERS}, add --sudoers:")
+        print(f"\n{line}\n")
     else:
         replaced = write_sudoers(options.sudoers, line)
         print(f"wrote {options.sudoers}:\n\n{line}")
         for old in replaced:
             print(f"\nin place of\n\n{old}")
+        print()
+        say(f"{_permission(user)}; to check that, as {'one of them' if user.startswith('%') else user}:")
         print(
-            f"\n{_permission(user)}; to check that, as {'one of them' if user.startswith('%') else user}:\n"
             f"  {shlex.quote(sys.executable)} -m pytest_netpoll doctor"
             f"{_option('--netpoll-agent', options.prefix, INSTALLED)}"
         )

@@ -7,10 +7,12 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 
+from pytest_netpoll.cli.lines import DOCS, print_rows, say
 from pytest_netpoll.errors import UsageError
-from pytest_netpoll.model.rules import RULES, choice
+from pytest_netpoll.model.rules import RULES, beyond, choice
 from pytest_netpoll.model.rules.rule import Rule
-from pytest_netpoll.report.cells import tabulated
+
+_TO_FORBID = 'To forbid them: @pytest.mark.netpoll(forbid="all"), or netpoll_forbid = all in the ini file.'
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,11 +28,10 @@ def main(arguments: Sequence[str]) -> int:
     )
     named: list[str] = parser.parse_args(arguments).rule
     if not named:
-        rows = [[rule.code, rule.name, rule.meaning] for rule in RULES.values()]
-        print(tabulated(rows, ["left", "left", "left"]))
-        print(
-            '\nTo forbid them: @pytest.mark.netpoll(forbid="all"), or netpoll_forbid = all in the ini file.'
-        )
+        rows = [(rule.code, rule.name, rule.meaning) for rule in RULES.values()]
+        print_rows(rows)
+        for text in (_TO_FORBID, f"{beyond.NO_RULE} More: {DOCS}/{beyond.PAGE}"):
+            say(f"\n{text}")
         return 0
     try:
         codes = sorted({chosen.code for name in named for chosen in choice.parse(name)})

@@ -78,6 +78,7 @@ class Probe:
         self._agent = start(argv)
         os.register_at_fork(after_in_child=partial(_let_go, weakref.ref(self)))
         self._started = time.monotonic()
+        self._at_parked: set[int] = set()  # windows that look at parked goroutines
         with contextlib.suppress(OSError):  # it has ended; waiting for it gives the reason
             self._send({"id": 0, "do": "load", **load})
 
@@ -134,7 +135,7 @@ class Probe:
         goroutines that it woke were parked, 0 for none. held_writes: whether to record writes that the kernel
         holds back. mutexes: whether to look for goroutines that wait for a mutex.
         """
-        return self._ask(
+        window = self._ask(
             "open",
             Opened,
             ready_stacks=ready_stacks,
@@ -147,6 +148,9 @@ class Probe:
             held_writes=int(held_writes),
             mutexes=int(mutexes),
         )["window"]
+        if parked:
+            self._at_parked.add(window)
+        return window
 
     def close(self, window: int) -> Closed:
         """Closes a window; returns what happened in it."""
@@ -173,7 +177,7 @@ class Probe:
             identity = next(self._ids)
             try:
                 self._send({"id": identity, "do": do, **arguments})
-                answer = self._receive(ANSWER_DEADLINE, f"answer {do!r}")
+                answer = self._receive(ANSWER_DEADLINE, f"answer {do!r}", self._awaited(do, arguments))
             except OSError:
                 raise self._ended() from None
             except UnmeasuredError:
@@ -191,6 +195,13 @@ class Probe:
                 raise self._fail(INVALID, why=f"to {do!r}: {strange}", fix=INVALID_FIX)
             return cast("Answer", answer["ok"])
 
+    def _awaited(self, do: str, arguments: Mapping[str, int]) -> str:
+        """What an answer that takes long waits for."""
+        parks = arguments.get("parked") or arguments.get("window") in self._at_parked
+        if do in ("open", "close", "lap") and parks:
+            return f"the services to come to rest: the eBPF agent looks at their parked goroutines ({do!r})"
+        return f"the eBPF agent to answer {do!r}"
+
     def _send(self, message: Mapping[str, object]) -> None:
         self._agent.send(json.dumps(message).encode() + b"\n")
 
@@ -200,7 +211,8 @@ class Probe:
         if self.state is State.READY:
             return
         spent = time.monotonic() - self._started
-        first = self._receive(max(1.0, START_DEADLINE - spent), "start")
+        waits = "the eBPF agent to start; it compiles the BPF program unless that is cached"
+        first = self._receive(max(1.0, START_DEADLINE - spent), "start", waits)
         if "failed" in first:
             raise self._fail(**complaint(first["failed"]), detail=self._agent.said())
         ready = first.get("ready")
@@ -212,9 +224,10 @@ class Probe:
         self.environment = ready
         self.state = State.READY
 
-    def _receive(self, seconds: float, what: str) -> dict[str, Any]:
+    def _receive(self, seconds: float, what: str, awaited: str) -> dict[str, Any]:
+        """what: the agent has to do. awaited: for people, if that takes long."""
         try:
-            line = self._next_line(seconds, what)
+            line = self._next_line(seconds, awaited)
         except queue.Empty:
             raise self._fail(
                 f"the eBPF agent did not {what} within {seconds:.3g} s",
@@ -232,12 +245,12 @@ class Probe:
             raise self._fail(INVALID, why=f"{line!r:.200}", fix=INVALID_FIX)
         return message
 
-    def _next_line(self, seconds: float, what: str) -> bytes | None:
+    def _next_line(self, seconds: float, awaited: str) -> bytes | None:
         """The next line; None at the end of the output. Raises queue.Empty after this many seconds."""
         if self._say is not None and seconds > QUIET_SECONDS:
             with contextlib.suppress(queue.Empty):
                 return self._agent.receive(QUIET_SECONDS)
-            self._say(f"waiting for the eBPF agent to {what}")
+            self._say(f"waiting for {awaited}")
             seconds -= QUIET_SECONDS
         return self._agent.receive(seconds)
 

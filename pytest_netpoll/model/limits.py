@@ -2,12 +2,13 @@
 netpoll(max_<metric>=..., min_<metric>=..., forbid="all", allow="NP301", service="name", runs=1): measure the
 Go services during the test, and fail it if a limit or a forbidden rule is broken. Without either it only
 measures and reports. forbid= and allow= name rules by code, beginning of a code, or name ("NP1,busy-loop");
-see python -m pytest_netpoll rules. max_<count>_per_second limits a count's rate. Times are "5ms", "250us",
-"1.5s" or a timedelta; max_spurious is "5%" or 0.05. service= restricts limits and rules to one service, also
-those of inner markers without service=; the marker may be repeated. runs= repeats the test's call, each time
-in a separate window, and judges each metric's median. Of the markers on the test, its class, its module,
-and the ini options netpoll_limits, netpoll_forbid and netpoll_allow, the closest wins, limit by limit and
-rule by rule.
+see python -m pytest_netpoll rules. python -m pytest_netpoll metrics lists the metrics, such as polls,
+spurious, latency_p99, response_p90 and parked_growth. max_<count>_per_second limits a count's rate. Times are
+"5ms", "250us", "1.5s" or a timedelta; max_spurious is "5%" or 0.05. service= restricts limits and rules to
+one service, also those of inner markers without service=; the marker may be repeated. runs= repeats the
+test's call, each time in a separate window, and judges each metric's median. Of the markers on the test, its
+class, its module, and the ini options netpoll_limits, netpoll_forbid and netpoll_allow, the closest wins,
+limit by limit and rule by rule.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _LIMITS: Mapping[str, tuple[Kind, Metric]] = {
     **{f"{kind}_{name}": (kind, metric) for name, metric in METRICS.items() for kind in _KINDS},
     **{f"max_{name}": ("max", metric) for name, metric in RATES.items()},
 }
+_SEE_METRICS = "see the metrics: python -m pytest_netpoll metrics"
 _DEFAULTS_WHERE = "ini option netpoll_limits"
 # The marker's arguments that aren't limits.
 _RULES = ("forbid", "allow")
@@ -40,9 +42,8 @@ _OTHERS = ("service", "runs", *_RULES)
 
 
 def help_text() -> str:
-    """The marker's text for `pytest --markers`, with the list of metrics."""
-    description = " ".join(__doc__.split())
-    return f"{description} Metrics: {', '.join(METRICS)}."
+    """The marker's text for `pytest --markers`, in one line."""
+    return " ".join(__doc__.split())
 
 
 @dataclass(frozen=True)
@@ -270,7 +271,7 @@ def _without(given: Mapping[str, object], *names: str) -> dict[str, object]:
 def _read_limits(given: Mapping[str, object], service: str | None, where: str) -> Iterator[Limit]:
     for name, value in given.items():
         if name not in _LIMITS:
-            raise UsageError(f"{where}: {_unknown(name)}", fix="see the metrics in: pytest --markers")
+            raise UsageError(f"{where}: {_unknown(name)}", fix=_SEE_METRICS)
         kind, metric = _LIMITS[name]
         try:
             parsed = units.parse(value, metric.unit)

@@ -107,6 +107,28 @@ class Verdict:
             return self
         return replace(self, outcome="passed", reasons=(), gate="failed")
 
+    def without_deaths_of(self, other: Verdict) -> Verdict:
+        """Without the deaths of services that the other verdict has, perhaps in other words."""
+        reported = {death.service for death in other.deaths}
+        again = {death.reason for death in self.deaths if death.service in reported}
+        return replace(
+            self,
+            reasons=tuple(reason for reason in self.reasons if reason not in again),
+            deaths=tuple(death for death in self.deaths if death.service not in reported),
+        )
+
+    def joined_to(self, other: Verdict) -> Verdict:
+        """Both verdicts on one test, the other's reasons first: the worse outcome counts."""
+        outcome = _worse(self.outcome, other.outcome)
+        gate = _worse(self.gate or self.outcome, other.gate or other.outcome)
+        return Verdict(
+            outcome,
+            tuple(dict.fromkeys((*other.reasons, *self.reasons))),
+            tuple(dict.fromkeys((*other.breaches, *self.breaches))),
+            tuple(dict.fromkeys((*other.deaths, *self.deaths))),
+            gate if gate != outcome else None,
+        )
+
     @property
     def reason(self) -> str | None:
         """All reasons as a text; None if passed."""
@@ -117,6 +139,13 @@ class Verdict:
         """pytest's message by reasons, which leaves the evidence of broken rules to the report's section."""
         brief = {b.reason: b.brief for b in self.breaches if isinstance(b, BrokenRule)}
         return [brief.get(reason, reason) for reason in self.reasons]
+
+
+_BY_SEVERITY: Sequence[Outcome] = ("passed", "unmeasured", "failed")
+
+
+def _worse(one: Outcome, other: Outcome) -> Outcome:
+    return max(one, other, key=_BY_SEVERITY.index)
 
 
 def judge(

@@ -21,7 +21,7 @@ from pytest_netpoll.service.service import Service
 from pytest_netpoll.session import extensions, repeated
 from pytest_netpoll.session.attribution import Presence
 from pytest_netpoll.session.marked import LIMITS
-from pytest_netpoll.session.outcome import ENFORCED, enforce
+from pytest_netpoll.session.outcome import ENFORCED, enforce, enforce_with
 from pytest_netpoll.session.session import Session
 from pytest_netpoll.session.trial import Trial, has_failed, is_repeated
 
@@ -83,7 +83,17 @@ def _around(session: Session, item: pytest.Item) -> Generator[None, object, obje
     limits = item.stash.get(LIMITS, None)
     if limits is None or session.options.mode == "off":
         return (yield from _around_unmeasured(session, item, presence))
-    return (yield from _around_measured(session, item, presence, limits))
+    try:
+        return (yield from _around_measured(session, item, presence, limits))
+    except (pytest.fail.Exception, pytest.skip.Exception) as error:
+        window, judged = item.stash[ENFORCED], item.stash[JUDGED]
+        if window is None or window.exception is not error or judged is None:
+            raise
+        if judged.verdict is window.verdict or (judged.verdict.gate or judged.verdict.outcome) == "passed":
+            raise
+    # netpoll.measure() ended the test, which has broken its marker's limits, too.
+    enforce_with(item, window, judged.verdict, session.options)
+    return None
 
 
 def _around_measured(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -18,12 +18,14 @@ from pytest_netpoll.report.cells import wrap
 
 class Enforced(NamedTuple):
     """Why the plugin ended a test. exception: as raised, to tell our failure from the test's own. lenient:
-    raised in report mode only so that pytest.mark.xfail sees it; it isn't a failure.
+    raised in report mode only so that pytest.mark.xfail sees it; it isn't a failure. messages: the
+    exception's, for each reason.
     """
 
     exception: BaseException
     verdict: Verdict
     lenient: bool = False
+    messages: tuple[str, ...] = ()
 
 
 _COLUMNS = 80
@@ -66,6 +68,22 @@ def enforce(node: pytest.Item, verdict: Verdict, options: Config, where: str = "
     _end(node, verdict, skip, lenient, where)
 
 
+def enforce_with(node: pytest.Item, window: Enforced, verdict: Verdict, options: Config) -> None:
+    """Ends the test, which a window's limits have ended already, also as the verdict on its marker demands:
+    all that is broken is listed at once.
+    """
+    __tracebackhide__ = True
+    verdict = verdict.without_deaths_of(window.verdict)
+    if not verdict.reasons and not verdict.breaches:
+        raise window.exception
+    both = verdict.joined_to(window.verdict)
+    harmless = options.mode == "report" and not both.deaths
+    skip = isinstance(window.exception, pytest.skip.Exception) and (
+        harmless or (both.gate or both.outcome) == "unmeasured"
+    )
+    _end(node, both, skip, window.lenient and harmless, before=window.messages, about=verdict)
+
+
 def settle_report(report: pytest.TestReport, enforced: Enforced) -> None:
     """Adjusts pytest's report on our exception after pytest.mark.xfail was applied: xfail expects a broken
     limit, not an unmeasured test, and report mode fails nothing.
@@ -85,21 +103,35 @@ def refuse(node: pytest.Item, verdict: Verdict, options: Config) -> None:
     _end(node, verdict, skip=harmless and verdict.outcome == "unmeasured")
 
 
-def _end(node: pytest.Item, verdict: Verdict, skip: bool, lenient: bool = False, where: str = "") -> None:
+def _end(
+    node: pytest.Item,
+    verdict: Verdict,
+    skip: bool,
+    lenient: bool = False,
+    where: str = "",
+    before: Sequence[str] = (),
+    about: Verdict | None = None,
+) -> None:
+    """before: messages of an exception that this one replaces. about: the verdict for the other messages."""
     unmeasured = (verdict.gate or verdict.outcome) == "unmeasured"
-    messages = verdict.messages or [str(b) for b in verdict.breaches] or ["regressed against its baseline"]
+    messages = _messages(about or verdict)
     if where:
         messages = [f"{where}, {message}" for message in messages]
         # The window's record has its breaches.
         reasons = (Reason(f"{where}, {r.what}", why=r.why, fix=r.fix) for r in verdict.reasons)
         verdict = replace(verdict, reasons=tuple(reasons), breaches=())
+    messages = list(dict.fromkeys([*before, *messages]))
     reason = "\n".join(messages)
     text = clean.lines(f"unmeasured: {reason}" if unmeasured else reason)
     # pytest prints the reason of a skip on one line.
     text = text.replace("\n  fix: ", "; fix: ") if skip else _with_wrapped_fixes(text)
     exception = pytest.skip.Exception(text) if skip else pytest.fail.Exception(text, pytrace=False)
-    node.stash[ENFORCED] = Enforced(exception, verdict, lenient)
+    node.stash[ENFORCED] = Enforced(exception, verdict, lenient, tuple(messages))
     raise exception
+
+
+def _messages(verdict: Verdict) -> list[str]:
+    return verdict.messages or [str(b) for b in verdict.breaches] or ["regressed against its baseline"]
 
 
 def _with_wrapped_fixes(text: str) -> str:

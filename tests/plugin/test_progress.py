@@ -97,7 +97,7 @@ sys.stdin.readline()  # what to load
 if {slow!r} == "start": wait()
 print(json.dumps({{"ready": {ready}}}), flush=True)
 for line in sys.stdin:
-    if {slow!r} == "answer": wait()
+    if {slow!r} in ("answer", "rest"): wait()
     print(json.dumps({{"id": json.loads(line)["id"], "ok": {{"window": 1}}}}), flush=True)
 """
 
@@ -105,8 +105,15 @@ for line in sys.stdin:
 @pytest.mark.parametrize(
     ("slow", "expected"),
     [
-        ("start", ["waiting for the eBPF agent to start"]),
+        ("start", ["waiting for the eBPF agent to start; it compiles the BPF program unless that is cached"]),
         ("answer", ["waiting for the eBPF agent to answer 'open'"]),
+        (
+            "rest",
+            [
+                "waiting for the services to come to rest: "
+                "the eBPF agent looks at their parked goroutines ('open')"
+            ],
+        ),
         ("nothing", []),
     ],
 )
@@ -123,7 +130,7 @@ def test_waiting_for_a_slow_agent_is_announced(tmp_path, slow, expected):
     agent = agent_client.Probe([sys.executable, "-c", code], say=say)
     try:
         agent.wait_ready()
-        agent.open()
+        agent.open(parked=slow == "rest")
     finally:
         agent.stop()
     # Waiting is also announced on a machine so busy that Python itself takes a second to start.

@@ -133,6 +133,10 @@ def test_few(echo, ping, netpoll):
 def test_wrong(netpoll):
     with netpoll.measure(max_pols=3): pass
 
+@netpoll(max_wakeups=5, max_events=100_000, service="echo")
+def test_of_both(echo, ping, netpoll):
+    with netpoll.measure("ping", max_polls=3): ping(echo, 20)
+
 def test_own_failure_comes_first(echo, ping, netpoll):
     with netpoll.measure(max_polls=3):
         ping(echo, 20)
@@ -142,7 +146,7 @@ def test_own_failure_comes_first(echo, ping, netpoll):
 
 def test_a_window_has_limits_of_its_own_and_names_the_line(run, pytester):
     result = run(LIMITED, "--netpoll-json=report.json", "--netpoll-html=report.html")
-    result.assert_outcomes(passed=1, failed=5)
+    result.assert_outcomes(passed=1, failed=6)
     result.stdout.fnmatch_lines(
         [
             "window 2, ping, echo: polls * > max 3",
@@ -157,6 +161,10 @@ def test_a_window_has_limits_of_its_own_and_names_the_line(run, pytester):
             "    *kit.go:*  services/kit.Echo",
             "unmeasured: window 1, echo: only * wakeups; spurious needs at least 10",
             "netpoll.measure(): unknown limit 'max_pols', did you mean 'max_polls'?",
+            "window 1, ping, echo: polls * > max 3",
+            "echo: wakeups * > max 5",
+            "*- netpoll -*",
+            "window 1, ping, echo (pid *",
             "*assert False",
             "↳ window 2, ping *FAILED",
         ]
@@ -169,6 +177,11 @@ def test_a_window_has_limits_of_its_own_and_names_the_line(run, pytester):
     assert "echo, window 2, ping" in (pytester.path / "report.html").read_text()
     (window,) = tests["test_rule"]["windows"]
     assert [breach["metric"] for breach in window["breaches"]] == ["NP101"]
+    # A window's failure hides none of the marker's.
+    both = tests["test_of_both"]
+    assert [breach["metric"] for breach in both["breaches"]] == ["wakeups"]
+    assert [breach["metric"] for breach in both["windows"][0]["breaches"]] == ["polls"]
+    assert [reason["what"].partition(" > ")[2] for reason in both["reasons"]] == ["max 3", "max 5"]
 
 
 def test_in_report_mode_a_windows_limit_is_reported(run, pytester):

@@ -72,6 +72,10 @@ def test_rules_are_named_by_code_family_and_name(named: str, codes: set[str]) ->
         ("NP1O1", "did you mean 'NP101'"),
         ("reader", "did you mean 'second-reader' or 'stuck-reader'?"),
         ("NP9", "no rule 'NP9'"),
+        ("mutex", "no rule 'mutex'; none is about mutexes: limit max_mutex_wait_seconds"),
+        ("goroutine-leak", "see NP501 parked-leak, or limit max_parked_growth"),
+        ("slow-responses", "limit max_response_p90"),
+        ("block", "no rule 'block'"),
         ("", "it names no rule"),
         (True, "True is not a string"),
         (["all"], "['all'] is not a string"),
@@ -298,8 +302,9 @@ def test_a_test_without_a_service_does_not_pass_a_rule() -> None:
 def test_every_rule_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rules"]) == 0
     listed = capsys.readouterr().out
+    assert "max_mutex_wait_seconds" in listed, "where to look for what no rule is about"
     for rule in RULES.values():
-        assert re.search(rf"^{rule.code} +{rule.name} ", listed, re.MULTILINE)
+        assert re.search(rf"^{rule.code} +{rule.name} .*{re.escape(rule.meaning)}$", listed, re.MULTILINE)
         assert main(["rules", rule.name]) == 0
         explained = capsys.readouterr().out
         assert explained.startswith(f"{rule.code} {rule.name}\n")

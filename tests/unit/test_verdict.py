@@ -339,3 +339,20 @@ def test_a_broken_limit_on_parked_goroutines_has_a_fix(metric: str) -> None:
     assert reason.what == f"server: {metric} 5 > max 1"
     assert reason.fix
     assert RULES["NP501"].fix == reason.fix or metric != "abandoned_descriptors"
+
+
+def test_two_verdicts_on_one_test_are_joined_without_repeating_a_death() -> None:
+    died = Death("echo", Reason("ended with exit status 2 during the window"))
+    window = Verdict("failed", (died.reason,), deaths=(died,))
+    again = Death("echo", Reason("ended with exit status 2 during the test"))
+    broken = judge([measured(HEALTHY)], limits({"max_polls": 1}), deaths=[again])
+    both = broken.without_deaths_of(window).joined_to(window)
+    assert both.outcome == "failed"
+    assert both.deaths == (died,)
+    assert [reason.what for reason in both.reasons] == [
+        "echo: ended with exit status 2 during the window",
+        "server: polls 210 > max 1",
+    ]
+    reported = judge([measured(HEALTHY)], limits({"max_polls": 1}), "report")
+    few = Verdict("unmeasured", (Reason("only 3 wakeups"),))
+    assert (reported.joined_to(few).outcome, reported.joined_to(few).gate) == ("unmeasured", "failed")

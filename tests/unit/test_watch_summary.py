@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Collection
 from dataclasses import replace
 
 import pytest
@@ -12,13 +13,13 @@ from pytest_netpoll.cli.watch.table import View
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.meter.accumulated import Accumulated
 from pytest_netpoll.model.diagnosis import diagnose
-from tests.unit.test_diagnosis import DUP, measurement
+from tests.unit.test_diagnosis import DUP, TICKERS, measurement
 
 
-def ended(*, as_json: bool, **counts: int) -> str:
+def ended(*, as_json: bool, asked: Collection[str] = (), **counts: int) -> str:
     run, stream = Accumulated(), io.StringIO()
     run.add(measurement(**counts))
-    View(stream, as_json=as_json).summary("s (pid 1)", run, "stopped by Ctrl-C", "")
+    View(stream, as_json=as_json, asked=asked).summary("s (pid 1)", run, "stopped by Ctrl-C", "")
     return stream.getvalue()
 
 
@@ -38,6 +39,25 @@ def test_watch_ends_with_the_diagnosis(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_healthy_process_gets_no_diagnosis() -> None:
     assert json.loads(ended(as_json=True, productive_wakeups=100))["diagnosis"] == []
+
+
+def test_it_says_how_to_get_a_go_line_that_a_rule_lacks() -> None:
+    hint = "  for the Go line: --netpoll-goready=on"
+    assert hint in ended(as_json=False, **TICKERS).splitlines()
+    assert "for the Go line" not in ended(as_json=False, asked=["goready"], **TICKERS)
+    assert "for the Go line" not in ended(as_json=False, **DUP)
+
+
+def test_columns_that_an_option_asks_for_stay_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    run, stream = Accumulated(), io.StringIO()
+    run.add(measurement(productive_wakeups=100))
+    View(stream, asked=["response"]).interval("s (pid 1)", measurement(), run)
+    headings = stream.getvalue().splitlines()[1]
+    assert "queue" in headings
+    assert "response" in headings
+    assert "wakeups" in headings
+    assert len(headings) <= 80
 
 
 @pytest.mark.parametrize("columns", ["80", "120", "7"])

@@ -85,7 +85,8 @@ def _run(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         meter = Meter(config, Symbolizer(Path.cwd()))
         stack.callback(meter.stop)
         subject = stack.enter_context(_subject(arguments, command, meter))
-        view = table.View(sys.stdout, as_json=arguments.json)
+        asked = [name for name in ("goready", "response") if getattr(config, name) == "on"]
+        view = table.View(sys.stdout, as_json=arguments.json, asked=asked)
         if exporter is not None:
             view.note(f"metrics for Prometheus at {exporter.url}")
         return _watch(subject, meter, view, exporter, arguments.interval, arguments.duration)
@@ -249,7 +250,8 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         options, command = options[:at], options[at + 1 :]
     parser = argparse.ArgumentParser(
         prog="python -m pytest_netpoll watch",
-        usage="%(prog)s [options] (--pid N | --port N | --process NAME | --cgroup PATH | -- COMMAND …)",
+        usage="%(prog)s [options]\n"
+        "         (--pid N | --port N | --process NAME | --cgroup PATH | -- COMMAND …)",
         description="Show live what the network poller of a Go process does. {port} in COMMAND becomes a "
         "free port. The output of COMMAND is kept, and its last lines are shown if it dies.",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from tabulate import tabulate
@@ -15,6 +15,7 @@ from pytest_netpoll.model import units
 from pytest_netpoll.model.diagnosis import diagnose, findings
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.metrics import METRICS, Metric, Value, in_report
+from pytest_netpoll.model.rules.rule import Finding
 from pytest_netpoll.report import evidence_text, record, wording
 from pytest_netpoll.report.cells import cut, wrap, wrap_fix
 
@@ -28,6 +29,7 @@ _WIDTH = 120  # of plain lines, if neither a terminal nor COLUMNS says another o
 _HEADING_EVERY = 20  # plain lines
 MOST_OFFENDERS = 3
 _FIX = "  fix: "
+_OF_RESPONSES = ("queue_delay", "poll_delay", "handling", "response")  # what --netpoll-response=on measures
 
 
 class _Line(NamedTuple):
@@ -85,10 +87,13 @@ def _screen(stream: TextIO) -> Live | None:
 
 
 class View:
-    """Writes to a stream; a context manager, because the screen has to be restored."""
+    """Writes to a stream; a context manager, because the screen has to be restored. asked: the options of
+    measurements that are on: "goready", "response".
+    """
 
-    def __init__(self, stream: TextIO, *, as_json: bool = False) -> None:
+    def __init__(self, stream: TextIO, *, as_json: bool = False, asked: Collection[str] = ()) -> None:
         self._stream = stream
+        self._asked = asked
         self._as_json = as_json
         self._live = None if as_json else _screen(stream)
         self._intervals = 0
@@ -118,7 +123,8 @@ class View:
             if self._intervals == 0:
                 self._write([_Line(who)])
             if self._intervals % _HEADING_EVERY == 0:
-                self._columns = _fitting(run.total, shutil.get_terminal_size((_WIDTH, 0)).columns)
+                width = shutil.get_terminal_size((_WIDTH, 0)).columns
+                self._columns = _fitting(run.total, width, "response" in self._asked)
                 headings = _cells(["time    ", *(metric.column for metric in self._columns)])
                 self._write([_Line(headings)])
             self._write([_Line(_line(measurement, self._columns))])
@@ -141,12 +147,22 @@ class View:
         for found in findings(run.total):
             cause = wording.clean(found.reason)
             lines += self._wrapped([_Line(""), _Line(cause.headline), _Line(f"{_FIX}{cause.fix}")])
+            hint = self._hint(found)
+            lines += self._wrapped([_Line(f"  for the Go line: {hint}")] if hint else [])
         lines += self._wrapped([_Line(""), _Line(f"Ended: {wording.clean(reason).headline}")])
         if output:
             # Behind a mark, one_line keeps the indentation.
             shown = (wording.one_line(f"| {line}") for line in output.splitlines())
             lines += [_Line("its last output:"), *map(_Line, shown)]
         self._write(lines)
+
+    def _hint(self, found: Finding) -> str | None:
+        """What records the Go line that a finding lacks; None if it has one, or if nothing does."""
+        if found.line is not None or not found.rule.offences:
+            return None
+        if "ready" in found.rule.offences:
+            return None if "goready" in self._asked else "--netpoll-goready=on"
+        return f'forbid="{found.rule.code}" in a test'
 
     def _table(self, who: str, measurement: Measurement, run: Accumulated) -> list[_Line]:
         total = run.total
@@ -221,10 +237,17 @@ def _tabulate(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[_L
     return [_Line(line.rstrip()) for line in table.splitlines()]
 
 
-def _fitting(total: Measurement, width: int) -> list[Metric]:
-    """The columns of plain lines that fit; the first ones to go have no number."""
+def _fitting(total: Measurement, width: int, responses: bool) -> list[Metric]:
+    """The columns of plain lines that fit; the first ones to go have no number. responses: whether an option
+    asks for those that are measured on demand, which stay longest.
+    """
     columns = list(in_report("lines"))
-    dropped = sorted(columns, key=lambda metric: (metric.read(total.snapshot) is not None, metric.keep))
+
+    def worth(metric: Metric) -> tuple[bool, bool, int]:
+        asked = responses and metric.family in _OF_RESPONSES
+        return asked, metric.read(total.snapshot) is not None, metric.keep
+
+    dropped = sorted(columns, key=worth)
     room = max(width // _CELLS - 1, 1)  # beside the time
     return [metric for metric in columns if metric not in dropped[: max(len(columns) - room, 0)]]
 

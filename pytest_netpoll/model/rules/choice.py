@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pytest_netpoll.model.rules import RULES
+from pytest_netpoll.model.rules import RULES, beyond
 
 ALL = "all"
 
@@ -45,6 +45,9 @@ def _named(word: str) -> Iterator[Choice]:
 def _unknown(word: str) -> str:
     known = {name.lower(): name for rule in RULES.values() for name in (rule.code, rule.name)} | {ALL: ALL}
     close = [known[name] for name in difflib.get_close_matches(word.lower(), known, n=2, cutoff=0.7)]
-    # Users may remember only some words of a name.
+    # Users may remember only some words of a name, or look for what has another name.
+    hint = beyond.about(word) if not close else None
+    if hint is not None:
+        return f"no rule {word!r}; {hint}"
     close += [r.name for r in RULES.values() if word.lower() in r.name.lower() and r.name not in close]
     return f"no rule {word!r}" + (f", did you mean {' or '.join(map(repr, close[:3]))}?" if close else "")

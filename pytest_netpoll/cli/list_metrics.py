@@ -1,0 +1,54 @@
+"""`python -m pytest_netpoll metrics [NAME …]`: what a test can limit."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Mapping, Sequence
+
+from pytest_netpoll.cli.lines import DOCS, print_rows, say
+from pytest_netpoll.errors import UsageError
+from pytest_netpoll.model.metrics import LIMITABLE, METRICS, RATES, Metric
+from pytest_netpoll.model.units import Unit
+
+_UNITS: Mapping[Unit, str] = {"share": "ratio 0-1"}
+_PREFIXES = ("max_", "min_")
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pytest_netpoll metrics",
+        description="List the metrics that a test can limit, with unit and meaning, or some of them.",
+    )
+    parser.add_argument(
+        "name",
+        nargs="*",
+        metavar="NAME",
+        help='a name, a part of one, or a limit: "polls", "latency", "max_response_p90"',
+    )
+    named: list[str] = parser.parse_args(arguments).name
+    found = {metric.name: metric for name in named for metric in _named(name)} or METRICS
+    print_rows(
+        [(metric.name, _UNITS.get(metric.unit, metric.unit), metric.meaning) for metric in found.values()]
+    )
+    if not named:
+        text = (
+            "To limit them: @pytest.mark.netpoll(max_polls=50, min_wakeups=10); a count that grows with time "
+            f"also by its rate: max_polls_per_second=50. More: {DOCS}/metrics.md"
+        )
+        say(f"\n{text}")
+    return 0
+
+
+def _named(name: str) -> list[Metric]:
+    bare = next((name[len(prefix) :] for prefix in _PREFIXES if name.startswith(prefix)), name).lower()
+    if bare in RATES:
+        bare = RATES[bare].base
+    if bare in METRICS:
+        return [METRICS[bare]]
+    found = [metric for metric in METRICS.values() if bare in metric.name]
+    if not found:
+        close = difflib.get_close_matches(bare, LIMITABLE, n=1)
+        meant = f", did you mean {close[0]!r}?" if close else ""
+        raise UsageError(f"no metric {name!r}{meant}", fix="see the list: python -m pytest_netpoll metrics")
+    return found
