@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.leftovers import remove_leftovers
+
 # How long an example takes depends on the machine. CI tries the same examples each time, so that a failure
 # comes from the change.
 settings.register_profile(
@@ -92,6 +94,8 @@ def pytest_configure() -> None:
     # processes that tests interrupt would never end.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if os.geteuid() == 0:
+        remove_leftovers()
 
 
 @contextlib.contextmanager

@@ -170,6 +170,13 @@ def _unrelated_bcc() -> str | None:
     return run.stdout.strip() or None
 
 
+def _removal(copy: Path) -> str:
+    if copy == privilege.INSTALLED:
+        return privilege.removal_command(copy, privilege.SUDOERS)
+    # The usual file may hold lines for another agent, and this user can't read it.
+    return f"{privilege.removal_command(copy, None)}; lines for it: {privilege.search_command(copy)}"
+
+
 def agent(meter: Meter, config: Config) -> Finding:
     """Loads and attaches the BPF program for real; compiles it if it is not in the cache."""
     command = privilege.command(config.python, config.sudo, config.agent, config.cache)
@@ -185,7 +192,9 @@ def agent(meter: Meter, config: Config) -> Finding:
         f"{how} and attached in {time.monotonic() - started:.1f} s ({ready['resident_bytes'] / 1e6:.0f} MB)"
     )
     if command[0] == "sudo":
-        seen += f", with sudo, from {copy} (install-agent --remove removes it)" if copy else ", with sudo"
+        seen += ", with sudo"
+        if copy:
+            seen += f", from {copy} (to remove it: {_removal(copy)})"
     why = ready["not_cached"]
     if why is None:
         return Finding("ok", seen)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import getpass
 import grp
@@ -18,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from pytest_netpoll.agent.security.trust import distrust, distrust_place
@@ -29,29 +30,34 @@ from pytest_netpoll.meter.privilege import (
     FILL,
     INSTALL,
     INSTALLED,
+    PARTS,
+    SUDOERS,
     SYSTEM_PYTHON,
     agent_command,
     bpf_sources,
     parts,
+    removal_command,
+    search_command,
 )
 from pytest_netpoll.options import Config, add_agent_options
 
 FILL_DEADLINE = 300.0  # s; an emulated machine takes 20
 
-SUDOERS = Path("/etc/sudoers.d/pytest-netpoll")
-
 # Characters that need no quoting in sudoers; a wildcard could match too much.
 _PLAIN_PATH = re.compile(r"(/[A-Za-z0-9._+-]+)+")
 _PLAIN_USER = re.compile(r"%?[A-Za-z0-9_][A-Za-z0-9_.-]*")
 # A line of ours: the user, the system's Python, the agent.
-_LINE = re.compile(r"(?P<user>\S+) ALL=\(root\) NOPASSWD: /\S+ -I -B /\S+/agent")
+_LINE = re.compile(r"(?P<user>\S+) ALL=\(root\) NOPASSWD: /\S+ -I -B (?P<agent>/\S+/agent)")
 _HEADER = "# pytest-netpoll: exactly its agent. See docs/without-root.md."
-# By these files a directory is known to hold an agent of ours.
-_OURS = ("agent/__main__.py", "bpf/netpoll.c")
+# What `fill_cache` writes, below the prefix; drafts may be left of one that was killed.
+_CACHED = re.compile(r"cache/\.?[0-9a-f]{64}\.(program|bytecode)(\.\d+\.\d+)?")
+_COMPILED = re.compile(r"__pycache__/([^/.]+)\.[^/]+\.pyc(\.\d+)?$")
+# A directory of `install`, left by one that was killed.
+_UNFINISHED = re.compile(r"\.new-[a-z0-9_]{8}/(old-)?")
 
 
 class InstallError(NetpollError):
-    """The agent could not be installed or removed; the files that were there before are unchanged."""
+    """The agent or a line for it could not be installed or removed."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -90,7 +96,12 @@ def main(argv: Sequence[str]) -> int:
             f"  {shlex.quote(sys.executable)} -m pytest_netpoll doctor"
             f"{_option('--netpoll-agent', options.prefix, INSTALLED)}"
         )
-    print(f"to remove the agent and all lines for it again:\n  {_removal(options)}")
+    print(
+        f"to remove the agent and all lines for it again:\n  {_removal(options)}\n"
+        "`install-agent --remove` does the same; run it only from an environment that the user can't write to"
+    )
+    if options.sudoers is None:
+        print(f"neither finds the line where you paste it; this does:\n  {search_command(options.prefix)}")
     return 0
 
 
@@ -99,15 +110,33 @@ def _permission(user: str) -> str:
     return f"{who} may start exactly this agent as root without a password, to measure their own processes"
 
 
-def _removal(options: argparse.Namespace) -> str:
-    return (
-        f"{INSTALL} --remove{_option('--prefix', options.prefix, INSTALLED)}"
-        f"{_option('--sudoers', options.sudoers or SUDOERS, SUDOERS)}"
-    )
-
-
 def _option(name: str, value: Path, default: Path) -> str:
     return "" if value == default else f" {name}={shlex.quote(str(value))}"
+
+
+def _removal(options: argparse.Namespace) -> str:
+    """What removes the agent and its lines without running, as root, code that a user may have changed."""
+    file = options.sudoers or SUDOERS
+    if _holds_only_lines_for(options.prefix, file):
+        return removal_command(options.prefix, file)
+    by_hand = _by_hand(file, f"the lines with {options.prefix / 'agent'}")
+    return f"{by_hand}\n  {removal_command(options.prefix, None)}"
+
+
+def _by_hand(file: Path, which: str) -> str:
+    return f"sudo visudo -f {shlex.quote(str(file))}  # and delete {which}"
+
+
+def _holds_only_lines_for(prefix: Path, file: Path) -> bool:
+    try:
+        lines = _read(file)
+    except FileNotFoundError:
+        return True
+    except PermissionError:  # for an ordinary user; nobody but we should write to our own
+        return file == SUDOERS
+    except OSError:
+        return False
+    return all(line in ("", _HEADER) or _allows(line, prefix) for line in lines)
 
 
 def _remove(options: argparse.Namespace) -> int:
@@ -117,7 +146,7 @@ def _remove(options: argparse.Namespace) -> int:
         raise InstallError(
             "install-agent --remove needs root",
             why="the agent and the line in sudoers belong to root",
-            fix=_removal(options) + ("" if user is None else f" --user {shlex.quote(user)}"),
+            fix=_removal(options) if user is None else _by_hand(sudoers, f"the line of {user}"),
         )
     # The lines first: they must not allow anything that isn't there.
     removed = remove_lines(sudoers, options.prefix, user)
@@ -125,15 +154,29 @@ def _remove(options: argparse.Namespace) -> int:
         print(f"removed from {sudoers}:\n\n{line}\n")
     if user is not None:
         if not removed:
-            raise InstallError(f"{sudoers} has no line for {user} and the agent in {options.prefix}")
+            raise InstallError(
+                f"{sudoers} has no line for {user} and the agent in {options.prefix}",
+                fix=f"see which file has one, and name it with --sudoers FILE: "
+                f"{search_command(options.prefix)}",
+            )
         print(f"the agent in {options.prefix} stays, for others; to remove it, too:\n  {_removal(options)}")
     elif remove_agent(options.prefix):
         print(f"removed the agent from {options.prefix}")
+        kept = [str(options.prefix / part) for part in PARTS if os.path.lexists(options.prefix / part)]
+        if kept:
+            print(
+                "kept files that this version of install-agent doesn't write; to see them:\n"
+                f"  sudo find {shlex.join(kept)}"
+            )
     elif not removed:
         raise InstallError(
             f"there is no agent of install-agent in {options.prefix}, and no line for it in {sudoers}",
             fix="name where it was installed with --prefix DIR and --sudoers FILE",
         )
+    print(
+        "lines in other files, and lines that were edited, stay; to find them:\n"
+        f"  {search_command(options.prefix)}"
+    )
     return 0
 
 
@@ -163,8 +206,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--remove",
         action="store_true",
-        help="remove the agent, its cache, and all lines for it from --sudoers; with --user only that "
-        "user's line",
+        help="remove the agent, its cache, and all lines for it in the file of --sudoers; with --user only "
+        "that user's line",
     )
     add_agent_options(parser, ("max_fds", "max_processes"))
     parser.add_argument(
@@ -225,7 +268,7 @@ def install(prefix: Path) -> None:
     try:
         new = Path(tempfile.mkdtemp(prefix=".new-", dir=prefix))
         try:
-            sources = {"agent": AGENT, "bpf": bpf_sources()}
+            sources = _sources()
             # Copy everything first: if the disk is full, the old files stay.
             for name, source in sources.items():
                 _copy(source, new / name)
@@ -241,6 +284,10 @@ def install(prefix: Path) -> None:
     reason = distrust(str(prefix))
     if reason is not None:
         raise InstallError(f"the agent in {prefix} must not be used", why=reason, fix=f"rm -r {prefix}")
+
+
+def _sources() -> dict[str, Path]:
+    return {"agent": AGENT, "bpf": bpf_sources()}
 
 
 def fill_cache(prefix: Path, python: Path, config: Config, again: str) -> str:
@@ -297,17 +344,23 @@ def _copy(source: Path, target: Path) -> None:
         directory.chmod(0o755)
 
 
-def check_syntax(text: str) -> None:
+def check_syntax(text: str, fix: str | None = None) -> None:
     """Checks a whole file with visudo: a mistake in sudoers may lock everybody out."""
+    complaint = _complaint(text)
+    if complaint is not None:
+        raise InstallError("visudo rejects the resulting sudoers", fix=fix, detail=f"{text}\n{complaint}")
+
+
+def _complaint(text: str) -> str | None:
+    """What visudo prints about the text if it rejects it."""
     visudo = shutil.which("visudo", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if visudo is None:
-        return
+        return None
     with tempfile.NamedTemporaryFile("w", prefix="pytest-netpoll-", errors="surrogateescape") as draft:
         draft.write(text)
         draft.flush()
         run = subprocess.run([visudo, "-c", "-f", draft.name], capture_output=True, text=True, check=False)
-    if run.returncode:
-        raise InstallError("visudo rejects the resulting sudoers", detail=f"{text}\n{run.stdout}{run.stderr}")
+    return f"{run.stdout}{run.stderr}" if run.returncode else None
 
 
 def write_sudoers(file: Path, line: str) -> list[str]:
@@ -318,7 +371,7 @@ def write_sudoers(file: Path, line: str) -> list[str]:
     with _changed(file) as lines:
         if not lines:
             lines.append(_HEADER)
-        own = [old for old in lines if (ours := _LINE.fullmatch(old)) and ours["user"] == user]
+        own = [old for old in lines if (ours := _parsed(old)) and ours["user"] == user]
         lines[:] = [*(old for old in lines if old not in own), line]
     return [old for old in own if old != line]
 
@@ -327,28 +380,43 @@ def remove_lines(file: Path, prefix: Path, user: str | None = None) -> list[str]
     """Removes the lines that let the user (None: anybody) start the agent in the directory; returns them.
     A file that holds nothing else is removed.
     """
-    if not file.exists():
+    if not os.path.lexists(file):
         return []
-    agent = f" {prefix / 'agent'}"
-    with _changed(file) as lines:
-        own = [
-            line
-            for line in lines
-            if (ours := _LINE.fullmatch(line)) and line.endswith(agent) and user in (None, ours["user"])
-        ]
+    with _changed(file, revoking=True) as lines:
+        own = [line for line in lines if _allows(line, prefix, user)]
         lines[:] = [line for line in lines if line not in own]
     return own
 
 
+def _parsed(line: str) -> re.Match[str] | None:
+    """The parts of a line of ours, whatever the spaces between and around its words are."""
+    return _LINE.fullmatch(" ".join(line.split()))
+
+
+def _allows(line: str, prefix: Path, user: str | None = None) -> bool:
+    """Whether it is a line of ours for the agent in the directory, and for that user (None: anybody)."""
+    ours = _parsed(line)
+    return ours is not None and ours["agent"] == str(prefix / "agent") and user in (None, ours["user"])
+
+
+def _read(file: Path) -> list[str]:
+    """The lines of the file; OSError (ELOOP) if it is a symbolic link."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with open(descriptor, errors="surrogateescape") as text:
+        return text.read().splitlines()
+
+
 @contextlib.contextmanager
-def _changed(file: Path) -> Iterator[list[str]]:
+def _changed(file: Path, revoking: bool = False) -> Iterator[list[str]]:
     """The lines of a file of sudoers, which are written back; none if there is no such file. A file that is
     left with nothing but our header is removed.
+
+    revoking: mistakes that the file had before don't matter; they must not keep a permission alive.
     """
     try:
         with _alone(file.parent):
             try:
-                before = file.read_text(errors="surrogateescape").splitlines()
+                before = _read(file)
             except FileNotFoundError:
                 before = []
             lines = list(before)
@@ -358,8 +426,9 @@ def _changed(file: Path) -> Iterator[list[str]]:
             if lines in ([], [_HEADER]):
                 file.unlink()
                 return
-            text = "".join(f"{line}\n" for line in lines)
-            check_syntax(text)
+            text = _text(lines)
+            if not revoking or _complaint(_text(before)) is None:
+                check_syntax(text, fix=f"change it by hand: sudo visudo -f {shlex.quote(str(file))}")
             # In one step, and never readable by others: sudo obeys any file that it finds there.
             draft = file.with_name(f".{file.name}.new")
             draft.unlink(missing_ok=True)
@@ -368,25 +437,72 @@ def _changed(file: Path) -> Iterator[list[str]]:
                 out.write(text)
             draft.rename(file)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            # To replace the link would leave the lines where it leads to.
+            target = shlex.quote(str(file.resolve()))
+            raise InstallError(
+                f"{file} is a symbolic link, and wasn't changed",
+                fix=f"name the file that it leads to: --sudoers {target}",
+            ) from None
         fix = None if file.parent.is_dir() else "install sudo"
         raise InstallError(f"cannot write {file}", why=error.strerror, fix=fix) from None
 
 
+def _text(lines: Sequence[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
 def remove_agent(prefix: Path) -> bool:
-    """Removes what `install` and `fill_cache` put into the directory, and the directory if nothing else is
-    in it. Returns whether there was an agent.
+    """Removes the files that `install` and `fill_cache` put into the directory, and the directories that are
+    empty then. Returns whether there were any: an earlier removal may have been interrupted.
     """
-    if not all((prefix / part).is_file() for part in _OURS):
+    if not os.path.lexists(prefix):
         return False
+    reason = distrust_place(str(prefix))
+    if reason is not None:
+        raise InstallError(
+            f"cannot remove the agent from {prefix}",
+            why=f"{reason}, so root could be made to remove other files",
+            fix=f"look at what is there, and delete it as its owner: ls -lR {shlex.quote(str(prefix))}",
+        )
+    ours = {f"{name}/{part.relative_to(top)}" for name, top in _sources().items() for part in parts(top)}
     try:
-        for name in ("agent", "bpf", "cache"):
-            with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(prefix / name)
-        with contextlib.suppress(OSError):  # something else is in it
-            prefix.rmdir()
+        top = os.open(prefix, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            with os.scandir(top) as entries:
+                names = [each.name for each in entries]
+            parted = [name for name in names if name in PARTS or _UNFINISHED.fullmatch(f"{name}/")]
+            found = [_remove_below(top, name, ours) for name in parted]
+        finally:
+            os.close(top)
+        if any(found):
+            with contextlib.suppress(OSError):  # something else is in it
+                prefix.rmdir()
     except OSError as error:
         raise InstallError(f"cannot remove the agent from {prefix}", why=str(error)) from None
-    return True
+    return any(found)
+
+
+def _remove_below(top: int, name: str, ours: Collection[str]) -> bool:
+    """Removes our files in a directory, and the directories that are empty then. Returns whether there were
+    any. No symbolic link is followed, even if somebody exchanges directories meanwhile. top: a descriptor of
+    the directory above.
+    """
+    found = False
+    for directory, directories, files, descriptor in os.fwalk(name, topdown=False, dir_fd=top):
+        for file in files:
+            path = _UNFINISHED.sub("", f"{directory}/{file}", count=1)
+            if _CACHED.fullmatch(path) or _COMPILED.sub(r"\1.py", path) in ours:
+                os.unlink(file, dir_fd=descriptor)
+                found = True
+        if found:
+            for below in directories:
+                with contextlib.suppress(OSError):
+                    os.rmdir(below, dir_fd=descriptor)
+    if found:
+        with contextlib.suppress(OSError):
+            os.rmdir(name, dir_fd=top)
+    return found
 
 
 @contextlib.contextmanager

@@ -26,6 +26,8 @@ HERE = Path(__file__).parents[1]
 AGENT = HERE / "agent"
 SYSTEM_PYTHON = Path("/usr/bin/python3")
 INSTALLED = Path("/usr/local/lib/pytest-netpoll")
+PARTS = ("agent", "bpf", "cache")  # what install-agent puts there
+SUDOERS = Path("/etc/sudoers.d/pytest-netpoll")
 # By its path: a virtual environment's PATH is not sudo's.
 AS_ROOT = f"sudo {shlex.quote(sys.executable)}"
 INSTALL = f"{AS_ROOT} -m pytest_netpoll install-agent"
@@ -145,6 +147,26 @@ def install_command(copy: Path, user: str | None = None, python: Path = SYSTEM_P
     if user is not None:
         options += ["--user", user, "--sudoers"]
     return " ".join([INSTALL, *(shlex.quote(str(option)) for option in options)])
+
+
+def removal_command(copy: Path, sudoers: Path | None) -> str:
+    """What an administrator types to remove the agent installed there. It runs no code of the environment,
+    which a user may have changed. sudoers: a file with nothing but lines for that agent; left out if absent.
+    """
+    paths = []
+    if sudoers is not None and (os.path.lexists(sudoers) or not os.access(sudoers.parent, os.R_OK | os.X_OK)):
+        paths.append(sudoers)
+    try:
+        shared = not {path.name for path in copy.iterdir()}.issubset(PARTS)
+    except OSError:
+        shared = False
+    paths += [copy / part for part in PARTS] if shared else [copy]
+    return f"sudo rm -r {shlex.join(map(str, paths))}"
+
+
+def search_command(copy: Path) -> str:
+    """What an administrator types to find the lines for the agent installed there."""
+    return f"sudo grep -rF {shlex.quote(str(copy / 'agent'))} /etc/sudoers /etc/sudoers.d"
 
 
 def this_user() -> str:

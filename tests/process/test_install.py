@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from pytest_netpoll.errors import ServiceError, UnmeasuredError, UsageError
 from pytest_netpoll.meter import privilege
 from pytest_netpoll.meter.privilege import INSTALLED, SYSTEM_PYTHON
 from pytest_netpoll.service import build
+from tests.leftovers import remove_leftovers
 
 needs_root_and_sudo = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("sudo"), reason="asking sudo about others takes root, and a sudo"
@@ -112,72 +114,225 @@ def test_root_who_names_no_user_is_asked_for_one(monkeypatch: pytest.MonkeyPatch
         install_agent.main([])
 
 
-def fake_agent(prefix: Path) -> Path:
-    for part in (*install_agent._OURS, "cache/1.program"):
+def installed(prefix: Path) -> Path:
+    """An agent with what compiling writes, but without the time that it takes."""
+    install_agent.install(prefix)
+    key = "5eed" * 16
+    for part in (
+        f"cache/{key}.program",
+        f"cache/{key}.bytecode",
+        f"cache/.{key}.program.7.12345",  # left by one that was killed
+        "agent/__pycache__/__main__.cpython-311.pyc",
+        "agent/security/__pycache__/trust.cpython-39.opt-1.pyc",
+        ".new-abcd_123/old-agent/__main__.py",
+        ".new-abcd_123/bpf/netpoll.c",
+    ):
         (prefix / part).parent.mkdir(parents=True, exist_ok=True)
         (prefix / part).touch()
     return prefix
 
 
-def test_removing_takes_back_all_that_was_installed(tmp_path: Path, capsys: Capture) -> None:
-    file, prefix = tmp_path / "sudoers", fake_agent(tmp_path / "agent-of-ours")
+@pytest.fixture
+def prefix() -> Iterator[Path]:
+    """A directory for an agent, which must be root's all the way up; it doesn't exist yet."""
+    if os.geteuid() != 0:
+        pytest.skip("only root installs and removes agents")
+    above = Path(f"/usr/local/lib/netpoll-test-{os.getpid()}")
+    above.mkdir(mode=0o755)
+    try:
+        yield above / "agent-of-ours"
+    finally:
+        shutil.rmtree(above)
+
+
+def remove(prefix: Path, file: Path, *more: str) -> int:
+    return install_agent.main(["--remove", "--prefix", str(prefix), "--sudoers", str(file), *more])
+
+
+def test_removing_takes_back_all_that_was_installed(tmp_path: Path, prefix: Path, capsys: Capture) -> None:
+    file = tmp_path / "sudoers"
+    installed(prefix)
     for user in ("nobody", "daemon"):
         install_agent.write_sudoers(file, line(user, prefix))
-    remove = ["--remove", "--prefix", str(prefix), "--sudoers", str(file)]
-    assert install_agent.main(remove) == 0
+    assert remove(prefix, file) == 0
     out = capsys.readouterr().out
     assert line("nobody", prefix) in out
     assert f"removed the agent from {prefix}" in out
+    assert f"sudo grep -rF {prefix}/agent /etc/sudoers /etc/sudoers.d" in out, "where else lines may be"
+    assert "kept" not in out
     assert list(tmp_path.iterdir()) == []
+    assert list(prefix.parent.iterdir()) == []
     with pytest.raises(install_agent.InstallError, match="there is no agent of install-agent in"):
-        install_agent.main(remove)
+        remove(prefix, file)
 
 
-def test_removing_a_user_keeps_the_agent_and_the_others(tmp_path: Path) -> None:
-    file, prefix = tmp_path / "sudoers", fake_agent(tmp_path / "agent-of-ours")
+def test_removing_a_user_keeps_the_agent_and_the_others(tmp_path: Path, prefix: Path) -> None:
+    file = tmp_path / "sudoers"
+    installed(prefix)
     for user in ("nobody", "daemon"):
         install_agent.write_sudoers(file, line(user, prefix))
-    remove = ["--remove", "--user", "daemon", "--prefix", str(prefix), "--sudoers", str(file)]
-    assert install_agent.main(remove) == 0
+    assert remove(prefix, file, "--user", "daemon") == 0
     assert rules(file) == [line("nobody", prefix)]
     assert (prefix / "agent").is_dir()
-    with pytest.raises(install_agent.InstallError, match="has no line for daemon"):
-        install_agent.main(remove)
+    with pytest.raises(install_agent.InstallError, match="has no line for daemon") as failure:
+        remove(prefix, file, "--user", "daemon")
+    assert f"sudo grep -rF {prefix}/agent /etc/sudoers" in str(failure.value.fix)
 
 
-def test_removing_leaves_what_is_not_of_this_agent(tmp_path: Path) -> None:
-    file, prefix = tmp_path / "sudoers", fake_agent(tmp_path / "agent-of-ours")
+def test_removing_leaves_what_is_not_of_this_agent(tmp_path: Path, prefix: Path, capsys: Capture) -> None:
+    file = tmp_path / "sudoers"
     others = f"nobody ALL=(root) NOPASSWD: /bin/true\n{line('nobody', Path('/opt/netpoll'))}\n"
     file.write_text(others)
+    installed(prefix)
     install_agent.write_sudoers(file, line("daemon", prefix))
-    (prefix / "notes").touch()
-    (tmp_path / "other" / "agent").mkdir(parents=True)
-    install_agent.main(["--remove", "--prefix", str(prefix), "--sudoers", str(file)])
+    notes = [prefix / name for name in ("notes", "bpf/other", "cache/important", "agent/bpf/netpoll.c")]
+    for note in notes:
+        note.touch()
+    (prefix / "agent/security/link").symlink_to(tmp_path)
+    assert remove(prefix, file) == 0
     assert file.read_text() == others
-    assert [path.name for path in prefix.iterdir()] == ["notes"]
+    left = {path for path in prefix.rglob("*") if not path.is_dir() or path.is_symlink()}
+    assert left == {*notes, prefix / "agent/security/link"}
+    assert f"sudo find {prefix}/agent {prefix}/bpf {prefix}/cache" in capsys.readouterr().out
+    other = prefix.parent / "other"
+    (other / "agent").mkdir(parents=True)
     with pytest.raises(install_agent.InstallError, match="no agent of install-agent"):
-        install_agent.main(["--remove", "--prefix", str(tmp_path / "other"), "--sudoers", str(file)])
-    assert (tmp_path / "other" / "agent").is_dir()
+        remove(other, file)
+    assert (other / "agent").is_dir()
+
+
+@pytest.mark.parametrize("left", ["agent/__main__.py", "bpf/netpoll.h", f"cache/{'0' * 64}.program"])
+def test_a_removal_that_was_interrupted_can_be_repeated(tmp_path: Path, prefix: Path, left: str) -> None:
+    (prefix / left).parent.mkdir(parents=True)
+    (prefix / left).touch()
+    assert remove(prefix, tmp_path / "sudoers") == 0
+    assert list(prefix.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("spoil", ["link", "owner", "writable above"])
+def test_nothing_is_removed_where_another_user_could_exchange_it(
+    tmp_path: Path, prefix: Path, spoil: str
+) -> None:
+    file = tmp_path / "sudoers"
+    named = installed(prefix)
+    install_agent.write_sudoers(file, line("nobody", prefix))
+    if spoil == "link":
+        named = prefix.with_name("link")
+        named.symlink_to(prefix)
+        os.lchown(named, 65534, 65534)
+        install_agent.write_sudoers(file, line("nobody", named))
+    elif spoil == "owner":
+        os.chown(prefix, 65534, 65534)
+    else:
+        prefix.parent.chmod(0o777)
+    with pytest.raises(install_agent.InstallError, match="root could be made to remove other files"):
+        remove(named, file)
+    assert (prefix / "agent/__main__.py").is_file()
+    assert (prefix / "bpf/netpoll.c").is_file()
+    assert not file.exists(), "the permission is revoked anyway"
+
+
+def test_removing_follows_no_link_that_is_exchanged_meanwhile(
+    tmp_path: Path, prefix: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if somebody had got around the check: a directory becomes a link when it has been listed."""
+    installed(prefix)
+    elsewhere = installed(prefix.with_name("elsewhere"))
+    real, swapped = os.unlink, []
+
+    def unlink(path: str, *, dir_fd: int | None = None) -> None:
+        if not swapped:
+            swapped.extend(prefix / name for name in ("agent", "bpf", "cache"))
+            for directory in swapped:
+                directory.rename(directory.with_name(f"old-{directory.name}"))
+                directory.symlink_to(elsewhere / directory.name)
+        real(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    remove(prefix, tmp_path / "sudoers")
+    assert swapped
+    for part in ("agent/__main__.py", "bpf/netpoll.c", f"cache/{'5eed' * 16}.program"):
+        assert (elsewhere / part).is_file()
+
+
+@pytest.mark.parametrize("spaced", ["{} ", "{}\t", "  {}", "{}\r"])
+def test_a_line_with_other_spaces_is_removed(tmp_path: Path, spaced: str) -> None:
+    file = tmp_path / "sudoers"
+    text = line("nobody").replace(" ALL", "  ALL")
+    file.write_text(spaced.format(text) + f"\n{line('daemon')}\n", newline="")
+    assert len(install_agent.remove_lines(file, INSTALLED, "nobody")) == 1
+    assert rules(file) == [line("daemon")]
+
+
+def test_another_mistake_in_the_file_does_not_keep_a_permission(tmp_path: Path) -> None:
+    file = tmp_path / "sudoers"
+    file.write_text(f"nobody ALL=(\n{line('nobody')}\n")
+    assert install_agent.remove_lines(file, INSTALLED) == [line("nobody")]
+    assert file.read_text() == "nobody ALL=(\n"
+
+
+def test_a_link_to_a_file_of_sudoers_is_not_replaced(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_text(f"{line('nobody')}\n")
+    link.symlink_to(target)
+    with pytest.raises(install_agent.InstallError, match="is a symbolic link") as removing:
+        install_agent.remove_lines(link, INSTALLED)
+    assert removing.value.fix == f"name the file that it leads to: --sudoers {target}"
+    with pytest.raises(install_agent.InstallError, match="is a symbolic link"):
+        install_agent.write_sudoers(link, line("daemon"))
+    assert (link.is_symlink(), rules(target)) == (True, [line("nobody")])
+
+
+def install_without_compiling(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(install_agent, "fill_cache", lambda *_: "compiled")
+    assert install_agent.main([*arguments, "--user", "nobody"]) == 0
+
+
+def removal_in(out: str) -> list[str]:
+    """The commands that were printed, without their sudo."""
+    _, _, after = out.partition("to remove the agent and all lines for it again:\n")
+    return [text.removeprefix("  sudo ") for text in after.splitlines() if text.startswith("  sudo ")]
 
 
 def test_what_was_installed_says_whom_it_is_for_and_how_to_remove_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    tmp_path: Path, prefix: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    file, prefix = tmp_path / "sudoers", tmp_path / "prefix"
-    monkeypatch.setattr(install_agent, "install", fake_agent)
-    monkeypatch.setattr(install_agent, "fill_cache", lambda *_: "compiled")
-    arguments = ["--prefix", str(prefix), "--sudoers", str(file)]
-    assert install_agent.main([*arguments, "--user", "nobody"]) == 0
+    file = tmp_path / "sudoers"
+    install_without_compiling(monkeypatch, "--prefix", str(prefix), "--sudoers", str(file))
     out = capsys.readouterr().out
     assert "nobody may start exactly this agent as root without a password" in out
-    # The command it prints does it.
-    (removal,) = (text.strip() for text in out.splitlines() if "--remove" in text)
-    _, _, options = removal.partition("install-agent ")
-    assert install_agent.main(shlex.split(options)) == 0
+    assert "run it only from an environment that the user can't write to" in out
+    # The command it prints does it, and runs nothing of this environment.
+    (removal,) = removal_in(out)
+    assert removal == f"rm -r {file} {prefix}"
+    subprocess.run(shlex.split(removal), check=True)
     assert list(tmp_path.iterdir()) == []
+    assert list(prefix.parent.iterdir()) == []
+
+
+def test_a_line_that_is_only_printed_can_be_found(
+    prefix: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    install_without_compiling(monkeypatch, "--prefix", str(prefix))
+    assert removal_in(capsys.readouterr().out)[-1] == f"grep -rF {prefix}/agent /etc/sudoers /etc/sudoers.d"
+
+
+def test_what_others_have_there_is_not_in_the_command_that_removes(
+    tmp_path: Path, prefix: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    file = tmp_path / "sudoers"
+    file.write_text("daemon ALL=(root) NOPASSWD: /bin/true\n")
+    prefix.mkdir()
+    (prefix / "notes").touch()
+    install_without_compiling(monkeypatch, "--prefix", str(prefix), "--sudoers", str(file))
+    assert removal_in(capsys.readouterr().out) == [
+        f"visudo -f {file}  # and delete the lines with {prefix}/agent",
+        f"rm -r {prefix}/agent {prefix}/bpf {prefix}/cache",
+    ]
 
 
 def test_an_ordinary_user_is_given_the_call_as_an_administrator_types_it(
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SUDO_USER", "nobody")
@@ -186,8 +341,21 @@ def test_an_ordinary_user_is_given_the_call_as_an_administrator_types_it(
         install_agent.main(["--sudoers", "--prefix", "/opt/np"])
     assert str(failure.value.fix).endswith("install-agent --sudoers --prefix /opt/np --user nobody")
     with pytest.raises(install_agent.InstallError, match="needs root") as failure:
-        install_agent.main(["--remove", "--user", "nobody"])
-    assert str(failure.value.fix).endswith("install-agent --remove --user nobody")
+        remove(tmp_path / "np", tmp_path / "sudoers", "--user", "nobody")
+    assert failure.value.fix == f"sudo visudo -f {tmp_path}/sudoers  # and delete the line of nobody"
+    with pytest.raises(install_agent.InstallError, match="needs root") as failure:
+        remove(tmp_path / "np", tmp_path / "sudoers")
+    assert failure.value.fix == f"sudo rm -r {tmp_path}/np"
+
+
+def test_what_killed_tests_left_is_removed(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tmp_path / f"netpoll-test-{ended.pid}/agent").mkdir(parents=True)
+    (tmp_path / f"netpoll-test-{os.getpid()}").touch()
+    (tmp_path / "other").touch()
+    remove_leftovers([tmp_path])
+    assert {path.name for path in tmp_path.iterdir()} == {f"netpoll-test-{os.getpid()}", "other"}
 
 
 @needs_root_and_sudo

@@ -165,7 +165,9 @@ def test_the_doctor_shows_whether_the_cache_was_used(monkeypatch: pytest.MonkeyP
     assert (found.status, found.fix) == ("ok", "install-agent")
 
 
-def test_the_doctor_says_how_to_renew_an_installed_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_doctor_says_how_to_renew_and_remove_an_installed_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     meter: Any = SimpleNamespace(
         environment={
             "program": "compiled",
@@ -180,5 +182,11 @@ def test_the_doctor_says_how_to_renew_an_installed_agent(monkeypatch: pytest.Mon
     )
     monkeypatch.setattr(privilege, "command", lambda *_: ["sudo", "-n", "--", "python3", "/opt/np/agent"])
     found = doctor.agent(meter, replace(Config.default(), agent=Path("/opt/np")))
-    assert "with sudo, from /opt/np (install-agent --remove removes it)" in found.seen
+    grep = "sudo grep -rF /opt/np/agent /etc/sudoers /etc/sudoers.d"
+    assert f"with sudo, from /opt/np (to remove it: sudo rm -r /opt/np; lines for it: {grep})" in found.seen
     assert found.fix == f"sudo {sys.executable} -m pytest_netpoll install-agent --prefix /opt/np"
+    (tmp_path / "sudoers").touch()
+    monkeypatch.setattr(privilege, "SUDOERS", tmp_path / "sudoers")
+    monkeypatch.setattr(privilege, "INSTALLED", Path("/opt/np"))
+    removal = f"(to remove it: sudo rm -r {tmp_path}/sudoers /opt/np)"
+    assert removal in doctor.agent(meter, replace(Config.default(), agent=Path("/opt/np"))).seen
