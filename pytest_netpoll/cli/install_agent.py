@@ -65,11 +65,12 @@ def main(argv: Sequence[str]) -> int:
     line = sudoers_line(user, options.python, options.prefix)
     check_user(user)
     again = f"{INSTALL} {shlex.join(argv)}"
+    with_line = again if options.sudoers is not None else f"{again} --sudoers"
     if os.geteuid() != 0:
         raise InstallError(
             "install-agent needs root",
             why="what sudo starts must belong to root, or its users could change it",
-            fix=again,
+            fix=with_line,
         )
     install(options.prefix)
     print(f"installed the agent in {options.prefix}, owned by root and writable only by root")
@@ -77,8 +78,8 @@ def main(argv: Sequence[str]) -> int:
     if options.sudoers is None:
         check_syntax(f"{line}\n")
         print(
-            f"with this line in sudoers {_permission(user)}; to have it written to {SUDOERS}, "
-            f"add --sudoers:\n\n{line}\n"
+            f"this line for sudoers was not written:\n\n{line}\n\nwith it, {_permission(user)}\n"
+            f"to write it to {SUDOERS}:\n  {with_line}"
         )
     else:
         replaced = write_sudoers(options.sudoers, line)
@@ -86,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
         for old in replaced:
             print(f"\nin place of\n\n{old}")
         print(
-            f"\n{_permission(user)}; to check that, as {'one of them' if user.startswith('%') else user}:\n"
+            f"\n{_permission(user)}\nto check that, as {'one of them' if user.startswith('%') else user}:\n"
             f"  {shlex.quote(sys.executable)} -m pytest_netpoll doctor"
             f"{_option('--netpoll-agent', options.prefix, INSTALLED)}"
         )
@@ -129,11 +130,14 @@ def _remove(options: argparse.Namespace) -> int:
         print(f"the agent in {options.prefix} stays, for others; to remove it, too:\n  {_removal(options)}")
     elif remove_agent(options.prefix):
         print(f"removed the agent from {options.prefix}")
-    elif not removed:
+    elif (options.prefix / "agent").exists():
         raise InstallError(
             f"there is no agent of install-agent in {options.prefix}, and no line for it in {sudoers}",
+            why="its agent directory holds something else",
             fix="name where it was installed with --prefix DIR and --sudoers FILE",
         )
+    elif not removed:
+        print(f"nothing to remove: no agent at {options.prefix}, and no line for it in {sudoers}")
     return 0
 
 

@@ -129,8 +129,8 @@ def test_removing_takes_back_all_that_was_installed(tmp_path: Path, capsys: Capt
     assert line("nobody", prefix) in out
     assert f"removed the agent from {prefix}" in out
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(install_agent.InstallError, match="there is no agent of install-agent in"):
-        install_agent.main(remove)
+    assert install_agent.main(remove) == 0, "it is all gone"
+    assert f"nothing to remove: no agent at {prefix}" in capsys.readouterr().out
 
 
 def test_removing_a_user_keeps_the_agent_and_the_others(tmp_path: Path) -> None:
@@ -177,6 +177,20 @@ def test_what_was_installed_says_whom_it_is_for_and_how_to_remove_it(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_without_sudoers_the_line_and_the_command_that_writes_it_are_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(install_agent, "install", fake_agent)
+    monkeypatch.setattr(install_agent, "fill_cache", lambda *_: "compiled")
+    prefix = tmp_path / "prefix"
+    assert install_agent.main(["--prefix", str(prefix), "--user", "nobody"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert line("nobody", prefix) in lines
+    assert any(text.startswith("with it, nobody may start exactly this agent") for text in lines)
+    command = lines[lines.index("to write it to /etc/sudoers.d/pytest-netpoll:") + 1]
+    assert command.endswith(f"install-agent --prefix {prefix} --user nobody --sudoers")
+
+
 def test_an_ordinary_user_is_given_the_call_as_an_administrator_types_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -185,6 +199,9 @@ def test_an_ordinary_user_is_given_the_call_as_an_administrator_types_it(
     with pytest.raises(install_agent.InstallError, match="needs root") as failure:
         install_agent.main(["--sudoers", "--prefix", "/opt/np"])
     assert str(failure.value.fix).endswith("install-agent --sudoers --prefix /opt/np --user nobody")
+    with pytest.raises(install_agent.InstallError, match="needs root") as failure:
+        install_agent.main([])
+    assert str(failure.value.fix).endswith("install-agent --user nobody --sudoers")
     with pytest.raises(install_agent.InstallError, match="needs root") as failure:
         install_agent.main(["--remove", "--user", "nobody"])
     assert str(failure.value.fix).endswith("install-agent --remove --user nobody")
