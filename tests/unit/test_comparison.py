@@ -528,6 +528,7 @@ def test_limited_metrics_and_large_growth_come_before_times() -> None:
     for limits, order in (
         ({}, expected),
         ({"max_futile_calls": 900}, sorted(expected, key="futile_calls".__ne__)),
+        ({"max_futile_calls_per_second": 900}, sorted(expected, key="futile_calls".__ne__)),
     ):
         comparison = compare("t", {"server": now}, HERE, known, Rules(), limits)
         assert [change.metric for change in comparison.changes] == order

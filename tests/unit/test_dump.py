@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from pytest_netpoll.cli import dump
 from pytest_netpoll.gobinary.symbols import Frame
 from pytest_netpoll.model.evidence import ParkedGoroutine
 
+# Innermost first.
 STACK = (Frame("main.read", "a.go", 7), Frame("main.serve", "server/main.go", 112))
 
 
 def test_functions_are_aligned_and_goroutines_in_order() -> None:
-    parked = [ParkedGoroutine(number, "read", "tcp", None, "[::1]:9", STACK) for number in (31, None, 4, 118)]
+    where: dict[str, Any] = {
+        "direction": "read",
+        "fd_type": "tcp",
+        "local": None,
+        "peer": "[::1]:9",
+        "stack": STACK,
+    }
+    parked = [ParkedGoroutine(goroutine=number, **where) for number in (31, None, 4, 118)]
     (text,) = dump._groups(parked)
     assert text.splitlines() == [
         "4 goroutines, read on tcp:",
