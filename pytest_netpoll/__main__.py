@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
 from pytest_netpoll.cli.commands import COMMANDS
 from pytest_netpoll.errors import NetpollError, UsageError
+from pytest_netpoll.meter.privilege import AS_ROOT
 
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 
@@ -40,8 +42,18 @@ def main(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except NetpollError as error:
-        print(error, file=sys.stderr)
+        print(_for_command(error, arguments), file=sys.stderr)
         return USAGE_ERROR if isinstance(error, UsageError) else FAILED
+
+
+def _for_command(error: NetpollError, arguments: Sequence[str]) -> str:
+    """The error with a fix that runs this command as root, where it says to run pytest so."""
+    command = f"-m pytest_netpoll {shlex.join(arguments)}"
+    fix = error.fix
+    if fix is not None:
+        fix = fix.replace("run pytest as root", f"run it as root: {AS_ROOT} {command}")
+        fix = fix.replace("-m pytest …", command)
+    return str(NetpollError(error.what, why=error.why, fix=fix, detail=error.detail))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import struct
@@ -68,9 +69,12 @@ def agent_of(installed):
 
 @contextlib.contextmanager
 def running(user, installed, **sizes):
-    """ask("watch", pid=1) is the installed agent's answer to the user; ask.ready is its first message."""
+    """ask("watch", pid=1) is the installed agent's answer to the user; ask.ready is its first message,
+    ask.shell the pid of the shell that started it."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    command = user.become("sudo", "-n", "--", *agent_of(installed))
+    # Below a shell of the user's, as behind pytest.
+    sudo = shlex.join(["sudo", "-n", "--", *agent_of(installed)])
+    command = user.become("sh", "-c", f"{sudo}; exit")
     with subprocess.Popen(command, cwd=user.home, env=user.environment, **pipes) as process:
 
         def ask(do, **arguments):
@@ -81,7 +85,7 @@ def running(user, installed, **sizes):
         try:
             first = ask("load", **{"max_processes": 4, "max_fds": 64, "uprobes": 0, "answers": 0, **sizes})
             assert "ready" in first, first
-            ask.ready = first["ready"]
+            ask.ready, ask.shell = first["ready"], process.pid
             yield ask
         finally:
             process.stdin.close()

@@ -44,7 +44,8 @@ def main(arguments: Sequence[str]) -> int:
         for nodeid, comparison in comparisons.items()
     ]
     width = max(60, shutil.get_terminal_size().columns)
-    print(_table(compared, width) if compared else f"{options.now} has no tests")
+    limits = {nodeid: _limits(records.get(nodeid)) for nodeid in now.tests}
+    print(_table(compared, limits, width) if compared else f"{options.now} has no tests")
     gone = sorted(then.tests.keys() - now.tests.keys())
     for nodeid in gone:
         print("\n".join(wrap(one_line(f"{nodeid}: only in {then.name}"), width)))
@@ -60,10 +61,10 @@ def main(arguments: Sequence[str]) -> int:
     return code
 
 
-def _table(compared: Sequence[Compared], width: int) -> str:
+def _table(compared: Sequence[Compared], limits: Mapping[str, Mapping[str, int | float]], width: int) -> str:
     if not tables.has_intervals(compared):
         return tables.comparison_table(compared, width)
-    changes = delta_of({test.nodeid: (test.comparison, ()) for test in compared})
+    changes = delta_of({test.nodeid: (test.comparison, ()) for test in compared}, limits)
     return tables.delta_table(changes, width)
 
 

@@ -23,6 +23,8 @@ from pytest_netpoll.options import Config, add_agent_options
 from pytest_netpoll.service import discovery
 from pytest_netpoll.service.service import ServiceFactory
 
+# The others are about what is counted, and nothing is.
+_OPTIONS = ("sudo", "max_fds", "max_processes", "python", "agent", "cache")
 MOST_SHOWN = 5  # goroutines to list of a group
 
 
@@ -66,10 +68,13 @@ def _groups(parked: Sequence[ParkedGoroutine]) -> list[str]:
 
 def _group(on: str, stack: Sequence[Frame], found: Sequence[ParkedGoroutine]) -> str:
     lines = [f"{_number(found)}, {on}:"]
-    lines += [f"    {frame.file}:{frame.line}  {frame.function}" for frame in stack]
+    places = [f"{frame.file}:{frame.line}" for frame in stack]
+    column = max(map(len, places), default=0)
+    lines += [f"    {place:{column}}  {frame.function}" for place, frame in zip(places, stack, strict=True)]
     if not stack:
         lines.append("    location unknown: its memory doesn't look like a parked goroutine's")
-    lines += [f"  {_description(goroutine)}" for goroutine in found[:MOST_SHOWN]]
+    ordered = sorted(found, key=lambda each: (each.goroutine is None, each.goroutine or 0))
+    lines += [f"  {_description(goroutine)}" for goroutine in ordered[:MOST_SHOWN]]
     if len(found) > MOST_SHOWN:
         lines.append(f"  … and {len(found) - MOST_SHOWN:,} more")
     return "\n".join(lines)
@@ -96,7 +101,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--pid", type=positive, metavar="N", help="a running process and its children")
     which.add_argument("--port", type=tcp_port, metavar="N", help="the process that listens on this TCP port")
-    add_agent_options(parser)
+    add_agent_options(parser, _OPTIONS)
     return parser.parse_args(argv)
 
 

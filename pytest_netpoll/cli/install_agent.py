@@ -72,19 +72,21 @@ def main(argv: Sequence[str]) -> int:
     line = sudoers_line(user, options.python, options.prefix)
     check_user(user)
     again = f"{INSTALL} {shlex.join(argv)}"
+    with_line = again if options.sudoers is not None else f"{again} --sudoers"
     if os.geteuid() != 0:
         raise InstallError(
             "install-agent needs root",
             why="what sudo starts must belong to root, or its users could change it",
-            fix=again,
+            fix=with_line,
         )
     install(options.prefix)
     say(f"installed the agent in {options.prefix}, owned by root and writable only by root")
     say(fill_cache(options.prefix, options.python, Config.from_arguments(options), again))
     if options.sudoers is None:
         check_syntax(f"{line}\n")
-        say(f"with this line in sudoers {_permission(user)}; to have it written to {SUDOERS}, add --sudoers:")
-        print(f"\n{line}\n")
+        print(f"this line for sudoers was not written:\n\n{line}\n")
+        say(f"with it, {_permission(user)}")
+        print(f"to write it to {SUDOERS}:\n  {with_line}")
     else:
         replaced = write_sudoers(options.sudoers, line)
         print(f"wrote {options.sudoers}:\n\n{line}")
@@ -168,11 +170,14 @@ def _remove(options: argparse.Namespace) -> int:
                 "kept files that this version of install-agent doesn't write; to see them:\n"
                 f"  sudo find {shlex.join(kept)}"
             )
-    elif not removed:
+    elif (options.prefix / "agent").exists():
         raise InstallError(
             f"there is no agent of install-agent in {options.prefix}, and no line for it in {sudoers}",
+            why="its agent directory holds something else",
             fix="name where it was installed with --prefix DIR and --sudoers FILE",
         )
+    elif not removed:
+        print(f"nothing to remove: no agent at {options.prefix}, and no line for it in {sudoers}")
     print(
         "lines in other files, and lines that were edited, stay; to find them:\n"
         f"  {search_command(options.prefix)}"

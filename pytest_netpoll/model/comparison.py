@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from pytest_netpoll.model.difference import (
 )
 from pytest_netpoll.model.limits import MIN_WAKEUPS
 from pytest_netpoll.model.measurement import resolved_wakeups
-from pytest_netpoll.model.metrics import METRICS, Metric
+from pytest_netpoll.model.metrics import METRICS, RATES, SCHED_LATENCIES, Metric
 from pytest_netpoll.model.sample import Sample, Samples, too_few
 from pytest_netpoll.model.tolerance import Tolerance
 from pytest_netpoll.model.verdict import Verdict
@@ -62,11 +63,30 @@ class Change:
     measured: int | float
     difference: Difference | None = None
 
+    def place(self, limited: Collection[str]) -> tuple[bool, bool, float]:
+        """The key to sort by. limited: the metrics that the test limits."""
+        return place(self.metric, self.baseline, self.measured, limited)
+
     def __str__(self) -> str:
         if self.difference is not None:
             return str(self.difference)
         show = METRICS[self.metric].format
         return f"{self.metric} {' → '.join(units.show_apart(self.baseline, self.measured, show))}"
+
+
+def place(
+    metric: str, then: int | float, now: int | float, limited: Collection[str]
+) -> tuple[bool, bool, float]:
+    """Sorts changes: limited metrics first, times last, and large changes before small ones."""
+    known = METRICS.get(metric)
+    size = abs((now - then) / then) if then else math.inf
+    return metric not in limited, known is not None and known.is_time, -size
+
+
+def limited(limits: Iterable[str]) -> set[str]:
+    """The metrics that must not exceed one of the limits; max_polls_per_second is about polls."""
+    names = {name.removeprefix("max_") for name in limits if name.startswith("max_")}
+    return {RATES[name].base if name in RATES else name for name in names}
 
 
 @dataclass(frozen=True)
@@ -127,9 +147,9 @@ class Comparison:
                 more = () if value is None else (value,)
                 kept.append(dataclasses.replace(regression, again=(*regression.again, *more)))
             else:
+                first, second = units.show_apart(regression.measured, value, metric.format)
                 notes.append(
-                    f"{regression.service}: {metric.name} {metric.format(regression.measured)} was not "
-                    f"confirmed: {metric.format(value)} when remeasured"
+                    f"{regression.service}: {metric.name} {first} was not confirmed: {second} when remeasured"
                 )
         return dataclasses.replace(
             self, regressions=tuple(kept), notes=tuple(notes), measured=self.measured + 1
@@ -173,7 +193,8 @@ def compare(
             # A service without events may belong to another test: a test that uses none is about all that
             # run.
             if rules.tolerances and then[service].metrics.get("events"):
-                unmeasured.append(Reason(missing))
+                renamed = f'if it was renamed, pass name="{service}" to go_service; '
+                unmeasured.append(Reason(missing, fix=renamed + "else save the baseline again"))
     for service, sample in now.items():
         if service not in then:
             notes.append(f"{service}: is not in baseline {baseline.name}")
@@ -216,7 +237,7 @@ def compare(
         tuple(dict.fromkeys([*notes, *map(str, () if regressions else undecided), *imprecise])),
         measured=max((len(sample.each) for sample in now.values()), default=1),
         judged=bool(rules.tolerances),
-        changes=tuple(changed),
+        changes=tuple(sorted(changed, key=lambda change: change.place(limited(limits or {})))),
         numbers=tuple(numbers),
         undecided=tuple(undecided),
     )
@@ -257,19 +278,13 @@ def _judge_once(
 
 
 def _no_interval(then: int, now: int) -> str:
-    if then == now == 1:
-        return "1 round: no interval; to have one, save and compare with --netpoll-rounds"
-    made, enough = f"{_rounds(then)} then, {now} now", confidence.fewest_now(then)
+    rounds = "1 round" if then == 1 else f"{then} rounds"
+    enough = confidence.fewest_now(then)
+    how = f"--netpoll-rounds={enough} gives one"
     if enough is None:
-        return (
-            f"{made}: no interval, and more rounds now give none; to have one, save the baseline again with "
-            "--netpoll-rounds"
-        )
-    return f"{made}: no interval; {enough} now are enough for one: --netpoll-rounds={enough}"
-
-
-def _rounds(count: int) -> str:
-    return "1 round" if count == 1 else f"{count} rounds"
+        both = confidence.fewest_on_both_sides()
+        how = f"save the baseline again with --netpoll-rounds={both}, and compare with as many, to have one"
+    return f"no 95 % interval: {rounds} in the baseline, {now} now; {how}"
 
 
 # Unit -> the least change, as a share of the larger value and in absolute terms, that is more than chance.
@@ -290,7 +305,9 @@ def _changes(
         value, old = now.metrics.get(metric.name), then.metrics.get(metric.name)
         if value is None or old is None or not _is_notable(metric, old, value):
             continue
-        if metric.is_statistic and (few or _steady(metric, now, then) is not metric):
+        # The runtime doesn't report how many events its histogram holds, but wakeups are among them.
+        rests_on = METRICS[metric.name.removeprefix("sched_")] if metric.name in SCHED_LATENCIES else metric
+        if rests_on.is_statistic and (few or _steady(rests_on, now, then) is not rests_on):
             continue
         yield Change(service, metric.name, old, value)
 

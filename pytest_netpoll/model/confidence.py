@@ -100,6 +100,12 @@ def fewest_now(then: int) -> int | None:
     return next((now for now in range(_FEWEST_APART, _EXACT) if design.has_interval(then, now)), None)
 
 
+def fewest_on_both_sides() -> int:
+    """The least number of measurements that is enough for an interval if each side has as many."""
+    design = Design(in_turns=False)
+    return next(count for count in itertools.count(_FEWEST_APART) if design.has_interval(count, count))
+
+
 def interval(differences: Sequence[float], of_looks: int = 1) -> Interval:
     """The interval of the rounds' differences. of_looks: how many times one is computed, at most."""
     return _between(sorted(differences), _outside(len(differences), of_looks))

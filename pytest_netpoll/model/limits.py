@@ -14,6 +14,7 @@ limit by limit and rule by rule.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -39,6 +40,8 @@ _DEFAULTS_WHERE = "ini option netpoll_limits"
 # The marker's arguments that aren't limits.
 _RULES = ("forbid", "allow")
 _OTHERS = ("service", "runs", *_RULES)
+# What people write for a count's rate, which has a limit of its own.
+_RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?) *(?:/|per) *s(?:ec|econd)?")
 
 
 def help_text() -> str:
@@ -276,7 +279,10 @@ def _read_limits(given: Mapping[str, object], service: str | None, where: str) -
         try:
             parsed = units.parse(value, metric.unit)
         except ValueError as error:
-            raise UsageError(f"{where}: bad limit {name}={value!r}", why=str(error)) from None
+            rate = _RATE.fullmatch(str(value).strip())
+            per_second = f"{name}_per_second"
+            fix = f"{per_second}={rate[1]}" if rate and per_second in _LIMITS else None
+            raise UsageError(f"{where}: bad limit {name}={value!r}", why=str(error), fix=fix) from None
         yield Limit(kind, metric.name, parsed, str(value).strip(), service)
 
 

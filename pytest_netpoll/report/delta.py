@@ -1,19 +1,20 @@
-"""What changed against a base or a baseline, worst first."""
+"""What changed against a base or a baseline: regressions first, then limited metrics, times last."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from pytest_netpoll.model import units
+from pytest_netpoll.model.comparison import limited, place
 from pytest_netpoll.model.metrics import METRICS
 from pytest_netpoll.report import files, verdict_text, wording
 from pytest_netpoll.report.github import as_code, as_text, cell
 from pytest_netpoll.report.record import ComparisonRecord, NumberRecord, TestRecord
 
 Verdict: TypeAlias = Literal["WORSE", "undecided", "more", "less"]
-_RANK: Sequence[Verdict] = ("WORSE", "undecided", "more", "less")
+_RANKS: Mapping[Verdict, int] = {"WORSE": 0, "undecided": 1, "more": 2, "less": 2}
 _ICONS: Mapping[Verdict, str] = {"WORSE": "❌", "undecided": "❔", "more": "🔺", "less": "🔽"}
 # Smaller changes don't matter, however certain: as fractions, or by unit if the value was 0.
 _LEAST_SHARE = 0.02
@@ -32,6 +33,10 @@ class Row(NamedTuple):
     change: str
     interval: str
     verdict: Verdict
+
+
+# (by its verdict, by its metric and size, the row)
+_Ranked: TypeAlias = tuple[int, tuple[bool, bool, float], Row]
 
 
 class Delta(NamedTuple):
@@ -79,23 +84,28 @@ def grouped(notes: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 def delta(records: Iterable[TestRecord]) -> Delta | None:
     """The Delta of the records; None if nothing was compared."""
     found: dict[str, tuple[ComparisonRecord, list[str]]] = {}
+    limits: dict[str, Mapping[str, Any]] = {}
     for record in records:
         comparison = record.get("comparison")
         if comparison is not None:
             unmeasured = verdict_text.reasons(record) if comparison["outcome"] == "unmeasured" else []
             told = [f"{why.headline}; fix: {why.fix}" if why.fix else why.headline for why in unmeasured]
             found[record["nodeid"]] = (comparison, told)
-    return delta_of(found) if found else None
+            limits[record["nodeid"]] = record["limits"]
+    return delta_of(found, limits) if found else None
 
 
-def delta_of(comparisons: Mapping[str, tuple[ComparisonRecord, Iterable[str]]]) -> Delta:
-    """comparisons: at least one, by nodeid; each with notes besides its own."""
-    ranked: list[tuple[int, float, Row]] = []
+def delta_of(
+    comparisons: Mapping[str, tuple[ComparisonRecord, Iterable[str]]],
+    limits: Mapping[str, Mapping[str, Any]],
+) -> Delta:
+    """comparisons: at least one, by nodeid; each with notes besides its own. limits: of each test."""
+    ranked: list[_Ranked] = []
     left_out: list[tuple[str, str]] = []
     notes: list[tuple[str, str]] = []
     same = 0
     for nodeid, (comparison, more) in comparisons.items():
-        rows, unchanged = _rows(nodeid, comparison)
+        rows, unchanged = _rows(nodeid, comparison, limited(limits[nodeid]))
         ranked += rows
         same += unchanged
         said = [(nodeid, wording.one_line(note)) for note in (*comparison["notes"], *more)]
@@ -104,7 +114,7 @@ def delta_of(comparisons: Mapping[str, tuple[ComparisonRecord, Iterable[str]]]) 
         else:
             notes += said
     found = [comparison for comparison, _ in comparisons.values()]
-    ordered = [row for _, _, row in sorted(ranked, key=lambda entry: entry[:2])]
+    ordered = [row for *_, row in sorted(ranked, key=lambda entry: entry[:2])]
     tests = sum(not _is_left_out(comparison) for comparison in found)
     sides = ("base", "head") if found[0].get("commit") else ("then", "now")
     return Delta(base_name(found[0]), sides, ordered, same, tests, _rounds(found), left_out, notes)
@@ -208,11 +218,11 @@ def further_lines(found: Delta) -> Iterator[str]:
         yield wording.one_line(f"{where}: {note}")
 
 
-def _rows(nodeid: str, comparison: ComparisonRecord) -> tuple[list[tuple[int, float, Row]], int]:
-    """(rank, size, row) for each change, and how many numbers did not change."""
+def _rows(nodeid: str, comparison: ComparisonRecord, limits: Collection[str]) -> tuple[list[_Ranked], int]:
+    """(rank, place, row) for each change, and how many numbers did not change."""
     broken = {(r["service"], r["metric"]): r for r in comparison["regressions"]}
     undecided = {(r["service"], r["metric"]) for r in comparison.get("undecided", [])}
-    rows: list[tuple[int, float, Row]] = []
+    rows: list[_Ranked] = []
     numbers = comparison.get("numbers", [])
     for number in numbers:
         place = (number["service"], number["metric"])
@@ -220,14 +230,14 @@ def _rows(nodeid: str, comparison: ComparisonRecord) -> tuple[list[tuple[int, fl
         if verdict is None and _notable(number):
             verdict = "more" if number["change"] > 0 else "less"
         if verdict is not None:
-            rows.append(_with_interval(nodeid, number, verdict))
+            rows.append(_with_interval(nodeid, number, verdict, limits))
     same = len(numbers) - len(rows)
     if comparison.get("commit") is None:
         # With a baseline: too few rounds give no interval.
         known = {number["service"] for number in numbers}
         changes = {(c["service"], c["metric"]): c for c in comparison.get("changes", [])}
         once = [
-            _once(nodeid, metric, change, (service, metric) in broken)
+            _once(nodeid, metric, change, (service, metric) in broken, limits)
             for (service, metric), change in {**changes, **broken}.items()
             if service not in known
         ]
@@ -251,17 +261,11 @@ def _notable(number: NumberRecord) -> bool:
     return abs(number["change"]) >= least and (metric.unit != "count" or absolute >= _LEAST["count"])
 
 
-def _with_interval(nodeid: str, number: NumberRecord, verdict: Verdict) -> tuple[int, float, Row]:
+def _with_interval(nodeid: str, number: NumberRecord, verdict: Verdict, limits: Collection[str]) -> _Ranked:
     base, head = shown(number["metric"], number["base"], number["head"])
     change, _, interval = number["text"].partition(" (")
     row = Row(nodeid, number["service"], number["metric"], base, head, change, interval.rstrip(")"), verdict)
-    # A value that was 0 has grown infinitely.
-    size = (
-        abs(number["change"])
-        if number["relative"] or not number["base"]
-        else abs(number["change"] / number["base"])
-    )
-    return _RANK.index(verdict), -size, row
+    return _RANKS[verdict], place(number["metric"], number["base"], number["head"], limits), row
 
 
 def shown(metric: str, base: int | float, head: int | float) -> tuple[str, str]:
@@ -272,16 +276,16 @@ def shown(metric: str, base: int | float, head: int | float) -> tuple[str, str]:
     return units.show_apart(base, head, show) if base != head else (show(base), show(head))
 
 
-def _once(nodeid: str, metric: str, change: Mapping[str, Any], is_broken: bool) -> tuple[int, float, Row]:
+def _once(
+    nodeid: str, metric: str, change: Mapping[str, Any], is_broken: bool, limits: Collection[str]
+) -> _Ranked:
     then, now = change["baseline"], change["measured"]
     base, head = shown(metric, then, now)
-    share = (now - then) / then if then else 0.0
     verdict: Verdict = "WORSE" if is_broken else "more" if now > then else "less"
     text = (
-        f"{share * 100:+.1f} %" if then and (metric not in METRICS or METRICS[metric].unit != "share") else ""
+        f"{(now - then) / then * 100:+.1f} %"
+        if then and (metric not in METRICS or METRICS[metric].unit != "share")
+        else ""
     )
-    return (
-        _RANK.index(verdict),
-        -abs(share),
-        Row(nodeid, change["service"], metric, base, head, text, "", verdict),
-    )
+    row = Row(nodeid, change["service"], metric, base, head, text, "", verdict)
+    return _RANKS[verdict], place(metric, then, now, limits), row

@@ -21,17 +21,24 @@ PORT_FORWARDERS = ("docker-proxy", "rootlessport", "slirp4netns", "pasta")
 
 
 class Search(NamedTuple):
-    """What to search for, in words, and how: `look` returns the pids, and how many processes were hidden."""
+    """What to search for, in words, and how: `look` returns the pids, and how many processes were hidden.
+    no_own: that none of the user's processes is it, in words, if others were hidden.
+    """
 
     what: str
     look: Callable[[], tuple[list[int], int]]
+    no_own: str = ""
 
 
 def by_port(port: object) -> Search:
     """Searches for the process that listens on the TCP port: here, else in other network namespaces."""
     if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 1 << 16:
         raise UsageError("go_service: port= must be a TCP port", why=f"got {port!r}")
-    return Search(f"process that listens on TCP port {port}", lambda: _listening(port))
+    return Search(
+        f"process that listens on TCP port {port}",
+        lambda: _listening(port),
+        f"none of your processes listens on TCP port {port}",
+    )
 
 
 def by_name(name: object) -> Search:
@@ -56,11 +63,7 @@ def find(search: Search, timeout: float, say: Say | None) -> int:
             break
         waited = time.monotonic() - begin
         if waited >= timeout:
-            raise ServiceError(
-                f"there is no {search.what}",
-                why=f"{hidden} processes of other users could not be inspected" if hidden else None,
-                fix="run this as root, or give its pid" if hidden else "start it first, or give its pid",
-            )
+            raise _not_found(search, hidden)
         if not said and waited > QUIET_SECONDS and say is not None:
             say(f"waiting for a {search.what}")
             said = True
@@ -72,6 +75,15 @@ def find(search: Search, timeout: float, say: Say | None) -> int:
             detail="\n".join(map(_description, found)),
         )
     return found[0]
+
+
+def _not_found(search: Search, hidden: int) -> ServiceError:
+    if not hidden:
+        return ServiceError(f"there is no {search.what}", fix="start it first, or give its pid")
+    return ServiceError(
+        f"{search.no_own} ({hidden} of other users could not be inspected)",
+        fix="start the service first; if another user runs it, run this as root, or give its pid",
+    )
 
 
 def _listening(port: int) -> tuple[list[int], int]:

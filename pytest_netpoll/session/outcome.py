@@ -13,7 +13,7 @@ from pytest_netpoll import clean
 from pytest_netpoll.errors import NetpollError, Reason, UsageError
 from pytest_netpoll.model.verdict import Verdict
 from pytest_netpoll.options import Config
-from pytest_netpoll.report.cells import wrap
+from pytest_netpoll.report.cells import wrap_fix
 
 
 class Enforced(NamedTuple):
@@ -29,6 +29,7 @@ class Enforced(NamedTuple):
 
 
 _COLUMNS = 80
+_FIX = "  fix: "
 
 ENFORCED = pytest.StashKey["Enforced | None"]()
 
@@ -136,6 +137,8 @@ def _messages(verdict: Verdict) -> list[str]:
 
 def _with_wrapped_fixes(text: str) -> str:
     """pytest doesn't wrap messages. Headlines stay whole, because pytest's summary has the first one."""
-    lines = text.splitlines()
-    fixes = [wrap(line, _COLUMNS, hang="    ") if line.startswith("  fix: ") else [line] for line in lines]
-    return "\n".join(line for wrapped in fixes for line in wrapped)
+    found: list[str] = []
+    for line in text.splitlines():
+        is_fix = line.startswith(_FIX)
+        found += wrap_fix(line.removeprefix(_FIX), _COLUMNS, "  ") if is_fix else [line]
+    return "\n".join(found)

@@ -573,7 +573,10 @@ def test_processes_of_others_are_not_reported_in_a_window_and_free_their_slot_at
             # Another user's process, the user's own with a child that is root's, and all slots for the user's
             # own.
             for pid in (1, family.pid):
-                assert "belongs to another user" in ask("watch", pid=pid)["error"]["what"]
+                refusal = ask("watch", pid=pid)["error"]["what"]
+                assert "belongs to another user" in refusal
+            (child,) = psutil.Process(family.pid).children()
+            assert f"process {child.pid}, a descendant of process {family.pid}, belongs" in refusal
             assert ask("programs")["ok"] == {"processes": []}
             assert ask("learn", pid=1, **dict.fromkeys(SCHEDULER, 8))["error"]
             with contextlib.ExitStack() as stack:
@@ -585,6 +588,12 @@ def test_processes_of_others_are_not_reported_in_a_window_and_free_their_slot_at
             for process in psutil.Process(family.pid).children():
                 process.kill()
             raised.unlink()
+
+
+@needs_sudo
+def test_a_shell_is_watched_without_the_agent_that_it_started(user, installed):
+    with running(user, installed) as ask, attacks.watched(ask, ask.shell):
+        assert [process["pid"] for process in ask("programs")["ok"]["processes"]] == [ask.shell]
 
 
 @needs_sudo

@@ -123,7 +123,10 @@ def test_rounds_on_both_sides_give_the_change_an_interval(run, pytester, monkeyp
     assert numbers["spurious"]["low"] > 0.3
     once = run(source, *compare)
     once.stdout.fnmatch_lines(
-        ["server: spurious * % > 0.0 % +0.02 of baseline main", "*6 rounds then, 1 now: no interval*"]
+        [
+            "server: spurious * % > 0.0 % +0.02 of baseline main",
+            "*no 95 % interval: 6 rounds in the baseline, 1 now*",
+        ]
     )
 
 

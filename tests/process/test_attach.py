@@ -10,11 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+from unittest.mock import Mock
 
 import psutil
 import pytest
 
 from pytest_netpoll.errors import ServiceError, UsageError
+from pytest_netpoll.service import discovery
 from tests.waiting import patiently
 
 LISTEN = """
@@ -80,6 +82,14 @@ def test_a_process_that_comes_up_later_is_waited_for(go_service, listener, port)
 def test_a_port_that_nobody_listens_on_is_an_error(go_service, port):
     with pytest.raises(ServiceError, match=f"there is no process that listens on TCP port {port}"):
         go_service(port=port, timeout=0.2)
+
+
+def test_processes_of_others_may_be_the_one_that_is_missing(monkeypatch, port):
+    monkeypatch.setattr(discovery, "listeners_of", Mock(side_effect=PermissionError))
+    with pytest.raises(ServiceError, match=f"none of your processes listens on TCP port {port} ") as error:
+        discovery.find(discovery.by_port(port), 0, None)
+    assert error.value.what.endswith(" of other users could not be inspected)")
+    assert str(error.value.fix).startswith("start the service first; if another user runs it")
 
 
 def test_without_ready_nothing_is_awaited(go_service, port):

@@ -162,8 +162,8 @@ def test_removing_takes_back_all_that_was_installed(tmp_path: Path, prefix: Path
     assert "kept" not in out
     assert list(tmp_path.iterdir()) == []
     assert list(prefix.parent.iterdir()) == []
-    with pytest.raises(install_agent.InstallError, match="there is no agent of install-agent in"):
-        remove(prefix, file)
+    assert remove(prefix, file) == 0, "it is all gone"
+    assert f"nothing to remove: no agent at {prefix}" in capsys.readouterr().out
 
 
 def test_removing_a_user_keeps_the_agent_and_the_others(tmp_path: Path, prefix: Path) -> None:
@@ -331,6 +331,17 @@ def test_what_others_have_there_is_not_in_the_command_that_removes(
     ]
 
 
+def test_without_sudoers_the_line_and_the_command_that_writes_it_are_printed(
+    prefix: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    install_without_compiling(monkeypatch, "--prefix", str(prefix))
+    lines = capsys.readouterr().out.splitlines()
+    assert line("nobody", prefix) in lines
+    assert any(text.startswith("with it, nobody may start exactly this agent") for text in lines)
+    command = lines[lines.index("to write it to /etc/sudoers.d/pytest-netpoll:") + 1]
+    assert command.endswith(f"install-agent --prefix {prefix} --user nobody --sudoers")
+
+
 def test_an_ordinary_user_is_given_the_call_as_an_administrator_types_it(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -340,6 +351,9 @@ def test_an_ordinary_user_is_given_the_call_as_an_administrator_types_it(
     with pytest.raises(install_agent.InstallError, match="needs root") as failure:
         install_agent.main(["--sudoers", "--prefix", "/opt/np"])
     assert str(failure.value.fix).endswith("install-agent --sudoers --prefix /opt/np --user nobody")
+    with pytest.raises(install_agent.InstallError, match="needs root") as failure:
+        install_agent.main([])
+    assert str(failure.value.fix).endswith("install-agent --user nobody --sudoers")
     with pytest.raises(install_agent.InstallError, match="needs root") as failure:
         remove(tmp_path / "np", tmp_path / "sudoers", "--user", "nobody")
     assert failure.value.fix == f"sudo visudo -f {tmp_path}/sudoers  # and delete the line of nobody"

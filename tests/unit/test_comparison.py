@@ -22,7 +22,7 @@ from pytest_netpoll.model.metrics import COUNTERS, METRICS
 from pytest_netpoll.model.sample import Sample
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import Breach, Verdict, judge
-from pytest_netpoll.report import baseline_file, json_report, record, tables
+from pytest_netpoll.report import baseline_file, delta, json_report, record, tables
 from pytest_netpoll.report.html import document
 
 HERE = {"kernel": "6.8.0", "arch": "x86_64", "plugin": "1"}
@@ -34,7 +34,10 @@ PLENTY: Mapping[str, Any] = {
 }
 
 
-ONCE = "1 round: no interval; to have one, save and compare with --netpoll-rounds"
+ONCE = (
+    "no 95 % interval: 1 round in the baseline, 1 now; save the baseline again with --netpoll-rounds=4, and "
+    "compare with as many, to have one"
+)
 
 
 def sample(**metrics: Any) -> Sample:
@@ -122,7 +125,9 @@ def test_a_service_missing_since_the_baseline_does_not_pass() -> None:
     gone, idle = (f"{name}: is in baseline main, but is no longer measured" for name in ("gone", "idle"))
     for now in ({"server": sample()}, {}):
         comparison = compare("t", now, HERE, known, tolerated)
-        assert (comparison.outcome, comparison.unmeasured) == ("unmeasured", (gone,))
+        assert (comparison.outcome, len(comparison.unmeasured)) == ("unmeasured", 1)
+        assert comparison.unmeasured[0].headline == gone
+        assert 'pass name="gone" to go_service' in str(comparison.unmeasured[0].fix)
         assert {gone, idle} <= set(comparison.notes)
     watched = compare("t", {"server": sample()}, HERE, known, Rules())
     assert (watched.outcome, set(watched.notes) >= {gone, idle}) == ("passed", True)
@@ -165,6 +170,9 @@ def test_a_time_is_remeasured_and_a_count_is_not() -> None:
     assert after.measured == 3
     assert "latency_p99 20.0 µs was not confirmed: 11.0 µs when remeasured" in after.notes[-1]
     kept = confirmed(comparison, 2, lambda: {"server": sample(latency_p99=30_000.0)})
+    close = compared(sample(cpu_seconds=0.0045), sample(cpu_seconds=0.001), "cpu_seconds:+25%")
+    after = close.confirm({"server": sample(cpu_seconds=0.0012)})
+    assert "cpu_seconds 0.004 s was not confirmed: 0.001 s when remeasured" in after.notes[-1]
     assert "latency_p99 20.0 µs (remeasured: 30.0 µs, 30.0 µs) > 10.0 µs" in str(kept.regressions[0])
     assert confirmed(comparison, 2, dict).outcome == "regressed", (
         "unmeasured doesn't prove that nothing is wrong"
@@ -232,11 +240,15 @@ def test_with_few_rounds_one_number_is_judged_with_a_note() -> None:
     then, slower = in_rounds("cpu_seconds", STEADY[:3]), sample(cpu_seconds=0.2)
     found = compared(slower, then, "cpu_seconds:+5%")
     assert (found.outcome, found.numbers, found.doubtful) == ("regressed", (), True)
-    how = "no interval; 5 now are enough for one: --netpoll-rounds=5"
-    assert found.notes == (f"server: 3 rounds then, 1 now: {how}",)
+    how = "3 rounds in the baseline, 1 now; --netpoll-rounds=5 gives one"
+    assert found.notes == (f"server: no 95 % interval: {how}",)
     assert compared(in_rounds("cpu_seconds", STEADY[:5]), then, "cpu_seconds:+5%").numbers
     once = compared(in_rounds("cpu_seconds", STEADY), sample(cpu_seconds=0.2), "cpu_seconds:+5%")
-    assert "more rounds now give none; to have one, save the baseline again" in once.notes[0]
+    assert "1 round in the baseline, 5 now; save the baseline again with --netpoll-rounds=4" in once.notes[0]
+    four = compared(
+        in_rounds("cpu_seconds", STEADY[:4]), in_rounds("cpu_seconds", STEADY[:4]), "cpu_seconds:+5%"
+    )
+    assert four.numbers, "4 on both sides are enough"
     assert compared(in_rounds("cpu_seconds", STEADY), then, "cpu_seconds:+5%").numbers
 
 
@@ -491,8 +503,8 @@ def test_changes_are_shown_even_if_nothing_is_judged() -> None:
     now = sample(spurious=0.276, stale_retries=150, cpu_seconds=1.1, wakeups=2010, polls=3000)
     comparison = compare("t", {"server": now}, HERE, Baseline("main", HERE, {"t": {"server": then}}), Rules())
     assert [str(change) for change in comparison.changes] == [
-        "spurious 1.0 % → 27.6 %",
         "stale_retries 0 → 150",
+        "spurious 1.0 % → 27.6 %",
         "polls 2,000 → 3,000",
     ]
     assert (comparison.outcome, comparison.judged) == ("passed", False)
@@ -500,12 +512,46 @@ def test_changes_are_shown_even_if_nothing_is_judged() -> None:
     test["comparison"] = record.comparison_record(comparison)
     table = tables.comparison_table(tables.compared([test]), 120)
     assert table.splitlines()[2].endswith("changed")
-    assert "t: server: spurious 1.0 % → 27.6 %, stale_retries 0 → 150, polls 2,000 → 3,000" in table
+    assert "t: server: stale_retries 0 → 150, spurious 1.0 % → 27.6 %, polls 2,000 → 3,000" in table
     page = document.render({}, [test])
     assert 'data-baseline="changed"' in page
     same = replace(comparison, changes=())
     test["comparison"] = record.comparison_record(same)
     assert tables.comparison_table(tables.compared([test]), 120).splitlines()[2].endswith("the same")
+
+
+def test_limited_metrics_and_large_growth_come_before_times() -> None:
+    then = sample(latency_p50=1_000.0, polls=100, parked_growth=0, futile_calls=100)
+    now = sample(latency_p50=90_000.0, polls=400, parked_growth=20, futile_calls=150)
+    known = Baseline("main", HERE, {"t": {"server": then}})
+    expected = ["parked_growth", "polls", "futile_calls", "latency_p50"]
+    for limits, order in (
+        ({}, expected),
+        ({"max_futile_calls": 900}, sorted(expected, key="futile_calls".__ne__)),
+        ({"max_futile_calls_per_second": 900}, sorted(expected, key="futile_calls".__ne__)),
+    ):
+        comparison = compare("t", {"server": now}, HERE, known, Rules(), limits)
+        assert [change.metric for change in comparison.changes] == order
+        test = made("t", window(2000))
+        test["comparison"] = record.comparison_record(comparison)
+        test["limits"] = limits
+        found = delta.delta([test])
+        assert found is not None
+        assert [row.metric for row in found.rows] == order
+
+
+def test_percentiles_of_few_wakeups_are_not_changes() -> None:
+    few = {"latency_p99": None, "sched_latency_p50": 900.0, "sched_latency_p999": 960.0}
+    grown = {"latency_p99": None, "sched_latency_p50": 9_000.0, "sched_latency_p999": 9_200.0}
+    for wakeups, shown in (
+        (5, []),
+        (200, ["sched_latency_p50"]),
+        (10_000, ["sched_latency_p50", "sched_latency_p999"]),
+    ):
+        counts = {"wakeups": wakeups, "events": wakeups}
+        known = Baseline("main", HERE, {"t": {"server": sample(**few, **counts)}})
+        found = compare("t", {"server": sample(**grown, **counts)}, HERE, known, Rules()).changes
+        assert [change.metric for change in found if change.metric.startswith("sched")] == shown
 
 
 def test_times_from_another_machine_and_shares_of_few_wakeups_are_not_changes() -> None:

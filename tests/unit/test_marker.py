@@ -63,6 +63,7 @@ def test_a_bare_marker_has_no_limits() -> None:
         ({"max_spurious": None}, "bad limit max_spurious=None"),
         ({"max_wakeups": True}, "bad limit max_wakeups=True"),
         ({"max_polls": 3.0}, "bad limit max_polls=3.0"),
+        ({"max_polls": "50/s"}, "\n  fix: max_polls_per_second=50"),
         ({"max_polls_per_event": float("nan")}, "not finite"),
         ({"service": ""}, "service='' is not a name"),
         ({"service": None}, "service=None is not a name"),

@@ -10,6 +10,10 @@ import pickle
 import re
 from pathlib import Path
 
+import pytest
+
+from pytest_netpoll.__main__ import main
+from pytest_netpoll.cli.commands import Command
 from pytest_netpoll.errors import Reason, UnmeasuredError
 from pytest_netpoll.meter.checks import Finding
 from pytest_netpoll.model.limits import resolve
@@ -30,6 +34,22 @@ def unmeasured() -> record.TestRecord:
     measurement = Measurement("server", 1, "/server", "go1.26.6", 1.0, unmeasured=ERROR.reason)
     limits = resolve([((), {"max_polls": 1})], "t")
     return record.build("t", ("t.py", 1), judge([measurement], limits), limits, [measurement], 1.0)
+
+
+@pytest.mark.parametrize(
+    "fix", ["run pytest as root", "as root: /venv/bin/python -m pytest …", "lower --a, or run pytest as root"]
+)
+def test_a_command_is_run_as_root_itself_rather_than_pytest(
+    fix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> int:
+        raise UnmeasuredError("process 1 belongs to another user", fix=fix)
+
+    monkeypatch.setattr(Command, "run", fail)
+    assert main(["dump", "--pid", "1"]) == 1
+    error = capsys.readouterr().err
+    assert error.endswith(" -m pytest_netpoll dump --pid 1\n")
+    assert "pytest as root" not in error
 
 
 def test_as_text_the_fix_is_on_its_own_line() -> None:

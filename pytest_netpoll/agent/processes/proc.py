@@ -94,6 +94,15 @@ def is_64_bit(pid: int) -> bool | None:
     return head[:4] == b"\x7fELF" and head[4:] == b"\x02"
 
 
+def parent(pid: int) -> int:
+    """0 if it has none, or has ended."""
+    try:
+        with open(f"/proc/{pid}/stat") as f:
+            return int(f.read().rpartition(")")[2].split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
 def family(pid: int) -> list[int]:
     """The other live processes of the service that the process leads.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -184,8 +185,10 @@ class Processes:
         """Watches those forked before we watched, or when there was no slot; repeats until nothing new
         appears.
         """
+        # Of a shell that started us through sudo we are descendants, which its user may not inspect.
+        ours = self._our_own()
         while True:
-            known = {p.pid for p in self._by_slot.values() if not p.exited}
+            known = {p.pid for p in self._by_slot.values() if not p.exited} | ours
             new = [child for child in proc.family(root) if child not in known and proc.alive(child)]
             if not new:
                 return
@@ -196,6 +199,15 @@ class Processes:
                     if proc.alive(child):
                         raise
             self.refresh()
+
+    def _our_own(self) -> set[int]:
+        """The agent, and the sudo above it: those that the user may not watch."""
+        found: set[int] = set()
+        pid = os.getpid()
+        while pid and pid not in found and not self._may_watch(pid):
+            found.add(pid)
+            pid = proc.parent(pid)
+        return found
 
     def adopt(self) -> None:
         """Watches children that could not be watched before; there may be room now."""
@@ -363,7 +375,7 @@ class Processes:
 
     def _admit(self, pid: int, root: int) -> None:
         if not self._may_watch(pid):
-            raise _not_for_this_user(pid)
+            raise _not_for_this_user(pid, root)
         tgid = self._kernel.tgid_of(pid)
         if not tgid:
             raise _does_not_run(pid)
@@ -388,7 +400,7 @@ class Processes:
         # Ask about the process that is watched now: another one may have had the number before.
         if not self._look(process):
             self._undo([process])
-            raise _not_for_this_user(pid)
+            raise _not_for_this_user(pid, root)
 
     def _settle(self, slot: int, tgid: int, pid: int, root: int) -> Process:
         return Process(slot, self._kernel.settle(slot, tgid, pid, root, proc.capabilities(pid)))
@@ -411,11 +423,12 @@ class Processes:
         return None
 
 
-def _not_for_this_user(pid: int) -> Refused:
+def _not_for_this_user(pid: int, root: int) -> Refused:
     if not proc.alive(pid):
         return _does_not_run(pid)
+    below = "" if pid == root else f", a descendant of process {root},"
     return Refused(
-        f"process {pid} belongs to another user, or has more privileges than its user",
+        f"process {pid}{below} belongs to another user, or has more privileges than its user",
         "run pytest as root",
     )
 

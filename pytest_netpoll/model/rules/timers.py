@@ -115,8 +115,8 @@ RULES = (
         "notify on change, share one slow ticker, or read without a deadline.",
         "Deadlines (NP302) end polls in the same way; counting deadline wakeups tells them apart. A service "
         "that sends something at each tick, such as a stream of prices, needs its timers.",
-        "Fifty components that each check every few milliseconds whether something changed "
-        "(example_project: -fault tickers).",
+        "A single time.NewTicker(time.Millisecond), or fifty components that each check every few "
+        "milliseconds whether something changed (example_project: -fault tickers).",
         _timer_churn,
         offences=("ready",),
     ),
