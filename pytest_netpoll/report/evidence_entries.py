@@ -62,11 +62,15 @@ def explaining(record: TestRecord, service: ServiceRecord) -> list[Entry]:
             known = best if number == 0 else others
             known.setdefault(entry.place, complete.get(entry.place, entry)._replace(leads=number == 0))
     rest = [entry for place, entry in others.items() if place not in best]
-    return [*best.values(), *sorted(rest, key=lambda entry: entry.place[0] in _EVERYWHERE)]
+    return [*best.values(), *sorted(rest, key=_worth)]
 
 
-# Every service has such entries: what else explains a limit is worth more.
-_EVERYWHERE = ("ready", "woken")
+def _worth(entry: Entry) -> int:
+    """Who held a mutex comes first; what every service has comes last."""
+    return -1 if entry.place[0] == _HOLDER else int(entry.place[0] in ("ready", "woken", "cpu"))
+
+
+_HOLDER = "holder"
 
 
 def _explaining_one(service: ServiceRecord, name: str) -> list[Entry]:
@@ -275,7 +279,7 @@ def _holders(service: ServiceRecord) -> list[Entry]:
         entry._replace(
             text="the mutex was held until its Unlock "
             f"({units.show(entry.share, 'share')} of those that woke a waiter)",
-            place=("unlock", *entry.place),
+            place=(_HOLDER, *entry.place),
         )
         for entry in offender_entries(service, cast("list[OffenderRecord]", of_all))
     ]
