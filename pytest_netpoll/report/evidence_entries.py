@@ -66,7 +66,7 @@ def explaining(record: TestRecord, service: ServiceRecord) -> list[Entry]:
 
 
 def _worth(entry: Entry) -> int:
-    """Who held a mutex comes first; what every service has comes last."""
+    """Who held a mutex most comes first; what every service has comes last."""
     return -1 if entry.place[0] == _HOLDER else int(entry.place[0] in ("ready", "woken", "cpu"))
 
 
@@ -279,9 +279,9 @@ def _holders(service: ServiceRecord) -> list[Entry]:
         entry._replace(
             text="the mutex was held until its Unlock "
             f"({units.show(entry.share, 'share')} of those that woke a waiter)",
-            place=(_HOLDER, *entry.place),
+            place=("unlock" if number else _HOLDER, *entry.place),
         )
-        for entry in offender_entries(service, cast("list[OffenderRecord]", of_all))
+        for number, entry in enumerate(offender_entries(service, cast("list[OffenderRecord]", of_all)))
     ]
 
 
