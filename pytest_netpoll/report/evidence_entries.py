@@ -33,8 +33,8 @@ _PARKED = {
 
 class Entry(NamedTuple):
     """Recorded evidence, merged by kind and place. text: on one line, followed by the stack and the wakee, if
-    known. kind: what it is evidence of. place: identifies it among a service's. leads: whether a broken limit
-    or rule has no better evidence. by_timer: whether a timer or an expired deadline woke the goroutine.
+    known. kind: what it is evidence of. place: identifies it among a service's. leads: whether it is worth more
+    than numbers. by_timer: whether a timer or an expired deadline woke the goroutine.
     """
 
     text: str
@@ -50,7 +50,7 @@ class Entry(NamedTuple):
 
 def explaining(record: TestRecord, service: ServiceRecord) -> list[Entry]:
     """The entries that explain the service's broken limits and rules: the best one of each, in their order,
-    then the others.
+    then who held a mutex that others waited for, then the others.
     """
     behind = _offenders_behind(record, service)
     # An entry that explains several limits has the numbers of all offenders there.
@@ -62,15 +62,14 @@ def explaining(record: TestRecord, service: ServiceRecord) -> list[Entry]:
             known = best if number == 0 else others
             known.setdefault(entry.place, complete.get(entry.place, entry)._replace(leads=number == 0))
     rest = [entry for place, entry in others.items() if place not in best]
-    return [*best.values(), *sorted(rest, key=_worth)]
-
-
-def _worth(entry: Entry) -> int:
-    """Who held a mutex most comes first; what every service has comes last."""
-    return -1 if entry.place[0] == _HOLDER else int(entry.place[0] in ("ready", "woken", "cpu"))
+    rest.sort(key=lambda entry: entry.place[0] in _EVERYWHERE)
+    held = [entry._replace(leads=True) for entry in rest if entry.place[0] == _HOLDER]
+    return [*best.values(), *held, *(entry for entry in rest if entry.place[0] != _HOLDER)]
 
 
 _HOLDER = "holder"
+# Every service has such entries: what else explains a limit is worth more.
+_EVERYWHERE = ("ready", "woken", "cpu")
 
 
 def _explaining_one(service: ServiceRecord, name: str) -> list[Entry]:

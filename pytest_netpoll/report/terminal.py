@@ -21,7 +21,7 @@ from pytest_netpoll.report.record import (
 MOST_PASSED = 40  # tests in the table
 MOST_OTHERS = 200
 SECTION_LINES = 24
-_MORE_LINES = 12  # where several limits are broken, for the Go line of each
+_MORE_LINES = 8  # where several limits are broken, for the Go line of each
 MOST_OFFENDERS = 3
 _LEAST_SHARE = 0.05  # lines the least share of an entry that isn't the first of its kind
 _MOST_SHARE = 0.95  # the share from which callers explain it all
@@ -191,7 +191,7 @@ def _needed(record: TestRecord, service: ServiceRecord, width: int) -> int:
 
 
 def _leads(record: TestRecord, service: ServiceRecord, width: int) -> list[int]:
-    """The fewest useful lines of the best entry for each broken limit."""
+    """The fewest useful lines of the entries that come before the numbers."""
     entries = evidence_entries.explaining(record, service)
     return [_least(entry, width) for entry in entries if entry.leads]
 
@@ -263,8 +263,8 @@ def _artifacts(record: TestRecord, width: int) -> list[str]:
 def _add_entries(
     screen: _Screen, entries: Sequence[evidence_entries.Entry], width: int, reserved: int = 0
 ) -> None:
-    """Adds as many entries as fit: the best one of each limit, then those that explain most. reserved: lines
-    that have to stay free of the others.
+    """Adds as many entries as fit: those that lead, then the others. reserved: lines that have to stay free
+    of the others.
     """
     shown = _leading(entries)
     leads = sum(entry.leads for entry in shown)
@@ -294,7 +294,7 @@ def _block(entry: evidence_entries.Entry, width: int) -> list[str]:
 
 def _leading(entries: Sequence[evidence_entries.Entry]) -> Sequence[evidence_entries.Entry]:
     """Drops entries that explain little, and those on CPU and network if timers woke the goroutines, but none
-    that is the best one for a limit.
+    that leads.
     """
     timers = bool(entries) and entries[0].kind == "ready" and (entries[0].share or 0) >= _MOST_SHARE
     shown: list[evidence_entries.Entry] = []

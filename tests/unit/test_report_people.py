@@ -708,13 +708,12 @@ def test_each_broken_limit_shows_its_best_line_before_any_further_one(width: int
     }
     made["breaches"].insert(1, about)
     entries = evidence_entries.explaining(made, made["services"][0])
-    assert [entry.stack[0]["line"] for entry in entries if entry.leads] == [9, 7, 7, 8]
+    assert [entry.stack[0]["line"] for entry in entries if entry.leads] == [9, 7, 7, 8, 38]
     assert len({(entry.kind, entry.text) for entry in entries}) == len(entries)
     shown = terminal.failure_section(made, width, after_reasons=True)
     places = re.findall(r"^    (shop/main.go:\d+|net/http\S+) +(\S+)", shown, re.MULTILINE)
     assert [function for _, function in places[:4]] == ["main.tick", "main.get", "main.get", "main.leak"]
     assert shown.index("main.leak") < shown.index("held until its Unlock") < shown.index("calls, made at")
-    assert "by sync.runtime_notify" not in shown
     worst = evidence_entries.worst_place(made)
     assert worst is not None
     assert worst.stack[0]["function"] == "main.tick"
