@@ -33,8 +33,8 @@ _PARKED = {
 
 class Entry(NamedTuple):
     """Recorded evidence, merged by kind and place. text: on one line, followed by the stack and the wakee, if
-    known. kind: what it is evidence of. place: identifies it among a service's. leads: whether it is worth more
-    than numbers. by_timer: whether a timer or an expired deadline woke the goroutine.
+    known. kind: what it is evidence of. place: identifies it among a service's. leads: whether it is worth
+    more than numbers. by_timer: whether a timer or an expired deadline woke the goroutine.
     """
 
     text: str

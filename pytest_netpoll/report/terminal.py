@@ -21,7 +21,7 @@ from pytest_netpoll.report.record import (
 MOST_PASSED = 40  # tests in the table
 MOST_OTHERS = 200
 SECTION_LINES = 24
-_MORE_LINES = 8  # where several limits are broken, for the Go line of each
+_MORE_LINES = 6  # where several limits are broken, for the Go line of each
 MOST_OFFENDERS = 3
 _LEAST_SHARE = 0.05  # lines the least share of an entry that isn't the first of its kind
 _MOST_SHARE = 0.95  # the share from which callers explain it all
