@@ -716,7 +716,7 @@ _TABLE = (
         "memory",
         _NO_SCHEDULER,
         explained_by=("mutex", "ready"),
-        fix="hold the lock for less: don't do I/O, a query or an RPC while holding it",
+        fix="hold the lock for less: look for I/O, a query or an RPC between Lock and Unlock",
         row="waits",
         part="for mutexes (estimate)",
     ),

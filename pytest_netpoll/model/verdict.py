@@ -344,6 +344,8 @@ def _detail(measurement: Measurement, metric: str) -> str:
         return f"{METRICS[base].format(count)} in {seconds}" + (f", {besides}" if besides else "")
     if besides:
         return besides
+    if metric == "mutex_wait_seconds":
+        return f"added up over goroutines, in {units.show(measurement.window_seconds, 's')}"
     if metric != "spurious":
         return ""
     spurious = measurement.snapshot.counters["spurious_wakeups"]

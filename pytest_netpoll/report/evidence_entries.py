@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 from pytest_netpoll.clean import one_line
@@ -33,7 +33,8 @@ _PARKED = {
 
 class Entry(NamedTuple):
     """Recorded evidence, merged by kind and place. text: on one line, followed by the stack and the wakee, if
-    known. kind: what it is evidence of.
+    known. kind: what it is evidence of. place: identifies it among a service's. leads: whether it is worth
+    more than numbers. by_timer: whether a timer or an expired deadline woke the goroutine.
     """
 
     text: str
@@ -42,27 +43,77 @@ class Entry(NamedTuple):
     share: float | None = None
     woken: str = ""
     kind: Offence | Literal["late"] = "late"
+    place: tuple[Any, ...] = ()
+    leads: bool = False
+    by_timer: bool = False
 
 
 def explaining(record: TestRecord, service: ServiceRecord) -> list[Entry]:
-    """The entries that explain the service's broken limits and rules, in that order, worst first."""
+    """The entries that explain the service's broken limits and rules: the best one of each, in their order,
+    then who held a mutex that others waited for, then the others.
+    """
     behind = _offenders_behind(record, service)
-    found: dict[str, list[Entry]] = {}
+    # An entry that explains several limits has the numbers of all offenders there.
+    complete = {e.place: e for found in behind.values() for e in offender_entries(service, found)}
+    best: dict[tuple[Any, ...], Entry] = {}
+    others: dict[tuple[Any, ...], Entry] = {}
     for fault in wording.broken(record, service):
-        name = wording.base_of(fault["metric"])
-        if name == "mutex_wait_seconds":
-            found.setdefault("mutex", mutex_entries(service))
-            continue
-        late = name.startswith(_LATE)
-        if late and "cpu" in behind:
-            found.setdefault("cpu", offender_entries(service, behind["cpu"]))
-        if late:
-            found.setdefault("late", slow_entries(service, service["slowest"]))
-        if name in METRICS and METRICS[name].family in TIMED:
-            found.setdefault("answers", slow_entries(service, slow_answers(record, service)))
-        for offence in _evidence_in_order(service, name):
-            found.setdefault(offence, offender_entries(service, behind.get(offence, ())))
-    return [entry for entries in found.values() for entry in entries]
+        for number, entry in enumerate(_explaining_one(service, wording.base_of(fault["metric"]))):
+            known = best if number == 0 else others
+            known.setdefault(entry.place, complete.get(entry.place, entry)._replace(leads=number == 0))
+    rest = [entry for place, entry in others.items() if place not in best]
+    rest.sort(key=lambda entry: entry.place[0] in _EVERYWHERE)
+    held = [entry._replace(leads=True) for entry in rest if entry.place[0] == _HOLDER]
+    return [*best.values(), *held, *(entry for entry in rest if entry.place[0] != _HOLDER)]
+
+
+_HOLDER = "holder"
+# Every service has such entries: what else explains a limit is worth more.
+_EVERYWHERE = ("ready", "woken", "cpu")
+
+
+def _explaining_one(service: ServiceRecord, name: str) -> list[Entry]:
+    """The entries that explain one broken limit or rule, the best first."""
+    if name == "mutex_wait_seconds":
+        return mutex_entries(service)
+    found: list[Entry] = []
+    if name.startswith(_LATE):
+        found += offender_entries(service, _cpu_causes(service))
+        found += slow_entries(service, service["slowest"])
+    if name in METRICS and METRICS[name].family in TIMED:
+        what = TIMED[METRICS[name].family]
+        found += slow_entries(service, [a for a in service.get("slow_answers", []) if a["what"] == what])
+    for offence in _evidence_in_order(service, name):
+        found += offender_entries(service, _behind(service, name, offence))
+    return sorted(found, key=_ends_polls(service)) if _about_polls(name) else found
+
+
+def _about_polls(name: str) -> bool:
+    return name in METRICS and METRICS[name].row == "polls"
+
+
+# The first part of the names of functions that wake a goroutine because of a timer or an expired deadline.
+_TIMERS = ("time.", "runtime.netpoll", "runtime.goroutineReady")
+_LEAST_SHARE = 0.05  # of the ready calls, for a place to be preferred
+
+
+def _ends_polls(service: ServiceRecord) -> Callable[[Entry], tuple[bool, ...]]:
+    """The order of entries for a limit on polls: the program's own and timers before what only libraries do;
+    timers first if they ended half of the polls that waited, or more.
+    """
+    metrics = service["metrics"]
+    ended, waiting = (
+        sum(metrics.get(name) or 0 for name in names)
+        for names in (("timeout_polls", "break_polls"), ("blocking_polls", "timed_polls"))
+    )
+    timers_lead = 0 < waiting <= 2 * ended
+
+    def order(entry: Entry) -> tuple[bool, ...]:
+        much = (entry.share or 0) >= _LEAST_SHARE
+        own, timer = much and evidence_text.has_users(entry.stack), much and entry.by_timer
+        return (not timer, not own) if timers_lead else (not (timer or own),)
+
+    return order
 
 
 _LATE = ("latency_", "sched_latency_")
@@ -178,17 +229,37 @@ def offender_entries(service: ServiceRecord, offenders: Iterable[OffenderRecord]
         places.setdefault(
             (evidence_text.offence_of(offender), offender.get("runtime"), place, woken), []
         ).append(offender)
-    merged = sorted(map(_together, places.values()), key=_rank)
+    merged = sorted(((_together(same), place) for place, same in places.items()), key=lambda m: _rank(m[0]))
     return [
         Entry(
             evidence_text.offender_text(service, offender),
-            evidence_text.shown_stack(offender),
+            _as_deferred(evidence_text.shown_stack(offender)),
             evidence_text.lead_in(offender),
             offender["share"],
             evidence_text.woken_text(offender),
             evidence_text.offence_of(offender),
+            place,
+            by_timer=_by_timer(offender),
         )
-        for offender in merged
+        for offender, place in merged
+    ]
+
+
+def _by_timer(offender: OffenderRecord) -> bool:
+    waker = offender["stack"][0]["function"] if offender["stack"] else None
+    return evidence_text.offence_of(offender) == "ready" and (waker or "").startswith(_TIMERS)
+
+
+_DEFER_WRAPPER = re.compile(r"\.deferwrap\d+$")
+
+
+def _as_deferred(stack: list[FrameRecord]) -> list[FrameRecord]:
+    """The stack without the compiler's wrappers of deferred calls: the function that defers is below."""
+    functions = [frame["function"] or "" for frame in stack]
+    return [
+        frame
+        for frame, function, caller in zip(stack, functions, [*functions[1:], ""], strict=False)
+        if not (_DEFER_WRAPPER.search(function) and _DEFER_WRAPPER.sub("", function) == caller)
     ]
 
 
@@ -204,8 +275,12 @@ def _holders(service: ServiceRecord) -> list[Entry]:
     total = sum(offender["share"] or 0 for offender in holders)
     of_all = [{**offender, "share": (offender["share"] or 0) / (total or 1)} for offender in holders]
     return [
-        entry._replace(text=f"{units.show(entry.share, 'share')} of the Unlocks that woke a waiter, made")
-        for entry in offender_entries(service, cast("list[OffenderRecord]", of_all))
+        entry._replace(
+            text="the mutex was held until its Unlock "
+            f"({units.show(entry.share, 'share')} of those that woke a waiter)",
+            place=("unlock" if number else _HOLDER, *entry.place),
+        )
+        for number, entry in enumerate(offender_entries(service, cast("list[OffenderRecord]", of_all)))
     ]
 
 
@@ -248,8 +323,9 @@ def slow_entries(service: ServiceRecord, slow: Iterable[SlowWakeupRecord | SlowA
             evidence_text.slow_text(service, same[0], same[1:]),
             same[0]["stack"],
             evidence_text.lead_in(same[0]),
+            place=("slow", *place),
         )
-        for same in places.values()
+        for place, same in places.items()
     ]
 
 

@@ -72,7 +72,20 @@ def _parked(entry: OffenderRecord | SlowWakeupRecord | SlowAnswerRecord) -> str:
 def shown_stack(entry: OffenderRecord | SlowWakeupRecord | SlowAnswerRecord) -> list[FrameRecord]:
     """The stack to show: if the runtime made the ready call, as for a timer, the woken goroutine's."""
     woken = cast("OffenderRecord", entry).get("woken_stack") or []
-    return woken if woken and not any(map(_is_users, entry["stack"])) else entry["stack"]
+    return woken if woken and not has_users(entry["stack"]) else entry["stack"]
+
+
+def has_users(stack: Sequence[FrameRecord]) -> bool:
+    """Whether a frame of it is the user's, neither Go's own nor its standard library's."""
+    return any(map(_is_users, stack))
+
+
+def to_users(stack: list[FrameRecord]) -> list[FrameRecord]:
+    """The stack up to the user's outermost frame: what of the standard library called that is cut. All of it
+    without such a frame.
+    """
+    users = [number for number, frame in enumerate(stack) if _is_users(frame)]
+    return stack[: users[-1] + 1] if users else stack
 
 
 def _is_users(frame: FrameRecord) -> bool:

@@ -21,6 +21,7 @@ from pytest_netpoll.report.record import (
 MOST_PASSED = 40  # tests in the table
 MOST_OTHERS = 200
 SECTION_LINES = 24
+_MORE_LINES = 6  # where several limits are broken, for the Go line of each
 MOST_OFFENDERS = 3
 _LEAST_SHARE = 0.05  # lines the least share of an entry that isn't the first of its kind
 _MOST_SHARE = 0.95  # the share from which callers explain it all
@@ -135,8 +136,11 @@ def gate_preview(records: Sequence[TestRecord], width: int) -> list[str]:
     ]
     for record in bad[:MOST_PASSED]:
         lines.append(f"  {cells.shorten(record['nodeid'], max(width - 2, 1))}: {wording.status_of(record)}")
-        for reason in verdict_text.reasons(record)[:MOST_OFFENDERS]:
+        found = verdict_text.reasons(record)
+        for reason in found[:MOST_OFFENDERS]:
             lines += _reason(reason, width, "    ")
+        if len(found) > MOST_OFFENDERS:
+            lines.append(f"    … {len(found) - MOST_OFFENDERS:,} more")
     if len(bad) > MOST_PASSED:
         lines.append(f"  … and {len(bad) - MOST_PASSED:,} more")
     return lines
@@ -147,30 +151,34 @@ def _reason(reason: Reason, width: int, indent: str = "") -> list[str]:
     return cells.wrap(reason.headline, width, indent) + fix
 
 
-def failure_section(record: TestRecord, width: int, after_reasons: bool = False) -> str:
-    """Why the test failed or is unmeasured, in at most SECTION_LINES lines, then the files that were kept.
+def failure_section(
+    record: TestRecord, width: int, after_reasons: bool = False, report: object = None
+) -> str:
+    """Why the test failed or is unmeasured, in about SECTION_LINES lines, then the files that were kept.
 
     Empty if there is nothing to say. after_reasons: whether it follows pytest's message with the reasons, of
-    which only broken rules lack something: their evidence.
+    which only broken rules lack something: their evidence. report: the path of the file that will have it
+    all; None if none was asked for.
 
-    First comes what broke, then for each service the Go lines behind it and the numbers that matter for it.
-    The likely causes come last; room is reserved for them. If the test itself failed, the numbers of its
-    windows come first, because the test asserts something about them.
+    First comes what broke, then for each service the best Go line for each broken limit and the numbers that
+    matter for them. The likely causes come last; room is reserved for them. If the test itself failed, the
+    numbers of its windows come first, because the test asserts something about them.
     """
-    screen = _Screen(_causes(record, width))
-    for reason in verdict_text.broken_rules(record) if after_reasons else verdict_text.reasons(record):
-        screen.add(_reason(reason, width))
-    if record["outcome"] == "unmeasured":
-        screen.add(cells.wrap("An unmeasured test fails; --netpoll-unmeasured=skip skips it instead.", width))
     about: list[tuple[TestRecord, ServiceRecord, str]] = []
     for window in wording.broken_windows(record):
         alone = wording.of_window(record, window)
         about += [(alone, service, f"{wording.name_of(window)}, ") for service in _concerned(alone)]
+    for service in _concerned(record):
+        about.append((record, service, ""))
+    further = sum(sum(_leads(one, service, width)[1:]) for one, service, _ in about)
+    screen = _Screen(_causes(record, width), SECTION_LINES + min(further, _MORE_LINES), report)
+    for reason in verdict_text.broken_rules(record) if after_reasons else verdict_text.reasons(record):
+        screen.add(_reason(reason, width))
+    if record["outcome"] == "unmeasured":
+        screen.add(cells.wrap("An unmeasured test fails; --netpoll-unmeasured=skip skips it instead.", width))
     for window in wording.windows_behind(record):
         for service in _read_first(window):
             _add_window(screen, window, service, width)
-    for service in _concerned(record):
-        about.append((record, service, ""))
     for number, (one, service, prefix) in enumerate(about):
         needed = [_needed(other, its, width) for other, its, _ in about[number:]]
         screen.reserve(needed[0], needed[1:])
@@ -180,8 +188,14 @@ def failure_section(record: TestRecord, width: int, after_reasons: bool = False)
 
 def _needed(record: TestRecord, service: ServiceRecord, width: int) -> int:
     """The fewest useful lines about a service."""
+    least = _leads(record, service, width)[:1]
+    return 1 + sum(least) if least else 0
+
+
+def _leads(record: TestRecord, service: ServiceRecord, width: int) -> list[int]:
+    """The fewest useful lines of the entries that come before the numbers."""
     entries = evidence_entries.explaining(record, service)
-    return 1 + _least(entries[0], width) if entries else 0
+    return [_least(entry, width) for entry in entries if entry.leads]
 
 
 def _add_service(
@@ -202,8 +216,8 @@ def _add_service(
         remarks.append([*seen, *next_line])
     broken = _broken(record, service)
     matter = _matter(record, service, broken)
-    # The Go line that leads is worth more than numbers that no limit is about.
-    kept = 1 + len(quotas) + sum(map(len, remarks)) + (_least(entries[0], width) if entries else 0)
+    # The Go line of each limit is worth more than numbers that no limit is about.
+    kept = 1 + len(quotas) + sum(map(len, remarks)) + sum(_leads(record, service, width))
     numbers = every = _numbers(service, width, broken=broken, matter=matter)
     for dropped in range(1, len(_ROWS) + 1) if broken else ():
         if len(numbers) <= screen.room - kept:
@@ -218,7 +232,7 @@ def _add_service(
         for block in remarks:
             screen.add(block)
         if numbers and screen.add(numbers) and len(numbers) < len(every):
-            screen.left_out += 1
+            screen.left_out += len(every) - len(numbers)
     if not entries:
         _add_entries(screen, evidence_entries.callers(record, service), width)
 
@@ -251,30 +265,45 @@ def _artifacts(record: TestRecord, width: int) -> list[str]:
 def _add_entries(
     screen: _Screen, entries: Sequence[evidence_entries.Entry], width: int, reserved: int = 0
 ) -> None:
-    """Adds as many entries as fit, those that explain most first."""
+    """Adds as many entries as fit: those that lead, then the others. reserved: lines that have to stay free
+    of the others.
+    """
     shown = _leading(entries)
-    screen.left_out += len(entries) - len(shown)
-    for number, entry in enumerate(shown[:MOST_OFFENDERS]):
-        head = _head(entry, width)
-        woken = cells.wrap(entry.woken, width, "  ") if entry.woken else []
+    leads = sum(entry.leads for entry in shown)
+    most = max(leads - 1, 0) + MOST_OFFENDERS
+    screen.left_out += sum(len(_block(entry, width)) for entry in entries if entry not in shown)
+    for number, entry in enumerate(shown):
+        block = _block(entry, width)
         cut_short = evidence_text.is_cut_short(entry.stack) and not screen.explains_cut_stacks
         note = cells.wrap(evidence_text.CUT_SHORT, width, "  ") if cut_short else []
-        block = head + _frames(entry.stack, width) + note + woken
-        if not screen.add(block, at_least=len(head) + 1, reserved=reserved):
-            screen.left_out += len(shown[number + 1 :])
+        free = reserved
+        if number < leads:
+            free += sum(_least(other, width) for other in shown[number + 1 : leads])
+            free = min(free, max(screen.room - _least(entry, width), 0))
+        added = number < most and screen.add(block + note, len(_head(entry, width)) + 1, free)
+        if number >= most:
+            screen.left_out += len(block)
+        if not added and number >= leads:
+            screen.left_out += sum(len(_block(other, width)) for other in shown[number + 1 :])
             return
-        screen.explains_cut_stacks |= cut_short
-    screen.left_out += len(shown[MOST_OFFENDERS:])
+        screen.explains_cut_stacks |= added and cut_short
+
+
+def _block(entry: evidence_entries.Entry, width: int) -> list[str]:
+    woken = cells.wrap(entry.woken, width, "  ") if entry.woken else []
+    return _head(entry, width) + _frames(evidence_text.to_users(entry.stack), width) + woken
 
 
 def _leading(entries: Sequence[evidence_entries.Entry]) -> Sequence[evidence_entries.Entry]:
-    """Drops entries that explain little, and those on CPU and network if timers woke the goroutines."""
+    """Drops entries that explain little, and those on CPU and network if timers woke the goroutines, but none
+    that leads.
+    """
     timers = bool(entries) and entries[0].kind == "ready" and (entries[0].share or 0) >= _MOST_SHARE
     shown: list[evidence_entries.Entry] = []
     for entry in entries:
         first = all(other.kind != entry.kind for other in shown)
         little = entry.kind != "parked" and entry.share is not None and entry.share < _LEAST_SHARE
-        if (first or not little) and not (timers and entry.kind in ("cpu", "woken")):
+        if entry.leads or ((first or not little) and not (timers and entry.kind in ("cpu", "woken"))):
             shown.append(entry)
     return shown
 
@@ -285,7 +314,7 @@ def _head(entry: evidence_entries.Entry, width: int) -> list[str]:
 
 def _least(entry: evidence_entries.Entry, width: int) -> int:
     """The fewest useful lines of an entry: its text and the innermost frames."""
-    return len(_head(entry, width)) + min(len(entry.stack), _LEAST_FRAMES)
+    return len(_head(entry, width)) + min(len(evidence_text.to_users(entry.stack)), _LEAST_FRAMES)
 
 
 def _add_window(screen: _Screen, window: WindowRecord, service: ServiceRecord, width: int) -> None:
@@ -298,7 +327,7 @@ def _add_window(screen: _Screen, window: WindowRecord, service: ServiceRecord, w
     # If a window's numbers don't fit, its evidence would seem to belong to another one.
     numbers = _numbers(service, width)
     if numbers and not screen.add([_title(service, f"{name}, "), *numbers], at_least=2):
-        screen.left_out += len(blocks)
+        screen.left_out += sum(len(_block(entry, width)) for entry in blocks)
         return
     _add_entries(screen, blocks, width)
 
@@ -321,10 +350,14 @@ def _causes(record: TestRecord, width: int) -> list[str]:
 
 
 class _Screen:
-    """Collects lines that fit before those at the end; counts the blocks that did not fit."""
+    """Collects lines that fit before those at the end; counts those that did not fit. lines: of all.
+    report: the path of the file that has them all, if it was asked for.
+    """
 
-    def __init__(self, end: list[str]) -> None:
+    def __init__(self, end: list[str], lines: int, report: object = None) -> None:
         self.left_out = 0
+        self._most = lines
+        self._report = report
         self._reserved = 0
         self.explains_cut_stacks = False
         self._lines: list[str] = []
@@ -333,7 +366,7 @@ class _Screen:
     @property
     def room(self) -> int:
         """Lines."""
-        return SECTION_LINES - 1 - len(self._end) - len(self._lines) - self._reserved
+        return self._most - 1 - len(self._end) - len(self._lines) - self._reserved
 
     def reserve(self, own: int, others: Sequence[int]) -> None:
         """Keeps lines free for the services that come later, whose first lines are worth more than this
@@ -352,12 +385,15 @@ class _Screen:
         room = max(self.room - reserved, 0)
         if len(block) <= room or (at_least is not None and at_least <= room):
             self._lines += block[:room]
+            self.left_out += len(block[room:])
             return True
-        self.left_out += 1
+        self.left_out += len(block)
         return False
 
     def text(self) -> str:
-        more = [f"… {self.left_out:,} more in --netpoll-json=FILE"] if self.left_out else []
+        where = wording.one_line(f"{self._report or '--netpoll-html=FILE'}")
+        lines = "line" if self.left_out == 1 else "lines"
+        more = [f"… {self.left_out:,} more {lines}; {where} shows all"] if self.left_out else []
         return "\n".join([*self._lines, *more, *self._end])
 
 

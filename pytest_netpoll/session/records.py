@@ -98,7 +98,8 @@ def _attach_record(
     if made["outcome"] != "passed":
         # Added to pytest's text of the failure, which JUnit shows, too; a skip has no such text.
         add_section = getattr(report.longrepr, "addsection", None)
-        section = terminal.failure_section(made, session.width, after_reasons=ours and report.failed)
+        full = session.options.html or session.options.json
+        section = terminal.failure_section(made, session.width, ours and report.failed, full)
         if not section:
             pass
         elif add_section is not None:

@@ -66,12 +66,12 @@ FAULTS = {
     "tickers": (
         lambda s: ping(s, 15, 0.05),
         "NP301",
-        ["blocking polls ended by a timer", "share one slow ticker"],
+        ["polls that waited were ended by a timer", "share one slow ticker"],
     ),
     "busy-poll": (
         lambda s: ping(s, 15, 0.05),
         "NP302",
-        ["blocking polls ended by a timer", "without a deadline"],
+        ["polls that waited were ended by a timer", "without a deadline"],
     ),
     "stale": (lambda s: ping_in_pieces(s, 30), "NP103", ["retries got EAGAIN again", "drains the socket"]),
     # With time for the reader to park again, for which it needs its own turn.

@@ -109,7 +109,7 @@ def test_a_second_reader_explains_retries_too() -> None:
 
 def test_timers_are_counted_with_the_polls_they_ended() -> None:
     [text] = diagnose(measurement(**TICKERS, break_polls=50))
-    assert "950 of 1,000 blocking polls ended by a timer, 950 a second, for 10 events" in text
+    assert "950 of 1,000 polls that waited were ended by a timer, 950 a second, for 10 events" in text
     assert "tickers or deadlines keep the poller busy" in text
 
 

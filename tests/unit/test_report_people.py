@@ -238,7 +238,7 @@ def test_a_place_that_explains_little_is_only_counted() -> None:
     few = offender(9, stack=(WORKER,), share=0.02)
     text = terminal.failure_section(wasteful(offender(490, share=0.98), few), 100)
     assert "main.worker" not in text
-    assert "… 1 more in --netpoll-json=FILE" in text
+    assert "… 2 more lines; --netpoll-html=FILE shows all" in text
 
 
 def test_a_broken_limit_of_a_hook_shows_all_numbers() -> None:
@@ -340,11 +340,15 @@ def test_the_diagnosis_of_a_service_within_its_limits_is_left_to_the_reports() -
 def test_a_failure_is_at_most_a_screenful_and_counts_what_it_left_out() -> None:
     deep = terminal.failure_section(wasteful(*(offender(100 - i, 20 + i) for i in range(9))), 80)
     assert len(deep.splitlines()) == terminal.SECTION_LINES
-    assert "\n… 7 more in --netpoll-json=FILE\nserver: NP101 second-reader at server/" in deep
+    assert "\n… 58 more lines; --netpoll-html=FILE shows all\nserver: NP101 second-reader at server/" in deep
     assert deep.endswith("close the duplicate.")  # the diagnosis is worth more than a third stack
     shallow = terminal.failure_section(wasteful(*(offender(100 - i, 1 + i) for i in range(9))), 80)
     assert shallow.count("parked") == terminal.MOST_OFFENDERS
-    assert "… 6 more in --netpoll-json=FILE\n" in shallow
+    assert "… 45 more lines; --netpoll-html=FILE shows all\n" in shallow
+    written = terminal.failure_section(
+        wasteful(*(offender(100 - i, 20 + i) for i in range(9))), 80, False, "out.html"
+    )
+    assert "more lines; out.html shows all\n" in written
     limits: dict[str, Any] = {f"max_{name}": 0 for name in METRICS if METRICS[name].unit == "count"}
     services = [measured(WASTEFUL, f"s{i}") for i in range(20)]
     broad = terminal.failure_section(built(*services, **limits), 80)
@@ -362,7 +366,7 @@ def test_however_many_limits_are_broken_the_line_that_explains_the_first_is_show
         rows = {line.split("  ")[1] for line in lines if line.startswith("  ")}
         # Rows are dropped for it, but none about what is broken.
         assert {"wakeups", *(["polls", "I/O calls"] if limits else [])} <= rows
-        assert "more in --netpoll-json=FILE" in "\n".join(lines)
+        assert "more lines; --netpoll-html=FILE shows all" in "\n".join(lines)
 
 
 def test_entries_that_explain_less_never_displace_those_that_explain_more() -> None:
@@ -650,6 +654,103 @@ def test_parked_goroutines_are_shown_for_the_limit_that_they_break() -> None:
     assert "  1 tcp descriptor whose peer has closed, and nobody is parked on it (c:3)\n" in f"{shown}\n"
     assert [group["growth"] for group in made["services"][0]["parked"] or ()] == [30, 0, 0]
     assert built(measured(HEALTHY))["services"][0]["parked"] is None
+
+
+HTTP = tuple(Frame(f"net/http.{name}", "net/http/server.go", 2200) for name in ("h", "serve", "run"))
+CACHE, LEAK, TICKS = (
+    Frame(f"main.{name}", "shop/main.go", n) for n, name in ((7, "get"), (8, "leak"), (9, "tick"))
+)
+
+
+def faulty() -> Measurement:
+    """An HTTP service with a ticker, a mutex held during I/O and connections that leak."""
+    notify = Frame("sync.runtime_notifyListNotifyAll", "runtime/sema.go", 600)
+    parked = Frame("sync.runtime_notifyListWait", "runtime/sema.go", 617)
+    tick, unlock = Frame("time.sendTime", "time/sleep.go", 178), Frame("main.get", "shop/main.go", 38)
+    deferred = Frame("main.get.deferwrap1", "shop/main.go", 29)
+    lock: dict[str, Any] = {"offence": "mutex", "lock": "sync.Mutex.Lock", "waited_ns": 9_000_000_000}
+    calls = [
+        replace(ready((notify, *HTTP), (parked, *HTTP)), count=50, share=0.5),
+        replace(ready((tick,), (TICKS,)), count=20, share=0.2),
+        replace(ready((deferred, unlock, *HTTP), (CACHE, *HTTP)), count=30, share=0.3, unlocks=True),
+    ]
+    held = made_up.offender(90, **lock, stack=(CACHE, *HTTP))
+    left = made_up.offender(5, offence="parked", growth=5, peers=("a:1",), stack=(LEAK, *HTTP))
+    network = made_up.offender(200, offence="woken", syscall=None, stack=HTTP)
+    counts = {
+        **HEALTHY,
+        **PARKED,
+        "ready_calls": 652,
+        "polls": 900,
+        "blocking_polls": 300,
+        "timed_polls": 500,
+    }
+    m = measured(
+        {**counts, "timeout_polls": 450, "break_polls": 50},
+        offenders=(*calls, held, left, network),
+        slow_answers=(made_up.slow_answer(88_000_000, stack=(CACHE, *HTTP)),),
+    )
+    return replace(m, snapshot=replace(m.snapshot, mutex_wait_ns=9_000_000_000, mutex_looked=True))
+
+
+def with_limits(*metrics: str) -> record.TestRecord:
+    """The faulty service with these limits broken, in this order."""
+    return built(faulty(), **dict.fromkeys((f"max_{name}" for name in metrics), 0))
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_each_broken_limit_shows_its_best_line_before_any_further_one(width: int) -> None:
+    made = with_limits("polls_per_second", "mutex_wait_seconds", "parked_growth")
+    about = {
+        **made["breaches"][0],
+        "metric": "response_p90",
+        "text": "server: response_p90 88 ms > max 25 ms",
+    }
+    made["breaches"].insert(1, about)
+    entries = evidence_entries.explaining(made, made["services"][0])
+    assert [entry.stack[0]["line"] for entry in entries if entry.leads] == [9, 7, 7, 8, 38]
+    assert len({(entry.kind, entry.text) for entry in entries}) == len(entries)
+    shown = terminal.failure_section(made, width, after_reasons=True)
+    places = re.findall(r"^    (shop/main.go:\d+|net/http\S+) +(\S+)", shown, re.MULTILINE)
+    assert [function for _, function in places[:4]] == ["main.tick", "main.get", "main.get", "main.leak"]
+    assert shown.index("main.leak") < shown.index("held until its Unlock") < shown.index("calls, made at")
+    worst = evidence_entries.worst_place(made)
+    assert worst is not None
+    assert worst.stack[0]["function"] == "main.tick"
+
+
+def test_two_stacks_of_one_limit_leave_room_for_the_next_limit() -> None:
+    made = with_limits("mutex_wait_seconds", "parked_growth")
+    shown = terminal.failure_section(made, 80)
+    assert "main.leak" in shown
+    assert shown.index("main.leak") < shown.index("held until its Unlock")
+    assert "deferwrap" not in shown
+    assert "shop/main.go:38  main.get\n" in shown
+    assert "9.00 s (added up over goroutines, in 1.00 s) > max" in shown
+
+
+def test_where_only_libraries_woke_goroutines_they_are_shown_for_polls() -> None:
+    m = faulty()
+    library = replace(m, offenders=m.offenders[:1])
+    shown = terminal.failure_section(built(library, max_polls=1), 100)
+    assert "made by sync.runtime_notifyListNotifyAll, woke the goroutine parked" in shown
+    assert "    net/http/server.go:2200" in shown
+    # Where timers end few polls, whatever is the program's own leads.
+    counters = {**m.snapshot.counters, "timeout_polls": 5, "break_polls": 0}
+    other = built(replace(m, snapshot=replace(m.snapshot, counters=counters)), max_polls=1)
+    first, *_ = evidence_entries.explaining(other, other["services"][0])
+    assert first.stack[0]["line"] == 38
+
+
+def test_report_mode_counts_the_reasons_that_it_does_not_list() -> None:
+    limits: dict[str, Any] = {
+        f"max_{name}": 0 for name in ("stale_retries", "events", "polls", "spurious_wakeups")
+    }
+    made = wasteful(mode="report", max_spurious="100%", **limits)
+    assert terminal.gate_preview([made], 100)[-1] == "    … 1 more"
+    limits.pop("max_polls")
+    made = wasteful(mode="report", max_spurious="100%", **limits)
+    assert "more" not in "\n".join(terminal.gate_preview([made], 100))
 
 
 SHA = Frame("crypto/sha256.block", "crypto/sha256/sha256block_amd64.s", 734)

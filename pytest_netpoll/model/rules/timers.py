@@ -51,7 +51,7 @@ def _expired(m: Measurement) -> float:
 def _seen(m: Measurement) -> str:
     waiting = number(m, "blocking_polls") + number(m, "timed_polls")
     ended, a_second = count(_ended(m)), rate(_ended(m), m)
-    return f"{ended} of {counted(waiting, 'blocking poll')} ended by a timer, {a_second} a second"
+    return f"{ended} of {counted(waiting, 'poll')} that waited were ended by a timer, {a_second} a second"
 
 
 def _made(m: Measurement, *wakers: str) -> list[Offender]:
