@@ -53,12 +53,12 @@ def next_step(record: TestRecord, service: ServiceRecord) -> NextStep | None:
 
 def _step(record: TestRecord, service: ServiceRecord, which: str) -> NextStep:
     limited = ("max", "mutex_wait_seconds") in wording.limits_of(record, service)
-    steps = [] if limited else ["limit max_mutex_wait_seconds="]
-    steps.append("while it waits, python -m pytest_netpoll dump --port PORT shows who waits for the network")
+    steps = [] if limited else ["limit max_mutex_wait_seconds= to see whether it waits for a mutex"]
+    steps.append("run python -m pytest_netpoll dump --port PORT meanwhile to see who waits for the network")
     return NextStep(
         f"{which} spent nearly all their time in the handler, while the service hardly used the CPU: "
         "it waited, for a lock, another service or a timer",
-        f"{'; '.join(steps)} (docs/debugging.md)",
+        "; ".join(steps),
     )
 
 

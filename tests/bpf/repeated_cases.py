@@ -340,7 +340,7 @@ FAULTY = (
     example("busy-poll", "NP302", run(echoes, count=10, pause=0.05)),
     example("starve", "NP401", fed(0.5, lambda s: test_diagnosis.ping(s, 20, 0.05))),
     causes("yield", "NP402", fed(0.8, pings), env=ONE_P),
-    Case("quota", "NP403", "causes", ("-do", "spin"), run(pings, count=12), TWO_PS, (), throttled),
+    Case("quota", "NP403", "causes", ("-do", "spin"), run(pings, count=16), TWO_PS, (), throttled),
     Case("busy", "NP404", "echo", ("-work", "50"), crowd, {}, ONE_CPU, hogs),
     causes("locked", "NP405", run(ask, count=200)),
     causes("worker", "NP405", run(ask, count=200)),

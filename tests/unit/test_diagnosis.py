@@ -173,20 +173,22 @@ HANDLER = (Frame("main.work", "main.go", 3), Frame("main.serve", "main.go", 4))
 
 
 @pytest.mark.parametrize(
-    ("wakeups", "stack", "share", "expected"),
+    ("wakeups", "moved", "stack", "share", "expected"),
     [
-        (98, HANDLER, 0.9, ["NP401"]),  # 10 ms each
-        (110, HANDLER, 0.9, []),
-        (1000, HANDLER, 0.9, []),  # too many messages
-        (1000, (Frame("main.loop", "main.go", 5),), 0.6, ["NP401"]),
-        (1000, (Frame("main.loop", "main.go", 5),), 0.45, []),
+        (98, 98, HANDLER, 0.9, ["NP401"]),  # 10 ms each
+        (110, 0, HANDLER, 0.9, []),
+        (98, 110, HANDLER, 0.9, []),  # they aren't woken for each message
+        (1000, 0, HANDLER, 0.9, []),  # too many messages
+        (1000, 9999, (Frame("main.loop", "main.go", 5),), 0.6, ["NP401"]),
+        (1000, 0, (Frame("main.loop", "main.go", 5),), 0.45, []),
     ],
 )
 def test_goroutines_that_wait_for_each_other_are_not_starved(
-    wakeups: int, stack: tuple[Frame, ...], share: float, expected: list[str]
+    wakeups: int, moved: int, stack: tuple[Frame, ...], share: float, expected: list[str]
 ) -> None:
     samples = (dataclasses.replace(cpu(share), stack=stack), cpu(0.9 - share, "main.other"))
-    made = measurement({20 * MS: wakeups}, cpu=0.98, waited=0.02, offenders=samples)
+    seen = {"io_outcomes": {"data": moved}}
+    made = measurement({20 * MS: wakeups}, cpu=0.98, waited=0.02, offenders=samples, seen=seen)
     made = dataclasses.replace(made, slowest=(late(20 * MS, stack=READER),))
     assert [f.rule.code for f in findings(made)] == expected
 

@@ -148,9 +148,11 @@ def _shares(found: Sequence[Offender]) -> float:
 
 def _cpu_bound(m: Measurement, running: Sequence[Offender]) -> bool:
     """Whether some goroutines keep the CPU. If there are just more messages than the service can handle,
-    woken goroutines wait for each other, each for a short time.
+    woken goroutines wait for each other, each for a short time. One that is never out of messages isn't woken
+    for each, but makes I/O calls.
     """
-    if (m.cpu_seconds or 0) >= TIME_SLICE * sum(m.snapshot.histogram.values()):
+    moved = m.snapshot.io_outcomes.get("data", 0)
+    if (m.cpu_seconds or 0) >= TIME_SLICE * max(sum(m.snapshot.histogram.values()), moved):
         return True
     waiting = {wakeup.stack[-1].function for wakeup in m.slowest if wakeup.stack}
     loop = [o for o in running if o.stack[0].function == running[0].stack[0].function]
@@ -397,8 +399,8 @@ RULES = (
         f"At least {LEAST_LATE} wakeups, and a tenth of them, that ran more than 5 ms late, and would have "
         "without the part of the time in which others had the CPU; CPU used and waited for, together "
         f"{BUSY_WANTED} s a second or more; at least half of the CPU samples in the program's own code; and "
-        f"either {TIME_SLICE * 1000:.0f} ms of CPU for each wakeup, or half of the samples in one function, "
-        "in other goroutines than those that were late.",
+        f"either {TIME_SLICE * 1000:.0f} ms of CPU for each wakeup and each I/O call that moved data, or half "
+        "of the samples in one function, in other goroutines than those that were late.",
         "give CPU-bound work fewer goroutines than GOMAXPROCS, or a process of its own.",
         "A machine that is short of CPU (NP404), garbage collection (NP407), and more messages than the "
         "service can handle make goroutines late, too. So does a reader that sleeps before it reads: the "
