@@ -399,7 +399,7 @@ RULES = (
         f"At least {LEAST_LATE} wakeups, and a tenth of them, that ran more than 5 ms late, and would have "
         "without the part of the time in which others had the CPU; CPU used and waited for, together "
         f"{BUSY_WANTED} s a second or more; at least half of the CPU samples in the program's own code; and "
-        f"either {TIME_SLICE * 1000:.0f} ms of CPU for each wakeup and each I/O call that moved data, or half "
+        f"either {TIME_SLICE * 1000:.0f} ms of CPU for each wakeup and I/O call that moved data, or half "
         "of the samples in one function, in other goroutines than those that were late.",
         "give CPU-bound work fewer goroutines than GOMAXPROCS, or a process of its own.",
         "A machine that is short of CPU (NP404), garbage collection (NP407), and more messages than the "
