@@ -63,10 +63,8 @@ def _parser() -> argparse.ArgumentParser:
         "--format",
         required=True,
         choices=list(FORMATS),
-        metavar="FORMAT",
-        help="markdown: what changed, for a comment; github-action-benchmark (customSmallerIsBetter) and "
-        "bencher (its JSON adapter): numbers for charts; sarif, and code-climate for GitLab: findings by "
-        "line",
+        help="what changed, for a comment (markdown); numbers for charts (github-action-benchmark's "
+        "customSmallerIsBetter, bencher's JSON adapter); or findings by line (sarif; code-climate for GitLab)",
     )
     parser.add_argument("--output", type=Path, metavar="OUT", help="write to OUT instead of stdout")
     return parser

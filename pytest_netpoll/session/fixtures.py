@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pytest_netpoll.errors import UnmeasuredError, UsageError
+from pytest_netpoll.errors import Reason, UnmeasuredError, UsageError
 from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.model.evidence import ParkedGoroutine
 from pytest_netpoll.model.limits import Limits, resolve
@@ -42,6 +42,10 @@ class Windows:
             del self._kept[0]
             self.left_out += 1
         return self.left_out + len(self._kept)
+
+    def unmeasured(self) -> list[Reason]:
+        """Why limits of windows could not be judged."""
+        return [reason for window in self._kept for reason in window.unmeasured]
 
     def records(self) -> list[record.WindowRecord]:
         return [window.record(number) for number, window in enumerate(self._kept, self.left_out + 1)]
@@ -135,7 +139,8 @@ class Netpoll:
             measured.close(services, measurements, own, found_dead(services, "during the window"))
             if self._sides.reported:
                 number = self._item.stash.setdefault(WINDOWS, Windows()).add(measured)
-        measured.enforce(presence.concerned(list(own), measured.limits), number)
+        if not self._sides.at_base:  # as with the marker's limits, which are the head's
+            measured.enforce(presence.concerned(list(own), measured.limits), number)
 
 
 class MeasuredWindow:
@@ -152,6 +157,7 @@ class MeasuredWindow:
         self._item = item
         self._options = options
         self._name = name
+        self.unmeasured: Sequence[Reason] = ()
         self._breaches: Sequence[Breach] = ()
         self._measurements: dict[Service, Measurement] | None = None
         self._own: set[Service] = set()
@@ -186,7 +192,13 @@ class MeasuredWindow:
         verdict = judge(made, self.limits, self._options.mode, (), running, deaths)
         self._breaches = verdict.breaches
         self._own.update(services)
-        enforce(self._item, verdict, self._options, window_name(number, self._name) if number else "")
+        where = window_name(number, self._name) if number else self._name or ""
+        if verdict.outcome == "unmeasured":
+            self.unmeasured = [
+                Reason(f"{where}, {reason.what}", why=reason.why, fix=reason.fix)
+                for reason in verdict.reasons
+            ]
+        enforce(self._item, verdict, self._options, where)
 
     def record(self, number: int) -> record.WindowRecord:
         """The record of the test's own services and of those that it asked for; if there are none, of all

@@ -4,6 +4,8 @@ carries it from a pytest-xdist worker to the controller.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pytest_netpoll.clean import lines as cleaned
@@ -139,10 +141,15 @@ def _record(
     item: pytest.Item, judged: Judged, error: BaseException | None, xfail: str | None, windows: Windows
 ) -> record.TestRecord:
     path, line, _ = item.location
+    verdict = judged.verdict
+    unmeasured = windows.unmeasured()
+    if unmeasured and error is None and verdict.outcome == "passed" and verdict.gate in (None, "passed"):
+        # Report mode went on; elsewhere the window ended the test.
+        verdict = replace(verdict, outcome="unmeasured", reasons=tuple(unmeasured))
     return record.build(
         nodeid=item.nodeid,
         location=(path, (line or 0) + 1),
-        verdict=judged.verdict,
+        verdict=verdict,
         limits=judged.limits,
         measurements=judged.measurements,
         columns=judged.columns,

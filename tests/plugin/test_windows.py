@@ -185,14 +185,19 @@ def test_a_window_has_limits_of_its_own_and_names_the_line(run, pytester):
 
 
 def test_in_report_mode_a_windows_limit_is_reported(run, pytester):
-    result = run(LIMITED, "--netpoll=report", "--netpoll-json=report.json", "-k", "limit or rule")
-    result.assert_outcomes(passed=2)
+    result = run(LIMITED, "--netpoll=report", "--netpoll-json=report.json", "-k", "limit or rule or few")
+    result.assert_outcomes(passed=3)
     result.stdout.fnmatch_lines(
         [
+            "*test_few *unmeasured",
             "*test_limit *would fail",
-            "report mode fails no test; in gate mode: 2 would fail",
+            "report mode fails no test; in gate mode: *2 would fail*",
             "    window 2, ping, echo: polls * > max 3",
         ]
     )
     report = json.loads((pytester.path / "report.json").read_text())
-    assert [test["gate"] for test in report["tests"]] == ["failed", "failed"]
+    few, *broken = report["tests"]  # the worst comes first
+    assert [test["gate"] for test in broken] == ["failed", "failed"]
+    assert few["outcome"] == "unmeasured"
+    (reason,) = few["reasons"]
+    assert reason["what"].startswith("window 1, echo: only ")
