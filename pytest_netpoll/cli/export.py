@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pytest_netpoll.cli.lines import Help
 from pytest_netpoll.errors import NetpollError, UsageError
 from pytest_netpoll.report import delta, files, github, json_report
 from pytest_netpoll.report.export.benchmarks import bencher, github_action_benchmark
@@ -57,12 +58,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pytest_netpoll export",
         description="Write a report of --netpoll-json in the format of another tool.",
+        formatter_class=Help,
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="the JSON report")
     parser.add_argument(
         "--format",
         required=True,
         choices=list(FORMATS),
+        metavar="FORMAT",
         help="what changed, for a comment (markdown); numbers for charts (github-action-benchmark's "
         "customSmallerIsBetter, bencher's JSON adapter); or findings by line (sarif; code-climate for GitLab)",
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from pytest_netpoll.report.cells import tabulated, width_of, wrap
@@ -11,6 +13,13 @@ from pytest_netpoll.report.cells import tabulated, width_of, wrap
 DOCS = "https://github.com/pytest-netpoll/pytest-netpoll/blob/main/docs"
 _GAP = 2  # between columns
 _LEAST_TEXT = 20  # columns; a narrower terminal wraps lines itself
+
+
+class Help(argparse.HelpFormatter):
+    """Keeps names with hyphens on one line, so that they can be copied."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 def terminal_width() -> int | None:
