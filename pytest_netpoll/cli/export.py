@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=list(FORMATS),
         metavar="FORMAT",
         help="what changed, for a comment (markdown); numbers for charts (github-action-benchmark's "
-        "customSmallerIsBetter, bencher's JSON adapter); or findings by line (sarif; code-climate for GitLab)",
+        "customSmallerIsBetter, bencher's JSON adapter); findings by line (sarif; code-climate for GitLab)",
     )
     parser.add_argument("--output", type=Path, metavar="OUT", help="write to OUT instead of stdout")
     return parser
