@@ -237,7 +237,7 @@ def test_root_in_a_user_namespace_is_refused_with_the_reason(pytest_in):
     """As a rootless container's root is."""
     status, said = pytest_in(OWN, *LOADING, UNFILTERED, "--uidmap=0:200000:65536")
     assert status == 1
-    assert "root in a user namespace only, as in a rootless container, and that is not enough" in said
+    assert "root only in a user namespace, as in a rootless container, and that is not enough" in said
 
 
 @pytest.mark.parametrize("pids", ["host", "container"])

@@ -371,7 +371,7 @@ def steadily(service):
 
 
 def test_more_messages_than_it_can_handle_are_no_starvation(launch, broken):
-    service = launch("echo", "-work", "50", env={"GOMAXPROCS": "1"})
+    service = launch("echo", "-work", "200", env={"GOMAXPROCS": "1"})
     for _ in range(TRIES):
         with connected(service, 200) as clients:
             m, found = broken(service, lambda c=clients: [ask_all(c, b"ping", b"ping") for _ in range(5)])

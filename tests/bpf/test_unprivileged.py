@@ -937,7 +937,7 @@ def test_root_in_a_user_namespace_is_refused(user):
     if "unshare failed" in run.stderr:
         pytest.skip("ordinary users may not create user namespaces here")
     failed = json.loads(run.stdout.splitlines()[0])["failed"]
-    assert "root in a user namespace only" in failed["what"]
+    assert "root only in a user namespace" in failed["what"]
 
 
 def load(message=None):

@@ -350,7 +350,8 @@ def test_without_limits(): pass
         [
             "*_ test_without _*",
             "unmeasured: the test uses no service of its own, *",
-            "  fix: * go_service(port=…), pid=… or process=… *; or name one with service=, of echo",
+            "  fix: start its service with go_service *",
+            "    running; or name one with service=, of echo",
         ]
     )
 
