@@ -146,7 +146,7 @@ def descriptors():
     found = 0
     for link in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
-            found += "/task/" in os.readlink(link)
+            found += "/task/" in str(link.readlink())
     return found
 
 
