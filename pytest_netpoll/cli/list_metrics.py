@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from pytest_netpoll.cli.lines import DOCS, print_rows, say
 from pytest_netpoll.errors import UsageError
-from pytest_netpoll.model.metrics import LIMITABLE, METRICS, RATES, Metric
+from pytest_netpoll.model.metrics import LIMITABLE, METRICS, Metric, base_of
 from pytest_netpoll.model.units import Unit
 
 _UNITS: Mapping[Unit, str] = {"share": "ratio 0-1"}
@@ -41,9 +41,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _named(name: str) -> list[Metric]:
-    bare = next((name[len(prefix) :] for prefix in _PREFIXES if name.startswith(prefix)), name).lower()
-    if bare in RATES:
-        bare = RATES[bare].base
+    bare = next((name[len(prefix) :] for prefix in _PREFIXES if name.startswith(prefix)), name)
+    bare = base_of(bare.lower())
     if bare in METRICS:
         return [METRICS[bare]]
     found = [metric for metric in METRICS.values() if bare in metric.name]

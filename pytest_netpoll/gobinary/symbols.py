@@ -38,6 +38,11 @@ class Frame:
     def package_root(self) -> str:
         return package_root(self.function)
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it is the program's own code: known, and neither Go's runtime nor its standard library."""
+        return self.function != "?" and self.package_root not in STANDARD | PLUMBING
+
 
 def package_root(function: str) -> str:
     """The first element of the import path: "net" of net/http.(*conn).serve."""

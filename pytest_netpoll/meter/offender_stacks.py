@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, get_args
 
-from pytest_netpoll.gobinary.symbols import PLUMBING, STANDARD, Frame, Symbolizer, trim
+from pytest_netpoll.gobinary.symbols import PLUMBING, Frame, Symbolizer, trim
 from pytest_netpoll.model.evidence import Cause, Offence, Offender
 
 _OFFENCES = get_args(Offence)
@@ -156,7 +156,7 @@ def _only_looks(frames: Sequence[Frame]) -> bool:
     """
     inner = ""
     for frame in frames:
-        if frame.package_root not in STANDARD | PLUMBING and frame.function != "?":
+        if frame.is_own:
             if inner == "runtime.Gosched":
                 return True
             found = _FINDS_NOTHING.fullmatch(frames[0].function) is None

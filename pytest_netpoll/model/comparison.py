@@ -21,7 +21,7 @@ from pytest_netpoll.model.difference import (
 )
 from pytest_netpoll.model.limits import MIN_WAKEUPS
 from pytest_netpoll.model.measurement import resolved_wakeups
-from pytest_netpoll.model.metrics import METRICS, RATES, SCHED_LATENCIES, Metric
+from pytest_netpoll.model.metrics import METRICS, SCHED_LATENCIES, Metric, base_of
 from pytest_netpoll.model.sample import Sample, Samples, too_few
 from pytest_netpoll.model.tolerance import Tolerance
 from pytest_netpoll.model.verdict import Verdict
@@ -86,7 +86,7 @@ def place(
 def limited(limits: Iterable[str]) -> set[str]:
     """The metrics that must not exceed one of the limits; max_polls_per_second is about polls."""
     names = {name.removeprefix("max_") for name in limits if name.startswith("max_")}
-    return {RATES[name].base if name in RATES else name for name in names}
+    return set(map(base_of, names))
 
 
 @dataclass(frozen=True)

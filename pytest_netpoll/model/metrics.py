@@ -795,6 +795,8 @@ _TABLE = (
         absent=_NOT_LOOKED_AT,
         adds_up=False,
         explained_by=("parked",),
+        fix="close the connections that they wait for once the client has gone; if a pool fills, allow for "
+        "it in the limit.",
         row="parked",
         part="more than at the start",
     ),
@@ -840,6 +842,11 @@ RATES: Mapping[str, Metric] = {
     rate.name: rate for rate in (_rate(m) for m in _TABLE if m.unit == "count" and m.adds_up)
 }
 LIMITABLE: Mapping[str, Metric] = {**METRICS, **RATES}
+
+
+def base_of(metric: str) -> str:
+    """The metric of the table, also for a rate; other names stay as they are."""
+    return LIMITABLE[metric].base if metric in LIMITABLE else metric
 
 
 def in_report(report: Report) -> tuple[Metric, ...]:

@@ -289,23 +289,21 @@ def _more_traffic(measurement: Measurement, least: Limit, all_of_them: Sequence[
     )
 
 
-# Limit -> the rule whose fix also fixes it.
-_FIXED_LIKE = {"abandoned_descriptors": "NP501", "stuck_goroutines": "NP502"}
-_GROWTH_FIX = (
-    "close the connections that they wait for once the client has gone; if a pool fills, allow for it in "
-    "the limit."
-)
+# Limit -> the rules whose diagnosis gives its fix. The first one's fix is also that of a limit without one.
+_FIXED_BY = {
+    "parked_growth": ("NP501", "NP502"),
+    "abandoned_descriptors": ("NP501",),
+    "stuck_goroutines": ("NP502",),
+}
 
 
 def _fix(measurement: Measurement, metric: str) -> str | None:
     """The fix for a broken limit, unless the diagnosis gives it."""
-    if metric not in (*_FIXED_LIKE, "parked_growth"):
-        return METRICS[metric].fix if metric in METRICS else None
-    proven = {found.rule.code for found in findings(measurement)}
-    rule = _FIXED_LIKE.get(metric)
-    if rule is not None:
-        return RULES[rule].fix if rule not in proven else None
-    return _GROWTH_FIX if not proven & set(_FIXED_LIKE.values()) else None
+    rules = _FIXED_BY.get(metric, ())
+    if rules and any(found.rule.code in rules for found in findings(measurement)):
+        return None
+    own = METRICS[metric].fix if metric in METRICS else None
+    return own or next((RULES[rule].fix for rule in rules), None)
 
 
 def _check_rules(measurement: Measurement, forbidden: Mapping[str, bool]) -> list[Breach | Reason]:

@@ -10,7 +10,7 @@ from pytest_netpoll.clean import one_line
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.model import units
 from pytest_netpoll.model.evidence import Offence
-from pytest_netpoll.model.metrics import METRICS
+from pytest_netpoll.model.metrics import METRICS, base_of
 from pytest_netpoll.model.rules import RULES
 from pytest_netpoll.report import evidence_text, wording
 from pytest_netpoll.report.record import (
@@ -58,7 +58,7 @@ def explaining(record: TestRecord, service: ServiceRecord) -> list[Entry]:
     best: dict[tuple[Any, ...], Entry] = {}
     others: dict[tuple[Any, ...], Entry] = {}
     for fault in wording.broken(record, service):
-        for number, entry in enumerate(_explaining_one(service, wording.base_of(fault["metric"]))):
+        for number, entry in enumerate(_explaining_one(service, base_of(fault["metric"]))):
             known = best if number == 0 else others
             known.setdefault(entry.place, complete.get(entry.place, entry)._replace(leads=number == 0))
     rest = [entry for place, entry in others.items() if place not in best]
@@ -123,7 +123,7 @@ def _offenders_behind(record: TestRecord, service: ServiceRecord) -> dict[Offenc
     """The offenders that explain the service's broken limits and rules."""
     found: dict[Offence, list[OffenderRecord]] = {}
     for fault in wording.broken(record, service):
-        name = wording.base_of(fault["metric"])
+        name = base_of(fault["metric"])
         groups = [(offence, _behind(service, name, offence)) for offence in _evidence_for(name)]
         if name.startswith(_LATE):
             groups.append(("cpu", _cpu_causes(service)))
@@ -181,11 +181,7 @@ def _evidence_for(metric: str) -> Sequence[Offence]:
 
 def _wanted(record: TestRecord, service: ServiceRecord) -> set[Offence]:
     """The offences that explain the service's broken limits and rules."""
-    return {
-        o
-        for fault in wording.broken(record, service)
-        for o in _evidence_for(wording.base_of(fault["metric"]))
-    }
+    return {o for fault in wording.broken(record, service) for o in _evidence_for(base_of(fault["metric"]))}
 
 
 # Offences shown only if a limit on them is broken, with their names.
@@ -354,7 +350,7 @@ TIMED = {
 
 def slow_answers(record: TestRecord, service: ServiceRecord) -> list[SlowAnswerRecord]:
     """The slowest reads or answers, if a limit of the service on such times is broken."""
-    faults = [METRICS.get(wording.base_of(fault["metric"])) for fault in wording.broken(record, service)]
+    faults = [METRICS.get(base_of(fault["metric"])) for fault in wording.broken(record, service)]
     wanted = {TIMED.get(metric.family) for metric in faults if metric is not None}
     return [answer for answer in service.get("slow_answers", []) if answer["what"] in wanted]
 
@@ -376,7 +372,7 @@ def quotas_of(record: TestRecord, service: ServiceRecord) -> list[str]:
     "the cgroup /x allows 0.2 CPUs (20 ms every 100 ms) and stopped the service in 30 of 31 periods".
     """
     if not any(
-        wording.base_of(fault["metric"]).startswith("throttled_") for fault in wording.broken(record, service)
+        base_of(fault["metric"]).startswith("throttled_") for fault in wording.broken(record, service)
     ):
         return []
     return [

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from pytest_netpoll.model.metrics import METRICS
+from pytest_netpoll.model.metrics import METRICS, base_of
 from pytest_netpoll.report import evidence_entries, wording
 from pytest_netpoll.report.record import ServiceRecord, SlowAnswerRecord, TestRecord
 
@@ -27,7 +27,7 @@ def next_step(record: TestRecord, service: ServiceRecord) -> NextStep | None:
     """For slow answers that spent their time in the handler while the service used no CPU; None where that
     isn't certain.
     """
-    metrics = [METRICS.get(wording.base_of(fault["metric"])) for fault in wording.broken(record, service)]
+    metrics = [METRICS.get(base_of(fault["metric"])) for fault in wording.broken(record, service)]
     families = {metric.family for metric in metrics if metric is not None}
     if not families & {"response", "handling"} or "mutex_wait" in families:
         return None

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from pytest_netpoll.model import units
-from pytest_netpoll.model.metrics import METRICS, Report, in_report
+from pytest_netpoll.model.metrics import METRICS, Report, base_of, in_report
 from pytest_netpoll.model.sample import Sample, Samples
 from pytest_netpoll.report import wording
 from pytest_netpoll.report.baseline_file import sample
@@ -158,7 +158,7 @@ def _worse_in_lines(rows: Sequence[tuple[Compared, str]], missing: Sequence[str]
 
 def _judged(records: Iterable[TestRecord]) -> set[str]:
     """The metrics that are limited, or that broke a limit."""
-    broken = {wording.base_of(fault["metric"]) for record in records for fault in record["breaches"]}
+    broken = {base_of(fault["metric"]) for record in records for fault in record["breaches"]}
     limited = {metric for record, service in _rows(records) for metric in wording.judged(record, service)}
     return limited | (broken & METRICS.keys())
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from pytest_netpoll.errors import Reason
-from pytest_netpoll.model.metrics import METRICS, Metric, in_report
+from pytest_netpoll.model.metrics import METRICS, Metric, base_of, in_report
 from pytest_netpoll.model.rules import RULES
 from pytest_netpoll.options import Config
 from pytest_netpoll.report import attached, cells, evidence_entries, evidence_text, verdict_text, wording
@@ -407,7 +407,7 @@ def _concerned(record: TestRecord) -> list[ServiceRecord]:
 
 def _broken(record: TestRecord, service: ServiceRecord) -> set[str]:
     """The metrics and rules."""
-    return {wording.base_of(fault["metric"]) for fault in wording.broken(record, service)}
+    return {base_of(fault["metric"]) for fault in wording.broken(record, service)}
 
 
 def _matter(record: TestRecord, service: ServiceRecord, broken: Set[str]) -> frozenset[str] | None:

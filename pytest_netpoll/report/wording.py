@@ -12,7 +12,7 @@ from pytest_netpoll.clean import one_line as one_line
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.model import units
 from pytest_netpoll.model.measurement import spread
-from pytest_netpoll.model.metrics import LIMITABLE, METRICS, Metric, in_report
+from pytest_netpoll.model.metrics import LIMITABLE, METRICS, Metric, base_of, in_report
 from pytest_netpoll.report.record import (
     BreachRecord,
     Outcome,
@@ -221,11 +221,6 @@ def judged(record: TestRecord, service: ServiceRecord) -> list[str]:
     limits = limits_of(record, service).keys() - {("min", "wakeups")}
     about = {base_of(metric) for _, metric in limits}
     return [metric for metric in METRICS if metric in about]
-
-
-def base_of(metric: str) -> str:
-    """The metric of the table, also for a rate; other names stay as they are."""
-    return LIMITABLE[metric].base if metric in LIMITABLE else metric
 
 
 def measured(record: TestRecord, service: ServiceRecord, metric: str) -> int | float | None:

@@ -21,7 +21,7 @@ from pytest_netpoll.service.service import Service, ServiceFactory
 from pytest_netpoll.service.sides import Pairs, Sides, sided
 from pytest_netpoll.session.attribution import Roster, doubted
 from pytest_netpoll.session.deaths import found_dead
-from pytest_netpoll.session.outcome import enforce, plain_failures, refuse
+from pytest_netpoll.session.outcome import enforce, located, plain_failures, refuse
 
 # How many of a test's windows its record keeps: each has its charts.
 MOST_WINDOWS = 100
@@ -194,10 +194,7 @@ class MeasuredWindow:
         self._own.update(services)
         where = window_name(number, self._name) if number else self._name or ""
         if verdict.outcome == "unmeasured":
-            self.unmeasured = [
-                Reason(f"{where}, {reason.what}", why=reason.why, fix=reason.fix)
-                for reason in verdict.reasons
-            ]
+            self.unmeasured = located(verdict.reasons, where)
         enforce(self._item, verdict, self._options, where)
 
     def record(self, number: int) -> record.WindowRecord:

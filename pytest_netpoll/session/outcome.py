@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -119,8 +119,7 @@ def _end(
     if where:
         messages = [f"{where}, {message}" for message in messages]
         # The window's record has its breaches.
-        reasons = (Reason(f"{where}, {r.what}", why=r.why, fix=r.fix) for r in verdict.reasons)
-        verdict = replace(verdict, reasons=tuple(reasons), breaches=())
+        verdict = replace(verdict, reasons=located(verdict.reasons, where), breaches=())
     messages = list(dict.fromkeys([*before, *messages]))
     reason = "\n".join(messages)
     text = clean.lines(f"unmeasured: {reason}" if unmeasured else reason)
@@ -129,6 +128,13 @@ def _end(
     exception = pytest.skip.Exception(text) if skip else pytest.fail.Exception(text, pytrace=False)
     node.stash[ENFORCED] = Enforced(exception, verdict, lenient, tuple(messages))
     raise exception
+
+
+def located(reasons: Iterable[Reason], where: str) -> tuple[Reason, ...]:
+    """The reasons with the window that they are about; as they are for the whole test ("")."""
+    if not where:
+        return tuple(reasons)
+    return tuple(Reason(f"{where}, {reason.what}", why=reason.why, fix=reason.fix) for reason in reasons)
 
 
 def _messages(verdict: Verdict) -> list[str]:

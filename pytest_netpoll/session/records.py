@@ -102,11 +102,9 @@ def _attach_record(
         add_section = getattr(report.longrepr, "addsection", None)
         full = session.options.html or session.options.json
         section = terminal.failure_section(made, session.width, ours and report.failed, full)
-        if not section:
-            pass
-        elif add_section is not None:
+        if section and add_section is not None:
             add_section("netpoll", section, "-")
-        else:
+        elif section:
             report.sections.append(("netpoll", section))
 
 

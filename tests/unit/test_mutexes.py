@@ -74,6 +74,13 @@ class Goroutines:
         return module.Waiters(os.getpid(), self.layout(agent), ctypes.addressof(self.head))
 
 
+def waiting_for_a_mutex(count: int) -> Goroutines:
+    made = Goroutines(2 * count)
+    for _ in range(count):
+        made.add(made.WAITING, made.MUTEX)
+    return made
+
+
 def test_those_count_that_wait_and_for_a_mutex_also_new_ones(agent):
     made = Goroutines(3000)
     waiters = made.waiters(agent)
@@ -112,18 +119,14 @@ def test_those_count_that_wait_and_for_a_mutex_also_new_ones(agent):
     ],
 )
 def test_memory_that_holds_no_goroutines_is_not_measured(agent, spoil):
-    made = Goroutines(20)
-    for _ in range(10):
-        made.add(made.WAITING, made.MUTEX)
+    made = waiting_for_a_mutex(10)
     spoil(made)
     with agent("processes.proc").Memory(os.getpid()) as memory:
         assert made.waiters(agent).look(memory) is None
 
 
 def test_the_agent_keeps_little_of_what_a_hostile_process_claims(agent, monkeypatch):
-    made = Goroutines(20)
-    for _ in range(10):
-        made.add(made.WAITING, made.MUTEX)
+    made = waiting_for_a_mutex(10)
     module = agent("processes.waiters")
     with agent("processes.proc").Memory(os.getpid()) as memory:
         for member in ("gstatus", "waitreason"):
@@ -137,9 +140,7 @@ def test_the_agent_keeps_little_of_what_a_hostile_process_claims(agent, monkeypa
 
 
 def test_where_many_reads_at_once_are_refused_they_are_made_one_by_one(agent, monkeypatch):
-    made = Goroutines(3000)
-    for _ in range(2500):
-        made.add(made.WAITING, made.MUTEX)
+    made = waiting_for_a_mutex(2500)
     ranges = agent("processes.ranges")
 
     def refuse(*_: object) -> int:

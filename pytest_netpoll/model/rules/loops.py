@@ -84,8 +84,12 @@ _WITHOUT_PAUSE = (
 )
 
 
+def _no_cpu_time(m: Measurement) -> Reason | None:
+    return not_measured(m, "cpu_seconds")
+
+
 def _no_cpu(m: Measurement) -> Reason | None:
-    return no_cpu_samples(m) or not_measured(m, "cpu_seconds")
+    return no_cpu_samples(m) or _no_cpu_time(m)
 
 
 def _only_checks(o: Offender) -> bool:
@@ -158,7 +162,7 @@ RULES = (
         _PAUSE_FREE,
         "io.Copy from a connection to a full pipe that the runtime does not poll.",
         _spin(_WITHOUT_PAUSE + ": a loop tries again instead of waiting.", among=("EAGAIN",)),
-        missing=lambda m: not_measured(m, "cpu_seconds"),
+        missing=_no_cpu_time,
         offences=("futile", "io"),
     ),
     Rule(
@@ -170,7 +174,7 @@ RULES = (
         _PAUSE_FREE,
         "A handler that continues at io.EOF.",
         _spin(_WITHOUT_PAUSE + ": a loop treats the end of the file as no data yet.", among=("end of file",)),
-        missing=lambda m: not_measured(m, "cpu_seconds"),
+        missing=_no_cpu_time,
         offences=("futile", "io"),
     ),
     Rule(
@@ -182,7 +186,7 @@ RULES = (
         _PAUSE_FREE,
         "An accept loop that ignores EMFILE (example_project: -fault spin).",
         _spin(_WITHOUT_PAUSE + ": a loop ignores the error.", but=("EAGAIN", "end of file")),
-        missing=lambda m: not_measured(m, "cpu_seconds"),
+        missing=_no_cpu_time,
         offences=("futile", "io"),
     ),
     Rule(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pytest_netpoll.errors import Reason
-from pytest_netpoll.gobinary.symbols import PLUMBING, STANDARD, Frame, is_cut_short
+from pytest_netpoll.gobinary.symbols import Frame, is_cut_short
 from pytest_netpoll.model import units
 from pytest_netpoll.model.evidence import Offence, Offender
 from pytest_netpoll.model.measurement import Measurement
@@ -130,7 +130,7 @@ def _is_cut_short(stack: tuple[Frame, ...]) -> bool:
 
 
 def _has_own_code(stack: tuple[Frame, ...]) -> bool:
-    return any(f.package_root not in STANDARD | PLUMBING and f.function != "?" for f in stack)
+    return any(frame.is_own for frame in stack)
 
 
 def no_cpu_samples(m: Measurement) -> Reason | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pytest_netpoll.model.metrics import METRICS
+from pytest_netpoll.model.metrics import METRICS, base_of
 from pytest_netpoll.report import wording
 from pytest_netpoll.report.record import TestRecord
 
@@ -61,7 +61,7 @@ def _numbers(records: Sequence[TestRecord]) -> Iterator[_Number]:
         if record.get("error") is not None:
             continue  # the test stopped half-way
         for service in filter(wording.trusted, record["services"]):
-            judged = {wording.base_of(name) for name in wording.judged(record, service)}
+            judged = {base_of(name) for name in wording.judged(record, service)}
             judged |= {regression["metric"] for regression in wording.regressions(record)}
             for name, metric in METRICS.items():
                 value = service["metrics"].get(name)

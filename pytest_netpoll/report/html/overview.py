@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from pytest_netpoll.model.metrics import LIMITABLE, METRICS
+from pytest_netpoll.model.metrics import LIMITABLE, METRICS, base_of
 from pytest_netpoll.model.rules import RULES
 from pytest_netpoll.report import verdict_text, wording
 from pytest_netpoll.report.record import BreachRecord, RegressionRecord, ServiceRecord, TestRecord
@@ -188,7 +188,7 @@ def other_limits(record: TestRecord, service: ServiceRecord) -> Cell:
     faults = [
         fault
         for fault in wording.broken(record, service)
-        if wording.base_of(fault["metric"]) not in wording.COLUMNS and fault["metric"] not in RULES
+        if base_of(fault["metric"]) not in wording.COLUMNS and fault["metric"] not in RULES
     ]
     texts = [f"{fault['metric'].replace('_', ' ')} {_measured(fault)}" for fault in faults]
     return Cell(", ".join(texts), "", broken="; ".join(map(verdict_text.breach_text, faults)))
@@ -228,7 +228,7 @@ def _cell(record: TestRecord, service: ServiceRecord, metric: str) -> Cell:
     ]
     then = f"worse than {METRICS[metric].format(worse[0]['baseline'])}" if worse else ""
     breaches = [b for b in record["breaches"] if b["service"] == service["name"]]
-    broken = [verdict_text.breach_text(b) for b in breaches if wording.base_of(b["metric"]) == metric]
+    broken = [verdict_text.breach_text(b) for b in breaches if base_of(b["metric"]) == metric]
     return Cell(wording.show(service, metric), "" if value is None else repr(value), then, "; ".join(broken))
 
 

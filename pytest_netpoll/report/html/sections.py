@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 from pytest_netpoll.model import units
 from pytest_netpoll.model.histogram import bucket_bounds
-from pytest_netpoll.model.metrics import LIMITABLE, METRICS, Metric, Value
+from pytest_netpoll.model.metrics import LIMITABLE, METRICS, Metric, Value, base_of
 from pytest_netpoll.report import evidence_entries, wording
 from pytest_netpoll.report.delta import delta, shown
 from pytest_netpoll.report.html import flames, overview
@@ -249,7 +249,7 @@ class _Service:
         ]
         limits = wording.limits_of(test, record)
         # The metrics that people look at first; the full list has the others.
-        first = {*wording.COLUMNS, *wording.judged(test, record), *map(wording.base_of, self.broken)}
+        first = {*wording.COLUMNS, *wording.judged(test, record), *map(base_of, self.broken)}
         looked_at = [name for name in METRICS if name in first]
         worse = {r["metric"]: r for r in wording.regressions(test) if r["service"] == record["name"]}
         self.in_turns = comparison is not None and bool(comparison.get("commit"))
