@@ -138,8 +138,13 @@ class Agent:
         self._sample(states=False)
         self._recorder.prepare()
         evidence = Evidence(
-            *(bool(unclaimed), io_stacks, bool(io_calls), bool(cpu_samples)),
-            *(woken, bool(held_writes), bool(mutexes)),
+            unclaimed=bool(unclaimed),
+            io_stacks=io_stacks,
+            io_calls=bool(io_calls),
+            cpu_samples=bool(cpu_samples),
+            woken=woken,
+            held_writes=bool(held_writes),
+            mutexes=bool(mutexes),
         )
         self._keep([*self._evidence.values(), evidence])
         try:

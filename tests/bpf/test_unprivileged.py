@@ -26,6 +26,7 @@ import pytest
 
 from pytest_netpoll.agent.constants import SCHEDULER
 from pytest_netpoll.cli import install_agent
+from pytest_netpoll.cli.sudoers import InstallError
 from pytest_netpoll.gobinary.ready_sites import find_sites
 from pytest_netpoll.gobinary.scheduler_layout import find_layout
 from pytest_netpoll.meter import privilege
@@ -416,7 +417,7 @@ def test_a_full_disk_leaves_the_installed_agent(installed, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(install_agent, "_copy", full)
-        with pytest.raises(install_agent.InstallError, match="No space left on device"):
+        with pytest.raises(InstallError, match="No space left on device"):
             install_agent.install(installed)
     assert contents() == before
     install_agent.install(installed)

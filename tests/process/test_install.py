@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_netpoll.cli import install_agent
+from pytest_netpoll.cli import install_agent, sudoers
 from pytest_netpoll.errors import ServiceError, UnmeasuredError, UsageError
 from pytest_netpoll.meter import privilege
 from pytest_netpoll.meter.privilege import INSTALLED, SYSTEM_PYTHON
@@ -29,7 +29,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def line(user: str, prefix: Path = INSTALLED) -> str:
-    return install_agent.sudoers_line(user, SYSTEM_PYTHON, prefix)
+    return sudoers.sudoers_line(user, SYSTEM_PYTHON, prefix)
 
 
 def rules(file: Path) -> list[str]:
@@ -38,10 +38,10 @@ def rules(file: Path) -> list[str]:
 
 def test_each_user_keeps_their_own_line(tmp_path: Path) -> None:
     file = tmp_path / "sudoers"
-    assert install_agent.write_sudoers(file, line("daemon")) == []
-    assert install_agent.write_sudoers(file, line("nobody")) == []
-    assert install_agent.write_sudoers(file, line("%users")) == []
-    assert install_agent.write_sudoers(file, line("daemon")) == [], "it is there already"
+    assert sudoers.write_sudoers(file, line("daemon")) == []
+    assert sudoers.write_sudoers(file, line("nobody")) == []
+    assert sudoers.write_sudoers(file, line("%users")) == []
+    assert sudoers.write_sudoers(file, line("daemon")) == [], "it is there already"
     assert sorted(rules(file)) == sorted([line("daemon"), line("nobody"), line("%users")])
     assert file.stat().st_mode & 0o777 == 0o440
     assert [path.name for path in tmp_path.iterdir()] == ["sudoers"]
@@ -49,10 +49,10 @@ def test_each_user_keeps_their_own_line(tmp_path: Path) -> None:
 
 def test_a_users_own_line_is_replaced_and_reported(tmp_path: Path) -> None:
     file = tmp_path / "sudoers"
-    install_agent.write_sudoers(file, line("nobody"))
-    install_agent.write_sudoers(file, line("daemon"))
+    sudoers.write_sudoers(file, line("nobody"))
+    sudoers.write_sudoers(file, line("daemon"))
     elsewhere = line("nobody", Path("/opt/netpoll"))
-    assert install_agent.write_sudoers(file, elsewhere) == [line("nobody")]
+    assert sudoers.write_sudoers(file, elsewhere) == [line("nobody")]
     assert rules(file) == [line("daemon"), elsewhere]
 
 
@@ -60,7 +60,7 @@ def test_the_rest_of_the_file_stays(tmp_path: Path) -> None:
     file = tmp_path / "sudoers"
     others = "# caf\udce9\nDefaults:nobody !requiretty\nnobody ALL=(root) NOPASSWD: /bin/true\n"
     file.write_text(others, errors="surrogateescape")
-    install_agent.write_sudoers(file, line("nobody"))
+    sudoers.write_sudoers(file, line("nobody"))
     assert file.read_text(errors="surrogateescape") == f"{others}{line('nobody')}\n"
 
 
@@ -68,8 +68,8 @@ def test_the_rest_of_the_file_stays(tmp_path: Path) -> None:
 def test_a_file_that_sudo_would_not_read_is_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "sudoers"
     file.write_text("nobody ALL=(\n")
-    with pytest.raises(install_agent.InstallError, match="visudo rejects") as failure:
-        install_agent.write_sudoers(file, line("nobody"))
+    with pytest.raises(sudoers.InstallError, match="visudo rejects") as failure:
+        sudoers.write_sudoers(file, line("nobody"))
     assert line("nobody") in str(failure.value.detail)
     assert file.read_text() == "nobody ALL=(\n"
 
@@ -77,7 +77,7 @@ def test_a_file_that_sudo_would_not_read_is_left_alone(tmp_path: Path) -> None:
 def test_concurrent_installations_keep_each_others_lines(tmp_path: Path) -> None:
     file = tmp_path / "sudoers"
     lines = [line(f"user{number}") for number in range(8)]
-    threads = [threading.Thread(target=install_agent.write_sudoers, args=(file, text)) for text in lines]
+    threads = [threading.Thread(target=sudoers.write_sudoers, args=(file, text)) for text in lines]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -153,7 +153,7 @@ def test_removing_takes_back_all_that_was_installed(tmp_path: Path, prefix: Path
     file = tmp_path / "sudoers"
     installed(prefix)
     for user in ("nobody", "daemon"):
-        install_agent.write_sudoers(file, line(user, prefix))
+        sudoers.write_sudoers(file, line(user, prefix))
     assert remove(prefix, file) == 0
     out = capsys.readouterr().out
     assert line("nobody", prefix) in out
@@ -170,11 +170,11 @@ def test_removing_a_user_keeps_the_agent_and_the_others(tmp_path: Path, prefix: 
     file = tmp_path / "sudoers"
     installed(prefix)
     for user in ("nobody", "daemon"):
-        install_agent.write_sudoers(file, line(user, prefix))
+        sudoers.write_sudoers(file, line(user, prefix))
     assert remove(prefix, file, "--user", "daemon") == 0
     assert rules(file) == [line("nobody", prefix)]
     assert (prefix / "agent").is_dir()
-    with pytest.raises(install_agent.InstallError, match="has no line for daemon") as failure:
+    with pytest.raises(sudoers.InstallError, match="has no line for daemon") as failure:
         remove(prefix, file, "--user", "daemon")
     assert f"sudo grep -rF {prefix}/agent /etc/sudoers" in str(failure.value.fix)
 
@@ -184,7 +184,7 @@ def test_removing_leaves_what_is_not_of_this_agent(tmp_path: Path, prefix: Path,
     others = f"nobody ALL=(root) NOPASSWD: /bin/true\n{line('nobody', Path('/opt/netpoll'))}\n"
     file.write_text(others)
     installed(prefix)
-    install_agent.write_sudoers(file, line("daemon", prefix))
+    sudoers.write_sudoers(file, line("daemon", prefix))
     notes = [prefix / name for name in ("notes", "bpf/other", "cache/important", "agent/bpf/netpoll.c")]
     for note in notes:
         note.touch()
@@ -196,7 +196,7 @@ def test_removing_leaves_what_is_not_of_this_agent(tmp_path: Path, prefix: Path,
     assert f"sudo find {prefix}/agent {prefix}/bpf {prefix}/cache" in capsys.readouterr().out
     other = prefix.parent / "other"
     (other / "agent").mkdir(parents=True)
-    with pytest.raises(install_agent.InstallError, match="no agent of install-agent"):
+    with pytest.raises(sudoers.InstallError, match="no agent of install-agent"):
         remove(other, file)
     assert (other / "agent").is_dir()
 
@@ -215,17 +215,17 @@ def test_nothing_is_removed_where_another_user_could_exchange_it(
 ) -> None:
     file = tmp_path / "sudoers"
     named = installed(prefix)
-    install_agent.write_sudoers(file, line("nobody", prefix))
+    sudoers.write_sudoers(file, line("nobody", prefix))
     if spoil == "link":
         named = prefix.with_name("link")
         named.symlink_to(prefix)
         os.lchown(named, 65534, 65534)
-        install_agent.write_sudoers(file, line("nobody", named))
+        sudoers.write_sudoers(file, line("nobody", named))
     elif spoil == "owner":
         os.chown(prefix, 65534, 65534)
     else:
         prefix.parent.chmod(0o777)
-    with pytest.raises(install_agent.InstallError, match="root could be made to remove other files"):
+    with pytest.raises(sudoers.InstallError, match="root could be made to remove other files"):
         remove(named, file)
     assert (prefix / "agent/__main__.py").is_file()
     assert (prefix / "bpf/netpoll.c").is_file()
@@ -260,14 +260,14 @@ def test_a_line_with_other_spaces_is_removed(tmp_path: Path, spaced: str) -> Non
     file = tmp_path / "sudoers"
     text = line("nobody").replace(" ALL", "  ALL")
     file.write_text(spaced.format(text) + f"\n{line('daemon')}\n", newline="")
-    assert len(install_agent.remove_lines(file, INSTALLED, "nobody")) == 1
+    assert len(sudoers.remove_lines(file, INSTALLED, "nobody")) == 1
     assert rules(file) == [line("daemon")]
 
 
 def test_another_mistake_in_the_file_does_not_keep_a_permission(tmp_path: Path) -> None:
     file = tmp_path / "sudoers"
     file.write_text(f"nobody ALL=(\n{line('nobody')}\n")
-    assert install_agent.remove_lines(file, INSTALLED) == [line("nobody")]
+    assert sudoers.remove_lines(file, INSTALLED) == [line("nobody")]
     assert file.read_text() == "nobody ALL=(\n"
 
 
@@ -275,11 +275,11 @@ def test_a_link_to_a_file_of_sudoers_is_not_replaced(tmp_path: Path) -> None:
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_text(f"{line('nobody')}\n")
     link.symlink_to(target)
-    with pytest.raises(install_agent.InstallError, match="is a symbolic link") as removing:
-        install_agent.remove_lines(link, INSTALLED)
+    with pytest.raises(sudoers.InstallError, match="is a symbolic link") as removing:
+        sudoers.remove_lines(link, INSTALLED)
     assert removing.value.fix == f"name the file that it leads to: --sudoers {target}"
-    with pytest.raises(install_agent.InstallError, match="is a symbolic link"):
-        install_agent.write_sudoers(link, line("daemon"))
+    with pytest.raises(sudoers.InstallError, match="is a symbolic link"):
+        sudoers.write_sudoers(link, line("daemon"))
     assert (link.is_symlink(), rules(target)) == (True, [line("nobody")])
 
 
@@ -348,16 +348,16 @@ def test_an_ordinary_user_is_given_the_call_as_an_administrator_types_it(
 ) -> None:
     monkeypatch.setenv("SUDO_USER", "nobody")
     monkeypatch.setattr(install_agent.os, "geteuid", lambda: 1000)
-    with pytest.raises(install_agent.InstallError, match="needs root") as failure:
+    with pytest.raises(sudoers.InstallError, match="needs root") as failure:
         install_agent.main(["--sudoers", "--prefix", "/opt/np"])
     assert str(failure.value.fix).endswith("install-agent --sudoers --prefix /opt/np --user nobody")
-    with pytest.raises(install_agent.InstallError, match="needs root") as failure:
+    with pytest.raises(sudoers.InstallError, match="needs root") as failure:
         install_agent.main([])
     assert str(failure.value.fix).endswith("install-agent --user nobody --sudoers")
-    with pytest.raises(install_agent.InstallError, match="needs root") as failure:
+    with pytest.raises(sudoers.InstallError, match="needs root") as failure:
         remove(tmp_path / "np", tmp_path / "sudoers", "--user", "nobody")
     assert failure.value.fix == f"sudo visudo -f {tmp_path}/sudoers  # and delete the line of nobody"
-    with pytest.raises(install_agent.InstallError, match="needs root") as failure:
+    with pytest.raises(sudoers.InstallError, match="needs root") as failure:
         remove(tmp_path / "np", tmp_path / "sudoers")
     assert failure.value.fix == f"sudo rm -r {tmp_path}/np"
 
@@ -377,7 +377,7 @@ def test_sudo_knows_the_line_of_each_user() -> None:
     file = Path(f"/etc/sudoers.d/netpoll-test-{os.getpid()}")
     try:
         for user in ("nobody", "daemon"):
-            install_agent.write_sudoers(file, line(user))
+            sudoers.write_sudoers(file, line(user))
         for user in ("nobody", "daemon"):
             told = subprocess.run(["sudo", "-l", "-U", user], capture_output=True, text=True, check=True)
             assert f"(root) NOPASSWD: {SYSTEM_PYTHON} -I -B {INSTALLED}/agent" in told.stdout
