@@ -443,6 +443,8 @@ func steal(l *net.TCPListener) {
 	fd := -1
 	raw.Control(func(own uintptr) { fd, err = syscall.Dup(int(own)) })
 	kit.Must(err)
+	runtime.LockOSThread()
+	syscall.Setpriority(syscall.PRIO_PROCESS, 0, -20) // of this thread: it runs before the poller's
 	for {
 		p := pollFd{fd: int32(fd), events: 1}
 		syscall.Syscall6(sysPpoll, uintptr(unsafe.Pointer(&p)), 1, 0, 0, 0, 0)
