@@ -23,8 +23,8 @@ from pytest_netpoll.report.record import (
     OffenderRecord,
     ServiceRecord,
     TestRecord,
-    reason_record,
 )
+from pytest_netpoll.report.recording import reason_record
 
 WHAT = "the artifacts"
 # Names for descriptors and the like, where pprof needs a function.

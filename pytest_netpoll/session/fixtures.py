@@ -15,7 +15,7 @@ from pytest_netpoll.model.limits import Limits, resolve
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.verdict import Breach, Death, Verdict, distrust, judge
 from pytest_netpoll.options import Config
-from pytest_netpoll.report import record
+from pytest_netpoll.report import record, recording
 from pytest_netpoll.report.wording import window_name
 from pytest_netpoll.service.service import Service, ServiceFactory
 from pytest_netpoll.service.sides import Pairs, Sides, sided
@@ -206,7 +206,7 @@ class MeasuredWindow:
         ]
         read = [service.name for service in self._read]
         made = concerned or list(measured.values())
-        return record.window(number, self._name, made, read, self.limits, self._breaches)
+        return recording.window(number, self._name, made, read, self.limits, self._breaches)
 
     def __getitem__(self, service: Service | str) -> Measurement:
         """The measurement. service: a Service or its name."""

@@ -23,7 +23,7 @@ from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.metrics import METRICS
 from pytest_netpoll.model.verdict import judge
 from pytest_netpoll.options import Config
-from pytest_netpoll.report import json_report, record, terminal
+from pytest_netpoll.report import json_report, recording, terminal
 from tests.agents import ABOUT, CLOSED, PROCESSES, READY, SERVICE, Liar
 
 JSON = st.recursive(
@@ -122,7 +122,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[bytes]], li
 
 def assert_reported(measurement: Measurement) -> None:
     verdict = judge([measurement], Limits(), "gate")
-    made = record.build("t.py::test", ("t.py", 1), verdict, Limits(), [measurement], 1.0)
+    made = recording.build("t.py::test", ("t.py", 1), verdict, Limits(), [measurement], 1.0)
     report = {"schema": json_report.SCHEMA, "environment": {}, "tests": [made]}
     assert schema.wrong(json.loads(json.dumps(report)), json_report.Report) is None
     terminal.summary_table([made], 80, {})

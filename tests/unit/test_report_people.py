@@ -22,7 +22,15 @@ from pytest_netpoll.model.metrics import COUNTERS, METRICS
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import Death, judge
 from pytest_netpoll.options import Config
-from pytest_netpoll.report import evidence_entries, evidence_text, github, record, terminal, wording
+from pytest_netpoll.report import (
+    evidence_entries,
+    evidence_text,
+    github,
+    record,
+    recording,
+    terminal,
+    wording,
+)
 from pytest_netpoll.report.cells import layout, shorten
 from tests import made_up
 from tests.made_up import WATCHER, late, point
@@ -64,7 +72,7 @@ def built(
 ) -> record.TestRecord:
     demanded = resolve([((), limits)], nodeid)
     verdict = judge(measurements, demanded, mode)
-    return record.build(nodeid, ("tests/test_echo.py", 7), verdict, demanded, measurements, 1.0, error)
+    return recording.build(nodeid, ("tests/test_echo.py", 7), verdict, demanded, measurements, 1.0, error)
 
 
 def passed(nodeid: str = "tests/test_echo.py::test_ok", name: str = "server") -> record.TestRecord:
@@ -564,7 +572,7 @@ def test_a_panic_is_annotated_where_it_was() -> None:
     verdict = judge(
         [], demanded, deaths=[Death("server", Reason("ended", why="exit status 2: panic: boom"), words_)]
     )
-    dead = record.build("t.py::t", ("t.py", 7), verdict, demanded, [], 1.0)
+    dead = recording.build("t.py::t", ("t.py", 7), verdict, demanded, [], 1.0)
     first, second = github.annotations([dead], Path(), lambda file: Path(file).relative_to("/repo"))
     assert "server: panic: boom at /repo/server/main.go:17 main.(*server).explode" in first
     assert second.startswith(

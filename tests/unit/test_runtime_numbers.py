@@ -21,7 +21,7 @@ from pytest_netpoll.model.diagnosis import diagnose
 from pytest_netpoll.model.evidence import CpuQuota
 from pytest_netpoll.model.limits import resolve
 from pytest_netpoll.model.verdict import judge
-from pytest_netpoll.report import evidence_entries, record, terminal
+from pytest_netpoll.report import evidence_entries, recording, terminal
 from tests.made_up import late, offender, point
 from tests.unit.test_metrics import measurement, message, recorded
 
@@ -247,11 +247,11 @@ def test_a_broken_limit_names_the_cgroup_its_quota_and_the_periods():
     said = "the cgroup /x allows 0.2 CPUs (20 ms every 100 ms) and stopped the service in 30 of 31 periods"
     for limit in ("max_throttled_periods", "max_throttled_seconds", "max_throttled_periods_per_second"):
         limits = resolve([((), {limit: 1})], "t")
-        test = record.build("t", ("t.py", 1), judge([m], limits), limits, [m], 1.0)
+        test = recording.build("t", ("t.py", 1), judge([m], limits), limits, [m], 1.0)
         assert said in terminal.failure_section(test, 200)
         assert str(evidence_entries.worst_place(test)) == said
     limits = resolve([((), {"max_latency_max": "1ns"})], "t")
-    test = record.build("t", ("t.py", 1), judge([m], limits), limits, [m], 1.0)
+    test = recording.build("t", ("t.py", 1), judge([m], limits), limits, [m], 1.0)
     assert said not in terminal.failure_section(test, 200)
 
 
