@@ -33,7 +33,7 @@ from pytest_netpoll.meter.schema import wrong
 from pytest_netpoll.options import Config, add_agent_options
 from pytest_netpoll.report.cells import wrap, wrap_fix
 from pytest_netpoll.service.build import find_go
-from pytest_netpoll.service.service import ServiceFactory
+from pytest_netpoll.service.factory import ServiceFactory
 
 SCHEMA = "pytest-netpoll-doctor/1"
 SELFTEST = Path(__file__).parents[1] / "selftest"

@@ -18,12 +18,7 @@ from pytest_netpoll.model.evidence import Offence
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.trace import Trace
 from pytest_netpoll.report import files, pprof, trace_events, wording
-from pytest_netpoll.report.record import (
-    ArtifactsRecord,
-    OffenderRecord,
-    ServiceRecord,
-    TestRecord,
-)
+from pytest_netpoll.report.record import ArtifactsRecord, OffenderRecord, ServiceRecord, TestRecord
 from pytest_netpoll.report.recording import reason_record
 
 WHAT = "the artifacts"

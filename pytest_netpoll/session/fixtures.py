@@ -17,7 +17,8 @@ from pytest_netpoll.model.verdict import Breach, Death, Verdict, distrust, judge
 from pytest_netpoll.options import Config
 from pytest_netpoll.report import record, recording
 from pytest_netpoll.report.wording import window_name
-from pytest_netpoll.service.service import Service, ServiceFactory
+from pytest_netpoll.service.factory import ServiceFactory
+from pytest_netpoll.service.service import Service
 from pytest_netpoll.service.sides import Pairs, Sides, sided
 from pytest_netpoll.session.attribution import Roster, doubted
 from pytest_netpoll.session.deaths import found_dead

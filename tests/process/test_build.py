@@ -15,7 +15,7 @@ import pytest
 
 from pytest_netpoll.errors import ServiceError
 from pytest_netpoll.service import build
-from pytest_netpoll.service.service import ServiceFactory
+from pytest_netpoll.service.factory import ServiceFactory
 
 Write = Callable[..., Path]
 

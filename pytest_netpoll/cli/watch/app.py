@@ -29,7 +29,8 @@ from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.options import Config, add_agent_options
 from pytest_netpoll.service import discovery
 from pytest_netpoll.service.cgroup import Cgroup
-from pytest_netpoll.service.service import Service, ServiceFactory
+from pytest_netpoll.service.factory import ServiceFactory
+from pytest_netpoll.service.service import Service
 
 LOOK = 0.05  # seconds between checks whether the process still runs, and what is new in a cgroup
 SHORTEST_INTERVAL = 0.1
