@@ -22,8 +22,9 @@ from pytest_netpoll.cli.watch.prometheus import Exporter, alert_rules
 from pytest_netpoll.errors import NetpollError, ServiceError, UsageError
 from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.meter.accumulated import Accumulated
-from pytest_netpoll.meter.meter import Meter, Window
+from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.meter.processes import Watched
+from pytest_netpoll.meter.window import Window
 from pytest_netpoll.model import units
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.options import Config, add_agent_options
