@@ -40,8 +40,14 @@ class Frame:
 
     @property
     def is_own(self) -> bool:
-        """Whether it is the program's own code: known, and neither Go's runtime nor its standard library."""
-        return self.function != "?" and self.package_root not in STANDARD | PLUMBING
+        return is_own(self.function)
+
+
+def is_own(function: str) -> bool:
+    """Whether it is the program's own: known, and neither of Go's runtime nor of its standard library. Code
+    whose function is unknown ("?"), such as C, isn't proven to be.
+    """
+    return function != "?" and package_root(function) not in STANDARD | PLUMBING
 
 
 def package_root(function: str) -> str:

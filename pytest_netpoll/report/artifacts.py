@@ -119,8 +119,8 @@ def _sample(service: ServiceRecord, offender: OffenderRecord, kind: Kind, source
     if not stack:
         stack.append(pprof.Line(_NOBODY if kind.name == "unclaimed" else _NO_STACK, "", 0))
     labels = {"service": service["name"]}
-    told: Mapping[str, object] = {**offender}
-    labels |= {name: str(told[name]) for name in _LABELS if told.get(name)}
+    fields: Mapping[str, object] = {**offender}
+    labels |= {name: str(fields[name]) for name in _LABELS if fields.get(name)}
     if offender.get("runtime"):
         labels["runtime"] = "true"
     count = offender["count"]

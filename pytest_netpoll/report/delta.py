@@ -89,8 +89,8 @@ def delta(records: Iterable[TestRecord]) -> Delta | None:
         comparison = record.get("comparison")
         if comparison is not None:
             unmeasured = verdict_text.reasons(record) if comparison["outcome"] == "unmeasured" else []
-            told = [f"{why.headline}; fix: {why.fix}" if why.fix else why.headline for why in unmeasured]
-            found[record["nodeid"]] = (comparison, told)
+            texts = [f"{why.headline}; fix: {why.fix}" if why.fix else why.headline for why in unmeasured]
+            found[record["nodeid"]] = (comparison, texts)
             limits[record["nodeid"]] = record["limits"]
     return delta_of(found, limits) if found else None
 

@@ -110,7 +110,7 @@ def _ends_polls(service: ServiceRecord) -> Callable[[Entry], tuple[bool, ...]]:
 
     def order(entry: Entry) -> tuple[bool, ...]:
         much = (entry.share or 0) >= _LEAST_SHARE
-        own, timer = much and evidence_text.has_users(entry.stack), much and entry.by_timer
+        own, timer = much and evidence_text.has_own_code(entry.stack), much and entry.by_timer
         return (not timer, not own) if timers_lead else (not (timer or own),)
 
     return order

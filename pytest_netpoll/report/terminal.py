@@ -291,7 +291,7 @@ def _add_entries(
 
 def _block(entry: evidence_entries.Entry, width: int) -> list[str]:
     woken = cells.wrap(entry.woken, width, "  ") if entry.woken else []
-    return _head(entry, width) + _frames(evidence_text.to_users(entry.stack), width) + woken
+    return _head(entry, width) + _frames(evidence_text.up_to_own_code(entry.stack), width) + woken
 
 
 def _leading(entries: Sequence[evidence_entries.Entry]) -> Sequence[evidence_entries.Entry]:
@@ -314,7 +314,7 @@ def _head(entry: evidence_entries.Entry, width: int) -> list[str]:
 
 def _least(entry: evidence_entries.Entry, width: int) -> int:
     """The fewest useful lines of an entry: its text and the innermost frames."""
-    return len(_head(entry, width)) + min(len(evidence_text.to_users(entry.stack)), _LEAST_FRAMES)
+    return len(_head(entry, width)) + min(len(evidence_text.up_to_own_code(entry.stack)), _LEAST_FRAMES)
 
 
 def _add_window(screen: _Screen, window: WindowRecord, service: ServiceRecord, width: int) -> None:

@@ -201,10 +201,10 @@ def _inspect(engine: str, name: str) -> _State | None:
             return None
         raise
     try:
-        (told,) = json.loads(answer)
-        state = told["State"]
+        (about,) = json.loads(answer)
+        state = about["State"]
         return _State(
-            str(told["Id"]), str(state["Status"]).lower(), int(state["Pid"]), int(state["ExitCode"])
+            str(about["Id"]), str(state["Status"]).lower(), int(state["Pid"]), int(state["ExitCode"])
         )
     except (ValueError, LookupError, TypeError):
         raise ServiceError(

@@ -198,26 +198,26 @@ def test_the_cgroup_that_stopped_the_service_longest_counts(v2):
     stat(root / "a" / "b", 10, 3, 50)
     throttling.sample({7: [Live(7)]})
     assert throttling.grown(7) - before == 600_000
-    told = throttling.told(1, 7)
+    told = throttling.as_json(1, 7)
     quotas = cgroups.collect([told, told])  # another process in the same cgroup
     assert (quotas.ns, quotas.throttled, quotas.absent) == (600_000, 9, {})
     cgroup, inner = quotas.cgroups
     assert (inner.name, inner.throttled_periods, inner.throttled_ns) == ("/a/b", 3, 50_000)
     assert (cgroup.name, cgroup.quota_us, cgroup.period_us, cgroup.periods) == ("/a", 20_000, 100_000, 10)
     throttling.lap(1)
-    assert cgroups.collect([throttling.told(1, 7)]).throttled == 0
+    assert cgroups.collect([throttling.as_json(1, 7)]).throttled == 0
 
 
 def test_without_a_quota_throttling_is_0_and_without_counters_unknown(v2):
     throttling, root, where = v2
     throttling.open(1)
     throttling.sample({7: [Live(7)]})
-    assert cgroups.collect([throttling.told(1, 7)])[:3] == (0, 0, ())
+    assert cgroups.collect([throttling.as_json(1, 7)])[:3] == (0, 0, ())
     for path, controllers in (("/../x", "cpu"), ("/a", "memory")):
         where[0] = path
         (root / "cgroup.controllers").write_text(controllers)
         throttling.sample({7: [Live(7)]})
-        quotas = cgroups.collect([throttling.told(1, 7)])
+        quotas = cgroups.collect([throttling.as_json(1, 7)])
         assert throttling.grown(7) is None
         assert quotas.ns is None
         assert quotas.absent.keys() == {"throttled_seconds", "throttled_periods"}
