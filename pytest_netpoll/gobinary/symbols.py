@@ -44,10 +44,10 @@ class Frame:
 
 
 def is_own(function: str) -> bool:
-    """Whether it is the program's own: known, and neither of Go's runtime nor of its standard library. Code
-    whose function is unknown ("?"), such as C, isn't proven to be.
+    """Whether it is the program's own: of a package that is neither the runtime's nor the standard library's.
+    Unknown code ("?"), such as C, isn't proven to be; nor is assembly without a package, such as crosscall2.
     """
-    return function != "?" and package_root(function) not in STANDARD | PLUMBING
+    return "." in function and package_root(function) not in STANDARD | PLUMBING
 
 
 def package_root(function: str) -> str:

@@ -794,6 +794,20 @@ def test_a_stack_that_ends_in_c_or_assembly_is_explained_once(
     assert (before.count("CPU samples, running") == 1) == is_cut_short
 
 
+@pytest.mark.parametrize("caller", ["?", "crosscall2", "net/http.(*conn).serve"])
+def test_a_stack_is_shown_up_to_the_programs_own_outermost_frame(caller: str) -> None:
+    inner, own, outer = Frame("?", "server+0x10", 0), HASHER, Frame(caller, "x", 1)
+    burnt = made_up.offender(9, offence="cpu", share=0.5, stack=(inner, own, outer))
+    (entry,) = built(measured(WASTEFUL, offenders=(burnt,)))["services"][0]["offenders"]
+    assert [frame["function"] for frame in evidence_text.up_to_own_code(entry["stack"])] == [
+        "?",
+        "main.rehash",
+    ]
+    assert evidence_text.has_own_code(entry["stack"])
+    assert not evidence_text.has_own_code([entry["stack"][0], entry["stack"][2]])
+    assert [frame.is_own for frame in (inner, own, outer)] == [False, True, False]
+
+
 def test_after_pytests_message_only_the_evidence_of_broken_rules_is_repeated() -> None:
     made = built(measured(WASTEFUL), max_spurious="5%")
     made["breaches"].append(
