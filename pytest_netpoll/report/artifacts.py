@@ -17,7 +17,7 @@ from pytest_netpoll.gobinary.elf import build_id_of
 from pytest_netpoll.model.evidence import Offence
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.trace import Trace
-from pytest_netpoll.report import files, pprof, trace_events, wording
+from pytest_netpoll.report import evidence_text, files, pprof, trace_events, wording
 from pytest_netpoll.report.record import ArtifactsRecord, OffenderRecord, ServiceRecord, TestRecord
 from pytest_netpoll.report.recording import reason_record
 
@@ -90,8 +90,8 @@ def _of_service(
     executable = service["executable"] or ""
     program = pprof.Program(executable, build_id_of(executable))
     for kind in KINDS:
-        offenders = [o for o in service["offenders"] if o.get("offence", "spurious") in kind.offences]
-        if kind.offences[0] not in [o.get("offence", "spurious") for o in offenders]:
+        offenders = [o for o in service["offenders"] if evidence_text.offence_of(o) in kind.offences]
+        if kind.offences[0] not in [evidence_text.offence_of(o) for o in offenders]:
             continue
         types = [pprof.ValueType(kind.counted, "count")]
         if kind.period_ns or kind.timed:

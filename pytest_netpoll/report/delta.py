@@ -225,8 +225,8 @@ def _rows(nodeid: str, comparison: ComparisonRecord, limits: Collection[str]) ->
     rows: list[_Ranked] = []
     numbers = comparison.get("numbers", [])
     for number in numbers:
-        place = (number["service"], number["metric"])
-        verdict: Verdict | None = "WORSE" if place in broken else "undecided" if place in undecided else None
+        key = (number["service"], number["metric"])
+        verdict: Verdict | None = "WORSE" if key in broken else "undecided" if key in undecided else None
         if verdict is None and _notable(number):
             verdict = "more" if number["change"] > 0 else "less"
         if verdict is not None:

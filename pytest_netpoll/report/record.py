@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, TypedDict
 
 from pytest_netpoll.model.evidence import Cause, Offence
-
-Outcome: TypeAlias = Literal["passed", "failed", "unmeasured"]
+from pytest_netpoll.model.verdict import Outcome
 
 # A TypedDict in two halves: keys of the "Extra" half may be absent from a file, as in one written before they
 # were invented. `recording.build` sets all of them.

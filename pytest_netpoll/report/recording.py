@@ -13,12 +13,12 @@ from pytest_netpoll.model.correlation import wasted_and_answered
 from pytest_netpoll.model.diagnosis import diagnose, findings, unchecked
 from pytest_netpoll.model.difference import Difference, Regression
 from pytest_netpoll.model.evidence import Offender
-from pytest_netpoll.model.limits import Limits
+from pytest_netpoll.model.limits import NO_LIMITS, Limits
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.median import middle
 from pytest_netpoll.model.metrics import METRICS
 from pytest_netpoll.model.snapshot import Snapshot
-from pytest_netpoll.model.verdict import Breach, Death, Verdict
+from pytest_netpoll.model.verdict import Breach, Death, Outcome, Verdict
 from pytest_netpoll.report.record import (
     BreachRecord,
     BudgetRecord,
@@ -28,7 +28,6 @@ from pytest_netpoll.report.record import (
     DeathRecord,
     NumberRecord,
     OffenderRecord,
-    Outcome,
     ParkedRecord,
     ReasonRecord,
     RegressionRecord,
@@ -40,8 +39,6 @@ from pytest_netpoll.report.record import (
     WindowRecord,
     plain,
 )
-
-NO_LIMITS = Limits()
 
 
 def build(
@@ -141,7 +138,7 @@ def _death(death: Death) -> DeathRecord:
 
 def service(measurement: Measurement) -> ServiceRecord:
     """The record of one service alone, as in the JSON report."""
-    return cast("ServiceRecord", plain(_service(measurement, {}, Limits())))
+    return cast("ServiceRecord", plain(_service(measurement, {}, NO_LIMITS)))
 
 
 def _first_line(text: str) -> str:

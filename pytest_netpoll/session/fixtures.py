@@ -11,7 +11,7 @@ import pytest
 from pytest_netpoll.errors import Reason, UnmeasuredError, UsageError
 from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.model.evidence import ParkedGoroutine
-from pytest_netpoll.model.limits import Limits, resolve
+from pytest_netpoll.model.limits import NO_LIMITS, Limits, resolve
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.verdict import Breach, Death, Verdict, distrust, judge
 from pytest_netpoll.options import Config
@@ -53,8 +53,6 @@ class Windows:
 
 
 WINDOWS = pytest.StashKey[Windows]()
-
-NO_LIMITS = Limits()
 
 
 def _limits(given: Mapping[str, object]) -> Limits:
