@@ -70,7 +70,7 @@ def _table(compared: Sequence[Compared], limits: Mapping[str, Mapping[str, int |
 
 
 def _limits(record: TestRecord | None) -> Mapping[str, int | float]:
-    """The test's limits; None if the newer file is a baseline, which holds none."""
+    """The test's limits; empty if the newer file is a baseline, which has none."""
     return record["limits"] if record is not None else {}
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pytest_netpoll.cli.watch.app import positive, tcp_port
+from pytest_netpoll.cli.arguments import positive, tcp_port
 from pytest_netpoll.errors import UnmeasuredError
 from pytest_netpoll.gobinary.symbols import Frame, Symbolizer
 from pytest_netpoll.meter.meter import Meter

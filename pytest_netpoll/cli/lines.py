@@ -1,6 +1,4 @@
-"""What commands that list things share: their arguments, and lists and texts, which are wrapped on a terminal
-and have a line for each entry if programs read them.
-"""
+"""Prints lists and texts of commands: wrapped on a terminal; a line for each entry if programs read them."""
 
 from __future__ import annotations
 
@@ -22,14 +20,6 @@ class Help(argparse.HelpFormatter):
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
-
-
-def named(command: str, description: str, metavar: str, help: str, arguments: Sequence[str]) -> list[str]:
-    """The arguments of a command that lists things, or shows only those that its arguments name."""
-    parser = argparse.ArgumentParser(prog=f"python -m pytest_netpoll {command}", description=description)
-    parser.add_argument("named", nargs="*", metavar=metavar, help=help)
-    found: list[str] = parser.parse_args(arguments).named
-    return found
 
 
 def terminal_width() -> int | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 
-from pytest_netpoll.cli.lines import DOCS, named, print_rows, say
+from pytest_netpoll.cli.arguments import named
+from pytest_netpoll.cli.lines import DOCS, print_rows, say
 from pytest_netpoll.errors import UsageError
 from pytest_netpoll.model.metrics import LIMITABLE, METRICS, Metric, base_of
 from pytest_netpoll.model.units import Unit

@@ -6,7 +6,8 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 
-from pytest_netpoll.cli.lines import DOCS, named, print_rows, say
+from pytest_netpoll.cli.arguments import named
+from pytest_netpoll.cli.lines import DOCS, print_rows, say
 from pytest_netpoll.errors import UsageError
 from pytest_netpoll.model.rules import RULES, beyond, choice
 from pytest_netpoll.model.rules.rule import Rule

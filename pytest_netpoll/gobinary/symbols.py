@@ -184,7 +184,7 @@ class _Program:
     def _addr2line(self, address: int) -> tuple[Line, ...]:
         """A fallback for tables in a newer format: without inlined calls, but better than nothing."""
         go = shutil.which("go")
-        if go is None:
+        if go is None or not self._segments:  # no file, such as [vdso], or not an ELF file
             return ()
         try:
             run = subprocess.run(

@@ -16,7 +16,7 @@ class About(TypedDict):
     python: str
 
 
-class ToldAbout(TypedDict):
+class AboutAgent(TypedDict):
     """The answer to about."""
 
     about: About

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from pytest_netpoll.cli.arguments import positive, tcp_port
 from pytest_netpoll.cli.watch import table
 from pytest_netpoll.cli.watch.prometheus import Exporter, alert_rules
 from pytest_netpoll.errors import NetpollError, ServiceError, UsageError
@@ -288,20 +289,6 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if not arguments.alerts and sum(given) != 1:
         parser.error("give one of --pid N, --port N, --process NAME, --cgroup PATH, or a command after --")
     return arguments, command
-
-
-def positive(text: str) -> int:
-    try:
-        return units.positive(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def tcp_port(text: str) -> int:
-    number = positive(text)
-    if number >= 1 << 16:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a TCP port")
-    return number
 
 
 def _seconds(text: str) -> float:
