@@ -9,10 +9,10 @@ from typing import TypeVar
 from pytest_netpoll.errors import Reason, UnmeasuredError
 from pytest_netpoll.gobinary import ready_sites, scheduler_layout
 from pytest_netpoll.gobinary.elf import Key, key_of
+from pytest_netpoll.gobinary.go_version import go_version_of_program
 from pytest_netpoll.gobinary.scheduler_layout import SchedulerLayout
 from pytest_netpoll.meter.agent_client import Probe
 from pytest_netpoll.meter.messages import Measured, Process
-from pytest_netpoll.service.build import go_version_of_program
 
 T = TypeVar("T")
 

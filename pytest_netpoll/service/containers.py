@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pytest_netpoll.errors import ServiceError, UsageError
+from pytest_netpoll.gobinary.go_version import go_version_of
 from pytest_netpoll.service import guardian
-from pytest_netpoll.service.build import go_version_of
 
 ENGINES = ("docker", "podman")
 ANSWER_SECONDS = 20.0  # for a question

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import psutil
 
 from pytest_netpoll.errors import NetpollError, Reason, ServiceError, UsageError
+from pytest_netpoll.gobinary.go_version import go_version_of, go_version_of_program
 from pytest_netpoll.gobinary.gomaxprocs import gomaxprocs_of
 from pytest_netpoll.service import containers, guardian
-from pytest_netpoll.service.build import go_version_of, go_version_of_program
 from pytest_netpoll.service.launch import Held, NotStarted
 from pytest_netpoll.service.listeners import port_holder, ports_of
 from pytest_netpoll.service.output import Output, Pipe, last_words
