@@ -51,7 +51,7 @@ class Meter:
         config: Config,
         symbolizer: Symbolizer,
         say: Say | None = None,
-        new_agent: Callable[[Mapping[str, int]], agent_client.Probe] | None = None,
+        new_agent: Callable[[Mapping[str, int]], agent_client.Agent] | None = None,
         trace: int = 0,
     ) -> None:
         """say: called with messages about slow work. new_agent: load -> the Agent that counts; None for the
@@ -65,7 +65,7 @@ class Meter:
         self._say = say
         self._symbolizer = symbolizer
         self._programs = Programs(count_ready=config.goready != "off")
-        self._probe: agent_client.Probe | None = None
+        self._agent: agent_client.Agent | None = None
         self._refused: UnmeasuredError | None = None
         # The processes that are, or during an open window were, a service: root pid -> service.
         self._roots: dict[int, Watched] = {}
@@ -76,7 +76,7 @@ class Meter:
     @property
     def environment(self) -> Mapping[str, Any]:
         """What the agent reported about itself and the machine; empty without an agent."""
-        return self._probe.environment if self._probe is not None else {}
+        return self._agent.environment if self._agent is not None else {}
 
     @property
     def windows(self) -> Sequence[Window]:
@@ -91,7 +91,7 @@ class Meter:
 
     def processes(self) -> Sequence[Process]:
         """All processes that the agent watches, with descendants. Raises UnmeasuredError."""
-        return self._probe.programs() if self._probe is not None else []
+        return self._agent.programs() if self._agent is not None else []
 
     def parked(self, service: Watched) -> list[ParkedGoroutine]:
         """The service's goroutines that are parked on descriptors now. Raises UnmeasuredError."""
@@ -102,26 +102,26 @@ class Meter:
             if of is service and pid not in self._gone:
                 if pid in self._not_watched:
                     raise self._not_watched[pid]
-                assert self._probe is not None
-                found += parked_groups.now(self._probe.parked(pid), self._symbolizer)
+                assert self._agent is not None
+                found += parked_groups.now(self._agent.parked(pid), self._symbolizer)
         return found
 
     @property
     def agent_pid(self) -> int | None:
-        return self._probe.pid if self._probe is not None else None
+        return self._agent.pid if self._agent is not None else None
 
     def start(self, limited: Collection[str] = ()) -> None:
         """Starts the agent without waiting for it: it compiles while the services are built. limited: the
         metrics that will be judged, because timing answers takes a larger program.
         """
-        if self._probe is not None or self._refused is not None:
+        if self._agent is not None or self._refused is not None:
             return
         config = self._config
         judged = {*limited, *config.compared}
         asked = config.response == "auto" and any(map(unanswered.are_timed, judged))
         self._times_answers |= asked or config.response == "on"
         try:
-            self._probe = self._new_agent(
+            self._agent = self._new_agent(
                 {
                     "max_processes": config.max_processes,
                     "max_fds": config.max_fds,
@@ -144,19 +144,19 @@ class Meter:
             return None
         return privilege.why_not_cached(argv, config.cache)
 
-    def _launch(self, load: Mapping[str, int]) -> agent_client.Probe:
+    def _launch(self, load: Mapping[str, int]) -> agent_client.Agent:
         config = self._config
         argv = privilege.command(config.python, config.sudo, config.agent, config.cache)
-        return agent_client.Probe(argv, load, config.agent, self._say)
+        return agent_client.Agent(argv, load, config.agent, self._say)
 
     @property
-    def _usable(self) -> agent_client.Probe | None:
+    def _usable(self) -> agent_client.Agent | None:
         """The agent; None if it has failed."""
-        return self._probe if self._probe is not None and self._probe.failed is None else None
+        return self._agent if self._agent is not None and self._agent.failed is None else None
 
     def stop(self) -> None:
-        if self._probe is not None:
-            self._probe.stop()
+        if self._agent is not None:
+            self._agent.stop()
 
     def watch(self, service: Watched) -> Callable[[], None]:
         """Watches a service's process; call it for every new one, as early as possible. Call the result, if
@@ -211,7 +211,7 @@ class Meter:
         wanted = {*offences, *(o for name in judged if name in METRICS for o in METRICS[name].explained_by)}
         ready_stacks = self._ready_stacks("ready" in wanted)
         window = Window(
-            self._probe,
+            self._agent,
             bool(ready_stacks),
             "cpu" in wanted,
             "parked" in wanted,
@@ -219,13 +219,13 @@ class Meter:
             failed=self._refused,
         )
         self._windows.append(window)
-        if self._probe is None:
+        if self._agent is None:
             return window
         io_calls = "io" in wanted
         with window.unless_interrupted():
             try:
-                self._programs.prepare(self._probe, self._probe.programs())
-                window.number = self._probe.open(
+                self._programs.prepare(self._agent, self._agent.programs())
+                window.number = self._agent.open(
                     ready_stacks,
                     "unclaimed" in wanted,
                     IO_STACKS if io_calls or "futile" in wanted else 0,
@@ -270,7 +270,7 @@ class Meter:
         gone = set(self._gone)
         settle_ms = round(patience * 1000)
 
-        def ask(agent: agent_client.Probe) -> Closed:
+        def ask(agent: agent_client.Agent) -> Closed:
             # Prepare new processes before the cut, so that the next window has all their ready calls.
             self._programs.prepare(agent, agent.programs())
             return agent.lap(window.number, settle_ms)
@@ -292,7 +292,7 @@ class Meter:
         self,
         window: Window,
         services: Sequence[Watched],
-        ask: Callable[[agent_client.Probe], Closed],
+        ask: Callable[[agent_client.Agent], Closed],
     ) -> tuple[list[Measurement], Closed | None]:
         """The measurements, and the agent's answer that they were made from, or None."""
         seconds = time.monotonic() - window.opened
@@ -339,21 +339,21 @@ class Meter:
     def _watch(self, pid: int) -> None:
         self._not_watched.pop(pid, None)
         self.start()
-        if self._probe is None:
+        if self._agent is None:
             return
         try:
-            self._programs.prepare(self._probe, self._probe.watch(pid))
+            self._programs.prepare(self._agent, self._agent.watch(pid))
         except UnmeasuredError as error:
             self._not_watched[pid] = error
 
     def _revive(self) -> None:
         """Starts a new agent if one died: its tests were unmeasured, the next ones need not be."""
         self.start()
-        if self._probe is None or self._probe.state is not agent_client.State.DIED:
+        if self._agent is None or self._agent.state is not agent_client.State.DIED:
             # An agent that never got ready won't the second time either, and costs its deadline each time.
             return
-        self._probe.stop()
-        self._probe = None
+        self._agent.stop()
+        self._agent = None
         self.start()
         for pid in self._roots:
             if pid not in self._gone:
@@ -370,7 +370,7 @@ class Meter:
         for pid in gone & self._roots.keys():
             del self._roots[pid]
             if self._usable is not None and pid not in self._not_watched:
-                # The probe remembers a failure; the next window starts a new agent.
+                # It remembers that it has failed; the next window starts a new agent.
                 with contextlib.suppress(UnmeasuredError):
                     self._usable.unwatch(pid)
             self._not_watched.pop(pid, None)

@@ -19,7 +19,7 @@ class Window:
     to look for goroutines that wait for a mutex.
     """
 
-    agent: agent_client.Probe | None
+    agent: agent_client.Agent | None
     ready_stacks: bool
     cpu_samples: bool
     parked: bool = False
