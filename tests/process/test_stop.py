@@ -19,7 +19,8 @@ import pytest
 from pytest_netpoll.errors import ServiceError
 from pytest_netpoll.service import guardian as guard
 from pytest_netpoll.service import service
-from pytest_netpoll.service.service import Service, ServiceFactory
+from pytest_netpoll.service.factory import ServiceFactory
+from pytest_netpoll.service.service import Service
 from tests.waiting import patiently
 
 Nasty = Callable[..., list[str]]
@@ -136,7 +137,7 @@ LAUNCHER = """
 import os, re, sys, time
 from pathlib import Path
 from typing import Any
-from pytest_netpoll.service.service import ServiceFactory
+from pytest_netpoll.service.factory import ServiceFactory
 
 factory = ServiceFactory(rootdir=Path.cwd(), cache_dir=Path.cwd())
 server = factory(command=sys.argv[3:], ready=re.compile(sys.argv[2]))
@@ -161,7 +162,7 @@ def launcher(nasty: Nasty, tmp_path: Path) -> Iterator[Launch]:
         process = subprocess.Popen(
             [sys.executable, "-c", LAUNCHER, mode, BOTH_UP.pattern, *command],
             cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(Path(service.__file__).parents[1])},
+            env=os.environ | {"PYTHONPATH": str(Path(service.__file__).parents[2])},
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
