@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +17,7 @@ T = TypeVar("T")
 SPACED = 0.001
 # s of CPU that a process may use before it counts as one that never sleeps.
 OWN_WORK = 0.1
-DEADLINE = 20  # s
+DEADLINE = 60  # s
 NAP = 0.01  # s
 
 
@@ -27,6 +28,17 @@ def patiently(condition: Callable[[], T], seconds: float = 60, step: float = 0.0
         assert time.monotonic() < deadline, "timed out"
         time.sleep(step)
     return result
+
+
+def tries(seconds: float = 60) -> Iterator[int]:
+    """Numbers for a loop that the caller breaks once it has seen what a busy machine may prevent for a while:
+    0, 1, … until the time is over.
+    """
+    deadline = time.monotonic() + seconds
+    for number in itertools.count():
+        yield number
+        if time.monotonic() >= deadline:
+            return
 
 
 def suspend(pid: int) -> None:
