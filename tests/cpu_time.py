@@ -20,15 +20,26 @@ def until_fed(pid: int, share: float, act: Callable[[], object]) -> None:
     process then goes before most others, as far as this user may have that.
     """
     began, before = time.monotonic(), _used(pid)
-    _put_before_others(pid, True)
-    try:
+    with ahead(pid):
         while True:
             act()
             took = time.monotonic() - began
             if _used(pid) - before >= share * took or took > GIVE_UP:
                 return
+
+
+@contextlib.contextmanager
+def ahead(*pids: int) -> Iterator[None]:
+    """The processes go before most others meanwhile, as far as this user may have that. For clients and
+    services that wait for each other: one that uses a CPU all the time would keep the agent from it.
+    """
+    for pid in pids:
+        _put_before_others(pid, True)
+    try:
+        yield
     finally:
-        _put_before_others(pid, False)
+        for pid in pids:
+            _put_before_others(pid, False)
 
 
 def _put_before_others(pid: int, before: bool) -> None:

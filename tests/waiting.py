@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +27,15 @@ def patiently(condition: Callable[[], T], seconds: float = 60, step: float = 0.0
         assert time.monotonic() < deadline, "timed out"
         time.sleep(step)
     return result
+
+
+def attempts(seconds: float = 60, least: int = 3) -> Iterator[int]:
+    """Numbers of attempts at something that a busy machine may prevent, until that time is over."""
+    deadline = time.monotonic() + seconds
+    number = 0
+    while number < least or time.monotonic() < deadline:
+        yield number
+        number += 1
 
 
 def suspend(pid: int) -> None:
