@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -36,6 +37,23 @@ def attempts(seconds: float = 60, least: int = 3) -> Iterator[int]:
     while number < least or time.monotonic() < deadline:
         yield number
         number += 1
+
+
+def undisturbed(test: Callable[..., None]) -> Callable[..., None]:
+    """Repeats a test that fails, in case a busy machine disturbed its numbers. Not for what must never be."""
+
+    @functools.wraps(test)
+    def repeated(*args: Any, **options: Any) -> None:
+        failed: AssertionError | None = None
+        for _ in attempts():
+            try:
+                return test(*args, **options)
+            except AssertionError as error:
+                failed = error
+        assert failed is not None
+        raise failed
+
+    return repeated
 
 
 def suspend(pid: int) -> None:
