@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
+import functools
 import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -30,15 +30,30 @@ def patiently(condition: Callable[[], T], seconds: float = 60, step: float = 0.0
     return result
 
 
-def tries(seconds: float = 60) -> Iterator[int]:
-    """Numbers for a loop that the caller breaks once it has seen what a busy machine may prevent for a while:
-    0, 1, … until the time is over.
-    """
+def attempts(seconds: float = 60, least: int = 3) -> Iterator[int]:
+    """Numbers of attempts at something that a busy machine may prevent, until that time is over."""
     deadline = time.monotonic() + seconds
-    for number in itertools.count():
+    number = 0
+    while number < least or time.monotonic() < deadline:
         yield number
-        if time.monotonic() >= deadline:
-            return
+        number += 1
+
+
+def undisturbed(test: Callable[..., None]) -> Callable[..., None]:
+    """Repeats a test that fails, in case a busy machine disturbed its numbers. Not for what must never be."""
+
+    @functools.wraps(test)
+    def repeated(*args: Any, **options: Any) -> None:
+        failed: AssertionError | None = None
+        for _ in attempts():
+            try:
+                return test(*args, **options)
+            except AssertionError as error:
+                failed = error
+        assert failed is not None
+        raise failed
+
+    return repeated
 
 
 def suspend(pid: int) -> None:

@@ -328,7 +328,7 @@ FAULTY = (
     causes("errqueue", "NP105", udp),
     causes("errread", "NP105", udp),
     causes("refused", "NP106", run(command, 200)),
-    Case("damaged", "NP107", "causes", ("-do", "plain"), lambda s: test_rules.damaged(s.port, 50)),
+    Case("damaged", "NP107", "causes", ("-do", "plain"), lambda s: test_rules.damaged(s, 50)),
     io("eagain", "NP201"),
     io("eof", "NP202"),
     io("error", "NP203"),

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.cpu_time import before_others
-from tests.waiting import patiently, suspend, tries
+from tests.waiting import attempts, patiently, suspend
 
 ROOT = Path(__file__).parents[2]
 EPOLLIN, EPOLLONESHOT, EPOLLET = 1, 1 << 30, 1 << 31
@@ -42,7 +42,7 @@ def test_a_poll_that_returns_0_wakes_nobody(launch, measure, go_toolchain, parke
         patiently(lambda: psutil.Process(service.pid).num_fds() > WAITERS)
         parked()
         returned_0 = 0
-        for _ in tries():
+        for _ in attempts():
             with measure() as stretch:
                 time.sleep(0.5)
             m = stretch(service)

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from pytest_netpoll.meter import privilege
-from tests.waiting import tries
+from tests.waiting import attempts
 
 PINGS = 200
 
@@ -133,7 +133,7 @@ def test_an_idle_service_is_measured_and_has_polls_but_no_wakeups(launch, measur
     service = launch("idle", "-tickers", 50, go=str(go_toolchain.go))
     time.sleep(0.02)  # the activity of its start is over
     polls = 0
-    for _ in tries():
+    for _ in attempts():
         with measure() as stretch:
             time.sleep(0.5)
         m = stretch(service)

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.bpf.conftest import fds_at_rest
-from tests.waiting import patiently, tries
+from tests.waiting import attempts, patiently
 
 # The kernel keeps the counts of the last 8 cuts (BANKS); each window is two.
 MORE_THAN_THE_BANKS_HOLD = 12
@@ -115,7 +115,7 @@ def test_wakeups_resolved_many_windows_later_count_in_the_window_that_woke_them(
             window = meter.open()
             for number, connection in enumerate(late, 1):
                 connection.sendall(b"0\n")
-                for _ in tries():
+                for _ in attempts():
                     time.sleep(0.03)  # sysmon polls every 10 ms, if it gets a CPU
                     (m,), window = meter.lap(window, [starved], 0)
                     inner.append(m)

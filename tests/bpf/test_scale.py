@@ -48,7 +48,7 @@ def crowd(parked):
                 connection = stack.enter_context(socket.create_connection(service.address, timeout=30))
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 connections.append(connection)
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 120
             while process.num_fds() < before + count:
                 assert time.monotonic() < deadline, "they were not accepted"
                 time.sleep(0.05)
@@ -161,10 +161,10 @@ def test_a_soak_loses_and_leaks_nothing(launch, measure, meter, commands, parked
     while time.monotonic() < ends:
         window()
     assert agent.memory_info().rss - before < 2 << 20
-    assert fds_at_rest(agent) == fds
+    assert fds_at_rest(agent) <= fds
 
 
-def test_descriptors_reused_at_once_are_never_misattributed(launch, measure, newest_go):
+def test_descriptors_reused_at_once_are_never_misattributed(launch, measure, parked, newest_go):
     service = launch("echo", go=str(newest_go.go))
     each, threads = 200, 8
 
@@ -181,7 +181,7 @@ def test_descriptors_reused_at_once_are_never_misattributed(launch, measure, new
             thread.start()
         for thread in clients:
             thread.join()
-        time.sleep(0.05)
+        parked()
     m = stretch(service)
     # Accepting, two pings and the end of each, without those that arrived before a goroutine waited for them.
     assert each * threads <= m.productive_wakeups <= 4 * each * threads

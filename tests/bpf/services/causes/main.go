@@ -26,7 +26,7 @@
 //	nagle     answers in two writes, without TCP_NODELAY. N ms are between them.
 //	nodelay   the same with TCP_NODELAY.
 //	pacer     writes a byte each millisecond.
-//	late      answers, and sleeps for 1 ms before it reads again.
+//	late      reads only what has come already: it waits for that with poll(2), past the runtime's poller.
 //	bulk      reads the N KiB that follow, except for at most the last 8, 512 bytes at a time.
 package main
 
@@ -248,17 +248,19 @@ func refused() func(net.Conn, int) {
 	raw, err := c.(*net.UDPConn).SyscallConn()
 	kit.Must(err)
 	word := []byte("word")
-	go raw.Read(func() func(uintptr) bool {
-		woken := false
-		return func(fd uintptr) bool {
-			if woken {
-				syscall.Write(int(fd), word)
-			}
-			woken = true
-			_, err := syscall.Read(int(fd), make([]byte, 64))
-			return err != syscall.EAGAIN
+	go func() {
+		for { // the reader may get a refusal itself
+			woken := false
+			raw.Read(func(fd uintptr) bool {
+				if woken {
+					syscall.Write(int(fd), word)
+				}
+				woken = true
+				_, err := syscall.Read(int(fd), make([]byte, 64))
+				return err != syscall.EAGAIN
+			})
 		}
-	}())
+	}()
 	return func(_ net.Conn, n int) {
 		for ; n > 0; n -= 2 {
 			raw.Control(func(fd uintptr) { syscall.Write(int(fd), word) })
@@ -434,10 +436,6 @@ func inKernel() {
 }
 
 func steal(l *net.TCPListener) {
-	type pollFd struct {
-		fd              int32
-		events, revents int16
-	}
 	raw, err := l.SyscallConn()
 	kit.Must(err)
 	fd := -1
@@ -446,11 +444,21 @@ func steal(l *net.TCPListener) {
 	runtime.LockOSThread()
 	syscall.Setpriority(syscall.PRIO_PROCESS, 0, -20) // of this thread: it runs before the poller's
 	for {
-		p := pollFd{fd: int32(fd), events: 1}
-		syscall.Syscall6(sysPpoll, uintptr(unsafe.Pointer(&p)), 1, 0, 0, 0, 0)
+		await(fd)
 		if got, _, err := syscall.Accept4(fd, syscall.SOCK_CLOEXEC); err == nil {
 			syscall.Close(got)
 		}
+	}
+}
+
+// await blocks a thread until there is something to read.
+func await(fd int) {
+	p := struct {
+		fd              int32
+		events, revents int16
+	}{fd: int32(fd), events: 1}
+	for ready := uintptr(0); ready != 1; {
+		ready, _, _ = syscall.Syscall6(sysPpoll, uintptr(unsafe.Pointer(&p)), 1, 0, 0, 0, 0)
 	}
 }
 
@@ -477,15 +485,23 @@ func (l patient) Accept() (net.Conn, error) {
 // late keeps its connections' readers from waiting.
 type late struct{ net.Listener }
 
-type lateConn struct{ net.Conn }
+type lateConn struct {
+	net.Conn
+	fd int
+}
 
 func (l late) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
-	return lateConn{c}, err
+	kit.Must(err)
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	kit.Must(err)
+	conn := lateConn{Conn: c}
+	raw.Control(func(fd uintptr) { conn.fd = int(fd) })
+	return conn, nil
 }
 
 func (c lateConn) Read(b []byte) (int, error) {
-	time.Sleep(time.Millisecond)
+	await(c.fd)
 	return c.Conn.Read(b)
 }
 
