@@ -161,7 +161,7 @@ def launcher(nasty: Nasty, tmp_path: Path) -> Iterator[Launch]:
         process = subprocess.Popen(
             [sys.executable, "-c", LAUNCHER, mode, BOTH_UP.pattern, *command],
             cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(Path(service.__file__).parents[1])},
+            env=os.environ | {"PYTHONPATH": str(Path(service.__file__).parents[2])},
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
