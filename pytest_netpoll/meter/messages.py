@@ -1,4 +1,4 @@
-"""The agent's answers, as types: the probe rejects anything else. agent/handlers.py makes them.
+"""The agent's answers, as types: anything else is rejected. agent/handlers.py makes them.
 
 Times are in ns. Numbers are checked only for their type; the code that reads a count checks its range.
 """
@@ -16,7 +16,7 @@ class About(TypedDict):
     python: str
 
 
-class ToldAbout(TypedDict):
+class AboutAgent(TypedDict):
     """The answer to about."""
 
     about: About

@@ -25,7 +25,8 @@ from pytest_netpoll.model.histogram import bucket_bounds
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.options import Config
 from pytest_netpoll.service.build import Builder
-from pytest_netpoll.service.service import Service, ServiceFactory
+from pytest_netpoll.service.factory import ServiceFactory
+from pytest_netpoll.service.service import Service
 from tests.waiting import fall_asleep
 
 SERVICES = Path(__file__).parent / "services"

@@ -12,7 +12,7 @@ import pytest
 from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.options import Config
-from pytest_netpoll.service.service import ServiceFactory
+from pytest_netpoll.service.factory import ServiceFactory
 
 SERVICES = Path(__file__).parent / "services"
 PATIENCE = 0.2

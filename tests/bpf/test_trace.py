@@ -22,7 +22,7 @@ from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.trace import Trace
 from pytest_netpoll.options import Config
 from pytest_netpoll.report import trace_events
-from pytest_netpoll.service.service import ServiceFactory
+from pytest_netpoll.service.factory import ServiceFactory
 from tests.bpf.conftest import SERVICES, ping
 from tests.waiting import fall_asleep
 

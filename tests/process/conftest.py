@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_netpoll.service.service import ServiceFactory
+from pytest_netpoll.service.factory import ServiceFactory
 from tests.waiting import survivors
 
 NASTY = [sys.executable, "-S", str(Path(__file__).with_name("nasty.py"))]

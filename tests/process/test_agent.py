@@ -215,7 +215,7 @@ def bytes_of_maps(pid: int, cpus: int) -> int:
 
 def test_an_agent_that_hangs_is_stopped_after_its_deadline(monkeypatch):
     monkeypatch.setattr(agent_client, "ANSWER_DEADLINE", 0.3)
-    hanging = agent_client.Probe(command(), SIZES)
+    hanging = agent_client.Agent(command(), SIZES)
     hanging.wait_ready()
     os.kill(hanging.pid, signal.SIGSTOP)
     started = time.monotonic()
@@ -229,7 +229,7 @@ def test_an_agent_that_hangs_is_stopped_after_its_deadline(monkeypatch):
 
 
 def test_an_agent_with_invalid_responses_is_not_used():
-    liar = agent_client.Probe(["sh", "-c", 'echo \'{"ready": {"protocol": 999}}\'; cat'])
+    liar = agent_client.Agent(["sh", "-c", 'echo \'{"ready": {"protocol": 999}}\'; cat'])
     with pytest.raises(UnmeasuredError, match="another protocol"):
         liar.wait_ready()
     liar.stop()

@@ -18,7 +18,8 @@ import psutil
 import pytest
 
 from pytest_netpoll.errors import ServiceError, UsageError
-from pytest_netpoll.service.service import Service, ServiceFactory
+from pytest_netpoll.service.factory import ServiceFactory
+from pytest_netpoll.service.service import Service
 from tests.waiting import patiently
 
 Nasty = Callable[..., list[str]]

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import psutil
 import pytest
 
+from pytest_netpoll.service.factory import ServiceFactory
 from pytest_netpoll.service.output import HEAD_BYTES, TAIL_BYTES, Output
-from pytest_netpoll.service.service import ServiceFactory
 from tests.waiting import patiently
 
 Nasty = Callable[..., list[str]]

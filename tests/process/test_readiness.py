@@ -17,7 +17,8 @@ import pytest
 
 from pytest_netpoll.errors import ServiceError
 from pytest_netpoll.service import readiness
-from pytest_netpoll.service.service import Service, ServiceFactory
+from pytest_netpoll.service.factory import ServiceFactory
+from pytest_netpoll.service.service import Service
 from tests.waiting import patiently
 
 Nasty = Callable[..., list[str]]

@@ -19,7 +19,8 @@ import pytest
 from pytest_netpoll.errors import ServiceError
 from pytest_netpoll.service import guardian as guard
 from pytest_netpoll.service import service
-from pytest_netpoll.service.service import Service, ServiceFactory
+from pytest_netpoll.service.factory import ServiceFactory
+from pytest_netpoll.service.service import Service
 from tests.waiting import fall_asleep, patiently
 
 Nasty = Callable[..., list[str]]
@@ -136,7 +137,7 @@ LAUNCHER = """
 import os, re, sys, time
 from pathlib import Path
 from typing import Any
-from pytest_netpoll.service.service import ServiceFactory
+from pytest_netpoll.service.factory import ServiceFactory
 
 factory = ServiceFactory(rootdir=Path.cwd(), cache_dir=Path.cwd())
 server = factory(command=sys.argv[3:], ready=re.compile(sys.argv[2]))

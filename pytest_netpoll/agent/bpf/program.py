@@ -62,7 +62,6 @@ AT_SYS_EXIT, AT_ARRIVAL, AT_DESCRIPTOR = b"syscall_returned", b"data_ready", b"n
 CONTINUATIONS = (b"drain_events", b"record_woken", b"look_at_write")  # bpf/polls.c numbers them
 UPROBES = (b"ready_called", b"deadline_woke")
 
-
 # Why arrivals of data can't be recorded: what, and the fix.
 _NO_BTF = "this kernel has no type information (BTF), and without it sockets cannot be inspected"
 _NO_MEMBER = "this kernel's type information (BTF) lacks a member of its sockets that the agent reads"

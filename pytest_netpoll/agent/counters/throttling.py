@@ -86,7 +86,7 @@ class Throttling:
         """ns for which a quota stopped the service, since an arbitrary moment; None if unknown."""
         return None if root in self._why else self._grown.get(root, 0)
 
-    def told(self, window: int, root: int) -> dict[str, Any]:
+    def as_json(self, window: int, root: int) -> dict[str, Any]:
         """The window until the last sample as JSON: meter.messages.Throttled."""
         found = []
         for directory, (first, last) in self._windows[window].get(root, {}).items():
