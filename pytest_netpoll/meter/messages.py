@@ -5,6 +5,7 @@ Times are in ns. Numbers are checked only for their type; the code that reads a 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypedDict
 
 
@@ -88,6 +89,11 @@ class Process(TypedDict):
     calibration: Calibration
     goready: bool
     scheduler: bool
+
+
+def in_files(stack: Iterable[Iterable[Any]]) -> list[tuple[str, int]]:
+    """The (file, offset in it) of a message's stack. Raises ValueError or TypeError if it is malformed."""
+    return [(str(path), int(offset)) for path, offset in stack]
 
 
 class Wakeup(TypedDict):
