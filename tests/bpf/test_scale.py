@@ -42,8 +42,8 @@ def many_descriptors():
 class Reference:
     """A fixed piece of work of the same kind: reads of memory, words, tuples, text."""
 
-    # It takes 0.4 s of an idle CPU, and 10,000 goroutines half of that; the limit for them is 0.5 s there. On a
-    # slower machine, or one with other work, both take longer. If they take three times as long, they fail.
+    # It takes 0.4 s of an idle CPU, and 10,000 goroutines half of that; the limit for them is 0.5 s there. On
+    # a slower machine, or one with other work, both take longer. If they take three times as long, they fail.
     TIMES = 250_000
 
     def __init__(self):

@@ -73,14 +73,18 @@ def test_registrations_spare_asking_about_sockets_that_they_name(monkeypatch):
         epoll, other = (stack.enter_context(select.epoll()) for _ in range(2))
         for file in [*ends, other]:
             epoll.register(file)
-        before = sockets.inodes(pid)
         registrations = proc.registrations(pid, epoll.fileno())
+
+        def inodes(registrations):
+            found = sockets.inodes(pid, registrations)
+            return [found.get(file.fileno()) for file in [*ends, other]]
+
+        truth = [*(os.fstat(end.fileno()).st_ino for end in ends), None]
         monkeypatch.setattr(proc, "link", lambda pid, fd: asked.append(fd) or link(pid, fd))
-        assert sockets.inodes(pid, registrations) == before
+        assert inodes(registrations) == truth
         assert len(set(asked) & {end.fileno() for end in ends}) == 1
         # Registered again under a number that meanwhile is another's: the number alone proves nothing.
-        twice = [registrations[0]._replace(inode=1), *registrations]
-        assert sockets.inodes(pid, twice) == before
+        assert inodes([*registrations, registrations[0]._replace(inode=1)]) == truth
 
 
 def test_connections_in_a_backlog_are_unread(look):
