@@ -173,7 +173,7 @@ class Parked(TypedDict):
 
 
 class ParkedIn(Parked):
-    """The goroutines parked now in one process."""
+    """The goroutines parked now in one process: each of them, without the counts."""
 
     pid: int
 

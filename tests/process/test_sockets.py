@@ -3,8 +3,10 @@ unread."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import select
 import socket
 import struct
 
@@ -64,6 +66,29 @@ def test_a_connection_that_was_reset_has_no_peer(look):
         client.close()
         patiently(lambda: look(server).gone)
         assert look(server) == ("tcp", None, None, True, 0)
+
+
+def test_registrations_spare_asking_about_sockets_that_they_name(monkeypatch):
+    monkeypatch.syspath_prepend(str(privilege.AGENT))
+    proc, sockets = (importlib.import_module(f"processes.{name}") for name in ("proc", "sockets"))
+    pid, asked, link = os.getpid(), [], proc.link
+    with contextlib.ExitStack() as stack:
+        ends = [stack.enter_context(end) for _ in range(10) for end in socket.socketpair()]
+        epoll, other = (stack.enter_context(select.epoll()) for _ in range(2))
+        for file in [*ends, other]:
+            epoll.register(file)
+        registrations = proc.registrations(pid, epoll.fileno())
+
+        def inodes(registrations):
+            found = sockets.inodes(pid, registrations)
+            return [found.get(file.fileno()) for file in [*ends, other]]
+
+        truth = [*(os.fstat(end.fileno()).st_ino for end in ends), None]
+        monkeypatch.setattr(proc, "link", lambda pid, fd: asked.append(fd) or link(pid, fd))
+        assert inodes(registrations) == truth
+        assert len(set(asked) & {end.fileno() for end in ends}) == 1
+        # Registered again under a number that meanwhile is another's: the number alone proves nothing.
+        assert inodes([*registrations, registrations[0]._replace(inode=1)]) == truth
 
 
 def test_connections_in_a_backlog_are_unread(look):
