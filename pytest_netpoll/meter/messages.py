@@ -205,7 +205,8 @@ class Measured(Process):
     lock_wait: ns. delays: by agent/constants.py: DELAY_NAMES; None if arrivals of data aren't recorded, or
     not on sockets that it had before it was watched. requests, answered, unanswered, strangers: reads of
     accepted connections, by whether a write followed. unprobed: children that came and went before they had
-    probes, counted with the service's first process.
+    probes, counted with the service's first process. ended: with that process, too, the paths of the programs
+    of children that ended and never polled, so that only what the kernel counted is known of them.
     """
 
     counters: dict[str, int]
@@ -229,6 +230,7 @@ class Measured(Process):
     io_outcomes: dict[str, int]
     futile: list[list[Any]]
     unprobed: int
+    ended: list[str]
     offenders: list[Offender]
     slowest: list[SlowWakeup]
     parked: Parked | None

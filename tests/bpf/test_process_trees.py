@@ -75,6 +75,30 @@ def test_the_children_of_a_prefork_server_are_summed(launch, measure, connect, s
     assert m.pid == server.pid
 
 
+def test_what_the_memory_of_a_child_held_is_lost_with_it(launch, measure, commands, newest_go):
+    """The agent sees a child only if it runs for long enough, which is 0.1 s if the machine isn't busy."""
+    for messages in (30_000, 300_000, 3_000_000):
+        service = launch("forker", "-wake", str(messages), go=str(newest_go.go))
+        with measure(("mutex",)) as stretch:
+            assert commands(service)(1) == "done"
+        m = stretch(service)
+        assert m.unmeasured is None
+        if m.dispatches is None:
+            break
+    for name in ("dispatches", "runq_max", "p_utilization", "sched_latency_p99", "mutex_wait_seconds"):
+        assert getattr(m, name) is None
+        assert f"that ran {service.executable} has ended, and its memory with it" in m.absent[name].what
+    assert m.io_calls > 0
+
+
+def test_programs_that_are_not_go_have_nothing_to_lose(launch, measure, commands, newest_go):
+    service = launch("forker", go=str(newest_go.go))
+    command = commands(service)
+    with measure() as stretch:
+        assert command(20) == "done"
+    assert stretch(service).dispatches is not None
+
+
 def test_a_shell_that_execs_the_service_is_measured_as_the_service(
     shell, built, measure, connect, spaced_pings, newest_go
 ):

@@ -310,6 +310,30 @@ def pings(service, count=60, pause=0.002, message=b"0\n"):
             time.sleep(pause)  # their reader has parked again
 
 
+def test_idle_connections_that_are_closed_are_no_churn(causes, commands, broken):
+    service = causes("evict")
+    command = commands(service)
+    command(200)
+    m, found = broken(service, lambda: command(0))
+    assert m.deadline_wakeups > 0
+    assert found == {}
+
+
+@pytest.mark.parametrize(("do", "n"), [("packets", 400), ("free", 1)])
+def test_what_looks_like_many_small_reads_or_gc_pressure_is_neither(told, do, n):
+    told(do, n)
+
+
+def test_a_loop_that_never_waits_has_no_stale_readiness(causes, broken):
+    service = causes("nonblock")
+    for _ in attempts():
+        _, found = broken(service, lambda: pings(service, 20, 0.005))
+        assert found.keys() <= {"NP201"}
+        if found:
+            break
+    assert function(found["NP201"]).startswith("main.nonblock")
+
+
 def test_polls_by_the_monitor_alone_are_diagnosed(causes, broken):
     service = causes("yield", env={"GOMAXPROCS": "1"})
     for _ in attempts():
