@@ -18,7 +18,7 @@ import pytest
 
 from pytest_netpoll.agent.constants import BUDGET_SHIFT
 from pytest_netpoll.gobinary.symbols import Symbolizer
-from pytest_netpoll.meter import privilege
+from pytest_netpoll.meter import agent_client, privilege
 from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.model.evidence import Offence
 from pytest_netpoll.model.histogram import bucket_bounds
@@ -30,6 +30,10 @@ from pytest_netpoll.service.service import Service
 from tests.waiting import fall_asleep
 
 SERVICES = Path(__file__).parent / "services"
+
+# s: several agents may have to compile at once, on a machine that others use, too.
+agent_client.START_DEADLINE = 300.0
+agent_client.ANSWER_DEADLINE = 60.0
 
 
 @pytest.fixture(scope="session")

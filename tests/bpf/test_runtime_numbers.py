@@ -10,13 +10,12 @@ import socket
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from pytest_netpoll.gobinary import time_to_run
 from pytest_netpoll.gobinary.scheduler_layout import find_layout
 from pytest_netpoll.model.diagnosis import findings
-from tests.waiting import attempts, patiently, undisturbed
+from tests.waiting import attempts, patiently, suspend, undisturbed
 
 ROUNDS = 60
 
@@ -130,10 +129,8 @@ def test_events_per_poll_are_those_that_were_ready_together(
     m = calm(service)
     assert (m.events_per_poll_p50, m.events_per_poll_max) == (1, 1)
     assert sum(m.snapshot.events_per_poll.values()) == m.events
-    stopped = psutil.Process(service.pid)
     with measure() as stretch:
-        os.kill(service.pid, signal.SIGSTOP)
-        patiently(lambda: stopped.status() == psutil.STATUS_STOPPED)
+        suspend(service.pid)
         for connection in connections:
             connection.sendall(b"ping")
         os.kill(service.pid, signal.SIGCONT)
