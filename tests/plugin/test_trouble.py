@@ -21,6 +21,7 @@ from tests.waiting import patiently, survivors
 
 PYTEST = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:asyncio", "-p", "no:hypothesispytest"]
 IMPORTS = "import pytest, time\nfrom conftest import SERVICES\nnetpoll = pytest.mark.netpoll\n"
+STARTED = 300  # s; on a busy machine, compiling alone may take a minute
 MEASURED = "@netpoll(max_spurious=0.05)\ndef test_it(echo, ping): ping(echo)"
 
 
@@ -147,7 +148,7 @@ def test_it(echo, netpoll):
     )
     with subprocess.Popen(PYTEST, cwd=pytester.path) as process:
         running = pytester.path / "running"
-        patiently(lambda: running.exists() and running.read_text())
+        patiently(lambda: running.exists() and running.read_text(), STARTED)
         family = psutil.Process(process.pid).children(recursive=True)
         assert len(family) >= 3, "the service, its guardian and the agent"
         (agent,) = (p for p in family if "pytest_netpoll/agent" in " ".join(p.cmdline()))
@@ -176,7 +177,7 @@ def test_it(echo, netpoll):
     )
     with subprocess.Popen(PYTEST, cwd=pytester.path) as process:
         running = pytester.path / "running"
-        patiently(lambda: running.exists() and running.read_text())
+        patiently(lambda: running.exists() and running.read_text(), STARTED)
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
     (child,) = (p for p in family if p.pid == int(running.read_text()))
@@ -234,7 +235,7 @@ def test_it(echo):
 """
     )
     with subprocess.Popen(PYTEST, cwd=pytester.path, stdout=subprocess.PIPE, text=True) as process:
-        patiently(lambda: (pytester.path / "running").exists())
+        patiently(lambda: (pytester.path / "running").exists(), STARTED)
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
@@ -306,8 +307,8 @@ def test_ctrl_c_ends_everything_whatever_pytest_is_doing(pytester, phase):
         said.open("w") as out,
         subprocess.Popen([*PYTEST, *options], cwd=pytester.path, stdout=out) as process,
     ):
-        patiently(lambda: (pytester.path / "running").exists())
-        patiently(lambda: WAITS.get(phase, "") in said.read_text())
+        patiently(lambda: (pytester.path / "running").exists(), STARTED)
+        patiently(lambda: WAITS.get(phase, "") in said.read_text(), STARTED)
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         process.wait(timeout=60)

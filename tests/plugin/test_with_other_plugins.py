@@ -145,11 +145,12 @@ def test_a_timeout_that_ends_pytest_at_once_leaves_nothing_behind(run, pytester)
     result = run(
         f"""
 {NOTE}
+@pytest.fixture
+def noted(echo): note("ended")  # which may take longer than the timeout
+
 @netpoll(max_spurious=0.05)
 @pytest.mark.timeout(0.5, method="thread", func_only=True)
-def test_slow(echo, ping):
-    note("ended")
-    time.sleep(60)
+def test_slow(echo, noted): time.sleep(60)
 """,
         plugins=["timeout"],
     )
