@@ -20,7 +20,8 @@ from pytest_netpoll.cli.commands import COMMANDS
 from pytest_netpoll.model import metrics as table
 from pytest_netpoll.model import units
 from pytest_netpoll.options import OPTIONS, OptionSpec
-from pytest_netpoll.service.service import Service, ServiceFactory
+from pytest_netpoll.service.factory import ServiceFactory
+from pytest_netpoll.service.service import Service
 
 ROOT = Path(__file__).parents[1]
 

@@ -245,7 +245,7 @@ class Agent:
         self._sample()
         now = self._schedulers.read(self._live())
         runtimes = self._runtimes(window)
-        throttled = {root: self._throttling.told(window, root) for root in self._processes.roots()}
+        throttled = {root: self._throttling.as_json(window, root) for root in self._processes.roots()}
         self._throttling.lap(window)
         scheduled = self._schedulers.lap(window, self._live(), now)
         kept = self._kept(window)
@@ -269,7 +269,7 @@ class Agent:
         if self._evidence[window].held_writes:
             offences.append("held")
         found = offenders.kept(self._kernel, closed, offences)
-        traces = self._recorder.told(
+        traces = self._recorder.take(
             window, closed, {root: self._processes.of(root) for root in self._processes.roots()}
         )
         # Last, because it waits for goroutines that are at work when the window ends.
@@ -284,9 +284,9 @@ class Agent:
             ]
             services[root][0]["unprobed"] = unprobed
             services[root][0]["ended"] = self._processes.ended(root, closed.opened)
-            for process, told in zip(self._processes.of(root), services[root]):  # noqa: B905 - 3.9 has no strict
-                told["parked"] = parked.get(process.owner)
-                told["mutexes"] = waits.get(process.owner)
+            for process, entry in zip(self._processes.of(root), services[root]):  # noqa: B905 - 3.9 has no strict
+                entry["parked"] = parked.get(process.owner)
+                entry["mutexes"] = waits.get(process.owner)
         answer = {
             "duration_ns": closed.closed - closed.opened,
             "services": services,
@@ -454,9 +454,9 @@ class Agent:
             histogram=bank.histogram,
             events_per_poll=bank.polls_by_events,
             latency_max_ns=latency_max,
-            delays=None if self._kernel.no_arrivals or process.older_sockets else bank.delays.told(maxima),
+            delays=None if self._kernel.no_arrivals or process.older_sockets else bank.delays.as_json(maxima),
             **tallies,
-            **bank.failures.told(bank.counters["io_calls"]),
+            **bank.failures.as_json(bank.counters["io_calls"]),
             offenders=culprits,
             slowest=offenders.slowest(self._kernel, process, bank.slowest, window),
             slow_answers={

@@ -19,7 +19,8 @@ from pytest_netpoll.model.tolerance import Tolerance
 from pytest_netpoll.report import baseline_file, tables, wording
 from pytest_netpoll.report.cells import wrap
 from pytest_netpoll.report.delta import delta_of
-from pytest_netpoll.report.record import TestRecord, comparison_record
+from pytest_netpoll.report.record import TestRecord
+from pytest_netpoll.report.recording import comparison_record
 from pytest_netpoll.report.tables import Compared
 
 PASSED, REGRESSED = 0, 1
@@ -69,7 +70,7 @@ def _table(compared: Sequence[Compared], limits: Mapping[str, Mapping[str, int |
 
 
 def _limits(record: TestRecord | None) -> Mapping[str, int | float]:
-    """The test's limits; None if the newer file is a baseline, which holds none."""
+    """The test's limits; empty if the newer file is a baseline, which has none."""
     return record["limits"] if record is not None else {}
 
 

@@ -27,13 +27,13 @@ from pytest_netpoll.errors import NetpollError
 from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.meter import agent_client, checks, privilege
 from pytest_netpoll.meter.checks import Finding
-from pytest_netpoll.meter.messages import ToldAbout
+from pytest_netpoll.meter.messages import AboutAgent
 from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.meter.schema import wrong
 from pytest_netpoll.options import Config, add_agent_options
 from pytest_netpoll.report.cells import wrap, wrap_fix
 from pytest_netpoll.service.build import find_go
-from pytest_netpoll.service.service import ServiceFactory
+from pytest_netpoll.service.factory import ServiceFactory
 
 SCHEMA = "pytest-netpoll-doctor/1"
 SELFTEST = Path(__file__).parents[1] / "selftest"
@@ -142,7 +142,7 @@ def bcc(config: Config) -> Finding:
         return Finding("fail", f"{command[0]} can't run the agent", checks.DOCTOR, run.stderr.strip() or None)
     if isinstance(answer, dict) and "failed" in answer:
         return Finding.of(NetpollError(**agent_client.complaint(answer["failed"])))
-    strange = wrong(answer, ToldAbout)
+    strange = wrong(answer, AboutAgent)
     if strange is not None:
         return Finding("fail", f"{agent_client.INVALID}: {strange}", checks.DOCTOR)
     about = answer["about"]
@@ -158,7 +158,7 @@ def bcc(config: Config) -> Finding:
 
 
 def _unrelated_bcc() -> str | None:
-    """Whether this environment has PyPI's `bcc`, which somebody may have installed for this plugin."""
+    """The file of PyPI's `bcc`, which somebody may have installed here for this plugin; None without it."""
     look = "import bcc; print('' if hasattr(bcc, 'BPF') else bcc.__file__)"
     run = subprocess.run(
         [sys.executable, "-I", "-c", look],

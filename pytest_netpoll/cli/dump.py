@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pytest_netpoll.cli.watch.app import positive, tcp_port
+from pytest_netpoll.cli.arguments import positive, tcp_port
 from pytest_netpoll.errors import UnmeasuredError
 from pytest_netpoll.gobinary.symbols import Frame, Symbolizer
 from pytest_netpoll.meter.meter import Meter
@@ -21,7 +21,7 @@ from pytest_netpoll.model import units
 from pytest_netpoll.model.evidence import ParkedGoroutine
 from pytest_netpoll.options import Config, add_agent_options
 from pytest_netpoll.service import discovery
-from pytest_netpoll.service.service import ServiceFactory
+from pytest_netpoll.service.factory import ServiceFactory
 
 # The others are about what is counted, and nothing is.
 _OPTIONS = ("sudo", "max_fds", "max_processes", "python", "agent", "cache")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 from collections.abc import Mapping, Sequence
 
+from pytest_netpoll.cli.arguments import named
 from pytest_netpoll.cli.lines import DOCS, print_rows, say
 from pytest_netpoll.errors import UsageError
 from pytest_netpoll.model.metrics import LIMITABLE, METRICS, Metric, base_of
@@ -16,22 +16,18 @@ _PREFIXES = ("max_", "min_")
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m pytest_netpoll metrics",
-        description="List the metrics that a test can limit, with unit and meaning, or some of them.",
+    names = named(
+        "metrics",
+        "List the metrics that a test can limit, with unit and meaning, or some of them.",
+        "NAME",
+        'a name, a part of one, or a limit: "polls", "latency", "max_response_p90"',
+        arguments,
     )
-    parser.add_argument(
-        "name",
-        nargs="*",
-        metavar="NAME",
-        help='a name, a part of one, or a limit: "polls", "latency", "max_response_p90"',
-    )
-    named: list[str] = parser.parse_args(arguments).name
-    found = {metric.name: metric for name in named for metric in _named(name)} or METRICS
+    found = {metric.name: metric for name in names for metric in _meant(name)} or METRICS
     print_rows(
         [(metric.name, _UNITS.get(metric.unit, metric.unit), metric.meaning) for metric in found.values()]
     )
-    if not named:
+    if not names:
         text = (
             "To limit them: @pytest.mark.netpoll(max_polls=50, min_wakeups=10); a count that grows with time "
             f"also by its rate: max_polls_per_second=50. More: {DOCS}/metrics.md"
@@ -40,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _named(name: str) -> list[Metric]:
+def _meant(name: str) -> list[Metric]:
     bare = next((name[len(prefix) :] for prefix in _PREFIXES if name.startswith(prefix)), name)
     bare = base_of(bare.lower())
     if bare in METRICS:

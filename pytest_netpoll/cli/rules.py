@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import textwrap
 from collections.abc import Sequence
 
+from pytest_netpoll.cli.arguments import named
 from pytest_netpoll.cli.lines import DOCS, print_rows, say
 from pytest_netpoll.errors import UsageError
 from pytest_netpoll.model.rules import RULES, beyond, choice
@@ -16,25 +16,21 @@ _TO_FORBID = 'To forbid them: @pytest.mark.netpoll(forbid="all"), or netpoll_for
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m pytest_netpoll rules",
-        description="List the rules that a test can forbid, or explain some of them.",
+    names = named(
+        "rules",
+        "List the rules that a test can forbid, or explain some of them.",
+        "RULE",
+        'a code, the beginning of one, or a name: "NP201", "NP2", "busy-loop"; "all" for all',
+        arguments,
     )
-    parser.add_argument(
-        "rule",
-        nargs="*",
-        metavar="RULE",
-        help='a code, the beginning of one, or a name: "NP201", "NP2", "busy-loop"; "all" for all',
-    )
-    named: list[str] = parser.parse_args(arguments).rule
-    if not named:
+    if not names:
         rows = [(rule.code, rule.name, rule.meaning) for rule in RULES.values()]
         print_rows(rows)
         for text in (_TO_FORBID, f"{beyond.NO_RULE} More: {DOCS}/{beyond.PAGE}"):
             say(f"\n{text}")
         return 0
     try:
-        codes = sorted({chosen.code for name in named for chosen in choice.parse(name)})
+        codes = sorted({chosen.code for name in names for chosen in choice.parse(name)})
     except ValueError as error:
         raise UsageError(str(error), fix="see the list: python -m pytest_netpoll rules") from None
     width = min(shutil.get_terminal_size().columns, 100)

@@ -40,8 +40,14 @@ class Frame:
 
     @property
     def is_own(self) -> bool:
-        """Whether it is the program's own code: known, and neither Go's runtime nor its standard library."""
-        return self.function != "?" and self.package_root not in STANDARD | PLUMBING
+        return is_own(self.function)
+
+
+def is_own(function: str) -> bool:
+    """Whether it is the program's own: of a package that is neither the runtime's nor the standard library's.
+    Unknown code ("?"), such as C, isn't proven to be; nor is assembly without a package, such as crosscall2.
+    """
+    return "." in function and package_root(function) not in STANDARD | PLUMBING
 
 
 def package_root(function: str) -> str:
@@ -178,7 +184,7 @@ class _Program:
     def _addr2line(self, address: int) -> tuple[Line, ...]:
         """A fallback for tables in a newer format: without inlined calls, but better than nothing."""
         go = shutil.which("go")
-        if go is None:
+        if go is None or not self._segments:  # no file, such as [vdso], or not an ELF file
             return ()
         try:
             run = subprocess.run(

@@ -41,7 +41,7 @@ Answer = TypeVar("Answer")
 
 
 class State(enum.Enum):
-    """An agent's state, as last known. The states from NEVER_READY on have a reason, `Probe.failed`."""
+    """An agent's state, as last known. The states from NEVER_READY on have a reason, `Agent.failed`."""
 
     STARTING = enum.auto()
     READY = enum.auto()
@@ -50,8 +50,8 @@ class State(enum.Enum):
     NOT_OURS = enum.auto()  # pytest was forked, and the agent answers the process that started it
 
 
-class Probe:
-    """One agent process. Once it has failed, `state` and `failed` say so, and a new Probe is needed.
+class Agent:
+    """One agent process. Once it has failed, `state` and `failed` say so, and a new Agent is needed.
 
     argv: from privilege.command. load: the arguments of the agent's first message. installed: where to look
     for the agent for sudo. say: called with messages about slow work. start: argv -> Transport. environment:
@@ -75,7 +75,7 @@ class Probe:
         self._installed = installed
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
-        self._agent = start(argv)
+        self._transport = start(argv)
         os.register_at_fork(after_in_child=partial(_let_go, weakref.ref(self)))
         self._started = time.monotonic()
         self._at_parked: set[int] = set()  # windows that look at parked goroutines
@@ -84,7 +84,7 @@ class Probe:
 
     @property
     def pid(self) -> int:
-        return self._agent.pid
+        return self._transport.pid
 
     def wait_ready(self) -> None:
         """Waits until the BPF program is compiled and attached."""
@@ -167,8 +167,8 @@ class Probe:
     def stop(self) -> None:
         """Ends the agent, and with it everything it has in the kernel."""
         if self.state in (State.STARTING, State.NEVER_READY):
-            self._agent.kill()  # it doesn't end when told to
-        self._agent.end()
+            self._transport.kill()  # it doesn't end when told to
+        self._transport.end()
 
     def _ask(self, do: str, wanted: type[Answer], **arguments: int) -> Answer:
         """Sends a message and returns the answer, which is of the type `wanted`."""
@@ -203,7 +203,7 @@ class Probe:
         return f"the eBPF agent to answer {do!r}"
 
     def _send(self, message: Mapping[str, object]) -> None:
-        self._agent.send(json.dumps(message).encode() + b"\n")
+        self._transport.send(json.dumps(message).encode() + b"\n")
 
     def _wait_ready(self) -> None:
         if self.failed is not None:
@@ -214,7 +214,7 @@ class Probe:
         waits = "the eBPF agent to start; it compiles the BPF program unless that is cached"
         first = self._receive(max(1.0, START_DEADLINE - spent), "start", waits)
         if "failed" in first:
-            raise self._fail(**complaint(first["failed"]), detail=self._agent.said())
+            raise self._fail(**complaint(first["failed"]), detail=self._transport.said())
         ready = first.get("ready")
         if not isinstance(ready, dict) or ready.get("protocol") != PROTOCOL:
             raise self._fail("the eBPF agent speaks another protocol", why=f"{first!r:.200}")
@@ -233,7 +233,7 @@ class Probe:
                 f"the eBPF agent did not {what} within {seconds:.3g} s",
                 why="it hangs, or the machine is overloaded",
                 fix=f"try it by hand: {shlex.join(self._argv)}",
-                detail=self._agent.said(),
+                detail=self._transport.said(),
             ) from None
         if line is None:
             raise self._ended()
@@ -249,14 +249,14 @@ class Probe:
         """The next line; None at the end of the output. Raises queue.Empty after this many seconds."""
         if self._say is not None and seconds > QUIET_SECONDS:
             with contextlib.suppress(queue.Empty):
-                return self._agent.receive(QUIET_SECONDS)
+                return self._transport.receive(QUIET_SECONDS)
             self._say(f"waiting for {awaited}")
             seconds -= QUIET_SECONDS
-        return self._agent.receive(seconds)
+        return self._transport.receive(seconds)
 
     def _ended(self) -> UnmeasuredError:
-        status = self._agent.status()
-        said = self._agent.said()
+        status = self._transport.status()
+        said = self._transport.said()
         refused = why_sudo_refused(self._argv, self._installed, said) if self._argv[0] == "sudo" else None
         if refused is not None:
             return self._fail(refused.what, why=refused.why, fix=refused.fix)
@@ -269,14 +269,14 @@ class Probe:
         # If the message has no fix, the machine is the cause: run the checks.
         self.failed = UnmeasuredError(what, why=why, fix=fix or checks.likely_fix(), detail=detail)
         self.state = State.DIED if self.state is State.READY else State.NEVER_READY
-        self._agent.kill()
+        self._transport.kill()
         return self.failed
 
 
-def _let_go(probe: weakref.ref[Probe]) -> None:
+def _let_go(agent: weakref.ref[Agent]) -> None:
     """Called in a process forked without exec: it must not keep the agent alive when pytest is killed."""
-    if (alive := probe()) is not None:
-        alive._agent.hang_up()
+    if (alive := agent()) is not None:
+        alive._transport.hang_up()
         # And it couldn't read an answer.
         alive.state = State.NOT_OURS
         alive.failed = UnmeasuredError(

@@ -17,7 +17,7 @@ _STDERR_LINES = 15
 
 
 class Transport(Protocol):
-    """What a Probe needs for talking to an agent."""
+    """How an Agent talks to its process."""
 
     @property
     def pid(self) -> int: ...

@@ -1,10 +1,11 @@
-"""The agent's answers, as types: the probe rejects anything else. agent/handlers.py makes them.
+"""The agent's answers, as types: anything else is rejected. agent/handlers.py makes them.
 
 Times are in ns. Numbers are checked only for their type; the code that reads a count checks its range.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypedDict
 
 
@@ -16,7 +17,7 @@ class About(TypedDict):
     python: str
 
 
-class ToldAbout(TypedDict):
+class AboutAgent(TypedDict):
     """The answer to about."""
 
     about: About
@@ -88,6 +89,11 @@ class Process(TypedDict):
     calibration: Calibration
     goready: bool
     scheduler: bool
+
+
+def in_files(stack: Iterable[Iterable[Any]]) -> list[tuple[str, int]]:
+    """The (file, offset in it) of a message's stack. Raises ValueError or TypeError if it is malformed."""
+    return [(str(path), int(offset)) for path, offset in stack]
 
 
 class Wakeup(TypedDict):
@@ -167,7 +173,7 @@ class Parked(TypedDict):
 
 
 class ParkedIn(Parked):
-    """The goroutines parked now in one process."""
+    """The goroutines parked now in one process: each of them, without the counts."""
 
     pid: int
 

@@ -1,62 +1,29 @@
-"""Measures services with the probe: watches them, opens and closes windows, decides what is exact."""
+"""Measures services with the agent: watches their processes, opens and closes windows."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import operator
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial, reduce
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
-from pytest_netpoll.agent.constants import (
-    SCHEDULER_LATENCY,
-    SCHEDULER_LOCKS,
-    SCHEDULER_MUTEXES,
-    SCHEDULER_QUEUES,
-    SCHEDULER_WAITERS,
-)
 from pytest_netpoll.errors import Reason, UnmeasuredError
 from pytest_netpoll.gobinary.symbols import Symbolizer
-from pytest_netpoll.meter import (
-    agent_client,
-    cgroups,
-    checks,
-    intervals,
-    mutex_waits,
-    offender_stacks,
-    parked_groups,
-    privilege,
-    slow_stacks,
-    unanswered,
-)
-from pytest_netpoll.meter.doubts import LOSSES, Seen, why_not_exact
-from pytest_netpoll.meter.messages import Closed, Measured, Process, Times
-from pytest_netpoll.meter.processes import Watched, ended_program, runs_goroutines, version
+from pytest_netpoll.meter import agent_client, parked_groups, privilege, unanswered
+from pytest_netpoll.meter.messages import Closed, Process
+from pytest_netpoll.meter.processes import Watched
 from pytest_netpoll.meter.programs import Programs
-from pytest_netpoll.meter.snapshots import read_snapshot
+from pytest_netpoll.meter.reading import Part, Reader
+from pytest_netpoll.meter.window import Window
 from pytest_netpoll.model.evidence import Offence, ParkedGoroutine
 from pytest_netpoll.model.measurement import Measurement
-from pytest_netpoll.model.metrics import (
-    METRICS,
-    OPTIONAL_COUNTERS,
-    PARKED_METRICS,
-    READY_METRICS,
-    SCHED_LATENCIES,
-)
-from pytest_netpoll.model.snapshot import Snapshot
+from pytest_netpoll.model.metrics import METRICS, PARKED_METRICS
 from pytest_netpoll.options import Config
 from pytest_netpoll.service import guardian
 from pytest_netpoll.service.patience import Say
-
-_Field: TypeAlias = Literal[
-    "dispatches", "runq_max", "p_looks", "p_running", "sched_latency", "mutex_wait", "lock_wait"
-]
-_FIELDS: tuple[_Field, ...] = get_args(_Field)
 
 # If requested, keep the stack of one ready call in this many: a stack costs several times as much as the
 # probe.
@@ -73,59 +40,6 @@ _ON_DEMAND = frozenset((*PARKED_METRICS, "runtime_ready_calls", "mutex_wait_seco
 _EXEC_PATIENCE = 1.0
 
 
-def _not_described(what: str) -> Reason:
-    """Why something of sockets can't be known on this kernel."""
-    if checks.BTF.is_file():
-        return Reason(
-            what,
-            why="the kernel's type information (BTF) lacks a member that the agent reads",
-            fix="a newer version may know this kernel: pip install --upgrade pytest-netpoll",
-        )
-    return Reason(what, why="the kernel has no type information (BTF)", fix=checks.btf().fix)
-
-
-# What is read from the Go scheduler: field in a message, first name of its group, metrics.
-_OF_THE_SCHEDULER: tuple[tuple[_Field, str, tuple[str, ...]], ...] = (
-    ("dispatches", SCHEDULER_QUEUES[0], ("dispatches", "dispatches_per_event")),
-    ("runq_max", SCHEDULER_QUEUES[0], ("runq_max",)),
-    ("p_looks", SCHEDULER_QUEUES[0], ("p_utilization",)),
-    ("sched_latency", SCHEDULER_LATENCY[0], SCHED_LATENCIES),
-    ("mutex_wait", SCHEDULER_MUTEXES[0], ("mutex_wait_seconds",)),
-    ("lock_wait", SCHEDULER_LOCKS[0], ("runtime_lock_wait_seconds",)),
-)
-
-# Raised for impossible numbers in an otherwise valid response.
-_INVALID = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
-
-
-@dataclass(eq=False)
-class Window:
-    """One measured stretch, open from Meter.open to Meter.close. number: the agent's. failed: why there is
-    nothing to close. opened: on the monotonic clock, s. ready_stacks, cpu_samples: whether callers of ready
-    calls and users of CPU time are recorded. parked: whether to look at parked goroutines. mutexes: whether
-    to look for goroutines that wait for a mutex.
-    """
-
-    agent: agent_client.Probe | None
-    ready_stacks: bool
-    cpu_samples: bool
-    parked: bool = False
-    mutexes: bool = False
-    number: int = 0
-    failed: UnmeasuredError | None = None
-    opened: float = field(default_factory=time.monotonic)
-    is_open: bool = True
-
-    @contextlib.contextmanager
-    def unless_interrupted(self) -> Iterator[None]:
-        """Marks the window closed if the block is interrupted (Ctrl-C, pytest-timeout): nobody else would."""
-        try:
-            yield
-        except BaseException:
-            self.is_open = False
-            raise
-
-
 class Meter:
     """Measures services; lives as long as the pytest session.
 
@@ -137,7 +51,7 @@ class Meter:
         config: Config,
         symbolizer: Symbolizer,
         say: Say | None = None,
-        new_agent: Callable[[Mapping[str, int]], agent_client.Probe] | None = None,
+        new_agent: Callable[[Mapping[str, int]], agent_client.Agent] | None = None,
         trace: int = 0,
     ) -> None:
         """say: called with messages about slow work. new_agent: load -> the Agent that counts; None for the
@@ -151,7 +65,7 @@ class Meter:
         self._say = say
         self._symbolizer = symbolizer
         self._programs = Programs(count_ready=config.goready != "off")
-        self._probe: agent_client.Probe | None = None
+        self._agent: agent_client.Agent | None = None
         self._refused: UnmeasuredError | None = None
         # The processes that are, or during an open window were, a service: root pid -> service.
         self._roots: dict[int, Watched] = {}
@@ -162,7 +76,7 @@ class Meter:
     @property
     def environment(self) -> Mapping[str, Any]:
         """What the agent reported about itself and the machine; empty without an agent."""
-        return self._probe.environment if self._probe is not None else {}
+        return self._agent.environment if self._agent is not None else {}
 
     @property
     def windows(self) -> Sequence[Window]:
@@ -177,7 +91,7 @@ class Meter:
 
     def processes(self) -> Sequence[Process]:
         """All processes that the agent watches, with descendants. Raises UnmeasuredError."""
-        return self._probe.programs() if self._probe is not None else []
+        return self._agent.programs() if self._agent is not None else []
 
     def parked(self, service: Watched) -> list[ParkedGoroutine]:
         """The service's goroutines that are parked on descriptors now. Raises UnmeasuredError."""
@@ -188,26 +102,26 @@ class Meter:
             if of is service and pid not in self._gone:
                 if pid in self._not_watched:
                     raise self._not_watched[pid]
-                assert self._probe is not None
-                found += parked_groups.now(self._probe.parked(pid), self._symbolizer)
+                assert self._agent is not None
+                found += parked_groups.now(self._agent.parked(pid), self._symbolizer)
         return found
 
     @property
     def agent_pid(self) -> int | None:
-        return self._probe.pid if self._probe is not None else None
+        return self._agent.pid if self._agent is not None else None
 
     def start(self, limited: Collection[str] = ()) -> None:
         """Starts the agent without waiting for it: it compiles while the services are built. limited: the
         metrics that will be judged, because timing answers takes a larger program.
         """
-        if self._probe is not None or self._refused is not None:
+        if self._agent is not None or self._refused is not None:
             return
         config = self._config
         judged = {*limited, *config.compared}
         asked = config.response == "auto" and any(map(unanswered.are_timed, judged))
         self._times_answers |= asked or config.response == "on"
         try:
-            self._probe = self._new_agent(
+            self._agent = self._new_agent(
                 {
                     "max_processes": config.max_processes,
                     "max_fds": config.max_fds,
@@ -230,19 +144,19 @@ class Meter:
             return None
         return privilege.why_not_cached(argv, config.cache)
 
-    def _launch(self, load: Mapping[str, int]) -> agent_client.Probe:
+    def _launch(self, load: Mapping[str, int]) -> agent_client.Agent:
         config = self._config
         argv = privilege.command(config.python, config.sudo, config.agent, config.cache)
-        return agent_client.Probe(argv, load, config.agent, self._say)
+        return agent_client.Agent(argv, load, config.agent, self._say)
 
     @property
-    def _usable(self) -> agent_client.Probe | None:
+    def _usable(self) -> agent_client.Agent | None:
         """The agent; None if it has failed."""
-        return self._probe if self._probe is not None and self._probe.failed is None else None
+        return self._agent if self._agent is not None and self._agent.failed is None else None
 
     def stop(self) -> None:
-        if self._probe is not None:
-            self._probe.stop()
+        if self._agent is not None:
+            self._agent.stop()
 
     def watch(self, service: Watched) -> Callable[[], None]:
         """Watches a service's process; call it for every new one, as early as possible. Call the result, if
@@ -297,7 +211,7 @@ class Meter:
         wanted = {*offences, *(o for name in judged if name in METRICS for o in METRICS[name].explained_by)}
         ready_stacks = self._ready_stacks("ready" in wanted)
         window = Window(
-            self._probe,
+            self._agent,
             bool(ready_stacks),
             "cpu" in wanted,
             "parked" in wanted,
@@ -305,13 +219,13 @@ class Meter:
             failed=self._refused,
         )
         self._windows.append(window)
-        if self._probe is None:
+        if self._agent is None:
             return window
         io_calls = "io" in wanted
         with window.unless_interrupted():
             try:
-                self._programs.prepare(self._probe, self._probe.programs())
-                window.number = self._probe.open(
+                self._programs.prepare(self._agent, self._agent.programs())
+                window.number = self._agent.open(
                     ready_stacks,
                     "unclaimed" in wanted,
                     IO_STACKS if io_calls or "futile" in wanted else 0,
@@ -356,7 +270,7 @@ class Meter:
         gone = set(self._gone)
         settle_ms = round(patience * 1000)
 
-        def ask(agent: agent_client.Probe) -> Closed:
+        def ask(agent: agent_client.Agent) -> Closed:
             # Prepare new processes before the cut, so that the next window has all their ready calls.
             self._programs.prepare(agent, agent.programs())
             return agent.lap(window.number, settle_ms)
@@ -378,7 +292,7 @@ class Meter:
         self,
         window: Window,
         services: Sequence[Watched],
-        ask: Callable[[agent_client.Probe], Closed],
+        ask: Callable[[agent_client.Agent], Closed],
     ) -> tuple[list[Measurement], Closed | None]:
         """The measurements, and the agent's answer that they were made from, or None."""
         seconds = time.monotonic() - window.opened
@@ -390,169 +304,21 @@ class Meter:
                 seconds = answer["duration_ns"] / 1e9
             except UnmeasuredError as error:
                 failed = error
-        return [self._measure(window, service, answer, failed, seconds) for service in services], answer
-
-    def _measure(
-        self,
-        window: Window,
-        service: Watched,
-        answer: Closed | None,
-        failed: UnmeasuredError | None,
-        seconds: float,
-    ) -> Measurement:
-        try:
-            return self._read(window, service, answer, failed, seconds)
-        except _INVALID as error:
-            invalid = UnmeasuredError(agent_client.INVALID, why=repr(error), fix=agent_client.INVALID_FIX)
-            return self._read(window, service, None, failed or invalid, seconds)
-
-    def _read(
-        self,
-        window: Window,
-        service: Watched,
-        answer: Closed | None,
-        failed: UnmeasuredError | None,
-        seconds: float,
-    ) -> Measurement:
-        roots = [pid for pid, of in self._roots.items() if of is service]
-        processes: list[Measured] = []
-        snapshot, vain, late = Snapshot(), [], []
-        timelines: list[Sequence[Sequence[Any]]] = []
-        absent: dict[str, Reason] = {}
-        quotas = cgroups.NOTHING
-        answers: dict[str, list[dict[str, Any]]] = {}
-        unexplained = self._unexplained(window)
-        if answer is not None:
-            processes = [process for pid in roots for process in answer["services"].get(str(pid), [])]
-            timelines = [answer["timelines"].get(str(pid), []) for pid in roots]
-        if answer is not None and processes:
-            absent = self._absent(processes)
-            is_go = any(map(runs_goroutines, processes))
-            snapshots = (_snapshot(process, is_go) for process in processes)
-            snapshot = _with_times(reduce(operator.add, snapshots), answer["times"], roots)
-            snapshot = _with_datagrams(snapshot, answer["dropped_datagrams"], roots)
-            quotas = cgroups.collect(
-                [answer["throttled"][str(pid)] for pid in roots if str(pid) in answer["throttled"]]
-            )
-            snapshot = dataclasses.replace(
-                snapshot, throttled_ns=quotas.ns, throttled_periods=quotas.throttled
-            )
-            absent |= quotas.absent
-            vain = [offender for process in processes for offender in process["offenders"]]
-            late = [
-                {**wakeup, "go_version": version(process)}
-                for process in processes
-                for wakeup in process["slowest"]
-            ]
-            no_arrivals = self.environment.get("no_arrivals")
-            unknown = no_arrivals is None and any(process["delays"] is None for process in processes)
-            if unknown:
-                snapshot = dataclasses.replace(snapshot, delays={})
-            absent |= unanswered.reasons(snapshot, no_arrivals, self._times_answers, unknown)
-            answers = {
-                name: [
-                    {**entry, "go_version": version(process)}
-                    for process in processes
-                    for entry in (() if unknown else process["slow_answers"].get(name, ()))
-                ]
-                for name in ("response", "queue_delay")
-            }
-        blamed = offender_stacks.collect(vain, self._symbolizer, snapshot.counters)
-        ready_calls = snapshot.counters.get("ready_calls")
-        if ready_calls is not None and window.ready_stacks:
-            runtimes = offender_stacks.runtime_ready_calls(blamed, ready_calls)
-            counters = {**snapshot.counters, "runtime_ready_calls": runtimes}
-            snapshot = dataclasses.replace(snapshot, counters=counters)
-        if window.parked and processes:
-            found = parked_groups.collect(processes, self._symbolizer)
-            absent |= found.absent
-            blamed += found.groups
-            if found.unproven is not None:
-                unexplained["parked"] = found.unproven
-            snapshot = dataclasses.replace(snapshot, counters={**snapshot.counters, **found.counters})
-        if window.mutexes and processes:
-            waits = mutex_waits.collect(
-                processes,
-                self._symbolizer,
-                round(seconds * 1e9),
-                lambda process: self._programs.why_no_scheduler(process, SCHEDULER_WAITERS[0]),
-            )
-            why_not = absent.pop("mutex_wait_seconds", None)
-            gone = why_not is not None and any(map(ended_program, processes))
-            known = None if gone else waits.waited_ns
-            snapshot = dataclasses.replace(snapshot, mutex_wait_ns=known, mutex_looked=True)
-            why_not = why_not if gone else waits.absent
-            if why_not is not None:
-                absent["mutex_wait_seconds"] = why_not
-            blamed += waits.offenders
-        unmeasured = failed.reason if failed is not None else why_not_exact(self._seen(service, processes))
-        if unmeasured is None and self._config.goready == "on" and "ready_calls" in absent:
-            unmeasured = absent["ready_calls"].about("ready calls were not counted")
-        return Measurement(
-            service=service.name,
-            pid=roots[-1] if roots else None,
-            executable=service.executable,
-            go_version=service.go_version,
-            window_seconds=seconds,
-            snapshot=snapshot,
-            offenders=blamed,
-            slowest=slow_stacks.collect(late, self._symbolizer),
-            slow_answers=slow_stacks.answers(answers, self._symbolizer),
-            timeline=intervals.collect(timelines),
-            cgroups=quotas.cgroups,
-            unmeasured=unmeasured,
-            absent=absent,
-            unexplained=unexplained,
-            gomaxprocs=service.gomaxprocs,
-            cpus=service.cpus,
+        reader = Reader(
+            self._symbolizer,
+            self._programs,
+            self.environment,
+            self._times_answers,
+            needs_ready_calls=self._config.goready == "on",
         )
+        return [
+            reader.read(window, self._part(service), answer, failed, seconds) for service in services
+        ], answer
 
-    def _unexplained(self, window: Window) -> dict[str, Reason]:
-        """Offence -> why requested evidence for it could not be recorded."""
-        found: dict[str, Reason] = {}
-        lack = self.environment.get("no_cpu_samples")
-        if window.cpu_samples and lack:
-            found["cpu"] = Reason(lack["what"], fix=lack["fix"])
-        if not self.environment.get("sees_sockets", True):
-            found["spurious"] = _not_described("sockets can't be inspected")
-        if not self.environment.get("sees_held_writes", True):
-            found["held"] = _not_described("it could not be recorded whether writes are held back")
-        return found
-
-    def _absent(self, processes: Sequence[Measured]) -> dict[str, Reason]:
-        """Metric -> why it is unknown for one of the processes."""
-        why: dict[str, Reason] = {}
-        unprobed = sum(process["unprobed"] for process in processes)
-        if self._programs.count_ready and unprobed:
-            reason = Reason(
-                f"{unprobed} child processes ended before probes could be placed in them",
-                why="for users other than root, probes are placed in one process at a time",
-                fix="run pytest as root",
-            )
-            why = dict.fromkeys(READY_METRICS, reason)
-        for process in filter(runs_goroutines, processes):
-            if self._programs.count_ready and process["ready_calls"] is None:
-                reason = self._programs.why_no_ready_calls(process)
-                why |= dict.fromkeys(("ready_calls", "runtime_ready_calls", "wakeups_per_event"), reason)
-            if self._programs.count_ready and process["deadline_wakeups"] is None:
-                why["deadline_wakeups"] = self._programs.why_no_deadlines(process)
-            for name, group, metrics in _OF_THE_SCHEDULER:
-                if process[name] is None:
-                    why |= dict.fromkeys(metrics, self._programs.why_no_scheduler(process, group))
-        program = next(filter(None, map(ended_program, processes)), None)
-        if program is not None:
-            gone = Reason(
-                f"a child process that ran {program} has ended, and its memory with it",
-                why="the Go runtime's own numbers can only be read from a process that runs",
-                fix="let it run until the test ends, or leave out this limit",
-            )
-            why |= dict.fromkeys((name for *_, names in _OF_THE_SCHEDULER for name in names), gone)
-        return why
-
-    def _seen(self, service: Watched, processes: Sequence[Measured]) -> Seen:
-        refusals = (self._not_watched.get(pid) for pid, of in self._roots.items() if of is service)
-        follows_children = bool(self.environment.get("follows_children", True))
-        return Seen(service, processes, next(filter(None, refusals), None), follows_children)
+    def _part(self, service: Watched) -> Part:
+        roots = [pid for pid, of in self._roots.items() if of is service]
+        refusals = (self._not_watched.get(pid) for pid in roots)
+        return Part(service, roots, next(filter(None, refusals), None))
 
     def _counts_already(self, service: Watched, pid: int) -> bool:
         """Whether the kernel already followed it from another process of the service."""
@@ -573,21 +339,21 @@ class Meter:
     def _watch(self, pid: int) -> None:
         self._not_watched.pop(pid, None)
         self.start()
-        if self._probe is None:
+        if self._agent is None:
             return
         try:
-            self._programs.prepare(self._probe, self._probe.watch(pid))
+            self._programs.prepare(self._agent, self._agent.watch(pid))
         except UnmeasuredError as error:
             self._not_watched[pid] = error
 
     def _revive(self) -> None:
         """Starts a new agent if one died: its tests were unmeasured, the next ones need not be."""
         self.start()
-        if self._probe is None or self._probe.state is not agent_client.State.DIED:
+        if self._agent is None or self._agent.state is not agent_client.State.DIED:
             # An agent that never got ready won't the second time either, and costs its deadline each time.
             return
-        self._probe.stop()
-        self._probe = None
+        self._agent.stop()
+        self._agent = None
         self.start()
         for pid in self._roots:
             if pid not in self._gone:
@@ -604,49 +370,8 @@ class Meter:
         for pid in gone & self._roots.keys():
             del self._roots[pid]
             if self._usable is not None and pid not in self._not_watched:
-                # The probe remembers a failure; the next window starts a new agent.
+                # It remembers that it has failed; the next window starts a new agent.
                 with contextlib.suppress(UnmeasuredError):
                     self._usable.unwatch(pid)
             self._not_watched.pop(pid, None)
         self._gone = self._gone - gone
-
-
-def _snapshot(process: Measured, is_go: bool) -> Snapshot:
-    """A process's Snapshot. is_go: whether any process of the service is Go."""
-    told: Mapping[str, Any] = {**process}
-    counters = dict(process["counters"])
-    counters["lost"] = sum(counters.pop(name) for name in LOSSES)
-    counters.pop("lost_offenders")  # for the shares, which cover everything counted
-    optional = {name: told[name] for name in OPTIONAL_COUNTERS}
-    scheduler: dict[str, Any] = {name: process[name] for name in _FIELDS}
-    if is_go and not runs_goroutines(process):
-        # It has no goroutines, so it adds 0 to the service's sum, not an unknown number. Anything counted
-        # belongs to its children.
-        optional = {name: counters.get(name, 0) for name in optional}
-        nothing = {**dict.fromkeys(scheduler, 0), "sched_latency": []}
-        scheduler = {name: nothing[name] if value is None else value for name, value in scheduler.items()}
-    if ended_program(process):
-        scheduler = dict.fromkeys(scheduler)
-        optional["dispatches"] = None
-    if process["unprobed"]:
-        optional.update(ready_calls=None, deadline_wakeups=None)
-    return read_snapshot({**told, "counters": counters | optional, **scheduler})
-
-
-def _with_datagrams(snapshot: Snapshot, dropped: Mapping[str, int | None], roots: Sequence[int]) -> Snapshot:
-    # A service's processes are mostly in one network namespace, so its total isn't their sum.
-    known = [count for pid in roots if (count := dropped.get(str(pid))) is not None]
-    return dataclasses.replace(snapshot, dropped_datagrams=max(known, default=None))
-
-
-def _with_times(snapshot: Snapshot, times: Mapping[str, Times], roots: Sequence[int]) -> Snapshot:
-    """Adds the CPU times of all processes in the window, including ended ones about which nothing else is
-    known.
-    """
-    found = [times[str(pid)] for pid in roots if str(pid) in times]
-    used = sum(entry["cpu_ns"] for entry in found)
-    waits = [waited for entry in found if (waited := entry["run_delay_ns"]) is not None]
-    if used < 0 or sum(waits) < 0:
-        raise ValueError(f"times {times!r:.200}")
-    waited = sum(waits) if len(waits) == len(found) else None
-    return dataclasses.replace(snapshot, cpu_ns=used, run_delay_ns=waited)

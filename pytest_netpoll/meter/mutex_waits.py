@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.gobinary.symbols import Frame, Symbolizer, trim
-from pytest_netpoll.meter.messages import Measured
+from pytest_netpoll.meter.messages import Measured, in_files
 from pytest_netpoll.meter.processes import runs_goroutines
 from pytest_netpoll.model import units
 from pytest_netpoll.model.evidence import Offender
@@ -48,17 +48,17 @@ def collect(
     total = 0
     places: dict[tuple[str | None, tuple[Frame, ...]], list[int]] = defaultdict(lambda: [0, 0])
     for process in processes:
-        told = process["mutexes"]
-        waited = told and told["waited_ns"]
-        if told is None or waited is None:
+        mutexes = process["mutexes"]
+        waited = mutexes and mutexes["waited_ns"]
+        if mutexes is None or waited is None:
             return Found(None, why_unknown(process), ())
-        gap = told["gap_ns"]
-        few = told["looks"] < _FEWEST_LOOKS and gap > _SHORT_GAP
+        gap = mutexes["gap_ns"]
+        few = mutexes["looks"] < _FEWEST_LOOKS and gap > _SHORT_GAP
         if few or gap > max(_LONGEST_GAP, _LARGEST_GAP * window_ns):
-            return Found(None, _too_seldom(process["pid"], told["gap_ns"]), ())
+            return Found(None, _too_seldom(process["pid"], mutexes["gap_ns"]), ())
         total += waited
-        for seen, ns, raw in told["stacks"]:
-            frames = symbolizer.stack([(str(path), int(offset)) for path, offset in raw])
+        for seen, ns, raw in mutexes["stacks"]:
+            frames = symbolizer.stack(in_files(raw))
             if frames:
                 place = places[_lock(frames), trim(frames)]
                 place[0] += int(seen)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.gobinary.symbols import Frame, Symbolizer
-from pytest_netpoll.meter.messages import Measured, Parked, ParkedIn
+from pytest_netpoll.meter.messages import Measured, Parked, ParkedIn, in_files
 from pytest_netpoll.meter.readable import is_readable
 from pytest_netpoll.model.evidence import Offender, ParkedGoroutine
 from pytest_netpoll.model.metrics import PARKED_METRICS
@@ -79,11 +79,9 @@ class _Group:
         )
 
 
-def rows(told: Parked, symbolizer: Symbolizer) -> list[ParkedGoroutine]:
-    """A row for each goroutine. Raises ValueError, LookupError or TypeError if `told` is malformed."""
-    stacks = [
-        symbolizer.trimmed([(str(path), int(offset)) for path, offset in raw]) for raw in told["stacks"]
-    ]
+def rows(parked: Parked, symbolizer: Symbolizer) -> list[ParkedGoroutine]:
+    """A row for each goroutine. Raises ValueError, LookupError or TypeError if `parked` is malformed."""
+    stacks = _stacks(parked, symbolizer)
     return [
         ParkedGoroutine(
             goroutine=goid,
@@ -94,12 +92,12 @@ def rows(told: Parked, symbolizer: Symbolizer) -> list[ParkedGoroutine]:
             stack=stacks[stack],
             peer_gone=bool(gone),
         )
-        for goid, direction, kind, local, peer, stack, _, gone in told["goroutines"]
+        for goid, direction, kind, local, peer, stack, _, gone in parked["goroutines"]
     ]
 
 
-def _stacks(told: Parked, symbolizer: Symbolizer) -> list[tuple[Frame, ...]]:
-    return [symbolizer.trimmed([(str(path), int(at)) for path, at in raw]) for raw in told["stacks"]]
+def _stacks(parked: Parked, symbolizer: Symbolizer) -> list[tuple[Frame, ...]]:
+    return [symbolizer.trimmed(in_files(raw)) for raw in parked["stacks"]]
 
 
 def now(processes: Sequence[ParkedIn], symbolizer: Symbolizer) -> list[ParkedGoroutine]:
@@ -116,49 +114,49 @@ def collect(processes: Sequence[Measured], symbolizer: Symbolizer) -> Found:
     absent: dict[str, Reason] = {}
     unproven: Reason | None = None
     for process in processes:
-        told = process["parked"]
-        if told is None or told["why_not"] is not None:
-            why = told and told["why_not"]
+        parked = process["parked"]
+        if parked is None or parked["why_not"] is not None:
+            why = parked and parked["why_not"]
             reason = Reason(f"the goroutines of process {process['pid']} could not be read", why=why)
             return Found({}, dict.fromkeys(PARKED_METRICS, reason), ())
-        found = rows(told, symbolizer)
-        for row, raw in zip(found, told["goroutines"], strict=True):
+        found = rows(parked, symbolizer)
+        for row, raw in zip(found, parked["goroutines"], strict=True):
             group = groups[row.direction, row.stack]
             if row.peer is not None:
                 (group.new if raw[6] else group.peers).append(row.peer)
             if row.fd_type not in SOCKETS:
                 group.kinds.add(row.fd_type)
                 group.locals.add(row.local)
-        stacks = _stacks(told, symbolizer)
-        for direction, stack, count, _, _ in told["before"]:
+        stacks = _stacks(parked, symbolizer)
+        for direction, stack, count, _, _ in parked["before"]:
             groups[direction, stacks[stack]].before += int(count)
-        for direction, stack, count, kind, local in told["after"]:
+        for direction, stack, count, kind, local in parked["after"]:
             group = groups[direction, stacks[stack]]
             group.after += int(count)
             if kind is not None:
                 group.kinds.add(kind)
                 group.locals.add(local)
-        readers = _readers(process, symbolizer) if told["abandoned"] else {}
-        for kind, local, peer, index, closed in told["abandoned"]:
+        readers = _readers(process, symbolizer) if parked["abandoned"] else {}
+        for kind, local, peer, index, closed in parked["abandoned"]:
             if index is None:
                 abandoned[kind, local].append(_Left(peer, bool(closed), readers.get((local, peer))))
             else:
                 groups[found[index].direction, found[index].stack].abandoned += 1
                 groups[found[index].direction, found[index].stack].closed += bool(closed)
-        if not told["rested"]:
+        if not parked["rested"]:
             unproven = Reason(
                 f"process {process['pid']} did not rest",
                 why="it may be about to close what it still holds",
                 fix="let the test wait for the service's answers before it ends",
             )
-        if told["undecided"]:
-            who = "goroutine is" if told["undecided"] == 1 else "goroutines are"
+        if parked["undecided"]:
+            who = "goroutine is" if parked["undecided"] == 1 else "goroutines are"
             absent["stuck_goroutines"] = Reason(
-                f"{told['undecided']} {who} parked although there is unread data, and may be stuck",
+                f"{parked['undecided']} {who} parked although there is unread data, and may be stuck",
                 why=f"process {process['pid']} did not rest: its poller may not have reported the data yet",
                 fix="let the test wait for the service's answers before it ends",
             )
-        for row, readable in _stuck(process["pid"], told, found):
+        for row, readable in _stuck(process["pid"], parked, found):
             if readable is None:
                 absent["stuck_goroutines"] = Reason(
                     "a goroutine is parked although there is unread data, and may or may not be stuck",
@@ -205,7 +203,7 @@ def _readers(process: Measured, symbolizer: Symbolizer) -> dict[_Ends, tuple[Fra
     counts: dict[_Ends, Counter[tuple[Frame, ...]]] = defaultdict(Counter)
     for entry in process["offenders"]:
         if entry["offence"] == "woken" and entry["direction"] == "read" and entry["peer"] is not None:
-            stack = symbolizer.trimmed([(str(path), int(at)) for path, at in entry["stack"]])
+            stack = symbolizer.trimmed(in_files(entry["stack"]))
             counts[entry["local"], entry["peer"]][stack] += entry["count"]
     return {ends: max(stacks, key=lambda stack: stacks[stack]) for ends, stacks in counts.items()}
 
@@ -216,10 +214,10 @@ def _most_common(stacks: Iterable[tuple[Frame, ...]]) -> tuple[Frame, ...]:
 
 
 def _stuck(
-    pid: int, told: Parked, found: Sequence[ParkedGoroutine]
+    pid: int, parked: Parked, found: Sequence[ParkedGoroutine]
 ) -> Iterator[tuple[ParkedGoroutine, bool | None]]:
     """(goroutine, whether there is something to read, None if unknown)."""
-    for index, fd, inode, _ in told["stuck"]:
+    for index, fd, inode, _ in parked["stuck"]:
         yield found[index], is_readable(pid, fd, inode)
 
 

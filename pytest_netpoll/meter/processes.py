@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from pytest_netpoll.gobinary.go_version import go_version_of_program
 from pytest_netpoll.meter.messages import Measured, Process
-from pytest_netpoll.service.build import go_version_of_program
 
 
 class Watched(Protocol):

@@ -9,10 +9,10 @@ from typing import TypeVar
 from pytest_netpoll.errors import Reason, UnmeasuredError
 from pytest_netpoll.gobinary import ready_sites, scheduler_layout
 from pytest_netpoll.gobinary.elf import Key, key_of
+from pytest_netpoll.gobinary.go_version import go_version_of_program
 from pytest_netpoll.gobinary.scheduler_layout import SchedulerLayout
-from pytest_netpoll.meter.agent_client import Probe
+from pytest_netpoll.meter.agent_client import Agent
 from pytest_netpoll.meter.messages import Measured, Process
-from pytest_netpoll.service.build import go_version_of_program
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class Programs:
         # The agent's last refusals, by (subject, program).
         self._refusals: dict[tuple[str, Key], UnmeasuredError] = {}
 
-    def prepare(self, agent: Probe, processes: Iterable[Process]) -> None:
+    def prepare(self, agent: Agent, processes: Iterable[Process]) -> None:
         """Prepares processes. Refusals are recorded, not raised."""
         for process in processes:
             pid, path = process["pid"], process["executable"]
@@ -79,11 +79,11 @@ class Programs:
         except UnmeasuredError as error:
             self._refusals[subject, key] = error
 
-    def _attach(self, agent: Probe, pid: int, key: Key) -> None:
+    def _attach(self, agent: Agent, pid: int, key: Key) -> None:
         sites = _remembered(self._sites, key, ready_sites.find_sites)
         agent.attach(pid, sites.ready, sites.deadline)
 
-    def _learn(self, agent: Probe, pid: int, key: Key) -> None:
+    def _learn(self, agent: Agent, pid: int, key: Key) -> None:
         agent.learn(pid, _remembered(self._layouts, key, scheduler_layout.find_layout).places)
 
 

@@ -58,15 +58,17 @@ def compare_rounds(
         if service not in bases:
             notes.append(f"{service} was not compared: it is not built from a package of the repository")
             continue
-        told = _measured(bases[service], head, source)
-        doubt = (doubts or {}).get(service) or told.doubt
+        measured = _measured(bases[service], head, source)
+        doubt = (doubts or {}).get(service) or measured.doubt
         if doubt is not None:
             (unmeasured if plan.tolerances else notes).append(doubt.about(f"{service} was not compared"))
             continue
-        notes += [note.about(service).headline for note in told.notes]
-        found = differences(service, told.base, told.head, design, METRICS.values())
+        notes += [note.about(service).headline for note in measured.notes]
+        found = differences(service, measured.base, measured.head, design, METRICS.values())
         numbers += found.values()
-        judged = judge_rules(service, told.base, told.head, plan.tolerances, found, design, source, limits)
+        judged = judge_rules(
+            service, measured.base, measured.head, plan.tolerances, found, design, source, limits
+        )
         regressions += judged.regressions
         undecided += judged.undecided
         unmeasured += judged.unmeasured

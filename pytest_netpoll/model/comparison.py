@@ -204,7 +204,7 @@ def compare(
                 unmeasured.append(Reason.of(sample.unmeasured).about(service))
             continue
         before = then[service]
-        elsewhere = _differences(environment, sample, baseline.environment, before)
+        elsewhere = _elsewhere(environment, sample, baseline.environment, before)
         refused = rules.latencies == "auto" and bool(elsewhere)
         if refused and (not rules.tolerances or any(METRICS[t.metric].is_time for t in rules.tolerances)):
             notes.append(
@@ -362,7 +362,7 @@ def _steady(metric: Metric, *samples: Sample) -> Metric:
     return lower[min(steady, default=max(lower))]
 
 
-def _differences(
+def _elsewhere(
     environment: Mapping[str, Any], sample: Sample, before: Mapping[str, Any], old: Sample
 ) -> list[str]:
     pairs = {key: (before.get(key), environment.get(key)) for key in ENVIRONMENT_KEYS}

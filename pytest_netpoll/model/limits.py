@@ -154,6 +154,9 @@ class Limits:
         return result
 
 
+NO_LIMITS = Limits()
+
+
 def _plain(value: int | float) -> int | float:
     return int(value) if value == int(value) else value
 

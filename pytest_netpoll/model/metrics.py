@@ -42,8 +42,6 @@ _NO_SCHED_EVENT = Reason(
 _NOT_LOOKED_AT = Reason(
     "parked goroutines were not looked at", fix="limit them, with max_parked_growth=… or so"
 )
-
-
 _NO_ARRIVALS = Reason("nothing arrived on a socket in the window")
 _NO_POLLED = Reason("no wakeup for reading on a socket was resolved in the window")
 _NO_ANSWERS = Reason("no read was answered by a write of the same goroutine")

@@ -207,5 +207,5 @@ def show_sum(total: float, parts: Mapping[str, float]) -> str:
     if shown:
         largest = max(shown, key=lambda name: shown[name])
         shown[largest] += left - sum(shown.values())
-    told = [f"{tenths / 10:,.1f} {name}" for name, tenths in shown.items() if tenths]
-    return f"{text} = {' + '.join(told)}" if told else text
+    texts = [f"{tenths / 10:,.1f} {name}" for name, tenths in shown.items() if tenths]
+    return f"{text} = {' + '.join(texts)}" if texts else text

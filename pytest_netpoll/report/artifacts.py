@@ -17,14 +17,9 @@ from pytest_netpoll.gobinary.elf import build_id_of
 from pytest_netpoll.model.evidence import Offence
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.trace import Trace
-from pytest_netpoll.report import files, pprof, trace_events, wording
-from pytest_netpoll.report.record import (
-    ArtifactsRecord,
-    OffenderRecord,
-    ServiceRecord,
-    TestRecord,
-    reason_record,
-)
+from pytest_netpoll.report import evidence_text, files, pprof, trace_events, wording
+from pytest_netpoll.report.record import ArtifactsRecord, OffenderRecord, ServiceRecord, TestRecord
+from pytest_netpoll.report.recording import reason_record
 
 WHAT = "the artifacts"
 # Names for descriptors and the like, where pprof needs a function.
@@ -95,8 +90,8 @@ def _of_service(
     executable = service["executable"] or ""
     program = pprof.Program(executable, build_id_of(executable))
     for kind in KINDS:
-        offenders = [o for o in service["offenders"] if o.get("offence", "spurious") in kind.offences]
-        if kind.offences[0] not in [o.get("offence", "spurious") for o in offenders]:
+        offenders = [o for o in service["offenders"] if evidence_text.offence_of(o) in kind.offences]
+        if kind.offences[0] not in [evidence_text.offence_of(o) for o in offenders]:
             continue
         types = [pprof.ValueType(kind.counted, "count")]
         if kind.period_ns or kind.timed:
@@ -124,8 +119,8 @@ def _sample(service: ServiceRecord, offender: OffenderRecord, kind: Kind, source
     if not stack:
         stack.append(pprof.Line(_NOBODY if kind.name == "unclaimed" else _NO_STACK, "", 0))
     labels = {"service": service["name"]}
-    told: Mapping[str, object] = {**offender}
-    labels |= {name: str(told[name]) for name in _LABELS if told.get(name)}
+    fields: Mapping[str, object] = {**offender}
+    labels |= {name: str(fields[name]) for name in _LABELS if fields.get(name)}
     if offender.get("runtime"):
         labels["runtime"] = "true"
     count = offender["count"]

@@ -21,8 +21,6 @@ SCHEMA = "pytest-netpoll-baseline/1"
 DIRECTORY = ".netpoll"
 # Insignificant digits would only make diffs of a committed file harder to read.
 _DIGITS = 6
-
-
 # Nobody makes more rounds: a file that claims more is damaged.
 _MOST_ROUNDS = 1000
 

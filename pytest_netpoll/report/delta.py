@@ -89,8 +89,8 @@ def delta(records: Iterable[TestRecord]) -> Delta | None:
         comparison = record.get("comparison")
         if comparison is not None:
             unmeasured = verdict_text.reasons(record) if comparison["outcome"] == "unmeasured" else []
-            told = [f"{why.headline}; fix: {why.fix}" if why.fix else why.headline for why in unmeasured]
-            found[record["nodeid"]] = (comparison, told)
+            texts = [f"{why.headline}; fix: {why.fix}" if why.fix else why.headline for why in unmeasured]
+            found[record["nodeid"]] = (comparison, texts)
             limits[record["nodeid"]] = record["limits"]
     return delta_of(found, limits) if found else None
 
@@ -225,8 +225,8 @@ def _rows(nodeid: str, comparison: ComparisonRecord, limits: Collection[str]) ->
     rows: list[_Ranked] = []
     numbers = comparison.get("numbers", [])
     for number in numbers:
-        place = (number["service"], number["metric"])
-        verdict: Verdict | None = "WORSE" if place in broken else "undecided" if place in undecided else None
+        key = (number["service"], number["metric"])
+        verdict: Verdict | None = "WORSE" if key in broken else "undecided" if key in undecided else None
         if verdict is None and _notable(number):
             verdict = "more" if number["change"] > 0 else "less"
         if verdict is not None:

@@ -77,7 +77,7 @@ def _explaining_one(service: ServiceRecord, name: str) -> list[Entry]:
     if name == "mutex_wait_seconds":
         return mutex_entries(service)
     found: list[Entry] = []
-    if name.startswith(_LATE):
+    if name.startswith(LATE):
         found += offender_entries(service, _cpu_causes(service))
         found += slow_entries(service, service["slowest"])
     if name in METRICS and METRICS[name].family in TIMED:
@@ -110,13 +110,14 @@ def _ends_polls(service: ServiceRecord) -> Callable[[Entry], tuple[bool, ...]]:
 
     def order(entry: Entry) -> tuple[bool, ...]:
         much = (entry.share or 0) >= _LEAST_SHARE
-        own, timer = much and evidence_text.has_users(entry.stack), much and entry.by_timer
+        own, timer = much and evidence_text.has_own_code(entry.stack), much and entry.by_timer
         return (not timer, not own) if timers_lead else (not (timer or own),)
 
     return order
 
 
-_LATE = ("latency_", "sched_latency_")
+# The beginnings of the metrics that the slowest wakeups explain.
+LATE = ("latency_", "sched_latency_")
 
 
 def _offenders_behind(record: TestRecord, service: ServiceRecord) -> dict[Offence, list[OffenderRecord]]:
@@ -125,7 +126,7 @@ def _offenders_behind(record: TestRecord, service: ServiceRecord) -> dict[Offenc
     for fault in wording.broken(record, service):
         name = base_of(fault["metric"])
         groups = [(offence, _behind(service, name, offence)) for offence in _evidence_for(name)]
-        if name.startswith(_LATE):
+        if name.startswith(LATE):
             groups.append(("cpu", _cpu_causes(service)))
         for offence, offenders in groups:
             if offenders:
@@ -329,7 +330,7 @@ def not_kept(service: ServiceRecord) -> list[str]:
     """A line for each kind of offender whose list is incomplete."""
     lines = []
     for offence, (_, name, _) in evidence_text.OFFENCES.items():
-        shares = [o["share"] or 0 for o in service["offenders"] if o.get("offence", "spurious") == offence]
+        shares = [o["share"] or 0 for o in service["offenders"] if evidence_text.offence_of(o) == offence]
         missing = 1 - sum(shares)
         if any(shares) and missing >= 0.0005:  # which is shown as 0.1 %
             share = units.show(missing, "share")

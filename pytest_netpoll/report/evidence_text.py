@@ -7,7 +7,6 @@ from typing import Any, cast
 
 from pytest_netpoll.clean import one_line
 from pytest_netpoll.gobinary import symbols
-from pytest_netpoll.gobinary.symbols import PLUMBING, STANDARD, package_root
 from pytest_netpoll.model import units
 from pytest_netpoll.model.evidence import Offence
 from pytest_netpoll.report import wording
@@ -72,24 +71,24 @@ def _parked(entry: OffenderRecord | SlowWakeupRecord | SlowAnswerRecord) -> str:
 def shown_stack(entry: OffenderRecord | SlowWakeupRecord | SlowAnswerRecord) -> list[FrameRecord]:
     """The stack to show: if the runtime made the ready call, as for a timer, the woken goroutine's."""
     woken = cast("OffenderRecord", entry).get("woken_stack") or []
-    return woken if woken and not has_users(entry["stack"]) else entry["stack"]
+    return woken if woken and not has_own_code(entry["stack"]) else entry["stack"]
 
 
-def has_users(stack: Sequence[FrameRecord]) -> bool:
-    """Whether a frame of it is the user's, neither Go's own nor its standard library's."""
-    return any(map(_is_users, stack))
+def has_own_code(stack: Sequence[FrameRecord]) -> bool:
+    """Whether a frame of it is the program's own code."""
+    return any(map(_is_own, stack))
 
 
-def to_users(stack: list[FrameRecord]) -> list[FrameRecord]:
-    """The stack up to the user's outermost frame: what of the standard library called that is cut. All of it
-    without such a frame.
+def up_to_own_code(stack: list[FrameRecord]) -> list[FrameRecord]:
+    """The stack up to the outermost frame of the program's own code, without what calls that: net/http, or C.
+    All of it without such a frame.
     """
-    users = [number for number, frame in enumerate(stack) if _is_users(frame)]
-    return stack[: users[-1] + 1] if users else stack
+    own = [number for number, frame in enumerate(stack) if _is_own(frame)]
+    return stack[: own[-1] + 1] if own else stack
 
 
-def _is_users(frame: FrameRecord) -> bool:
-    return package_root(frame["function"] or "runtime") not in STANDARD | PLUMBING
+def _is_own(frame: FrameRecord) -> bool:
+    return symbols.is_own(frame["function"] or "?")
 
 
 # Below a stack that `is_cut_short`.

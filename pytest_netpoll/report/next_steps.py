@@ -31,24 +31,11 @@ def next_step(record: TestRecord, service: ServiceRecord) -> NextStep | None:
     families = {metric.family for metric in metrics if metric is not None}
     if not families & {"response", "handling"} or "mutex_wait" in families:
         return None
-    if _usually_waited(service):
+    if _median_waited(service):
         return _step(record, service, "at least half of the answers")
-    answers = [
-        answer for answer in evidence_entries.slow_answers(record, service) if answer["what"] == "response"
-    ]
-    total = sum(answer["ns"] for answer in answers)
-    handled = sum(answer["handling_ns"] for answer in answers)
-    cpu = service["metrics"].get("cpu_seconds")
-    if not total or handled < _MOST * total or cpu is None:
-        return None
-    spans = _spans(answers)
-    seconds = sum(end - begin for begin, end in spans)
-    if seconds >= _LOOKED:
-        cpu = min(cpu, _used(service, spans, cpu))
-    # Threads that waited for a CPU, or were stopped by a quota, would have used it.
-    if cpu + _kept_waiting(service, spans) > _IDLE * seconds:
-        return None
-    return _step(record, service, "the slowest answers")
+    if _slowest_waited(record, service):
+        return _step(record, service, "the slowest answers")
+    return None
 
 
 def _step(record: TestRecord, service: ServiceRecord, which: str) -> NextStep:
@@ -62,7 +49,7 @@ def _step(record: TestRecord, service: ServiceRecord, which: str) -> NextStep:
     )
 
 
-def _usually_waited(service: ServiceRecord) -> bool:
+def _median_waited(service: ServiceRecord) -> bool:
     """Whether the median answer spent its time in the handler, and that is much longer than the CPU time per
     answer together with waits for a CPU, a P, or the quota.
     """
@@ -75,6 +62,26 @@ def _usually_waited(service: ServiceRecord) -> bool:
     of_cpu = sum(metrics.get(name) or 0 for name in ("cpu_seconds", "run_delay_seconds", "throttled_seconds"))
     explained = of_cpu / answers * 1e9 + to_run
     return handling >= _MOST * response and explained <= _IDLE * handling
+
+
+def _slowest_waited(record: TestRecord, service: ServiceRecord) -> bool:
+    """Whether the slowest answers spent their time in the handler, while the service hardly used a CPU, nor
+    waited for one.
+    """
+    answers = [
+        answer for answer in evidence_entries.slow_answers(record, service) if answer["what"] == "response"
+    ]
+    total = sum(answer["ns"] for answer in answers)
+    handled = sum(answer["handling_ns"] for answer in answers)
+    cpu = service["metrics"].get("cpu_seconds")
+    if not total or handled < _MOST * total or cpu is None:
+        return False
+    spans = _spans(answers)
+    seconds = sum(end - begin for begin, end in spans)
+    if seconds >= _LOOKED:
+        cpu = min(cpu, _used(service, spans, cpu))
+    # Threads that waited for a CPU, or were stopped by a quota, would have used it.
+    return cpu + _kept_waiting(service, spans) <= _IDLE * seconds
 
 
 def _spans(answers: Iterable[SlowAnswerRecord]) -> list[tuple[float, float]]:

@@ -64,19 +64,19 @@ class Reports:
     def environment(self, agent: Mapping[str, Any]) -> dict[str, Any]:
         """The environment in the JSON report. agent: what the agent reports about itself."""
         services = wording.all_services(self.records)
-        told = dict(agent)
+        reported = dict(agent)
         return {
             "plugin": __version__,
             **self._revision,
             "mode": self._options.mode,
             "python": platform.python_version(),
-            "agent_python": told.pop("python", None),
+            "agent_python": reported.pop("python", None),
             "cpus": os.cpu_count(),
             "cpus_usable": len(os.sched_getaffinity(0)),
             "go_versions": sorted({s["go_version"] for s in services if s["go_version"]}),
             "arch": platform.machine(),
             "kernel": platform.release(),
-            **told,
+            **reported,
             "attached": attached(self.records),
             "command": command_line(sys.argv),
         }
@@ -98,7 +98,7 @@ class Reports:
                 self.lines.append(f"netpoll: no test was measured, {path} stays as it is")
         for write, path in asked:
             try:
-                told = write(path, environment, self.records)
+                remarks = write(path, environment, self.records)
             except NetpollError as error:
                 # The tests' results stay, but a missing report that was requested has to show.
                 self.complete = False
@@ -106,7 +106,7 @@ class Reports:
                 continue
             if say_written:
                 self.lines.append(f"netpoll: wrote {path}")
-            self.lines += [wording.one_line(f"netpoll: {line}") for line in told or ()]
+            self.lines += [wording.one_line(f"netpoll: {line}") for line in remarks or ()]
         if say_written and self._options.artifacts is not None and self._tests_with_artifacts:
             count = len(self._tests_with_artifacts)
             tests = "1 test" if count == 1 else f"{count:,} tests"

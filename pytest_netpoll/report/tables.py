@@ -11,7 +11,7 @@ from pytest_netpoll.model.sample import Sample, Samples
 from pytest_netpoll.report import wording
 from pytest_netpoll.report.baseline_file import sample
 from pytest_netpoll.report.cells import fits, fitting, layout, shorten, wrap
-from pytest_netpoll.report.delta import Delta, delta, further_lines, terminal_rows
+from pytest_netpoll.report.delta import Delta, delta, further_lines, grouped, terminal_rows
 from pytest_netpoll.report.record import ComparisonRecord, ServiceRecord, TestRecord
 from pytest_netpoll.report.terminal import MOST_OTHERS
 
@@ -132,13 +132,7 @@ def comparison_table(tests: Sequence[Compared], width: int, judged: Sequence[Tes
         lines += wrap(line, width)
     if len(changed) > _MOST_CHANGES:
         lines.append(f"… and {len(changed) - _MOST_CHANGES:,} more that changed")
-    notes: dict[str, list[str]] = {}
-    for test in ordered:
-        for note in test.comparison["notes"]:
-            notes.setdefault(note, []).append(test.nodeid)
-    for note, nodeids in notes.items():
-        # The same note on many tests is printed once.
-        where = nodeids[0] if len(nodeids) == 1 else f"{len(nodeids):,} tests"
+    for where, note in grouped((test.nodeid, note) for test in ordered for note in test.comparison["notes"]):
         lines += wrap(wording.one_line(f"{where}: {note}"), width)
     return "\n".join(lines)
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_netpoll.errors import Reason
-from pytest_netpoll.model.metrics import METRICS, Metric, base_of, in_report
-from pytest_netpoll.model.rules import RULES
+from pytest_netpoll.model.metrics import base_of, in_report
 from pytest_netpoll.options import Config
-from pytest_netpoll.report import attached, cells, evidence_entries, evidence_text, verdict_text, wording
-from pytest_netpoll.report.next_steps import next_step
-from pytest_netpoll.report.record import (
-    FrameRecord,
-    ServiceRecord,
-    TestRecord,
-    WindowRecord,
+from pytest_netpoll.report import (
+    attached,
+    cells,
+    evidence_entries,
+    evidence_text,
+    service_numbers,
+    verdict_text,
+    wording,
 )
+from pytest_netpoll.report.next_steps import next_step
+from pytest_netpoll.report.record import FrameRecord, ServiceRecord, TestRecord, WindowRecord
+from pytest_netpoll.report.screen import Screen
 
 MOST_PASSED = 40  # tests in the table
 MOST_OTHERS = 200
@@ -30,33 +33,6 @@ _LEAST_FRAMES = 2  # frames of the first entry that take precedence over numbers
 MOST_ARTIFACTS = 16
 
 _SERVICE_CELLS = 16
-# What the parts of a row are parts of, if not the metric; they may add up to more than it.
-_PARTS_OF = {"events": "directions (read, write): "}
-
-# A rule, or its family -> the row that says most about it.
-_RULE_ROWS = {
-    "NP405": "wakeups",
-    "NP406": "CPU",
-    "NP407": "CPU",
-    "NP408": "response",
-    "NP1": "wakeups",
-    "NP2": "I/O calls",
-    "NP3": "polls",
-    "NP4": "latency",
-    "NP5": "parked",
-}
-
-
-def _row(name: str) -> tuple[str, Metric | None, list[Metric]]:
-    """The name of a row, the metric that leads it, and its parts."""
-    found = [metric for metric in METRICS.values() if metric.row == name]
-    total = next((metric for metric in found if metric.part is None), None)
-    parts = [metric for metric in found if metric.part is not None]
-    return name, total, sorted(parts, key=lambda metric: not metric.ahead)
-
-
-# The numbers of one service.
-_ROWS = [_row(name) for name in dict.fromkeys(metric.row for metric in METRICS.values() if metric.row)]
 
 
 def header_line(config: Config, *details: str) -> str:
@@ -171,7 +147,7 @@ def failure_section(
     for service in _concerned(record):
         about.append((record, service, ""))
     further = sum(sum(_leads(one, service, width)[1:]) for one, service, _ in about)
-    screen = _Screen(_causes(record, width), SECTION_LINES + min(further, _MORE_LINES), report)
+    screen = Screen(_causes(record, width), SECTION_LINES + min(further, _MORE_LINES), report)
     for reason in verdict_text.broken_rules(record) if after_reasons else verdict_text.reasons(record):
         screen.add(_reason(reason, width))
     if record["outcome"] == "unmeasured":
@@ -199,7 +175,7 @@ def _leads(record: TestRecord, service: ServiceRecord, width: int) -> list[int]:
 
 
 def _add_service(
-    screen: _Screen, record: TestRecord, service: ServiceRecord, width: int, window: str = ""
+    screen: Screen, record: TestRecord, service: ServiceRecord, width: int, window: str = ""
 ) -> None:
     quotas = [
         line
@@ -215,14 +191,14 @@ def _add_service(
         seen, next_line = cells.wrap(step.seen, width, "  "), cells.wrap(f"next: {step.steps}", width, "    ")
         remarks.append([*seen, *next_line])
     broken = _broken(record, service)
-    matter = _matter(record, service, broken)
+    matter = service_numbers.that_matter(record, service, broken)
     # The Go line of each limit is worth more than numbers that no limit is about.
     kept = 1 + len(quotas) + sum(map(len, remarks)) + sum(_leads(record, service, width))
-    numbers = every = _numbers(service, width, broken=broken, matter=matter)
-    for dropped in range(1, len(_ROWS) + 1) if broken else ():
+    numbers = every = service_numbers.lines(service, width, broken=broken, matter=matter)
+    for dropped in range(1, len(service_numbers.ROWS) + 1) if broken else ():
         if len(numbers) <= screen.room - kept:
             break
-        numbers = _numbers(service, width, broken=broken, matter=matter, dropped=dropped)
+        numbers = service_numbers.lines(service, width, broken=broken, matter=matter, dropped=dropped)
     if quotas or entries or remarks or numbers:
         # Without anything below it the title would only take room.
         if not screen.add([_title(service, window)], reserved=1):
@@ -263,7 +239,7 @@ def _artifacts(record: TestRecord, width: int) -> list[str]:
 
 
 def _add_entries(
-    screen: _Screen, entries: Sequence[evidence_entries.Entry], width: int, reserved: int = 0
+    screen: Screen, entries: Sequence[evidence_entries.Entry], width: int, reserved: int = 0
 ) -> None:
     """Adds as many entries as fit: those that lead, then the others. reserved: lines that have to stay free
     of the others.
@@ -291,7 +267,7 @@ def _add_entries(
 
 def _block(entry: evidence_entries.Entry, width: int) -> list[str]:
     woken = cells.wrap(entry.woken, width, "  ") if entry.woken else []
-    return _head(entry, width) + _frames(evidence_text.to_users(entry.stack), width) + woken
+    return _head(entry, width) + _frames(evidence_text.up_to_own_code(entry.stack), width) + woken
 
 
 def _leading(entries: Sequence[evidence_entries.Entry]) -> Sequence[evidence_entries.Entry]:
@@ -314,10 +290,10 @@ def _head(entry: evidence_entries.Entry, width: int) -> list[str]:
 
 def _least(entry: evidence_entries.Entry, width: int) -> int:
     """The fewest useful lines of an entry: its text and the innermost frames."""
-    return len(_head(entry, width)) + min(len(evidence_text.to_users(entry.stack)), _LEAST_FRAMES)
+    return len(_head(entry, width)) + min(len(evidence_text.up_to_own_code(entry.stack)), _LEAST_FRAMES)
 
 
-def _add_window(screen: _Screen, window: WindowRecord, service: ServiceRecord, width: int) -> None:
+def _add_window(screen: Screen, window: WindowRecord, service: ServiceRecord, width: int) -> None:
     name = wording.name_of(window)
     if not wording.trusted(service):
         why = service.get("unmeasured") or "the numbers are not exact"
@@ -325,7 +301,7 @@ def _add_window(screen: _Screen, window: WindowRecord, service: ServiceRecord, w
         return
     blocks = evidence_entries.evidence_in(service)
     # If a window's numbers don't fit, its evidence would seem to belong to another one.
-    numbers = _numbers(service, width)
+    numbers = service_numbers.lines(service, width)
     if numbers and not screen.add([_title(service, f"{name}, "), *numbers], at_least=2):
         screen.left_out += sum(len(_block(entry, width)) for entry in blocks)
         return
@@ -349,54 +325,6 @@ def _causes(record: TestRecord, width: int) -> list[str]:
     return lines
 
 
-class _Screen:
-    """Collects lines that fit before those at the end; counts those that did not fit. lines: of all.
-    report: the path of the file that has them all, if it was asked for.
-    """
-
-    def __init__(self, end: list[str], lines: int, report: object = None) -> None:
-        self.left_out = 0
-        self._most = lines
-        self._report = report
-        self._reserved = 0
-        self.explains_cut_stacks = False
-        self._lines: list[str] = []
-        self._end = end
-
-    @property
-    def room(self) -> int:
-        """Lines."""
-        return self._most - 1 - len(self._end) - len(self._lines) - self._reserved
-
-    def reserve(self, own: int, others: Sequence[int]) -> None:
-        """Keeps lines free for the services that come later, whose first lines are worth more than this
-        one's last. own: what this one needs. others: what each of those does.
-        """
-        self._reserved = 0
-        for lines in others:
-            if own + self._reserved + lines > self.room + self._reserved:
-                break
-            self._reserved += lines
-
-    def add(self, block: list[str], at_least: int | None = None, reserved: int = 0) -> bool:
-        """Adds a block; returns whether it fit. at_least: this many lines of it are better than none.
-        reserved: lines that have to stay free.
-        """
-        room = max(self.room - reserved, 0)
-        if len(block) <= room or (at_least is not None and at_least <= room):
-            self._lines += block[:room]
-            self.left_out += len(block[room:])
-            return True
-        self.left_out += len(block)
-        return False
-
-    def text(self) -> str:
-        where = wording.one_line(f"{self._report or '--netpoll-html=FILE'}")
-        lines = "line" if self.left_out == 1 else "lines"
-        more = [f"… {self.left_out:,} more {lines}; {where} shows all"] if self.left_out else []
-        return "\n".join([*self._lines, *more, *self._end])
-
-
 def _concerned(record: TestRecord) -> list[ServiceRecord]:
     """The services with broken limits, or all if the test failed for another reason."""
     broken = {fault["service"] for fault in wording.broken(record)}
@@ -408,95 +336,6 @@ def _concerned(record: TestRecord) -> list[ServiceRecord]:
 def _broken(record: TestRecord, service: ServiceRecord) -> set[str]:
     """The metrics and rules."""
     return {base_of(fault["metric"]) for fault in wording.broken(record, service)}
-
-
-def _matter(record: TestRecord, service: ServiceRecord, broken: Set[str]) -> frozenset[str] | None:
-    """The metrics that say more about the broken limits; if none is broken, about all limits.
-
-    None for all metrics: for a test whose own assertion failed, and for a limit of a user's hook.
-    """
-    names = broken
-    if not names and record["outcome"] == "unmeasured":
-        names = {*wording.judged(record, service), "wakeups"}
-    rows = {_row_of(name) for name in names}
-    if not names or None in rows:
-        return None
-    return frozenset(metric.name for metric in METRICS.values() if rows & {metric.row, *metric.beside}) | {
-        "lost"
-    }
-
-
-def _row_of(name: str) -> str | None:
-    """The row of a metric (or of a similar one, if it has none) or of a rule; None if unknown."""
-    if name not in METRICS:
-        return _RULE_ROWS.get(name, _RULE_ROWS.get(name[:3])) if name in RULES else None
-    metric = METRICS[name]
-    like = metric.family if metric.is_statistic or metric.row is None else name
-    alike = [METRICS[name], *(m for m in METRICS.values() if m.name.startswith(like or name))]
-    return next((metric.row for metric in alike if metric.row), None)
-
-
-def _numbers(
-    service: ServiceRecord,
-    width: int,
-    *,
-    broken: Set[str] = frozenset(),
-    matter: Set[str] | None = None,
-    dropped: int = 0,
-) -> list[str]:
-    """The metrics that matter, without those shown as 0, which explain nothing. dropped: how many rows to
-    leave out, the last ones without broken metrics.
-    """
-    metrics = service["metrics"]
-    rows: list[list[str]] = []
-    others: list[int] = []
-    for name, total, parts in _ROWS:
-        shown = [m for m in parts if (matter is None or m.name in matter) and _telling(service, total, m)]
-        texts = [(m.ahead, f"{m.format(metrics[m.name])} {m.part}{_remark(service, m.name)}") for m in shown]
-        first = ", ".join(text for ahead, text in texts if ahead)
-        rest = ", ".join(text for ahead, text in texts if not ahead)
-        detail = ", ".join(filter(None, [first, rest and _PARTS_OF.get(name, "") + rest]))
-        lead = total if total is not None and (matter is None or total.name in matter) else None
-        if lead is not None and metrics.get(lead.name) == 0 and lead.unit == "count":
-            continue  # then its ratios belong to other rows
-        if detail or (lead is not None and _counted(lead, metrics.get(lead.name))):
-            if not any(metric.name in broken for metric in (total, *parts) if metric is not None):
-                others.append(len(rows))
-            rows.append([name, lead.format(metrics.get(lead.name)) if lead else "", detail])
-    left_out = others[-dropped:] if dropped else []
-    rows = [row for number, row in enumerate(rows) if number not in left_out]
-    # The parts of times are dropped first if no limit is about times.
-    about_times = any(METRICS[name].family in evidence_entries.TIMED for name in broken & METRICS.keys())
-    timed = about_times or (matter is None and not dropped)
-    parts_of_times = evidence_text.budgets_of(service) if timed else []
-    budgets = [line for text in parts_of_times for line in cells.wrap(text, width, "  ")]
-    if not rows:
-        return budgets
-    used = sum(max(map(cells.width_of, column)) + 2 for column in list(zip(*rows, strict=True))[:2])
-    rows = [[name, total, "\n".join(cells.wrap(detail, width - 2 - used))] for name, total, detail in rows]
-    table = cells.tabulated(rows, ["left", "right", "left"])
-    return [*(f"  {line}" for line in table.splitlines()), *budgets]
-
-
-def _telling(service: ServiceRecord, total: Metric | None, part: Metric) -> bool:
-    """Whether a part of a row is worth showing: not 0, and not that all wakeups were productive."""
-    value = service["metrics"].get(part.name)
-    ordinary = (
-        part.name == "productive_wakeups"
-        and total is not None
-        and value == service["metrics"].get(total.name)
-    )
-    return _counted(part, value) and not ordinary
-
-
-def _counted(metric: Metric, value: int | float | None) -> bool:
-    """Whether it would not be shown as 0."""
-    return bool(value) and metric.format(value) != metric.format(0.0 if metric.unit != "count" else 0)
-
-
-def _remark(service: ServiceRecord, metric: str) -> str:
-    what = evidence_text.most_futile(service) if metric == "futile_calls" else ""
-    return f" ({what})" if what else ""
 
 
 def _frames(stack: Sequence[FrameRecord], width: int) -> list[str]:

@@ -13,9 +13,9 @@ from pytest_netpoll.errors import Reason
 from pytest_netpoll.model import units
 from pytest_netpoll.model.measurement import spread
 from pytest_netpoll.model.metrics import LIMITABLE, METRICS, Metric, base_of, in_report
+from pytest_netpoll.model.verdict import Outcome
 from pytest_netpoll.report.record import (
     BreachRecord,
-    Outcome,
     ReasonRecord,
     RegressionRecord,
     ServiceRecord,

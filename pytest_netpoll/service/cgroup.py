@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pytest_netpoll.errors import UsageError
-from pytest_netpoll.service.build import go_version_of
+from pytest_netpoll.gobinary.go_version import go_version_of
 from pytest_netpoll.service.spec import process_name
 
 

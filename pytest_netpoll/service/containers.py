@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pytest_netpoll.errors import ServiceError, UsageError
+from pytest_netpoll.gobinary.go_version import go_version_of
 from pytest_netpoll.service import guardian
-from pytest_netpoll.service.build import go_version_of
 
 ENGINES = ("docker", "podman")
 ANSWER_SECONDS = 20.0  # for a question
@@ -201,10 +201,10 @@ def _inspect(engine: str, name: str) -> _State | None:
             return None
         raise
     try:
-        (told,) = json.loads(answer)
-        state = told["State"]
+        (about,) = json.loads(answer)
+        state = about["State"]
         return _State(
-            str(told["Id"]), str(state["Status"]).lower(), int(state["Pid"]), int(state["ExitCode"])
+            str(about["Id"]), str(state["Status"]).lower(), int(state["Pid"]), int(state["ExitCode"])
         )
     except (ValueError, LookupError, TypeError):
         raise ServiceError(

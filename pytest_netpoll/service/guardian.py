@@ -239,7 +239,7 @@ def _start_guardian() -> subprocess.Popen[bytes]:
     raise NoGuardian(f"{shlex.join(command)} ended with exit status {process.wait()}", said)
 
 
-class _Told:
+class _Known:
     """What the guardian knows: mark -> {pid: start time}, empty while the service has only been announced."""
 
     def __init__(self) -> None:
@@ -280,7 +280,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it ends when pytest does, not earlier
     pytest = int(sys.argv[1])
-    told = _Told()
+    known = _Known()
     with _stand_by(pytest) as relay:
         poller = select.poll()
         poller.register(0, select.POLLIN)
@@ -292,9 +292,9 @@ def main() -> None:
             data = os.read(0, 4096)
             if not data:
                 break
-            told.hear(data)
+            known.hear(data)
             relay(data)
-        told.end_all()
+        known.end_all()
 
 
 @contextlib.contextmanager
@@ -324,12 +324,12 @@ def _take_over(source: int, pytest: int) -> None:
     os.setsid()
     for inherited in (0, 1, 2):
         os.close(inherited)  # else pytest would not notice the first one's end
-    told = _Told()
+    known = _Known()
     while data := os.read(source, 4096):
-        told.hear(data)
-    if not told.done:
+        known.hear(data)
+    if not known.done:
         _wait_for_end(pytest)
-        told.end_all()
+        known.end_all()
 
 
 def _wait_for_end(pid: int) -> None:

@@ -21,7 +21,7 @@ class Held:
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str], cwd: Path | None, output: int) -> None:
         """Starts the process in a session of its own, and returns when it waits. Raises NotStarted. env: with
-        guard.MARK in it. output: a file descriptor for its stdout and stderr.
+        guardian.MARK in it. output: a file descriptor for its stdout and stderr.
         """
         self._program = argv[0]
         words = [os.fsencode(word) for word in (*argv, *map("=".join, env.items()))]

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pytest_netpoll.errors import NetpollError, ServiceError
-from pytest_netpoll.service.service import Service, ServiceFactory
+from pytest_netpoll.service.factory import ServiceFactory
+from pytest_netpoll.service.service import Service
 from pytest_netpoll.service.spec import Spec
 
 # The attributes of a service that differ between the sides. Port and url come from the address.

@@ -11,15 +11,14 @@ import pytest
 
 from pytest_netpoll.errors import NetpollError, Reason
 from pytest_netpoll.meter.meter import Meter
-from pytest_netpoll.model.limits import Limits
+from pytest_netpoll.model.limits import NO_LIMITS, Limits
 from pytest_netpoll.model.measurement import Measurement
-from pytest_netpoll.service.service import Service, ServiceFactory
+from pytest_netpoll.service.factory import ServiceFactory
+from pytest_netpoll.service.service import Service
 from pytest_netpoll.service.sides import Pairs, Sides
 
 # A service in a client in a tuple is found; anything deeper is likely internal to libraries.
 _DEPTH = 3
-
-NO_LIMITS = Limits()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -11,13 +11,14 @@ import pytest
 from pytest_netpoll.errors import Reason, UnmeasuredError, UsageError
 from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.model.evidence import ParkedGoroutine
-from pytest_netpoll.model.limits import Limits, resolve
+from pytest_netpoll.model.limits import NO_LIMITS, Limits, resolve
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.verdict import Breach, Death, Verdict, distrust, judge
 from pytest_netpoll.options import Config
-from pytest_netpoll.report import record
+from pytest_netpoll.report import record, recording
 from pytest_netpoll.report.wording import window_name
-from pytest_netpoll.service.service import Service, ServiceFactory
+from pytest_netpoll.service.factory import ServiceFactory
+from pytest_netpoll.service.service import Service
 from pytest_netpoll.service.sides import Pairs, Sides, sided
 from pytest_netpoll.session.attribution import Roster, doubted
 from pytest_netpoll.session.deaths import found_dead
@@ -52,8 +53,6 @@ class Windows:
 
 
 WINDOWS = pytest.StashKey[Windows]()
-
-NO_LIMITS = Limits()
 
 
 def _limits(given: Mapping[str, object]) -> Limits:
@@ -206,7 +205,7 @@ class MeasuredWindow:
         ]
         read = [service.name for service in self._read]
         made = concerned or list(measured.values())
-        return record.window(number, self._name, made, read, self.limits, self._breaches)
+        return recording.window(number, self._name, made, read, self.limits, self._breaches)
 
     def __getitem__(self, service: Service | str) -> Measurement:
         """The measurement. service: a Service or its name."""

@@ -10,7 +10,7 @@ import pytest
 
 from pytest_netpoll.clean import lines as cleaned
 from pytest_netpoll.clean import one_line
-from pytest_netpoll.report import artifacts, junit, record, terminal, wording
+from pytest_netpoll.report import artifacts, junit, record, recording, terminal, wording
 from pytest_netpoll.service.service import Service
 from pytest_netpoll.session import repeated
 from pytest_netpoll.session.fixtures import WINDOWS, Windows
@@ -144,7 +144,7 @@ def _record(
     if unmeasured and error is None and verdict.outcome == "passed" and verdict.gate in (None, "passed"):
         # Report mode went on; elsewhere the window ended the test.
         verdict = replace(verdict, outcome="unmeasured", reasons=tuple(unmeasured))
-    return record.build(
+    return recording.build(
         nodeid=item.nodeid,
         location=(path, (line or 0) + 1),
         verdict=verdict,

@@ -16,7 +16,8 @@ from pytest_netpoll.model.comparison import Baseline
 from pytest_netpoll.options import Config
 from pytest_netpoll.report import artifacts, baseline_file
 from pytest_netpoll.report.reports import Reports
-from pytest_netpoll.service.service import Service, ServiceFactory
+from pytest_netpoll.service.factory import ServiceFactory
+from pytest_netpoll.service.service import Service
 from pytest_netpoll.service.sides import Pairs, Sides
 from pytest_netpoll.service.toolchains import Toolchain, resolve
 from pytest_netpoll.session.attribution import Roster

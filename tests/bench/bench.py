@@ -31,7 +31,8 @@ from rows import ROWS, Row, RowError, compare_with
 from tables import BASE, Sample
 
 from pytest_netpoll.errors import NetpollError
-from pytest_netpoll.service.service import Service, ServiceFactory
+from pytest_netpoll.service.factory import ServiceFactory
+from pytest_netpoll.service.service import Service
 
 HERE = Path(__file__).parent
 TAINTED = Path("/proc/sys/kernel/tainted")

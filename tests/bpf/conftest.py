@@ -25,7 +25,8 @@ from pytest_netpoll.model.histogram import bucket_bounds
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.options import Config
 from pytest_netpoll.service.build import Builder
-from pytest_netpoll.service.service import Service, ServiceFactory
+from pytest_netpoll.service.factory import ServiceFactory
+from pytest_netpoll.service.service import Service
 from tests.waiting import fall_asleep
 
 SERVICES = Path(__file__).parent / "services"
@@ -73,6 +74,22 @@ def factory(session_factory: ServiceFactory) -> Iterator[ServiceFactory]:
     yield session_factory
     for service in reversed(session_factory.services.copy()):
         service.stop()
+
+
+@pytest.fixture
+def kept_port() -> Iterator[Callable[[], int]]:
+    """kept_port() is a port of 127.0.0.1 that nobody gets by chance during the test."""
+    with contextlib.ExitStack() as stack:
+
+        def kept_port() -> int:
+            # It doesn't listen: whoever sets SO_REUSEADDR, as Go does, may bind this port, too.
+            keeper = stack.enter_context(socket.socket())
+            keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            keeper.bind(("127.0.0.1", 0))
+            port: int = keeper.getsockname()[1]
+            return port
+
+        yield kept_port
 
 
 @pytest.fixture
@@ -299,7 +316,7 @@ def commands(parked: Callable[[], None]) -> Iterator[Callable[[Service], Callabl
     with contextlib.ExitStack() as stack:
 
         def commands(service: Service) -> Callable[[int], str]:
-            connection = stack.enter_context(socket.create_connection(service.address, timeout=60))
+            connection = stack.enter_context(socket.create_connection(service.address, timeout=300))
             wire = stack.enter_context(connection.makefile("rw"))
 
             def command(n: int) -> str:

@@ -30,7 +30,8 @@ from pytest_netpoll.model.limits import resolve
 from pytest_netpoll.model.rules import RULES
 from pytest_netpoll.options import Config
 from pytest_netpoll.service.build import Builder
-from pytest_netpoll.service.service import Service, ServiceFactory
+from pytest_netpoll.service.factory import ServiceFactory
+from pytest_netpoll.service.service import Service
 from tests.bpf.repeated_cases import CASES, RECIPE_CONFIG, RECIPE_SERVICES, Case, upstream_port
 from tests.bpf.wild import wild
 from tests.cpu_time import burners

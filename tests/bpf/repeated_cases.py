@@ -337,7 +337,7 @@ FAULTY = (
     causes("errqueue", "NP105", udp),
     causes("errread", "NP105", udp),
     causes("refused", "NP106", run(command, 200)),
-    Case("damaged", "NP107", "causes", ("-do", "plain"), lambda s: test_rules.damaged(s.port, 50)),
+    Case("damaged", "NP107", "causes", ("-do", "plain"), lambda s: test_rules.damaged(s, 50)),
     io("eagain", "NP201"),
     causes("nonblock", "NP201", run(pings, count=20, pause=0.005)),  # and not NP103
     io("eof", "NP202"),

@@ -169,7 +169,8 @@ def pytest_in(podman, image, programs, tmp_path):
     def pytest_in(fixtures, *flags):
         (tmp_path / "test_it.py").write_text(fixtures + TESTS)
         tmp_path.chmod(0o755)  # root in a user namespace may not read what only root may read
-        options = [f"--volume={tmp_path}:/tests", f"--volume={programs}:/programs:ro", *flags]
+        wide = "--env=COLUMNS=500"  # no sentence is wrapped
+        options = [wide, f"--volume={tmp_path}:/tests", f"--volume={programs}:/programs:ro", *flags]
         return podman.try_run(
             image, "pytest", "-q", "-rA", "-p", "no:cacheprovider", "/tests", options=options
         )
@@ -229,7 +230,7 @@ def test_a_seccomp_profile_that_refuses_bpf_is_named(pytest_in, tmp_path):
     profile.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [refused]}))
     status, said = pytest_in(OWN, *LOADING, f"--security-opt=seccomp={profile}")
     assert status == 1
-    assert "the seccomp profile of the container refuses bpf()" in said
+    assert "the container's seccomp profile refuses bpf()" in said
     assert "fix: --security-opt seccomp=unconfined, or --cap-add SYS_ADMIN" in said
 
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from pytest_netpoll.meter.agent_client import Probe
+from pytest_netpoll.meter.agent_client import Agent
 from tests.attacks import OWN, on_one_cpu, others, reported_of_others
 
 # How long it lies; set a minute or more to find what is rare.
@@ -20,9 +20,9 @@ def test_invented_descriptors_reveal_only_the_programs_own(
     meter, factory, built, launch, connect, spaced_pings, newest_go, monkeypatch
 ):
     # The agent's raw answer, before it is prepared for people.
-    answers, close = [], Probe.close
-    monkeypatch.setattr(Probe, "close", lambda *args: answers.append(close(*args)) or answers[-1])
-    command = [built("hostile", str(newest_go.go)), "-own", f"{OWN}:0", "-for", f"{SECONDS}s"]
+    answers, close = [], Agent.close
+    monkeypatch.setattr(Agent, "close", lambda *args: answers.append(close(*args)) or answers[-1])
+    command = [built("hostile", str(newest_go.go)), "-own", f"{OWN}:0", "-for", f"{SECONDS + 600}s"]
     with on_one_cpu(), others() as more:
         service = factory(command=command, ready=re.compile("ready on"), name="hostile")
         more()

@@ -14,9 +14,11 @@ def keep(start): return start("keep", build_flags=["-ldflags=-s -w"])
 
 def ask(service, how):
     import socket
+    from tests.waiting import fall_asleep
     with socket.create_connection(service.address, timeout=10) as connection:
         connection.sendall(how + b"\\n")
         assert connection.recv(100) == how + b"\\n"
+    fall_asleep(service.pid)  # goroutines that end have ended
 
 @netpoll(max_parked_growth=0)
 def test_leak(keep):
@@ -36,6 +38,7 @@ def test_rule(keep):
                 fall_asleep(keep.pid)  # its reader is parked
                 connection.sendall(how + b"\\n")
                 connection.recv(100)
+            fall_asleep(keep.pid)
 
 @netpoll(max_parked_growth=0, max_abandoned_descriptors=0, max_stuck_goroutines=0)
 def test_healthy(keep):

@@ -127,7 +127,7 @@ def test_waiting_for_a_slow_agent_is_announced(tmp_path, slow, expected):
             noticed.touch()
 
     code = AGENT.format(slow=slow, noticed=str(noticed), ready=READY)
-    agent = agent_client.Probe([sys.executable, "-c", code], say=say)
+    agent = agent_client.Agent([sys.executable, "-c", code], say=say)
     try:
         agent.wait_ready()
         agent.open(parked=slow == "rest")

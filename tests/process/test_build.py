@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from pytest_netpoll.errors import ServiceError
+from pytest_netpoll.gobinary.go_version import go_version_of
 from pytest_netpoll.service import build
-from pytest_netpoll.service.service import ServiceFactory
+from pytest_netpoll.service.factory import ServiceFactory
 
 Write = Callable[..., Path]
 
@@ -373,13 +374,13 @@ def _elf_with_pointer_format(version: bytes) -> bytes:
 def test_the_go_version_is_read_in_the_old_format_too(tmp_path: Path) -> None:
     path = tmp_path / "old"
     path.write_bytes(_elf_with_pointer_format(b"go1.17.13"))
-    assert build.go_version_of(str(path)) == "go1.17.13"
+    assert go_version_of(str(path)) == "go1.17.13"
 
 
 @pytest.mark.parametrize("content", [b"", b"#!/bin/sh\n", b"\x7fELF", b"\x7fELF\2\1\1" + bytes(200)])
 def test_other_files_have_no_go_version(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "other"
     path.write_bytes(content)
-    assert build.go_version_of(str(path)) is None
-    assert build.go_version_of("/bin/sh") is None
-    assert build.go_version_of(str(tmp_path / "missing")) is None
+    assert go_version_of(str(path)) is None
+    assert go_version_of("/bin/sh") is None
+    assert go_version_of(str(tmp_path / "missing")) is None

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from pytest_netpoll.gobinary.gomaxprocs import gomaxprocs_of
-from pytest_netpoll.service.service import ServiceFactory
+from pytest_netpoll.service.factory import ServiceFactory
 
 IMPORTS = 'import ("fmt"; "runtime"; "time")'
 

@@ -18,12 +18,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from pytest_netpoll.errors import UnmeasuredError
+from pytest_netpoll.gobinary.go_version import go_version_of
 from pytest_netpoll.gobinary.gomaxprocs import gomaxprocs_of, place_of
 from pytest_netpoll.gobinary.pclntab import PcLineTable
 from pytest_netpoll.gobinary.ready_sites import find_sites
 from pytest_netpoll.gobinary.scheduler_layout import find_layout
 from pytest_netpoll.gobinary.symbols import Symbolizer
-from pytest_netpoll.service.build import go_version_of
 
 # For an undamaged one both take well under a second. On a loaded machine the limit only checks that it ends.
 LONGEST = 60.0

@@ -27,7 +27,7 @@ from pytest_netpoll.model.metrics import COUNTERS, markdown_table
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.meter.snapshots import read_snapshot
 from pytest_netpoll.model.verdict import judge
-from pytest_netpoll.report import junit, record, tables, terminal
+from pytest_netpoll.report import junit, recording, tables, terminal
 
 counters = {**dict.fromkeys(COUNTERS, 0), "polls": 20, "closed_polls": 7}
 snapshot = read_snapshot(
@@ -38,7 +38,7 @@ m = Measurement("server", 42, "/srv/server", "go1.27.3", 2.0, snapshot)
 limits = resolve([((), {"max_closed_polls": 3, "max_closed_polls_per_second": 1})], "t")
 before = Baseline("b.json", {}, {"t": {"server": Sample.of(m)}})
 comparison = compare("t", {"server": Sample.of(m)}, {}, before, Rules())
-made = record.build(
+made = recording.build(
     "t", ("t.py", 1), judge([m], limits), limits, [m], 2.0, comparison=comparison, toolchain="1.27.3"
 )
 other = {**made, "toolchain": "1.19"}

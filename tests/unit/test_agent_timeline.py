@@ -188,6 +188,6 @@ def test_looks_at_run_queues_that_find_no_room_in_a_trace_are_counted(agent, mon
         for _ in range(4):
             for process in (one, other):
                 records.look(process, state)
-        told = records.told(round_, window, {1: [one], 2: [other]})
-        assert [len(trace["looks"]) for trace in told.values()] == [3, 2]
-        assert [trace["missed_looks"] for trace in told.values()] == [1, 2], "each window anew"
+        traces = records.take(round_, window, {1: [one], 2: [other]})
+        assert [len(trace["looks"]) for trace in traces.values()] == [3, 2]
+        assert [trace["missed_looks"] for trace in traces.values()] == [1, 2], "each window anew"

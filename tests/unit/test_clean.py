@@ -28,7 +28,17 @@ from pytest_netpoll.model.metrics import COUNTERS
 from pytest_netpoll.model.sample import Sample
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import Death, judge
-from pytest_netpoll.report import baseline_file, github, json_report, junit, record, tables, terminal, wording
+from pytest_netpoll.report import (
+    baseline_file,
+    github,
+    json_report,
+    junit,
+    record,
+    recording,
+    tables,
+    terminal,
+    wording,
+)
 from pytest_netpoll.report.html import document
 from tests.made_up import late, offender
 
@@ -93,7 +103,7 @@ def records_of(name: str) -> list[record.TestRecord]:
         death = [Death(name, Reason(name), name)] if error else []
         verdict = judge([measurement], limits, mode, deaths=death)  # type: ignore[arg-type]
         found.append(
-            record.build(
+            recording.build(
                 name,
                 (name, 7),
                 verdict,
@@ -105,7 +115,7 @@ def records_of(name: str) -> list[record.TestRecord]:
                 columns=[{name: name}],
                 comparison=comparison,
                 toolchain=name,
-                windows=[record.window(1, name, [measurement], [name])],
+                windows=[recording.window(1, name, [measurement], [name])],
             )
         )
     return found

@@ -22,7 +22,7 @@ from pytest_netpoll.model.metrics import COUNTERS, METRICS
 from pytest_netpoll.model.sample import Sample
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import Breach, Verdict, judge
-from pytest_netpoll.report import baseline_file, delta, json_report, record, tables
+from pytest_netpoll.report import baseline_file, delta, json_report, record, recording, tables
 from pytest_netpoll.report.html import document
 
 HERE = {"kernel": "6.8.0", "arch": "x86_64", "plugin": "1"}
@@ -344,7 +344,7 @@ def test_the_closest_runs_wins_and_the_ini_gives_the_default() -> None:
 
 def made(nodeid: str, *windows: Measurement, **more: Any) -> record.TestRecord:
     measured = median_of([[w] for w in windows])
-    return record.build(nodeid, ("t.py", 1), Verdict("passed"), Limits(), measured, 1.0, **more)
+    return recording.build(nodeid, ("t.py", 1), Verdict("passed"), Limits(), measured, 1.0, **more)
 
 
 def test_a_baseline_file_has_the_same_bytes_in_any_order_and_holds_only_exact_numbers(
@@ -509,14 +509,14 @@ def test_changes_are_shown_even_if_nothing_is_judged() -> None:
     ]
     assert (comparison.outcome, comparison.judged) == ("passed", False)
     test = made("t", window(2000))
-    test["comparison"] = record.comparison_record(comparison)
+    test["comparison"] = recording.comparison_record(comparison)
     table = tables.comparison_table(tables.compared([test]), 120)
     assert table.splitlines()[2].endswith("changed")
     assert "t: server: stale_retries 0 → 150, spurious 1.0 % → 27.6 %, polls 2,000 → 3,000" in table
     page = document.render({}, [test])
     assert 'data-baseline="changed"' in page
     same = replace(comparison, changes=())
-    test["comparison"] = record.comparison_record(same)
+    test["comparison"] = recording.comparison_record(same)
     assert tables.comparison_table(tables.compared([test]), 120).splitlines()[2].endswith("the same")
 
 
@@ -533,7 +533,7 @@ def test_limited_metrics_and_large_growth_come_before_times() -> None:
         comparison = compare("t", {"server": now}, HERE, known, Rules(), limits)
         assert [change.metric for change in comparison.changes] == order
         test = made("t", window(2000))
-        test["comparison"] = record.comparison_record(comparison)
+        test["comparison"] = recording.comparison_record(comparison)
         test["limits"] = limits
         found = delta.delta([test])
         assert found is not None
@@ -620,7 +620,7 @@ MANY_LIMITS = (
 def test_toolchains_that_do_not_fit_side_by_side_are_columns(width: int, services: int) -> None:
     gos = [f"go1.{minor}.10" for minor in range(19, 28)]
     records = [
-        record.build(
+        recording.build(
             f"t.py::test_{metric}[{go}]",
             ("t.py", 1),
             Verdict("passed"),
@@ -684,7 +684,7 @@ def compared_table(
     allowed = Rules(tolerance.join([[tolerance.parse(rule)] for rule in rules]))
     latest = {name: sample(**now)}
     comparison = compare("t.py::test_it", latest, HERE, known, allowed)
-    test = tables.Compared("t.py::test_it", record.comparison_record(comparison), latest)
+    test = tables.Compared("t.py::test_it", recording.comparison_record(comparison), latest)
     return tables.comparison_table([test], width).splitlines()
 
 
@@ -698,7 +698,7 @@ def test_every_metric_that_can_regress_can_be_tolerated() -> None:
 def test_the_table_of_runs_keeps_the_spread_of_limited_metrics(width: int) -> None:
     [repeated] = median_of([[window(20)], [window(30)], [window(40)]])
     demanded = resolve([((), {"max_productive_wakeups": 90, "max_latency_p99": "5ms", "runs": 3})], "t")
-    made = record.build("t.py::test", ("t.py", 1), Verdict("passed"), demanded, [repeated], 1.0)
+    made = recording.build("t.py::test", ("t.py", 1), Verdict("passed"), demanded, [repeated], 1.0)
     [(title, table)] = tables.further_tables([made], width)
     assert title == "netpoll: minimum and maximum over the runs"
     head, _, row = table.splitlines()

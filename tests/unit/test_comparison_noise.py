@@ -23,7 +23,7 @@ from pytest_netpoll.model.metrics import COUNTERS
 from pytest_netpoll.model.sample import Samples, samples_of
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import Verdict
-from pytest_netpoll.report import baseline_file, record
+from pytest_netpoll.report import baseline_file, recording
 
 NODEID = "test_echo.py::test_echo"
 ENVIRONMENT = {"kernel": "6.8.0", "arch": "x86_64", "plugin": "1"}
@@ -60,7 +60,9 @@ class Machine:
     def saved(self, directory: Path) -> Baseline:
         """A baseline as --netpoll-save writes it and --netpoll-compare reads it."""
         windows = [[self.window()] for _ in range(1 + RERUNS)]
-        made = record.build(NODEID, ("test_echo.py", 1), Verdict("passed"), Limits(), median_of(windows), 1.0)
+        made = recording.build(
+            NODEID, ("test_echo.py", 1), Verdict("passed"), Limits(), median_of(windows), 1.0
+        )
         baseline_file.write(baseline_file.path_of(directory, "main"), ENVIRONMENT, [made])
         return baseline_file.load(directory, "main")
 

@@ -27,7 +27,7 @@ from pytest_netpoll.model.metrics import COUNTERS, METRICS
 from pytest_netpoll.model.sample import Sample
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import Verdict
-from pytest_netpoll.report import baseline_file, json_report, record, tables
+from pytest_netpoll.report import baseline_file, json_report, recording, tables
 
 HERE = {"kernel": "6.8.0", "arch": "x86_64", "plugin": "0.1.0"}
 EVERYTHING = ",".join(
@@ -42,7 +42,7 @@ counters = {
     "polls": 9,
 }
 MEASURED = Measurement("server", 1, "/server", "go1.26.6", 1.0, Snapshot(counters, {bucket_of(10_000): 2000}))
-RECORDS = [record.build("t", ("t.py", 1), Verdict("passed"), Limits(), [MEASURED], 1.0)]
+RECORDS = [recording.build("t", ("t.py", 1), Verdict("passed"), Limits(), [MEASURED], 1.0)]
 
 # JSON values as text, because Python's module writes no 1e999, and refuses a number of 5,000 digits.
 NUMBERS = (
@@ -97,7 +97,9 @@ def use(directory: Path) -> None:
             rules = Rules(tolerance.parse_list(EVERYTHING), latencies)
             comparison = compare("t", {"server": Sample.of(MEASURED)}, HERE, known, rules)
             verdict = settle(Verdict("passed"), comparison, "gate")
-            made = record.build("t", ("t.py", 1), verdict, Limits(), [MEASURED], 1.0, comparison=comparison)
+            made = recording.build(
+                "t", ("t.py", 1), verdict, Limits(), [MEASURED], 1.0, comparison=comparison
+            )
             json.dumps(made, allow_nan=False).encode()
             tables.comparison_table(tables.compared([made]), 80).encode()
     with contextlib.suppress(NetpollError):

@@ -21,7 +21,7 @@ from pytest_netpoll.model.metrics import COUNTERS
 from pytest_netpoll.model.sample import Sample
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import judge
-from pytest_netpoll.report import delta, json_report, record, tables
+from pytest_netpoll.report import delta, json_report, record, recording, tables
 from tests.made_up import offender
 
 ENVIRONMENT = {"commit": "c0ffee" * 6 + "abcd", "branch": "topic", "plugin": "0.1.0", "kernel": "6.8.0"}
@@ -47,7 +47,9 @@ def built(name: str, comparison: Comparison | None = None, **limits: object) -> 
     demanded = resolve([((), limits)], name)
     verdict = settle(judge([made], demanded), comparison, "gate")
     where = ("test_echo.py", 7)
-    return record.build(f"test_echo.py::{name}", where, verdict, demanded, [made], 1.0, comparison=comparison)
+    return recording.build(
+        f"test_echo.py::{name}", where, verdict, demanded, [made], 1.0, comparison=comparison
+    )
 
 
 DUP = compared({"spurious": 0.0, "futile_calls": 0}, [{"spurious": 0.5, "futile_calls": 150}] * 8)

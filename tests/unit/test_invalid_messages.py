@@ -16,14 +16,14 @@ from pytest_netpoll.agent.counters.timeline import COLUMNS
 from pytest_netpoll.errors import UnmeasuredError
 from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.meter import agent_client, privilege, schema
-from pytest_netpoll.meter.agent_client import Probe
+from pytest_netpoll.meter.agent_client import Agent
 from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.model.limits import Limits
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.metrics import METRICS
 from pytest_netpoll.model.verdict import judge
 from pytest_netpoll.options import Config
-from pytest_netpoll.report import json_report, record, terminal
+from pytest_netpoll.report import json_report, recording, terminal
 from tests.agents import ABOUT, CLOSED, PROCESSES, READY, SERVICE, Liar
 
 JSON = st.recursive(
@@ -94,13 +94,13 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[bytes]], li
 
     def told(lines: list[bytes]) -> list[Measurement]:
         liar = Liar([READY, *lines, b"no more"])
-        agents: list[Probe] = []
+        agents: list[Agent] = []
 
-        def new_agent(load: Mapping[str, int]) -> Probe:
+        def new_agent(load: Mapping[str, int]) -> Agent:
             for former in agents:  # it has failed, and another one would answer the same
                 assert former.failed is not None
                 raise former.failed
-            agents.append(Probe(["liar"], load, start=lambda _: liar))
+            agents.append(Agent(["liar"], load, start=lambda _: liar))
             return agents[0]
 
         meter = Meter(Config.default(), Symbolizer(tmp_path_factory.getbasetemp()), new_agent=new_agent)
@@ -122,7 +122,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[bytes]], li
 
 def assert_reported(measurement: Measurement) -> None:
     verdict = judge([measurement], Limits(), "gate")
-    made = record.build("t.py::test", ("t.py", 1), verdict, Limits(), [measurement], 1.0)
+    made = recording.build("t.py::test", ("t.py", 1), verdict, Limits(), [measurement], 1.0)
     report = {"schema": json_report.SCHEMA, "environment": {}, "tests": [made]}
     assert schema.wrong(json.loads(json.dumps(report)), json_report.Report) is None
     terminal.summary_table([made], 80, {})
@@ -259,7 +259,7 @@ def test_an_answer_that_cannot_be_parsed_is_unmeasured(told: Any, number: int, l
 )
 def test_a_start_that_cannot_be_parsed_is_unmeasured(first: str, tmp_path: Path) -> None:
     (tmp_path / "first").write_text(f"{first}\n")
-    liar = agent_client.Probe(["cat", str(tmp_path / "first")])
+    liar = agent_client.Agent(["cat", str(tmp_path / "first")])
     with pytest.raises(UnmeasuredError, match=r"invalid response|another protocol|failed|ended"):
         liar.wait_ready()
     liar.stop()

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.meter import checks
-from pytest_netpoll.meter.agent_client import Probe, State
+from pytest_netpoll.meter.agent_client import Agent, State
 from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.model.tolerance import Tolerance
 from pytest_netpoll.options import Config
@@ -37,14 +37,14 @@ def saying(*answers: Any, ready: bytes = READY) -> list[bytes]:
 
 
 @pytest.fixture
-def meter_with(tmp_path: Path) -> Callable[..., tuple[Meter, list[Probe]]]:
+def meter_with(tmp_path: Path) -> Callable[..., tuple[Meter, list[Agent]]]:
     """meter_with(liar, …): its first agent, the replacement, and so on; and those that it has used."""
 
-    def meter_with(*liars: Liar) -> tuple[Meter, list[Probe]]:
-        used: list[Probe] = []
+    def meter_with(*liars: Liar) -> tuple[Meter, list[Agent]]:
+        used: list[Agent] = []
 
-        def new_agent(load: Mapping[str, int]) -> Probe:
-            used.append(Probe(["liar"], load, start=lambda _: liars[len(used)]))
+        def new_agent(load: Mapping[str, int]) -> Agent:
+            used.append(Agent(["liar"], load, start=lambda _: liars[len(used)]))
             return used[-1]
 
         return Meter(Config.default(), Symbolizer(tmp_path), new_agent=new_agent), used
@@ -102,9 +102,9 @@ def test_compared_metrics_are_measured_even_without_limits(tmp_path: Path, chose
     )
     loads = []
 
-    def new_agent(load: Mapping[str, int]) -> Probe:
+    def new_agent(load: Mapping[str, int]) -> Agent:
         loads.append(load["answers"])
-        return Probe(["liar"], load, start=lambda _: Liar(saying(PROCESSES, OPENED)))
+        return Agent(["liar"], load, start=lambda _: Liar(saying(PROCESSES, OPENED)))
 
     for options, answers, parked in (({**chosen, "compare_fail": rules}, 1, True), (chosen, 0, False)):
         config = dataclasses.replace(Config.default(), **options)

@@ -24,7 +24,7 @@ from pytest_netpoll.model.metrics import COUNTERS
 from pytest_netpoll.model.sample import Sample
 from pytest_netpoll.model.snapshot import Delay, Snapshot
 from pytest_netpoll.model.verdict import judge
-from pytest_netpoll.report import artifacts, baseline_file, evidence_entries, record, terminal
+from pytest_netpoll.report import artifacts, baseline_file, evidence_entries, record, recording, terminal
 from pytest_netpoll.report.html import document
 from pytest_netpoll.report.next_steps import next_step
 from tests.agents import MEASURED
@@ -242,7 +242,7 @@ def measured(**more: Any) -> Measurement:
 def built(measurement: Measurement, **limits: object) -> record.TestRecord:
     demanded = resolve([((), limits)], "test_it")
     verdict = judge([measurement], demanded)
-    return record.build("test_it", ("test_it.py", 1), verdict, demanded, [measurement], 1.0)
+    return recording.build("test_it", ("test_it.py", 1), verdict, demanded, [measurement], 1.0)
 
 
 def test_a_broken_limit_names_who_waits_and_who_held_the_mutex():

@@ -19,7 +19,7 @@ from pytest_netpoll.meter.checks import Finding
 from pytest_netpoll.model.limits import resolve
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.verdict import judge
-from pytest_netpoll.report import baseline_file, github, junit, record, terminal, verdict_text
+from pytest_netpoll.report import baseline_file, github, junit, record, recording, terminal, verdict_text
 from pytest_netpoll.report.html import document
 
 PACKAGE = Path(__file__).parents[2] / "pytest_netpoll"
@@ -33,7 +33,7 @@ PARTS = {"what": "server: eBPF needs root: (really)", "why": ERROR.why, "fix": E
 def unmeasured() -> record.TestRecord:
     measurement = Measurement("server", 1, "/server", "go1.26.6", 1.0, unmeasured=ERROR.reason)
     limits = resolve([((), {"max_polls": 1})], "t")
-    return record.build("t", ("t.py", 1), judge([measurement], limits), limits, [measurement], 1.0)
+    return recording.build("t", ("t.py", 1), judge([measurement], limits), limits, [measurement], 1.0)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from pytest_netpoll.model.median import median_of
 from pytest_netpoll.model.metrics import COUNTERS, METRICS
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import judge
-from pytest_netpoll.report import evidence_text, record
+from pytest_netpoll.report import evidence_text, recording
 from pytest_netpoll.report.html import document, sections
 from pytest_netpoll.report.reports import command_line
 from tests.made_up import WATCHER, late, offender, point
@@ -40,7 +40,7 @@ def measured(name: str = "server", histogram: Any = None, **more: Any) -> Measur
 def built(*measurements: Measurement, mode: Any = "gate", nodeid: str = "t.py::test", **more: Any) -> Any:
     limits = {key: more.pop(key) for key in list(more) if key.startswith(("max_", "min_"))}
     demanded = resolve([((), limits)], nodeid)
-    made = record.build(
+    made = recording.build(
         nodeid,
         ("t.py", 7),
         judge(measurements, demanded, mode),
@@ -206,7 +206,7 @@ def test_a_limit_on_a_rate_is_shown_with_the_rate() -> None:
 def test_a_services_own_limit_is_shown_with_that_service_alone() -> None:
     demanded = resolve([((), {"max_polls": 1000}), ((), {"max_polls": 5, "service": "back"})], "t")
     measurements = [measured("front"), measured("back")]
-    made = record.build("t", ("t.py", 1), judge(measurements, demanded), demanded, measurements, 1.0, None)
+    made = recording.build("t", ("t.py", 1), judge(measurements, demanded), demanded, measurements, 1.0, None)
     (detail,) = details(made)
     # The one whose limit is broken comes first.
     back, front = detail["html"].split('<section class="service-detail"')[1:]

@@ -22,7 +22,15 @@ from pytest_netpoll.model.metrics import COUNTERS, METRICS
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import Death, judge
 from pytest_netpoll.options import Config
-from pytest_netpoll.report import evidence_entries, evidence_text, github, record, terminal, wording
+from pytest_netpoll.report import (
+    evidence_entries,
+    evidence_text,
+    github,
+    record,
+    recording,
+    terminal,
+    wording,
+)
 from pytest_netpoll.report.cells import layout, shorten
 from tests import made_up
 from tests.made_up import WATCHER, late, point
@@ -64,7 +72,7 @@ def built(
 ) -> record.TestRecord:
     demanded = resolve([((), limits)], nodeid)
     verdict = judge(measurements, demanded, mode)
-    return record.build(nodeid, ("tests/test_echo.py", 7), verdict, demanded, measurements, 1.0, error)
+    return recording.build(nodeid, ("tests/test_echo.py", 7), verdict, demanded, measurements, 1.0, error)
 
 
 def passed(nodeid: str = "tests/test_echo.py::test_ok", name: str = "server") -> record.TestRecord:
@@ -564,7 +572,7 @@ def test_a_panic_is_annotated_where_it_was() -> None:
     verdict = judge(
         [], demanded, deaths=[Death("server", Reason("ended", why="exit status 2: panic: boom"), words_)]
     )
-    dead = record.build("t.py::t", ("t.py", 7), verdict, demanded, [], 1.0)
+    dead = recording.build("t.py::t", ("t.py", 7), verdict, demanded, [], 1.0)
     first, second = github.annotations([dead], Path(), lambda file: Path(file).relative_to("/repo"))
     assert "server: panic: boom at /repo/server/main.go:17 main.(*server).explode" in first
     assert second.startswith(
@@ -784,6 +792,20 @@ def test_a_stack_that_ends_in_c_or_assembly_is_explained_once(
     assert shown.count(evidence_text.CUT_SHORT) == 1
     before = shown.partition(evidence_text.CUT_SHORT)[0]
     assert (before.count("CPU samples, running") == 1) == is_cut_short
+
+
+@pytest.mark.parametrize("caller", ["?", "crosscall2", "net/http.(*conn).serve"])
+def test_a_stack_is_shown_up_to_the_programs_own_outermost_frame(caller: str) -> None:
+    inner, own, outer = Frame("?", "server+0x10", 0), HASHER, Frame(caller, "x", 1)
+    burnt = made_up.offender(9, offence="cpu", share=0.5, stack=(inner, own, outer))
+    (entry,) = built(measured(WASTEFUL, offenders=(burnt,)))["services"][0]["offenders"]
+    assert [frame["function"] for frame in evidence_text.up_to_own_code(entry["stack"])] == [
+        "?",
+        "main.rehash",
+    ]
+    assert evidence_text.has_own_code(entry["stack"])
+    assert not evidence_text.has_own_code([entry["stack"][0], entry["stack"][2]])
+    assert [frame.is_own for frame in (inner, own, outer)] == [False, True, False]
 
 
 def test_after_pytests_message_only_the_evidence_of_broken_rules_is_repeated() -> None:

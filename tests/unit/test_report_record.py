@@ -24,7 +24,7 @@ from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.metrics import COUNTERS, METRICS, in_report
 from pytest_netpoll.model.snapshot import Delay, Snapshot
 from pytest_netpoll.model.verdict import judge
-from pytest_netpoll.report import baseline_file, junit, record
+from pytest_netpoll.report import baseline_file, junit, record, recording
 from pytest_netpoll.report import json_report as report_json
 from tests.made_up import offender
 
@@ -53,7 +53,7 @@ def built(
 ) -> record.TestRecord:
     demanded = resolve([((), limits)], nodeid)
     verdict = judge(measurements, demanded, mode)
-    return record.build(nodeid, ("test_echo.py", 7), verdict, demanded, measurements, 1.25, error)
+    return recording.build(nodeid, ("test_echo.py", 7), verdict, demanded, measurements, 1.25, error)
 
 
 def test_a_record_has_every_field_of_the_contract() -> None:
@@ -138,10 +138,10 @@ def test_a_failed_assertion_stays_the_reason_on_one_line() -> None:
 
 
 def test_without_a_verdict_nothing_passed() -> None:
-    made = record.build("t", ("t.py", 1), None, resolve([], "t"), [], 0.0, None)
+    made = recording.build("t", ("t.py", 1), None, resolve([], "t"), [], 0.0, None)
     assert made["outcome"] == "unmeasured"
     assert made["reason"]
-    failed = record.build("t", ("t.py", 1), None, resolve([], "t"), [], 0.0, "")
+    failed = recording.build("t", ("t.py", 1), None, resolve([], "t"), [], 0.0, "")
     assert (failed["outcome"], failed["reason"]) == ("failed", "the test failed")
 
 

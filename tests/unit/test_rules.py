@@ -17,7 +17,16 @@ from pytest_netpoll.model.metrics import COUNTERS
 from pytest_netpoll.model.rules import RULES
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import judge
-from pytest_netpoll.report import evidence_entries, github, junit, record, terminal, verdict_text, wording
+from pytest_netpoll.report import (
+    evidence_entries,
+    github,
+    junit,
+    record,
+    recording,
+    terminal,
+    verdict_text,
+    wording,
+)
 from tests.made_up import offender
 
 FAMILY = {code for code in RULES if code.startswith("NP1")}
@@ -47,7 +56,7 @@ def second_reader(**more: Any) -> Measurement:
 
 def judged(measurement: Measurement, chosen: Limits, mode: Any = "gate") -> record.TestRecord:
     verdict = judge([measurement], chosen, mode)
-    return record.build("t.py::test", ("t.py", 3), verdict, chosen, [measurement], 1.0)
+    return recording.build("t.py::test", ("t.py", 3), verdict, chosen, [measurement], 1.0)
 
 
 @pytest.mark.parametrize(

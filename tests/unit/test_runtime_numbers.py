@@ -21,7 +21,7 @@ from pytest_netpoll.model.diagnosis import diagnose
 from pytest_netpoll.model.evidence import CpuQuota
 from pytest_netpoll.model.limits import resolve
 from pytest_netpoll.model.verdict import judge
-from pytest_netpoll.report import evidence_entries, record, terminal
+from pytest_netpoll.report import evidence_entries, recording, terminal
 from tests.made_up import late, offender, point
 from tests.unit.test_metrics import measurement, message, recorded
 
@@ -198,26 +198,26 @@ def test_the_cgroup_that_stopped_the_service_longest_counts(v2):
     stat(root / "a" / "b", 10, 3, 50)
     throttling.sample({7: [Live(7)]})
     assert throttling.grown(7) - before == 600_000
-    told = throttling.told(1, 7)
+    told = throttling.as_json(1, 7)
     quotas = cgroups.collect([told, told])  # another process in the same cgroup
     assert (quotas.ns, quotas.throttled, quotas.absent) == (600_000, 9, {})
     cgroup, inner = quotas.cgroups
     assert (inner.name, inner.throttled_periods, inner.throttled_ns) == ("/a/b", 3, 50_000)
     assert (cgroup.name, cgroup.quota_us, cgroup.period_us, cgroup.periods) == ("/a", 20_000, 100_000, 10)
     throttling.lap(1)
-    assert cgroups.collect([throttling.told(1, 7)]).throttled == 0
+    assert cgroups.collect([throttling.as_json(1, 7)]).throttled == 0
 
 
 def test_without_a_quota_throttling_is_0_and_without_counters_unknown(v2):
     throttling, root, where = v2
     throttling.open(1)
     throttling.sample({7: [Live(7)]})
-    assert cgroups.collect([throttling.told(1, 7)])[:3] == (0, 0, ())
+    assert cgroups.collect([throttling.as_json(1, 7)])[:3] == (0, 0, ())
     for path, controllers in (("/../x", "cpu"), ("/a", "memory")):
         where[0] = path
         (root / "cgroup.controllers").write_text(controllers)
         throttling.sample({7: [Live(7)]})
-        quotas = cgroups.collect([throttling.told(1, 7)])
+        quotas = cgroups.collect([throttling.as_json(1, 7)])
         assert throttling.grown(7) is None
         assert quotas.ns is None
         assert quotas.absent.keys() == {"throttled_seconds", "throttled_periods"}
@@ -247,11 +247,11 @@ def test_a_broken_limit_names_the_cgroup_its_quota_and_the_periods():
     said = "the cgroup /x allows 0.2 CPUs (20 ms every 100 ms) and stopped the service in 30 of 31 periods"
     for limit in ("max_throttled_periods", "max_throttled_seconds", "max_throttled_periods_per_second"):
         limits = resolve([((), {limit: 1})], "t")
-        test = record.build("t", ("t.py", 1), judge([m], limits), limits, [m], 1.0)
+        test = recording.build("t", ("t.py", 1), judge([m], limits), limits, [m], 1.0)
         assert said in terminal.failure_section(test, 200)
         assert str(evidence_entries.worst_place(test)) == said
     limits = resolve([((), {"max_latency_max": "1ns"})], "t")
-    test = record.build("t", ("t.py", 1), judge([m], limits), limits, [m], 1.0)
+    test = recording.build("t", ("t.py", 1), judge([m], limits), limits, [m], 1.0)
     assert said not in terminal.failure_section(test, 200)
 
 

@@ -176,11 +176,11 @@ def _address(value: Optional[Any]) -> int:
 def _type_of(description: Any, size: int) -> Any:
     try:
         found = _decode(description)
-        told = ctypes.sizeof(found)
+        described = ctypes.sizeof(found)
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
         raise ValueError(f"not a type: {description!r:.100}") from error
-    if told != size:
-        raise ValueError(f"{description!r:.100} has {told} bytes, not {size}")
+    if described != size:
+        raise ValueError(f"{description!r:.100} has {described} bytes, not {size}")
     return found
 
 

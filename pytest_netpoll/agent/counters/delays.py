@@ -62,7 +62,7 @@ class Delays:
         waiting.budgets["queue_delay"] = {bucket >> BUDGET_SHIFT: (0, 0, age * messages, 0)}
         self.add(waiting)
 
-    def told(self, maxima: Mapping[str, int]) -> dict[str, Any]:
+    def as_json(self, maxima: Mapping[str, int]) -> dict[str, Any]:
         """The delays as JSON. maxima: by the names of MAXIMA."""
         return {
             name: {

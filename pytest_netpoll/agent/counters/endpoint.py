@@ -12,8 +12,9 @@ from processes import proc, sockets
 if TYPE_CHECKING:
     from bpf import structs
 
-    # type: tcp, listener, udp, unix, unixgram, unixpacket, pipe, …; closed where nobody knows any more. The addresses, local and the
-    # peer's, are "host:port" or a unix socket's path, None where there is none, or where there were several.
+    # (type, local address, peer's address). type: tcp, listener, udp, unix, unixgram, unixpacket, pipe, …;
+    # closed if that is no longer known. Addresses: "host:port", or a unix socket's path; None for none, or
+    # several.
     Words = tuple[str, Optional[str], Optional[str]]
 
 # From the kernel's headers: importing Python's socket module for these would take memory.

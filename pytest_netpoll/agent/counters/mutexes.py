@@ -99,17 +99,17 @@ class Mutexes:
         processes = list(processes)
         self.look(processes)
         waits = self._windows[window]
-        told = {process.owner: self._told(process, waits) for process in processes}
+        found = {process.owner: self._as_json(process, waits) for process in processes}
         self._known = self._of(processes)
         self.open(window)
-        return told
+        return found
 
     def _of(self, processes: Iterable[Process]) -> dict[int, tuple[Waiters, goroutines.Code]]:
         """What is known of these processes."""
         owners = {process.owner for process in processes}
         return {owner: known for owner, known in self._known.items() if owner in owners}
 
-    def _told(self, process: Process, waits: dict[int, Waits]) -> dict[str, Any]:
+    def _as_json(self, process: Process, waits: dict[int, Waits]) -> dict[str, Any]:
         lives = [(owner, waits[owner]) for owner in process.lives if owner in waits]
         known = bool(lives) and not process.exited and all(found.looks for _, found in lives)
         return {

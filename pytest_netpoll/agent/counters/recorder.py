@@ -59,7 +59,7 @@ class Recorder:
         else:
             self._missed[process.root] += 1
 
-    def told(
+    def take(
         self, number: int, window: windows.Window, roots: Mapping[int, Collection[Process]]
     ) -> dict[int, dict[str, Any]]:
         """{root: JSON} of what was recorded in the closed window; empty if it wasn't recorded.
@@ -82,7 +82,7 @@ class Recorder:
                 traces[process.root].look(at, process, state)
         missed, self._looks, self._missed = self._missed, [], Counter()
         return {
-            root: {**trace.told(), "dropped": dropped, "missed_looks": missed[root]}
+            root: {**trace.as_json(), "dropped": dropped, "missed_looks": missed[root]}
             for root, trace in traces.items()
         }
 
@@ -134,7 +134,7 @@ class _Trace:
     def look(self, at: int, process: Process, state: State) -> None:
         self._looks.append([at - self._opened, process.pid, state.runnable, state.running])
 
-    def told(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         return {
             "polls": self._polls,
             "events": self._events,

@@ -63,7 +63,7 @@ class Failures:
         _add(self.outcomes, other.outcomes)
         _add(self.futile, other.futile)
 
-    def told(self, io_calls: int) -> dict[str, Any]:
+    def as_json(self, io_calls: int) -> dict[str, Any]:
         """JSON: {outcome: calls} for all calls, and [[syscall, outcome, calls]] for the futile ones."""
         moved = max(0, io_calls - sum(self.outcomes.values()))
         outcomes = {"data": moved} if moved else {}

@@ -17,19 +17,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from pytest_netpoll.cli.arguments import positive, tcp_port
 from pytest_netpoll.cli.watch import table
 from pytest_netpoll.cli.watch.prometheus import Exporter, alert_rules
 from pytest_netpoll.errors import NetpollError, ServiceError, UsageError
 from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.meter.accumulated import Accumulated
-from pytest_netpoll.meter.meter import Meter, Window
+from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.meter.processes import Watched
+from pytest_netpoll.meter.window import Window
 from pytest_netpoll.model import units
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.options import Config, add_agent_options
 from pytest_netpoll.service import discovery
 from pytest_netpoll.service.cgroup import Cgroup
-from pytest_netpoll.service.service import Service, ServiceFactory
+from pytest_netpoll.service.factory import ServiceFactory
+from pytest_netpoll.service.service import Service
 
 LOOK = 0.05  # seconds between checks whether the process still runs, and what is new in a cgroup
 SHORTEST_INTERVAL = 0.1
@@ -286,20 +289,6 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if not arguments.alerts and sum(given) != 1:
         parser.error("give one of --pid N, --port N, --process NAME, --cgroup PATH, or a command after --")
     return arguments, command
-
-
-def positive(text: str) -> int:
-    try:
-        return units.positive(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def tcp_port(text: str) -> int:
-    number = positive(text)
-    if number >= 1 << 16:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a TCP port")
-    return number
 
 
 def _seconds(text: str) -> float:

@@ -16,7 +16,7 @@ from pytest_netpoll.model.diagnosis import diagnose, findings
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.metrics import METRICS, Metric, Value, in_report
 from pytest_netpoll.model.rules.rule import Finding
-from pytest_netpoll.report import evidence_text, record, wording
+from pytest_netpoll.report import evidence_text, record, recording, wording
 from pytest_netpoll.report.cells import cut, wrap, wrap_fix
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class View:
     def _trouble(self, measurement: Measurement, run: Accumulated) -> list[_Line]:
         """Who was woken for nothing during the whole run, and what could not be measured."""
         lines = []
-        service = record.service(run.total)
+        service = recording.service(run.total)
         for offender in _for_nothing(service)[:MOST_OFFENDERS]:
             lines.append(_Line(evidence_text.offender_text(service, offender), "red"))
             place = evidence_text.place(offender["stack"]).strip() or "no stack"
@@ -257,7 +257,7 @@ def _line(measurement: Measurement, columns: Sequence[Metric]) -> str:
     if measurement.unmeasured is not None:
         return f"{_cells([time])}  not measured: {wording.clean(measurement.unmeasured).headline}"
     line = _cells([time, *(show_now(metric.name, measurement) for metric in columns)])
-    worst = next(iter(_for_nothing(record.service(measurement))), None)
+    worst = next(iter(_for_nothing(recording.service(measurement))), None)
     if worst is None:
         return line
     place = evidence_text.place(worst["stack"])
@@ -283,5 +283,5 @@ def _json(
         about["diagnosis"] = diagnose(run.total)
         about |= {"ended": reason, "missed_seconds": run.missed_seconds, "missed": run.missed}
     rates = {name: rate(name, measurement) for name in METRICS if rate(name, measurement) is not None}
-    about |= {"per_second": rates, "service": record.service(measurement)}
+    about |= {"per_second": rates, "service": recording.service(measurement)}
     return json.dumps(record.plain(about), allow_nan=False, ensure_ascii=False)

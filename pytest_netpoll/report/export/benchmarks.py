@@ -28,7 +28,7 @@ class _Number(NamedTuple):
 def github_action_benchmark(
     records: Sequence[TestRecord], environment: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    told = ", ".join(f"{key} {environment[key]}" for key in ("commit", "kernel") if environment.get(key))
+    about = ", ".join(f"{key} {environment[key]}" for key in ("commit", "kernel") if environment.get(key))
     entries = []
     for number in _numbers(records):
         metric = METRICS[number.metric]
@@ -39,8 +39,8 @@ def github_action_benchmark(
         }
         if number.runs:
             entry["range"] = f"{metric.format(min(number.runs))} to {metric.format(max(number.runs))}"
-        if told:
-            entry["extra"] = told
+        if about:
+            entry["extra"] = about
         entries.append(entry)
     return entries
 

@@ -272,7 +272,7 @@ class _Service:
 
     def _shows_lateness(self) -> bool:
         """Whether the evidence for a broken limit already has the slowest wakeups."""
-        return any(metric.startswith(("latency_", "sched_latency_")) for metric in self.broken)
+        return any(metric.startswith(evidence_entries.LATE) for metric in self.broken)
 
 
 def _then(test: TestRecord, service: ServiceRecord) -> Mapping[str, Value]:

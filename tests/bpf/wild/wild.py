@@ -32,8 +32,9 @@ from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.metrics import METRICS
 from pytest_netpoll.options import Config
+from pytest_netpoll.service.factory import ServiceFactory
 from pytest_netpoll.service.readiness import Ready
-from pytest_netpoll.service.service import Service, ServiceFactory
+from pytest_netpoll.service.service import Service
 
 HERE = Path(__file__).parent
 TOOLS = HERE.parents[2] / ".tools"

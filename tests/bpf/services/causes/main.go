@@ -26,7 +26,7 @@
 //	nagle     answers in two writes, without TCP_NODELAY. N ms are between them.
 //	nodelay   the same with TCP_NODELAY.
 //	pacer     writes a byte each millisecond.
-//	late      answers, and sleeps for 1 ms before it reads again.
+//	late      reads only what has come already: it waits for that with poll(2), past the runtime's poller.
 //	evict     keeps N connections of its own; if N is 0, it closes each of them when it has been idle for 100 ms
 //	          to 400 ms more.
 //	expire    keeps N entries, each of which a callback removes after 100 ms to 400 ms.
@@ -281,17 +281,19 @@ func refused() func(net.Conn, int) {
 	raw, err := c.(*net.UDPConn).SyscallConn()
 	kit.Must(err)
 	word := []byte("word")
-	go raw.Read(func() func(uintptr) bool {
-		woken := false
-		return func(fd uintptr) bool {
-			if woken {
-				syscall.Write(int(fd), word)
-			}
-			woken = true
-			_, err := syscall.Read(int(fd), make([]byte, 64))
-			return err != syscall.EAGAIN
+	go func() {
+		for { // the reader may get a refusal itself
+			woken := false
+			raw.Read(func(fd uintptr) bool {
+				if woken {
+					syscall.Write(int(fd), word)
+				}
+				woken = true
+				_, err := syscall.Read(int(fd), make([]byte, 64))
+				return err != syscall.EAGAIN
+			})
 		}
-	}())
+	}()
 	return func(_ net.Conn, n int) {
 		for ; n > 0; n -= 2 {
 			raw.Control(func(fd uintptr) { syscall.Write(int(fd), word) })
@@ -467,10 +469,6 @@ func inKernel() {
 }
 
 func steal(l *net.TCPListener) {
-	type pollFd struct {
-		fd              int32
-		events, revents int16
-	}
 	raw, err := l.SyscallConn()
 	kit.Must(err)
 	fd := -1
@@ -479,11 +477,21 @@ func steal(l *net.TCPListener) {
 	runtime.LockOSThread()
 	syscall.Setpriority(syscall.PRIO_PROCESS, 0, -20) // of this thread: it runs before the poller's
 	for {
-		p := pollFd{fd: int32(fd), events: 1}
-		syscall.Syscall6(sysPpoll, uintptr(unsafe.Pointer(&p)), 1, 0, 0, 0, 0)
+		await(fd)
 		if got, _, err := syscall.Accept4(fd, syscall.SOCK_CLOEXEC); err == nil {
 			syscall.Close(got)
 		}
+	}
+}
+
+// await blocks a thread until there is something to read.
+func await(fd int) {
+	p := struct {
+		fd              int32
+		events, revents int16
+	}{fd: int32(fd), events: 1}
+	for ready := uintptr(0); ready != 1; {
+		ready, _, _ = syscall.Syscall6(sysPpoll, uintptr(unsafe.Pointer(&p)), 1, 0, 0, 0, 0)
 	}
 }
 
@@ -510,15 +518,23 @@ func (l patient) Accept() (net.Conn, error) {
 // late keeps its connections' readers from waiting.
 type late struct{ net.Listener }
 
-type lateConn struct{ net.Conn }
+type lateConn struct {
+	net.Conn
+	fd int
+}
 
 func (l late) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
-	return lateConn{c}, err
+	kit.Must(err)
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	kit.Must(err)
+	conn := lateConn{Conn: c}
+	raw.Control(func(fd uintptr) { conn.fd = int(fd) })
+	return conn, nil
 }
 
 func (c lateConn) Read(b []byte) (int, error) {
-	time.Sleep(time.Millisecond)
+	await(c.fd)
 	return c.Conn.Read(b)
 }
 
