@@ -253,6 +253,20 @@ def test_timers_that_come_once_are_no_churn(
     assert [f.rule.code for f in findings(dataclasses.replace(made, go_version=go))] == expected
 
 
+def test_connections_that_are_closed_at_their_deadlines_are_no_churn_with_go_1_19() -> None:
+    waker = (Frame("runtime.netpolldeadlineimpl", "runtime/netpoll.go", 598),)
+    for tried, expected in ((1, []), (200, ["NP301"])):
+        made = measurement(
+            timed_polls=314,
+            timeout_polls=313,
+            ready_calls=201,
+            offenders=(offender(200, offence="ready", fd_type=None, stack=waker),),
+            seen={"io_outcomes": {"EAGAIN": tried}},
+        )
+        made = dataclasses.replace(made, go_version="go1.19.8")
+        assert [f.rule.code for f in findings(made)] == expected
+
+
 def ticker(function: str) -> Offender:
     waker, parked = Frame("time.sendTime", "time/sleep.go", 154), Frame("main.room", "room.go", 7)
     woken = (parked, Frame(function, "room.go", 3))
@@ -479,7 +493,9 @@ def test_small_reads_are_many_and_small(reads: Any, expected: list[str]) -> None
 
 def test_reads_that_only_the_standard_library_makes_are_not_the_programs() -> None:
     library = tuple(Frame(name, "net/http/h2.go", 1) for name in ("net.(*netFD).Read", "net/http.readFrames"))
-    for stack, expected in ((library, []), ((*library, Frame("main.main", "main.go", 9)), ["NP205"])):
+    same = Frame("golang.org/x/net/http2.(*serverConn).serve", "http2/server.go", 815)
+    own = Frame("main.main", "main.go", 9)
+    for stack, expected in ((library, []), ((*library, same), []), ((*library, same, own), ["NP205"])):
         reads = dataclasses.replace(io_calls(26_918, filled=26_918, bytes=107_809), stack=stack)
         assert codes(reads) == expected
 

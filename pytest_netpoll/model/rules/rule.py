@@ -120,16 +120,16 @@ def stack_of(found: Sequence[Offender]) -> tuple[Frame, ...]:
     program's own code, the first one that has some.
     """
     stacks = [o.stack for o in found if o.stack]
-    if not stacks or has_own_code(stacks[0]) or not _is_cut_short(stacks[0]):
+    if not stacks or _has_own_code(stacks[0]) or not _is_cut_short(stacks[0]):
         return stacks[0] if stacks else ()
-    return next(filter(has_own_code, stacks), stacks[0])
+    return next(filter(_has_own_code, stacks), stacks[0])
 
 
 def _is_cut_short(stack: tuple[Frame, ...]) -> bool:
     return is_cut_short([(frame.function, frame.file) for frame in stack])
 
 
-def has_own_code(stack: tuple[Frame, ...]) -> bool:
+def _has_own_code(stack: tuple[Frame, ...]) -> bool:
     return any(frame.is_own for frame in stack)
 
 
