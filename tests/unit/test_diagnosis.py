@@ -253,6 +253,53 @@ def test_timers_that_come_once_are_no_churn(
     assert [f.rule.code for f in findings(dataclasses.replace(made, go_version=go))] == expected
 
 
+def test_connections_that_are_closed_at_their_deadlines_are_no_churn_with_go_1_19() -> None:
+    waker = (Frame("runtime.netpolldeadlineimpl", "runtime/netpoll.go", 598),)
+    for tried, expected in ((1, []), (200, ["NP301"])):
+        made = measurement(
+            timed_polls=314,
+            timeout_polls=313,
+            ready_calls=201,
+            offenders=(offender(200, offence="ready", fd_type=None, stack=waker),),
+            seen={"io_outcomes": {"EAGAIN": tried}},
+        )
+        made = dataclasses.replace(made, go_version="go1.19.8")
+        assert [f.rule.code for f in findings(made)] == expected
+
+
+def ticker(function: str) -> Offender:
+    waker, parked = Frame("time.sendTime", "time/sleep.go", 154), Frame("main.room", "room.go", 7)
+    woken = (parked, Frame(function, "room.go", 3))
+    return offender(300, offence="ready", fd_type=None, stack=(waker,), woken_stack=woken)
+
+
+def test_timers_that_compute_something_are_no_churn() -> None:
+    working = dataclasses.replace(cpu(0.9), stack=(*cpu(0.9).stack, Frame("main.rooms", "room.go", 3)))
+    for root, used, expected in (
+        ("main.rooms", 0.32, []),  # a simulation: 0.5 ms at each of 615 polls
+        ("main.rooms", 0.1, ["NP301"]),
+        ("main.others", 0.32, ["NP301"]),  # beside a computation
+    ):
+        counts = {"timed_polls": 615, "timeout_polls": 615, "ready_calls": 320, "deadline_wakeups": 0}
+        made = measurement(**counts, cpu=used, offenders=(ticker(root), working))
+        assert [f.rule.code for f in findings(made)] == expected
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "futile", "expected"),
+    [
+        ({"ENOENT": 417}, {}, []),  # links that are dialed again, after a pause
+        ({"ENOENT": 417}, {("connect", "ENOENT"): 400}, ["NP301"]),  # without one
+        ({"EAGAIN": 417}, {}, ["NP301"]),
+    ],
+)
+def test_timers_after_which_calls_fail_are_no_churn(outcomes: Any, futile: Any, expected: list[str]) -> None:
+    made = measurement(
+        timed_polls=417, timeout_polls=417, cpu=0.3, seen={"io_outcomes": outcomes, "futile": futile}
+    )
+    assert [f.rule.code for f in findings(made)] == expected
+
+
 @pytest.mark.parametrize(
     ("breaks", "moved", "expected"), [(0, 450, []), (0, 449, ["NP301"]), (100, 650, ["NP301"])]
 )
@@ -444,6 +491,15 @@ def test_small_reads_are_many_and_small(reads: Any, expected: list[str]) -> None
     assert codes(offender(**about)) == expected
 
 
+def test_reads_that_only_the_standard_library_makes_are_not_the_programs() -> None:
+    library = tuple(Frame(name, "net/http/h2.go", 1) for name in ("net.(*netFD).Read", "net/http.readFrames"))
+    same = Frame("golang.org/x/net/http2.(*serverConn).serve", "http2/server.go", 815)
+    own = Frame("main.main", "main.go", 9)
+    for stack, expected in ((library, []), ((*library, same), []), ((*library, same, own), ["NP205"])):
+        reads = dataclasses.replace(io_calls(26_918, filled=26_918, bytes=107_809), stack=stack)
+        assert codes(reads) == expected
+
+
 def test_one_of_something_is_singular() -> None:
     reads = io_calls(20_000, filled=20_000, bytes=20_000)
     [text] = diagnose(measurement(wakeups=1, offenders=(reads,)))
@@ -582,6 +638,11 @@ def handed(count: int, offence: str = "woken", locked: bool = True) -> Offender:
         ([dataclasses.replace(handed(30), stack=CALLBACK)], []),
         ([dataclasses.replace(handed(30, "ready"), woken_stack=CALLBACK)], []),
         ([dataclasses.replace(handed(30, "ready"), stack=CALLBACK)], ["NP405"]),
+        # A main loop that a ticker wakes.
+        (
+            [dataclasses.replace(handed(61, "ready"), stack=(Frame("time.sendTime", "time/sleep.go", 154),))],
+            [],
+        ),
     ],
 )
 def test_locked_goroutines_that_are_often_woken_break_their_rule(

@@ -77,6 +77,8 @@ LEAST_HELD = 5
 _GC = "runtime.gc"
 # Where goroutines that allocate do a part of its work.
 _ASSIST = ("runtime.gcDrainN", "runtime.gcAssist")
+# Functions that wake a goroutine for a ticker, and after a sleep.
+_TIMER = ("time.", "runtime.goroutineReady")
 # Functions below one that C calls.
 _CALLBACK = ("_cgoexp_", "crosscall2", "runtime.cgocallback")
 
@@ -361,8 +363,15 @@ def _from_c(o: Offender) -> bool:
     return any(frame.function.startswith(_CALLBACK) for frame in parked)
 
 
+def _ticks(o: Offender) -> bool:
+    """Whether a timer of its own wakes the goroutine, as it does a main loop that draws: no other goroutine
+    can wait in its place.
+    """
+    return o.offence == "ready" and bool(o.stack) and o.stack[0].function.startswith(_TIMER)
+
+
 def _thread_handover(m: Measurement) -> Proof | None:
-    found = [o for o in offenders(m, "woken", "ready") if o.locked and not _from_c(o)]
+    found = [o for o in offenders(m, "woken", "ready") if o.locked and not _from_c(o) and not _ticks(o)]
     n = sum(o.count for o in found)
     if n < max(LEAST_HANDOVERS, LEAST_HANDOVERS * m.window_seconds):
         return None
@@ -483,7 +492,8 @@ RULES = (
         "runtime.UnlockOSThread.",
         "A service whose goroutines aren't locked may have as many wakeups. A locked goroutine that is "
         "rarely woken costs nothing. A Go callback that C called is locked, too, but its lock can't be left "
-        "out; that is not reported.",
+        "out; that is not reported. Neither is a main loop that a ticker or a sleep wakes, such as one that "
+        "draws.",
         "A handler that calls runtime.LockOSThread for a C library and then reads its connection.",
         _thread_handover,
         _no_ready_calls,

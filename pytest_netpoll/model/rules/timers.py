@@ -9,7 +9,16 @@ from pytest_netpoll.errors import Reason
 from pytest_netpoll.gobinary.symbols import Frame
 from pytest_netpoll.model.evidence import Offender
 from pytest_netpoll.model.measurement import Measurement
-from pytest_netpoll.model.rules.rule import Proof, Rule, count, counted, number, offenders, rate
+from pytest_netpoll.model.rules.rule import (
+    Proof,
+    Rule,
+    count,
+    counted,
+    cpu_samples,
+    number,
+    offenders,
+    rate,
+)
 
 # Polls a second that a timer ended, and how many of them per event.
 TIMER_RATE = 200
@@ -27,6 +36,9 @@ RETRIED_SHARE = 0.5
 # The share of the polls that timers ended that must have woken a goroutine, but not for a deadline. The
 # runtime ends up to two polls for each timer.
 TICKED_SHARE = 0.25
+# CPU s of the goroutines that timers wake, for each poll that a timer ended: more is work, not a look at
+# something.
+TICK_WORK = 0.0002
 # Since then, a channel's timer only ends a poll if a goroutine waits for that channel.
 NO_FORGOTTEN_TIMERS = (1, 23)
 
@@ -48,19 +60,29 @@ def _churn(m: Measurement, least_rate: float) -> bool:
 
 
 def _works(m: Measurement) -> bool:
-    """Whether I/O is done at half of the timers or more, as a streamer does that sends at each tick."""
+    """Whether the timers are there for work: I/O at half of them or more, as of a streamer that sends at each
+    tick, or a computation, as of a simulation.
+    """
+    # Also calls that fail, such as those that dial again after a pause. But not those that find nothing.
+    outcomes = m.snapshot.io_outcomes
+    made = sum(outcomes.values()) - outcomes.get("EAGAIN", 0)
+    made -= sum(n for (_, outcome), n in m.snapshot.futile.items() if outcome != "EAGAIN")
     # To end a poll, the runtime writes to a descriptor of its own, and reads that again.
-    moved = m.snapshot.io_outcomes.get("data", 0) - 2 * number(m, "break_polls")
-    return moved >= _ended(m) / 2
+    if made - 2 * number(m, "break_polls") >= _ended(m) / 2:
+        return True
+    # A goroutine is known by its first function.
+    ticking = {o.woken_stack[-1].function for o in _made(m, *_TIMERS) if o.woken_stack}
+    computing = [o for o in cpu_samples(m) if o.stack and o.stack[-1].function in ticking]
+    return sum(o.share for o in computing) * (m.cpu_seconds or 0) >= TICK_WORK * _ended(m)
 
 
 def _expired(m: Measurement) -> float:
     return m.deadline_wakeups or 0
 
 
-def _repeated(m: Measurement) -> bool:
-    """Whether reads or writes were repeated after their deadlines."""
-    return m.snapshot.io_outcomes.get("EAGAIN", 0) >= RETRIED_SHARE * _expired(m)
+def _repeated(m: Measurement, expired: float) -> bool:
+    """Whether reads or writes were repeated after that many deadlines."""
+    return m.snapshot.io_outcomes.get("EAGAIN", 0) >= RETRIED_SHARE * expired
 
 
 def _ticks(m: Measurement) -> bool:
@@ -71,11 +93,16 @@ def _ticks(m: Measurement) -> bool:
     if m.ready_calls is None:
         return True  # unknown
     enough = TICKED_SHARE * _ended(m)
-    if m.ready_calls - _expired(m) >= enough:
+    expired = _expired(m)
+    if m.deadline_wakeups is None:  # Go 1.19: only the sampled callers show them
+        expired = sum(o.count for o in _made(m, _DEADLINES))
+        if _repeated(m, expired):
+            return True  # NP302 can't be checked there
+    if m.ready_calls - expired >= enough:
         return True
     version = re.match(r"go(\d+)\.(\d+)", m.go_version or "")
     forgotten = version is not None and (int(version[1]), int(version[2])) < NO_FORGOTTEN_TIMERS
-    return forgotten and _expired(m) < enough
+    return forgotten and expired < enough
 
 
 def _seen(m: Measurement) -> str:
@@ -112,7 +139,7 @@ def _timer_churn(m: Measurement) -> Proof | None:
 def _deadline_churn(m: Measurement) -> Proof | None:
     expired = _expired(m)
     often = expired >= max(LEAST_EXPIRED, DEADLINE_RATE * m.window_seconds)
-    if not often or not _churn(m, DEADLINE_RATE) or expired <= _ended(m) / 4 or not _repeated(m):
+    if not often or not _churn(m, DEADLINE_RATE) or expired <= _ended(m) / 4 or not _repeated(m, expired):
         return None
     found = _made(m, _DEADLINES)
     timed_out, events = counted(expired, "deadline"), counted(number(m, "events"), "event")
@@ -140,17 +167,18 @@ RULES = (
         "timer-churn",
         "Timers keep ending the poller's waits while the network is quiet.",
         f"At least {TIMER_RATE} polls a second that a timer ended, and {LEAST_ENDED} in all, half or more of "
-        f"those that waited, and {TIMERS_PER_EVENT} for each event or more; and fewer than one I/O call that "
-        "moved data for two of them. If ready calls are counted: one for each four of these polls, not for a "
-        "deadline (before Go 1.23, timers that nobody waits for end polls, too).",
+        f"those that waited, and {TIMERS_PER_EVENT} for each event or more; fewer than one I/O call for two "
+        f"of them; and less than {TICK_WORK * 1000:g} ms of CPU for each in the goroutines that timers wake. "
+        "If ready calls are counted: one for each four of these polls, not for a deadline (before Go 1.23, "
+        "timers that nobody waits for end polls, too).",
         "notify on change, share one slow ticker, or read without a deadline.",
         "Deadlines (NP302) end polls in the same way; counting deadline wakeups tells them apart. A service "
-        "that sends something at each tick, such as a stream of prices, needs its timers. Callbacks "
+        "that sends or computes something at each tick, such as a simulation, needs its timers. Callbacks "
         "(time.AfterFunc) don't count, such as those that remove a cache's entries, each at its time.",
         "A single time.NewTicker(time.Millisecond), or fifty components that each check every few "
         "milliseconds whether something changed (example_project: -fault tickers).",
         _timer_churn,
-        offences=("ready",),
+        offences=("ready", "cpu"),
     ),
     Rule(
         "NP302",

@@ -158,7 +158,10 @@ func main() {
 			left.Wait()
 		}
 	case "free":
-		live := pointers()
+		live := make([]*node, 1_000_000)
+		for i := range live {
+			live[i] = new(node)
+		}
 		begin = func(net.Conn, int) {
 			debug.FreeOSMemory()
 			runtime.KeepAlive(live)
@@ -407,16 +410,11 @@ func cancellable(c net.Conn, n int) {
 
 type node struct{ next *node }
 
-func pointers() []*node {
+func allocate(_ net.Conn, n int) {
 	live := make([]*node, 1_000_000)
 	for i := range live {
 		live[i] = new(node)
 	}
-	return live
-}
-
-func allocate(_ net.Conn, n int) {
-	live := pointers()
 	for i, end := 0, time.Now().Add(time.Duration(n)*time.Millisecond); time.Now().Before(end); i++ {
 		for j := 0; j < 1000; j++ {
 			live[(i*1000+j)%len(live)] = new(node)
