@@ -298,6 +298,9 @@ def test_a_rough_estimate_is_called_one_and_not_compared(tmp_path):
     assert Sample.of(rough).metrics["mutex_wait_seconds"] is None
     assert "rough estimate" in Sample.of(rough).absent["mutex_wait_seconds"].what
     assert Sample.of(exact).metrics["mutex_wait_seconds"] == 2.5
+    for m, how in ((rough, "estimate"), (exact, "looked at every 10 ms")):
+        shown = terminal.failure_section(built(m, max_mutex_wait_seconds=1), 110)
+        assert f"2.50 s for mutexes ({how})" in shown
     for measurement, saved in ((rough, None), (exact, 2.5)):
         made = built(measurement)
         assert made["services"][0]["metrics"]["mutex_wait_seconds"] == 2.5
