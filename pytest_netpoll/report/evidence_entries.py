@@ -396,6 +396,15 @@ class Evidence(NamedTuple):
     def __str__(self) -> str:
         return self.text + evidence_text.place(self.stack)
 
+    @property
+    def here(self) -> str:
+        """The text as it is shown at that place: "… wakeups (read on tcp a ← b), parked here"."""
+        return f"{self.text} here" if self.text.endswith(_BEFORE_A_PLACE) else self.text
+
+
+# The ends of texts of entries that go on with a place.
+_BEFORE_A_PLACE = ("parked", "running", "made", "for nothing", ",")
+
 
 def worst_places(record: TestRecord) -> list[Evidence]:
     """The worst place of each service that explains the failure, in the order of services; first those of

@@ -83,7 +83,7 @@ def annotations(
         here = [evidence for other, evidence in found if other is record]
         names = [evidence.service for evidence in here]
         causes = [*verdict_text.broken_rules(record, names), *verdict_text.diagnosis_of(record, names)]
-        message = "\n".join([*(at.text for at in here), *map(verdict_text.in_a_line, causes)])
+        message = "\n".join([*(at.here for at in here), *map(verdict_text.in_a_line, causes)])
         lines.append(_annotation(level, path, line, f"netpoll: {record['nodeid']}{more}", message))
     return lines
 

@@ -345,6 +345,9 @@ def test_sarif_contains_the_codes_of_the_reports_rules(
     (run,) = schema_of(SARIF, capsys.readouterr().out)["runs"]
     (result,) = run["results"]
     assert result["ruleId"] == "NP101"
+    (described,) = run["tool"]["driver"]["rules"]
+    assert ".. " not in described["help"]["text"]
+    assert described["help"]["text"].endswith(". More: python -m pytest_netpoll rules NP101")
     assert "two read it. Fix: read from one (" in result["message"]["text"]
 
 

@@ -574,6 +574,7 @@ def test_a_panic_is_annotated_where_it_was() -> None:
     )
     dead = recording.build("t.py::t", ("t.py", 7), verdict, demanded, [], 1.0)
     first, second = github.annotations([dead], Path(), lambda file: Path(file).relative_to("/repo"))
+    assert second.endswith("::server: panic: boom")
     assert "server: panic: boom at /repo/server/main.go:17 main.(*server).explode" in first
     assert second.startswith(
         "::error file=server/main.go,line=17,title=netpoll%3A t.py%3A%3At::server: panic: boom"
@@ -596,6 +597,7 @@ def test_each_broken_service_is_annotated_at_its_own_line() -> None:
         assert annotation.startswith(f"::error file={name}/main.go,line={line},")
         assert f"::{name}: 499 of 500" in annotation
         assert f"%0A{name}: NP101" in annotation
+        assert ", parked here%0A" in annotation
     assert "back" not in front
     assert "front" not in back
     summary = github.markdown([two_services()], ENVIRONMENT)
