@@ -395,3 +395,18 @@ def test_answers_that_usually_waited_in_their_handler_have_a_next_step():
     assert hinted(cpu_ms=200, throttled_ns=2000 * MS, throttled_periods=9, **answered(45)) is None
     assert hinted(cpu_ms=200, **answered(45, runnable_ms=40)) is None
     assert hinted(cpu_ms=200, **answered(45, sched_latency=None)) is None
+
+
+def test_fast_answers_do_not_hide_that_those_beyond_the_limit_waited():
+    def mixed(handling: Delay, **more: Any) -> str | None:
+        """Forty answers of 45 ms, and as many as `handling` adds of less."""
+        both = Delay({**handling.histogram, bucket_of(45 * MS): 40}, 45 * MS)
+        delays = {**answered(45)["delays"], "handling": both, "response": both}
+        more = {"cpu_ms": 100, "answers": [slow_answer(45 * MS, at_ms=250.0)], **more}
+        return hinted(**{**answered(45), "delays": delays, **more})
+
+    fast = Delay({bucket_of(MS // 10): 60}, MS // 10)
+    assert "max_mutex_wait_seconds=" in mixed(fast)
+    # Their CPU time, shared among forty, would explain it; and so would a wait for a P.
+    assert mixed(fast, cpu_ms=450) is None
+    assert mixed(fast, sched_latency={(0, MS): 9900, (20 * MS, 40 * MS): 100}) is None
