@@ -34,7 +34,19 @@ WRITTEN: Mapping[units.Unit, str] = {
     "s": '`0.5`, `"500ms"`, or a `timedelta`',
 }
 # The parts of Service that users may rely on.
-SERVICE = ("name", "pid", "port", "address", "url", "log", "go_version", "executable", "restart", "stop")
+SERVICE = (
+    "name",
+    "pid",
+    "port",
+    "ports",
+    "address",
+    "url",
+    "log",
+    "go_version",
+    "executable",
+    "restart",
+    "stop",
+)
 
 
 def rows(heading: tuple[str, ...], *cells: tuple[str, ...]) -> str:

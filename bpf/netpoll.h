@@ -298,7 +298,6 @@ struct wait {
 
 #define SOCKET_NONE 1 /* not a socket whose arrivals can be recorded */
 #define SOCKET_MESSAGES 2 /* each read takes one message */
-#define SOCKET_ACCEPTED 4 /* the descriptor comes from accept */
 #define SOCKET_ASKED 8 /* there is a read to be answered */
 #define SOCKET_LOOKED 16 /* woken, then looked at the data (MSG_PEEK) without taking it */
 

@@ -42,6 +42,8 @@ BUDGETS = LATENCY_BUCKETS >> BUDGET_SHIFT
 OUTCOME_EOF = 0
 OUTCOME_DATA = 255
 
+SOCKET_ACCEPTED = 4  # the descriptor comes from accept; the others are in bpf/netpoll.h: SOCKET_...
+
 MACROS = {name: value for name, value in list(vars().items()) if name.isupper()}
 
 # The C doesn't use the rest.

@@ -86,7 +86,8 @@ def main(argv: Sequence[str]) -> int:
         for old in replaced:
             print(f"\nin place of\n\n{old}")
         print()
-        say(f"{_permission(user)}; to check that, as {'one of them' if user.startswith('%') else user}:")
+        say(_permission(user))
+        print(f"to check that, as {'one of them' if user.startswith('%') else user}:")
         print(
             f"  {shlex.quote(sys.executable)} -m pytest_netpoll doctor"
             f"{_option('--netpoll-agent', options.prefix, INSTALLED)}"

@@ -716,7 +716,7 @@ _TABLE = (
         explained_by=("mutex", "ready"),
         fix="hold the lock for less: look for I/O, a query or an RPC between Lock and Unlock",
         row="waits",
-        part="for mutexes (estimate)",
+        part="for mutexes",
     ),
     Metric(
         "runtime_lock_wait_seconds",

@@ -155,12 +155,14 @@ def judge(
     further: Sequence[Breach] = (),
     running: Sequence[str] = (),
     deaths: Sequence[Death] = (),
+    fixtures: Sequence[str] = (),
 ) -> Verdict:
     """Compares every measurement with its limits. An unmeasured test doesn't pass.
 
     A proven breach by one service outweighs that another one could not be measured. In report mode limits
     decide nothing, whether broken or impossible to check. further: broken limits found elsewhere. running:
-    all services, whether the test's own or not. deaths: of the test's services.
+    all services, whether the test's own or not. deaths: of the test's services. fixtures: those that made
+    the running services, the best example last.
     """
     if mode == "off":
         return _verdict("failed", [d.reason for d in deaths], (), deaths) if deaths else Verdict("passed")
@@ -170,7 +172,7 @@ def judge(
     doubts: dict[Reason, list[str]] = {}
     dead = {death.service for death in deaths}
     if limits.judges and not measurements and not unmeasured:
-        undecided.append(_no_service(running))
+        undecided.append(_no_service(running, fixtures))
     for measurement in measurements:
         if not limits.binds(measurement.service):
             continue
@@ -209,14 +211,16 @@ def _verdict(
     return Verdict(outcome, tuple(dict.fromkeys(reasons)), breaches, tuple(deaths))
 
 
-def _no_service(running: Sequence[str]) -> Reason:
+def _no_service(running: Sequence[str], fixtures: Sequence[str]) -> Reason:
     attach = "go_service(port=…), pid=… or process=… attaches to one that is already running"
     if not running:
         return Reason("no Go service ran during the test", fix=f"use the go_service fixture; {attach}")
+    ask = "start its service with go_service in a fixture of the test"
+    if fixtures:
+        ask = f"ask for its service's fixture, such as def test_x({fixtures[-1]})"
     return Reason(
         "the test uses no service of its own, and isn't judged by other tests' services",
-        fix=f"start its service with go_service in a fixture of the test; {attach}; "
-        f"or name one with service=, of {', '.join(running)}",
+        fix=f"{ask}; or name one with service=, of {', '.join(running)}; {attach}",
     )
 
 

@@ -20,6 +20,7 @@ from pytest_netpoll.report.record import (
     SlowAnswerRecord,
     SlowWakeupRecord,
     TestRecord,
+    WindowRecord,
 )
 
 # Limit -> the field of a "parked" entry that it is about.
@@ -384,40 +385,58 @@ def quotas_of(record: TestRecord, service: ServiceRecord) -> list[str]:
 
 
 class Evidence(NamedTuple):
-    """A place in Go where something is wrong. text: one line. stack: innermost first, may be empty."""
+    """A place in Go where something is wrong with the service. text: one line. stack: innermost first, may be
+    empty.
+    """
 
     text: str
     stack: list[FrameRecord]
+    service: str
 
     def __str__(self) -> str:
         return self.text + evidence_text.place(self.stack)
 
+    @property
+    def here(self) -> str:
+        """The text as it is shown at that place: "… wakeups (read on tcp a ← b), parked here"."""
+        return f"{self.text} here" if self.text.endswith(_BEFORE_A_PLACE) else self.text
 
-def worst_place(record: TestRecord) -> Evidence | None:
-    """The worst place that explains the failure; None if no panic, offender or late wakeup does."""
+
+# The ends of texts of entries that go on with a place.
+_BEFORE_A_PLACE = ("parked", "running", "made", "for nothing", ",")
+
+
+def worst_places(record: TestRecord) -> list[Evidence]:
+    """The worst place of each service that explains the failure, in the order of services; first those of
+    panics. Empty if no panic, offender or late wakeup explains it.
+    """
+    found: dict[str, Evidence] = {}
     for death in record.get("deaths", []):
-        stack = _panicked_at(death["last_words"])
+        stack, last = _panicked_at(death["last_words"]), death["last_words"].partition("\n")[0]
         if stack:
-            text = one_line(f"{death['service']}: {death['last_words'].partition(chr(10))[0]}")
-            return Evidence(text, stack)
+            text = one_line(f"{death['service']}: {last}")
+            found.setdefault(death["service"], Evidence(text, stack, death["service"]))
+    several = len({fault["service"] for fault in wording.broken(record)}) > 1
     for service in record["services"]:
-        for entry in explaining(record, service)[:1]:
-            return Evidence(entry.text, entry.stack)
-    for service in record["services"]:
-        for text in quotas_of(record, service)[:1]:
-            return Evidence(text, [])
+        places = [(entry.text, entry.stack) for entry in explaining(record, service)[:1]]
+        places += [(text, []) for text in quotas_of(record, service)[:1]]
+        about = f"{one_line(service['name'])}: " if several else ""
+        for text, stack in places[:1]:
+            found.setdefault(service["name"], Evidence(about + text, stack, service["name"]))
     for window in wording.broken_windows(record):
         for service in window["services"]:
             for entry in explaining(wording.of_window(record, window), service)[:1]:
-                return Evidence(
-                    f"{wording.name_of(window)}, {one_line(service['name'])}: {entry.text}", entry.stack
-                )
-    for window in wording.windows_behind(record):
+                found.setdefault(service["name"], _in_window(window, service, entry))
+    for window in wording.windows_behind(record) if not found else ():
         for service in window["services"]:
             for entry in evidence_in(service)[:1]:
-                text = f"{wording.name_of(window)}, {one_line(service['name'])}: {entry.text}"
-                return Evidence(text, entry.stack)
-    return None
+                return [_in_window(window, service, entry)]
+    return list(found.values())
+
+
+def _in_window(window: WindowRecord, service: ServiceRecord, entry: Entry) -> Evidence:
+    text = f"{wording.name_of(window)}, {one_line(service['name'])}: {entry.text}"
+    return Evidence(text, entry.stack, service["name"])
 
 
 # "main.explode(0x1)", and below it "\t/src/main.go:17 +0x3f"; not "created by main.run in goroutine 1".
@@ -434,7 +453,7 @@ def _panicked_at(last_words: str) -> list[FrameRecord]:
 
 
 def evidence_in(service: ServiceRecord) -> list[Entry]:
-    """Evidence in a window, which has no limits: its offenders, else the latest wakeups."""
+    """Evidence in a window, which has no limits: its offenders, else the slowest wakeups."""
     if not wording.trusted(service):
         return []
     offenders = [o for o in service["offenders"] if evidence_text.offence_of(o) not in _ORDINARY]

@@ -56,8 +56,9 @@ def annotations(
     find: Callable[[str], Path | None] = lambda _: None,
     level: Literal["error", "warning"] = "error",
 ) -> list[str]:
-    """Workflow commands for the log, one per line, that annotate failed and unmeasured tests. A second one
-    for each annotates the Go line, so that it shows in the diff; tests with the same Go line share it. root:
+    """Workflow commands for the log, one per line, that annotate failed and unmeasured tests. A further
+    one for each broken service annotates its Go line, so that it shows in the diff; tests with the same Go
+    line share it. root:
     the path in the repository that the records' files are relative to. find: Go file in a stack -> path in
     the repository, or None.
     """
@@ -69,17 +70,20 @@ def annotations(
         file = root / record["file"] if record.get("file") else None
         message = "\n".join(_causes(record)) or wording.status_of(record)
         lines.append(_annotation(level, file, record.get("line"), f"netpoll: {record['nodeid']}", message))
-        evidence = evidence_entries.worst_place(record)
-        for frame in evidence.stack if evidence is not None else ():
-            path = find(frame["file"] or "")
-            if evidence is not None and path is not None and frame["line"]:
-                in_go.setdefault((path, frame["line"]), []).append((record, evidence))
-                break
+        for evidence in evidence_entries.worst_places(record):
+            for frame in evidence.stack:
+                path = find(frame["file"] or "")
+                if path is not None and frame["line"]:
+                    in_go.setdefault((path, frame["line"]), []).append((record, evidence))
+                    break
     for (path, line), found in in_go.items():
-        record, evidence = found[0]
-        more = f" and {len(found) - 1:,} more test{'s' * (len(found) > 2)}" if len(found) > 1 else ""
-        causes = [*verdict_text.broken_rules(record), *verdict_text.diagnosis_of(record)]
-        message = "\n".join([evidence.text, *map(verdict_text.in_a_line, causes)])
+        record = found[0][0]
+        others = len({id(other) for other, _ in found}) - 1
+        more = f" and {others:,} more test{'s' * (others > 1)}" if others else ""
+        here = [evidence for other, evidence in found if other is record]
+        names = [evidence.service for evidence in here]
+        causes = [*verdict_text.broken_rules(record, names), *verdict_text.diagnosis_of(record, names)]
+        message = "\n".join([*(at.here for at in here), *map(verdict_text.in_a_line, causes)])
         lines.append(_annotation(level, path, line, f"netpoll: {record['nodeid']}{more}", message))
     return lines
 
@@ -100,12 +104,11 @@ def _escape(text: str, further: str = "") -> str:
 
 
 def _causes(record: TestRecord) -> list[str]:
-    """Why it failed: a line for each reason, then the worst Go line, then the diagnosis."""
-    error, evidence = record.get("error"), evidence_entries.worst_place(record)
-    place = "" if evidence is None else str(evidence)
+    """Why it failed: a line for each reason, then each service's worst Go line, then the diagnosis."""
+    error, places = record.get("error"), map(str, evidence_entries.worst_places(record))
     # A reason's fix is on a line of its own.
     reasons = [line for reason in verdict_text.reasons(record) for line in reason.splitlines()]
-    causes = [error, *reasons, place, *map(verdict_text.in_a_line, verdict_text.diagnosis_of(record))]
+    causes = [error, *reasons, *places, *map(verdict_text.in_a_line, verdict_text.diagnosis_of(record))]
     return [wording.one_line(cause) for cause in causes if cause]
 
 

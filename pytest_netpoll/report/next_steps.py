@@ -4,12 +4,19 @@ doesn't say for what.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
+from pytest_netpoll.model.histogram import bucket_bounds
 from pytest_netpoll.model.metrics import METRICS, base_of
 from pytest_netpoll.report import evidence_entries, wording
-from pytest_netpoll.report.record import ServiceRecord, SlowAnswerRecord, TestRecord
+from pytest_netpoll.report.record import (
+    BreachRecord,
+    RegressionRecord,
+    ServiceRecord,
+    SlowAnswerRecord,
+    TestRecord,
+)
 
 _MOST = 0.9  # the least share of the slow answers' time that was handling
 _IDLE = 0.2  # of that handling, the most that the CPU may have been used for
@@ -31,8 +38,11 @@ def next_step(record: TestRecord, service: ServiceRecord) -> NextStep | None:
     families = {metric.family for metric in metrics if metric is not None}
     if not families & {"response", "handling"} or "mutex_wait" in families:
         return None
-    if _median_waited(service):
-        return _step(record, service, "at least half of the answers")
+    faults = [fault for fault in wording.broken(record, service) if _waited_beyond(service, fault)]
+    if any("limit" in fault for fault in faults):
+        return _step(record, service, "the answers beyond the limit")
+    if faults:
+        return _step(record, service, "the slow answers")
     if _slowest_waited(record, service):
         return _step(record, service, "the slowest answers")
     return None
@@ -49,19 +59,32 @@ def _step(record: TestRecord, service: ServiceRecord, which: str) -> NextStep:
     )
 
 
-def _median_waited(service: ServiceRecord) -> bool:
-    """Whether the median answer spent its time in the handler, and that is much longer than the CPU time per
-    answer together with waits for a CPU, a P, or the quota.
+def _waited_beyond(service: ServiceRecord, fault: BreachRecord | RegressionRecord) -> bool:
+    """Whether the answers beyond the limit, or the baseline, spent their time in the handler, and that is
+    much longer than the CPU time of the whole service shared among them, together with a wait for a P.
     """
-    metrics = service["metrics"]
-    handling, response = metrics.get("handling_p50"), metrics.get("response_p50")
-    to_run = metrics.get("sched_latency_p99")
-    answers = sum(service.get("delays", {}).get("handling", {}).values())
-    if not handling or not response or to_run is None or not answers:
+    family, _, which = base_of(fault["metric"]).rpartition("_")
+    metrics, counts = service["metrics"], service.get("delays", {}).get(family, {})
+    numbers: Mapping[str, Any] = fault
+    least = numbers.get("limit", numbers.get("baseline"))
+    handling, response = metrics.get(f"handling_{which}"), metrics.get(f"response_{which}")
+    beyond = [(low, n) for bucket, n in counts.items() if (low := bucket_bounds(int(bucket))[0]) >= least]
+    answers = sum(n for _, n in beyond)
+    if family not in ("response", "handling") or not handling or not response or not answers:
         return False
+    to_run = metrics.get(_longest_wait(metrics.get("dispatches"), answers))
+    if to_run is None:
+        return False
+    # Threads that waited for a CPU, or were stopped by a quota, would have used it.
     of_cpu = sum(metrics.get(name) or 0 for name in ("cpu_seconds", "run_delay_seconds", "throttled_seconds"))
     explained = of_cpu / answers * 1e9 + to_run
-    return handling >= _MOST * response and explained <= _IDLE * handling
+    return handling >= _MOST * response and explained <= _IDLE * sum(low * n for low, n in beyond) / answers
+
+
+def _longest_wait(dispatches: float | None, answers: int) -> str:
+    """The metric that shows it if each of that many answers waited long for a P once."""
+    share = answers / dispatches if dispatches else 0
+    return f"sched_latency_{'p99' if share >= 0.02 else 'p999' if share >= 0.002 else 'max'}"
 
 
 def _slowest_waited(record: TestRecord, service: ServiceRecord) -> bool:

@@ -437,7 +437,7 @@ class ServiceRecord(_ServiceExtra):
     -> why it is None, if more is known than the metric's own reason. estimates: the metrics that are only a
     rough estimate by the Go runtime here, because no limit asked for more; comparisons and baselines leave
     them out. columns: heading -> value, what the hook pytest_netpoll_columns adds to the tables. slowest: the
-    latest wakeups. offenders: what wastes or causes something, the worst first.
+    slowest wakeups. offenders: what wastes or causes something, the worst first.
     """
 
     name: str

@@ -124,4 +124,6 @@ def _counted(metric: Metric, value: int | float | None) -> bool:
 
 def _remark(service: ServiceRecord, metric: str) -> str:
     what = evidence_text.most_futile(service) if metric == "futile_calls" else ""
+    if metric == "mutex_wait_seconds":
+        what = "estimate" if metric in wording.estimates(service) else "looked at every 10 ms"
     return f" ({what})" if what else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from pytest_netpoll.clean import one_line
 from pytest_netpoll.errors import Reason
@@ -38,19 +38,25 @@ def reasons(record: TestRecord) -> list[Reason]:
     return [wording.clean(reason) for reason in dict.fromkeys(found)]
 
 
-def broken_rules(record: TestRecord) -> list[Reason]:
-    """The reasons that are forbidden rules: pytest's message has these without their evidence."""
+def broken_rules(record: TestRecord, services: Container[str] | None = None) -> list[Reason]:
+    """The reasons that are forbidden rules: pytest's message has these without their evidence. services: the
+    names of those that they are about; None for all.
+    """
     faults = [fault for fault in wording.broken(record) if fault["metric"] in RULES]
-    found = [*map(_breach_reason, faults), *_of_windows(record, only_rules=True)]
+    faults = [fault for fault in faults if services is None or fault["service"] in services]
+    found = [*map(_breach_reason, faults), *_of_windows(record, only_rules=True, services=services)]
     return [wording.clean(reason) for reason in dict.fromkeys(found)]
 
 
-def _of_windows(record: TestRecord, only_rules: bool = False) -> list[Reason]:
+def _of_windows(
+    record: TestRecord, only_rules: bool = False, services: Container[str] | None = None
+) -> list[Reason]:
     return [
         Reason(f"{wording.name_of(window)}, {reason.what}", fix=reason.fix)
         for window in wording.broken_windows(record)
         for breach in window["breaches"]
         if not only_rules or breach["metric"] in RULES
+        if services is None or breach["service"] in services
         for reason in [_breach_reason(breach)]
     ]
 
@@ -75,14 +81,20 @@ def _given(record: TestRecord) -> list[Reason]:
     return list(map(Reason, (record["reason"] or "").splitlines()))
 
 
-def diagnosis_of(record: TestRecord) -> list[Reason]:
-    """The diagnosis of the failure, without services that kept their limits."""
+def diagnosis_of(record: TestRecord, services: Container[str] | None = None) -> list[Reason]:
+    """The diagnosis of the failure, without services that kept their limits. services: the names of those
+    that it is about; None for all.
+    """
     faulty = {fault["service"] for fault in wording.broken(record)}
     windows = wording.broken_windows(record)
-    own = record["services"] if faulty or not windows else []
+
+    def wanted(among: Iterable[ServiceRecord]) -> list[ServiceRecord]:
+        return [service for service in among if services is None or service["name"] in services]
+
+    own = wanted(record["services"] if faulty or not windows else [])
     found = [rule for s in own if not faulty or s["name"] in faulty for rule in rule_reasons(s)]
     for window in windows or wording.windows_behind(record)[:1]:
-        for rule in (rule for service in window["services"] for rule in rule_reasons(service)):
+        for rule in (rule for service in wanted(window["services"]) for rule in rule_reasons(service)):
             found.append(Reason(f"{wording.name_of(window)}, {rule.what}", why=rule.why, fix=rule.fix))
     return found
 

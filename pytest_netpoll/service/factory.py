@@ -97,7 +97,7 @@ class ServiceFactory:
         command: the program and its arguments; a str is split as a shell would.
         name: default: the program's.
         args, env: added to the command and the environment; {port} in them (and in `command`) becomes one
-            free port.
+            free port, and {port:http} another one, for each such name.
         ready: "tcp", "http:/path" (any status below 500), a regex on the output, a callable that
             takes the Service, or None.
         go: version ("1.21.13"), or path of a go binary or GOROOT, for `package`; overrides --netpoll-go.

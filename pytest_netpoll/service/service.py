@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shlex
 import signal
 import subprocess
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 import psutil
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _KILLS = (-signal.SIGHUP, -signal.SIGINT, -signal.SIGKILL, -signal.SIGTERM)
 STOP_GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 PORT_RETRIES = 3  # other ports to try if another process took the free one
+TAKEN = "address already in use"  # what programs print then, in lower case
 
 
 class Service:
@@ -55,6 +57,7 @@ class Service:
         self._leader: dict[int, int] = {}
         self._mark = ""  # of the current run
         self._free_port = spec.port
+        self._named_ports: dict[str, int] = {}
         self._address: Address | None = None
         self._executable = ""
         self._go_version: str | None = None
@@ -108,6 +111,11 @@ class Service:
     def port(self) -> int:
         """The second half of `address`."""
         return self.address[1]
+
+    @property
+    def ports(self) -> Mapping[str, int]:
+        """Its further ports, by the names in its arguments and environment: "http" for {port:http}."""
+        return dict(self._named_ports)
 
     @property
     def url(self) -> str:
@@ -292,7 +300,8 @@ class Service:
         try:
             self.stop()
         finally:
-            self._factory.retired(self._free_port)
+            for port in (self._free_port, *self._named_ports.values()):
+                self._factory.retired(port)
 
     def family(self) -> dict[int, int]:
         """The service's living processes, as {pid: start time}: those that `stop` ends. For an attached
@@ -354,10 +363,13 @@ class Service:
     def start(self) -> None:
         """Starts it and waits until it is ready; on an error, none of its processes is left running."""
         # It gets the same port again, because clients know it.
-        retries = PORT_RETRIES if self._spec.wants_port and self._free_port is None else 0
+        retries = PORT_RETRIES if self._free_port is None and not self._named_ports else 0
         while True:
             if self._spec.wants_port and self._free_port is None:
                 self._free_port = self._factory.free_port()
+            for name in self._spec.port_names:
+                if name not in self._named_ports:
+                    self._named_ports[name] = self._factory.free_port()
             try:
                 self._spawn()
                 self._wait_until_ready()
@@ -375,6 +387,7 @@ class Service:
                     raise
                 retries -= 1
                 self._free_port = None
+                self._named_ports.clear()
 
     def _wait_until_ready(self) -> None:
         container = self._spec.container
@@ -388,7 +401,14 @@ class Service:
             containers.check_go(container.name, self.pid)
 
     def _lost_its_port(self) -> bool:
-        return self.returncode is not None and "address already in use" in self.output_of_this_run().lower()
+        """Whether it ended because one of its ports was taken, as far as can be seen."""
+        own = {self._free_port, *self._named_ports.values()} - {None}
+        if self.returncode is None or not own:
+            return False
+        said = [line for line in self.output_of_this_run().splitlines() if TAKEN in line.lower()]
+        # Go's message has the port. If that isn't ours, other ones don't help.
+        ports = {int(port) for line in said for port in re.findall(r":(\d{4,5})\b", line)}
+        return bool(said) and (not ports or bool(ports & own))
 
     def _spawn(self) -> None:
         self._address = (LOOPBACK, self._free_port) if self._free_port is not None else None
@@ -443,7 +463,7 @@ class Service:
             raise
 
     def _start_process(self) -> None:
-        argv, env = self._spec.with_port(self._free_port)
+        argv, env = self._spec.with_ports(self._free_port, self._named_ports)
         if self._popen is not None:
             self._output.add(b"[started again by pytest-netpoll]\n")
         self._run_begin = self._output.size
@@ -471,7 +491,7 @@ class Service:
             raise self._cannot_start(error) from None
 
     def _cannot_start(self, error: NotStarted) -> ServiceError:
-        argv, _ = self._spec.with_port(self._free_port)
+        argv, _ = self._spec.with_ports(self._free_port, self._named_ports)
         return ServiceError(
             f"cannot start service {self.name!r}",
             why=str(error),

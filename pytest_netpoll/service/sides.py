@@ -11,12 +11,12 @@ from typing import Any
 
 from pytest_netpoll.errors import NetpollError, ServiceError
 from pytest_netpoll.service.factory import ServiceFactory
-from pytest_netpoll.service.service import Service
+from pytest_netpoll.service.service import TAKEN, Service
 from pytest_netpoll.service.spec import Spec
 
 # The attributes of a service that differ between the sides. Port and url come from the address.
 _OF_A_SIDE = """
-    pid address log executable go_version gomaxprocs cpus running stopped returncode ending
+    pid address ports log executable go_version gomaxprocs cpus running stopped returncode ending
     check_alive last_words tail output_of_this_run restart stop
 """
 
@@ -86,6 +86,18 @@ for _name in _OF_A_SIDE.split():
     setattr(TwoSided, _name, _pointing(_name))
 
 
+def _fix(error: ServiceError, own_port: bool) -> str | None:
+    """What to do if the base's program, which runs beside the head's, couldn't start."""
+    if not own_port:
+        return "both builds run at once: put {port} into its arguments"
+    if TAKEN not in f"{error.why}{error.detail}".lower():
+        return None
+    return (
+        "both builds run at once, with the same arguments: for each further port, put {port:http} or another "
+        "name there, which becomes a free port of each build"
+    )
+
+
 class Pairs:
     """Makes both builds of a service. Called like a ServiceFactory; only packages have two sides."""
 
@@ -106,8 +118,7 @@ class Pairs:
                 with contextlib.suppress(NetpollError):
                     service.retire()
                 if isinstance(error, ServiceError) and not error.what.startswith(self._label):
-                    own_port = "{port}" in f"{options.get('args')}{options.get('env')}"
-                    fix = None if own_port else "both builds run at once: put {port} into its arguments"
+                    fix = _fix(error, "{port" in f"{options.get('args')}{options.get('env')}")
                     raise ServiceError(
                         f"{self._label}: {error.what}",
                         why=error.why,
@@ -143,6 +154,8 @@ class Pairs:
             with contextlib.suppress(NetpollError):
                 if service.base is not None:
                     yield service.port, service.base.port
+                    head, base = service.ports, service.base.ports
+                    yield from ((port, base[name]) for name, port in head.items() if name in base)
 
     def stop_all(self) -> None:
         """As ServiceFactory.stop_all, for both sides."""

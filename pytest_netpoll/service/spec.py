@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from pytest_netpoll.service.readiness import Ready
 ATTACHED = ("pid", "port", "process", "container")
 
 Argument = str | os.PathLike[str]
+
+_NAMED_PORT = re.compile(r"\{port:(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,23 @@ class Spec:
 
     @property
     def wants_port(self) -> bool:
-        return any("{port}" in text for text in (*self.argv, *(self.env or {}).values()))
+        return any("{port}" in text for text in self._texts)
 
-    def with_port(self, port: int | None) -> tuple[list[str], dict[str, str]]:
-        """The spec with every {port} in arguments and environment filled in."""
+    @property
+    def port_names(self) -> list[str]:
+        """The names of further ports: "http" for {port:http}."""
+        return list(dict.fromkeys(name for text in self._texts for name in _NAMED_PORT.findall(text)))
+
+    @property
+    def _texts(self) -> tuple[str, ...]:
+        return (*self.argv, *(self.env or {}).values())
+
+    def with_ports(self, port: int | None, named: Mapping[str, int]) -> tuple[list[str], dict[str, str]]:
+        """The spec with every {port} and {port:name} in arguments and environment filled in."""
 
         def fill(text: str) -> str:
-            return text if port is None else text.replace("{port}", str(port))
+            text = text if port is None else text.replace("{port}", str(port))
+            return _NAMED_PORT.sub(lambda match: str(named.get(match[1], match[0])), text)
 
         own = {name: fill(value) for name, value in (self.env or {}).items()}
         return [fill(text) for text in self.argv], os.environ | own

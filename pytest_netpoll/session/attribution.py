@@ -71,6 +71,12 @@ class Roster:
         """
         return {service.name for service in (*self.running, *self.owners)} | self._names_of_test
 
+    def fixtures(self) -> list[str]:
+        """The names of the fixtures that made the running services, in the order in which they did."""
+        owners = (self.owners.get(service) for service in self.running)
+        made = (owner.fixture for owner in owners if owner is not None and owner.fixture is not None)
+        return list(dict.fromkeys(fixture.argname for fixture in made))
+
     def watch(self) -> Presence:
         presence = Presence(self.running)
         self._presences.add(presence)

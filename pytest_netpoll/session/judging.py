@@ -116,9 +116,12 @@ def _around_measured(
         requests = trial.requests_per_second(runs)
         deaths = _dead(session, presence, [s for s in presence.all if s.name in limits.services], item)
         running = [service.name for service in session.roster.running]
+        fixtures = session.roster.fixtures()
         added = extensions.ask(item, measurements, limits)
         mode = session.options.mode
-        verdict = settle(judge(measurements, limits, mode, added.breaches, running, deaths), comparison, mode)
+        verdict = settle(
+            judge(measurements, limits, mode, added.breaches, running, deaths, fixtures), comparison, mode
+        )
         # Even if a user's hook failed, what was measured is reported.
         item.stash[JUDGED] = Judged(limits, measurements, verdict, added.columns, comparison, requests)
         if added.error is not None:

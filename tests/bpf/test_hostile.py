@@ -11,7 +11,7 @@ import pytest
 
 from pytest_netpoll.meter.agent_client import Agent
 from tests.attacks import OWN, on_one_cpu, others, reported_of_others
-from tests.waiting import tries
+from tests.waiting import attempts
 
 # How long it lies; set a minute or more to find what is rare.
 SECONDS = float(os.environ.get("NETPOLL_HOSTILE_SECONDS", "8"))
@@ -32,7 +32,7 @@ def test_invented_descriptors_reveal_only_the_programs_own(
         meter.close(meter.open(), [])  # it is calibrated by now, and has told no lies yet
         os.kill(service.pid, signal.SIGUSR1)
         end, told = time.monotonic() + SECONDS, 0
-        for _ in tries(10 * SECONDS):
+        for _ in attempts(10 * SECONDS):
             window = meter.open(limited=["unclaimed_events"])
             time.sleep(min(2, SECONDS / 2))
             (m,) = meter.close(window, [service])

@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import struct
+import threading
 import time
 from pathlib import Path
 
@@ -381,3 +382,28 @@ def test_sockets_older_than_the_probe_are_measured_from_their_first_data_on(fact
     assert 0 < count(m, "poll_delay") <= 20
     assert count(m, "response") == 10
     assert m.response_p50 >= 5 * MS
+
+
+def test_a_connection_that_is_busy_while_the_probe_comes_has_responses(factory, new_meter, newest_go):
+    service = factory("./echo", args=["-addr", "127.0.0.1:{port}"], ready="tcp", go=str(newest_go.go))
+    meter, stop = new_meter(response="on"), threading.Event()
+    with Client(service.address) as client:
+
+        def keep_asking():
+            while not stop.is_set():
+                client.ask()
+
+        asking = threading.Thread(target=keep_asking)
+        asking.start()
+        try:
+            meter.start()
+            meter.watch(service)
+            window, asked = meter.open(), len(client.took)
+            patiently(lambda: len(client.took) >= asked + 20)
+            [m] = meter.close(window, [service])
+        finally:
+            stop.set()
+            asking.join()
+    assert m.unmeasured is None
+    assert m.absent.get("response_p50") is None
+    assert count(m, "response") >= 18  # the first and the last may be on their way

@@ -350,8 +350,8 @@ def test_without_limits(): pass
         [
             "*_ test_without _*",
             "unmeasured: the test uses no service of its own, *",
-            "  fix: start its service with go_service *",
-            "    running; or name one with service=, of echo",
+            "  fix: ask for its service's fixture, such as def test_x(echo); or name one with",
+            "    service=, of echo; *",
         ]
     )
 

@@ -300,7 +300,8 @@ def test_what_was_installed_says_whom_it_is_for_and_how_to_remove_it(
     file = tmp_path / "sudoers"
     install_without_compiling(monkeypatch, "--prefix", str(prefix), "--sudoers", str(file))
     out = capsys.readouterr().out
-    assert "nobody may start exactly this agent as root without a password" in out
+    said = "nobody may start exactly this agent as root without a password, to measure their own processes"
+    assert f"{said}\nto check that, as nobody:\n  " in out
     assert "run it only from an environment that the user can't write to" in out
     # The command it prints does it, and runs nothing of this environment.
     (removal,) = removal_in(out)

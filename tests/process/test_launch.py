@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import pytest
 from pytest_netpoll.errors import ServiceError, UsageError
 from pytest_netpoll.service.factory import ServiceFactory
 from pytest_netpoll.service.service import Service
+from pytest_netpoll.service.sides import Pairs, Sides, TwoSided
 from tests.waiting import patiently
 
 Nasty = Callable[..., list[str]]
@@ -234,6 +236,79 @@ def test_a_lost_race_for_a_port_is_repeated_on_another_port(
         server = go_service(command=nasty("listen:{port}", "sleep"))
         assert server.port != taken
         socket.create_connection(server.address).close()
+
+
+def test_each_name_stands_for_a_further_port(go_service: ServiceFactory, nasty: Nasty) -> None:
+    command = nasty(
+        "environment:ADMIN", "listen:{port:admin}", "listen:{port:metrics}", "listen:{port}", "sleep"
+    )
+    server = go_service(command=command, env={"ADMIN": "{port:admin}"})
+    ports = dict(server.ports)
+    assert set(ports) == {"admin", "metrics"}
+    assert len({server.port, *ports.values()}) == 3
+    assert server.log == f"ADMIN={ports['admin']}\n"
+    for port in (server.port, *ports.values()):
+        socket.create_connection(("127.0.0.1", port)).close()
+    server.restart()
+    assert server.ports == ports
+
+
+def test_another_port_that_is_taken_is_reported_once(go_service: ServiceFactory) -> None:
+    said = "listen tcp 127.0.0.1:8080: bind: address already in use"
+    with pytest.raises(ServiceError, match="ended before it was ready: exit status 1") as failure:
+        go_service(command=["sh", "-c", f"echo {{port}} {said}; exit 1"])
+    assert str(failure.value.detail).count(said) == 1
+
+
+class Built:
+    """Builds nothing: each package is the nasty program."""
+
+    def __init__(self, directory: Path, command: list[str]) -> None:
+        self._program = directory / "nasty"
+        self._program.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+        self._program.chmod(0o755)
+
+    def build(self, *_: object, **__: object) -> Path:
+        return self._program
+
+
+@pytest.fixture
+def pairs(tmp_path: Path, nasty: Nasty) -> Iterator[Pairs]:
+    """The nasty program as both builds of a package."""
+    sides, built = Sides(), Built(tmp_path, nasty())
+    head = ServiceFactory(rootdir=tmp_path, cache_dir=tmp_path, builder=built, new=sides.new)
+    base = ServiceFactory(rootdir=tmp_path, cache_dir=tmp_path, builder=built)
+    pairs = Pairs(head, base, sides, "base (main)")
+    yield pairs
+    pairs.stop_all()
+
+
+def test_both_builds_have_named_ports_of_their_own(pairs: Pairs) -> None:
+    server = pairs("./server", args=["listen:{port}", "listen:{port:admin}", "sleep"], name="server")
+    assert isinstance(server, TwoSided)
+    assert server.base is not None
+    assert len({server.port, server.base.port, server.ports["admin"], server.base.ports["admin"]}) == 4
+    # A client of a named port gets that of its side.
+    client = pairs(
+        "./client",
+        args=["environment:ADMIN", "listen:{port}", "sleep"],
+        name="client",
+        env={"ADMIN": server.ports["admin"]},
+    )
+    assert isinstance(client, TwoSided)
+    assert client.base is not None
+    assert client.log == f"ADMIN={server.ports['admin']}\n"
+    assert client.base.log == f"ADMIN={server.base.ports['admin']}\n"
+
+
+def test_a_port_of_ones_own_is_an_error_that_says_that_both_builds_run_at_once(pairs: Pairs) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with pytest.raises(ServiceError, match=r"base \(main\): service .* ended before it was ready") as failure:
+        pairs("./server", args=[f"listen:{port}", "listen:{port}", "sleep"])
+    assert failure.value.reason.fix is not None
+    assert "both builds run at once, with the same arguments" in failure.value.reason.fix
+    assert "{port:http}" in failure.value.reason.fix
 
 
 def test_a_port_that_is_always_taken_is_an_error_eventually(

@@ -345,6 +345,9 @@ def test_sarif_contains_the_codes_of_the_reports_rules(
     (run,) = schema_of(SARIF, capsys.readouterr().out)["runs"]
     (result,) = run["results"]
     assert result["ruleId"] == "NP101"
+    (described,) = run["tool"]["driver"]["rules"]
+    assert ".. " not in described["help"]["text"]
+    assert described["help"]["text"].endswith(". More: python -m pytest_netpoll rules NP101")
     assert "two read it. Fix: read from one (" in result["message"]["text"]
 
 
@@ -359,6 +362,24 @@ def test_a_rule_without_a_line_number_is_reported_at_the_test(tmp_path: Path) ->
     ]
     places = {finding.rule: (finding.path, finding.line) for finding in findings([made], tmp_path)}
     assert places == {"NP101": ("test_echo.py", 7), "NP102": ("main.go", 3)}
+
+
+def test_a_broken_limit_is_reported_at_its_own_services_line(tmp_path: Path) -> None:
+    from pytest_netpoll.report.export.findings import findings
+    from tests.unit.test_report_people import two_services
+
+    for name in ("front", "back"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "main.go").write_text("package main\n")
+    found = [f for f in findings([two_services()], tmp_path) if f.rule == "max_spurious"]
+    assert {f.service: (f.path, f.line) for f in found} == {
+        "front": ("front/main.go", 3),
+        "back": ("back/main.go", 4),
+    }
+    # One whose line isn't known is reported at the test, not at another service's line.
+    (tmp_path / "front" / "main.go").unlink()
+    found = [f for f in findings([two_services()], tmp_path) if f.rule == "max_spurious"]
+    assert {f.service: f.path for f in found} == {"front": "tests/test_echo.py", "back": "back/main.go"}
 
 
 def test_gitlab_gets_an_issue_for_each_finding_with_its_own_fingerprint(exported: Any) -> None:

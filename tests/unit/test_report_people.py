@@ -574,10 +574,42 @@ def test_a_panic_is_annotated_where_it_was() -> None:
     )
     dead = recording.build("t.py::t", ("t.py", 7), verdict, demanded, [], 1.0)
     first, second = github.annotations([dead], Path(), lambda file: Path(file).relative_to("/repo"))
+    assert second.endswith("::server: panic: boom")
     assert "server: panic: boom at /repo/server/main.go:17 main.(*server).explode" in first
     assert second.startswith(
         "::error file=server/main.go,line=17,title=netpoll%3A t.py%3A%3At::server: panic: boom"
     )
+
+
+def two_services() -> record.TestRecord:
+    """Both break the limit, each at a line of its own."""
+    front, back = (
+        measured(WASTEFUL, name, offenders=(offender(stack=(Frame("main.run", f"{name}/main.go", line),)),))
+        for name, line in (("front", 3), ("back", 4))
+    )
+    return built(front, back, max_spurious=0.05)
+
+
+def test_each_broken_service_is_annotated_at_its_own_line() -> None:
+    at_test, front, back = github.annotations([two_services()], Path(), Path)
+    for name, line, annotation in (("front", 3, front), ("back", 4, back)):
+        assert f" at {name}/main.go:{line} main.run%0A" in at_test
+        assert annotation.startswith(f"::error file={name}/main.go,line={line},")
+        assert f"::{name}: 499 of 500" in annotation
+        assert f"%0A{name}: NP101" in annotation
+        assert ", parked here%0A" in annotation
+    assert "back" not in front
+    assert "front" not in back
+    summary = github.markdown([two_services()], ENVIRONMENT)
+    assert "parked at front/main.go:3 main.run" in summary
+    assert "parked at back/main.go:4 main.run" in summary
+
+
+def test_two_services_with_one_line_share_an_annotation() -> None:
+    one, other = (measured(WASTEFUL, name, offenders=(offender(),)) for name in ("a", "b"))
+    _, go = github.annotations([built(one, other, max_spurious=0.05)], Path(), Path)
+    assert "title=netpoll%3A tests/test_echo.py%3A%3Atest_echo::a: 499 of 500" in go
+    assert "%0Ab: 499 of 500" in go
 
 
 def test_a_late_wakeup_is_annotated_with_its_line() -> None:
@@ -617,8 +649,7 @@ def test_a_ready_call_of_the_runtime_shows_the_wakee_first() -> None:
     said = "  100.0 % of 70 ready calls, made by runtime.netpolldeadlineimpl, woke the goroutine parked at\n"
     assert f"{said}    server/pool.go:31  main.worker" in shown
     assert "which woke" not in shown
-    evidence = evidence_entries.worst_place(made)
-    assert evidence is not None
+    [evidence] = evidence_entries.worst_places(made)
     assert evidence.stack[0]["file"] == "server/pool.go"
 
 
@@ -722,8 +753,7 @@ def test_each_broken_limit_shows_its_best_line_before_any_further_one(width: int
     places = re.findall(r"^    (shop/main.go:\d+|net/http\S+) +(\S+)", shown, re.MULTILINE)
     assert [function for _, function in places[:4]] == ["main.tick", "main.get", "main.get", "main.leak"]
     assert shown.index("main.leak") < shown.index("held until its Unlock") < shown.index("calls, made at")
-    worst = evidence_entries.worst_place(made)
-    assert worst is not None
+    [worst] = evidence_entries.worst_places(made)
     assert worst.stack[0]["function"] == "main.tick"
 
 

@@ -160,7 +160,7 @@ def test_reports_show_the_code_once() -> None:
     section = terminal.failure_section(made, 100)
     assert section.count("NP101 second-reader") == 1
     assert "fix: read from one goroutine only" in section
-    assert evidence_entries.worst_place(made) is not None
+    assert evidence_entries.worst_places(made)
 
 
 def test_leaked_connections_are_shown_with_their_rule() -> None:

@@ -249,7 +249,7 @@ def test_a_broken_limit_names_the_cgroup_its_quota_and_the_periods():
         limits = resolve([((), {limit: 1})], "t")
         test = recording.build("t", ("t.py", 1), judge([m], limits), limits, [m], 1.0)
         assert said in terminal.failure_section(test, 200)
-        assert str(evidence_entries.worst_place(test)) == said
+        assert str(evidence_entries.worst_places(test)[0]) == said
     limits = resolve([((), {"max_latency_max": "1ns"})], "t")
     test = recording.build("t", ("t.py", 1), judge([m], limits), limits, [m], 1.0)
     assert said not in terminal.failure_section(test, 200)

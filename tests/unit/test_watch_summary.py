@@ -87,3 +87,20 @@ def test_why_nothing_is_measured_is_wrapped_on_the_screen_and_its_fix_can_be_pas
     lines = stream.getvalue().splitlines()
     assert [line for line in lines if len(line) > 60] == [f"    {command}"]
     assert " ".join(map(str.strip, lines)).count("nothing may be lost") == 3
+
+
+def test_times_that_were_asked_for_and_have_no_number_are_explained_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    why = Reason("no read of an accepted stream connection took data")
+    run, stream = Accumulated(), io.StringIO()
+    absent = {"handling_p50": why, "response_p50": why, "response_p90": why}
+    for _ in range(2):
+        run.add(replace(measurement(productive_wakeups=100), absent=absent))
+    View(stream, asked=["response"]).summary("s (pid 1)", run, "stopped", "")
+    [line] = [line for line in stream.getvalue().splitlines() if why.what in line]
+    assert line == f"response, handling: not measured: {why.what}"
+    stream = io.StringIO()
+    View(stream).summary("s (pid 1)", run, "stopped", "")
+    assert why.what not in stream.getvalue()

@@ -8,7 +8,7 @@ import functools
 import itertools
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import constants
@@ -416,9 +416,11 @@ class Kernel:
         is_foreign = (target.tgid, target.owner) == (process.tgid, process.owner) and bool(target.foreign)
         return not self.lives(process.tgid) and not is_foreign
 
-    def settle(self, slot: int, tgid: int, pid: int, root: int, capabilities: int) -> structs.Target:
+    def settle(
+        self, slot: int, tgid: int, pid: int, root: int, capabilities: int, accepted: Iterable[int] = ()
+    ) -> structs.Target:
         """Starts watching the process, in a slot taken for it. Returns its target. capabilities: a mask; if
-        they change, the process no longer counts as its user's.
+        they change, the process no longer counts as its user's. accepted: see note_accepted.
         """
         now = time.monotonic_ns()
         # The bits above the slot distinguish this owner from the slot's former ones.
@@ -427,8 +429,20 @@ class Kernel:
             tgid=tgid, root=root, owner=owner, kept=1, local=pid, capabilities=capabilities, since=now
         )
         self.targets[ctypes.c_int(slot)] = target
+        self._note_accepted(slot, owner, accepted)
         self.watched[self._place(tgid)] = ctypes.c_uint64(tgid << 32 | owner)
         return target
+
+    def _note_accepted(self, slot: int, owner: int, fds: Iterable[int]) -> None:
+        """Notes that these descriptors come from accept. Call it before the process is watched: data may come
+        there before note_sockets runs, and a connection that dials has no responses.
+        """
+        waits = self.image.table(b"waits")
+        for fd in fds:
+            if fd < self.max_fds:
+                waits[ctypes.c_int((slot * self.max_fds + fd) * 2)] = waits.Leaf(
+                    owner=owner, socket=constants.SOCKET_ACCEPTED
+                )
 
     def note_sockets(self, pid: int, listening: Collection[int]) -> bool:
         """Records arrivals on the process's existing sockets from now on, if any are to be recorded. Returns

@@ -91,9 +91,26 @@ def sockets(pid: int, descriptors: dict[int, int]) -> dict[int, Socket]:
 
 def listening(pid: int) -> set[int]:
     """The TCP ports on which the process listens."""
-    found = sockets(pid, inodes(pid)).values()
-    listeners = (known for known in found if known.kind == "listener" and known.local)
-    return {int(known.local.rpartition(":")[2], 16) for known in listeners if known.local}
+    return _ports(sockets(pid, inodes(pid)).values())
+
+
+def accepted(pid: int) -> set[int]:
+    """The descriptors of TCP connections on ports where the process listens."""
+    descriptors = inodes(pid)
+    found = sockets(pid, descriptors)
+    ports = _ports(found.values())
+    return {
+        fd for fd, inode in descriptors.items() if found[inode].kind == "tcp" and _port(found[inode]) in ports
+    }
+
+
+def _ports(found: Iterable[Socket]) -> set[int]:
+    return {_port(known) for known in found if known.kind == "listener"} - {0}
+
+
+def _port(known: Socket) -> int:
+    """0 if it has none."""
+    return int(known.local.rpartition(":")[2], 16) if known.local else 0
 
 
 def closed(pid: int, found: Iterable[Socket]) -> set[Socket]:

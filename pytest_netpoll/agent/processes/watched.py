@@ -418,7 +418,9 @@ class Processes:
             raise _not_for_this_user(pid, root)
 
     def _settle(self, slot: int, tgid: int, pid: int, root: int) -> Process:
-        return Process(slot, self._kernel.settle(slot, tgid, pid, root, proc.capabilities(pid)))
+        times_answers = self._kernel.no_arrivals is None
+        accepted = sockets.accepted(pid) if times_answers and proc.has_execed(pid) else ()
+        return Process(slot, self._kernel.settle(slot, tgid, pid, root, proc.capabilities(pid), accepted))
 
     def _refuse_a_second_root(self, pid: int, root: int) -> None:
         """Raises Refused: a process may belong to one service only."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from tabulate import tabulate
 
+from pytest_netpoll.errors import Reason
 from pytest_netpoll.meter.accumulated import Accumulated
 from pytest_netpoll.model import units
 from pytest_netpoll.model.diagnosis import diagnose, findings
@@ -188,7 +189,21 @@ class View:
             missed = units.show(run.missed_seconds, "s")
             headline = wording.clean(run.missed).headline
             lines.append(_Line(f"not measured for {missed}: {headline}", "yellow"))
+        for names, why in self._missing_times(run.total):
+            lines.append(_Line(f"{names}: not measured: {why.headline}", "yellow"))
+            lines += [_Line(f"{_FIX}{why.fix}")] if why.fix else []
         return [_Line(""), *lines] if lines else []
+
+    def _missing_times(self, total: Measurement) -> list[tuple[str, Reason]]:
+        """("response, handling", why) for the times that an option asks for and that have no number."""
+        if "response" not in self._asked or total.unmeasured is not None:
+            return []
+        together: dict[Reason, list[str]] = {}
+        for family in reversed(_OF_RESPONSES):
+            why = total.absent.get(f"{family}_p50")
+            if why is not None and METRICS[f"{family}_p50"].read(total.snapshot) is None:
+                together.setdefault(wording.clean(why), []).append(family.replace("_", " "))
+        return [(", ".join(families), why) for why, families in together.items()]
 
     def _draw(self, live: Live, lines: Sequence[_Line]) -> None:
         """Draws in place of what was drawn before."""

@@ -48,7 +48,7 @@ def _of_test(record: TestRecord, checkout: Checkout) -> Iterator[Finding]:
         return
     nodeid = record["nodeid"]
     at_test = (record.get("file") or nodeid.partition("::")[0], max(1, record.get("line") or 1))
-    at_go = _worst_line(record, checkout) or at_test
+    lines = _worst_lines(record, checkout)
 
     def finding(
         rule: str, about: str, level: Level, message: str, service: str, at: tuple[str, int]
@@ -57,41 +57,47 @@ def _of_test(record: TestRecord, checkout: Checkout) -> Iterator[Finding]:
 
     level: Level = "error" if "failed" in (record["outcome"], record.get("gate")) else "warning"
     alone = [record, *(wording.of_window(record, window) for window in wording.broken_windows(record))]
-    for breach in (breach for one in alone for breach in one["breaches"]):
+    for own, breach in ((_worst_lines(one, checkout), breach) for one in alone for breach in one["breaches"]):
         kind, metric = breach.get("kind", "max"), breach["metric"]
         if metric in RULES:
             continue  # below, with its fix
         about = f"the limit {kind}_{metric} of a test was broken"
         text = breach.get("text") or f"{breach['service']}: {metric}"
-        yield finding(f"{kind}_{metric}", about, level, text, breach["service"], at_go)
+        at = own.get(breach["service"], at_test)
+        yield finding(f"{kind}_{metric}", about, level, text, breach["service"], at)
     for regression in wording.regressions(record):
         metric = regression["metric"]
         about = f"{metric} regressed from the base or baseline beyond its tolerance"
-        yield finding(f"regressed_{metric}", about, level, regression["text"], regression["service"], at_go)
+        service = regression["service"]
+        at = lines.get(service, at_test)
+        yield finding(f"regressed_{metric}", about, level, regression["text"], service, at)
     for death in record.get("deaths", []):
-        about = "a service ended without being stopped"
-        yield finding(
-            "service_ended", about, "error", f"{death['service']}: {death['how']}", death["service"], at_go
-        )
+        about, service = "a service ended without being stopped", death["service"]
+        at = lines.get(service, at_test)
+        yield finding("service_ended", about, "error", f"{service}: {death['how']}", service, at)
     if record["outcome"] == "unmeasured":
         said = "; ".join(reason.headline for reason in verdict_text.reasons(record)) or "unmeasured"
         yield finding("unmeasured", "a test could not be measured", "warning", said, "", at_test)
-    for service in (service for one in alone for service in one["services"]):
-        for rule in service.get("rules", []):
+    for own, measured in ((_worst_lines(one, checkout), m) for one in alone for m in one["services"]):
+        name = measured["name"]
+        for rule in measured.get("rules", []):
             file, _, line = (rule["line"] or "").rpartition(":")
-            at = checkout.find(file) if file and line.isascii() and line.isdecimal() else None
-            place = at_go if at is None else (at.as_posix(), int(line))
+            path = checkout.find(file) if file and line.isascii() and line.isdecimal() else None
+            at = own.get(name, at_test) if path is None else (path.as_posix(), int(line))
             # Forbidden rules are why the test failed.
             severity = level if rule["forbidden"] else "warning"
-            text = f"{service['name']}: {rule['text'].removesuffix('.')}. Fix: {rule['fix']}"
+            text = f"{name}: {rule['text'].removesuffix('.')}. Fix: {rule['fix']}"
             about = RULES[rule["code"]].meaning if rule["code"] in RULES else rule["name"]
-            yield finding(rule["code"], about, severity, text, service["name"], place)
+            yield finding(rule["code"], about, severity, text, name, at)
 
 
-def _worst_line(record: TestRecord, checkout: Checkout) -> tuple[str, int] | None:
-    evidence = evidence_entries.worst_place(record)
-    for frame in evidence.stack if evidence is not None else ():
-        path = checkout.find(frame["file"] or "")
-        if path is not None and frame["line"]:
-            return path.as_posix(), frame["line"]
-    return None
+def _worst_lines(record: TestRecord, checkout: Checkout) -> dict[str, tuple[str, int]]:
+    """Service -> its worst Go line in the checkout."""
+    found: dict[str, tuple[str, int]] = {}
+    for evidence in evidence_entries.worst_places(record):
+        for frame in evidence.stack:
+            path = checkout.find(frame["file"] or "")
+            if path is not None and frame["line"]:
+                found[evidence.service] = (path.as_posix(), frame["line"])
+                break
+    return found

@@ -56,7 +56,7 @@ def _rule(rule: str, about: str) -> dict[str, Any]:
     """GitHub's code scanning wants a full description and a help of each rule."""
     text = {"text": about}
     more = f"python -m pytest_netpoll rules {rule}" if rule in RULES else f"{_HOME}#readme"
-    explained = {"text": f"{about}. More: {more}"}
+    explained = {"text": f"{about.removesuffix('.')}. More: {more}"}
     return {"id": rule, "shortDescription": text, "fullDescription": text, "help": explained}
 
 
