@@ -77,6 +77,22 @@ def factory(session_factory: ServiceFactory) -> Iterator[ServiceFactory]:
 
 
 @pytest.fixture
+def kept_port() -> Iterator[Callable[[], int]]:
+    """kept_port() is a port of 127.0.0.1 that nobody gets by chance during the test."""
+    with contextlib.ExitStack() as stack:
+
+        def kept_port() -> int:
+            # It doesn't listen: whoever sets SO_REUSEADDR, as Go does, may bind this port, too.
+            keeper = stack.enter_context(socket.socket())
+            keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            keeper.bind(("127.0.0.1", 0))
+            port: int = keeper.getsockname()[1]
+            return port
+
+        yield kept_port
+
+
+@pytest.fixture
 def new_meter(factory: ServiceFactory) -> Iterator[Callable[..., Meter]]:
     """new_meter(max_fds=64): a meter with its own agent; the test has to tell it which services to watch."""
     with contextlib.ExitStack() as stack:
@@ -300,7 +316,7 @@ def commands(parked: Callable[[], None]) -> Iterator[Callable[[Service], Callabl
     with contextlib.ExitStack() as stack:
 
         def commands(service: Service) -> Callable[[int], str]:
-            connection = stack.enter_context(socket.create_connection(service.address, timeout=60))
+            connection = stack.enter_context(socket.create_connection(service.address, timeout=300))
             wire = stack.enter_context(connection.makefile("rw"))
 
             def command(n: int) -> str:

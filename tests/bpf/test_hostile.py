@@ -22,7 +22,7 @@ def test_invented_descriptors_reveal_only_the_programs_own(
     # The agent's raw answer, before it is prepared for people.
     answers, close = [], Agent.close
     monkeypatch.setattr(Agent, "close", lambda *args: answers.append(close(*args)) or answers[-1])
-    command = [built("hostile", str(newest_go.go)), "-own", f"{OWN}:0", "-for", f"{SECONDS}s"]
+    command = [built("hostile", str(newest_go.go)), "-own", f"{OWN}:0", "-for", f"{SECONDS + 600}s"]
     with on_one_cpu(), others() as more:
         service = factory(command=command, ready=re.compile("ready on"), name="hostile")
         more()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from pytest_netpoll.errors import Reason
@@ -20,6 +21,15 @@ DEADLINE_RATE = 50
 # Fewer polls, or deadlines, in all prove no rate: a window may be as short as a few timers.
 LEAST_ENDED = 100
 LEAST_EXPIRED = 25
+# Each read or write that is repeated after its deadline begins with a call that finds nothing: the share of
+# the expired deadlines that have one. A connection that is closed at its deadline (an idle timeout) has none.
+RETRIED_SHARE = 0.5
+# The share of the polls that timers ended that must have woken a goroutine, but not for a deadline. The
+# runtime ends up to two polls for each timer.
+TICKED_SHARE = 0.25
+# Since then, a channel's timer only ends a poll if a goroutine waits for that channel.
+NO_FORGOTTEN_TIMERS = (1, 23)
+
 # The first part of the names of functions that wake goroutines for a timer, and for an expired deadline.
 _TIMERS = ("time.", "runtime.")
 _DEADLINES = "runtime.netpoll"
@@ -48,6 +58,26 @@ def _expired(m: Measurement) -> float:
     return m.deadline_wakeups or 0
 
 
+def _repeated(m: Measurement) -> bool:
+    """Whether reads or writes were repeated after their deadlines."""
+    return m.snapshot.io_outcomes.get("EAGAIN", 0) >= RETRIED_SHARE * _expired(m)
+
+
+def _ticks(m: Measurement) -> bool:
+    """Whether the timers woke goroutines that wait for them, as tickers and sleeps do. A callback
+    (time.AfterFunc) starts one of its own, and most callbacks come once, such as those that remove an entry
+    of a cache.
+    """
+    if m.ready_calls is None:
+        return True  # unknown
+    enough = TICKED_SHARE * _ended(m)
+    if m.ready_calls - _expired(m) >= enough:
+        return True
+    version = re.match(r"go(\d+)\.(\d+)", m.go_version or "")
+    forgotten = version is not None and (int(version[1]), int(version[2])) < NO_FORGOTTEN_TIMERS
+    return forgotten and _expired(m) < enough
+
+
 def _seen(m: Measurement) -> str:
     waiting = number(m, "blocking_polls") + number(m, "timed_polls")
     ended, a_second = count(_ended(m)), rate(_ended(m), m)
@@ -66,7 +96,7 @@ def _woken(found: Sequence[Offender]) -> tuple[Frame, ...]:
 
 
 def _timer_churn(m: Measurement) -> Proof | None:
-    if not _churn(m, TIMER_RATE) or _works(m) or _deadline_churn(m) is not None:
+    if not _churn(m, TIMER_RATE) or _works(m) or not _ticks(m) or _deadline_churn(m) is not None:
         return None
     found = _made(m, *_TIMERS)
     which = "tickers or deadlines keep" if m.deadline_wakeups is None else "tickers or sleeps keep"
@@ -83,7 +113,7 @@ def _timer_churn(m: Measurement) -> Proof | None:
 def _deadline_churn(m: Measurement) -> Proof | None:
     expired = _expired(m)
     often = expired >= max(LEAST_EXPIRED, DEADLINE_RATE * m.window_seconds)
-    if not often or not _churn(m, DEADLINE_RATE) or expired <= _ended(m) / 4:
+    if not often or not _churn(m, DEADLINE_RATE) or expired <= _ended(m) / 4 or not _repeated(m):
         return None
     found = _made(m, _DEADLINES)
     timed_out, events = counted(expired, "deadline"), counted(number(m, "events"), "event")
@@ -112,10 +142,12 @@ RULES = (
         "Timers keep ending the poller's waits while the network is quiet.",
         f"A timer ended at least {TIMER_RATE} polls a second, and {LEAST_ENDED} in all: half or more of the "
         f"polls that waited, and at least {TIMERS_PER_EVENT} for each event. I/O calls that moved data were "
-        "fewer than half as many.",
+        "fewer than half as many. If ready calls are counted: at least one for every four of these polls, "
+        "not for a deadline (before Go 1.23, timers that nobody waits for end polls, too).",
         "notify on change, share one slow ticker, or read without a deadline.",
         "Deadlines (NP302) end polls in the same way; counting deadline wakeups tells them apart. A service "
-        "that sends something at each tick, such as a stream of prices, needs its timers.",
+        "that sends something at each tick, such as a stream of prices, needs its timers. Callbacks "
+        "(time.AfterFunc) don't count, such as those that remove a cache's entries, each at its time.",
         "A single time.NewTicker(time.Millisecond), or fifty components that each check every few "
         "milliseconds whether something changed (example_project: -fault tickers).",
         _timer_churn,
@@ -126,9 +158,11 @@ RULES = (
         "deadline-churn",
         "Reads or writes keep timing out and are repeated.",
         f"At least {DEADLINE_RATE} expired deadlines a second, and {LEAST_EXPIRED} in all, and polls that "
-        "timers ended, as in NP301. Needs uprobes.",
+        "timers ended, as in NP301; and a call that ended in EAGAIN for each two of the deadlines, because a "
+        "read or write that is repeated begins with one. Needs uprobes.",
         "read without a deadline, and to stop call SetReadDeadline(time.Now()) once.",
-        "Tickers and sleeps (NP301) end as many polls, but no deadline expires.",
+        "Tickers and sleeps (NP301) end as many polls, but no deadline expires. Idle timeouts expire, but "
+        "their connections are closed instead of read again.",
         "A handler that interrupts its Read every millisecond to check a flag (example_project: -fault "
         "busy-poll).",
         _deadline_churn,
