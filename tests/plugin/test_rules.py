@@ -37,7 +37,6 @@ def test_unknown(echo, ping): ping(echo, 20)
     result.stdout.fnmatch_lines(
         [
             "dup: NP101 second-reader: * of *",
-            "*fix: read from one goroutine only*",
             "*echo: NP302 deadline-churn was not checked: deadline wakeups were not counted*",
             "*NP302 deadline-churn was not checked in 4 tests: deadline wakeups were not*",
             "*fix: --netpoll-goready=on*",
