@@ -208,7 +208,7 @@ def test_watch_ends_with_a_message_when_the_process_dies(watch, launch, newest_g
     os.kill(server.pid, signal.SIGKILL)
     text, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert re.search(r"^Ended: service 'echo' ended: ", text, re.MULTILINE)
+    assert re.search(r"^Ended: service 'echo': ", text, re.MULTILINE)
     assert errors == ""
 
 
@@ -218,7 +218,7 @@ def test_a_commands_output_stays_off_the_table_and_its_end_is_shown(watch):
     assert process.returncode == 1
     table, output = text.split("Ended: ")
     assert "of the command" not in table.replace("echo of the command", "")
-    assert output == "service 'sh' ended: exit status 3\nits last output:\n| of the command\n| bye\n"
+    assert output == "service 'sh': exit status 3\nits last output:\n| of the command\n| bye\n"
 
 
 def test_a_command_is_stopped_with_everything_it_started(watch, counting):

@@ -200,9 +200,9 @@ RULES = (
         "busy-loop",
         "A goroutine checks for something in a loop that never waits.",
         f"CPU samples of one function, that ran or waited for a CPU for at least {LEAST_WANTED} s a second, "
-        f"at least {LOOKING_SHARE:.0%} of which are in calls that check and find nothing: a select with one "
-        "case and a default, runtime.Gosched, or TryLock. With two cases, the samples don't show whether one "
-        "was ready, so that is not reported.",
+        f"at least {LOOKING_SHARE * 100:.0f} % of which are in calls that check and find nothing: a select "
+        "with one case and a default, runtime.Gosched, or TryLock. With two cases, the samples don't show "
+        "whether one was ready, so that is not reported.",
         "wait: leave the default out of the select, or use a channel, a sync.Cond or a ticker. If the loop "
         "computes something between two checks, check less often.",
         "A computation uses as much CPU time, but in its own code. A hub that sends to each subscriber by a "
@@ -215,10 +215,10 @@ RULES = (
     Rule(
         "NP205",
         "unbuffered-io",
-        "A message is read in many small pieces, each with a system call.",
+        "A message is read in many small pieces, each with a syscall.",
         f"At one place, at least {READS_PER_WAKEUP} reads per wakeup that returned {SMALL_READ} bytes or "
-        f"fewer each, {FILLED_SHARE:.0%} of which asked for no more than they got, from a sample of all I/O "
-        "calls. Goroutines that run only Go's standard library or x/net/http2 don't count.",
+        f"fewer each, {FILLED_SHARE * 100:.0f} % of which asked for no more than they got, from a sample of "
+        "all I/O calls. Goroutines that run only Go's standard library or x/net/http2 don't count.",
         "read through a bufio.Reader.",
         "A large transfer makes as many calls per wakeup, but in large pieces. A service that is busy "
         "whenever a small message comes reads it without a wakeup, but asks for more, and so takes it whole.",

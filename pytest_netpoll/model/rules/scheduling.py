@@ -441,9 +441,10 @@ RULES = (
         "NP402",
         "nobody-polls",
         "All Ps are always busy, so the network is polled only every 10 ms.",
-        f"Polls that do not block, {NONBLOCKING_SHARE:.0%} of them or more, and at most {SYSMON_RATE} a "
-        f"second; fewer polls that wait than one for two events; threads that run for {PS_USED:.0%} of what "
-        "the Ps can use; and no wakeups that are late as in NP401, which explains more.",
+        f"Polls that do not block, {NONBLOCKING_SHARE * 100:.0f} % of them or more, and at most "
+        f"{SYSMON_RATE} a second; fewer than one poll that waits for every two events; threads that run for "
+        f"{PS_USED * 100:.0f} % of what the Ps can use; and no wakeups that are late as in NP401, which "
+        "explains more.",
         "let CPU-bound goroutines sleep, use fewer of them than GOMAXPROCS, or give them their own process.",
         "A service that is busy with its own messages polls thousands of times a second. One that gets too "
         "little CPU for its messages, on a busy machine, always has one to handle and polls rarely. One "
@@ -476,7 +477,7 @@ RULES = (
         "the slowest wakeups were on their way; and less than half of its CPUs used by the service itself.",
         "run less beside the test, or give the machine more CPUs.",
         "A service that starves itself (NP401), or whose GOMAXPROCS is too high (NP406), or whose threads in "
-        "system calls and C code use the CPU.",
+        "syscalls and C code use the CPU.",
         "Any service, beside a compiler.",
         _machine_busy,
         _no_cpu,
@@ -503,13 +504,13 @@ RULES = (
         "NP406",
         "more-Ps-than-CPUs",
         "GOMAXPROCS is more than the CPUs that the service may use, and its threads wait for each other.",
-        f"GOMAXPROCS, the CPUs that the process may run on, at least {BUSY_USED:.0%} of them used, and "
-        f"on average {CPUS_WANTED} threads for each of them that ran or waited for one, without the part of "
-        "the time in which others had them. More Ps than CPUs must have run Go code on average, if that is "
-        "known.",
+        f"GOMAXPROCS, the CPUs that the process may run on, at least {BUSY_USED * 100:.0f} % of them used, "
+        f"and on average {CPUS_WANTED} threads for each of them that ran or waited for one, without the part "
+        "of the time in which others had them. More Ps than CPUs must have run Go code on average, if that "
+        "is known.",
         "leave GOMAXPROCS to the runtime, or set it to the number of CPUs.",
         "A machine that is short of CPU (NP404), because other processes use it: a burst of messages also "
-        "makes many threads wait there. Threads in long system calls or C code, which GOMAXPROCS doesn't "
+        "makes many threads wait there. Threads in long syscalls or C code, which GOMAXPROCS doesn't "
         "limit.",
         "A service with GOMAXPROCS=48 in a cpuset of 2.",
         _too_many_ps,
@@ -520,9 +521,9 @@ RULES = (
         "NP407",
         "gc-pressure",
         "The garbage collector uses a large part of the service's CPU time.",
-        f"At least {GC_SHARE:.0%} of the CPU samples in the garbage collector, worth {GC_USED} s of CPU a "
-        f"second, and {LEAST_GC} s in all; and {CAUSE_SHARE:.0%} in the program's own code and in goroutines "
-        "that assist the collector because they allocate.",
+        f"At least {GC_SHARE * 100:.0f} % of the CPU samples in the garbage collector, worth {GC_USED} s "
+        f"of CPU a second, and {LEAST_GC} s in all; and {CAUSE_SHARE * 100:.0f} % in the program's own code "
+        "and in goroutines that assist the collector because they allocate.",
         "allocate less (reuse buffers, sync.Pool), or raise GOGC, with GOMEMLIMIT as its bound.",
         "A computation (NP401) uses as much CPU, but in the program's own code. A large heap's single "
         "collection, such as that of debug.FreeOSMemory, has no goroutines that allocate beside it.",

@@ -129,8 +129,9 @@ def _timer_churn(m: Measurement) -> Proof | None:
     which = "tickers or deadlines keep" if m.deadline_wakeups is None else "tickers or sleeps keep"
     return Proof(
         _ended(m),
-        f"{_seen(m)}, for {counted(number(m, 'events'), 'event')}: {which} the poller busy. Typically many "
-        "components look for changes every few milliseconds, or a loop reads with a short deadline.",
+        f"{_seen(m)}, for {counted(number(m, 'events'), 'event')}: {which} the poller busy. Typically a "
+        "ticker of a few milliseconds, many components that each look for changes, or a loop that reads with "
+        "a short deadline.",
         _woken(found),
         evidence=tuple(found),
     )
@@ -166,11 +167,11 @@ RULES = (
         "NP301",
         "timer-churn",
         "Timers keep ending the poller's waits while the network is quiet.",
-        f"At least {TIMER_RATE} polls a second that a timer ended, and {LEAST_ENDED} in all, half or more of "
-        f"those that waited, and {TIMERS_PER_EVENT} for each event or more; fewer than one I/O call for two "
-        f"of them; and less than {TICK_WORK * 1000:g} ms of CPU for each in the goroutines that timers wake. "
-        "If ready calls are counted: one for each four of these polls, not for a deadline (before Go 1.23, "
-        "timers that nobody waits for end polls, too).",
+        f"A timer ended at least {TIMER_RATE} polls a second, and {LEAST_ENDED} in all: half or more of the "
+        f"polls that waited, and at least {TIMERS_PER_EVENT} for each event. I/O calls that moved data were "
+        f"fewer than half as many, and the goroutines that timers wake used less than {TICK_WORK * 1000:g} "
+        "ms of CPU for each. If ready calls are counted: at least one for every four of these polls, not for a "
+        "deadline (before Go 1.23, timers that nobody waits for end polls, too).",
         "notify on change, share one slow ticker, or read without a deadline.",
         "Deadlines (NP302) end polls in the same way; counting deadline wakeups tells them apart. A service "
         "that sends or computes something at each tick, such as a simulation, needs its timers. Callbacks "

@@ -188,8 +188,8 @@ RULES = (
         "shared-listener",
         "Several acceptors wait on one listener: each connection wakes all of them, and one accepts it.",
         "Wakeups of accept that ended in EAGAIN, on a listener that is registered with epoll more than "
-        f"once, in this process or in several: at least {LEAST_WASTED}, and {ACCEPT_SHARE:.0%} of all "
-        f"wakeups. {_SOCKETS}",
+        f"once, in this process or in several: at least {LEAST_WASTED}, and {ACCEPT_SHARE * 100:.0f} % of "
+        f"all wakeups. {_SOCKETS}",
         "serve from one process (Go uses all CPUs), or give each worker a listener of its own with "
         "SO_REUSEPORT.",
         "An acceptor that does not wait with epoll may also take the connection from the queue; that is only "
