@@ -32,6 +32,14 @@ static __always_inline int shut_down(u64 sk)
 	return shutdown & RCV_SHUTDOWN;
 }
 
+static __always_inline int is_listening(u64 sk)
+{
+	u8 state = 0;
+
+	READ_MEMBER(state, sk + SOCK_STATE_OFFSET);
+	return state == TCP_LISTEN;
+}
+
 static __always_inline int is_known_port(u16 port)
 {
 	int key = port;
@@ -145,6 +153,9 @@ int data_ready(struct bpf_raw_tracepoint_args *ctx)
 			return 0;
 		end = nxt;
 	} else if (b->kind >= LISTENER) {
+		/* Another socket may have the memory of a listener whose process has ended. */
+		if (!is_listening(sk))
+			return 0;
 		note_child(sk, b, now);
 	}
 	note_arrival(b, end, now);

@@ -407,3 +407,27 @@ def test_a_connection_that_is_busy_while_the_probe_comes_has_responses(factory, 
     assert m.unmeasured is None
     assert m.absent.get("response_p50") is None
     assert count(m, "response") >= 18  # the first and the last may be on their way
+
+
+def test_sockets_in_the_memory_of_an_ended_services_listener_are_not_listeners(
+    launch, measure, tmp_path, newest_go
+):
+    """A client's may be: its answers aren't connections."""
+    for number in range(8):
+        launch("answer", "-path", str(tmp_path / str(number)), go=str(newest_go.go)).stop()
+    path = str(tmp_path / "socket")
+    service = launch("answer", "-handle", "20ms", "-path", path, go=str(newest_go.go))
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(path)) for _ in range(100)]
+        for client in clients:
+            client.send()
+        for client in clients:
+            client.receive()
+        with measure() as stretch:
+            for _ in range(2):  # the second arrives before the first is answered
+                for client in clients:
+                    client.send()
+            for client in clients * 2:
+                assert client.socket.recv(4, socket.MSG_WAITALL) == client.request
+    m = stretch(service)
+    assert count(m, "queue_delay") == 200
