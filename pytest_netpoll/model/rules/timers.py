@@ -170,8 +170,8 @@ RULES = (
         f"A timer ended at least {TIMER_RATE} polls a second, and {LEAST_ENDED} in all: half or more of the "
         f"polls that waited, and at least {TIMERS_PER_EVENT} for each event. I/O calls that found something "
         "were fewer than half as many, and the goroutines that timers wake used less than "
-        f"{TICK_WORK * 1000:g} ms of CPU for each. If ready calls are counted: at least one for every four of "
-        "these polls, not for a deadline (before Go 1.23, timers that nobody waits for end polls, too).",
+        f"{TICK_WORK * 1000:g} ms of CPU for each. If ready calls are counted: at least one for every four "
+        "of these polls, not for a deadline (before Go 1.23, timers that nobody waits for end polls, too).",
         "notify on change, share one slow ticker, or read without a deadline.",
         "Deadlines (NP302) end polls in the same way; counting deadline wakeups tells them apart. A service "
         "that sends or computes something at each tick, such as a simulation, needs its timers. Callbacks "
