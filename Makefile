@@ -30,9 +30,9 @@ help: ## this list
 demo: ## see a healthy Go service pass, and wasteful ones caught
 	@.ci/setup demo
 	@printf '\n--- example_project, healthy services: every test should pass\n\n'
-	@$(PYTEST) example_project $(ARGS)
+	@$(PYTEST) -p no:asyncio example_project $(ARGS)
 	@printf '\n--- example_project, wasteful services: these tests should fail\n\n'
-	@status=0; $(PYTEST) example_project --wasteful $(ARGS) || status=$$?; \
+	@status=0; $(PYTEST) -p no:asyncio example_project --wasteful $(ARGS) || status=$$?; \
 	case $$status in \
 	1) printf '\ndemo: caught, as it should be.\n' ;; \
 	0) printf '\ndemo: the wasteful services passed, but should have failed.\n' >&2; exit 1 ;; \

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from pytest_netpoll.cli.commands import COMMANDS
+from pytest_netpoll.cli.lines import DOCS
 from pytest_netpoll.errors import NetpollError, UsageError
 from pytest_netpoll.meter.privilege import AS_ROOT
 
@@ -28,7 +29,8 @@ def main(arguments: Sequence[str]) -> int:
             print(f"no command {arguments[0]!r}{meant}\n", file=stream)
         print("usage: python -m pytest_netpoll COMMAND [...]\n", file=stream)
         for name, known in COMMANDS.items():
-            print(f"  {name:<14}{known.help}", file=stream)
+            print(f"  {name:<15}{known.help}", file=stream)
+        print(f"\nCOMMAND --help explains its options. More:\n  {DOCS}/commands.md", file=stream)
         return 0 if asked_for_help else USAGE_ERROR
     try:
         return command.run(arguments[1:])

@@ -135,7 +135,10 @@ def _toolchain(text: str) -> str | Path:
 
 def _rules(text: str) -> str:
     """Checks the rules' names; they are read with the markers."""
-    choice.parse(text)
+    try:
+        choice.parse(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; python -m pytest_netpoll rules lists them") from None
     return text
 
 
@@ -163,8 +166,8 @@ OPTIONS: tuple[OptionSpec, ...] = (
     _one_of(
         "mode",
         "--netpoll",
-        "gate: a broken limit fails the test; report: broken limits and unmeasured tests are only reported; "
-        "off: nothing is measured",
+        "gate: a broken limit or forbidden rule fails the test; report: these and unmeasured tests are only "
+        "reported; off: nothing is measured",
         "gate",
         "report",
         "off",
@@ -197,7 +200,8 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "--netpoll-artifacts",
         "netpoll_artifacts",
         "write profiles for 'go tool pprof', a trace for Perfetto and the services' output to DIR, for each "
-        "test that failed; for all tests with DIR:all",
+        "test that failed or is unmeasured (for all tests with DIR:all); the test's call is repeated for the "
+        "trace",
         _artifacts,
         metavar="DIR[:all]",
     ),
@@ -283,7 +287,8 @@ OPTIONS: tuple[OptionSpec, ...] = (
     _one_of(
         "goready",
         "--netpoll-goready",
-        "count goroutine wakeups through runtime.ready; auto: if that is cheap and permitted",
+        "count ready calls: goroutines that runtime.ready wakes, as for channels, mutexes and timers; auto: "
+        "if that is cheap and permitted",
         "auto",
         "on",
         "off",
@@ -291,7 +296,8 @@ OPTIONS: tuple[OptionSpec, ...] = (
     _one_of(
         "response",
         "--netpoll-response",
-        "measure queue delays, handling and responses; auto: if a limit or a comparison is about one of them",
+        "measure queue delays, handling and responses; auto: if a test's limit or comparison is about one of "
+        "them",
         "auto",
         "on",
         "off",

@@ -74,8 +74,8 @@ def go_service(request: pytest.FixtureRequest, netpoll_toolchain: str | None) ->
 
 @pytest.fixture
 def netpoll(request: pytest.FixtureRequest) -> Netpoll:
-    """Measures a part of a test: `with netpoll.measure() as window: …`, then `window[service].wakeups`.
-
+    """Measures a window of a test: `with netpoll.measure("quiet", max_polls=50): …` fails the test if a limit
+    is broken; `with netpoll.measure() as window: …` gives numbers such as `window[service].wakeups`.
     `netpoll.parked(service)` lists the goroutines that are parked on descriptors now.
     """
     session = request.config.stash[SESSION]

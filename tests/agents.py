@@ -65,6 +65,7 @@ MEASURED = {
     "mutex_wait": 3000,
     "lock_wait": None,
     "unprobed": 0,
+    "ended": [],
     "io_outcomes": {"data": 5, "EAGAIN": 2},
     "futile": [["read", "EAGAIN", 1]],
     "parked": None,

@@ -20,22 +20,30 @@ def until_fed(pid: int, share: float, act: Callable[[], object]) -> None:
     process then goes before most others, as far as this user may have that.
     """
     began, before = time.monotonic(), _used(pid)
-    _put_before_others(pid, True)
-    try:
+    with before_others(pid):
         while True:
             act()
             took = time.monotonic() - began
             if _used(pid) - before >= share * took or took > GIVE_UP:
                 return
+
+
+@contextlib.contextmanager
+def before_others(*pids: int) -> Iterator[None]:
+    """In the block, these processes go before most others, as far as this user may have that."""
+    for pid in pids:
+        _renice(pid, -20)
+    try:
+        yield
     finally:
-        _put_before_others(pid, False)
+        for pid in pids:
+            _renice(pid, 0)
 
 
-def _put_before_others(pid: int, before: bool) -> None:
-    niceness = -20 if before else 0
+def _renice(pid: int, niceness: int) -> None:
     with contextlib.suppress(OSError):  # the scheduler may share the CPU out by sessions
         Path(f"/proc/{pid}/autogroup").write_text(str(niceness))
-    for thread in Path(f"/proc/{pid}/task").iterdir():
+    for thread in Path(f"/proc/{pid}/task").glob("*"):
         with contextlib.suppress(OSError):  # it has ended
             os.setpriority(os.PRIO_PROCESS, int(thread.name), niceness)
 

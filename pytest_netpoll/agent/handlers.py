@@ -283,6 +283,7 @@ class Agent:
                 for p in self._processes.of(root)
             ]
             services[root][0]["unprobed"] = unprobed
+            services[root][0]["ended"] = self._processes.ended(root, closed.opened)
             for process, entry in zip(self._processes.of(root), services[root]):  # noqa: B905 - 3.9 has no strict
                 entry["parked"] = parked.get(process.owner)
                 entry["mutexes"] = waits.get(process.owner)
@@ -464,6 +465,7 @@ class Agent:
             },
             **scheduled._asdict(),
             unprobed=0,
+            ended=[],
             **self._probes.counted(process, window, bank.counters),
         )
         return about

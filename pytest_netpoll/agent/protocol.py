@@ -7,7 +7,7 @@ from typing import Any
 
 from constants import SCHEDULER
 
-VERSION = 5
+VERSION = 6
 
 
 class BadMessage(Exception):

@@ -21,7 +21,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "compare": Command("pytest_netpoll.cli.compare", "compare two saved reports or baselines"),
     "doctor": Command(
-        "pytest_netpoll.cli.doctor", "check whether this machine can measure, and how to fix it if not"
+        "pytest_netpoll.cli.doctor", "check if this machine can measure, and how to fix it if not"
     ),
     "dump": Command(
         "pytest_netpoll.cli.dump", "show where a Go process's goroutines are parked on descriptors"

@@ -12,11 +12,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pytest_netpoll.clean import one_line
 from pytest_netpoll.cli.arguments import positive, tcp_port
 from pytest_netpoll.errors import UnmeasuredError
 from pytest_netpoll.gobinary.symbols import Frame, Symbolizer
+from pytest_netpoll.meter.messages import Process
 from pytest_netpoll.meter.meter import Meter
-from pytest_netpoll.meter.processes import runs_goroutines
+from pytest_netpoll.meter.processes import is_go, runs_goroutines, version
 from pytest_netpoll.model import units
 from pytest_netpoll.model.evidence import ParkedGoroutine
 from pytest_netpoll.options import Config, add_agent_options
@@ -42,16 +44,25 @@ def main(argv: Sequence[str]) -> int:
         service = factory(pid=pid, ready=None)
         stack.callback(factory.stop_all)
         parked = meter.parked(service)
-        if not any(map(runs_goroutines, meter.processes())):
+        running = list(filter(runs_goroutines, meter.processes()))
+        if not running:
             raise UnmeasuredError(
                 f"{service.executable or service.name} is not a Go program",
                 fix="name the Go process: --pid=N, or --port=N where it listens",
             )
-        subject = f"{service.name} (pid {pid}, {service.go_version or 'not Go'})"
+        subject = f"{service.name} (pid {pid}, {service.go_version})"
+        if service.go_version is None:
+            subject = f"{', '.join(map(_name, running))}, below {service.name} (pid {pid})"
     print(f"{subject}: {_number(parked)} parked on descriptors")
     for text in _groups(parked):
         print(f"\n{text}")
     return 0
+
+
+def _name(process: Process) -> str:
+    """ "server (pid 4242, go1.27.3)"."""
+    known = [f"pid {process['pid']}", *([version(process)] if is_go(process) else [])]
+    return f"{one_line(Path(process['executable'] or '?').name)} ({', '.join(known)})"
 
 
 def _groups(parked: Sequence[ParkedGoroutine]) -> list[str]:

@@ -139,7 +139,7 @@ def _remove(options: argparse.Namespace) -> int:
     if user is not None:
         if not removed:
             raise InstallError(
-                f"{sudoers} has no line for {user} and the agent in {options.prefix}",
+                f"{sudoers} has no line for {user!r} and the agent in {options.prefix}",
                 fix=f"see which file has one, and name it with --sudoers FILE: "
                 f"{search_command(options.prefix)}",
             )

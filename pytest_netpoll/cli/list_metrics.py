@@ -12,6 +12,14 @@ from pytest_netpoll.model.metrics import LIMITABLE, METRICS, Metric, base_of
 from pytest_netpoll.model.units import Unit
 
 _UNITS: Mapping[Unit, str] = {"share": "ratio 0-1"}
+# How to write a limit on a metric of that unit.
+_EXAMPLES: Mapping[Unit, str] = {
+    "count": "50",
+    "ratio": "1.5",
+    "share": '"5%"',
+    "ns": '"10ms"',
+    "s": '"100ms"',
+}
 _PREFIXES = ("max_", "min_")
 
 
@@ -27,7 +35,10 @@ def main(arguments: Sequence[str]) -> int:
     print_rows(
         [(metric.name, _UNITS.get(metric.unit, metric.unit), metric.meaning) for metric in found.values()]
     )
-    if not names:
+    if names:
+        limits = [f"max_{metric.name}={_EXAMPLES[metric.unit]}" for metric in found.values()]
+        say(f"\nTo limit {'it' if len(limits) == 1 else 'them'}: @pytest.mark.netpoll({', '.join(limits)})")
+    else:
         text = (
             "To limit them: @pytest.mark.netpoll(max_polls=50, min_wakeups=10); a count that grows with time "
             f"also by its rate: max_polls_per_second=50. More: {DOCS}/metrics.md"

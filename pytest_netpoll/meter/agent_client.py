@@ -26,7 +26,7 @@ from pytest_netpoll.meter.privilege import why_sudo_refused
 from pytest_netpoll.meter.schema import wrong
 from pytest_netpoll.service.patience import QUIET_SECONDS, Say
 
-PROTOCOL = 5
+PROTOCOL = 6
 
 # Seconds. Compiling takes under one on an idle machine; a CI machine is not idle.
 START_DEADLINE = 60.0

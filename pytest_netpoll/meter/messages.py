@@ -5,6 +5,7 @@ Times are in ns. Numbers are checked only for their type; the code that reads a 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypedDict
 
 
@@ -90,6 +91,11 @@ class Process(TypedDict):
     scheduler: bool
 
 
+def in_files(stack: Iterable[Iterable[Any]]) -> list[tuple[str, int]]:
+    """The (file, offset in it) of a message's stack. Raises ValueError or TypeError if it is malformed."""
+    return [(str(path), int(offset)) for path, offset in stack]
+
+
 class Wakeup(TypedDict):
     """Where a goroutine was woken. stack: [file, offset in it], innermost first."""
 
@@ -167,7 +173,7 @@ class Parked(TypedDict):
 
 
 class ParkedIn(Parked):
-    """The goroutines parked now in one process."""
+    """The goroutines parked now in one process: each of them, without the counts."""
 
     pid: int
 
@@ -199,7 +205,8 @@ class Measured(Process):
     lock_wait: ns. delays: by agent/constants.py: DELAY_NAMES; None if arrivals of data aren't recorded, or
     not on sockets that it had before it was watched. requests, answered, unanswered, strangers: reads of
     accepted connections, by whether a write followed. unprobed: children that came and went before they had
-    probes, counted with the service's first process.
+    probes, counted with the service's first process. ended: with that process, too, the paths of the programs
+    of children that ended and never polled, so that only what the kernel counted is known of them.
     """
 
     counters: dict[str, int]
@@ -223,6 +230,7 @@ class Measured(Process):
     io_outcomes: dict[str, int]
     futile: list[list[Any]]
     unprobed: int
+    ended: list[str]
     offenders: list[Offender]
     slowest: list[SlowWakeup]
     parked: Parked | None

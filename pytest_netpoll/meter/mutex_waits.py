@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.gobinary.symbols import Frame, Symbolizer, trim
-from pytest_netpoll.meter.messages import Measured
+from pytest_netpoll.meter.messages import Measured, in_files
 from pytest_netpoll.meter.processes import runs_goroutines
 from pytest_netpoll.model import units
 from pytest_netpoll.model.evidence import Offender
@@ -58,7 +58,7 @@ def collect(
             return Found(None, _too_seldom(process["pid"], mutexes["gap_ns"]), ())
         total += waited
         for seen, ns, raw in mutexes["stacks"]:
-            frames = symbolizer.stack([(str(path), int(offset)) for path, offset in raw])
+            frames = symbolizer.stack(in_files(raw))
             if frames:
                 place = places[_lock(frames), trim(frames)]
                 place[0] += int(seen)

@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Any, get_args
 
 from pytest_netpoll.gobinary.symbols import PLUMBING, Frame, Symbolizer, trim
+from pytest_netpoll.meter.messages import in_files
 from pytest_netpoll.model.evidence import Cause, Offence, Offender
 
 _OFFENCES = get_args(Offence)
@@ -71,7 +72,7 @@ def collect(
     totals: dict[str, int] = defaultdict(int)
     for entry in raw:
         _check(entry)
-        frames = symbolizer.stack([(str(path), int(offset)) for path, offset in entry["stack"]])
+        frames = symbolizer.stack(in_files(entry["stack"]))
         ready = entry["offence"] == "ready"
         stack = trim(_callers(frames) if ready else frames)
         where: tuple[Any, ...] = stack
@@ -80,7 +81,7 @@ def collect(
             where = tuple(frame.function for frame in stack)
             lines[where][stack] += entry["count"]
             looked[where] += entry["count"] * _only_looks(frames)
-        woken = symbolizer.stack([(str(path), int(offset)) for path, offset in entry["woken_stack"]])
+        woken = symbolizer.stack(in_files(entry["woken_stack"]))
         kind = tuple(
             entry[name] for name in ("offence", "direction", "syscall", "outcome", "fd_type", "locked")
         )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.gobinary.symbols import Frame, Symbolizer
-from pytest_netpoll.meter.messages import Measured, Parked, ParkedIn
+from pytest_netpoll.meter.messages import Measured, Parked, ParkedIn, in_files
 from pytest_netpoll.meter.readable import is_readable
 from pytest_netpoll.model.evidence import Offender, ParkedGoroutine
 from pytest_netpoll.model.metrics import PARKED_METRICS
@@ -97,7 +97,7 @@ def rows(parked: Parked, symbolizer: Symbolizer) -> list[ParkedGoroutine]:
 
 
 def _stacks(parked: Parked, symbolizer: Symbolizer) -> list[tuple[Frame, ...]]:
-    return [symbolizer.trimmed([(str(path), int(at)) for path, at in raw]) for raw in parked["stacks"]]
+    return [symbolizer.trimmed(in_files(raw)) for raw in parked["stacks"]]
 
 
 def now(processes: Sequence[ParkedIn], symbolizer: Symbolizer) -> list[ParkedGoroutine]:
@@ -203,7 +203,7 @@ def _readers(process: Measured, symbolizer: Symbolizer) -> dict[_Ends, tuple[Fra
     counts: dict[_Ends, Counter[tuple[Frame, ...]]] = defaultdict(Counter)
     for entry in process["offenders"]:
         if entry["offence"] == "woken" and entry["direction"] == "read" and entry["peer"] is not None:
-            stack = symbolizer.trimmed([(str(path), int(at)) for path, at in entry["stack"]])
+            stack = symbolizer.trimmed(in_files(entry["stack"]))
             counts[entry["local"], entry["peer"]][stack] += entry["count"]
     return {ends: max(stacks, key=lambda stack: stacks[stack]) for ends, stacks in counts.items()}
 

@@ -195,8 +195,8 @@ def why_sudo_refused(argv: Sequence[str], installed: Path | None, said: str) -> 
     return UnmeasuredError(
         "eBPF needs root",
         why=why,
-        fix=f"if you may use sudo for everything: sudo -v, then again in this terminal; if not, "
-        f"an administrator runs once: {install}",
+        fix="if you may use sudo for everything, run `sudo -v`, then this again in the same terminal; if "
+        f"not, an administrator runs once: {install}",
     )
 
 

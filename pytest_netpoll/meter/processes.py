@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from pytest_netpoll.gobinary.go_version import go_version_of_program
-from pytest_netpoll.meter.messages import Process
+from pytest_netpoll.meter.messages import Measured, Process
 
 
 class Watched(Protocol):
@@ -35,6 +35,13 @@ def is_go(process: Process) -> bool:
 def runs_goroutines(process: Process) -> bool:
     """Whether it runs goroutines; also True for a program that can't be read, such as a deleted one."""
     return is_go(process) or process["calibration"]["layout"] is not None
+
+
+def ended_program(process: Measured) -> str | None:
+    """The path of a Go program that children ran that ended with all that only their memory held; None if
+    there were none.
+    """
+    return next((path for path in process["ended"] if go_version_of_program(path) is not None), None)
 
 
 def version(process: Process) -> str:

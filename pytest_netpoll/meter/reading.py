@@ -31,7 +31,7 @@ from pytest_netpoll.meter import (
 )
 from pytest_netpoll.meter.doubts import LOSSES, Seen, why_not_exact
 from pytest_netpoll.meter.messages import Closed, Measured, Times
-from pytest_netpoll.meter.processes import Watched, runs_goroutines, version
+from pytest_netpoll.meter.processes import Watched, ended_program, runs_goroutines, version
 from pytest_netpoll.meter.programs import Programs
 from pytest_netpoll.meter.snapshots import read_snapshot
 from pytest_netpoll.meter.window import Window
@@ -256,10 +256,12 @@ class Reader:
             round(seconds * 1e9),
             lambda process: self.programs.why_no_scheduler(process, SCHEDULER_WAITERS[0]),
         )
-        found.change(mutex_wait_ns=waits.waited_ns, mutex_looked=True)
-        found.absent.pop("mutex_wait_seconds", None)
-        if waits.absent is not None:
-            found.absent["mutex_wait_seconds"] = waits.absent
+        why_not = found.absent.pop("mutex_wait_seconds", None)
+        gone = why_not is not None and any(map(ended_program, found.processes))
+        found.change(mutex_wait_ns=None if gone else waits.waited_ns, mutex_looked=True)
+        why_not = why_not if gone else waits.absent
+        if why_not is not None:
+            found.absent["mutex_wait_seconds"] = why_not
         found.offenders += waits.offenders
 
     def _absent(self, processes: Sequence[Measured]) -> dict[str, Reason]:
@@ -282,6 +284,14 @@ class Reader:
             for name, group, metrics in _OF_THE_SCHEDULER:
                 if process[name] is None:
                     why |= dict.fromkeys(metrics, self.programs.why_no_scheduler(process, group))
+        program = next(filter(None, map(ended_program, processes)), None)
+        if program is not None:
+            gone = Reason(
+                f"a child process that ran {program} has ended, and its memory with it",
+                why="the Go runtime's own numbers can only be read from a process that runs",
+                fix="let it run until the test ends, or leave out this limit",
+            )
+            why |= dict.fromkeys((name for *_, names in _OF_THE_SCHEDULER for name in names), gone)
         return why
 
 
@@ -299,6 +309,9 @@ def _snapshot(process: Measured, is_go: bool) -> Snapshot:
         optional = {name: counters.get(name, 0) for name in optional}
         nothing = {**dict.fromkeys(scheduler, 0), "sched_latency": []}
         scheduler = {name: nothing[name] if value is None else value for name, value in scheduler.items()}
+    if ended_program(process):
+        scheduler = dict.fromkeys(scheduler)
+        optional["dispatches"] = None
     if process["unprobed"]:
         optional.update(ready_calls=None, deadline_wakeups=None)
     return read_snapshot({**fields, "counters": counters | optional, **scheduler})

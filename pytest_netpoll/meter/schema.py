@@ -29,8 +29,11 @@ def wrong(value: object, wanted: Any, where: str = "") -> str | None:
     if isinstance(value, list):
         if arguments[0] is Any:  # there may be 10,000 rows of them
             return None
-        parts = [(item, arguments[0], f"{where}[{index}]") for index, item in enumerate(value)]
-    elif is_typeddict(wanted):
+        for index, item in enumerate(value):
+            if wrong(item, arguments[0]) is not None:  # to name the place of each takes most of the time
+                return wrong(item, arguments[0], f"{where}[{index}]")
+        return None
+    if is_typeddict(wanted):
         assert isinstance(value, dict)
         hints = _fields(wanted)
         missing = sorted(wanted.__required_keys__ - value.keys())

@@ -8,6 +8,7 @@ from typing import Any
 
 from pytest_netpoll.agent.constants import PLACE, SLOWEST
 from pytest_netpoll.gobinary.symbols import Symbolizer
+from pytest_netpoll.meter.messages import in_files
 from pytest_netpoll.model.evidence import SlowAnswer, SlowWakeup
 
 # Minor version of Go -> which of the agent's two words is runtime.g's goid: at 152, or at 160 if another
@@ -29,7 +30,7 @@ def collect(raw: Sequence[Mapping[str, Any]], symbolizer: Symbolizer) -> tuple[S
             at_ms=round(wakeup["at_ns"] / 1e6, 3),
             goroutine=goroutine(wakeup["goid"], wakeup["go_version"]),
             **{name: wakeup[name] for name in PLACE},
-            stack=symbolizer.trimmed([(str(path), int(offset)) for path, offset in wakeup["stack"]]),
+            stack=symbolizer.trimmed(in_files(wakeup["stack"])),
         )
         for wakeup in worst
     )
@@ -55,7 +56,7 @@ def answers(raw: Mapping[str, Sequence[Mapping[str, Any]]], symbolizer: Symboliz
                     at_ms=round(entry["at_ns"] / 1e6, 3),
                     goroutine=goroutine(entry["goid"], entry["go_version"]),
                     **{name: entry[name] for name in PLACE},
-                    stack=symbolizer.trimmed([(str(path), int(offset)) for path, offset in entry["stack"]]),
+                    stack=symbolizer.trimmed(in_files(entry["stack"])),
                 )
             )
     return tuple(found)

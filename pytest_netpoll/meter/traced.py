@@ -15,7 +15,7 @@ from pytest_netpoll.agent.constants import TRACE_RECORDS
 from pytest_netpoll.errors import Reason
 from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.meter.agent_client import INVALID_FIX
-from pytest_netpoll.meter.messages import Traced
+from pytest_netpoll.meter.messages import Traced, in_files
 from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.meter.processes import Watched
 from pytest_netpoll.model.measurement import Measurement
@@ -91,10 +91,7 @@ def collect(raw: Sequence[Traced], symbolizer: Symbolizer) -> Trace:
     readies: list[Ready] = []
     looks: list[Look] = []
     for one in raw:
-        stacks = [
-            symbolizer.trimmed([(str(path), int(offset)) for path, offset in stack])
-            for stack in one["stacks"]
-        ]
+        stacks = [symbolizer.trimmed(in_files(stack)) for stack in one["stacks"]]
 
         def stack(index: int | None, stacks: Sequence[Stack] = tuple(stacks)) -> Stack:
             return () if index is None else stacks[index]

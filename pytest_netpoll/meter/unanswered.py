@@ -47,7 +47,7 @@ def _no_response(snapshot: Snapshot) -> Reason | None:
     if snapshot.strangers * 2 > requests:
         return Reason(
             "the goroutines that read could not be recognized",
-            why="the program makes its system calls in another way than Go's own compiler",
+            why="the program makes its syscalls in another way than Go's own compiler",
         )
     return Reason(
         f"{answered:,} of {requests:,} reads were answered by a write of the same goroutine",

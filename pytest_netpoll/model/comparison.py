@@ -70,8 +70,8 @@ class Change:
     def __str__(self) -> str:
         if self.difference is not None:
             return str(self.difference)
-        show = METRICS[self.metric].format
-        return f"{self.metric} {' → '.join(units.show_apart(self.baseline, self.measured, show))}"
+        values = units.show_changed(self.baseline, self.measured, METRICS[self.metric].unit)
+        return f"{self.metric} {' → '.join(values)}"
 
 
 def place(
@@ -147,7 +147,7 @@ class Comparison:
                 more = () if value is None else (value,)
                 kept.append(dataclasses.replace(regression, again=(*regression.again, *more)))
             else:
-                first, second = units.show_apart(regression.measured, value, metric.format)
+                first, second = units.show_changed(regression.measured, value, metric.unit)
                 notes.append(
                     f"{regression.service}: {metric.name} {first} was not confirmed: {second} when remeasured"
                 )

@@ -77,11 +77,11 @@ class Difference:
         return f"{self.base_rounds} rounds then and {self.rounds} now"
 
     def __str__(self) -> str:
-        show = METRICS[self.metric].format
+        metric = METRICS[self.metric]
         values = (
-            " → ".join(units.show_apart(self.base, self.head, show))
+            " → ".join(units.show_changed(self.base, self.head, metric.unit))
             if self.base != self.head
-            else show(self.base)
+            else metric.format(self.base)
         )
         return f"{self.metric} {values}, {self.text}"
 
@@ -112,9 +112,9 @@ class Regression:
         return METRICS[self.metric].is_time
 
     def __str__(self) -> str:
-        show = METRICS[self.metric].format
-        measured, baseline = units.show_apart(self.measured, self.baseline, show)
-        again = f" (remeasured: {', '.join(map(show, self.again))})" if self.again else ""
+        metric = METRICS[self.metric]
+        measured, baseline = units.show_changed(self.measured, self.baseline, metric.unit)
+        again = f" (remeasured: {', '.join(map(metric.format, self.again))})" if self.again else ""
         asked = self.tolerance.metric
         instead = "" if asked == self.metric else f" (too few wakeups for {asked})"
         return (

@@ -1,14 +1,14 @@
 """\
-netpoll(max_<metric>=..., min_<metric>=..., forbid="all", allow="NP301", service="name", runs=1): measure the
+netpoll(max_<metric>=..., min_<metric>=..., forbid="all", allow="NP4", service="name", runs=1): measure the
 Go services during the test, and fail it if a limit or a forbidden rule is broken. Without either it only
 measures and reports. forbid= and allow= name rules by code, beginning of a code, or name ("NP1,busy-loop");
 see python -m pytest_netpoll rules. python -m pytest_netpoll metrics lists the metrics, such as polls,
 spurious, latency_p99, response_p90 and parked_growth. max_<count>_per_second limits a count's rate. Times are
-"5ms", "250us", "1.5s" or a timedelta; max_spurious is "5%" or 0.05. service= restricts limits and rules to
-one service, also those of inner markers without service=; the marker may be repeated. runs= repeats the
-test's call, each time in a separate window, and judges each metric's median. Of the markers on the test, its
-class, its module, and the ini options netpoll_limits, netpoll_forbid and netpoll_allow, the closest wins,
-limit by limit and rule by rule.
+"5ms", "250us", "1.5s" or a timedelta; max_spurious is "5%" or 0.05. With service= the limits and rules are
+about that service only; a marker without it, inside a class or module whose marker names a service, is about
+that service too. The marker may be repeated. runs= repeats the test's call, each time in a separate window,
+and judges each metric's median. Of the markers on the test, its class, its module, and the ini options
+netpoll_limits, netpoll_forbid and netpoll_allow, the closest wins, limit by limit and rule by rule.
 """
 
 from __future__ import annotations

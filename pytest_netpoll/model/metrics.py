@@ -276,7 +276,7 @@ def _seconds(nanoseconds: int | None) -> float | None:
 _TABLE = (
     Metric(
         "wakeups",
-        "a readiness event found a goroutine parked on that fd and direction",
+        "a readiness event found a goroutine parked on that descriptor and direction",
         row="wakeups",
         beside=("events", "I/O calls", "ready calls"),
         reports=("summary", "watch", "lines", "junit"),
@@ -303,7 +303,7 @@ _TABLE = (
     ),
     Metric(
         "abandoned_wakeups",
-        "the fd was closed, or woken again, before any such syscall",
+        "the descriptor was closed, or woken again, before any such syscall",
         row="wakeups",
         part="abandoned",
         reports=("watch",),
@@ -342,7 +342,7 @@ _TABLE = (
     ),
     Metric(
         "events",
-        "epoll events for pollDescs (the runtime's own wake-up fd apart)",
+        "epoll events for pollDescs (the runtime's own wake-up descriptor apart)",
         row="events",
         beside=("polls", "ready calls", "dispatches"),
         reports=("watch", "lines", "junit"),
@@ -402,7 +402,7 @@ _TABLE = (
     ),
     Metric(
         "break_polls",
-        "the runtime's own wake-up fd was the only event",
+        "the runtime's own wake-up descriptor was the only event",
         explained_by=_POLLERS,
         row="polls",
         part="woken by the runtime itself",
@@ -472,8 +472,9 @@ _TABLE = (
     ),
     Metric(
         "futile_calls",
-        "of those, the third and further in a row on one fd and direction that ended in EAGAIN, end of file "
-        "or the same error, each within 1 ms of the one before, with neither data nor an event in between",
+        "of those, the third and further in a row on one descriptor and direction that ended in EAGAIN, end "
+        "of file or the same error, each within 1 ms of the one before, with neither data nor an event in "
+        "between",
         explained_by=("futile",),
         row="I/O calls",
         part="futile",
@@ -594,7 +595,7 @@ _TABLE = (
     ),
     Metric(
         "ready_calls",
-        "goroutine wakeups through runtime.ready, not the network's",
+        "goroutines woken through runtime.ready, not by the network",
         absent=_NO_READY_CALLS,
         optional=True,
         explained_by=("ready",),
@@ -604,7 +605,7 @@ _TABLE = (
     ),
     Metric(
         "deadline_wakeups",
-        "of those, the poller's own for expired deadlines and closed fds",
+        "of those, the poller's own for expired deadlines and closed descriptors",
         absent=_NO_READY_CALLS,
         optional=True,
         explained_by=("ready",),
@@ -670,7 +671,7 @@ _TABLE = (
     ),
     Metric(
         "p_utilization",
-        "share of GOMAXPROCS that ran Go code, sampled every 10 ms; without system calls, garbage "
+        "share of GOMAXPROCS that ran Go code, sampled every 10 ms; without syscalls, garbage "
         "collection, and the search for work",
         "share",
         _p_utilization,

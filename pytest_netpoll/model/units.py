@@ -171,6 +171,13 @@ def show(value: int | float | None, unit: Unit, digits: int | None = None) -> st
     return _show_nanoseconds(value, digits)
 
 
+def show_changed(one: int | float, other: int | float, unit: Unit) -> tuple[str, str]:
+    """Both values, told apart; seconds in milliseconds if both are below 0.1 s."""
+    if unit == "s" and max(one, other) < 0.1:
+        one, other, unit = one * 1e9, other * 1e9, "ns"
+    return show_apart(one, other, lambda value, digits: show(value, unit, digits))
+
+
 def show_apart(
     one: int | float, other: int | float, show: Callable[[int | float, int | None], str]
 ) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
@@ -228,10 +229,15 @@ def _missing_services(measurements: Sequence[Measurement], limits: Limits) -> li
     measured = list(dict.fromkeys(measurement.service for measurement in measurements))
     there = f"measured: {', '.join(measured)}" if measured else "no Go service ran during the test"
     return [
-        Reason(f"no service named {name!r} was measured ({there})")
+        Reason(f"no service named {name!r} was measured ({there})", fix=_meant(name, measured))
         for name in limits.services
         if name not in measured
     ]
+
+
+def _meant(name: str, measured: Sequence[str]) -> str | None:
+    close = difflib.get_close_matches(name, measured, n=1)
+    return f'write service="{close[0]}" if you mean that one' if close else None
 
 
 def distrust(measurement: Measurement) -> Reason | None:

@@ -121,6 +121,8 @@ def _sample(service: ServiceRecord, offender: OffenderRecord, kind: Kind, source
     labels = {"service": service["name"]}
     fields: Mapping[str, object] = {**offender}
     labels |= {name: str(fields[name]) for name in _LABELS if fields.get(name)}
+    if offender.get("peers"):
+        labels["peer"] = ", ".join(offender["peers"])
     if offender.get("runtime"):
         labels["runtime"] = "true"
     count = offender["count"]

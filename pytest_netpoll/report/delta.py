@@ -272,8 +272,9 @@ def shown(metric: str, base: int | float, head: int | float) -> tuple[str, str]:
     """Both values for people, with enough digits to tell them apart."""
     if metric not in METRICS:  # in a file of a newer version
         return f"{base:,}", f"{head:,}"
-    show = METRICS[metric].format
-    return units.show_apart(base, head, show) if base != head else (show(base), show(head))
+    if base == head:
+        return METRICS[metric].format(base), METRICS[metric].format(head)
+    return units.show_changed(base, head, METRICS[metric].unit)
 
 
 def _once(

@@ -275,7 +275,7 @@ def _holders(service: ServiceRecord) -> list[Entry]:
     return [
         entry._replace(
             text="the mutex was held until its Unlock "
-            f"({units.show(entry.share, 'share')} of those that woke a waiter)",
+            f"({units.show(entry.share, 'share')} of the Unlocks that woke a waiter)",
             place=("unlock" if number else _HOLDER, *entry.place),
         )
         for number, entry in enumerate(offender_entries(service, cast("list[OffenderRecord]", of_all)))

@@ -259,8 +259,8 @@ def _threads_at(service: ServiceRecord, at_ms: float | None) -> str:
                 return f"; {running}"
             waited, passed = point["run_delay_ns"], (point["t_ms"] - begin) * 1e6
             return (
-                f"; {running}, and threads waited {units.show(waited, 'ns')} for a CPU "
-                f"in that {units.show(passed, 'ns')} sample"
+                f"; sampled over {units.show(passed, 'ns')}: {running}, and threads waited "
+                f"{units.show(waited, 'ns')} for a CPU"
             )
         begin = point["t_ms"]
     return ""

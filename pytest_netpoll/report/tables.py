@@ -23,6 +23,7 @@ _HEADINGS = wording.kept_longer({m.name: m for report in _TABLES for m in in_rep
 *_DROPPED_FIRST, _LAST = sorted(_HEADINGS, key=lambda heading: heading != "CPU")
 _OUTCOMES = {"passed": "passed", "regressed": "WORSE", "unmeasured": "unmeasured", "new": "no baseline"}
 _MOST_CHANGES = 40  # below the table
+_MOST_OF_SERVICE = 5  # in a line of it
 _NOTHING = set(f"{units.NOT_MEASURED}→ ")  # what the cells of an empty column consist of
 _FEW = 2
 _RATE = "req/s"
@@ -164,7 +165,10 @@ def _changed(tests: Iterable[Compared]) -> Iterator[str]:
         for change in test.comparison.get("changes", []):
             changes.setdefault(change["service"], []).append(change["text"])
         for service, texts in changes.items():
-            yield wording.one_line(f"{test.nodeid}: {service}: {', '.join(texts)}")
+            left_out = len(texts) - _MOST_OF_SERVICE
+            more = f", and {left_out:,} more" if left_out > 0 else ""
+            shown = ", ".join(texts[:_MOST_OF_SERVICE])
+            yield wording.one_line(f"{test.nodeid}: {service}: {shown}{more}")
 
 
 def toolchain_table(records: Sequence[TestRecord], width: int) -> str:

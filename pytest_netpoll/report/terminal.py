@@ -133,7 +133,7 @@ def failure_section(
     """Why the test failed or is unmeasured, in about SECTION_LINES lines, then the files that were kept.
 
     Empty if there is nothing to say. after_reasons: whether it follows pytest's message with the reasons, of
-    which only broken rules lack something: their evidence. report: the path of the file that will have it
+    which only broken rules lack something: what was seen. report: the path of the file that will have it
     all; None if none was asked for.
 
     First comes what broke, then for each service the best Go line for each broken limit and the numbers that
@@ -148,7 +148,7 @@ def failure_section(
         about.append((record, service, ""))
     further = sum(sum(_leads(one, service, width)[1:]) for one, service, _ in about)
     screen = Screen(_causes(record, width), SECTION_LINES + min(further, _MORE_LINES), report)
-    for reason in verdict_text.broken_rules(record) if after_reasons else verdict_text.reasons(record):
+    for reason in verdict_text.proofs(record) if after_reasons else verdict_text.reasons(record):
         screen.add(_reason(reason, width))
     if record["outcome"] == "unmeasured":
         screen.add(cells.wrap("An unmeasured test fails; --netpoll-unmeasured=skip skips it instead.", width))
@@ -188,8 +188,7 @@ def _add_service(
     remarks += [_reason(missing, width, "  ") for missing in evidence_entries.unexplained(record, service)]
     step = next_step(record, service)
     if step is not None:
-        seen, next_line = cells.wrap(step.seen, width, "  "), cells.wrap(f"next: {step.steps}", width, "    ")
-        remarks.append([*seen, *next_line])
+        remarks.append(_reason(Reason(step.seen, fix=step.steps), width, "  "))
     broken = _broken(record, service)
     matter = service_numbers.that_matter(record, service, broken)
     # The Go line of each limit is worth more than numbers that no limit is about.

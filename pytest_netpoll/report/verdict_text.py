@@ -48,6 +48,21 @@ def broken_rules(record: TestRecord, services: Container[str] | None = None) -> 
     return [wording.clean(reason) for reason in dict.fromkeys(found)]
 
 
+def proofs(record: TestRecord) -> list[Reason]:
+    """What was seen of each forbidden rule that is broken: pytest's message has only its place and fix."""
+    about = [
+        (f"{wording.name_of(window)}, ", window["services"]) for window in wording.broken_windows(record)
+    ]
+    found = [
+        Reason(f"{where}{service['name']}: {rule['code']} {rule['name']}", why=rule["text"])
+        for where, services in [("", record["services"]), *about]
+        for service in services
+        for rule in service.get("rules", [])
+        if rule["forbidden"]
+    ]
+    return [wording.clean(reason) for reason in dict.fromkeys(found)]
+
+
 def _of_windows(
     record: TestRecord, only_rules: bool = False, services: Container[str] | None = None
 ) -> list[Reason]:

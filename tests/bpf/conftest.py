@@ -18,7 +18,7 @@ import pytest
 
 from pytest_netpoll.agent.constants import BUDGET_SHIFT
 from pytest_netpoll.gobinary.symbols import Symbolizer
-from pytest_netpoll.meter import privilege
+from pytest_netpoll.meter import agent_client, privilege
 from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.model.evidence import Offence
 from pytest_netpoll.model.histogram import bucket_bounds
@@ -30,6 +30,10 @@ from pytest_netpoll.service.service import Service
 from tests.waiting import fall_asleep
 
 SERVICES = Path(__file__).parent / "services"
+
+# s: several agents may have to compile at once, on a machine that others use, too.
+agent_client.START_DEADLINE = 300.0
+agent_client.ANSWER_DEADLINE = 60.0
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +78,22 @@ def factory(session_factory: ServiceFactory) -> Iterator[ServiceFactory]:
     yield session_factory
     for service in reversed(session_factory.services.copy()):
         service.stop()
+
+
+@pytest.fixture
+def kept_port() -> Iterator[Callable[[], int]]:
+    """kept_port() is a port of 127.0.0.1 that nobody gets by chance during the test."""
+    with contextlib.ExitStack() as stack:
+
+        def kept_port() -> int:
+            # It doesn't listen: whoever sets SO_REUSEADDR, as Go does, may bind this port, too.
+            keeper = stack.enter_context(socket.socket())
+            keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            keeper.bind(("127.0.0.1", 0))
+            port: int = keeper.getsockname()[1]
+            return port
+
+        yield kept_port
 
 
 @pytest.fixture
@@ -300,7 +320,7 @@ def commands(parked: Callable[[], None]) -> Iterator[Callable[[Service], Callabl
     with contextlib.ExitStack() as stack:
 
         def commands(service: Service) -> Callable[[int], str]:
-            connection = stack.enter_context(socket.create_connection(service.address, timeout=60))
+            connection = stack.enter_context(socket.create_connection(service.address, timeout=300))
             wire = stack.enter_context(connection.makefile("rw"))
 
             def command(n: int) -> str:

@@ -62,6 +62,11 @@ def ones(n: int, service: Service) -> None:
     test_rules.pings(service, n, 0, b"1\n")
 
 
+def one_by_one(service: Service) -> None:
+    for _ in range(12):
+        command(100, service)
+
+
 def fed(share: float, act: Callable[[Service], object]) -> Callable[[Service], None]:
     """For faults that need the CPU."""
     return lambda service: until_fed(service.pid, share, lambda: act(service))
@@ -297,12 +302,15 @@ HEALTHY = (
     causes("pipeline", None, fed(0.3, run(command, 300))),
     causes("bulk", None, large),  # NP205
     causes("late", None, run(pings, count=500, pause=0)),
+    causes("packets", None, run(command, 400)),
     causes("pacer", None, run(command, 500)),  # NP301
+    causes("expire", None, run(command, 400)),
     causes("batch", None, fed(0.6, pings), env=TWO_PS),  # NP401
     Case("crowd", None, "echo", ("-work", "50"), crowd, ONE_P),  # NP401
     Case(
         "steadily", None, "echo", ("-work", "600"), test_rules.steadily, ONE_P, ONE_CPU, run(some_hogs, 6)
     ),  # NP402
+    Case("one by one, computed", None, "causes", ("-do", "compute"), fed(0.8, one_by_one), ONE_P),
     causes("beside", None, run(ask, count=100)),  # NP405
     Case(
         "bursts", None, "echo", ("-work", "150"), test_rules.bursts, EIGHT_PS, ONE_CPU, run(some_hogs, 1)
@@ -311,6 +319,7 @@ HEALTHY = (
         "spin on one P", None, "causes", ("-do", "spin"), lambda _: time.sleep(0.3), ONE_P, ONE_CPU
     ),  # NP406
     causes("kernel", None, lambda _: time.sleep(0.3), env=EIGHT_PS, prefix=ONE_CPU),
+    causes("free", None, run(ones, 2)),  # NP407
     causes("nodelay", None, run(ask, count=10, n=40)),  # NP408
     Case("nagle, at once", None, "causes", ("-do", "nagle"), run(ask, count=20, at_once=True)),
     keep("idle", None, b"idle", leave=socket.socket.close),  # NP501
@@ -328,8 +337,9 @@ FAULTY = (
     causes("errqueue", "NP105", udp),
     causes("errread", "NP105", udp),
     causes("refused", "NP106", run(command, 200)),
-    Case("damaged", "NP107", "causes", ("-do", "plain"), lambda s: test_rules.damaged(s.port, 50)),
+    Case("damaged", "NP107", "causes", ("-do", "plain"), lambda s: test_rules.damaged(s, 50)),
     io("eagain", "NP201"),
+    causes("nonblock", "NP201", run(pings, count=20, pause=0.005)),  # and not NP103
     io("eof", "NP202"),
     io("error", "NP203"),
     Case("out of descriptors", "NP203", EXAMPLE, ("-fault", "spin", "-files", "32"), out_of_descriptors),

@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.waiting import patiently, suspend
+from tests.cpu_time import before_others
+from tests.waiting import attempts, patiently, suspend
 
 ROOT = Path(__file__).parents[2]
 EPOLLIN, EPOLLONESHOT, EPOLLET = 1, 1 << 30, 1 << 31
@@ -40,23 +41,27 @@ def test_a_poll_that_returns_0_wakes_nobody(launch, measure, go_toolchain, parke
             stack.enter_context(socket.create_connection(service.address, timeout=20))
         patiently(lambda: psutil.Process(service.pid).num_fds() > WAITERS)
         parked()
-        with measure() as stretch:
-            time.sleep(0.5)
-    m = stretch(service)
-    returned_0 = m.empty_polls + m.timeout_polls
+        returned_0 = 0
+        for _ in attempts():
+            with measure() as stretch:
+                time.sleep(0.5)
+            m = stretch(service)
+            # A woken waiter reads again, whatever woke it: not even one round of waiters did.
+            assert m.snapshot.io_outcomes.get("EAGAIN", 0) < WAITERS / 2
+            assert (m.wakeups, m.spurious_wakeups) == (0, 0)
+            returned_0 += m.empty_polls + m.timeout_polls
+            if returned_0 > 20:
+                break
     assert returned_0 > 20
-    # A woken waiter reads again, whatever woke it: not even one round of waiters did.
-    assert m.snapshot.io_outcomes.get("EAGAIN", 0) < WAITERS / 2
-    assert (m.wakeups, m.spurious_wakeups) == (0, 0)
 
 
 def test_a_storm_of_connections_causes_no_spurious_wakeups(launch, measure, go_toolchain):
     server = launch("echo", go=str(go_toolchain.go))
-    with measure() as stretch:
+    # There is one in millions (see test_scale.py), and more if a poll loses its CPU before it wakes anybody.
+    with before_others(server.pid), measure() as stretch:
         storm(server.address, 1000)
     m = stretch(server)
     assert m.productive_wakeups > 500
-    # There is one in millions (see test_scale.py), and more if a poll loses its CPU before it wakes anybody.
     assert m.spurious_wakeups < 0.01 * m.wakeups
     assert m.lost == 0
 
@@ -156,16 +161,16 @@ def test_healthy_services_exceed_the_supposed_thresholds(launch, measure, connec
                 assert connection.recv(4, socket.MSG_WAITALL) == b"ping"
             parked()
             ping(crowded[:1])
+            parked()
     assert marks(stretch(bursts))[2] > 200
     assert stretch(bursts).spurious_wakeups == 0
 
 
-def test_an_unhealthy_service_stays_below_the_thresholds(launch, measure, connect, newest_go):
+def test_an_unhealthy_service_stays_below_the_thresholds(launch, measure, connect, spaced_pings, newest_go):
     service = launch("dup", go=str(newest_go.go))
     connection = connect(service.address)
     with measure() as stretch:
-        for _ in range(500):
-            ping([connection])
+        spaced_pings(connection, 200)
     m = stretch(service)
     empty, wait, variance = marks(m)
     assert m.spurious > 0.1
@@ -230,13 +235,14 @@ def upstream() -> Iterator[Upstream]:
     upstream.listener.close()
 
 
-def test_a_wait_before_each_dial_prevents_a_stampede(claims, measure, upstream):
+def test_a_wait_before_each_dial_prevents_a_stampede(claims, measure, parked, upstream):
     links, outage = 10, 0.5
     host, port = upstream.address
     dials, abandoned = {}, {}
     for redial in ("never", "now", "backoff"):
         service = claims("-upstream", f"{host}:{port}", "-links", links, "-redial", redial)
         upstream.accept(links)
+        parked()  # the dials have returned, too
         with measure({"parked"}) as stretch:
             upstream.go()
             time.sleep(outage)

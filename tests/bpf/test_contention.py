@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-ROUNDS = 300
+ROUNDS = 200
 
 
 @pytest.mark.parametrize("exchange", [True, False], ids=["by-exchange", "by-a-map"])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
+import psutil
 import pytest
+
+from tests.waiting import patiently
 
 
 @pytest.fixture
@@ -17,12 +18,18 @@ def sampled(launch, commands, meter, newest_go):
         window = meter.open(limited=limited)
         command(milliseconds)
         if kind == "hog":
-            time.sleep(0.5)
+            enough = used(service.pid) + 0.4
+            patiently(lambda: used(service.pid) >= enough)
         [m] = meter.close(window, [service])
         assert m.unmeasured is None
         return [offender for offender in m.offenders if offender.offence == "cpu"], m
 
     return sampled
+
+
+def used(pid):
+    """Seconds of CPU time."""
+    return sum(psutil.Process(pid).cpu_times()[:2])
 
 
 def share_of(function, samples):

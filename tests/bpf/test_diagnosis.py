@@ -14,7 +14,7 @@ import pytest
 from pytest_netpoll.model.diagnosis import diagnose, findings
 from pytest_netpoll.model.limits import resolve
 from tests.cpu_time import burners
-from tests.waiting import patiently
+from tests.waiting import attempts, patiently
 
 SERVER = Path(__file__).parents[2] / "example_project" / "server"
 ONE_CPU = ("taskset", "-c", str(min(os.sched_getaffinity(0))))
@@ -83,9 +83,12 @@ FAULTS = {
 def test_each_fault_is_diagnosed_and_no_other(launch_fault, measure, fault):
     act, code, said = FAULTS[fault]
     server = launch_fault(fault)
-    with measure() as stretch:
-        act(server)
-    texts = unhurried(stretch(server))
+    # On a busy machine a service may not get to its fault often enough.
+    for _ in attempts():
+        with measure() as stretch:
+            act(server)
+        if texts := unhurried(stretch(server)):
+            break
     assert len(texts) == 1, texts
     assert [f.rule.code for f in findings(stretch(server)) if f.rule.code != "NP404"] == [code]
     assert texts[0].startswith(f"{fault}: ")
@@ -106,7 +109,7 @@ def test_a_shared_listener_is_diagnosed(launch_fault, measure):
     server = launch_fault("herd")
     spread_workers(server)
     # Several at once, because on a busy machine a worker may poll too late to be woken for a single one.
-    for _ in range(10):
+    for _ in attempts():
         with measure() as stretch:
             for _ in range(30):
                 with contextlib.ExitStack() as stack:
@@ -193,9 +196,9 @@ def test_an_acceptor_outside_the_poller_is_no_shared_listener(factory, built, me
     one_cpu = ["taskset", "-c", str(min(os.sched_getaffinity(0)))]  # or the poller is often faster
     command = [*one_cpu, built("causes"), "-addr", "127.0.0.1:{port}", "-do", "thief"]
     server = factory(command=command, name="thief")
-    for _ in range(20):
+    for number in attempts():
         with measure() as stretch:
-            for _ in range(30):
+            for _ in range(30 * (number + 1)):  # how often the poller is too late depends on the machine
                 with connected(server, 3):
                     time.sleep(0.003)
         m = stretch(server)

@@ -8,8 +8,11 @@ import socket
 import ssl
 import threading
 import time
+from pathlib import Path
 
 import pytest
+
+from tests.waiting import patiently
 
 N = 200
 
@@ -303,8 +306,15 @@ class Unhurried:
     def __exit__(self, *_):
         self._stack.close()
 
+    def _dialing(self):
+        """How many sockets wait for a connection to it."""
+        to, syn_sent = f":{self._listener.getsockname()[1]:04X}", "02"
+        rows = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()]
+        return sum(row[2].endswith(to) and row[3] == syn_sent for row in rows)
+
     def answer(self, clients, parked):
-        time.sleep(0.3)
+        patiently(lambda: self._dialing() == clients)
+        parked()  # the clients wait for their connections
         self._listener.listen(128)
         self._stack.enter_context(self._listener.accept()[0])  # the one that filled the backlog
         connections = [self._stack.enter_context(self._listener.accept()[0]) for _ in range(clients)]

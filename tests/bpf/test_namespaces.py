@@ -91,7 +91,7 @@ def inside():
             ["nsenter", "--net", "--target", str(process.pid), sys.executable, "-c", source],
             env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
             check=True,
-            timeout=60,
+            timeout=600,
             capture_output=True,
             text=True,
         ).stdout
@@ -217,7 +217,7 @@ def run_inside(tmp_path, built, newest_go):
     def run_inside(*unshare, options=()):
         command = ["unshare", "--pid", "--fork", *unshare, sys.executable, "-m", "pytest", "-q"]
         command += ["-p", "no:cacheprovider", "-p", "no:xdist", "--netpoll-json=report.json", *options]
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
         report = json.loads((tmp_path / "report.json").read_text())
         return result, {test["nodeid"].partition("::")[2]: test for test in report["tests"]}
 

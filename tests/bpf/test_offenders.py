@@ -49,10 +49,11 @@ def spurious(measure, spaced_pings, parked):
     ids=["ipv4", "ipv6", "mapped"],
 )
 def test_a_connection_is_named_even_if_it_was_closed_before_the_window(
-    factory, spurious, newest_go, listen, family, host
+    factory, spurious, parked, newest_go, listen, family, host
 ):
     service = factory("./dup", args=["-addr", listen + ":{port}"], ready=None, go=str(newest_go.go))
     patiently(lambda: connects(family, (host, service.port)))
+    parked()
     m, (local, peer) = spurious(service, (family, (host, service.port)))
     for offender in m.offenders:
         assert (offender.fd_type, offender.local, offender.peer) == ("tcp", local, peer)

@@ -37,6 +37,6 @@ def test_the_program_for_arm64_compiles_and_passes_the_verifier(tmp_path):
         [*sudo, "/usr/bin/python3", "-I", "-B", "-c", LOAD, privilege.AGENT, sources],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
     )
     assert done.stdout == "unsigned addresses\n", done.stderr

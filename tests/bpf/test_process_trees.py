@@ -75,6 +75,30 @@ def test_the_children_of_a_prefork_server_are_summed(launch, measure, connect, s
     assert m.pid == server.pid
 
 
+def test_what_the_memory_of_a_child_held_is_lost_with_it(launch, measure, commands, newest_go):
+    """The agent sees a child only if it runs for long enough, which is 0.1 s if the machine isn't busy."""
+    for messages in (30_000, 300_000, 3_000_000):
+        service = launch("forker", "-wake", str(messages), go=str(newest_go.go))
+        with measure(("mutex",)) as stretch:
+            assert commands(service)(1) == "done"
+        m = stretch(service)
+        assert m.unmeasured is None
+        if m.dispatches is None:
+            break
+    for name in ("dispatches", "runq_max", "p_utilization", "sched_latency_p99", "mutex_wait_seconds"):
+        assert getattr(m, name) is None
+        assert f"that ran {service.executable} has ended, and its memory with it" in m.absent[name].what
+    assert m.io_calls > 0
+
+
+def test_programs_that_are_not_go_have_nothing_to_lose(launch, measure, commands, newest_go):
+    service = launch("forker", go=str(newest_go.go))
+    command = commands(service)
+    with measure() as stretch:
+        assert command(20) == "done"
+    assert stretch(service).dispatches is not None
+
+
 def test_a_shell_that_execs_the_service_is_measured_as_the_service(
     shell, built, measure, connect, spaced_pings, newest_go
 ):
@@ -98,9 +122,9 @@ def test_a_shell_that_forks_the_service_is_measured_with_it(
 
 
 @pytest.fixture
-def two_stage(shell, built, factory, tmp_path, newest_go):
+def two_stage(shell, built, kept_port, tmp_path, newest_go):
     """(service, go, port): a shell that runs an echo and, after go() was called, another one on `port`."""
-    fifo, port = tmp_path / "go", factory.free_port()
+    fifo, port = tmp_path / "go", kept_port()
     os.mkfifo(fifo)
     echo = built("echo", str(newest_go.go))
     service = shell(
@@ -115,12 +139,12 @@ def two_stage(shell, built, factory, tmp_path, newest_go):
 
 
 def test_a_process_forked_in_the_window_counts_from_its_first_wakeup(
-    two_stage, measure, connect, spaced_pings
+    two_stage, measure, connect, parked, spaced_pings
 ):
     service, go, port = two_stage
     with measure() as stretch:
         go()
-        time.sleep(0.02)
+        parked()
         connection = connect(("127.0.0.1", port))
         spaced_pings(connection, 100)
     m = stretch(service)
@@ -172,7 +196,7 @@ def test_the_short_lived_children_of_a_shell_find_a_slot_each(
 
 
 def test_a_service_that_replaces_itself_from_another_thread_stays_watched(
-    launch, measure, connect, spaced_pings, go_toolchain
+    launch, measure, connect, parked, spaced_pings, go_toolchain
 ):
     service = launch("reexec", go=str(go_toolchain.go))
     pid = service.pid
@@ -181,7 +205,7 @@ def test_a_service_that_replaces_itself_from_another_thread_stays_watched(
         os.kill(pid, signal.SIGUSR1)
         assert connection.recv(1) == b""
         patiently(lambda: listens(service.port))
-        time.sleep(0.02)
+        parked()
         again = connect(service.address)
         spaced_pings(again, 50)
     assert "exec in thread" in service.log

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import re
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pytest_netpoll.model.histogram import percentile
-from tests.waiting import patiently
+from tests.waiting import attempts, fall_asleep, patiently, undisturbed
 
 SO_TIMESTAMPNS = 35
 MS = 1_000_000
@@ -42,12 +43,18 @@ class Client:
         self.socket.close()
 
     def ask(self):
-        sent = time.time_ns()
+        self.send()
+        self.receive()
+
+    def send(self):
+        self.sent = time.time_ns()
         self.socket.sendall(self.request)
+
+    def receive(self):
         answer, ancillary, _, _ = self.socket.recvmsg(100, 100)
         assert answer == self.request
         seconds, ns = struct.unpack("ll", ancillary[0][2]) if ancillary else divmod(time.time_ns(), 10**9)
-        self.took.append(seconds * 10**9 + ns - sent)
+        self.took.append(seconds * 10**9 + ns - self.sent)
 
 
 def quantile(times, q):
@@ -59,13 +66,11 @@ def count(m, name):
     return sum(m.snapshot.delays[name].histogram.values())
 
 
-# On a busy machine the client may lose its CPU between reading its clock and its call, in some attempts.
-TRIES = 4
-
-
 def apart(m, took):
     """By how much the service's responses differ from what its clients saw, if that is too much."""
-    assert count(m, "response") == len(took)
+    if count(m, "response") != len(took):
+        # The service has lost its CPU in the call that wrote the last answer.
+        return {"responses": (count(m, "response"), len(took))}
     seen = {"response_p50": quantile(took, 0.5), "response_p90": quantile(took, 0.9)}
     return {
         name: (getattr(m, name), ns)
@@ -74,18 +79,24 @@ def apart(m, took):
     }
 
 
-def until_they_agree(measure, client, service, asks, pause):
-    """The measurement while the client sends that many requests, with pauses in s; the last of several
-    tries."""
-    for _ in range(TRIES):
+def until_they_agree(measure, client, service, asks, pause, disturbed=lambda _: False):
+    """The measurement while the client sends that many requests, and calls pause() after each; the last of
+    several attempts. On a busy machine the client may lose its CPU between reading its clock and its call.
+    disturbed: what else may be wrong with a measurement.
+    """
+    for _ in attempts():
         client.took.clear()
         with measure() as stretch:
             for _ in range(asks):
                 client.ask()
-                time.sleep(pause)
-        if not apart(stretch(service), client.took):
+                pause()
+        if not apart(stretch(service), client.took) and not disturbed(stretch(service)):
             break
     return stretch
+
+
+def pause(s):
+    return functools.partial(time.sleep, s)
 
 
 SERVICES = {
@@ -104,20 +115,25 @@ def test_responses_match_what_the_client_waits_for(launch, measure, newest_go, n
     service = launch("answer", *args, go=str(newest_go.go))
     with Client(service.address) as client:
         client.ask()
-        m = until_they_agree(measure, client, service, 40, 0.003)(service)
+        m = until_they_agree(
+            measure, client, service, 40, pause(0.003), lambda m: not goes_where_it_should(name, m)
+        )(service)
     assert not apart(m, client.took)
     assert m.response_p90 >= least * MS
-    # Where the time went.
+    assert goes_where_it_should(name, m)
+
+
+def goes_where_it_should(name, m):
+    """Whether the time went there; on a busy machine threads also wait for a CPU."""
     parts = budget(m, "response")
     if name in ("slow", "busy"):
-        assert parts.handling > 0.9 * parts.total
+        return parts.handling > 0.9 * parts.total
     if name.startswith("starved"):
-        assert parts.poll + parts.run > 0.5 * parts.total
+        return parts.poll + parts.run > 0.5 * parts.total
     if name == "polled-by-sysmon":
-        # On a busy machine its threads also wait for a CPU.
-        assert parts.poll > 0.2 * parts.total
-        # What latency alone does not show.
-        assert m.poll_delay_p50 > 1 * MS
+        # The median is what latency alone does not show.
+        return parts.poll > 0.2 * parts.total and m.poll_delay_p50 > 1 * MS
+    return True
 
 
 MAIN = Path(__file__).parent / "services" / "answer" / "main.go"
@@ -161,13 +177,16 @@ def budget(m, name):
 
 @pytest.fixture
 def quota():
-    """quota(pid) limits the process to 4 ms of CPU every 40 ms."""
+    """quota(pid) limits the process to 4 ms of CPU every 40 ms, which it gets before others."""
     made = []
 
     def quota(pid):
         for base, files in (
-            (Path("/sys/fs/cgroup/cpu"), {"cpu.cfs_period_us": "40000", "cpu.cfs_quota_us": "4000"}),
-            (Path("/sys/fs/cgroup"), {"cpu.max": "4000 40000"}),
+            (
+                Path("/sys/fs/cgroup/cpu"),
+                {"cpu.cfs_period_us": "40000", "cpu.cfs_quota_us": "4000", "cpu.shares": "262144"},
+            ),
+            (Path("/sys/fs/cgroup"), {"cpu.max": "4000 40000", "cpu.weight": "10000"}),
         ):
             group = base / f"netpoll-test-{os.getpid()}"
             with contextlib.suppress(OSError):
@@ -194,24 +213,26 @@ def test_responses_of_a_throttled_service_match_what_the_client_waits_for(quota,
     )
     quota(service.pid)
     with Client(service.address) as client:
-        m = until_they_agree(measure, client, service, 30, 0.001)(service)
+        m = until_they_agree(measure, client, service, 30, pause(0.001), lambda m: m.response_p90 <= 25 * MS)(
+            service
+        )
     service.stop()
     assert not apart(m, client.took)
     assert m.response_p90 > 25 * MS
 
 
+@undisturbed
 def test_a_connection_waits_for_a_busy_acceptor_and_so_does_its_first_request(launch, measure, go_toolchain):
     service = launch("answer", "-accept", "300ms", go=str(go_toolchain.go))
     with Client(service.address) as first:
         first.ask()
         with measure() as stretch, contextlib.ExitStack() as stack:
             others = [stack.enter_context(Client(service.address)) for _ in range(2)]
-            connected = time.monotonic_ns()
             for other in others:
-                other.socket.sendall(other.request)
+                other.send()
             for other in others:
-                assert other.socket.recv(100) == other.request
-            waited = time.monotonic_ns() - connected
+                other.receive()
+            waited = max(ns for other in others for ns in other.took)
     m = stretch(service)
     # Two connections, and their requests, which arrived before they were accepted.
     assert count(m, "queue_delay") == 4
@@ -226,12 +247,13 @@ def test_unread_data_counts_with_its_age(launch, measure, newest_go):
     service = launch("answer", "-accept", "60s", go=str(newest_go.go))
     with Client(service.address) as first:
         first.ask()
+        began = time.monotonic_ns()
         with Client(service.address):
             queued = time.monotonic_ns()
             with measure() as stretch:
                 time.sleep(0.2)
                 at_least = time.monotonic_ns() - queued
-    at_most = time.monotonic_ns() - queued
+    at_most = time.monotonic_ns() - began
     m = stretch(service)
     assert count(m, "queue_delay") == 1
     assert at_least - 50 * MS <= m.queue_delay_max <= at_most
@@ -244,17 +266,18 @@ def test_pipelined_requests_wait_since_their_arrival(launch, measure, tmp_path, 
     with Client(path if family == "unix" else service.address) as client:
         client.ask()
         with measure() as stretch:
+            began = time.monotonic_ns()
             sent = []
             for _ in range(4):
-                sent.append(time.monotonic_ns())
                 client.socket.sendall(client.request)
+                sent.append(time.monotonic_ns())
                 time.sleep(0.01)
             for _ in sent:
                 assert client.socket.recv(4, socket.MSG_WAITALL) == client.request
     m = stretch(service)
     assert count(m, "queue_delay") == count(m, "response") == 4
     # Each is read after those before it were handled, which takes at least 40 ms.
-    least = sorted(40 * MS * i - (at - sent[0]) for i, at in enumerate(sent))
+    least = sorted(40 * MS * i - (at - began) for i, at in enumerate(sent))
     for i, ns in enumerate(least):
         assert percentile(m.snapshot.delays["queue_delay"].histogram, (i + 1) / 4) >= 0.96 * ns
 
@@ -263,17 +286,21 @@ def test_merged_arrivals_are_never_reported_as_too_long(launch, measure, newest_
     service = launch("answer", "-handle", "10ms", go=str(newest_go.go))
     with Client(service.address) as client:
         client.ask()
-        with measure() as stretch:
-            began = time.monotonic_ns()
-            for _ in range(30):
-                client.socket.sendall(client.request)
-                time.sleep(0.001)
-            for _ in range(30):
-                assert client.socket.recv(4) == client.request
-            most = time.monotonic_ns() - began
-    m = stretch(service)
-    assert count(m, "queue_delay") == 30
-    assert 150 * MS < m.response_max <= most
+        for _ in attempts():  # or the client is as slow as the service
+            with measure() as stretch:
+                began = time.monotonic_ns()
+                for _ in range(30):
+                    client.socket.sendall(client.request)
+                    time.sleep(0.001)
+                for _ in range(30):
+                    assert client.socket.recv(4, socket.MSG_WAITALL) == client.request
+                most = time.monotonic_ns() - began
+            m = stretch(service)
+            assert count(m, "queue_delay") == 30
+            assert m.response_max <= most
+            if m.response_max > 150 * MS:
+                break
+    assert m.response_max > 150 * MS
 
 
 def test_answers_by_another_goroutine_are_not_responses(launch, measure, newest_go):
@@ -300,7 +327,7 @@ def test_connections_that_the_service_dialed_have_no_responses(launch, factory, 
     service = launch("answer", "-dial", "{}:{}".format(*backend.address), go=str(newest_go.go))
     with Client(service.address) as client:
         client.ask()
-        stretch = until_they_agree(measure, client, service, 20, 0.02)
+        stretch = until_they_agree(measure, client, service, 20, pause(0.02))
     assert not apart(stretch(service), client.took)
     assert count(stretch(backend), "response") == 20
 
@@ -309,7 +336,14 @@ def test_peeking_takes_nothing(launch, measure, newest_go):
     service = launch("answer", "-peek", "10ms", go=str(newest_go.go))
     with Client(service.address) as client:
         client.ask()
-        m = until_they_agree(measure, client, service, 20, 0.002)(service)
+        m = until_they_agree(
+            measure,
+            client,
+            service,
+            20,
+            lambda: fall_asleep(service.pid),
+            lambda m: budget(m, "response").run <= 0.5 * budget(m, "response").total,
+        )(service)
     assert not apart(m, client.took)
     assert count(m, "queue_delay") == count(m, "poll_delay") == 20
     assert m.queue_delay_p50 >= 10 * MS

@@ -16,16 +16,18 @@ import pytest
 from pytest_netpoll.model.diagnosis import findings, unchecked
 from pytest_netpoll.model.limits import resolve
 from pytest_netpoll.model.rules.loops import LEAST_BURNT, LEAST_FUTILE, LEAST_READS, READS_PER_WAKEUP
+from pytest_netpoll.model.rules.scheduling import LEAST_HELD
 from pytest_netpoll.model.rules.timers import TIMER_RATE
 from tests.bpf.test_diagnosis import ONE_CPU, ask_all, connected
-from tests.cpu_time import burners, until_fed
-from tests.waiting import fall_asleep, suspend
+from tests.cpu_time import before_others, burners, until_fed
+from tests.waiting import attempts, fall_asleep, suspend
 
 SERVER = Path(__file__).parents[2] / "example_project" / "server"
 # The evidence that forbidden rules ask for.
 EVIDENCE = resolve([((), {"forbid": "all"})], "t").offences
-# On a busy machine a loop may get too little CPU to break its rule, and wakeups are late (NP404).
-TRIES = 10
+# What a busy machine, or the quota of its container, may add to what a service breaks. There, too, a loop may
+# get too little CPU, and readers may park too late, so that some need several attempts.
+MACHINE = {"NP403", "NP404"}
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def broken(meter, factory):
         act()
         [m] = [m for m in meter.close(window, factory.services) if m.service == service.name]
         assert m.unmeasured is None
-        found = {f.rule.code: f for f in findings(m) if f.rule.code != "NP404"}
+        found = {f.rule.code: f for f in findings(m) if f.rule.code not in MACHINE}
         for code in found:
             assert found[code].proof.evidence, code
             assert found[code].line or code == "NP501", code
@@ -54,19 +56,21 @@ def causes(launch, newest_go):
 
 @pytest.fixture
 def told(causes, commands, broken):
-    """told("gc", 500, "NP407"): the measurement while it runs for 500 ms, and the rule that must be proven,
-    in a later try if necessary; no other rule may be.
+    """told("gc", 500, "NP407", cpu=0.5): the measurement while it runs for 500 ms, or more often if it had
+    less than that share of a CPU, and the rule that must be proven, in a later attempt if necessary; no other
+    rule may be. enough: what else the measurement needs.
     """
 
-    def told(do, n, code=None, **options):
-        service = causes(do, **options)
+    def told(do, n, code=None, cpu=0.0, enough=lambda _: True):
+        service = causes(do)
         command = commands(service)
-        for _ in range(TRIES if code else 1):
-            m, found = broken(service, lambda: command(n))
+        for _ in attempts():
+            m, found = broken(service, lambda: until_fed(service.pid, cpu, lambda: command(n)))
             assert found.keys() <= {code}, [str(finding) for finding in found.values()]
-            if found:
+            if not code or (found and enough(m)):
                 break
         assert found.keys() == ({code} if code else set())
+        assert enough(m)
         return m, found.get(code)
 
     return told
@@ -82,36 +86,39 @@ def udp_pings(service, count=50):
         for _ in range(count):
             client.sendto(b"ping", service.address)
             assert client.recv(64) == b"ping"
-            time.sleep(0.002)
+            fall_asleep(service.pid)  # its reader has parked again
 
 
 def test_unread_timestamps_are_not_a_second_reader(causes, broken):
-    service = causes("errqueue")
-    m, found = broken(service, lambda: udp_pings(service))
-    assert m.spurious_wakeups >= 40
-    assert found.keys() == {"NP105"}
+    service, read = causes("errqueue"), causes("errread")
+    # Who reads them is woken all the same, unless nobody waits on that socket.
+    for each in (read, service):
+        for _ in attempts():
+            m, found = broken(each, lambda each=each: udp_pings(each))
+            assert found.keys() <= {"NP105"}
+            if found and m.spurious_wakeups >= 20:  # else the reader came too late to be woken
+                break
+        assert found.keys() == {"NP105"}
+    assert m.spurious_wakeups >= 20
     assert found["NP105"].proof.count == m.spurious_wakeups
     assert m.stuck_goroutines == 0  # messages in the error queue aren't data to read
     assert function(found["NP105"]).startswith("main.echo.")
-    plain = causes("plain")
-    assert broken(plain, lambda: udp_pings(plain))[1] == {}
-    # Who reads them is woken all the same, unless nobody waits on that socket.
-    read, apart = causes("errread"), causes("errapart")
-    assert broken(read, lambda: udp_pings(read))[1].keys() == {"NP105"}
-    assert broken(apart, lambda: udp_pings(apart))[1] == {}
+    for healthy in (causes("plain"), causes("errapart")):
+        assert broken(healthy, lambda healthy=healthy: udp_pings(healthy))[1] == {}
 
 
-def damaged(port, count):
+def damaged(service, count):
     """Datagrams with a wrong checksum, which root can send. The kernel checks short ones at once."""
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP) as raw:
         for _ in range(count):
-            raw.sendto(struct.pack("!HHHH", 9, port, 208, 0xBAD) + bytes(200), ("127.0.0.1", 0))
-            time.sleep(0.002)
+            fall_asleep(service.pid)  # its reader has parked
+            raw.sendto(struct.pack("!HHHH", 9, service.port, 208, 0xBAD) + bytes(200), ("127.0.0.1", 0))
+        fall_asleep(service.pid)
 
 
 def test_damaged_datagrams_are_not_a_second_reader(causes, broken):
     service = causes("plain")
-    m, found = broken(service, lambda: damaged(service.port, 50))
+    m, found = broken(service, lambda: damaged(service, 50))
     assert m.spurious_wakeups >= 40
     assert found.keys() == {"NP107"}
     assert found["NP107"].proof.count == m.spurious_wakeups <= m.snapshot.dropped_datagrams
@@ -121,22 +128,21 @@ def test_damaged_datagrams_are_not_a_second_reader(causes, broken):
 def test_damaged_datagrams_are_known_of_a_service_that_starts_meanwhile(causes, meter):
     window = meter.open(offences=EVIDENCE)
     service = causes("plain")
-    damaged(service.port, 20)
+    damaged(service, 20)
     (m,) = meter.close(window, [service])
-    assert {f.rule.code for f in findings(m)} - {"NP404"} == {"NP107"}
+    assert {f.rule.code for f in findings(m)} - MACHINE == {"NP107"}
     assert m.snapshot.dropped_datagrams >= 20
 
 
 def test_senders_that_wait_for_room_are_not_a_second_reader(told):
-    m, finding = told("unixgram", 300, "NP104")
-    assert m.spurious_wakeups > 100
+    m, finding = told("unixgram", 300, "NP104", enough=lambda m: m.spurious_wakeups > 100)
     assert finding.proof.count == m.spurious_wakeups
     assert function(finding).startswith("main.unixgram.")
 
 
 def test_a_refusal_that_another_call_got_is_not_a_second_reader(told):
-    m, finding = told("refused", 200, "NP106")
-    assert finding.proof.count == m.spurious_wakeups >= 50
+    m, finding = told("refused", 200, "NP106", enough=lambda m: m.spurious_wakeups >= 50)
+    assert finding.proof.count == m.spurious_wakeups
     assert "ECONNREFUSED" in finding.proof.text
 
 
@@ -157,8 +163,12 @@ def test_each_loop_that_spins_on_a_call_breaks_its_rule(
 ):
     service = launch("io", "-do", kind, go=str(newest_go.go))
     command = commands(service)
-    m, found = broken(service, lambda: command(3000))
-    assert m.io_calls >= 3000
+    for _ in attempts():
+        m, found = broken(service, lambda: command(3000))
+        assert m.io_calls >= 3000
+        assert found.keys() <= {code}
+        if found or not code:
+            break
     assert found.keys() == ({code} if code else set())
     if code:
         assert outcome in found[code].proof.text
@@ -168,8 +178,9 @@ def test_each_loop_that_spins_on_a_call_breaks_its_rule(
 @pytest.mark.parametrize("kind", ["eof", "error"])
 def test_a_call_that_fails_for_each_request_is_no_loop(launch, broken, newest_go, kind):
     service = launch("io", "-do", kind, go=str(newest_go.go))
-    for _ in range(TRIES):
-        m, found = broken(service, lambda: pings(service, 500, 0, b"1\n"))
+    for _ in attempts():
+        with before_others(service.pid, os.getpid()):
+            m, found = broken(service, lambda: pings(service, 500, 0, b"1\n"))
         assert found == {}
         if m.futile_calls >= LEAST_FUTILE:  # else there was too much time between requests
             break
@@ -177,16 +188,19 @@ def test_a_call_that_fails_for_each_request_is_no_loop(launch, broken, newest_go
 
 
 def test_a_busy_loop_is_distinguished_from_a_computation(told):
-    _, finding = told("select", 500, "NP204")
+    _, finding = told("select", 300, "NP204", cpu=0.3)
     assert function(finding) in ("main.look", "main.main.func2")  # which the compiler may inline
-    told("compute", 500)
+    told("compute", 300, cpu=0.3)
 
 
 def test_a_computation_that_checks_now_and_then_is_no_loop(causes, commands, broken):
     service = causes("cancel")
     command = commands(service)
-    m, found = broken(service, lambda: until_fed(service.pid, 0.3, lambda: command(200)))
-    assert found == {}
+    for _ in attempts():
+        m, found = broken(service, lambda: until_fed(service.pid, 0.6, lambda: command(200)))
+        assert found == {}
+        if m.futile_calls >= 10 * LEAST_FUTILE:
+            break
     assert m.futile_calls >= 10 * LEAST_FUTILE
 
 
@@ -194,7 +208,7 @@ def test_a_computation_that_checks_now_and_then_is_no_loop(causes, commands, bro
 def test_checks_that_find_something_are_no_busy_loop(causes, commands, broken, do, place):
     service = causes(do)
     command = commands(service)
-    for _ in range(TRIES):
+    for _ in attempts():
         m, found = broken(service, lambda: until_fed(service.pid, 0.3, lambda: command(300)))
         assert found == {}
         used = sum(o.share for o in m.offenders if o.offence == "cpu" and o.stack[0].function == place)
@@ -206,8 +220,8 @@ def test_checks_that_find_something_are_no_busy_loop(causes, commands, broken, d
 def test_a_stream_that_timers_send_is_no_churn(causes, commands, broken):
     service = causes("pacer")
     command = commands(service)
-    for _ in range(TRIES):
-        m, found = broken(service, lambda: command(500))
+    for _ in attempts():
+        m, found = broken(service, lambda: until_fed(service.pid, 0, lambda: command(500)))
         assert found == {}
         ended = m.timeout_polls + m.break_polls
         if ended >= TIMER_RATE * m.window_seconds:
@@ -216,7 +230,7 @@ def test_a_stream_that_timers_send_is_no_churn(causes, commands, broken):
 
 
 def test_garbage_collection_is_distinguished_from_the_programs_own_work(told):
-    _, finding = told("gc", 300, "NP407")
+    _, finding = told("gc", 300, "NP407", cpu=0.5)
     assert function(finding) == "main.allocate"
 
 
@@ -249,11 +263,8 @@ def test_small_reads_are_distinguished_from_many_reads(factory, causes, broken):
 def test_small_messages_that_come_while_it_is_busy_are_no_small_reads(causes, broken):
     service = causes("late")
     count = 5 * LEAST_READS  # the reads are sampled
-    for _ in range(TRIES):
-        m, found = broken(service, lambda: pings(service, count, 0))
-        assert found == {}
-        if READS_PER_WAKEUP * m.wakeups <= count:
-            break
+    m, found = broken(service, lambda: pings(service, count, 0))
+    assert found == {}
     assert READS_PER_WAKEUP * m.wakeups <= count
     reads = [o for o in m.offenders if o.offence == "io" and o.direction == "read" and o.fd_type == "tcp"]
     assert sum(o.count for o in reads) >= LEAST_READS
@@ -266,17 +277,18 @@ def visit(service, count):
         ask(service, 1)
 
 
-def few_of_many(service, visits=12, messages=2000):
-    """Then only one acceptor is left, and has nothing to do."""
+def few_of_many(service, visits=8):
+    """Then only one acceptor is left, and 2000 messages wake readers: each has had the time to park again."""
     visit(service, visits)
     ask(service, 1, n=1)
-    for _ in range(4):
-        pings(service, messages // 4, pause=0)
+    with connected(service, 50) as clients:
+        for _ in range(40):
+            ask_all(clients, b"0\n", b"done\n")
 
 
 def test_two_acceptors_of_one_listener_are_told_from_two_that_met_a_few_times(causes, broken):
     for act, expected in ((lambda s: visit(s, 40), {"NP102"}), (few_of_many, set())):
-        for _ in range(TRIES):
+        for _ in attempts():
             service = causes("twice")
             m, found = broken(service, lambda s=service, act=act: act(s))
             assert found.keys() <= expected
@@ -298,9 +310,33 @@ def pings(service, count=60, pause=0.002, message=b"0\n"):
             time.sleep(pause)  # their reader has parked again
 
 
+def test_idle_connections_that_are_closed_are_no_churn(causes, commands, broken):
+    service = causes("evict")
+    command = commands(service)
+    command(200)
+    m, found = broken(service, lambda: command(0))
+    assert m.deadline_wakeups > 0
+    assert found == {}
+
+
+@pytest.mark.parametrize(("do", "n"), [("packets", 400), ("free", 1)])
+def test_what_looks_like_many_small_reads_or_gc_pressure_is_neither(told, do, n):
+    told(do, n)
+
+
+def test_a_loop_that_never_waits_has_no_stale_readiness(causes, broken):
+    service = causes("nonblock")
+    for _ in attempts():
+        _, found = broken(service, lambda: pings(service, 20, 0.005))
+        assert found.keys() <= {"NP201"}
+        if found:
+            break
+    assert function(found["NP201"]).startswith("main.nonblock")
+
+
 def test_polls_by_the_monitor_alone_are_diagnosed(causes, broken):
     service = causes("yield", env={"GOMAXPROCS": "1"})
-    for _ in range(TRIES):
+    for _ in attempts():
         m, found = broken(service, lambda: until_fed(service.pid, 0.8, lambda: pings(service)))
         # On a busy machine its goroutines are late, too, but the service isn't the cause.
         assert found.keys() <= {"NP402"}
@@ -317,7 +353,7 @@ def test_more_ps_than_cpus_are_distinguished_from_as_much_work_on_one(factory, b
     for do, ps, expected in (("spin", 8, {"NP406"}), ("spin", 1, set()), ("kernel", 8, set())):
         command = [*on_cpu, causes, "-addr", "127.0.0.1:{port}", "-do", do]
         service = factory(command=command, name=do, env={"GOMAXPROCS": str(ps)})
-        for _ in range(TRIES):
+        for _ in attempts():
             m, found = broken(service, lambda pid=service.pid: until_fed(pid, 0.4, lambda: time.sleep(0.3)))
             assert found.keys() <= expected
             if found.keys() == expected:
@@ -334,7 +370,7 @@ def test_more_ps_than_cpus_are_proven_behind_a_wrapper_after_the_test_has_stoppe
     """The shell may use all CPUs."""
     causes = f"{built('causes', str(newest_go.go))} -addr 127.0.0.1:{{port}} -do spin"
     command = ["sh", "-c", f"{' '.join(ONE_CPU)} {causes}; true"]
-    for _ in range(TRIES):
+    for _ in attempts():
         service = factory(command=command, name="spin", env={"GOMAXPROCS": "8"})
         [child] = psutil.Process(service.pid).children()
         window = meter.open(offences=EVIDENCE)
@@ -373,7 +409,7 @@ def steadily(service):
 
 def test_more_messages_than_it_can_handle_are_no_starvation(launch, broken):
     service = launch("echo", "-work", "200", env={"GOMAXPROCS": "1"})
-    for _ in range(TRIES):
+    for _ in attempts():
         with connected(service, 200) as clients:
             m, found = broken(service, lambda c=clients: [ask_all(c, b"ping", b"ping") for _ in range(5)])
         assert found == {}
@@ -397,24 +433,32 @@ def test_a_service_that_others_keep_from_running_has_enough_ps_and_not_too_many(
     command = [*ONE_CPU, built("echo"), "-addr", "127.0.0.1:{port}", "-work", str(work)]
     service = factory(command=command, name="echo", env={"GOMAXPROCS": str(ps)})
     with burners(others, ONE_CPU):
-        for _ in range(3):
+        for number in attempts():
             m, found = broken(service, lambda: act(service))
             assert found == {}
+            if number >= 2 and m.run_delay_seconds > 2 * m.cpu_seconds:
+                break
     assert m.run_delay_seconds > 2 * m.cpu_seconds
 
 
 def ask(service, count, n=0, at_once=False):
-    """Sends commands; each answer may come in two pieces. at_once: acknowledges each piece at once."""
+    """Sends commands; each answer may come in two pieces. at_once: acknowledges each piece at once. Returns
+    how many s each answer took.
+    """
+    took = []
     with socket.create_connection(service.address, timeout=20) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for _ in range(count):
+            began = time.monotonic()
             connection.sendall(b"%d\n" % n)
             answer = b""
             while not answer.endswith(b"done\n"):
                 answer += connection.recv(64)
                 if at_once:
                     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            took.append(time.monotonic() - began)
             time.sleep(0.001)  # their reader has parked again
+    return took
 
 
 @pytest.mark.parametrize(
@@ -422,27 +466,41 @@ def ask(service, count, n=0, at_once=False):
 )
 def test_goroutines_locked_to_threads_are_distinguished_from_others(causes, broken, do, expected):
     service = causes(do)
-    m, found = broken(service, lambda: ask(service, 200))
-    assert m.wakeups >= 100
+    for _ in attempts():
+        # Few enough to be all recorded; more are sampled.
+        m, found = broken(service, lambda: ask(service, 100))
+        assert found.keys() <= expected
+        if m.wakeups >= 50 and found.keys() == expected:  # else they were too few per second
+            break
+    assert m.wakeups >= 50
     assert found.keys() == expected
     if found:
-        assert 100 <= found["NP405"].proof.count <= 250
+        assert 50 <= found["NP405"].proof.count <= 125
         assert found["NP405"].line.startswith("causes/main.go:" if do == "worker" else "kit/kit.go:")
         assert all(o.locked for o in found["NP405"].proof.evidence)
 
 
 def test_answers_that_nagle_holds_back_are_distinguished_from_slow_ones(causes, broken):
     nagle, nodelay = causes("nagle"), causes("nodelay")
-    m, found = broken(nagle, lambda: ask(nagle, 20))
-    assert found.keys() == {"NP408"}
-    assert 5 <= found["NP408"].proof.count <= 20
+    for _ in attempts():  # a client that takes long to ask again acknowledges at once
+        m, found = broken(nagle, lambda: ask(nagle, 20))
+        assert found.keys() <= {"NP408"}
+        if found:
+            break
+    assert LEAST_HELD <= found["NP408"].proof.count <= 20
     assert found["NP408"].line.startswith("kit/kit.go:")
     assert 20e6 < sum(o.held_ns or 0 for o in m.offenders) / found["NP408"].proof.count < 200e6
     # Just as late, because the service is slow; as many pieces, for a client that acknowledges each at once.
-    slow, found = broken(nodelay, lambda: ask(nodelay, 20, 40))
+    slow, found = broken(nodelay, lambda: ask(nodelay, 20, round(1000 * m.window_seconds / 20)))
     assert found == {}
     assert slow.window_seconds > m.window_seconds / 2
-    _, found = broken(nagle, lambda: ask(nagle, 20, at_once=True))
+    for _ in attempts():
+        took = []
+        with before_others(nagle.pid, os.getpid()):
+            _, found = broken(nagle, lambda took=took: took.extend(ask(nagle, 20, at_once=True)))
+        if sum(s >= 0.02 for s in took) < LEAST_HELD:  # else it was too late to be at once
+            break
+    assert sum(s >= 0.02 for s in took) < LEAST_HELD
     assert found == {}
 
 
@@ -461,6 +519,7 @@ def test_a_write_held_back_in_one_window_is_not_reported_in_the_next(causes, bro
 
         for _ in range(20):
             ask_each()
+        fall_asleep(nagle.pid)  # its readers are parked
         # Only the next read shows how long the last answer was held back.
         m, _ = broken(nagle, ask_each)
         assert m.wakeups >= len(clients)
@@ -480,6 +539,7 @@ def test_leaks_of_gone_clients_are_distinguished_from_clients_that_stay(keep, cl
         for connection in [client(keep, how) for _ in range(4)]:
             leave(connection)
             stay.append(connection)
+        fall_asleep(keep.pid)
 
     def half(connection):
         connection.shutdown(socket.SHUT_WR)
@@ -490,6 +550,7 @@ def test_leaks_of_gone_clients_are_distinguished_from_clients_that_stay(keep, cl
                 fall_asleep(keep.pid)  # its reader is parked
                 connection.sendall(b"channel\n")
                 assert connection.recv(20) == b"channel\n"
+        fall_asleep(keep.pid)
 
     _, found = broken(keep, come_slowly)
     assert found.keys() == {"NP501"}

@@ -10,13 +10,12 @@ import socket
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from pytest_netpoll.gobinary import time_to_run
 from pytest_netpoll.gobinary.scheduler_layout import find_layout
 from pytest_netpoll.model.diagnosis import findings
-from tests.waiting import patiently
+from tests.waiting import attempts, patiently, suspend, undisturbed
 
 ROUNDS = 60
 
@@ -54,6 +53,7 @@ def assert_the_runtimes_own(m, answer):
     assert m.sched_latency_p999 <= m.sched_latency_max
 
 
+@undisturbed
 def test_goroutines_wait_long_only_behind_hogs(runtimes):
     calm, answer = runtimes("wakes", ROUNDS)
     assert_the_runtimes_own(calm, answer)
@@ -69,6 +69,7 @@ def test_goroutines_wait_long_only_behind_hogs(runtimes):
     assert all(point.spinning <= 1 for point in starved.timeline)
 
 
+@undisturbed
 def test_latencies_of_a_stripped_program_are_found_by_its_machine_code(runtimes, go_minor):
     m, answer = runtimes("wakes", ROUNDS, flags=["-ldflags=-s -w"], offences=["mutex"])
     if go_minor < 20:
@@ -91,6 +92,7 @@ def test_machine_code_and_debug_information_agree(built, go_toolchain, go_minor,
     assert time_to_run.find(path) == find_layout(path).places["time_to_run"]
 
 
+@undisturbed
 def test_lock_waits_match_the_runtimes_estimates(runtimes, go_minor):
     mutex, (waited, estimated, *_) = runtimes("mutex", 20)
     channel, (_, contended, *_) = runtimes("channel", 100)
@@ -127,10 +129,8 @@ def test_events_per_poll_are_those_that_were_ready_together(
     m = calm(service)
     assert (m.events_per_poll_p50, m.events_per_poll_max) == (1, 1)
     assert sum(m.snapshot.events_per_poll.values()) == m.events
-    stopped = psutil.Process(service.pid)
     with measure() as stretch:
-        os.kill(service.pid, signal.SIGSTOP)
-        patiently(lambda: stopped.status() == psutil.STATUS_STOPPED)
+        suspend(service.pid)
         for connection in connections:
             connection.sendall(b"ping")
         os.kill(service.pid, signal.SIGCONT)
@@ -159,9 +159,12 @@ def made_quota(ms=20):
     path = Path((v1 or v2)[1]) / f"netpoll-quota-{os.getpid()}"
     try:
         path.mkdir()
+        # Before others, so that it uses up its quota on a busy machine, too.
         if v1 is None:
             (path / "cpu.max").write_text(f"{ms}000 100000")
+            (path / "cpu.weight").write_text("10000")
         else:
+            (path / "cpu.shares").write_text("262144")
             (path / "cpu.cfs_period_us").write_text("100000")
             (path / "cpu.cfs_quota_us").write_text(f"{ms}000")
     except OSError as error:
@@ -217,7 +220,7 @@ def test_throttling_matches_the_kernels_numbers(launch, measure, newest_go, quot
 @pytest.fixture
 def small_quota():
     """So little that it is used up even on a busy machine."""
-    with made_quota(5) as path:
+    with made_quota(10) as path:
         yield path
 
 
@@ -225,13 +228,17 @@ def test_a_throttled_service_is_not_reported_as_starving_itself(launch, meter, n
     service = launch("causes", "-do", "spin", go=str(newest_go.go), env={"GOMAXPROCS": "2"})
     (small_quota / "cgroup.procs").write_text(str(service.pid))
     patiently(lambda: throttled(small_quota)[0] > 2)
-    window = meter.open(offences=["cpu"])
-    with socket.create_connection(service.address, timeout=60) as connection:
-        for _ in range(20):
-            connection.sendall(b"0\n")
-            assert connection.recv(16) == b"done\n"
-            time.sleep(0.02)
-    [m] = meter.close(window, [service])
-    found = {finding.rule.code: finding for finding in findings(m)}
-    assert found.keys() == {"NP403"}, [str(finding) for finding in found.values()]
-    assert "5 ms every 100 ms, stopped the service in" in found["NP403"].proof.text
+    for _ in attempts():
+        window = meter.open(offences=["cpu"])
+        with socket.create_connection(service.address, timeout=60) as connection:
+            for _ in range(14):
+                connection.sendall(b"0\n")
+                assert connection.recv(16) == b"done\n"
+                time.sleep(0.02)
+        [m] = meter.close(window, [service])
+        found = {finding.rule.code: finding for finding in findings(m)}
+        assert found.keys() <= {"NP403"}, [str(finding) for finding in found.values()]
+        if found:  # else it waited for others rather than for its quota
+            break
+    assert found.keys() == {"NP403"}
+    assert "10 ms every 100 ms, stopped the service in" in found["NP403"].proof.text

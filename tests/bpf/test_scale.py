@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import resource
 import signal
@@ -15,8 +16,11 @@ import psutil
 import pytest
 
 from tests.bpf.conftest import fds_at_rest
+from tests.waiting import patiently
 
 IDLE, ACTIVE = 10_000, 1_000
+LEAST_ROUNDS, ROUNDS = 3, 12
+MOST_PER_GOROUTINE = 1.2  # as often as much with ten times as many goroutines: twelve times as much in all
 
 # s; a minute of it makes about as many events as ten of a busy service.
 SOAK = float(os.environ.get("NETPOLL_SOAK_SECONDS", "4"))
@@ -35,6 +39,55 @@ def many_descriptors():
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+class Reference:
+    """A fixed piece of work of the same kind: reads of memory, words, tuples, text."""
+
+    # It takes 0.4 s of an idle CPU, and 10,000 goroutines half of that; the limit for them is 0.5 s there. On
+    # a slower machine, or one with other work, both take longer. If they take three times as long, they fail.
+    TIMES = 250_000
+
+    def __init__(self):
+        self._words = ctypes.create_string_buffer(192)
+
+    def work(self):
+        kept, address = {}, ctypes.addressof(self._words)
+        with open("/proc/self/mem", "rb", buffering=0) as memory:
+            for number in range(self.TIMES):
+                words = struct.unpack("<24Q", os.pread(memory.fileno(), 192, address))
+                kept[number % 1000, words] = f"{number}:{words[0]:x}"
+
+
+@pytest.fixture
+def cost(meter):
+    """cost(act, enough) is the CPU time that the agent and this process use for it, in units of Reference. It
+    tries again while that isn't less than `enough`.
+    """
+
+    def used():
+        agent = time.clock_gettime(~meter.agent_pid << 3 | 2)  # clock_getcpuclockid(3)
+        return agent + time.process_time()
+
+    def took(act):
+        began = used()
+        act()
+        return used() - began
+
+    def cost(act, enough):
+        reference = Reference()
+        acts, references = [], []
+        # In turns, and the least of each: what disturbs one of them doesn't count.
+        for _ in range(ROUNDS):
+            references.append(took(reference.work))
+            acts.append(took(act))
+            found = min(acts) / min(references)
+            if len(acts) >= LEAST_ROUNDS and found < enough:
+                break
+        print(f"{acts=} {references=}")
+        return found
+
+    return cost
+
+
 @pytest.fixture
 def crowd(parked):
     """crowd(service, 1000) is that many accepted connections; nothing is left of them, not even TIME_WAIT."""
@@ -48,7 +101,7 @@ def crowd(parked):
                 connection = stack.enter_context(socket.create_connection(service.address, timeout=30))
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 connections.append(connection)
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 120
             while process.num_fds() < before + count:
                 assert time.monotonic() < deadline, "they were not accepted"
                 time.sleep(0.05)
@@ -161,10 +214,10 @@ def test_a_soak_loses_and_leaks_nothing(launch, measure, meter, commands, parked
     while time.monotonic() < ends:
         window()
     assert agent.memory_info().rss - before < 2 << 20
-    assert fds_at_rest(agent) == fds
+    assert fds_at_rest(agent) <= fds
 
 
-def test_descriptors_reused_at_once_are_never_misattributed(launch, measure, newest_go):
+def test_descriptors_reused_at_once_are_never_misattributed(launch, measure, parked, newest_go):
     service = launch("echo", go=str(newest_go.go))
     each, threads = 200, 8
 
@@ -181,7 +234,7 @@ def test_descriptors_reused_at_once_are_never_misattributed(launch, measure, new
             thread.start()
         for thread in clients:
             thread.join()
-        time.sleep(0.05)
+        parked()
     m = stretch(service)
     # Accepting, two pings and the end of each, without those that arrived before a goroutine waited for them.
     assert each * threads <= m.productive_wakeups <= 4 * each * threads
@@ -214,3 +267,29 @@ def test_descriptors_beyond_the_table_make_a_service_unmeasured(
     (m,) = meter.close(window, [service])
     assert m.unmeasured is None
     assert m.productive_wakeups == 40
+
+
+@pytest.mark.usefixtures("many_descriptors")
+def test_ten_thousand_parked_goroutines_are_listed_in_less_than_half_a_second(
+    launch, meter, client, cost, newest_go
+):
+    service = launch("keep", go=str(newest_go.go))
+    few, many = 2, 20  # of our connections; for each the service dials itself 250 times
+
+    def grow(connections):
+        for _ in range(connections):
+            client(service, "crowd 250")
+
+    def look(connections, times=1):
+        for _ in range(times):
+            found = len(meter.parked(service))
+        return found == 1 + connections * 501  # with the listener's
+
+    grow(few)
+    patiently(lambda: look(few))
+    of_few = cost(lambda: look(few, times=many // few), enough=1)
+    grow(many - few)
+    patiently(lambda: look(many))
+    of_many = cost(lambda: look(many), enough=min(1, MOST_PER_GOROUTINE * of_few))
+    assert of_many < 1
+    assert of_many < MOST_PER_GOROUTINE * of_few

@@ -6,9 +6,13 @@ import socket
 
 import pytest
 
+from tests.waiting import undisturbed
+
 PINGS = 300
 
 
+# If a thread loses its CPU in a system call, its goroutine needs another time slice.
+@undisturbed
 def test_a_ping_is_one_time_slice(launch, measure, connect, spaced_pings, go_toolchain):
     server = launch("echo", go=str(go_toolchain.go))
     connection = connect(server.address)
@@ -20,6 +24,7 @@ def test_a_ping_is_one_time_slice(launch, measure, connect, spaced_pings, go_too
     assert m.dispatches_per_event == pytest.approx(1, rel=0.05)
 
 
+@undisturbed
 def test_the_longest_run_queue_is_measured(launch, measure, go_toolchain):
     server = launch("crowd", "-alone", "-cpu", "1", "-for", "300ms", go=str(go_toolchain.go))
     with measure() as stretch, socket.create_connection(server.address, timeout=60) as connection:
@@ -37,6 +42,7 @@ def test_an_idle_services_run_queue_is_empty(launch, measure, connect, newest_go
 
 
 @pytest.mark.uprobes
+@undisturbed
 def test_an_expired_deadline_takes_no_time_slice(launch, measure, newest_go):
     """The readied goroutine runs next, in its waker's time slice: not a dispatch, but a ready call."""
     server = launch("deadline", go=str(newest_go.go))

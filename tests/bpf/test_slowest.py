@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import undisturbed
+
 # Far longer than a busy machine delays anything.
 HOLDS_MS = (600, 450, 300)
 
@@ -25,6 +27,7 @@ def hog(factory, go_toolchain):
     )
 
 
+@undisturbed
 def test_a_late_reader_is_named_with_its_goroutine_its_connection_and_its_line(hog, measure, command):
     with (
         socket.create_connection(hog.address, timeout=20) as holder,
@@ -61,6 +64,7 @@ def test_a_late_reader_is_named_with_its_goroutine_its_connection_and_its_line(h
     assert [w.latency_ns for w in m.slowest] == sorted((w.latency_ns for w in m.slowest), reverse=True)
 
 
+@undisturbed
 def test_nested_windows_each_have_their_own_slowest_wakeups(hog, measure, command):
     with (
         socket.create_connection(hog.address, timeout=20) as holder,

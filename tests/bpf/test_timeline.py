@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from tests.waiting import fall_asleep
+
 
 def test_a_burst_is_in_its_interval(launch, measure, connect, spaced_pings):
     server = launch("echo")
@@ -37,6 +39,7 @@ def test_running_threads_are_distinguished_from_waiting_ones(factory, measure, c
         factory("./hog", name=name, args=["-addr", "127.0.0.1:{port}", "-spin"], ready="tcp")
         for name in ("idle", "busy")
     )
+    fall_asleep(idle.pid)
     with measure() as stretch, socket.create_connection(busy.address) as connection:
         command(connection, 600, answers=2)
     idle_points, busy_points = stretch(idle).timeline, stretch(busy).timeline

@@ -97,7 +97,7 @@ def test_the_intervals_add_up_to_what_the_process_did(watch, counting):
             interrupted = True
             process.send_signal(signal.SIGINT)
     assert summary is not None
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
     assert summary["ended"] == "stopped by Ctrl-C"
     assert len(intervals) > 1
     # What it does before it is ready is measured, too: a command is watched from its first instruction.
@@ -130,7 +130,7 @@ def test_a_process_is_watched_by_its_pid_and_lives_on(watch, launch, connect, sp
         sum(offender["count"] for offender in summary["service"]["offenders"]) == metrics["spurious_wakeups"]
     )
     assert summary["service"]["offenders"][0]["stack"][0]["function"] == "services/kit.Echo"
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
     assert server.running
 
 
@@ -143,7 +143,7 @@ def test_plain_lines_are_printed_if_there_is_no_terminal(watch, launch, connect,
         process.stdout.readline()
     spaced_pings(connection, 30)
     process.send_signal(signal.SIGINT)
-    text, errors = process.communicate(timeout=20)
+    text, errors = process.communicate(timeout=60)
     assert errors == ""
     assert "\x1b" not in text
     assert re.search(r"woken for nothing, parked at \S*kit/kit\.go:\d+ services/kit\.Echo\n", text)
@@ -170,7 +170,7 @@ def test_on_a_terminal_the_table_is_refreshed_in_place(
     screen += read(ours, until=lambda text: text.count("since the start") >= 3)
     process.send_signal(signal.SIGINT)
     screen += read(ours, until=lambda text: "Ended: stopped by Ctrl-C" in text)
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
     os.close(ours)
     live, _, summary = screen.partition("\x1b[?25h")  # the cursor is shown again
     assert live.startswith("\x1b[?25l")
@@ -185,7 +185,7 @@ def test_on_a_terminal_the_table_is_refreshed_in_place(
         assert len(line) <= 60, line
 
 
-def read(terminal: int, until, seconds: float = 30) -> str:
+def read(terminal: int, until, seconds: float = 60) -> str:
     """The output until the condition holds for it."""
     text = b""
     deadline = time.monotonic() + seconds
@@ -206,9 +206,9 @@ def test_watch_ends_with_a_message_when_the_process_dies(watch, launch, newest_g
     for _ in range(3):
         process.stdout.readline()
     os.kill(server.pid, signal.SIGKILL)
-    text, errors = process.communicate(timeout=20)
+    text, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert re.search(r"^Ended: service 'echo' ended: ", text, re.MULTILINE)
+    assert re.search(r"^Ended: service 'echo': ", text, re.MULTILINE)
     assert errors == ""
 
 
@@ -218,7 +218,7 @@ def test_a_commands_output_stays_off_the_table_and_its_end_is_shown(watch):
     assert process.returncode == 1
     table, output = text.split("Ended: ")
     assert "of the command" not in table.replace("echo of the command", "")
-    assert output == "service 'sh' ended: exit status 3\nits last output:\n| of the command\n| bye\n"
+    assert output == "service 'sh': exit status 3\nits last output:\n| of the command\n| bye\n"
 
 
 def test_a_command_is_stopped_with_everything_it_started(watch, counting):
@@ -226,8 +226,8 @@ def test_a_command_is_stopped_with_everything_it_started(watch, counting):
     next(lines(process))
     family = patiently(lambda: with_selftest(process.pid))
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
-    _, alive = psutil.wait_procs(family, timeout=5)
+    assert process.wait(60) == 0
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
 
 
@@ -241,7 +241,7 @@ def with_selftest(pid):
 def test_watch_stops_after_the_duration(watch, counting):
     process = watch("--json", "--interval", "150ms", "--duration", "2s", "--", counting, "1")
     *intervals, summary = lines(process)
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
     assert summary["ended"] == "stopped after --duration=2.00 s"
     assert summary["window_seconds"] >= 2
     assert 2 <= len(intervals) <= 14
@@ -301,6 +301,6 @@ def test_watch_ends_without_a_traceback_when_nobody_reads_its_output(watch, coun
     assert process.stdout is not None
     process.stdout.readline()
     process.stdout.close()
-    assert process.wait(20) == 1
+    assert process.wait(60) == 1
     assert process.stderr is not None
     assert process.stderr.read() == ""

@@ -15,6 +15,7 @@ from pytest_netpoll.model.diagnosis import findings, unchecked
 from tests.waiting import patiently
 
 PINGS = 200
+HERE = "127.0.0.9"  # where no other process takes the port in between
 RAW_TRACEPOINT, TRACING = "17", "26"  # of enum bpf_prog_type; the latter has typed arguments
 
 BLIND = {"bpf/btf.py": "def kernels(path=None): return Types(_NOTHING)"}
@@ -146,12 +147,12 @@ def test_a_program_exec_ed_in_place_of_another_is_measured_as_itself(
     meter = lacking(BLIND)
     port = factory.free_port()
     # Its epoll instance has another number.
-    then = f"exec 3</dev/null; exec {built('dup', str(newest_go.go))} -addr 127.0.0.1:{port}"
+    then = f"exec 3</dev/null; exec {built('dup', str(newest_go.go))} -addr {HERE}:{port}"
     server = launch("reexec", "-then", then, go=str(newest_go.go))
     meter.watch(server)
     os.kill(server.pid, signal.SIGUSR1)
     patiently(lambda: listens(port))
-    connection = connect(("127.0.0.1", port))
+    connection = connect((HERE, port))
     window = meter.open()
     spaced_pings(connection, PINGS)
     [m] = meter.close(window, [server])
@@ -166,7 +167,7 @@ def test_children_that_the_kernel_does_not_report_make_the_service_unmeasured(
     meter = lacking(BLIND)
     fifo, port, echo = tmp_path / "go", factory.free_port(), built("echo", str(newest_go.go))
     os.mkfifo(fifo)
-    first, second = (f"{echo} -addr 127.0.0.1:{where} &" for where in ("{port}", port))
+    first, second = (f"{echo} -addr {HERE}:{where} &" for where in ("{port}", port))
     # The other one has no poller; a service may start as many of those as it likes.
     script = f"{first} read go <{fifo}; sleep 100 & {second} wait; wait; wait"
     server = factory(command=["/bin/sh", "-c", script])
@@ -174,7 +175,7 @@ def test_children_that_the_kernel_does_not_report_make_the_service_unmeasured(
     window = meter.open()
     fifo.write_text("go\n")
     patiently(lambda: listens(port))
-    connection = connect(("127.0.0.1", port))
+    connection = connect((HERE, port))
     [m] = meter.close(window, [server])
     assert m.unmeasured is not None
     assert m.unmeasured.startswith("1 not watched: child processes that this kernel doesn't report")
@@ -186,7 +187,7 @@ def test_children_that_the_kernel_does_not_report_make_the_service_unmeasured(
 
 
 def listens(port):
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+    with contextlib.suppress(OSError), socket.create_connection((HERE, port), timeout=5):
         return True
     return False
 

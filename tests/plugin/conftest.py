@@ -113,7 +113,7 @@ def run(
 
     def run(source: str, *args: str, plugins: Sequence[str] = ()) -> pytest.RunResult:
         without = _write(pytester.path, source, built_before, plugins)
-        result = pytester.runpytest_subprocess(*without, *args, timeout=120)
+        result = pytester.runpytest_subprocess(*without, *args, timeout=600)
         _check(pytester.path, result.stdout.str() + result.stderr.str(), plugins)
         return result
 
@@ -143,7 +143,7 @@ def run_once(tmp_path_factory: pytest.TempPathFactory, built_before: Path) -> Ca
             env={name: value for name, value in os.environ.items() if name not in OF_GITHUB} | own,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
         print(done.stdout, done.stderr)  # in case the fixture or the first test fails
         _check(path, done.stdout + done.stderr, ())

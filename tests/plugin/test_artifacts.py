@@ -144,7 +144,7 @@ def run_tests(directory: Path, *options: str) -> Run:
         },
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
     output = result.stdout + result.stderr
     assert "INTERNALERROR" not in output
@@ -172,7 +172,7 @@ def pprof(*arguments: object) -> str:
         capture_output=True,
         text=True,
         check=True,
-        timeout=200,
+        timeout=600,
     ).stdout
 
 
@@ -259,7 +259,7 @@ def test_a_service_that_serves_pprof_is_asked_during_an_unmeasured_repeated_call
     assert (failed.directory.parent / "test_profiled").read_text() == "called\n" * 2
     (window,) = record["windows"]
     inner, outer = (made["services"][0]["metrics"]["wakeups"] for made in (window, record))
-    assert 20 <= inner <= outer < 1.5 * inner
+    assert 10 <= inner <= outer < 1.5 * inner
     assert record["error"].startswith("AssertionError: ")
     files = failed.files("test_profiled")
     views = [

@@ -16,10 +16,18 @@ PINGED = SERVER + "\n@netpoll()\ndef test_it(server, ping): ping(server)\n"
 CROWDED = """
 @pytest.fixture(scope="session")
 def crowd(go_service):
+    import contextlib
     from pathlib import Path
     import conftest
     args = ["-addr", "127.0.0.1:{port}", "-spin", os.environ["SPIN"]]
-    return go_service(f"{conftest.SERVICES}/spinners", args=args, name="crowd")
+    service = go_service(f"{conftest.SERVICES}/spinners", args=args, name="crowd")
+    # Its goroutines wait for each other, not for what else this machine does.
+    if os.geteuid() == 0:
+        with contextlib.suppress(OSError):  # the scheduler may share the CPU out by sessions
+            Path(f"/proc/{service.pid}/autogroup").write_text("-15")
+        for thread in Path(f"/proc/{service.pid}/task").iterdir():
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), -15)
+    return service
 
 # Not the fixture `ping`, which would wait for a service that never sleeps. Of some pings the reader may not
 # have parked yet: half of them are enough.

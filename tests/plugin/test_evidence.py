@@ -14,9 +14,11 @@ def keep(start): return start("keep", build_flags=["-ldflags=-s -w"])
 
 def ask(service, how):
     import socket
+    from tests.waiting import fall_asleep
     with socket.create_connection(service.address, timeout=10) as connection:
         connection.sendall(how + b"\\n")
         assert connection.recv(100) == how + b"\\n"
+    fall_asleep(service.pid)  # goroutines that end have ended
 
 @netpoll(max_parked_growth=0)
 def test_leak(keep):
@@ -36,6 +38,7 @@ def test_rule(keep):
                 fall_asleep(keep.pid)  # its reader is parked
                 connection.sendall(how + b"\\n")
                 connection.recv(100)
+            fall_asleep(keep.pid)
 
 @netpoll(max_parked_growth=0, max_abandoned_descriptors=0, max_stuck_goroutines=0)
 def test_healthy(keep):
@@ -66,7 +69,9 @@ def test_broken_limits_name_who_was_woken_and_who_is_left(run, pytester, monkeyp
             "  3 tcp descriptors whose peers have closed, and nobody is parked on them*",
             "keep: NP501 parked-leak: 3 tcp connections *",
             "  fix: close the connection on every way out of its handler, *",
-            "keep: NP501 parked-leak at *keep/main.go:* main.serve: 3 tcp connections*",
+            "keep: NP501 parked-leak at *keep/main.go:* main.serve",
+            "  fix: close the connection on every way out of its handler, *",
+            "keep: NP501 parked-leak: 3 tcp connections*",
             "  3 tcp descriptors whose peers have closed, *; who read from them was parked at",
             "    *keep/main.go:*  main.serve",
             "  * goroutines (read on tcp, peer keep (127.0.0.1:*)): 3 more than at the start,*",

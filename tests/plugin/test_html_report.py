@@ -478,7 +478,7 @@ def test_a_link_to_a_test_opens_it_even_if_it_is_filtered_out(few, page):
     page.driver.get(few.as_uri() + "#tests%2Ftest_few.py%3A%3Atest_few%5Bgo1.9%5D")
     (good,) = page.until(lambda: page.all(".detail"))
     heading, *rows = page.cells(good.find_element(By.CSS_SELECTOR, ":has(> .siblings)"))
-    assert heading[:2] == ["Go", "outcome"]
+    assert heading[:2] == ["Go", "verdict"]
     assert [row[:2] for row in rows] == [["go1.9", "✓ passed"], ["go1.21.13", "✗ failed"]]
 
     page.one("[name=outcome][value=failed]").send_keys(Keys.SPACE)

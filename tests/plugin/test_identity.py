@@ -399,8 +399,8 @@ def test_service_that_ends(start, ping):
 
 @netpoll(max_spurious_wakeups=0)
 def test_datagrams(start):
-    start("udp", ready=None)
-    time.sleep(0.5)
+    import re
+    start("udp", ready=re.compile("^ready on", re.M))
 """
     )
     result.assert_outcomes(passed=3, failed=1)

@@ -72,7 +72,7 @@ def test_a_broken_limit_names_who_waits_and_who_held_the_mutex(locks):
 def test_slow_answers_that_waited_have_a_next_step_and_those_that_used_the_cpu_have_none(locks):
     waits, burns = section(locks, "test_waits"), section(locks, "test_burns")
     hint = (
-        "while the service hardly used the CPU: it waited, for a lock, another service or a timer next: limit"
+        "while the service hardly used the CPU: it waited, for a lock, another service or a timer fix: limit"
     )
     assert hint in waits
     assert "response_max" in burns

@@ -117,7 +117,7 @@ def follow(run, pytester):  # noqa: ARG001 - run has found Go's cache
         command = ", ".join([address, *map(repr, flags)])
         for name, source in files.items():
             (pytester.path / name).write_text(source.replace(address, command))
-        result = pytester.runpytest_subprocess("--netpoll-json=report.json", timeout=120)
+        result = pytester.runpytest_subprocess("--netpoll-json=report.json", timeout=600)
         report = json.loads((pytester.path / "report.json").read_text())
         return result, {test["nodeid"].rpartition("::")[2]: test for test in report["tests"]}
 
@@ -202,10 +202,10 @@ def test_the_quick_start_passes_until_there_is_a_second_reader(run, pytester):  
     (pytester.path / "server").mkdir()
     for name, text in {**python, "go.mod": module, "server/main.go": service}.items():
         (pytester.path / name).write_text(text)
-    pytester.runpytest_subprocess(timeout=120).assert_outcomes(passed=1)
+    pytester.runpytest_subprocess(timeout=600).assert_outcomes(passed=1)
 
     second_reader = re.sub(r"func handle\(.*?\n}\n", lambda _: broken, service, flags=re.S)
     (pytester.path / "server" / "main.go").write_text(second_reader)
-    result = pytester.runpytest_subprocess(timeout=120)
+    result = pytester.runpytest_subprocess(timeout=600)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["server: spurious * > max 1.0 %", "*server/main.go:43 *main.echo"])

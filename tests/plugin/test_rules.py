@@ -36,8 +36,7 @@ def test_unknown(echo, ping): ping(echo, 20)
     assert text.count("wakeups found nothing to read or write") == 1
     result.stdout.fnmatch_lines(
         [
-            "dup: NP101 second-reader at *kit/kit.go:* services/kit.Echo: * of *",
-            "*fix: read from one goroutine only*",
+            "dup: NP101 second-reader: * of *",
             "*echo: NP302 deadline-churn was not checked: deadline wakeups were not counted*",
             "*NP302 deadline-churn was not checked in 4 tests: deadline wakeups were not*",
             "*fix: --netpoll-goready=on*",

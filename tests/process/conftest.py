@@ -37,7 +37,7 @@ def nasty() -> Callable[..., list[str]]:
 def ends() -> Callable[..., bool]:
     """Whether all these processes end within `seconds` (see `survivors`); the others are killed."""
 
-    def wait(*pids: int, seconds: float = 10) -> bool:
+    def wait(*pids: int, seconds: float = 30) -> bool:
         left = survivors(pids, seconds)
         for pid in left:
             with contextlib.suppress(ProcessLookupError):

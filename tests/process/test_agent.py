@@ -138,7 +138,7 @@ def test_it_ends_when_its_stdin_closes():
     with running() as agent:
         assert agent.stdin is not None
         agent.stdin.close()
-        assert agent.wait(10) == 0
+        assert agent.wait(60) == 0
 
 
 def test_it_ends_with_its_stdin_while_compiling_and_loads_nothing():
@@ -153,7 +153,7 @@ def test_it_ends_with_its_stdin_while_compiling_and_loads_nothing():
             time.sleep(0.005)
         agent.stdin.close()
         assert agent.stdout.read() == "", "not even that it is ready"
-        assert agent.wait(10) == 3
+        assert agent.wait(60) == 3
 
 
 def test_it_leaves_ctrl_c_to_pytest(agent):

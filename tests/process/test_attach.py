@@ -75,8 +75,10 @@ def test_a_prefork_server_is_found_as_its_outermost_process(go_service, listener
 
 
 def test_a_process_that_comes_up_later_is_waited_for(go_service, listener, port):
-    threading.Timer(0.5, listener, [port]).start()
+    later = threading.Timer(0.5, listener, [port])
+    later.start()
     assert go_service(port=port).port == port
+    later.join()  # it starts nothing while the fixture ends what it has started
 
 
 def test_a_port_that_nobody_listens_on_is_an_error(go_service, port):

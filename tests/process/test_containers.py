@@ -12,6 +12,7 @@ import pytest
 
 from pytest_netpoll.errors import ServiceError, UsageError
 from pytest_netpoll.service import containers
+from tests.waiting import patiently
 
 ID = "4e7357dfa380078fcf3b5227cf56fc4d0402bbdfec328d6d1c358d275bdb41ec"
 NO_DAEMON = (
@@ -61,6 +62,8 @@ def contained():
         ["/bin/sh", "-c", script, ID], stdout=subprocess.PIPE, env={"PATH": "/bin"}
     ) as parent:
         pid = int(parent.stdout.readline())
+        # At first it still runs the shell.
+        patiently(lambda: Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep"))
         yield pid
         os.kill(pid, 9)
 

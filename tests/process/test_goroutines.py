@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import mmap
 import os
 import random
 import struct
@@ -21,28 +22,31 @@ def agent(monkeypatch):
     monkeypatch.syspath_prepend(str(privilege.AGENT))
     return {
         name: importlib.import_module(name)
-        for name in ("processes.goroutines", "processes.proc", "bpf.layouts")
+        for name in ("processes.goroutines", "processes.proc", "bpf.layouts", "processes.ranges")
     }
 
 
 @pytest.fixture
-def parked(agent, monkeypatch):
+def parked(agent):
     """parked(words) is what is read from a g with these words; memory: what the words may point into."""
-    goroutines, proc, layouts = agent.values()
+    goroutines, proc, layouts, _ = agent.values()
     buffer = ctypes.create_string_buffer(SIZE)
     base = ctypes.addressof(buffer)
     layout = layouts.LAYOUTS[-1]  # the data is the address
     registration = proc.Registration(7, layouts.GO_EVENTS, base)
-    monkeypatch.setattr(proc, "registrations", lambda *_: [registration])
     code = [proc.Mapping(base + 0x8000, base + 0x9000, 0, "code")]
 
     def parked(words, frames=()):
+        write(words, frames)
+        return goroutines.parked(os.getpid(), [registration], layout, True, code)
+
+    def write(words, frames=()):
         struct.pack_into("<6Q", buffer, 0, 0, 7, 0, base + G, 0, 0)
         struct.pack_into("<24Q", buffer, G, *words)
         for at, frame in frames:
             struct.pack_into("<QQ", buffer, at, *frame)
-        return goroutines.parked(os.getpid(), 3, layout, True, code)
 
+    parked.buffer, parked.write = buffer, write
     parked.base, parked.pc = base, base + 0x8123
     return parked
 
@@ -99,3 +103,53 @@ def test_arbitrary_words_are_handled(parked):
         for found in parked(words, frames):
             assert len(found.stack) <= 65
             assert all(base + 0x8000 <= address < base + 0x9000 for address in found.stack)
+
+
+@pytest.fixture
+def before_second_look(agent, monkeypatch):
+    """before_second_look(act): acts once it is known where everything is, before all of it is read again."""
+    goroutines, ranges = agent["processes.goroutines"], agent["processes.ranges"]
+
+    def before_second_look(act):
+        def read(*arguments):
+            nonlocal looks
+            looks += 1
+            if looks == 3:  # the pollDescs, then the gs
+                act()
+            return ranges.Ranges(*arguments)
+
+        looks = 0
+        monkeypatch.setattr(goroutines, "Ranges", read)
+
+    return before_second_look
+
+
+def test_a_goroutine_that_is_woken_between_two_looks_is_not_parked(parked, before_second_look):
+    before_second_look(lambda: struct.pack_into("<Q", parked.buffer, 24, 0))
+    assert parked(g(parked.base, parked.pc)) == []
+
+
+def test_a_goroutine_that_parks_elsewhere_between_two_looks_is_read_there(parked, before_second_look):
+    base, pc = parked.base, parked.pc
+    later = [(STACK + 0x200, (0, pc + 9))]
+    before_second_look(lambda: parked.write(g(base, pc + 8, bp=STACK + 0x200), later))
+    (found,) = parked(g(base, pc), [(STACK + 0x100, (0, pc + 1))])
+    assert found.stack == (pc + 8, pc + 9)
+
+
+def test_memory_that_is_not_mapped_hides_nothing_beside_it(agent):
+    ranges, proc = agent["processes.ranges"], agent["processes.proc"]
+    page = mmap.PAGESIZE
+    with mmap.mmap(-1, 3 * page) as memory, proc.Memory(os.getpid()) as own:
+        memory[:] = b"x" * len(memory)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        protect = ctypes.CDLL(None).mprotect
+        protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        assert protect(start + page, page, 0) == 0
+        gap = start + page
+        parts = [(start, 8), (gap - 4, 8), (gap, 0), (gap, 4), ((1 << 64) - 8, 16), (gap + page, 4)] * 300
+        read = ranges.Ranges(os.getpid(), [word for part in parts for word in part])
+        assert read.read_mapped(own) == (b"x" * 8 + bytes(8 + 4 + 16) + b"x" * 4) * 300
+        assert read.read(own) is None
+        assert ranges.Ranges(os.getpid(), [start, page]).read(own) == b"x" * page
+        assert protect(start + page, page, mmap.PROT_READ | mmap.PROT_WRITE) == 0

@@ -174,7 +174,7 @@ def test_removing_a_user_keeps_the_agent_and_the_others(tmp_path: Path, prefix: 
     assert remove(prefix, file, "--user", "daemon") == 0
     assert rules(file) == [line("nobody", prefix)]
     assert (prefix / "agent").is_dir()
-    with pytest.raises(sudoers.InstallError, match="has no line for daemon") as failure:
+    with pytest.raises(sudoers.InstallError, match="has no line for 'daemon'") as failure:
         remove(prefix, file, "--user", "daemon")
     assert f"sudo grep -rF {prefix}/agent /etc/sudoers" in str(failure.value.fix)
 

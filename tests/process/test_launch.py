@@ -91,10 +91,12 @@ def test_names_are_unique_also_of_services_started_at_once(go_service: ServiceFa
 
 
 def test_a_shell_that_execs_the_service_later_is_reported_as_the_service(
-    go_service: ServiceFactory,
+    go_service: ServiceFactory, tmp_path: Path
 ) -> None:
-    server = go_service(command=["sh", "-c", "sleep 0.3; exec sleep 60"], ready=None)
+    waits = "until test -e seen; do sleep 0.02; done; exec sleep 60"
+    server = go_service(command=["sh", "-c", waits], ready=None)
     assert server.executable == str(Path(shutil.which("sh") or "").resolve())
+    (tmp_path / "seen").touch()
     assert patiently(lambda: server.executable.endswith("/sleep") or server.executable.endswith("/coreutils"))
 
 
@@ -388,7 +390,7 @@ def test_wrong_arguments_are_usage_errors_and_run_nothing(
 
 def test_the_url_answers(go_service: ServiceFactory) -> None:
     server = go_service(command=[sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "{port}"])
-    assert urllib.request.urlopen(server.url, timeout=5).status == 200
+    assert urllib.request.urlopen(server.url, timeout=60).status == 200
 
 
 def test_the_address_of_an_ended_service_is_an_error_with_the_reason(

@@ -47,6 +47,7 @@ def test_endless_output_neither_blocks_the_service_nor_fills_memory(
     server = go_service(
         command=nasty("environment:FIRST", "spam:256", "environment:LAST", "sleep"),
         ready=re.compile("LAST=None"),
+        timeout=300,
     )
     assert psutil.Process().memory_info().rss - before < 64 << 20
     assert len(server.log) <= LIMIT + 100
@@ -61,7 +62,7 @@ def test_what_was_printed_before_an_answer_is_in_the_log_after_it(
     server = go_service(command=nasty("http_ok_after:0"), env={"PORT": "{port}"})
     for number in range(1, 50):
         with pytest.raises(urllib.error.HTTPError):
-            urllib.request.urlopen(server.url, timeout=5)
+            urllib.request.urlopen(server.url, timeout=60)
         assert server.log.count("GET") == number
 
 

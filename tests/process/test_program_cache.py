@@ -20,6 +20,7 @@ import pytest
 from pytest_netpoll.cli import doctor
 from pytest_netpoll.meter import privilege
 from pytest_netpoll.options import Config
+from tests.waiting import patiently
 
 pytestmark = [
     pytest.mark.bpf,
@@ -78,7 +79,8 @@ def test_the_second_start_compiles_nothing(directory: Path) -> None:
     assert {name: cached[name] for name in same} == {name: compiled[name] for name in same}
     # Neither BCC nor LLVM.
     assert cached["resident_bytes"] < compiled["resident_bytes"] / 3
-    assert cached["startup_seconds"] < compiled["startup_seconds"]
+    # Repeated, because others may take the CPU from one start.
+    assert patiently(lambda: start(directory)["startup_seconds"] < compiled["startup_seconds"])
 
 
 @pytest.mark.usefixtures("kept")

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,6 +19,7 @@ from pytest_netpoll.errors import ServiceError
 from pytest_netpoll.service import readiness
 from pytest_netpoll.service.factory import ServiceFactory
 from pytest_netpoll.service.service import Service
+from tests.waiting import patiently
 
 Nasty = Callable[..., list[str]]
 MODE = re.compile("MODE=.*\n")
@@ -38,8 +40,9 @@ def test_a_listener_that_left_its_parent_and_session_belongs_to_the_service(
     go_service: ServiceFactory, nasty: Nasty, ends: Callable[..., bool]
 ) -> None:
     daemon = shlex.join(nasty("listen:{port}", "sleep"))
-    server = go_service(command=["sh", "-c", f"(setsid {daemon} &); exec sleep 60"], timeout=10)
-    socket.create_connection(server.address, timeout=10).close()
+    server = go_service(command=["sh", "-c", f"(setsid {daemon} &); exec sleep 60"])
+    socket.create_connection(server.address, timeout=60).close()
+    patiently(lambda: len(server.family()) == 2)  # the shell in between has ended
     (other,) = server.family().keys() - {server.pid}
     assert psutil.Process(other).parent() != psutil.Process(server.pid)
     server.stop()
@@ -55,11 +58,16 @@ def test_tcp_ignores_a_stranger_on_the_port(
             go_service(command=nasty("sleep"), args=["{port}"], timeout=0.3)
 
 
+def _connections() -> set[Any]:
+    return {c for c in psutil.net_connections("tcp") if c.raddr}
+
+
 def test_tcp_leaves_no_connection_behind_for_the_service_to_accept(
     go_service: ServiceFactory, nasty: Nasty
 ) -> None:
+    others = _connections()
     server = go_service(command=nasty("listen:{port}", "sleep"))
-    left = [c for c in psutil.net_connections("tcp") if c.raddr and c.raddr.port == server.port]
+    left = [c for c in _connections() - others if c.raddr.port == server.port]
     # Connections of this port in the last minute; one that was never accepted stays in FIN_WAIT2.
     assert not [c for c in left if c.status != psutil.CONN_TIME_WAIT]
 
@@ -99,7 +107,7 @@ def test_a_callable_may_fail_as_clients_do_while_the_service_starts(
 ) -> None:
     def answers(service: Service) -> bool:
         try:
-            urllib.request.urlopen(service.url + "/health", timeout=5)
+            urllib.request.urlopen(service.url + "/health", timeout=20)
         except urllib.error.HTTPError as error:
             return error.code < 500
         return True

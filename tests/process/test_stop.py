@@ -21,7 +21,7 @@ from pytest_netpoll.service import guardian as guard
 from pytest_netpoll.service import service
 from pytest_netpoll.service.factory import ServiceFactory
 from pytest_netpoll.service.service import Service
-from tests.waiting import patiently
+from tests.waiting import fall_asleep, patiently
 
 Nasty = Callable[..., list[str]]
 Ends = Callable[..., bool]
@@ -187,15 +187,16 @@ def test_nothing_survives_a_killed_pytest(launcher: Launch, ends: Ends, mode: st
     assert ends(server) if mode == "crash" else psutil.pid_exists(server)
     assert all(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in others)
     process.kill()
-    assert ends(server, *others, seconds=3)
+    assert ends(server, *others)
 
 
 def test_nothing_survives_a_killed_pytest_with_a_killed_guardian(launcher: Launch, ends: Ends) -> None:
     process, (server, child, guardian) = launcher("wait", "fork_child_with_own_session")
     second = [process.pid for process in psutil.Process(guardian).children()]
+    fall_asleep(guardian, *second)  # it has passed on what it knows
     os.kill(guardian, signal.SIGKILL)
     process.kill()
-    assert ends(server, child, *second, seconds=3)
+    assert ends(server, child, *second)
 
 
 def test_a_guardian_works_without_its_standby(launcher: Launch, ends: Ends) -> None:
@@ -203,19 +204,19 @@ def test_a_guardian_works_without_its_standby(launcher: Launch, ends: Ends) -> N
     [second] = psutil.Process(guardian).children()
     second.kill()
     process.kill()
-    assert ends(server, child, guardian, seconds=3)
+    assert ends(server, child, guardian)
 
 
 def test_nothing_survives_a_pytest_that_forgot_to_stop(launcher: Launch, ends: Ends) -> None:
     process, pids = launcher("exit", "fork_child")
-    assert process.wait(10) == 0
-    assert ends(*pids, seconds=3)
+    assert process.wait(60) == 0
+    assert ends(*pids)
 
 
 def test_a_fork_of_pytest_that_lives_on_does_not_keep_services_alive(launcher: Launch, ends: Ends) -> None:
     process, pids = launcher("fork", "fork_child")
     process.kill()
-    assert ends(*pids, seconds=3)
+    assert ends(*pids)
 
 
 def test_ctrl_c_does_not_reach_services_or_the_guardian(launcher: Launch) -> None:
@@ -228,6 +229,11 @@ def test_ctrl_c_does_not_reach_services_or_the_guardian(launcher: Launch) -> Non
     assert all(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids)
 
 
+def _wait_for_mark(pid: int) -> None:
+    """Until its environment is that of the program which it runs."""
+    patiently(lambda: guard.MARK.encode() in Path(f"/proc/{pid}/environ").read_bytes())
+
+
 def test_an_interrupt_while_a_service_is_being_started_leaves_nothing(
     go_service: ServiceFactory, nasty: Nasty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,8 +244,7 @@ def test_an_interrupt_while_a_service_is_being_started_leaves_nothing(
         process = popen(*args, **options)
         if options.get("env"):  # not the guardian
             started.append(process)
-            # Until its environment belongs to the new program.
-            patiently(lambda: guard.MARK.encode() in Path(f"/proc/{process.pid}/environ").read_bytes())
+            _wait_for_mark(process.pid)
             raise KeyboardInterrupt
         return process
 
@@ -256,8 +261,9 @@ def test_the_guardian_ends_what_started_just_before_pytest_was_killed() -> None:
     guardian.start()
     guardian.expect("just-started")
     with subprocess.Popen(["sleep", "60"], env={guard.MARK: "just-started"}) as process:
+        _wait_for_mark(process.pid)
         guardian.close()  # as when pytest is gone
-        assert process.wait(10) == -signal.SIGTERM
+        assert process.wait(60) == -signal.SIGTERM
 
 
 def test_a_service_without_a_mark_claims_no_strangers() -> None:
@@ -291,10 +297,10 @@ def test_without_a_guardian_no_service_starts_and_the_reason_is_reported(
 ) -> None:
     command = nasty("sleep")
     monkeypatch.setattr(sys, "executable", python)
-    before = psutil.Process().children(recursive=True)
+    before = set(psutil.Process().children(recursive=True))
     with pytest.raises(ServiceError, match=f"the process that would end it .* cannot be started: {why}"):
         go_service(command=command, ready=None)
-    assert psutil.Process().children(recursive=True) == before
+    assert set(psutil.Process().children(recursive=True)) <= before
     assert go_service.services == []
 
 
@@ -324,15 +330,16 @@ def test_a_service_ends_if_its_guardian_was_killed_and_cannot_be_replaced(
 
 
 def test_the_guardian_ends_with_the_session_and_touches_nothing_that_was_stopped(
-    go_service: ServiceFactory, nasty: Nasty, ends: Ends
+    go_service: ServiceFactory, nasty: Nasty, ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(service, "STOP_GRACE", 100.0)
     go_service(command=nasty("sleep"), ready=None)
     guardian = go_service.guardian.process
     assert guardian is not None
     begin = time.monotonic()
     go_service.stop_all()
     assert ends(guardian.pid, seconds=0)
-    assert time.monotonic() - begin < guard.GUARDIAN_GRACE + service.STOP_GRACE
+    assert time.monotonic() - begin < service.STOP_GRACE
 
 
 def test_services_do_not_inherit_the_guardians_pipe(go_service: ServiceFactory, nasty: Nasty) -> None:

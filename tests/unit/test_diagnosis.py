@@ -114,7 +114,7 @@ def test_timers_are_counted_with_the_polls_they_ended() -> None:
 
 
 def test_deadlines_are_distinguished_from_tickers_if_they_were_counted() -> None:
-    [text] = diagnose(measurement(**TICKERS, deadline_wakeups=800))
+    [text] = diagnose(measurement(**TICKERS, deadline_wakeups=800, seen={"io_outcomes": {"EAGAIN": 800}}))
     assert "with 800 deadlines expired" in text
     assert "ticker" not in text
     [text] = diagnose(measurement(**TICKERS, deadline_wakeups=3))
@@ -228,8 +228,76 @@ def test_lateness_without_its_cause_in_the_numbers_is_not_explained(
 def test_a_few_timers_in_a_short_window_are_no_churn() -> None:
     for ended, expired, expected in ((100, 3, "NP301"), (99, 3, None), (100, 26, "NP302"), (99, 26, None)):
         counts = {"timed_polls": ended, "timeout_polls": ended, "deadline_wakeups": expired}
-        short = dataclasses.replace(measurement(**counts), window_seconds=0.1)
+        made = measurement(**counts, seen={"io_outcomes": {"EAGAIN": expired}})
+        short = dataclasses.replace(made, window_seconds=0.1)
         assert [f.rule.code for f in findings(short)] == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize(
+    ("polls", "ready", "expired", "tried", "go", "expected"),
+    [
+        (340, 200, 200, 0, "go1.27.3", []),  # connections that are closed at their deadlines
+        (463, 239, 239, 239, "go1.27.3", ["NP302"]),  # an acceptor that looks at a flag
+        (799, 0, 0, 2, "go1.27.3", []),  # callbacks that remove entries of a cache
+        (799, 0, 0, 2, "go1.22.12", ["NP301"]),  # forgotten tickers, perhaps
+        (340, 200, 200, 0, "go1.22.12", []),
+        (844, 495, 0, 0, "go1.27.3", ["NP301"]),  # a loop that sleeps
+        (844, 695, 200, 0, "go1.27.3", ["NP301"]),  # beside connections that are closed
+    ],
+)
+def test_timers_that_come_once_are_no_churn(
+    polls: int, ready: int, expired: int, tried: int, go: str, expected: list[str]
+) -> None:
+    counts = {"timed_polls": polls, "timeout_polls": polls, "ready_calls": ready, "deadline_wakeups": expired}
+    made = measurement(**counts, seen={"io_outcomes": {"EAGAIN": tried}})
+    assert [f.rule.code for f in findings(dataclasses.replace(made, go_version=go))] == expected
+
+
+def test_connections_that_are_closed_at_their_deadlines_are_no_churn_with_go_1_19() -> None:
+    waker = (Frame("runtime.netpolldeadlineimpl", "runtime/netpoll.go", 598),)
+    for tried, expected in ((1, []), (200, ["NP301"])):
+        made = measurement(
+            timed_polls=314,
+            timeout_polls=313,
+            ready_calls=201,
+            offenders=(offender(200, offence="ready", fd_type=None, stack=waker),),
+            seen={"io_outcomes": {"EAGAIN": tried}},
+        )
+        made = dataclasses.replace(made, go_version="go1.19.8")
+        assert [f.rule.code for f in findings(made)] == expected
+
+
+def ticker(function: str) -> Offender:
+    waker, parked = Frame("time.sendTime", "time/sleep.go", 154), Frame("main.room", "room.go", 7)
+    woken = (parked, Frame(function, "room.go", 3))
+    return offender(300, offence="ready", fd_type=None, stack=(waker,), woken_stack=woken)
+
+
+def test_timers_that_compute_something_are_no_churn() -> None:
+    working = dataclasses.replace(cpu(0.9), stack=(*cpu(0.9).stack, Frame("main.rooms", "room.go", 3)))
+    for root, used, expected in (
+        ("main.rooms", 0.32, []),  # a simulation: 0.5 ms at each of 615 polls
+        ("main.rooms", 0.1, ["NP301"]),
+        ("main.others", 0.32, ["NP301"]),  # beside a computation
+    ):
+        counts = {"timed_polls": 615, "timeout_polls": 615, "ready_calls": 320, "deadline_wakeups": 0}
+        made = measurement(**counts, cpu=used, offenders=(ticker(root), working))
+        assert [f.rule.code for f in findings(made)] == expected
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "futile", "expected"),
+    [
+        ({"ENOENT": 417}, {}, []),  # links that are dialed again, after a pause
+        ({"ENOENT": 417}, {("connect", "ENOENT"): 400}, ["NP301"]),  # without one
+        ({"EAGAIN": 417}, {}, ["NP301"]),
+    ],
+)
+def test_timers_after_which_calls_fail_are_no_churn(outcomes: Any, futile: Any, expected: list[str]) -> None:
+    made = measurement(
+        timed_polls=417, timeout_polls=417, cpu=0.3, seen={"io_outcomes": outcomes, "futile": futile}
+    )
+    assert [f.rule.code for f in findings(made)] == expected
 
 
 @pytest.mark.parametrize(
@@ -260,6 +328,14 @@ def codes(*offenders: Offender, **more: Any) -> list[str]:
     spurious."""
     counts = {"wakeups": 200, "productive_wakeups": 100, "spurious_wakeups": 100, "stale_retries": 100}
     return [f.rule.code for f in findings(measurement(**{**counts, **more}, offenders=offenders))]
+
+
+def test_a_loop_that_never_waits_makes_no_stale_retries() -> None:
+    retries = offender(41, offence="stale", cause="data")
+    for calls, expected in ((139_324, ["NP201"]), (30, ["NP103"])):
+        loop = offender(calls, offence="futile", outcome="EAGAIN")
+        seen = {"futile": {("read", "EAGAIN"): calls}}
+        assert codes(retries, loop, cpu=1.0, seen=seen) == expected
 
 
 REFUSED = {"io_outcomes": {"ECONNREFUSED": 100}}
@@ -405,6 +481,7 @@ def test_a_busy_loop_checks_most_of_the_time(used: float, samples: Offender, exp
         ({"filled": 15_999}, []),  # there was room for more, so nothing was left
         ({"count": 1_500}, []),  # less than ten for each of 200 wakeups
         ({"fd_type": "file"}, []),
+        ({"fd_type": "unixpacket"}, []),  # a read takes one message, however small it is
         ({"syscall": "write", "direction": "write"}, []),
         ({"outcome": "EAGAIN"}, []),
     ],
@@ -412,6 +489,15 @@ def test_a_busy_loop_checks_most_of_the_time(used: float, samples: Offender, exp
 def test_small_reads_are_many_and_small(reads: Any, expected: list[str]) -> None:
     about = {"count": 20_000, "offence": "io", "outcome": "data", "bytes": 20_000, "filled": 20_000, **reads}
     assert codes(offender(**about)) == expected
+
+
+def test_reads_that_only_the_standard_library_makes_are_not_the_programs() -> None:
+    library = tuple(Frame(name, "net/http/h2.go", 1) for name in ("net.(*netFD).Read", "net/http.readFrames"))
+    same = Frame("golang.org/x/net/http2.(*serverConn).serve", "http2/server.go", 815)
+    own = Frame("main.main", "main.go", 9)
+    for stack, expected in ((library, []), ((*library, same), []), ((*library, same, own), ["NP205"])):
+        reads = dataclasses.replace(io_calls(26_918, filled=26_918, bytes=107_809), stack=stack)
+        assert codes(reads) == expected
 
 
 def test_one_of_something_is_singular() -> None:
@@ -447,6 +533,11 @@ def test_more_ps_than_cpus_break_their_rule(
 def test_threads_that_need_no_p_are_not_too_many_ps(running: float, expected: list[str]) -> None:
     facts = {"gomaxprocs": 8, "cpus": 2}
     assert codes(cpu=1.9, waited=8.0, ps_running=running, facts=facts) == expected
+    # On a busy machine the agent may come too late to look in an interval.
+    m = measurement(cpu=1.9, waited=8.0, ps_running=running, facts=facts)
+    first, *others = m.timeline
+    unseen = dataclasses.replace(m, timeline=(dataclasses.replace(first, ps_running=None), *others))
+    assert [finding.rule.code for finding in findings(unseen)] == expected
 
 
 @pytest.mark.parametrize(
@@ -498,12 +589,28 @@ def test_a_quota_explains_late_wakeups_however_many_others_there_are(
     ("share", "used", "expected"), [(0.5, 1.0, ["NP407"]), (0.1, 1.0, []), (0.5, 0.2, [])]
 )
 def test_gc_pressure_is_a_large_part_of_much(share: float, used: float, expected: list[str]) -> None:
-    assert codes(cpu(share, "runtime.gcDrain"), cpu=used) == expected
+    assert codes(cpu(share, "runtime.gcDrain"), cpu(0.2), cpu=used) == expected
+
+
+@pytest.mark.parametrize(
+    ("marking", "assists", "own", "expected"),
+    [
+        (0.94, 0.0, 0.03, []),  # debug.FreeOSMemory beside a large heap
+        (0.52, 0.35, 0.1, ["NP407"]),  # services/causes with -do gc
+        (0.5, 0.06, 0.06, ["NP407"]),
+        (0.9, 0.0, 0.1, ["NP407"]),
+    ],
+)
+def test_gc_pressure_comes_from_code_that_allocates(
+    marking: float, assists: float, own: float, expected: list[str]
+) -> None:
+    samples = cpu(marking, "runtime.gcDrain"), cpu(assists, "runtime.gcDrainN"), cpu(own)
+    assert codes(*samples, cpu=1.0) == expected
 
 
 def test_one_collection_in_a_short_window_is_no_pressure() -> None:
     for used, expected in ((0.2, ["NP407"]), (0.08, [])):
-        made = measurement(cpu=used, waited=0.2, offenders=(cpu(0.5, "runtime.gcDrain"),))
+        made = measurement(cpu=used, waited=0.2, offenders=(cpu(0.5, "runtime.gcDrain"), cpu(0.2)))
         short = dataclasses.replace(made, window_seconds=0.1)
         assert [f.rule.code for f in findings(short)] == expected
 
@@ -531,6 +638,11 @@ def handed(count: int, offence: str = "woken", locked: bool = True) -> Offender:
         ([dataclasses.replace(handed(30), stack=CALLBACK)], []),
         ([dataclasses.replace(handed(30, "ready"), woken_stack=CALLBACK)], []),
         ([dataclasses.replace(handed(30, "ready"), stack=CALLBACK)], ["NP405"]),
+        # A main loop that a ticker wakes.
+        (
+            [dataclasses.replace(handed(61, "ready"), stack=(Frame("time.sendTime", "time/sleep.go", 154),))],
+            [],
+        ),
     ],
 )
 def test_locked_goroutines_that_are_often_woken_break_their_rule(
@@ -567,6 +679,9 @@ POLLS = {"polls": 100, "nonblocking_polls": 99, "events": 100}
         ({"events": 3}, 0.98, []),
         ({}, 0.05, []),
         ({}, 0.6, []),
+        # Messages that come while it waits: ten of 300 ms of computing, one after the other, in a second.
+        ({"nonblocking_polls": 96, "blocking_polls": 4, "events": 12}, 0.98, ["NP402"]),
+        ({"polls": 180, "nonblocking_polls": 173, "blocking_polls": 7, "events": 12}, 0.98, []),
     ],
 )
 def test_nobody_polls_if_all_ps_are_busy(counts: Any, used: float, expected: list[str]) -> None:

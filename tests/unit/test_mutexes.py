@@ -276,7 +276,7 @@ def test_a_broken_limit_names_who_waits_and_who_held_the_mutex():
         "80.0 % of 2.50 s that goroutines waited for mutexes, in sync.Mutex.Lock, at\n    main.go:7" in shown
     )
     assert (
-        "the mutex was held until its Unlock (75.0 % of those that woke a waiter) at\n"
+        "the mutex was held until its Unlock (75.0 % of the Unlocks that woke a waiter) at\n"
         "    main.go:9  main.leave"
     ) in shown
     assert "which woke the goroutine parked at main.go:7 main.enter" in shown

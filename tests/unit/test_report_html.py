@@ -431,7 +431,7 @@ def test_each_test_shows_and_links_its_results_with_other_toolchains() -> None:
     tests[0]["breaches"], tests[0]["outcome"] = [], "failed"
     first, second, other = details(*tests)
     heading, *shown = cells(first["html"], "numbers siblings")
-    assert heading == ["Go", "outcome", "spurious", "polls/ev", "p50", "p99", "CPU", "req/s"]
+    assert heading == ["Go", "verdict", "spurious", "polls/ev", "p50", "p99", "CPU", "req/s"]
     assert [row[:2] for row in shown] == [["go1.9", "✓ passed"], ["go1.21.13", "✗ failed"]]
     assert {row[-1] for row in shown} == {"4,727"}
     assert re.findall('href="([^"]*)"', first["html"]) == ["#t.py%3A%3Atest%5Bgo1.9%5D"]

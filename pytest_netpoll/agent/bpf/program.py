@@ -8,24 +8,23 @@ import functools
 import itertools
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import constants
 from bpf import (
-    atomics,
     binding,
     btf,
     cache,
     compiler,
     cpu,
-    footprint,
     image,
     layouts,
     machine,
     tracing,
     uprobe,
 )
+from bpf.features import Features, Lacking
 from constants import SLOT_BITS, STACKS
 from processes import namespaces
 from security import privileges
@@ -61,17 +60,7 @@ _PARTS = (".c", ".h", ".py")
 AT_SYS_EXIT, AT_ARRIVAL, AT_DESCRIPTOR = b"syscall_returned", b"data_ready", b"note_descriptor"
 CONTINUATIONS = (b"drain_events", b"record_woken", b"look_at_write")  # bpf/polls.c numbers them
 UPROBES = (b"ready_called", b"deadline_woke")
-
-# Why arrivals of data can't be recorded: what, and the fix.
-_NO_BTF = "this kernel has no type information (BTF), and without it sockets cannot be inspected"
-_NO_MEMBER = "this kernel's type information (BTF) lacks a member of its sockets that the agent reads"
-_NO_TRACEPOINT = "this kernel has no tracepoint sock:sk_data_ready, which came with Linux 6.3"
-_NOT_ASKED = "answers were not timed"
 _REFUSED = "this kernel rejects the program that records when data arrives"
-
-
-def _lack_of_types(types: btf.Answers) -> str:
-    return _NO_MEMBER if any(answer is not None for answer in types.known.values()) else _NO_BTF
 
 
 def slot_of(owner: int) -> int:
@@ -130,45 +119,23 @@ class Kernel:
             key = cache.key(_parts(sources), name, *variant)
             entry = self._recall(kept, key)
         types = btf.Answers(entry.answers if entry is not None else None)
-        tasks, files = types.offsets(btf.TASK_MEMBERS), types.offsets(btf.FILE_MEMBERS)
-        self.follows_children = tasks is not None
-        self._translator: namespaces.Translator | None = None
-        flags = [f"-DMAX_PROCESSES={max_processes}", f"-DMAX_FDS={max_fds}"]
-        flags += machine.DEFINES[name]
-        flags += _defines({**constants.MACROS, **machine.MACROS, "LAYOUTS": len(layouts.LAYOUTS)})
-        if atomics.can_exchange():
-            flags.append("-DATOMIC_EXCHANGE")
-        if traced:
-            flags.append("-DTRACE")
-        sockets = types.offsets(btf.SOCKET_MEMBERS)
-        registered = types.first_offsets(btf.REGISTRATIONS)
-        self.sees_sockets = bool(files and sockets and registered)
-        tcp = types.offsets(btf.TCP_MEMBERS) if files else None
-        self.sees_held_writes = tcp is not None
-        known = (tasks, files, sockets, registered, tcp)
-        flags += _defines({name: at for group in known for name, at in (group or {}).items()})
-        if served is not None:
-            flags += self._restriction(
-                types.offsets(btf.CREDENTIAL_MEMBERS), types.first_offsets(btf.DUMPABLE_MEMBERS)
+        try:
+            self._features = features = Features(
+                types, name, max_processes, max_fds, served, times_answers, traced > 0
             )
-        if not namespaces.in_initial_pids():
-            flags += self._translation(types.offsets(btf.PID_MEMBERS))
-        tracepoint = types.typedef("btf_trace_sys_exit")
-        self._arrival = types.typedef("btf_trace_sk_data_ready") if times_answers else None
-        self._iterator = types.function("bpf_iter_task_file") if times_answers else None
+        except Lacking as error:
+            raise LoadFailed(str(error), error.fix) from error
+        self.follows_children = features.follows_children
+        self.sees_sockets = features.sees_sockets
+        self.sees_held_writes = features.sees_held_writes
+        self.no_arrivals = features.no_arrivals
+        self._translator: namespaces.Translator | None = None
         self._walker: int | None = None
-        # Why arrivals of data aren't recorded.
-        self.no_arrivals = _NOT_ASKED if not times_answers else None if files else _lack_of_types(types)
-        if self.no_arrivals is None and not sockets:
-            self.no_arrivals = _NO_MEMBER
-        arrivals = self._arrivals(types) if self.no_arrivals is None else []
-        # The preferred variants come first.
-        variants = [[*flags, *arrivals], flags] if arrivals else [flags]
-        if entry is None or not self._load_kept(entry, variants, tracepoint, served):
-            entry = self._compile(sources, variants, tracepoint, served, types)
+        if entry is None or not self._load_kept(entry, served):
+            entry = self._compile(sources, served, types)
             if kept is not None:
                 self._keep(kept, key, entry)
-        if arrivals and list(entry.flags) == flags:
+        if len(features.variants) > 1 and list(entry.flags) == features.variants[-1]:
             self.no_arrivals = _REFUSED
         self.bcc = entry.bcc
         self.cpu = cpu.Sampler(lambda: self.image.load(b"cpu_sampled", tracing.PERF_EVENT))
@@ -200,16 +167,6 @@ class Kernel:
         if not namespaces.in_initial_pids():
             self._translator = namespaces.Translator(table)
 
-    def _arrivals(self, types: btf.Answers) -> list[str]:
-        """The flags that make the program record arrivals of data; empty if this kernel can't."""
-        members = types.offsets(btf.INBOX_MEMBERS)
-        if members is None or self._arrival is None:
-            self.no_arrivals = _NO_TRACEPOINT if self._arrival is None else _NO_MEMBER
-            return []
-        members.update(types.offsets(btf.MPTCP_MEMBERS) or {})
-        most = footprint.inboxes(self.max_processes, self.max_fds)
-        return ["-DARRIVAL_TIMES", *_defines({**members, "INBOXES": most})]
-
     def _recall(self, kept: Store, key: str) -> cache.Entry | None:
         try:
             entry = cache.recall(kept, key)
@@ -222,14 +179,12 @@ class Kernel:
             return None
         return entry
 
-    def _load_kept(
-        self, entry: cache.Entry, variants: list[list[str]], tracepoint: int | None, served: int | None
-    ) -> bool:
-        if list(entry.flags) not in variants:
+    def _load_kept(self, entry: cache.Entry, served: int | None) -> bool:
+        if list(entry.flags) not in self._features.variants:
             self.not_kept = "it was compiled for other sizes, or another kernel"
             return False
         try:
-            self._load(entry.compiled, tracepoint if entry.typed else None, served)
+            self._load(entry.compiled, self._features.tracepoint if entry.typed else None, served)
         except (OSError, KeyError, ValueError) as error:
             self.not_kept = f"the kernel rejects the cached program: {error}"
             return False
@@ -242,14 +197,7 @@ class Kernel:
         except Unusable as error:
             self.not_filled = str(error)
 
-    def _compile(
-        self,
-        sources: str,
-        variants: list[list[str]],
-        tracepoint: int | None,
-        served: int | None,
-        types: btf.Answers,
-    ) -> cache.Entry:
+    def _compile(self, sources: str, served: int | None, types: btf.Answers) -> cache.Entry:
         """Loads the first variant that the kernel accepts, with types if possible. Raises LoadFailed.
 
         Kernels and versions of BCC accept different ones.
@@ -260,8 +208,9 @@ class Kernel:
         for source in SOURCES:
             with open(os.path.join(sources, source), "rb") as f:
                 text += f.read()
+        tracepoint = self._features.tracepoint
         failed: Exception | None = None
-        for flags in variants:
+        for flags in self._features.variants:
             for point in (tracepoint, None) if tracepoint is not None else (None,):
                 given = ["-I" + sources, *flags, *([] if point is None else ["-DTYPED_ARGS"])]
                 try:
@@ -301,46 +250,19 @@ class Kernel:
                 loaded.table(b"continuations")[ctypes.c_int(number)] = ctypes.c_uint32(program)
             loaded.attach_named()
             if AT_ARRIVAL.decode() in compiled.programs:
-                if tracepoint is None or self._arrival is None:
+                if tracepoint is None or self._features.arrival is None:
                     loaded.attach(AT_ARRIVAL, b"sk_data_ready")
                 else:
-                    loaded.attach_typed(loaded.load_typed(AT_ARRIVAL, self._arrival))
-            if AT_DESCRIPTOR.decode() in compiled.programs and self._iterator is not None:
+                    loaded.attach_typed(loaded.load_typed(AT_ARRIVAL, self._features.arrival))
+            if AT_DESCRIPTOR.decode() in compiled.programs and self._features.iterator is not None:
                 with contextlib.suppress(OSError):  # without it, older sockets are unknown: note_sockets
-                    self._walker = loaded.load_iterator(AT_DESCRIPTOR, self._iterator)
+                    self._walker = loaded.load_iterator(AT_DESCRIPTOR, self._features.iterator)
             if tracepoint is None:
                 loaded.attach(AT_SYS_EXIT, b"sys_exit")
             else:
                 loaded.attach_typed(entry)
             undo.pop_all()
         self.image, self.typed = loaded, tracepoint is not None
-
-    @staticmethod
-    def _restriction(credentials: Mapping[str, int] | None, dumpable: Mapping[str, int] | None) -> list[str]:
-        if credentials is None or dumpable is None:
-            lacking = "keeps elsewhere whether a program is dumpable"
-            if credentials is None:
-                lacking = "has no BTF that describes credentials"
-            raise LoadFailed(
-                f"this kernel {lacking}, and without it the agent cannot check at an exec whether the "
-                "program has more rights than its user",
-                "run pytest as root",
-            )
-        return _defines({**credentials, **dumpable})
-
-    @staticmethod
-    def _translation(offsets: Mapping[str, int] | None) -> list[str]:
-        if not namespaces.proc_is_ours():
-            raise LoadFailed(
-                "the agent's pid namespace is not the one that /proc shows",
-                "mount -t proc proc /proc; or run pytest in the host's (docker run --pid=host)",
-            )
-        if offsets is None:
-            raise LoadFailed(
-                "the agent is in its own pid namespace, and this kernel has no BTF for pid namespaces",
-                "run pytest in the host's pid namespace (docker run --pid=host)",
-            )
-        return namespaces.defines(offsets)
 
     def tgid_of(self, pid: int) -> int:
         """The process's number in the initial pid namespace, as BPF sees it; 0 if there is none."""
@@ -573,10 +495,6 @@ def _parts(sources: str) -> Iterator[str]:
         for directory, below, files in os.walk(top):
             below[:] = sorted(name for name in below if name != "__pycache__")
             yield from (os.path.join(directory, name) for name in sorted(files) if name.endswith(_PARTS))
-
-
-def _defines(numbers: Mapping[str, int]) -> list[str]:
-    return [f"-D{name}={number}" for name, number in sorted(numbers.items())]
 
 
 def _slot(owned: structs.Owned) -> ctypes.c_int:

@@ -105,7 +105,7 @@ class Probes:
         return self._attached.get(self._key(process))
 
     def open(self, window: int, stacks_of_one_in: int) -> None:
-        """Keeps the stack of one ready call in `every` from now on, of none for 0."""
+        """Keeps the stack of one ready call in that many from now on, of none for 0."""
         self._stacks_of_one_in[window] = stacks_of_one_in
         self._kernel.sample(SAMPLE_READY_CALLS, max(self._stacks_of_one_in.values()))
 

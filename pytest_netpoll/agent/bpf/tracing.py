@@ -43,7 +43,7 @@ _INFO_BY_FD = struct.Struct("=IIQ")
 _COMPILED_SIZE = slice(16, 20)  # in struct bpf_prog_info
 _NOTHING = struct.pack("<QQ", 0xB7, 0x95)  # r0 = 0; return
 _LOG = 1 << 24  # bytes: before Linux 5.2 the kernel accepts no more
-_LOG_TOLD = 64 << 10
+_LOG_PRINTED = 64 << 10
 
 LICENSE = b"Dual MIT/GPL"
 
@@ -67,7 +67,7 @@ def load(kind: int, name: bytes, code: bytes) -> int:
         log = ctypes.create_string_buffer(_LOG)
         with contextlib.suppress(OSError):
             return _load(kind, name, code, log=log)
-        print(log.value[-_LOG_TOLD:].decode(errors="replace"), file=sys.stderr)
+        print(log.value[-_LOG_PRINTED:].decode(errors="replace"), file=sys.stderr)
         raise
 
 

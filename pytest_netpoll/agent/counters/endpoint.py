@@ -12,15 +12,17 @@ from processes import proc, sockets
 if TYPE_CHECKING:
     from bpf import structs
 
-    # type: tcp, listener, udp, unix, unixgram, pipe, …; closed where nobody knows any more. The addresses, local and the
-    # peer's, are "host:port" or a unix socket's path, None where there is none, or where there were several.
+    # (type, local address, peer's address). type: tcp, listener, udp, unix, unixgram, unixpacket, pipe, …;
+    # closed if that is no longer known. Addresses: "host:port", or a unix socket's path; None for none, or
+    # several.
     Words = tuple[str, Optional[str], Optional[str]]
 
 # From the kernel's headers: importing Python's socket module for these would take memory.
 _UNIX, _INET, _INET6 = 1, 2, 10
-_STREAM, _DATAGRAM = 1, 2
+_STREAM, _DATAGRAM, _SEQUENCED = 1, 2, 5
 _TCP_LISTEN = 10
 _SOCKETS = {_STREAM: "tcp", _DATAGRAM: "udp"}
+_UNIX_SOCKETS = {_STREAM: "unix", _DATAGRAM: "unixgram", _SEQUENCED: "unixpacket"}  # as in Go's net package
 
 
 class Endpoint(NamedTuple):
@@ -62,8 +64,7 @@ def _words(pid: int, fd: int, end: Endpoint, paths: Mapping[int, str]) -> Words:
         if end.peer_port:
             peer = _address(end.family, end.peer_address, _from_network(end.peer_port))
     elif end.family == _UNIX:
-        # Names as in Go's net package.
-        kind = "unixgram" if end.type == _DATAGRAM else "unix"
+        kind = _UNIX_SOCKETS.get(end.type, "unix")
         local = paths.get(end.inode)
     elif stat.S_ISSOCK(end.mode):
         kind = "socket"

@@ -8,8 +8,8 @@ reported.
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from counters import endpoint, offenders
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from processes.goroutines import Parked
     from processes.sockets import Socket
     from processes.watched import Process
+
+    _Place = tuple[bool, tuple[int, ...]]  # whether to write, and the stack
 
 BEFORE, AFTER = 0.25, 1.0  # s to wait until the process rests
 STUCK = 0.02  # s that data must be unread, at least
@@ -89,20 +91,19 @@ class Parking:
         return told
 
     def now(self, process: Process) -> dict[str, Any]:
-        """Who is parked now; JSON as from `lap`. Raises goroutines.Unreadable."""
-        look = self._look(process)
-        return _Report(process, look).of(look, {}, set(), 0, everybody=True)
+        """Who is parked now, each goroutine; JSON as from `lap`. Raises goroutines.Unreadable."""
+        return _Report(process, self._look(process)).everybody()
 
     def _end(self, process: Process, before: Look) -> tuple[dict[str, Any], Look]:
         if process.exited:
-            return _Report(process, NOBODY).of(before, {}, set(), 0, everybody=False), NOBODY
+            return _Report(process, NOBODY).of(before, {}, set(), 0), NOBODY
         after = self._look(process)
         abandoned, rested = _new(before, after), True
         if abandoned or _grew(before, after):
             rested = rest.wait(process.pid, AFTER)
             after, abandoned = self._stay(process, before, abandoned)
         stuck, undecided = self._stuck(process, after)
-        told = _Report(process, after).of(before, abandoned, stuck, undecided, everybody=False)
+        told = _Report(process, after).of(before, abandoned, stuck, undecided)
         return {**told, "rested": rested}, after
 
     def _stay(self, process: Process, before: Look, abandoned: dict[int, int]) -> tuple[Look, dict[int, int]]:
@@ -167,12 +168,14 @@ class Parking:
         return self._kernel.has_ended(process) or not proc.alive(process.pid)
 
     def _read(self, process: Process) -> Look:
-        inodes = sockets.inodes(process.pid)
         found: list[Parked] = []
+        registrations: list[proc.Registration] = []
         if process.layout is not None:
+            registrations = proc.registrations(process.pid, process.epfd)
             found = goroutines.parked(
-                process.pid, process.epfd, process.layout, self._kernel.signed, process.mappings
+                process.pid, registrations, process.layout, self._kernel.signed, process.mappings
             )
+        inodes = sockets.inodes(process.pid, registrations)
         return Look(found, inodes, sockets.sockets(process.pid, inodes))
 
 
@@ -185,7 +188,7 @@ def _new(before: Look, after: Look) -> dict[int, int]:
     return {inode: fd for inode, fd in after.abandoned().items() if inode not in earlier}
 
 
-def _by_stack(look: Look) -> Counter[tuple[bool, tuple[int, ...]]]:
+def _by_stack(look: Look) -> Counter[_Place]:
     return Counter((p.write, p.stack) for p in look.goroutines)
 
 
@@ -201,49 +204,37 @@ class _Report:
         self._look = look
         self._stacks: dict[tuple[int, ...], int] = {}
 
+    def everybody(self) -> dict[str, Any]:
+        """Each goroutine, without the counts, which follow from that."""
+        gone = self._look.abandoned()
+        rows = [self._row(p, False, gone) for p in self._look.goroutines]
+        return {**_nothing(None), "goroutines": rows, "stacks": self._frames()}
+
     def of(
-        self,
-        before: Look,
-        abandoned: dict[int, int],
-        stuck: set[tuple[int, int]],
-        undecided: int,
-        everybody: bool,
+        self, before: Look, abandoned: dict[int, int], stuck: set[tuple[int, int]], undecided: int
     ) -> dict[str, Any]:
-        """Makes the report. before: the look when the window opened. everybody: whether to list each
-        goroutine, not only those that stand out and some examples.
-        """
+        """Those that stand out and some examples, and the counts. before: the look when the window opened."""
         look, process = self._look, self._process
         earlier = {(p.g, p.write, p.stack) for p in before.goroutines}
         gone = look.abandoned()
         told: list[Parked] = []
-        examples: Counter[tuple[bool, tuple[int, ...]]] = Counter()
+        rows: list[list[Any]] = []
+        examples: Counter[_Place] = Counter()
         for p in look.goroutines:
-            place = (p.write, p.stack)
-            new, inode = (p.g, *place) not in earlier, look.inodes.get(p.fd)
-            examples[place] += 1
-            if everybody or new or inode in abandoned or (p.g, p.fd) in stuck or examples[place] <= EXAMPLES:
+            new, inode = (p.g, p.write, p.stack) not in earlier, look.inodes.get(p.fd)
+            examples[p.write, p.stack] += 1
+            example = examples[p.write, p.stack] <= EXAMPLES
+            if example or new or inode in abandoned or (p.g, p.fd) in stuck:
                 told.append(p)
+                rows.append(self._row(p, new, gone))
         waiting = {p.fd: index for index, p in reversed(list(enumerate(told)))}
         closed = sockets.closed(process.pid, (look.sockets[inode] for inode in abandoned))
-        rows = [
-            [
-                p.goid,
-                _direction(p.write),
-                *self._words(p.fd),
-                self._number(p.stack),
-                (p.g, p.write, p.stack) not in earlier,
-                look.inodes.get(p.fd) in gone,
-            ]
-            for p in told
-        ]
-        now = self._counts(look)
-        counts = {"before": now if before is look else self._counts(before), "after": now}
-        mappings = process.lives.get(process.owner, process.mappings)
+        counts = {"before": self._counts(before), "after": self._counts(look)}
         return {
             "why_not": None,
             "goroutines": rows,
             **counts,
-            "stacks": [offenders.frames(mappings, stack) for stack in self._stacks],
+            "stacks": self._frames(),
             "abandoned": [
                 [*self._words(fd), waiting.get(fd), look.sockets[inode] in closed]
                 for inode, fd in abandoned.items()
@@ -257,20 +248,27 @@ class _Report:
             "rested": True,
         }
 
+    def _row(self, p: Parked, new: bool, gone: Container[int]) -> list[Any]:
+        """gone: the sockets whose peers are."""
+        is_gone = self._look.inodes.get(p.fd) in gone
+        return [p.goid, _direction(p.write), *self._words(p.fd), self._number(p.stack), new, is_gone]
+
+    def _frames(self) -> list[list[list[Any]]]:
+        mappings = self._process.lives.get(self._process.owner, self._process.mappings)
+        return [offenders.frames(mappings, stack) for stack in self._stacks]
+
     def _counts(self, look: Look) -> list[list[Any]]:
         """[direction, number of the stack, how many, their type and local end; None if those differ]."""
-        ends: dict[tuple[bool, tuple[int, ...]], set[tuple[str, str | None]]] = {}
+        ends: defaultdict[_Place, Counter[tuple[str, str | None]]] = defaultdict(Counter)
         for p in look.goroutines:
             known = look.sockets.get(look.inodes.get(p.fd, 0))
-            end = (known.kind, known.local) if known else ("", None)
-            ends.setdefault((p.write, p.stack), set()).add(end)
+            ends[p.write, p.stack][(known.kind, known.local) if known else ("", None)] += 1
         counts = []
-        for (write, stack), count in _by_stack(look).items():
-            found = ends[write, stack]
+        for (write, stack), found in ends.items():
             kinds = {kind for kind, _ in found}
             kind = kinds.pop() or None if len(kinds) == 1 else None
-            local = sockets.address(*found.pop()) if len(found) == 1 else None
-            counts.append([_direction(write), self._number(stack), count, kind, local])
+            local = sockets.address(*next(iter(found))) if len(found) == 1 else None
+            counts.append([_direction(write), self._number(stack), sum(found.values()), kind, local])
         return counts
 
     def _number(self, stack: tuple[int, ...]) -> int:
@@ -289,7 +287,7 @@ def _direction(write: bool) -> str:
     return "write" if write else "read"
 
 
-def _nothing(why_not: str) -> dict[str, Any]:
+def _nothing(why_not: str | None) -> dict[str, Any]:
     return {
         "why_not": why_not,
         "goroutines": [],

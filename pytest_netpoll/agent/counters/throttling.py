@@ -33,20 +33,19 @@ class Hierarchy(NamedTuple):
     v2: bool
 
 
-_PATIENCE = 64  # cgroups above a process
+_MOST_ABOVE = 64  # cgroups above a process
 _LONGEST = 4096  # bytes to read of a cgroup's file
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
 
 class Throttling:
-    """Reads the counters in each window, when told to."""
+    """Reads the counters in each window, when asked."""
 
     def __init__(self) -> None:
         self._v1, self._v2 = _mounted()
         self._last: dict[str, Counters] = {}  # directory -> its counters
-        self._grown: dict[
-            int, int
-        ] = {}  # root -> ns, of the cgroup that was stopped longest in each interval
+        # root -> ns, of the cgroup that was stopped longest in each interval
+        self._grown: dict[int, int] = {}
         self._why: dict[int, str] = {}  # root -> why its quotas are unknown
         self._windows: dict[int, dict[int, dict[str, tuple[Counters, Counters]]]] = {}
         self._names: dict[str, str] = {}  # directory -> the name of its cgroup
@@ -130,7 +129,7 @@ class Throttling:
             raise Unknown(f"its cgroup, {path}, is not visible here")
         parts = [part for part in path[len(inside) :].split("/") if part]
         chain = []
-        for length in range(len(parts), -1, -1)[:_PATIENCE]:
+        for length in range(len(parts), -1, -1)[:_MOST_ABOVE]:
             directory = os.path.join(hierarchy.point, *parts[:length])
             self._names[directory] = inside + "/" + "/".join(parts[:length])
             chain.append(directory)

@@ -11,11 +11,13 @@ from typing import NamedTuple
 
 
 class Registration(NamedTuple):
-    """A descriptor registered with an epoll instance."""
+    """A descriptor registered with an epoll instance. inode: of what it is, on the device of that number."""
 
     fd: int
     events: int
     data: int
+    inode: int = 0
+    device: int = 0
 
 
 class Mapping(NamedTuple):
@@ -39,7 +41,10 @@ _PF_FORKNOEXEC = 0x40  # linux/sched.h
 
 _MARK = b"PYTEST_NETPOLL_SERVICE="  # pytest_netpoll/service/guardian.py
 
-_TFD = re.compile(r"^tfd:\s*(\d+)\s+events:\s*([0-9a-f]+)\s+data:\s*([0-9a-f]+)", re.M)
+_TFD = re.compile(
+    r"^tfd:\s*(\d+)\s+events:\s*([0-9a-f]+)\s+data:\s*([0-9a-f]+)\s+pos:\S+\s+ino:([0-9a-f]+)\s+sdev:([0-9a-f]+)",
+    re.M,
+)
 
 
 def alive(pid: int) -> bool:
@@ -244,7 +249,8 @@ def registrations(pid: int, epfd: int) -> list[Registration]:
     except OSError:
         return []
     return [
-        Registration(int(tfd), int(events, 16), int(data, 16)) for tfd, events, data in _TFD.findall(text)
+        Registration(int(tfd), int(events, 16), int(data, 16), int(inode, 16), int(device, 16))
+        for tfd, events, data, inode, device in _TFD.findall(text)
     ]
 
 

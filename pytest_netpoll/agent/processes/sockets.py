@@ -38,17 +38,30 @@ _UNIX_CONNECTIONS, _CONNECTED = ("0001", "0005"), "03"
 _UNIX_REFERENCES = 3
 
 
-def inodes(pid: int) -> dict[int, int]:
-    """{fd: inode} of the process's sockets."""
+def inodes(pid: int, registrations: Iterable[proc.Registration] = ()) -> dict[int, int]:
+    """{fd: inode} of the process's sockets. registrations: with an epoll instance, just read; they save
+    asking about each descriptor.
+    """
     found: dict[int, int] = {}
     try:
-        fds = os.listdir(f"/proc/{pid}/fd")
+        fds = [int(name) for name in os.listdir(f"/proc/{pid}/fd")]
     except OSError:
         return found
+    registered: dict[int, proc.Registration | None] = {}
+    for registration in registrations:
+        # Of two with one number, one is of a file that is open elsewhere.
+        registered[registration.fd] = None if registration.fd in registered else registration
+    devices = set()  # those of sockets
     for fd in fds:
-        name = proc.link(pid, int(fd)) or ""
+        known = registered.get(fd)
+        if known is not None and known.device in devices:
+            found[fd] = known.inode
+            continue
+        name = proc.link(pid, fd) or ""
         if name.startswith("socket:["):
-            found[int(fd)] = int(name[8:-1])
+            found[fd] = int(name[8:-1])
+            if known is not None and known.inode == found[fd]:
+                devices.add(known.device)
     return found
 
 
@@ -69,9 +82,9 @@ def sockets(pid: int, descriptors: dict[int, int]) -> dict[int, Socket]:
         alone = connected and int(fields[1], 16) < _UNIX_REFERENCES
         found[inode] = Socket("unix", fields[7].rstrip("\n") if len(fields) > 7 else None, None, alone, 0)
     for fd, inode in descriptors.items():
-        # A connection that was reset is in none of the tables.
+        # A connection that was reset is in none of the tables, and neither is one that was closed meanwhile.
         if inode not in found:
-            gone = _protocol(pid, fd) in (b"TCP\0", b"TCPv6\0")
+            gone = proc.link(pid, fd) == f"socket:[{inode}]" and _protocol(pid, fd) in (b"TCP\0", b"TCPv6\0")
             found[inode] = Socket("tcp" if gone else "socket", None, None, gone, 0)
     return found
 

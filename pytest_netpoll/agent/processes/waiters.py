@@ -115,22 +115,22 @@ class Waiters:
 
     def _group(self, gs: list[int]) -> _Group | None:
         """None if it takes too much memory."""
-        ranges: list[tuple[int, int]] = []
+        ranges: list[int] = []
         places: list[int] = []
         start = end = read = 0  # the current range, and the bytes of those before it
         for g in gs:
             first = g + self._first
             if first > end + _NEAR:
-                ranges.append((start, end - start))
+                ranges += start, end - start
                 read += end - start
                 start = first
             end = max(end, first + self._size)
             places.append(read + first - start)
-        ranges.append((start, end - start))
+        ranges += start, end - start
         if read + end - start + sum(map(len, (g.ranges for g in self._groups))) > _MOST_BYTES:
             return None
         # The first range is empty.
-        return _Group(gs, Ranges(self._pid, ranges[1:]), places, _strides(places))
+        return _Group(gs, Ranges(self._pid, ranges[2:]), places, _strides(places))
 
 
 def _strides(places: list[int]) -> list[tuple[int, int, int]]:

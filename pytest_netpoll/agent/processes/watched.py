@@ -138,6 +138,8 @@ class Processes:
         self._by_slot: dict[int, Process] = {}
         # root -> (cpu, waited) of its processes that were dropped
         self._past: dict[int, tuple[int, int]] = {}
+        # (root, program's path) -> when such a process was last dropped while a window was open, monotonic ns
+        self._ended: dict[tuple[int, str], int] = {}
 
     def of(self, root: int) -> list[Process]:
         return [p for p in self._by_slot.values() if p.root == root]
@@ -153,6 +155,17 @@ class Processes:
         cpu, waited = self._past.get(root, (0, 0))
         processes = self.of(root)
         return cpu + sum(p.cpu for p in processes), waited + sum(p.waited for p in processes)
+
+    def ended(self, root: int, since: int) -> list[str]:
+        """The paths of the programs of the root's processes that have ended since then, and that never
+        polled: nothing is left of them. since: monotonic ns, in a window that is or was open.
+        """
+        return sorted(path for (of, path), at in self._ended.items() if of == root and at >= since)
+
+    def _note_end(self, process: Process) -> None:
+        # A child that runs one thread may not have exec'ed its program yet. With Go there are always more.
+        if self._windows.any_open and process.executable and process.threads > 1:
+            self._ended[process.root, process.executable] = time.monotonic_ns()
 
     def _drop(self, process: Process) -> None:
         """Drops the process, except for what it used."""
@@ -255,6 +268,7 @@ class Processes:
             target = self._kernel.target(slot)
             process = self._by_slot.get(slot)
             if process is not None and process.tgid != target.tgid:
+                self._note_end(process)
                 self._drop(process)
                 process = None
             if not target.tgid or not target.owner:
@@ -306,6 +320,7 @@ class Processes:
     def reap(self) -> None:
         """Frees the slots of processes that are gone, once no window needs them."""
         if not self._windows.any_open:
+            self._ended.clear()
             self.free([process for process in self._by_slot.values() if process.exited])
 
     def free(self, ended: Iterable[Process]) -> None:

@@ -20,7 +20,7 @@ from typing import Protocol
 from pytest_netpoll.cli.arguments import positive, tcp_port
 from pytest_netpoll.cli.watch import table
 from pytest_netpoll.cli.watch.prometheus import Exporter, alert_rules
-from pytest_netpoll.errors import NetpollError, ServiceError, UsageError
+from pytest_netpoll.errors import NetpollError, Reason, ServiceError, UsageError
 from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.meter.accumulated import Accumulated
 from pytest_netpoll.meter.meter import Meter
@@ -212,7 +212,8 @@ class ServiceSubject:
         try:
             service.check_alive()
         except ServiceError as error:
-            reason = error.reason
+            # It is shown behind "Ended:".
+            reason = Reason(f"service {service.name!r}", why=error.why, fix=error.fix)
         output = service.tail()
         # It has ended; what it did in its last interval counts.
         service.stop()

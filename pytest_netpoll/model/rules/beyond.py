@@ -13,7 +13,7 @@ _TOPICS: Mapping[str, str] = {
     ),
     "leak": "see NP501 parked-leak, or limit max_parked_growth",
     **dict.fromkeys(
-        ("ticker", "timer"), "see NP301 timer-churn, or limit max_polls in a stretch without requests"
+        ("ticker", "timer"), "see NP301 timer-churn, or limit max_polls in a window without requests"
     ),
     **dict.fromkeys(
         ("slow", "latency", "response"),
@@ -24,7 +24,7 @@ _TOPICS: Mapping[str, str] = {
 NO_RULE = (
     "No rule finds these; limit them: mutexes (max_mutex_wait_seconds), connections that the service dials "
     "and leaks (max_parked_growth), slow answers (max_response_p90), tickers in a test with traffic "
-    "(max_polls, in a stretch without requests)."
+    "(max_polls, in a window without requests)."
 )
 PAGE = "what-to-limit.md"  # of the docs
 

@@ -44,6 +44,8 @@ LEAST_READS = 200
 READS_PER_WAKEUP = 10
 SMALL_READ = 16
 FILLED_SHARE = 0.8
+# The same code as in net/http.
+_HTTP2 = "golang.org/x/net/http2."
 
 
 def _taken(m: Measurement) -> float:
@@ -124,6 +126,10 @@ def _unbuffered(m: Measurement) -> Proof | None:
         small = o.bytes is not None and o.bytes <= SMALL_READ * o.count
         reads = o.outcome == "data" and o.direction == "read" and o.fd_type in ("tcp", "unix")
         reads = reads and o.filled >= FILLED_SHARE * o.count
+        # net/http reads HTTP/2 without TLS like this, which its users can't change.
+        reads = reads and (
+            not o.stack or any(f.is_own and not f.function.startswith(_HTTP2) for f in o.stack)
+        )
         return reads and small and o.count >= max(LEAST_READS, READS_PER_WAKEUP * wakeups)
 
     readers = tuple(filter(too_small, offenders(m, "io")))
@@ -194,9 +200,9 @@ RULES = (
         "busy-loop",
         "A goroutine checks for something in a loop that never waits.",
         f"CPU samples of one function, that ran or waited for a CPU for at least {LEAST_WANTED} s a second, "
-        f"at least {LOOKING_SHARE:.0%} of which are in calls that check and find nothing: a select with one "
-        "case and a default, runtime.Gosched, or TryLock. With two cases, the samples don't show whether one "
-        "was ready, so that is not reported.",
+        f"at least {LOOKING_SHARE * 100:.0f} % of which are in calls that check and find nothing: a select "
+        "with one case and a default, runtime.Gosched, or TryLock. With two cases, the samples don't show "
+        "whether one was ready, so that is not reported.",
         "wait: leave the default out of the select, or use a channel, a sync.Cond or a ticker. If the loop "
         "computes something between two checks, check less often.",
         "A computation uses as much CPU time, but in its own code. A hub that sends to each subscriber by a "
@@ -209,10 +215,10 @@ RULES = (
     Rule(
         "NP205",
         "unbuffered-io",
-        "A message is read in many small pieces, each with a system call.",
+        "A message is read in many small pieces, each with a syscall.",
         f"At one place, at least {READS_PER_WAKEUP} reads per wakeup that returned {SMALL_READ} bytes or "
-        f"fewer each, {FILLED_SHARE:.0%} of which asked for no more than they got, from a sample of all I/O "
-        "calls.",
+        f"fewer each, {FILLED_SHARE * 100:.0f} % of which asked for no more than they got, from a sample of "
+        "all I/O calls. Goroutines that run only Go's standard library or x/net/http2 don't count.",
         "read through a bufio.Reader.",
         "A large transfer makes as many calls per wakeup, but in large pieces. A service that is busy "
         "whenever a small message comes reads it without a wakeup, but asks for more, and so takes it whole.",

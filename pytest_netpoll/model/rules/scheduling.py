@@ -45,6 +45,9 @@ RUNNING_SHARE = 0.5
 GC_SHARE = 0.4  # the runtime lets it have a quarter of the CPUs while it works
 GC_USED = 0.08  # CPU s per second that the GC used; and wanted, as in BUSY_WANTED:
 GC_WANTED = 0.2
+# And of the code that makes it necessary: allocating goroutines, which assist it, and the program's own code.
+# If there is less, it is a large heap's single collection, or one that the program asked for (runtime.GC).
+CAUSE_SHARE = 0.1
 LEAST_GC = 0.05  # s in all: a short window may hold one collection
 # CPU s per wakeup from which on the service certainly has goroutines that use up their time slices.
 TIME_SLICE = 0.01
@@ -59,6 +62,9 @@ SYSMON_RATE = 200
 NONBLOCKING_SHARE = 0.95
 PS_USED = 0.7
 LEAST_EVENTS = 10
+# Polls that wait, for each event, from which on most messages come while nothing else is to be done: a client
+# that has its requests computed one by one.
+WAITED_SHARE = 0.5
 # Per CPU that the service may use: how many threads wanted it on average.
 CPUS_WANTED = 2
 
@@ -69,6 +75,10 @@ LEAST_HANDOVERS = 20
 LEAST_HELD = 5
 
 _GC = "runtime.gc"
+# Where goroutines that allocate do a part of its work.
+_ASSIST = ("runtime.gcDrainN", "runtime.gcAssist")
+# Functions that wake a goroutine for a ticker, and after a sleep.
+_TIMER = ("time.", "runtime.goroutineReady")
 # Functions below one that C calls.
 _CALLBACK = ("_cgoexp_", "crosscall2", "runtime.cgocallback")
 
@@ -206,8 +216,12 @@ def _nobody_polls(m: Measurement) -> Proof | None:
     # If wakeups are late, the rules about lateness explain more, unless other processes have the CPU (NP404).
     if used is None or ps is None or m.cpus is None or _late_by_itself(m) or m.throttled_periods:
         return None
-    few = polls <= SYSMON_RATE * m.window_seconds and number(m, "events") >= LEAST_EVENTS
+    events = number(m, "events")
+    few = polls <= SYSMON_RATE * m.window_seconds and events >= LEAST_EVENTS
     if not few or number(m, "nonblocking_polls") < NONBLOCKING_SHARE * polls:
+        return None
+    # While it has nothing to run, it waits for the next message, and gets it at once.
+    if number(m, "blocking_polls") + number(m, "timed_polls") >= WAITED_SHARE * events:
         return None
     if used < PS_USED * min(ps, m.cpus) * m.window_seconds:
         return None
@@ -285,14 +299,16 @@ def _machine_busy(m: Measurement) -> Proof | None:
 
 
 def _running_ps(m: Measurement) -> float | None:
-    """The Ps that ran Go code, or waited for a CPU to do so, on average; None if unknown."""
-    total = begin = 0.0
+    """The Ps that ran Go code, or waited for a CPU to do so, on average; None if unknown. On a busy machine
+    nobody looks in some intervals.
+    """
+    total = known = begin = 0.0
     for point in m.timeline:
-        if point.ps_running is None:
-            return None
-        total += point.ps_running * (point.t_ms - begin)
+        if point.ps_running is not None:
+            total += point.ps_running * (point.t_ms - begin)
+            known += point.t_ms - begin
         begin = point.t_ms
-    return total / begin if begin else None
+    return total / known if known else None
 
 
 def _too_many_ps(m: Measurement) -> Proof | None:
@@ -328,6 +344,9 @@ def _gc_pressure(m: Measurement) -> Proof | None:
         return None
     if part * wanted(m) < GC_WANTED * m.window_seconds:
         return None
+    assists = [o for o in collecting if o.stack[0].function.startswith(_ASSIST)]
+    if _shares(assists) + _shares(_own_code(m)) < CAUSE_SHARE:
+        return None
     return Proof(
         part * used,
         f"{share(part)} of the CPU samples are in the garbage collector, {seconds(part * used)} of CPU in "
@@ -344,8 +363,15 @@ def _from_c(o: Offender) -> bool:
     return any(frame.function.startswith(_CALLBACK) for frame in parked)
 
 
+def _ticks(o: Offender) -> bool:
+    """Whether a timer of its own wakes the goroutine, as it does a main loop that draws: no other goroutine
+    can wait in its place.
+    """
+    return o.offence == "ready" and bool(o.stack) and o.stack[0].function.startswith(_TIMER)
+
+
 def _thread_handover(m: Measurement) -> Proof | None:
-    found = [o for o in offenders(m, "woken", "ready") if o.locked and not _from_c(o)]
+    found = [o for o in offenders(m, "woken", "ready") if o.locked and not _from_c(o) and not _ticks(o)]
     n = sum(o.count for o in found)
     if n < max(LEAST_HANDOVERS, LEAST_HANDOVERS * m.window_seconds):
         return None
@@ -415,12 +441,15 @@ RULES = (
         "NP402",
         "nobody-polls",
         "All Ps are always busy, so the network is polled only every 10 ms.",
-        f"Polls that do not block, {NONBLOCKING_SHARE:.0%} of them or more, and at most {SYSMON_RATE} a "
-        f"second; threads that run for {PS_USED:.0%} of what the Ps can use; and no wakeups that are late as "
-        "in NP401, which explains more.",
+        f"Polls that do not block, {NONBLOCKING_SHARE * 100:.0f} % of them or more, and at most "
+        f"{SYSMON_RATE} a second; fewer than one poll that waits for every two events; threads that run for "
+        f"{PS_USED * 100:.0f} % of what the Ps can use; and no wakeups that are late as in NP401, which "
+        "explains more.",
         "let CPU-bound goroutines sleep, use fewer of them than GOMAXPROCS, or give them their own process.",
         "A service that is busy with its own messages polls thousands of times a second. One that gets too "
-        "little CPU for its messages, on a busy machine, always has one to handle and polls rarely.",
+        "little CPU for its messages, on a busy machine, always has one to handle and polls rarely. One "
+        "client whose requests take long to compute gets its answers one by one: between them, the service "
+        "waits for the next.",
         "Goroutines that compute for 50 µs and yield, forever.",
         _nobody_polls,
         _no_ps,
@@ -448,7 +477,7 @@ RULES = (
         "the slowest wakeups were on their way; and less than half of its CPUs used by the service itself.",
         "run less beside the test, or give the machine more CPUs.",
         "A service that starves itself (NP401), or whose GOMAXPROCS is too high (NP406), or whose threads in "
-        "system calls and C code use the CPU.",
+        "syscalls and C code use the CPU.",
         "Any service, beside a compiler.",
         _machine_busy,
         _no_cpu,
@@ -464,7 +493,8 @@ RULES = (
         "runtime.UnlockOSThread.",
         "A service whose goroutines aren't locked may have as many wakeups. A locked goroutine that is "
         "rarely woken costs nothing. A Go callback that C called is locked, too, but its lock can't be left "
-        "out; that is not reported.",
+        "out; that is not reported. Neither is a main loop that a ticker or a sleep wakes, such as one that "
+        "draws.",
         "A handler that calls runtime.LockOSThread for a C library and then reads its connection.",
         _thread_handover,
         _no_ready_calls,
@@ -474,13 +504,13 @@ RULES = (
         "NP406",
         "more-Ps-than-CPUs",
         "GOMAXPROCS is more than the CPUs that the service may use, and its threads wait for each other.",
-        f"GOMAXPROCS, the CPUs that the process may run on, at least {BUSY_USED:.0%} of them used, and "
-        f"on average {CPUS_WANTED} threads for each of them that ran or waited for one, without the part of "
-        "the time in which others had them. More Ps than CPUs must have run Go code on average, if that is "
-        "known.",
+        f"GOMAXPROCS, the CPUs that the process may run on, at least {BUSY_USED * 100:.0f} % of them used, "
+        f"and on average {CPUS_WANTED} threads for each of them that ran or waited for one, without the part "
+        "of the time in which others had them. More Ps than CPUs must have run Go code on average, if that "
+        "is known.",
         "leave GOMAXPROCS to the runtime, or set it to the number of CPUs.",
         "A machine that is short of CPU (NP404), because other processes use it: a burst of messages also "
-        "makes many threads wait there. Threads in long system calls or C code, which GOMAXPROCS doesn't "
+        "makes many threads wait there. Threads in long syscalls or C code, which GOMAXPROCS doesn't "
         "limit.",
         "A service with GOMAXPROCS=48 in a cpuset of 2.",
         _too_many_ps,
@@ -491,10 +521,12 @@ RULES = (
         "NP407",
         "gc-pressure",
         "The garbage collector uses a large part of the service's CPU time.",
-        f"At least {GC_SHARE:.0%} of the CPU samples in the garbage collector, worth {GC_USED} s of CPU a "
-        f"second, and {LEAST_GC} s in all.",
+        f"At least {GC_SHARE * 100:.0f} % of the CPU samples in the garbage collector, worth {GC_USED} s "
+        f"of CPU a second, and {LEAST_GC} s in all; and {CAUSE_SHARE * 100:.0f} % in the program's own code "
+        "and in goroutines that assist the collector because they allocate.",
         "allocate less (reuse buffers, sync.Pool), or raise GOGC, with GOMEMLIMIT as its bound.",
-        "A computation (NP401) uses as much CPU, but in the program's own code.",
+        "A computation (NP401) uses as much CPU, but in the program's own code. A large heap's single "
+        "collection, such as that of debug.FreeOSMemory, has no goroutines that allocate beside it.",
         "A handler that allocates for each message, with GOGC=5.",
         _gc_pressure,
         _no_samples,

@@ -1,13 +1,15 @@
 // Uses known shares of CPU time. -do shares: two goroutines, heavy and light, compute in turn, and heavy does
 // three times as much as light: 75 % and 25 % of the CPU time. -do yield: a goroutine only calls
 // runtime.Gosched. -do hog: a goroutine computes for as long as the service runs, on the only P. A command
-// "N" runs shares and yield for N ms; with hog it is an ordinary message, which is answered late.
+// "N" runs shares and yield until they have used N ms of CPU time; with hog it is an ordinary message, which is
+// answered late.
 package main
 
 import (
 	"flag"
 	"net"
 	"runtime"
+	"syscall"
 	"time"
 
 	"services/kit"
@@ -22,8 +24,8 @@ func main() {
 		go hog()
 	}
 	kit.Commands(kit.Listen(*addr), func(_ net.Conn, n int) string {
-		end := time.Now().Add(time.Duration(n) * time.Millisecond)
-		for *do != "hog" && time.Now().Before(end) {
+		end := used() + time.Duration(n)*time.Millisecond
+		for *do != "hog" && used() < end {
 			if *do == "yield" {
 				yield()
 			} else {
@@ -33,6 +35,12 @@ func main() {
 		}
 		return "done"
 	})
+}
+
+func used() time.Duration {
+	var usage syscall.Rusage
+	kit.Must(syscall.Getrusage(syscall.RUSAGE_SELF, &usage))
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
 // One iteration takes the same time in each of them. They call nothing: the caller of a function without a

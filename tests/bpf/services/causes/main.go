@@ -26,7 +26,13 @@
 //	nagle     answers in two writes, without TCP_NODELAY. N ms are between them.
 //	nodelay   the same with TCP_NODELAY.
 //	pacer     writes a byte each millisecond.
-//	late      answers, and sleeps for 1 ms before it reads again.
+//	late      reads only what has come already: it waits for that with poll(2), past the runtime's poller.
+//	evict     keeps N connections of its own; if N is 0, it closes each of them when it has been idle for 100 ms
+//	          to 400 ms more.
+//	expire    keeps N entries, each of which a callback removes after 100 ms to 400 ms.
+//	free      collects a million live pointers, and returns free memory to the system.
+//	packets   sends itself N times ten messages of 8 bytes, and reads each as a whole (SOCK_SEQPACKET).
+//	nonblock  answers what it reads without ever waiting for it.
 //	bulk      reads the N KiB that follow, except for at most the last 8, 512 bytes at a time.
 package main
 
@@ -138,6 +144,33 @@ func main() {
 				kit.Must(err)
 			}
 		}
+	case "evict":
+		own, err := net.Listen("tcp", "127.0.0.1:0")
+		kit.Must(err)
+		begin = evict(own)
+	case "expire":
+		begin = func(_ net.Conn, n int) {
+			var left sync.WaitGroup
+			left.Add(n)
+			for i := 0; i < n; i++ {
+				time.AfterFunc(staggered(i, n), left.Done)
+			}
+			left.Wait()
+		}
+	case "free":
+		live := make([]*node, 1_000_000)
+		for i := range live {
+			live[i] = new(node)
+		}
+		begin = func(net.Conn, int) {
+			debug.FreeOSMemory()
+			runtime.KeepAlive(live)
+		}
+	case "packets":
+		begin = packets()
+	case "nonblock":
+		kit.Ready(l)
+		kit.Serve(l, nonblock)
 	case "bulk":
 		begin = bulk
 	}
@@ -248,17 +281,19 @@ func refused() func(net.Conn, int) {
 	raw, err := c.(*net.UDPConn).SyscallConn()
 	kit.Must(err)
 	word := []byte("word")
-	go raw.Read(func() func(uintptr) bool {
-		woken := false
-		return func(fd uintptr) bool {
-			if woken {
-				syscall.Write(int(fd), word)
-			}
-			woken = true
-			_, err := syscall.Read(int(fd), make([]byte, 64))
-			return err != syscall.EAGAIN
+	go func() {
+		for { // the reader may get a refusal itself
+			woken := false
+			raw.Read(func(fd uintptr) bool {
+				if woken {
+					syscall.Write(int(fd), word)
+				}
+				woken = true
+				_, err := syscall.Read(int(fd), make([]byte, 64))
+				return err != syscall.EAGAIN
+			})
 		}
-	}())
+	}()
 	return func(_ net.Conn, n int) {
 		for ; n > 0; n -= 2 {
 			raw.Control(func(fd uintptr) { syscall.Write(int(fd), word) })
@@ -434,10 +469,6 @@ func inKernel() {
 }
 
 func steal(l *net.TCPListener) {
-	type pollFd struct {
-		fd              int32
-		events, revents int16
-	}
 	raw, err := l.SyscallConn()
 	kit.Must(err)
 	fd := -1
@@ -446,11 +477,21 @@ func steal(l *net.TCPListener) {
 	runtime.LockOSThread()
 	syscall.Setpriority(syscall.PRIO_PROCESS, 0, -20) // of this thread: it runs before the poller's
 	for {
-		p := pollFd{fd: int32(fd), events: 1}
-		syscall.Syscall6(sysPpoll, uintptr(unsafe.Pointer(&p)), 1, 0, 0, 0, 0)
+		await(fd)
 		if got, _, err := syscall.Accept4(fd, syscall.SOCK_CLOEXEC); err == nil {
 			syscall.Close(got)
 		}
+	}
+}
+
+// await blocks a thread until there is something to read.
+func await(fd int) {
+	p := struct {
+		fd              int32
+		events, revents int16
+	}{fd: int32(fd), events: 1}
+	for ready := uintptr(0); ready != 1; {
+		ready, _, _ = syscall.Syscall6(sysPpoll, uintptr(unsafe.Pointer(&p)), 1, 0, 0, 0, 0)
 	}
 }
 
@@ -477,15 +518,23 @@ func (l patient) Accept() (net.Conn, error) {
 // late keeps its connections' readers from waiting.
 type late struct{ net.Listener }
 
-type lateConn struct{ net.Conn }
+type lateConn struct {
+	net.Conn
+	fd int
+}
 
 func (l late) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
-	return lateConn{c}, err
+	kit.Must(err)
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	kit.Must(err)
+	conn := lateConn{Conn: c}
+	raw.Control(func(fd uintptr) { conn.fd = int(fd) })
+	return conn, nil
 }
 
 func (c lateConn) Read(b []byte) (int, error) {
-	time.Sleep(time.Millisecond)
+	await(c.fd)
 	return c.Conn.Read(b)
 }
 
@@ -512,5 +561,79 @@ func bulk(c net.Conn, n int) {
 		}
 		kit.Must(err)
 		left -= read
+	}
+}
+
+// When the i-th of n comes.
+func staggered(i, n int) time.Duration {
+	return 100*time.Millisecond + 300*time.Millisecond*time.Duration(i)/time.Duration(n)
+}
+
+func evict(l net.Listener) func(net.Conn, int) {
+	var idle []net.Conn
+	var left sync.WaitGroup
+	keep := func() {
+		// The poller doesn't know it, so its end is no event.
+		client, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+		kit.Must(err)
+		at := &syscall.SockaddrInet4{Port: l.Addr().(*net.TCPAddr).Port, Addr: [4]byte{127, 0, 0, 1}}
+		kit.Must(syscall.Connect(client, at))
+		c, err := l.Accept()
+		kit.Must(err)
+		idle = append(idle, c)
+		go func() {
+			c.Read(make([]byte, 1))
+			c.Close()
+			syscall.Close(client)
+			left.Done()
+		}()
+	}
+	return func(_ net.Conn, n int) {
+		left.Add(n)
+		for i := 0; i < n; i++ {
+			keep()
+		}
+		if n == 0 {
+			for i, c := range idle {
+				kit.Must(c.SetReadDeadline(time.Now().Add(staggered(i, len(idle)))))
+			}
+			left.Wait()
+		}
+	}
+}
+
+func packets() func(net.Conn, int) {
+	dir, err := os.MkdirTemp("", "causes")
+	kit.Must(err)
+	defer os.RemoveAll(dir) // when it has connected
+	l, err := net.Listen("unixpacket", filepath.Join(dir, "socket"))
+	kit.Must(err)
+	sender, err := net.Dial("unixpacket", l.Addr().String())
+	kit.Must(err)
+	receiver, err := l.Accept()
+	kit.Must(err)
+	return func(_ net.Conn, n int) {
+		message := make([]byte, 8)
+		for ; n > 0; n-- {
+			for i := 0; i < 10; i++ {
+				_, err := sender.Write(message)
+				kit.Must(err)
+			}
+			for i := 0; i < 10; i++ {
+				_, err := receiver.Read(message)
+				kit.Must(err)
+			}
+		}
+	}
+}
+
+func nonblock(c net.Conn) {
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	kit.Must(err)
+	for data, n := make([]byte, 64), 1; n != 0; {
+		raw.Control(func(fd uintptr) { n, err = syscall.Read(int(fd), data) })
+		if n > 0 {
+			c.Write([]byte("done\n"))
+		}
 	}
 }
