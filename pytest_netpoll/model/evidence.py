@@ -46,7 +46,8 @@ class Offender:
     closed meanwhile; those on which nobody is parked have an entry with count 0, whose stack is where their
     reader was parked before, if woken goroutines were recorded. stuck: goroutines with data to read that had
     been reported. closed: abandoned descriptors whose other end is certainly closed completely, not just half
-    of it. peers: some of the descriptors' other ends, those that came in the window first.
+    of it. peers: some of the descriptors' other ends, those that came in the window first. peer_service: the
+    service of the test that has them, if it is one and the same.
     """
 
     offence: Offence
@@ -75,6 +76,7 @@ class Offender:
     stuck: int = 0
     closed: int = 0
     peers: tuple[str, ...] = ()
+    peer_service: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -794,8 +794,8 @@ _TABLE = (
         absent=_NOT_LOOKED_AT,
         adds_up=False,
         explained_by=("parked",),
-        fix="close the connections that they wait for once the client has gone; if a pool fills, allow for "
-        "it in the limit.",
+        fix="close the connection when its client has gone, and each one that the service dials; if it is a "
+        "pool, allow for its size in the limit.",
         row="parked",
         part="more than at the start",
     ),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from pytest_netpoll.errors import Reason
-from pytest_netpoll.model import units
+from pytest_netpoll.model import ends, units
 from pytest_netpoll.model.diagnosis import findings, unchecked
 from pytest_netpoll.model.limits import Kind, Limit, Limits
 from pytest_netpoll.model.measurement import Measurement, median, resolved_wakeups, spread
@@ -313,7 +313,23 @@ def _fix(measurement: Measurement, metric: str) -> str | None:
     if rules and any(found.rule.code in rules for found in findings(measurement)):
         return None
     own = METRICS[metric].fix if metric in METRICS else None
+    if metric == "parked_growth":
+        own = _close(measurement) or own
     return own or next((RULES[rule].fix for rule in rules), None)
+
+
+def _close(measurement: Measurement) -> str | None:
+    """The fix for connections that are left open, if it is certain who opened them."""
+    dialed = ends.dialed_more(measurement)
+    if dialed:
+        to = sorted({f"{o.peer_service} ({o.peers[0]})" if o.peer_service else o.peers[0] for o in dialed})
+        return (
+            f"close each connection that {measurement.service} dials, here to {', '.join(to)}; if it is a "
+            "pool, allow for its size in the limit."
+        )
+    if ends.only_accepted_more(measurement):
+        return "close the connection when its client has gone."
+    return None
 
 
 def _check_rules(measurement: Measurement, forbidden: Mapping[str, bool]) -> list[Breach | Reason]:

@@ -283,9 +283,12 @@ def _holders(service: ServiceRecord) -> list[Entry]:
 
 
 def _rank(offender: OffenderRecord) -> tuple[int, ...]:
-    """Leaked goroutines lead, however many others are parked."""
+    """Leaked goroutines lead, however many others are parked. Of as many, those of connections that have no
+    port in common here, because the service dialed them.
+    """
     fields = ("waited_ns", "stuck", "abandoned", "growth", "count")
-    return tuple(-(cast("dict[str, int | None]", offender).get(name) or 0) for name in fields)
+    numbers = (-(cast("dict[str, int | None]", offender).get(name) or 0) for name in fields)
+    return (*numbers, offender.get("local") is not None)
 
 
 def _key(stack: Iterable[FrameRecord]) -> tuple[Any, ...]:

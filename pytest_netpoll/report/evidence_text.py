@@ -164,7 +164,10 @@ def _parked_text(offender: OffenderRecord) -> str:
     """ "30 goroutines (read on tcp a, peers b, c): 20 more than at the start, parked"; the place follows."""
     gone, growth = offender.get("abandoned", 0), offender.get("growth", 0)
     peers = offender.get("peers") or []
-    known_as = f"{'peers' if len(peers) > 1 else 'peer'} {', '.join(peers)}" if peers else ""
+    ends = ", ".join(peers)
+    if service := offender.get("peer_service"):
+        ends = f"{service} ({ends})"
+    known_as = f"{'peers' if len(peers) > 1 else 'peer'} {ends}" if peers else ""
     if not offender["count"]:
         ends = ", ".join(filter(None, (offender.get("local"), known_as)))
         what = f"{units.show(gone, 'count')} {offender['fd_type']} descriptor"

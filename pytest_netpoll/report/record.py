@@ -50,6 +50,7 @@ class _OffenderExtra(TypedDict, total=False):
     stuck: int
     closed: int
     peers: list[str]
+    peer_service: str | None
     rules: list[str]
 
 
@@ -73,8 +74,9 @@ class OffenderRecord(_OffenderExtra):
     held_ns: of "held", for how long in total. unlocks: of ready calls, whether a mutex was unlocked there,
     which woke a goroutine that waited for it. lock: of "mutex", what was waited for, such as
     "sync.RWMutex.RLock"; None if unknown. waited_ns: for how long in total; `share` is the share of this
-    time. growth, abandoned, stuck, peers: of "parked" only, see Parked. rules: the codes of the
-    broken rules that it is evidence of.
+    time. growth, abandoned, stuck, peers: of "parked" only, see Parked. peer_service: of
+    "parked", the service of the test that has all these peers; None if it isn't one. rules: the codes of
+    the broken rules that it is evidence of.
     """
 
     count: int

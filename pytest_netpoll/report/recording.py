@@ -316,7 +316,7 @@ def _offender(offender: Offender, evidence: Mapping[str, Set[int]]) -> OffenderR
     if offender.offence != "mutex":
         del made["lock"], made["waited_ns"]
     if offender.offence != "parked":
-        for name in ("growth", "abandoned", "stuck", "closed", "peers"):
+        for name in ("growth", "abandoned", "stuck", "closed", "peers", "peer_service"):
             del made[name]
     return cast("OffenderRecord", made)
 

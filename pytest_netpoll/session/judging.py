@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from pytest_netpoll.model import confidence
+from pytest_netpoll.model import confidence, ends
 from pytest_netpoll.model.against import settled
 from pytest_netpoll.model.comparison import Baseline, Comparison, Rules, compare, confirmed, settle
 from pytest_netpoll.model.limits import Limits
@@ -112,7 +112,7 @@ def _around_measured(
         trial.again(runs - len(trial.windows))
     finally:
         # For a failed test too: its numbers may show why.
-        measurements = median_of(trial.windows[:runs])
+        measurements = ends.dialers_first(ends.with_names(median_of(trial.windows[:runs])))
         requests = trial.requests_per_second(runs)
         deaths = _dead(session, presence, [s for s in presence.all if s.name in limits.services], item)
         running = [service.name for service in session.roster.running]

@@ -62,8 +62,8 @@ def test_broken_limits_name_who_was_woken_and_who_is_left(run, pytester, monkeyp
     result.stdout.fnmatch_lines(
         [
             "keep: parked_growth 6 > max 0",
-            "  fix: close the connections that they wait for once the client has gone; *",
-            "  3 goroutines (read on tcp, peer 127.0.0.1:*): 3 more than at the start,*",
+            "  fix: close each connection that keep dials, here to keep (127.0.0.1:*); *",
+            "  3 goroutines (read on tcp, peer keep (127.0.0.1:*)): 3 more than at the start,*",
             "    *keep/main.go:*  main.leak",
             "keep: abandoned_descriptors 3 > max 1",
             "  3 tcp descriptors whose peers have closed, and nobody is parked on them*",
@@ -74,7 +74,7 @@ def test_broken_limits_name_who_was_woken_and_who_is_left(run, pytester, monkeyp
             "keep: NP501 parked-leak: 3 tcp connections*",
             "  3 tcp descriptors whose peers have closed, *; who read from them was parked at",
             "    *keep/main.go:*  main.serve",
-            "  * goroutines (read on tcp, peer 127.0.0.1:*): 3 more than at the start,*",
+            "  * goroutines (read on tcp, peer keep (127.0.0.1:*)): 3 more than at the start,*",
             "    *keep/main.go:*  main.leak",
             "echo: wakeups 2* > max 3",
             "  * wakeups (read on tcp *), parked*",

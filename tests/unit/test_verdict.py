@@ -9,15 +9,18 @@ from typing import Any, Literal
 import pytest
 
 from pytest_netpoll.errors import Reason
+from pytest_netpoll.model import ends
+from pytest_netpoll.model.evidence import Offender
 from pytest_netpoll.model.histogram import bucket_of
 from pytest_netpoll.model.limits import Limits, resolve
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.median import median_of
-from pytest_netpoll.model.metrics import COUNTERS, PARKED_METRICS
+from pytest_netpoll.model.metrics import COUNTERS, METRICS, PARKED_METRICS
 from pytest_netpoll.model.rules import RULES
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import Breach, Death, Verdict, judge
 from pytest_netpoll.session import extensions
+from tests.made_up import offender
 
 HALF_SPURIOUS = {"wakeups": 3998, "productive_wakeups": 1999, "spurious_wakeups": 1999, "events": 3998}
 HEALTHY = {"wakeups": 200, "productive_wakeups": 200, "events": 200, "polls": 210}
@@ -356,3 +359,40 @@ def test_two_verdicts_on_one_test_are_joined_without_repeating_a_death() -> None
     reported = judge([measured(HEALTHY)], limits({"max_polls": 1}), "report")
     few = Verdict("unmeasured", (Reason("only 3 wakeups"),))
     assert (reported.joined_to(few).outcome, reported.joined_to(few).gate) == ("unmeasured", "failed")
+
+
+def parked(name: str, *groups: Offender) -> Measurement:
+    counters = {**dict.fromkeys(COUNTERS, 0), **dict.fromkeys(PARKED_METRICS, 0), "parked_growth": 9}
+    snapshot = Snapshot(counters, {}, 0, 0, None)
+    return Measurement(name, 1, "", "go1.26.6", 1.0, snapshot, offenders=groups)
+
+
+def group(count: int, local: str | None, *peers: str, kind: str = "tcp", growth: int = 9) -> Offender:
+    return offender(count, offence="parked", fd_type=kind, local=local, peer=None, peers=peers, growth=growth)
+
+
+def test_the_fix_of_a_growth_is_about_the_end_that_the_service_is_and_dialers_come_first() -> None:
+    listener = group(1, "127.0.0.1:80", kind="listener", growth=0)
+    back = parked("back", listener, group(9, "127.0.0.1:80", "127.0.0.1:5001", "127.0.0.1:5002"))
+    front = parked("front", group(9, None, "127.0.0.1:80"))
+    made = ends.dialers_first(ends.with_names([back, front]))
+    assert [m.service for m in made] == ["front", "back"]
+    assert made[0].offenders[0].peer_service == "back"
+    of_front, of_back = (breach.fix for breach in judge(made, limits({"max_parked_growth": 0})).breaches)
+    assert of_front is not None
+    assert of_front.startswith("close each connection that front dials, here to back (127.0.0.1:80); if it")
+    assert of_back == "close the connection when its client has gone."
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        group(1, "127.0.0.1:5001", "127.0.0.1:80"),  # one, of which nothing tells the end
+        group(2, None, "127.0.0.1:80", "127.0.0.1:81"),
+        group(9, None, kind="unix"),
+    ],
+    ids=["one", "several peers", "unix"],
+)
+def test_where_it_is_not_certain_who_dialed_the_fix_is_about_both_ends(one: Offender) -> None:
+    [breach] = judge([parked("server", one)], limits({"max_parked_growth": 0})).breaches
+    assert breach.fix == METRICS["parked_growth"].fix
