@@ -29,7 +29,7 @@ def places(m, offence, **wanted):
     return {
         o.stack[0].function: o
         for o in m.offenders
-        if o.offence == offence and all(getattr(o, name) == value for name, value in wanted.items())
+        if o.offence == offence and o.stack and all(getattr(o, n) == value for n, value in wanted.items())
     }
 
 

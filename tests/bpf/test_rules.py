@@ -211,7 +211,9 @@ def test_checks_that_find_something_are_no_busy_loop(causes, commands, broken, d
     for _ in attempts():
         m, found = broken(service, lambda: until_fed(service.pid, 0.3, lambda: command(300)))
         assert found == {}
-        used = sum(o.share for o in m.offenders if o.offence == "cpu" and o.stack[0].function == place)
+        used = sum(
+            o.share for o in m.offenders if o.offence == "cpu" and o.stack and o.stack[0].function == place
+        )
         if used * m.cpu_seconds >= LEAST_BURNT * m.window_seconds:
             break
     assert used * m.cpu_seconds >= LEAST_BURNT * m.window_seconds
