@@ -135,7 +135,11 @@ def test_healthy_programs_have_no_futile_calls(launch, measure, newest_go):
             measured[kind] = stretch(service)
     for kind, (times, calls) in HEALTHY.items():
         assert measured[kind].io_calls >= calls * times, kind
-    assert {kind: m.futile_calls for kind, m in measured.items()} == dict.fromkeys(HEALTHY, 0)
+    futile = {kind: m.futile_calls for kind, m in measured.items()}
+    # The check and the read before the park make two. On a busy machine an event may come after its data was
+    # read: then Go's reader doesn't park, but reads once more, which makes three.
+    assert futile.pop("query") <= HEALTHY["query"][0] / 50
+    assert set(futile.values()) == {0}, futile
     assert measured["backoff"].snapshot.io_outcomes["EMFILE"] >= 3 * 3
 
 
