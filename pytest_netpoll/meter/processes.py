@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Protocol
 
 from pytest_netpoll.gobinary.go_version import go_version_of_program
@@ -39,14 +40,18 @@ def runs_goroutines(process: Process) -> bool:
 
 def ended_program(process: Measured) -> str | None:
     """The path of a Go program that children ran that ended with all that only their memory held; None if
-    there were none.
+    there were none. One that can't be read, such as a container's or a deleted one, may have been Go's.
     """
-    return next((path for path in process["ended"] if go_version_of_program(path) is not None), None)
+    return next((path for path in process["ended"] if _may_be_go(path)), None)
 
 
 def version(process: Process) -> str:
     """ "go1.26.6"."""
     return _go_version(process) or "not Go"
+
+
+def _may_be_go(path: str) -> bool:
+    return go_version_of_program(path) is not None or not os.access(path, os.R_OK)
 
 
 def _go_version(process: Process) -> str | None:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from bpf.program import Kernel
     from counters.windows import Windows
 
+_MOST_ENDED = 1024  # programs to remember: a service's children may run any number of them
+_FURTHER = f"one of more than {_MOST_ENDED:,} programs"
+
 
 class Refused(Exception):
     """The process cannot be watched; the message says why."""
@@ -165,7 +168,10 @@ class Processes:
     def _note_end(self, process: Process) -> None:
         # A child that runs one thread may not have exec'ed its program yet. With Go there are always more.
         if self._windows.any_open and process.executable and process.threads > 1:
-            self._ended[process.root, process.executable] = time.monotonic_ns()
+            key = (process.root, process.executable)
+            if key not in self._ended and len(self._ended) >= _MOST_ENDED:
+                key = (process.root, _FURTHER)
+            self._ended[key] = time.monotonic_ns()
 
     def _drop(self, process: Process) -> None:
         """Drops the process, except for what it used."""

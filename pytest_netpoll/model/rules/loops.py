@@ -200,7 +200,7 @@ RULES = (
         "busy-loop",
         "A goroutine checks for something in a loop that never waits.",
         f"CPU samples of one function, that ran or waited for a CPU for at least {LEAST_WANTED} s a second, "
-        f"at least {LOOKING_SHARE * 100:.0f} % of which are in calls that check and find nothing: a select "
+        f"at least {share(LOOKING_SHARE, 0)} of which are in calls that check and find nothing: a select "
         "with one case and a default, runtime.Gosched, or TryLock. With two cases, the samples don't show "
         "whether one was ready, so that is not reported.",
         "wait: leave the default out of the select, or use a channel, a sync.Cond or a ticker. If the loop "
@@ -217,7 +217,7 @@ RULES = (
         "unbuffered-io",
         "A message is read in many small pieces, each with a syscall.",
         f"At one place, at least {READS_PER_WAKEUP} reads per wakeup that returned {SMALL_READ} bytes or "
-        f"fewer each, {FILLED_SHARE * 100:.0f} % of which asked for no more than they got, from a sample of "
+        f"fewer each, {share(FILLED_SHARE, 0)} of which asked for no more than they got, from a sample of "
         "all I/O calls. Goroutines that run only Go's standard library or x/net/http2 don't count.",
         "read through a bufio.Reader.",
         "A large transfer makes as many calls per wakeup, but in large pieces. A service that is busy "

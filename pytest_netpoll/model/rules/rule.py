@@ -167,8 +167,8 @@ def counted(value: float, noun: str) -> str:
     return f"{count(value)} {noun}{'' if round(value) == 1 else 's'}"
 
 
-def share(value: float) -> str:
-    return units.show(value, "share")
+def share(value: float, digits: int | None = None) -> str:
+    return units.show(value, "share", digits)
 
 
 def seconds(value: float) -> str:

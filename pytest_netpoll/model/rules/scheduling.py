@@ -441,9 +441,9 @@ RULES = (
         "NP402",
         "nobody-polls",
         "All Ps are always busy, so the network is polled only every 10 ms.",
-        f"Polls that do not block, {NONBLOCKING_SHARE * 100:.0f} % of them or more, and at most "
+        f"Polls that do not block, {share(NONBLOCKING_SHARE, 0)} of them or more, and at most "
         f"{SYSMON_RATE} a second; fewer than one poll that waits for every two events; threads that run for "
-        f"{PS_USED * 100:.0f} % of what the Ps can use; and no wakeups that are late as in NP401, which "
+        f"{share(PS_USED, 0)} of what the Ps can use; and no wakeups that are late as in NP401, which "
         "explains more.",
         "let CPU-bound goroutines sleep, use fewer of them than GOMAXPROCS, or give them their own process.",
         "A service that is busy with its own messages polls thousands of times a second. One that gets too "
@@ -504,7 +504,7 @@ RULES = (
         "NP406",
         "more-Ps-than-CPUs",
         "GOMAXPROCS is more than the CPUs that the service may use, and its threads wait for each other.",
-        f"GOMAXPROCS, the CPUs that the process may run on, at least {BUSY_USED * 100:.0f} % of them used, "
+        f"GOMAXPROCS, the CPUs that the process may run on, at least {share(BUSY_USED, 0)} of them used, "
         f"and on average {CPUS_WANTED} threads for each of them that ran or waited for one, without the part "
         "of the time in which others had them. More Ps than CPUs must have run Go code on average, if that "
         "is known.",
@@ -521,8 +521,8 @@ RULES = (
         "NP407",
         "gc-pressure",
         "The garbage collector uses a large part of the service's CPU time.",
-        f"At least {GC_SHARE * 100:.0f} % of the CPU samples in the garbage collector, worth {GC_USED} s "
-        f"of CPU a second, and {LEAST_GC} s in all; and {CAUSE_SHARE * 100:.0f} % in the program's own code "
+        f"At least {share(GC_SHARE, 0)} of the CPU samples in the garbage collector, worth {GC_USED} s "
+        f"of CPU a second, and {LEAST_GC} s in all; and {share(CAUSE_SHARE, 0)} in the program's own code "
         "and in goroutines that assist the collector because they allocate.",
         "allocate less (reuse buffers, sync.Pool), or raise GOGC, with GOMEMLIMIT as its bound.",
         "A computation (NP401) uses as much CPU, but in the program's own code. A large heap's single "

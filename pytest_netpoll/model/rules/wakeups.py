@@ -18,6 +18,7 @@ from pytest_netpoll.model.rules.rule import (
     number,
     offenders,
     resolved,
+    share,
     stack_of,
 )
 
@@ -188,7 +189,7 @@ RULES = (
         "shared-listener",
         "Several acceptors wait on one listener: each connection wakes all of them, and one accepts it.",
         "Wakeups of accept that ended in EAGAIN, on a listener that is registered with epoll more than "
-        f"once, in this process or in several: at least {LEAST_WASTED}, and {ACCEPT_SHARE * 100:.0f} % of "
+        f"once, in this process or in several: at least {LEAST_WASTED}, and {share(ACCEPT_SHARE, 0)} of "
         f"all wakeups. {_SOCKETS}",
         "serve from one process (Go uses all CPUs), or give each worker a listener of its own with "
         "SO_REUSEPORT.",
