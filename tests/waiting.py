@@ -40,15 +40,18 @@ def attempts(seconds: float = 60, least: int = 3) -> Iterator[int]:
 
 
 def undisturbed(test: Callable[..., None]) -> Callable[..., None]:
-    """Repeats a test that fails, in case a busy machine disturbed its numbers. Not for what must never be."""
+    """Repeats a test that fails, in case a busy machine disturbed its numbers. Not for what must never be.
+
+    TypeError: a number that a busy machine left unknown was compared.
+    """
 
     @functools.wraps(test)
     def repeated(*args: Any, **options: Any) -> None:
-        failed: AssertionError | None = None
+        failed: AssertionError | TypeError | None = None
         for _ in attempts():
             try:
                 return test(*args, **options)
-            except AssertionError as error:
+            except (AssertionError, TypeError) as error:
                 failed = error
         assert failed is not None
         raise failed

@@ -63,10 +63,12 @@ def test_goroutines_wait_long_only_behind_hogs(runtimes):
     assert slow_answer[0] / 2 <= starved.sched_latency_p50 <= slow_answer[0] * 2
     assert starved.sched_latency_p50 >= max(1_000_000, 10 * calm.sched_latency_p50)
     assert starved.p_utilization > 0.8
-    assert 0.8 < max(point.ps_running for point in starved.timeline) <= 1
+    # The agent may get no CPU for a whole interval, which then has no look.
+    seen = [point for point in starved.timeline if point.ps_running is not None]
+    assert 0.8 < max(point.ps_running for point in seen) <= 1
     # The window's first look, when those of the command before may still be ending, is in no interval.
-    assert starved.runq_max >= max(point.runq_max for point in starved.timeline) >= 10
-    assert all(point.spinning <= 1 for point in starved.timeline)
+    assert starved.runq_max >= max(point.runq_max for point in seen) >= 10
+    assert all(point.spinning <= 1 for point in seen)
 
 
 @undisturbed
