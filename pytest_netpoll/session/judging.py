@@ -85,6 +85,7 @@ def _around(session: Session, item: pytest.Item) -> Generator[None, object, obje
     # A test that is rerun, as by pytest-rerunfailures, starts afresh; its fixtures may have measured.
     item.stash[JUDGED] = item.stash[ENFORCED] = item.stash[SUBTEST] = None
     presence = session.roster.watch()
+    reported = {s.name for s in presence.dead} - {s.name for s in session.deaths.unreported(presence.dead)}
     with plain_failures():
         limits = resolve(item, session.options)  # again, for markers that its fixtures added
     try:
@@ -94,7 +95,13 @@ def _around(session: Session, item: pytest.Item) -> Generator[None, object, obje
             result = yield from _around_measured(session, item, presence, limits)
     except (pytest.fail.Exception, pytest.skip.Exception) as error:
         window, judged = item.stash[ENFORCED], item.stash[JUDGED]
-        if window is None or window.exception is not error or judged is None:
+        if judged is None:
+            raise
+        if window is None or window.exception is not error:
+            deaths = [death for death in judged.verdict.deaths if death.service not in reported]
+            if isinstance(error, pytest.skip.Exception) and deaths:
+                # The test may skip itself because its service is gone.
+                enforce(item, judge([], Limits(), "off", deaths=deaths), session.options)
             raise
         if judged.verdict is window.verdict or (judged.verdict.gate or judged.verdict.outcome) == "passed":
             raise
