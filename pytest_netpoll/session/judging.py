@@ -20,8 +20,8 @@ from pytest_netpoll.options import ROUNDS, Config
 from pytest_netpoll.service.service import Service
 from pytest_netpoll.session import extensions, repeated
 from pytest_netpoll.session.attribution import Presence
-from pytest_netpoll.session.marked import LIMITS
-from pytest_netpoll.session.outcome import ENFORCED, enforce, enforce_with
+from pytest_netpoll.session.marked import resolve
+from pytest_netpoll.session.outcome import ENFORCED, enforce, enforce_with, plain_failures
 from pytest_netpoll.session.session import Session
 from pytest_netpoll.session.trial import Trial, has_failed, is_repeated
 
@@ -47,6 +47,8 @@ class Judged(NamedTuple):
 JUDGED = pytest.StashKey["Judged | None"]()
 # What a subtest raised while its test still runs.
 SUBTEST = pytest.StashKey["BaseException | None"]()
+# Whether pytest's call of the test has not ended yet.
+CALLING = pytest.StashKey[bool]()
 
 
 def around_call(session: Session, item: pytest.Item) -> Generator[None, object, object]:
@@ -56,12 +58,15 @@ def around_call(session: Session, item: pytest.Item) -> Generator[None, object, 
         return (yield)
     item.stash[repeated.TAKEN] = repeated.NOTHING
     began = time.monotonic()
+    item.stash[CALLING] = True
     try:
         result = yield from _around(session, item)
     except (Exception, pytest.fail.Exception) as error:
         if not isinstance(error, pytest.skip.Exception | pytest.xfail.Exception | pytest.exit.Exception):
             repeated.take(session, item, _seconds(item, began), failed=True)
         raise
+    finally:
+        item.stash[CALLING] = False
     judged = item.stash[JUDGED]
     failed = has_failed(item) or (judged is not None and judged.verdict.gate not in (None, "passed"))
     repeated.take(session, item, _seconds(item, began), failed)
@@ -80,20 +85,43 @@ def _around(session: Session, item: pytest.Item) -> Generator[None, object, obje
     # A test that is rerun, as by pytest-rerunfailures, starts afresh; its fixtures may have measured.
     item.stash[JUDGED] = item.stash[ENFORCED] = item.stash[SUBTEST] = None
     presence = session.roster.watch()
-    limits = item.stash.get(LIMITS, None)
-    if limits is None or session.options.mode == "off":
-        return (yield from _around_unmeasured(session, item, presence))
+    reported = {s.name for s in presence.dead} - {s.name for s in session.deaths.unreported(presence.dead)}
+    with plain_failures():
+        limits = resolve(item, session.options)  # again, for markers that its fixtures added
     try:
-        return (yield from _around_measured(session, item, presence, limits))
+        if limits is None or session.options.mode == "off":
+            result = yield from _around_unmeasured(session, item, presence)
+        else:
+            result = yield from _around_measured(session, item, presence, limits)
     except (pytest.fail.Exception, pytest.skip.Exception) as error:
         window, judged = item.stash[ENFORCED], item.stash[JUDGED]
-        if window is None or window.exception is not error or judged is None:
+        if judged is None:
+            raise
+        if window is None or window.exception is not error:
+            deaths = [death for death in judged.verdict.deaths if death.service not in reported]
+            if isinstance(error, pytest.skip.Exception) and deaths:
+                # The test may skip itself because its service is gone.
+                enforce(item, judge([], Limits(), "off", deaths=deaths), session.options)
             raise
         if judged.verdict is window.verdict or (judged.verdict.gate or judged.verdict.outcome) == "passed":
             raise
+    else:
+        _raise_missed(item)
+        return result
     # netpoll.measure() ended the test, which has broken its marker's limits, too.
     enforce_with(item, window, judged.verdict, session.options)
     return None
+
+
+def _raise_missed(item: pytest.Item) -> None:
+    """Raises what netpoll.measure() raised, if that didn't end the test: the test caught it, or a thread or
+    task of the test raised it.
+    """
+    # Not hidden from tracebacks: pytest remarks on one without any frame.
+    window = item.stash[ENFORCED]
+    if window is None or window.lenient or has_failed(item) or item.stash[SUBTEST] is window.exception:
+        return
+    raise window.exception.with_traceback(None) from None
 
 
 def _around_measured(

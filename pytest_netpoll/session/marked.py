@@ -39,11 +39,7 @@ def resolve_limits(config: pytest.Config, items: list[pytest.Item], options: Con
     """Stores each test's limits; pytest.UsageError if a marker is wrong."""
     try:
         for item in items:
-            found = list(item.iter_markers_with_node(MARKER))
-            if found:
-                marks = [(mark.args, mark.kwargs) for _, mark in found]
-                levels = [node for node, _ in found]
-                item.stash[LIMITS] = marker.resolve(marks, item.nodeid, options.defaults, levels)
+            resolve(item, options)
     except UsageError as error:
         output = getattr(config, "workeroutput", None)
         if output is None:
@@ -51,6 +47,17 @@ def resolve_limits(config: pytest.Config, items: list[pytest.Item], options: Con
         # In a pytest-xdist worker it would be an internal error, so the controller raises it.
         output[_COMPLAINT] = str(error)
         items.clear()
+
+
+def resolve(item: pytest.Item, options: Config) -> Limits | None:
+    """Stores and returns a test's limits; None without a marker. UsageError if one is wrong."""
+    found = list(item.iter_markers_with_node(MARKER))
+    if not found:
+        return None
+    marks = [(mark.args, mark.kwargs) for _, mark in found]
+    levels = [node for node, _ in found]
+    item.stash[LIMITS] = marker.resolve(marks, item.nodeid, options.defaults, levels)
+    return item.stash[LIMITS]
 
 
 def raise_complaint(node: object) -> None:
