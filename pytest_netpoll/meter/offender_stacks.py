@@ -50,7 +50,7 @@ _TIMER = re.compile(r"runtime\.(runOneTimer|\(\*timer\)\.unlockAndRun)$")
 _SCHEDULING = Frame("runtime.schedule", "runtime/proc.go", 0)
 
 # Two windows' offenders at the same place have these fields, and their stacks, in common.
-_PLACE = ("offence", "direction", "syscall", "outcome", "cause", "locked", "unlocks", "lock")
+_PLACE = ("offence", "direction", "syscall", "outcome", "cause", "locked", "unlocks", "lock", "collects")
 
 # offence -> the counter of all of them, kept or not. Sampled offences aren't here.
 _COUNTERS = {"spurious": "spurious_wakeups", "stale": "stale_retries", "unclaimed": "unclaimed_events"}
@@ -67,8 +67,8 @@ def collect(
     """
     places: dict[Place, list[Mapping[str, Any]]] = defaultdict(list)
     # Samples show a loop on each of its lines: treat it as one place, with the line seen most often.
-    lines: dict[tuple[str, ...], Counter[tuple[Frame, ...]]] = defaultdict(Counter)
-    looked: Counter[tuple[str, ...]] = Counter()
+    lines: dict[Place, Counter[tuple[Frame, ...]]] = defaultdict(Counter)
+    looked: Counter[Place] = Counter()
     totals: dict[str, int] = defaultdict(int)
     for entry in raw:
         _check(entry)
@@ -78,7 +78,9 @@ def collect(
         where: tuple[Any, ...] = stack
         if entry["offence"] == "cpu":
             stack = _running(frames, stack)
-            where = tuple(frame.function for frame in stack)
+            # A call of runtime.GC is a place of its own: its line matters.
+            collects = any(frame.function == "runtime.GC" for frame in frames)
+            where = (collects, *(frame.function for frame in stack))
             lines[where][stack] += entry["count"]
             looked[where] += entry["count"] * _only_looks(frames)
         woken = symbolizer.stack(in_files(entry["woken_stack"]))
@@ -125,6 +127,7 @@ def collect(
                 held_ns=_sum(entries, "held_ns"),
                 unlocks=unlocks,
                 not_blocking=looked[where] if offence == "cpu" else 0,
+                collects=offence == "cpu" and where[0],
                 stack=stack,
                 woken_stack=woken,
             )

@@ -31,6 +31,8 @@ SUDOERS = Path("/etc/sudoers.d/pytest-netpoll")
 # By its path: a virtual environment's PATH is not sudo's.
 AS_ROOT = f"sudo {shlex.quote(sys.executable)}"
 INSTALL = f"{AS_ROOT} -m pytest_netpoll install-agent"
+# What happened if pytest may not load BPF: the same for all tests of a run.
+NEEDS_ROOT = "eBPF needs root"
 # Options of agent/__main__.py.
 UNVERIFIED = "--unverified"
 CACHE = "--cache="
@@ -68,13 +70,13 @@ def command(
         return own
     if sudo == "never":
         raise UnmeasuredError(
-            "eBPF needs root",
+            NEEDS_ROOT,
             why="pytest is neither root nor has CAP_BPF and CAP_PERFMON, and --netpoll-sudo=never is set",
             fix=f"{AS_ROOT} -m pytest …",
         )
     if shutil.which("sudo") is None:
         raise UnmeasuredError(
-            "eBPF needs root",
+            NEEDS_ROOT,
             why="pytest is neither root nor has CAP_BPF and CAP_PERFMON, and there is no sudo",
             fix=f"as root: {shlex.quote(sys.executable)} -m pytest …",
         )
@@ -193,7 +195,7 @@ def why_sudo_refused(argv: Sequence[str], installed: Path | None, said: str) -> 
         why = f"pytest is not root and sudo {refuses}"
     install = install_command(copy, this_user(), Path(argv[argv.index("--") + 1]))
     return UnmeasuredError(
-        "eBPF needs root",
+        NEEDS_ROOT,
         why=why,
         fix="if you may use sudo for everything, run `sudo -v`, then this again in the same terminal; if "
         f"not, an administrator runs once: {install}",

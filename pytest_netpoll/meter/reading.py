@@ -39,6 +39,7 @@ from pytest_netpoll.model.evidence import Offender
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.metrics import OPTIONAL_COUNTERS, READY_METRICS, SCHED_LATENCIES
 from pytest_netpoll.model.snapshot import Snapshot
+from pytest_netpoll.service.listeners import listening_ports
 
 _Field: TypeAlias = Literal[
     "dispatches", "runq_max", "p_looks", "p_running", "sched_latency", "mutex_wait", "lock_wait"
@@ -95,6 +96,7 @@ class _Found:
     quotas: cgroups.Quotas = cgroups.NOTHING
     timelines: list[Sequence[Sequence[Any]]] = field(default_factory=list)
     slow_answers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    listening: frozenset[int] = frozenset()
 
     def change(self, **numbers: Any) -> None:
         """Replaces fields of the snapshot."""
@@ -179,6 +181,7 @@ class Reader:
             unexplained=found.unexplained,
             gomaxprocs=service.gomaxprocs,
             cpus=service.cpus,
+            listening=found.listening,
         )
 
     def _unexplained(self, window: Window) -> dict[str, Reason]:
@@ -248,6 +251,7 @@ class Reader:
         if parked.unproven is not None:
             found.unexplained["parked"] = parked.unproven
         found.count(parked.counters)
+        found.listening = frozenset().union(*(listening_ports(process["pid"]) for process in found.processes))
 
     def _add_mutexes(self, found: _Found, seconds: float) -> None:
         waits = mutex_waits.collect(

@@ -9,27 +9,31 @@ from pytest_netpoll.model.evidence import Offender
 from pytest_netpoll.model.measurement import Measurement
 
 
-def dialed(group: Offender, listening: Iterable[str] = ()) -> bool | None:
+def dialed(group: Offender, m: Measurement) -> bool | None:
     """Whether the service dialed the connections on which these goroutines are parked; None if that isn't
-    certain. listening: the addresses on which the service listens.
+    certain. m: the service's measurement.
     """
     if group.fd_type != "tcp":
         return None
     if group.local is None:
         # Each of its connections has a port of its own here, but all have the same one at the other end.
         return True if group.count > 1 and len(group.peers) == 1 else None
-    return False if group.count > 1 or _port(group.local) in map(_port, listening) else None
+    ports = {*m.listening, *map(_port, listening(m))}
+    if group.count > 1 or _port(group.local) in ports:
+        return False
+    # Somebody listens at the other end, and nobody at this one.
+    return True if group.peer_service or any(_port(peer) in ports for peer in group.peers) else None
 
 
 def dialed_more(m: Measurement) -> list[Offender]:
     """Where more goroutines are parked than before on connections that the service dialed."""
-    return [group for group in _grown(m) if dialed(group)]
+    return [group for group in _grown(m) if dialed(group, m)]
 
 
 def only_accepted_more(m: Measurement) -> bool:
     """Whether all goroutines that are parked now and weren't before have connections that it accepted."""
-    grown, addresses = _grown(m), listening(m)
-    return bool(grown) and all(dialed(group, addresses) is False for group in grown)
+    grown = _grown(m)
+    return bool(grown) and all(dialed(group, m) is False for group in grown)
 
 
 def listening(m: Measurement) -> set[str]:
@@ -64,5 +68,6 @@ def _grown(m: Measurement) -> list[Offender]:
     return [o for o in m.offenders if o.offence == "parked" and o.growth]
 
 
-def _port(address: str) -> str:
-    return address.rpartition(":")[2]
+def _port(address: str) -> int:
+    port = address.rpartition(":")[2]
+    return int(port) if port.isdecimal() else 0

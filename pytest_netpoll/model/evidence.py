@@ -33,11 +33,12 @@ class Offender:
     calls, whether the runtime made it for its own background work. cause: of spurious wakeups and stale
     retries; None if unknown. bytes: what the I/O calls moved, estimated. filled: I/O calls that
     read as many bytes as they asked for, estimated; only of read and recvfrom. not_blocking: CPU samples in a
-    runtime call that only checks, such as that of a select with a default. local, peer: None if they differ
-    at this place, or don't exist. stack: innermost first, starts at the user's own code; empty if the kernel
-    had no room for it. woken_stack: for ready calls, where the woken goroutine had been parked; empty if
-    unknown. locked: for ready calls and woken goroutines, whether the woken one is locked to a thread
-    (runtime.LockOSThread). held_ns: for how long the writes were held back in total; None for other offences.
+    runtime call that only checks, such as that of a select with a default. collects: whether the CPU samples
+    are in a call of runtime.GC, which only the program makes. local, peer: None if they differ at this place,
+    or don't exist. stack: innermost first, starts at the user's own code; empty if the kernel had no room for
+    it. woken_stack: for ready calls, where the woken goroutine had been parked; empty if unknown. locked: for
+    ready calls and woken goroutines, whether the woken one is locked to a thread (runtime.LockOSThread).
+    held_ns: for how long the writes were held back in total; None for other offences.
     unlocks: of ready calls, whether a mutex was unlocked there, which woke a goroutine that waited for it.
     lock: what was waited for, such as "sync.RWMutex.RLock", and waited_ns: for how long in total, estimated;
     None for other offences than "mutex", of which the share is that of the time.
@@ -64,6 +65,7 @@ class Offender:
     bytes: int | None = None
     filled: int = 0
     not_blocking: int = 0
+    collects: bool = False
     locked: bool = False
     held_ns: int | None = None
     unlocks: bool = False

@@ -23,8 +23,9 @@ class Measurement:
     CPU quota bound it, the one that stopped it longest first. unmeasured: why the numbers aren't exact, None
     if they are. absent: metric -> why it is None this time, if more is known than the table says.
     unexplained: offence -> why its evidence could not be recorded. gomaxprocs: threads that run Go at once.
-    cpus: CPUs that it may run on. Both are None if unknown. runs: the windows of a repeated test, in order:
-    each metric is then their median. Empty for one window.
+    cpus: CPUs that it may run on. Both are None if unknown. listening: the TCP ports on which any process of
+    its network namespace listens; empty if unknown, and without parked goroutines. runs: the windows of a
+    repeated test, in order: each metric is then their median. Empty for one window.
     """
 
     service: str
@@ -44,6 +45,7 @@ class Measurement:
     unexplained: Mapping[str, Reason] = field(default_factory=dict, repr=False)
     gomaxprocs: int | None = None
     cpus: int | None = None
+    listening: frozenset[int] = field(default=frozenset(), repr=False)
     runs: tuple[Measurement, ...] = field(default=(), repr=False)
 
     def __getattr__(self, name: str) -> Value:

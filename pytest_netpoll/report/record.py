@@ -40,6 +40,7 @@ class _OffenderExtra(TypedDict, total=False):
     bytes: int | None
     filled: int
     not_blocking: int
+    collects: bool
     locked: bool
     held_ns: int | None
     local: str | None
@@ -67,7 +68,8 @@ class OffenderRecord(_OffenderExtra):
     ready calls, whether the runtime made them for its own background work. cause: of spurious wakeups and
     stale retries; None if unknown. bytes: what the I/O calls moved, estimated. filled: of "io", those
     that read as many bytes as they asked for, estimated; only of read and recvfrom. not_blocking: of CPU
-    samples, those in a runtime call that only checks, such as that of a select with a default. local,
+    samples, those in a runtime call that only checks, such as that of a select with a default. collects: of
+    CPU samples, whether they are in a call of runtime.GC, which only the program makes. local,
     peer: None if they differ between the goroutines at this place. stack: starts at your own code; empty
     if the kernel had no room for it. woken_stack: of ready calls, where the woken goroutine had been
     parked. locked: of ready calls and woken goroutines, whether the woken goroutine is locked to a thread.

@@ -307,6 +307,8 @@ def _offender(offender: Offender, evidence: Mapping[str, Set[int]]) -> OffenderR
         del made["woken_stack"]
     if offender.offence not in ("ready", "woken"):
         del made["locked"]
+    if offender.offence != "cpu":
+        del made["collects"]
     if offender.offence != "io":
         del made["filled"]
     if offender.offence != "held":

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_netpoll.errors import Reason
+from pytest_netpoll.meter.privilege import NEEDS_ROOT
 from pytest_netpoll.model.metrics import base_of, in_report
 from pytest_netpoll.options import Config
 from pytest_netpoll.report import (
@@ -110,11 +111,14 @@ def gate_preview(records: Sequence[TestRecord], width: int) -> list[str]:
         "",
         *cells.wrap(f"report mode fails no test; in gate mode: {', '.join(said)}", width),
     ]
+    told: set[str | None] = set()  # how to let pytest load BPF, which is the same for all tests
     for record in bad[:MOST_PASSED]:
         lines.append(f"  {cells.shorten(record['nodeid'], max(width - 2, 1))}: {wording.status_of(record)}")
         found = verdict_text.reasons(record)
         for reason in found[:MOST_OFFENDERS]:
-            lines += _reason(reason, width, "    ")
+            again = NEEDS_ROOT in reason.what and reason.fix in told
+            lines += _reason(Reason(reason.headline) if again else reason, width, "    ")
+            told.add(reason.fix)
         if len(found) > MOST_OFFENDERS:
             lines.append(f"    … {len(found) - MOST_OFFENDERS:,} more")
     if len(bad) > MOST_PASSED:

@@ -47,6 +47,13 @@ def ports_of(pid: int) -> set[int]:
     return {bound[inode][1] for inode in sockets if inode in bound}
 
 
+def listening_ports(pid: int) -> frozenset[int]:
+    """The ports of all listening TCP sockets in the process's network namespace, whoever has them; empty if
+    the process is gone.
+    """
+    return frozenset(port for _, port in _bound(pid).values())
+
+
 def port_holder(port: int) -> int | None:
     """A process that clients on this machine reach at the port; None if none is visible."""
     own = network_namespace()

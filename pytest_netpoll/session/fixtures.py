@@ -10,6 +10,7 @@ import pytest
 
 from pytest_netpoll.errors import Reason, UnmeasuredError, UsageError
 from pytest_netpoll.meter.meter import Meter
+from pytest_netpoll.model import ends
 from pytest_netpoll.model.evidence import ParkedGoroutine
 from pytest_netpoll.model.limits import NO_LIMITS, Limits, resolve
 from pytest_netpoll.model.measurement import Measurement
@@ -184,7 +185,7 @@ class MeasuredWindow:
         dead: Mapping[Service, Death],
     ) -> None:
         """Closes the window. services: those that ran in it, with their measurements. own: the test's own."""
-        pairs = zip(services, measurements, strict=True)
+        pairs = zip(services, ends.with_names(measurements), strict=True)
         self._measurements = {
             service: doubted(made, service, tuple(own), self.limits) for service, made in pairs
         }
@@ -201,7 +202,7 @@ class MeasuredWindow:
         made = [self._measurements[service] for service in services if service in self._measurements]
         deaths = [self._dead[service] for service in services if service in self._dead]
         running = [service.name for service in self._measurements]
-        verdict = judge(made, self.limits, self._options.mode, (), running, deaths)
+        verdict = judge(ends.dialers_first(made), self.limits, self._options.mode, (), running, deaths)
         self._breaches = verdict.breaches
         self._own.update(services)
         where = window_name(number, self._name) if number else self._name or ""
@@ -217,7 +218,7 @@ class MeasuredWindow:
             made for service, made in measured.items() if service in self._own or service in self._read
         ]
         read = [service.name for service in self._read]
-        made = concerned or list(measured.values())
+        made = ends.dialers_first(concerned or measured.values())
         return recording.window(number, self._name, made, read, self.limits, self._breaches)
 
     def __getitem__(self, service: Service | str) -> Measurement:

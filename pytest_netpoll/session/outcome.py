@@ -11,6 +11,7 @@ import pytest
 
 from pytest_netpoll import clean
 from pytest_netpoll.errors import NetpollError, Reason, UsageError
+from pytest_netpoll.meter.privilege import NEEDS_ROOT
 from pytest_netpoll.model.verdict import Verdict
 from pytest_netpoll.options import Config
 from pytest_netpoll.report.cells import wrap_fix
@@ -32,6 +33,8 @@ _COLUMNS = 80
 _FIX = "  fix: "
 
 ENFORCED = pytest.StashKey["Enforced | None"]()
+# How to let pytest load BPF -> the first test that says it.
+_TOLD = pytest.StashKey[dict[str, str]]()
 
 
 @contextlib.contextmanager
@@ -121,7 +124,7 @@ def _end(
         # The window's record has its breaches.
         verdict = replace(verdict, reasons=located(verdict.reasons, where), breaches=())
     messages = list(dict.fromkeys([*before, *messages]))
-    reason = "\n".join(messages)
+    reason = "\n".join(messages if skip else _with_each_fix_once(node, messages))
     text = clean.lines(f"unmeasured: {reason}" if unmeasured else reason)
     # pytest prints the reason of a skip on one line.
     text = text.replace("\n  fix: ", "; fix: ") if skip else _with_wrapped_fixes(text)
@@ -139,6 +142,22 @@ def located(reasons: Iterable[Reason], where: str) -> tuple[Reason, ...]:
 
 def _messages(verdict: Verdict) -> list[str]:
     return verdict.messages or [str(b) for b in verdict.breaches] or ["regressed against its baseline"]
+
+
+def _with_each_fix_once(node: pytest.Item, messages: Iterable[str]) -> list[str]:
+    """How to let pytest load BPF is the same for all tests: only the first one says it."""
+    told = node.config.stash.setdefault(_TOLD, {})
+    found: list[str] = []
+    here: set[str] = set()
+    for message in messages:
+        said, _, fix = message.partition(f"\n{_FIX}")
+        if fix and NEEDS_ROOT in said:
+            first = told.setdefault(fix, node.nodeid)
+            message = message if first == node.nodeid else f"{said}\n{_FIX}as for {first}"
+            message = said if fix in here else message
+            here.add(fix)
+        found.append(message)
+    return found
 
 
 def _with_wrapped_fixes(text: str) -> str:

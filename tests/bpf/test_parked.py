@@ -69,6 +69,7 @@ def test_growth_counts_the_stacks_that_grew(launch, client, held, go_toolchain):
     leaked = group(m, "main.leak")
     assert (leaked.count, leaked.growth, leaked.direction, leaked.fd_type) == (5, 5, "read", "tcp")
     assert leaked.peers == (f"127.0.0.1:{service.port}",)
+    assert service.port in m.listening
     source = (SERVICES / leaked.stack[0].file).read_text().splitlines()
     assert "func leak" in source[leaked.stack[0].line - 1]
     assert groups(m)[0] == leaked

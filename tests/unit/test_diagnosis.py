@@ -608,6 +608,38 @@ def test_gc_pressure_comes_from_code_that_allocates(
     assert codes(*samples, cpu=1.0) == expected
 
 
+BOTH = "If the program calls runtime.GC itself, leave collecting to the runtime"
+
+
+@pytest.mark.parametrize(
+    ("called", "assists", "line", "cause", "fix", "other"),
+    [
+        (0.2, 0.0, 57, "The program calls runtime.GC itself, seen in 100 samples.", "leave collect", "GOGC"),
+        (0.0, 0.1, 12, "allocates for each message, or GOGC is low", "allocate less", "runtime.GC"),
+        # The line is where more of the samples are.
+        (0.1, 0.05, 57, "seen in 50 samples. Goroutines that allocate assist", BOTH, None),
+        (0.05, 0.1, 12, "seen in 25 samples. Goroutines that allocate assist", BOTH, None),
+        # The samples can't tell.
+        (0.0, 0.0, 12, "allocates for each message, calls runtime.GC itself, or sets", BOTH, None),
+    ],
+)
+def test_gc_pressure_names_a_call_of_runtime_gc_that_the_samples_show(
+    called: float, assists: float, line: int, cause: str, fix: str, other: str | None
+) -> None:
+    call = (Frame("main.handle", "server/main.go", 57),)
+    shares = [cpu(0.5, "runtime.gcDrain"), cpu(0.2)]
+    if called:
+        shares.append(dataclasses.replace(cpu(called, collects=True), stack=call))
+    if assists:
+        shares.append(cpu(assists, "runtime.gcDrainN"))
+    [found] = findings(measurement(cpu=1.0, offenders=tuple(shares)))
+    assert found.line is not None
+    assert found.line.endswith(f":{line}")
+    assert cause in found.proof.text
+    assert fix in found.fix
+    assert other is None or other not in found.fix
+
+
 def test_one_collection_in_a_short_window_is_no_pressure() -> None:
     for used, expected in ((0.2, ["NP407"]), (0.08, [])):
         made = measurement(cpu=used, waited=0.2, offenders=(cpu(0.5, "runtime.gcDrain"), cpu(0.2)))

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from pytest_netpoll.service.listeners import Listener, listeners_of, network_namespace
+from pytest_netpoll.service.listeners import Listener, listeners_of, listening_ports, network_namespace
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,7 @@ def test_a_listening_socket_is_found_with_its_address(family: socket.AddressFami
         assert idle.fileno() >= 0
         mine = [listener for listener in listeners_of(os.getpid()) if listener.fd == server.fileno()]
         assert mine == [Listener(host, server.getsockname()[1], server.fileno())]
+        assert server.getsockname()[1] in listening_ports(os.getpid())
 
 
 def test_the_socket_opened_first_comes_first() -> None:
@@ -38,4 +39,5 @@ def test_the_socket_opened_first_comes_first() -> None:
 
 def test_a_process_that_is_gone_listens_nowhere() -> None:
     assert listeners_of(2**22 + 1) == []
+    assert listening_ports(2**22 + 1) == frozenset()
     assert network_namespace(2**22 + 1) is None

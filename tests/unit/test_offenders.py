@@ -53,6 +53,36 @@ def test_shares_of_one_window_lack_them_too(tmp_path):
     assert [o.share for o in found] == [0.75, 0.75]
 
 
+class Symbols:
+    """Resolves addresses as functions of these names, at their own numbers' lines."""
+
+    def stack(self, raw):
+        return tuple(Frame(name, "main.go", line) for name, line in raw)
+
+
+def test_a_call_of_runtime_gc_is_a_place_of_its_own_however_often_the_function_is_seen():
+    def samples(count, *stack):
+        return {**asdict(lap(count, offence="cpu")), **SEEN, "stack": list(stack)}
+
+    handle = ("main.handle", 40)
+    raw = [
+        samples(3, ("runtime.Gosched", 1), ("runtime.GC", 1), ("main.handle", 57)),
+        samples(2, ("runtime.sweepone", 1), ("runtime.GC", 1), ("main.handle", 57)),
+        samples(90, handle),
+        samples(4, ("runtime.mallocgc", 1), handle),
+        samples(1, ("runtime.gcDrain", 9), ("runtime.gcBgMarkWorker", 1)),
+    ]
+    found = offender_stacks.collect(raw, Symbols(), {})
+    places = [(o.stack[0].function, o.stack[0].line, o.count, o.collects) for o in found]
+    assert places == [
+        ("main.handle", 40, 94, False),
+        ("main.handle", 57, 5, True),
+        ("runtime.gcDrain", 9, 1, False),
+    ]
+    merged = offender_stacks.total([found, found], {})
+    assert [(o.count, o.collects) for o in merged] == [(188, False), (10, True), (2, False)]
+
+
 @pytest.mark.parametrize("wrong", [{"offence": "spurios"}, {"count": 0}, {"count": "3"}, {"syscall": 3}])
 def test_an_entry_of_another_kind_is_a_value_error(tmp_path, wrong):
     raw = [{**asdict(lap(3)), **SEEN, "stack": [], **wrong}]

@@ -780,6 +780,17 @@ def test_where_only_libraries_woke_goroutines_they_are_shown_for_polls() -> None
     assert first.stack[0]["line"] == 38
 
 
+def test_report_mode_says_once_how_to_let_pytest_load_bpf() -> None:
+    preview = terminal.gate_preview([gone(f"t.py::{name}") for name in ("one", "two")], 100)
+    assert preview[2:] == [
+        "  t.py::one: unmeasured",
+        "    server: eBPF needs root: pytest is not root",
+        "      fix: sudo -v",
+        "  t.py::two: unmeasured",
+        "    server: eBPF needs root: pytest is not root",
+    ]
+
+
 def test_report_mode_counts_the_reasons_that_it_does_not_list() -> None:
     limits: dict[str, Any] = {
         f"max_{name}": 0 for name in ("stale_retries", "events", "polls", "spurious_wakeups")

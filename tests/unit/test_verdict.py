@@ -385,6 +385,27 @@ def test_the_fix_of_a_growth_is_about_the_end_that_the_service_is_and_dialers_co
 
 
 @pytest.mark.parametrize(
+    ("local", "peer", "listening", "service", "fix"),
+    [
+        (5001, 80, {80, 22}, None, "close each connection that server dials, here to 127.0.0.1:80; if it"),
+        (5001, 80, set(), "back", "close each connection that server dials, here to back (127.0.0.1:80); if"),
+        # Its acceptor isn't parked.
+        (80, 5001, {80}, None, "close the connection when its client has gone."),
+        # One on another machine, or whose listener has been closed.
+        (5001, 80, {22}, None, METRICS["parked_growth"].fix),
+    ],
+)
+def test_the_fix_of_one_connection_is_about_one_end_if_somebody_listens_there(
+    local: int, peer: int, listening: set[int], service: str | None, fix: str
+) -> None:
+    one = replace(group(1, f"127.0.0.1:{local}", f"127.0.0.1:{peer}"), peer_service=service)
+    made = replace(parked("server", one), listening=frozenset(listening))
+    [breach] = judge([made], limits({"max_parked_growth": 0})).breaches
+    assert breach.fix is not None
+    assert breach.fix.startswith(fix)
+
+
+@pytest.mark.parametrize(
     "one",
     [
         group(1, "127.0.0.1:5001", "127.0.0.1:80"),  # one, of which nothing tells the end

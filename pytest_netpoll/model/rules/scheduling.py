@@ -74,6 +74,9 @@ LEAST_HANDOVERS = 20
 # Writes held back; agent/constants.py and bpf/netpoll.h say for how long.
 LEAST_HELD = 5
 
+_ALLOCATE = "allocate less (reuse buffers, sync.Pool), or raise GOGC, with GOMEMLIMIT as its bound."
+_LEAVE_IT = "leave collecting to the runtime: call neither runtime.GC nor debug.FreeOSMemory."
+
 _GC = "runtime.gc"
 # Where goroutines that allocate do a part of its work.
 _ASSIST = ("runtime.gcDrainN", "runtime.gcAssist")
@@ -335,6 +338,20 @@ def _too_many_ps(m: Measurement) -> Proof | None:
     )
 
 
+def _why_collecting(called: int, assisted: int) -> tuple[str, str | None]:
+    """The cause and its fix; None for the rule's own. called: the samples in runtime.GC. assisted: those of
+    goroutines that assist the collector because they allocate.
+    """
+    if called:
+        cause = f"The program calls runtime.GC itself, seen in {counted(called, 'sample')}."
+        also = " Goroutines that allocate assist the collector, too." if assisted else ""
+        return cause + also, None if assisted else _LEAVE_IT
+    typically = "Typically the program allocates for each message"
+    if assisted:
+        return f"{typically}, or GOGC is low for a small heap.", _ALLOCATE
+    return f"{typically}, calls runtime.GC itself, or sets a low GOGC for a small heap.", None
+
+
 def _gc_pressure(m: Measurement) -> Proof | None:
     used = m.cpu_seconds
     # The runtime's background work keeps its own frames (meter/offender_stacks.py).
@@ -345,15 +362,20 @@ def _gc_pressure(m: Measurement) -> Proof | None:
     if part * wanted(m) < GC_WANTED * m.window_seconds:
         return None
     assists = [o for o in collecting if o.stack[0].function.startswith(_ASSIST)]
-    if _shares(assists) + _shares(_own_code(m)) < CAUSE_SHARE:
+    own = _own_code(m)
+    if _shares(assists) + _shares(own) < CAUSE_SHARE:
         return None
+    called = sum(o.count for o in cpu_samples(m) if o.collects)
+    assisted = sum(o.count for o in assists)
+    cause, fix = _why_collecting(called, assisted)
+    at = [o for o in own if o.collects] if called > assisted else []
     return Proof(
         part * used,
         f"{share(part)} of the CPU samples are in the garbage collector, {seconds(part * used)} of CPU in "
-        f"{seconds(m.window_seconds)}. Typically the program allocates for each message, or GOGC is low for "
-        "a small heap.",
-        stack_of(_own_code(m)),
-        evidence=tuple(_own_code(m)),
+        f"{seconds(m.window_seconds)}. {cause}",
+        stack_of(at or own),
+        fix,
+        tuple(own),
     )
 
 
@@ -524,10 +546,10 @@ RULES = (
         f"At least {share(GC_SHARE, 0)} of the CPU samples in the garbage collector, worth {GC_USED} s "
         f"of CPU a second, and {LEAST_GC} s in all; and {share(CAUSE_SHARE, 0)} in the program's own code "
         "and in goroutines that assist the collector because they allocate.",
-        "allocate less (reuse buffers, sync.Pool), or raise GOGC, with GOMEMLIMIT as its bound.",
+        f"{_ALLOCATE} If the program calls runtime.GC itself, {_LEAVE_IT}",
         "A computation (NP401) uses as much CPU, but in the program's own code. A large heap's single "
         "collection, such as that of debug.FreeOSMemory, has no goroutines that allocate beside it.",
-        "A handler that allocates for each message, with GOGC=5.",
+        "A handler that allocates for each message, with GOGC=5, or that calls runtime.GC.",
         _gc_pressure,
         _no_samples,
         offences=("cpu",),
