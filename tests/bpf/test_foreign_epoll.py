@@ -167,7 +167,6 @@ def calibrate(pid, signed):
 }
 
 
-@undisturbed
 def test_findings_about_a_program_are_not_used_for_its_successor(
     lacking, launch, built, kept_port, connect, parked, spaced_pings, newest_go
 ):
