@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from tests.waiting import undisturbed
+
 pytestmark = pytest.mark.bpf
 
 LEAKS = """
@@ -15,38 +17,44 @@ def keep(start): return start("keep", build_flags=["-ldflags=-s -w"])
 def ask(service, how):
     import socket
     from tests.waiting import fall_asleep
-    with socket.create_connection(service.address, timeout=10) as connection:
+    with socket.create_connection(service.address, timeout=60) as connection:
         connection.sendall(how + b"\\n")
         assert connection.recv(100) == how + b"\\n"
     fall_asleep(service.pid)  # goroutines that end have ended
 
 @netpoll(max_parked_growth=0)
+@undisturbed
 def test_leak(keep):
     for _ in range(3): ask(keep, b"upstream")
 
 @netpoll(max_abandoned_descriptors=1)
+@undisturbed
 def test_abandoned(keep):
     for _ in range(3): ask(keep, b"channel")
 
 @netpoll(forbid="NP5")
+@undisturbed
 def test_rule(keep):
     import socket
     from tests.waiting import fall_asleep
     for how in (b"upstream", b"channel"):
         for _ in range(3):
-            with socket.create_connection(keep.address, timeout=10) as connection:
+            with socket.create_connection(keep.address, timeout=60) as connection:
                 fall_asleep(keep.pid)  # its reader is parked
                 connection.sendall(how + b"\\n")
                 connection.recv(100)
             fall_asleep(keep.pid)
 
 @netpoll(max_parked_growth=0, max_abandoned_descriptors=0, max_stuck_goroutines=0)
+@undisturbed
 def test_healthy(keep):
     for _ in range(3): ask(keep, b"idle")
 
 @netpoll(max_wakeups=3)
+@undisturbed
 def test_woken(echo, ping): ping(echo, 20)
 
+@undisturbed
 def test_parked(keep, netpoll):
     places = {g.stack[0].function for g in netpoll.parked(keep)}
     assert places == {"main.main", "main.serve", "main.leak"}
@@ -55,6 +63,7 @@ def test_parked(keep, netpoll):
 """
 
 
+@undisturbed
 def test_broken_limits_name_who_was_woken_and_who_is_left(run, pytester, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     result = run(LEAKS, "--netpoll-json=report.json")

@@ -7,9 +7,12 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tests.waiting import undisturbed
+
 pytestmark = pytest.mark.bpf
 
 
+@undisturbed
 def test_a_failed_assertion_about_a_window_shows_its_counts_and_go_line(run, pytester, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(pytester.path / "summary.md"))
@@ -144,6 +147,7 @@ def test_own_failure_comes_first(echo, ping, netpoll):
 """
 
 
+@undisturbed
 def test_a_window_has_limits_of_its_own_and_names_the_line(run, pytester):
     result = run(LIMITED, "--netpoll-json=report.json", "--netpoll-html=report.html")
     result.assert_outcomes(passed=1, failed=6)
@@ -184,6 +188,7 @@ def test_a_window_has_limits_of_its_own_and_names_the_line(run, pytester):
     assert [reason["what"].partition(" > ")[2] for reason in both["reasons"]] == ["max 3", "max 5"]
 
 
+@undisturbed
 def test_in_report_mode_a_windows_limit_is_reported(run, pytester):
     result = run(LIMITED, "--netpoll=report", "--netpoll-json=report.json", "-k", "limit or rule or few")
     result.assert_outcomes(passed=3)
