@@ -111,6 +111,10 @@ def _sampled_text(service: ServiceRecord, offender: OffenderRecord) -> str:
     """ "99.8 % of 50,123 ready calls, made". Without its count, which is estimated from a sample."""
     metric, name, happened = _SAMPLED[offender["offence"]]
     counted = service["metrics"].get(metric)
+    futile = service["metrics"].get("futile_calls") if offender["offence"] == "io" else None
+    if counted is not None and futile:  # which are recorded apart
+        counted = max(0, counted - futile)
+        name = "other I/O calls"
     total = f"{units.show(counted, 'count')} " if counted is not None else ""
     outcome = offender.get("outcome")
     where = f" ({_where(offender)}, {outcome})" if outcome else ""

@@ -160,3 +160,13 @@ def test_one_of_a_kind_is_in_the_singular(offence: Any, total: int, text: str) -
     )
     service = cast("ServiceRecord", {"metrics": {"wakeups": total}, "runs": {}})
     assert evidence_text.offender_text(service, cast("OffenderRecord", asdict(made))) == text
+
+
+def test_the_share_of_a_call_that_is_not_futile_is_of_those_calls() -> None:
+    made = asdict(
+        offender(2, offence="io", share=0.4, syscall="accept4", fd_type="listener", local="a", peer=None)
+    )
+    metrics = {"io_calls": 300_004, "futile_calls": 299_920}
+    service = cast("ServiceRecord", {"metrics": metrics, "runs": {}})
+    text = evidence_text.offender_text(service, cast("OffenderRecord", {**made, "outcome": "EAGAIN"}))
+    assert text == "40.0 % of 84 other I/O calls (accept4 on listener a, EAGAIN), made"
