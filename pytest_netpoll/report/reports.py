@@ -47,6 +47,10 @@ class Reports:
         self._options = options
         self._rootdir = rootdir
 
+    def forget(self, nodeid: str) -> None:
+        """Drops the records of a test that is run again: the last run is the test's result."""
+        self.records = [record for record in self.records if record["nodeid"] != nodeid]
+
     def add_windows(self, late: TestRecord) -> None:
         """Adds a test's windows that closed after its call, and what they say of it. late: a record with only
         these."""

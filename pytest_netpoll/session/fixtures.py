@@ -194,7 +194,7 @@ class MeasuredWindow:
 
     def enforce(self, services: Sequence[Service], number: int) -> None:
         """Ends the test if a limit or a forbidden rule is broken. services: to judge. number: as in the
-        reports; 0 for a window that isn't in them.
+        reports; 0 for a window that isn't in them unless it breaks something.
         """
         __tracebackhide__ = True
         if not self.limits.judges or self._measurements is None:
@@ -205,6 +205,8 @@ class MeasuredWindow:
         verdict = judge(ends.dialers_first(made), self.limits, self._options.mode, (), running, deaths)
         self._breaches = verdict.breaches
         self._own.update(services)
+        if verdict.breaches and not number:
+            number = self._item.stash.setdefault(WINDOWS, Windows()).add(self)
         where = window_name(number, self._name) if number else self._name or ""
         if verdict.outcome == "unmeasured":
             self.unmeasured = located(verdict.reasons, where)

@@ -106,22 +106,24 @@ def _around(session: Session, item: pytest.Item) -> Generator[None, object, obje
         if judged.verdict is window.verdict or (judged.verdict.gate or judged.verdict.outcome) == "passed":
             raise
     else:
-        _raise_missed(item)
         return result
     # netpoll.measure() ended the test, which has broken its marker's limits, too.
     enforce_with(item, window, judged.verdict, session.options)
     return None
 
 
-def _raise_missed(item: pytest.Item) -> None:
-    """Raises what netpoll.measure() raised, if that didn't end the test: the test caught it, or a thread or
-    task of the test raised it.
+def _end(item: pytest.Item, verdict: Verdict, options: Config) -> None:
+    """Ends the test as the verdict on its call demands, and as netpoll.measure() did if that didn't end it:
+    the test caught what that raised, or a thread or task of the test raised it.
     """
     # Not hidden from tracebacks: pytest remarks on one without any frame.
     window = item.stash[ENFORCED]
-    if window is None or window.lenient or has_failed(item) or item.stash[SUBTEST] is window.exception:
+    missed = window is not None and not window.lenient and item.stash[SUBTEST] is not window.exception
+    if window is None or not missed or has_failed(item):
+        enforce(item, verdict, options)
         return
-    raise window.exception.with_traceback(None) from None
+    window.exception.with_traceback(None).__suppress_context__ = True
+    enforce_with(item, window, verdict, options)
 
 
 def _around_measured(
@@ -154,7 +156,7 @@ def _around_measured(
         item.stash[JUDGED] = Judged(limits, measurements, verdict, added.columns, comparison, requests)
         if added.error is not None:
             raise added.error
-    enforce(item, verdict, session.options)
+    _end(item, verdict, session.options)
     return result
 
 
@@ -168,8 +170,7 @@ def _around_unmeasured(
     finally:
         deaths = _dead(session, presence, [], item, again=False)
         judged = item.stash[JUDGED] = Judged.without_limits(deaths) if deaths else None
-    if judged is not None:
-        enforce(item, judged.verdict, session.options)
+    _end(item, Verdict("passed") if judged is None else judged.verdict, session.options)
     return result
 
 

@@ -54,9 +54,13 @@ def resolve(item: pytest.Item, options: Config) -> Limits | None:
     found = list(item.iter_markers_with_node(MARKER))
     if not found:
         return None
-    marks = [(mark.args, mark.kwargs) for _, mark in found]
-    levels = [node for node, _ in found]
-    item.stash[LIMITS] = marker.resolve(marks, item.nodeid, options.defaults, levels)
+    # Those of pytest.param(…, marks=…) are closer than the function's, though pytest has them after these.
+    callspec = getattr(item, "callspec", None)
+    of_parameters = {id(mark) for mark in getattr(callspec, "marks", ())}
+    levels = [callspec if id(mark) in of_parameters else node for node, mark in found]
+    order = sorted(range(len(found)), key=lambda at: levels[at] is not callspec)
+    marks = [(found[at][1].args, found[at][1].kwargs) for at in order]
+    item.stash[LIMITS] = marker.resolve(marks, item.nodeid, options.defaults, [levels[at] for at in order])
     return item.stash[LIMITS]
 
 

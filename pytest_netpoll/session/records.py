@@ -44,6 +44,9 @@ def complete(
 
 def collect(session: Session, report: pytest.TestReport) -> None:
     """Collects what a report carries, here or in the controller of pytest-xdist's workers."""
+    if report.when == "setup" and getattr(report, "rerun", None):
+        # pytest-rerunfailures counts there how often it ran the test before.
+        session.reports.forget(report.nodeid)
     late = getattr(report, "netpoll_late", None)
     if late is not None:
         session.reports.add_windows(late)
@@ -148,6 +151,8 @@ def _attach_late_windows(
 ) -> None:
     """Adds windows of fixtures that measure around the test; they close at teardown."""
     windows, enforced = item.stash.get(WINDOWS, None), item.stash.get(ENFORCED, None)
+    if windows is not None:
+        del item.stash[WINDOWS]  # a rerun counts them anew
     error = call.excinfo.value if call.excinfo is not None else None
     # Errors of several fixtures are grouped.
     raised = (error, *getattr(error, "exceptions", ()))
