@@ -170,7 +170,6 @@ def test_children_are_counted_whenever_they_start(
     assert stretch(server).ready_calls == pytest.approx((2 * MESSAGES + 1) * WOKEN, rel=0.02)
 
 
-@undisturbed
 def test_work_of_a_new_program_before_its_probes_makes_it_unmeasured(
     meter, launch, connect, spaced_pings, newest_go
 ):

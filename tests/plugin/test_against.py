@@ -155,6 +155,7 @@ def test_regressions_against_the_base_fail_and_tests_that_cannot_be_compared_are
     run: Any, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(project / "summary.md"))
+    (project / "summary.md").unlink(missing_ok=True)  # of an earlier attempt
     result = run(
         TESTS
         + """

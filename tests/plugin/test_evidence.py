@@ -23,17 +23,14 @@ def ask(service, how):
     fall_asleep(service.pid)  # goroutines that end have ended
 
 @netpoll(max_parked_growth=0)
-@undisturbed
 def test_leak(keep):
     for _ in range(3): ask(keep, b"upstream")
 
 @netpoll(max_abandoned_descriptors=1)
-@undisturbed
 def test_abandoned(keep):
     for _ in range(3): ask(keep, b"channel")
 
 @netpoll(forbid="NP5")
-@undisturbed
 def test_rule(keep):
     import socket
     from tests.waiting import fall_asleep
@@ -46,15 +43,12 @@ def test_rule(keep):
             fall_asleep(keep.pid)
 
 @netpoll(max_parked_growth=0, max_abandoned_descriptors=0, max_stuck_goroutines=0)
-@undisturbed
 def test_healthy(keep):
     for _ in range(3): ask(keep, b"idle")
 
 @netpoll(max_wakeups=3)
-@undisturbed
 def test_woken(echo, ping): ping(echo, 20)
 
-@undisturbed
 def test_parked(keep, netpoll):
     places = {g.stack[0].function for g in netpoll.parked(keep)}
     assert places == {"main.main", "main.serve", "main.leak"}

@@ -17,7 +17,6 @@ def ready(go_service):
     return go_service(f"{SERVICES}/ready", args=["-addr", "127.0.0.1:{port}", "-n", "100"])
 
 @netpoll(max_wakeups_per_event=3)
-@undisturbed
 def test_it(ready, ping): ping(ready)
 """
 
