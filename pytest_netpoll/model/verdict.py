@@ -328,6 +328,8 @@ def _close(measurement: Measurement) -> str | None:
             "pool, allow for its size in the limit."
         )
     if ends.only_accepted_more(measurement):
+        if measurement.abandoned_descriptors == 0:
+            return "close the clients, which are still connected, or let the service close idle connections."
         return "close the connection when its client has gone."
     return None
 
