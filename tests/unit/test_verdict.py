@@ -90,6 +90,9 @@ def test_a_rate_limit_uses_the_windows_length() -> None:
     long = replace(measured({"polls": 1000}), window_seconds=100.0)
     assert judge([long], limits({"max_polls_per_second": 10})) == Verdict("passed")
     assert judge([replace(long, window_seconds=99.0)], limits({"max_polls_per_second": 10})).breaches
+    short = judge([replace(long, window_seconds=0.005)], limits({"max_polls_per_second": 10})).reason
+    assert short is not None
+    assert " in 5.0 ms) > max 10.00" in short
 
 
 def test_the_rate_of_a_repeated_test_is_the_median_of_its_runs_rates() -> None:
