@@ -328,6 +328,8 @@ def _close(measurement: Measurement) -> str | None:
             "pool, allow for its size in the limit."
         )
     if ends.only_accepted_more(measurement):
+        if measurement.abandoned_descriptors == 0:
+            return "close the clients, which are still connected, or let the service close idle connections."
         return "close the connection when its client has gone."
     return None
 
@@ -364,14 +366,22 @@ def _detail(measurement: Measurement, metric: str) -> str:
     runtimes = measurement.runtime_ready_calls if LIMITABLE[metric].base == "ready_calls" else None
     besides = f"besides {show(runtimes)} of the runtime's own" if runtimes else ""
     if (base := LIMITABLE[metric].of) is not None:
-        [count], seconds = measurement.judged(base), units.show(measurement.window_seconds, "s")
-        return f"{METRICS[base].format(count)} in {seconds}" + (f", {besides}" if besides else "")
+        [count] = measurement.judged(base)
+        return f"{METRICS[base].format(count)} in {_length(measurement)}" + (
+            f", {besides}" if besides else ""
+        )
     if besides:
         return besides
     if metric == "mutex_wait_seconds":
-        return f"added up over goroutines, in {units.show(measurement.window_seconds, 's')}"
+        return f"added up over goroutines, in {_length(measurement)}"
     if metric != "spurious":
         return ""
     spurious = measurement.snapshot.counters["spurious_wakeups"]
     resolved = spurious + measurement.snapshot.counters["productive_wakeups"]
     return f"{show(spurious)} of {show(resolved)} wakeups"
+
+
+def _length(measurement: Measurement) -> str:
+    """How long the window was: "0.34 s", "5.0 ms"."""
+    seconds = measurement.window_seconds
+    return units.show(seconds, "s") if seconds >= 0.1 else units.show(seconds * 1e9, "ns")

@@ -31,6 +31,10 @@ def complete(
     enforced = item.stash.get(ENFORCED, None)
     if enforced is not None and call.excinfo is not None and call.excinfo.value is enforced.exception:
         settle_report(report, enforced)
+        crash = getattr(report.longrepr, "reprcrash", None)
+        if crash is not None:
+            # For --tb=line and for other plugins: not the line of this plugin that raised it.
+            crash.path, crash.lineno = _place(item)
     if report.failed:
         for service in _services_behind(session, item):
             said = _said(service)
@@ -81,8 +85,7 @@ def _attach_record(
     ours = enforced is not None and error is enforced.exception
     if ours and report.skipped and not hasattr(report, "wasxfail"):
         # Not the line of this plugin that raised it.
-        path, line, _ = item.location
-        report.longrepr = (str(item.config.rootpath / path), (line or 0) + 1, str(error))
+        report.longrepr = (*_place(item), str(error))
     elif isinstance(error, pytest.skip.Exception | pytest.xfail.Exception):
         item.stash[STOPPED] = not subtest  # the test stopped half-way on its own
         return
@@ -111,6 +114,12 @@ def _attach_record(
     for kept in (report.user_properties, item.user_properties):
         kept[:] = [*(pair for pair in kept if not pair[0].startswith("netpoll.")), *properties]
     _explain(session, report, made, ours)
+
+
+def _place(item: pytest.Item) -> tuple[str, int]:
+    """The file and the line, from 1, of the test."""
+    path, line, _ = item.location
+    return str(item.config.rootpath / path), (line or 0) + 1
 
 
 def _explain(session: Session, report: pytest.TestReport, made: record.TestRecord, ours: bool) -> None:

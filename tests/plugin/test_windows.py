@@ -254,7 +254,16 @@ def test_subtests(subtests, echo, ping, netpoll):
 """
 
 
+# Prints where pytest places each failure.
+PLACES = """
+def pytest_runtest_logreport(report):
+    if report.failed: print("failed at", getattr(report.longrepr, "reprcrash", ""))
+"""
+
+
 def test_a_broken_limit_fails_the_test_even_if_the_test_goes_on(run, pytester):
+    conftest = pytester.path / "conftest.py"
+    conftest.write_text(f"{conftest.read_text()}\n{PLACES}")
     has_subtests = hasattr(pytest, "Subtests")
     result = run(GOING_ON + SUBTESTS * has_subtests, "--netpoll-json=report.json")
     assert result.ret == 1
@@ -263,6 +272,8 @@ def test_a_broken_limit_fails_the_test_even_if_the_test_goes_on(run, pytester):
     )
     result.stdout.no_fnmatch_line("*would fail*")
     result.stdout.no_fnmatch_line("*traceback entries are hidden*")
+    result.stdout.fnmatch_lines(["*failed at *test_it.py:*"])
+    result.stdout.no_fnmatch_line("*failed at *outcome.py*")
     report = json.loads((pytester.path / "report.json").read_text())
     tests = {test["nodeid"].partition("::")[2]: test for test in report["tests"]}
     assert len(tests) == len(report["tests"])

@@ -90,6 +90,9 @@ def test_a_rate_limit_uses_the_windows_length() -> None:
     long = replace(measured({"polls": 1000}), window_seconds=100.0)
     assert judge([long], limits({"max_polls_per_second": 10})) == Verdict("passed")
     assert judge([replace(long, window_seconds=99.0)], limits({"max_polls_per_second": 10})).breaches
+    short = judge([replace(long, window_seconds=0.005)], limits({"max_polls_per_second": 10})).reason
+    assert short is not None
+    assert " in 5.0 ms) > max 10.00" in short
 
 
 def test_the_rate_of_a_repeated_test_is_the_median_of_its_runs_rates() -> None:
@@ -361,8 +364,9 @@ def test_two_verdicts_on_one_test_are_joined_without_repeating_a_death() -> None
     assert (reported.joined_to(few).outcome, reported.joined_to(few).gate) == ("unmeasured", "failed")
 
 
-def parked(name: str, *groups: Offender) -> Measurement:
+def parked(name: str, *groups: Offender, abandoned: int = 0) -> Measurement:
     counters = {**dict.fromkeys(COUNTERS, 0), **dict.fromkeys(PARKED_METRICS, 0), "parked_growth": 9}
+    counters["abandoned_descriptors"] = abandoned
     snapshot = Snapshot(counters, {}, 0, 0, None)
     return Measurement(name, 1, "", "go1.26.6", 1.0, snapshot, offenders=groups)
 
@@ -373,7 +377,8 @@ def group(count: int, local: str | None, *peers: str, kind: str = "tcp", growth:
 
 def test_the_fix_of_a_growth_is_about_the_end_that_the_service_is_and_dialers_come_first() -> None:
     listener = group(1, "127.0.0.1:80", kind="listener", growth=0)
-    back = parked("back", listener, group(9, "127.0.0.1:80", "127.0.0.1:5001", "127.0.0.1:5002"))
+    accepted = group(9, "127.0.0.1:80", "127.0.0.1:5001", "127.0.0.1:5002")
+    back = parked("back", listener, accepted, abandoned=9)
     front = parked("front", group(9, None, "127.0.0.1:80"))
     made = ends.dialers_first(ends.with_names([back, front]))
     assert [m.service for m in made] == ["front", "back"]
@@ -382,6 +387,9 @@ def test_the_fix_of_a_growth_is_about_the_end_that_the_service_is_and_dialers_co
     assert of_front is not None
     assert of_front.startswith("close each connection that front dials, here to back (127.0.0.1:80); if it")
     assert of_back == "close the connection when its client has gone."
+    # A test may leave its own clients open.
+    [breach] = judge([parked("back", listener, accepted)], limits({"max_parked_growth": 0})).breaches
+    assert (breach.fix or "").startswith("close the clients, which are still connected, or ")
 
 
 @pytest.mark.parametrize(
