@@ -10,7 +10,7 @@ import pytest
 
 from pytest_netpoll.clean import lines as cleaned
 from pytest_netpoll.clean import one_line
-from pytest_netpoll.report import artifacts, junit, record, recording, terminal, wording
+from pytest_netpoll.report import artifacts, cells, junit, record, recording, terminal, wording
 from pytest_netpoll.service.service import Service
 from pytest_netpoll.session import repeated
 from pytest_netpoll.session.fixtures import WINDOWS, Windows
@@ -102,6 +102,10 @@ def _attach_record(
         add_section = getattr(report.longrepr, "addsection", None)
         full = session.options.html or session.options.json
         section = terminal.failure_section(made, session.width, ours and report.failed, full)
+        if report.failed and not ours and judged.head_round and session.base is not None:
+            where = f"not on {session.base.revision}, in round {judged.head_round}."
+            where = f"The call that failed was on the head, {where}"
+            section = "\n".join(filter(None, [*cells.wrap(where, session.width), section]))
         if section and add_section is not None:
             add_section("netpoll", section, "-")
         elif section:
