@@ -39,7 +39,8 @@ def measured(name: str, *groups: Offender) -> Measurement:
 
 
 def test_the_end_that_dialed_comes_first_and_the_other_one_is_named() -> None:
-    item: Any = SimpleNamespace(stash=pytest.Stash(), get_closest_marker=lambda _: None)
+    config = SimpleNamespace(stash=pytest.Stash())
+    item: Any = SimpleNamespace(stash=pytest.Stash(), get_closest_marker=lambda _: None, config=config)
     limits = resolve([((), {"max_parked_growth": 0})], "netpoll.measure()")
     window = MeasuredWindow(item, Config.default(), "quiet", limits)
     services = [cast("Service", Running("back")), cast("Service", Running("front"))]
