@@ -17,6 +17,10 @@ export NETPOLL_GO_VERSIONS
 # Two, because most tests mainly wait for processes; a file's tests share services and agents.
 WORKERS := -n 2 --dist loadfile
 
+# How often a failing test is repeated: never, except in .ci/run.
+REPEATS ?= 0
+REPEAT := $(if $(filter-out 0,$(REPEATS)),-p rerunfailures --reruns $(REPEATS))
+
 # .tools/go exists only where .ci/setup found no usable Go on the machine.
 export PATH := $(CURDIR)/.tools/go/bin:$(PATH)
 # Tests name the toolchain they build with: go.mod must not swap it for a downloaded one, and a
@@ -42,12 +46,12 @@ demo: ## see a healthy Go service pass, and wasteful ones caught
 
 test: ## run all tests, with the oldest, an older and the newest supported Go
 	@.ci/setup test
-	@$(PYTEST) tests $(WORKERS) $(ARGS)
+	@$(PYTEST) tests $(WORKERS) $(REPEAT) $(ARGS)
 
 test-all: export NETPOLL_GO_VERSIONS = all
 test-all: ## run all tests, with every supported Go
 	@.ci/setup test
-	@$(PYTEST) tests $(WORKERS) $(ARGS)
+	@$(PYTEST) tests $(WORKERS) $(REPEAT) $(ARGS)
 
 test-kernels: ## run the installed plugin on other kernels and on arm64, emulated
 	@.ci/setup kernels

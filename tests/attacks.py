@@ -22,7 +22,7 @@ import pytest
 
 from pytest_netpoll.gobinary.ready_sites import find_sites
 from pytest_netpoll.meter import privilege
-from tests.waiting import patiently
+from tests.waiting import fall_asleep, patiently
 
 EXEC_GAINS = ("plain", "setuid", "setgid", "capabilities", "unreadable")
 OTHERS, ELSEWHERE, OWN = "127.66.0.", "127.88.0.", "127.77.0.1"
@@ -44,7 +44,7 @@ class User:
         return subprocess.run(
             self.become(*command, capabilities=capabilities),
             **{"cwd": self.home, "env": self.environment, "capture_output": True, "text": True, **options},
-            timeout=120,
+            timeout=600,
             check=False,
         )
 
@@ -160,6 +160,7 @@ def a_user_sees_only_the_users_own_parked_goroutines(ask, user, program):
         executed(*command) as roots,
         watched(ask, own.pid),
     ):
+        fall_asleep(own.pid)  # it has parked after it printed that it is ready
         (process,) = ask("parked", pid=own.pid)["ok"]["processes"]
         assert [row[1:3] for row in process["goroutines"]] == [["read", "listener"]]
         assert len(process["stacks"][0]) > 3
@@ -383,10 +384,18 @@ def reported_of_others(processes):
     return len(told), {end for end in ends if end.rpartition(":")[0] != OWN}
 
 
-def invented_descriptors_reveal_only_the_programs_own(ask, user, hostile, seconds, children):
-    """hostile: services/hostile, which lies for that long."""
-    command = user.become(hostile, "-own", f"{OWN}:0", "-for", f"{seconds}s")
+def invented_descriptors_reveal_only_the_programs_own(ask, user, hostile, seconds, children, enough=0):
+    """hostile: services/hostile, which lies for that long, or longer if the machine is so busy that no more
+    than `enough` entries were reported."""
+    command = user.become(hostile, "-own", f"{OWN}:0", "-for", f"{seconds + 600}s")
     processes = []
+
+    def unclaimed():
+        return sum(p["counters"]["unclaimed_events"] for p in processes)
+
+    def too_few():
+        return unclaimed() <= 1000 or reported_of_others(processes)[0] <= enough
+
     with (
         on_one_cpu(),
         others(children) as more,
@@ -397,7 +406,7 @@ def invented_descriptors_reveal_only_the_programs_own(ask, user, hostile, second
         ask("close", window=ask("open", **WINDOW)["ok"]["window"], settle_ms=0)  # it tells no lies yet
         process.send_signal(signal.SIGUSR1)
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        while time.monotonic() < end or (too_few() and time.monotonic() < end + 60):
             window = ask("open", **{**WINDOW, "unclaimed": 1, "io_stacks": 1, "io_calls": 1})["ok"]["window"]
             time.sleep(min(2, seconds / 2))
             answer = ask("close", window=window, settle_ms=20)["ok"]
@@ -405,7 +414,7 @@ def invented_descriptors_reveal_only_the_programs_own(ask, user, hostile, second
         assert process.poll() is None
     count, strange = reported_of_others(processes)
     assert strange == set()
-    assert sum(p["counters"]["unclaimed_events"] for p in processes) > 1000
+    assert unclaimed() > 1000
     return count
 
 

@@ -125,6 +125,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         yield
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The failures of tests that were repeated (.ci/run): those that passed then would leave no trace."""
+    for report in terminalreporter.getreports("rerun"):
+        terminalreporter.section(f"failed, and was repeated: {report.nodeid}", "_")
+        terminalreporter.write_line(report.longreprtext)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     required = os.environ.get("NETPOLL_REQUIRE_BPF", "0") not in ("", "0")
     for item in items:

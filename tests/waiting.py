@@ -42,16 +42,21 @@ def attempts(seconds: float = 60, least: int = 3) -> Iterator[int]:
 def undisturbed(test: Callable[..., None]) -> Callable[..., None]:
     """Repeats a test that fails, in case a busy machine disturbed its numbers. Not for what must never be.
 
-    TypeError: a number that a busy machine left unknown was compared.
+    A busy machine may leave a number unknown, which is then compared (TypeError), or something unrecorded
+    that is then looked up (LookupError) or unpacked (ValueError). A test that is repeated starts services,
+    and makes files, of its own each time.
     """
+    # Not at the top, because programs without pytest import this module.
+    import pytest
 
     @functools.wraps(test)
     def repeated(*args: Any, **options: Any) -> None:
-        failed: AssertionError | TypeError | None = None
+        failed: BaseException | None = None
         for _ in attempts():
             try:
                 return test(*args, **options)
-            except (AssertionError, TypeError) as error:
+            # pytest.fail.Exception: of fnmatch_lines().
+            except (AssertionError, TypeError, LookupError, ValueError, pytest.fail.Exception) as error:
                 failed = error
         assert failed is not None
         raise failed

@@ -111,6 +111,10 @@ def _sampled_text(service: ServiceRecord, offender: OffenderRecord) -> str:
     """ "99.8 % of 50,123 ready calls, made". Without its count, which is estimated from a sample."""
     metric, name, happened = _SAMPLED[offender["offence"]]
     counted = service["metrics"].get(metric)
+    futile = service["metrics"].get("futile_calls") if offender["offence"] == "io" else None
+    if counted is not None and futile:  # which are recorded apart
+        counted = max(0, counted - futile)
+        name = "other I/O calls"
     total = f"{units.show(counted, 'count')} " if counted is not None else ""
     outcome = offender.get("outcome")
     where = f" ({_where(offender)}, {outcome})" if outcome else ""
@@ -121,6 +125,7 @@ def _sampled_text(service: ServiceRecord, offender: OffenderRecord) -> str:
     if woken and shown_stack(offender) is woken:
         by = f" by {one_line(offender['stack'][0]['function'] or '?')}" if offender["stack"] else ""
         happened = f"made{by}, woke the goroutine parked"
+    name = name.removesuffix("s") if counted == 1 else name
     return f"{units.show(offender['share'], 'share')} of {total}{name}{where}, {happened}"
 
 
@@ -141,14 +146,17 @@ _LOCKED = "which is locked to a thread"
 def _cpu_text(offender: OffenderRecord) -> str:
     """ "97.8 % of 495 CPU samples, running"."""
     share = offender["share"] or 0
-    samples = units.show(round(offender["count"] / share), "count") if share else units.NOT_MEASURED
-    return f"{units.show(share, 'share')} of {samples} CPU samples, running"
+    taken = round(offender["count"] / share) if share else None
+    samples = f"{units.show(taken, 'count')} CPU sample{'s' * (taken != 1)}"
+    return f"{units.show(share, 'share')} of {samples}, running"
 
 
 def _held_text(offender: OffenderRecord) -> str:
     """ "20 writes (write on tcp a → b), held back for 41.2 ms each, made"; the place follows."""
     each = units.show((offender.get("held_ns") or 0) / offender["count"], "ns")
     count = units.show(offender["count"], "count")
+    if offender["count"] == 1:
+        return f"1 write ({_where(offender)}), held back for {each}, made"
     return f"{count} writes ({_where(offender)}), held back for {each} each, made"
 
 

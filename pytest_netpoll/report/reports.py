@@ -21,6 +21,18 @@ from pytest_netpoll.report.html import document
 from pytest_netpoll.report.record import TestRecord
 
 
+def _add_verdict(known: TestRecord, late: TestRecord) -> None:
+    """Adds what ended a test's teardown to the test's record."""
+    known["gate"] = wording.worse(known.get("gate", known["outcome"]), late.get("gate", late["outcome"]))
+    if late["outcome"] == "passed":
+        return
+    known["outcome"] = wording.worse(known["outcome"], late["outcome"])
+    known["reason"] = "\n".join(filter(None, (known["reason"], late["reason"])))
+    known["reasons"] = [*known.get("reasons", ()), *late.get("reasons", ())]
+    known["deaths"] = [*known.get("deaths", ()), *late.get("deaths", ())]
+    known["xfail"] = None  # which doesn't expect errors at teardown
+
+
 class Reports:
     """records: of the measured tests, in the order in which they ended. lines: messages about the files, and
     GitHub's annotations. complete: whether all requested files were written.
@@ -35,13 +47,17 @@ class Reports:
         self._options = options
         self._rootdir = rootdir
 
+    def forget(self, nodeid: str) -> None:
+        """Drops the records of a test that is run again: the last run is the test's result."""
+        self.records = [record for record in self.records if record["nodeid"] != nodeid]
+
     def add_windows(self, late: TestRecord) -> None:
-        """Adds a test's windows that closed after its call. late: a record with only these."""
+        """Adds a test's windows that closed after its call, and what they say of it. late: a record with only
+        these."""
         for known in reversed(self.records):
             if known["nodeid"] == late["nodeid"]:
-                windows = known.setdefault("windows", [])
-                number = max((window["number"] for window in windows), default=0)
-                windows += [{**window, "number": number + window["number"]} for window in late["windows"]]
+                known.setdefault("windows", []).extend(late["windows"])
+                _add_verdict(known, late)
                 return
         self.records.append(late)
 

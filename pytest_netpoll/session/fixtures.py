@@ -31,10 +31,12 @@ MOST_WINDOWS = 100
 
 class Windows:
     """The closed windows of one test; if there are very many, only the last ones. left_out: how many are not
-    kept."""
+    kept. earlier: how many are in the test's record already.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, earlier: int = 0) -> None:
         self.left_out = 0
+        self._earlier = earlier
         self._kept: list[MeasuredWindow] = []
 
     def add(self, window: MeasuredWindow) -> int:
@@ -43,14 +45,20 @@ class Windows:
         if len(self._kept) > MOST_WINDOWS:
             del self._kept[0]
             self.left_out += 1
-        return self.left_out + len(self._kept)
+        return self.closed
+
+    @property
+    def closed(self) -> int:
+        """How many windows the test has closed so far."""
+        return self._earlier + self.left_out + len(self._kept)
 
     def unmeasured(self) -> list[Reason]:
         """Why limits of windows could not be judged."""
         return [reason for window in self._kept for reason in window.unmeasured]
 
     def records(self) -> list[record.WindowRecord]:
-        return [window.record(number) for number, window in enumerate(self._kept, self.left_out + 1)]
+        first = self.closed - len(self._kept) + 1
+        return [window.record(number) for number, window in enumerate(self._kept, first)]
 
 
 WINDOWS = pytest.StashKey[Windows]()
@@ -130,8 +138,10 @@ class Netpoll:
         presence = self._roster.watch()
         window = self._meter.open({limit.base for limit in measured.limits.limits}, measured.limits.offences)
         number = 0
+        raised = True
         try:
             yield measured
+            raised = False
         finally:
             services = presence.all
             measurements = self._meter.close(window, [sided(service) for service in services])
@@ -139,8 +149,11 @@ class Netpoll:
             measured.close(services, measurements, own, found_dead(services, "during the window"))
             if self._sides.reported:
                 number = self._item.stash.setdefault(WINDOWS, Windows()).add(measured)
-        if not self._sides.at_base:  # as with the marker's limits, which are the head's
-            measured.enforce(presence.concerned(list(own), measured.limits), number)
+            if not self._sides.at_base:  # as with the marker's limits, which are the head's
+                # If the test expects what the block raised, it still fails: the exception is in its stash.
+                ignored = (pytest.fail.Exception, pytest.skip.Exception) if raised else ()
+                with contextlib.suppress(*ignored):
+                    measured.enforce(presence.concerned(list(own), measured.limits), number)
 
 
 class MeasuredWindow:
@@ -181,7 +194,7 @@ class MeasuredWindow:
 
     def enforce(self, services: Sequence[Service], number: int) -> None:
         """Ends the test if a limit or a forbidden rule is broken. services: to judge. number: as in the
-        reports; 0 for a window that isn't in them.
+        reports; 0 for a window that isn't in them unless it breaks something.
         """
         __tracebackhide__ = True
         if not self.limits.judges or self._measurements is None:
@@ -192,6 +205,8 @@ class MeasuredWindow:
         verdict = judge(ends.dialers_first(made), self.limits, self._options.mode, (), running, deaths)
         self._breaches = verdict.breaches
         self._own.update(services)
+        if verdict.breaches and not number:
+            number = self._item.stash.setdefault(WINDOWS, Windows()).add(self)
         where = window_name(number, self._name) if number else self._name or ""
         if verdict.outcome == "unmeasured":
             self.unmeasured = located(verdict.reasons, where)

@@ -20,8 +20,8 @@ from pytest_netpoll.options import ROUNDS, Config
 from pytest_netpoll.service.service import Service
 from pytest_netpoll.session import extensions, repeated
 from pytest_netpoll.session.attribution import Presence
-from pytest_netpoll.session.marked import LIMITS
-from pytest_netpoll.session.outcome import ENFORCED, enforce, enforce_with
+from pytest_netpoll.session.marked import resolve
+from pytest_netpoll.session.outcome import ENFORCED, enforce, enforce_with, plain_failures
 from pytest_netpoll.session.session import Session
 from pytest_netpoll.session.trial import Trial, has_failed, is_repeated
 
@@ -49,6 +49,8 @@ class Judged(NamedTuple):
 JUDGED = pytest.StashKey["Judged | None"]()
 # What a subtest raised while its test still runs.
 SUBTEST = pytest.StashKey["BaseException | None"]()
+# Whether pytest's call of the test has not ended yet.
+CALLING = pytest.StashKey[bool]()
 
 
 def around_call(session: Session, item: pytest.Item) -> Generator[None, object, object]:
@@ -58,12 +60,15 @@ def around_call(session: Session, item: pytest.Item) -> Generator[None, object, 
         return (yield)
     item.stash[repeated.TAKEN] = repeated.NOTHING
     began = time.monotonic()
+    item.stash[CALLING] = True
     try:
         result = yield from _around(session, item)
     except (Exception, pytest.fail.Exception) as error:
         if not isinstance(error, pytest.skip.Exception | pytest.xfail.Exception | pytest.exit.Exception):
             repeated.take(session, item, _seconds(item, began), failed=True)
         raise
+    finally:
+        item.stash[CALLING] = False
     judged = item.stash[JUDGED]
     failed = has_failed(item) or (judged is not None and judged.verdict.gate not in (None, "passed"))
     repeated.take(session, item, _seconds(item, began), failed)
@@ -82,20 +87,45 @@ def _around(session: Session, item: pytest.Item) -> Generator[None, object, obje
     # A test that is rerun, as by pytest-rerunfailures, starts afresh; its fixtures may have measured.
     item.stash[JUDGED] = item.stash[ENFORCED] = item.stash[SUBTEST] = None
     presence = session.roster.watch()
-    limits = item.stash.get(LIMITS, None)
-    if limits is None or session.options.mode == "off":
-        return (yield from _around_unmeasured(session, item, presence))
+    reported = {s.name for s in presence.dead} - {s.name for s in session.deaths.unreported(presence.dead)}
+    with plain_failures():
+        limits = resolve(item, session.options)  # again, for markers that its fixtures added
     try:
-        return (yield from _around_measured(session, item, presence, limits))
+        if limits is None or session.options.mode == "off":
+            result = yield from _around_unmeasured(session, item, presence)
+        else:
+            result = yield from _around_measured(session, item, presence, limits)
     except (pytest.fail.Exception, pytest.skip.Exception) as error:
         window, judged = item.stash[ENFORCED], item.stash[JUDGED]
-        if window is None or window.exception is not error or judged is None:
+        if judged is None:
+            raise
+        if window is None or window.exception is not error:
+            deaths = [death for death in judged.verdict.deaths if death.service not in reported]
+            if isinstance(error, pytest.skip.Exception) and deaths:
+                # The test may skip itself because its service is gone.
+                enforce(item, judge([], Limits(), "off", deaths=deaths), session.options)
             raise
         if judged.verdict is window.verdict or (judged.verdict.gate or judged.verdict.outcome) == "passed":
             raise
+    else:
+        return result
     # netpoll.measure() ended the test, which has broken its marker's limits, too.
     enforce_with(item, window, judged.verdict, session.options)
     return None
+
+
+def _end(item: pytest.Item, verdict: Verdict, options: Config) -> None:
+    """Ends the test as the verdict on its call demands, and as netpoll.measure() did if that didn't end it:
+    the test caught what that raised, or a thread or task of the test raised it.
+    """
+    # Not hidden from tracebacks: pytest remarks on one without any frame.
+    window = item.stash[ENFORCED]
+    missed = window is not None and not window.lenient and item.stash[SUBTEST] is not window.exception
+    if window is None or not missed or has_failed(item):
+        enforce(item, verdict, options)
+        return
+    window.exception.with_traceback(None).__suppress_context__ = True
+    enforce_with(item, window, verdict, options)
 
 
 def _around_measured(
@@ -131,7 +161,7 @@ def _around_measured(
         )
         if added.error is not None:
             raise added.error
-    enforce(item, verdict, session.options)
+    _end(item, verdict, session.options)
     return result
 
 
@@ -145,8 +175,7 @@ def _around_unmeasured(
     finally:
         deaths = _dead(session, presence, [], item, again=False)
         judged = item.stash[JUDGED] = Judged.without_limits(deaths) if deaths else None
-    if judged is not None:
-        enforce(item, judged.verdict, session.options)
+    _end(item, Verdict("passed") if judged is None else judged.verdict, session.options)
     return result
 
 

@@ -39,11 +39,7 @@ def resolve_limits(config: pytest.Config, items: list[pytest.Item], options: Con
     """Stores each test's limits; pytest.UsageError if a marker is wrong."""
     try:
         for item in items:
-            found = list(item.iter_markers_with_node(MARKER))
-            if found:
-                marks = [(mark.args, mark.kwargs) for _, mark in found]
-                levels = [node for node, _ in found]
-                item.stash[LIMITS] = marker.resolve(marks, item.nodeid, options.defaults, levels)
+            resolve(item, options)
     except UsageError as error:
         output = getattr(config, "workeroutput", None)
         if output is None:
@@ -51,6 +47,21 @@ def resolve_limits(config: pytest.Config, items: list[pytest.Item], options: Con
         # In a pytest-xdist worker it would be an internal error, so the controller raises it.
         output[_COMPLAINT] = str(error)
         items.clear()
+
+
+def resolve(item: pytest.Item, options: Config) -> Limits | None:
+    """Stores and returns a test's limits; None without a marker. UsageError if one is wrong."""
+    found = list(item.iter_markers_with_node(MARKER))
+    if not found:
+        return None
+    # Those of pytest.param(…, marks=…) are closer than the function's, though pytest has them after these.
+    callspec = getattr(item, "callspec", None)
+    of_parameters = {id(mark) for mark in getattr(callspec, "marks", ())}
+    levels = [callspec if id(mark) in of_parameters else node for node, mark in found]
+    order = sorted(range(len(found)), key=lambda at: levels[at] is not callspec)
+    marks = [(found[at][1].args, found[at][1].kwargs) for at in order]
+    item.stash[LIMITS] = marker.resolve(marks, item.nodeid, options.defaults, [levels[at] for at in order])
+    return item.stash[LIMITS]
 
 
 def raise_complaint(node: object) -> None:

@@ -14,10 +14,13 @@ from pytest_netpoll.report import artifacts, cells, junit, record, recording, te
 from pytest_netpoll.service.service import Service
 from pytest_netpoll.session import repeated
 from pytest_netpoll.session.fixtures import WINDOWS, Windows
-from pytest_netpoll.session.judging import JUDGED, SUBTEST, Judged
+from pytest_netpoll.session.judging import CALLING, JUDGED, SUBTEST, Judged
 from pytest_netpoll.session.marked import LIMITS, fixtures_of, toolchain_of
 from pytest_netpoll.session.outcome import ENFORCED, settle_report
 from pytest_netpoll.session.session import Session
+
+# Whether the test skipped itself, or called pytest.xfail().
+STOPPED = pytest.StashKey[bool]()
 
 
 def complete(
@@ -36,11 +39,14 @@ def complete(
     if call.when == "call":
         _attach_record(session, item, call, report)
     elif call.when == "teardown":
-        _attach_late_windows(item, report)
+        _attach_late_windows(session, item, call, report)
 
 
 def collect(session: Session, report: pytest.TestReport) -> None:
     """Collects what a report carries, here or in the controller of pytest-xdist's workers."""
+    if report.when == "setup" and getattr(report, "rerun", None):
+        # pytest-rerunfailures counts there how often it ran the test before.
+        session.reports.forget(report.nodeid)
     late = getattr(report, "netpoll_late", None)
     if late is not None:
         session.reports.add_windows(late)
@@ -68,8 +74,9 @@ def _attach_record(
     judged = item.stash.get(JUDGED, None)
     enforced = item.stash.get(ENFORCED, None)
     error = call.excinfo.value if call.excinfo is not None else None
-    if judged is None and report.failed:
-        # A subtest's failure while the test runs; pytest fails the test only if it counts that.
+    subtest = item.stash.get(CALLING, False)
+    if subtest and report.failed:
+        # pytest fails the test only if it counts that.
         item.stash[SUBTEST] = error
     ours = enforced is not None and error is enforced.exception
     if ours and report.skipped and not hasattr(report, "wasxfail"):
@@ -77,17 +84,23 @@ def _attach_record(
         path, line, _ = item.location
         report.longrepr = (str(item.config.rootpath / path), (line or 0) + 1, str(error))
     elif isinstance(error, pytest.skip.Exception | pytest.xfail.Exception):
-        return  # the test stopped half-way on its own
+        item.stash[STOPPED] = not subtest  # the test stopped half-way on its own
+        return
+    item.stash[STOPPED] = False
     windows = item.stash.get(WINDOWS, None)
-    if enforced is not None and ours:
+    own = error or item.stash[SUBTEST]
+    if enforced is not None and own is enforced.exception:
         judged = (judged or Judged.without_limits())._replace(verdict=enforced.verdict)
+        own = None
     elif judged is None and windows is not None:
         judged = Judged.without_limits()
     if judged is None:
         return
-    own = None if ours else error or item.stash[SUBTEST]
     made = _record(item, judged, own, getattr(report, "wasxfail", None), windows or Windows())
-    item.stash[WINDOWS] = Windows()
+    if subtest:  # the test's record will have all of it
+        _explain(session, report, made, ours)
+        return
+    item.stash[WINDOWS] = Windows(windows.closed if windows is not None else 0)
     _keep_artifacts(session, item, made, report)
     # The environment, too: a controller has no agent.
     report.netpoll = made  # type: ignore[attr-defined]
@@ -97,19 +110,30 @@ def _attach_record(
     # there.
     for kept in (report.user_properties, item.user_properties):
         kept[:] = [*(pair for pair in kept if not pair[0].startswith("netpoll.")), *properties]
-    if made["outcome"] != "passed":
-        # Added to pytest's text of the failure, which JUnit shows, too; a skip has no such text.
-        add_section = getattr(report.longrepr, "addsection", None)
-        full = session.options.html or session.options.json
-        section = terminal.failure_section(made, session.width, ours and report.failed, full)
-        if report.failed and not ours and judged.head_round and session.base is not None:
-            where = f"not on {session.base.revision}, in round {judged.head_round}."
-            where = f"The call that failed was on the head, {where}"
-            section = "\n".join(filter(None, [*cells.wrap(where, session.width), section]))
-        if section and add_section is not None:
-            add_section("netpoll", section, "-")
-        elif section:
-            report.sections.append(("netpoll", section))
+    _explain(session, report, made, ours, 0 if ours else judged.head_round)
+
+
+def _explain(
+    session: Session, report: pytest.TestReport, made: record.TestRecord, ours: bool, head_round: int = 0
+) -> None:
+    """Adds to pytest's report why the test didn't pass. ours: whether pytest shows our message above it.
+    head_round: as in Judged, if the test itself failed.
+    """
+    if made["outcome"] == "passed":
+        return
+    # Added to pytest's text of the failure, which JUnit shows, too; a skip has no such text.
+    add_section = getattr(report.longrepr, "addsection", None)
+    full = session.options.html or session.options.json
+    section = terminal.failure_section(made, session.width, ours and report.failed, full)
+    if report.failed and head_round and session.base is not None:
+        where = (
+            f"The call that failed was on the head, not on {session.base.revision}, in round {head_round}."
+        )
+        section = "\n".join(filter(None, [*cells.wrap(where, session.width), section]))
+    if section and add_section is not None:
+        add_section("netpoll", section, "-")
+    elif section:
+        report.sections.append(("netpoll", section))
 
 
 def _keep_artifacts(
@@ -131,12 +155,26 @@ def _keep_artifacts(
         report.netpoll_artifacts = artifacts.packed(made["nodeid"], kept)  # type: ignore[attr-defined]
 
 
-def _attach_late_windows(item: pytest.Item, report: pytest.TestReport) -> None:
+def _attach_late_windows(
+    session: Session, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport
+) -> None:
     """Adds windows of fixtures that measure around the test; they close at teardown."""
-    windows = item.stash.get(WINDOWS, None)
-    if windows is not None and windows.records():
-        late = _record(item, Judged.without_limits(), None, None, windows)
-        report.netpoll_late = late  # type: ignore[attr-defined]
+    windows, enforced = item.stash.get(WINDOWS, None), item.stash.get(ENFORCED, None)
+    if windows is not None:
+        del item.stash[WINDOWS]  # a rerun counts them anew
+    error = call.excinfo.value if call.excinfo is not None else None
+    # Errors of several fixtures are grouped.
+    raised = (error, *getattr(error, "exceptions", ()))
+    ours = enforced is not None and enforced.exception in raised
+    if windows is None or not windows.records() or (item.stash.get(STOPPED, False) and not ours):
+        return
+    judged = Judged.without_limits()
+    if enforced is not None and ours:
+        judged = judged._replace(verdict=enforced.verdict)
+    late = _record(item, judged, None, None, windows)
+    report.netpoll_late = late  # type: ignore[attr-defined]
+    if ours:
+        _explain(session, report, late, ours)
 
 
 def _record(

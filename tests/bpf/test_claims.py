@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.cpu_time import before_others
-from tests.waiting import attempts, patiently, suspend
+from tests.waiting import attempts, patiently, suspend, undisturbed
 
 ROOT = Path(__file__).parents[2]
 EPOLLIN, EPOLLONESHOT, EPOLLET = 1, 1 << 30, 1 << 31
@@ -34,6 +34,7 @@ def crowd(connect):
     return lambda service, count: [connect(service.address) for _ in range(count)]
 
 
+@undisturbed
 def test_a_poll_that_returns_0_wakes_nobody(launch, measure, go_toolchain, parked):
     service = launch("idle", "-tickers", "4", "-period", "4ms", go=str(go_toolchain.go))
     with contextlib.ExitStack() as stack:
@@ -55,6 +56,7 @@ def test_a_poll_that_returns_0_wakes_nobody(launch, measure, go_toolchain, parke
     assert returned_0 > 20
 
 
+@undisturbed
 def test_a_storm_of_connections_causes_no_spurious_wakeups(launch, measure, go_toolchain):
     server = launch("echo", go=str(go_toolchain.go))
     # There is one in millions (see test_scale.py), and more if a poll loses its CPU before it wakes anybody.
@@ -115,6 +117,7 @@ def registered(pid: int) -> dict[int, int]:
     return found
 
 
+@undisturbed
 def test_computing_goroutines_starve_others_and_sleeping_ones_do_not(claims, measure):
     late = {}
     for flag in ("-sleepers", "-hogs"):
@@ -136,6 +139,7 @@ def marks(m):
     return empty, 1000 * m.window_seconds / m.polls, statistics.pvariance(sizes or [0])
 
 
+@undisturbed
 def test_healthy_services_exceed_the_supposed_thresholds(launch, measure, connect, crowd, parked, newest_go):
     go = str(newest_go.go)
     ticking = launch("idle", "-tickers", "1", "-period", "20ms", go=go)
@@ -166,6 +170,7 @@ def test_healthy_services_exceed_the_supposed_thresholds(launch, measure, connec
     assert stretch(bursts).spurious_wakeups == 0
 
 
+@undisturbed
 def test_an_unhealthy_service_stays_below_the_thresholds(launch, measure, connect, spaced_pings, newest_go):
     service = launch("dup", go=str(newest_go.go))
     connection = connect(service.address)
@@ -185,6 +190,7 @@ def ping(connections: list[socket.socket]) -> None:
         assert connection.recv(4, socket.MSG_WAITALL) == b"ping"
 
 
+@undisturbed
 def test_a_connection_that_never_waits_makes_its_callers_spin(claims, measure):
     m = {}
     for kind in ("net", "trylock", "nonblock"):
@@ -235,6 +241,7 @@ def upstream() -> Iterator[Upstream]:
     upstream.listener.close()
 
 
+@undisturbed
 def test_a_wait_before_each_dial_prevents_a_stampede(claims, measure, parked, upstream):
     links, outage = 10, 0.5
     host, port = upstream.address

@@ -5,7 +5,7 @@ from __future__ import annotations
 import psutil
 import pytest
 
-from tests.waiting import patiently
+from tests.waiting import patiently, undisturbed
 
 
 @pytest.fixture
@@ -36,6 +36,7 @@ def share_of(function, samples):
     return sum(s.share for s in samples if function in [f.function for f in s.stack])
 
 
+@undisturbed
 def test_shares_of_cpu_time_match_the_program(sampled):
     samples, m = sampled("shares", 1500)
     # 499 a second of CPU time.
@@ -47,6 +48,7 @@ def test_shares_of_cpu_time_match_the_program(sampled):
     assert len([s for s in samples if s.share > 0.05]) == 2
 
 
+@undisturbed
 def test_the_function_that_yields_is_named_instead_of_the_scheduler(sampled):
     samples, _ = sampled("yield", 1000, ["dispatches"])
     assert samples[0].stack[0].function == "main.yield"
@@ -54,6 +56,7 @@ def test_the_function_that_yields_is_named_instead_of_the_scheduler(sampled):
     assert samples[0].share > 0.5
 
 
+@undisturbed
 def test_the_hog_of_a_single_p_is_named_and_not_its_victims(sampled):
     samples, _ = sampled("hog", 1, ["runq_max"])
     assert share_of("main.hog", samples) > 0.8

@@ -14,7 +14,7 @@ import pytest
 from pytest_netpoll.model.diagnosis import diagnose, findings
 from pytest_netpoll.model.limits import resolve
 from tests.cpu_time import burners
-from tests.waiting import attempts, patiently
+from tests.waiting import attempts, patiently, undisturbed
 
 SERVER = Path(__file__).parents[2] / "example_project" / "server"
 ONE_CPU = ("taskset", "-c", str(min(os.sched_getaffinity(0))))
@@ -80,6 +80,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@undisturbed
 def test_each_fault_is_diagnosed_and_no_other(launch_fault, measure, fault):
     act, code, said = FAULTS[fault]
     server = launch_fault(fault)
@@ -91,7 +92,7 @@ def test_each_fault_is_diagnosed_and_no_other(launch_fault, measure, fault):
             break
     assert len(texts) == 1, texts
     assert [f.rule.code for f in findings(stretch(server)) if f.rule.code != "NP404"] == [code]
-    assert texts[0].startswith(f"{fault}: ")
+    assert texts[0].startswith(f"{server.name}: ")
     for phrase in said:
         assert phrase in texts[0]
 
@@ -105,6 +106,7 @@ def spread_workers(server):
             os.sched_setaffinity(thread.id, {cpus[i % len(cpus)]})
 
 
+@undisturbed
 def test_a_shared_listener_is_diagnosed(launch_fault, measure):
     server = launch_fault("herd")
     spread_workers(server)
@@ -125,6 +127,7 @@ def test_a_shared_listener_is_diagnosed(launch_fault, measure):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@undisturbed
 def test_a_healthy_service_gets_no_diagnosis(launch_fault, measure, fault):
     server = launch_fault("none")
     with measure() as stretch:
@@ -136,6 +139,7 @@ def test_a_healthy_service_gets_no_diagnosis(launch_fault, measure, fault):
 
 # Takes precedence on its CPU, for 30 ms of every 35.
 @pytest.mark.alone
+@undisturbed
 def test_a_busy_machine_is_distinguished_from_a_service_that_starves_itself(factory, built, measure):
     # Each in its own session, because the scheduler may divide the CPU by session. The service gets a small
     # part, in turns shorter than a batch of readers takes, so most readers wait for later turns.
@@ -174,6 +178,7 @@ def ask_all(clients, question, answer):
 
 # Its threads wait for a CPU just as long, and its wakeups are as late.
 @pytest.mark.alone
+@undisturbed
 def test_the_machine_is_not_blamed_for_a_service_that_uses_the_cpu_itself(factory, built, measure):
     command = [*ONE_CPU, built("causes"), "-addr", "127.0.0.1:{port}", "-do", "kernel"]
     server = factory(command=command, name="kernel", env={"GOMAXPROCS": "1"})
@@ -192,6 +197,7 @@ def test_the_machine_is_not_blamed_for_a_service_that_uses_the_cpu_itself(factor
     assert diagnose(m) == unhurried(m)
 
 
+@undisturbed
 def test_an_acceptor_outside_the_poller_is_no_shared_listener(factory, built, measure):
     one_cpu = ["taskset", "-c", str(min(os.sched_getaffinity(0)))]  # or the poller is often faster
     command = [*one_cpu, built("causes"), "-addr", "127.0.0.1:{port}", "-do", "thief"]

@@ -18,7 +18,7 @@ from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.options import Config
 from tests.attacks import byte_at
-from tests.waiting import patiently
+from tests.waiting import patiently, undisturbed
 
 pytestmark = pytest.mark.uprobes
 
@@ -34,6 +34,7 @@ def assert_ground_truth(m, messages=MESSAGES, per_message=WOKEN):
 
 
 @pytest.mark.parametrize("via", ["chan", "cond"])
+@undisturbed
 def test_a_message_that_wakes_n_goroutines_causes_n_plus_1_wakeups(
     launch, measure, connect, spaced_pings, go_toolchain, via
 ):
@@ -50,6 +51,7 @@ def test_a_message_that_wakes_n_goroutines_causes_n_plus_1_wakeups(
     [["-ldflags=-s -w"], ["-buildmode=pie", "-ldflags=-s -w"], ["-ldflags=-linkmode=external"]],
     ids=["stripped", "stripped-pie", "cgo"],
 )
+@undisturbed
 def test_ready_calls_are_found_in_every_build_mode(launch, measure, connect, spaced_pings, newest_go, flags):
     server = launch("ready", "-n", WOKEN, go=str(newest_go.go), build_flags=flags)
     connection = connect(server.address)
@@ -72,6 +74,7 @@ def command(address, number):
         return connection.makefile().readline().strip()
 
 
+@undisturbed
 def test_an_expired_deadline_is_a_ready_call_of_the_poller(launch, measure, go_toolchain):
     server = launch("deadline", go=str(go_toolchain.go))
     with measure() as stretch:
@@ -88,6 +91,7 @@ def test_an_expired_deadline_is_a_ready_call_of_the_poller(launch, measure, go_t
 
 
 @pytest.mark.parametrize("via", ["chan", "cond"])
+@undisturbed
 def test_the_waking_line_is_named(meter, launch, connect, spaced_pings, go_toolchain, via):
     server = launch("ready", "-via", via, "-n", WOKEN, go=str(go_toolchain.go))
     (waker, *others) = wakers(meter, server, connect(server.address), spaced_pings)
@@ -97,6 +101,7 @@ def test_the_waking_line_is_named(meter, launch, connect, spaced_pings, go_toolc
     assert sum(other.share for other in others) < 0.02
 
 
+@undisturbed
 def test_the_shares_of_two_wakers_match_their_calls(meter, launch, connect, spaced_pings, newest_go):
     server = launch("ready", "-via", "both", "-n", 100, go=str(newest_go.go))
     found = wakers(meter, server, connect(server.address), spaced_pings)
@@ -107,6 +112,7 @@ def test_the_shares_of_two_wakers_match_their_calls(meter, launch, connect, spac
     assert sum(waker.count for waker in found) == pytest.approx(20_000, rel=0.2)
 
 
+@undisturbed
 def test_a_goroutine_that_parked_before_a_timer_expired_is_not_its_waker(meter, launch, go_toolchain):
     server = launch("deadline", go=str(go_toolchain.go))
     window = meter.open(limited=["ready_calls"])
@@ -142,11 +148,12 @@ def test_stacks_are_kept_only_while_a_window_asks_for_them(launch, measure, conn
     assert stretch(server).offenders == ()
 
 
+@undisturbed
 def test_children_are_counted_whenever_they_start(
     factory, built, measure, connect, kept_port, spaced_pings, tmp_path
 ):
     """Children of the shell, which isn't a Go program: one before the window opens, one in it."""
-    program, go_on = built("ready"), tmp_path / "go-on"
+    program, go_on = built("ready"), tmp_path / f"go-on-{time.monotonic_ns()}"
     os.mkfifo(go_on)
     ports = [kept_port(), kept_port()]
     first, second = (f"{program} -n {WOKEN} -addr 127.0.0.1:{port}" for port in ports)
@@ -179,6 +186,7 @@ def test_work_of_a_new_program_before_its_probes_makes_it_unmeasured(
     assert "in a fixture" in unknown.absent["ready_calls"]
 
 
+@undisturbed
 def test_children_that_never_polled_count_only_for_their_parent(meter, launch, newest_go):
     launch("prefork", "-n", "1", go=str(newest_go.go))  # has its program's probes attached
     server = launch("forker", "-wake", "500", go=str(newest_go.go))
@@ -212,6 +220,7 @@ def meter_with():
 
 
 @pytest.mark.parametrize("goready", ["auto", "on"])
+@undisturbed
 def test_missing_ready_calls_are_unmeasured_only_with_goready_on(
     meter_with, factory, built, connect, spaced_pings, tmp_path, monkeypatch, goready
 ):
@@ -289,6 +298,7 @@ def test_a_program_that_is_not_go_has_no_ready_calls(factory, measure):
     assert (m.ready_calls, m.deadline_wakeups, m.dispatches) == (None, None, None)
 
 
+@undisturbed
 def test_ready_calls_of_the_runtime_are_separated(launch, commands, meter, newest_go):
     n = 50
     service = launch("gc", go=str(newest_go.go), env={"GOMAXPROCS": "2"})
@@ -310,6 +320,7 @@ def test_ready_calls_of_the_runtime_are_separated(launch, commands, meter, newes
     assert m.runtime_ready_calls is None
 
 
+@undisturbed
 def test_collecting_garbage_makes_no_ready_call_of_the_program(launch, commands, meter, go_toolchain):
     n = 50
     service = launch("gc", "-alone", go=str(go_toolchain.go), env={"GOMAXPROCS": "2"})

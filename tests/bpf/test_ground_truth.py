@@ -7,9 +7,12 @@ import shutil
 import pytest
 from elftools.elf.elffile import ELFFile
 
+from tests.waiting import undisturbed
+
 PINGS = 500
 
 
+@undisturbed
 def test_every_spaced_ping_is_one_productive_wakeup(launch, measure, connect, spaced_pings, go_toolchain):
     server = launch("echo", go=str(go_toolchain.go))
     connection = connect(server.address)
@@ -21,6 +24,7 @@ def test_every_spaced_ping_is_one_productive_wakeup(launch, measure, connect, sp
     assert m.spurious == 0
 
 
+@undisturbed
 def test_half_of_the_wakeups_of_a_duplicated_connection_are_spurious(
     launch, measure, connect, spaced_pings, go_toolchain
 ):
@@ -33,6 +37,7 @@ def test_half_of_the_wakeups_of_a_duplicated_connection_are_spurious(
     assert 0.45 <= m.spurious <= 0.55
 
 
+@undisturbed
 def test_a_stripped_service_is_measured_and_its_lines_are_named(
     launch, measure, connect, spaced_pings, go_toolchain
 ):
@@ -54,6 +59,7 @@ def test_a_stripped_service_is_measured_and_its_lines_are_named(
     ],
     ids=["pie", "trimpath", "cgo", "cgo-static", "cgo-pie-stripped", "race", "static"],
 )
+@undisturbed
 def test_every_build_mode_is_measured(launch, measure, connect, spaced_pings, newest_go, flags, cgo):
     if cgo and not (shutil.which("gcc") or shutil.which("clang")):
         pytest.skip("cgo needs a C compiler: apt-get install gcc libc6-dev")
@@ -86,6 +92,7 @@ def assert_dup_is_caught(server, measure, connect, spaced_pings):
         assert offender.stack[0].line == 61
 
 
+@undisturbed
 def test_a_spliced_echo_leaves_hardly_a_wakeup_unresolved(
     launch, measure, connect, spaced_pings, go_toolchain
 ):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.waiting import patiently
+from tests.waiting import patiently, undisturbed
 
 N = 200
 
@@ -49,6 +49,7 @@ def unverified(*protocols):
 
 
 @pytest.mark.parametrize("via", ["readfrom", "readmsg"])
+@undisturbed
 def test_every_spaced_datagram_is_one_wakeup(launch, measure, parked, newest_go, via):
     service = launch("udp", "-via", via, go=str(newest_go.go))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
@@ -65,10 +66,11 @@ def test_every_spaced_datagram_is_one_wakeup(launch, measure, parked, newest_go,
     assert_unanswered(m, N, "no read of an accepted stream connection")
 
 
+@undisturbed
 def test_every_spaced_ping_over_a_unix_socket_is_one_wakeup(
     launch, measure, connect, spaced_pings, tmp_path, newest_go
 ):
-    path = str(tmp_path / "socket")
+    path = str(tmp_path / f"socket-{time.monotonic_ns()}")
     service = launch("unix", "-path", path, go=str(newest_go.go))
     connection = connect(path)
     with measure() as stretch:
@@ -79,6 +81,7 @@ def test_every_spaced_ping_over_a_unix_socket_is_one_wakeup(
     assert_answered(m, N)
 
 
+@undisturbed
 def test_every_message_through_a_pipe_is_one_wakeup(launch, measure, commands, newest_go):
     service = launch("pipe", go=str(newest_go.go))
     command = commands(service)
@@ -89,6 +92,7 @@ def test_every_message_through_a_pipe_is_one_wakeup(launch, measure, commands, n
     assert_resolved(m)
 
 
+@undisturbed
 def test_every_spaced_ping_over_tls_is_one_wakeup(launch, measure, spaced_pings, newest_go):
     service = launch("tls", go=str(newest_go.go))
     with (
@@ -104,6 +108,7 @@ def test_every_spaced_ping_over_tls_is_one_wakeup(launch, measure, spaced_pings,
     assert_answered(m, N)
 
 
+@undisturbed
 def test_every_spaced_request_is_one_wakeup(launch, measure, parked, go_toolchain):
     service = launch("http", go=str(go_toolchain.go))
     with contextlib.closing(http.client.HTTPConnection(*service.address, timeout=20)) as client:
@@ -124,6 +129,7 @@ def get(client):
     return client.getresponse().read()
 
 
+@undisturbed
 def test_every_spaced_request_over_http2_is_one_wakeup(launch, measure, parked, newest_go):
     service = launch("http", "-tls", go=str(newest_go.go))
     with Http2(service.address) as client:
@@ -193,6 +199,7 @@ class Http2:
         return head[3], head[4], int.from_bytes(head[5:9], "big"), payload
 
 
+@undisturbed
 def test_sendfile_resolves_the_wakeups_of_its_target(launch, measure, parked, go_toolchain):
     requests, size = 20, 16 << 20  # more than the buffers of both sockets hold
     service = launch("sendfile", "-size", size, go=str(go_toolchain.go))
@@ -211,6 +218,7 @@ def test_sendfile_resolves_the_wakeups_of_its_target(launch, measure, parked, go
     assert_answered(m, requests)
 
 
+@undisturbed
 def test_a_proxy_that_splices_is_woken_by_both_of_its_sides(
     launch, measure, connect, spaced_pings, go_toolchain
 ):
@@ -225,6 +233,7 @@ def test_a_proxy_that_splices_is_woken_by_both_of_its_sides(
     assert_unanswered(m, N, "answered by a write of the same goroutine")
 
 
+@undisturbed
 def test_a_writer_that_waits_for_room_is_woken_productively(launch, measure, connect, newest_go):
     service = launch("echo", go=str(newest_go.go))
     connection = connect(service.address)
@@ -245,6 +254,7 @@ def test_a_writer_that_waits_for_room_is_woken_productively(launch, measure, con
     assert m.lost == 0
 
 
+@undisturbed
 def test_every_spaced_connection_wakes_the_listener_once_and_its_end_the_reader(
     launch, measure, parked, newest_go
 ):
@@ -264,6 +274,7 @@ def test_every_spaced_connection_wakes_the_listener_once_and_its_end_the_reader(
         assert_resolved(m)
 
 
+@undisturbed
 def test_dialing_wakes_at_most_once_and_each_answer_once(launch, measure, commands, newest_go):
     target = launch("echo", "-delay", "3ms", go=str(newest_go.go))
     service = launch("dial", "-target", f"127.0.0.1:{target.port}", go=str(newest_go.go))
@@ -275,6 +286,7 @@ def test_dialing_wakes_at_most_once_and_each_answer_once(launch, measure, comman
     assert_resolved(m)
 
 
+@undisturbed
 def test_every_connect_that_had_to_wait_is_one_wakeup(launch, measure, commands, parked, go_toolchain):
     with Unhurried() as target:
         service = launch("dial", "-together", "-target", target.address, go=str(go_toolchain.go))
@@ -326,6 +338,7 @@ class Unhurried:
             connection.sendall(byte)
 
 
+@undisturbed
 def test_expired_deadlines_are_not_network_wakeups(launch, measure, commands, newest_go):
     service = launch("deadline", go=str(newest_go.go))
     command = commands(service)
@@ -337,6 +350,7 @@ def test_expired_deadlines_are_not_network_wakeups(launch, measure, commands, ne
     assert (m.spurious_wakeups, m.stale_retries, m.lost) == (0, 0, 0)
 
 
+@undisturbed
 def test_readers_whose_connection_is_closed_leave_nothing_unresolved(launch, measure, commands, newest_go):
     service = launch("closer", go=str(newest_go.go))
     command = commands(service)
@@ -348,6 +362,7 @@ def test_readers_whose_connection_is_closed_leave_nothing_unresolved(launch, mea
     assert (m.stale_retries, m.lost) == (0, 0)
 
 
+@undisturbed
 def test_a_pending_wakeup_is_not_charged_to_the_next_user_of_the_descriptor(
     launch, measure, commands, newest_go
 ):

@@ -14,12 +14,14 @@ from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.options import Config
 from pytest_netpoll.service.factory import ServiceFactory
+from tests.waiting import undisturbed
 
 SERVICES = Path(__file__).parent / "services"
 PATIENCE = 1.0  # s, at most
 
 
 @pytest.mark.parametrize("name", ["echo", "dup"])
+@undisturbed
 def test_laps_count_everything_exactly_once(launch, meter, measure, connect, spaced_pings, newest_go, name):
     """Pings go on all the time; a window around all laps has the true number."""
     server = launch(name, go=str(newest_go.go))
@@ -54,6 +56,7 @@ def polls(snapshot):
     return {name: count for name, count in snapshot.counters.items() if name.endswith("polls")}
 
 
+@undisturbed
 def test_each_lap_reports_only_its_own_offenders(launch, meter, connect, spaced_pings, newest_go):
     server = launch("dup", go=str(newest_go.go))
     connection = connect(server.address)
@@ -67,6 +70,7 @@ def test_each_lap_reports_only_its_own_offenders(launch, meter, connect, spaced_
     meter.close(window, [server])
 
 
+@undisturbed
 def test_stacks_of_former_laps_make_room(launch, meter, connect, spaced_pings, newest_go):
     server = launch("paths", go=str(newest_go.go))
     connection = connect(server.address)

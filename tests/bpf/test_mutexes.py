@@ -7,6 +7,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
+from tests.waiting import undisturbed
+
 ROUNDS = 12
 
 
@@ -33,6 +35,7 @@ def places(m, offence, **wanted):
     }
 
 
+@undisturbed
 def test_waits_for_mutexes_are_what_their_goroutines_timed_and_have_their_lines(
     launch, measure, go_toolchain
 ):
@@ -64,6 +67,7 @@ def test_waits_for_mutexes_are_what_their_goroutines_timed_and_have_their_lines(
     assert found["main.read"].lock == "sync.RWMutex.RLock"
 
 
+@undisturbed
 def test_a_deadlock_is_measured_while_it_lasts_and_other_waits_are_none(launch, measure, meter, newest_go):
     service = launch("locks", "-goroutines", 3000, go=str(newest_go.go))
     with measure(["mutex"]) as healthy:

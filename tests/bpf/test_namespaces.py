@@ -16,6 +16,7 @@ import pytest
 
 from pytest_netpoll.meter import privilege
 from pytest_netpoll.service.listeners import listeners_of
+from tests.waiting import undisturbed
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("nsenter"),
@@ -69,7 +70,7 @@ def foreign_container(container):
         def foreign_container(name, port):
             outside = stack.enter_context(subprocess.Popen(container(name, port)))
             stack.callback(outside.kill)
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while time.monotonic() < deadline:
                 with contextlib.suppress(StopIteration, psutil.NoSuchProcess):
                     process = descendant_named(outside.pid, name)
@@ -114,6 +115,7 @@ fall_asleep({pid})
 """
 
 
+@undisturbed
 def test_a_service_in_its_own_namespaces_is_counted_from_outside(contained, measure, inside):
     service, process = contained("echo")
     assert not Path(process.exe()).exists(), "or this proves nothing"
@@ -121,7 +123,7 @@ def test_a_service_in_its_own_namespaces_is_counted_from_outside(contained, meas
         inside(process, PINGS, port=service.port, count=101)
     m = stretch(service)
     # Besides the pings, there are the accept and the end.
-    assert m.productive_wakeups == pytest.approx(103, abs=1)
+    assert m.productive_wakeups == pytest.approx(103, abs=2)
     assert (m.spurious_wakeups, m.lost) == (0, 0)
 
 
@@ -135,7 +137,7 @@ def test_a_service_in_its_own_namespaces_is_found_and_watched(
     assert (service.pid, service.go_version is not None, service.port) == (process.pid, True, port)
     with measure() as stretch:
         inside(process, PINGS, port=service.port, count=101)
-    assert stretch(service).productive_wakeups == pytest.approx(103, abs=1)
+    assert stretch(service).productive_wakeups == pytest.approx(103, abs=2)
 
 
 def test_a_part_of_a_service_is_not_counted_twice(contained, factory, meter):
@@ -146,6 +148,7 @@ def test_a_part_of_a_service_is_not_counted_twice(contained, factory, meter):
     assert f"already watched, as a child of process {whole.pid}" in of_part.unmeasured
 
 
+@undisturbed
 def test_the_line_woken_for_nothing_is_found_in_another_mount_namespace(contained, measure, inside):
     service, process = contained("dup")
     with measure() as stretch:
@@ -227,6 +230,7 @@ def run_inside(tmp_path, built, newest_go):
 @pytest.mark.parametrize(
     "netns", [(), ("--net", "--mount", "sh", "-c", 'ip link set lo up; exec "$@"', "sh")]
 )
+@undisturbed
 def test_pytest_and_agent_inside_a_pid_namespace_count_exactly(run_inside, netns):
     result, tests = run_inside("--mount-proc", *netns)
     assert result.returncode == 0, result.stdout

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.bpf.conftest import fds_at_rest
-from tests.waiting import attempts, patiently
+from tests.waiting import attempts, patiently, undisturbed
 
 # The kernel keeps the counts of the last 8 cuts (BANKS); each window is two.
 MORE_THAN_THE_BANKS_HOLD = 12
@@ -26,6 +26,7 @@ def pinged(launch, connect, newest_go):
 
 
 @pytest.mark.parametrize("inner_windows", [1, 3, 4, 5, MORE_THAN_THE_BANKS_HOLD])
+@undisturbed
 def test_a_window_counts_what_the_windows_inside_it_count(pinged, measure, spaced_pings, inner_windows):
     server, connection = pinged
     inner = []
@@ -43,6 +44,7 @@ def test_a_window_counts_what_the_windows_inside_it_count(pinged, measure, space
     assert m.pending_wakeups == 0
 
 
+@undisturbed
 def test_events_between_the_inner_windows_count_only_for_the_outer_one(pinged, measure, spaced_pings):
     server, connection = pinged
     with measure() as outer:
@@ -55,6 +57,7 @@ def test_events_between_the_inner_windows_count_only_for_the_outer_one(pinged, m
     assert outer(server).wakeups == 6 * MORE_THAN_THE_BANKS_HOLD
 
 
+@undisturbed
 def test_windows_four_deep_each_count_from_their_own_opening(pinged, measure, spaced_pings):
     server, connection = pinged
     with measure() as first:
@@ -72,6 +75,7 @@ def test_windows_four_deep_each_count_from_their_own_opening(pinged, measure, sp
 
 
 @pytest.mark.parametrize("windows_between", [0, MORE_THAN_THE_BANKS_HOLD])
+@undisturbed
 def test_windows_may_overlap(pinged, meter, measure, spaced_pings, windows_between):
     server, connection = pinged
     a = meter.open()
@@ -89,11 +93,12 @@ def test_windows_may_overlap(pinged, meter, measure, spaced_pings, windows_betwe
     assert measured_b.unmeasured is None
 
 
+@undisturbed
 def test_wakeups_resolved_many_windows_later_count_in_the_window_that_woke_them(
     factory, meter, measure, command, newest_go, tmp_path
 ):
     """A starved service: all its readers are woken one by one, and none of them runs until the end."""
-    release = tmp_path / "release"
+    release = tmp_path / f"release-{time.monotonic_ns()}"
     starved = factory(
         "./hog",
         args=["-addr", "127.0.0.1:{port}", "-until", release],
@@ -137,6 +142,7 @@ def test_wakeups_resolved_many_windows_later_count_in_the_window_that_woke_them(
     assert m.latency_max > held / 2 * 1e9
 
 
+@undisturbed
 def test_only_the_window_beyond_the_limit_is_unmeasured(pinged, meter, spaced_pings):
     server, connection = pinged
     windows = []
@@ -219,6 +225,7 @@ def test_a_thousand_windows_over_5000_connections_in_use_lose_and_leak_nothing(
     assert after - before < 2 << 20
 
 
+@undisturbed
 def test_a_closed_window_leaves_nothing_in_the_kernel(pinged, measure, spaced_pings):
     server, connection = pinged
     with measure() as busy:

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import collections
 import socket
+import time
 
 import pytest
 
-from tests.waiting import patiently
+from tests.waiting import patiently, undisturbed
 
 PINGS = 20
 
@@ -48,6 +49,7 @@ def spurious(measure, spaced_pings, parked):
     ],
     ids=["ipv4", "ipv6", "mapped"],
 )
+@undisturbed
 def test_a_connection_is_named_even_if_it_was_closed_before_the_window(
     factory, spurious, parked, newest_go, listen, family, host
 ):
@@ -64,6 +66,7 @@ def connects(family, end):
         return probe.connect_ex(end) == 0
 
 
+@undisturbed
 def test_a_descriptor_that_was_two_connections_names_neither_for_both(launch, spurious, newest_go):
     service = launch("dup", go=str(newest_go.go))
     end = (socket.AF_INET, service.address)
@@ -74,8 +77,9 @@ def test_a_descriptor_that_was_two_connections_names_neither_for_both(launch, sp
     assert sum(named) <= m.spurious_wakeups / 2
 
 
+@undisturbed
 def test_late_readers_of_other_kinds_are_named(launch, measure, connect, spaced_pings, newest_go, tmp_path):
-    path = str(tmp_path / "socket")
+    path = str(tmp_path / f"socket-{time.monotonic_ns()}")
     service = launch("unix", "-path", path, go=str(newest_go.go))
     with measure() as stretch:
         spaced_pings(connect(path), PINGS)
@@ -83,6 +87,7 @@ def test_late_readers_of_other_kinds_are_named(launch, measure, connect, spaced_
     assert kinds == {("unix", path, None)}
 
 
+@undisturbed
 def test_a_listener_is_distinguished_from_its_connections(
     launch, measure, connect, parked, spaced_pings, newest_go
 ):
@@ -96,6 +101,7 @@ def test_a_listener_is_distinguished_from_its_connections(
     assert kinds["tcp"].peer is not None
 
 
+@undisturbed
 def test_sent_datagrams_are_unclaimed_events_whose_socket_is_named(launch, meter, parked, newest_go):
     service = launch("udp", go=str(newest_go.go))
     found = {}
@@ -123,6 +129,7 @@ def test_sent_datagrams_are_unclaimed_events_whose_socket_is_named(launch, meter
     assert counts["write"] >= PINGS
 
 
+@undisturbed
 def test_nearly_all_stacks_find_room_window_after_window(launch, measure, connect, spaced_pings, newest_go):
     """Some share a slot in the kernel's map, by their hash; but none from former windows has one."""
     service = launch("paths", go=str(newest_go.go))

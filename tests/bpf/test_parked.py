@@ -16,14 +16,19 @@ import pytest
 
 from pytest_netpoll.model.metrics import PARKED_METRICS
 from tests.bpf.conftest import SERVICES
-from tests.waiting import fall_asleep, suspend
+from tests.waiting import fall_asleep, suspend, undisturbed
 
 STRIPPED = ["-ldflags=-s -w"]
 
 
 @pytest.fixture
-def keep(launch, newest_go):
-    return launch("keep", go=str(newest_go.go), build_flags=STRIPPED)
+def keep(start_keep):
+    return start_keep()
+
+
+@pytest.fixture
+def start_keep(launch, newest_go):
+    return lambda: launch("keep", go=str(newest_go.go), build_flags=STRIPPED)
 
 
 @pytest.fixture
@@ -55,6 +60,7 @@ def group(m, function):
     return found
 
 
+@undisturbed
 def test_growth_counts_the_stacks_that_grew(launch, client, held, go_toolchain):
     service = launch("keep", go=str(go_toolchain.go), build_flags=STRIPPED)
     idle = [client(service, "idle") for _ in range(10)]
@@ -78,7 +84,9 @@ def test_growth_counts_the_stacks_that_grew(launch, client, held, go_toolchain):
     assert (m.abandoned_descriptors, m.stuck_goroutines) == (0, 0)
 
 
-def test_descriptors_are_abandoned_once_their_peers_are_gone(keep, client, held):
+@undisturbed
+def test_descriptors_are_abandoned_once_their_peers_are_gone(start_keep, client, held):
+    keep = start_keep()
     before = client(keep, "channel")
     before.close()
     with held(keep) as found:
@@ -96,7 +104,9 @@ def test_descriptors_are_abandoned_once_their_peers_are_gone(keep, client, held)
     assert (set(kept.peers), kept.count, kept.stack) == (ends, 0, ())
 
 
-def test_only_a_goroutine_that_ignores_reported_data_is_stuck(keep, client, held):
+@undisturbed
+def test_only_a_goroutine_that_ignores_reported_data_is_stuck(start_keep, client, held):
+    keep = start_keep()
     stuck, low = client(keep, "stuck"), client(keep, "low 100")
     with held(keep) as found:
         stuck.sendall(b"hello")
@@ -109,7 +119,9 @@ def test_only_a_goroutine_that_ignores_reported_data_is_stuck(keep, client, held
     assert m.parked_growth == 0
 
 
-def test_a_goroutine_that_could_not_run_yet_is_undecided(keep, client, held):
+@undisturbed
+def test_a_goroutine_that_could_not_run_yet_is_undecided(start_keep, client, held):
+    keep = start_keep()
     connection = client(keep, "idle")
     fall_asleep(keep.pid)  # its reader is parked
     suspend(keep.pid)
@@ -124,7 +136,11 @@ def test_a_goroutine_that_could_not_run_yet_is_undecided(keep, client, held):
     assert m.parked_growth == 0
 
 
-def test_clients_that_come_just_before_a_window_and_go_just_before_its_end_leave_nothing(keep, client, held):
+@undisturbed
+def test_clients_that_come_just_before_a_window_and_go_just_before_its_end_leave_nothing(
+    start_keep, client, held
+):
+    keep = start_keep()
     for _ in range(5):
         # The service has not accepted it yet.
         with socket.create_connection(keep.address), held(keep) as found:
@@ -151,11 +167,16 @@ def test_parked_goroutines_of_an_ended_service_are_unknown(keep, client, meter):
         assert "had ended when the window closed" in m.absent[name].what
 
 
-def test_children_that_come_and_go_have_nobody_parked(keep, client, meter, held):
-    with held(keep) as found:
-        client(keep, "exec")
-        for _ in range(20):
-            assert len(meter.parked(keep)) == 1  # in main, for the listener
+@undisturbed
+def test_children_that_come_and_go_have_nobody_parked(start_keep, client, meter, held):
+    keep = start_keep()
+    try:
+        with held(keep) as found:
+            client(keep, "exec")
+            for _ in range(20):
+                assert len(meter.parked(keep)) == 1  # in main, for the listener
+    finally:
+        keep.stop()
     (m,) = found
     assert (m.parked_growth, m.stuck_goroutines) == (0, 0)
 
@@ -166,8 +187,11 @@ def test_parked_goroutines_are_read_only_on_request(keep, meter):
     assert groups(m) == []
 
 
-def test_a_dump_shows_the_goroutines_of_a_process_by_stack(keep, client, newest_go):
+@undisturbed
+def test_a_dump_shows_the_goroutines_of_a_process_by_stack(start_keep, client, newest_go):
+    keep = start_keep()
     one = client(keep, "upstream")
+    fall_asleep(keep.pid)  # all its goroutines are parked
     number = f"127.0.0.1:{one.getsockname()[1]}"
     command = [sys.executable, "-m", "pytest_netpoll", "dump", "--port", str(keep.port)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=600)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pytest_netpoll.service import service
-from tests.waiting import attempts
+from tests.waiting import attempts, undisturbed
 
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 
@@ -44,6 +44,7 @@ def start_with_pid(monkeypatch):
 
 @pytest.mark.alone
 @pytest.mark.skipif(not os.access(LAST_PID, os.W_OK), reason="pids cannot be chosen here")
+@undisturbed
 def test_a_service_that_gets_its_former_pid_in_the_window_counts_once(
     launch, measure, connect, spaced_pings, start_with_pid, newest_go
 ):

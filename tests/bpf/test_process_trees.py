@@ -15,7 +15,7 @@ import pytest
 from pytest_netpoll.gobinary.symbols import Symbolizer
 from pytest_netpoll.meter.meter import Meter
 from pytest_netpoll.options import Config
-from tests.waiting import patiently
+from tests.waiting import patiently, undisturbed
 
 
 def alive(process):
@@ -56,6 +56,7 @@ def meter_for():
         yield meter_for
 
 
+@undisturbed
 def test_the_children_of_a_prefork_server_are_summed(launch, measure, connect, spaced_pings, newest_go):
     server = launch("prefork", "-n", "4", go=str(newest_go.go))
     children = psutil.Process(server.pid).children()
@@ -99,6 +100,7 @@ def test_programs_that_are_not_go_have_nothing_to_lose(launch, measure, commands
     assert stretch(service).dispatches is not None
 
 
+@undisturbed
 def test_a_shell_that_execs_the_service_is_measured_as_the_service(
     shell, built, measure, connect, spaced_pings, newest_go
 ):
@@ -109,6 +111,7 @@ def test_a_shell_that_execs_the_service_is_measured_as_the_service(
     assert stretch(server).productive_wakeups == pytest.approx(100, abs=1)
 
 
+@undisturbed
 def test_a_shell_that_forks_the_service_is_measured_with_it(
     shell, built, measure, connect, spaced_pings, newest_go
 ):
@@ -172,6 +175,7 @@ def test_a_child_that_dies_in_the_window_keeps_its_numbers(two_stage, measure, c
     assert alive(first)
 
 
+@undisturbed
 def test_many_short_lived_children_find_a_slot_each(launch, measure, commands, go_toolchain):
     service = launch("forker", go=str(go_toolchain.go))
     command = commands(service)
@@ -181,6 +185,7 @@ def test_many_short_lived_children_find_a_slot_each(launch, measure, commands, g
     assert (m.wakeups, m.productive_wakeups, m.lost) == (1, 1, 0)
 
 
+@undisturbed
 def test_the_short_lived_children_of_a_shell_find_a_slot_each(
     shell, built, measure, connect, spaced_pings, newest_go
 ):
@@ -195,6 +200,7 @@ def test_the_short_lived_children_of_a_shell_find_a_slot_each(
     assert m.lost == 0
 
 
+@undisturbed
 def test_a_service_that_replaces_itself_from_another_thread_stays_watched(
     launch, measure, connect, parked, spaced_pings, go_toolchain
 ):
@@ -223,6 +229,7 @@ def test_a_service_that_replaces_itself_from_another_thread_stays_watched(
     assert stretch(service).dispatches == pytest.approx(50, abs=20)
 
 
+@undisturbed
 def test_a_gateway_and_its_backend_have_numbers_of_their_own(
     launch, measure, connect, spaced_pings, newest_go
 ):
@@ -236,6 +243,7 @@ def test_a_gateway_and_its_backend_have_numbers_of_their_own(
     assert stretch(gateway).spurious_wakeups == stretch(backend).spurious_wakeups == 0
 
 
+@undisturbed
 def test_a_service_restarted_between_windows_is_measured_as_before(
     launch, measure, connect, spaced_pings, newest_go
 ):
@@ -250,6 +258,7 @@ def test_a_service_restarted_between_windows_is_measured_as_before(
         assert service.pid != pid
 
 
+@undisturbed
 def test_a_service_restarted_in_the_window_counts_both_processes(
     launch, measure, connect, spaced_pings, newest_go
 ):
@@ -311,6 +320,7 @@ def test_a_process_refused_for_lack_of_room_takes_none(launch, factory, meter_fo
     assert m.unmeasured is None
 
 
+@undisturbed
 def test_the_cpu_time_of_threads_that_have_ended_is_kept(launch, measure, newest_go):
     service = launch("threads", go=str(newest_go.go))
     with (

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from pytest_netpoll.cli.watch import prometheus
-from tests.waiting import attempts
+from tests.waiting import attempts, undisturbed
 
 # Debian's package prometheus has it; .ci/setup puts it there.
 UNPACKED = Path(__file__).parents[2] / ".tools" / "prometheus" / "usr" / "bin" / "promtool"
@@ -44,8 +44,13 @@ def promtool(*arguments: str | Path, cwd: Path | None = None, text: str | None =
 
 
 @pytest.fixture
+def scrape(launch, connect, spaced_pings, newest_go):
+    """scrape(): (the exposition after 100 pings to a service that wakes two readers each time, the address
+    bound, the summary)"""
+    return lambda: scraped(launch, connect, spaced_pings, newest_go)
+
+
 def scraped(launch, connect, spaced_pings, newest_go):
-    """(the exposition after 100 pings to a service that wakes two readers each time, the address bound)"""
     server = launch("dup", go=str(newest_go.go))
     connection = connect(server.address)
     command = [sys.executable, "-m", "pytest_netpoll", "watch", "--pid", str(server.pid)]
@@ -75,8 +80,9 @@ def value(text: str, name: str) -> float:
     return float(found[1]) if found else 0.0
 
 
-def test_scraped_metrics_match_what_the_service_did(scraped):
-    text, url, summary = scraped
+@undisturbed
+def test_scraped_metrics_match_what_the_service_did(scrape):
+    text, url, summary = scrape()
     assert url.startswith("http://127.0.0.1:"), "not reachable from elsewhere unless requested"
     assert value(text, "netpoll_wakeups_total") == pytest.approx(200, abs=4)
     assert value(text, "netpoll_spurious_wakeups_total") == pytest.approx(100, abs=4)

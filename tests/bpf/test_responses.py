@@ -143,6 +143,7 @@ def line_of(code):
     return 1 + next(i for i, line in enumerate(MAIN.read_text().splitlines()) if code in line)
 
 
+@undisturbed
 def test_the_slowest_answers_are_named_with_their_parts_and_their_lines(launch, measure, newest_go):
     service = launch("answer", "-handle", "20ms", go=str(newest_go.go))
     with Client(service.address) as client:
@@ -243,6 +244,7 @@ def test_a_connection_waits_for_a_busy_acceptor_and_so_does_its_first_request(la
     assert m.latency_max is None or m.latency_max < 100 * MS
 
 
+@undisturbed
 def test_unread_data_counts_with_its_age(launch, measure, newest_go):
     service = launch("answer", "-accept", "60s", go=str(newest_go.go))
     with Client(service.address) as first:
@@ -260,8 +262,9 @@ def test_unread_data_counts_with_its_age(launch, measure, newest_go):
 
 
 @pytest.mark.parametrize("family", ["tcp", "unix"])
+@undisturbed
 def test_pipelined_requests_wait_since_their_arrival(launch, measure, tmp_path, newest_go, family):
-    path = str(tmp_path / "socket")
+    path = str(tmp_path / f"socket-{time.monotonic_ns()}")
     service = launch("answer", "-handle", "40ms", "-path", path, go=str(newest_go.go))
     with Client(path if family == "unix" else service.address) as client:
         client.ask()
@@ -282,6 +285,7 @@ def test_pipelined_requests_wait_since_their_arrival(launch, measure, tmp_path, 
         assert percentile(m.snapshot.delays["queue_delay"].histogram, (i + 1) / 4) >= 0.96 * ns
 
 
+@undisturbed
 def test_merged_arrivals_are_never_reported_as_too_long(launch, measure, newest_go):
     service = launch("answer", "-handle", "10ms", go=str(newest_go.go))
     with Client(service.address) as client:
@@ -303,6 +307,7 @@ def test_merged_arrivals_are_never_reported_as_too_long(launch, measure, newest_
     assert m.response_max > 150 * MS
 
 
+@undisturbed
 def test_answers_by_another_goroutine_are_not_responses(launch, measure, newest_go):
     service = launch("answer", "-writer", "-handle", "2ms", go=str(newest_go.go))
     with Client(service.address) as client, measure() as stretch:
@@ -315,6 +320,7 @@ def test_answers_by_another_goroutine_are_not_responses(launch, measure, newest_
     assert m.queue_delay_p50 is not None
 
 
+@undisturbed
 def test_connections_that_the_service_dialed_have_no_responses(launch, factory, measure, newest_go):
     """After reading a backend's answer it writes the next request, which may be any time later."""
     backend = factory(
@@ -332,6 +338,7 @@ def test_connections_that_the_service_dialed_have_no_responses(launch, factory, 
     assert count(stretch(backend), "response") == 20
 
 
+@undisturbed
 def test_peeking_takes_nothing(launch, measure, newest_go):
     service = launch("answer", "-peek", "10ms", go=str(newest_go.go))
     with Client(service.address) as client:
@@ -353,6 +360,7 @@ def test_peeking_takes_nothing(launch, measure, newest_go):
     assert parts.run > 0.5 * parts.total > parts.handling
 
 
+@undisturbed
 def test_sockets_older_than_the_probe_are_measured_from_their_first_data_on(factory, new_meter, newest_go):
     def start(name, *args):
         return factory(
@@ -384,6 +392,7 @@ def test_sockets_older_than_the_probe_are_measured_from_their_first_data_on(fact
     assert m.response_p50 >= 5 * MS
 
 
+@undisturbed
 def test_a_connection_that_is_busy_while_the_probe_comes_has_responses(factory, new_meter, newest_go):
     service = factory("./echo", args=["-addr", "127.0.0.1:{port}"], ready="tcp", go=str(newest_go.go))
     meter, stop = new_meter(response="on"), threading.Event()
@@ -409,13 +418,14 @@ def test_a_connection_that_is_busy_while_the_probe_comes_has_responses(factory, 
     assert count(m, "response") >= 18  # the first and the last may be on their way
 
 
+@undisturbed
 def test_sockets_in_the_memory_of_an_ended_services_listener_are_not_listeners(
     launch, measure, tmp_path, newest_go
 ):
     """A client's may be: its answers aren't connections."""
-    for number in range(8):
-        launch("answer", "-path", str(tmp_path / str(number)), go=str(newest_go.go)).stop()
-    path = str(tmp_path / "socket")
+    for _ in range(8):
+        launch("answer", "-path", str(tmp_path / str(time.monotonic_ns())), go=str(newest_go.go)).stop()
+    path = str(tmp_path / f"socket-{time.monotonic_ns()}")
     service = launch("answer", "-handle", "20ms", "-path", path, go=str(newest_go.go))
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(Client(path)) for _ in range(100)]

@@ -20,7 +20,7 @@ from pytest_netpoll.model.rules.scheduling import LEAST_HELD
 from pytest_netpoll.model.rules.timers import TIMER_RATE
 from tests.bpf.test_diagnosis import ONE_CPU, ask_all, connected
 from tests.cpu_time import before_others, burners, until_fed
-from tests.waiting import attempts, fall_asleep, suspend
+from tests.waiting import attempts, fall_asleep, suspend, undisturbed
 
 SERVER = Path(__file__).parents[2] / "example_project" / "server"
 # The evidence that forbidden rules ask for.
@@ -89,6 +89,7 @@ def udp_pings(service, count=50):
             fall_asleep(service.pid)  # its reader has parked again
 
 
+@undisturbed
 def test_unread_timestamps_are_not_a_second_reader(causes, broken):
     service, read = causes("errqueue"), causes("errread")
     # Who reads them is woken all the same, unless nobody waits on that socket.
@@ -116,6 +117,7 @@ def damaged(service, count):
         fall_asleep(service.pid)
 
 
+@undisturbed
 def test_damaged_datagrams_are_not_a_second_reader(causes, broken):
     service = causes("plain")
     m, found = broken(service, lambda: damaged(service, 50))
@@ -125,6 +127,7 @@ def test_damaged_datagrams_are_not_a_second_reader(causes, broken):
     assert function(found["NP107"]).startswith("main.echo.")
 
 
+@undisturbed
 def test_damaged_datagrams_are_known_of_a_service_that_starts_meanwhile(causes, meter):
     window = meter.open(offences=EVIDENCE)
     service = causes("plain")
@@ -134,12 +137,14 @@ def test_damaged_datagrams_are_known_of_a_service_that_starts_meanwhile(causes, 
     assert m.snapshot.dropped_datagrams >= 20
 
 
+@undisturbed
 def test_senders_that_wait_for_room_are_not_a_second_reader(told):
     m, finding = told("unixgram", 300, "NP104", enough=lambda m: m.spurious_wakeups > 100)
     assert finding.proof.count == m.spurious_wakeups
     assert function(finding).startswith("main.unixgram.")
 
 
+@undisturbed
 def test_a_refusal_that_another_call_got_is_not_a_second_reader(told):
     m, finding = told("refused", 200, "NP106", enough=lambda m: m.spurious_wakeups >= 50)
     assert finding.proof.count == m.spurious_wakeups
@@ -158,6 +163,7 @@ def test_a_refusal_that_another_call_got_is_not_a_second_reader(told):
         ("reopen", None, None),
     ],
 )
+@undisturbed
 def test_each_loop_that_spins_on_a_call_breaks_its_rule(
     launch, commands, broken, newest_go, kind, code, outcome
 ):
@@ -176,6 +182,7 @@ def test_each_loop_that_spins_on_a_call_breaks_its_rule(
 
 
 @pytest.mark.parametrize("kind", ["eof", "error"])
+@undisturbed
 def test_a_call_that_fails_for_each_request_is_no_loop(launch, broken, newest_go, kind):
     service = launch("io", "-do", kind, go=str(newest_go.go))
     for _ in attempts():
@@ -187,12 +194,14 @@ def test_a_call_that_fails_for_each_request_is_no_loop(launch, broken, newest_go
     assert m.futile_calls >= LEAST_FUTILE
 
 
+@undisturbed
 def test_a_busy_loop_is_distinguished_from_a_computation(told):
     _, finding = told("select", 300, "NP204", cpu=0.3)
     assert function(finding) in ("main.look", "main.main.func2")  # which the compiler may inline
     told("compute", 300, cpu=0.3)
 
 
+@undisturbed
 def test_a_computation_that_checks_now_and_then_is_no_loop(causes, commands, broken):
     service = causes("cancel")
     command = commands(service)
@@ -205,6 +214,7 @@ def test_a_computation_that_checks_now_and_then_is_no_loop(causes, commands, bro
 
 
 @pytest.mark.parametrize(("do", "place"), [("hub", "main.broadcast"), ("pipeline", "main.drain")])
+@undisturbed
 def test_checks_that_find_something_are_no_busy_loop(causes, commands, broken, do, place):
     service = causes(do)
     command = commands(service)
@@ -219,6 +229,7 @@ def test_checks_that_find_something_are_no_busy_loop(causes, commands, broken, d
     assert used * m.cpu_seconds >= LEAST_BURNT * m.window_seconds
 
 
+@undisturbed
 def test_a_stream_that_timers_send_is_no_churn(causes, commands, broken):
     service = causes("pacer")
     command = commands(service)
@@ -231,11 +242,13 @@ def test_a_stream_that_timers_send_is_no_churn(causes, commands, broken):
     assert ended >= TIMER_RATE * m.window_seconds
 
 
+@undisturbed
 def test_garbage_collection_is_distinguished_from_the_programs_own_work(told):
     _, finding = told("gc", 300, "NP407", cpu=0.5)
     assert function(finding) == "main.allocate"
 
 
+@undisturbed
 def test_small_reads_are_distinguished_from_many_reads(factory, causes, broken):
     args = ["-addr", "127.0.0.1:{port}", "-fault", "unbuffered"]
     service = factory(str(SERVER), args=args, name="unbuffered")
@@ -262,6 +275,7 @@ def test_small_reads_are_distinguished_from_many_reads(factory, causes, broken):
     assert found == {}
 
 
+@undisturbed
 def test_small_messages_that_come_while_it_is_busy_are_no_small_reads(causes, broken):
     service = causes("late")
     count = 5 * LEAST_READS  # the reads are sampled
@@ -288,6 +302,7 @@ def few_of_many(service, visits=8):
             ask_all(clients, b"0\n", b"done\n")
 
 
+@undisturbed
 def test_two_acceptors_of_one_listener_are_told_from_two_that_met_a_few_times(causes, broken):
     for act, expected in ((lambda s: visit(s, 40), {"NP102"}), (few_of_many, set())):
         for _ in attempts():
@@ -312,6 +327,7 @@ def pings(service, count=60, pause=0.002, message=b"0\n"):
             time.sleep(pause)  # their reader has parked again
 
 
+@undisturbed
 def test_idle_connections_that_are_closed_are_no_churn(causes, commands, broken):
     service = causes("evict")
     command = commands(service)
@@ -322,10 +338,12 @@ def test_idle_connections_that_are_closed_are_no_churn(causes, commands, broken)
 
 
 @pytest.mark.parametrize(("do", "n"), [("packets", 400), ("free", 1)])
+@undisturbed
 def test_what_looks_like_many_small_reads_or_gc_pressure_is_neither(told, do, n):
     told(do, n)
 
 
+@undisturbed
 def test_a_loop_that_never_waits_has_no_stale_readiness(causes, broken):
     service = causes("nonblock")
     for _ in attempts():
@@ -336,6 +354,7 @@ def test_a_loop_that_never_waits_has_no_stale_readiness(causes, broken):
     assert function(found["NP201"]).startswith("main.nonblock")
 
 
+@undisturbed
 def test_polls_by_the_monitor_alone_are_diagnosed(causes, broken):
     service = causes("yield", env={"GOMAXPROCS": "1"})
     for _ in attempts():
@@ -348,6 +367,7 @@ def test_polls_by_the_monitor_alone_are_diagnosed(causes, broken):
     assert m.blocking_polls <= m.polls / 20
 
 
+@undisturbed
 def test_more_ps_than_cpus_are_distinguished_from_as_much_work_on_one(factory, built, broken, newest_go):
     causes = built("causes", str(newest_go.go))
     on_cpu = ["taskset", "-c", str(min(os.sched_getaffinity(0)))]
@@ -366,6 +386,7 @@ def test_more_ps_than_cpus_are_distinguished_from_as_much_work_on_one(factory, b
     assert m.run_delay_seconds + m.cpu_seconds > 4 * m.window_seconds
 
 
+@undisturbed
 def test_more_ps_than_cpus_are_proven_behind_a_wrapper_after_the_test_has_stopped_it(
     factory, built, meter, newest_go
 ):
@@ -409,6 +430,7 @@ def steadily(service):
             time.sleep(max(0.0, began + (i + 1) * 0.01 - time.monotonic()))
 
 
+@undisturbed
 def test_more_messages_than_it_can_handle_are_no_starvation(launch, broken):
     service = launch("echo", "-work", "200", env={"GOMAXPROCS": "1"})
     for _ in attempts():
@@ -420,6 +442,7 @@ def test_more_messages_than_it_can_handle_are_no_starvation(launch, broken):
     assert m.latency_p50 > 5e6
 
 
+@undisturbed
 def test_readers_that_wait_before_they_read_are_not_starved(causes, broken):
     service = causes("batch", env={"GOMAXPROCS": "2"})
     m, found = broken(service, lambda: until_fed(service.pid, 0.6, lambda: pings(service)))
@@ -428,6 +451,7 @@ def test_readers_that_wait_before_they_read_are_not_starved(causes, broken):
 
 
 @pytest.mark.parametrize(("ps", "work", "others", "act"), [(8, 150, 1, bursts), (1, 600, 6, steadily)])
+@undisturbed
 def test_a_service_that_others_keep_from_running_has_enough_ps_and_not_too_many(
     factory, built, broken, ps, work, others, act
 ):
@@ -466,6 +490,7 @@ def ask(service, count, n=0, at_once=False):
 @pytest.mark.parametrize(
     ("do", "expected"), [("locked", {"NP405"}), ("worker", {"NP405"}), ("plain", set()), ("beside", set())]
 )
+@undisturbed
 def test_goroutines_locked_to_threads_are_distinguished_from_others(causes, broken, do, expected):
     service = causes(do)
     for _ in attempts():
@@ -482,6 +507,7 @@ def test_goroutines_locked_to_threads_are_distinguished_from_others(causes, brok
         assert all(o.locked for o in found["NP405"].proof.evidence)
 
 
+@undisturbed
 def test_answers_that_nagle_holds_back_are_distinguished_from_slow_ones(causes, broken):
     nagle, nodelay = causes("nagle"), causes("nodelay")
     for _ in attempts():  # a client that takes long to ask again acknowledges at once
@@ -506,6 +532,7 @@ def test_answers_that_nagle_holds_back_are_distinguished_from_slow_ones(causes, 
     assert found == {}
 
 
+@undisturbed
 def test_a_write_held_back_in_one_window_is_not_reported_in_the_next(causes, broken):
     nagle = causes("nagle")
     with contextlib.ExitStack() as stack:
@@ -530,11 +557,13 @@ def test_a_write_held_back_in_one_window_is_not_reported_in_the_next(causes, bro
 
 
 @pytest.fixture
-def keep(launch, newest_go):
-    return launch("keep", go=str(newest_go.go))
+def start_keep(launch, newest_go):
+    return lambda: launch("keep", go=str(newest_go.go))
 
 
-def test_leaks_of_gone_clients_are_distinguished_from_clients_that_stay(keep, client, broken):
+@undisturbed
+def test_leaks_of_gone_clients_are_distinguished_from_clients_that_stay(start_keep, client, broken):
+    keep = start_keep()
     stay = []
 
     def come(how, leave):
@@ -571,7 +600,9 @@ def test_leaks_of_gone_clients_are_distinguished_from_clients_that_stay(keep, cl
     assert (m.parked_growth >= 4, found) == (True, {})
 
 
-def test_a_reader_that_ignores_data_is_distinguished_from_one_with_too_little(keep, client, broken):
+@undisturbed
+def test_a_reader_that_ignores_data_is_distinguished_from_one_with_too_little(start_keep, client, broken):
+    keep = start_keep()
     stuck, low, peek = client(keep, "stuck"), client(keep, "low 100"), client(keep, "peek 10")
     m, found = broken(keep, lambda: low.sendall(b"hello"))
     assert (m.stuck_goroutines, found) == (0, {})
@@ -587,7 +618,9 @@ def test_a_reader_that_ignores_data_is_distinguished_from_one_with_too_little(ke
     assert function(found["NP502"]) == "main.ignore"
 
 
-def test_a_service_that_could_not_read_yet_gets_no_diagnosis(keep, client, broken):
+@undisturbed
+def test_a_service_that_could_not_read_yet_gets_no_diagnosis(start_keep, client, broken):
+    keep = start_keep()
     gone = [client(keep, "idle") for _ in range(4)]
     reader = client(keep, "idle")
 

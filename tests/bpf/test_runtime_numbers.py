@@ -115,6 +115,7 @@ def test_lock_waits_match_the_runtimes_estimates(runtimes, go_minor):
     assert channel.runtime_lock_wait_seconds * 1e9 == pytest.approx(contended, rel=0.05, abs=1e6)
 
 
+@undisturbed
 def test_events_per_poll_are_those_that_were_ready_together(
     launch, measure, connect, spaced_pings, newest_go
 ):
@@ -192,6 +193,7 @@ def throttled(path):
     return int(found["nr_throttled"]), ns / 1e9
 
 
+@undisturbed
 def test_throttling_matches_the_kernels_numbers(launch, measure, newest_go, quota):
     service = launch("runtime", "-hogs", 2, go=str(newest_go.go))
     with measure() as free:

@@ -33,6 +33,7 @@ def test_the_longest_run_queue_is_measured(launch, measure, go_toolchain):
     assert stretch(server).runq_max == pytest.approx(200, rel=0.05)
 
 
+@undisturbed
 def test_an_idle_services_run_queue_is_empty(launch, measure, connect, newest_go):
     server = launch("echo", go=str(newest_go.go))
     connect(server.address)

@@ -8,9 +8,10 @@ import time
 
 import pytest
 
-from tests.waiting import fall_asleep
+from tests.waiting import fall_asleep, undisturbed
 
 
+@undisturbed
 def test_a_burst_is_in_its_interval(launch, measure, connect, spaced_pings):
     server = launch("echo")
     connection = connect(server.address)
@@ -34,6 +35,7 @@ def test_a_burst_is_in_its_interval(launch, measure, connect, spaced_pings):
     assert not any(point.wakeups for since, point in intervals if since >= end * 1000)
 
 
+@undisturbed
 def test_running_threads_are_distinguished_from_waiting_ones(factory, measure, command):
     idle, busy = (
         factory("./hog", name=name, args=["-addr", "127.0.0.1:{port}", "-spin"], ready="tcp")

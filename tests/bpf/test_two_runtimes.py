@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from tests.bpf.conftest import SERVICES
+from tests.waiting import undisturbed
 
 HOST = "import ctypes, signal, sys; [ctypes.CDLL(path) for path in sys.argv[1:]]; signal.pause()"
 
@@ -41,6 +42,7 @@ def host(factory):
     return host
 
 
+@undisturbed
 def test_one_runtime_in_a_library_is_measured(host, libraries, measure, connect, spaced_pings):
     server = host(libraries[0])
     connection = connect(server.address)

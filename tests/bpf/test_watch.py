@@ -21,7 +21,7 @@ import pytest
 from pytest_netpoll import __main__
 from pytest_netpoll.cli import doctor
 from pytest_netpoll.model.metrics import METRICS
-from tests.waiting import patiently
+from tests.waiting import patiently, undisturbed
 
 WATCH = [sys.executable, "-m", "pytest_netpoll", "watch"]
 
@@ -61,6 +61,7 @@ def lines(process: subprocess.Popen[str]) -> Iterator[dict]:
     return map(json.loads, process.stdout)
 
 
+@undisturbed
 def test_the_doctors_self_test_counts_its_23_wakeups_and_nothing_else(meter, go_toolchain, monkeypatch):
     monkeypatch.setenv("PATH", f"{go_toolchain.go.parent}:{os.environ['PATH']}")
     finding = doctor.self_test(meter)
@@ -80,6 +81,7 @@ def test_the_doctors_self_test_fails_if_the_numbers_differ(meter, newest_go, mon
     assert "23 times, counted wakeups 22, productive_wakeups 22" in finding.seen
 
 
+@undisturbed
 def test_the_intervals_add_up_to_what_the_process_did(watch, counting):
     """300 wakeups, over many intervals; and the summary is their sum."""
     process = watch("--interval", "200ms", "--json", "--", counting, "300")
@@ -113,6 +115,7 @@ def test_the_intervals_add_up_to_what_the_process_did(watch, counting):
     assert summary["window_seconds"] == pytest.approx(sum(i["window_seconds"] for i in intervals))
 
 
+@undisturbed
 def test_a_process_is_watched_by_its_pid_and_lives_on(watch, launch, connect, spaced_pings, newest_go):
     server = launch("dup", go=str(newest_go.go))
     connection = connect(server.address)
@@ -134,6 +137,7 @@ def test_a_process_is_watched_by_its_pid_and_lives_on(watch, launch, connect, sp
     assert server.running
 
 
+@undisturbed
 def test_plain_lines_are_printed_if_there_is_no_terminal(watch, launch, connect, spaced_pings, newest_go):
     server = launch("dup", go=str(newest_go.go))
     connection = connect(server.address)
@@ -238,6 +242,7 @@ def with_selftest(pid):
         return family if any("selftest" in p.name() for p in family) else None
 
 
+@undisturbed
 def test_watch_stops_after_the_duration(watch, counting):
     process = watch("--json", "--interval", "150ms", "--duration", "2s", "--", counting, "1")
     *intervals, summary = lines(process)

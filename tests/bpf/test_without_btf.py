@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pytest_netpoll.model.diagnosis import findings, unchecked
-from tests.waiting import patiently
+from tests.waiting import patiently, undisturbed
 
 PINGS = 200
 HERE = "127.0.0.9"  # where no other process takes the port in between
@@ -26,6 +26,7 @@ REFUSED = {"bpf/tracing.py": "def attach(program): raise OSError(22, 'Invalid ar
     ("lines", "kind", "follows"),
     [pytest.param(BLIND, "socket", False, id="no BTF"), pytest.param(REFUSED, "tcp", True, id="refused")],
 )
+@undisturbed
 def test_wakeups_are_counted_the_same_and_the_line_is_named(
     lacking, launch, connect, spaced_pings, newest_go, lines, kind, follows
 ):
@@ -141,6 +142,7 @@ def test_a_rejected_program_leaves_no_maps_in_the_kernel(lacking):
     assert TRACING not in kinds
 
 
+@undisturbed
 def test_a_program_exec_ed_in_place_of_another_is_measured_as_itself(
     lacking, launch, built, factory, connect, spaced_pings, newest_go
 ):

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tests.bpf.conftest import SERVICES
+from tests.waiting import undisturbed
 
 STRIPPED = ["-ldflags=-s -w"]
 CHANGES = 60
@@ -42,6 +43,7 @@ def names(stack):
 
 
 @pytest.mark.parametrize("limit", ["wakeups", "polls"])
+@undisturbed
 def test_the_woken_reader_is_named_with_its_descriptor(watcher, change, meter, limit):
     window = meter.open(limited=[limit])
     change(CHANGES)
@@ -56,6 +58,7 @@ def test_the_woken_reader_is_named_with_its_descriptor(watcher, change, meter, l
 
 
 @pytest.mark.uprobes
+@undisturbed
 def test_the_goroutine_of_a_ticker_is_named_for_polls_that_timers_end(launch, meter, go_toolchain):
     service = launch("wake", "-ticks", 20, go=str(go_toolchain.go), build_flags=STRIPPED)
     window = meter.open(limited=["polls"])
@@ -69,6 +72,7 @@ def test_the_goroutine_of_a_ticker_is_named_for_polls_that_timers_end(launch, me
 
 
 @pytest.mark.uprobes
+@undisturbed
 def test_the_goroutine_of_a_deadline_is_named(launch, commands, meter, go_toolchain):
     service = launch("deadline", go=str(go_toolchain.go), build_flags=STRIPPED)
     command = commands(service)
@@ -82,6 +86,7 @@ def test_the_goroutine_of_a_deadline_is_named(launch, commands, meter, go_toolch
 
 
 @pytest.mark.uprobes
+@undisturbed
 def test_waker_and_wakee_of_a_ready_call_are_named(launch, connect, spaced_pings, meter, go_toolchain):
     service = launch("ready", "-n", 10, go=str(go_toolchain.go), build_flags=STRIPPED)
     connection = connect(service.address)
@@ -99,6 +104,7 @@ def source_line(file, number):
     return (SERVICES / file).read_text().splitlines()[number - 1]
 
 
+@undisturbed
 def test_each_descriptor_counts_for_itself(launch, connect, spaced_pings, meter, newest_go):
     service = launch("echo", go=str(newest_go.go))
     often, seldom = connect(service.address), connect(service.address)
@@ -112,6 +118,7 @@ def test_each_descriptor_counts_for_itself(launch, connect, spaced_pings, meter,
     assert "services/kit.Echo" in names(woken.stack)
 
 
+@undisturbed
 def test_woken_goroutines_are_recorded_only_on_request(watcher, change, meter):
     window = meter.open(limited=["spurious", "io_calls"])
     change(5)

@@ -49,7 +49,7 @@ def dup(start):
 @pytest.fixture
 def ping():
     def ping(service, count=50, pause=0.0):
-        with socket.create_connection(service.address, timeout=10) as connection:
+        with socket.create_connection(service.address, timeout=60) as connection:
             for _ in range(count):
                 connection.sendall(b"ping")
                 assert connection.recv(4) == b"ping"

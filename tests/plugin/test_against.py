@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import undisturbed
+
 ROOT = Path(__file__).parents[2]
 SERVER = """
 package main
@@ -148,10 +150,12 @@ def records(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.bpf
+@undisturbed
 def test_regressions_against_the_base_fail_and_tests_that_cannot_be_compared_are_listed(
     run: Any, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(project / "summary.md"))
+    (project / "summary.md").unlink(missing_ok=True)  # of an earlier attempt
     result = run(
         TESTS
         + """
@@ -273,6 +277,7 @@ def test_wrong(same):
 
 
 @pytest.mark.bpf
+@undisturbed
 def test_against_works_with_workers_reruns_and_several_toolchains(run: Any, project: Path) -> None:
     tools = sorted((ROOT / ".tools").glob("go-*/bin/go"))
     if len(tools) < 2:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import undisturbed
+
 # The same test of the same service; PROGRAM selects a healthy or a wasteful one.
 SERVER = """
 @pytest.fixture(scope="session")
@@ -34,7 +36,7 @@ def crowd(go_service):
 @netpoll(min_wakeups=6)
 def test_it(crowd):
     import socket
-    with socket.create_connection(crowd.address, timeout=10) as connection:
+    with socket.create_connection(crowd.address, timeout=60) as connection:
         for _ in range(12):
             connection.sendall(b"ping")
             assert connection.recv(4) == b"ping"
@@ -48,6 +50,7 @@ def saved(pytester: pytest.Pytester, name: str = "main") -> dict[str, Any]:
 
 
 @pytest.mark.bpf
+@undisturbed
 def test_a_service_that_got_wasteful_fails_and_one_that_improved_passes(run, pytester, monkeypatch):
     compare = ("--netpoll-compare=main", "--netpoll-compare-fail=spurious:+0.02,polls_per_event:+100%")
     monkeypatch.setenv("PROGRAM", "echo")
@@ -104,6 +107,7 @@ def test_new(server, ping): ping(server)
 
 
 @pytest.mark.bpf
+@undisturbed
 def test_rounds_on_both_sides_give_the_change_an_interval(run, pytester, monkeypatch):
     source = SERVER + "\n@netpoll()\ndef test_it(server, ping): ping(server, 12)\n"
     rounds = "--netpoll-rounds=6"
@@ -139,6 +143,7 @@ def test_rounds_on_both_sides_give_the_change_an_interval(run, pytester, monkeyp
 
 
 @pytest.mark.bpf
+@undisturbed
 def test_a_slower_service_fails_after_remeasuring(run, pytester, monkeypatch):
     """Ten goroutines before each reader instead of two: six times the latency, also on a busy machine. Not
     instead of one, whose time slice may end on a busy machine just when the poll returns.
@@ -240,6 +245,7 @@ def test_a_compared_service_that_was_not_measured_does_not_pass(run, pytester, m
 
 
 @pytest.mark.bpf
+@undisturbed
 def test_runs_are_judged_by_their_median_in_fresh_windows(run, pytester):
     """20, 100 and 20 pings: a median of about 21 wakeups (a connection is accepted each time)."""
     result = run(

@@ -83,14 +83,23 @@ def test_restarted(start):
 def test_unmarked(start):
     server = start("panic", name="third")
     says(server, "boom")
+
+@netpoll(max_wakeups=0)
+def test_skips(start):
+    server = start("panic", name="fourth")
+    says(server, "boom")
+    pytest.skip("no server")
 """
     )
-    result.assert_outcomes(failed=3)
+    result.assert_outcomes(failed=4)
     for name in ("first", "second"):
         result.stdout.fnmatch_lines(
             [f"{name}: service '{name}' ended before it was stopped: exit status 2: panic: boom"]
         )
-    result.stdout.fnmatch_lines(["third: service 'third' ended during the test: exit status 2: panic: boom"])
+    for name in ("third", "fourth"):
+        result.stdout.fnmatch_lines(
+            [f"{name}: service '{name}' ended during the test: exit status 2: panic: boom"]
+        )
 
 
 def test_a_panic_after_the_test_is_found_when_the_service_is_stopped(run):

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from tests.waiting import undisturbed
+
 pytestmark = pytest.mark.bpf
 
 LEAKS = """
@@ -15,7 +17,7 @@ def keep(start): return start("keep", build_flags=["-ldflags=-s -w"])
 def ask(service, how):
     import socket
     from tests.waiting import fall_asleep
-    with socket.create_connection(service.address, timeout=10) as connection:
+    with socket.create_connection(service.address, timeout=60) as connection:
         connection.sendall(how + b"\\n")
         assert connection.recv(100) == how + b"\\n"
     fall_asleep(service.pid)  # goroutines that end have ended
@@ -34,7 +36,7 @@ def test_rule(keep):
     from tests.waiting import fall_asleep
     for how in (b"upstream", b"channel"):
         for _ in range(3):
-            with socket.create_connection(keep.address, timeout=10) as connection:
+            with socket.create_connection(keep.address, timeout=60) as connection:
                 fall_asleep(keep.pid)  # its reader is parked
                 connection.sendall(how + b"\\n")
                 connection.recv(100)
@@ -55,6 +57,7 @@ def test_parked(keep, netpoll):
 """
 
 
+@undisturbed
 def test_broken_limits_name_who_was_woken_and_who_is_left(run, pytester, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     result = run(LEAKS, "--netpoll-json=report.json")

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from tests.waiting import undisturbed
+
 pytestmark = [pytest.mark.bpf, pytest.mark.uprobes]
 
 WAKES = """
@@ -19,13 +21,14 @@ def test_it(ready, ping): ping(ready)
 """
 
 
+@undisturbed
 def test_a_broken_limit_names_the_waking_line_and_what_was_attached(run, pytester):
     result = run(WAKES, "--netpoll-json=report.json")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
         [
-            "ready: wakeups_per_event * (* wakeups and 5,0* ready calls for * events) > max 3.00",
-            "  * % of 5,0* ready calls, made at",
+            "ready: wakeups_per_event * (* wakeups and ?,??? ready calls for * events) > max 3.00",
+            "  * % of ?,??? ready calls, made at",
             "    *ready/main.go:*  main.main.func*",
             "  ready calls *wakeups per event*",
             "attached: raw tracepoint sys_exit; uprobes on runtime.ready of ready",
@@ -44,12 +47,14 @@ def test_a_broken_limit_names_the_waking_line_and_what_was_attached(run, pyteste
     assert offender["share"] > 0.95
 
 
+@undisturbed
 def test_without_uprobes_no_ready_calls_are_reported(run, pytester):
     run("@netpoll()\ndef test_it(echo, ping): ping(echo)", "--netpoll-goready=off", "--netpoll-json=r.json")
     report = json.loads((pytester.path / "r.json").read_text())
     assert [probe["probe"] for probe in report["environment"]["attached"]] == ["raw tracepoint sys_exit"]
 
 
+@undisturbed
 def test_a_late_wakeup_under_uprobes_is_reported_as_such(run):
     result = run("@netpoll(max_latency_p50='1ns')\ndef test_it(echo, ping): ping(echo)")
     result.assert_outcomes(failed=1)

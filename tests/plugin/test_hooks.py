@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import undisturbed
+
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.bpf
@@ -24,6 +26,7 @@ def conftest(run, pytester):  # noqa: ARG001 - run has made the file
     return conftest
 
 
+@undisturbed
 def test_the_example_of_the_docs_adds_a_limit_and_a_column(run, conftest, pytester):
     page = (ROOT / "docs" / "hooks.md").read_text().partition("<!-- begin")[0]
     [example] = re.findall(r"```python\n(.*?)```", page, re.S)

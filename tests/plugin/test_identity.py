@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import undisturbed
+
 SLEEPER = """
 def sleeper(go_service, **options): return go_service(command="sleep 60", ready=None, **options)
 """
@@ -212,6 +214,7 @@ def test_started_again(echo): echo.restart()
 
 
 @pytest.mark.bpf
+@undisturbed
 def test_two_services_of_one_name_are_measured_separately(run, pytester):
     source = """
 PROGRAMS = os.environ["PROGRAMS"].split()
@@ -414,6 +417,7 @@ def test_datagrams(start):
 
 
 @pytest.mark.bpf
+@undisturbed
 def test_a_daemon_that_a_service_started_is_measured_with_it(run):
     result = run(
         """

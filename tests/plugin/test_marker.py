@@ -84,10 +84,10 @@ class TestOld(unittest.TestCase):
     def _take(self, echo, ping): self.echo, self.ping = echo, ping
     def test_it(self): self.ping(self.echo)
 
-@pytest.mark.parametrize("count", [20, 1])
+@pytest.mark.parametrize("count", [20, 1, pytest.param(2, marks=netpoll(min_wakeups=1))])
 @netpoll(min_wakeups=15)
 def test_counts(echo, ping, count): ping(echo, count)
 """
     )
-    result.assert_outcomes(passed=2, failed=1)
+    result.assert_outcomes(passed=3, failed=1)
     result.stdout.fnmatch_lines(["*echo: wakeups ? < min 15*"])

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import undisturbed
+
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "docs" / "recipes.md"
 
@@ -130,6 +132,7 @@ def metrics_of(test):
 
 
 @pytest.mark.usefixtures("http_service")
+@undisturbed
 def test_the_recipe_for_http_passes_and_keeps_its_connection(follow):
     result, tests = follow("An HTTP service")
     result.assert_outcomes(passed=1)
@@ -139,6 +142,7 @@ def test_the_recipe_for_http_passes_and_keeps_its_connection(follow):
 
 
 @pytest.mark.usefixtures("http_service")
+@undisturbed
 def test_the_recipe_for_http_catches_a_service_that_reads_late(follow):
     result, tests = follow("An HTTP service", "-hogs=2")
     result.assert_outcomes(failed=1)
@@ -147,6 +151,7 @@ def test_the_recipe_for_http_catches_a_service_that_reads_late(follow):
 
 
 @pytest.mark.usefixtures("tcp_service")
+@undisturbed
 def test_the_recipe_for_tcp_passes_with_a_wakeup_for_each_message(follow):
     result, tests = follow("A TCP service")
     result.assert_outcomes(passed=2)
@@ -156,6 +161,7 @@ def test_the_recipe_for_tcp_passes_with_a_wakeup_for_each_message(follow):
 
 
 @pytest.mark.usefixtures("tcp_service")
+@undisturbed
 def test_the_recipe_for_tcp_catches_a_second_reader(follow):
     result, tests = follow("A TCP service", "-fault=dup")
     result.assert_outcomes(passed=1, failed=1)
@@ -164,6 +170,7 @@ def test_the_recipe_for_tcp_catches_a_second_reader(follow):
 
 
 @pytest.mark.usefixtures("tcp_service")
+@undisturbed
 def test_the_recipe_for_tcp_catches_readers_that_wake_up_without_messages(follow):
     result, _ = follow("A TCP service", "-fault=busy-poll")
     result.assert_outcomes(passed=1, failed=1)
@@ -171,6 +178,7 @@ def test_the_recipe_for_tcp_catches_readers_that_wake_up_without_messages(follow
 
 
 @pytest.mark.usefixtures("configured_service")
+@undisturbed
 def test_the_recipe_for_config_files_finds_the_port_that_the_kernel_chose(follow):
     result, tests = follow("Port 0, or a config file")
     result.assert_outcomes(passed=1)
@@ -178,6 +186,7 @@ def test_the_recipe_for_config_files_finds_the_port_that_the_kernel_chose(follow
 
 
 @pytest.mark.usefixtures("tcp_service")
+@undisturbed
 def test_the_recipe_for_several_services_judges_each(follow):
     result, tests = follow("Several services")
     result.assert_outcomes(passed=2)
@@ -188,18 +197,20 @@ def test_the_recipe_for_several_services_judges_each(follow):
 
 
 @pytest.mark.usefixtures("tcp_service")
+@undisturbed
 def test_the_recipe_for_a_service_for_each_test_measures_the_start_too(follow):
     result, tests = follow("A service for each test")
     result.assert_outcomes(passed=2)
     assert metrics_of(tests["test_the_start_is_measured_too"])["wakeups"] >= 1
 
 
+@undisturbed
 def test_the_quick_start_passes_until_there_is_a_second_reader(run, pytester):  # noqa: ARG001 - has found Go's cache
     page = (ROOT / "docs" / "quickstart.md").read_text()
     python = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", page, re.S))
     [service, broken] = re.findall(r"```go\n(.*?)```", page, re.S)
     [module] = re.findall(r"```\n(module .*?)```", page, re.S)
-    (pytester.path / "server").mkdir()
+    (pytester.path / "server").mkdir(exist_ok=True)
     for name, text in {**python, "go.mod": module, "server/main.go": service}.items():
         (pytester.path / name).write_text(text)
     pytester.runpytest_subprocess(timeout=600).assert_outcomes(passed=1)

@@ -6,8 +6,11 @@ import json
 
 import pytest
 
+from tests.waiting import undisturbed
+
 
 @pytest.mark.bpf
+@undisturbed
 def test_a_forbidden_rule_fails_with_its_line_and_unchecked_rules_are_listed(run, pytester):
     pytester.makeini("[pytest]\nnetpoll_forbid = all\n")
     result = run(

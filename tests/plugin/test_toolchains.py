@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import undisturbed
+
 ROOT = Path(__file__).parents[2]
 TOOLS = sorted((ROOT / ".tools").glob("go-*/bin/go"))
 
@@ -22,6 +24,7 @@ def goroots(count: int) -> list[Path]:
 
 
 @pytest.mark.bpf
+@undisturbed
 def test_each_marked_test_runs_once_per_toolchain_with_services_built_by_it(run, pytester):
     new, old = goroots(2)
     result = run(
@@ -128,6 +131,7 @@ def patched(tmp_path, run) -> Path:  # noqa: ARG001 - it sets GOCACHE
 
 
 @pytest.mark.bpf
+@undisturbed
 def test_a_patched_runtime_is_built_in_and_measured_beside_the_original(run, pytester, patched):
     [original] = goroots(1)
     result = run(

@@ -7,9 +7,12 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tests.waiting import undisturbed
+
 pytestmark = pytest.mark.bpf
 
 
+@undisturbed
 def test_a_failed_assertion_about_a_window_shows_its_counts_and_go_line(run, pytester, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(pytester.path / "summary.md"))
@@ -144,6 +147,7 @@ def test_own_failure_comes_first(echo, ping, netpoll):
 """
 
 
+@undisturbed
 def test_a_window_has_limits_of_its_own_and_names_the_line(run, pytester):
     result = run(LIMITED, "--netpoll-json=report.json", "--netpoll-html=report.html")
     result.assert_outcomes(passed=1, failed=6)
@@ -184,6 +188,7 @@ def test_a_window_has_limits_of_its_own_and_names_the_line(run, pytester):
     assert [reason["what"].partition(" > ")[2] for reason in both["reasons"]] == ["max 3", "max 5"]
 
 
+@undisturbed
 def test_in_report_mode_a_windows_limit_is_reported(run, pytester):
     result = run(LIMITED, "--netpoll=report", "--netpoll-json=report.json", "-k", "limit or rule or few")
     result.assert_outcomes(passed=3)
@@ -201,3 +206,75 @@ def test_in_report_mode_a_windows_limit_is_reported(run, pytester):
     assert few["outcome"] == "unmeasured"
     (reason,) = few["reasons"]
     assert reason["what"].startswith("window 1, echo: only ")
+
+
+# Each ping wakes the service, so each of them breaks its limit.
+GOING_ON = """
+import threading
+
+def test_expects_an_exception(echo, ping, netpoll):
+    with pytest.raises(ValueError):
+        with netpoll.measure("ping", max_events=0):
+            ping(echo, 3)
+            raise ValueError
+
+@netpoll(max_wakeups=1000)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_in_a_thread(echo, ping, netpoll):
+    def measured():
+        with netpoll.measure("ping", max_events=0): ping(echo, 3)
+    thread = threading.Thread(target=measured)
+    thread.start()
+    thread.join()
+
+@pytest.fixture
+def around(echo, netpoll):
+    with netpoll.measure("around", max_events=0): yield
+
+@netpoll(max_wakeups=1000)
+def test_in_a_fixture(around, echo, ping, netpoll):
+    with netpoll.measure("first"): ping(echo, 3)
+
+def test_skipped(echo, ping, netpoll):
+    with netpoll.measure("ping", max_events=0):
+        ping(echo, 3)
+        pytest.skip("no")
+
+@pytest.fixture
+def limited(request): request.applymarker(pytest.mark.netpoll(max_events=0))
+
+def test_marked_by_a_fixture(limited, echo, ping): ping(echo, 3)
+"""
+SUBTESTS = """
+def test_subtests(subtests, echo, ping, netpoll):
+    with subtests.test("broken"):
+        with netpoll.measure("ping", max_events=0): ping(echo, 3)
+    with subtests.test("kept"):
+        with netpoll.measure("again"): ping(echo, 3)
+"""
+
+
+def test_a_broken_limit_fails_the_test_even_if_the_test_goes_on(run, pytester):
+    has_subtests = hasattr(pytest, "Subtests")
+    result = run(GOING_ON + SUBTESTS * has_subtests, "--netpoll-json=report.json")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        ["window 2, around, echo: events * > max 0", "*- netpoll -*", "*services/kit.*"]
+    )
+    result.stdout.no_fnmatch_line("*would fail*")
+    result.stdout.no_fnmatch_line("*traceback entries are hidden*")
+    report = json.loads((pytester.path / "report.json").read_text())
+    tests = {test["nodeid"].partition("::")[2]: test for test in report["tests"]}
+    assert len(tests) == len(report["tests"])
+    windows = {
+        "test_expects_an_exception": [(1, "ping")],
+        "test_in_a_thread": [(1, "ping")],
+        "test_in_a_fixture": [(1, "first"), (2, "around")],
+        "test_marked_by_a_fixture": [],
+        **({"test_subtests": [(1, "ping"), (2, "again")]} if has_subtests else {}),
+    }
+    assert {name: [(w["number"], w["name"]) for w in t["windows"]] for name, t in tests.items()} == windows
+    for test in tests.values():
+        assert (test["outcome"], test["error"]) == ("failed", None)
+        (reason,) = test["reasons"]
+        assert "echo: events" in reason["what"]

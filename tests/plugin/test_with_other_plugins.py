@@ -97,16 +97,27 @@ def test_flaky(echo, dup, ping):
 
 @netpoll(max_spurious=0.05, service="dup")
 def test_broken(dup, ping): ping(dup)
+
+laps = []
+
+@pytest.fixture
+def around(echo, netpoll):
+    laps.append(1)
+    with netpoll.measure(max_wakeups=0 if len(laps) == 1 else 1000): yield
+
+def test_around(around, echo, ping): ping(echo, 3)
 """,
         *("--reruns", "1", "--netpoll-json=report.json", "--junitxml=junit.xml"),
         plugins=["rerunfailures"],
     )
-    result.stdout.fnmatch_lines(["*1 failed, 1 passed, 2 rerun*"])
+    result.stdout.fnmatch_lines(["*1 failed, * passed, 3 rerun*"])
     tests = report()
     assert (tests["test_flaky"]["outcome"], tests["test_broken"]["outcome"]) == ("passed", "failed")
+    assert (tests["test_around"]["outcome"], tests["test_around"]["gate"]) == ("passed", "passed")
+    assert [window["number"] for window in tests["test_around"]["windows"]] == [1]
     for case in ElementTree.parse(pytester.path / "junit.xml").iter("testcase"):
         names = [p.get("name") for p in case.iter("property")]
-        assert names.count("netpoll.outcome") == 1
+        assert names.count("netpoll.outcome") == (case.get("name") != "test_around")  # which isn't marked
 
 
 def test_a_timed_out_test_fails_and_the_next_one_is_measured(run, report):

@@ -221,7 +221,7 @@ def test_an_agent_that_hangs_is_stopped_after_its_deadline(monkeypatch):
     started = time.monotonic()
     with pytest.raises(UnmeasuredError, match="did not answer 'open'"):
         hanging.open()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     with pytest.raises(UnmeasuredError):
         hanging.open()
     hanging.stop()

@@ -197,7 +197,7 @@ def test_a_long_build_is_announced_and_a_short_one_is_not(
     said: list[str] = []
     factory = ServiceFactory(rootdir=tmp_path, cache_dir=tmp_path / "cache", say=said.append)
     go_package(SLEEP, imports='import "time"')
-    monkeypatch.setattr(build, "QUIET_SECONDS", 60)
+    monkeypatch.setattr(build, "QUIET_SECONDS", 600)
     factory("./server", ready=None)
     assert said == []
     monkeypatch.setattr(build, "QUIET_SECONDS", 0)

@@ -133,7 +133,7 @@ def test_a_check_that_hangs_is_stopped_and_the_others_run(monkeypatch, tmp_path)
     findings = doctor.examine(
         Config.from_arguments(parsed(f"--netpoll-python={python}", "--netpoll-sudo=auto"))
     )
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 50
     assert findings["hangs"].seen.startswith("timed out after 1 s")
     assert findings["BCC"].seen.startswith("timed out after 1 s")
     assert findings["agent"].seen.startswith("timed out after 1 s")

@@ -7,7 +7,9 @@ import importlib
 import mmap
 import os
 import random
+import signal
 import struct
+import subprocess
 
 import pytest
 
@@ -153,3 +155,13 @@ def test_memory_that_is_not_mapped_hides_nothing_beside_it(agent):
         assert read.read(own) is None
         assert ranges.Ranges(os.getpid(), [start, page]).read(own) == b"x" * page
         assert protect(start + page, page, mmap.PROT_READ | mmap.PROT_WRITE) == 0
+
+
+def test_only_a_child_that_has_not_exec_ed_shows_its_parents_goroutines(agent):
+    proc = agent["processes.proc"]
+    command = ["sh", "-c", '(sleep 60; :) & echo "$!"; wait']
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as parent:
+        child = int(parent.stdout.readline())
+        assert proc.may_exec_soon(child)
+        assert not proc.may_exec_soon(parent.pid)
+        os.killpg(parent.pid, signal.SIGKILL)

@@ -187,7 +187,7 @@ from waiting import fall_asleep
 @pytest.mark.netpoll(max_spurious=0.05)
 def test_it(go_service):
     server = go_service(command=["./echo", "-addr", "127.0.0.1:{port}"])
-    with socket.create_connection(server.address, timeout=10) as connection:
+    with socket.create_connection(server.address, timeout=60) as connection:
         for _ in range(50):
             fall_asleep(server.pid)
             connection.sendall(b"ping")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 from tests.conftest import machine
 
@@ -13,12 +14,14 @@ Stretch = tuple[bool, float, float]
 
 def test_nothing_runs_beside_a_test_marked_alone(tmp_path: Path) -> None:
     door, room = tmp_path / "door", tmp_path / "room"
+    all_there = Barrier(3)
     door.touch()
     room.touch()
 
     def work(number: int) -> list[Stretch]:
         """Like a worker: one test after another, some of them alone."""
         done = []
+        all_there.wait()
         for test in range(20):
             alone = number == 0 and test % 5 == 0
             with machine(alone, door, room):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from typing import Any, cast
 
 import pytest
 
 from pytest_netpoll.gobinary.symbols import Frame, Symbolizer
 from pytest_netpoll.meter import offender_stacks
+from pytest_netpoll.report import evidence_text
+from pytest_netpoll.report.record import OffenderRecord, ServiceRecord
 from tests.made_up import offender
 
 SEEN = {"events": ["EPOLLIN"], "registered_twice": False, "error_queue": False, "filled": False}
@@ -170,3 +173,30 @@ def test_event_bits_and_the_socket_determine_the_cause(events, seen, cause):
 def test_calls_that_only_check_are_recognized_by_their_names(functions, looks):
     frames = [Frame(function, "file.go", 1) for function in functions]
     assert offender_stacks._only_looks(frames) == looks
+
+
+@pytest.mark.parametrize(
+    ("offence", "total", "text"),
+    [
+        ("woken", 1, "100.0 % of 1 wakeup (read on tcp a), parked"),
+        ("woken", 2, "100.0 % of 2 wakeups (read on tcp a), parked"),
+        ("cpu", 1, "100.0 % of 1 CPU sample, running"),
+        ("held", 1, "1 write (read on tcp a), held back for 41.0 ms, made"),
+    ],
+)
+def test_one_of_a_kind_is_in_the_singular(offence: Any, total: int, text: str) -> None:
+    made = offender(
+        total if offence == "woken" else 1, offence=offence, local="a", peer=None, held_ns=41_000_000
+    )
+    service = cast("ServiceRecord", {"metrics": {"wakeups": total}, "runs": {}})
+    assert evidence_text.offender_text(service, cast("OffenderRecord", asdict(made))) == text
+
+
+def test_the_share_of_a_call_that_is_not_futile_is_of_those_calls() -> None:
+    made = asdict(
+        offender(2, offence="io", share=0.4, syscall="accept4", fd_type="listener", local="a", peer=None)
+    )
+    metrics = {"io_calls": 300_004, "futile_calls": 299_920}
+    service = cast("ServiceRecord", {"metrics": metrics, "runs": {}})
+    text = evidence_text.offender_text(service, cast("OffenderRecord", {**made, "outcome": "EAGAIN"}))
+    assert text == "40.0 % of 84 other I/O calls (accept4 on listener a, EAGAIN), made"

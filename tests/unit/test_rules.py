@@ -13,6 +13,7 @@ from pytest_netpoll.errors import Reason, UsageError
 from pytest_netpoll.gobinary.symbols import Frame
 from pytest_netpoll.model.limits import Limits, resolve
 from pytest_netpoll.model.measurement import Measurement
+from pytest_netpoll.model.median import median_of
 from pytest_netpoll.model.metrics import COUNTERS
 from pytest_netpoll.model.rules import RULES
 from pytest_netpoll.model.snapshot import Snapshot
@@ -323,3 +324,32 @@ def test_every_rule_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.count("evidence: ") == len(RULES)
     assert main(["rules", "busyloop"]) == 2
     assert "did you mean 'busy-loop'?" in capsys.readouterr().err
+
+
+def of_runs(*broken: bool) -> Measurement:
+    """Of a repeated test whose service breaks NP101 in these runs."""
+    healthy = second_reader(offenders=())
+    healthy.snapshot.counters.update(spurious_wakeups=0, wakeups=100)
+    [merged] = median_of([[second_reader() if one else healthy] for one in broken])
+    return merged
+
+
+@pytest.mark.parametrize("broken", [(False, True), (True, False, True), (False, True, True, False)])
+def test_a_rule_that_half_of_the_runs_break_is_broken(broken: tuple[bool, ...]) -> None:
+    [breach] = judge([of_runs(*broken)], limits({"forbid": "all"})).breaches
+    assert (breach.metric, breach.measured) == ("NP101", 90)
+
+
+def test_a_rule_that_fewer_runs_break_is_not() -> None:
+    assert judge([of_runs(False, True, False)], limits({"forbid": "all"})).outcome == "passed"
+
+
+def test_a_rule_that_was_not_checked_in_one_run_is_not_checked() -> None:
+    blind = second_reader(offenders=(), unexplained={"cpu": Reason("no CPU samples")})
+    seeing = second_reader(offenders=())
+    [merged] = median_of([[blind], [seeing], [seeing]])
+    verdict = judge([merged], limits({"forbid": "busy-loop"}))
+    assert (verdict.outcome, verdict.reason) == (
+        "unmeasured",
+        "server: NP204 busy-loop was not checked: no CPU samples",
+    )

@@ -148,7 +148,8 @@ class Parking:
 
     def _look(self, process: Process) -> Look:
         """Raises goroutines.Unreadable; not for a process that has ended meanwhile, and has nobody parked."""
-        if process.exited or process.foreign:
+        # A child that hasn't exec'ed yet shows its parent's goroutines.
+        if process.exited or process.foreign or proc.may_exec_soon(process.pid):
             return NOBODY
         try:
             look = self._read(process)

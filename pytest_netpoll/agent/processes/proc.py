@@ -89,6 +89,16 @@ def has_execed(pid: int) -> bool:
         return False
 
 
+def may_exec_soon(pid: int) -> bool:
+    """Whether it is a child as Go forks them to exec a program: with one thread, and its parent's memory."""
+    try:
+        with open(f"/proc/{pid}/stat") as f:
+            fields = f.read().rpartition(")")[2].split()
+            return bool(int(fields[6]) & _PF_FORKNOEXEC) and int(fields[17]) == 1
+    except (OSError, IndexError, ValueError):
+        return False
+
+
 def is_64_bit(pid: int) -> bool | None:
     """Whether the program is a 64-bit ELF; None if it can't be read."""
     try:
