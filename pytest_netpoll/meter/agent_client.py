@@ -34,7 +34,7 @@ ANSWER_DEADLINE = 30.0
 # How long close() waits for wakeups that are still on their way to their syscall.
 SETTLE_MS = 20
 
-INVALID = "the eBPF agent sent an invalid response"
+INVALID = "the agent sent an invalid response"
 INVALID_FIX = f"reinstall pytest-netpoll; if that doesn't help, open an issue with: {checks.DOCTOR} --json"
 
 Answer = TypeVar("Answer")
@@ -184,10 +184,10 @@ class Agent:
                 raise
             except BaseException:
                 # Ctrl-C, pytest-timeout: the pending answer would be taken for the next message's.
-                self._fail("the eBPF agent was stopped", why=f"pytest was interrupted in {do!r}")
+                self._fail("the agent was stopped", why=f"pytest was interrupted in {do!r}")
                 raise
             if answer.get("id") != identity:
-                raise self._fail("the eBPF agent answered another request", why=f"to {do!r}: {answer!r:.200}")
+                raise self._fail("the agent answered another request", why=f"to {do!r}: {answer!r:.200}")
             if "error" in answer:
                 raise UnmeasuredError(**complaint(answer["error"]))
             strange = wrong(answer.get("ok"), wanted, "ok")
@@ -195,12 +195,17 @@ class Agent:
                 raise self._fail(INVALID, why=f"to {do!r}: {strange}", fix=INVALID_FIX)
             return cast("Answer", answer["ok"])
 
+    @property
+    def _who(self) -> str:
+        """What messages call it: until it has started, users may not have met it."""
+        return "the agent" if self.state is State.READY else "the eBPF agent"
+
     def _awaited(self, do: str, arguments: Mapping[str, int]) -> str:
         """What an answer that takes long waits for."""
         parks = arguments.get("parked") or arguments.get("window") in self._at_parked
         if do in ("open", "close", "lap") and parks:
-            return f"the services to come to rest: the eBPF agent looks at their parked goroutines ({do!r})"
-        return f"the eBPF agent to answer {do!r}"
+            return f"the services to come to rest: the agent looks at their parked goroutines ({do!r})"
+        return f"the agent to answer {do!r}"
 
     def _send(self, message: Mapping[str, object]) -> None:
         self._transport.send(json.dumps(message).encode() + b"\n")
@@ -230,7 +235,7 @@ class Agent:
             line = self._next_line(seconds, awaited)
         except queue.Empty:
             raise self._fail(
-                f"the eBPF agent did not {what} within {seconds:.3g} s",
+                f"{self._who} did not {what} within {seconds:.3g} s",
                 why="it hangs, or the machine is overloaded",
                 fix=f"try it by hand: {shlex.join(self._argv)}",
                 detail=self._transport.said(),
@@ -260,7 +265,7 @@ class Agent:
         refused = why_sudo_refused(self._argv, self._installed, said) if self._argv[0] == "sudo" else None
         if refused is not None:
             return self._fail(refused.what, why=refused.why, fix=refused.fix)
-        return self._fail("the eBPF agent ended", why=f"exit status {status}", detail=said)
+        return self._fail(f"{self._who} ended", why=f"exit status {status}", detail=said)
 
     def _fail(
         self, what: str, *, why: str | None = None, fix: str | None = None, detail: str | None = None
@@ -281,7 +286,7 @@ def _let_go(agent: weakref.ref[Agent]) -> None:
         alive.state = State.NOT_OURS
         alive.failed = UnmeasuredError(
             "a test in a forked pytest process can't be measured",
-            why="the eBPF agent only answers the process that started it",
+            why="the agent only answers the process that started it",
             fix="run it without --forked",
         )
 
@@ -297,6 +302,6 @@ def _int64(text: str) -> int:
 def complaint(said: object) -> dict[str, str]:
     """The agent's error and its fix, as arguments for an exception."""
     if not isinstance(said, dict) or not isinstance(said.get("what"), str):
-        return {"what": "the eBPF agent failed", "why": f"{said!r:.200}"}
+        return {"what": "the agent failed", "why": f"{said!r:.200}"}
     fix = said.get("fix")
     return {"what": said["what"]} | ({"fix": fix} if isinstance(fix, str) else {})

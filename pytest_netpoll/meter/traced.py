@@ -77,7 +77,7 @@ def _recorded(measurement: Measurement, raw: Sequence[Traced], symbolizer: Symbo
             raise LookupError("no trace")
         return Recorded(measurement, collect(raw, symbolizer))
     except (ValueError, LookupError, TypeError) as error:
-        why = Reason("the eBPF agent recorded no trace", why=repr(error), fix=INVALID_FIX)
+        why = Reason("the agent recorded no trace", why=repr(error), fix=INVALID_FIX)
         return Recorded(dataclasses.replace(measurement, unmeasured=why), None)
 
 

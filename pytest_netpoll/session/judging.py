@@ -28,7 +28,8 @@ from pytest_netpoll.session.trial import Trial, has_failed, is_repeated
 
 class Judged(NamedTuple):
     """A test's measurements, before pytest knows how the test ended. columns: the columns of users' hooks for
-    each measurement.
+    each measurement. head_round: in which round of --netpoll-against the last call was, if it was the head's;
+    0 if not.
     """
 
     limits: Limits
@@ -37,6 +38,7 @@ class Judged(NamedTuple):
     columns: Sequence[extensions.Columns] = ()
     comparison: Comparison | None = None
     requests_per_second: float | None = None
+    head_round: int = 0
 
     @classmethod
     def without_limits(cls, deaths: Sequence[Death] = ()) -> Judged:
@@ -153,7 +155,10 @@ def _around_measured(
             judge(measurements, limits, mode, added.breaches, running, deaths, fixtures), comparison, mode
         )
         # Even if a user's hook failed, what was measured is reported.
-        item.stash[JUDGED] = Judged(limits, measurements, verdict, added.columns, comparison, requests)
+        head_round = trial.head_round if trial.two_sided else 0
+        item.stash[JUDGED] = Judged(
+            limits, measurements, verdict, added.columns, comparison, requests, head_round
+        )
         if added.error is not None:
             raise added.error
     _end(item, verdict, session.options)

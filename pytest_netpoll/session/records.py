@@ -10,7 +10,7 @@ import pytest
 
 from pytest_netpoll.clean import lines as cleaned
 from pytest_netpoll.clean import one_line
-from pytest_netpoll.report import artifacts, junit, record, recording, terminal, wording
+from pytest_netpoll.report import artifacts, cells, junit, record, recording, terminal, wording
 from pytest_netpoll.service.service import Service
 from pytest_netpoll.session import repeated
 from pytest_netpoll.session.fixtures import WINDOWS, Windows
@@ -113,7 +113,7 @@ def _attach_record(
     # there.
     for kept in (report.user_properties, item.user_properties):
         kept[:] = [*(pair for pair in kept if not pair[0].startswith("netpoll.")), *properties]
-    _explain(session, report, made, ours)
+    _explain(session, report, made, ours, 0 if ours else judged.head_round)
 
 
 def _place(item: pytest.Item) -> tuple[str, int]:
@@ -122,14 +122,23 @@ def _place(item: pytest.Item) -> tuple[str, int]:
     return str(item.config.rootpath / path), (line or 0) + 1
 
 
-def _explain(session: Session, report: pytest.TestReport, made: record.TestRecord, ours: bool) -> None:
-    """Adds to pytest's report why the test didn't pass. ours: whether pytest shows our message above it."""
+def _explain(
+    session: Session, report: pytest.TestReport, made: record.TestRecord, ours: bool, head_round: int = 0
+) -> None:
+    """Adds to pytest's report why the test didn't pass. ours: whether pytest shows our message above it.
+    head_round: as in Judged, if the test itself failed.
+    """
     if made["outcome"] == "passed":
         return
     # Added to pytest's text of the failure, which JUnit shows, too; a skip has no such text.
     add_section = getattr(report.longrepr, "addsection", None)
     full = session.options.html or session.options.json
     section = terminal.failure_section(made, session.width, ours and report.failed, full)
+    if report.failed and head_round and session.base is not None:
+        where = (
+            f"The call that failed was on the head, not on {session.base.revision}, in round {head_round}."
+        )
+        section = "\n".join(filter(None, [*cells.wrap(where, session.width), section]))
     if section and add_section is not None:
         add_section("netpoll", section, "-")
     elif section:

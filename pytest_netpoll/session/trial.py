@@ -61,7 +61,8 @@ class Trial:
     """One test, measured once or repeatedly. windows: the closed ones, each with a measurement for each
     service. requests: what the test reported in each window, or None. base_windows: the other side's, under
     the names of the head's services. base_failure: how the test failed there. two_sided: whether a service of
-    the test has another side.
+    the test has another side. head_round: the number of the call in progress, or of the last one; 0 unless it
+    is the head's.
     """
 
     def __init__(self, item: pytest.Item, limits: Limits, meter: Meter, roster: Roster, sides: Sides) -> None:
@@ -70,6 +71,7 @@ class Trial:
         self.base_windows: list[list[Measurement]] = []
         self.base_failure: str | None = None
         self.two_sided = False
+        self.head_round = 1
         self._astray: list[tuple[bool, dict[str, int]]] = []  # for each call, the other side's measurements
         self._item = item
         self._limits = limits
@@ -86,6 +88,7 @@ class Trial:
         limited = {limit.base for limit in self._limits.limits}
         window = self._meter.open(limited, self._limits.offences)
         at_base = self._sides.at_base
+        self.head_round = 0 if at_base else len(self.windows) + 1
         try:
             yield
         finally:
@@ -154,6 +157,7 @@ class Trial:
     def _measure_anew(self, at_base: bool) -> None:
         """Makes one call with new function-scoped fixtures, which only see one side."""
         __tracebackhide__ = True
+        self.head_round = 0
         with self._sides.point_to(self._fixtures_at_base), plain_failures():
             self._fixtures_at_base = False
             tear_down(self._item)
@@ -161,6 +165,7 @@ class Trial:
                 raise error
         self._roster.begin_test()  # a new service has the name of the one that it replaces
         if not at_base:
+            self.head_round = len(self.windows) + 1
             with self._sides.point_to(base=False, reported=len(self.windows) < self._limits.runs):
                 set_up(self._item)
                 self._call()

@@ -207,6 +207,15 @@ def test_front(front, same):
 def test_without_service(): pass
 
 def test_plain(server): assert server.running
+
+calls = []
+
+# Head, base; base, head.
+@netpoll()
+def test_wrong(same):
+    with connected(same) as connection: send(connection, same)
+    calls.append(same)
+    assert len(calls) < 4
 """,
         *AGAINST,
         "--netpoll-json=now.json",
@@ -214,6 +223,9 @@ def test_plain(server): assert server.running
         "-v",
     )
     found = records(project / "now.json")
+    assert found.pop("test_wrong")["outcome"] == "failed"
+    result.stdout.fnmatch_lines(["The call that failed was on the head, not on base (main), in round 2."])
+    assert result.stdout.str().count("The call that failed") == 1
     outcomes = {
         name: (record["outcome"], record["comparison"]["outcome"], record["comparison"]["measured"])
         for name, record in found.items()
@@ -228,7 +240,7 @@ def test_plain(server): assert server.running
         "test_front": ("passed", "passed", 6),
         "test_without_service": ("passed", "new", 1),
     }, result.stdout.str()
-    result.assert_outcomes(passed=7, failed=2)
+    result.assert_outcomes(passed=7, failed=3)
     (regression,) = found["test_dup"]["comparison"]["regressions"]
     assert regression["baseline"] == 0
     assert regression["measured"] > 0.4

@@ -106,13 +106,10 @@ for line in sys.stdin:
     ("slow", "expected"),
     [
         ("start", ["waiting for the eBPF agent to start; it compiles the BPF program unless that is cached"]),
-        ("answer", ["waiting for the eBPF agent to answer 'open'"]),
+        ("answer", ["waiting for the agent to answer 'open'"]),
         (
             "rest",
-            [
-                "waiting for the services to come to rest: "
-                "the eBPF agent looks at their parked goroutines ('open')"
-            ],
+            ["waiting for the services to come to rest: the agent looks at their parked goroutines ('open')"],
         ),
         ("nothing", []),
     ],

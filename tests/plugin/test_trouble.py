@@ -127,9 +127,9 @@ def test_after_hanging(echo, ping): ping(echo)
     result.assert_outcomes(failed=2, passed=2)
     result.stdout.fnmatch_lines(
         [
-            "unmeasured: echo: the eBPF agent ended: exit status -9",
+            "unmeasured: echo: the agent ended: exit status -9",
             "  fix: python *pytest_netpoll doctor",
-            "unmeasured: echo: the eBPF agent did not answer 'close' within *",
+            "unmeasured: echo: the agent did not answer 'close' within *",
         ]
     )
 

@@ -83,9 +83,9 @@ def test_a_python_that_cannot_run_the_agent_is_quoted(tmp_path):
 @pytest.mark.parametrize(
     ("answer", "seen"),
     [
-        ("null", "the eBPF agent sent an invalid response: it: expected an object, got None"),
-        ('{"about": {"bcc": "0.26.0"}}', "the eBPF agent sent an invalid response: about has no 'bcc_file'"),
-        ('{"failed": 7}', "the eBPF agent failed: 7"),
+        ("null", "the agent sent an invalid response: it: expected an object, got None"),
+        ('{"about": {"bcc": "0.26.0"}}', "the agent sent an invalid response: about has no 'bcc_file'"),
+        ('{"failed": 7}', "the agent failed: 7"),
     ],
     ids=range(3),
 )

@@ -169,25 +169,19 @@ def test_only_the_waiting_time_is_unknown_if_the_kernel_does_not_report_it(told:
 def test_a_count_of_the_timeline_is_an_integer(told: Any, column: int) -> None:
     answers = right_answers()
     answers[-1]["ok"]["timelines"]["4242"][0][column] = 0.5
-    assert told(encoded(answers))[-1].unmeasured.startswith(
-        "the eBPF agent sent an invalid response: ValueError"
-    )
+    assert told(encoded(answers))[-1].unmeasured.startswith("the agent sent an invalid response: ValueError")
 
 
 def test_required_values_of_a_timeline_are_never_none(told: Any) -> None:
     answers = right_answers()
     answers[-1]["ok"]["timelines"]["4242"][0][1 + COLUMNS.index("threads_running")] = None
-    assert told(encoded(answers))[-1].unmeasured.startswith(
-        "the eBPF agent sent an invalid response: ValueError"
-    )
+    assert told(encoded(answers))[-1].unmeasured.startswith("the agent sent an invalid response: ValueError")
 
 
 def test_an_unknown_offence_is_an_invalid_response(told: Any) -> None:
     answers = right_answers()
     answers[-1]["ok"]["services"]["4242"][0]["offenders"][0]["offence"] = "spurios"
-    assert told(encoded(answers))[-1].unmeasured.startswith(
-        "the eBPF agent sent an invalid response: ValueError"
-    )
+    assert told(encoded(answers))[-1].unmeasured.startswith("the agent sent an invalid response: ValueError")
 
 
 @SETTINGS
@@ -221,7 +215,7 @@ def test_a_wrong_answer_is_unmeasured_or_at_least_reported(told: Any, data: st.D
 def test_answers_about_processes_are_checked(told: Any, wrong: Any, complaint: str, number: int) -> None:
     answers = right_answers()
     answers[number]["ok"] = wrong
-    reason = f"the eBPF agent sent an invalid response: to {TALK[number][0]!r}: {complaint}"
+    reason = f"the agent sent an invalid response: to {TALK[number][0]!r}: {complaint}"
     assert told(encoded(answers))[-1].unmeasured.startswith(reason)
 
 
@@ -230,7 +224,7 @@ def test_a_number_beyond_64_bits_is_an_invalid_response(told: Any) -> None:
     answers[-1]["ok"]["duration_ns"] = 10**400
     lap, end = told(encoded(answers))
     assert lap.unmeasured is None
-    assert end.unmeasured.startswith("the eBPF agent sent an invalid response")
+    assert end.unmeasured.startswith("the agent sent an invalid response")
 
 
 @settings(SETTINGS, max_examples=80)
