@@ -407,7 +407,7 @@ def test_the_fix_of_one_connection_is_about_one_end_if_somebody_listens_there(
     local: int, peer: int, listening: set[int], service: str | None, fix: str
 ) -> None:
     one = replace(group(1, f"127.0.0.1:{local}", f"127.0.0.1:{peer}"), peer_service=service)
-    made = replace(parked("server", one), listening=frozenset(listening))
+    made = replace(parked("server", one, abandoned=1), listening=frozenset(listening))
     [breach] = judge([made], limits({"max_parked_growth": 0})).breaches
     assert breach.fix is not None
     assert breach.fix.startswith(fix)
