@@ -23,7 +23,7 @@ from pytest_netpoll.session.attribution import Presence
 from pytest_netpoll.session.marked import resolve
 from pytest_netpoll.session.outcome import ENFORCED, enforce, enforce_with, plain_failures
 from pytest_netpoll.session.session import Session
-from pytest_netpoll.session.trial import Trial, has_failed, is_repeated
+from pytest_netpoll.session.trial import Trial, forget_skip, has_failed, is_repeated
 
 
 class Judged(NamedTuple):
@@ -99,10 +99,12 @@ def _around(session: Session, item: pytest.Item) -> Generator[None, object, obje
         window, judged = item.stash[ENFORCED], item.stash[JUDGED]
         if judged is None:
             raise
+        # The test may skip itself because its service is gone.
+        deaths = [death for death in judged.verdict.deaths if death.service not in reported]
+        if deaths:
+            forget_skip(item)
         if window is None or window.exception is not error:
-            deaths = [death for death in judged.verdict.deaths if death.service not in reported]
             if isinstance(error, pytest.skip.Exception) and deaths:
-                # The test may skip itself because its service is gone.
                 enforce(item, judge([], Limits(), "off", deaths=deaths), session.options)
             raise
         if judged.verdict is window.verdict or (judged.verdict.gate or judged.verdict.outcome) == "passed":

@@ -47,6 +47,13 @@ def has_failed(item: pytest.Item) -> bool:
     return bool(getattr(item, "_excinfo", None))
 
 
+def forget_skip(item: pytest.Item) -> None:
+    """If a unittest.TestCase has skipped itself, what is raised counts instead."""
+    stored = getattr(item, "_excinfo", None)
+    if stored and all(isinstance(info.value, pytest.skip.Exception) for info in stored):
+        stored.clear()
+
+
 @contextlib.contextmanager
 def repeating(item: pytest.Item) -> Iterator[None]:
     """Marks the call in the block as one of ours."""

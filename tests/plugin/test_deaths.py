@@ -67,6 +67,8 @@ def test_a_panic_during_the_test_fails_it_in_every_mode_and_is_shown(run, pytest
 def test_a_panic_just_before_the_service_is_stopped_is_not_hidden(run):
     result = run(
         f"""{SAYS}
+import unittest
+
 @netpoll()
 def test_stopped(start):
     server = start("panic", name="first")
@@ -89,14 +91,25 @@ def test_skips(start):
     server = start("panic", name="fourth")
     says(server, "boom")
     pytest.skip("no server")
+
+class TestOld(unittest.TestCase):
+    @pytest.fixture(autouse=True)
+    def _take(self, start): self.start = start
+
+    def test_skips(self):
+        server = self.start("panic", name="fifth")
+        says(server, "boom")
+        self.skipTest("no server")
+
+    def test_has_none(self): self.skipTest("no server")
 """
     )
-    result.assert_outcomes(failed=4)
+    result.assert_outcomes(failed=5, skipped=1)
     for name in ("first", "second"):
         result.stdout.fnmatch_lines(
             [f"{name}: service '{name}' ended before it was stopped: exit status 2: panic: boom"]
         )
-    for name in ("third", "fourth"):
+    for name in ("third", "fourth", "fifth"):
         result.stdout.fnmatch_lines(
             [f"{name}: service '{name}' ended during the test: exit status 2: panic: boom"]
         )
