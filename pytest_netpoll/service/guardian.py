@@ -101,12 +101,13 @@ def end(leaders: Mapping[int, int], grace: float, marks: Collection[str] = ()) -
         deadline = time.monotonic() + patience
         delay = 0.002
         while alive:
+            # Remembered, because a descendant in a session of its own is lost with its parent, and a process
+            # that is about to end with its environment.
+            known |= alive
             if time.monotonic() > deadline:
                 break
             time.sleep(delay)
             delay = min(delay * 1.5, 0.05)
-            # Remembered, because a descendant in a session of its own is lost with its parent.
-            known |= alive
             alive = family(known, marks)
             if number == signal.SIGKILL:
                 _send(number, leaders, alive)

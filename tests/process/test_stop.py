@@ -256,6 +256,23 @@ def test_an_interrupt_while_a_service_is_being_started_leaves_nothing(
     assert go_service.guardian.leaders == {}
 
 
+def test_a_process_known_only_by_its_environment_is_awaited_until_it_has_ended() -> None:
+    """It loses its environment first, and then frees its memory."""
+    program = "memory = bytearray(300 << 20)\nprint(flush=True)\nimport time\ntime.sleep(600)"
+    for attempt in range(5):
+        mark = f"{os.getpid()}-{attempt}"
+        command = [sys.executable, "-S", "-c", program]
+        env = {**os.environ, guard.MARK: mark}
+        with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, start_new_session=True) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            assert guard.end({}, 0, [mark]) == set()
+            state = guard.stat(process.pid)
+            process.kill()
+        assert state is not None
+        assert state.state == "Z"
+
+
 def test_the_guardian_ends_what_started_just_before_pytest_was_killed() -> None:
     guardian = guard.Guardian()
     guardian.start()
