@@ -20,13 +20,14 @@ from pytest_netpoll.report.cells import wrap_fix
 class Enforced(NamedTuple):
     """Why the plugin ended a test. exception: as raised, to tell our failure from the test's own. lenient:
     raised in report mode only so that pytest.mark.xfail sees it; it isn't a failure. messages: the
-    exception's, for each reason.
+    exception's, for each reason. asked: raised only because the test asked for an unmeasured number.
     """
 
     exception: BaseException
     verdict: Verdict
     lenient: bool = False
     messages: tuple[str, ...] = ()
+    asked: bool = False
 
 
 _COLUMNS = 80
@@ -104,7 +105,11 @@ def settle_report(report: pytest.TestReport, enforced: Enforced) -> None:
 def refuse(node: pytest.Item, verdict: Verdict, options: Config) -> None:
     """Fails (or skips, if configured) a test that asks for unmeasured numbers."""
     harmless = options.unmeasured == "skip" or options.mode == "report"
-    _end(node, verdict, skip=harmless and verdict.outcome == "unmeasured")
+    before = node.stash.get(ENFORCED, None)
+    if before is not None and not before.asked and not before.lenient:
+        # A broken limit that hasn't ended the test is not forgotten.
+        _end(node, verdict.joined_to(before.verdict), skip=False, before=before.messages, about=verdict)
+    _end(node, verdict, skip=harmless and verdict.outcome == "unmeasured", asked=True)
 
 
 def _end(
@@ -115,8 +120,11 @@ def _end(
     where: str = "",
     before: Sequence[str] = (),
     about: Verdict | None = None,
+    asked: bool = False,
 ) -> None:
-    """before: messages of an exception that this one replaces. about: the verdict for the other messages."""
+    """before: messages of an exception that this one replaces. about: the verdict for the other messages.
+    asked: as in Enforced.
+    """
     unmeasured = (verdict.gate or verdict.outcome) == "unmeasured"
     messages = _messages(about or verdict)
     if where:
@@ -129,7 +137,7 @@ def _end(
     # pytest prints the reason of a skip on one line.
     text = text.replace("\n  fix: ", "; fix: ") if skip else _with_wrapped_fixes(text)
     exception = pytest.skip.Exception(text) if skip else pytest.fail.Exception(text, pytrace=False)
-    node.stash[ENFORCED] = Enforced(exception, verdict, lenient, tuple(messages))
+    node.stash[ENFORCED] = Enforced(exception, verdict, lenient, tuple(messages), asked)
     raise exception
 
 

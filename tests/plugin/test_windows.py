@@ -289,3 +289,24 @@ def test_a_broken_limit_fails_the_test_even_if_the_test_goes_on(run, pytester):
         assert (test["outcome"], test["error"]) == ("failed", None)
         (reason,) = test["reasons"]
         assert "echo: events" in reason["what"]
+
+
+def test_a_test_may_expect_that_a_number_is_unmeasured(run):
+    result = run(
+        """
+@pytest.fixture
+def sleeper(go_service): return go_service(command=["sleep", "60"], ready=None)
+
+def test_expects_it(sleeper, netpoll):
+    with netpoll.measure() as window: pass
+    with pytest.raises(pytest.fail.Exception, match="unmeasured"): window[sleeper]
+
+def test_has_broken_a_limit(echo, sleeper, ping, netpoll):
+    with pytest.raises(pytest.fail.Exception):
+        with netpoll.measure(max_events=0, service="echo") as window: ping(echo, 3)
+    with pytest.raises(pytest.fail.Exception, match="not a Go"): window[sleeper]
+"""
+    )
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["window 1, echo: events ? > max 0", "sleep: * is not a Go program"])
+    result.stdout.no_fnmatch_line("*would fail*")
