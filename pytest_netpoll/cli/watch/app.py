@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
+import select
 import shlex
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -143,11 +144,11 @@ def _open(meter: Meter) -> Window:
     return window
 
 
-def _wait(subject: Subject, interrupted: threading.Event, until: float) -> Ending | None:
+def _wait(subject: Subject, interrupted: int, until: float) -> Ending | None:
     while True:
         left = until - time.monotonic()
         # Also if the last interval took too long: Ctrl-C has to work.
-        if interrupted.wait(max(0, min(left, LOOK))):
+        if select.select([interrupted], [], [], max(0, min(left, LOOK)))[0]:
             return Ending("stopped by Ctrl-C")
         ending = subject.look()
         if ending is not None or left <= 0:
@@ -155,16 +156,26 @@ def _wait(subject: Subject, interrupted: threading.Event, until: float) -> Endin
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """An event set by Ctrl-C and the like: an exception could interrupt a message to the agent."""
-    event = threading.Event()
+def _interruptible() -> Iterator[int]:
+    """A descriptor that Ctrl-C and the like make readable. An exception could interrupt a message to the
+    agent, and a handler that takes a lock, as threading.Event does, could wait for what it interrupts.
+    """
+    readable, writable = os.pipe()
+    os.set_blocking(writable, False)
+
+    def interrupt(*_: object) -> None:
+        with contextlib.suppress(BlockingIOError):  # full: it is readable already
+            os.write(writable, b"!")
+
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, lambda *_: event.set()) for number in numbers]
+    before = [signal.signal(number, interrupt) for number in numbers]
     try:
-        yield event
+        yield readable
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+        os.close(readable)
+        os.close(writable)
 
 
 @contextlib.contextmanager
