@@ -7,6 +7,9 @@ from typing import Any
 
 from pytest_netpoll.gobinary.symbols import Frame
 from pytest_netpoll.model.evidence import Offender, SlowAnswer, SlowWakeup, TimelinePoint
+from pytest_netpoll.model.measurement import Measurement
+from pytest_netpoll.model.metrics import COUNTERS, PARKED_METRICS
+from pytest_netpoll.model.snapshot import Snapshot
 
 WATCHER = Frame("main.(*watcher).run", "server/fault_dup.go", 33)
 
@@ -45,3 +48,17 @@ def point(t_ms: float, **counts: Any) -> TimelinePoint:
     """An empty one."""
     nothing: dict[str, Any] = {field.name: 0 for field in fields(TimelinePoint)}
     return TimelinePoint(**{**nothing, "answers": None, "t_ms": t_ms, **counts})
+
+
+def parked_group(count: int, local: str | None, *peers: str, kind: str = "tcp", growth: int = 9) -> Offender:
+    """Goroutines that are parked at one place."""
+    where: dict[str, Any] = {"fd_type": kind, "local": local, "peer": None, "peers": peers}
+    return offender(count, offence="parked", growth=growth, **where)
+
+
+def with_parked(name: str, *groups: Offender, abandoned: int = 0) -> Measurement:
+    """Of a service with 9 goroutines more than before."""
+    counters = {**dict.fromkeys(COUNTERS, 0), **dict.fromkeys(PARKED_METRICS, 0), "parked_growth": 9}
+    counters["abandoned_descriptors"] = abandoned
+    snapshot = Snapshot(counters, {}, 0, 0, None)
+    return Measurement(name, 1, "", "go1.26.6", 1.0, snapshot, offenders=groups)

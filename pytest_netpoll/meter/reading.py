@@ -39,7 +39,7 @@ from pytest_netpoll.model.evidence import Offender
 from pytest_netpoll.model.measurement import Measurement
 from pytest_netpoll.model.metrics import OPTIONAL_COUNTERS, READY_METRICS, SCHED_LATENCIES
 from pytest_netpoll.model.snapshot import Snapshot
-from pytest_netpoll.service.listeners import listening_ports
+from pytest_netpoll.service.listeners import listening_ports, network_namespace
 
 _Field: TypeAlias = Literal[
     "dispatches", "runq_max", "p_looks", "p_running", "sched_latency", "mutex_wait", "lock_wait"
@@ -251,7 +251,9 @@ class Reader:
         if parked.unproven is not None:
             found.unexplained["parked"] = parked.unproven
         found.count(parked.counters)
-        found.listening = frozenset().union(*(listening_ports(process["pid"]) for process in found.processes))
+        # Usually one, however many processes there are.
+        namespaces = {network_namespace(process["pid"]): process["pid"] for process in found.processes}
+        found.listening = frozenset().union(*map(listening_ports, namespaces.values()))
 
     def _add_mutexes(self, found: _Found, seconds: float) -> None:
         waits = mutex_waits.collect(

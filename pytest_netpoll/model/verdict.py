@@ -120,8 +120,8 @@ class Verdict:
 
     def joined_to(self, other: Verdict) -> Verdict:
         """Both verdicts on one test, the other's reasons first: the worse outcome counts."""
-        outcome = _worse(self.outcome, other.outcome)
-        gate = _worse(self.gate or self.outcome, other.gate or other.outcome)
+        outcome = worse(self.outcome, other.outcome)
+        gate = worse(self.gate or self.outcome, other.gate or other.outcome)
         return Verdict(
             outcome,
             tuple(dict.fromkeys((*other.reasons, *self.reasons))),
@@ -145,7 +145,8 @@ class Verdict:
 _BY_SEVERITY: Sequence[Outcome] = ("passed", "unmeasured", "failed")
 
 
-def _worse(one: Outcome, other: Outcome) -> Outcome:
+def worse(one: Outcome, other: Outcome) -> Outcome:
+    """The outcome of a test with both."""
     return max(one, other, key=_BY_SEVERITY.index)
 
 
@@ -367,9 +368,8 @@ def _detail(measurement: Measurement, metric: str) -> str:
     besides = f"besides {show(runtimes)} of the runtime's own" if runtimes else ""
     if (base := LIMITABLE[metric].of) is not None:
         [count] = measurement.judged(base)
-        return f"{METRICS[base].format(count)} in {_length(measurement)}" + (
-            f", {besides}" if besides else ""
-        )
+        counted = f"{METRICS[base].format(count)} in {_length(measurement)}"
+        return f"{counted}, {besides}" if besides else counted
     if besides:
         return besides
     if metric == "mutex_wait_seconds":

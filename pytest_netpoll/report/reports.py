@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pytest_netpoll import __version__
 from pytest_netpoll.errors import NetpollError
+from pytest_netpoll.model.verdict import worse
 from pytest_netpoll.options import Config
 from pytest_netpoll.report import artifacts, baseline_file, delta, github, json_report, wording
 from pytest_netpoll.report.attached import attached
@@ -23,10 +24,10 @@ from pytest_netpoll.report.record import TestRecord
 
 def _add_verdict(known: TestRecord, late: TestRecord) -> None:
     """Adds what ended a test's teardown to the test's record."""
-    known["gate"] = wording.worse(known.get("gate", known["outcome"]), late.get("gate", late["outcome"]))
+    known["gate"] = worse(known.get("gate", known["outcome"]), late.get("gate", late["outcome"]))
     if late["outcome"] == "passed":
         return
-    known["outcome"] = wording.worse(known["outcome"], late["outcome"])
+    known["outcome"] = worse(known["outcome"], late["outcome"])
     known["reason"] = "\n".join(filter(None, (known["reason"], late["reason"])))
     known["reasons"] = [*known.get("reasons", ()), *late.get("reasons", ())]
     known["deaths"] = [*known.get("deaths", ()), *late.get("deaths", ())]

@@ -54,10 +54,6 @@ def expected(record: TestRecord) -> bool:
     return record.get("xfail") is not None and "failed" in (record["outcome"], record.get("gate"))
 
 
-def worse(one: Outcome, other: Outcome) -> Outcome:
-    return min(one, other, key=lambda outcome: _RANK[outcome])
-
-
 def worst_first(records: Iterable[TestRecord]) -> list[TestRecord]:
     """Sorts tests: failed, unmeasured, let pass by report mode, others; else in run order."""
     return sorted(

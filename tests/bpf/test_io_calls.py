@@ -143,11 +143,8 @@ def test_healthy_programs_have_no_futile_calls(launch, measure, newest_go):
             measured[kind] = stretch(service)
     for kind, (times, calls) in HEALTHY.items():
         assert measured[kind].io_calls >= calls * times, kind
-    futile = {kind: m.futile_calls for kind, m in measured.items()}
-    # The check and the read before the park make two. A thread of the runtime that lost its CPU may deliver
-    # an event late, when its data was read: then the reader reads once more, which makes three.
-    assert futile.pop("query") <= HEALTHY["query"][0] / 50
-    assert set(futile.values()) == {0}, futile
+    # On a busy machine, "query" may make one (docs/accuracy.md).
+    assert {kind: m.futile_calls for kind, m in measured.items()} == dict.fromkeys(HEALTHY, 0)
     assert measured["backoff"].snapshot.io_outcomes["EMFILE"] >= 3 * 3
 
 

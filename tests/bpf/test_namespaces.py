@@ -123,7 +123,7 @@ def test_a_service_in_its_own_namespaces_is_counted_from_outside(contained, meas
         inside(process, PINGS, port=service.port, count=101)
     m = stretch(service)
     # Besides the pings, there are the accept and the end.
-    assert m.productive_wakeups == pytest.approx(103, abs=2)
+    assert m.productive_wakeups == pytest.approx(103, abs=1)
     assert (m.spurious_wakeups, m.lost) == (0, 0)
 
 
@@ -137,7 +137,7 @@ def test_a_service_in_its_own_namespaces_is_found_and_watched(
     assert (service.pid, service.go_version is not None, service.port) == (process.pid, True, port)
     with measure() as stretch:
         inside(process, PINGS, port=service.port, count=101)
-    assert stretch(service).productive_wakeups == pytest.approx(103, abs=2)
+    assert stretch(service).productive_wakeups == pytest.approx(103, abs=1)
 
 
 def test_a_part_of_a_service_is_not_counted_twice(contained, factory, meter):

@@ -20,7 +20,7 @@ from pytest_netpoll.model.rules import RULES
 from pytest_netpoll.model.snapshot import Snapshot
 from pytest_netpoll.model.verdict import Breach, Death, Verdict, judge
 from pytest_netpoll.session import extensions
-from tests.made_up import offender
+from tests.made_up import parked_group, with_parked
 
 HALF_SPURIOUS = {"wakeups": 3998, "productive_wakeups": 1999, "spurious_wakeups": 1999, "events": 3998}
 HEALTHY = {"wakeups": 200, "productive_wakeups": 200, "events": 200, "polls": 210}
@@ -364,22 +364,11 @@ def test_two_verdicts_on_one_test_are_joined_without_repeating_a_death() -> None
     assert (reported.joined_to(few).outcome, reported.joined_to(few).gate) == ("unmeasured", "failed")
 
 
-def parked(name: str, *groups: Offender, abandoned: int = 0) -> Measurement:
-    counters = {**dict.fromkeys(COUNTERS, 0), **dict.fromkeys(PARKED_METRICS, 0), "parked_growth": 9}
-    counters["abandoned_descriptors"] = abandoned
-    snapshot = Snapshot(counters, {}, 0, 0, None)
-    return Measurement(name, 1, "", "go1.26.6", 1.0, snapshot, offenders=groups)
-
-
-def group(count: int, local: str | None, *peers: str, kind: str = "tcp", growth: int = 9) -> Offender:
-    return offender(count, offence="parked", fd_type=kind, local=local, peer=None, peers=peers, growth=growth)
-
-
 def test_the_fix_of_a_growth_is_about_the_end_that_the_service_is_and_dialers_come_first() -> None:
-    listener = group(1, "127.0.0.1:80", kind="listener", growth=0)
-    accepted = group(9, "127.0.0.1:80", "127.0.0.1:5001", "127.0.0.1:5002")
-    back = parked("back", listener, accepted, abandoned=9)
-    front = parked("front", group(9, None, "127.0.0.1:80"))
+    listener = parked_group(1, "127.0.0.1:80", kind="listener", growth=0)
+    accepted = parked_group(9, "127.0.0.1:80", "127.0.0.1:5001", "127.0.0.1:5002")
+    back = with_parked("back", listener, accepted, abandoned=9)
+    front = with_parked("front", parked_group(9, None, "127.0.0.1:80"))
     made = ends.dialers_first(ends.with_names([back, front]))
     assert [m.service for m in made] == ["front", "back"]
     assert made[0].offenders[0].peer_service == "back"
@@ -388,7 +377,7 @@ def test_the_fix_of_a_growth_is_about_the_end_that_the_service_is_and_dialers_co
     assert of_front.startswith("close each connection that front dials, here to back (127.0.0.1:80); if it")
     assert of_back == "close the connection when its client has gone."
     # A test may leave its own clients open.
-    [breach] = judge([parked("back", listener, accepted)], limits({"max_parked_growth": 0})).breaches
+    [breach] = judge([with_parked("back", listener, accepted)], limits({"max_parked_growth": 0})).breaches
     assert (breach.fix or "").startswith("close the clients, which are still connected, or ")
 
 
@@ -406,8 +395,8 @@ def test_the_fix_of_a_growth_is_about_the_end_that_the_service_is_and_dialers_co
 def test_the_fix_of_one_connection_is_about_one_end_if_somebody_listens_there(
     local: int, peer: int, listening: set[int], service: str | None, fix: str
 ) -> None:
-    one = replace(group(1, f"127.0.0.1:{local}", f"127.0.0.1:{peer}"), peer_service=service)
-    made = replace(parked("server", one, abandoned=1), listening=frozenset(listening))
+    one = replace(parked_group(1, f"127.0.0.1:{local}", f"127.0.0.1:{peer}"), peer_service=service)
+    made = replace(with_parked("server", one, abandoned=1), listening=frozenset(listening))
     [breach] = judge([made], limits({"max_parked_growth": 0})).breaches
     assert breach.fix is not None
     assert breach.fix.startswith(fix)
@@ -416,12 +405,12 @@ def test_the_fix_of_one_connection_is_about_one_end_if_somebody_listens_there(
 @pytest.mark.parametrize(
     "one",
     [
-        group(1, "127.0.0.1:5001", "127.0.0.1:80"),  # one, of which nothing tells the end
-        group(2, None, "127.0.0.1:80", "127.0.0.1:81"),
-        group(9, None, kind="unix"),
+        parked_group(1, "127.0.0.1:5001", "127.0.0.1:80"),  # one, of which nothing tells the end
+        parked_group(2, None, "127.0.0.1:80", "127.0.0.1:81"),
+        parked_group(9, None, kind="unix"),
     ],
     ids=["one", "several peers", "unix"],
 )
 def test_where_it_is_not_certain_who_dialed_the_fix_is_about_both_ends(one: Offender) -> None:
-    [breach] = judge([parked("server", one)], limits({"max_parked_growth": 0})).breaches
+    [breach] = judge([with_parked("server", one)], limits({"max_parked_growth": 0})).breaches
     assert breach.fix == METRICS["parked_growth"].fix

@@ -82,21 +82,24 @@ def capabilities(pid: int) -> int:
 
 def has_execed(pid: int) -> bool:
     """Whether it has exec'ed a program; until then it may share its parent's memory."""
-    try:
-        with open(f"/proc/{pid}/stat") as f:
-            return not int(f.read().rpartition(")")[2].split()[6]) & _PF_FORKNOEXEC
-    except (OSError, IndexError, ValueError):
-        return False
+    flags, _ = _flags_and_threads(pid)
+    return flags is not None and not flags & _PF_FORKNOEXEC
 
 
 def may_exec_soon(pid: int) -> bool:
     """Whether it is a child as Go forks them to exec a program: with one thread, and its parent's memory."""
+    flags, threads = _flags_and_threads(pid)
+    return flags is not None and bool(flags & _PF_FORKNOEXEC) and threads == 1
+
+
+def _flags_and_threads(pid: int) -> tuple[int | None, int]:
+    """The kernel's flags of the process, and how many threads it has; (None, 0) if it is gone."""
     try:
         with open(f"/proc/{pid}/stat") as f:
             fields = f.read().rpartition(")")[2].split()
-            return bool(int(fields[6]) & _PF_FORKNOEXEC) and int(fields[17]) == 1
+        return int(fields[6]), int(fields[17])
     except (OSError, IndexError, ValueError):
-        return False
+        return None, 0
 
 
 def is_64_bit(pid: int) -> bool | None:
