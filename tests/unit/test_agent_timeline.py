@@ -173,6 +173,15 @@ def test_files_of_threads_stay_open_within_bounds_and_are_closed_with_them(agent
     assert descriptors() == before
 
 
+def test_a_thread_that_ends_while_its_files_are_opened_leaves_none_open(agent, monkeypatch):
+    proc = agent("processes.proc")
+    monkeypatch.setattr(proc.Threads, "most_kept", 3)
+    monkeypatch.setattr(proc, "_OF_THREADS", ("stat", "gone"))
+    before = descriptors(), proc.Threads._kept
+    assert proc.Threads(os.getpid()).look(True) == ([], 0)
+    assert (descriptors(), proc.Threads._kept) == before
+
+
 def test_looks_at_run_queues_that_find_no_room_in_a_trace_are_counted(agent, monkeypatch):
     recorder = agent("counters.recorder")
     monkeypatch.setattr(recorder, "MOST_LOOKS", 5)

@@ -227,9 +227,11 @@ class Threads:
             self._drop(tid)
 
     def _open(self, tid: str) -> list[int]:
-        files = [os.open(f"{self._base}/{tid}/{name}", os.O_RDONLY) for name in _OF_THREADS]
-        self._files[tid] = files
+        # Kept at once: if the thread ends before the second is open, the first one is dropped, too.
+        files = self._files[tid] = []
         Threads._kept += 1
+        for name in _OF_THREADS:
+            files.append(os.open(f"{self._base}/{tid}/{name}", os.O_RDONLY))
         return files
 
     def _drop(self, tid: str) -> None:
